@@ -1,0 +1,45 @@
+"""Dump the feature maps of frozen vision backbones.
+
+inputs -> images -> batches -> backbones -> pooling -> writers -> records
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featcli.backbones import load_backbone
+    from featcli.errors import (
+        CheckpointError,
+        ConflictError,
+        FeatcliError,
+        IncompleteError,
+        MachineError,
+        UsageError,
+    )
+    from featcli.extraction import extract
+    from featcli.reader import open_dump
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ConflictError",
+    "FeatcliError",
+    "IncompleteError",
+    "MachineError",
+    "UsageError",
+    "extract",
+    "load_backbone",
+    "open_dump",
+]
+
+_HOMES = {"extract": "extraction", "load_backbone": "backbones", "open_dump": "reader"}
+
+
+def __getattr__(name: str) -> Any:
+    # Only what is asked for is imported: `featcli --help` must not wait for torch.
+    if name not in __all__:
+        raise AttributeError(f"module 'featcli' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"featcli.{_HOMES.get(name, 'errors')}"), name)

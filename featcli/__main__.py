@@ -1,0 +1,5 @@
+"""`python -m featcli` is `featcli`."""
+
+from featcli.cli import main
+
+main()

@@ -1,0 +1,239 @@
+"""The one `Backbone`: pixels in, the feature map of each selected stage out. Every source of checkpoints yields it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xxhash
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from featcli.backbones.stages import Stage
+from featcli.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an upright RGB picture becomes the backbone's input, as the checkpoint says.
+
+    `fit` resizes and crops on the CPU. What is left, scaling and normalising, is arithmetic on every
+    pixel; `normalize` does it on the device, so that uint8 is what travels.
+    """
+
+    fit: Callable[[Image.Image], np.ndarray]  # RGB picture -> (3, H, W) of `dtype`
+    size: tuple[int, int]  # (H, W)
+    dtype: str  # "uint8", or "float32" where `fit` normalises too
+    scale: float  # 1 / 255 almost always
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    origin: str  # where the settings come from
+    settings: Mapping[str, Any]  # the checkpoint's own words for them, stored in the plan
+    summary: str  # the same for people, in one line
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) of `dtype` -> float32. The operations and their order are torchvision's, so the bits are too."""
+        if self.dtype == "float32":
+            return pixels.float()
+        shape = (-1, 1, 1)
+        mean = torch.tensor(self.mean, device=pixels.device).view(shape)
+        std = torch.tensor(self.std, device=pixels.device).view(shape)
+        scaled = pixels.float()
+        # n / 255 and n * (1 / 255) differ in the last bit for some n; the libraries divide.
+        scaled = scaled.div_(255) if self.scale == 1 / 255 else scaled.mul_(self.scale)
+        return scaled.sub_(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights came from, and how much of the backbone they covered."""
+
+    origin: str
+    matched: int = 0
+    total: int = 0
+    untrained: tuple[str, ...] = ()  # norms of the stages that a plain checkpoint does not have
+    random: bool = False
+
+    def summary(self) -> str:
+        """One line for people."""
+        if self.random:
+            return f"{self.origin}: its feature maps mean nothing"
+        text = f"{self.matched} of {self.total} tensors loaded from {self.origin}"
+        if self.untrained:
+            norms = sorted({name.rpartition(".")[0] for name in self.untrained})
+            text += f"; norms that it does not have, left without effect on scale: {', '.join(norms)}"
+        return text
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module and how to ask it for maps: whole, or cut after the deepest stage asked for.
+
+    `maps(x)` yields one (B, C, h, w) tensor per stage in network order; `class_tokens(x)`, where the model
+    has a class token, one (B, C) tensor per stage.
+    """
+
+    module: nn.Module
+    maps: Callable[[torch.Tensor], list[torch.Tensor]]
+    class_tokens: Callable[[torch.Tensor], list[torch.Tensor]] | None = None
+
+
+class Source(ABC):
+    """A checkpoint of one library, before its weights are read.
+
+    A subclass sets the four attributes and says how to build the network; everything that can be learnt
+    without weights is learnt here, from one forward pass on the meta device.
+    """
+
+    name: str
+    library: str  # "timm" or "transformers"
+    input_size: tuple[int, int]  # (H, W)
+    stage_names: tuple[tuple[str, str], ...]  # (stage, module) in network order
+
+    @abstractmethod
+    def build(self, positions: Sequence[int], device: str) -> Network:
+        """A network without weights that computes these stages and no more."""
+
+    @abstractmethod
+    def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
+        """The same network on the CPU with the checkpoint's weights. Raises CheckpointError."""
+
+    @abstractmethod
+    def preprocessing(self) -> Preprocessing:
+        """The checkpoint's own preprocessing at `input_size`. Raises CheckpointError."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What the architecture is, in the library's words, wherever the checkpoint lies: part of the plan."""
+
+    @cached_property
+    def _whole(self) -> tuple[list[torch.Size], int, int]:
+        positions = range(len(self.stage_names))
+        return _probe(lambda device: self.build(positions, device), self.input_size)
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage, with shapes as the network really yields them (never from config fields)."""
+        height, width = self.input_size
+        return tuple(
+            Stage(name, index, module, (c, h, w), (round(height / h), round(width / w)))
+            for index, ((name, module), (_, c, h, w)) in enumerate(zip(self.stage_names, self._whole[0], strict=True))
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the whole backbone, without a head."""
+        return self._whole[2]
+
+    def share(self, positions: Sequence[int]) -> float:
+        """Which share of the whole backbone's floating point operations these stages cost."""
+        _, flops, _ = _probe(lambda device: self.build(positions, device), self.input_size)
+        return flops / self._whole[1] if self._whole[1] else 1.0
+
+
+def _probe(build: Callable[[str], Network], size: tuple[int, int]) -> tuple[list[torch.Size], int, int]:
+    """Shapes of the maps, operations and parameters, from one forward pass that computes nothing."""
+    try:
+        return _forward_once(build("meta"), torch.empty(1, 3, *size, device="meta"))
+    except (NotImplementedError, RuntimeError):  # some models look into their tensors: zeros on the CPU then
+        return _forward_once(build("cpu"), torch.zeros(1, 3, *size))
+
+
+def _forward_once(network: Network, pixels: torch.Tensor) -> tuple[list[torch.Size], int, int]:
+    network.module.eval()
+    # no_grad and not inference_mode: inside inference_mode no operation reaches the counter.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        maps = network.maps(pixels)
+    for found in maps:
+        if found.ndim != 4:
+            raise UsageError(f"a stage of this backbone yields {tuple(found.shape)}, not a map (B, C, H, W)")
+    parameters = sum(p.numel() for p in network.module.parameters())
+    return [found.shape for found in maps], counter.get_total_flops(), parameters
+
+
+@dataclass
+class Backbone:
+    """A frozen vision backbone, cut after the deepest selected stage."""
+
+    name: str
+    library: str
+    stages: tuple[Stage, ...]  # all that the backbone has
+    selected: tuple[Stage, ...]
+    preprocessing: Preprocessing
+    weights: Weights
+    settings: Mapping[str, Any]
+    share: float
+    network: Network = field(repr=False)
+    device: torch.device
+    precision: str
+    digest: str = field(repr=False)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether `class_tokens` can be asked for."""
+        return self.network.class_tokens is not None
+
+    def preprocess(self, picture: Image.Image) -> torch.Tensor:
+        """An RGB picture -> what `forward` takes a batch of: (3, H, W), uint8 as a rule."""
+        return torch.from_numpy(self.preprocessing.fit(picture.convert("RGB")))
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, 3, H, W) from `preprocess` -> {stage: (B, C, h, w)} on the device, in the precision computed in."""
+        return self._run(self.network.maps, pixels)
+
+    def class_tokens(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, 3, H, W) from `preprocess` -> {stage: (B, C)}. Raises UsageError where there is no class token."""
+        if self.network.class_tokens is None:
+            raise UsageError(f"{self.name} has no class token", "use --pool avg for one vector per image")
+        return self._run(self.network.class_tokens, pixels)
+
+    __call__ = forward
+
+    def _run(
+        self, yields: Callable[[torch.Tensor], list[torch.Tensor]], pixels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        with torch.inference_mode():
+            ready = self.preprocessing.normalize(pixels.to(self.device, non_blocking=True))
+            found = yields(ready.to(PRECISIONS[self.precision]))
+        return {stage.name: tensor for stage, tensor in zip(self.selected, found, strict=True)}
+
+
+def ready(source: Source, positions: Sequence[int], device: torch.device, precision: str) -> Backbone:
+    """Load the weights of these stages and freeze the network on the device. Raises CheckpointError."""
+    network, weights = source.load(positions)
+    network.module.eval().requires_grad_(False)
+    digest = weights_digest(network.module)
+    network.module.to(device=device, dtype=PRECISIONS[precision])
+    return Backbone(
+        name=source.name,
+        library=source.library,
+        stages=source.stages,
+        selected=tuple(source.stages[i] for i in positions),
+        preprocessing=source.preprocessing(),
+        weights=weights,
+        settings=source.settings(),
+        share=source.share(positions),
+        network=network,
+        device=device,
+        precision=precision,
+        digest=digest,
+    )
+
+
+def weights_digest(module: nn.Module) -> str:
+    """One xxh3-128 over every parameter and buffer with its name, whatever file they came from."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()

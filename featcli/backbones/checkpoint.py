@@ -1,0 +1,138 @@
+"""What `--checkpoint` names: a timm model, a local folder, a weights file or a hub id; and who reads it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featcli.backbones.hub import hub_or_cache
+from featcli.errors import CheckpointError, UsageError, shown
+
+if TYPE_CHECKING:
+    from featcli.backbones.backbone import Source
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of a checkpoint."""
+
+    checkpoint: str
+    arch: str | None = None  # a timm architecture, for a bare weights file
+    random_init: bool = False
+    seed: int = 0
+    image_size: tuple[int, int] | None = None  # (H, W); None is the checkpoint's own
+
+
+def resolve(request: Request) -> Source:
+    """The source that can read this checkpoint. Reads configurations, never weights.
+
+    Raises UsageError for names that do not exist and CheckpointError for files that cannot be used.
+    """
+    path = Path(request.checkpoint)
+    if request.arch is not None and not path.is_file():
+        raise UsageError("--arch goes with a weights file", "leave --arch out: this checkpoint says what it is")
+    if request.checkpoint.startswith(("hf-hub:", "local-dir:")):
+        return _timm(request)
+    if path.is_file():
+        return _from_file(request, path)
+    if path.is_dir() and (path / "config.json").is_file():
+        return _from_folder(request, path)
+    if path.is_dir() and not _is_timm_name(request.checkpoint):
+        raise CheckpointError(
+            f"checkpoint {shown(path)}: a folder without config.json",
+            "a checkpoint folder is what timm's or transformers' save_pretrained writes",
+        )
+    if "/" in request.checkpoint and not path.exists():
+        return _from_hub(request)
+    return _timm(request)
+
+
+def _from_file(request: Request, path: Path) -> Source:
+    if path.suffix not in WEIGHTS_SUFFIXES:
+        raise CheckpointError(
+            f"checkpoint {shown(path)}: not a weights file", f"weights files end in {', '.join(WEIGHTS_SUFFIXES)}"
+        )
+    if request.arch is None:
+        raise UsageError(
+            f"checkpoint {shown(path)}: a weights file does not say its architecture",
+            "name the timm architecture it belongs to, for example --arch resnet50",
+        )
+    return _timm(request)
+
+
+def _from_folder(request: Request, path: Path) -> Source:
+    if len(path.parts) == 1 and not request.checkpoint.startswith(".") and _is_timm_name(request.checkpoint):
+        raise UsageError(
+            f"checkpoint {shown(request.checkpoint)}: both a folder here and a timm model",
+            f"write ./{request.checkpoint} for the folder, or run elsewhere for the model",
+        )
+    config = read_config(path / "config.json")
+    if "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper":
+        return _timm(request, local=True)
+    return _transformers(request, config)
+
+
+def _from_hub(request: Request) -> Source:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with hub_or_cache():
+            config = read_config(Path(hf_hub_download(request.checkpoint, "config.json")))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the hub's client raises what its HTTP library and its validators raise
+        raise unreachable(request.checkpoint, error) from error
+    if "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper":
+        return _timm(request, hub=True)
+    return _transformers(request, config)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A checkpoint's config.json. Raises CheckpointError."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint configuration {shown(path)}: {error}", "is the file whole?") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"checkpoint configuration {shown(path)}: not a JSON object", "is the file whole?")
+    return config
+
+
+def unreachable(checkpoint: str, error: Exception) -> CheckpointError:
+    """A checkpoint that is neither here, nor cached, nor within reach."""
+    cause = str(error).strip().splitlines()
+    return CheckpointError(
+        f"checkpoint {shown(checkpoint)}: not on this machine and not to be had from the hub"
+        f" ({type(error).__name__}: {cause[0] if cause else 'no reason given'})",
+        "download it where there is a network and give the folder, check the name, or try --random-init",
+    )
+
+
+def _is_timm_name(name: str) -> bool:
+    from featcli.backbones.from_timm import is_timm_name
+
+    return is_timm_name(name)
+
+
+def _timm(request: Request, local: bool = False, hub: bool = False) -> Source:
+    from featcli.backbones.from_timm import TimmSource
+
+    prefix = "local-dir:" if local else "hf-hub:" if hub else ""
+    return TimmSource(request, prefix + request.checkpoint)
+
+
+def _transformers(request: Request, config: dict[str, Any]) -> Source:
+    try:
+        import transformers  # noqa: F401  (an extra: its absence is the user's to mend, not a bug)
+    except ModuleNotFoundError:
+        raise CheckpointError(
+            f"checkpoint {shown(request.checkpoint)}: a transformers checkpoint, and transformers is not installed",
+            "pip install 'featcli[transformers]'",
+        ) from None
+    from featcli.backbones.from_transformers import TransformersSource
+
+    return TransformersSource(request, config)

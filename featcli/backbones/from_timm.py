@@ -1,0 +1,229 @@
+"""timm models: names, tags, hub ids, local folders and bare weights files, through timm's own loaders.
+
+Never `features_only`: it computes every stage in 183 architectures, yields NHWC in 35, and loads wrong
+weights without a word. Here the full model is built without its head, pruned after the deepest stage
+asked for, and run by `forward_intermediates(output_fmt="NCHW")`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from featcli.backbones.torchvision_operators import declare_missing_operators
+
+declare_missing_operators()  # before timm, which imports torchvision
+
+import timm  # noqa: E402
+from timm.data import create_transform, resolve_data_config  # noqa: E402
+
+from featcli.backbones.backbone import Network, Preprocessing, Source, Weights  # noqa: E402
+from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
+from featcli.backbones.hub import hub_or_cache  # noqa: E402
+from featcli.backbones.weights import read_weights, strip_prefix  # noqa: E402
+from featcli.errors import CheckpointError, UsageError, nearest, shown  # noqa: E402
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class TimmSource(Source):
+    """A timm model by whatever name, before its weights are read."""
+
+    library = "timm"
+
+    def __init__(self, request: Request, checkpoint: str) -> None:
+        """`checkpoint` is the request's, with `local-dir:` or `hf-hub:` before it where timm wants that."""
+        self.request = request
+        self.model_name = request.arch or checkpoint
+        self.file = Path(checkpoint) if request.arch else None
+        plain = self._create("meta")
+        self._size_argument = _size_argument(plain, request.image_size)
+        self.config = resolve_data_config(_size_override(request.image_size), model=plain)
+        self.input_size = self.config["input_size"][1:]
+        self.stage_names = name_stages(plain.feature_info)
+        self.tag = plain.pretrained_cfg.get("tag") or ""
+        self.architecture = plain.pretrained_cfg.get("architecture") or self.model_name
+        named_by_timm = self.file is None and not request.random_init and self.tag
+        self.name = f"{self.architecture}.{self.tag}" if named_by_timm else self.architecture
+
+    def settings(self) -> dict[str, Any]:
+        """See Source."""
+        return {"library": "timm", "architecture": self.architecture, "input_size": list(self.input_size)}
+
+    def build(self, positions: Sequence[int], device: str) -> Network:
+        """See Source."""
+        return _cut(self._create(device, **self._size_argument), positions)
+
+    def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
+        """See Source. Weights are proven: any tensor of the cut network that was not loaded is a refusal."""
+        if self.request.random_init:
+            torch.manual_seed(self.request.seed)
+            network = _cut(self._create("cpu", **self._size_argument), positions)
+            return network, Weights(f"random weights, seed {self.request.seed}", random=True)
+        overlay = {}
+        if self.file is not None:
+            expected = self._create("meta", **self._size_argument).state_dict().keys()
+            overlay = {"pretrained_cfg_overlay": {"state_dict": strip_prefix(read_weights(self.file), expected)}}
+        with captured_loads() as loads:
+            model = self._create_pretrained(**self._size_argument, **overlay)
+        model.pretrained_cfg.pop("state_dict", None)
+        network = _cut(model, positions)
+        return network, self._proven(network.module, loads)
+
+    def preprocessing(self) -> Preprocessing:
+        """timm's own evaluation transform, up to the point where it would leave uint8."""
+        transform = create_transform(**self.config, is_training=False, use_prefetcher=True)
+
+        def fit(picture: Image.Image) -> np.ndarray:
+            return np.asarray(transform(picture))
+
+        steps = [_step(step, self.config["interpolation"]) for step in transform.transforms[:-1]]  # the last: type only
+        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in self.config.items()}
+        return Preprocessing(
+            fit=fit,
+            size=self.input_size,
+            dtype="uint8",
+            scale=1 / 255,
+            mean=tuple(self.config["mean"]),
+            std=tuple(self.config["std"]),
+            origin=f"timm, tag {self.tag}" if self.tag else "timm",
+            settings=settings,
+            summary=f"{', '.join(steps)}, mean {_row(self.config['mean'])}, std {_row(self.config['std'])}",
+        )
+
+    def _create(self, device: str, **kwargs: Any) -> Any:
+        """A headless model without weights. Raises UsageError for names that timm does not know."""
+        try:
+            with torch.device(device):
+                return timm.create_model(self.model_name, pretrained=False, num_classes=0, **kwargs)
+        except RuntimeError as error:
+            if not str(error).startswith(("Unknown model", "Invalid pretrained tag")):
+                raise
+            raise _unknown(self.model_name, "--arch" if self.file else "checkpoint") from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"checkpoint {shown(self.model_name)}: {error}", "is the folder whole?") from error
+
+    def _create_pretrained(self, **kwargs: Any) -> Any:
+        """The same model with weights. Whatever timm raises here is about the checkpoint."""
+        at_hub = self.file is None and not self.model_name.startswith("local-dir:")
+        try:
+            with hub_or_cache() if at_hub else nullcontext():
+                return timm.create_model(self.model_name, pretrained=True, num_classes=0, **kwargs)
+        except Exception as error:  # files, hub, HTTP, unpickling and shapes: timm lets all of them through
+            if at_hub:
+                raise unreachable(self.model_name, error) from error
+            raise CheckpointError(
+                f"checkpoint {shown(self.request.checkpoint)}: {_first_lines(error)}",
+                f"do these weights belong to {self.name}?",
+            ) from error
+
+    def _proven(self, module: nn.Module, loads: list[Any]) -> Weights:
+        origin = self.file.name if self.file else self.name
+        tensors = module.state_dict().keys()
+        absent = [key for result in loads for key in result.missing_keys if key in tensors]
+        absent = [key for key in absent if not key.endswith("num_batches_tracked")]  # a counter, used in training only
+        if absent:
+            raise CheckpointError(
+                f"checkpoint {shown(self.request.checkpoint)}: {len(absent)} of {len(tensors)} tensors of"
+                f" {self.name} are not in it, first {', '.join(absent[:3])}",
+                f"do these weights belong to {self.name}?",
+            )
+        return Weights(origin, len(tensors), len(tensors))
+
+
+def is_timm_name(name: str) -> bool:
+    """Whether timm has such a model; whatever comes after the first dot is a tag."""
+    return bool(timm.is_model(name.partition(".")[0]))
+
+
+def name_stages(feature_info: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+    """(stage, module) for every tap of a timm model, named so that `stage1` has stride 4 in every pyramid.
+
+    timm only counts its taps, and starts at stride 1, 2, 4 or 16. Where strides double from 2 the first
+    tap is the stem; where they double from 1 the first two are; otherwise tap i is stage i + 1, which for a
+    vision transformer is also how transformers counts its blocks.
+    """
+    strides = [info["reduction"] for info in feature_info]
+    stems = ["stem0", "stem"] if strides[:3] == [1, 2, 4] else ["stem"] if strides[:2] == [2, 4] else []
+    names = stems + [f"stage{i + 1}" for i in range(len(feature_info) - len(stems))]
+    return tuple((name, str(info["module"])) for name, info in zip(names, feature_info, strict=True))
+
+
+def _cut(model: Any, positions: Sequence[int]) -> Network:
+    indices = model.prune_intermediate_layers(list(positions), prune_norm=True, prune_head=True)
+
+    def intermediates(pixels: torch.Tensor, **kwargs: Any) -> Any:
+        return model.forward_intermediates(
+            pixels, indices=indices, norm=False, output_fmt="NCHW", intermediates_only=True, **kwargs
+        )
+
+    def class_tokens(pixels: torch.Tensor) -> list[torch.Tensor]:
+        return [prefix[:, 0] for _, prefix in intermediates(pixels, return_prefix_tokens=True)]
+
+    return Network(model, intermediates, class_tokens if _has_class_token(model) else None)
+
+
+def _has_class_token(model: Any) -> bool:
+    """Whether token 0 is a class token: some models have only registers in front of their patches."""
+    has_prefix = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+    return has_prefix and getattr(model, "cls_token", None) is not None and getattr(model, "num_prefix_tokens", 0) > 0
+
+
+def _size_override(size: tuple[int, int] | None) -> dict[str, Any]:
+    return {} if size is None else {"input_size": (3, *size)}
+
+
+def _size_argument(model: nn.Module, size: tuple[int, int] | None) -> dict[str, Any]:
+    """`img_size` for constructors that take one; convolution nets refuse it and do not need it."""
+    if size is None or "img_size" not in inspect.signature(type(model).__init__).parameters:
+        return {}
+    return {"img_size": size}
+
+
+def _unknown(name: str, option: str) -> UsageError:
+    plain, _, tag = name.partition(".")
+    if is_timm_name(plain):
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(plain)]
+        return UsageError(f"{option} {shown(name)}: no tag {shown(tag)}", f"the tags of {plain} are {', '.join(tags)}")
+    near = nearest(plain, timm.list_models())
+    hint = f"did you mean {' or '.join(near)}?" if near else "a timm model, a folder, a weights file or a hub id"
+    return UsageError(f"{option} {shown(name)}: no such timm model, folder or file", hint)
+
+
+@contextmanager
+def captured_loads() -> Iterator[list[Any]]:
+    """What every `load_state_dict` inside the block returned: timm itself only logs it."""
+    original, results = nn.Module.load_state_dict, []
+
+    def capturing(module: nn.Module, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        results.append(original(module, state, *args, **kwargs))
+        return results[-1]
+
+    nn.Module.load_state_dict = capturing  # type: ignore[assignment, method-assign]
+    try:
+        yield results
+    finally:
+        nn.Module.load_state_dict = original  # type: ignore[method-assign]
+
+
+def _step(step: Any, interpolation: str) -> str:
+    """A transform of timm or torchvision in a few words, such as `Resize 235 bicubic`."""
+    size = step.size if isinstance(step.size, int) else "x".join(map(str, step.size))
+    return f"{type(step).__name__} {size}" + (f" {interpolation}" if hasattr(step, "interpolation") else "")
+
+
+def _row(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def _first_lines(error: Exception, count: int = 2) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:count]) or type(error).__name__

@@ -1,0 +1,135 @@
+"""Stages: their names, and the rules by which some of them are chosen. Pure functions, no torch.
+
+The rules are those of transformers' `BackboneConfigMixin` (default: the last stage; names and indices
+must exist, must not repeat, and must agree where both are given), with three differences on purpose:
+the order in which stages are asked for does not matter, an index that is too negative is an error like
+any other, and `all` and `stage2:stage4` are understood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from featcli.errors import UsageError, nearest, shown
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named place in a backbone that yields a feature map."""
+
+    name: str
+    index: int  # the library's own index, as in out_indices
+    module: str  # the library's own name of the place
+    shape: tuple[int, int, int]  # (C, H, W) at the backbone's input size
+    stride: tuple[int, int]  # input pixels per cell: (vertical, horizontal)
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.shape[0]
+
+
+def parse_indices(text: str) -> list[int] | str:
+    """`"1,2,-1"` as `[1, 2, -1]`; `"all"` as it is. Raises UsageError."""
+    if text.strip() == ALL:
+        return ALL
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--out-indices {shown(text)}: not a list of whole numbers",
+            "write for example --out-indices 1,2,-1, or name stages with --out-features stage1,stage2",
+        ) from None
+
+
+def parse_features(text: str) -> list[str]:
+    """`"stem,stage2:stage4"` as its parts; ranges are opened when the names are known. Raises UsageError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise UsageError(f"--out-features {shown(text)}: an empty name", "write for example --out-features stem,stage2")
+    return parts
+
+
+def select(
+    stages: Sequence[tuple[str, str]],
+    out_features: Sequence[str] | None = None,
+    out_indices: Sequence[int] | str | None = None,
+) -> tuple[int, ...]:
+    """The positions of the chosen stages, in network order.
+
+    `stages` are the backbone's (name, module) pairs in network order. With neither choice given it is the
+    last stage; with both, they must mean the same stages. Raises UsageError.
+    """
+    names = [name for name, _ in stages]
+    by_name = None if out_features is None else _from_features(stages, out_features)
+    by_index = None if out_indices is None else _from_indices(names, out_indices)
+    if by_name is not None and by_index is not None and by_name != by_index:
+        raise UsageError(
+            f"--out-features means {_listed(names, by_name)} but --out-indices means {_listed(names, by_index)}",
+            "give one of the two, or make them agree",
+        )
+    if by_name is not None:
+        return by_name
+    if by_index is not None:
+        return by_index
+    return (len(names) - 1,)
+
+
+def _from_features(stages: Sequence[tuple[str, str]], features: Sequence[str]) -> tuple[int, ...]:
+    chosen: list[int] = []
+    for feature in features:
+        if feature == ALL:
+            chosen += range(len(stages))
+        elif ":" in feature:
+            first, _, last = feature.partition(":")
+            chosen += range(_position(stages, first), _position(stages, last) + 1)
+        else:
+            chosen.append(_position(stages, feature))
+    return _checked([name for name, _ in stages], chosen, "--out-features", features)
+
+
+def _position(stages: Sequence[tuple[str, str]], feature: str) -> int:
+    names = [name for name, _ in stages]
+    if feature in names:
+        return names.index(feature)
+    modules = [module for _, module in stages]
+    if feature in modules:
+        hint = f"module {shown(feature)} is the stage {shown(names[modules.index(feature)])}"
+    elif near := nearest(feature, names):
+        hint = f"did you mean {' or '.join(near)}? The stages are {_brief(names)}"
+    else:
+        hint = f"the stages are {_brief(names)}"
+    raise UsageError(f"unknown stage {shown(feature)}", hint)
+
+
+def _from_indices(names: Sequence[str], indices: Sequence[int] | str) -> tuple[int, ...]:
+    if isinstance(indices, str):
+        return tuple(range(len(names)))
+    for index in indices:
+        if not -len(names) <= index < len(names):
+            raise UsageError(
+                f"stage index {index} is out of range: there are {len(names)} stages",
+                f"use 0 to {len(names) - 1}, or {-len(names)} to -1 counted from the end: {_brief(names)}",
+            )
+    return _checked(names, [index % len(names) for index in indices], "--out-indices", indices)
+
+
+def _checked(names: Sequence[str], chosen: list[int], option: str, asked: Sequence[object]) -> tuple[int, ...]:
+    if not chosen:
+        raise UsageError(f"{option} chooses no stage", f"the stages are {_brief(names)}")
+    if len(set(chosen)) < len(chosen):
+        again = next(names[i] for i in chosen if chosen.count(i) > 1)
+        raise UsageError(f"{option} {','.join(map(str, asked))} chooses {again} twice", "name each stage once")
+    return tuple(sorted(chosen))
+
+
+def _listed(names: Sequence[str], positions: Sequence[int]) -> str:
+    return ", ".join(names[i] for i in positions)
+
+
+def _brief(names: Sequence[str]) -> str:
+    """All names, or the ends of a long row of them."""
+    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:3])} ... {names[-1]}"

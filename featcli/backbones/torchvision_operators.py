@@ -1,0 +1,40 @@
+"""Lets timm and transformers be imported where torchvision's compiled operators do not fit the torch build.
+
+The package registry's torchvision is compiled against CUDA builds of torch. Beside a CPU-only torch its
+shared library cannot be loaded, and `import torchvision` fails while registering a fake kernel for
+operators that nobody declared ("operator torchvision::nms does not exist"). Nothing that featcli uses
+needs those operators, so declaring their schemas is enough.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+MISSING = ("nms", "qnms")
+_library: torch.library.Library | None = None  # the declarations live as long as this object
+
+
+def declare_missing_operators() -> bool:
+    """Declare what torchvision's import expects, if its compiled operators cannot be loaded.
+
+    Must run before the first import of torchvision. Returns whether anything was declared.
+    """
+    global _library
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None or hasattr(torch.ops.torchvision, "nms"):
+        return False
+    compiled = sorted(Path(spec.origin).parent.glob("_C*"))
+    try:
+        for path in compiled:
+            torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+        if compiled:
+            return False
+    except OSError:
+        pass  # built for another torch
+    _library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    for name in MISSING:
+        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+    return True

@@ -1,0 +1,320 @@
+"""The command line: parse, call one function, print. The one place that catches FeatcliError."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featcli import __version__
+from featcli.backbones.stages import parse_features, parse_indices
+from featcli.config import DTYPES, PRECISIONS, ExtractConfig, one_of, parse_size
+from featcli.errors import FeatcliError
+from featcli.pooling import POOLINGS
+from featcli.progress import Terminal, json_lines, size, tee
+from featcli.writers import FORMATS
+
+# Heavy modules (torch, timm, transformers) are imported inside the commands: `--help` must not wait for them.
+
+INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
+
+EPILOG = (
+    "Exit codes: 0 done; 1 unexpected; 2 usage; 3 done, some images failed and are recorded; 5 the dump exists with"
+    " another plan; 6 checkpoint refused; 7 disk, device or memory; 8 inspect: the dump is incomplete; 130/143"
+    " interrupted (what is committed stays, the same command goes on)."
+)
+
+app = typer.Typer(
+    help="Dump the feature maps of frozen vision backbones.",
+    rich_markup_mode=None,  # plain help and plain errors, which documents and logs can hold
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog=EPILOG,
+)
+DEFAULT = ExtractConfig(inputs=(".",))
+
+Checkpoint = Annotated[
+    str, typer.Option("-c", "--checkpoint", help="timm model, local folder, weights file (with --arch) or hub id.")
+]
+Arch = Annotated[str | None, typer.Option(help="timm architecture, for a bare weights file.")]
+OutIndices = Annotated[
+    str | None, typer.Option(help="Stages by index, such as 1,2,-1, or all. Default: the last stage.")
+]
+OutFeatures = Annotated[
+    str | None, typer.Option(help="Stages by name, such as stem,stage2 or stage2:stage4 (both ends) or all.")
+]
+ImageSize = Annotated[str | None, typer.Option(help="Input size N or HxW. Default: the checkpoint's own.")]
+Dtype = Annotated[str, typer.Option(help=f"Type that is stored: {', '.join(DTYPES)}.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Options of featcli itself."""
+    if version:
+        print(f"featcli {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(epilog=EPILOG)
+def extract(
+    checkpoint: Checkpoint,
+    output: Annotated[str, typer.Option("-o", "--output", help="The dump: a folder to make or to go on with.")],
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Folders (recursive) and images.")] = None,
+    files_from: Annotated[str | None, typer.Option(help="A list of images, one a line; - is stdin.")] = None,
+    null: Annotated[bool, typer.Option("-0", "--null", help="Names in the list end in a zero byte.")] = False,
+    root: Annotated[
+        str | None, typer.Option(help="Folder that listed names, and their keys, are relative to. Default: here.")
+    ] = None,
+    arch: Arch = None,
+    random_init: Annotated[bool, typer.Option("--random-init", help="Random weights instead of trained ones.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = DEFAULT.seed,
+    out_indices: OutIndices = None,
+    out_features: OutFeatures = None,
+    image_size: ImageSize = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = DEFAULT.device,
+    precision: Annotated[str, typer.Option(help=f"Of the computation: {', '.join(PRECISIONS)}.")] = DEFAULT.precision,
+    batch_size: Annotated[int, typer.Option(help="Images that go through the backbone together.")] = DEFAULT.batch_size,
+    threads: Annotated[int | None, typer.Option(help="Of the forward pass on a CPU. Default: torch's choice.")] = None,
+    decode_threads: Annotated[int | None, typer.Option(help="Default: one for each available core.")] = None,
+    pool: Annotated[
+        str, typer.Option(help=f"{', '.join(POOLINGS)}, or a grid HxW of averages such as 7x7.")
+    ] = DEFAULT.pool,
+    dtype: Dtype = DEFAULT.dtype,
+    format: Annotated[str, typer.Option("-f", "--format", help=f"{', '.join(FORMATS)}.")] = DEFAULT.format,
+    shard_size: Annotated[
+        int | None, typer.Option(help="Images in a shard, rounded up to whole batches. Default: about 1 GiB.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the dump that is there; start anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; read no weights.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also every failure and shard.")] = False,
+) -> None:
+    """Write the feature map of each chosen stage, for every image, to a dump.
+
+    The same command again goes on where it stopped.
+
+    featcli extract photos -c resnet50 --out-indices 2,-1 -o feats
+    """
+    config = ExtractConfig(
+        inputs=tuple(inputs or ()),
+        checkpoint=checkpoint,
+        output=output,
+        files_from=files_from,
+        null=null,
+        root=root,
+        arch=arch,
+        random_init=random_init,
+        seed=seed,
+        out_indices=_indices(out_indices),
+        out_features=None if out_features is None else tuple(parse_features(out_features)),
+        image_size=image_size,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        threads=threads,
+        decode_threads=decode_threads,
+        pool=pool,
+        dtype=dtype,
+        format=format,
+        shard_size=shard_size,
+        overwrite=overwrite,
+    )
+    terminal = Terminal(verbose)
+    reports = ([] if quiet else [terminal]) + ([json_lines] if as_json else [])
+    try:
+        if dry_run:
+            from featcli.planning import dry_run as plan_only
+
+            plan_only(config, tee(*reports))
+            return
+        from featcli.extraction import run
+
+        outcome = run(config, tee(*reports))
+    finally:
+        terminal.close()
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command(epilog=EPILOG)
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="CHECKPOINT|DUMP", help="What extract -c or -o take.")],
+    arch: Arch = None,
+    out_indices: OutIndices = None,
+    out_features: OutFeatures = None,
+    image_size: ImageSize = None,
+    dtype: Dtype = DEFAULT.dtype,
+    as_json: Json = False,
+) -> None:
+    """List the stages of a checkpoint with names and shapes, or the state of a dump. Reads no weights.
+
+    featcli inspect resnet50 --out-indices 2,-1
+    """
+    from featcli.inspection import inspect_checkpoint, inspect_dump
+
+    one_of("--dtype", dtype, DTYPES)
+    facts = inspect_dump(Path(target))
+    if facts is None:
+        facts = inspect_checkpoint(
+            target,
+            arch=arch,
+            out_indices=_indices(out_indices),
+            out_features=None if out_features is None else parse_features(out_features),
+            image_size=parse_size(image_size),
+            dtype=dtype,
+        )
+    if as_json:
+        print(json.dumps(facts))
+    elif facts["type"] == "dump":
+        _print_dump(facts)
+    else:
+        _print_checkpoint(facts)
+    if facts.get("state") == "incomplete":
+        raise typer.Exit(8)
+
+
+def _indices(text: str | None) -> tuple[int, ...] | str | None:
+    indices = None if text is None else parse_indices(text)
+    return tuple(indices) if isinstance(indices, list) else indices
+
+
+def _print_checkpoint(facts: dict[str, Any]) -> None:
+    height, width = facts["input_size"]
+    millions = facts["parameters"] / 1e6
+    print(f"{facts['name']} ({facts['library']}, {millions:.1f} M parameters without head), input 3x{height}x{width}")
+    rows = [
+        (
+            f"{'*' if stage['selected'] else ' '} {stage['index']}",
+            stage["name"],
+            stage["module"],
+            str(stage["channels"]),
+            _stride(stage["stride"]),
+            "x".join(map(str, stage["shape"])),
+            size(stage["bytes_per_image"]),
+        )
+        for stage in facts["stages"]
+    ]
+    _print_table(("index", "stage", "module", "channels", "stride", "shape", f"{facts['dtype']}/image"), rows)
+    selected = sum(stage["selected"] for stage in facts["stages"])
+    print(
+        f"{selected} of {len(rows)} stages selected (*), {size(facts['bytes_per_image'])} per image,"
+        f" computes {facts['share_computed']:.0%} of the model"
+    )
+    origin = facts["preprocessing"]["origin"]
+    print(f"preprocessing  {facts['preprocessing']['summary']}{f'  ({origin})' if origin else ''}")
+
+
+def _print_dump(facts: dict[str, Any]) -> None:
+    print(f"{facts['path']}: {facts['state']}, {facts['committed_shards']} of {facts['shards']} shards")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in facts["failed_by_reason"].items())
+    print(f"images         {facts['images']:,}: {facts['written']:,} written, {facts['failed']:,} failed", end="")
+    print(f" ({reasons})" if reasons else "")
+    print(f"checkpoint     {facts['checkpoint']}: {facts['weights']}")
+    print(f"stored         {facts['format']}, {size(facts['bytes'])}, pool {facts['pool']}")
+    rows = [
+        (
+            str(stage["index"]),
+            stage["name"],
+            stage["module"],
+            "x".join(map(str, stage["map_shape"])),
+            "x".join(map(str, stage["shape"])),
+            stage["dtype"],
+        )
+        for stage in facts["stages"]
+    ]
+    _print_table(("index", "stage", "module", "map", "stored", "dtype"), rows)
+    if facts["state"] == "incomplete":
+        print("run its extract command again to complete it")
+
+
+def _stride(stride: list[int]) -> str:
+    return str(stride[0]) if stride[0] == stride[1] else "x".join(map(str, stride))
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width: whole lines there, folded ones on a narrow terminal.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200, markup=False)
+    with console.capture() as drawn:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Turn SIGTERM into an exception that cleans up on its way out, as Ctrl-C does by itself."""
+
+    def stop(*_: object) -> None:
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; always ends in SystemExit with a documented code."""
+    warnings.filterwarnings("ignore", module="PIL")  # what matters of them is a recorded failure
+    with _terminating():
+        sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    command = typer.main.get_command(app)
+    try:
+        # Not standalone: usage errors come as exceptions and are worded like all others.
+        result = command.main(arguments, prog_name="featcli", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except FeatcliError as error:
+        return _fail(error.message, error.hint, error.exit_code, arguments)
+    except BrokenPipeError:
+        # Whoever read stdout has seen enough. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Typer wraps it
+            what, code = (
+                ("terminated", TERMINATED)
+                if isinstance(error.__cause__, TerminatedError)
+                else ("interrupted", INTERRUPTED)
+            )
+            return _fail(what, "what is committed stays; the same command goes on", code, arguments)
+        if not hasattr(error, "format_message"):  # not Typer's: a bug, which shows its traceback
+            raise
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "featcli"
+        return _fail(error.format_message(), f"see '{path} --help'", getattr(error, "exit_code", 2), arguments)
+
+
+def _fail(message: str, hint: str, code: int, arguments: list[str] | None) -> int:
+    print(f"featcli: error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    if "--json" in (sys.argv[1:] if arguments is None else arguments):
+        json_lines("error", message=message, hint=hint, exit_code=code)
+    return code

@@ -1,0 +1,56 @@
+"""Choices that featcli makes for the user, each with its reason."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from featcli.errors import MachineError, UsageError, shown
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[T]):
+    """A value and why it is that value."""
+
+    value: T
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.reason})"
+
+
+def resolve_device(wanted: str) -> Resolved[torch.device]:
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` as a device that works. Raises UsageError and MachineError."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        if gpus:
+            return Resolved(torch.device("cuda:0"), f"auto: {gpus} GPU{'s' if gpus > 1 else ''}")
+        if torch.backends.mps.is_available():
+            return Resolved(torch.device("mps"), "auto: Apple GPU")
+        return Resolved(torch.device("cpu"), "auto: no GPU found")
+    kind, _, number = wanted.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
+        raise UsageError(f"--device {shown(wanted)}: no such kind of device", "use auto, cpu, cuda, cuda:N or mps")
+    if kind == "cuda" and not gpus:
+        why = "torch was built without CUDA" if torch.version.cuda is None else "torch finds no GPU"
+        raise MachineError(f"--device {wanted}: {why}", "use --device cpu, or install the torch build for your driver")
+    if kind == "cuda" and number and int(number) >= gpus:
+        raise MachineError(f"--device {wanted}: there are {gpus} GPUs", f"use cuda:0 to cuda:{gpus - 1}")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise MachineError("--device mps: torch finds no Apple GPU", "use --device cpu")
+    return Resolved(torch.device(wanted if number or kind != "cuda" else "cuda:0"), "as asked")
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which containers and job schedulers make fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

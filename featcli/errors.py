@@ -1,0 +1,76 @@
+"""Every error a user can meet, with the exit code it ends in, and how names are shown in messages.
+
+    FeatcliError            1   unexpected
+    ├── UsageError          2   bad option, no images, unknown stage or checkpoint name
+    ├── ConflictError       5   the dump exists with another plan
+    ├── CheckpointError     6   the checkpoint is refused
+    ├── MachineError        7   disk, device, memory
+    └── IncompleteError     8   the dump is not complete
+
+Exit code 3 (finished, some images failed) is no error: it is the result of a run.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FeatcliError(Exception):
+    """What went wrong, in one line, and one line on what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(FeatcliError):
+    """An option or an input that cannot be used."""
+
+    exit_code = 2
+
+
+class ConflictError(FeatcliError):
+    """A folder that holds something other than what was asked for."""
+
+    exit_code = 5
+
+
+class CheckpointError(FeatcliError):
+    """A checkpoint that cannot be trusted or read."""
+
+    exit_code = 6
+
+
+class MachineError(FeatcliError):
+    """Something the machine lacks: space, rights, a device, memory."""
+
+    exit_code = 7
+
+
+class IncompleteError(FeatcliError):
+    """A dump that misses shards."""
+
+    exit_code = 8
+
+
+def shown(name: object) -> str:
+    """The name in quotes, with control characters and undecodable bytes escaped, fit for a terminal."""
+    text = str(name)
+    return "'" + "".join(c if c.isprintable() and c not in "'\\" else _escaped(c) for c in text) + "'"
+
+
+def _escaped(char: str) -> str:
+    if char in "'\\":
+        return "\\" + char
+    if "\udc80" <= char <= "\udcff":  # surrogateescape: a byte that is not UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names most like `name`, best first; empty when nothing is near."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

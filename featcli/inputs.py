@@ -1,0 +1,171 @@
+"""Folders, images, lists and stdin -> the sorted list of images. Looks at names and sizes, never into a file."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from featcli.errors import UsageError, shown
+
+# What is collected from a folder. The content decides how a file is read (images.py); a suffix only says that
+# somebody meant it as a picture, so suffixes that cannot be read are collected too and end as recorded failures.
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .avif .jp2 .j2k .jpx .ico .tga"
+    " .heic .heif .jxl".split()
+)
+MISSING = -1  # the size of an image that is not there
+
+
+class Image(NamedTuple):
+    """One input picture. `key` names it in the dump, `path` finds it here, `bytes` is its size when listed."""
+
+    key: str
+    path: str
+    bytes: int
+
+
+class ImageList:
+    """The images in key order (bytes of the key, whatever the locale). About 150 bytes an image beside its key."""
+
+    def __init__(self, found: Sequence[tuple[str, int, int]], origins: Sequence[tuple[str, str]]) -> None:
+        """`found` has (key, origin, size); an origin is (folder, what leads its keys)."""
+        ordered = sorted(found, key=lambda image: os.fsencode(image[0]))
+        self.keys = [key for key, _, _ in ordered]
+        self.sizes = array("q", [size for _, _, size in ordered])
+        self._origin = array("L", [origin for _, origin, _ in ordered])
+        self._origins = origins
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, row: int) -> Image:
+        key = self.keys[row]
+        folder, prefix = self._origins[self._origin[row]]
+        return Image(key, os.path.join(folder, key[len(prefix) :]), self.sizes[row])
+
+
+@dataclass
+class Listing:
+    """What was found: the images, and what was passed over."""
+
+    images: ImageList
+    ignored: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by suffix
+    repeated: int = 0  # names listed more than once
+
+
+def find(inputs: Sequence[str], files_from: str | None = None, null: bool = False, root: str | None = None) -> Listing:
+    """The images of folders (recursive), image files, and a list of names (`-` is stdin).
+
+    A key is the path below the input folder, led by the folder's name where there are several inputs; for an
+    image given by itself its name; for a listed name its path below `root` (the current folder by default).
+    Links to files are followed, links to folders are not; names that begin with a dot are passed over.
+    Raises UsageError: nothing found, an input that is not there, a folder that cannot be read, names outside
+    `root`, two files with one key.
+    """
+    origins: list[tuple[str, str]] = []
+    listing = Listing(ImageList([], []))
+    found: list[tuple[str, int, int]] = []
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            leads = "" if len(inputs) == 1 and files_from is None else path.resolve().name + "/"
+            origins.append((str(path), leads))
+            found += ((leads + key, len(origins) - 1, size) for key, size in _walk(str(path), "", listing.ignored))
+        elif os.path.lexists(path):
+            origins.append((str(path.parent), ""))
+            found.append((path.name, len(origins) - 1, _size(str(path))))
+        else:
+            raise UsageError(f"input {shown(name)}: no such file or folder", "an input is a folder or an image")
+    if files_from is not None:
+        origins.append((root or "", ""))
+        found += ((key, len(origins) - 1, size) for key, size in _listed(files_from, null, root or os.curdir))
+    found, listing.repeated = _unique(found, origins)
+    if not found:
+        passed_over = f" ({sum(listing.ignored.values())} files are no pictures)" if listing.ignored else ""
+        where = ", ".join(shown(name) for name in [*inputs, *([files_from] if files_from else [])])
+        raise UsageError(f"no images in {where}{passed_over}", f"pictures end in {' '.join(sorted(SUFFIXES))}")
+    listing.images = ImageList(found, origins)
+    return listing
+
+
+def _walk(folder: str, below: str, ignored: Counter[str]) -> Iterator[tuple[str, int]]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if entry.name.startswith("."):
+                    ignored["hidden"] += 1
+                elif entry.is_dir(follow_symlinks=False):
+                    yield from _walk(entry.path, f"{below}{entry.name}/", ignored)
+                elif suffix in SUFFIXES:
+                    yield below + entry.name, _size(entry.path)
+                else:
+                    ignored[suffix or "no suffix"] += 1
+    except OSError as error:
+        raise UsageError(
+            f"folder {shown(folder)}: {error.strerror}",
+            "make it readable, or leave it out: its images would be missing",
+        ) from error
+
+
+def _size(path: str) -> int:
+    """The size of a regular file; MISSING for anything else, which decoding will then explain."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return MISSING
+    return found.st_size if stat.S_ISREG(found.st_mode) else MISSING
+
+
+def _listed(files_from: str, null: bool, root: str) -> Iterator[tuple[str, int]]:
+    base = os.path.abspath(root)
+    for line in _read_names(files_from).split(b"\0" if null else b"\n"):
+        name = os.fsdecode(line if null else line.removesuffix(b"\r"))
+        if not name:
+            continue
+        key = os.path.relpath(os.path.join(base, name), base) if os.path.isabs(name) else os.path.normpath(name)
+        if key == os.pardir or key.startswith(os.pardir + os.sep) or os.path.isabs(key):
+            raise UsageError(
+                f"listed image {shown(name)}: outside {shown(root)}",
+                "give a folder that holds all listed images with --root (keys are relative to it)",
+            )
+        yield key.replace(os.sep, "/"), _size(os.path.join(base, key))
+
+
+def _read_names(files_from: str) -> bytes:
+    if files_from == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(files_from).read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"--files-from {shown(files_from)}: {error.strerror}", "give a file, or - for stdin"
+        ) from error
+
+
+def _unique(
+    found: list[tuple[str, int, int]], origins: Sequence[tuple[str, str]]
+) -> tuple[list[tuple[str, int, int]], int]:
+    """One of each key, and how many names were repeated. Raises UsageError where two files share a key."""
+    first: dict[str, int] = {}
+    kept = []
+    for image in found:
+        key, origin, _ = image
+        if key not in first:
+            first[key] = origin
+            kept.append(image)
+            continue
+        one, two = (os.path.join(origins[o][0], key[len(origins[o][1]) :]) for o in (first[key], origin))
+        if os.path.abspath(one) != os.path.abspath(two):
+            raise UsageError(
+                f"images {shown(one)} and {shown(two)} would both have the key {shown(key)}",
+                "give the folder that holds both, or a list with --files-from and --root",
+            )
+    return kept, len(found) - len(kept)

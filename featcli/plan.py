@@ -1,0 +1,146 @@
+"""What was asked, frozen before the first image is decoded, and the fingerprint that tells two plans apart."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import xxhash
+
+from featcli.errors import ConflictError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StoredStage:
+    """A stage as the dump holds it."""
+
+    name: str
+    index: int
+    module: str
+    stride: tuple[int, int]
+    map_shape: tuple[int, int, int]  # (C, H, W) before pooling
+    shape: tuple[int, ...]  # what is stored of one image
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the bytes of a dump. Holds no times, hosts or absolute paths."""
+
+    settings: Mapping[str, Any]
+    stages: tuple[StoredStage, ...]
+    num_images: int
+    keys_digest: str  # xxh3-128 over the keys in row order
+    shard_rows: int
+    provenance: Mapping[str, str]  # names for people: the same bytes may come from a file of another name
+    environment: Mapping[str, str]  # what can move the last bits and cannot be repeated at will
+
+    @property
+    def num_shards(self) -> int:
+        """The last shard may be short."""
+        return -(-self.num_images // self.shard_rows)
+
+    def shard(self, number: int) -> range:
+        """The rows of a shard."""
+        first = number * self.shard_rows
+        return range(first, min(first + self.shard_rows, self.num_images))
+
+    @property
+    def fingerprint(self) -> str:
+        """xxh3-128 over all that can change a byte of the result: neither provenance nor environment."""
+        content = self.to_json()
+        for field in ("fingerprint", "provenance", "environment"):
+            del content[field]
+        return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of plan.json."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": "",
+            "settings": dict(self.settings),
+            "stages": [asdict(stage) for stage in self.stages],
+            "num_images": self.num_images,
+            "keys_digest": self.keys_digest,
+            "shard_rows": self.shard_rows,
+            "provenance": dict(self.provenance),
+            "environment": dict(self.environment),
+        }
+        return json.loads(json.dumps(content))  # type: ignore[no-any-return]  # tuples as lists, once for all
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Plan:
+        """The plan in a plan.json. Raises KeyError, TypeError or ValueError for anything else."""
+        if content["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {content['format_version']}, this featcli reads {FORMAT_VERSION}")
+        stages = tuple(
+            StoredStage(**{**stage, **{name: tuple(stage[name]) for name in ("stride", "map_shape", "shape")}})
+            for stage in content["stages"]
+        )
+        plan = cls(
+            settings=content["settings"],
+            stages=stages,
+            num_images=content["num_images"],
+            keys_digest=content["keys_digest"],
+            shard_rows=content["shard_rows"],
+            provenance=content["provenance"],
+            environment=content["environment"],
+        )
+        if plan.fingerprint != content["fingerprint"]:
+            raise ValueError("its fingerprint does not fit its content")
+        return plan
+
+
+def with_fingerprint(plan: Plan) -> dict[str, Any]:
+    """The plan as it is written."""
+    return plan.to_json() | {"fingerprint": plan.fingerprint}
+
+
+def digest_keys(keys: Iterable[str]) -> str:
+    """xxh3-128 over the keys, each followed by a zero byte."""
+    digest = xxhash.xxh3_128()
+    for key in keys:
+        digest.update(os.fsencode(key) + b"\0")
+    return digest.hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted field, old value, new value) for every field in which two JSON objects differ."""
+    for name in dict.fromkeys([*old, *new]):
+        one, two = old.get(name), new.get(name)
+        if isinstance(one, Mapping) and isinstance(two, Mapping):
+            yield from differences(one, two, f"{above}{name}.")
+        elif one != two:
+            yield above + name, one, two
+
+
+def refuse_other_plan(path: str, old: Plan, new: Plan) -> None:
+    """Raise ConflictError naming the fields in which the plan of an existing dump differs from the one asked for."""
+    if old.fingerprint == new.fingerprint:
+        return
+    fields = [
+        f"{field}: {_short(one)} there, {_short(two)} now"
+        for field, one, two in differences(_for_people(old), _for_people(new))
+    ]
+    raise ConflictError(
+        f"dump {path} was made with another plan: {'; '.join(fields[:4])}"
+        + (f"; and {len(fields) - 4} more" if len(fields) > 4 else ""),
+        "use another -o, or --overwrite to delete what is there and start anew",
+    )
+
+
+def _for_people(plan: Plan) -> dict[str, Any]:
+    """The fields of a plan by which people tell one from another."""
+    stages = [f"{s.name} {'x'.join(map(str, s.shape))} {s.dtype}" for s in plan.stages]
+    images = {"images": plan.num_images, "keys_digest": plan.keys_digest}
+    return {"stages": ", ".join(stages), **plan.provenance, **plan.settings, **images, "shard_rows": plan.shard_rows}
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,51 @@
+"""A feature map (B, C, H, W) -> what is stored of it, on the device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from featcli.errors import UsageError, shown
+
+if TYPE_CHECKING:
+    import torch
+
+GRID = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How maps are reduced. With `of_class_token` it is given class tokens (B, C) instead of maps."""
+
+    name: str
+    reduce: Callable[[torch.Tensor], torch.Tensor]
+    shape: Callable[[tuple[int, int, int]], tuple[int, ...]]  # (C, H, W) -> the shape stored of one image
+    of_class_token: bool = False
+
+
+def _grid(height: int, width: int) -> Pooling:
+    def reduce(maps: torch.Tensor) -> torch.Tensor:
+        from torch.nn.functional import adaptive_avg_pool2d
+
+        return adaptive_avg_pool2d(maps.float(), (height, width))
+
+    return Pooling(f"{height}x{width}", reduce, lambda shape: (shape[0], height, width))
+
+
+POOLINGS = {
+    "none": Pooling("none", lambda maps: maps, lambda shape: shape),
+    "avg": Pooling("avg", lambda maps: maps.float().mean((2, 3)), lambda shape: shape[:1]),
+    "max": Pooling("max", lambda maps: maps.amax((2, 3)), lambda shape: shape[:1]),
+    "cls": Pooling("cls", lambda tokens: tokens, lambda shape: shape[:1], of_class_token=True),
+}
+
+
+def pooling(name: str) -> Pooling:
+    """A pooling by its name: one of POOLINGS, or a grid `HxW` of averages such as `7x7`. Raises UsageError."""
+    if name in POOLINGS:
+        return POOLINGS[name]
+    if grid := GRID.fullmatch(name):
+        return _grid(int(grid[1]), int(grid[2]))
+    raise UsageError(f"--pool {shown(name)}: no such pooling", f"use {', '.join(POOLINGS)} or a grid such as 7x7")

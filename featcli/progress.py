@@ -1,0 +1,134 @@
+"""What a run says while it goes on: events for programs, lines and a bar for people. All but results goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from featcli.errors import shown
+
+Report = Callable[..., None]  # report(kind, **facts)
+FAILURES_SHOWN = 5
+
+
+def silent(kind: str, **facts: Any) -> None:
+    """Say nothing."""
+
+
+def json_lines(kind: str, **facts: Any) -> None:
+    """One JSON object a line on stdout: results for programs."""
+    if kind != "batch":
+        print(json.dumps({"type": kind, **facts}), flush=True)
+
+
+def tee(*reports: Report) -> Report:
+    """Tell several."""
+
+    def report(kind: str, **facts: Any) -> None:
+        for one in reports:
+            one(kind, **facts)
+
+    return report
+
+
+class Terminal:
+    """Choices, a bar where stderr is a terminal, the first failures, and a summary."""
+
+    def __init__(self, verbose: bool = False, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._verbose = verbose
+        self._bar: Any = None
+        self._failures = 0
+
+    def __call__(self, kind: str, **facts: Any) -> None:
+        """Handle an event by the method of its name."""
+        getattr(self, f"_{kind}")(**facts)
+
+    def close(self) -> None:
+        """Leave the terminal as it was, whatever happened."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _choice(self, name: str, value: Any, reason: str = "") -> None:
+        self._say(f"{name:<14} {value}{f'  ({reason})' if reason else ''}")
+
+    def _warning(self, text: str) -> None:
+        self._say(f"warning: {text}")
+
+    def _start(self, images: int, done: int, **_: Any) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=images, initial=done, desc="extracting", unit=" images", file=self._stream, leave=False,
+            disable=None if self._stream.isatty() else True, dynamic_ncols=True,
+        )  # fmt: skip
+
+    def _batch(self, images: int) -> None:
+        self._bar.update(images)
+
+    def _failure(self, key: str, reason: str, detail: str, **_: Any) -> None:
+        self._failures += 1
+        self._bar.set_postfix_str(f"{self._failures} failed")
+        if self._verbose or self._failures <= FAILURES_SHOWN:
+            self._say(f"failed {shown(key)}: {reason} ({detail})")
+        elif self._failures == FAILURES_SHOWN + 1:
+            self._say("more images failed: failures.jsonl will name all, -v shows them here")
+
+    def _shard(self, shard: int, rows: int, file: str, **_: Any) -> None:
+        if self._verbose:
+            self._say(f"committed {file}: {rows} images")
+
+    def _end(self, **facts: Any) -> None:
+        self.close()
+        self._say(summary(facts))
+
+    def _dry_run(self, bytes: int, free_bytes: int, shards: int, images: int, **_: Any) -> None:
+        self._say(f"{'would write':<14} {images:,} images in {shards:,} shards, {size(bytes)}; {size(free_bytes)} free")
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, file=self._stream, flush=True)
+        if self._bar is not None:
+            self._bar.refresh()
+
+
+def summary(end: dict[str, Any]) -> str:
+    """The last words of a run, for people."""
+    lines = []
+    counts = Counter(end["failed_by_reason"])
+    failed = f", {end['failed']:,} failed ({', '.join(f'{n} {reason}' for reason, n in counts.most_common())})"
+    if end["extracted"]:
+        rate = f"{end['extracted'] / end['seconds']:.1f} images/s"
+        lines.append(f"extracted {end['extracted']:,} images in {end['seconds']:.1f} s, {rate}; {pace(end['busy'])}")
+    else:
+        lines.append("nothing left to do: every shard was there")
+    lines.append(f"{end['dump']}: {end['written']:,} images written{failed if end['failed'] else ''}")
+    if end["failed"]:
+        lines.append(f"see {end['dump']}/failures.jsonl")
+    return "\n".join(lines)
+
+
+def pace(busy: dict[str, float]) -> str:
+    """Which part of the pipeline set the pace, and what would help."""
+    slowest = max(busy, key=lambda name: busy[name])
+    help_ = {
+        "decode": "more --decode-threads would help",
+        "compute": "a GPU or a lower --precision would help",
+        "write": "a smaller --dtype, --pool or fewer stages would help",
+    }
+    others = ", ".join(f"{name} {share:.0%}" for name, share in busy.items() if name != slowest)
+    return f"pace set by {slowest} ({busy[slowest]:.0%} busy; {others}): {help_[slowest]}"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} TB"

@@ -1,0 +1,30 @@
+"""Shard formats. A format is two functions, `lay_out` and `read_layout`, and a suffix: one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from featcli.writers import hdf5, safetensors
+from featcli.writers.layout import Layout
+
+
+class Format(Protocol):
+    """What a format must say. It never writes a map: rows go straight to the offsets of its layout."""
+
+    SUFFIX: str
+
+    def lay_out(
+        self,
+        path: str,
+        arrays: Mapping[str, tuple[str, tuple[int, ...]]],
+        keys: Sequence[str],
+        attributes: Mapping[str, str],
+    ) -> Layout:
+        """Prepare the empty file at `path`."""
+
+    def read_layout(self, path: str) -> Layout:
+        """Where the arrays of a finished file are."""
+
+
+FORMATS: dict[str, Format] = {"hdf5": hdf5, "safetensors": safetensors}

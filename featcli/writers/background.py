@@ -1,0 +1,80 @@
+"""One thread that does work in order while the backbone goes on; what waits is bounded in bytes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+
+
+class Background:
+    """Runs what it is given, one after the other. The first exception stops it and is raised to the giver."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.busy_seconds = 0.0
+        self._max_bytes = max_bytes
+        self._waiting: deque[tuple[Callable[[], None], int]] = deque()
+        self._waiting_bytes = 0
+        self._closing = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread.start()
+
+    def give(self, work: Callable[[], None], num_bytes: int = 0) -> None:
+        """Queue some work that holds `num_bytes` of memory; waits while too much is waiting already."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._error or not self._waiting or self._waiting_bytes + num_bytes <= self._max_bytes
+            )
+            self._raise()
+            self._waiting.append((work, num_bytes))
+            self._waiting_bytes += num_bytes
+            self._changed.notify_all()
+
+    def close(self, finish: bool) -> None:
+        """Stop the thread: after all that waits if `finish`, else after what it is doing. Raises its error."""
+        with self._changed:
+            self._closing = True
+            if not finish:
+                self._waiting.clear()
+            self._changed.notify_all()
+        self._thread.join()
+        if finish:
+            self._raise()
+
+    def __enter__(self) -> Background:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(finish=error is None)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if not self._waiting:
+                    return
+                work, num_bytes = self._waiting.popleft()
+            started = time.perf_counter()
+            try:
+                work()
+            except BaseException as error:  # handed over, not swallowed: the giver raises it
+                with self._changed:
+                    self._error = error
+                    self._waiting.clear()
+                    self._changed.notify_all()
+                return
+            del work  # its memory, before waiting for more
+            with self._changed:
+                self.busy_seconds += time.perf_counter() - started
+                self._waiting_bytes -= num_bytes
+                self._changed.notify_all()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error

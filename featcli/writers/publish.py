@@ -1,0 +1,129 @@
+"""How a finished file gets its name: complete, durable, and never over another one.
+
+The order is what makes it safe. Data is on the disk before the name exists (or a power cut could leave the
+name on an empty file), and the name is on the disk before anything relies on it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from featcli.errors import MachineError, shown
+
+PARTIAL = ".partial"
+# The file systems that know no hard links say so in one of these ways.
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def create_partial(final: Path) -> tuple[int, Path]:
+    """A new, empty, locked file beside `final`: (file descriptor, path).
+
+    The lock says that its writer lives. It goes with the process, however that ends, so that
+    `remove_stale` can tell the dead from the living without clocks or process numbers.
+    """
+    while True:
+        path = final.with_name(f".{final.name}.{secrets.token_hex(8)}{PARTIAL}")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a file system without locks, or a cleaner that was faster: it has removed the file
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _names(path, descriptor):
+            return descriptor, path
+        os.close(descriptor)
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def remove_stale(folder: Path) -> int:
+    """Remove the partial files whose writers are dead; how many there were."""
+    removed = 0
+    for path in folder.glob(f".*{PARTIAL}"):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+            removed += 1
+        except OSError:
+            continue  # its writer lives
+        finally:
+            os.close(descriptor)
+    return removed
+
+
+def publish(partial: Path, final: Path) -> bool:
+    """Give a partial file that is already on the disk its final name, unless that name is taken.
+
+    Returns whether it was free. The partial name is gone afterwards either way.
+    """
+    try:
+        os.link(partial, final)
+        free = True
+    except FileExistsError:
+        free = False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        free = not final.exists()
+        if free:
+            os.rename(partial, final)
+    partial.unlink(missing_ok=True)
+    sync_folder(final.parent)
+    return free
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish_lines(final: Path, lines: Iterable[bytes]) -> bool:
+    """Write a small file and publish it; whether the name was free."""
+    descriptor, partial = create_partial(final)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+            return publish(partial, final)  # while the file is open: the lock goes with it
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def publish_json(final: Path, content: Any) -> bool:
+    """Write and publish a JSON file: ASCII, stable order, so that equal content is equal bytes."""
+    return publish_lines(final, [json.dumps(content, indent=1).encode("ascii"), b"\n"])
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Whatever the disk refuses inside the block, as one line with what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in FULL
+        cause = "no space left" if full else os.strerror(error.errno) if error.errno else str(error)
+        raise MachineError(
+            f"dump {shown(path)}: {cause}",
+            f"{'free some space' if full else 'see to the disk'}; what is committed stays,"
+            " and the same command goes on from there",
+        ) from error

@@ -1,0 +1,62 @@
+"""safetensors shards: 8 bytes of header length, a JSON header, the arrays. https://github.com/huggingface/safetensors
+
+The header is written last: before that the file begins with zeros, which no reader accepts, whereas a header
+over data that is not there yet would be a valid file full of zeros.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+from featcli.errors import FeatcliError, shown
+from featcli.writers.layout import ALIGNMENT, ITEM_BYTES, KEYS, Array, Layout
+
+SUFFIX = ".safetensors"
+NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8"}
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
+MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+
+
+def lay_out(
+    path: str, arrays: Mapping[str, tuple[str, tuple[int, ...]]], keys: Sequence[str], attributes: Mapping[str, str]
+) -> Layout:
+    """Give the empty file at `path` its size; say where each array (dtype, shape) belongs."""
+    header: dict[str, object] = {"__metadata__": {**attributes, KEYS: json.dumps(keys)}}
+    begins, placed = 0, {}
+    for name, (dtype, shape) in arrays.items():
+        ends = begins + math.prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begins, ends]}
+        placed[name] = Array(dtype, shape, begins)
+        begins = ends
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)  # spaces after the JSON are allowed
+    start = 8 + len(text)
+    os.truncate(path, start + begins)
+    placed = {name: Array(a.dtype, a.shape, start + a.offset) for name, a in placed.items()}
+    return Layout(placed, start + begins, keys, attributes, len(text).to_bytes(8, "little") + text)
+
+
+def read_layout(path: str) -> Layout:
+    """Where the arrays of a finished file are. Raises FeatcliError for anything that is not such a file."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(size - 8, MAX_HEADER_BYTES):
+                raise ValueError("header longer than the file")
+            header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__")
+        keys = json.loads(metadata.pop(KEYS))
+        arrays = {}
+        for name, entry in header.items():
+            begins, ends = entry["data_offsets"]
+            array = Array(DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begins)
+            if array.end != 8 + length + ends or ends > size or begins < 0:
+                raise ValueError(f"array {name} does not fit its offsets")
+            arrays[name] = array
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FeatcliError(f"shard {shown(path)}: not a readable safetensors file ({error})", "is it whole?") from error
+    return Layout(arrays, size, keys, metadata)
