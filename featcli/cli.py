@@ -258,20 +258,18 @@ def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
     print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
 
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM."""
-
-
 @contextmanager
-def _terminating() -> Iterator[None]:
-    """Turn SIGTERM into an exception that cleans up on its way out, as Ctrl-C does by itself."""
+def _terminating() -> Iterator[list[int]]:
+    """Let SIGTERM clean up on its way out as Ctrl-C does; the list says whether it came."""
+    received: list[int] = []
 
-    def stop(*_: object) -> None:
-        raise TerminatedError
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        yield received
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -279,8 +277,12 @@ def _terminating() -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; always ends in SystemExit with a documented code."""
     warnings.filterwarnings("ignore", module="PIL")  # what matters of them is a recorded failure
-    with _terminating():
-        sys.exit(_run(arguments))
+    with _terminating() as terminated:
+        code = _run(arguments)
+        if code == INTERRUPTED:
+            what, code = ("terminated", TERMINATED) if terminated else ("interrupted", INTERRUPTED)
+            _fail(what, "what is committed stays; the same command goes on", code, arguments)
+    sys.exit(code)
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -292,18 +294,15 @@ def _run(arguments: list[str] | None) -> int:
         return result if isinstance(result, int) else 0
     except FeatcliError as error:
         return _fail(error.message, error.hint, error.exit_code, arguments)
-    except BrokenPipeError:
+    except KeyboardInterrupt:  # Typer makes it an exit code of its own; this one came a moment before or after
+        return INTERRUPTED
+    except (BrokenPipeError, SystemExit) as error:
+        if not isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
+            raise
         # Whoever read stdout has seen enough. Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
-        if isinstance(error.__cause__, KeyboardInterrupt):  # Typer wraps it
-            what, code = (
-                ("terminated", TERMINATED)
-                if isinstance(error.__cause__, TerminatedError)
-                else ("interrupted", INTERRUPTED)
-            )
-            return _fail(what, "what is committed stays; the same command goes on", code, arguments)
         if not hasattr(error, "format_message"):  # not Typer's: a bug, which shows its traceback
             raise
         context = getattr(error, "ctx", None)

@@ -103,7 +103,7 @@ class Dump:
 
     def unfinished(self) -> list[int]:
         """The shards without a record."""
-        names = {entry.name for entry in os.scandir(self.path / SHARDS)}
+        names = set(os.listdir(self.path / SHARDS))
         return [n for n in range(self.plan.num_shards) if self.record_path(n).name not in names]
 
     def bytes_of(self, rows: int) -> int:
@@ -212,7 +212,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     """Whether a dump may come to be at `path`; looks only. Raises ConflictError and MachineError."""
     if path.exists() and not path.is_dir():
         raise ConflictError(f"dump {shown(path)}: there is a file of that name", "use another -o")
-    if path.is_dir() and not (path / PLAN).exists() and any(e.name not in (IMAGES, SHARDS) for e in os.scandir(path)):
+    if path.is_dir() and not (path / PLAN).exists() and set(os.listdir(path)) - {IMAGES, SHARDS}:
         raise ConflictError(
             f"dump {shown(path)}: the folder holds other files and no plan.json",
             "use another -o: featcli only writes into an empty folder or a dump of its own",

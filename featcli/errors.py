@@ -71,6 +71,12 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
+def one_line(error: Exception, count: int = 1) -> str:
+    """The first `count` lines of a library's message as one, fit for a terminal; its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "".join(c if c.isprintable() else _escaped(c) for c in " ".join(lines[:count])) or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names most like `name`, best first; empty when nothing is near."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

@@ -105,8 +105,8 @@ def _resolve(
         reason="default" if config.precision == "fp32" else "as asked",
     )
     passed_over = sum(listing.ignored.values())
-    notes = [f"{passed_over:,} other files passed over"] if passed_over else []
-    notes += [f"{listing.repeated:,} names listed twice"] if listing.repeated else []
+    notes = [f"{passed_over:,} other file{'s' * (passed_over > 1)} passed over"] if passed_over else []
+    notes += [f"{listing.repeated:,} name{'s' * (listing.repeated > 1)} listed again"] if listing.repeated else []
     report("choice", name="images", value=f"{len(listing.images):,}", reason="; ".join(notes))
     return listing, source, positions, device
 

@@ -87,7 +87,10 @@ class Terminal:
         self._say(summary(facts))
 
     def _dry_run(self, bytes: int, free_bytes: int, shards: int, images: int, **_: Any) -> None:
-        self._say(f"{'would write':<14} {images:,} images in {shards:,} shards, {size(bytes)}; {size(free_bytes)} free")
+        self._say(
+            f"{'would write':<14} {images:,} images in {shards:,} shard{'s' * (shards > 1)}, {size(bytes)}"
+            f"; {size(free_bytes)} free"
+        )
 
     def _say(self, text: str) -> None:
         if self._bar is not None:

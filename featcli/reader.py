@@ -206,7 +206,7 @@ class StageArray:
         return row % len(self)
 
     def _row(self, row: int) -> np.ndarray:
-        return self._run(row, 1)[0]
+        return np.asarray(self._run(row, 1)[0])
 
     def _several(self, rows: Sequence[int]) -> np.ndarray:
         """Rows in any order; neighbours in one shard are read at once."""
@@ -229,4 +229,4 @@ class StageArray:
         stored = self._reader._read(self.stage.name, shard, row, count)
         if self.stage.dtype != "bfloat16":
             return stored
-        return np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
+        return np.asarray(np.left_shift(stored, 16, dtype=np.uint32)).view(np.float32)

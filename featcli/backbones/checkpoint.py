@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcli.backbones.hub import hub_or_cache
-from featcli.errors import CheckpointError, UsageError, shown
+from featcli.errors import CheckpointError, UsageError, one_line, shown
 
 if TYPE_CHECKING:
     from featcli.backbones.backbone import Source
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What the hub's client means by its exceptions, by their names: it need not be imported to say so.
+UNREACHABLE = {
+    "LocalEntryNotFoundError": "it is not in the cache, and the hub does not answer",
+    "OfflineModeIsEnabled": "it is not in the cache, and HF_HUB_OFFLINE is set",
+    "RepositoryNotFoundError": "there is no such repository, or it is private",
+    "GatedRepoError": "its owner gives access on request only",
+    "EntryNotFoundError": "the repository has no config.json",
+}
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -46,8 +56,13 @@ def resolve(request: Request) -> Source:
             f"checkpoint {shown(path)}: a folder without config.json",
             "a checkpoint folder is what timm's or transformers' save_pretrained writes",
         )
-    if "/" in request.checkpoint and not path.exists():
+    if HUB_ID.fullmatch(request.checkpoint) and not path.exists():
         return _from_hub(request)
+    if "/" in request.checkpoint and not path.exists():
+        raise UsageError(
+            f"checkpoint {shown(request.checkpoint)}: no such folder or file",
+            "a checkpoint is a timm model, a folder, a weights file or a hub id such as owner/name",
+        )
     return _timm(request)
 
 
@@ -104,11 +119,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def unreachable(checkpoint: str, error: Exception) -> CheckpointError:
     """A checkpoint that is neither here, nor cached, nor within reach."""
-    cause = str(error).strip().splitlines()
+    cause = UNREACHABLE.get(type(error).__name__, f"{type(error).__name__}: {one_line(error)}")
     return CheckpointError(
-        f"checkpoint {shown(checkpoint)}: not on this machine and not to be had from the hub"
-        f" ({type(error).__name__}: {cause[0] if cause else 'no reason given'})",
-        "download it where there is a network and give the folder, check the name, or try --random-init",
+        f"checkpoint {shown(checkpoint)}: not on this machine, and not to be had from the hub: {cause}",
+        "check the name, fetch it where there is a network and give its folder, or try --random-init",
     )
 
 

@@ -28,7 +28,7 @@ from featcli.backbones.backbone import Network, Preprocessing, Source, Weights  
 from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
 from featcli.backbones.hub import hub_or_cache  # noqa: E402
 from featcli.backbones.weights import read_weights, strip_prefix  # noqa: E402
-from featcli.errors import CheckpointError, UsageError, nearest, shown  # noqa: E402
+from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown  # noqa: E402
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -121,7 +121,7 @@ class TimmSource(Source):
             if at_hub:
                 raise unreachable(self.model_name, error) from error
             raise CheckpointError(
-                f"checkpoint {shown(self.request.checkpoint)}: {_first_lines(error)}",
+                f"checkpoint {shown(self.request.checkpoint)}: {one_line(error, 2)}",
                 f"do these weights belong to {self.name}?",
             ) from error
 
@@ -222,8 +222,3 @@ def _step(step: Any, interpolation: str) -> str:
 
 def _row(values: Sequence[float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
-
-
-def _first_lines(error: Exception, count: int = 2) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:count]) or type(error).__name__

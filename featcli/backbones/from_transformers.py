@@ -11,11 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -29,10 +27,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING  #
 from featcli.backbones.backbone import Network, Preprocessing, Source, Weights  # noqa: E402
 from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
 from featcli.backbones.hub import hub_or_cache  # noqa: E402
-from featcli.errors import CheckpointError, UsageError, shown  # noqa: E402
-
-if TYPE_CHECKING:
-    from PIL import Image
+from featcli.backbones.image_processor import (  # noqa: E402
+    output_sizes,
+    plain_json,
+    preprocessing_of,
+    quiet,
+    read_processor,
+)
+from featcli.errors import CheckpointError, UsageError, one_line, shown  # noqa: E402
 
 # Types that normalise each requested map do so with norms of their own, which only a checkpoint saved as a
 # backbone has. Any other absent weight is a refusal.
@@ -43,7 +45,8 @@ FINAL_NORM["bit"] = "bit.norm"
 DEFAULT_SIZE = 224
 # Fields of a configuration that do not change what the backbone computes.
 NOT_ARCHITECTURE = frozenset(
-    "_name_or_path transformers_version architectures out_features out_indices dtype torch_dtype id2label label2id".split()
+    "_name_or_path transformers_version architectures out_features out_indices dtype torch_dtype id2label"
+    " label2id".split()
 )
 
 
@@ -66,7 +69,7 @@ class TransformersSource(Source):
                 "use a model type with a backbone (swin, resnet, convnext, dinov2, ...), or a timm model",
             )
         self._backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(self.config)]
-        self.processor = self._read_processor()
+        self.processor = read_processor(request.checkpoint, request.image_size)
         self.input_size = request.image_size or self._own_size()
         names = list(self.config.stage_names)
         self.stage_names = tuple(zip(names, self._module_names(names), strict=True))
@@ -97,35 +100,22 @@ class TransformersSource(Source):
         return network, self._proven(network.module, absent, sorted(map(str, report["mismatched_keys"])))
 
     def preprocessing(self) -> Preprocessing:
-        """The checkpoint's image processor, PIL backend, up to the point where it would leave uint8."""
+        """See Source; the image processor's own."""
         if self.processor is None:
             raise CheckpointError(
                 f"checkpoint {shown(self.request.checkpoint)}: no preprocessor_config.json beside its config.json,"
                 " so nobody can tell which pixels it was trained on",
                 "save the processor it belongs to there: AutoImageProcessor.from_pretrained(...).save_pretrained(...)",
             )
-        processor = self.processor
-        ours = Preprocessing(
-            fit=_fit_uint8(processor),
-            size=self.input_size,
-            dtype="uint8",
-            scale=processor.rescale_factor if processor.do_rescale else 1.0,
-            mean=_three(processor.image_mean if processor.do_normalize else 0.0),
-            std=_three(processor.image_std if processor.do_normalize else 1.0),
-            origin="preprocessor_config.json",
-            settings=_plain(processor.to_dict()),
-            summary=_summary(processor, self.input_size),
-        )
-        # A processor with steps of its own between the two: take its floats as they are.
-        return ours if _equals(ours, processor) else replace(ours, fit=_fit_float(processor), dtype="float32")
+        return preprocessing_of(self.processor, self.input_size)
 
     def settings(self) -> dict[str, Any]:
         """See Source."""
-        config = {k: v for k, v in _plain(self.config.to_dict()).items() if k not in NOT_ARCHITECTURE}
+        config = {k: v for k, v in plain_json(self.config.to_dict()).items() if k not in NOT_ARCHITECTURE}
         return {"library": "transformers", "input_size": list(self.input_size), "config": config}
 
     def _config_for(self, positions: Sequence[int]) -> Any:
-        config = type(self.config).from_dict(_plain(self.config.to_dict()))
+        config = type(self.config).from_dict(plain_json(self.config.to_dict()))
         try:
             config.out_indices = list(positions)
         except ValueError as error:
@@ -165,22 +155,11 @@ class TransformersSource(Source):
         stem = [next(name for name, _ in module.named_children())] if has_stem else []
         return stem + [f"{path}.{i}" for i in range(len(names) - has_stem)]
 
-    def _read_processor(self) -> Any:
-        """The image processor, or None where the checkpoint has none. The backend is pinned: the others differ."""
-        try:
-            with quiet(), hub_or_cache():
-                processor = transformers.AutoImageProcessor.from_pretrained(self.request.checkpoint, backend="pil")
-        except (OSError, ValueError):
-            return None
-        if self.request.image_size is not None:
-            _resize_processor(processor, self.request.image_size)
-        return processor
-
     def _own_size(self) -> tuple[int, int]:
         if self.processor is None:
             size = getattr(self.config, "image_size", None) or DEFAULT_SIZE
             return (size, size) if isinstance(size, int) else tuple(size)
-        sizes: set[tuple[int, int]] = {_fit_float(self.processor)(image).shape[1:] for image in _test_pictures()}
+        sizes = output_sizes(self.processor)
         if len(sizes) > 1:
             raise CheckpointError(
                 f"checkpoint {shown(self.request.checkpoint)}: its image processor gives every picture another size",
@@ -211,26 +190,9 @@ class TransformersSource(Source):
         except Exception as error:  # files, hub, HTTP, unpickling, unknown types: there is no common type
             if not self.is_local:
                 raise unreachable(self.request.checkpoint, error) from error
-            cause = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(
-                f"checkpoint {shown(self.request.checkpoint)}: {cause[0]}", "is the folder whole?"
+                f"checkpoint {shown(self.request.checkpoint)}: {one_line(error)}", "is the folder whole?"
             ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers without its own progress bars and load reports: what matters of them, featcli says itself."""
-    from transformers.utils import logging
-
-    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bar:
-            logging.enable_progress_bar()
 
 
 def _stage_list(module: nn.Module, names: Sequence[str]) -> tuple[str, nn.ModuleList]:
@@ -241,6 +203,11 @@ def _stage_list(module: nn.Module, names: Sequence[str]) -> tuple[str, nn.Module
         for name, found in module.named_modules()
         if isinstance(found, nn.ModuleList) and "norms" not in name and len(found) == count
     ]
+    if not lists:
+        raise CheckpointError(
+            f"{type(module).__name__}: {count} stages are named, but no list of {count} stages is in the model",
+            "is config.json whole? stage_names must fit the number of layers",
+        )
     return min(lists, key=lambda pair: pair[0].count("."))
 
 
@@ -252,82 +219,3 @@ def _drop_stages_after(module: nn.Module, deepest: int, names: Sequence[str], mo
     if path := FINAL_NORM.get(model_type):
         parent, _, leaf = path.rpartition(".")
         setattr(module.get_submodule(parent), leaf, nn.Identity())
-
-
-def _fit_uint8(processor: Any) -> Any:
-    def fit(picture: Image.Image) -> np.ndarray:
-        done = processor(picture, return_tensors="np", do_rescale=False, do_normalize=False)
-        return np.ascontiguousarray(done["pixel_values"][0])
-
-    return fit
-
-
-def _fit_float(processor: Any) -> Any:
-    def fit(picture: Image.Image) -> np.ndarray:
-        done = processor(picture, return_tensors="np")
-        return np.ascontiguousarray(done["pixel_values"][0], dtype=np.float32)
-
-    return fit
-
-
-def _equals(ours: Preprocessing, processor: Any) -> bool:
-    """Whether uint8 plus our normalisation equals the whole processor, tried on pictures of two shapes."""
-    whole = _fit_float(processor)
-    for picture in _test_pictures():
-        fitted = ours.fit(picture)
-        if fitted.dtype != np.uint8:
-            return False
-        normalized = ours.normalize(torch.from_numpy(fitted)[None])[0].numpy()
-        if not np.allclose(normalized, whole(picture), rtol=0, atol=1e-6):
-            return False
-    return True
-
-
-def _resize_processor(processor: Any, size: tuple[int, int]) -> None:
-    """Give every size of a processor the wanted one; an edge that is resized before a crop keeps its ratio to it,
-    and is never shorter than the crop, which would pad the picture with black."""
-    height, width = size
-    crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
-    edge = dict(processor.size).get("shortest_edge")
-    if edge and crop and dict(crop).get("height"):
-        processor.size = type(processor.size)(shortest_edge=round(edge * max(size) / min(crop.height, crop.width)))
-    elif edge and hasattr(processor, "crop_pct") and height == width:
-        processor.size = type(processor.size)(shortest_edge=height)
-    else:
-        processor.size = type(processor.size)(height=height, width=width)
-    if crop:
-        processor.crop_size = type(crop)(height=height, width=width)
-
-
-def _test_pictures() -> list[Image.Image]:
-    """A landscape and a portrait picture of noise."""
-    from PIL import Image
-
-    noise = np.random.default_rng(0).integers(0, 256, (200, 320, 3), dtype=np.uint8)
-    return [Image.fromarray(noise), Image.fromarray(noise.transpose(1, 0, 2).copy())]
-
-
-def _summary(processor: Any, size: tuple[int, int]) -> str:
-    steps = []
-    if processor.do_resize:
-        wanted = " ".join(f"{k} {v}" for k, v in dict(processor.size).items() if v)
-        steps.append(f"resize {wanted} (filter {int(processor.resample)})")
-    if getattr(processor, "do_center_crop", False):
-        steps.append(f"crop {processor.crop_size.height}x{processor.crop_size.width}")
-    if processor.do_normalize:
-        mean, std = (" ".join(f"{v:.4g}" for v in _three(w)) for w in (processor.image_mean, processor.image_std))
-        steps.append(f"mean {mean}, std {std}")
-    return f"{type(processor).__name__}: {', '.join(steps)} -> {size[0]}x{size[1]}"
-
-
-def _three(value: Any) -> tuple[float, ...]:
-    return (float(value),) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
-
-
-def _plain(value: Any) -> Any:
-    """Only what JSON has, as JSON has it."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

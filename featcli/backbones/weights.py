@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -47,7 +48,9 @@ def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _read_pickle(path: Path) -> Mapping[str, object]:
-    with torch.serialization.safe_globals([argparse.Namespace]):  # timm's training script stores its options
+    # timm's training script stores its options beside the weights.
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old pickles, which are read all the same or refused
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
         raise TypeError("not a dictionary")

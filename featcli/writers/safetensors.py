@@ -54,9 +54,11 @@ def read_layout(path: str) -> Layout:
         for name, entry in header.items():
             begins, ends = entry["data_offsets"]
             array = Array(DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begins)
-            if array.end != 8 + length + ends or ends > size or begins < 0:
+            if min(begins, *array.shape) < 0 or array.end != 8 + length + ends or array.end > size:
                 raise ValueError(f"array {name} does not fit its offsets")
             arrays[name] = array
+        if max(array.end for array in arrays.values()) != size:
+            raise ValueError("the file is longer than its arrays")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FeatcliError(f"shard {shown(path)}: not a readable safetensors file ({error})", "is it whole?") from error
     return Layout(arrays, size, keys, metadata)

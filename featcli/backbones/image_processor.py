@@ -1,0 +1,150 @@
+"""transformers' image processors -> `Preprocessing`, with the very pixels that the processor itself gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from featcli.backbones.torchvision_operators import declare_missing_operators
+
+declare_missing_operators()  # before transformers, which imports torchvision
+
+import transformers  # noqa: E402
+
+from featcli.backbones.backbone import Preprocessing  # noqa: E402
+from featcli.backbones.hub import hub_or_cache  # noqa: E402
+
+
+def read_processor(checkpoint: str, image_size: tuple[int, int] | None) -> Any:
+    """The image processor of a checkpoint, or None where it has none. Its backend is pinned: the others differ."""
+    try:
+        with quiet(), hub_or_cache():
+            processor = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    except (OSError, ValueError):
+        return None
+    if image_size is not None:
+        _resize_processor(processor, image_size)
+    return processor
+
+
+def output_sizes(processor: Any) -> set[tuple[int, int]]:
+    """The (H, W) that the processor gives a landscape and a portrait picture."""
+    return {_fit_float(processor)(picture).shape[1:] for picture in _test_pictures()}
+
+
+def preprocessing_of(processor: Any, size: tuple[int, int]) -> Preprocessing:
+    """The processor up to the point where it would leave uint8, and what is left of it."""
+    ours = Preprocessing(
+        fit=_fit_uint8(processor),
+        size=size,
+        dtype="uint8",
+        scale=processor.rescale_factor if processor.do_rescale else 1.0,
+        mean=_three(processor.image_mean if processor.do_normalize else 0.0),
+        std=_three(processor.image_std if processor.do_normalize else 1.0),
+        origin="preprocessor_config.json",
+        settings=plain_json(processor.to_dict()),
+        summary=_summary(processor, size),
+    )
+    # A processor with steps of its own between the two: take its floats as they are.
+    return ours if _equals(ours, processor) else replace(ours, fit=_fit_float(processor), dtype="float32")
+
+
+def _fit_uint8(processor: Any) -> Any:
+    def fit(picture: Image.Image) -> np.ndarray:
+        done = processor(picture, return_tensors="np", do_rescale=False, do_normalize=False)
+        return np.ascontiguousarray(done["pixel_values"][0])
+
+    return fit
+
+
+def _fit_float(processor: Any) -> Any:
+    def fit(picture: Image.Image) -> np.ndarray:
+        done = processor(picture, return_tensors="np")
+        return np.ascontiguousarray(done["pixel_values"][0], dtype=np.float32)
+
+    return fit
+
+
+def _equals(ours: Preprocessing, processor: Any) -> bool:
+    """Whether uint8 plus our normalisation equals the whole processor, tried on pictures of two shapes."""
+    whole = _fit_float(processor)
+    for picture in _test_pictures():
+        fitted = ours.fit(picture)
+        if fitted.dtype != np.uint8:
+            return False
+        normalized = ours.normalize(torch.from_numpy(fitted)[None])[0].numpy()
+        if not np.allclose(normalized, whole(picture), rtol=0, atol=1e-6):
+            return False
+    return True
+
+
+def _resize_processor(processor: Any, size: tuple[int, int]) -> None:
+    """Give every size of a processor the wanted one; an edge that is resized before a crop keeps its ratio to it,
+    and is never shorter than the crop, which would pad the picture with black."""
+    height, width = size
+    crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
+    edge = dict(processor.size).get("shortest_edge")
+    if edge and crop and dict(crop).get("height"):
+        processor.size = type(processor.size)(shortest_edge=round(edge * max(size) / min(crop.height, crop.width)))
+    elif edge and hasattr(processor, "crop_pct") and height == width:
+        processor.size = type(processor.size)(shortest_edge=height)
+    else:
+        processor.size = type(processor.size)(height=height, width=width)
+    if crop:
+        processor.crop_size = type(crop)(height=height, width=width)
+
+
+def _test_pictures() -> list[Image.Image]:
+    """A landscape and a portrait picture of noise."""
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (200, 320, 3), dtype=np.uint8)
+    return [Image.fromarray(noise), Image.fromarray(noise.transpose(1, 0, 2).copy())]
+
+
+def _summary(processor: Any, size: tuple[int, int]) -> str:
+    steps = []
+    if processor.do_resize:
+        wanted = " ".join(f"{k} {v}" for k, v in dict(processor.size).items() if v)
+        steps.append(f"resize {wanted} {Image.Resampling(int(processor.resample)).name.lower()}")
+    if getattr(processor, "do_center_crop", False):
+        steps.append(f"crop {processor.crop_size.height}x{processor.crop_size.width}")
+    if processor.do_normalize:
+        mean, std = (" ".join(f"{v:.4g}" for v in _three(w)) for w in (processor.image_mean, processor.image_std))
+        steps.append(f"mean {mean}, std {std}")
+    return f"{type(processor).__name__}: {', '.join(steps)} -> {size[0]}x{size[1]}"
+
+
+def _three(value: Any) -> tuple[float, ...]:
+    return (float(value),) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its own progress bars and load reports: what matters of them, featcli says itself."""
+    from transformers.utils import logging
+
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+def plain_json(value: Any) -> Any:
+    """Only what JSON has, as JSON has it."""
+    if isinstance(value, dict):
+        return {str(k): plain_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain_json(v) for v in value]
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

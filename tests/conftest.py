@@ -1,0 +1,128 @@
+"""What tests share: drawn pictures, checkpoints saved to disk, and the command line run in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a network
+
+from featcli.backbones.torchvision_operators import declare_missing_operators
+from featcli.cli import main
+
+declare_missing_operators()  # before a test imports timm or transformers as its reference
+
+REPOSITORY = Path(__file__).parent.parent
+SAMPLES = REPOSITORY / "sample_images"
+
+
+@dataclass
+class Run:
+    """What a command ended with and said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def events(self) -> list[dict]:
+        """The JSON lines on stdout."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def cli(capfd):
+    """Run featcli in this process, through the same `main` as the console script."""
+
+    def run(*arguments: object) -> Run:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(a) for a in arguments])
+        out, err = capfd.readouterr()
+        return Run(ended.value.code, out, err)
+
+    return run
+
+
+def featcli_process(*arguments: object, **options) -> subprocess.Popen:
+    """Start featcli in a process of its own."""
+    command = [sys.executable, "-m", "featcli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def draw(path: Path, seed: int, size: tuple[int, int] = (96, 80)) -> Path:
+    """A smooth coloured picture, another one for each seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with twelve pictures, some of them in a folder below."""
+    for i in range(12):
+        draw(tmp_path / "photos" / ("trip" if i % 3 == 0 else "") / f"{i:02d}.{'png' if i % 2 else 'jpg'}", i)
+    return tmp_path / "photos"
+
+
+@pytest.fixture(scope="session")
+def swin_folder(tmp_path_factory):
+    """The documents' example: transformers' Swin with its default configuration, and a ViT image processor."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoints") / "swin"
+    transformers.SwinForImageClassification(transformers.SwinConfig()).save_pretrained(folder)
+    transformers.ViTImageProcessor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resnet_folder(tmp_path_factory):
+    """transformers' ResNet-50 with its own kind of image processor."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("checkpoints") / "resnet"
+    transformers.ResNetForImageClassification(transformers.ResNetConfig()).save_pretrained(folder)
+    transformers.ConvNextImageProcessor(size={"shortest_edge": 224}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dinov2_folder(tmp_path_factory):
+    """A small DINOv2: tokens, a class token, a processor that crops."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("checkpoints") / "dinov2"
+    config = transformers.Dinov2Config(num_hidden_layers=3, hidden_size=48, num_attention_heads=4, image_size=70)
+    transformers.Dinov2Model(config).save_pretrained(folder)
+    sizes = {"size": {"shortest_edge": 80}, "crop_size": {"height": 70, "width": 70}}
+    transformers.BitImageProcessor(**sizes).save_pretrained(folder)
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def upright(path: Path) -> Image.Image:
+    """The picture as a person sees it, by Pillow alone."""
+    from PIL import ImageOps
+
+    with Image.open(path) as picture:
+        return ImageOps.exif_transpose(picture).convert("RGB")

@@ -1,0 +1,284 @@
+import argparse
+import pickle
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config, resolve_model_data_config
+
+from conftest import SAMPLES, upright
+from featcli import load_backbone
+from featcli.backbones import Request, resolve
+from featcli.backbones.from_timm import name_stages
+from featcli.backbones.torchvision_operators import declare_missing_operators
+from featcli.errors import CheckpointError, MachineError, UsageError
+
+PICTURES = [upright(path) for path in sorted(SAMPLES.rglob("*.jpg"))[:3]]
+
+
+def reference(name, seed=0, **options):
+    torch.manual_seed(seed)
+    return timm.create_model(name, num_classes=0, **options).eval()
+
+
+def run(backbone):
+    return backbone.forward(torch.stack([backbone.preprocess(picture) for picture in PICTURES]))
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "test_vit", "test_efficientnet", "test_convnext", "swin_tiny_patch4_window7_224", "vgg11"]
+)
+def test_timm_maps_equal_timms_own(name):
+    """Every stage of a cut backbone is bit for bit what timm's whole model yields for timm's own transform."""
+    model = reference(name)
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    with torch.inference_mode():
+        expected = model.forward_intermediates(
+            torch.stack([transform(picture) for picture in PICTURES]), output_fmt="NCHW", intermediates_only=True
+        )
+    source = resolve(Request(name, random_init=True))
+    assert [stage.shape for stage in source.stages] == [tuple(maps.shape[1:]) for maps in expected]
+    for index in range(len(expected)):
+        backbone = load_backbone(name, random_init=True, out_indices=[index])
+        (found,) = run(backbone).values()
+        assert torch.equal(found, expected[index]), source.stages[index]
+
+
+def test_last_stage_is_what_the_model_itself_ends_in():
+    """The default map of a convolution network is the input of its head."""
+    model = reference("resnet18")
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    with torch.inference_mode():
+        expected = model.forward_features(torch.stack([transform(picture) for picture in PICTURES]))
+    assert torch.equal(run(load_backbone("resnet18", random_init=True))["stage4"], expected)
+
+
+@pytest.mark.parametrize(
+    ("strides", "expected"),
+    [
+        ([2, 4, 8, 16, 32], ["stem", "stage1", "stage2", "stage3", "stage4"]),
+        ([4, 8, 16, 32], ["stage1", "stage2", "stage3", "stage4"]),
+        ([1, 2, 4, 8, 16, 32], ["stem0", "stem", "stage1", "stage2", "stage3", "stage4"]),
+        ([16, 16, 16], ["stage1", "stage2", "stage3"]),
+        ([8, 16], ["stage1", "stage2"]),
+    ],
+)
+def test_stage1_has_stride_4_in_every_pyramid(strides, expected):
+    """timm's taps are named by what they are, not by where timm begins to count."""
+    assert [name for name, _ in name_stages([{"reduction": s, "module": str(s)} for s in strides])] == expected
+
+
+def test_only_what_is_needed_is_computed():
+    """A cut backbone costs about what the layers up to its deepest stage cost, and its later weights are gone."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = reference("resnet50")
+    pixels = torch.zeros(1, 3, 224, 224)
+    prefix = torch.nn.Sequential(model.conv1, model.bn1, model.act1, model.maxpool, model.layer1, model.layer2)
+    flops = []
+    for module in (prefix, model):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(pixels)
+        flops.append(counter.get_total_flops())
+    source = resolve(Request("resnet50"))
+    assert source.share([2]) == pytest.approx(flops[0] / flops[1], rel=0.03)
+    kept = load_backbone("resnet50", random_init=True, out_features=["stage2"]).network.module
+    assert sum(p.numel() for p in kept.parameters()) == sum(p.numel() for p in prefix.parameters())
+
+
+def test_class_token():
+    """`class_tokens` gives the class token of each stage, which never leaks into the map."""
+    model = reference("test_vit")
+    backbone = load_backbone("test_vit", random_init=True, out_indices="all")
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    with torch.inference_mode():
+        expected = model.forward_intermediates(
+            torch.stack([transform(picture) for picture in PICTURES]),
+            return_prefix_tokens=True,
+            intermediates_only=True,
+        )
+    found = backbone.class_tokens(torch.stack([backbone.preprocess(picture) for picture in PICTURES]))
+    for tokens, (_, prefix) in zip(found.values(), expected, strict=True):
+        assert torch.equal(tokens, prefix[:, 0])
+    with pytest.raises(UsageError, match="no class token"):
+        load_backbone("resnet18", random_init=True).class_tokens(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
+
+
+def test_random_weights_follow_the_seed():
+    """One seed gives the same weights each time, another seed others."""
+    digests = [load_backbone("test_resnet", random_init=True, seed=seed).digest for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet18", (96, 160)), ("vit_tiny_patch16_224", (64, 96))])
+def test_image_size(name, size):
+    """Another input size is timm's own model and transform at that size."""
+    source = resolve(Request(name, image_size=size))
+    kwargs = {"img_size": size} if name.startswith("vit") else {}
+    model = reference(name, **kwargs)
+    transform = create_transform(**resolve_data_config({"input_size": (3, *size)}, model=model), is_training=False)
+    backbone = load_backbone(name, random_init=True, image_size=size)
+    pixels = backbone.preprocess(PICTURES[0])
+    assert tuple(pixels.shape) == (3, *size)
+    assert torch.equal(backbone.preprocessing.normalize(pixels[None])[0], transform(PICTURES[0]))
+    assert source.stages[-1].shape[1:] == (
+        size[0] // source.stages[-1].stride[0],
+        size[1] // source.stages[-1].stride[1],
+    )
+
+
+@pytest.fixture
+def weights():
+    return reference("test_resnet", seed=5, in_chans=3).state_dict()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "backbone.", "encoder.body.", "module._orig_mod."])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_files(tmp_path, weights, prefix, suffix):
+    """A weights file loads whatever prefix its keys have, with a head or without."""
+    content = {prefix + name: tensor for name, tensor in weights.items()} | {"fc.weight": torch.ones(3, 96)}
+    path = tmp_path / f"w{suffix}"
+    safetensors.torch.save_file(content, path) if suffix == ".safetensors" else torch.save(content, path)
+    backbone = load_backbone(str(path), arch="test_resnet", out_indices="all")
+    assert backbone.digest == load_backbone("test_resnet", random_init=True, seed=5, out_indices="all").digest
+    assert backbone.weights.matched == backbone.weights.total > 0
+
+
+def test_training_checkpoint(tmp_path, weights):
+    """A training checkpoint gives its averaged weights, not the last ones, and its options do no harm."""
+    worse = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    content = {"state_dict": worse, "state_dict_ema": weights, "args": argparse.Namespace(lr=1), "epoch": 3}
+    torch.save(content, tmp_path / "last.ckpt")
+    backbone = load_backbone(str(tmp_path / "last.ckpt"), arch="test_resnet", out_indices="all")
+    assert backbone.digest == load_backbone("test_resnet", random_init=True, seed=5, out_indices="all").digest
+
+
+def refused(path, arch="test_resnet"):
+    with pytest.raises(CheckpointError) as error:
+        load_backbone(str(path), arch=arch)
+    assert "\n" not in error.value.message
+    return error.value.message
+
+
+def test_weights_that_do_not_cover_the_backbone(tmp_path, weights):
+    """Missing stages, another architecture and wrong shapes are refused, with the first names."""
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file({k: v for k, v in weights.items() if not k.startswith("layer2")}, path)
+    assert "layer2.0.conv1.weight" in refused(path)
+    safetensors.torch.save_file(weights, path)
+    assert "of test_vit are not in it" in refused(path, "test_vit")
+    safetensors.torch.save_file({**weights, "layer1.0.conv1.weight": torch.ones(2, 2)}, path)
+    assert "layer1.0.conv1.weight" in refused(path)
+    safetensors.torch.save_file({"something.else": torch.ones(2)}, path)
+    assert "not in it" in refused(path)
+
+
+class Code:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+def test_files_that_are_no_weights(tmp_path, weights):
+    """Truncated, empty and foreign files are refused; code in a pickle is never run."""
+    torch.save(weights, tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
+    assert "not a readable weights file" in refused(tmp_path / "cut.pth")
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    assert "not a readable weights file" in refused(tmp_path / "empty.safetensors")
+    (tmp_path / "code.pth").write_bytes(pickle.dumps(Code(tmp_path / "marker")))
+    assert "other than tensors" in refused(tmp_path / "code.pth")
+    torch.save({"state_dict": Code(tmp_path / "marker")}, tmp_path / "code2.pth")
+    assert "other than tensors" in refused(tmp_path / "code2.pth")
+    assert not (tmp_path / "marker").exists()
+    torch.save([1, 2], tmp_path / "list.pth")
+    assert "not a readable weights file" in refused(tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "none.pth")
+    assert "no tensors" in refused(tmp_path / "none.pth")
+
+
+def test_timm_folder(tmp_path):
+    """A folder saved by timm's `save_for_hf` loads from its path, with its own configuration."""
+    model = timm.create_model("test_resnet", num_classes=5)
+    timm.models.save_for_hf(model, tmp_path / "saved", safe_serialization=True)
+    backbone = load_backbone(str(tmp_path / "saved"), out_indices="all")
+    plain = load_backbone("local-dir:" + str(tmp_path / "saved"), out_indices="all")
+    assert backbone.digest == plain.digest
+    pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
+    with torch.inference_mode():
+        expected = model.eval().forward_features(backbone.preprocessing.normalize(pixels))
+    assert torch.equal(backbone(pixels)["stage4"], expected)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "options", "message", "hint"),
+    [
+        ("resnet5", {}, "no such timm model", "did you mean resnet5"),
+        ("resnet50.a9_in1k", {}, "no tag 'a9_in1k'", "a1_in1k"),
+        ("resnet18", {"arch": "resnet18"}, "--arch goes with a weights file", "leave"),
+        ("resnet18", {"out_features": "layer4"}, "unknown stage 'layer4'", "'stage4'"),
+    ],
+)
+def test_usage_errors(checkpoint, options, message, hint):
+    """Names that do not exist are refused with the nearest that do."""
+    with pytest.raises(UsageError) as error:
+        load_backbone(checkpoint, **options)
+    assert message in error.value.message
+    assert hint in error.value.hint
+
+
+def test_files_without_arch_and_folders_without_config(tmp_path, weights, monkeypatch):
+    """A bare weights file needs --arch, a folder needs its config.json, and an ambiguous name is asked about."""
+    safetensors.torch.save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(UsageError, match="does not say its architecture"):
+        load_backbone(str(tmp_path / "w.safetensors"))
+    with pytest.raises(CheckpointError, match=r"without config\.json"):
+        load_backbone(str(tmp_path))
+    (tmp_path / "resnet18").mkdir()
+    (tmp_path / "resnet18" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="both a folder here and a timm model"):
+        load_backbone("resnet18")
+
+
+def test_a_checkpoint_that_is_not_here(monkeypatch):
+    """Weights that are neither cached nor reachable are refused at once, with what can be done."""
+    for name in ("resnet18", "nobody/nothing"):
+        with pytest.raises(CheckpointError, match="not on this machine") as error:
+            load_backbone(name)
+        assert "--random-init" in error.value.hint
+
+
+def test_devices_that_are_not_there():
+    """A device that does not exist is refused before anything is loaded."""
+    with pytest.raises(UsageError, match="no such kind of device"):
+        load_backbone("resnet18", random_init=True, device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(MachineError, match="--device cuda"):
+            load_backbone("resnet18", random_init=True, device="cuda")
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
+def test_low_precision_is_close(precision, tolerance):
+    """Lower precision gives the same maps up to its rounding."""
+    exact = run(load_backbone("resnet18", random_init=True))["stage4"]
+    found = run(load_backbone("resnet18", random_init=True, precision=precision))["stage4"].float()
+    assert ((found - exact).norm() / exact.norm()).item() < tolerance
+
+
+def test_operators_are_declared_once():
+    """Where torchvision's compiled operators are there, or were declared already, nothing is declared."""
+    assert declare_missing_operators() is False
+
+
+def test_noise_in_another_size_keeps_the_promised_shape():
+    """Extreme and tiny pictures come out at the model's input size."""
+    backbone = load_backbone("test_resnet", random_init=True)
+    for size in ((1, 1), (3, 500), (161, 160)):
+        picture = Image.fromarray(np.zeros((*size, 3), np.uint8))
+        assert tuple(backbone.preprocess(picture).shape) == (3, 160, 160)

@@ -1,0 +1,79 @@
+import threading
+
+import pytest
+
+from featcli.writers.background import Background
+
+
+def test_work_is_done_in_order():
+    """What is given is done, all of it, in the order it was given."""
+    done = []
+    with Background(10) as background:
+        for i in range(100):
+            background.give(lambda i=i: done.append(i), 3)
+    assert done == list(range(100))
+
+
+def test_an_error_reaches_the_giver_and_stops_the_rest():
+    """The first exception is raised to whoever gives more, or at the end; nothing after it is done."""
+    done = []
+
+    def broken():
+        raise OSError(28, "full")
+
+    with pytest.raises(OSError, match="full"), Background(10) as background:
+        background.give(broken)
+        background.give(lambda: done.append(1))
+    assert done == []
+
+
+def test_memory_that_waits_is_bounded():
+    """Giving waits while more than the limit is queued, and goes on when there is room."""
+    started, go_on, queued = threading.Event(), threading.Event(), []
+
+    def slow():
+        started.set()
+        go_on.wait()
+
+    with Background(10) as background:
+        background.give(slow, 8)
+        started.wait()
+        background.give(lambda: None, 2)
+
+        def give_more():
+            background.give(lambda: None, 8)
+            queued.append(True)
+
+        giver = threading.Thread(target=give_more)
+        giver.start()
+        assert queued == []
+        go_on.set()
+        giver.join()
+        assert queued == [True]
+
+
+def test_one_piece_larger_than_the_limit_still_passes():
+    """A single piece of work above the limit is done rather than waited for for ever."""
+    done = []
+    with Background(1) as background:
+        background.give(lambda: done.append(1), 100)
+        background.give(lambda: done.append(2), 100)
+    assert done == [1, 2]
+
+
+def test_an_exception_outside_drops_what_waits():
+    """When the giver fails, work that has not begun is dropped and the thread ends."""
+    started, go_on, done = threading.Event(), threading.Event(), []
+
+    def slow():
+        started.set()
+        go_on.wait()
+
+    with pytest.raises(KeyboardInterrupt), Background(10) as background:
+        background.give(slow)
+        started.wait()
+        background.give(lambda: done.append(1))
+        go_on.set()
+        background._waiting.clear()
+        raise KeyboardInterrupt
+    assert done == []

@@ -1,0 +1,280 @@
+import fcntl
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from conftest import SAMPLES, draw, featcli_process, tree
+from featcli.config import ExtractConfig
+
+TINY = "-c test_resnet --random-init".split()
+
+
+def test_help_imports_no_torch():
+    """`featcli --help` waits for none of the heavy libraries."""
+    script = (
+        "import sys; from featcli.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'timm', 'transformers', 'h5py', 'PIL', 'numpy', 'rich.console'} & set(sys.modules))"
+    )
+    for arguments in (["--help"], ["extract", "--help"], ["inspect", "--help"], ["--version"]):
+        out = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+        assert out.stdout.splitlines()[-1] == "set()", arguments
+
+
+def test_options_are_the_configurations(cli):
+    """Each option of `extract` is a field of its configuration, with the same default, and each field an option."""
+    import inspect
+
+    from featcli.cli import extract
+
+    parameters = inspect.signature(extract).parameters
+    fields = ExtractConfig.__dataclass_fields__
+    assert set(parameters) - set(fields) == {"dry_run", "as_json", "quiet", "verbose"}
+    assert set(fields) <= set(parameters)
+    for name, field in fields.items():
+        if name not in ("inputs", "checkpoint", "output"):
+            assert parameters[name].default == field.default, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message", "hint"),
+    [
+        ("extract", 2, "Missing option '-c'", "see 'featcli extract --help'"),
+        ("extract --nonsense", 2, "No such option: --nonsense", "see 'featcli extract --help'"),
+        ("nonsense", 2, "No such command 'nonsense'", "see 'featcli --help'"),
+        ("extract -c resnet18 -o d", 2, "no input", "--files-from"),
+        ("extract nowhere -c resnet18 -o d", 2, "input 'nowhere': no such file", "folder"),
+        ("extract . -c resnet18 -o d --batch-size 0", 2, "--batch-size 0: must be at least 1", "default"),
+        ("extract . -c resnet18 -o d --batch-size x", 2, "should be a valid integer", "--help"),
+        ("extract . -c resnet18 -o d --pool mean", 2, "--pool 'mean': no such pooling", "none, avg, max, cls"),
+        ("extract . -c resnet18 -o d --format npy", 2, "--format 'npy': no such choice", "hdf5, safetensors"),
+        ("extract . -c resnet18 -o d --dtype int8", 2, "--dtype 'int8': no such choice", "float16"),
+        ("extract . -c resnet18 -o d --precision fp8", 2, "--precision 'fp8': no such choice", "bf16"),
+        ("extract . -c resnet18 -o d --image-size big", 2, "--image-size 'big': not a size", "224x288"),
+        ("extract . -c resnet18 -o d --device tpu", 2, "--device 'tpu': no such kind", "cuda:N"),
+        ("extract . -c resnet18 -o d -0", 2, "-0/--null goes with --files-from", "list"),
+        ("extract . -c resnet18 -o d --root .", 2, "--root goes with --files-from", "list"),
+        ("extract SAMPLES -c resnt18 -o d", 2, "checkpoint 'resnt18': no such timm model", "did you mean resnet18"),
+        ("extract SAMPLES -c resnet18 -o d --out-features stage9", 2, "unknown stage 'stage9'", "did you mean"),
+        ("extract SAMPLES -c resnet18 -o d --out-indices 7", 2, "stage index 7 is out of range", "0 to 4"),
+        ("extract SAMPLES -c resnet18 -o d --out-indices a", 2, "--out-indices 'a': not a list", "--out-features"),
+        (
+            "extract SAMPLES -c resnet18 -o d --out-indices 1,2 --out-features stem",
+            2,
+            "--out-features means stem but --out-indices means stage1, stage2",
+            "make them agree",
+        ),
+        ("extract SAMPLES -c resnet18 --random-init --pool cls -o d", 2, "resnet18 has no class token", "--pool avg"),
+        ("extract SAMPLES -c resnet18 -o d", 6, "checkpoint 'resnet18", "--random-init"),
+        (
+            "extract SAMPLES -c nobody/nothing -o d",
+            6,
+            "checkpoint 'nobody/nothing': not on this machine",
+            "check the name",
+        ),
+        ("inspect nowhere/at/all", 2, "checkpoint 'nowhere/at/all': no such folder or file", "owner/name"),
+        ("inspect resnet18 --dtype int8", 2, "--dtype 'int8'", "float32"),
+        ("inspect .", 6, "a folder without config.json", "save_pretrained"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_a_hint(cli, tmp_path, monkeypatch, arguments, code, message, hint):
+    """What a user can get wrong ends with the documented code, one error line and one hint; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path / "x.png", 0)
+    run = cli(*arguments.replace("SAMPLES", str(SAMPLES)).split(), *(["-q"] if "extract" in arguments else []))
+    lines = run.err.splitlines()
+    assert run.code == code, run.err
+    assert run.out == ""
+    assert len(lines) == 2, run.err
+    assert lines[0].startswith("featcli: error: ")
+    assert message in lines[0]
+    assert lines[1].startswith("hint: ")
+    assert hint in lines[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_names_in_messages_are_escaped(cli, tmp_path):
+    """A name with control characters cannot write to the terminal."""
+    run = cli("inspect", tmp_path / "a\x1b[31m\nb")
+    assert "\x1b" not in run.err
+    assert r"a\x1b[31m\nb" in run.err
+    assert len(run.err.splitlines()) == 2
+
+
+def test_unwritable_places(cli, tmp_path):
+    """A dump that cannot be made is refused before any checkpoint is read."""
+    (tmp_path / "file").write_text("")
+    assert cli("extract", SAMPLES, *TINY, "-o", tmp_path / "file").code == 5
+    run = cli("extract", SAMPLES, *TINY, "-o", "/proc/featcli/dump", "-q")
+    assert run.code == 7
+    assert "cannot write in '/proc'" in run.err
+
+
+def test_missing_extra(cli, swin_folder, monkeypatch):
+    """Without transformers installed, a transformers folder names the extra that it needs."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    run = cli("inspect", swin_folder)
+    assert run.code == 6
+    assert "transformers is not installed" in run.err
+    assert "pip install 'featcli[transformers]'" in run.err
+
+
+def test_inspect_shows_stages(cli):
+    """The table has a line for each stage, marks the selected ones and says what share of the model they need."""
+    run = cli("inspect", "resnet50", "--out-indices", "2,-1", "--dtype", "float16")
+    lines = [line.split() for line in run.out.splitlines()]
+    assert (run.code, run.err) == (0, "")
+    assert lines[1] == ["index", "stage", "module", "channels", "stride", "shape", "float16/image"]
+    assert lines[2] == ["0", "stem", "act1", "64", "2", "64x112x112", "1.61", "MB"]
+    assert lines[4] == ["*", "2", "stage2", "layer2", "512", "8", "512x28x28", "803", "kB"]
+    assert "2 of 5 stages selected (*), 1 MB per image, computes 100% of the model" in run.out
+    assert "Resize 235 bicubic, CenterCrop 224x224, mean 0.485 0.456 0.406" in run.out
+
+
+def test_inspect_json(cli, swin_folder):
+    """`inspect --json` gives the same facts as one JSON object."""
+    facts = json.loads(cli("inspect", swin_folder, "--json", "--out-features", "stage1").out)
+    assert facts["type"] == "checkpoint"
+    assert [stage["name"] for stage in facts["stages"] if stage["selected"]] == ["stage1"]
+    assert facts["stages"][1]["shape"] == [96, 56, 56]
+    assert facts["stages"][1]["bytes_per_image"] == 96 * 56 * 56 * 4 == facts["bytes_per_image"]
+    assert 0 < facts["share_computed"] < 0.5
+    assert facts["preprocessing"]["settings"]["size"] == {"height": 224, "width": 224}
+
+
+def test_inspect_image_size(cli):
+    """Shapes follow --image-size, where the model's constructor has to know it too."""
+    facts = json.loads(cli("inspect", "vit_tiny_patch16_224", "--image-size", "64x96", "--json").out)
+    assert facts["stages"][0]["shape"] == [192, 4, 6]
+
+
+def test_inspect_dump(cli, photos, tmp_path):
+    """A dump says what it holds, and ends with code 8 while shards are missing."""
+    cli("extract", photos, *TINY, "-o", tmp_path / "d", "--batch-size", 4, "--shard-size", 4, "-q")
+    run = cli("inspect", tmp_path / "d")
+    assert run.code == 0
+    assert "complete, 3 of 3 shards" in run.out
+    assert "12: 12 written, 0 failed" in run.out
+    assert json.loads(cli("inspect", tmp_path / "d", "--json").out)["state"] == "complete"
+    (tmp_path / "d" / "manifest.json").unlink()
+    (tmp_path / "d" / "shards" / "00001.json").unlink()
+    run = cli("inspect", tmp_path / "d")
+    assert run.code == 8
+    assert "incomplete, 2 of 3 shards" in run.out
+
+
+def test_start_and_end_of_a_run(cli, photos, tmp_path):
+    """A run says every choice with its reason, and at the end what was written and what set the pace."""
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    (photos / "notes.txt").write_text("no picture either")
+    run = cli("extract", photos, *TINY, "-o", tmp_path / "d")
+    assert run.code == 3
+    assert run.out == ""
+    for expected in (
+        "checkpoint     test_resnet (timm)",
+        "stages         stage4 96x5x5  (default: the last)",
+        "precision      fp32  (default)",
+        "images         13  (1 other file passed over)",
+        "random weights, seed 0",
+        "Resize 168 bilinear, CenterCrop 160x160",
+        "computes       100% of the model",
+        "failed 'broken.jpg': not_an_image (no known picture format)",
+        "pace set by ",
+        "12 images written, 1 failed (1 not_an_image)",
+        "failures.jsonl",
+    ):
+        assert expected in run.err
+    assert "nothing left to do" in cli("extract", photos, *TINY, "-o", tmp_path / "d").err
+
+
+def test_quiet(cli, photos, tmp_path):
+    """-q says nothing unless something is wrong."""
+    run = cli("extract", photos, *TINY, "-o", tmp_path / "d", "-q")
+    assert (run.code, run.out, run.err) == (0, "", "")
+
+
+def test_verbose(cli, photos, tmp_path):
+    """-v names every failure and every shard."""
+    for i in range(8):
+        (photos / f"broken{i}.jpg").write_bytes(b"")
+    options = ["--batch-size", 10, "--shard-size", 10]
+    assert cli("extract", photos, *TINY, "-o", tmp_path / "a", *options).err.count("failed 'broken") == 5
+    run = cli("extract", photos, *TINY, "-o", tmp_path / "b", *options, "-v")
+    assert run.err.count("failed 'broken") == 8
+    assert run.err.count("committed 0000") == 2
+
+
+def test_json_events(cli, photos, tmp_path):
+    """--json gives one JSON object a line: choices, shards, failures, the end with its exit code."""
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    run = cli("extract", photos, *TINY, "-o", tmp_path / "d", "--json", "-q")
+    kinds = [event["type"] for event in run.events]
+    assert kinds[-1] == "end"
+    assert {"choice", "start", "failure", "shard", "end"} == set(kinds)
+    assert run.events[-1]["exit_code"] == run.code == 3
+    assert run.events[-1]["failed_by_reason"] == {"not_an_image": 1}
+    run = cli("extract", photos, *TINY, "-o", tmp_path / "d", "--json", "-q", "--pool", "avg")
+    assert run.events[-1]["type"] == "error"
+    assert run.events[-1]["exit_code"] == run.code == 5
+
+
+def test_dry_run(cli, photos, tmp_path):
+    """--dry-run says stages, shapes, shards and bytes, reads no weights and writes nothing."""
+    command = ["extract", photos, "-c", "resnet18", "-o", tmp_path / "d", "--dry-run"]
+    run = cli(*command, "--out-features", "stage1,stage4", "--dtype", "float16")
+    assert run.code == 0
+    assert "12 images in 1 shard, 5.42 MB" in run.err
+    (event,) = [event for event in cli(*command, "--json", "-q").events if event["type"] == "dry_run"]
+    assert event["bytes"] == 12 * 512 * 7 * 7 * 4
+    assert event["stages"][0]["shape"] == [512, 7, 7]
+    assert not (tmp_path / "d").exists()
+
+
+def test_broken_pipe(photos):
+    """When whoever reads stdout goes away, featcli ends quietly."""
+    with featcli_process("inspect", "resnet18") as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert (process.returncode, err) == (141, "")
+
+
+def test_a_bar_on_a_terminal_only(photos, tmp_path):
+    """A terminal gets a progress bar, a pipe or a file does not; NO_COLOR and plain terminals get no colours."""
+    command = [sys.executable, "-m", "featcli", "extract", str(photos), *TINY, "-o"]
+    piped = subprocess.run([*command, str(tmp_path / "a")], capture_output=True, text=True, check=True)
+    assert "extracting" not in piped.stderr
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    environment = {**os.environ, "NO_COLOR": "1"}
+    with subprocess.Popen([*command, str(tmp_path / "b")], stderr=slave, env=environment) as process:
+        os.close(slave)
+        shown = b""
+        while True:
+            try:
+                received = os.read(master, 4096)
+            except OSError:  # Linux reports a closed terminal so
+                break
+            if not received:
+                break
+            shown += received
+    os.close(master)
+    assert process.returncode == 0
+    assert b"extracting" in shown
+    assert b"\x1b[3" not in shown
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_version(cli):
+    """`--version` is the package's version, and featcli alone shows its help."""
+    from importlib.metadata import version
+
+    assert cli("--version").out == f"featcli {version('featcli')}\n"
+    run = cli()
+    assert (run.code, run.out.splitlines()[0]) == (0, "Usage: featcli [OPTIONS] COMMAND [ARGS]...")

@@ -1,0 +1,408 @@
+import json
+import shutil
+import signal
+import subprocess
+
+import h5py
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.data import create_transform, resolve_model_data_config
+
+import featcli
+from conftest import SAMPLES, draw, featcli_process, tree, upright
+from featcli import open_dump
+from featcli.errors import ConflictError, FeatcliError, IncompleteError, MachineError, UsageError
+
+TINY = {"checkpoint": "test_resnet", "random_init": True}  # 0.4 M parameters, 160 x 160
+FORMATS = ["hdf5", "safetensors"]
+
+
+def stored(dump, format_name):
+    """The arrays of a one-shard dump, read without featcli."""
+    if format_name == "hdf5":
+        with h5py.File(dump / "shards" / "00000.h5") as file:
+            return {name: file[name][:] for name in file}
+    return {name: tensor.numpy() for name, tensor in load_file(dump / "shards" / "00000.safetensors").items()}
+
+
+def sample_pictures(keys):
+    return [upright(SAMPLES / key) for key in keys]
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_the_documents_example(tmp_path, swin_folder, format_name):
+    """Swin's default configuration at 224: the shapes of the documents, the values of transformers itself."""
+    transformers = pytest.importorskip("transformers")
+    featcli.extract(
+        SAMPLES, checkpoint=str(swin_folder), output=tmp_path / "dump", out_indices=[0, 1, 2], format=format_name
+    )
+    expected_shapes = {"stem": (96, 56, 56), "stage1": (96, 56, 56), "stage2": (192, 28, 28)}
+    manifest = json.loads((tmp_path / "dump" / "manifest.json").read_text())
+    assert {stage["name"]: tuple(stage["shape"]) for stage in manifest["stages"]} == expected_shapes
+    arrays = stored(tmp_path / "dump", format_name)
+    assert {name: arrays[name].shape[1:] for name in expected_shapes} == expected_shapes
+
+    config = transformers.AutoConfig.from_pretrained(swin_folder)
+    config.out_indices = [0, 1, 2]
+    model = transformers.SwinBackbone.from_pretrained(swin_folder, config=config).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(swin_folder, backend="pil")
+    pixels = processor(sample_pictures(open_dump(tmp_path / "dump").keys), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        for name, expected in zip(expected_shapes, model(pixels).feature_maps, strict=True):
+            np.testing.assert_allclose(arrays[name], expected.numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_transformers_resnet(tmp_path, resnet_folder, format_name):
+    """A ResNet folder: every stage equals transformers' own backbone and processor."""
+    transformers = pytest.importorskip("transformers")
+    options = {"out_indices": "all", "dtype": "float32", "format": format_name}
+    featcli.extract(SAMPLES / "nature", checkpoint=str(resnet_folder), output=tmp_path / "dump", **options)
+    arrays = stored(tmp_path / "dump", format_name)
+    names = ["stem", "stage1", "stage2", "stage3", "stage4"]
+    config = transformers.AutoConfig.from_pretrained(resnet_folder)
+    config.out_features = names
+    model = transformers.ResNetBackbone.from_pretrained(resnet_folder, config=config).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(resnet_folder, backend="pil")
+    keys = [f"nature/{key}" for key in open_dump(tmp_path / "dump").keys]
+    with torch.no_grad():
+        expected = model(processor(sample_pictures(keys), return_tensors="pt").pixel_values).feature_maps
+    for name, maps in zip(names, expected, strict=True):
+        np.testing.assert_allclose(arrays[name], maps.numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_small_patch16_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_timm_models(tmp_path, name, format_name):
+    """Rows equal what timm's own model yields for timm's own transform, image by image."""
+    featcli.extract(
+        SAMPLES, checkpoint=name, random_init=True, output=tmp_path / "dump", out_indices=[1, -1], format=format_name
+    )
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0).eval()
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    arrays, dump = stored(tmp_path / "dump", format_name), open_dump(tmp_path / "dump")
+    for row in (0, 5, 11):
+        pixels = transform(upright(SAMPLES / dump.keys[row]))[None]
+        with torch.inference_mode():
+            maps = model.forward_intermediates(pixels, output_fmt="NCHW", intermediates_only=True)
+        for stage in dump.stages.values():
+            np.testing.assert_allclose(arrays[stage.name][row], maps[stage.index][0].numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_reading_back(tmp_path, photos, format_name, dtype):
+    """`open_dump` gives one map by row or key, several by slice, list or mask, the same for every format and type."""
+    outcome = featcli.extract(
+        photos, output=tmp_path / "d", format=format_name, dtype=dtype, batch_size=2, shard_size=4, **TINY
+    )
+    assert (outcome.written, outcome.failed, outcome.exit_code) == (12, 0, 0)
+    with open_dump(tmp_path / "d") as dump:
+        maps = dump["stage4"]
+        assert maps.shape == (12, 96, 5, 5) == (len(dump), *dump.stages["stage4"].shape)
+        whole = maps[:]
+        assert whole.dtype == maps.dtype == (np.float16 if dtype == "float16" else np.float32)
+        exact = exact_maps(photos, dump.keys)
+        np.testing.assert_allclose(whole, exact, atol=1e-5 if dtype == "float32" else 0.02)
+        if dtype == "bfloat16":
+            assert np.array_equal(whole, torch.from_numpy(exact).bfloat16().float().numpy())
+        assert np.array_equal(maps[-1], whole[11])
+        assert np.array_equal(maps[dump.keys[7]], whole[7])
+        assert np.array_equal(maps[[9, 2, 3, 4]], whole[[9, 2, 3, 4]])
+        assert np.array_equal(maps[[dump.keys[5], 1]], whole[[5, 1]])
+        assert np.array_equal(maps[2:11:3], whole[2:11:3])
+        assert np.array_equal(maps[np.arange(12) % 2 == 0], whole[::2])
+        assert all(np.array_equal(one, other) for one, other in zip(maps, whole, strict=True))
+        with pytest.raises(IndexError):
+            maps[12]
+        with pytest.raises(KeyError):
+            maps["nowhere.jpg"]
+        with pytest.raises(UsageError, match="stage 'stage9' is not in this dump"):
+            dump["stage9"]
+
+
+def exact_maps(photos, keys):
+    backbone = featcli.load_backbone("test_resnet", random_init=True)
+    return backbone(torch.stack([backbone.preprocess(upright(photos / key)) for key in keys]))["stage4"].numpy()
+
+
+@pytest.mark.parametrize("pool", ["none", "avg", "max", "2x3", "cls"])
+def test_pooled_maps(tmp_path, photos, pool):
+    """What is stored is the pooling of the map, of the shape that the manifest announces."""
+    outcome = featcli.extract(photos, checkpoint="test_vit", random_init=True, output=tmp_path / "d", pool=pool)
+    backbone = featcli.load_backbone("test_vit", random_init=True)
+    dump = open_dump(outcome.dump)
+    pixels = torch.stack([backbone.preprocess(upright(photos / key)) for key in dump.keys])
+    maps = backbone(pixels)["stage6"].numpy()
+    expected = {
+        "none": maps,
+        "avg": maps.mean((2, 3)),
+        "max": maps.max((2, 3)),
+        "2x3": torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(maps), (2, 3)).numpy(),
+        "cls": backbone.class_tokens(pixels)["stage6"].numpy(),
+    }[pool]
+    assert dump.stages["stage6"].shape == expected.shape[1:]
+    np.testing.assert_allclose(dump["stage6"][:], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_broken_image_is_recorded_and_changes_nothing_else(tmp_path, photos, format_name):
+    """A failed image keeps its row, filled with NaN; every other row has the bytes it would have had."""
+    options = {"format": format_name, "batch_size": 4, "shard_size": 4, **TINY}
+    whole = open_dump(featcli.extract(photos, output=tmp_path / "whole", **options).dump)
+    broken = photos / "05.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    (photos / "08.jpg").write_bytes(b"")
+    outcome = featcli.extract(photos, output=tmp_path / "broken", **options)
+    dump = open_dump(outcome.dump)
+    rows = [dump.rows["05.png"], dump.rows["08.jpg"]]
+    good = [row for row in range(12) if row not in rows]
+    assert (outcome.exit_code, outcome.written, dict(outcome.failed_by_reason)) == (3, 10, {"empty": 1, "truncated": 1})
+    assert dump.keys == whole.keys
+    assert np.isnan(dump["stage4"][rows]).all()
+    assert dump.valid.tolist() == [row in good for row in range(12)]
+    assert dump["stage4"][good].tobytes() == whole["stage4"][good].tobytes()
+    lines = (tmp_path / "broken" / "failures.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == dump.failures
+    assert [(f["key"], f["row"], f["reason"]) for f in dump.failures] == [
+        ("05.png", rows[0], "truncated"),
+        ("08.jpg", rows[1], "empty"),
+    ]
+
+
+def test_rows_do_not_depend_on_neighbours(tmp_path, photos):
+    """Batch size, shard size and the other images of a run change no row's bytes (CPU)."""
+    names = {"batch_size": 5, "shard_size": 5}, {"batch_size": 1, "shard_size": 3}, {"batch_size": 32}
+    dumps = [
+        open_dump(featcli.extract(photos, output=tmp_path / str(i), **options, **TINY).dump)
+        for i, options in enumerate(names)
+    ]
+    alone = open_dump(featcli.extract(photos / "05.png", output=tmp_path / "alone", **TINY).dump)
+    for dump in dumps:
+        assert dump["stage4"][:].tobytes() == dumps[0]["stage4"][:].tobytes()
+        assert dump["stage4"]["05.png"].tobytes() == alone["stage4"][0].tobytes()
+
+
+def test_same_command_again_does_nothing(tmp_path, photos):
+    """A complete dump stays as it is, byte for byte."""
+    first = featcli.extract(photos, output=tmp_path / "d", **TINY)
+    before = tree(tmp_path / "d")
+    second = featcli.extract(photos, output=tmp_path / "d", **TINY)
+    assert (first.extracted, second.extracted, second.written) == (12, 0, 12)
+    assert tree(tmp_path / "d") == before
+
+
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [
+        ({"seed": 1}, "weights_digest"),
+        ({"out_indices": [1]}, "stages: "),
+        ({"dtype": "float16"}, "float16"),
+        ({"pool": "avg"}, "pool: "),
+        ({"format": "safetensors"}, "format: "),
+        ({"batch_size": 3}, "batch_size: 32 there, 3 now"),
+        ({"precision": "bf16"}, 'precision: "fp32" there, "bf16" now'),
+        ({"image_size": "64"}, "input_size"),
+        ({"threads": 1}, "threads: 7 there, 1 now"),
+        ({"checkpoint": "test_vit"}, "checkpoint: "),
+    ],
+)
+def test_another_plan_is_refused(tmp_path, photos, other, field):
+    """Whatever could change a byte is refused, and the message names the field with both values."""
+    options = {**TINY, "threads": 7}
+    featcli.extract(photos, output=tmp_path / "d", **options)
+    before = tree(tmp_path / "d")
+    with pytest.raises(ConflictError) as refused:
+        featcli.extract(photos, output=tmp_path / "d", **{**options, **other})
+    assert field in refused.value.message
+    assert "--overwrite" in refused.value.hint
+    assert tree(tmp_path / "d") == before
+
+
+def test_other_images_are_refused(tmp_path, photos):
+    """Images that came, went or changed since the plan was made are refused, and counted or named."""
+    featcli.extract(photos, output=tmp_path / "d", **TINY)
+    draw(photos / "new.png", 1)
+    with pytest.raises(ConflictError, match="images: 12 there, 13 now"):
+        featcli.extract(photos, output=tmp_path / "d", **TINY)
+    (photos / "new.png").unlink()
+    draw(photos / "05.png", 99)
+    with pytest.raises(ConflictError, match=r"1 images changed since its plan was made, first '05\.png'"):
+        featcli.extract(photos, output=tmp_path / "d", **TINY)
+
+
+def test_a_moved_checkpoint_and_moved_images_are_the_same_work(tmp_path, photos, dinov2_folder):
+    """Where checkpoint and images lie is no part of the plan: a moved project goes on, and bytes are equal."""
+    shutil.copytree(dinov2_folder, tmp_path / "elsewhere" / "dinov2")
+    shutil.copytree(photos, tmp_path / "elsewhere" / "pictures")
+    featcli.extract(photos, checkpoint=str(dinov2_folder), output=tmp_path / "a")
+    featcli.extract(
+        tmp_path / "elsewhere" / "pictures", checkpoint=str(tmp_path / "elsewhere" / "dinov2"), output=tmp_path / "b"
+    )
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert str(tmp_path).encode() not in b"".join(tree(tmp_path / "a").values())
+
+
+def test_threads_are_kept_on_resume(tmp_path, photos):
+    """A dump goes on with the number of threads it was begun with, since threads can move the last bits."""
+    featcli.extract(photos, output=tmp_path / "d", threads=1, **TINY)
+    assert featcli.extract(photos, output=tmp_path / "d", **TINY).extracted == 0
+    assert open_dump(tmp_path / "d").plan.settings["threads"] == 1
+
+
+def test_overwrite_starts_anew_and_touches_nothing_else(tmp_path, photos):
+    """--overwrite replaces a dump, but not before the new options are known to be right, and spares other folders."""
+    featcli.extract(photos, output=tmp_path / "d", **TINY)
+    before = tree(tmp_path / "d")
+    with pytest.raises(UsageError):
+        featcli.extract(photos, output=tmp_path / "d", overwrite=True, out_indices=[9], **TINY)
+    assert tree(tmp_path / "d") == before
+    featcli.extract(photos, output=tmp_path / "d", overwrite=True, seed=4, **TINY)
+    assert open_dump(tmp_path / "d").plan.settings != json.loads(before["plan.json"])["settings"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ConflictError, match="holds other files"):
+            featcli.extract(photos, output=tmp_path / "other", overwrite=overwrite, **TINY)
+    assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("missing", ["manifest.json", "shards/00001.json", "shards/00001.h5", "images.jsonl"])
+def test_what_is_missing_is_made_again(tmp_path, photos, missing):
+    """A dump that lost a file at a commit comes back to the same bytes."""
+    options = {"batch_size": 4, "shard_size": 4, **TINY}
+    featcli.extract(photos, output=tmp_path / "d", **options)
+    before = tree(tmp_path / "d")
+    gone = [missing, "manifest.json", *(["shards/00001.json"] if missing.endswith(".h5") else [])]
+    if missing == "images.jsonl":
+        gone += ["plan.json", "failures.jsonl", *(name for name in before if name.startswith("shards/"))]
+    for name in set(gone):
+        (tmp_path / "d" / name).unlink()
+    featcli.extract(photos, output=tmp_path / "d", **options)
+    assert tree(tmp_path / "d") == before
+
+
+def test_incomplete_dumps(tmp_path, photos):
+    """An incomplete dump opens when asked for; rows that are not there yet are said to be missing."""
+    featcli.extract(photos, output=tmp_path / "d", batch_size=4, shard_size=4, **TINY)
+    (tmp_path / "d" / "manifest.json").unlink()
+    (tmp_path / "d" / "shards" / "00001.json").unlink()
+    with pytest.raises(IncompleteError):
+        open_dump(tmp_path / "d")
+    dump = open_dump(tmp_path / "d", incomplete=True)
+    assert dump.valid.tolist() == [True] * 4 + [False] * 4 + [True] * 4
+    assert dump["stage4"][0].shape == (96, 5, 5)
+    with pytest.raises(IncompleteError, match="row 4"):
+        dump["stage4"][3:6]
+    with pytest.raises(UsageError, match=r"no plan\.json"):
+        open_dump(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "images.jsonl", "shards/00000.json", "shards/00000.h5"])
+def test_damaged_dumps(tmp_path, photos, name):
+    """A damaged file of a dump ends in a FeatcliError, never in wrong maps or another exception."""
+    featcli.extract(photos, output=tmp_path / "d", **TINY)
+    path = tmp_path / "d" / name
+    content = path.read_bytes()
+    for damaged in (b"", content[: len(content) // 3], b"[]", b'{"a": 1}', b"\xff" * 50, b'{"format_version": 9}'):
+        path.write_bytes(damaged)
+        with pytest.raises(FeatcliError):
+            dump = open_dump(tmp_path / "d")
+            _ = dump.keys, dump.records, dump["stage4"][:]
+
+
+def test_no_space(tmp_path, photos, monkeypatch):
+    """A dump that cannot fit is refused before the first image, with the bytes needed and free."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(MachineError, match=r"115 kB needed, 1 kB free"):
+        featcli.extract(photos, output=tmp_path / "d", **TINY)
+
+
+def test_a_disk_that_fails_in_the_middle(tmp_path, photos, monkeypatch):
+    """When writing fails, committed shards stay, nothing partial does, and the same command completes the dump."""
+    import os
+
+    options = {"batch_size": 4, "shard_size": 4, **TINY}
+    featcli.extract(photos, output=tmp_path / "whole", **options)
+    real, calls = os.pwrite, []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    with pytest.raises(MachineError, match="no space left"):
+        featcli.extract(photos, output=tmp_path / "d", **options)
+    monkeypatch.undo()
+    names = set(tree(tmp_path / "d"))
+    assert names == {"plan.json", "images.jsonl", "shards/00000.h5", "shards/00000.json"}
+    assert featcli.extract(photos, output=tmp_path / "d", **options).extracted == 8
+    assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """500 JPEGs and the dumps of an uninterrupted run in both formats."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(500):
+        draw(folder / "photos" / f"{i:03d}.jpg", i)
+    for format_name in FORMATS:
+        featcli.extract(folder / "photos", output=folder / format_name, format=format_name, **MANY)
+    return folder
+
+
+MANY = {"batch_size": 10, "shard_size": 20, "threads": 1, **TINY}
+MANY_ARGUMENTS = "-c test_resnet --random-init --batch-size 10 --shard-size 20 --threads 1 --json".split()
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_killed_in_the_middle(tmp_path, many, cli, format_name, number, code):
+    """Killed, interrupted or terminated in the middle, the same command gives the bytes of an uninterrupted run."""
+    command = ["extract", many / "photos", "-o", tmp_path / "d", "-f", format_name, *MANY_ARGUMENTS]
+    with featcli_process(*command) as process:
+        while json.loads(process.stdout.readline()).get("shard") != 6:
+            pass
+        process.send_signal(number)
+        _, err = process.communicate()
+    assert process.returncode == code
+    committed = len(list((tmp_path / "d" / "shards").glob("*.json")))
+    assert 7 <= committed < 25
+    assert not (tmp_path / "d" / "manifest.json").exists()
+    if number != signal.SIGKILL:
+        assert "the same command goes on" in err
+        assert "Traceback" not in err
+        assert not list(tmp_path.rglob("*.partial"))
+    run = cli(*command)
+    assert (run.code, run.events[-1]["extracted"]) == (0, 500 - 20 * committed)
+    assert tree(tmp_path / "d") == tree(many / format_name)
+
+
+def test_two_processes_on_one_dump(tmp_path, many):
+    """Two runs of one command at the same time both end well and leave the bytes of a single run."""
+    command = ["extract", many / "photos", "-o", tmp_path / "d", *MANY_ARGUMENTS, "-q"]
+    with featcli_process(*command) as one, featcli_process(*command) as other:
+        for process in (one, other):
+            _, err = process.communicate()
+            assert (process.returncode, err) == (0, "")
+    assert tree(tmp_path / "d") == tree(many / "hdf5")
+
+
+def test_names_from_find(tmp_path):
+    """The pipeline of the README: names from `find -print0`, and JSON lines alone on stdout."""
+    find = subprocess.run(["find", SAMPLES.name, "-name", "*.jpg", "-print0"], cwd=SAMPLES.parent, capture_output=True)
+    names = [name for name in find.stdout.split(b"\0") if name]
+    command = "extract --files-from - -0 -c test_resnet --random-init --json".split()
+    process = featcli_process(*command, "-o", tmp_path / "d", cwd=SAMPLES.parent, stdin=subprocess.PIPE)
+    with process:
+        out, _ = process.communicate(find.stdout.decode())
+    events = [json.loads(line) for line in out.splitlines()]
+    assert events[-1]["type"] == "end"
+    assert events[-1]["exit_code"] == process.returncode == 0
+    assert open_dump(tmp_path / "d").keys == sorted(name.decode() for name in names)

@@ -1,0 +1,172 @@
+import os
+import socket
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import SAMPLES, draw, upright
+from featcli import images
+from featcli.images import REASONS, UnreadableError, read_pixels
+from featcli.inputs import MISSING
+from featcli.inputs import Image as Input
+
+SIZE = (40, 48)
+
+
+def fit(picture):
+    assert picture.mode == "RGB"
+    return np.asarray(picture.resize(SIZE[::-1])).transpose(2, 0, 1)
+
+
+def pixels(path, size=MISSING):
+    out = np.full((3, *SIZE), 77, np.uint8)
+    read_pixels(Input(str(path), str(path), size), fit, out)
+    return out
+
+
+def reason(path, size=MISSING):
+    with pytest.raises(UnreadableError) as failed:
+        pixels(path, size)
+    assert failed.value.reason in REASONS
+    assert str(path) not in failed.value.detail  # equal work gives equal bytes, wherever the images lie
+    return failed.value.reason
+
+
+@pytest.mark.parametrize("path", sorted(SAMPLES.rglob("*.[jpw]*[gp]")), ids=lambda p: p.name)
+def test_every_sample_image_is_upright_rgb(path):
+    """JPEG, PNG and WebP, grey, palette, transparent or lying on its side: what Pillow shows is what is read."""
+    assert np.array_equal(pixels(path), fit(upright(path)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied(tmp_path, orientation):
+    """However a camera was held, the upright picture gives the same pixels."""
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what undoes each orientation, as Image.Transpose
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(draw(tmp_path / "plain.png", 0)) as plain:
+        stored = plain.transpose(Image.Transpose(turns[orientation])) if orientation > 1 else plain
+        stored.save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(pixels(tmp_path / "turned.png"), pixels(tmp_path / "plain.png"))
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif", "bmp", "tga", "ppm"])
+def test_lossless_formats_agree(tmp_path, suffix):
+    """One picture gives the same pixels from every lossless format."""
+    with Image.open(draw(tmp_path / "plain.png", 0)) as plain:
+        plain.save(tmp_path / f"x.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    assert np.array_equal(pixels(tmp_path / f"x.{suffix}"), pixels(tmp_path / "plain.png"))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "RGB"])
+def test_modes(tmp_path, mode):
+    """Every mode with 8 bits or less is read as its RGB."""
+    suffix = "tif" if mode in ("CMYK", "YCbCr", "PA") else "png"
+    with Image.open(draw(tmp_path / "plain.png", 0)) as plain:
+        converted = plain.convert("P").convert("PA") if mode == "PA" else plain.convert(mode)
+        if mode == "PA":
+            converted = converted.convert("RGBA")
+        converted.save(tmp_path / f"x.{suffix}")
+    assert np.array_equal(pixels(tmp_path / f"x.{suffix}"), fit(upright(tmp_path / f"x.{suffix}")))
+
+
+def test_sixteen_bit_grey_is_scaled(tmp_path):
+    """A 16-bit picture keeps its greys: Pillow's own conversion would make it white."""
+    ramp = np.tile(np.linspace(0, 65535, SIZE[1]).astype(np.uint16), (SIZE[0], 1))
+    Image.fromarray(ramp).save(tmp_path / "x.png")
+    assert np.array_equal(pixels(tmp_path / "x.png")[0], (ramp / 257).round().astype(np.uint8))
+
+
+def test_content_decides_not_the_suffix(tmp_path):
+    """A PNG named .jpg is read."""
+    draw(tmp_path / "x.png", 3)
+    (tmp_path / "x.png").rename(tmp_path / "y.jpg")
+    assert pixels(tmp_path / "y.jpg").std() > 0
+
+
+def test_truncated_files(tmp_path):
+    """A file that was cut short is a failure, never a picture with a grey half."""
+    for suffix in ("jpg", "png", "tif"):
+        path = draw(tmp_path / f"x.{suffix}", 0, (400, 300))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+        assert reason(path) in ("truncated", "decode_error"), suffix
+    assert reason(tmp_path / "x.jpg") == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "empty"),
+        (b"<html>not found</html>", "not_an_image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not_an_image"),
+        (b"\xff\xd8\xff\xe0", "not_an_image"),
+        (os.urandom(2000), "not_an_image"),
+    ],
+)
+def test_what_is_no_picture(tmp_path, content, expected):
+    """Empty files, web pages, PostScript and noise are failures with a reason; no interpreter is started."""
+    (tmp_path / "x.jpg").write_bytes(content)
+    assert reason(tmp_path / "x.jpg") == expected
+
+
+def test_files_that_cannot_be_opened(tmp_path):
+    """Missing files, folders, pipes and sockets are failures; nothing waits for a pipe."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket.jpg"))
+    assert reason(tmp_path / "pipe.jpg") == "not_regular"
+    assert reason(tmp_path / "folder.jpg") == "not_regular"
+    assert reason(tmp_path / "socket.jpg") == "not_regular"
+    assert reason(tmp_path / "gone.jpg") == "not_found"
+    assert reason(tmp_path / "loop.jpg") == "unreadable"
+
+
+def test_a_file_that_changed(tmp_path):
+    """A file whose size is not the one that was listed is a failure: the plan was made for another picture."""
+    path = draw(tmp_path / "x.png", 0)
+    assert reason(path, path.stat().st_size + 1) == "changed"
+    assert pixels(path, path.stat().st_size).std() > 0
+
+
+def test_too_many_pixels_cost_nothing(tmp_path, monkeypatch):
+    """The header decides: a picture that declares too many pixels is never unpacked."""
+    path = draw(tmp_path / "x.png", 0, (96, 80))
+    monkeypatch.setattr(images, "MAX_PIXELS", 95 * 80)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("unpacked"))
+    assert reason(path) == "too_many_pixels"
+
+
+def test_unknown_depth(tmp_path):
+    """Float pictures have no known range: a failure, not a guess."""
+    Image.fromarray(np.random.default_rng(0).random((9, 9)).astype(np.float32)).save(tmp_path / "x.tif")
+    assert reason(tmp_path / "x.tif") == "unsupported_depth"
+
+
+def test_damaged_exif_beside_good_pixels(tmp_path):
+    """EXIF data that cannot be read does not cost the picture."""
+    with Image.open(draw(tmp_path / "plain.png", 0)) as plain:
+        plain.save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+        plain.save(tmp_path / "y.jpg")
+    assert np.array_equal(pixels(tmp_path / "x.jpg"), pixels(tmp_path / "y.jpg"))
+
+
+def test_any_decoder_error_is_that_image_alone(tmp_path):
+    """Whatever a decoder raises becomes a reason; running out of memory does not."""
+    path = draw(tmp_path / "x.png", 0)
+
+    def broken(error):
+        def fit(picture):
+            raise error
+
+        return lambda: read_pixels(Input("x", str(path), MISSING), fit, np.empty((3, 4, 4), np.uint8))
+
+    for error in (ValueError("at 0xdeadbeef"), SyntaxError("x"), KeyError(3), RuntimeError()):
+        with pytest.raises(UnreadableError) as failed:
+            broken(error)()
+        assert failed.value.reason == "decode_error"
+        assert "0x" not in failed.value.detail
+    with pytest.raises(MemoryError):
+        broken(MemoryError())()

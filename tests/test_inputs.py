@@ -1,0 +1,155 @@
+import io
+import os
+import sys
+
+import pytest
+
+from conftest import draw
+from featcli import inputs
+from featcli.errors import UsageError
+from featcli.images import FORMATS
+from featcli.inputs import MISSING, SUFFIXES
+
+
+def touch(path, content=b"x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def keys(*names, **options):
+    return inputs.find([str(name) for name in names], **options).images.keys
+
+
+def test_folder_is_walked_and_sorted_by_key(tmp_path):
+    """A folder gives every picture below it, keys relative to it, in the order of their bytes."""
+    for name in ("b.jpg", "a/z.PNG", "a/b/c.webp", "Z.jpeg", "é.jpg"):
+        touch(tmp_path / name)
+    assert keys(tmp_path) == ["Z.jpeg", "a/b/c.webp", "a/z.PNG", "b.jpg", "é.jpg"]
+
+
+def test_an_image_finds_its_file(tmp_path):
+    """Each image has the path of its file and its size."""
+    touch(tmp_path / "a" / "x.jpg", b"12345")
+    image = inputs.find([str(tmp_path)]).images[0]
+    assert (image.key, os.path.samefile(image.path, tmp_path / "a" / "x.jpg"), image.bytes) == ("a/x.jpg", True, 5)
+
+
+def test_other_files_are_counted_not_hidden(tmp_path):
+    """Files that are no pictures, and hidden ones, are passed over and counted by suffix."""
+    for name in ("a.jpg", "notes.txt", "b.txt", ".hidden.jpg", ".git/x.jpg", "README"):
+        touch(tmp_path / name)
+    listing = inputs.find([str(tmp_path)])
+    assert listing.images.keys == ["a.jpg"]
+    assert listing.ignored == {".txt": 2, "hidden": 2, "no suffix": 1}
+
+
+def test_several_folders_lead_their_keys(tmp_path):
+    """With several inputs a folder's name leads the keys, so equal names in two folders stay apart."""
+    touch(tmp_path / "one" / "x.jpg")
+    touch(tmp_path / "two" / "x.jpg")
+    listing = inputs.find([str(tmp_path / "one"), str(tmp_path / "two")])
+    assert listing.images.keys == ["one/x.jpg", "two/x.jpg"]
+    assert os.path.samefile(listing.images[1].path, tmp_path / "two" / "x.jpg")
+
+
+def test_single_images(tmp_path):
+    """An image given by itself is keyed by its name, whatever its suffix."""
+    touch(tmp_path / "x.jpg")
+    touch(tmp_path / "scan.0001")
+    assert keys(tmp_path / "x.jpg", tmp_path / "scan.0001") == ["scan.0001", "x.jpg"]
+
+
+def test_two_files_with_one_key_are_refused(tmp_path):
+    """Two different files can never share a key: the message names both."""
+    for folder in "ab":
+        touch(tmp_path / folder / "x.jpg")
+    with pytest.raises(UsageError, match=r"would both have the key 'x\.jpg'"):
+        keys(tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.jpg")
+
+
+@pytest.mark.parametrize("null", [False, True])
+def test_list_of_names(tmp_path, monkeypatch, null):
+    """A list gives the named files, relative to --root, once each; -0 allows any character in a name."""
+    odd = "new\nline.jpg" if null else "spa ce.jpg"
+    for name in ("b.jpg", odd):
+        touch(tmp_path / name)
+    names = ["./b.jpg", odd, str(tmp_path / "b.jpg")]
+    listed = touch(tmp_path / "list", ("\0" if null else "\n").join(names).encode())
+    listing = inputs.find([], str(listed), null, str(tmp_path))
+    assert listing.images.keys == sorted(["b.jpg", odd])
+    assert listing.repeated == 1
+
+
+def test_list_from_stdin(tmp_path, monkeypatch):
+    """`--files-from -` reads names from stdin, relative to the current folder."""
+    touch(tmp_path / "a" / "x.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a/x.jpg\r\n\n")))
+    assert keys(files_from="-") == ["a/x.jpg"]
+
+
+@pytest.mark.parametrize("name", ["../x.jpg", "/etc/x.jpg", "a/../../x.jpg"])
+def test_names_outside_the_root_are_refused(tmp_path, name):
+    """A list cannot reach outside --root."""
+    with pytest.raises(UsageError, match="outside"):
+        keys(files_from=str(touch(tmp_path / "list", name.encode())), root=str(tmp_path))
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    """A name that is not UTF-8 is kept byte for byte."""
+    path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg")
+    with open(path, "wb") as file:
+        file.write(b"x")
+    image = inputs.find([str(tmp_path)]).images[0]
+    assert os.fsencode(image.key) == b"caf\xe9.jpg"
+    assert os.path.exists(image.path)
+
+
+def test_links(tmp_path):
+    """Links to pictures are followed, links to folders are not: a loop ends."""
+    draw(tmp_path / "photos" / "x.png", 0)
+    (tmp_path / "photos" / "y.png").symlink_to("x.png")
+    (tmp_path / "photos" / "loop").symlink_to(".")
+    (tmp_path / "photos" / "gone.png").symlink_to("nowhere.png")
+    images = inputs.find([str(tmp_path / "photos")]).images
+    assert images.keys == ["gone.png", "x.png", "y.png"]
+    assert images[0].bytes == MISSING
+    assert images[1].bytes == images[2].bytes > 0
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: touch(p / "a.txt")])
+def test_no_images_is_a_usage_error(tmp_path, make):
+    """A folder without pictures is refused, with what pictures end in."""
+    make(tmp_path)
+    with pytest.raises(UsageError, match="no images in") as refused:
+        keys(tmp_path)
+    assert ".jpg" in refused.value.hint
+
+
+def test_missing_input(tmp_path):
+    """An input that is not there is refused by name."""
+    with pytest.raises(UsageError, match=r"input '.*nowhere': no such file"):
+        keys(tmp_path / "nowhere")
+
+
+def test_every_allowed_format_is_collected():
+    """No format that can be decoded is passed over in a folder because of its suffix."""
+    from PIL import Image
+
+    Image.init()
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    rare = known - SUFFIXES
+    assert rare <= {".apng", ".pnm", ".pfm", ".dib", ".jpf", ".j2c", ".jpc", ".icb", ".vda", ".vst", ".avifs"}
+    assert not {".jpg", ".png", ".webp", ".tif", ".tiff", ".avif", ".bmp", ".gif", ".jfif"} - SUFFIXES
+
+
+def test_order_is_the_same_for_any_listing(tmp_path):
+    """Row order depends on the names alone, not on the order in which they were listed."""
+    names = [f"{i}.jpg" for i in range(20)]
+    for name in names:
+        touch(tmp_path / name)
+    forward = touch(tmp_path / "forward", "\n".join(names).encode())
+    backward = touch(tmp_path / "backward", "\n".join(reversed(names)).encode())
+    root = str(tmp_path)
+    assert keys(files_from=str(forward), root=root) == keys(files_from=str(backward), root=root) == keys(tmp_path)

@@ -1,0 +1,112 @@
+import pytest
+
+from featcli.backbones.stages import parse_features, parse_indices, select
+from featcli.errors import UsageError
+
+PYRAMID = [("stem", "act1"), ("stage1", "layer1"), ("stage2", "layer2"), ("stage3", "layer3"), ("stage4", "layer4")]
+NAMES = [name for name, _ in PYRAMID]
+
+
+def chosen(**options):
+    return [NAMES[i] for i in select(PYRAMID, **options)]
+
+
+def test_default_is_last_stage():
+    """With no choice at all, the last stage alone is selected."""
+    assert chosen() == ["stage4"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"out_indices": [0, 1, 2]}, ["stem", "stage1", "stage2"]),
+        ({"out_indices": [-1]}, ["stage4"]),
+        ({"out_indices": [-5]}, ["stem"]),
+        ({"out_indices": [2, -1]}, ["stage2", "stage4"]),
+        ({"out_indices": "all"}, NAMES),
+        ({"out_features": ["stem", "stage2"]}, ["stem", "stage2"]),
+        ({"out_features": ["all"]}, NAMES),
+        ({"out_features": ["stage2:stage4"]}, ["stage2", "stage3", "stage4"]),
+        ({"out_features": ["stem", "stage2:stage3"]}, ["stem", "stage2", "stage3"]),
+        ({"out_features": ["stage4"], "out_indices": [-1]}, ["stage4"]),
+        ({"out_features": ["stage4", "stem"], "out_indices": [0, 4]}, ["stem", "stage4"]),
+    ],
+)
+def test_choices(options, expected):
+    """Names, indices, negative indices, ranges and `all` choose the stages they say."""
+    assert chosen(**options) == expected
+
+
+def test_order_of_the_question_does_not_matter():
+    """Stages come in network order however they are asked for."""
+    assert chosen(out_indices=[4, 0, 2]) == chosen(out_indices=[0, 2, 4]) == ["stem", "stage2", "stage4"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ({"out_indices": [5]}, "stage index 5 is out of range", "0 to 4"),
+        ({"out_indices": [-6]}, "stage index -6 is out of range", "-5 to -1"),
+        ({"out_indices": [1, 1]}, "chooses stage1 twice", "once"),
+        ({"out_indices": [4, -1]}, "chooses stage4 twice", "once"),
+        ({"out_indices": []}, "chooses no stage", "stem, stage1"),
+        ({"out_features": []}, "chooses no stage", "stem, stage1"),
+        ({"out_features": ["stage3:stage2"]}, "chooses no stage", "stem, stage1"),
+        ({"out_features": ["stage2", "stage2"]}, "chooses stage2 twice", "once"),
+        ({"out_features": ["stage5"]}, "unknown stage 'stage5'", "did you mean stage4"),
+        ({"out_features": ["layer2"]}, "unknown stage 'layer2'", "module 'layer2' is the stage 'stage2'"),
+        ({"out_features": ["xyz"]}, "unknown stage 'xyz'", "the stages are stem, stage1"),
+    ],
+)
+def test_refusals(options, message, hint):
+    """What cannot be chosen is refused, with what could have been meant."""
+    with pytest.raises(UsageError) as refused:
+        select(PYRAMID, **options)
+    assert message in refused.value.message
+    assert hint in refused.value.hint
+
+
+def test_disagreement_names_both_sides():
+    """Names and indices that mean different stages are refused, and the message says what each of them means."""
+    with pytest.raises(UsageError) as refused:
+        select(PYRAMID, out_features=["stem", "stage1"], out_indices=[1, 2])
+    assert "stem, stage1" in refused.value.message
+    assert "stage1, stage2" in refused.value.message
+
+
+def test_parsing():
+    """The command line's spellings are taken apart as written."""
+    assert parse_indices("1, 2,-1") == [1, 2, -1]
+    assert parse_indices("all") == "all"
+    assert parse_features("stem, stage2:stage4") == ["stem", "stage2:stage4"]
+
+
+@pytest.mark.parametrize("text", ["", "1,", "stage1", "1.5"])
+def test_indices_that_are_no_numbers(text):
+    """Anything but whole numbers is refused with the option that takes names."""
+    with pytest.raises(UsageError) as refused:
+        parse_indices(text)
+    assert "--out-features" in refused.value.hint
+
+
+def test_agrees_with_transformers_on_every_choice():
+    """Every choice that transformers accepts selects the same stages here, and what it refuses is refused.
+
+    Known differences: any order is accepted, and an empty choice is refused.
+    """
+    itertools = pytest.importorskip("itertools")
+    transformers = pytest.importorskip("transformers")
+    values = [*range(-6, 6)]
+    choices = [list(c) for n in (1, 2) for c in itertools.product(values, repeat=n)]
+    for indices in choices:
+        if [i % 5 for i in indices] != sorted(i % 5 for i in indices) and all(-5 <= i < 5 for i in indices):
+            continue  # out of order
+        try:
+            theirs = transformers.ResNetConfig(out_indices=list(indices)).out_features
+        except (ValueError, IndexError):
+            theirs = None
+        try:
+            ours = chosen(out_indices=indices)
+        except UsageError:
+            ours = None
+        assert ours == theirs, indices

@@ -1,0 +1,137 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from conftest import SAMPLES, upright
+from featcli import load_backbone
+from featcli.backbones import Request, resolve
+from featcli.errors import CheckpointError
+
+transformers = pytest.importorskip("transformers")
+
+PICTURES = [upright(path) for path in sorted(SAMPLES.rglob("*.jpg"))[:3]]
+
+
+def reference(folder, out_indices):
+    """transformers' own backbone and processor for a folder (AutoBackbone itself cannot read one offline)."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.out_indices = out_indices
+    kind = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    model = kind.from_pretrained(folder, config=config).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    with torch.no_grad():
+        return model(processor(PICTURES, return_tensors="pt").pixel_values).feature_maps
+
+
+def run(backbone):
+    return backbone(torch.stack([backbone.preprocess(picture) for picture in PICTURES]))
+
+
+@pytest.mark.parametrize("name", ["swin_folder", "resnet_folder", "dinov2_folder"])
+def test_maps_equal_transformers_own(name, request):
+    """Every stage of a cut backbone equals the whole backbone's, on the processor's own pixels."""
+    folder = str(request.getfixturevalue(name))
+    source = resolve(Request(folder))
+    everything = reference(folder, list(range(len(source.stages))))
+    assert [stage.shape for stage in source.stages] == [tuple(maps.shape[1:]) for maps in everything]
+    for index, expected in enumerate(everything):
+        (found,) = run(load_backbone(folder, out_indices=[index])).values()
+        assert torch.equal(found, expected), source.stages[index]
+
+
+def test_default_stage_and_names(swin_folder):
+    """Stage names are transformers' own, the last is the default, and each names its module."""
+    source = resolve(Request(str(swin_folder)))
+    assert [stage.name for stage in source.stages] == ["stem", "stage1", "stage2", "stage3", "stage4"]
+    assert [stage.module for stage in source.stages][1] == "swin.encoder.layers.0"
+    assert [stage.name for stage in load_backbone(str(swin_folder)).selected] == ["stage4"]
+
+
+def test_norms_that_plain_checkpoints_lack_are_named(swin_folder):
+    """A classifier's checkpoint has no norms for the maps: said, not hidden."""
+    weights = load_backbone(str(swin_folder), out_indices=[1]).weights
+    assert weights.untrained == ("hidden_states_norms.stage1.bias", "hidden_states_norms.stage1.weight")
+    assert "hidden_states_norms.stage1" in weights.summary()
+
+
+def test_class_token(dinov2_folder):
+    """The class token is token 0 of the normalised hidden state."""
+    config = transformers.AutoConfig.from_pretrained(dinov2_folder)
+    config.out_indices, config.reshape_hidden_states = [1, 3], False
+    model = transformers.Dinov2Backbone.from_pretrained(dinov2_folder, config=config).eval()
+    backbone = load_backbone(str(dinov2_folder), out_indices=[1, 3])
+    pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
+    with torch.no_grad():
+        expected = model(backbone.preprocessing.normalize(pixels)).feature_maps
+    for found, whole in zip(backbone.class_tokens(pixels).values(), expected, strict=True):
+        assert torch.equal(found, whole[:, 0])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64)])
+def test_image_size(swin_folder, dinov2_folder, size):
+    """Another input size reaches processor and model alike."""
+    for folder, expected in ((swin_folder, size), (dinov2_folder, (size[0] // 14 * 14, size[1] // 14 * 14))):
+        backbone = load_backbone(str(folder), image_size=expected)
+        assert tuple(backbone.preprocess(PICTURES[0]).shape[1:]) == expected
+        assert tuple(run(backbone)[backbone.selected[0].name].shape[1:]) == backbone.selected[0].shape
+
+
+def test_random_weights_from_a_configuration(tmp_path, dinov2_folder):
+    """A folder without weights gives a backbone with random ones when asked, and is refused otherwise."""
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(dinov2_folder / name, tmp_path)
+    digests = [load_backbone(str(tmp_path), random_init=True, seed=seed).digest for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+    with pytest.raises(CheckpointError):
+        load_backbone(str(tmp_path))
+
+
+def test_weights_of_another_configuration(tmp_path, dinov2_folder):
+    """Weights that do not cover the backbone are refused, with the first names."""
+    for file in dinov2_folder.iterdir():
+        shutil.copy(file, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    with pytest.raises(CheckpointError, match="3 stages are named"):
+        load_backbone(str(tmp_path))
+    for name in ("stage_names", "out_features", "out_indices"):
+        del config[name]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    with pytest.raises(CheckpointError, match=r"encoder\.layer\.3"):
+        load_backbone(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_backbone(str(tmp_path))
+
+
+def test_without_a_processor(tmp_path, dinov2_folder):
+    """Without its preprocessing a checkpoint's stages can be looked at, but nothing is extracted with it."""
+    for file in dinov2_folder.iterdir():
+        if file.name != "preprocessor_config.json":
+            shutil.copy(file, tmp_path)
+    assert resolve(Request(str(tmp_path))).stages[-1].shape == (48, 5, 5)
+    with pytest.raises(CheckpointError, match=r"no preprocessor_config\.json"):
+        load_backbone(str(tmp_path))
+
+
+def test_model_types_without_a_backbone(tmp_path):
+    """A model type that transformers has no backbone for is refused by name."""
+    transformers.ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="model type 'vit' has no backbone"):
+        load_backbone(str(tmp_path))
+
+
+def test_a_processor_with_steps_of_its_own_is_taken_as_it_is(swin_folder, monkeypatch):
+    """Where scaling and normalising are not all that happens after the crop, the processor's floats are used."""
+    kind = transformers.models.vit.image_processing_pil_vit.ViTImageProcessorPil
+    plain = kind.normalize
+    monkeypatch.setattr(kind, "normalize", lambda self, *a, **k: plain(self, *a, **k) * 2 + 1)
+    backbone = load_backbone(str(swin_folder))
+    pixels = backbone.preprocess(PICTURES[0])
+    assert pixels.dtype == torch.float32
+    processor = transformers.AutoImageProcessor.from_pretrained(swin_folder, backend="pil")
+    assert torch.equal(
+        backbone.preprocessing.normalize(pixels), processor(PICTURES[0], return_tensors="pt").pixel_values[0]
+    )

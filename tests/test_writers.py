@@ -1,0 +1,214 @@
+import json
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import safetensors
+import torch
+import xxhash
+from safetensors.torch import load_file
+
+from featcli.errors import FeatcliError
+from featcli.writers import FORMATS
+from featcli.writers.publish import PARTIAL, create_partial, publish, publish_json, remove_stale
+from featcli.writers.shard import REST, ShardWriter
+
+KEYS = ["a.jpg", "b/é.jpg", "caf\udce9.jpg", "new\nline.jpg", "z.jpg"]
+DTYPES = ["float32", "float16", "bfloat16"]
+
+
+def maps(dtype):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "stem": torch.randn(5, 2, 4, 3, generator=generator).to(getattr(torch, dtype)),
+        "stage1": torch.randn(5, 7, generator=generator).to(getattr(torch, dtype)),
+    }
+
+
+def stored(tensor):
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def start(path, format_name, dtype):
+    stages = {name: (dtype, tuple(tensor.shape[1:])) for name, tensor in maps(dtype).items()}
+    return ShardWriter(path, format_name, stages, KEYS, {"shard": "0", "fingerprint": "f"})
+
+
+def write(folder, format_name, dtype="float32", runs=((0, 3), (3, 5))):
+    path = folder / f"00000{FORMATS[format_name].SUFFIX}"
+    writer = start(path, format_name, dtype)
+    for begin, end in runs:
+        writer.write(begin, {name: stored(tensor[begin:end]) for name, tensor in maps(dtype).items()})
+    return path, writer.commit(np.array([1, 1, 0, 1, 1]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_safetensors_opens_in_the_library(tmp_path, dtype):
+    """A safetensors shard opens in the safetensors library: maps, valid and keys."""
+    path, _ = write(tmp_path, "safetensors", dtype)
+    tensors = load_file(path)
+    assert {name: tensors[name].equal(tensor) for name, tensor in maps(dtype).items()} == {"stem": True, "stage1": True}
+    assert tensors["valid"].tolist() == [1, 1, 0, 1, 1]
+    with safetensors.safe_open(path, "numpy") as file:
+        assert json.loads(file.metadata()["keys"]) == KEYS
+        assert file.metadata()["shard"] == "0"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hdf5_opens_in_h5py(tmp_path, dtype):
+    """An HDF5 shard opens in plain h5py: maps, valid and keys; bfloat16 arrives as its float32 values."""
+    path, _ = write(tmp_path, "hdf5", dtype)
+    with h5py.File(path) as file:
+        for name, tensor in maps(dtype).items():
+            assert np.array_equal(file[name][:], tensor.float().numpy())
+        assert file["valid"][:].tolist() == [1, 1, 0, 1, 1]
+        assert [os.fsdecode(key) for key in file["keys"][:]] == KEYS
+        assert file.attrs["shard"] == "0"
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layout_is_read_back(tmp_path, format_name, dtype):
+    """What a format says of a finished file is where the bytes are."""
+    path, _ = write(tmp_path, format_name, dtype)
+    layout = FORMATS[format_name].read_layout(str(path))
+    content = path.read_bytes()
+    assert list(layout.keys) == KEYS
+    assert layout.attributes["fingerprint"] == "f"
+    for name, tensor in maps(dtype).items():
+        array = layout.arrays[name]
+        assert content[array.offset : array.end] == stored(tensor).tobytes()
+        assert (array.dtype, array.shape) == (dtype, tuple(tensor.shape))
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_equal_work_gives_equal_bytes(tmp_path, format_name):
+    """The bytes of a shard depend on its content alone, not on the runs in which it was written."""
+    files = []
+    for name, runs in (("one", [(0, 5)]), ("two", [(0, 1), (1, 2), (2, 5)])):
+        (tmp_path / name).mkdir()
+        files.append(write(tmp_path / name, format_name, runs=runs))
+    assert files[0][0].read_bytes() == files[1][0].read_bytes()
+    assert files[0][1] == files[1][1]
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_hashes_cover_every_byte(tmp_path, format_name):
+    """Each stage has the xxh3-128 of its rows, and all bytes outside the stages have one too."""
+    path, written = write(tmp_path, format_name)
+    content = bytearray(path.read_bytes())
+    layout = FORMATS[format_name].read_layout(str(path))
+    for name in sorted(("stem", "stage1"), key=lambda name: -layout.arrays[name].offset):
+        array = layout.arrays[name]
+        assert xxhash.xxh3_128_hexdigest(content[array.offset : array.end]) == written.hashes[name]
+        del content[array.offset : array.end]
+    assert xxhash.xxh3_128_hexdigest(content) == written.hashes[REST]
+    assert written.bytes == path.stat().st_size
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_nothing_under_the_final_name_before_commit(tmp_path, format_name):
+    """Until it is committed a shard has no name, and aborting leaves nothing behind."""
+    writer = start(tmp_path / "x", format_name, "float32")
+    writer.write(0, {name: stored(tensor) for name, tensor in maps("float32").items()})
+    assert [path.name.endswith(PARTIAL) for path in tmp_path.iterdir()] == [True]
+    writer.abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_uncommitted_safetensors_file_is_not_readable(tmp_path):
+    """Before its header is written, last of all, the file is refused by readers rather than read as zeros."""
+    writer = start(tmp_path / "x", "safetensors", "float32")
+    (partial,) = tmp_path.iterdir()
+    with pytest.raises(safetensors.SafetensorError):
+        load_file(partial)
+    writer.abort()
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_file_without_a_record_is_taken_over_or_replaced(tmp_path, format_name):
+    """A shard file that a killed process left unrecorded is kept when equal, and replaced when not."""
+    path, written = write(tmp_path, format_name)
+    content = path.read_bytes()
+    assert write(tmp_path, format_name) == (path, written)
+    path.write_bytes(content[:-1] + b"?")
+    assert write(tmp_path, format_name) == (path, written)
+    assert path.read_bytes() == content
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def damages(content):
+    """A file cut short, emptied, and with each of its first bytes changed."""
+    yield from (b"", content[:5], content[: len(content) // 2], content[:-1], b"\0" * 100, os.urandom(300))
+    for position in range(0, 256, 3):
+        yield content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :]
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_damaged_files_raise_nothing_but_featcli_errors(tmp_path, format_name):
+    """A damaged shard either still has its arrays inside the file or ends in a FeatcliError."""
+    path, _ = write(tmp_path, format_name)
+    content, refused = path.read_bytes(), 0
+    for damaged in damages(content):
+        path.write_bytes(damaged)
+        try:
+            layout = FORMATS[format_name].read_layout(str(path))
+            assert all(0 < array.offset <= array.end <= len(damaged) for array in layout.arrays.values())
+        except FeatcliError:
+            refused += 1
+    assert refused >= 6
+
+
+def test_hdf5_links_out_of_the_file_are_refused(tmp_path):
+    """External links, external storage, virtual datasets and chunked arrays are not read."""
+    (tmp_path / "secret").write_bytes(b"12345678")
+    for name, make in {
+        "link": lambda f: f.__setitem__("stem", h5py.ExternalLink("other.h5", "/stem")),
+        "soft": lambda f: f.__setitem__("stem", h5py.SoftLink("/keys")),
+        "storage": lambda f: f.create_dataset("stem", (2,), "f4", external=[(str(tmp_path / "secret"), 0, 8)]),
+        "chunks": lambda f: f.create_dataset("stem", (2,), "f4", chunks=(1,)),
+        "integers": lambda f: f.create_dataset("stem", (2,), "i8"),
+        "virtual": lambda f: f.create_virtual_dataset("stem", h5py.VirtualLayout((2,), "f4")),
+    }.items():
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file.create_dataset("keys", data=[b"a"], dtype=h5py.string_dtype())
+            make(file)
+        with pytest.raises(FeatcliError):
+            FORMATS["hdf5"].read_layout(str(tmp_path / f"{name}.h5"))
+
+
+def test_publish_never_overwrites(tmp_path):
+    """The first to publish a name wins; what is there stays as it is."""
+    assert publish_json(tmp_path / "x.json", {"a": 1})
+    assert not publish_json(tmp_path / "x.json", {"a": 2})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_publish_without_hard_links(tmp_path, monkeypatch):
+    """File systems that know no hard links are served by renaming, still never over a name that is taken."""
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "no links here")))
+    for number, expected in ((1, True), (2, False)):
+        descriptor, partial = create_partial(tmp_path / "x")
+        os.write(descriptor, b"%d" % number)
+        os.close(descriptor)
+        assert publish(partial, tmp_path / "x") is expected
+    assert (tmp_path / "x").read_bytes() == b"1"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_stale_partials_of_the_dead_are_removed_and_the_living_are_not(tmp_path):
+    """Partial files are removed when their process is gone, and only then."""
+    script = "import sys, pathlib; from featcli.writers.publish import *; create_partial(pathlib.Path(sys.argv[1])); "
+    dead = [sys.executable, "-c", script + "import os; os._exit(1)", str(tmp_path / "dead")]
+    subprocess.run(dead, check=False)
+    living = [sys.executable, "-c", script + "print(flush=True); input()", str(tmp_path / "living")]
+    with subprocess.Popen(living, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert remove_stale(tmp_path) == 1
+        assert [path.name.startswith(".living") for path in tmp_path.iterdir()] == [True]
+        process.communicate(b"\n")
+    assert remove_stale(tmp_path) == 1
