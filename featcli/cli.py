@@ -26,11 +26,19 @@ from featcli.writers import FORMATS
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 
-EPILOG = (
-    "Exit codes: 0 done; 1 unexpected; 2 usage; 3 done, some images failed and are recorded; 5 the dump exists with"
-    " another plan; 6 checkpoint refused; 7 disk, device or memory; 8 inspect: the dump is incomplete; 130/143"
-    " interrupted (what is committed stays, the same command goes on)."
-)
+EPILOG = """\b
+Exit codes:
+  0        done
+  1        unexpected: a bug
+  2        usage: a bad option, no images, an unknown stage or checkpoint name
+  3        done, but some images failed and are recorded
+  5        the dump exists with another plan
+  6        the checkpoint is refused
+  7        disk, device or memory
+  8        inspect: the dump is incomplete
+  130/143  interrupted, terminated: what is committed stays, the same command goes on
+  141      whoever read stdout went away
+"""
 
 app = typer.Typer(
     help="Dump the feature maps of frozen vision backbones.",
@@ -68,7 +76,7 @@ def root(
         print(context.get_help())
 
 
-@app.command(epilog=EPILOG)
+@app.command(epilog=EPILOG, short_help="Write the feature maps of images to a dump.")
 def extract(
     checkpoint: Checkpoint,
     output: Annotated[str, typer.Option("-o", "--output", help="The dump: a folder to make or to go on with.")],
@@ -149,7 +157,7 @@ def extract(
     raise typer.Exit(outcome.exit_code)
 
 
-@app.command(epilog=EPILOG)
+@app.command(epilog=EPILOG, short_help="List the stages of a checkpoint, or the state of a dump.")
 def inspect(
     target: Annotated[str, typer.Argument(metavar="CHECKPOINT|DUMP", help="What extract -c or -o take.")],
     arch: Arch = None,

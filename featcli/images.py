@@ -8,7 +8,7 @@ import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -37,6 +37,18 @@ REASONS = (
     "decode_error",
     "too_many_pixels",
     "unsupported_depth",
+)
+
+# What people take for pictures and no format here reads: (first bytes, how far in, name).
+FOREIGN = (
+    (b"ftyphei", 4, "HEIC"),
+    (b"ftyphev", 4, "HEIC"),
+    (b"ftypmif1", 4, "HEIF"),
+    (b"\xff\x0a", 0, "JPEG XL"),
+    (b"JXL ", 4, "JPEG XL"),
+    (b"%!PS", 0, "PostScript"),
+    (b"%PDF", 0, "PDF"),
+    (b"<svg", 0, "SVG"),
 )
 
 # Rules that change pixels; they are part of the plan.
@@ -80,7 +92,7 @@ def read_pixels(image: Input, fit: Callable[[Image.Image], np.ndarray], out: np.
 
 
 def _decode(image: Input) -> Image.Image:
-    with _opened(image) as file, Image.open(file, formats=FORMATS) as picture:
+    with _opened(image) as file, _identified(file) as picture:
         if picture.width * picture.height > MAX_PIXELS:  # known from the header, before any pixel is unpacked
             raise UnreadableError(
                 "too_many_pixels", f"{picture.width}x{picture.height}, the limit is {MAX_PIXELS} pixels"
@@ -89,7 +101,7 @@ def _decode(image: Input) -> Image.Image:
         return _to_rgb(_upright(picture))
 
 
-def _opened(image: Input) -> Any:
+def _opened(image: Input) -> IO[bytes]:
     """The open file, after the checks that must come before opening: a named pipe would wait for ever."""
     try:
         found = os.stat(image.path)
@@ -106,6 +118,18 @@ def _opened(image: Input) -> Any:
         raise UnreadableError("not_found", "no such file") from None
     except OSError as error:
         raise UnreadableError("unreadable", os.strerror(error.errno) if error.errno else "cannot be opened") from error
+
+
+def _identified(file: IO[bytes]) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        start = file.read(16)
+        for mark, position, name in FOREIGN:
+            if start[position:].startswith(mark):
+                raise UnreadableError("format_not_allowed", f"{name}: convert it to JPEG or PNG") from None
+        raise UnreadableError("not_an_image", "no known picture format") from None
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -125,8 +149,6 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _explained(error: Exception) -> tuple[str, str]:
-    if isinstance(error, UnidentifiedImageError):
-        return "not_an_image", "no known picture format"
     if isinstance(error, Image.DecompressionBombError):
         return "too_many_pixels", f"the limit is {MAX_PIXELS} pixels"
     # Object addresses in a message would make two equal runs differ.

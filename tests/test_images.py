@@ -62,7 +62,7 @@ def test_lossless_formats_agree(tmp_path, suffix):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "RGB"])
 def test_modes(tmp_path, mode):
     """Every mode with 8 bits or less is read as its RGB."""
-    suffix = "tif" if mode in ("CMYK", "YCbCr", "PA") else "png"
+    suffix = {"CMYK": "tif", "PA": "tif", "YCbCr": "jpg"}.get(mode, "png")
     with Image.open(draw(tmp_path / "plain.png", 0)) as plain:
         converted = plain.convert("P").convert("PA") if mode == "PA" else plain.convert(mode)
         if mode == "PA":
@@ -99,7 +99,9 @@ def test_truncated_files(tmp_path):
     [
         (b"", "empty"),
         (b"<html>not found</html>", "not_an_image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not_an_image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "format_not_allowed"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50), "format_not_allowed"),
+        (b"%PDF-1.7\n", "format_not_allowed"),
         (b"\xff\xd8\xff\xe0", "not_an_image"),
         (os.urandom(2000), "not_an_image"),
     ],

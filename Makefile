@@ -1,0 +1,55 @@
+# Everything needs only Python 3.10 or later, make and the package registry. `make` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types format docs bench smoke clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/installed  ## extract the sample images with a ResNet-18, inspect the checkpoint and the dump
+	$(BIN)/featcli extract sample_images -c resnet18 --random-init --out-features stage2,stage4 -o demo/feats
+	$(BIN)/featcli inspect resnet18 --out-features stage2,stage4
+	$(BIN)/featcli inspect demo/feats
+	@echo
+	@echo 'These maps are of random weights, so that no download was needed. With trained weights:'
+	@echo '  $(BIN)/featcli extract sample_images -c resnet18 --out-features stage2,stage4 -o demo/trained'
+
+test: .venv/installed  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+check: lint types test  ## lint, types and tests; changes nothing
+
+format: .venv/installed  ## put the code into its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/installed  ## write docs/cli.md anew from --help
+	$(BIN)/python docs/write_cli.py
+
+bench: .venv/installed  ## measure extract against the bare forward pass and against the usual script, as ratios
+	$(BIN)/python benchmarks/overhead.py
+
+smoke: .venv/installed  ## build the wheel, install it without the development tools elsewhere, extract two images
+	rm -rf build/smoke && $(BIN)/python -m pip wheel --quiet --no-deps -w build/smoke .
+	$(PYTHON) -m venv build/smoke/env
+	build/smoke/env/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build/smoke/*.whl
+	build/smoke/env/bin/featcli extract sample_images/nature/sea.jpg sample_images/things/flower.png \
+	  -c resnet18 --random-init -o build/smoke/feats
+	build/smoke/env/bin/featcli inspect build/smoke/feats
+
+clean:  ## remove what was made here, the environment too
+	rm -rf .venv build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
