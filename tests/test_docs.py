@@ -1,0 +1,121 @@
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY, SAMPLES
+
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TIMING = re.compile(r"^extracted .*", re.MULTILINE)
+MACHINE = re.compile(r"^(device|threads) .*", re.MULTILINE)
+
+
+def blocks(page):
+    """The code blocks of a page in order: (language, text)."""
+    return BLOCK.findall((REPOSITORY / page).read_text())
+
+
+def commands(text):
+    """The commands of a console block with what they print."""
+    for part in text.split("$ ")[1:]:
+        command, _, output = part.partition("\n")
+        yield command, output
+
+
+def settled(output):
+    """Output without what differs between machines and runs."""
+    return MACHINE.sub(r"\1", TIMING.sub("extracted", output)).strip()
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    """A folder as a reader of the README has it before them."""
+    shutil.copytree(SAMPLES, tmp_path / "sample_images", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_readme_runs_from_top_to_bottom(scratch, cli):
+    """Every command and every Python block of the README runs, in its order, and prints what it shows."""
+    ran = []
+    for language, text in blocks("README.md"):
+        if language == "console":
+            for command, shown in commands(text):
+                assert settled(output_of(command, cli)) == settled(shown), command
+                ran.append(command)
+        elif language == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(text, "README.md", "exec"), {})
+            assert out.getvalue()
+            ran.append("python")
+    assert len(ran) >= 8
+
+
+def output_of(command, cli):
+    if "|" not in command:
+        run = cli(*shlex.split(command)[1:])
+        assert run.code == 0, run.err
+        return run.err + run.out
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stderr + done.stdout
+
+
+def test_command_line_page_is_fresh():
+    """docs/cli.md is what --help says; `make docs` writes it anew."""
+    sys.path.insert(0, str(REPOSITORY / "docs"))
+    try:
+        from write_cli import PAGE, page
+    finally:
+        sys.path.pop(0)
+    assert PAGE.read_text() == page()
+
+
+def test_first_screen_of_the_readme():
+    """Install, extract, inspect and reading back are all within the README's first 42 lines."""
+    first = "\n".join((REPOSITORY / "README.md").read_text().splitlines()[:42])
+    for expected in ("pip install", "$ featcli extract", "$ featcli inspect", "open_dump"):
+        assert expected in first
+
+
+def test_every_exit_code_and_reason_is_documented():
+    """What a run can end with stands in --help, and why an image can fail in the format page."""
+    from featcli.cli import EPILOG
+    from featcli.errors import FeatcliError
+    from featcli.images import REASONS
+
+    codes = {kind.exit_code for kind in [FeatcliError, *FeatcliError.__subclasses__()]} | {0, 3}
+    assert all(f"\n  {code}  " in EPILOG for code in codes)
+    page = (REPOSITORY / "docs" / "format.md").read_text()
+    assert all(f"| `{reason}` |" in page for reason in REASONS)
+
+
+def test_makefile_targets_are_listed():
+    """`make help` names every target that is meant to be called."""
+    makefile = (REPOSITORY / "Makefile").read_text()
+    listed = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
+    assert {"help", "demo", "test", "check", "format", "bench", "smoke", "docs", "clean"} == listed
+
+
+def test_sample_images_are_small_and_various():
+    """About a dozen pictures under 1 MB: every format, mode and orientation that the README speaks of."""
+    from PIL import Image
+
+    paths = [path for path in SAMPLES.rglob("*") if path.suffix in (".jpg", ".png", ".webp")]
+    assert sum(path.stat().st_size for path in paths) < 1_000_000
+    facts = set()
+    for path in paths:
+        with Image.open(path) as picture:
+            facts |= {picture.format, picture.mode, "wide" if picture.width > picture.height else "tall"}
+            facts |= {"turned"} if picture.getexif().get(0x0112, 1) != 1 else set()
+    assert {"JPEG", "PNG", "WEBP", "RGB", "RGBA", "L", "P", "wide", "tall", "turned"} <= facts
+    assert len(paths) == 12
+    assert {path.parent.name for path in paths} == {"nature", "things"}
