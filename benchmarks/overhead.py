@@ -80,11 +80,11 @@ def measure(name, stages, pictures, count, rounds, scratch):
     pixels = torch.randint(0, 256, (16, 3, 224, 224), dtype=torch.uint8)
     backbone(pixels)
     seconds = {"forward": [], "featcli": [], "recipe": []}
-    for number in range(rounds):
+    for _ in range(rounds):
         seconds["forward"].append(timed(forward, backbone, pixels, count))
-        outcome = featcli.extract(pictures, output=scratch / f"{name}{number}", **options)
+        outcome = featcli.extract(pictures, output=scratch / "dump", overwrite=True, **options)
         seconds["featcli"].append(outcome.seconds)  # from the first image to the manifest, as the others
-        seconds["recipe"].append(timed(recipe, name, stages, pictures, scratch / f"{name}{number}.h5"))
+        seconds["recipe"].append(timed(recipe, name, stages, pictures, scratch / "maps.h5"))
     medians = {way: statistics.median(found) for way, found in seconds.items()}
     size = np.prod([s.shape for s in backbone.selected], axis=1).sum() * 4 * count / 1e6
     print(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -53,7 +53,7 @@ def read(
     fitting: Fitting,
     threads: int,
     pinned: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches (rows of `images`) in their order, each decoded by `threads` threads at most AHEAD batches early."""
     rows_left, dtype = iter(batches), getattr(torch, fitting.dtype)
     buffers: list[torch.Tensor] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -47,6 +49,38 @@ def resolve_device(wanted: str) -> Resolved[torch.device]:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise MachineError("--device mps: torch finds no Apple GPU", "use --device cpu")
     return Resolved(torch.device(wanted if number or kind != "cuda" else "cuda:0"), "as asked")
+
+
+@contextmanager
+def settled_arithmetic(threads: int) -> Iterator[None]:
+    """So many threads, and fp32 that means fp32: cuDNN would round its inputs to TF32, and tune itself by the clock."""
+    import torch
+
+    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
+
+
+@contextmanager
+def memory_errors(device: torch.device, batch_size: int) -> Iterator[None]:
+    """A forward pass that does not fit into memory, as one line with what to do."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not out_of_memory:
+            raise
+        raise MachineError(
+            f"{batch_size} images do not fit into the memory of {device}",
+            "use a smaller --batch-size (in a new dump, or with --overwrite)",
+        ) from error
 
 
 def available_cores() -> int:

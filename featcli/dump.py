@@ -17,13 +17,14 @@ from typing import Any
 from featcli.errors import ConflictError, FeatcliError, MachineError, shown
 from featcli.images import Failure
 from featcli.inputs import ImageList
-from featcli.plan import Plan, digest_keys, refuse_other_plan, with_fingerprint
+from featcli.plan import KeysDigest, Plan, refuse_other_plan, with_fingerprint
 from featcli.writers import FORMATS
 from featcli.writers.layout import ITEM_BYTES
 from featcli.writers.publish import disk_errors, publish_json, publish_lines, remove_stale
 from featcli.writers.shard import ShardWriter, Written
 
 PLAN, IMAGES, SHARDS, FAILURES, MANIFEST = "plan.json", "images.jsonl", "shards", "failures.jsonl", "manifest.json"
+REPAIR = "start anew with --overwrite: what cannot be trusted cannot be gone on with"
 
 
 class Dump:
@@ -55,8 +56,7 @@ class Dump:
             remove_stale(path / SHARDS)
             if not (path / PLAN).exists():
                 # The list before the plan: where there is a plan, the list it froze is there.
-                (path / IMAGES).unlink(missing_ok=True)
-                publish_lines(path / IMAGES, _image_lines(images))
+                publish_lines(path / IMAGES, _image_lines(images), replace=True)
                 publish_json(path / PLAN, with_fingerprint(plan))
         dump = cls.existing(path)
         assert dump is not None
@@ -65,33 +65,34 @@ class Dump:
         return dump
 
     def _refuse_changed_images(self, images: ImageList) -> None:
-        changed = [
-            (key, before, now) for (key, before), now in zip(self.images(), images.sizes, strict=True) if before != now
-        ]
+        """The keys are those of the plan, or its fingerprint would differ; the files behind them may be others."""
+        planned = [size for _, size in self.images()]
+        changed = [row for row, (before, now) in enumerate(zip(planned, images.sizes, strict=True)) if before != now]
         if changed:
-            key, before, now = changed[0]
+            row = changed[0]
             raise ConflictError(
-                f"dump {shown(self.path)}: {len(changed)} images changed since its plan was made,"
-                f" first {shown(key)}: {before} bytes there, {now} now (-1 is missing)",
+                f"dump {shown(self.path)}: {len(changed)} images changed since its plan was made, first"
+                f" {shown(images.keys[row])}: {planned[row]} bytes there, {images.sizes[row]} now (-1 is missing)",
                 "put the images back, use another -o, or --overwrite to start anew",
             )
 
     def images(self) -> Iterator[tuple[str, int]]:
-        """(key, size in bytes when listed) of each row."""
-        with (self.path / IMAGES).open(encoding="ascii") as file:
-            for line in file:
-                image = json.loads(line)
-                yield image["key"], image["bytes"]
+        """(key, size in bytes when listed) of each row. Raises FeatcliError if it is not the list that was planned."""
+        digest = KeysDigest()
+        try:
+            with (self.path / IMAGES).open(encoding="ascii") as file:
+                for line in file:
+                    image = json.loads(line)
+                    digest.add(image["key"])
+                    yield image["key"], image["bytes"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FeatcliError(f"dump {shown(self.path)}: images.jsonl is damaged ({error})", REPAIR) from error
+        if digest.hex() != self.plan.keys_digest:
+            raise FeatcliError(f"dump {shown(self.path)}: images.jsonl is not the list that was planned", REPAIR)
 
     def keys(self) -> list[str]:
-        """The key of each row. Raises FeatcliError where the list is not the one that was planned."""
-        try:
-            keys = [key for key, _ in self.images()]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FeatcliError(f"dump {shown(self.path)}: images.jsonl is damaged ({error})") from error
-        if digest_keys(keys) != self.plan.keys_digest:
-            raise FeatcliError(f"dump {shown(self.path)}: images.jsonl is not the list that was planned")
-        return keys
+        """The key of each row. Raises FeatcliError."""
+        return [key for key, _ in self.images()]
 
     def shard_path(self, number: int) -> Path:
         """Where the file of a shard is, or will be."""

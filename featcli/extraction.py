@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from featcli import batches
 from featcli.batches import Batch
 from featcli.config import ExtractConfig
+from featcli.device import memory_errors, settled_arithmetic
 from featcli.dump import Dump, remove_dump
 from featcli.errors import MachineError, shown
 from featcli.images import Failure
@@ -97,8 +99,8 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
     num_images = sum(len(dump.plan.shard(n)) for n in unfinished)
     report("start", images=len(job.images), done=len(job.images) - num_images, shards=len(unfinished))
     clock = Clock()
-    torch.set_num_threads(job.threads)
-    write_seconds = _run_shards(dump, unfinished, job, clock, report) if unfinished else 0.0
+    with settled_arithmetic(job.threads):
+        write_seconds = _run_shards(dump, unfinished, job, clock, report) if unfinished else 0.0
     manifest = dump.finalize()
     seconds = time.perf_counter() - clock.started
     outcome = Outcome(
@@ -147,11 +149,17 @@ def _run_shards(dump: Dump, shards: Sequence[int], job: Job, clock: Clock, repor
         pinned=job.backbone.device.type == "cuda",
     )
     limit = QUEUED_BATCHES * dump.bytes_of(dump.plan.settings["batch_size"])
-    with disk_errors(dump.path), Background(limit) as writer, _Shards(dump, job, writer, report) as open_shard:
+    with (
+        closing(decoded),
+        disk_errors(dump.path),
+        Background(limit) as writer,
+        _Shards(dump, job, writer, report) as open_shard,
+    ):
         for batch in decoded:
             clock.decode += batch.decode_seconds
             began = time.perf_counter()
-            maps = _stored_maps(forward(batch.pixels), batch, job)
+            with memory_errors(job.backbone.device, len(batch.rows)):
+                maps = _stored_maps(forward(batch.pixels), batch, job)
             clock.compute += time.perf_counter() - began
             open_shard.write(batch, maps)
             report("batch", images=len(batch.rows))

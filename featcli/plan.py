@@ -82,6 +82,8 @@ class Plan:
             StoredStage(**{**stage, **{name: tuple(stage[name]) for name in ("stride", "map_shape", "shape")}})
             for stage in content["stages"]
         )
+        if not all(isinstance(content[name], int) and content[name] > 0 for name in ("num_images", "shard_rows")):
+            raise ValueError("num_images and shard_rows must be positive")
         plan = cls(
             settings=content["settings"],
             stages=stages,
@@ -101,12 +103,27 @@ def with_fingerprint(plan: Plan) -> dict[str, Any]:
     return plan.to_json() | {"fingerprint": plan.fingerprint}
 
 
+class KeysDigest:
+    """xxh3-128 over keys, each followed by a zero byte."""
+
+    def __init__(self) -> None:
+        self._digest = xxhash.xxh3_128()
+
+    def add(self, key: str) -> None:
+        """Add the next key."""
+        self._digest.update(os.fsencode(key) + b"\0")
+
+    def hex(self) -> str:
+        """The digest of the keys so far."""
+        return self._digest.hexdigest()
+
+
 def digest_keys(keys: Iterable[str]) -> str:
-    """xxh3-128 over the keys, each followed by a zero byte."""
-    digest = xxhash.xxh3_128()
+    """The KeysDigest of all keys."""
+    digest = KeysDigest()
     for key in keys:
-        digest.update(os.fsencode(key) + b"\0")
-    return digest.hexdigest()
+        digest.add(key)
+    return digest.hex()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:

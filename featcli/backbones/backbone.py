@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featcli.backbones.stages import Stage
-from featcli.errors import UsageError
+from featcli.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,14 +145,21 @@ def _probe(build: Callable[[str], Network], size: tuple[int, int]) -> tuple[list
     """Shapes of the maps, operations and parameters, from one forward pass that computes nothing."""
     try:
         return _forward_once(build("meta"), torch.empty(1, 3, *size, device="meta"))
-    except (NotImplementedError, RuntimeError):  # some models look into their tensors: zeros on the CPU then
+    except (NotImplementedError, RuntimeError, AssertionError):  # some models look into their tensors
+        pass
+    try:
         return _forward_once(build("cpu"), torch.zeros(1, 3, *size))
+    except (RuntimeError, AssertionError, ValueError) as error:  # how libraries refuse a size
+        raise UsageError(
+            f"the backbone takes no input of {size[0]}x{size[1]}: {one_line(error)}",
+            "choose another --image-size, a multiple of the backbone's largest stride or its patch",
+        ) from error
 
 
 def _forward_once(network: Network, pixels: torch.Tensor) -> tuple[list[torch.Size], int, int]:
     network.module.eval()
-    # no_grad and not inference_mode: inside inference_mode no operation reaches the counter.
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # With gradients: under inference_mode no operation reaches the counter, under no_grad some models fail in it.
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         maps = network.maps(pixels)
     for found in maps:
         if found.ndim != 4:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What the hub's client means by its exceptions, by their names: it need not be imported to say so.
 UNREACHABLE = {
-    "LocalEntryNotFoundError": "it is not in the cache, and the hub does not answer",
-    "OfflineModeIsEnabled": "it is not in the cache, and HF_HUB_OFFLINE is set",
+    "LocalEntryNotFoundError": "it is not in the cache, and the hub does not answer or HF_HUB_OFFLINE is set",
+    "OfflineModeIsEnabled": "it is not in the cache, and HF_HUB_OFFLINE is set or the hub does not answer",
     "RepositoryNotFoundError": "there is no such repository, or it is private",
     "GatedRepoError": "its owner gives access on request only",
     "EntryNotFoundError": "the repository has no config.json",

@@ -108,6 +108,10 @@ class TimmSource(Source):
             if not str(error).startswith(("Unknown model", "Invalid pretrained tag")):
                 raise
             raise _unknown(self.model_name, "--arch" if self.file else "checkpoint") from None
+        except (AssertionError, ZeroDivisionError) as error:
+            raise UsageError(
+                f"{self.model_name} with {kwargs}: {one_line(error)}", "choose another --image-size"
+            ) from error
         except (OSError, ValueError) as error:
             raise CheckpointError(f"checkpoint {shown(self.model_name)}: {error}", "is the folder whole?") from error
 

@@ -66,11 +66,16 @@ def remove_stale(folder: Path) -> int:
     return removed
 
 
-def publish(partial: Path, final: Path) -> bool:
+def publish(partial: Path, final: Path, replace: bool = False) -> bool:
     """Give a partial file that is already on the disk its final name, unless that name is taken.
 
-    Returns whether it was free. The partial name is gone afterwards either way.
+    Returns whether it was free. The partial name is gone afterwards either way. With `replace` the name is
+    taken over at once from whatever had it.
     """
+    if replace:
+        os.replace(partial, final)
+        sync_folder(final.parent)
+        return True
     try:
         os.link(partial, final)
         free = True
@@ -96,7 +101,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def publish_lines(final: Path, lines: Iterable[bytes]) -> bool:
+def publish_lines(final: Path, lines: Iterable[bytes], replace: bool = False) -> bool:
     """Write a small file and publish it; whether the name was free."""
     descriptor, partial = create_partial(final)
     try:
@@ -104,7 +109,7 @@ def publish_lines(final: Path, lines: Iterable[bytes]) -> bool:
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
-            return publish(partial, final)  # while the file is open: the lock goes with it
+            return publish(partial, final, replace)  # while the file is open: the lock goes with it
     finally:
         partial.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ import xxhash
 
 from featcli.writers import FORMATS
 from featcli.writers.layout import VALID, Array
-from featcli.writers.publish import create_partial, publish, sync_folder
+from featcli.writers.publish import create_partial, publish
 
 REST = "rest"  # the hash of everything in the file that is not a stage: header, keys, valid
 
@@ -67,12 +67,9 @@ class ShardWriter:
         os.fsync(self._descriptor)
         hashes = {name: digest.hexdigest() for name, digest in self._digests.items()}
         hashes[REST] = hash_rest(self._descriptor, self.layout.size, [layout.arrays[name] for name in self._digests])
-        if self.final.exists() and not filecmp.cmp(self._partial, self.final, shallow=False):
-            # A file without a record that differs from ours is nobody's: its record would have been written next.
-            os.replace(self._partial, self.final)
-            sync_folder(self.final.parent)
-        else:
-            publish(self._partial, self.final)
+        # A file without a record that differs from ours is nobody's: its record would have been written next.
+        is_foreign = self.final.exists() and not filecmp.cmp(self._partial, self.final, shallow=False)
+        publish(self._partial, self.final, replace=is_foreign)
         os.close(self._descriptor)
         return Written(self.final.name, layout.size, hashes)
 

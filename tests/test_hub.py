@@ -1,0 +1,91 @@
+"""Checkpoints by hub id, from a cache that is laid out as the hub's client lays it out; there is no network here."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from conftest import SAMPLES
+from featcli import load_backbone, open_dump
+
+
+def cached(cache, name, files):
+    """Put files into a hub cache under a repository's name."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / "0123abcd"
+    shutil.copytree(files, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abcd")
+
+
+def featcli(cache, *arguments, offline):
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1" if offline else "0"}
+    if not offline:
+        environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there
+    command = [sys.executable, "-m", "featcli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_transformers_hub_id_from_the_cache(tmp_path, dinov2_folder, offline):
+    """A cached hub id works with HF_HUB_OFFLINE=1, and as well when the hub just does not answer."""
+    cached(tmp_path / "cache", "lab/tiny-dino", dinov2_folder)
+    options = ["-c", "lab/tiny-dino", "-o", tmp_path / "d", "--json", "-q"]
+    done = featcli(tmp_path / "cache", "extract", SAMPLES / "things", *options, offline=offline)
+    assert done.returncode == 0, done.stderr
+    dump = open_dump(tmp_path / "d")
+    backbone = load_backbone(str(dinov2_folder))
+    assert dump.plan.settings["weights_digest"] == backbone.digest
+    assert dump.plan.provenance["checkpoint"] == "lab/tiny-dino"
+
+
+def test_timm_weights_from_the_cache(tmp_path):
+    """A timm name takes its trained weights from the hub's cache, and says how much of the model they cover."""
+    torch.manual_seed(7)
+    model = timm.create_model("test_resnet", num_classes=1000)
+    (tmp_path / "files").mkdir()
+    save_file(model.state_dict(), tmp_path / "files" / "model.safetensors")
+    cached(tmp_path / "cache", "timm/test_resnet.r160_in1k", tmp_path / "files")
+    done = featcli(
+        tmp_path / "cache", "extract", SAMPLES / "nature", "-c", "test_resnet", "-o", tmp_path / "d", offline=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tensors loaded from test_resnet.r160_in1k" in done.stderr
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    expected = load_backbone(str(tmp_path / "w.safetensors"), arch="test_resnet").digest
+    assert open_dump(tmp_path / "d").plan.settings["weights_digest"] == expected
+
+
+def test_timm_hub_id_from_the_cache(tmp_path):
+    """A hub id whose config.json is timm's is read by timm."""
+    timm.models.save_for_hf(
+        timm.create_model("test_resnet", num_classes=3), tmp_path / "files", safe_serialization=True
+    )
+    cached(tmp_path / "cache", "lab/tiny-resnet", tmp_path / "files")
+    done = featcli(tmp_path / "cache", "inspect", "lab/tiny-resnet", "--json", offline=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["library"] == "timm"
+
+
+@pytest.mark.parametrize(
+    ("name", "offline", "cause"),
+    [
+        ("nobody/nothing", True, "HF_HUB_OFFLINE is set"),
+        ("nobody/nothing", False, "the hub does not answer"),
+        ("resnet18", True, "not in the cache"),
+        ("resnet18", False, "not in the cache"),
+    ],
+)
+def test_what_is_neither_cached_nor_reachable(tmp_path, name, offline, cause):
+    """Without cache and network it is one line with the reason, not half a minute of retries."""
+    done = featcli(tmp_path, "extract", SAMPLES, "-c", name, "-o", tmp_path / "d", "-q", offline=offline)
+    assert done.returncode == 6
+    assert len(done.stderr.splitlines()) == 2, done.stderr
+    assert cause in done.stderr
+    assert not (tmp_path / "d").exists()
