@@ -27,7 +27,7 @@ def inspect_checkpoint(
     from featcli.backbones import Request, resolve, select
 
     source = resolve(Request(checkpoint, arch, image_size=image_size))
-    chosen = select(source.stage_names, out_features, out_indices)
+    chosen = select(source.stage_names, out_features, out_indices, source.first_index)
     try:
         found = source.preprocessing()
         preprocessing = {"summary": found.summary, "origin": found.origin, "settings": dict(found.settings)}

@@ -92,7 +92,7 @@ def _resolve(
     listing = inputs.find(config.inputs, config.files_from, config.null, config.root)
     size_ = parse_size(config.image_size)
     source = resolve(Request(config.checkpoint, config.arch, config.random_init, config.seed, size_))
-    positions = select(source.stage_names, config.out_features, config.out_indices)
+    positions = select(source.stage_names, config.out_features, config.out_indices, source.first_index)
     report("choice", name="checkpoint", value=f"{source.name} ({source.library})")
     names = ", ".join(f"{s.name} {'x'.join(map(str, s.shape))}" for s in (source.stages[i] for i in positions))
     default = config.out_features is None and config.out_indices is None

@@ -37,5 +37,5 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     source = resolve(Request(checkpoint, arch, random_init, seed, image_size))
     features = parse_features(out_features) if isinstance(out_features, str) else out_features
     indices = parse_indices(out_indices) if isinstance(out_indices, str) else out_indices
-    positions = select(source.stage_names, features, indices)
+    positions = select(source.stage_names, features, indices, source.first_index)
     return ready(source, positions, resolve_device(device).value, precision)

@@ -99,6 +99,7 @@ class Source(ABC):
     library: str  # "timm" or "transformers"
     input_size: tuple[int, int]  # (H, W)
     stage_names: tuple[tuple[str, str], ...]  # (stage, module) in network order
+    first_index = 0  # the library's own index of the first of them
 
     @abstractmethod
     def build(self, positions: Sequence[int], device: str) -> Network:
@@ -127,7 +128,9 @@ class Source(ABC):
         height, width = self.input_size
         return tuple(
             Stage(name, index, module, (c, h, w), (round(height / h), round(width / w)))
-            for index, ((name, module), (_, c, h, w)) in enumerate(zip(self.stage_names, self._whole[0], strict=True))
+            for index, ((name, module), (_, c, h, w)) in enumerate(
+                zip(self.stage_names, self._whole[0], strict=True), self.first_index
+            )
         )
 
     @property

@@ -34,7 +34,7 @@ from featcli.backbones.image_processor import (  # noqa: E402
     quiet,
     read_processor,
 )
-from featcli.errors import CheckpointError, UsageError, one_line, shown  # noqa: E402
+from featcli.errors import CheckpointError, one_line, shown  # noqa: E402
 
 # Types that normalise each requested map do so with norms of their own, which only a checkpoint saved as a
 # backbone has. Any other absent weight is a refusal.
@@ -43,6 +43,8 @@ UNTRAINED_NORM = re.compile(r"(hidden_states_norms|layernorm|norm)\.")
 FINAL_NORM = {"swin": "swin.layernorm", "maskformer-swin": "model.layernorm", "focalnet": "focalnet.layernorm"}
 FINAL_NORM["bit"] = "bit.norm"
 DEFAULT_SIZE = 224
+# Types that name a stem in their configuration and refuse to give it.
+NO_STEM = ("maskformer-swin",)
 # Fields of a configuration that do not change what the backbone computes.
 NOT_ARCHITECTURE = frozenset(
     "_name_or_path transformers_version architectures out_features out_indices dtype torch_dtype id2label"
@@ -71,13 +73,14 @@ class TransformersSource(Source):
         self._backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(self.config)]
         self.processor = read_processor(request.checkpoint, request.image_size)
         self.input_size = request.image_size or self._own_size()
+        self.first_index = int(self.model_type in NO_STEM)
         names = list(self.config.stage_names)
-        self.stage_names = tuple(zip(names, self._module_names(names), strict=True))
+        self.stage_names = tuple(zip(names, self._module_names(names), strict=True))[self.first_index :]
 
     def build(self, positions: Sequence[int], device: str) -> Network:
         """See Source."""
         with torch.device(device), quiet():
-            return self._cut(self._backbone_class(self._config_for(positions)), positions)
+            return self._cut(self._blank(positions), positions)
 
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
         """See Source. Only norms that plain checkpoints do not have may be absent; they are named."""
@@ -114,23 +117,42 @@ class TransformersSource(Source):
         config = {k: v for k, v in plain_json(self.config.to_dict()).items() if k not in NOT_ARCHITECTURE}
         return {"library": "transformers", "input_size": list(self.input_size), "config": config}
 
+    def _blank(self, positions: Sequence[int]) -> Any:
+        """The backbone without weights, on whatever device is the default."""
+        try:
+            return self._backbone_class(self._config_for(positions))
+        except ImportError as error:  # dinat needs natten
+            raise CheckpointError(
+                f"checkpoint {shown(self.request.checkpoint)}: model type {shown(self.model_type)} needs a library that"
+                f" is not installed ({one_line(error)})",
+                "install it, or choose another backbone",
+            ) from error
+
     def _config_for(self, positions: Sequence[int]) -> Any:
         config = type(self.config).from_dict(plain_json(self.config.to_dict()))
-        try:
-            config.out_indices = list(positions)
-        except ValueError as error:
-            raise UsageError(f"{self.name}: {error}", "choose other stages") from error
+        config.out_indices = [position + self.first_index for position in positions]
         return config
 
     def _cut(self, module: nn.Module, positions: Sequence[int]) -> Network:
-        deepest, names = max(positions), [name for name, _ in self.stage_names]
+        deepest, names = max(positions) + self.first_index, self.config.stage_names
         if deepest < len(names) - 1:
             _drop_stages_after(module, deepest, names, self.model_type)
 
         def maps(pixels: torch.Tensor) -> list[torch.Tensor]:
-            return list(module(pixels).feature_maps)
+            height, width = pixels.shape[2:]
+            return [self._as_grid(found, height, width) for found in module(pixels).feature_maps]
 
         return Network(module, maps, self._class_tokens(module, positions))
+
+    def _as_grid(self, found: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """(B, tokens, C) as (B, C, h, w) for the types that leave their patches in a row; maps as they are."""
+        if found.ndim != 3:
+            return found
+        patch = self.config.patch_size
+        rows, columns = (patch, patch) if isinstance(patch, int) else patch
+        grid = height // rows, width // columns
+        tokens = found[:, found.shape[1] - grid[0] * grid[1] :]  # whatever is in front of the patches is no patch
+        return tokens.transpose(1, 2).reshape(len(found), -1, *grid)
 
     def _class_tokens(self, module: nn.Module, positions: Sequence[int]) -> Any:
         """Token 0 of the selected stages' hidden states, normalised as the maps are, where it is a class token."""
@@ -149,7 +171,7 @@ class TransformersSource(Source):
 
     def _module_names(self, names: list[str]) -> list[str]:
         with torch.device("meta"), quiet():
-            module = self._backbone_class(self._config_for([len(names) - 1]))
+            module = self._blank([len(names) - 1 - self.first_index])
         path, _ = _stage_list(module, names)
         has_stem = names[0] == "stem"
         stem = [next(name for name, _ in module.named_children())] if has_stem else []

@@ -57,15 +57,17 @@ def select(
     stages: Sequence[tuple[str, str]],
     out_features: Sequence[str] | None = None,
     out_indices: Sequence[int] | str | None = None,
+    first_index: int = 0,
 ) -> tuple[int, ...]:
     """The positions of the chosen stages, in network order.
 
-    `stages` are the backbone's (name, module) pairs in network order. With neither choice given it is the
-    last stage; with both, they must mean the same stages. Raises UsageError.
+    `stages` are the backbone's (name, module) pairs in network order, `first_index` is the library's own index
+    of the first of them. With neither choice given it is the last stage; with both, they must mean the same
+    stages. Raises UsageError.
     """
     names = [name for name, _ in stages]
     by_name = None if out_features is None else _from_features(stages, out_features)
-    by_index = None if out_indices is None else _from_indices(names, out_indices)
+    by_index = None if out_indices is None else _from_indices(names, out_indices, first_index)
     if by_name is not None and by_index is not None and by_name != by_index:
         raise UsageError(
             f"--out-features means {_listed(names, by_name)} but --out-indices means {_listed(names, by_index)}",
@@ -105,16 +107,18 @@ def _position(stages: Sequence[tuple[str, str]], feature: str) -> int:
     raise UsageError(f"unknown stage {shown(feature)}", hint)
 
 
-def _from_indices(names: Sequence[str], indices: Sequence[int] | str) -> tuple[int, ...]:
+def _from_indices(names: Sequence[str], indices: Sequence[int] | str, first: int) -> tuple[int, ...]:
     if isinstance(indices, str):
         return tuple(range(len(names)))
+    last = first + len(names) - 1
     for index in indices:
-        if not -len(names) <= index < len(names):
+        if not (first <= index <= last or -len(names) <= index < 0):
             raise UsageError(
                 f"stage index {index} is out of range: there are {len(names)} stages",
-                f"use 0 to {len(names) - 1}, or {-len(names)} to -1 counted from the end: {_brief(names)}",
+                f"use {first} to {last}, or {-len(names)} to -1 counted from the end: {_brief(names)}",
             )
-    return _checked(names, [index % len(names) for index in indices], "--out-indices", indices)
+    positions = [index + len(names) if index < 0 else index - first for index in indices]
+    return _checked(names, positions, "--out-indices", indices)
 
 
 def _checked(names: Sequence[str], chosen: list[int], option: str, asked: Sequence[object]) -> tuple[int, ...]:

@@ -1,0 +1,98 @@
+"""Every model type in transformers' AutoBackbone mapping that can be built here, every stage of it."""
+
+import pytest
+import torch
+from tiny_transformers import TINY
+
+from conftest import SAMPLES, upright
+from featcli import load_backbone
+from featcli.backbones import Request, resolve
+from featcli.errors import CheckpointError, UsageError
+
+transformers = pytest.importorskip("transformers")
+MAPPING = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING
+NAMES = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES
+
+PICTURES = [upright(path) for path in sorted(SAMPLES.rglob("*.jpg"))[:2]]
+# Types of the mapping that are not in TINY, with the reason.
+ELSEWHERE = {"dinat": "needs natten", "timm_backbone": "a timm model in other clothes", "tipsv2": "a text model too"}
+
+
+def configured(model_type, stages=None):
+    config = transformers.CONFIG_MAPPING[model_type](**TINY[model_type])
+    for name in ("hidden_sizes", "depths"):  # tuples as defaults break some backbones of transformers itself
+        if isinstance(getattr(config, name, None), tuple):
+            setattr(config, name, list(getattr(config, name)))
+    config.out_features = stages or [
+        name for name in config.stage_names if (model_type, name) != ("maskformer-swin", "stem")
+    ]
+    return config
+
+
+def save(model_type, folder):
+    """A checkpoint with every parameter random, norms and biases too, so that none can be taken for another."""
+    torch.manual_seed(0)
+    config = configured(model_type)
+    model = MAPPING[type(config)](config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.05) if parameter.ndim > 1 else parameter.uniform_(0.5, 1.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
+    model.save_pretrained(folder)
+    size = getattr(config, "image_size", 64)
+    height, width = (size, size) if isinstance(size, int) else size
+    transformers.ViTImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
+    return config.out_features
+
+
+def as_map(found, size, patch):
+    """A feature map from what the library gives: vitpose leaves its patches in a row."""
+    if found.ndim == 4:
+        return found
+    height, width = size[0] // patch[0], size[1] // patch[1]
+    return found.reshape(len(found), height, width, -1).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("model_type", TINY)
+def test_every_stage_of_every_type(tmp_path, model_type):
+    """Cut after any of its stages, a backbone gives bit for bit what transformers' whole backbone gives."""
+    stages = save(model_type, tmp_path)
+    config = configured(model_type)
+    model = MAPPING[type(config)].from_pretrained(tmp_path, config=config).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    pixels = processor(PICTURES, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        expected = [
+            as_map(f, pixels.shape[2:], getattr(config, "patch_size", None)) for f in model(pixels).feature_maps
+        ]
+    source = resolve(Request(str(tmp_path)))
+    assert [stage.name for stage in source.stages] == stages
+    assert [stage.index for stage in source.stages] == [config.stage_names.index(stage) for stage in stages]
+    assert [stage.shape for stage in source.stages] == [tuple(maps.shape[1:]) for maps in expected]
+    for stage, maps in zip(source.stages, expected, strict=True):
+        backbone = load_backbone(str(tmp_path), out_indices=[stage.index])
+        (found,) = backbone(torch.stack([backbone.preprocess(picture) for picture in PICTURES])).values()
+        assert torch.equal(found, maps), stage
+
+
+def test_every_type_of_the_mapping_is_known():
+    """A type that transformers gains fails here until it is tested or its absence has a reason."""
+    assert set(NAMES) == set(TINY) | set(ELSEWHERE)
+
+
+def test_a_stem_that_is_refused(tmp_path):
+    """MaskFormer's Swin names a stem and refuses to give it: it is not offered, and indices stay the library's."""
+    save("maskformer-swin", tmp_path)
+    backbone = load_backbone(str(tmp_path), out_indices=[1, -1])
+    assert [(stage.index, stage.name) for stage in backbone.selected] == [(1, "stage1"), (4, "stage4")]
+    with pytest.raises(UsageError, match="stage index 0 is out of range"):
+        load_backbone(str(tmp_path), out_indices=[0])
+
+
+def test_a_type_that_needs_more(tmp_path):
+    """dinat needs natten: a clear refusal that names it."""
+    transformers.DinatConfig().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="natten"):
+        load_backbone(str(tmp_path))
