@@ -24,10 +24,10 @@ def inspect_checkpoint(
 
     Raises UsageError and CheckpointError.
     """
-    from featcli.backbones import Request, resolve, select
+    from featcli.backbones import Request, resolve
 
     source = resolve(Request(checkpoint, arch, image_size=image_size))
-    chosen = select(source.stage_names, out_features, out_indices, source.first_index)
+    chosen = source.select(out_features, out_indices)
     try:
         found = source.preprocessing()
         preprocessing = {"summary": found.summary, "origin": found.origin, "settings": dict(found.settings)}

@@ -13,7 +13,7 @@ import torch
 
 import featcli
 from featcli import inputs
-from featcli.backbones import Request, resolve, select
+from featcli.backbones import Request, resolve
 from featcli.backbones.backbone import Backbone, Source, ready
 from featcli.config import MAX_SHARD_ROWS, SHARD_BYTES, ExtractConfig, parse_size
 from featcli.device import Resolved, available_cores, resolve_device
@@ -92,11 +92,12 @@ def _resolve(
     listing = inputs.find(config.inputs, config.files_from, config.null, config.root)
     size_ = parse_size(config.image_size)
     source = resolve(Request(config.checkpoint, config.arch, config.random_init, config.seed, size_))
-    positions = select(source.stage_names, config.out_features, config.out_indices, source.first_index)
+    positions = source.select(config.out_features, config.out_indices)
     report("choice", name="checkpoint", value=f"{source.name} ({source.library})")
     names = ", ".join(f"{s.name} {'x'.join(map(str, s.shape))}" for s in (source.stages[i] for i in positions))
     default = config.out_features is None and config.out_indices is None
-    report("choice", name="stages", value=names, reason="default: the last" if default else "as asked")
+    reason = "as asked" if not default else "those the model uses" if source.default_indices else "default: the last"
+    report("choice", name="stages", value=names, reason=reason)
     report("choice", name="device", value=str(device.value), reason=device.reason)
     report(
         "choice",

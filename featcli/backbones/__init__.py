@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from featcli.backbones.checkpoint import Request, resolve
-from featcli.backbones.stages import parse_features, parse_indices, select
+from featcli.backbones.stages import parse_features, parse_indices
 
 if TYPE_CHECKING:
     from featcli.backbones.backbone import Backbone
 
-__all__ = ["Request", "load_backbone", "resolve", "select"]
+__all__ = ["Request", "load_backbone", "resolve"]
 
 
 def load_backbone(  # noqa: PLR0913  (a keyword for each option)
@@ -37,5 +37,5 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     source = resolve(Request(checkpoint, arch, random_init, seed, image_size))
     features = parse_features(out_features) if isinstance(out_features, str) else out_features
     indices = parse_indices(out_indices) if isinstance(out_indices, str) else out_indices
-    positions = select(source.stage_names, features, indices, source.first_index)
+    positions = source.select(features, indices)
     return ready(source, positions, resolve_device(device).value, precision)

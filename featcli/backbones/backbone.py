@@ -13,7 +13,7 @@ import xxhash
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from featcli.backbones.stages import Stage
+from featcli.backbones.stages import Stage, select
 from featcli.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Source(ABC):
     input_size: tuple[int, int]  # (H, W)
     stage_names: tuple[tuple[str, str], ...]  # (stage, module) in network order
     first_index = 0  # the library's own index of the first of them
+    default_indices: tuple[int, ...] | None = None  # the stages that a larger model uses; None is the last
 
     @abstractmethod
     def build(self, positions: Sequence[int], device: str) -> Network:
@@ -132,6 +133,14 @@ class Source(ABC):
                 zip(self.stage_names, self._whole[0], strict=True), self.first_index
             )
         )
+
+    def select(
+        self, out_features: Sequence[str] | None = None, out_indices: Sequence[int] | str | None = None
+    ) -> tuple[int, ...]:
+        """The positions of the chosen stages in network order, by the rules of `stages.select`. Raises UsageError."""
+        if out_features is None and out_indices is None:
+            out_indices = self.default_indices
+        return select(self.stage_names, out_features, out_indices, self.first_index)
 
     @property
     def num_parameters(self) -> int:

@@ -88,7 +88,7 @@ def _from_folder(request: Request, path: Path) -> Source:
     config = read_config(path / "config.json")
     if "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper":
         return _timm(request, local=True)
-    return _transformers(request, config)
+    return _transformers(request)
 
 
 def _from_hub(request: Request) -> Source:
@@ -103,7 +103,7 @@ def _from_hub(request: Request) -> Source:
         raise unreachable(request.checkpoint, error) from error
     if "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper":
         return _timm(request, hub=True)
-    return _transformers(request, config)
+    return _transformers(request)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _timm(request: Request, local: bool = False, hub: bool = False) -> Source:
     return TimmSource(request, prefix + request.checkpoint)
 
 
-def _transformers(request: Request, config: dict[str, Any]) -> Source:
+def _transformers(request: Request) -> Source:
     try:
         import transformers  # noqa: F401  (an extra: its absence is the user's to mend, not a bug)
     except ModuleNotFoundError:
@@ -147,6 +147,6 @@ def _transformers(request: Request, config: dict[str, Any]) -> Source:
             f"checkpoint {shown(request.checkpoint)}: a transformers checkpoint, and transformers is not installed",
             "pip install 'featcli[transformers]'",
         ) from None
-    from featcli.backbones.from_transformers import TransformersSource
+    from featcli.backbones.from_transformers import open_transformers
 
-    return TransformersSource(request, config)
+    return open_transformers(request)

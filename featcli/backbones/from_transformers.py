@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING  #
 
 from featcli.backbones.backbone import Network, Preprocessing, Source, Weights  # noqa: E402
 from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
+from featcli.backbones.from_timm import TimmSource  # noqa: E402
 from featcli.backbones.hub import hub_or_cache  # noqa: E402
 from featcli.backbones.image_processor import (  # noqa: E402
     output_sizes,
@@ -43,6 +45,17 @@ UNTRAINED_NORM = re.compile(r"(hidden_states_norms|layernorm|norm)\.")
 FINAL_NORM = {"swin": "swin.layernorm", "maskformer-swin": "model.layernorm", "focalnet": "focalnet.layernorm"}
 FINAL_NORM["bit"] = "bit.norm"
 DEFAULT_SIZE = 224
+# Where a backbone lies inside a larger model, as its weights are named on disk, the longest names first.
+# transformers renames some while loading, so the attribute path of the model in memory may be another.
+INSIDE = (
+    "model.pixel_level_module.encoder.",  # MaskFormer, Mask2Former, OneFormer
+    "pixel_level_module.encoder.",
+    "model.backbone.conv_encoder.model.",  # the DETR family, GroundingDINO
+    "backbone.conv_encoder.model.",
+    "model.backbone.model.",  # RT-DETR, D-FINE
+    "model.backbone.",
+    "backbone.",  # UperNet, DepthAnything, DPT, ZoeDepth, VitPose, VitMatte
+)
 # Types that name a stem in their configuration and refuse to give it.
 NO_STEM = ("maskformer-swin",)
 # Fields of a configuration that do not change what the backbone computes.
@@ -52,18 +65,91 @@ NOT_ARCHITECTURE = frozenset(
 )
 
 
+def open_transformers(request: Request) -> Source:
+    """The source for a transformers folder or hub id. Raises CheckpointError."""
+    with reading(request):
+        config = transformers.AutoConfig.from_pretrained(request.checkpoint)
+    inner = getattr(config, "backbone_config", None)
+    if "timm_backbone" in (config.model_type, getattr(inner, "model_type", None)):
+        return TimmInside(request, inner or config, composite=config.model_type if inner else "")
+    if type(config) in MODEL_FOR_BACKBONE_MAPPING:
+        inner = None
+    return TransformersSource(request, config, inner)
+
+
+@contextmanager
+def reading(request: Request) -> Iterator[None]:
+    """Whatever transformers raises in here is about the checkpoint."""
+    try:
+        with quiet(), hub_or_cache():
+            yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # files, hub, HTTP, unpickling, unknown types: there is no common type
+        if not Path(request.checkpoint).is_dir():
+            raise unreachable(request.checkpoint, error) from error
+        raise CheckpointError(
+            f"checkpoint {shown(request.checkpoint)}: {one_line(error)}", "is the folder whole?"
+        ) from error
+
+
+def name_of(request: Request) -> str:
+    """A folder by its name alone, a hub id as it is."""
+    path = Path(request.checkpoint)
+    return path.resolve().name if path.is_dir() else request.checkpoint
+
+
+def own_size(request: Request, processor: Any) -> tuple[int, int] | None:
+    """The (H, W) that a processor gives every picture, None without a processor. Raises CheckpointError."""
+    sizes = output_sizes(processor) if processor is not None else {None}
+    if len(sizes) > 1:
+        raise CheckpointError(
+            f"checkpoint {shown(request.checkpoint)}: its image processor gives every picture another size",
+            "give one size for all with --image-size",
+        )
+    return sizes.pop()
+
+
+def config_size(config: Any) -> tuple[int, int]:
+    """The (H, W) that a configuration names, for checkpoints that say nothing of their preprocessing."""
+    size = getattr(config, "image_size", None) or DEFAULT_SIZE
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+class TimmInside(TimmSource):
+    """A timm model whose weights lie in a transformers checkpoint: `timm_backbone`, alone or in a larger model."""
+
+    def __init__(self, request: Request, config: Any, composite: str) -> None:
+        names = ("model.safetensors", "pytorch_model.bin")
+        files = [path for name in names if (path := Path(request.checkpoint) / name).is_file()]
+        if not (files or request.random_init):
+            raise CheckpointError(
+                f"checkpoint {shown(request.checkpoint)}: none of {', '.join(names)} in it",
+                "a timm backbone inside a transformers checkpoint is read from a folder with one weights file",
+            )
+        self._processor = read_processor(request.checkpoint, request.image_size)
+        size = request.image_size or own_size(request, self._processor)
+        super().__init__(replace(request, arch=config.backbone, image_size=size), str(files[0]) if files else "")
+        self.default_indices = tuple(index % len(self.stage_names) for index in config.out_indices)
+        self.name = name_of(request) + (f" (the {self.architecture} in a {composite})" if composite else "")
+
+    def preprocessing(self) -> Preprocessing:
+        """See Source; the checkpoint's own where it has one, which is not timm's."""
+        return preprocessing_of(self._processor, self.input_size) if self._processor else super().preprocessing()
+
+
 class TransformersSource(Source):
     """A transformers checkpoint whose model type is in the AutoBackbone mapping, before its weights are read."""
 
     library = "transformers"
 
-    def __init__(self, request: Request, config: dict[str, Any]) -> None:
+    def __init__(self, request: Request, config: Any, inner: Any = None) -> None:
+        """`config` is the checkpoint's; `inner` that of the backbone inside it, where it is a larger model."""
         self.request = request
-        self.is_local = Path(request.checkpoint).is_dir()
-        self.name = Path(request.checkpoint).resolve().name if self.is_local else request.checkpoint
-        with self._reading():
-            self.config = transformers.AutoConfig.from_pretrained(request.checkpoint)
-        self.model_type = str(config.get("model_type"))
+        self.name = name_of(request)
+        self.composite = "" if inner is None else config.model_type
+        self.config = config if inner is None else inner
+        self.model_type = self.config.model_type
         if type(self.config) not in MODEL_FOR_BACKBONE_MAPPING:
             raise CheckpointError(
                 f"checkpoint {shown(request.checkpoint)}: model type {shown(self.model_type)} has no backbone in"
@@ -72,10 +158,13 @@ class TransformersSource(Source):
             )
         self._backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(self.config)]
         self.processor = read_processor(request.checkpoint, request.image_size)
-        self.input_size = request.image_size or self._own_size()
+        self.input_size = request.image_size or own_size(request, self.processor) or config_size(self.config)
         self.first_index = int(self.model_type in NO_STEM)
         names = list(self.config.stage_names)
         self.stage_names = tuple(zip(names, self._module_names(names), strict=True))[self.first_index :]
+        if self.composite:
+            self.name += f" (the {self.model_type} in a {self.composite})"
+            self.default_indices = tuple(index % len(names) for index in self.config.out_indices)
 
     def build(self, positions: Sequence[int], device: str) -> Network:
         """See Source."""
@@ -90,11 +179,13 @@ class TransformersSource(Source):
             return self.build(positions, "cpu"), Weights(origin, random=True)
         # TimmBackbone overrides from_pretrained with one that cannot read a folder; this is the plain one.
         from_pretrained = transformers.PreTrainedModel.from_pretrained.__func__
-        with self._reading():
+        renamed = {f"^(?:{'|'.join(map(re.escape, INSIDE))})": ""} if self.composite else None
+        with reading(self.request):
             module, report = from_pretrained(
                 self._backbone_class,
                 self.request.checkpoint,
                 config=self._config_for(positions),
+                key_mapping=renamed,
                 dtype=torch.float32,
                 output_loading_info=True,
             )
@@ -177,18 +268,6 @@ class TransformersSource(Source):
         stem = [next(name for name, _ in module.named_children())] if has_stem else []
         return stem + [f"{path}.{i}" for i in range(len(names) - has_stem)]
 
-    def _own_size(self) -> tuple[int, int]:
-        if self.processor is None:
-            size = getattr(self.config, "image_size", None) or DEFAULT_SIZE
-            return (size, size) if isinstance(size, int) else tuple(size)
-        sizes = output_sizes(self.processor)
-        if len(sizes) > 1:
-            raise CheckpointError(
-                f"checkpoint {shown(self.request.checkpoint)}: its image processor gives every picture another size",
-                "give one size for all with --image-size",
-            )
-        return sizes.pop()
-
     def _proven(self, module: nn.Module, absent: list[str], mismatched: list[str]) -> Weights:
         tensors = module.state_dict().keys()
         untrained = tuple(key for key in absent if UNTRAINED_NORM.match(key) and key in tensors)
@@ -200,21 +279,6 @@ class TransformersSource(Source):
                 "is the folder whole, and are these the weights its config.json describes?",
             )
         return Weights(self.name, len(tensors) - len(untrained), len(tensors), untrained)
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Whatever transformers raises in here is about the checkpoint."""
-        try:
-            with quiet(), hub_or_cache():
-                yield
-        except CheckpointError:
-            raise
-        except Exception as error:  # files, hub, HTTP, unpickling, unknown types: there is no common type
-            if not self.is_local:
-                raise unreachable(self.request.checkpoint, error) from error
-            raise CheckpointError(
-                f"checkpoint {shown(self.request.checkpoint)}: {one_line(error)}", "is the folder whole?"
-            ) from error
 
 
 def _stage_list(module: nn.Module, names: Sequence[str]) -> tuple[str, nn.ModuleList]:

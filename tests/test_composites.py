@@ -1,0 +1,173 @@
+"""The backbone inside a larger model: MaskFormer, DETR and their kin, tiny and with random weights."""
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import SAMPLES
+from featcli import extract, load_backbone, open_dump
+from featcli.backbones import Request, resolve
+from featcli.errors import CheckpointError
+
+T = pytest.importorskip("transformers")
+
+RESNET = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 32, 64], "embedding_size": 16}
+SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4, "image_size": 64}
+DINOV2 = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 56}
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+DETR = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "num_queries": 5,
+}
+
+
+def maskformer(backbone):
+    sizes = {"fpn_feature_size": 32, "mask_feature_size": 32}
+    return T.MaskFormerForInstanceSegmentation(
+        T.MaskFormerConfig(backbone_config=backbone, decoder_config=T.DetrConfig(**DETR), **sizes)
+    )
+
+
+def mask2former():
+    sizes = {"hidden_dim": 32, "feature_size": 32, "mask_feature_size": 32, "encoder_layers": 1, "decoder_layers": 2}
+    more = {"num_attention_heads": 2, "dim_feedforward": 32, "encoder_feedforward_dim": 32, "num_queries": 5}
+    backbone = T.SwinConfig(**SWIN, out_features=STAGES)
+    return T.Mask2FormerForUniversalSegmentation(T.Mask2FormerConfig(backbone_config=backbone, **sizes, **more))
+
+
+def rt_detr():
+    backbone = T.RTDetrResNetConfig(**RESNET, out_features=STAGES[1:])
+    sizes = {"encoder_hidden_dim": 32, "encoder_in_channels": [32, 32, 64], "decoder_in_channels": [32, 32, 32]}
+    more = {key: value for key, value in DETR.items() if key != "encoder_layers"}
+    return T.RTDetrForObjectDetection(T.RTDetrConfig(backbone_config=backbone, **sizes, **more))
+
+
+def upernet():
+    backbone = T.ResNetConfig(**RESNET, out_features=STAGES)
+    sizes = {"hidden_size": 16, "auxiliary_channels": 8, "auxiliary_in_channels": 32}
+    return T.UperNetForSemanticSegmentation(T.UperNetConfig(backbone_config=backbone, **sizes))
+
+
+def depth_anything():
+    backbone = T.Dinov2Config(**DINOV2, out_indices=[0, 1, 2, 3], reshape_hidden_states=False)
+    sizes = {"neck_hidden_sizes": [8, 8, 16, 16], "reassemble_hidden_size": 32, "fusion_hidden_size": 8}
+    return T.DepthAnythingForDepthEstimation(
+        T.DepthAnythingConfig(backbone_config=backbone, patch_size=14, head_hidden_size=4, **sizes)
+    )
+
+
+def dpt():
+    backbone = T.Dinov2Config(**DINOV2, out_indices=[0, 1, 2, 3], reshape_hidden_states=False)
+    sizes = {"neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 8, "hidden_size": 32}
+    return T.DPTForDepthEstimation(T.DPTConfig(backbone_config=backbone, is_hybrid=False, **sizes))
+
+
+def detr(backbone):
+    return T.DetrForObjectDetection(T.DetrConfig(**DETR, backbone_config=backbone))
+
+
+# name -> (how to make the model, where its backbone is in memory)
+COMPOSITES = {
+    "maskformer-resnet": (
+        lambda: maskformer(T.ResNetConfig(**RESNET, out_features=STAGES)),
+        "model.pixel_level_module.encoder",
+    ),
+    "maskformer-swin": (
+        lambda: maskformer(T.SwinConfig(**SWIN, out_features=STAGES)),
+        "model.pixel_level_module.encoder",
+    ),
+    "mask2former": (mask2former, "model.pixel_level_module.encoder"),
+    "detr-timm": (
+        lambda: detr(T.TimmBackboneConfig(backbone="test_resnet", out_indices=[1, 2, 3, 4])),
+        "model.backbone.model",
+    ),
+    "detr-resnet": (lambda: detr(T.ResNetConfig(**RESNET, out_features=["stage4"])), "model.backbone.model"),
+    "rt-detr": (rt_detr, "model.backbone.model"),
+    "upernet": (upernet, "backbone"),
+    "depth-anything": (depth_anything, "backbone"),
+    "dpt": (dpt, "backbone"),
+}
+
+
+@pytest.fixture(params=COMPOSITES)
+def composite(request, tmp_path):
+    """A composite saved to a folder: (folder, the model's own backbone)."""
+    make, place = COMPOSITES[request.param]
+    torch.manual_seed(0)
+    model = make().eval()
+    model.save_pretrained(tmp_path / "checkpoint")
+    T.ViTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint", model.get_submodule(place)
+
+
+def maps_of(backbone, pixels):
+    """What the model's head is given, patches in a row as their grid."""
+    with torch.no_grad():
+        found = backbone(pixels)
+    found = found if isinstance(found, list) else found.feature_maps
+    return [m if m.ndim == 4 else m[:, 1:].transpose(1, 2).unflatten(2, (4, 4)) for m in found]
+
+
+def test_backbone_inside(composite, tmp_path):
+    """A composite's folder gives its inner backbone, with its weights and the stages that the model itself uses."""
+    folder, inner = composite
+    extract(SAMPLES / "nature", checkpoint=str(folder), output=tmp_path / "dump")
+    dump, backbone = open_dump(tmp_path / "dump"), load_backbone(str(folder))
+    pixels = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8)
+    expected = maps_of(inner, backbone.preprocessing.normalize(pixels))
+    assert [stage.name for stage in backbone.selected] == list(dump.stages)
+    for found, maps in zip(backbone(pixels).values(), expected, strict=True):
+        assert torch.equal(found, maps)
+    assert " in a " in backbone.name
+    assert backbone.weights.matched == backbone.weights.total > 0
+
+
+def test_other_stages_can_be_asked_for(tmp_path):
+    """The model's own stages are a default, not a limit."""
+    detr(T.ResNetConfig(**RESNET, out_features=["stage4"])).save_pretrained(tmp_path)
+    T.ViTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), out_features=["stem", "stage2"])
+    assert [stage.name for stage in backbone.selected] == ["stem", "stage2"]
+    assert backbone.share < 1
+
+
+def test_processors_that_give_every_picture_another_size(tmp_path):
+    """MaskFormer's own processor keeps proportions: one size has to be asked for."""
+    maskformer(T.ResNetConfig(**RESNET, out_features=STAGES)).save_pretrained(tmp_path)
+    T.MaskFormerImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="every picture another size") as refused:
+        load_backbone(str(tmp_path))
+    assert "--image-size" in refused.value.hint
+    backbone = load_backbone(str(tmp_path), image_size=(64, 96))
+    assert backbone.selected[0].shape == (16, 16, 24)
+    assert backbone.preprocess(Image.new("RGB", (200, 120))).shape == (3, 64, 96)
+
+
+def test_timm_backbone_folder(tmp_path):
+    """A `timm_backbone` that transformers saved loads from its folder, which transformers itself cannot do."""
+    torch.manual_seed(3)
+    model = T.TimmBackbone(T.TimmBackboneConfig(backbone="test_resnet", out_indices=[2, 4])).eval()
+    model.save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path))
+    assert [stage.name for stage in backbone.selected] == ["stage2", "stage4"]
+    pixels = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model(backbone.preprocessing.normalize(pixels)).feature_maps
+    for found, maps in zip(backbone(pixels).values(), expected, strict=True):
+        assert torch.equal(found, maps)
+
+
+def test_random_weights_for_a_composite(tmp_path):
+    """A composite's configuration alone gives its backbone with random weights when asked."""
+    T.DetrConfig(**DETR, backbone_config=T.ResNetConfig(**RESNET, out_features=["stage4"])).save_pretrained(tmp_path)
+    T.ViTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(tmp_path)
+    assert load_backbone(str(tmp_path), random_init=True).weights.random
+    assert resolve(Request(str(tmp_path))).stages[-1].shape == (64, 2, 2)
+    with pytest.raises(CheckpointError):
+        load_backbone(str(tmp_path))
