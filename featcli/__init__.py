@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featcli.backbones import load_backbone
+    from featcli.backbones.replay import replay
     from featcli.errors import (
         CheckpointError,
         ConflictError,
@@ -33,9 +34,10 @@ __all__ = [
     "extract",
     "load_backbone",
     "open_dump",
+    "replay",
 ]
 
-_HOMES = {"extract": "extraction", "load_backbone": "backbones", "open_dump": "reader"}
+_HOMES = {"extract": "extraction", "load_backbone": "backbones", "open_dump": "reader", "replay": "backbones.replay"}
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ ROWS = [
     {"backbones.from_timm"},
     {"backbones.checkpoint", "backbones.image_processor"},
     {"backbones.backbone", "backbones.weights"},
-    {"backbones.stages", "backbones.hub", "backbones.torchvision_operators"},
+    {"backbones.stages", "backbones.hub", "backbones.torchvision_operators", "backbones.replay"},
     {"batches"},
     {"images"},
     {"inputs"},
@@ -49,6 +49,7 @@ PUBLIC = [
     "extract",
     "load_backbone",
     "open_dump",
+    "replay",
 ]
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import SAMPLES
-from featcli import extract, load_backbone, open_dump
+from conftest import SAMPLES, upright
+from featcli import extract, load_backbone, open_dump, replay
 from featcli.backbones import Request, resolve
-from featcli.errors import CheckpointError
+from featcli.errors import CheckpointError, UsageError
 
 T = pytest.importorskip("transformers")
 
@@ -97,13 +97,14 @@ COMPOSITES = {
 
 @pytest.fixture(params=COMPOSITES)
 def composite(request, tmp_path):
-    """A composite saved to a folder: (folder, the model's own backbone)."""
+    """A composite saved to a folder: (folder, model, where its backbone is in it)."""
     make, place = COMPOSITES[request.param]
     torch.manual_seed(0)
     model = make().eval()
     model.save_pretrained(tmp_path / "checkpoint")
-    T.ViTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint", model.get_submodule(place)
+    edge = 56 if "dinov2" in str(model.config) else 64
+    T.ViTImageProcessor(size={"height": edge, "width": edge}).save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint", model, place
 
 
 def maps_of(backbone, pixels):
@@ -116,16 +117,49 @@ def maps_of(backbone, pixels):
 
 def test_backbone_inside(composite, tmp_path):
     """A composite's folder gives its inner backbone, with its weights and the stages that the model itself uses."""
-    folder, inner = composite
+    folder, model, place = composite
     extract(SAMPLES / "nature", checkpoint=str(folder), output=tmp_path / "dump")
     dump, backbone = open_dump(tmp_path / "dump"), load_backbone(str(folder))
-    pixels = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8)
-    expected = maps_of(inner, backbone.preprocessing.normalize(pixels))
+    pixels = torch.randint(0, 256, (2, 3, *backbone.preprocessing.size), dtype=torch.uint8)
+    expected = maps_of(model.get_submodule(place), backbone.preprocessing.normalize(pixels))
     assert [stage.name for stage in backbone.selected] == list(dump.stages)
     for found, maps in zip(backbone(pixels).values(), expected, strict=True):
         assert torch.equal(found, maps)
     assert " in a " in backbone.name
     assert backbone.weights.matched == backbone.weights.total > 0
+
+
+@pytest.mark.parametrize("format_name", ["hdf5", "safetensors"])
+def test_replay(composite, tmp_path, format_name):
+    """The rest of a model run on a dump's maps gives bit for bit what the whole model gives for the pictures."""
+    folder, model, _ = composite
+    dump = open_dump(
+        extract(SAMPLES / "nature", checkpoint=str(folder), output=tmp_path / "d", format=format_name).dump
+    )
+    maps = {name: dump[name][:] for name in dump.stages}
+    backbone = load_backbone(str(folder))
+    size = backbone.preprocessing.size
+    if model.config.model_type == "dpt":
+        with pytest.raises(UsageError, match="reads class tokens"):
+            replay(model, maps, size)
+        return
+    pictures = [upright(SAMPLES / "nature" / key) for key in dump.keys]
+    pixels = backbone.preprocessing.normalize(torch.stack([backbone.preprocess(picture) for picture in pictures]))
+    with torch.inference_mode():
+        whole, found = model(pixel_values=pixels), replay(model, maps, size)
+        again = model(pixel_values=pixels)
+    tensors = [name for name, value in whole.items() if torch.is_tensor(value)]
+    assert tensors
+    assert [name for name in tensors if not torch.equal(whole[name], found[name])] == []
+    assert [name for name in tensors if not torch.equal(whole[name], again[name])] == []  # the backbone is back
+
+
+def test_replay_of_what_is_no_composite():
+    """A model without a backbone inside cannot be replayed, and the size of the pixels has to be known."""
+    with pytest.raises(UsageError, match="holds no backbone"):
+        replay(T.ResNetModel(T.ResNetConfig(**RESNET)), [torch.zeros(1, 64, 2, 2)], (64, 64))
+    with pytest.raises(UsageError, match="size of the pixels"):
+        replay(upernet(), [torch.zeros(1, 16, 16, 16)] * 4)
 
 
 def test_other_stages_can_be_asked_for(tmp_path):

@@ -1,0 +1,101 @@
+"""Stored maps through the rest of a larger model: its neck and head run, its backbone does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from featcli.errors import UsageError
+
+# Where transformers' composites hold their backbone in memory; the first that a model has is the one.
+PLACES = (
+    "model.pixel_level_module.encoder",  # MaskFormer, Mask2Former, OneFormer
+    "pixel_level_module.encoder",
+    "model.backbone.conv_encoder.model",  # GroundingDINO and kin
+    "model.backbone.model",  # DETR, RT-DETR
+    "model.conv_encoder.model",
+    "backbone.conv_encoder.model",
+    "backbone.model",
+    "backbone",  # UperNet, DepthAnything, ZoeDepth
+)
+# Heads that read the class token beside the patches: maps (C, H, W) are not all they need.
+READS_CLASS_TOKEN = ("dpt",)
+
+
+def replay(
+    model: nn.Module,
+    maps: Mapping[str, Any] | Sequence[Any],
+    size: tuple[int, int] | None = None,
+    pixel_values: torch.Tensor | None = None,
+    **inputs: Any,
+) -> Any:
+    """Run a transformers model on maps that its backbone gave earlier, as `featcli extract` stored them.
+
+    `maps` are (B, C, H, W) tensors or arrays, in network order or by stage name: the stages that the model itself
+    uses, unpooled. `size` is the (H, W) of the pixels they came from; a model that reads the picture itself
+    needs `pixel_values` instead. Whatever else the model takes goes through. Returns what the model returns.
+    Raises UsageError where this model cannot be run so.
+    """
+    place = next((place for place in PLACES if _has(model, place)), None)
+    if place is None:
+        raise UsageError(
+            f"{type(model).__name__} holds no backbone that can be replaced",
+            "give a MaskFormer, Mask2Former, DETR, RT-DETR, UperNet, DepthAnything or the like",
+        )
+    if getattr(model.config, "model_type", "") in READS_CLASS_TOKEN:
+        raise UsageError(
+            f"the head of {type(model).__name__} reads class tokens, which are not in maps", "run the whole model"
+        )
+    found = [torch.as_tensor(np.ascontiguousarray(m)) for m in (maps.values() if isinstance(maps, Mapping) else maps)]
+    if pixel_values is None:
+        if size is None:
+            raise UsageError("replay needs the size of the pixels", "give size=(H, W) as it was extracted")
+        pixel_values = torch.zeros(1, 1, 1, 1).expand(len(found[0]), 3, *size)  # no memory: nobody reads it
+    backbone = model.get_submodule(place)
+    parent, _, leaf = place.rpartition(".")
+    owner = model.get_submodule(parent) if parent else model
+    setattr(owner, leaf, _Stored(found, backbone))
+    try:
+        return model(pixel_values=pixel_values, **inputs)
+    finally:
+        setattr(owner, leaf, backbone)
+
+
+def _has(model: nn.Module, place: str) -> bool:
+    try:
+        return isinstance(model.get_submodule(place), nn.Module)
+    except AttributeError:
+        return False
+
+
+class _Stored(nn.Module):
+    """In a backbone's place: gives stored maps as that backbone would."""
+
+    def __init__(self, maps: list[torch.Tensor], backbone: nn.Module) -> None:
+        super().__init__()
+        self.config = getattr(backbone, "config", None)
+        # transformers' backbones return an output object; timm's, inside DETR, a plain list.
+        self._as_list = self.config is None
+        self._maps = [self._tokens(m) for m in maps] if self._leaves_tokens() else maps
+
+    def _leaves_tokens(self) -> bool:
+        return getattr(self.config, "reshape_hidden_states", True) is False
+
+    @staticmethod
+    def _tokens(found: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) as (B, 1 + tokens, C): a class token that the head drops, then the patches."""
+        patches = found.flatten(2).transpose(1, 2)
+        return torch.cat([torch.zeros_like(patches[:, :1]), patches], 1)
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        if self._as_list:
+            return list(self._maps)
+        from transformers.modeling_outputs import BackboneOutput
+
+        return BackboneOutput(feature_maps=tuple(self._maps))
+
+    forward_with_filtered_kwargs = forward
