@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from featcli.errors import (
         CheckpointError,
         ConflictError,
+        DamagedError,
         FeatcliError,
         IncompleteError,
         MachineError,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "ConflictError",
+    "DamagedError",
     "FeatcliError",
     "IncompleteError",
     "MachineError",
@@ -38,6 +40,10 @@ __all__ = [
 ]
 
 _HOMES = {"extract": "extraction", "load_backbone": "backbones", "open_dump": "reader", "replay": "backbones.replay"}
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

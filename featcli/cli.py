@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from featcli import __version__
+from featcli.backbones.checkpoint import parse_size
 from featcli.backbones.stages import parse_features, parse_indices
-from featcli.config import DTYPES, PRECISIONS, ExtractConfig, one_of, parse_size
+from featcli.config import DTYPES, PRECISIONS, ExtractConfig, one_of
 from featcli.errors import FeatcliError
 from featcli.pooling import POOLINGS
-from featcli.progress import Terminal, json_lines, size, tee
+from featcli.progress import Terminal, json_lines, tee
+from featcli.tables import print_checkpoint, print_dump
 from featcli.writers import FORMATS
 
 # Heavy modules (torch, timm, transformers) are imported inside the commands: `--help` must not wait for them.
@@ -32,10 +35,11 @@ Exit codes:
   1        unexpected: a bug
   2        usage: a bad option, no images, an unknown stage or checkpoint name
   3        done, but some images failed and are recorded
+  4        the dump is damaged
   5        the dump exists with another plan
   6        the checkpoint is refused
   7        disk, device or memory
-  8        inspect: the dump is incomplete
+  8        inspect: the dump is incomplete, or shards of it are gone
   130/143  interrupted, terminated: what is committed stays, the same command goes on
   141      whoever read stdout went away
 """
@@ -187,83 +191,16 @@ def inspect(
     if as_json:
         print(json.dumps(facts))
     elif facts["type"] == "dump":
-        _print_dump(facts)
+        print_dump(facts)
     else:
-        _print_checkpoint(facts)
-    if facts.get("state") == "incomplete":
+        print_checkpoint(facts)
+    if facts.get("state") in ("incomplete", "damaged"):
         raise typer.Exit(8)
 
 
 def _indices(text: str | None) -> tuple[int, ...] | str | None:
     indices = None if text is None else parse_indices(text)
     return tuple(indices) if isinstance(indices, list) else indices
-
-
-def _print_checkpoint(facts: dict[str, Any]) -> None:
-    height, width = facts["input_size"]
-    millions = facts["parameters"] / 1e6
-    print(f"{facts['name']} ({facts['library']}, {millions:.1f} M parameters without head), input 3x{height}x{width}")
-    rows = [
-        (
-            f"{'*' if stage['selected'] else ' '} {stage['index']}",
-            stage["name"],
-            stage["module"],
-            str(stage["channels"]),
-            _stride(stage["stride"]),
-            "x".join(map(str, stage["shape"])),
-            size(stage["bytes_per_image"]),
-        )
-        for stage in facts["stages"]
-    ]
-    _print_table(("index", "stage", "module", "channels", "stride", "shape", f"{facts['dtype']}/image"), rows)
-    selected = sum(stage["selected"] for stage in facts["stages"])
-    print(
-        f"{selected} of {len(rows)} stages selected (*), {size(facts['bytes_per_image'])} per image,"
-        f" computes {facts['share_computed']:.0%} of the model"
-    )
-    origin = facts["preprocessing"]["origin"]
-    print(f"preprocessing  {facts['preprocessing']['summary']}{f'  ({origin})' if origin else ''}")
-
-
-def _print_dump(facts: dict[str, Any]) -> None:
-    print(f"{facts['path']}: {facts['state']}, {facts['committed_shards']} of {facts['shards']} shards")
-    reasons = ", ".join(f"{count} {reason}" for reason, count in facts["failed_by_reason"].items())
-    print(f"images         {facts['images']:,}: {facts['written']:,} written, {facts['failed']:,} failed", end="")
-    print(f" ({reasons})" if reasons else "")
-    print(f"checkpoint     {facts['checkpoint']}: {facts['weights']}")
-    print(f"stored         {facts['format']}, {size(facts['bytes'])}, pool {facts['pool']}")
-    rows = [
-        (
-            str(stage["index"]),
-            stage["name"],
-            stage["module"],
-            "x".join(map(str, stage["map_shape"])),
-            "x".join(map(str, stage["shape"])),
-            stage["dtype"],
-        )
-        for stage in facts["stages"]
-    ]
-    _print_table(("index", "stage", "module", "map", "stored", "dtype"), rows)
-    if facts["state"] == "incomplete":
-        print("run its extract command again to complete it")
-
-
-def _stride(stride: list[int]) -> str:
-    return str(stride[0]) if stride[0] == stride[1] else "x".join(map(str, stride))
-
-
-def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*header, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    # A pipe has no width: whole lines there, folded ones on a narrow terminal.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200, markup=False)
-    with console.capture() as drawn:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
 
 @contextmanager
@@ -289,7 +226,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = _run(arguments)
         if code == INTERRUPTED:
             what, code = ("terminated", TERMINATED) if terminated else ("interrupted", INTERRUPTED)
-            _fail(what, "what is committed stays; the same command goes on", code, arguments)
+            again = "the same command without --overwrite" if "--overwrite" in _given(arguments) else "the same command"
+            _fail(what, f"what is committed stays; {again} goes on", code, arguments)
     sys.exit(code)
 
 
@@ -298,7 +236,8 @@ def _run(arguments: list[str] | None) -> int:
     try:
         # Not standalone: usage errors come as exceptions and are worded like all others.
         result = command.main(arguments, prog_name="featcli", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started us
+            sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except FeatcliError as error:
         return _fail(error.message, error.hint, error.exit_code, arguments)
@@ -310,6 +249,10 @@ def _run(arguments: list[str] | None) -> int:
         # Whoever read stdout has seen enough. Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:
+        if error.filename is not None or error.errno != errno.ENOSPC:
+            raise
+        return _fail("cannot write the results: no space left", "see to where stdout goes", 7, arguments)
     except Exception as error:
         if not hasattr(error, "format_message"):  # not Typer's: a bug, which shows its traceback
             raise
@@ -322,6 +265,11 @@ def _fail(message: str, hint: str, code: int, arguments: list[str] | None) -> in
     print(f"featcli: error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
-    if "--json" in (sys.argv[1:] if arguments is None else arguments):
-        json_lines("error", message=message, hint=hint, exit_code=code)
+    if "--json" in _given(arguments):
+        with suppress(OSError):
+            json_lines("error", message=message, hint=hint, exit_code=code)
     return code
+
+
+def _given(arguments: list[str] | None) -> list[str]:
+    return sys.argv[1:] if arguments is None else arguments

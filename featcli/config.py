@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
+from featcli.backbones.checkpoint import parse_size
 from featcli.errors import UsageError, shown
 from featcli.pooling import pooling
 from featcli.writers import FORMATS
@@ -12,7 +12,7 @@ from featcli.writers import FORMATS
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = ("float32", "float16", "bfloat16")
 SHARD_BYTES = 1024**3  # about 1 GiB: minutes of work, a commit that costs nothing beside it
-MAX_SHARD_ROWS = 65_536  # keeps the key list in a shard's header small where rows are
+MAX_SHARD_ROWS = 4096  # where rows are small: what a kill can cost is minutes of work, not a gigabyte
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ExtractConfig:
     seed: int = 0
     out_indices: tuple[int, ...] | str | None = None
     out_features: tuple[str, ...] | None = None
-    image_size: str | None = None
+    image_size: str | int | tuple[int, int] | None = None
     device: str = "auto"
     precision: str = "fp32"
     batch_size: int = 32
@@ -56,22 +56,16 @@ class ExtractConfig:
         ):
             if value is not None and value < 1:
                 raise UsageError(f"{option} {value}: must be at least 1", "leave it out for the default")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed {self.seed}: must be from 0 to 2**63 - 1", "leave it out for the default")
+        if "" in self.inputs:
+            raise UsageError("an input is empty", "is a shell variable unset? Write . for the current folder")
         if self.null and self.files_from is None:
             raise UsageError("-0/--null goes with --files-from", "it says how the names in the list are separated")
         if self.root is not None and self.files_from is None:
             raise UsageError("--root goes with --files-from", "names in a list are relative to it")
         parse_size(self.image_size)
         pooling(self.pool)
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """`"224"` or `"224x288"` as (H, W), None as None. Raises UsageError."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
-    if match is None:
-        raise UsageError(f"--image-size {shown(text)}: not a size", "write for example 224, or 224x288 (height first)")
-    return int(match[1]), int(match[2] or match[1])
 
 
 def one_of(option: str, value: str, known: tuple[str, ...]) -> None:

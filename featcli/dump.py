@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from featcli.errors import ConflictError, FeatcliError, MachineError, shown
+from featcli.errors import ConflictError, DamagedError, MachineError, shown
 from featcli.images import Failure
-from featcli.inputs import ImageList
+from featcli.inputs import MISSING, ImageList
 from featcli.plan import KeysDigest, Plan, refuse_other_plan, with_fingerprint
 from featcli.writers import FORMATS
 from featcli.writers.layout import ITEM_BYTES
@@ -37,13 +37,13 @@ class Dump:
 
     @classmethod
     def existing(cls, path: Path) -> Dump | None:
-        """The dump in a folder, or None where there is no plan. Raises FeatcliError for a plan that is damaged."""
+        """The dump in a folder, or None where there is no plan. Raises DamagedError for a plan that is damaged."""
         if not (path / PLAN).exists():
             return None
         try:
             return cls(path, Plan.from_json(read_json(path / PLAN)))
         except (KeyError, TypeError, ValueError) as error:
-            raise FeatcliError(
+            raise DamagedError(
                 f"dump {shown(path)}: plan.json is damaged ({error})", "start anew with --overwrite"
             ) from error
 
@@ -72,12 +72,12 @@ class Dump:
             row = changed[0]
             raise ConflictError(
                 f"dump {shown(self.path)}: {len(changed)} images changed since its plan was made, first"
-                f" {shown(images.keys[row])}: {planned[row]} bytes there, {images.sizes[row]} now (-1 is missing)",
+                f" {shown(images.keys[row])}: {_size(planned[row])} there, {_size(images.sizes[row])} now",
                 "put the images back, use another -o, or --overwrite to start anew",
             )
 
     def images(self) -> Iterator[tuple[str, int]]:
-        """(key, size in bytes when listed) of each row. Raises FeatcliError if it is not the list that was planned."""
+        """(key, size in bytes when listed) of each row. Raises DamagedError if it is not the list that was planned."""
         digest = KeysDigest()
         try:
             with (self.path / IMAGES).open(encoding="ascii") as file:
@@ -86,9 +86,9 @@ class Dump:
                     digest.add(image["key"])
                     yield image["key"], image["bytes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FeatcliError(f"dump {shown(self.path)}: images.jsonl is damaged ({error})", REPAIR) from error
+            raise DamagedError(f"dump {shown(self.path)}: images.jsonl is damaged ({error})", REPAIR) from error
         if digest.hex() != self.plan.keys_digest:
-            raise FeatcliError(f"dump {shown(self.path)}: images.jsonl is not the list that was planned", REPAIR)
+            raise DamagedError(f"dump {shown(self.path)}: images.jsonl is not the list that was planned", REPAIR)
 
     def keys(self) -> list[str]:
         """The key of each row. Raises FeatcliError."""
@@ -103,9 +103,19 @@ class Dump:
         return self.path / SHARDS / f"{number:05d}.json"
 
     def unfinished(self) -> list[int]:
-        """The shards without a record."""
-        names = set(os.listdir(self.path / SHARDS))
-        return [n for n in range(self.plan.num_shards) if self.record_path(n).name not in names]
+        """The shards without a record, or whose file is gone or of another size than its record says."""
+        whole = {record["shard"] for record in self.records() if not self._is_damaged(record)}
+        return [number for number in range(self.plan.num_shards) if number not in whole]
+
+    def damaged(self) -> list[int]:
+        """The committed shards whose file is gone or of another size than its record says."""
+        return [record["shard"] for record in self.records() if self._is_damaged(record)]
+
+    def _is_damaged(self, record: Mapping[str, Any]) -> bool:
+        try:
+            return bool(self.shard_path(record["shard"]).stat().st_size != record["bytes"])
+        except OSError:
+            return True
 
     def bytes_of(self, rows: int) -> int:
         """Payload of so many rows."""
@@ -143,7 +153,7 @@ class Dump:
         return record
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The records there are, in shard order. Raises FeatcliError for one that is damaged or foreign."""
+        """The records there are, in shard order. Raises DamagedError for one that is damaged or foreign."""
         for number in range(self.plan.num_shards):
             path = self.record_path(number)
             if not path.exists():
@@ -154,7 +164,7 @@ class Dump:
                     raise ValueError("it belongs to another dump")
                 _ = record["rows"], record["first_row"], record["hashes"], record["bytes"], record["failures"]
             except (KeyError, TypeError, ValueError) as error:
-                raise FeatcliError(
+                raise DamagedError(
                     f"record {shown(path)}: damaged ({error})", "delete it: its shard is redone"
                 ) from error
             yield record
@@ -202,6 +212,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     return content
+
+
+def _size(num_bytes: int) -> str:
+    return "no file" if num_bytes == MISSING else f"{num_bytes} bytes"
 
 
 def _image_lines(images: ImageList) -> Iterator[bytes]:

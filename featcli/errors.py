@@ -2,6 +2,7 @@
 
     FeatcliError            1   unexpected
     ├── UsageError          2   bad option, no images, unknown stage or checkpoint name
+    ├── DamagedError        4   a file of a dump is damaged
     ├── ConflictError       5   the dump exists with another plan
     ├── CheckpointError     6   the checkpoint is refused
     ├── MachineError        7   disk, device, memory
@@ -22,7 +23,7 @@ class FeatcliError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(f"{message} ({hint})" if hint else message)
         self.message = message
         self.hint = hint
 
@@ -31,6 +32,12 @@ class UsageError(FeatcliError):
     """An option or an input that cannot be used."""
 
     exit_code = 2
+
+
+class DamagedError(FeatcliError):
+    """A file of a dump that is not what it was."""
+
+    exit_code = 4
 
 
 class ConflictError(FeatcliError):

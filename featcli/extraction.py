@@ -97,6 +97,7 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
     unfinished = dump.unfinished()
     _refuse_if_too_large(dump, unfinished)
     num_images = sum(len(dump.plan.shard(n)) for n in unfinished)
+    _report_dump(dump, unfinished, report)
     report("start", images=len(job.images), done=len(job.images) - num_images, shards=len(unfinished))
     clock = Clock()
     with settled_arithmetic(job.threads):
@@ -119,6 +120,12 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
     assert outcome.written + outcome.failed == dump.plan.num_images  # nothing was dropped, nothing counted twice
     report("end", **vars(outcome), exit_code=outcome.exit_code)
     return outcome
+
+
+def _report_dump(dump: Dump, unfinished: Sequence[int], report: Report) -> None:
+    total, done = dump.plan.num_shards, dump.plan.num_shards - len(unfinished)
+    value = f"{total:,} shard{'s' * (total > 1)} of up to {dump.plan.shard_rows:,} images"
+    report("choice", name="dump", value=value, reason=f"{done:,} of them there already" if done else "new")
 
 
 def _warn_of_environment(before: Mapping[str, str], now: Mapping[str, str], report: Report) -> None:

@@ -84,13 +84,16 @@ def find(inputs: Sequence[str], files_from: str | None = None, null: bool = Fals
         else:
             raise UsageError(f"input {shown(name)}: no such file or folder", "an input is a folder or an image")
     if files_from is not None:
+        if root is not None and not os.path.isdir(root):
+            raise UsageError(f"--root {shown(root)}: no such folder", "names in the list are relative to it")
         origins.append((root or "", ""))
         found += ((key, len(origins) - 1, size) for key, size in _listed(files_from, null, root or os.curdir))
     found, listing.repeated = _unique(found, origins)
     if not found:
         passed_over = f" ({sum(listing.ignored.values())} files are no pictures)" if listing.ignored else ""
         where = ", ".join(shown(name) for name in [*inputs, *([files_from] if files_from else [])])
-        raise UsageError(f"no images in {where}{passed_over}", f"pictures end in {' '.join(sorted(SUFFIXES))}")
+        suffixes = f"pictures end in {' '.join(sorted(SUFFIXES))}"
+        raise UsageError(f"no images in {where}{passed_over}", suffixes if inputs else "is the list empty?")
     listing.images = ImageList(found, origins)
     return listing
 
@@ -126,7 +129,13 @@ def _size(path: str) -> int:
 
 def _listed(files_from: str, null: bool, root: str) -> Iterator[tuple[str, int]]:
     base = os.path.abspath(root)
-    for line in _read_names(files_from).split(b"\0" if null else b"\n"):
+    names = _read_names(files_from)
+    if b"\0" in names and not null:
+        raise UsageError(
+            f"--files-from {shown(files_from)}: zero bytes in the list",
+            "for a list from find -print0 give -0; otherwise it is no list of names in UTF-8",
+        )
+    for line in names.removeprefix(b"\xef\xbb\xbf").split(b"\0" if null else b"\n"):
         name = os.fsdecode(line if null else line.removesuffix(b"\r"))
         if not name:
             continue

@@ -68,16 +68,18 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
     records = list(dump.records())
     failures = [failure for record in records for failure in record["failures"]]
     settings = dump.plan.settings
+    damaged = dump.damaged()
     return {
         "type": "dump",
         "path": str(path),
-        "state": "complete" if dump.is_complete() else "incomplete",
+        "state": "damaged" if damaged else "complete" if dump.is_complete() else "incomplete",
         "images": dump.plan.num_images,
         "written": sum(record["rows"] for record in records) - len(failures),
         "failed": len(failures),
         "failed_by_reason": dict(Counter(failure["reason"] for failure in failures).most_common()),
         "shards": dump.plan.num_shards,
         "committed_shards": len(records),
+        "damaged_shards": [dump.shard_path(number).name for number in damaged],
         "bytes": sum(record["bytes"] for record in records),
         "format": settings["format"],
         "checkpoint": dump.plan.provenance["checkpoint"],

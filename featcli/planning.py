@@ -15,10 +15,11 @@ import featcli
 from featcli import inputs
 from featcli.backbones import Request, resolve
 from featcli.backbones.backbone import Backbone, Source, ready
-from featcli.config import MAX_SHARD_ROWS, SHARD_BYTES, ExtractConfig, parse_size
+from featcli.backbones.checkpoint import parse_size
+from featcli.config import MAX_SHARD_ROWS, SHARD_BYTES, ExtractConfig
 from featcli.device import Resolved, available_cores, resolve_device
 from featcli.dump import Dump, check_target, row_bytes
-from featcli.errors import UsageError
+from featcli.errors import UsageError, shown
 from featcli.images import RULES
 from featcli.inputs import ImageList
 from featcli.plan import Plan, StoredStage, digest_keys
@@ -44,9 +45,6 @@ def prepare(config: ExtractConfig, report: Report = silent) -> Job:
     listing, source, positions, device = _resolve(config, report)
     stages = _stored_stages(config, source, positions)
     backbone = ready(source, positions, device.value, config.precision)
-    reduce = pooling(config.pool)
-    if reduce.of_class_token and not backbone.has_class_token:
-        raise UsageError(f"--pool cls: {backbone.name} has no class token", "use --pool avg for one vector per image")
     threads = _threads(config, existing)
     report("choice", name="weights", value=backbone.weights.summary())
     report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
@@ -60,7 +58,7 @@ def prepare(config: ExtractConfig, report: Report = silent) -> Job:
     plan = _plan(config, listing.images, stages, settings, provenance, _environment(device.value))
     decode_threads = config.decode_threads or available_cores()
     report("choice", name="threads", value=threads.value, reason=f"{threads.reason}; {decode_threads} decode")
-    return Job(listing.images, backbone, plan, reduce, threads.value, decode_threads)
+    return Job(listing.images, backbone, plan, pooling(config.pool), threads.value, decode_threads)
 
 
 def dry_run(config: ExtractConfig, report: Report = silent) -> Plan:
@@ -70,6 +68,7 @@ def dry_run(config: ExtractConfig, report: Report = silent) -> Plan:
     plan = _plan(config, listing.images, stages, {}, {}, {})
     total = sum(row_bytes(stage.shape, stage.dtype) for stage in plan.stages) * plan.num_images
     free = shutil.disk_usage(_existing_parent(Path(config.output))).free
+    _report_existing(config, plan, report)
     report(
         "dry_run",
         stages=plan.to_json()["stages"],
@@ -93,6 +92,8 @@ def _resolve(
     size_ = parse_size(config.image_size)
     source = resolve(Request(config.checkpoint, config.arch, config.random_init, config.seed, size_))
     positions = source.select(config.out_features, config.out_indices)
+    if pooling(config.pool).of_class_token and source.build(positions, "meta").class_tokens is None:
+        raise UsageError(f"--pool cls: {source.name} gives no class token", "use --pool avg for one vector per image")
     report("choice", name="checkpoint", value=f"{source.name} ({source.library})")
     names = ", ".join(f"{s.name} {'x'.join(map(str, s.shape))}" for s in (source.stages[i] for i in positions))
     default = config.out_features is None and config.out_indices is None
@@ -184,6 +185,22 @@ def _environment(device: torch.device) -> dict[str, str]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
+
+
+def _report_existing(config: ExtractConfig, plan: Plan, report: Report) -> None:
+    """What is there where a dry run would write."""
+    existing = Dump.existing(Path(config.output))
+    if existing is None:
+        return
+    done = existing.plan.num_shards - len(existing.unfinished())
+    there = f"{shown(config.output)} is a dump with {done:,} of {existing.plan.num_shards:,} shards"
+    same = existing.plan.stages == plan.stages and existing.plan.keys_digest == plan.keys_digest
+    if config.overwrite:
+        report("warning", text=f"{there}: it would be deleted")
+    elif same:
+        report("warning", text=f"{there}: it would be gone on with, if weights and settings are the same")
+    else:
+        report("warning", text=f"{there}, of other stages or images: it would be refused")
 
 
 def _existing_parent(path: Path) -> Path:

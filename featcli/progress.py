@@ -110,7 +110,7 @@ def summary(end: dict[str, Any]) -> str:
         lines.append(f"extracted {end['extracted']:,} images in {end['seconds']:.1f} s, {rate}; {pace(end['busy'])}")
     else:
         lines.append("nothing left to do: every shard was there")
-    lines.append(f"{end['dump']}: {end['written']:,} images written{failed if end['failed'] else ''}")
+    lines.append(f"{end['dump']}: {end['written']:,} images{failed if end['failed'] else ''}")
     if end["failed"]:
         lines.append(f"see {end['dump']}/failures.jsonl")
     return "\n".join(lines)
@@ -120,8 +120,8 @@ def pace(busy: dict[str, float]) -> str:
     """Which part of the pipeline set the pace, and what would help."""
     slowest = max(busy, key=lambda name: busy[name])
     help_ = {
-        "decode": "more --decode-threads would help",
-        "compute": "a GPU or a lower --precision would help",
+        "decode": "more cores would help",
+        "compute": "a faster device would help, or an earlier last stage",
         "write": "a smaller --dtype, --pool or fewer stages would help",
     }
     others = ", ".join(f"{name} {share:.0%}" for name, share in busy.items() if name != slowest)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from featcli.dump import Dump
-from featcli.errors import FeatcliError, IncompleteError, UsageError, nearest, shown
+from featcli.errors import DamagedError, IncompleteError, UsageError, nearest, shown
 from featcli.plan import Plan, StoredStage
 from featcli.writers.layout import VALID, Array, Layout
 
@@ -23,7 +23,7 @@ NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "uint8": np.uint8, 
 def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpReader:
     """Open a dump for reading. With `incomplete`, one that still misses shards: their rows are not valid.
 
-    Raises UsageError where there is no dump, IncompleteError where it is not complete, FeatcliError where its
+    Raises UsageError where there is no dump, IncompleteError where it is not complete, DamagedError where its
     files are damaged.
     """
     dump = Dump.existing(Path(path))
@@ -118,7 +118,7 @@ class DumpReader:
         descriptor, layout = self._shard(shard)
         array = layout.arrays.get(name)
         if array is None or not self._is_expected(name, shard, array):
-            raise FeatcliError(
+            raise DamagedError(
                 f"shard {shown(self._dump.shard_path(shard))}: array {shown(name)} is not as planned",
                 "delete its record: the shard is redone by the next extract",
             )
@@ -128,7 +128,7 @@ class DumpReader:
         while view:
             received = os.preadv(descriptor, [view], offset)
             if not received:
-                raise FeatcliError(f"shard {shown(self._dump.shard_path(shard))}: cut short", "see featcli inspect")
+                raise DamagedError(f"shard {shown(self._dump.shard_path(shard))}: cut short", "see featcli inspect")
             view, offset = view[received:], offset + received
         return content
 
@@ -147,7 +147,7 @@ class DumpReader:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise FeatcliError(f"shard {shown(path)}: {error.strerror}", "see featcli inspect for its state") from error
+            raise DamagedError(f"shard {shown(path)}: {error.strerror}", "see featcli inspect for its state") from error
         try:
             layout = self._dump.format.read_layout(str(path))
         except BaseException:

@@ -10,7 +10,7 @@ PACKAGE = Path(featcli.__file__).parent
 ROWS = [
     {"__main__"},
     {"cli"},
-    {"extraction"},
+    {"extraction", "tables"},
     {"planning"},
     {"inspection", "reader"},
     {"config"},
@@ -42,6 +42,7 @@ ROW = {module: number for number, row in enumerate(ROWS) for module in row}
 PUBLIC = [
     "CheckpointError",
     "ConflictError",
+    "DamagedError",
     "FeatcliError",
     "IncompleteError",
     "MachineError",

@@ -170,7 +170,7 @@ def test_weights_that_do_not_cover_the_backbone(tmp_path, weights):
     safetensors.torch.save_file({k: v for k, v in weights.items() if not k.startswith("layer2")}, path)
     assert "layer2.0.conv1.weight" in refused(path)
     safetensors.torch.save_file(weights, path)
-    assert "of test_vit are not in it" in refused(path, "test_vit")
+    assert "of w.safetensors (test_vit) are not in it" in refused(path, "test_vit")
     safetensors.torch.save_file({**weights, "layer1.0.conv1.weight": torch.ones(2, 2)}, path)
     assert "layer1.0.conv1.weight" in refused(path)
     safetensors.torch.save_file({"something.else": torch.ones(2)}, path)

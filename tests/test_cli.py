@@ -71,7 +71,7 @@ def test_options_are_the_configurations(cli):
             "--out-features means stem but --out-indices means stage1, stage2",
             "make them agree",
         ),
-        ("extract SAMPLES -c resnet18 --random-init --pool cls -o d", 2, "resnet18 has no class token", "--pool avg"),
+        ("extract SAMPLES -c resnet18 --random-init --pool cls -o d", 2, "resnet18 gives no class token", "--pool avg"),
         ("extract SAMPLES -c resnet18 -o d", 6, "checkpoint 'resnet18", "--random-init"),
         (
             "extract SAMPLES -c nobody/nothing -o d",
@@ -187,7 +187,7 @@ def test_start_and_end_of_a_run(cli, photos, tmp_path):
         "computes       100% of the model",
         "failed 'broken.jpg': not_an_image (no known picture format)",
         "pace set by ",
-        "12 images written, 1 failed (1 not_an_image)",
+        "12 images, 1 failed (1 not_an_image)",
         "failures.jsonl",
     ):
         assert expected in run.err
@@ -278,3 +278,49 @@ def test_version(cli):
     assert cli("--version").out == f"featcli {version('featcli')}\n"
     run = cli()
     assert (run.code, run.out.splitlines()[0]) == (0, "Usage: featcli [OPTIONS] COMMAND [ARGS]...")
+
+
+@pytest.mark.parametrize(
+    ("listed", "message", "hint"),
+    [(b"a.png\0b.png\0", "zero bytes in the list", "give -0"), (b"", "no images in", "is the list empty?")],
+)
+def test_lists_that_are_no_lists(cli, tmp_path, listed, message, hint):
+    """A list from -print0 without -0, and an empty one, are refused with what is meant."""
+    (tmp_path / "list").write_bytes(listed)
+    run = cli("extract", "--files-from", tmp_path / "list", *TINY, "-o", tmp_path / "d")
+    assert run.code == 2
+    assert message in run.err
+    assert hint in run.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--seed 99999999999999999999", "--seed 99999999999999999999: must be from 0"),
+        ("--files-from list --root nowhere", "--root 'nowhere': no such folder"),
+    ],
+)
+def test_values_out_of_range(cli, tmp_path, arguments, message):
+    """Values that no library would take are refused before any of them is asked."""
+    run = cli("extract", SAMPLES, *TINY, "-o", tmp_path / "d", *arguments.split())
+    assert (run.code, message in run.err) == (2, True)
+    assert cli("extract", "", *TINY, "-o", tmp_path / "d").code == 2
+
+
+def test_dry_run_sees_what_is_there(cli, photos, tmp_path):
+    """--dry-run says whether the dump that is there would be gone on with, refused or deleted."""
+    cli("extract", photos, *TINY, "-o", tmp_path / "d", "-q")
+    command = ["extract", photos, *TINY, "-o", tmp_path / "d", "--dry-run"]
+    assert "is a dump with 1 of 1 shards: it would be gone on with" in cli(*command).err
+    assert "of other stages or images: it would be refused" in cli(*command, "--out-indices", 0).err
+    assert "it would be deleted" in cli(*command, "--overwrite").err
+    assert cli(*command, "--pool", "cls").code == 2
+
+
+def test_results_that_cannot_be_written(photos):
+    """When stdout is full, that is said."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "featcli", "inspect", "resnet18", "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 7
+    assert "Traceback" not in done.stderr

@@ -406,3 +406,37 @@ def test_names_from_find(tmp_path):
     assert events[-1]["type"] == "end"
     assert events[-1]["exit_code"] == process.returncode == 0
     assert open_dump(tmp_path / "d").keys == sorted(name.decode() for name in names)
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_shards_that_are_gone_or_cut_short_are_made_again(tmp_path, photos, cli, format_name):
+    """A shard file that vanished or was cut short is named by inspect, and the same command makes it again."""
+    options = {"batch_size": 4, "shard_size": 4, "format": format_name, **TINY}
+    featcli.extract(photos, output=tmp_path / "d", **options)
+    before = tree(tmp_path / "d")
+    one, two = sorted(path for path in (tmp_path / "d" / "shards").iterdir() if path.suffix != ".json")[:2]
+    one.unlink()
+    two.write_bytes(two.read_bytes()[:-7])
+    run = cli("inspect", tmp_path / "d")
+    assert run.code == 8
+    assert f"gone or of another size: {one.name}, {two.name}" in run.out
+    assert featcli.extract(photos, output=tmp_path / "d", **options).extracted == 8
+    assert tree(tmp_path / "d") == before
+
+
+def test_interrupting_an_overwrite(tmp_path, many):
+    """After Ctrl-C the hint of an --overwrite run does not send its user into deleting what is committed."""
+    command = ["extract", many / "photos", "-o", tmp_path / "d", *MANY_ARGUMENTS, "--overwrite"]
+    with featcli_process(*command) as process:
+        while json.loads(process.stdout.readline()).get("shard") != 2:
+            pass
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert "the same command without --overwrite goes on" in err
+
+
+def test_small_rows_do_not_make_endless_shards(tmp_path, photos):
+    """However small the rows, a shard is a few thousand images: that much a kill can cost."""
+    outcome = featcli.extract(photos, output=tmp_path / "d", pool="avg", **TINY)
+    assert open_dump(outcome.dump).plan.shard_rows <= 4096

@@ -51,7 +51,7 @@ def test_order_of_the_question_does_not_matter():
         ({"out_indices": [4, -1]}, "chooses stage4 twice", "once"),
         ({"out_indices": []}, "chooses no stage", "stem, stage1"),
         ({"out_features": []}, "chooses no stage", "stem, stage1"),
-        ({"out_features": ["stage3:stage2"]}, "chooses no stage", "stem, stage1"),
+        ({"out_features": ["stage3:stage2"]}, "runs backwards", "stage2:stage3"),
         ({"out_features": ["stage2", "stage2"]}, "chooses stage2 twice", "once"),
         ({"out_features": ["stage5"]}, "unknown stage 'stage5'", "did you mean stage4"),
         ({"out_features": ["layer2"]}, "unknown stage 'layer2'", "module 'layer2' is the stage 'stage2'"),

@@ -14,6 +14,8 @@ MAPPING = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING
 NAMES = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 PICTURES = [upright(path) for path in sorted(SAMPLES.rglob("*.jpg"))[:2]]
+# They have no small configuration: a few of their stages must do.
+LARGE = ("pp_lcnet", "pp_lcnet_v3", "pp_lcnet_v4", "uvdoc_backbone")
 # Types of the mapping that are not in TINY, with the reason.
 ELSEWHERE = {"dinat": "needs natten", "timm_backbone": "a timm model in other clothes", "tipsv2": "a text model too"}
 
@@ -70,6 +72,8 @@ def test_every_stage_of_every_type(tmp_path, model_type):
     assert [stage.index for stage in source.stages] == [config.stage_names.index(stage) for stage in stages]
     assert [stage.shape for stage in source.stages] == [tuple(maps.shape[1:]) for maps in expected]
     for stage, maps in zip(source.stages, expected, strict=True):
+        if model_type in LARGE and stage.index in (1, 3):
+            continue
         backbone = load_backbone(str(tmp_path), out_indices=[stage.index])
         (found,) = backbone(torch.stack([backbone.preprocess(picture) for picture in PICTURES])).values()
         assert torch.equal(found, maps), stage

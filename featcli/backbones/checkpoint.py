@@ -43,6 +43,8 @@ def resolve(request: Request) -> Source:
     Raises UsageError for names that do not exist and CheckpointError for files that cannot be used.
     """
     path = Path(request.checkpoint)
+    if not path.exists() and (path.suffix in WEIGHTS_SUFFIXES or request.checkpoint.startswith((".", "/", "~"))):
+        raise UsageError(f"checkpoint {shown(request.checkpoint)}: no such folder or file", "is the path right?")
     if request.arch is not None and not path.is_file():
         raise UsageError("--arch goes with a weights file", "leave --arch out: this checkpoint says what it is")
     if request.checkpoint.startswith(("hf-hub:", "local-dir:")):
@@ -104,6 +106,19 @@ def _from_hub(request: Request) -> Source:
     if "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper":
         return _timm(request, hub=True)
     return _transformers(request)
+
+
+def parse_size(text: str | int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """`"224"`, `"224x288"`, 224 or (224, 288) as (H, W), None as None. Raises UsageError."""
+    if text is None:
+        return None
+    text = "x".join(map(str, text)) if isinstance(text, tuple | list) else str(text)
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if match is None:
+        raise UsageError(
+            f"--image-size {shown(text)}: not a size", "write for example 224, or 224x288 (height first), up to 99999"
+        )
+    return int(match[1]), int(match[2] or match[1])
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ asked for, and run by `forward_intermediates(output_fmt="NCHW")`.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -51,8 +52,11 @@ class TimmSource(Source):
         self.stage_names = name_stages(plain.feature_info)
         self.tag = plain.pretrained_cfg.get("tag") or ""
         self.architecture = plain.pretrained_cfg.get("architecture") or self.model_name
-        named_by_timm = self.file is None and not request.random_init and self.tag
-        self.name = f"{self.architecture}.{self.tag}" if named_by_timm else self.architecture
+        path = Path(request.checkpoint.removeprefix("local-dir:"))
+        if path.exists():  # a private file or folder is not the checkpoint that timm has under that tag
+            self.name = f"{path.resolve().name} ({self.architecture})"
+        else:
+            self.name = f"{self.architecture}.{self.tag}" if self.tag and not request.random_init else self.architecture
 
     def settings(self) -> dict[str, Any]:
         """See Source."""
@@ -119,7 +123,7 @@ class TimmSource(Source):
         """The same model with weights. Whatever timm raises here is about the checkpoint."""
         at_hub = self.file is None and not self.model_name.startswith("local-dir:")
         try:
-            with hub_or_cache() if at_hub else nullcontext():
+            with _silent_timm(), hub_or_cache() if at_hub else nullcontext():
                 return timm.create_model(self.model_name, pretrained=True, num_classes=0, **kwargs)
         except Exception as error:  # files, hub, HTTP, unpickling and shapes: timm lets all of them through
             if at_hub:
@@ -130,7 +134,7 @@ class TimmSource(Source):
             ) from error
 
     def _proven(self, module: nn.Module, loads: list[Any]) -> Weights:
-        origin = self.file.name if self.file else self.name
+        origin = self.file.name if self.file else self.name.partition(" (")[0]
         tensors = module.state_dict().keys()
         absent = [key for result in loads for key in result.missing_keys if key in tensors]
         absent = [key for key in absent if not key.endswith("num_batches_tracked")]  # a counter, used in training only
@@ -200,6 +204,18 @@ def _unknown(name: str, option: str) -> UsageError:
     near = nearest(plain, timm.list_models())
     hint = f"did you mean {' or '.join(near)}?" if near else "a timm model, a folder, a weights file or a hub id"
     return UsageError(f"{option} {shown(name)}: no such timm model, folder or file", hint)
+
+
+@contextmanager
+def _silent_timm() -> Iterator[None]:
+    """timm without its warnings of every key that a file has too much: what matters, featcli says itself."""
+    logger = logging.getLogger("timm")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

@@ -131,7 +131,8 @@ class TimmInside(TimmSource):
         size = request.image_size or own_size(request, self._processor)
         super().__init__(replace(request, arch=config.backbone, image_size=size), str(files[0]) if files else "")
         self.default_indices = tuple(index % len(self.stage_names) for index in config.out_indices)
-        self.name = name_of(request) + (f" (the {self.architecture} in a {composite})" if composite else "")
+        inside = f"the {self.architecture} in a {composite}" if composite else self.architecture
+        self.name = f"{name_of(request)} ({inside})"
 
     def preprocessing(self) -> Preprocessing:
         """See Source; the checkpoint's own where it has one, which is not timm's."""

@@ -87,7 +87,10 @@ def _from_features(stages: Sequence[tuple[str, str]], features: Sequence[str]) -
             chosen += range(len(stages))
         elif ":" in feature:
             first, _, last = feature.partition(":")
-            chosen += range(_position(stages, first), _position(stages, last) + 1)
+            span = range(_position(stages, first), _position(stages, last) + 1)
+            if not span:
+                raise UsageError(f"range {shown(feature)} runs backwards", f"write {last}:{first}")
+            chosen += span
         else:
             chosen.append(_position(stages, feature))
     return _checked([name for name, _ in stages], chosen, "--out-features", features)

@@ -23,6 +23,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except pickle.UnpicklingError as error:
+        if "load key" in str(error) or "EOF" in str(error):  # not even a pickle
+            raise CheckpointError(
+                f"checkpoint {shown(path)}: not a readable weights file", "is the file whole?"
+            ) from error
         raise CheckpointError(
             f"checkpoint {shown(path)}: it holds something other than tensors, which could run code when read",
             "convert it to .safetensors on a machine where you trust it",

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from featcli.errors import FeatcliError, shown
+from featcli.errors import DamagedError, shown
 from featcli.writers.layout import ALIGNMENT, KEYS, Array, Layout
 
 SUFFIX = ".h5"
@@ -59,7 +59,7 @@ def _types() -> dict[str, Any]:
 
 
 def read_layout(path: str) -> Layout:
-    """Where the arrays of a finished file are. Raises FeatcliError for anything that is not such a file."""
+    """Where the arrays of a finished file are. Raises DamagedError for anything that is not such a file."""
     import h5py
 
     try:
@@ -69,7 +69,7 @@ def read_layout(path: str) -> Layout:
             arrays = {name: _placed(file, name, size) for name in file if name != KEYS}
             attributes = {name: str(value) for name, value in file.attrs.items()}
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FeatcliError(f"shard {shown(path)}: not a readable HDF5 shard ({error})", "is it whole?") from error
+        raise DamagedError(f"shard {shown(path)}: not a readable HDF5 shard ({error})", "is it whole?") from error
     return Layout(arrays, size, keys, attributes)
 
 

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
-from featcli.errors import FeatcliError, shown
+from featcli.errors import DamagedError, shown
 from featcli.writers.layout import ALIGNMENT, ITEM_BYTES, KEYS, Array, Layout
 
 SUFFIX = ".safetensors"
@@ -40,7 +40,7 @@ def lay_out(
 
 
 def read_layout(path: str) -> Layout:
-    """Where the arrays of a finished file are. Raises FeatcliError for anything that is not such a file."""
+    """Where the arrays of a finished file are. Raises DamagedError for anything that is not such a file."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -60,5 +60,5 @@ def read_layout(path: str) -> Layout:
         if max(array.end for array in arrays.values()) != size:
             raise ValueError("the file is longer than its arrays")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FeatcliError(f"shard {shown(path)}: not a readable safetensors file ({error})", "is it whole?") from error
+        raise DamagedError(f"shard {shown(path)}: not a readable safetensors file ({error})", "is it whole?") from error
     return Layout(arrays, size, keys, metadata)

@@ -1,0 +1,80 @@
+"""What `featcli inspect` prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from featcli.progress import size
+
+WIDE = 240
+
+
+def print_checkpoint(facts: Mapping[str, Any]) -> None:
+    """The stages of a checkpoint, from `inspect_checkpoint`."""
+    height, width = facts["input_size"]
+    millions = facts["parameters"] / 1e6
+    print(f"{facts['name']} ({facts['library']}, {millions:.1f} M parameters without head), input 3x{height}x{width}")
+    rows = [
+        (
+            f"{'*' if stage['selected'] else ' '} {stage['index']}",
+            stage["name"],
+            stage["module"],
+            str(stage["channels"]),
+            _stride(stage["stride"]),
+            "x".join(map(str, stage["shape"])),
+            size(stage["bytes_per_image"]),
+        )
+        for stage in facts["stages"]
+    ]
+    _print_table(("index", "stage", "module", "channels", "stride", "shape", f"{facts['dtype']}/image"), rows)
+    selected = sum(stage["selected"] for stage in facts["stages"])
+    print(
+        f"{selected} of {len(rows)} stages selected (*), {size(facts['bytes_per_image'])} per image,"
+        f" computes {facts['share_computed']:.0%} of the model"
+    )
+    origin = facts["preprocessing"]["origin"]
+    print(f"preprocessing  {facts['preprocessing']['summary']}{f'  ({origin})' if origin else ''}")
+
+
+def print_dump(facts: Mapping[str, Any]) -> None:
+    """The state of a dump, from `inspect_dump`."""
+    print(f"{facts['path']}: {facts['state']}, {facts['committed_shards']} of {facts['shards']} shards")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in facts["failed_by_reason"].items())
+    print(f"images         {facts['images']:,}: {facts['written']:,} written, {facts['failed']:,} failed", end="")
+    print(f" ({reasons})" if reasons else "")
+    print(f"checkpoint     {facts['checkpoint']}: {facts['weights']}")
+    print(f"stored         {facts['format']}, {size(facts['bytes'])}, pool {facts['pool']}")
+    rows = [
+        (
+            str(stage["index"]),
+            stage["name"],
+            stage["module"],
+            "x".join(map(str, stage["map_shape"])),
+            "x".join(map(str, stage["shape"])),
+            stage["dtype"],
+        )
+        for stage in facts["stages"]
+    ]
+    _print_table(("index", "stage", "module", "map", "stored", "dtype"), rows)
+    if facts["damaged_shards"]:
+        print(f"gone or of another size: {', '.join(facts['damaged_shards'])}")
+    if facts["state"] != "complete":
+        print("run its extract command again to complete it")
+
+
+def _stride(stride: list[int]) -> str:
+    return str(stride[0]) if stride[0] == stride[1] else "x".join(map(str, stride))
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, width=WIDE, markup=False)  # never cut: a narrow terminal folds whole lines
+    with console.capture() as drawn:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
