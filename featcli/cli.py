@@ -19,7 +19,7 @@ from featcli import __version__
 from featcli.backbones.checkpoint import parse_size
 from featcli.backbones.stages import parse_features, parse_indices
 from featcli.config import DTYPES, PRECISIONS, ExtractConfig, one_of
-from featcli.errors import FeatcliError
+from featcli.errors import FeatcliError, MachineError, shown
 from featcli.pooling import POOLINGS
 from featcli.progress import Terminal, json_lines, tee
 from featcli.tables import print_checkpoint, print_dump
@@ -250,15 +250,22 @@ def _run(arguments: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
-        if error.filename is not None or error.errno != errno.ENOSPC:
-            raise
-        return _fail("cannot write the results: no space left", "see to where stdout goes", 7, arguments)
+        return _fail(*_explained(error), MachineError.exit_code, arguments)
     except Exception as error:
         if not hasattr(error, "format_message"):  # not Typer's: a bug, which shows its traceback
             raise
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "featcli"
         return _fail(error.format_message(), f"see '{path} --help'", getattr(error, "exit_code", 2), arguments)
+
+
+def _explained(error: OSError) -> tuple[str, str]:
+    """A system error that reached the command line, as message and hint; one that is a bug goes on."""
+    if error.filename is not None:  # a path in somebody else's folder, a name too long
+        return f"{shown(error.filename)}: {error.strerror}", "check the path and its rights"
+    if error.errno == errno.ENOSPC:
+        return "cannot write the results: no space left", "see to where stdout goes"
+    raise error
 
 
 def _fail(message: str, hint: str, code: int, arguments: list[str] | None) -> int:

@@ -12,6 +12,7 @@ from featcli.writers import FORMATS
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = ("float32", "float16", "bfloat16")
 SHARD_BYTES = 1024**3  # about 1 GiB: minutes of work, a commit that costs nothing beside it
+MOST = 200_000  # of anything that is counted: the keys of a shard must fit into a safetensors header
 MAX_SHARD_ROWS = 4096  # where rows are small: what a kill can cost is minutes of work, not a gigabyte
 
 
@@ -56,6 +57,8 @@ class ExtractConfig:
         ):
             if value is not None and value < 1:
                 raise UsageError(f"{option} {value}: must be at least 1", "leave it out for the default")
+            if value is not None and value > MOST:
+                raise UsageError(f"{option} {value}: must be at most {MOST}", "leave it out for the default")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: must be from 0 to 2**63 - 1", "leave it out for the default")
         if "" in self.inputs:

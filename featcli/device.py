@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def resolve_device(wanted: str) -> Resolved[torch.device]:
             return Resolved(torch.device("mps"), "auto: Apple GPU")
         return Resolved(torch.device("cpu"), "auto: no GPU found")
     kind, _, number = wanted.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,4})?", wanted):
         raise UsageError(f"--device {shown(wanted)}: no such kind of device", "use auto, cpu, cuda, cuda:N or mps")
     if kind == "cuda" and not gpus:
         why = "torch was built without CUDA" if torch.version.cuda is None else "torch finds no GPU"
@@ -57,12 +58,15 @@ def settled_arithmetic(threads: int) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    matmul = torch.get_float32_matmul_precision()
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
 
 

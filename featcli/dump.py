@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,11 @@ from featcli.inputs import MISSING, ImageList
 from featcli.plan import KeysDigest, Plan, refuse_other_plan, with_fingerprint
 from featcli.writers import FORMATS
 from featcli.writers.layout import ITEM_BYTES
-from featcli.writers.publish import disk_errors, publish_json, publish_lines, remove_stale
+from featcli.writers.publish import PARTIAL, disk_errors, publish_json, publish_lines, remove_stale, sync_folder
 from featcli.writers.shard import ShardWriter, Written
 
 PLAN, IMAGES, SHARDS, FAILURES, MANIFEST = "plan.json", "images.jsonl", "shards", "failures.jsonl", "manifest.json"
+OURS = re.compile(r"\d{5,}\.(json|h5|safetensors)|\..*\.partial")  # what featcli writes into SHARDS
 REPAIR = "start anew with --overwrite: what cannot be trusted cannot be gone on with"
 
 
@@ -52,11 +54,15 @@ class Dump:
         """Freeze the plan, or find the same one there. Raises ConflictError and MachineError."""
         with disk_errors(path):
             (path / SHARDS).mkdir(parents=True, exist_ok=True)
+            for folder in (path / SHARDS, path, path.parent):
+                sync_folder(folder)
             remove_stale(path)
             remove_stale(path / SHARDS)
             if not (path / PLAN).exists():
                 # The list before the plan: where there is a plan, the list it froze is there.
-                publish_lines(path / IMAGES, _image_lines(images), replace=True)
+                if not publish_lines(path / IMAGES, _image_lines(images)) and not (path / PLAN).exists():
+                    # A start that was killed left its list; nobody goes on from a list without a plan.
+                    publish_lines(path / IMAGES, _image_lines(images), replace=True)
                 publish_json(path / PLAN, with_fingerprint(plan))
         dump = cls.existing(path)
         assert dump is not None
@@ -149,25 +155,38 @@ class Dump:
         }
         if environment != self.plan.environment:
             record["environment"] = dict(environment)
-        publish_json(self.record_path(number), record)
+        if not publish_json(self.record_path(number), record) and self._record(number)["hashes"] != record["hashes"]:
+            raise ConflictError(
+                f"dump {shown(self.path)}: shard {number} was committed by another process with other bytes",
+                "run extract again by itself",
+            )
         return record
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The records there are, in shard order. Raises DamagedError for one that is damaged or foreign."""
         for number in range(self.plan.num_shards):
-            path = self.record_path(number)
-            if not path.exists():
-                continue
-            try:
-                record = read_json(path)
-                if record["fingerprint"] != self.plan.fingerprint or record["shard"] != number:
-                    raise ValueError("it belongs to another dump")
-                _ = record["rows"], record["first_row"], record["hashes"], record["bytes"], record["failures"]
-            except (KeyError, TypeError, ValueError) as error:
-                raise DamagedError(
-                    f"record {shown(path)}: damaged ({error})", "delete it: its shard is redone"
-                ) from error
-            yield record
+            if self.record_path(number).exists():
+                yield self._record(number)
+
+    def _record(self, number: int) -> dict[str, Any]:
+        path = self.record_path(number)
+        try:
+            record = read_json(path)
+            if record["fingerprint"] != self.plan.fingerprint or record["shard"] != number:
+                raise ValueError("it belongs to another dump")
+            _ = record["rows"], record["first_row"], record["hashes"], record["bytes"], record["failures"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedError(f"record {shown(path)}: damaged ({error})", "delete it: its shard is redone") from error
+        return record
+
+    def is_committed(self, number: int) -> bool:
+        """Whether a shard has a record, and its file is as the record says."""
+        return self.record_path(number).exists() and not self._is_damaged(self._record(number))
+
+    def reopen(self) -> None:
+        """There is work to do: what says that the dump is complete goes first."""
+        with disk_errors(self.path):
+            (self.path / MANIFEST).unlink(missing_ok=True)
 
     def is_complete(self) -> bool:
         """Whether the manifest is there."""
@@ -190,8 +209,9 @@ class Dump:
             },
         }
         with disk_errors(self.path):
-            publish_lines(self.path / FAILURES, (json.dumps(failure).encode() + b"\n" for failure in failures))
-            publish_json(self.path / MANIFEST, manifest)
+            lines = (json.dumps(failure).encode() + b"\n" for failure in failures)
+            publish_lines(self.path / FAILURES, lines, replace=True)
+            publish_json(self.path / MANIFEST, manifest, replace=True)
         return manifest
 
 
@@ -227,15 +247,14 @@ def check_target(path: Path, overwrite: bool) -> None:
     """Whether a dump may come to be at `path`; looks only. Raises ConflictError and MachineError."""
     if path.exists() and not path.is_dir():
         raise ConflictError(f"dump {shown(path)}: there is a file of that name", "use another -o")
-    if path.is_dir() and not (path / PLAN).exists() and set(os.listdir(path)) - {IMAGES, SHARDS}:
+    foreign = {name for name in os.listdir(path) if not name.endswith(PARTIAL)} if path.is_dir() else set()
+    if not (path / PLAN).exists() and foreign - {IMAGES, SHARDS}:
         raise ConflictError(
             f"dump {shown(path)}: the folder holds other files and no plan.json",
             "use another -o: featcli only writes into an empty folder or a dump of its own",
         )
-    folder = path
-    while not folder.exists():
-        folder = folder.parent
-    probe = folder / f".featcli-probe-{os.getpid()}"
+    folder = existing_parent(path)
+    probe = folder / f".featcli-probe-{os.getpid()}{PARTIAL}"
     try:
         probe.touch(exist_ok=False)
         probe.unlink()
@@ -245,6 +264,11 @@ def check_target(path: Path, overwrite: bool) -> None:
         ) from error
 
 
+def existing_parent(path: Path) -> Path:
+    """The path itself or the nearest folder above it that is there."""
+    return path if path.exists() else existing_parent(path.parent)
+
+
 def remove_dump(path: Path) -> None:
     """Delete the files of a dump, and nothing else; the plan last, so that a dump cut short is still known as one."""
     with disk_errors(path):
@@ -252,6 +276,7 @@ def remove_dump(path: Path) -> None:
             return
         (path / MANIFEST).unlink(missing_ok=True)
         for file in [*(path / SHARDS).iterdir()] if (path / SHARDS).is_dir() else []:
-            file.unlink()
+            if OURS.fullmatch(file.name):
+                file.unlink()
         for name in (FAILURES, IMAGES, PLAN):
             (path / name).unlink(missing_ok=True)

@@ -81,7 +81,12 @@ def _escaped(char: str) -> str:
 def one_line(error: Exception, count: int = 1) -> str:
     """The first `count` lines of a library's message as one, fit for a terminal; its type where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "".join(c if c.isprintable() else _escaped(c) for c in " ".join(lines[:count])) or type(error).__name__
+    return printable(" ".join(lines[:count])) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that could write to a terminal what was not meant; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from featcli import batches
+from featcli.backbones.stages import parse_features, parse_indices
 from featcli.batches import Batch
 from featcli.config import ExtractConfig
 from featcli.device import memory_errors, settled_arithmetic
-from featcli.dump import Dump, remove_dump
+from featcli.dump import Dump, existing_parent, remove_dump
 from featcli.errors import MachineError, shown
 from featcli.images import Failure
 from featcli.plan import Plan
@@ -77,9 +78,10 @@ def extract(
     called with every event of the run. Raises FeatcliError.
     """
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    for choice in ("out_indices", "out_features"):
-        if isinstance(options.get(choice), list | range):
-            options[choice] = tuple(options[choice])
+    for choice, parse in (("out_indices", parse_indices), ("out_features", parse_features)):
+        asked = options.get(choice)
+        asked = parse(asked) if isinstance(asked, str) else asked
+        options[choice] = tuple(asked) if isinstance(asked, list | range) else asked
     config = ExtractConfig(
         inputs=tuple(os.fspath(name) for name in names), checkpoint=checkpoint, output=os.fspath(output), **options
     )
@@ -90,12 +92,14 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
     """Dump the feature maps of the images, or what is missing of them. Raises FeatcliError."""
     path = Path(config.output)
     job = prepare(config, report)
+    _refuse_if_too_large(path, job.plan, config.overwrite)
     if config.overwrite:
         remove_dump(path)  # not before everything else is known to be right
     dump = Dump.create_or_resume(path, job.plan, job.images)
     _warn_of_environment(dump.plan.environment, job.plan.environment, report)
     unfinished = dump.unfinished()
-    _refuse_if_too_large(dump, unfinished)
+    if unfinished:
+        dump.reopen()
     num_images = sum(len(dump.plan.shard(n)) for n in unfinished)
     _report_dump(dump, unfinished, report)
     report("start", images=len(job.images), done=len(job.images) - num_images, shards=len(unfinished))
@@ -134,12 +138,17 @@ def _warn_of_environment(before: Mapping[str, str], now: Mapping[str, str], repo
         report("warning", text=f"this dump was begun elsewhere, its last bits may differ: {', '.join(changed)}")
 
 
-def _refuse_if_too_large(dump: Dump, shards: Sequence[int]) -> None:
-    needed = dump.bytes_of(sum(len(dump.plan.shard(n)) for n in shards))
-    free = shutil.disk_usage(dump.path).free
+def _refuse_if_too_large(path: Path, plan: Plan, overwrite: bool) -> None:
+    """Before anything is deleted or made: whether what is missing fits into what is free, or will be."""
+    existing = Dump.existing(path)
+    missing = range(plan.num_shards) if existing is None or overwrite else existing.unfinished()
+    needed = Dump(path, plan).bytes_of(sum(len(plan.shard(number)) for number in missing if number < plan.num_shards))
+    free = shutil.disk_usage(existing_parent(path)).free
+    if overwrite and existing is not None:
+        free += sum(record["bytes"] for record in existing.records())
     if needed > free:
         raise MachineError(
-            f"dump {shown(dump.path)}: {size(needed)} needed, {size(free)} free",
+            f"dump {shown(path)}: {size(needed)} needed, {size(free)} free",
             "free some space, or store less: --dtype float16, --pool, fewer stages",
         )
 
@@ -157,18 +166,18 @@ def _run_shards(dump: Dump, shards: Sequence[int], job: Job, clock: Clock, repor
     )
     limit = QUEUED_BATCHES * dump.bytes_of(dump.plan.settings["batch_size"])
     with (
-        closing(decoded),
+        memory_errors(job.backbone.device, dump.plan.settings["batch_size"]),
         disk_errors(dump.path),
+        closing(decoded),
+        _Shards(dump, job, report) as into,  # outermost of the two: it cleans up when the writer has stopped
         Background(limit) as writer,
-        _Shards(dump, job, writer, report) as open_shard,
     ):
         for batch in decoded:
             clock.decode += batch.decode_seconds
             began = time.perf_counter()
-            with memory_errors(job.backbone.device, len(batch.rows)):
-                maps = _stored_maps(forward(batch.pixels), batch, job)
+            maps = _stored_maps(forward(batch.pixels), batch, job)
             clock.compute += time.perf_counter() - began
-            open_shard.write(batch, maps)
+            into.write(batch, maps, writer)
             report("batch", images=len(batch.rows))
     return writer.busy_seconds
 
@@ -198,10 +207,9 @@ def _stored_maps(found: Mapping[str, torch.Tensor], batch: Batch, job: Job) -> d
 class _Shards:
     """The shard file that batches go to, one after the other, all work on files done by the writer thread."""
 
-    def __init__(self, dump: Dump, job: Job, writer: Background, report: Report) -> None:
+    def __init__(self, dump: Dump, job: Job, report: Report) -> None:
         self._dump = dump
         self._job = job
-        self._writer = writer
         self._report = report
         self._file: ShardWriter | None = None
         self._failures: list[Failure] = []
@@ -209,23 +217,21 @@ class _Shards:
     def __enter__(self) -> _Shards:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._writer.close(finish=False)  # not while it may still be writing
-        if self._file is not None and kind is not None:
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:  # something went wrong on the way: a whole shard has been committed by now
             self._file.abort()
 
-    def write(self, batch: Batch, maps: Mapping[str, np.ndarray]) -> None:
+    def write(self, batch: Batch, maps: Mapping[str, np.ndarray], writer: Background) -> None:
         """Queue the rows of a batch; where it ends its shard, the commit too."""
         number = batch.rows.start // self._dump.plan.shard_rows
         rows = self._dump.plan.shard(number)
         for failure in batch.failures:
             self._report("failure", **failure.to_json())
         num_bytes = sum(array.nbytes for array in maps.values())
-        self._writer.give(partial(self._write, number, batch.rows.start - rows.start, maps), num_bytes)
+        writer.give(partial(self._write, number, batch.rows.start - rows.start, maps), num_bytes)
         self._failures += batch.failures
         if batch.rows.stop == rows.stop:
-            self._writer.give(partial(self._commit, number, self._failures))
+            writer.give(partial(self._commit, number, self._failures))
             self._failures = []
 
     def _write(self, number: int, row: int, maps: Mapping[str, np.ndarray]) -> None:
@@ -239,6 +245,10 @@ class _Shards:
         rows = self._dump.plan.shard(number)
         valid = np.ones(len(rows), np.uint8)
         valid[[failure.row - rows.start for failure in failures]] = 0
+        if self._dump.is_committed(number):  # by another process meanwhile: the first wins
+            self._file.abort()
+            self._file = None
+            return
         written = self._file.commit(valid)
         self._file = None
         record = self._dump.record(number, written, failures, self._job.plan.environment)

@@ -69,10 +69,11 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
     failures = [failure for record in records for failure in record["failures"]]
     settings = dump.plan.settings
     damaged = dump.damaged()
+    is_complete = dump.is_complete() and len(records) == dump.plan.num_shards
     return {
         "type": "dump",
         "path": str(path),
-        "state": "damaged" if damaged else "complete" if dump.is_complete() else "incomplete",
+        "state": "damaged" if damaged else "complete" if is_complete else "incomplete",
         "images": dump.plan.num_images,
         "written": sum(record["rows"] for record in records) - len(failures),
         "failed": len(failures),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import featcli
@@ -17,8 +19,8 @@ from featcli.backbones import Request, resolve
 from featcli.backbones.backbone import Backbone, Source, ready
 from featcli.backbones.checkpoint import parse_size
 from featcli.config import MAX_SHARD_ROWS, SHARD_BYTES, ExtractConfig
-from featcli.device import Resolved, available_cores, resolve_device
-from featcli.dump import Dump, check_target, row_bytes
+from featcli.device import Resolved, available_cores, memory_errors, resolve_device
+from featcli.dump import Dump, check_target, existing_parent, row_bytes
 from featcli.errors import UsageError, shown
 from featcli.images import RULES
 from featcli.inputs import ImageList
@@ -44,7 +46,8 @@ def prepare(config: ExtractConfig, report: Report = silent) -> Job:
     existing = None if config.overwrite else Dump.existing(Path(config.output))
     listing, source, positions, device = _resolve(config, report)
     stages = _stored_stages(config, source, positions)
-    backbone = ready(source, positions, device.value, config.precision)
+    with memory_errors(device.value, config.batch_size):
+        backbone = ready(source, positions, device.value, config.precision)
     threads = _threads(config, existing)
     report("choice", name="weights", value=backbone.weights.summary())
     report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
@@ -55,7 +58,7 @@ def prepare(config: ExtractConfig, report: Report = silent) -> Job:
         "weights": backbone.weights.summary(),
         "preprocessing": backbone.preprocessing.origin,
     }
-    plan = _plan(config, listing.images, stages, settings, provenance, _environment(device.value))
+    plan = _plan(config, listing.images, stages, settings, provenance, _environment(device.value, source.library))
     decode_threads = config.decode_threads or available_cores()
     report("choice", name="threads", value=threads.value, reason=f"{threads.reason}; {decode_threads} decode")
     return Job(listing.images, backbone, plan, pooling(config.pool), threads.value, decode_threads)
@@ -67,7 +70,7 @@ def dry_run(config: ExtractConfig, report: Report = silent) -> Plan:
     stages = _stored_stages(config, source, positions)
     plan = _plan(config, listing.images, stages, {}, {}, {})
     total = sum(row_bytes(stage.shape, stage.dtype) for stage in plan.stages) * plan.num_images
-    free = shutil.disk_usage(_existing_parent(Path(config.output))).free
+    free = shutil.disk_usage(existing_parent(Path(config.output))).free
     _report_existing(config, plan, report)
     report(
         "dry_run",
@@ -170,7 +173,7 @@ def shard_rows(config: ExtractConfig, image_bytes: int) -> int:
     return num_batches * config.batch_size
 
 
-def _environment(device: torch.device) -> dict[str, str]:
+def _environment(device: torch.device, library: str) -> dict[str, str]:
     """What can move the last bits of a result and cannot be repeated at will."""
     import h5py
     import PIL
@@ -181,7 +184,10 @@ def _environment(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "timm": timm.__version__,
         "pillow": PIL.__version__,
+        "numpy": np.__version__,
         "h5py": h5py.__version__,
+        **({"transformers": sys.modules["transformers"].__version__} if library == "transformers" else {}),
+        **({"cuda": str(torch.version.cuda)} if device.type == "cuda" else {}),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
@@ -201,7 +207,3 @@ def _report_existing(config: ExtractConfig, plan: Plan, report: Report) -> None:
         report("warning", text=f"{there}: it would be gone on with, if weights and settings are the same")
     else:
         report("warning", text=f"{there}, of other stages or images: it would be refused")
-
-
-def _existing_parent(path: Path) -> Path:
-    return path if path.exists() else _existing_parent(path.parent)

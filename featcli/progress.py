@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from featcli.errors import shown
+from featcli.errors import printable, shown
 
 Report = Callable[..., None]  # report(kind, **facts)
 FAILURES_SHOWN = 5
+_one_line_at_a_time = threading.Lock()
 
 
 def silent(kind: str, **facts: Any) -> None:
@@ -21,7 +23,9 @@ def silent(kind: str, **facts: Any) -> None:
 def json_lines(kind: str, **facts: Any) -> None:
     """One JSON object a line on stdout: results for programs."""
     if kind != "batch":
-        print(json.dumps({"type": kind, **facts}), flush=True)
+        with _one_line_at_a_time:  # events come from the main and the writer thread
+            sys.stdout.write(json.dumps({"type": kind, **facts}) + "\n")
+            sys.stdout.flush()
 
 
 def tee(*reports: Report) -> Report:
@@ -95,7 +99,7 @@ class Terminal:
     def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
         if self._bar is not None:
             self._bar.refresh()
 

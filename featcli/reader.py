@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -43,6 +44,7 @@ class DumpReader:
     def __init__(self, dump: Dump) -> None:
         self._dump = dump
         self._open: OrderedDict[int, tuple[int, Layout]] = OrderedDict()
+        self._lock = threading.Lock()
 
     @property
     def path(self) -> Path:
@@ -99,6 +101,9 @@ class DumpReader:
             raise UsageError(f"stage {shown(stage)} is not in this dump", f"it has {', '.join(near)}")
         return StageArray(self, self.stages[stage])
 
+    def __repr__(self) -> str:
+        return f"<dump {shown(self.path)}: {len(self)} images, stages {', '.join(self.stages)}>"
+
     def close(self) -> None:
         """Close the shard files; they are opened again when needed."""
         while self._open:
@@ -115,6 +120,10 @@ class DumpReader:
 
     def _read(self, name: str, shard: int, first: int, count: int) -> np.ndarray:
         """`count` rows of an array of a shard as they are stored, bfloat16 as uint16."""
+        with self._lock:  # a shard must not be closed for another while it is read
+            return self._read_locked(name, shard, first, count)
+
+    def _read_locked(self, name: str, shard: int, first: int, count: int) -> np.ndarray:
         descriptor, layout = self._shard(shard)
         array = layout.arrays.get(name)
         if array is None or not self._is_expected(name, shard, array):
@@ -150,6 +159,11 @@ class DumpReader:
             raise DamagedError(f"shard {shown(path)}: {error.strerror}", "see featcli inspect for its state") from error
         try:
             layout = self._dump.format.read_layout(str(path))
+            if (layout.attributes.get("fingerprint"), layout.attributes.get("shard")) != (
+                self.plan.fingerprint,
+                str(number),
+            ):
+                raise DamagedError(f"shard {shown(path)}: it belongs elsewhere", "see featcli inspect for its state")
         except BaseException:
             os.close(descriptor)
             raise
@@ -184,6 +198,10 @@ class StageArray:
 
         Raises KeyError and IndexError as a dict and an array do, IncompleteError for rows not extracted yet.
         """
+        if isinstance(index, tuple):
+            raise TypeError("a stage is indexed by images alone: dump[stage][image][channel]")
+        if isinstance(index, list) and index and all(isinstance(i, bool) for i in index):
+            index = np.array(index)
         if isinstance(index, str):
             return self._row(self._reader.rows[index])
         if isinstance(index, int | np.integer):

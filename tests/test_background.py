@@ -46,10 +46,10 @@ def test_memory_that_waits_is_bounded():
 
         giver = threading.Thread(target=give_more)
         giver.start()
-        assert queued == []
+        before = list(queued)
         go_on.set()
         giver.join()
-        assert queued == [True]
+        assert (before, queued) == ([], [True])
 
 
 def test_one_piece_larger_than_the_limit_still_passes():
@@ -63,17 +63,17 @@ def test_one_piece_larger_than_the_limit_still_passes():
 
 def test_an_exception_outside_drops_what_waits():
     """When the giver fails, work that has not begun is dropped and the thread ends."""
-    started, go_on, done = threading.Event(), threading.Event(), []
+    started, done = threading.Event(), []
 
-    def slow():
+    def until_closed():
         started.set()
-        go_on.wait()
+        with background._changed:
+            background._changed.wait_for(lambda: background._closing)
 
     with pytest.raises(KeyboardInterrupt), Background(10) as background:
-        background.give(slow)
+        background.give(until_closed)
         started.wait()
         background.give(lambda: done.append(1))
-        go_on.set()
-        background._waiting.clear()
         raise KeyboardInterrupt
     assert done == []
+    assert not background._thread.is_alive()

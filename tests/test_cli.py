@@ -245,6 +245,15 @@ def test_broken_pipe(photos):
     assert (process.returncode, err) == (141, "")
 
 
+def test_broken_pipe_in_a_run(photos, tmp_path):
+    """A run whose JSON nobody reads any more ends quietly too."""
+    with featcli_process("extract", photos, *TINY, "-o", tmp_path / "d", "--json", "-q") as process:
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read()
+    assert (process.returncode, err) == (141, "")
+
+
 def test_a_bar_on_a_terminal_only(photos, tmp_path):
     """A terminal gets a progress bar, a pipe or a file does not; NO_COLOR and plain terminals get no colours."""
     command = [sys.executable, "-m", "featcli", "extract", str(photos), *TINY, "-o"]

@@ -440,3 +440,135 @@ def test_small_rows_do_not_make_endless_shards(tmp_path, photos):
     """However small the rows, a shard is a few thousand images: that much a kill can cost."""
     outcome = featcli.extract(photos, output=tmp_path / "d", pool="avg", **TINY)
     assert open_dump(outcome.dump).plan.shard_rows <= 4096
+
+
+def test_maps_never_share_memory_with_batch_buffers(tmp_path, photos, monkeypatch):
+    """A stage that is the input itself is stored as it was, though its batch buffer is used again at once."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DINOv3ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], image_size=32)
+    folder = tmp_path / "checkpoint"
+    transformers.DINOv3ConvNextBackbone(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    kind = transformers.models.vit.image_processing_pil_vit.ViTImageProcessorPil
+    plain = kind.normalize
+    monkeypatch.setattr(kind, "normalize", lambda self, *a, **k: plain(self, *a, **k) * 2)  # floats as they are
+    for i in range(60):
+        draw(photos / f"more{i:02d}.png", 100 + i)
+    dump = open_dump(
+        featcli.extract(photos, checkpoint=str(folder), output=tmp_path / "d", batch_size=2, out_features=["stem"]).dump
+    )
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    pictures = [upright(photos / key) for key in dump.keys]
+    assert np.array_equal(dump["stem"][:], processor(pictures, return_tensors="np")["pixel_values"])
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_order_on_the_disk(tmp_path, photos, monkeypatch, format_name):
+    """Data is on the disk before it has a name, list before plan, shard before record, records before manifest."""
+    import os
+
+    calls = []
+
+    def logged(name, describe):
+        real = getattr(os, name)
+
+        def call(*arguments, **options):
+            calls.append((name, describe(*arguments)))
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(os, name, call)
+
+    def opened(descriptor, *_):
+        return os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    logged("pwrite", opened)
+    logged("fsync", opened)
+    logged("link", lambda source, target: os.path.basename(target))
+    logged("replace", lambda source, target: os.path.basename(target))
+    featcli.extract(photos, output=tmp_path / "d", batch_size=4, shard_size=8, format=format_name, **TINY)
+    suffix = {"hdf5": ".h5", "safetensors": ".safetensors"}[format_name]
+    named = [what for name, what in calls if name in ("link", "replace")]
+    shards = [f"0000{i}{end}" for i in range(2) for end in (suffix, ".json")]
+    assert named == ["images.jsonl", "plan.json", *shards, "failures.jsonl", "manifest.json"]
+    for what in named:
+        at = next(i for i, call in enumerate(calls) if call[0] in ("link", "replace") and call[1] == what)
+        last = max(i for i, call in enumerate(calls[:at]) if call[1].startswith(f".{what}."))
+        assert calls[last][0] == "fsync", what  # nothing is written to a file between its fsync and its name
+        following = next(call for call in calls[at + 1 :] if call[0] == "fsync")
+        assert following[1] == ("shards" if what[0].isdigit() else "d"), what  # and its folder comes next
+
+
+def test_what_a_killed_start_leaves_behind(tmp_path, photos):
+    """Whatever a start left that was killed before its plan existed, the same command begins anew."""
+    (tmp_path / "d" / "shards").mkdir(parents=True)
+    for name in (
+        ".images.jsonl.0123.partial",
+        ".featcli-probe-99.partial",
+        "images.jsonl",
+        "shards/.00000.h5.1.partial",
+    ):
+        (tmp_path / "d" / name).write_bytes(b"{}")
+    assert featcli.extract(photos, output=tmp_path / "d", **TINY).written == 12
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_disk_that_fills_up_at_the_very_end(tmp_path, photos, monkeypatch):
+    """When the last commit fails, no partial file stays, and the same process can go on."""
+    import os
+
+    real = os.fsync
+
+    def failing(descriptor):
+        if ".00001.h5." in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+        return real(descriptor)
+
+    options = {"batch_size": 4, "shard_size": 8, **TINY}
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(MachineError, match="no space left"):
+        featcli.extract(photos, output=tmp_path / "d", **options)
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob("*.partial"))
+    assert featcli.extract(photos, output=tmp_path / "d", **options).extracted == 4
+
+
+def test_too_little_space_deletes_nothing(tmp_path, photos, monkeypatch):
+    """--overwrite without the space for the new dump leaves the old one, and no plan that would be in the way."""
+    featcli.extract(photos, output=tmp_path / "d", pool="avg", **TINY)
+    before = tree(tmp_path / "d")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    with pytest.raises(MachineError):
+        featcli.extract(photos, output=tmp_path / "d", overwrite=True, **TINY)
+    with pytest.raises(MachineError):
+        featcli.extract(photos, output=tmp_path / "new", **TINY)
+    assert tree(tmp_path / "d") == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_shard_that_somebody_else_committed(tmp_path, photos):
+    """Where another process was first, its shard and its record stay together."""
+    from featcli.dump import Dump
+
+    options = {"batch_size": 4, "shard_size": 4, **TINY}
+    featcli.extract(photos, output=tmp_path / "whole", **options)
+    whole = Dump.existing(tmp_path / "whole")
+
+    def first(kind, **facts):
+        if kind == "start":  # the other process commits shard 1 after this one has made its list of work
+            for name in ("00001.json", "00001.h5"):
+                shutil.copy(tmp_path / "whole" / "shards" / name, tmp_path / "d" / "shards")
+
+    featcli.extract(photos, output=tmp_path / "d", report=first, **options)
+    assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+    assert whole.is_committed(1)
+
+
+def test_model_arguments_are_part_of_the_plan(tmp_path, photos):
+    """A folder's configuration that changes the network without changing a weight is another plan."""
+    timm.models.save_for_hf(timm.create_model("test_resnet"), tmp_path / "c", safe_serialization=True)
+    featcli.extract(photos, checkpoint=str(tmp_path / "c"), output=tmp_path / "d")
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    config["model_args"] = {"act_layer": "gelu"}
+    (tmp_path / "c" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConflictError, match="structure"):
+        featcli.extract(photos, checkpoint=str(tmp_path / "c"), output=tmp_path / "d")

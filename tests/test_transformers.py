@@ -135,3 +135,34 @@ def test_a_processor_with_steps_of_its_own_is_taken_as_it_is(swin_folder, monkey
     assert torch.equal(
         backbone.preprocessing.normalize(pixels), processor(PICTURES[0], return_tensors="pt").pixel_values[0]
     )
+
+
+def test_no_code_from_a_checkpoint_is_run(tmp_path, dinov2_folder, monkeypatch):
+    """A checkpoint that brings its own code is refused or read without it; nobody is asked, nothing is run."""
+    import io
+    import sys
+
+    for file in dinov2_folder.iterdir():
+        shutil.copy(file, tmp_path)
+    marker = tmp_path / "marker"
+    (tmp_path / "code.py").write_text(f"open({str(marker)!r}, 'w')\nclass Mine: pass\n")
+    for name, key in (("config.json", "AutoConfig"), ("preprocessor_config.json", "AutoImageProcessor")):
+        content = json.loads((tmp_path / name).read_text())
+        content |= {"auto_map": {key: "code.Mine"}, "model_type": "mine", "image_processor_type": "Mine"}
+        (tmp_path / name).write_text(json.dumps(content))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(CheckpointError):
+        load_backbone(str(tmp_path))
+    assert not marker.exists()
+
+
+def test_a_trained_norm_that_is_missing_is_a_refusal(tmp_path, dinov2_folder):
+    """Only norms that checkpoints never have may be absent: DINOv2's final norm is trained."""
+    from safetensors.torch import load_file, save_file
+
+    for file in dinov2_folder.iterdir():
+        shutil.copy(file, tmp_path)
+    weights = {k: v for k, v in load_file(tmp_path / "model.safetensors").items() if not k.startswith("layernorm")}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layernorm\.bias"):
+        load_backbone(str(tmp_path))

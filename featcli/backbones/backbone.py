@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featcli.backbones.stages import Stage, select
-from featcli.errors import UsageError, one_line
+from featcli.errors import UsageError, one_line, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ class Preprocessing:
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) of `dtype` -> float32. The operations and their order are torchvision's, so the bits are too."""
         if self.dtype == "float32":
-            return pixels.float()
+            return pixels.clone()  # never the batch buffer itself: a stage may be the input, and buffers are used again
         shape = (-1, 1, 1)
         mean = torch.tensor(self.mean, device=pixels.device).view(shape)
         std = torch.tensor(self.std, device=pixels.device).view(shape)
@@ -100,6 +100,7 @@ class Source(ABC):
     input_size: tuple[int, int]  # (H, W)
     stage_names: tuple[tuple[str, str], ...]  # (stage, module) in network order
     first_index = 0  # the library's own index of the first of them
+    strides: tuple[int, ...] | None = None  # where the library knows them; sizes alone round at odd input sizes
     default_indices: tuple[int, ...] | None = None  # the stages that a larger model uses; None is the last
 
     @abstractmethod
@@ -127,8 +128,9 @@ class Source(ABC):
     def stages(self) -> tuple[Stage, ...]:
         """Every stage, with shapes as the network really yields them (never from config fields)."""
         height, width = self.input_size
+        known = [(s, s) for s in self.strides] if self.strides else None
         return tuple(
-            Stage(name, index, module, (c, h, w), (round(height / h), round(width / w)))
+            Stage(name, index, module, (c, h, w), known[index] if known else (round(height / h), round(width / w)))
             for index, ((name, module), (_, c, h, w)) in enumerate(
                 zip(self.stage_names, self._whole[0], strict=True), self.first_index
             )
@@ -229,6 +231,8 @@ class Backbone:
 
 def ready(source: Source, positions: Sequence[int], device: torch.device, precision: str) -> Backbone:
     """Load the weights of these stages and freeze the network on the device. Raises CheckpointError."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {shown(precision)}: no such precision", f"use {', '.join(PRECISIONS)}")
     network, weights = source.load(positions)
     network.module.eval().requires_grad_(False)
     digest = weights_digest(network.module)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import nn
 
 from featcli.backbones.torchvision_operators import declare_missing_operators
@@ -50,6 +51,9 @@ class TimmSource(Source):
         self.config = resolve_data_config(_size_override(request.image_size), model=plain)
         self.input_size = self.config["input_size"][1:]
         self.stage_names = name_stages(plain.feature_info)
+        self.strides = tuple(info["reduction"] for info in plain.feature_info)
+        # A folder's model_args can change the network without changing a weight: the plan must know.
+        self._structure = xxhash.xxh3_128_hexdigest(repr(plain).encode())
         self.tag = plain.pretrained_cfg.get("tag") or ""
         self.architecture = plain.pretrained_cfg.get("architecture") or self.model_name
         path = Path(request.checkpoint.removeprefix("local-dir:"))
@@ -60,7 +64,12 @@ class TimmSource(Source):
 
     def settings(self) -> dict[str, Any]:
         """See Source."""
-        return {"library": "timm", "architecture": self.architecture, "input_size": list(self.input_size)}
+        return {
+            "library": "timm",
+            "architecture": self.architecture,
+            "structure": self._structure,
+            "input_size": list(self.input_size),
+        }
 
     def build(self, positions: Sequence[int], device: str) -> Network:
         """See Source."""
@@ -116,7 +125,7 @@ class TimmSource(Source):
             raise UsageError(
                 f"{self.model_name} with {kwargs}: {one_line(error)}", "choose another --image-size"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # a configuration that is off
             raise CheckpointError(f"checkpoint {shown(self.model_name)}: {error}", "is the folder whole?") from error
 
     def _create_pretrained(self, **kwargs: Any) -> Any:
@@ -133,9 +142,13 @@ class TimmSource(Source):
                 f"do these weights belong to {self.name}?",
             ) from error
 
-    def _proven(self, module: nn.Module, loads: list[Any]) -> Weights:
+    def _proven(self, module: Any, loads: list[Any]) -> Weights:
         origin = self.file.name if self.file else self.name.partition(" (")[0]
         tensors = module.state_dict().keys()
+        if not loads:
+            if not module.pretrained_cfg.get("custom_load"):
+                raise CheckpointError(f"checkpoint {shown(self.request.checkpoint)}: timm loaded nothing from it")
+            return Weights(f"{origin}, by timm's reader for its format, which does not say which", 0, len(tensors))
         absent = [key for result in loads for key in result.missing_keys if key in tensors]
         absent = [key for key in absent if not key.endswith("num_batches_tracked")]  # a counter, used in training only
         if absent:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,13 @@ from featcli.backbones.image_processor import (  # noqa: E402
     quiet,
     read_processor,
 )
-from featcli.errors import CheckpointError, one_line, shown  # noqa: E402
+from featcli.errors import CheckpointError, FeatcliError, one_line, shown  # noqa: E402
 
 # Types that normalise each requested map do so with norms of their own, which only a checkpoint saved as a
 # backbone has. Any other absent weight is a refusal.
-UNTRAINED_NORM = re.compile(r"(hidden_states_norms|layernorm|norm)\.")
+UNTRAINED_NORM = re.compile(r"hidden_states_norms\.")
+# pixio has a norm for all its maps that a plain checkpoint lacks too.
+UNTRAINED_NORMS = {"pixio": re.compile(r"layernorm\.")}
 # A final norm that the types below apply to whatever stage is last: after a cut it would meet the wrong width.
 FINAL_NORM = {"swin": "swin.layernorm", "maskformer-swin": "model.layernorm", "focalnet": "focalnet.layernorm"}
 FINAL_NORM["bit"] = "bit.norm"
@@ -68,22 +70,22 @@ NOT_ARCHITECTURE = frozenset(
 def open_transformers(request: Request) -> Source:
     """The source for a transformers folder or hub id. Raises CheckpointError."""
     with reading(request):
-        config = transformers.AutoConfig.from_pretrained(request.checkpoint)
-    inner = getattr(config, "backbone_config", None)
-    if "timm_backbone" in (config.model_type, getattr(inner, "model_type", None)):
-        return TimmInside(request, inner or config, composite=config.model_type if inner else "")
-    if type(config) in MODEL_FOR_BACKBONE_MAPPING:
-        inner = None
-    return TransformersSource(request, config, inner)
+        config = transformers.AutoConfig.from_pretrained(request.checkpoint, trust_remote_code=False)
+        inner = getattr(config, "backbone_config", None)
+        if "timm_backbone" in (config.model_type, getattr(inner, "model_type", None)):
+            return TimmInside(request, inner or config, composite=config.model_type if inner else "")
+        if type(config) in MODEL_FOR_BACKBONE_MAPPING:
+            inner = None
+        return TransformersSource(request, config, inner)
 
 
 @contextmanager
 def reading(request: Request) -> Iterator[None]:
     """Whatever transformers raises in here is about the checkpoint."""
     try:
-        with quiet(), hub_or_cache():
+        with quiet(), nullcontext() if Path(request.checkpoint).is_dir() else hub_or_cache():
             yield
-    except CheckpointError:
+    except FeatcliError:
         raise
     except Exception as error:  # files, hub, HTTP, unpickling, unknown types: there is no common type
         if not Path(request.checkpoint).is_dir():
@@ -161,7 +163,12 @@ class TransformersSource(Source):
         self.processor = read_processor(request.checkpoint, request.image_size)
         self.input_size = request.image_size or own_size(request, self.processor) or config_size(self.config)
         self.first_index = int(self.model_type in NO_STEM)
-        names = list(self.config.stage_names)
+        names = list(getattr(self.config, "stage_names", None) or [])
+        if not names:
+            raise CheckpointError(
+                f"checkpoint {shown(request.checkpoint)}: model type {shown(self.model_type)} names no stages",
+                "choose a checkpoint of its vision model alone",
+            )
         self.stage_names = tuple(zip(names, self._module_names(names), strict=True))[self.first_index :]
         if self.composite:
             self.name += f" (the {self.model_type} in a {self.composite})"
@@ -202,7 +209,8 @@ class TransformersSource(Source):
                 " so nobody can tell which pixels it was trained on",
                 "save the processor it belongs to there: AutoImageProcessor.from_pretrained(...).save_pretrained(...)",
             )
-        return preprocessing_of(self.processor, self.input_size)
+        with reading(self.request):
+            return preprocessing_of(self.processor, self.input_size)
 
     def settings(self) -> dict[str, Any]:
         """See Source."""
@@ -271,7 +279,8 @@ class TransformersSource(Source):
 
     def _proven(self, module: nn.Module, absent: list[str], mismatched: list[str]) -> Weights:
         tensors = module.state_dict().keys()
-        untrained = tuple(key for key in absent if UNTRAINED_NORM.match(key) and key in tensors)
+        may_be_absent = UNTRAINED_NORMS.get(self.model_type, UNTRAINED_NORM)
+        untrained = tuple(key for key in absent if may_be_absent.match(key) and key in tensors)
         lost = [key for key in absent if key in tensors and key not in untrained] + mismatched
         if lost:
             raise CheckpointError(

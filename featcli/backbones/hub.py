@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 ANSWER_SECONDS = 10
 
@@ -24,6 +25,7 @@ def hub_or_cache() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
+@cache
 def _answers() -> bool:
     from huggingface_hub import constants, get_session
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,10 @@ from featcli.backbones.hub import hub_or_cache  # noqa: E402
 def read_processor(checkpoint: str, image_size: tuple[int, int] | None) -> Any:
     """The image processor of a checkpoint, or None where it has none. Its backend is pinned: the others differ."""
     try:
-        with quiet(), hub_or_cache():
-            processor = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+        with quiet(), nullcontext() if Path(checkpoint).is_dir() else hub_or_cache():
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                checkpoint, backend="pil", trust_remote_code=False
+            )
     except (OSError, ValueError):
         return None
     if image_size is not None:

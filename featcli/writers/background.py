@@ -41,7 +41,13 @@ class Background:
             if not finish:
                 self._waiting.clear()
             self._changed.notify_all()
-        self._thread.join()
+        try:
+            self._thread.join()
+        except BaseException:  # Ctrl-C: no more than what it is doing now, and not one moment less
+            with self._changed:
+                self._waiting.clear()
+            self._thread.join()
+            raise
         if finish:
             self._raise()
 

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,14 @@ def create_partial(final: Path) -> tuple[int, Path]:
     while True:
         path = final.with_name(f".{final.name}.{secrets.token_hex(8)}{PARTIAL}")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        with suppress(OSError):  # a file system without locks, or a cleaner that was faster: it has removed the file
+        taken = False
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _names(path, descriptor):
+        except BlockingIOError:  # a cleaner was faster, and is about to remove the file
+            taken = True
+        except OSError:  # a file system without locks: nobody cleans up there either
+            pass
+        if not taken and _names(path, descriptor):
             return descriptor, path
         os.close(descriptor)
 
@@ -97,6 +102,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, for folders
+            raise
     finally:
         os.close(descriptor)
 
@@ -114,9 +122,9 @@ def publish_lines(final: Path, lines: Iterable[bytes], replace: bool = False) ->
         partial.unlink(missing_ok=True)
 
 
-def publish_json(final: Path, content: Any) -> bool:
+def publish_json(final: Path, content: Any, replace: bool = False) -> bool:
     """Write and publish a JSON file: ASCII, stable order, so that equal content is equal bytes."""
-    return publish_lines(final, [json.dumps(content, indent=1).encode("ascii"), b"\n"])
+    return publish_lines(final, [json.dumps(content, indent=1).encode("ascii"), b"\n"], replace)
 
 
 @contextmanager
@@ -124,6 +132,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Whatever the disk refuses inside the block, as one line with what to do."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever reads our output went away: no matter of the disk
     except OSError as error:
         full = error.errno in FULL
         cause = "no space left" if full else os.strerror(error.errno) if error.errno else str(error)
