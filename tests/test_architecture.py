@@ -122,3 +122,18 @@ def test_sizes():
     """No module grows past what can be read in one sitting."""
     long = {str(p.relative_to(PACKAGE)): n for _, p in modules() if (n := len(p.read_text().splitlines())) > 330}
     assert long == {}
+
+
+def test_tables_of_types_agree():
+    """A precision or a stored type is known everywhere or nowhere."""
+    from featcli.backbones import backbone
+    from featcli.config import DTYPES, PRECISIONS
+    from featcli.extraction import TORCH_DTYPES
+    from featcli.reader import NUMPY_TYPES
+    from featcli.writers import hdf5, layout, safetensors
+
+    assert tuple(backbone.PRECISIONS) == PRECISIONS
+    assert tuple(TORCH_DTYPES) == DTYPES
+    stored = {*DTYPES, "uint8"}
+    for table in (layout.ITEM_BYTES, safetensors.NAMES, hdf5._types(), NUMPY_TYPES):
+        assert set(table) == stored

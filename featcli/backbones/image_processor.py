@@ -51,7 +51,7 @@ def preprocessing_of(processor: Any, size: tuple[int, int]) -> Preprocessing:
         mean=_three(processor.image_mean if processor.do_normalize else 0.0),
         std=_three(processor.image_std if processor.do_normalize else 1.0),
         origin="preprocessor_config.json",
-        settings=plain_json(processor.to_dict()),
+        settings=plain_json(processor.to_dict()) | {"backend": str(processor.backend)},  # a few types have no PIL one
         summary=_summary(processor, size),
     )
     # A processor with steps of its own between the two: take its floats as they are.
