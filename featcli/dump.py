@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,10 @@ class Dump:
         """Freeze the plan, or find the same one there. Raises ConflictError and MachineError."""
         with disk_errors(path):
             (path / SHARDS).mkdir(parents=True, exist_ok=True)
-            for folder in (path / SHARDS, path, path.parent):
+            for folder in (path / SHARDS, path):
                 sync_folder(folder)
+            with suppress(PermissionError):  # the folder above may be somebody else's, who lets us in but not look
+                sync_folder(path.parent)
             remove_stale(path)
             remove_stale(path / SHARDS)
             if not (path / PLAN).exists():
