@@ -24,9 +24,6 @@ class Resolved(Generic[T]):
     value: T
     reason: str
 
-    def __str__(self) -> str:
-        return f"{self.value} ({self.reason})"
-
 
 def resolve_device(wanted: str) -> Resolved[torch.device]:
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` as a device that works. Raises UsageError and MachineError."""

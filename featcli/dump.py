@@ -8,10 +8,11 @@ A record is published after its shard file, the manifest after all records: what
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from featcli.errors import ConflictError, DamagedError, MachineError, shown
 from featcli.images import Failure
 from featcli.inputs import MISSING, ImageList
-from featcli.plan import KeysDigest, Plan, refuse_other_plan, with_fingerprint
+from featcli.plan import KeysDigest, Plan, StoredStage, refuse_other_plan, with_fingerprint
 from featcli.writers import FORMATS
 from featcli.writers.layout import ITEM_BYTES
 from featcli.writers.publish import PARTIAL, disk_errors, publish_json, publish_lines, remove_stale, sync_folder
@@ -46,9 +47,7 @@ class Dump:
         try:
             return cls(path, Plan.from_json(read_json(path / PLAN)))
         except (KeyError, TypeError, ValueError) as error:
-            raise DamagedError(
-                f"dump {shown(path)}: plan.json is damaged ({error})", "start anew with --overwrite"
-            ) from error
+            raise DamagedError(f"dump {shown(path)}: plan.json is damaged ({error})", REPAIR) from error
 
     @classmethod
     def create_or_resume(cls, path: Path, plan: Plan, images: ImageList) -> Dump:
@@ -125,10 +124,6 @@ class Dump:
             return bool(self.shard_path(record["shard"]).stat().st_size != record["bytes"])
         except OSError:
             return True
-
-    def bytes_of(self, rows: int) -> int:
-        """Payload of so many rows."""
-        return rows * sum(row_bytes(stage.shape, stage.dtype) for stage in self.plan.stages)
 
     def start_shard(self, number: int, keys: Sequence[str]) -> ShardWriter:
         """A writer for one shard, under a partial name."""
@@ -220,10 +215,17 @@ class Dump:
 
 def row_bytes(shape: Sequence[int], dtype: str) -> int:
     """Bytes of what is stored of one image for one stage."""
-    count = ITEM_BYTES[dtype]
-    for length in shape:
-        count *= length
-    return count
+    return math.prod(shape) * ITEM_BYTES[dtype]
+
+
+def image_bytes(stages: Iterable[StoredStage]) -> int:
+    """Bytes of what is stored of one image over all stages."""
+    return sum(row_bytes(stage.shape, stage.dtype) for stage in stages)
+
+
+def stored_bytes(path: Path) -> int:
+    """Bytes of the shard files in a folder, whatever state the dump is in."""
+    return sum(file.stat().st_size for file in (path / SHARDS).glob("*") if OURS.fullmatch(file.name))
 
 
 def read_json(path: Path) -> dict[str, Any]:

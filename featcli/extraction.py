@@ -23,7 +23,7 @@ from featcli.backbones.stages import parse_features, parse_indices
 from featcli.batches import Batch
 from featcli.config import ExtractConfig
 from featcli.device import memory_errors, settled_arithmetic
-from featcli.dump import Dump, existing_parent, remove_dump
+from featcli.dump import Dump, existing_parent, image_bytes, remove_dump, stored_bytes
 from featcli.errors import MachineError, shown
 from featcli.images import Failure
 from featcli.plan import Plan
@@ -92,12 +92,13 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
     """Dump the feature maps of the images, or what is missing of them. Raises FeatcliError."""
     path = Path(config.output)
     job = prepare(config, report)
-    _refuse_if_too_large(path, job.plan, config.overwrite)
+    existing = None if config.overwrite else Dump.existing(path)
+    unfinished = list(range(job.plan.num_shards)) if existing is None else existing.unfinished()
+    _refuse_if_too_large(path, job.plan, unfinished, config.overwrite)
     if config.overwrite:
         remove_dump(path)  # not before everything else is known to be right
     dump = Dump.create_or_resume(path, job.plan, job.images)
     _warn_of_environment(dump.plan.environment, job.plan.environment, report)
-    unfinished = dump.unfinished()
     if unfinished:
         dump.reopen()
     num_images = sum(len(dump.plan.shard(n)) for n in unfinished)
@@ -138,14 +139,10 @@ def _warn_of_environment(before: Mapping[str, str], now: Mapping[str, str], repo
         report("warning", text=f"this dump was begun elsewhere, its last bits may differ: {', '.join(changed)}")
 
 
-def _refuse_if_too_large(path: Path, plan: Plan, overwrite: bool) -> None:
-    """Before anything is deleted or made: whether what is missing fits into what is free, or will be."""
-    existing = Dump.existing(path)
-    missing = range(plan.num_shards) if existing is None or overwrite else existing.unfinished()
-    needed = Dump(path, plan).bytes_of(sum(len(plan.shard(number)) for number in missing if number < plan.num_shards))
-    free = shutil.disk_usage(existing_parent(path)).free
-    if overwrite and existing is not None:
-        free += sum(record["bytes"] for record in existing.records())
+def _refuse_if_too_large(path: Path, plan: Plan, shards: Sequence[int], overwrite: bool) -> None:
+    """Before anything is deleted or made: whether these shards fit into what is free, or will be."""
+    needed = image_bytes(plan.stages) * sum(len(plan.shard(number)) for number in shards)
+    free = shutil.disk_usage(existing_parent(path)).free + (stored_bytes(path) if overwrite else 0)
     if needed > free:
         raise MachineError(
             f"dump {shown(path)}: {size(needed)} needed, {size(free)} free",
@@ -164,7 +161,7 @@ def _run_shards(dump: Dump, shards: Sequence[int], job: Job, clock: Clock, repor
         job.decode_threads,
         pinned=job.backbone.device.type == "cuda",
     )
-    limit = QUEUED_BATCHES * dump.bytes_of(dump.plan.settings["batch_size"])
+    limit = QUEUED_BATCHES * dump.plan.settings["batch_size"] * image_bytes(dump.plan.stages)
     with (
         memory_errors(job.backbone.device, dump.plan.settings["batch_size"]),
         disk_errors(dump.path),

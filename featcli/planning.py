@@ -20,7 +20,7 @@ from featcli.backbones.backbone import Backbone, Source, ready
 from featcli.backbones.checkpoint import parse_size
 from featcli.config import MAX_SHARD_ROWS, SHARD_BYTES, ExtractConfig
 from featcli.device import Resolved, available_cores, memory_errors, resolve_device
-from featcli.dump import Dump, check_target, existing_parent, row_bytes
+from featcli.dump import Dump, check_target, existing_parent, image_bytes
 from featcli.errors import UsageError, shown
 from featcli.images import RULES
 from featcli.inputs import ImageList
@@ -69,7 +69,7 @@ def dry_run(config: ExtractConfig, report: Report = silent) -> Plan:
     listing, source, positions, _ = _resolve(config, report)
     stages = _stored_stages(config, source, positions)
     plan = _plan(config, listing.images, stages, {}, {}, {})
-    total = sum(row_bytes(stage.shape, stage.dtype) for stage in plan.stages) * plan.num_images
+    total = image_bytes(plan.stages) * plan.num_images
     free = shutil.disk_usage(existing_parent(Path(config.output))).free
     _report_existing(config, plan, report)
     report(
@@ -160,15 +160,15 @@ def _plan(
         stages=stages,
         num_images=len(images),
         keys_digest=digest_keys(images.keys),
-        shard_rows=shard_rows(config, sum(row_bytes(stage.shape, stage.dtype) for stage in stages)),
+        shard_rows=shard_rows(config, image_bytes(stages)),
         provenance=provenance,
         environment=environment,
     )
 
 
-def shard_rows(config: ExtractConfig, image_bytes: int) -> int:
+def shard_rows(config: ExtractConfig, bytes_per_image: int) -> int:
     """Images per shard: as asked, or about SHARD_BYTES; always whole batches, so that batches do not span shards."""
-    wanted = config.shard_size or min(SHARD_BYTES // image_bytes, MAX_SHARD_ROWS)
+    wanted = config.shard_size or min(SHARD_BYTES // bytes_per_image, MAX_SHARD_ROWS)
     num_batches = max(1, -(-wanted // config.batch_size) if config.shard_size else wanted // config.batch_size)
     return num_batches * config.batch_size
 

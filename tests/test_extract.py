@@ -572,3 +572,13 @@ def test_model_arguments_are_part_of_the_plan(tmp_path, photos):
     (tmp_path / "c" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConflictError, match="structure"):
         featcli.extract(photos, checkpoint=str(tmp_path / "c"), output=tmp_path / "d")
+
+
+@pytest.mark.parametrize("name", ["plan.json", "images.jsonl", "shards/00000.json", "shards/00000.h5"])
+def test_a_damaged_dump_can_be_overwritten(tmp_path, photos, name):
+    """--overwrite is the way out of any damage, as the messages say: nothing of the old dump has to be readable."""
+    featcli.extract(photos, output=tmp_path / "d", **TINY)
+    before = tree(tmp_path / "d")
+    (tmp_path / "d" / name).write_bytes(b"{")
+    assert featcli.extract(photos, output=tmp_path / "d", overwrite=True, **TINY).extracted == 12
+    assert tree(tmp_path / "d") == before

@@ -88,7 +88,7 @@ def _from_folder(request: Request, path: Path) -> Source:
             f"write ./{request.checkpoint} for the folder, or run elsewhere for the model",
         )
     config = read_config(path / "config.json")
-    if "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper":
+    if _is_timm_config(config):
         return _timm(request, local=True)
     return _transformers(request)
 
@@ -103,7 +103,7 @@ def _from_hub(request: Request) -> Source:
         raise
     except Exception as error:  # the hub's client raises what its HTTP library and its validators raise
         raise unreachable(request.checkpoint, error) from error
-    if "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper":
+    if _is_timm_config(config):
         return _timm(request, hub=True)
     return _transformers(request)
 
@@ -139,6 +139,11 @@ def unreachable(checkpoint: str, error: Exception) -> CheckpointError:
         f"checkpoint {shown(checkpoint)}: not on this machine, and not to be had from the hub: {cause}",
         "check the name, fetch it where there is a network and give its folder, or try --random-init",
     )
+
+
+def _is_timm_config(config: dict[str, Any]) -> bool:
+    """Whether a config.json is one of timm's; transformers writes its own around some of them."""
+    return "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper"
 
 
 def _is_timm_name(name: str) -> bool:

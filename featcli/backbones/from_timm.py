@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +132,7 @@ class TimmSource(Source):
         """The same model with weights. Whatever timm raises here is about the checkpoint."""
         at_hub = self.file is None and not self.model_name.startswith("local-dir:")
         try:
-            with _silent_timm(), hub_or_cache() if at_hub else nullcontext():
+            with _silent_timm(), hub_or_cache(wanted=at_hub):
                 return timm.create_model(self.model_name, pretrained=True, num_classes=0, **kwargs)
         except Exception as error:  # files, hub, HTTP, unpickling and shapes: timm lets all of them through
             if at_hub:

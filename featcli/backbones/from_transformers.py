@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def open_transformers(request: Request) -> Source:
 def reading(request: Request) -> Iterator[None]:
     """Whatever transformers raises in here is about the checkpoint."""
     try:
-        with quiet(), nullcontext() if Path(request.checkpoint).is_dir() else hub_or_cache():
+        with quiet(), hub_or_cache(wanted=not Path(request.checkpoint).is_dir()):
             yield
     except FeatcliError:
         raise

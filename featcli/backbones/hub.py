@@ -10,15 +10,15 @@ ANSWER_SECONDS = 10
 
 
 @contextmanager
-def hub_or_cache() -> Iterator[None]:
-    """Inside the block, the hub's client uses its cache alone if the hub does not answer.
+def hub_or_cache(wanted: bool = True) -> Iterator[None]:
+    """Inside the block, the hub's client uses its cache alone if the hub does not answer, or is not `wanted`.
 
     Without this the client retries every file for half a minute. `HF_HUB_OFFLINE=1` is honoured.
     """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _answers()
+    constants.HF_HUB_OFFLINE = before or not wanted or not _answers()
     try:
         yield
     finally:

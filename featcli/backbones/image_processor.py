@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from featcli.backbones.hub import hub_or_cache  # noqa: E402
 def read_processor(checkpoint: str, image_size: tuple[int, int] | None) -> Any:
     """The image processor of a checkpoint, or None where it has none. Its backend is pinned: the others differ."""
     try:
-        with quiet(), nullcontext() if Path(checkpoint).is_dir() else hub_or_cache():
+        with quiet(), hub_or_cache(wanted=not Path(checkpoint).is_dir()):
             processor = transformers.AutoImageProcessor.from_pretrained(
                 checkpoint, backend="pil", trust_remote_code=False
             )
