@@ -74,12 +74,11 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def saved(tmp_path_factory, seed, model, processor):
+def saved(folder, seed, model, processor):
     """A folder with a model (made under a seed) and its image processor, as transformers saves them."""
     import torch
 
     torch.manual_seed(seed)
-    folder = tmp_path_factory.mktemp("checkpoints") / "checkpoint"
     model().save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
