@@ -74,45 +74,45 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def saved(folder, seed, model, processor):
-    """A folder with a model (made under a seed) and its image processor, as transformers saves them."""
-    import torch
-
-    torch.manual_seed(seed)
-    model().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def swin_folder(tmp_path_factory):
     """The documents' example: transformers' Swin with its default configuration, and a ViT image processor."""
     transformers = pytest.importorskip("transformers")
-    return saved(
-        tmp_path_factory,
-        0,
-        lambda: transformers.SwinForImageClassification(transformers.SwinConfig()),
-        transformers.ViTImageProcessor(),
-    )
+    import torch
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoints") / "swin"
+    transformers.SwinForImageClassification(transformers.SwinConfig()).save_pretrained(folder)
+    transformers.ViTImageProcessor().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def resnet_folder(tmp_path_factory):
     """transformers' ResNet-50 with its own kind of image processor."""
     transformers = pytest.importorskip("transformers")
-    processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 224})
-    return saved(
-        tmp_path_factory, 1, lambda: transformers.ResNetForImageClassification(transformers.ResNetConfig()), processor
-    )
+    import torch
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("checkpoints") / "resnet"
+    transformers.ResNetForImageClassification(transformers.ResNetConfig()).save_pretrained(folder)
+    transformers.ConvNextImageProcessor(size={"shortest_edge": 224}).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def dinov2_folder(tmp_path_factory):
     """A small DINOv2: tokens, a class token, a processor that crops."""
     transformers = pytest.importorskip("transformers")
+    import torch
+
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("checkpoints") / "dinov2"
     config = transformers.Dinov2Config(num_hidden_layers=3, hidden_size=48, num_attention_heads=4, image_size=70)
+    transformers.Dinov2Model(config).save_pretrained(folder)
     sizes = {"size": {"shortest_edge": 80}, "crop_size": {"height": 70, "width": 70}}
-    return saved(tmp_path_factory, 2, lambda: transformers.Dinov2Model(config), transformers.BitImageProcessor(**sizes))
+    transformers.BitImageProcessor(**sizes).save_pretrained(folder)
+    return folder
 
 
 def tree(folder: Path) -> dict[str, bytes]:
