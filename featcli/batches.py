@@ -26,7 +26,11 @@ class Fitting(Protocol):
 
     @property
     def fit(self) -> Callable[[Picture], np.ndarray]:
-        """RGB picture -> (3, H, W) of `dtype`."""
+        """RGB picture -> (C, H, W) of `dtype`."""
+
+    @property
+    def channels(self) -> int:
+        """C."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -65,7 +69,7 @@ def read(
             if rows is None:
                 return
             if not buffers or len(buffers[-1]) < len(rows):
-                buffers.append(torch.empty(len(rows), 3, *fitting.size, dtype=dtype, pin_memory=pinned))
+                buffers.append(torch.empty(len(rows), fitting.channels, *fitting.size, dtype=dtype, pin_memory=pinned))
             buffer = buffers.pop()
             array = buffer.numpy()
             futures = [pool.submit(_fill, images, row, fitting.fit, array[i]) for i, row in enumerate(rows)]

@@ -16,7 +16,8 @@ from typing import Annotated
 import typer
 
 from featcli import __version__
-from featcli.backbones.checkpoint import parse_size
+from featcli.backbones.checkpoint import Request
+from featcli.backbones.input_size import parse_size
 from featcli.backbones.stages import parse_features, parse_indices
 from featcli.config import DTYPES, PRECISIONS, ExtractConfig, one_of
 from featcli.errors import FeatcliError, MachineError, shown
@@ -63,6 +64,13 @@ OutIndices = Annotated[
 OutFeatures = Annotated[
     str | None, typer.Option(help="Stages by name, such as stem,stage2 or stage2:stage4 (both ends) or all.")
 ]
+NumChannels = Annotated[
+    int | None, typer.Option(help="Of the input: 1 is grey. Default: the checkpoint's own, 3 as a rule.")
+]
+Norm = Annotated[
+    str | None,
+    typer.Option(help="Maps before (raw) or after (model) the model's final norm. Default: as its library gives them."),
+]
 ImageSize = Annotated[str | None, typer.Option(help="Input size N or HxW. Default: the checkpoint's own.")]
 Dtype = Annotated[str, typer.Option(help=f"Type that is stored: {', '.join(DTYPES)}.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
@@ -96,6 +104,8 @@ def extract(
     out_indices: OutIndices = None,
     out_features: OutFeatures = None,
     image_size: ImageSize = None,
+    num_channels: NumChannels = None,
+    norm: Norm = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = DEFAULT.device,
     precision: Annotated[str, typer.Option(help=f"Of the computation: {', '.join(PRECISIONS)}.")] = DEFAULT.precision,
     batch_size: Annotated[int, typer.Option(help="Images that go through the backbone together.")] = DEFAULT.batch_size,
@@ -134,6 +144,8 @@ def extract(
         out_indices=_indices(out_indices),
         out_features=None if out_features is None else tuple(parse_features(out_features)),
         image_size=image_size,
+        num_channels=num_channels,
+        norm=norm,
         device=device,
         precision=precision,
         batch_size=batch_size,
@@ -168,6 +180,8 @@ def inspect(
     out_indices: OutIndices = None,
     out_features: OutFeatures = None,
     image_size: ImageSize = None,
+    num_channels: NumChannels = None,
+    norm: Norm = None,
     dtype: Dtype = DEFAULT.dtype,
     as_json: Json = False,
 ) -> None:
@@ -181,11 +195,9 @@ def inspect(
     facts = inspect_dump(Path(target))
     if facts is None:
         facts = inspect_checkpoint(
-            target,
-            arch=arch,
+            Request(target, arch, image_size=parse_size(image_size), num_channels=num_channels, norm=norm),
             out_indices=_indices(out_indices),
             out_features=None if out_features is None else parse_features(out_features),
-            image_size=parse_size(image_size),
             dtype=dtype,
         )
     if as_json:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from featcli.backbones.checkpoint import parse_size
+from featcli.backbones.checkpoint import Request
+from featcli.backbones.input_size import parse_size
 from featcli.errors import UsageError, shown
 from featcli.pooling import pooling
 from featcli.writers import FORMATS
@@ -21,7 +23,7 @@ class ExtractConfig:
     """The options of an extraction. Raises UsageError where one of them can be seen to be wrong by itself."""
 
     inputs: tuple[str, ...] = ()
-    checkpoint: str = ""
+    checkpoint: Any = ""  # a name, a path, or a transformers configuration object (random weights)
     output: str = ""
     files_from: str | None = None
     null: bool = False
@@ -29,6 +31,8 @@ class ExtractConfig:
     arch: str | None = None
     random_init: bool = False
     seed: int = 0
+    num_channels: int | None = None
+    norm: str | None = None
     out_indices: tuple[int, ...] | str | None = None
     out_features: tuple[str, ...] | None = None
     image_size: str | int | tuple[int, int] | None = None
@@ -59,16 +63,19 @@ class ExtractConfig:
                 raise UsageError(f"{option} {value}: must be at least 1", "leave it out for the default")
             if value is not None and value > MOST:
                 raise UsageError(f"{option} {value}: must be at most {MOST}", "leave it out for the default")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seed {self.seed}: must be from 0 to 2**63 - 1", "leave it out for the default")
         if "" in self.inputs:
             raise UsageError("an input is empty", "is a shell variable unset? Write . for the current folder")
         if self.null and self.files_from is None:
             raise UsageError("-0/--null goes with --files-from", "it says how the names in the list are separated")
         if self.root is not None and self.files_from is None:
             raise UsageError("--root goes with --files-from", "names in a list are relative to it")
-        parse_size(self.image_size)
         pooling(self.pool)
+        self.request()
+
+    def request(self) -> Request:
+        """What is asked of the checkpoint. Raises UsageError."""
+        size = parse_size(self.image_size)
+        return Request(self.checkpoint, self.arch, self.random_init, self.seed, size, self.num_channels, self.norm)
 
 
 def one_of(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -5,33 +5,34 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcli.dump import Dump, row_bytes
-from featcli.errors import CheckpointError
+from featcli.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from featcli.backbones import Request
 
 
 def inspect_checkpoint(
-    checkpoint: str,
+    request: Request,
     *,
-    arch: str | None = None,
     out_features: Sequence[str] | None = None,
     out_indices: Sequence[int] | str | None = None,
-    image_size: tuple[int, int] | None = None,
     dtype: str = "float32",
 ) -> dict[str, Any]:
     """Stages, what would be selected, its size and its share of the computation. Reads no weights.
 
     Raises UsageError and CheckpointError.
     """
-    from featcli.backbones import Request, resolve
+    from featcli.backbones import resolve
 
-    source = resolve(Request(checkpoint, arch, image_size=image_size))
+    source = resolve(request)
     chosen = source.select(out_features, out_indices)
     try:
         found = source.preprocessing()
         preprocessing = {"summary": found.summary, "origin": found.origin, "settings": dict(found.settings)}
-    except CheckpointError as error:  # the stages can be shown without; extract will refuse
+    except (CheckpointError, UsageError) as error:  # the stages can be shown without; extract will refuse
         preprocessing = {"summary": f"none: {error.message}", "origin": "", "settings": {}}
     stages = [
         {
@@ -50,6 +51,9 @@ def inspect_checkpoint(
         "type": "checkpoint",
         "name": source.name,
         "library": source.library,
+        "inside": source.inside,
+        "norm": source.norm,
+        "num_channels": source.channels,
         "parameters": source.num_parameters,
         "input_size": list(source.input_size),
         "dtype": dtype,

@@ -37,7 +37,7 @@ class Plan:
     num_images: int
     keys_digest: str  # xxh3-128 over the keys in row order
     shard_rows: int
-    provenance: Mapping[str, str]  # names for people: the same bytes may come from a file of another name
+    provenance: Mapping[str, Any]  # names for people: the same bytes may come from a file of another name
     environment: Mapping[str, str]  # what can move the last bits and cannot be repeated at will
 
     @property

@@ -15,9 +15,8 @@ import torch
 
 import featcli
 from featcli import inputs
-from featcli.backbones import Request, resolve
+from featcli.backbones import resolve
 from featcli.backbones.backbone import Backbone, Source, ready
-from featcli.backbones.checkpoint import parse_size
 from featcli.config import MAX_SHARD_ROWS, SHARD_BYTES, ExtractConfig
 from featcli.device import Resolved, available_cores, memory_errors, resolve_device
 from featcli.dump import Dump, check_target, existing_parent, image_bytes
@@ -56,6 +55,7 @@ def prepare(config: ExtractConfig, report: Report = silent) -> Job:
     provenance = {
         "checkpoint": backbone.name,
         "weights": backbone.weights.summary(),
+        "weights_files": dict(backbone.weights.files),
         "preprocessing": backbone.preprocessing.origin,
     }
     plan = _plan(config, listing.images, stages, settings, provenance, _environment(device.value, source.library))
@@ -92,8 +92,7 @@ def _resolve(
     check_target(Path(config.output), config.overwrite)
     device = resolve_device(config.device)
     listing = inputs.find(config.inputs, config.files_from, config.null, config.root)
-    size_ = parse_size(config.image_size)
-    source = resolve(Request(config.checkpoint, config.arch, config.random_init, config.seed, size_))
+    source = resolve(config.request())
     positions = source.select(config.out_features, config.out_indices)
     if pooling(config.pool).of_class_token and source.build(positions, "meta").class_tokens is None:
         raise UsageError(f"--pool cls: {source.name} gives no class token", "use --pool avg for one vector per image")
@@ -102,6 +101,7 @@ def _resolve(
     default = config.out_features is None and config.out_indices is None
     reason = "as asked" if not default else "those the model uses" if source.default_indices else "default: the last"
     report("choice", name="stages", value=names, reason=reason)
+    report("choice", name="norm", value=source.norm, reason=source.norm_reason)
     report("choice", name="device", value=str(device.value), reason=device.reason)
     report(
         "choice",
@@ -152,7 +152,7 @@ def _plan(
     images: ImageList,
     stages: tuple[StoredStage, ...],
     settings: Mapping[str, Any],
-    provenance: Mapping[str, str],
+    provenance: Mapping[str, Any],
     environment: Mapping[str, str],
 ) -> Plan:
     return Plan(

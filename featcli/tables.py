@@ -14,7 +14,10 @@ def print_checkpoint(facts: Mapping[str, Any]) -> None:
     """The stages of a checkpoint, from `inspect_checkpoint`."""
     height, width = facts["input_size"]
     millions = facts["parameters"] / 1e6
-    print(f"{facts['name']} ({facts['library']}, {millions:.1f} M parameters without head), input 3x{height}x{width}")
+    pixels = f"{facts['num_channels']}x{height}x{width}"
+    print(f"{facts['name']} ({facts['library']}, {millions:.1f} M parameters without head), input {pixels}")
+    if facts["inside"]:
+        print(f"inside         {facts['inside']}")
     rows = [
         (
             f"{'*' if stage['selected'] else ' '} {stage['index']}",

@@ -12,7 +12,7 @@ from timm.data import create_transform, resolve_data_config, resolve_model_data_
 from conftest import SAMPLES, upright
 from featcli import load_backbone
 from featcli.backbones import Request, resolve
-from featcli.backbones.from_timm import name_stages
+from featcli.backbones.stages import names_by_stride
 from featcli.backbones.torchvision_operators import declare_missing_operators
 from featcli.errors import CheckpointError, MachineError, UsageError
 
@@ -69,7 +69,7 @@ def test_last_stage_is_what_the_model_itself_ends_in():
 )
 def test_stage1_has_stride_4_in_every_pyramid(strides, expected):
     """timm's taps are named by what they are, not by where timm begins to count."""
-    assert [name for name, _ in name_stages([{"reduction": s, "module": str(s)} for s in strides])] == expected
+    assert names_by_stride(strides) == expected
 
 
 def test_only_what_is_needed_is_computed():

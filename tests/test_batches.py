@@ -10,6 +10,7 @@ SIZE = (8, 10)
 
 
 class Fitting:
+    channels = 3
     size = SIZE
     dtype = "uint8"
 

@@ -52,7 +52,7 @@ def test_default_stage_and_names(swin_folder):
 def test_norms_that_plain_checkpoints_lack_are_named(swin_folder):
     """A classifier's checkpoint has no norms for the maps: said, not hidden."""
     weights = load_backbone(str(swin_folder), out_indices=[1]).weights
-    assert weights.untrained == ("hidden_states_norms.stage1.bias", "hidden_states_norms.stage1.weight")
+    assert weights.missing == ("hidden_states_norms.stage1.bias", "hidden_states_norms.stage1.weight")
     assert "hidden_states_norms.stage1" in weights.summary()
 
 
@@ -116,10 +116,10 @@ def test_without_a_processor(tmp_path, dinov2_folder):
         load_backbone(str(tmp_path))
 
 
-def test_model_types_without_a_backbone(tmp_path):
-    """A model type that transformers has no backbone for is refused by name."""
-    transformers.ViTConfig().save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="model type 'vit' has no backbone"):
+def test_model_types_without_a_vision_model(tmp_path):
+    """A model type that sees no pictures is refused by name."""
+    transformers.BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="model type 'bert' has no vision model"):
         load_backbone(str(tmp_path))
 
 

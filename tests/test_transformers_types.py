@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_transformers import TINY
+from tiny_transformers import TINY, randomize
 
 from conftest import SAMPLES, upright
 from featcli import load_backbone
@@ -34,13 +34,7 @@ def save(model_type, folder):
     """A checkpoint with every parameter random, norms and biases too, so that none can be taken for another."""
     torch.manual_seed(0)
     config = configured(model_type)
-    model = MAPPING[type(config)](config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.05) if parameter.ndim > 1 else parameter.uniform_(0.5, 1.5)
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5)
+    model = randomize(MAPPING[type(config)](config))
     model.save_pretrained(folder)
     size = getattr(config, "image_size", 64)
     height, width = (size, size) if isinstance(size, int) else size

@@ -1,5 +1,7 @@
 """A small configuration of every model type in transformers' AutoBackbone mapping, for tests: seconds, not minutes."""
 
+import torch
+
 TOKENS = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 PYRAMID = {"depths": [1, 1, 1, 1]}
 WINDOWS = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4, "image_size": 64}
@@ -35,3 +37,14 @@ TINY = {
     "vitdet": TOKENS | {"image_size": 64},
     "vitpose_backbone": TOKENS | {"image_size": [64, 48]},
 }
+
+
+def randomize(model):
+    """Give every parameter random values, norms and biases too, so that none can be taken for another."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.05) if parameter.ndim > 1 else parameter.uniform_(0.5, 1.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
+    return model

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featcli.backbones.stages import Stage, select
-from featcli.errors import UsageError, one_line, shown
+from featcli.errors import CheckpointError, UsageError, one_line, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ class Preprocessing:
     pixel; `normalize` does it on the device, so that uint8 is what travels.
     """
 
-    fit: Callable[[Image.Image], np.ndarray]  # RGB picture -> (3, H, W) of `dtype`
+    fit: Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W) of `dtype`
     size: tuple[int, int]  # (H, W)
     dtype: str  # "uint8", or "float32" where `fit` normalises too
     scale: float  # 1 / 255 almost always
@@ -40,9 +40,10 @@ class Preprocessing:
     origin: str  # where the settings come from
     settings: Mapping[str, Any]  # the checkpoint's own words for them, stored in the plan
     summary: str  # the same for people, in one line
+    channels: int = 3  # C: the picture's colours, or 1 for its greys
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) of `dtype` -> float32. The operations and their order are torchvision's, so the bits are too."""
+        """(B, C, H, W) of `dtype` -> float32. The operations and their order are torchvision's, so the bits are too."""
         if self.dtype == "float32":
             return pixels.clone()  # never the batch buffer itself: a stage may be the input, and buffers are used again
         shape = (-1, 1, 1)
@@ -59,9 +60,11 @@ class Weights:
     """Where the weights came from, and how much of the backbone they covered."""
 
     origin: str
-    matched: int = 0
-    total: int = 0
-    untrained: tuple[str, ...] = ()  # norms of the stages that a plain checkpoint does not have
+    matched: int = 0  # tensors of the cut backbone that were loaded
+    total: int = 0  # tensors that it has
+    missing: tuple[str, ...] = ()  # norms of the stages that a plain checkpoint does not have: all else is refused
+    unexpected: tuple[str, ...] = ()  # tensors of the checkpoint that are no part of the backbone, such as its head
+    files: Mapping[str, str] = field(default_factory=dict)  # name of each file -> its SHA-256, as the hub shows it
     random: bool = False
 
     def summary(self) -> str:
@@ -69,9 +72,12 @@ class Weights:
         if self.random:
             return f"{self.origin}: its feature maps mean nothing"
         text = f"{self.matched} of {self.total} tensors loaded from {self.origin}"
-        if self.untrained:
-            norms = sorted({name.rpartition(".")[0] for name in self.untrained})
+        if self.missing:
+            norms = sorted({name.rpartition(".")[0] for name in self.missing})
             text += f"; norms that it does not have, left without effect on scale: {', '.join(norms)}"
+        if self.unexpected:
+            names = f"{', '.join(self.unexpected[:2])}{' ...' if len(self.unexpected) > 2 else ''}"
+            text += f"; {len(self.unexpected)} of no use here ({names})"
         return text
 
 
@@ -86,12 +92,17 @@ class Network:
     module: nn.Module
     maps: Callable[[torch.Tensor], list[torch.Tensor]]
     class_tokens: Callable[[torch.Tensor], list[torch.Tensor]] | None = None
+    idle: frozenset[str] = frozenset()  # parameters and buffers that no map depends on, such as those of a head
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The parameters and buffers by name, without the idle ones."""
+        return {name: tensor for name, tensor in self.module.state_dict().items() if name not in self.idle}
 
 
 class Source(ABC):
     """A checkpoint of one library, before its weights are read.
 
-    A subclass sets the four attributes and says how to build the network; everything that can be learnt
+    A subclass sets the first attributes and says how to build the network; everything that can be learnt
     without weights is learnt here, from one forward pass on the meta device.
     """
 
@@ -99,6 +110,11 @@ class Source(ABC):
     library: str  # "timm" or "transformers"
     input_size: tuple[int, int]  # (H, W)
     stage_names: tuple[tuple[str, str], ...]  # (stage, module) in network order
+    norm: str  # one of checkpoint.NORMS: what of the model's own normalisation the maps have seen
+    norm_reason: str
+    channels = 3  # of the pixels
+    patch: tuple[int, int] | None = None  # (height, width) of a patch, where the backbone cuts its input into such
+    inside: str = ""  # of a larger model: where in it the backbone sits
     first_index = 0  # the library's own index of the first of them
     strides: tuple[int, ...] | None = None  # where the library knows them; sizes alone round at odd input sizes
     default_indices: tuple[int, ...] | None = None  # the stages that a larger model uses; None is the last
@@ -121,8 +137,7 @@ class Source(ABC):
 
     @cached_property
     def _whole(self) -> tuple[list[torch.Size], int, int]:
-        positions = range(len(self.stage_names))
-        return _probe(lambda device: self.build(positions, device), self.input_size)
+        return self._probe(range(len(self.stage_names)))
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -151,23 +166,27 @@ class Source(ABC):
 
     def share(self, positions: Sequence[int]) -> float:
         """Which share of the whole backbone's floating point operations these stages cost."""
-        _, flops, _ = _probe(lambda device: self.build(positions, device), self.input_size)
+        if len(self.stage_names) - 1 in positions:
+            return 1.0
+        _, flops, _ = self._probe(positions)
         return flops / self._whole[1] if self._whole[1] else 1.0
 
-
-def _probe(build: Callable[[str], Network], size: tuple[int, int]) -> tuple[list[torch.Size], int, int]:
-    """Shapes of the maps, operations and parameters, from one forward pass that computes nothing."""
-    try:
-        return _forward_once(build("meta"), torch.empty(1, 3, *size, device="meta"))
-    except (NotImplementedError, RuntimeError, AssertionError):  # some models look into their tensors
-        pass
-    try:
-        return _forward_once(build("cpu"), torch.zeros(1, 3, *size))
-    except (RuntimeError, AssertionError, ValueError) as error:  # how libraries refuse a size
-        raise UsageError(
-            f"the backbone takes no input of {size[0]}x{size[1]}: {one_line(error)}",
-            "choose another --image-size, a multiple of the backbone's largest stride or its patch",
-        ) from error
+    def _probe(self, positions: Sequence[int]) -> tuple[list[torch.Size], int, int]:
+        """Shapes of the maps, operations and parameters, from one forward pass that computes nothing."""
+        size = (1, self.channels, *self.input_size)
+        try:
+            return _forward_once(self.build(positions, "meta"), torch.empty(size, device="meta"))
+        except (NotImplementedError, RuntimeError, AssertionError):  # some models look into their tensors
+            pass
+        try:
+            return _forward_once(self.build(positions, "cpu"), torch.zeros(size))
+        except (RuntimeError, AssertionError, ValueError) as error:  # how libraries refuse a size
+            norm = " and --norm model" if self.norm == "model" else ""
+            raise UsageError(
+                f"the backbone cannot be run with an input of {size[2]}x{size[3]}{norm}: {one_line(error)}",
+                "choose another --image-size, a multiple of the backbone's largest stride or its patch"
+                + (", or --norm raw" if norm else ""),
+            ) from error
 
 
 def _forward_once(network: Network, pixels: torch.Tensor) -> tuple[list[torch.Size], int, int]:
@@ -200,20 +219,50 @@ class Backbone:
     digest: str = field(repr=False)
 
     @property
+    def out_features(self) -> list[str]:
+        """The names of the selected stages, as in a transformers backbone."""
+        return [stage.name for stage in self.selected]
+
+    @property
+    def out_indices(self) -> list[int]:
+        """The library's own indices of the selected stages."""
+        return [stage.index for stage in self.selected]
+
+    @property
+    def channels(self) -> list[int]:
+        """C of each selected stage."""
+        return [stage.channels for stage in self.selected]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the backbone is, in plain JSON: its settings, all stages, and the selected ones by name and index."""
+        return {
+            "name": self.name,
+            "library": self.library,
+            "settings": dict(self.settings),
+            "stage_names": [stage.name for stage in self.stages],
+            "out_features": self.out_features,
+            "out_indices": self.out_indices,
+            "channels": self.channels,
+            "num_channels": self.preprocessing.channels,
+            "image_size": list(self.preprocessing.size),
+            "precision": self.precision,
+        }
+
+    @property
     def has_class_token(self) -> bool:
         """Whether `class_tokens` can be asked for."""
         return self.network.class_tokens is not None
 
     def preprocess(self, picture: Image.Image) -> torch.Tensor:
-        """An RGB picture -> what `forward` takes a batch of: (3, H, W), uint8 as a rule."""
+        """A picture -> what `forward` takes a batch of: (C, H, W), uint8 as a rule."""
         return torch.from_numpy(self.preprocessing.fit(picture.convert("RGB")))
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, 3, H, W) from `preprocess` -> {stage: (B, C, h, w)} on the device, in the precision computed in."""
+        """(B, C, H, W) from `preprocess` -> {stage: (B, C, h, w)} on the device, in the precision computed in."""
         return self._run(self.network.maps, pixels)
 
     def class_tokens(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, 3, H, W) from `preprocess` -> {stage: (B, C)}. Raises UsageError where there is no class token."""
+        """(B, C, H, W) from `preprocess` -> {stage: (B, C)}. Raises UsageError where there is no class token."""
         if self.network.class_tokens is None:
             raise UsageError(f"{self.name} has no class token", "use --pool avg for one vector per image")
         return self._run(self.network.class_tokens, pixels)
@@ -235,7 +284,8 @@ def ready(source: Source, positions: Sequence[int], device: torch.device, precis
         raise UsageError(f"precision {shown(precision)}: no such precision", f"use {', '.join(PRECISIONS)}")
     network, weights = source.load(positions)
     network.module.eval().requires_grad_(False)
-    digest = weights_digest(network.module)
+    _refuse_nan(source.name, network)
+    digest = weights_digest(network)
     network.module.to(device=device, dtype=PRECISIONS[precision])
     return Backbone(
         name=source.name,
@@ -253,10 +303,20 @@ def ready(source: Source, positions: Sequence[int], device: torch.device, precis
     )
 
 
-def weights_digest(module: nn.Module) -> str:
+def _refuse_nan(name: str, network: Network) -> None:
+    """A run that diverged leaves such weights behind; its maps would be NaN for every image."""
+    broken = [key for key, tensor in network.tensors().items() if tensor.is_floating_point() and tensor.isnan().any()]
+    if broken:
+        raise CheckpointError(
+            f"checkpoint {name}: NaN in {len(broken)} of its weights, first {', '.join(broken[:3])}",
+            "did its training diverge? Take an earlier checkpoint",
+        )
+
+
+def weights_digest(network: Network) -> str:
     """One xxh3-128 over every parameter and buffer with its name, whatever file they came from."""
     digest = xxhash.xxh3_128()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(network.tensors().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcli.backbones.hub import hub_or_cache
+from featcli.backbones.input_size import refuse_unfit
 from featcli.errors import CheckpointError, UsageError, one_line, shown
 
 if TYPE_CHECKING:
@@ -23,25 +25,58 @@ UNREACHABLE = {
     "GatedRepoError": "its owner gives access on request only",
     "EntryNotFoundError": "the repository has no config.json",
 }
+NORMS = ("raw", "model")  # maps before, or after, the final norm of the model
+MOST_CHANNELS = 1024
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked of a checkpoint."""
+    """What was asked of a checkpoint.
 
-    checkpoint: str
+    In Python the checkpoint may be a path, or a transformers configuration (an object, or its dictionary), which has
+    no weights: it stands for `random_init`, as in `AutoBackbone.from_config`.
+    """
+
+    checkpoint: Any
     arch: str | None = None  # a timm architecture, for a bare weights file
     random_init: bool = False
     seed: int = 0
     image_size: tuple[int, int] | None = None  # (H, W); None is the checkpoint's own
+    num_channels: int | None = None  # of the pixels; None is the checkpoint's own
+    norm: str | None = None  # "raw" or "model"; None is the library's own
+    config: Any = None  # a transformers configuration, in place of a checkpoint
+
+    def __post_init__(self) -> None:
+        if isinstance(self.checkpoint, os.PathLike):
+            object.__setattr__(self, "checkpoint", os.fspath(self.checkpoint))
+        if not isinstance(self.checkpoint, str):
+            for name, value in (("config", self.checkpoint), ("random_init", True)):
+                object.__setattr__(self, name, value)
+            object.__setattr__(self, "checkpoint", type(self.config).__name__)
+        if self.norm not in (None, *NORMS):
+            raise UsageError(f"--norm {shown(self.norm)}: no such choice", f"use {', '.join(NORMS)}")
+        if self.num_channels is not None and not 1 <= self.num_channels <= MOST_CHANNELS:
+            raise UsageError(f"--num-channels {self.num_channels}: must be from 1 to {MOST_CHANNELS}")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed {self.seed}: must be from 0 to 2**63 - 1", "leave it out for the default")
 
 
 def resolve(request: Request) -> Source:
     """The source that can read this checkpoint. Reads configurations, never weights.
 
-    Raises UsageError for names that do not exist and CheckpointError for files that cannot be used.
+    Raises UsageError for names that do not exist and sizes that do not fit, CheckpointError for files that cannot
+    be used.
     """
+    source = _open(request)
+    if request.image_size is not None:
+        refuse_unfit(source, lambda size: _open(replace(request, image_size=size)))
+    return source
+
+
+def _open(request: Request) -> Source:
+    if request.config is not None:
+        return _transformers(request)
     path = Path(request.checkpoint)
     if not path.exists() and (path.suffix in WEIGHTS_SUFFIXES or request.checkpoint.startswith((".", "/", "~"))):
         raise UsageError(f"checkpoint {shown(request.checkpoint)}: no such folder or file", "is the path right?")
@@ -50,7 +85,7 @@ def resolve(request: Request) -> Source:
     if request.checkpoint.startswith(("hf-hub:", "local-dir:")):
         return _timm(request)
     if path.is_file():
-        return _from_file(request, path)
+        return _from_config(request, path) if path.suffix == ".json" else _from_file(request, path)
     if path.is_dir() and (path / "config.json").is_file():
         return _from_folder(request, path)
     if path.is_dir() and not _is_timm_name(request.checkpoint):
@@ -66,6 +101,13 @@ def resolve(request: Request) -> Source:
             "a checkpoint is a timm model, a folder, a weights file or a hub id such as owner/name",
         )
     return _timm(request)
+
+
+def _from_config(request: Request, path: Path) -> Source:
+    """A configuration by itself: it can be inspected, and give random weights."""
+    if _is_timm_config(read_config(path)):
+        return _timm(replace(request, checkpoint=str(path.parent)), local=True)
+    return _transformers(request)
 
 
 def _from_file(request: Request, path: Path) -> Source:
@@ -106,19 +148,6 @@ def _from_hub(request: Request) -> Source:
     if _is_timm_config(config):
         return _timm(request, hub=True)
     return _transformers(request)
-
-
-def parse_size(text: str | int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """`"224"`, `"224x288"`, 224 or (224, 288) as (H, W), None as None. Raises UsageError."""
-    if text is None:
-        return None
-    text = "x".join(map(str, text)) if isinstance(text, tuple | list) else str(text)
-    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
-    if match is None:
-        raise UsageError(
-            f"--image-size {shown(text)}: not a size", "write for example 224, or 224x288 (height first), up to 99999"
-        )
-    return int(match[1]), int(match[2] or match[1])
 
 
 def read_config(path: Path) -> dict[str, Any]:

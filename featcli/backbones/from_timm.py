@@ -25,11 +25,13 @@ declare_missing_operators()  # before timm, which imports torchvision
 
 import timm  # noqa: E402
 from timm.data import create_transform, resolve_data_config  # noqa: E402
+from timm.data.loader import adapt_to_chs  # noqa: E402
 
 from featcli.backbones.backbone import Network, Preprocessing, Source, Weights  # noqa: E402
 from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
-from featcli.backbones.hub import hub_or_cache  # noqa: E402
-from featcli.backbones.weights import read_weights, strip_prefix  # noqa: E402
+from featcli.backbones.hub import cached_weights, hub_or_cache  # noqa: E402
+from featcli.backbones.stages import names_by_stride  # noqa: E402
+from featcli.backbones.weights import hash_files, read_weights, strip_prefix, weights_files  # noqa: E402
 from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown  # noqa: E402
 
 if TYPE_CHECKING:
@@ -41,17 +43,26 @@ class TimmSource(Source):
 
     library = "timm"
 
-    def __init__(self, request: Request, checkpoint: str) -> None:
-        """`checkpoint` is the request's, with `local-dir:` or `hf-hub:` before it where timm wants that."""
+    def __init__(self, request: Request, checkpoint: str, options: Mapping[str, Any] | None = None) -> None:
+        """`checkpoint` is the request's, with `local-dir:` or `hf-hub:` before it where timm wants that; `options`
+        go to the model's constructor.
+        """
         self.request = request
         self.model_name = request.arch or checkpoint
-        self.file = Path(checkpoint) if request.arch else None
+        self.files = [Path(checkpoint)] if request.arch else []
+        self._options = dict(options or {}) | ({"in_chans": request.num_channels} if request.num_channels else {})
         plain = self._create("meta")
-        self._size_argument = _size_argument(plain, request.image_size)
+        self._options |= _size_option(plain, request.image_size)
         self.config = resolve_data_config(_size_override(request.image_size), model=plain)
+        self.channels = self._options.get("in_chans", 3)
         self.input_size = self.config["input_size"][1:]
-        self.stage_names = name_stages(plain.feature_info)
-        self.strides = tuple(info["reduction"] for info in plain.feature_info)
+        strides = tuple(info["reduction"] for info in plain.feature_info)
+        self.strides, self._is_isotropic = strides, len(set(strides)) == 1
+        names = names_by_stride(strides)
+        self.stage_names = tuple(zip(names, (str(info["module"]) for info in plain.feature_info), strict=True))
+        self.patch = _patch(plain, strides)
+        self.norm = request.norm or "raw"
+        self.norm_reason = "as asked" if request.norm else "default: timm's own"
         # A folder's model_args can change the network without changing a weight: the plan must know.
         self._structure = xxhash.xxh3_128_hexdigest(repr(plain).encode())
         self.tag = plain.pretrained_cfg.get("tag") or ""
@@ -69,35 +80,48 @@ class TimmSource(Source):
             "architecture": self.architecture,
             "structure": self._structure,
             "input_size": list(self.input_size),
+            "options": {k: list(v) if isinstance(v, tuple) else v for k, v in self._options.items()},
+            "norm": self.norm,
         }
 
     def build(self, positions: Sequence[int], device: str) -> Network:
         """See Source."""
-        return _cut(self._create(device, **self._size_argument), positions)
+        return self._cut(self._create(device), positions)
 
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
         """See Source. Weights are proven: any tensor of the cut network that was not loaded is a refusal."""
         if self.request.random_init:
             torch.manual_seed(self.request.seed)
-            network = _cut(self._create("cpu", **self._size_argument), positions)
+            network = self._cut(self._create("cpu"), positions)
             return network, Weights(f"random weights, seed {self.request.seed}", random=True)
-        overlay = {}
-        if self.file is not None:
-            expected = self._create("meta", **self._size_argument).state_dict().keys()
-            overlay = {"pretrained_cfg_overlay": {"state_dict": strip_prefix(read_weights(self.file), expected)}}
+        overlay: dict[str, Any] = {}
+        strangers: list[str] = []
+        if self.files:
+            fitting, strangers = strip_prefix(read_weights(self.files), self._create("meta").state_dict().keys())
+            overlay = {"pretrained_cfg_overlay": {"state_dict": fitting}}
         with captured_loads() as loads:
-            model = self._create_pretrained(**self._size_argument, **overlay)
+            model = self._create_pretrained(**overlay)
         model.pretrained_cfg.pop("state_dict", None)
-        network = _cut(model, positions)
-        return network, self._proven(network.module, loads)
+        files = self.files or _files_of(self.model_name, model.pretrained_cfg)
+        unexpected = strangers + [key for result in loads for key in result.unexpected_keys]
+        network = self._cut(model, positions)
+        return network, self._proven(network.module, loads, unexpected, files)
 
     def preprocessing(self) -> Preprocessing:
         """timm's own evaluation transform, up to the point where it would leave uint8."""
         transform = create_transform(**self.config, is_training=False, use_prefetcher=True)
 
-        def fit(picture: Image.Image) -> np.ndarray:
-            return np.asarray(transform(picture))
+        if self.channels not in (1, 3):
+            raise UsageError(
+                f"--num-channels {self.channels}: a picture has 1 or 3", "such a backbone can only be inspected"
+            )
+        grey = self.channels == 1
 
+        def fit(picture: Image.Image) -> np.ndarray:
+            return np.asarray(transform(picture.convert("L") if grey else picture))
+
+        with _silent_timm():  # greys are normalised by the average of the colours, as timm's own loader does it
+            mean, std = (adapt_to_chs(self.config[name], self.channels) for name in ("mean", "std"))
         steps = [_step(step, self.config["interpolation"]) for step in transform.transforms[:-1]]  # the last: type only
         settings = {k: list(v) if isinstance(v, tuple) else v for k, v in self.config.items()}
         return Preprocessing(
@@ -105,35 +129,53 @@ class TimmSource(Source):
             size=self.input_size,
             dtype="uint8",
             scale=1 / 255,
-            mean=tuple(self.config["mean"]),
-            std=tuple(self.config["std"]),
+            mean=tuple(mean),
+            std=tuple(std),
             origin=f"timm, tag {self.tag}" if self.tag else "timm",
             settings=settings,
-            summary=f"{', '.join(steps)}, mean {_row(self.config['mean'])}, std {_row(self.config['std'])}",
+            summary=f"{', '.join(steps)}, mean {_row(mean)}, std {_row(std)}" + (", grey" if grey else ""),
+            channels=self.channels,
         )
 
-    def _create(self, device: str, **kwargs: Any) -> Any:
+    def _cut(self, model: Any, positions: Sequence[int]) -> Network:
+        """The model without what comes after the deepest of these stages."""
+        # A final norm fits every block of a transformer, but only the last stage of a pyramid.
+        normed = self.norm == "model" and (self._is_isotropic or len(self.stage_names) - 1 in positions)
+        indices = model.prune_intermediate_layers(list(positions), prune_norm=not normed, prune_head=True)
+
+        def intermediates(pixels: torch.Tensor, **kwargs: Any) -> Any:
+            return model.forward_intermediates(
+                pixels, indices=indices, norm=normed, output_fmt="NCHW", intermediates_only=True, **kwargs
+            )
+
+        def class_tokens(pixels: torch.Tensor) -> list[torch.Tensor]:
+            return [prefix[:, 0] for _, prefix in intermediates(pixels, return_prefix_tokens=True)]
+
+        return Network(model, intermediates, class_tokens if _has_class_token(model) else None)
+
+    def _create(self, device: str) -> Any:
         """A headless model without weights. Raises UsageError for names that timm does not know."""
         try:
             with torch.device(device):
-                return timm.create_model(self.model_name, pretrained=False, num_classes=0, **kwargs)
+                return timm.create_model(self.model_name, pretrained=False, num_classes=0, **self._options)
         except RuntimeError as error:
             if not str(error).startswith(("Unknown model", "Invalid pretrained tag")):
                 raise
-            raise _unknown(self.model_name, "--arch" if self.file else "checkpoint") from None
+            raise _unknown(self.model_name, "--arch" if self.files else "checkpoint") from None
         except (AssertionError, ZeroDivisionError) as error:
+            asked = ", ".join(f"{name} {value}" for name, value in self._options.items())
             raise UsageError(
-                f"{self.model_name} with {kwargs}: {one_line(error)}", "choose another --image-size"
+                f"{self.model_name} with {asked}: {one_line(error)}", "choose another --image-size"
             ) from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # a configuration that is off
             raise CheckpointError(f"checkpoint {shown(self.model_name)}: {error}", "is the folder whole?") from error
 
-    def _create_pretrained(self, **kwargs: Any) -> Any:
+    def _create_pretrained(self, **overlay: Any) -> Any:
         """The same model with weights. Whatever timm raises here is about the checkpoint."""
-        at_hub = self.file is None and not self.model_name.startswith("local-dir:")
+        at_hub = not self.files and not self.model_name.startswith("local-dir:")
         try:
             with _silent_timm(), hub_or_cache(wanted=at_hub):
-                return timm.create_model(self.model_name, pretrained=True, num_classes=0, **kwargs)
+                return timm.create_model(self.model_name, pretrained=True, num_classes=0, **self._options, **overlay)
         except Exception as error:  # files, hub, HTTP, unpickling and shapes: timm lets all of them through
             if at_hub:
                 raise unreachable(self.model_name, error) from error
@@ -142,13 +184,14 @@ class TimmSource(Source):
                 f"do these weights belong to {self.name}?",
             ) from error
 
-    def _proven(self, module: Any, loads: list[Any]) -> Weights:
-        origin = self.file.name if self.file else self.name.partition(" (")[0]
-        tensors = module.state_dict().keys()
+    def _proven(self, module: Any, loads: list[Any], unexpected: Sequence[str], files: Sequence[Path]) -> Weights:
+        origin = self.files[0].name if self.files else self.name.partition(" (")[0]
+        tensors, hashes = module.state_dict().keys(), hash_files(files)
         if not loads:
             if not module.pretrained_cfg.get("custom_load"):
                 raise CheckpointError(f"checkpoint {shown(self.request.checkpoint)}: timm loaded nothing from it")
-            return Weights(f"{origin}, by timm's reader for its format, which does not say which", 0, len(tensors))
+            origin += ", by timm's reader for its format, which does not say which"
+            return Weights(origin, 0, len(tensors), files=hashes)
         absent = [key for result in loads for key in result.missing_keys if key in tensors]
         absent = [key for key in absent if not key.endswith("num_batches_tracked")]  # a counter, used in training only
         if absent:
@@ -157,39 +200,12 @@ class TimmSource(Source):
                 f" {self.name} are not in it, first {', '.join(absent[:3])}",
                 f"do these weights belong to {self.name}?",
             )
-        return Weights(origin, len(tensors), len(tensors))
+        return Weights(origin, len(tensors), len(tensors), unexpected=tuple(unexpected), files=hashes)
 
 
 def is_timm_name(name: str) -> bool:
     """Whether timm has such a model; whatever comes after the first dot is a tag."""
     return bool(timm.is_model(name.partition(".")[0]))
-
-
-def name_stages(feature_info: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
-    """(stage, module) for every tap of a timm model, named so that `stage1` has stride 4 in every pyramid.
-
-    timm only counts its taps, and starts at stride 1, 2, 4 or 16. Where strides double from 2 the first
-    tap is the stem; where they double from 1 the first two are; otherwise tap i is stage i + 1, which for a
-    vision transformer is also how transformers counts its blocks.
-    """
-    strides = [info["reduction"] for info in feature_info]
-    stems = ["stem0", "stem"] if strides[:3] == [1, 2, 4] else ["stem"] if strides[:2] == [2, 4] else []
-    names = stems + [f"stage{i + 1}" for i in range(len(feature_info) - len(stems))]
-    return tuple((name, str(info["module"])) for name, info in zip(names, feature_info, strict=True))
-
-
-def _cut(model: Any, positions: Sequence[int]) -> Network:
-    indices = model.prune_intermediate_layers(list(positions), prune_norm=True, prune_head=True)
-
-    def intermediates(pixels: torch.Tensor, **kwargs: Any) -> Any:
-        return model.forward_intermediates(
-            pixels, indices=indices, norm=False, output_fmt="NCHW", intermediates_only=True, **kwargs
-        )
-
-    def class_tokens(pixels: torch.Tensor) -> list[torch.Tensor]:
-        return [prefix[:, 0] for _, prefix in intermediates(pixels, return_prefix_tokens=True)]
-
-    return Network(model, intermediates, class_tokens if _has_class_token(model) else None)
 
 
 def _has_class_token(model: Any) -> bool:
@@ -202,7 +218,25 @@ def _size_override(size: tuple[int, int] | None) -> dict[str, Any]:
     return {} if size is None else {"input_size": (3, *size)}
 
 
-def _size_argument(model: nn.Module, size: tuple[int, int] | None) -> dict[str, Any]:
+def _patch(model: Any, strides: Sequence[int]) -> tuple[int, int] | None:
+    """(height, width) of the patches that a model cuts its input into; what does not fill one is lost in some."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, int):
+        return patch, patch
+    if patch is not None and len(patch) == 2:
+        return int(patch[0]), int(patch[1])
+    return (strides[0], strides[0]) if len(set(strides)) == 1 else None
+
+
+def _files_of(model_name: str, pretrained_cfg: Mapping[str, Any]) -> list[Path]:
+    """The files that timm has just read: those of its folder, or the hub's cache."""
+    if model_name.startswith("local-dir:"):
+        return weights_files(Path(model_name.removeprefix("local-dir:")))
+    hub_id = str(pretrained_cfg.get("hf_hub_id") or "")
+    return cached_weights(hub_id, pretrained_cfg.get("hf_hub_filename")) if hub_id else []
+
+
+def _size_option(model: nn.Module, size: tuple[int, int] | None) -> dict[str, Any]:
     """`img_size` for constructors that take one; convolution nets refuse it and do not need it."""
     if size is None or "img_size" not in inspect.signature(type(model).__init__).parameters:
         return {}

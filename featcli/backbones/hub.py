@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+
+# What libraries call the weights of a checkpoint, in the order in which they look for them.
+WEIGHTS_NAMES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 ANSWER_SECONDS = 10
 
@@ -23,6 +28,38 @@ def hub_or_cache(wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def fetched_weights(repository: str) -> list[Path]:
+    """The weights files of a hub repository, fetched where they are not cached. Raises what the hub's client raises."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    for name in WEIGHTS_NAMES:
+        for wanted in (name, f"{name}.index.json"):
+            try:
+                path = Path(hf_hub_download(repository, wanted))
+            except LocalEntryNotFoundError:
+                continue
+            except EntryNotFoundError:
+                continue
+            if wanted == name:
+                return [path]
+            shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+            return [Path(hf_hub_download(repository, shard)) for shard in shards]
+    return []
+
+
+def cached_weights(repository: str, filename: str | None = None) -> list[Path]:
+    """The weights file of a hub repository in the cache, where there is one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = repository.partition("@")
+    for wanted in (*([filename] if filename else []), *WEIGHTS_NAMES):
+        found = try_to_load_from_cache(name, wanted, revision=revision or None)
+        if isinstance(found, str):
+            return [Path(found)]
+    return []
 
 
 @cache

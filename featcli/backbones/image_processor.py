@@ -36,24 +36,44 @@ def read_processor(checkpoint: str, image_size: tuple[int, int] | None) -> Any:
     return processor
 
 
+def default_processor(model_type: str, size: tuple[int, int]) -> Any:
+    """The image processor that transformers pairs with a model type, with its defaults but for the size."""
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+
+    kinds = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {})
+    kind = getattr(transformers, str(kinds.get("pil")), None) or transformers.ViTImageProcessorPil
+    with quiet():
+        processor = kind()
+    _resize_processor(processor, size)
+    return processor
+
+
 def output_sizes(processor: Any) -> set[tuple[int, int]]:
     """The (H, W) that the processor gives a landscape and a portrait picture."""
     return {_fit_float(processor)(picture).shape[1:] for picture in _test_pictures()}
 
 
-def preprocessing_of(processor: Any, size: tuple[int, int]) -> Preprocessing:
-    """The processor up to the point where it would leave uint8, and what is left of it."""
+def preprocessing_of(processor: Any, size: tuple[int, int], channels: int = 3) -> Preprocessing:
+    """The processor up to the point where it would leave uint8, and what is left of it.
+
+    One channel is the grey of the picture, normalised by the average of what the processor has for its colours.
+    """
+    mean = _three(processor.image_mean if processor.do_normalize else 0.0)
+    std = _three(processor.image_std if processor.do_normalize else 1.0)
     ours = Preprocessing(
-        fit=_fit_uint8(processor),
+        fit=_fit_uint8(processor) if channels == 3 else _fit_grey(processor),
         size=size,
         dtype="uint8",
         scale=processor.rescale_factor if processor.do_rescale else 1.0,
-        mean=_three(processor.image_mean if processor.do_normalize else 0.0),
-        std=_three(processor.image_std if processor.do_normalize else 1.0),
+        mean=mean if channels == 3 else (sum(mean) / len(mean),),
+        std=std if channels == 3 else (sum(std) / len(std),),
         origin="preprocessor_config.json",
         settings=plain_json(processor.to_dict()) | {"backend": str(processor.backend)},  # a few types have no PIL one
-        summary=_summary(processor, size),
+        summary=_summary(processor, size) + (", grey" if channels == 1 else ""),
+        channels=channels,
     )
+    if channels == 1:
+        return ours
     # A processor with steps of its own between the two: take its floats as they are.
     return ours if _equals(ours, processor) else replace(ours, fit=_fit_float(processor), dtype="float32")
 
@@ -62,6 +82,15 @@ def _fit_uint8(processor: Any) -> Any:
     def fit(picture: Image.Image) -> np.ndarray:
         done = processor(picture, return_tensors="np", do_rescale=False, do_normalize=False)
         return np.ascontiguousarray(done["pixel_values"][0])
+
+    return fit
+
+
+def _fit_grey(processor: Any) -> Any:
+    fit_colours = _fit_uint8(processor)
+
+    def fit(picture: Image.Image) -> np.ndarray:
+        return np.ascontiguousarray(fit_colours(picture.convert("L").convert("RGB"))[:1])
 
     return fit
 

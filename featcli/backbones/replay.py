@@ -40,8 +40,8 @@ def replay(
     needs `pixel_values` instead. Whatever else the model takes goes through. Returns what the model returns.
     Raises UsageError where this model cannot be run so.
     """
-    place = next((place for place in PLACES if _has(model, place)), None)
-    if place is None:
+    place = place_of_backbone(model)
+    if not place:
         raise UsageError(
             f"{type(model).__name__} holds no backbone that can be replaced",
             "give a MaskFormer, Mask2Former, DETR, RT-DETR, UperNet, DepthAnything or the like",
@@ -63,6 +63,11 @@ def replay(
         return model(pixel_values=pixel_values, **inputs)
     finally:
         setattr(owner, leaf, backbone)
+
+
+def place_of_backbone(model: nn.Module) -> str:
+    """The attribute path of the backbone inside a composite, empty where there is none."""
+    return next((place for place in PLACES if _has(model, place)), "")
 
 
 def _has(model: nn.Module, place: str) -> bool:

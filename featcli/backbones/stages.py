@@ -32,6 +32,18 @@ class Stage:
         return self.shape[0]
 
 
+def names_by_stride(strides: Sequence[int]) -> list[str]:
+    """A name for every stage of a backbone that only counts them, so that `stage1` has stride 4 in every pyramid.
+
+    timm starts at stride 1, 2, 4 or 16. Where strides double from 2 the first stage is the stem; where they double
+    from 1 the first two are; otherwise place i is stage i + 1, which for a vision transformer is also how
+    transformers counts its blocks.
+    """
+    strides = list(strides)
+    stems = ["stem0", "stem"] if strides[:3] == [1, 2, 4] else ["stem"] if strides[:2] == [2, 4] else []
+    return stems + [f"stage{i + 1}" for i in range(len(strides) - len(stems))]
+
+
 def parse_indices(text: str) -> list[int] | str:
     """`"1,2,-1"` as `[1, 2, -1]`; `"all"` as it is. Raises UsageError."""
     if text.strip() == ALL:

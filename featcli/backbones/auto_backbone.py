@@ -1,0 +1,182 @@
+"""The model types of transformers' AutoBackbone mapping, cut after the deepest stage asked for.
+
+transformers itself runs all stages whatever is asked. The class comes from its mapping, its plain loader reads it,
+and the list of stages is cut behind the last one that is needed: every map that is left keeps every bit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from featcli.backbones.backbone import Network
+from featcli.backbones.checkpoint import Request
+from featcli.backbones.image_processor import plain_json, quiet
+from featcli.backbones.transformers_source import TransformersSource
+from featcli.errors import CheckpointError, one_line, shown
+
+import transformers  # isort: skip  (transformers_source has seen to what its import needs)
+
+
+MAPPING = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING
+# Types that normalise each requested map do so with norms of their own, which only a checkpoint saved as a
+# backbone has. Any other absent weight is a refusal.
+UNTRAINED_NORM = re.compile(r"hidden_states_norms\.")
+# pixio has a norm for all its maps that a plain checkpoint lacks too.
+UNTRAINED_NORMS = {"pixio": re.compile(r"layernorm\.")}
+# A final norm that the types below apply to whatever stage is last: after a cut it would meet the wrong width.
+FINAL_NORM = {"swin": "swin.layernorm", "maskformer-swin": "model.layernorm", "focalnet": "focalnet.layernorm"}
+FINAL_NORM["bit"] = "bit.norm"
+# Where the norm of all maps is, in the types that have one for all.
+SHARED_NORMS = ("layernorm", "norm")
+# Where a backbone lies inside a larger model, as its weights are named on disk, the longest names first.
+# transformers renames some while loading, so the attribute path of the model in memory may be another.
+INSIDE = (
+    "model.pixel_level_module.encoder.",  # MaskFormer, Mask2Former, OneFormer
+    "pixel_level_module.encoder.",
+    "model.backbone.conv_encoder.model.",  # the DETR family, GroundingDINO
+    "backbone.conv_encoder.model.",
+    "model.backbone.model.",  # RT-DETR, D-FINE
+    "model.backbone.",
+    "backbone.",  # UperNet, DepthAnything, DPT, ZoeDepth, VitPose, VitMatte
+    "vision_model.",  # TIPSv2
+)
+# Types that name a stem in their configuration and refuse to give it.
+NO_STEM = ("maskformer-swin",)
+
+
+def is_mapped(config: Any) -> bool:
+    """Whether AutoBackbone has a class for this configuration."""
+    return type(config) in MAPPING
+
+
+class AutoBackboneSource(TransformersSource):
+    """A checkpoint of a mapped type, or of a larger model with one inside, before its weights are read."""
+
+    def __init__(self, request: Request, config: Any, outer: Any = None) -> None:
+        super().__init__(request, config, outer)
+        self._class = MAPPING[type(self.config)]
+        self.norm = request.norm or "model"
+        self.norm_reason = "as asked" if request.norm else "default: AutoBackbone's own"
+        self.first_index = int(self.model_type in NO_STEM)
+        names = list(getattr(self.config, "stage_names", None) or [])
+        if not names:
+            raise CheckpointError(
+                f"checkpoint {shown(request.checkpoint)}: model type {shown(self.model_type)} names no stages",
+                "is config.json whole?",
+            )
+        self.stage_names = tuple(zip(names, self._module_names(names), strict=True))[self.first_index :]
+        self.default_indices = tuple(index % len(names) for index in self.config.out_indices)
+        patch = getattr(self.config, "patch_size", None)
+        if hasattr(self.config, "num_hidden_layers") and patch is not None:
+            self.patch = (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
+
+    def _may_be_absent(self, key: str) -> bool:
+        return UNTRAINED_NORMS.get(self.model_type, UNTRAINED_NORM).match(key) is not None
+
+    def _blank(self, positions: Sequence[int]) -> Any:
+        try:
+            return self._class(self._config_for(positions))
+        except ImportError as error:  # dinat needs natten
+            raise CheckpointError(
+                f"checkpoint {shown(self.request.checkpoint)}: model type {shown(self.model_type)} needs a library that"
+                f" is not installed ({one_line(error)})",
+                "install it, or choose another backbone",
+            ) from error
+
+    def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
+        renamed = {f"^(?:{'|'.join(map(re.escape, INSIDE))})": ""} if self.outer is not None else None
+        return self.from_pretrained(self._class, self._config_for(positions), renamed)
+
+    def _config_for(self, positions: Sequence[int]) -> Any:
+        config = type(self.config).from_dict(plain_json(self.config.to_dict()))
+        config.out_indices = [position + self.first_index for position in positions]
+        return config
+
+    def _network(self, module: Any, positions: Sequence[int]) -> Network:
+        deepest, names = max(positions) + self.first_index, self.config.stage_names
+        if deepest < len(names) - 1:
+            _drop_stages_after(module, deepest, names, self.model_type)
+        if self.norm == "raw":
+            _drop_norms(module)
+
+        def maps(pixels: torch.Tensor) -> list[torch.Tensor]:
+            height, width = pixels.shape[2:]
+            return [self._as_grid(found, height, width) for found in module(pixels).feature_maps]
+
+        return Network(module, maps, self._class_tokens(module, positions))
+
+    def _as_grid(self, found: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """(B, tokens, C) as (B, C, h, w) for the types that leave their patches in a row; maps as they are."""
+        if found.ndim != 3:
+            return found
+        assert self.patch is not None
+        grid = height // self.patch[0], width // self.patch[1]
+        tokens = found[:, found.shape[1] - grid[0] * grid[1] :]  # whatever is in front of the patches is no patch
+        return tokens.transpose(1, 2).reshape(len(found), -1, *grid)
+
+    def _class_tokens(self, module: nn.Module, positions: Sequence[int]) -> Any:
+        """Token 0 of the selected stages' hidden states, normalised as the maps are, where it is a class token."""
+        is_token_model = hasattr(self.config, "reshape_hidden_states")
+        has_class_token = any(name.endswith("cls_token") for name, _ in module.named_parameters())
+        norm = next(
+            (found for name in SHARED_NORMS if isinstance(found := getattr(module, name, None), nn.Module)), None
+        )
+        if not (is_token_model and has_class_token and norm is not None):
+            return None
+        wants_norm = getattr(self.config, "apply_layernorm", True)
+
+        def class_tokens(pixels: torch.Tensor) -> list[torch.Tensor]:
+            hidden = module(pixels, output_hidden_states=True).hidden_states
+            return [norm(hidden[i])[:, 0] if wants_norm else hidden[i][:, 0] for i in positions]
+
+        return class_tokens
+
+    def _module_names(self, names: list[str]) -> list[str]:
+        with torch.device("meta"), quiet():
+            module = self._blank([len(names) - 1 - self.first_index])
+        path, _ = _stage_list(module, names)
+        has_stem = names[0] == "stem"
+        stem = [next(name for name, _ in module.named_children())] if has_stem else []
+        return stem + [f"{path}.{i}" for i in range(len(names) - has_stem)]
+
+
+def _stage_list(module: nn.Module, names: Sequence[str]) -> tuple[str, nn.ModuleList]:
+    """The module list with one entry per stage (the stem is not in it) that lies nearest to the root."""
+    count = len(names) - (names[0] == "stem")
+    lists = [
+        (name, found)
+        for name, found in module.named_modules()
+        if isinstance(found, nn.ModuleList) and "norms" not in name and len(found) == count
+    ]
+    if not lists:
+        raise CheckpointError(
+            f"{type(module).__name__}: {count} stages are named, but no list of {count} stages is in the model",
+            "is config.json whole? stage_names must fit the number of layers",
+        )
+    return min(lists, key=lambda pair: pair[0].count("."))
+
+
+def _drop_stages_after(module: nn.Module, deepest: int, names: Sequence[str], model_type: str) -> None:
+    """Cut the stage list behind the stage at position `deepest`. The maps that stay keep every bit."""
+    _, stage_list = _stage_list(module, names)
+    keep = deepest + (names[0] != "stem")
+    del stage_list[max(1, keep) :]  # with no stage at all some types yield no maps, without an error
+    if path := FINAL_NORM.get(model_type):
+        parent, _, leaf = path.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, nn.Identity())
+
+
+def _drop_norms(module: nn.Module) -> None:
+    """Leave the maps as the stages gave them: neither the stages' own norms nor the one for all."""
+    norms = getattr(module, "hidden_states_norms", None)
+    if isinstance(norms, nn.ModuleDict):
+        for name in norms:
+            norms[name] = nn.Identity()
+    for name in SHARED_NORMS:
+        if isinstance(getattr(module, name, None), nn.Module):
+            setattr(module, name, nn.Identity())

@@ -1,0 +1,82 @@
+"""The input size that was asked for: read from the command line, and refused with the nearest that would do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from featcli.errors import FeatcliError, UsageError, shown
+
+if TYPE_CHECKING:
+    from featcli.backbones.backbone import Source
+
+Size = tuple[int, int]  # (H, W)
+TRIES = 16  # multiples of the stride, each way: windows of 7 patches of 4 and three halvings repeat after 7 or 8
+
+
+def parse_size(text: str | int | Size | None) -> Size | None:
+    """`"224"`, `"224x288"`, 224 or (224, 288) as (H, W), None as None. Raises UsageError."""
+    if text is None:
+        return None
+    text = "x".join(map(str, text)) if isinstance(text, tuple | list) else str(text)
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if match is None:
+        raise UsageError(
+            f"--image-size {shown(text)}: not a size", "write for example 224, or 224x288 (height first), up to 99999"
+        )
+    return int(match[1]), int(match[2] or match[1])
+
+
+def refuse_unfit(source: Source, at_size: Callable[[Size | None], Source]) -> None:
+    """Raise UsageError where the backbone cannot be run at the size that was asked for, naming the nearest that do.
+
+    `at_size` opens the same checkpoint at another size, None being its own. A patch that does not fit would be cut off without a word by
+    some models and is an error in others: here it is always an error.
+    """
+    height, width = source.input_size
+    if source.patch is not None and (height % source.patch[0] or width % source.patch[1]):
+        cause = f"not a multiple of its patch of {_said(source.patch)}"
+        step = source.patch
+    else:
+        try:
+            _ = source.stages
+        except FeatcliError as error:
+            cause, step = error.message, _stride(at_size)
+        else:
+            return
+    good = [found for found in (_first(sizes, at_size) for sizes in _nearest((height, width), step)) if found]
+    hint = f"{' or '.join(map(_said, good))} would do" if good else "leave it out for the checkpoint's own"
+    raise UsageError(f"--image-size {_said((height, width))}: {source.name} does not take it: {cause}", hint)
+
+
+def _stride(at_size: Callable[[Size | None], Source]) -> Size:
+    """The largest stride, in which sizes go that fit; at the checkpoint's own size, if it has one."""
+    try:
+        return at_size(None).stages[-1].stride
+    except FeatcliError:
+        return (32, 32)
+
+
+def _nearest(size: Size, step: Size) -> Iterator[list[Size]]:
+    """Multiples of the step, first the smaller ones from the nearest on, then the larger ones."""
+    whole = size[0] // step[0], size[1] // step[1]
+    yield [(whole[0] * step[0] - k * step[0], whole[1] * step[1] - k * step[1]) for k in range(TRIES)]
+    above = -(-size[0] // step[0]), -(-size[1] // step[1])
+    yield [(above[0] * step[0] + k * step[0], above[1] * step[1] + k * step[1]) for k in range(TRIES)]
+
+
+def _first(sizes: list[Size], at_size: Callable[[Size | None], Source]) -> Size | None:
+    for size in sizes:
+        if min(size) <= 0:
+            return None
+        try:
+            _ = at_size(size).stages
+        except FeatcliError:
+            continue
+        return size
+    return None
+
+
+def _said(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"

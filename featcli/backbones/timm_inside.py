@@ -1,0 +1,65 @@
+"""A timm model whose weights lie in a transformers checkpoint: `timm_backbone`, alone or in a larger model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from featcli.backbones.backbone import Network, Preprocessing, Weights
+from featcli.backbones.checkpoint import Request
+from featcli.backbones.from_timm import TimmSource
+from featcli.backbones.hub import fetched_weights, hub_or_cache
+from featcli.backbones.image_processor import preprocessing_of, read_processor
+from featcli.backbones.transformers_source import inside, name_of, own_size, reading
+from featcli.backbones.weights import weights_files
+from featcli.errors import CheckpointError, UsageError, shown
+
+
+class TimmInside(TimmSource):
+    """See the module. Everything about the network is timm's, pixels and default stages are the checkpoint's."""
+
+    def __init__(self, request: Request, config: Any, outer: Any) -> None:
+        if not config.features_only:
+            raise UsageError("features_only=False: featcli gives features, never logits", "leave features_only out")
+        self._processor = None if request.config else read_processor(request.checkpoint, request.image_size)
+        size = request.image_size or own_size(request, self._processor)
+        channels = request.num_channels or config.num_channels
+        options = {"output_stride": config.output_stride} if config.output_stride else {}
+        timm_request = replace(
+            request,
+            arch=config.backbone,
+            image_size=size,
+            num_channels=channels if channels != 3 else request.num_channels,
+        )
+        super().__init__(timm_request, "", options)
+        # Before timm's rule of two libraries' worth of indices: those of the configuration, counted from the end too.
+        self.default_indices = tuple(index % len(self.stage_names) for index in config.out_indices)
+        composite = outer.model_type if outer is not None else ""
+        within = f"the {self.architecture} in a {composite}" if composite else self.architecture
+        self.name = f"{name_of(request)} ({within})"
+        self.inside = inside(outer) if outer is not None else ""
+
+    def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
+        """See Source."""
+        if not self.request.random_init:
+            self.files = self._weights_files()
+        return super().load(positions)
+
+    def _weights_files(self) -> list[Path]:
+        path = Path(self.request.checkpoint)
+        with reading(self.request), hub_or_cache(wanted=not path.exists()):
+            files = weights_files(path) if path.exists() else fetched_weights(self.request.checkpoint)
+        if not files:
+            raise CheckpointError(
+                f"checkpoint {shown(self.request.checkpoint)}: no weights in it",
+                "save the model there with save_pretrained, or try --random-init",
+            )
+        return files
+
+    def preprocessing(self) -> Preprocessing:
+        """See Source; the checkpoint's own where it has one, which is not timm's."""
+        if self._processor is None:
+            return super().preprocessing()
+        return preprocessing_of(self._processor, self.input_size, self.channels)

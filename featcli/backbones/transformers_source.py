@@ -1,0 +1,214 @@
+"""What all transformers checkpoints have in common: a configuration, an image processor, weights that are proven."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featcli.backbones.torchvision_operators import declare_missing_operators
+
+declare_missing_operators()  # before transformers, which imports torchvision
+
+import transformers  # noqa: E402
+
+from featcli.backbones.backbone import Network, Preprocessing, Source, Weights  # noqa: E402
+from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
+from featcli.backbones.hub import cached_weights, hub_or_cache  # noqa: E402
+from featcli.backbones.image_processor import (  # noqa: E402
+    default_processor,
+    output_sizes,
+    plain_json,
+    preprocessing_of,
+    quiet,
+    read_processor,
+)
+from featcli.backbones.replay import place_of_backbone  # noqa: E402
+from featcli.backbones.weights import hash_files, weights_files  # noqa: E402
+from featcli.errors import CheckpointError, FeatcliError, UsageError, one_line, shown  # noqa: E402
+
+DEFAULT_SIZE = 224
+# Fields of a configuration that do not change what the backbone computes.
+NOT_ARCHITECTURE = frozenset(
+    "_name_or_path transformers_version architectures out_features out_indices dtype torch_dtype id2label"
+    " label2id".split()
+)
+
+
+class TransformersSource(Source):
+    """A transformers checkpoint before its weights are read. A subclass says which class, and how it yields maps."""
+
+    library = "transformers"
+
+    def __init__(self, request: Request, config: Any, outer: Any = None) -> None:
+        """`config` is the vision model's own; `outer` that of the larger model around it, where there is one."""
+        self.request = request
+        self.name = name_of(request)
+        self.config = _copy(config)
+        self.outer = outer
+        self.model_type = config.model_type
+        if request.num_channels is not None:
+            self.config.num_channels = request.num_channels
+        self.channels = getattr(self.config, "num_channels", 3)
+        self.processor = None if request.config else read_processor(request.checkpoint, request.image_size)
+        self.input_size = request.image_size or own_size(request, self.processor) or config_size(self.config)
+        if self.processor is None and request.random_init:  # nothing was trained on other pixels
+            self.processor = default_processor(self.model_type, self.input_size)
+        if outer is not None:
+            self.name += f" (the {self.model_type} in a {outer.model_type})"
+            self.inside = inside(outer)
+
+    @abstractmethod
+    def _blank(self, positions: Sequence[int]) -> Any:
+        """The whole model without weights, on whatever device is the default."""
+
+    @abstractmethod
+    def _network(self, module: Any, positions: Sequence[int]) -> Network:
+        """The model cut after the deepest of these stages."""
+
+    @abstractmethod
+    def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
+        """The whole model with the checkpoint's weights, and transformers' report of what it loaded."""
+
+    def _may_be_absent(self, key: str) -> bool:
+        """Whether plain checkpoints lack this tensor; it is named then, and every other absence is a refusal."""
+        return False
+
+    def build(self, positions: Sequence[int], device: str) -> Network:
+        """See Source."""
+        with torch.device(device), quiet():
+            return self._network(self._blank(positions), positions)
+
+    def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
+        """See Source. Only norms that plain checkpoints do not have may be absent; they are named."""
+        if self.request.random_init:
+            torch.manual_seed(self.request.seed)
+            origin = f"random weights, seed {self.request.seed}"
+            return self.build(positions, "cpu"), Weights(origin, random=True)
+        if Path(self.request.checkpoint).is_file():
+            raise CheckpointError(
+                f"checkpoint {shown(self.request.checkpoint)}: a configuration without weights",
+                "give the folder that holds its weights too, or --random-init",
+            )
+        module, report = self._read(positions)
+        network = self._network(module, positions)
+        return network, self._proven(network, report)
+
+    def from_pretrained(self, kind: Any, config: Any, renamed: dict[str, str] | None) -> tuple[Any, Mapping[str, Any]]:
+        """transformers' own loader for any class, with its report. Raises CheckpointError."""
+        # Some classes override from_pretrained with one that cannot read a folder; this is the plain one.
+        plain = transformers.PreTrainedModel.from_pretrained.__func__
+        with reading(self.request):
+            module, report = plain(
+                kind,
+                self.request.checkpoint,
+                config=config,
+                key_mapping=renamed,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        return module.eval(), report
+
+    def preprocessing(self) -> Preprocessing:
+        """See Source; the image processor's own."""
+        if self.processor is None:
+            raise CheckpointError(
+                f"checkpoint {shown(self.request.checkpoint)}: no preprocessor_config.json beside its config.json,"
+                " so nobody can tell which pixels it was trained on",
+                "save the processor it belongs to there: AutoImageProcessor.from_pretrained(...).save_pretrained(...)",
+            )
+        if self.channels not in (1, 3):
+            raise UsageError(
+                f"{self.name}: takes {self.channels} channels, a picture has 1 or 3",
+                "such a backbone can only be inspected",
+            )
+        with reading(self.request):
+            return preprocessing_of(self.processor, self.input_size, self.channels)
+
+    def settings(self) -> dict[str, Any]:
+        """See Source."""
+        config = {k: v for k, v in plain_json(self.config.to_dict()).items() if k not in NOT_ARCHITECTURE}
+        return {
+            "library": "transformers",
+            "input_size": list(self.input_size),
+            "norm": self.norm,
+            "config": config,
+        }
+
+    def _proven(self, network: Network, report: Mapping[str, Any]) -> Weights:
+        tensors = network.tensors().keys()
+        absent = sorted(k for k in report["missing_keys"] if k in tensors and not k.endswith("num_batches_tracked"))
+        missing = tuple(key for key in absent if self._may_be_absent(key))
+        lost = [key for key in absent if key not in missing] + sorted(map(str, report["mismatched_keys"]))
+        if lost:
+            raise CheckpointError(
+                f"checkpoint {shown(self.request.checkpoint)}: {len(lost)} of {len(tensors)} tensors of its"
+                f" {self.model_type} backbone are not in it, first {', '.join(lost[:3])}",
+                "is the folder whole, and are these the weights its config.json describes?",
+            )
+        path = Path(self.request.checkpoint)
+        files = weights_files(path) if path.is_dir() else cached_weights(self.request.checkpoint)
+        unexpected = tuple(sorted(report["unexpected_keys"]))
+        return Weights(self.name, len(tensors) - len(missing), len(tensors), missing, unexpected, hash_files(files))
+
+
+@contextmanager
+def reading(request: Request) -> Iterator[None]:
+    """Whatever transformers raises in here is about the checkpoint."""
+    is_here = request.config is not None or Path(request.checkpoint).exists()
+    try:
+        with quiet(), hub_or_cache(wanted=not is_here):
+            yield
+    except FeatcliError:
+        raise
+    except Exception as error:  # files, hub, HTTP, unpickling, unknown types: there is no common type
+        if not is_here:
+            raise unreachable(request.checkpoint, error) from error
+        raise CheckpointError(
+            f"checkpoint {shown(request.checkpoint)}: {one_line(error)}", "is the folder whole?"
+        ) from error
+
+
+def name_of(request: Request) -> str:
+    """A folder or file by its name alone, a hub id as it is."""
+    path = Path(request.checkpoint)
+    return path.resolve().name if path.exists() else request.checkpoint
+
+
+def own_size(request: Request, processor: Any) -> tuple[int, int] | None:
+    """The (H, W) that a processor gives every picture, None without a processor. Raises CheckpointError."""
+    sizes = output_sizes(processor) if processor is not None else {None}
+    if len(sizes) > 1:
+        raise CheckpointError(
+            f"checkpoint {shown(request.checkpoint)}: its image processor gives every picture another size",
+            "give one size for all with --image-size",
+        )
+    return sizes.pop()
+
+
+def config_size(config: Any) -> tuple[int, int]:
+    """The (H, W) that a configuration names, for checkpoints that say nothing of their preprocessing."""
+    size = getattr(config, "image_size", None) or DEFAULT_SIZE
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def inside(outer: Any) -> str:
+    """Where the backbone sits in a larger model: built without weights to see. Empty where that cannot be told."""
+    for name in outer.architectures or ():
+        try:
+            with torch.device("meta"), quiet():
+                place = place_of_backbone(getattr(transformers, name)(outer))
+        except Exception:  # a class that needs more libraries, or is not this transformers': the name is a courtesy
+            continue
+        if place:
+            return f"{place} of {name}"
+    return ""
+
+
+def _copy(config: Any) -> Any:
+    """A configuration as it comes from a file: with its defaults as lists, which some backbones need."""
+    return type(config).from_dict(plain_json(config.to_dict()))

@@ -1,0 +1,209 @@
+"""Vision models outside transformers' AutoBackbone mapping: their hidden states, stage by stage."""
+
+import pytest
+import torch
+from tiny_transformers import PYRAMID, TOKENS, randomize
+
+from conftest import SAMPLES, upright
+from featcli import extract, load_backbone, open_dump
+from featcli.backbones import Request, resolve
+from featcli.errors import CheckpointError, UsageError
+
+T = pytest.importorskip("transformers")
+
+PICTURES = [upright(path) for path in sorted(SAMPLES.rglob("*.jpg"))[:2]]
+VIT = TOKENS | {"image_size": 64, "patch_size": 16}
+NARROW = {"hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 1, 2, 2]}
+# model type -> (configuration, tokens in front of the patches or None for maps)
+TYPES = {
+    "vit": (VIT, 1),
+    "deit": (VIT, 2),
+    "vit_msn": (VIT, 1),
+    "ijepa": (VIT, 0),
+    "data2vec-vision": (VIT, 1),
+    "dpt": (VIT | {"is_hybrid": False}, 1),
+    "yolos": (VIT | {"image_size": [64, 64], "num_detection_tokens": 5}, 1),
+    "clip_vision_model": (VIT, 1),
+    "chinese_clip_vision_model": (VIT, 1),
+    "siglip_vision_model": (VIT, 0),
+    "aimv2_vision_model": (VIT, 0),
+    "mlcd_vision_model": (VIT, 1),
+    "internvl_vision": (VIT | {"image_size": [64, 64], "patch_size": [16, 16]}, 1),
+    "sam_vision_model": (VIT | {"output_channels": 16, "window_size": 2, "global_attn_indexes": [1]}, None),
+    "regnet": (PYRAMID | {"hidden_sizes": [16, 32, 32, 64], "embedding_size": 16, "groups_width": 8}, None),
+    "segformer": (PYRAMID | NARROW, None),
+    "glpn": (PYRAMID | NARROW, None),
+    "poolformer": (PYRAMID | {"hidden_sizes": [8, 16, 24, 32]}, None),
+    "mobilenet_v1": ({"depth_multiplier": 0.25}, None),
+    "mobilenet_v2": ({"depth_multiplier": 0.25}, None),
+    "mobilevit": ({"image_size": 64}, None),
+    "mobilevitv2": ({"image_size": 64}, None),
+    "swiftformer": (PYRAMID | {"embed_dims": [16, 16, 32, 32], "image_size": 64}, None),
+    "efficientnet": ({"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320}, None),
+    "cvt": ({"depth": [1, 2, 3]}, None),
+    "levit": ({"image_size": 64, "hidden_sizes": [32, 48, 64], "depths": [1, 1, 1]}, 0),
+    "pvt": (PYRAMID | NARROW | {"image_size": 64}, 0),
+    "sam2_vision_model": ({}, None),
+    "donut-swin": (
+        {"embed_dim": 16, "depths": [1, 1, 1], "num_heads": [1, 2, 2], "window_size": 4, "image_size": 64},
+        None,
+    ),
+}
+
+# Types whose code needs all its layers, whatever the maps need; LeViT's bits depend on where its tensors lie in memory.
+COMPUTES_ALL = ("sam2_vision_model", "yolos")
+CLOSE = ("levit",)
+
+
+def save(model_type, folder, config=None):
+    """A checkpoint with every parameter random; returns the model it was saved from."""
+    torch.manual_seed(0)
+    config = config or T.CONFIG_MAPPING[model_type](**TYPES[model_type][0])
+    model = randomize(T.AutoModel.from_config(config)).eval()
+    model.save_pretrained(folder)
+    T.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return model
+
+
+def as_map(found, prefix, behind=0):
+    """The patches of what transformers gives, as (B, C, h, w)."""
+    if found.ndim == 4:
+        return found if found.shape[2] == found.shape[3] else found.permute(0, 3, 1, 2)
+    found = found[:, prefix : found.shape[1] - behind]
+    side = int(found.shape[1] ** 0.5)
+    if side * side != found.shape[1]:  # PVT has a class token in its last stage only
+        found, side = found[:, 1:], int((found.shape[1] - 1) ** 0.5)
+    return found.transpose(1, 2).unflatten(2, (side, side))
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_every_hidden_state_is_a_stage(tmp_path, model_type):
+    """Each stage, from a model cut after it, is bit for bit the hidden state that transformers' whole model gives."""
+    model, prefix = save(model_type, tmp_path), TYPES[model_type][1]
+    backbone = load_backbone(tmp_path, out_indices="all")
+    pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
+    with torch.no_grad():
+        output = model(backbone.preprocessing.normalize(pixels), output_hidden_states=True)
+    hidden = output.get("reshaped_hidden_states") or output.hidden_states
+    behind = getattr(model.config, "num_detection_tokens", 0)
+    expected = [as_map(found, prefix, behind) for found in hidden]
+    tolerance = {"rtol": 0, "atol": 1e-5 if model_type in CLOSE else 0}
+    for maps, found in zip(expected, backbone(pixels).values(), strict=True):
+        torch.testing.assert_close(found, maps, **tolerance)
+    for i in sorted({0, len(expected) // 2, max(0, len(expected) - 2)}):
+        cut = load_backbone(tmp_path, out_indices=[i])
+        (found,) = cut(pixels).values()
+        torch.testing.assert_close(found, expected[i], **tolerance)
+        assert cut.weights.matched == cut.weights.total > 0
+        assert i > 0 or cut.share < 1 or model_type in COMPUTES_ALL
+
+
+TOWER = VIT | {"projection_dim": 16}
+TEXT = TOKENS | {"vocab_size": 50, "max_position_embeddings": 8, "projection_dim": 16}
+
+
+@pytest.mark.parametrize("model_type", ["clip", "siglip", "metaclip_2", "blip"])
+def test_the_vision_tower_of_a_text_and_image_model(tmp_path, model_type):
+    """A CLIP or SigLIP folder gives the hidden states of its vision tower, with the tower's weights."""
+    config = T.CONFIG_MAPPING[model_type](vision_config=TOWER, text_config=TEXT)
+    model = save(model_type, tmp_path, config)
+    backbone = load_backbone(tmp_path, out_indices="all")
+    pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
+    with torch.no_grad():
+        output = model.vision_model(backbone.preprocessing.normalize(pixels), output_hidden_states=True)
+    found = backbone(pixels)
+    assert list(found) == ["stem", "stage1", "stage2", "stage3"]
+    for maps, hidden in zip(found.values(), output.hidden_states, strict=True):
+        assert torch.equal(maps, as_map(hidden, hidden.shape[1] - 16))
+    assert f"in a {model_type})" in backbone.name
+    assert any("text_model" in name for name in backbone.weights.unexpected)
+
+
+def test_a_classifier_gives_its_backbone(tmp_path):
+    """ViTForImageClassification has no pooler, and its head is not needed: neither is missed."""
+    torch.manual_seed(0)
+    model = randomize(T.ViTForImageClassification(T.ViTConfig(**VIT, num_labels=3))).eval()
+    model.save_pretrained(tmp_path)
+    T.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    first, again = load_backbone(tmp_path), load_backbone(tmp_path)
+    assert first.weights.unexpected == ("classifier.bias", "classifier.weight")
+    assert first.digest == again.digest  # what is not in the file is random, and no part of it
+
+
+def test_mae_is_read_as_a_plain_vit(tmp_path):
+    """MAE's own model drops and shuffles patches; here every patch is where it was."""
+    torch.manual_seed(0)
+    mae = randomize(T.ViTMAEModel(T.ViTMAEConfig(**VIT, mask_ratio=0.0))).eval()
+    mae.save_pretrained(tmp_path)
+    T.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path)
+    pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
+    kept = torch.arange(16.0).expand(2, 16)  # noise in order: nothing is shuffled
+    with torch.no_grad():
+        expected = mae(backbone.preprocessing.normalize(pixels), noise=kept, output_hidden_states=True).hidden_states[
+            -1
+        ]
+    (found,) = backbone(pixels).values()
+    torch.testing.assert_close(found, as_map(expected, 1), rtol=0, atol=1e-5)
+
+
+def test_norm_and_class_token(tmp_path):
+    """`norm="model"` is the model's last hidden state, patches and class token, and `raw` is the one before."""
+    model = save("vit", tmp_path)
+    for norm, name in (("model", "last_hidden_state"), ("raw", "hidden_states"), (None, "hidden_states")):
+        backbone = load_backbone(tmp_path, norm=norm)
+        pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
+        with torch.no_grad():
+            output = model(backbone.preprocessing.normalize(pixels), output_hidden_states=True)
+        expected = output[name] if norm == "model" else output[name][-1]
+        assert torch.equal(backbone(pixels)["stage3"], as_map(expected, 1))
+        assert torch.equal(backbone.class_tokens(pixels)["stage3"], expected[:, 0])
+    save("regnet", tmp_path / "pyramid")
+    with pytest.raises(UsageError, match="no final norm"):
+        load_backbone(tmp_path / "pyramid", norm="model")
+
+
+def test_another_image_size(tmp_path):
+    """Position embeddings are interpolated as transformers does it; a size that no patch fits is refused."""
+    model = save("vit", tmp_path)
+    backbone = load_backbone(tmp_path, image_size=(96, 80))
+    pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
+    with torch.no_grad():
+        ready = backbone.preprocessing.normalize(pixels)
+        expected = model(ready, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states[-1]
+    assert torch.equal(backbone(pixels)["stage3"], expected[:, 1:].transpose(1, 2).unflatten(2, (6, 5)))
+    with pytest.raises(UsageError, match="not a multiple of its patch of 16x16") as refused:
+        load_backbone(tmp_path, image_size=100)
+    assert refused.value.hint == "96x96 or 112x112 would do"
+
+
+def test_rows_of_a_dump(tmp_path, cli):
+    """`extract` stores the hidden states of a CLIP tower, and `inspect` shows where they come from."""
+    save("clip", tmp_path / "clip", T.CLIPConfig(vision_config=TOWER, text_config=TEXT))
+    extract(SAMPLES / "nature", checkpoint=tmp_path / "clip", pool="cls", output=tmp_path / "d")
+    dump = open_dump(tmp_path / "d")
+    backbone = load_backbone(tmp_path / "clip")
+    pixels = torch.stack([backbone.preprocess(upright(SAMPLES / "nature" / key)) for key in dump.keys])
+    assert torch.equal(torch.from_numpy(dump["stage3"][:]), backbone.class_tokens(pixels)["stage3"])
+    shown = cli("inspect", tmp_path / "clip")
+    assert shown.code == 0
+    assert "the clip_vision_model in a clip" in shown.out
+
+
+def test_weights_that_do_not_cover_the_model(tmp_path):
+    """A hidden layer that the file does not have is a refusal, as everywhere."""
+    model = save("vit", tmp_path)
+    model.layers = model.layers[:2]
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"tensors of its vit backbone are not in it, first layers\.2"):
+        load_backbone(tmp_path)
+    assert load_backbone(tmp_path, out_features="stage2").weights.matched > 0  # nothing of it is needed there
+
+
+def test_models_that_need_more_than_a_picture(tmp_path):
+    """SigLIP 2 with its packed patches cannot be run on a picture alone: a clear refusal."""
+    T.Siglip2Model(T.Siglip2Config(vision_config=TOKENS | {"patch_size": 16}, text_config=TEXT)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(CheckpointError, match="does not give the hidden states of a picture"):
+        load_backbone(tmp_path)
