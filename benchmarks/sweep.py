@@ -1,6 +1,6 @@
 """Every architecture of timm through `inspect`: `make sweep`. Writes featcli/models.csv and docs/sweep.md.
 
-What is done is kept in build/sweep.jsonl, so that a sweep that was stopped goes on where it was; `make clean` forgets it.
+What is done is kept in build/sweep.jsonl, so that a sweep that was stopped goes on; `make clean` forgets it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from PIL import Image
+from tiny_transformers import TOKENS
 
 from conftest import SAMPLES, upright
 from featcli import extract, load_backbone, open_dump, replay
@@ -72,6 +73,52 @@ def detr(backbone):
     return T.DetrForObjectDetection(T.DetrConfig(**DETR, backbone_config=backbone))
 
 
+def conditional_detr():
+    return T.ConditionalDetrForObjectDetection(
+        T.ConditionalDetrConfig(**DETR, backbone_config=T.ResNetConfig(**RESNET, out_features=["stage4"]))
+    )
+
+
+def deformable_detr(backbone):
+    sizes = DETR | {"decoder_layers": 2, "encoder_n_points": 2, "decoder_n_points": 2}
+    return T.DeformableDetrForObjectDetection(T.DeformableDetrConfig(**sizes, backbone_config=backbone))
+
+
+def grounding_dino():
+    text = T.BertConfig(**TOKENS | {"num_hidden_layers": 1, "vocab_size": 50})
+    sizes = DETR | {"decoder_layers": 2, "encoder_n_points": 2, "decoder_n_points": 2, "text_config": text}
+    backbone = T.SwinConfig(**SWIN, out_features=STAGES[1:])
+    return T.GroundingDinoForObjectDetection(T.GroundingDinoConfig(**sizes, backbone_config=backbone))
+
+
+def oneformer():
+    sizes = {"hidden_dim": 32, "conv_dim": 32, "mask_dim": 32, "num_queries": 5, "task_seq_len": 8}
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "query_dec_layers": 1, "num_attention_heads": 2}
+    text = {"text_encoder_width": 32, "text_encoder_num_layers": 1, "text_encoder_vocab_size": 50}
+    widths = {"dim_feedforward": 32, "encoder_feedforward_dim": 32, "text_encoder_context_length": 8}
+    backbone = T.SwinConfig(**SWIN, out_features=STAGES)
+    return T.OneFormerForUniversalSegmentation(
+        T.OneFormerConfig(backbone_config=backbone, **sizes, **layers, **text, **widths)
+    )
+
+
+def zoedepth():
+    backbone = T.BeitConfig(
+        **TOKENS | {"num_hidden_layers": 4}, image_size=64, out_indices=[1, 2, 3, 4], reshape_hidden_states=False
+    )
+    sizes = {"neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 8, "bottleneck_features": 8}
+    bins = {"bin_configurations": [{"n_bins": 8, "min_depth": 0.001, "max_depth": 10.0}], "bin_embedding_dim": 8}
+    patches = {"patch_transformer_hidden_size": 16, "patch_transformer_intermediate_size": 16}
+    return T.ZoeDepthForDepthEstimation(
+        T.ZoeDepthConfig(backbone_config=backbone, **sizes, **bins, **patches, num_attractors=[4, 2, 2, 1])
+    )
+
+
+def table_transformer():
+    backbone = T.ResNetConfig(**RESNET, out_features=["stage4"])
+    return T.TableTransformerForObjectDetection(T.TableTransformerConfig(**DETR, backbone_config=backbone))
+
+
 # name -> (how to make the model, where its backbone is in memory)
 COMPOSITES = {
     "maskformer-resnet": (
@@ -88,10 +135,34 @@ COMPOSITES = {
         "model.backbone.model",
     ),
     "detr-resnet": (lambda: detr(T.ResNetConfig(**RESNET, out_features=["stage4"])), "model.backbone.model"),
+    "detr-dilated": (
+        lambda: detr(T.TimmBackboneConfig(backbone="test_resnet", out_indices=[1, 2, 3, 4], output_stride=16)),
+        "model.backbone.model",
+    ),
+    "conditional-detr": (conditional_detr, "model.backbone.model"),
+    "deformable-detr-timm": (
+        lambda: deformable_detr(T.TimmBackboneConfig(backbone="test_resnet", out_indices=[2, 3, 4])),
+        "model.backbone.model",
+    ),
+    "deformable-detr-resnet": (
+        lambda: deformable_detr(T.ResNetConfig(**RESNET, out_features=STAGES[1:])),
+        "model.backbone.model",
+    ),
+    "table-transformer": (table_transformer, "model.backbone.conv_encoder.model"),
+    "grounding-dino": (grounding_dino, "model.backbone.conv_encoder.model"),
+    "oneformer": (oneformer, "model.pixel_level_module.encoder"),
+    "zoedepth": (zoedepth, "backbone"),
     "rt-detr": (rt_detr, "model.backbone.model"),
     "upernet": (upernet, "backbone"),
     "depth-anything": (depth_anything, "backbone"),
     "dpt": (dpt, "backbone"),
+}
+
+
+# What some models take beside pixels.
+INPUTS = {
+    "oneformer": {"task_inputs": torch.ones(6, 8)},
+    "grounding-dino": {"input_ids": torch.tensor([[101, 7, 8, 1012, 102]]).clamp(max=49).expand(6, 5)},
 }
 
 
@@ -126,6 +197,7 @@ def test_backbone_inside(composite, tmp_path):
     for found, maps in zip(backbone(pixels).values(), expected, strict=True):
         assert torch.equal(found, maps)
     assert " in a " in backbone.name
+    assert resolve(Request(str(folder))).inside == f"{place} of {type(model).__name__}"
     assert backbone.weights.matched == backbone.weights.total > 0
 
 
@@ -139,15 +211,18 @@ def test_replay(composite, tmp_path, format_name):
     maps = {name: dump[name][:] for name in dump.stages}
     backbone = load_backbone(str(folder))
     size = backbone.preprocessing.size
-    if model.config.model_type == "dpt":
+    inputs = INPUTS.get(model.config.model_type, {})
+    if model.config.model_type in ("dpt", "zoedepth"):
         with pytest.raises(UsageError, match="reads class tokens"):
             replay(model, maps, size)
-        return
+        tokens = open_dump(extract(SAMPLES / "nature", checkpoint=folder, pool="cls", output=tmp_path / "c").dump)
+        inputs = {"class_tokens": [tokens[name][:] for name in tokens.stages]}
     pictures = [upright(SAMPLES / "nature" / key) for key in dump.keys]
     pixels = backbone.preprocessing.normalize(torch.stack([backbone.preprocess(picture) for picture in pictures]))
     with torch.inference_mode():
-        whole, found = model(pixel_values=pixels), replay(model, maps, size)
-        again = model(pixel_values=pixels)
+        found = replay(model, maps, size, **inputs)
+        inputs.pop("class_tokens", None)
+        whole, again = (model(pixel_values=pixels, **inputs) for _ in range(2))
     tensors = [name for name, value in whole.items() if torch.is_tensor(value)]
     assert tensors
     assert [name for name in tensors if not torch.equal(whole[name], found[name])] == []
@@ -160,6 +235,25 @@ def test_replay_of_what_is_no_composite():
         replay(T.ResNetModel(T.ResNetConfig(**RESNET)), [torch.zeros(1, 64, 2, 2)], (64, 64))
     with pytest.raises(UsageError, match="size of the pixels"):
         replay(upernet(), [torch.zeros(1, 16, 16, 16)] * 4)
+
+
+def test_the_vision_model_of_tipsv2(tmp_path):
+    """TIPSv2 holds a mapped vision model beside its text model: its stages, with its weights."""
+    torch.manual_seed(0)
+    sizes = TOKENS | {"num_hidden_layers": 3}
+    config = T.Tipsv2Config(vision_config=sizes | {"image_size": 56}, text_config=sizes | {"vocab_size": 50})
+    model = T.AutoModel.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    T.ViTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path, out_indices="all")
+    pixels = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8)
+    ready = backbone.preprocessing.normalize(pixels)
+    with torch.no_grad():
+        output = model.vision_model(ready, output_hidden_states=True)
+    last = output.last_hidden_state[:, -16:].transpose(1, 2).unflatten(2, (4, 4))
+    assert list(backbone(pixels)) == ["stem", "stage1", "stage2", "stage3"]
+    assert torch.equal(backbone(pixels)["stage3"], last)
+    assert backbone.weights.matched == backbone.weights.total > 0
 
 
 def test_other_stages_can_be_asked_for(tmp_path):

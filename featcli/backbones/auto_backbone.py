@@ -126,13 +126,13 @@ class AutoBackboneSource(TransformersSource):
         norm = next(
             (found for name in SHARED_NORMS if isinstance(found := getattr(module, name, None), nn.Module)), None
         )
-        if not (is_token_model and has_class_token and norm is not None):
+        if not (is_token_model and has_class_token):
             return None
         wants_norm = getattr(self.config, "apply_layernorm", True)
 
         def class_tokens(pixels: torch.Tensor) -> list[torch.Tensor]:
             hidden = module(pixels, output_hidden_states=True).hidden_states
-            return [norm(hidden[i])[:, 0] if wants_norm else hidden[i][:, 0] for i in positions]
+            return [norm(hidden[i])[:, 0] if norm is not None and wants_norm else hidden[i][:, 0] for i in positions]
 
         return class_tokens
 

@@ -31,8 +31,8 @@ def parse_size(text: str | int | Size | None) -> Size | None:
 def refuse_unfit(source: Source, at_size: Callable[[Size | None], Source]) -> None:
     """Raise UsageError where the backbone cannot be run at the size that was asked for, naming the nearest that do.
 
-    `at_size` opens the same checkpoint at another size, None being its own. A patch that does not fit would be cut off without a word by
-    some models and is an error in others: here it is always an error.
+    `at_size` opens the same checkpoint at another size, None being its own. A patch that does not fit would be cut off
+    without a word by some models and is an error in others: here it is always an error.
     """
     height, width = source.input_size
     if source.patch is not None and (height % source.patch[0] or width % source.patch[1]):

@@ -22,14 +22,15 @@ PLACES = (
     "backbone.model",
     "backbone",  # UperNet, DepthAnything, ZoeDepth
 )
-# Heads that read the class token beside the patches: maps (C, H, W) are not all they need.
-READS_CLASS_TOKEN = ("dpt",)
+# What the heads of DPT and ZoeDepth do with class tokens, where they read them at all.
+READS_CLASS_TOKENS = ("project", "add")
 
 
 def replay(
     model: nn.Module,
     maps: Mapping[str, Any] | Sequence[Any],
     size: tuple[int, int] | None = None,
+    class_tokens: Mapping[str, Any] | Sequence[Any] | None = None,
     pixel_values: torch.Tensor | None = None,
     **inputs: Any,
 ) -> Any:
@@ -37,7 +38,8 @@ def replay(
 
     `maps` are (B, C, H, W) tensors or arrays, in network order or by stage name: the stages that the model itself
     uses, unpooled. `size` is the (H, W) of the pixels they came from; a model that reads the picture itself
-    needs `pixel_values` instead. Whatever else the model takes goes through. Returns what the model returns.
+    needs `pixel_values` instead, one whose head reads class tokens (DPT, ZoeDepth) needs those too, (B, C) for each
+    stage, as `--pool cls` stores them. Whatever else the model takes goes through. Returns what the model returns.
     Raises UsageError where this model cannot be run so.
     """
     place = place_of_backbone(model)
@@ -46,11 +48,12 @@ def replay(
             f"{type(model).__name__} holds no backbone that can be replaced",
             "give a MaskFormer, Mask2Former, DETR, RT-DETR, UperNet, DepthAnything or the like",
         )
-    if getattr(model.config, "model_type", "") in READS_CLASS_TOKEN:
+    if class_tokens is None and getattr(model.config, "readout_type", "") in READS_CLASS_TOKENS:
         raise UsageError(
-            f"the head of {type(model).__name__} reads class tokens, which are not in maps", "run the whole model"
+            f"the head of {type(model).__name__} reads class tokens, which are not in maps",
+            "extract them too, with --pool cls, and give them as class_tokens",
         )
-    found = [torch.as_tensor(np.ascontiguousarray(m)) for m in (maps.values() if isinstance(maps, Mapping) else maps)]
+    found, tokens = _tensors(maps), None if class_tokens is None else _tensors(class_tokens)
     if pixel_values is None:
         if size is None:
             raise UsageError("replay needs the size of the pixels", "give size=(H, W) as it was extracted")
@@ -58,7 +61,7 @@ def replay(
     backbone = model.get_submodule(place)
     parent, _, leaf = place.rpartition(".")
     owner = model.get_submodule(parent) if parent else model
-    setattr(owner, leaf, _Stored(found, backbone))
+    setattr(owner, leaf, _Stored(found, tokens, backbone))
     try:
         return model(pixel_values=pixel_values, **inputs)
     finally:
@@ -68,6 +71,11 @@ def replay(
 def place_of_backbone(model: nn.Module) -> str:
     """The attribute path of the backbone inside a composite, empty where there is none."""
     return next((place for place in PLACES if _has(model, place)), "")
+
+
+def _tensors(arrays: Mapping[str, Any] | Sequence[Any]) -> list[torch.Tensor]:
+    values = arrays.values() if isinstance(arrays, Mapping) else arrays
+    return [torch.as_tensor(np.ascontiguousarray(value)) for value in values]
 
 
 def _has(model: nn.Module, place: str) -> bool:
@@ -80,21 +88,23 @@ def _has(model: nn.Module, place: str) -> bool:
 class _Stored(nn.Module):
     """In a backbone's place: gives stored maps as that backbone would."""
 
-    def __init__(self, maps: list[torch.Tensor], backbone: nn.Module) -> None:
+    def __init__(self, maps: list[torch.Tensor], class_tokens: list[torch.Tensor] | None, backbone: nn.Module) -> None:
         super().__init__()
         self.config = getattr(backbone, "config", None)
         # transformers' backbones return an output object; timm's, inside DETR, a plain list.
         self._as_list = self.config is None
-        self._maps = [self._tokens(m) for m in maps] if self._leaves_tokens() else maps
+        if self._leaves_tokens():  # in a head that reads no class token, any will do
+            class_tokens = class_tokens or [found.new_zeros(found.shape[:2]) for found in maps]
+            maps = [self._tokens(found, token) for found, token in zip(maps, class_tokens, strict=True)]
+        self._maps = maps
 
     def _leaves_tokens(self) -> bool:
         return getattr(self.config, "reshape_hidden_states", True) is False
 
     @staticmethod
-    def _tokens(found: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) as (B, 1 + tokens, C): a class token that the head drops, then the patches."""
-        patches = found.flatten(2).transpose(1, 2)
-        return torch.cat([torch.zeros_like(patches[:, :1]), patches], 1)
+    def _tokens(found: torch.Tensor, class_token: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) and (B, C) as (B, 1 + tokens, C): the class token, then the patches."""
+        return torch.cat([class_token[:, None], found.flatten(2).transpose(1, 2)], 1)
 
     def forward(self, *_: Any, **__: Any) -> Any:
         if self._as_list:
