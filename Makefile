@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types format docs bench smoke clean
+.PHONY: help demo test check lint types format docs bench sweep smoke clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ docs: .venv/installed  ## write docs/cli.md anew from --help
 
 bench: .venv/installed  ## measure extract against the bare forward pass and against the usual script, as ratios
 	$(BIN)/python benchmarks/overhead.py
+
+sweep: .venv/installed  ## every model of timm and transformers: writes docs/sweep.md and featcli/models.csv (half an hour)
+	$(BIN)/python benchmarks/sweep.py
 
 smoke: .venv/installed  ## build the wheel, install it without the development tools elsewhere, extract two images
 	rm -rf build/smoke && $(BIN)/python -m pip wheel --quiet --no-deps -w build/smoke .

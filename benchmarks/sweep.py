@@ -1,58 +1,236 @@
-"""Every architecture of timm through `inspect`: `make sweep`. Writes featcli/models.csv and docs/sweep.md.
+"""Every architecture of timm through `inspect`, every model type of transformers through `extract`: `make sweep`.
 
-What is done is kept in build/sweep.jsonl, so that a sweep that was stopped goes on; `make clean` forgets it.
+Writes docs/sweep.md and featcli/models.csv. What is done is kept in build/sweep.jsonl, so that a sweep that was
+stopped goes on where it was; `make clean` forgets it.
 """
 
 from __future__ import annotations
 
+import csv
 import json
+import statistics
 import sys
+import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
 DONE = REPOSITORY / "build" / "sweep.jsonl"
-
-
-def timm_architecture(name: str) -> dict:
-    """What `inspect` says of an architecture, and what half of it costs; or the exception."""
-    from featcli.backbones import Request, resolve
-
-    began = time.perf_counter()
-    try:
-        source = resolve(Request(name, random_init=True))
-        stages = source.stages
-        found = {
-            "parameters": source.num_parameters,
-            "input": [source.channels, *source.input_size],
-            "strides": [max(stage.stride) for stage in stages],
-            "channels": [stage.channels for stage in stages],
-            "shapes": [stage.shape for stage in stages],
-            "names": [stage.name for stage in stages],
-            "middle_share": source.share([(len(stages) - 1) // 2]),
-            "class_token": source.build([0], "meta").class_tokens is not None,
-        }
-    except Exception as error:  # whatever it is, the table names it
-        found = {"exception": f"{type(error).__name__}: {error}"}
-    return {"library": "timm", "name": name, **found, "seconds": round(time.perf_counter() - began, 2)}
+PAGE = REPOSITORY / "docs" / "sweep.md"
+FACTS = REPOSITORY / "featcli" / "models.csv"
+REFUSED = ("dinat", "siglip2_vision_model")  # of the types that one would expect to work
+sys.path.insert(0, str(REPOSITORY / "tests"))  # the small configurations, and what transformers itself gives for them
 
 
 def run(workers: int) -> None:
-    """Sweep what is not done yet."""
+    """Sweep what is not done yet, then write the page and the table."""
     from featcli.backbones.torchvision_operators import declare_missing_operators
 
     declare_missing_operators()
     import timm
+    from test_hidden_states import TYPES
+    from tiny_transformers import TINY
 
+    tasks = [("timm", name) for name in timm.list_models()]
+    tasks += [("transformers", name) for name in sorted({*TINY, *TYPES, *REFUSED})]
     DONE.parent.mkdir(exist_ok=True)
-    done = {json.loads(line)["name"] for line in DONE.read_text().splitlines()} if DONE.exists() else set()
-    left = [name for name in timm.list_models() if name not in done]
+    done = read_done()
+    left = [task for task in tasks if task not in done]
     with DONE.open("a") as out, ProcessPoolExecutor(workers) as pool:
-        for number, facts in enumerate(pool.map(timm_architecture, left), 1):
+        for number, facts in enumerate(pool.map(sweep_one, left), 1):
             out.write(json.dumps(facts) + "\n")
             out.flush()
             print(f"{number}/{len(left)} {facts['name']} {facts.get('exception', '')}", file=sys.stderr)
+    done = read_done()
+    rows = [done[task] for task in tasks]
+    write_facts(rows)
+    write_page(rows)
+
+
+def read_done() -> dict[tuple[str, str], dict]:
+    """What earlier sweeps found, by library and name."""
+    lines = DONE.read_text().splitlines() if DONE.exists() else []
+    return {(facts["library"], facts["name"]): facts for facts in map(json.loads, lines)}
+
+
+def sweep_one(task: tuple[str, str]) -> dict:
+    """What featcli finds of a model; or the exception that it raises."""
+    library, name = task
+    began = time.perf_counter()
+    try:
+        found = timm_architecture(name) if library == "timm" else transformers_type(name)
+    except Exception as error:  # whatever it is, the page names it
+        found = {"exception": f"{type(error).__name__}: {error}"}
+    return {"library": library, "name": name, **found, "seconds": round(time.perf_counter() - began, 2)}
+
+
+def timm_architecture(name: str) -> dict:
+    """What `inspect` says of an architecture, and what the first half of its stages costs."""
+    from featcli.backbones import Request, resolve
+
+    return facts_of(resolve(Request(name, random_init=True)))
+
+
+def transformers_type(name: str) -> dict:
+    """The type's own configuration as `inspect` has it; a small one saved, extracted and compared, stage by stage."""
+    import transformers
+
+    from featcli.backbones import Request, resolve
+
+    config = transformers.CONFIG_MAPPING[name]()
+    return facts_of(resolve(Request(config))) | {"differences": compare_rows(name)}
+
+
+def facts_of(source) -> dict:
+    """Shapes and costs, from the meta device."""
+    stages = source.stages
+    return {
+        "parameters": source.num_parameters,
+        "input": [source.channels, *source.input_size],
+        "strides": [max(stage.stride) for stage in stages],
+        "names": [stage.name for stage in stages],
+        "middle_share": source.share([(len(stages) - 1) // 2]),
+    }
+
+
+def compare_rows(name: str) -> list[float]:
+    """For each stage, the largest difference between rows of a dump and what transformers gives for the same pixels."""
+    import test_hidden_states
+    import test_transformers_types
+    import torch
+
+    from featcli import extract, load_backbone, open_dump
+
+    module = test_transformers_types if name in test_transformers_types.TINY else test_hidden_states
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "checkpoint"
+        module.save(name, folder)
+        backbone = load_backbone(folder, out_indices="all")
+        pictures = sorted(module.SAMPLES.rglob("*.jpg"))[:2]
+        pixels = torch.stack([backbone.preprocess(module.upright(path)) for path in pictures])
+        expected = module.reference(name, folder, backbone.preprocessing.normalize(pixels))
+        extract([str(path) for path in pictures], checkpoint=folder, out_indices="all", output=Path(scratch) / "dump")
+        dump = open_dump(Path(scratch) / "dump")
+        rows = [torch.from_numpy(dump[stage][:]) for stage in dump.stages]
+    return [(found - maps).abs().max().item() for found, maps in zip(rows, expected, strict=True)]
+
+
+def write_facts(rows: list[dict]) -> None:
+    """featcli/models.csv, which `featcli models` reads."""
+    import timm
+    import transformers
+
+    with FACTS.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(["library", "name", "parameters", "input", "stages", "strides", "tags"])
+        for library in (timm, transformers):
+            out.writerow([library.__name__, "", "", "", "", "", library.__version__])
+            for row in rows:
+                if row["library"] != library.__name__ or "exception" in row:
+                    continue
+                names, tags = row["names"], tags_of(row["name"]) if library is timm else []
+                out.writerow(
+                    [
+                        row["library"],
+                        row["name"],
+                        row["parameters"],
+                        "x".join(map(str, row["input"])),
+                        names[0] if len(names) == 1 else f"{names[0]}:{names[-1]}",
+                        " ".join(map(str, row["strides"])),
+                        " ".join(tags),
+                    ]
+                )
+
+
+def tags_of(name: str) -> list[str]:
+    """timm's tags of trained weights, the default first."""
+    import timm
+
+    default = timm.get_pretrained_cfg(name).tag
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(name)]
+    return sorted(filter(None, tags), key=lambda tag: tag != default)
+
+
+def write_page(rows: list[dict]) -> None:
+    """docs/sweep.md."""
+    import timm
+    import torch
+    import transformers
+
+    architectures = [row for row in rows if row["library"] == "timm"]
+    types = [row for row in rows if row["library"] == "transformers"]
+    good = [row for row in architectures if "exception" not in row]
+    compared = [row for row in types if "exception" not in row]
+    differences = [difference for row in compared for difference in row["differences"]]
+    stages, equal, largest = len(differences), differences.count(0.0), max(differences)
+    shares = [row["middle_share"] for row in good]
+    text = [
+        "# The sweep",
+        "",
+        f"Written by `make sweep` with timm {timm.__version__}, transformers {transformers.__version__} and torch"
+        f" {torch.__version__}.",
+        "",
+        "## timm",
+        "",
+        f"{len(good)} of {len(architectures)} architectures of `timm.list_models()` can be inspected: their stages,"
+        " with names, strides and shapes from a forward pass on the meta device.",
+        "",
+        *table(("number of stages", "architectures"), tally(len(row["names"]) for row in good)),
+        *table(("first and last stage", "architectures"), tally(f"{r['names'][0]}, {r['names'][-1]}" for r in good)),
+        *table(("strides", "architectures"), tally(strides_of(row) for row in good)),
+        f"Cut after its middle stage, the median architecture computes {statistics.median(shares):.0%} of the whole"
+        f" model; {sum(share > 0.97 for share in shares)} save less than 3 %:"
+        f" {', '.join(row['name'] for row in good if row['middle_share'] > 0.97) or 'none'}.",
+        "",
+        *exceptions(architectures),
+        "## transformers",
+        "",
+        f"{len(compared)} of {len(types)} model types, each with a small configuration and random weights, were saved,"
+        f" read by `extract`, and compared with what transformers' own class gives: {equal} of {stages} stages are"
+        f" equal bit for bit, the largest difference in the others is {largest:.0e}.",
+        "",
+        *table(
+            ("model type", "stages", "equal", "strides by default", "middle stage computes"),
+            [
+                (
+                    row["name"],
+                    len(row["differences"]),
+                    row["differences"].count(0.0),
+                    strides_of(row),
+                    f"{row['middle_share']:.0%}",
+                )
+                for row in compared
+            ],
+        ),
+        *exceptions(types),
+    ]
+    PAGE.write_text("\n".join(text).rstrip() + "\n")
+
+
+def strides_of(row: dict) -> str:
+    """The strides, once where they are all the same."""
+    return " ".join(map(str, row["strides"][:1] if len(set(row["strides"])) == 1 else row["strides"]))
+
+
+def tally(values) -> list[tuple[object, int]]:
+    """How often each value occurs, the rare ones together."""
+    counts = Counter(values).most_common()
+    rare = sum(count for _, count in counts[12:])
+    return counts[:12] + ([("others", rare)] if rare else [])
+
+
+def table(header: tuple[str, ...], rows) -> list[str]:
+    """Markdown lines."""
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return [*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows), ""]
+
+
+def exceptions(rows: list[dict]) -> list[str]:
+    """Everything that was refused, by name."""
+    failed = [f"- `{row['name']}`: {row['exception']}" for row in rows if "exception" in row]
+    return ["Exceptions:", "", *failed, ""] if failed else ["No exceptions.", ""]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "cli.md"
-COMMANDS = ("", "extract", "inspect")
+COMMANDS = ("", "extract", "inspect", "models")
 
 
 def page() -> str:

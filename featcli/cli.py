@@ -23,7 +23,7 @@ from featcli.config import DTYPES, PRECISIONS, ExtractConfig, one_of
 from featcli.errors import FeatcliError, MachineError, shown
 from featcli.pooling import POOLINGS
 from featcli.progress import Terminal, json_lines, tee
-from featcli.tables import print_checkpoint, print_dump
+from featcli.tables import print_checkpoint, print_dump, print_models
 from featcli.writers import FORMATS
 
 # Heavy modules (torch, timm, transformers) are imported inside the commands: `--help` must not wait for them.
@@ -208,6 +208,26 @@ def inspect(
         print_checkpoint(facts)
     if facts.get("state") in ("incomplete", "damaged"):
         raise typer.Exit(8)
+
+
+@app.command(epilog=EPILOG, short_help="List the models whose stages can be dumped.")
+def models(
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="PATTERN", help="A part of the name, or a pattern such as '*vit*patch14*'.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List timm's architectures, and the model types of transformers whose folders and hub ids can be given.
+
+    featcli models convnext
+    """
+    from featcli.models import list_models
+
+    found = list_models(pattern)
+    if as_json:
+        print("\n".join(json.dumps(model) for model in found))
+    else:
+        print_models(found)
 
 
 def _indices(text: str | None) -> tuple[int, ...] | str | None:

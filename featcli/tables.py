@@ -40,6 +40,28 @@ def print_checkpoint(facts: Mapping[str, Any]) -> None:
     print(f"preprocessing  {facts['preprocessing']['summary']}{f'  ({origin})' if origin else ''}")
 
 
+def print_models(models: Sequence[Mapping[str, Any]]) -> None:
+    """The rows of `list_models`."""
+    rows = [
+        (
+            model["name"],
+            model["library"],
+            f"{model['parameters'] / 1e6:.1f} M" if model["parameters"] is not None else "",
+            "x".join(map(str, model["input"] or ())),
+            model["stages"] or "",
+            " ".join(map(str, _shortened(model["strides"] or []))),
+            " ".join(model["tags"][:1]) + (f" and {len(model['tags']) - 1} more" if len(model["tags"]) > 1 else ""),
+        )
+        for model in models
+    ]
+    _print_table(("model", "library", "parameters", "input", "stages", "strides", "trained"), rows)
+
+
+def _shortened(strides: list[int]) -> list[int]:
+    """One number where all stages have the same stride."""
+    return strides[:1] if len(set(strides)) == 1 else strides
+
+
 def print_dump(facts: Mapping[str, Any]) -> None:
     """The state of a dump, from `inspect_dump`."""
     print(f"{facts['path']}: {facts['state']}, {facts['committed_shards']} of {facts['shards']} shards")

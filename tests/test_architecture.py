@@ -12,7 +12,7 @@ ROWS = [
     {"cli"},
     {"extraction", "tables"},
     {"planning"},
-    {"inspection", "reader"},
+    {"inspection", "reader", "models"},
     {"config"},
     {"dump"},
     {"plan"},

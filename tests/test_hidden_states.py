@@ -75,17 +75,23 @@ def as_map(found, prefix, behind=0):
     return found.transpose(1, 2).unflatten(2, (side, side))
 
 
+def reference(model_type, folder, pixels):
+    """The hidden states that transformers' own model gives, as maps."""
+    model = T.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        output = model(pixels, output_hidden_states=True)
+    behind = getattr(model.config, "num_detection_tokens", 0)
+    hidden = output.get("reshaped_hidden_states") or output.hidden_states
+    return [as_map(found, TYPES[model_type][1], behind) for found in hidden]
+
+
 @pytest.mark.parametrize("model_type", TYPES)
 def test_every_hidden_state_is_a_stage(tmp_path, model_type):
     """Each stage, from a model cut after it, is bit for bit the hidden state that transformers' whole model gives."""
-    model, prefix = save(model_type, tmp_path), TYPES[model_type][1]
+    save(model_type, tmp_path)
     backbone = load_backbone(tmp_path, out_indices="all")
     pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
-    with torch.no_grad():
-        output = model(backbone.preprocessing.normalize(pixels), output_hidden_states=True)
-    hidden = output.get("reshaped_hidden_states") or output.hidden_states
-    behind = getattr(model.config, "num_detection_tokens", 0)
-    expected = [as_map(found, prefix, behind) for found in hidden]
+    expected = reference(model_type, tmp_path, backbone.preprocessing.normalize(pixels))
     tolerance = {"rtol": 0, "atol": 1e-5 if model_type in CLOSE else 0}
     for maps, found in zip(expected, backbone(pixels).values(), strict=True):
         torch.testing.assert_close(found, maps, **tolerance)

@@ -50,17 +50,22 @@ def as_map(found, size, patch):
     return found.reshape(len(found), height, width, -1).permute(0, 3, 1, 2)
 
 
+def reference(model_type, folder, pixels):
+    """What transformers' own backbone gives at all of its stages."""
+    config = configured(model_type)
+    model = MAPPING[type(config)].from_pretrained(folder, config=config).eval()
+    with torch.no_grad():
+        found = model(pixels).feature_maps
+    return [as_map(maps, pixels.shape[2:], getattr(config, "patch_size", None)) for maps in found]
+
+
 @pytest.mark.parametrize("model_type", TINY)
 def test_every_stage_of_every_type(tmp_path, model_type):
     """Cut after any of its stages, a backbone gives bit for bit what transformers' whole backbone gives."""
     stages = save(model_type, tmp_path)
     config = configured(model_type)
-    model = MAPPING[type(config)].from_pretrained(tmp_path, config=config).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
-    pixels = processor(PICTURES, return_tensors="pt").pixel_values
-    with torch.no_grad():
-        found = model(pixels).feature_maps
-    expected = [as_map(maps, pixels.shape[2:], getattr(config, "patch_size", None)) for maps in found]
+    expected = reference(model_type, tmp_path, processor(PICTURES, return_tensors="pt").pixel_values)
     source = resolve(Request(str(tmp_path)))
     assert [stage.name for stage in source.stages] == stages
     assert [stage.index for stage in source.stages] == [config.stage_names.index(stage) for stage in stages]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,19 @@ def read_processor(checkpoint: str, image_size: tuple[int, int] | None) -> Any:
 
 
 def default_processor(model_type: str, size: tuple[int, int]) -> Any:
-    """The image processor that transformers pairs with a model type, with its defaults but for the size."""
+    """The image processor that transformers pairs with a model type, with its defaults but for the size; ViT's where
+    that one does not give every picture this size.
+    """
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
     kinds = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {})
-    kind = getattr(transformers, str(kinds.get("pil")), None) or transformers.ViTImageProcessorPil
-    with quiet():
-        processor = kind()
-    _resize_processor(processor, size)
-    return processor
+    with quiet(), suppress(AttributeError, TypeError, ValueError):  # of processors that have no size to set
+        if (kind := getattr(transformers, str(kinds.get("pil")), None)) is not None and getattr(kind(), "size", None):
+            processor = kind()
+            _resize_processor(processor, size)
+            if output_sizes(processor) == {size}:
+                return processor
+    return transformers.ViTImageProcessorPil(size={"height": size[0], "width": size[1]})
 
 
 def output_sizes(processor: Any) -> set[tuple[int, int]]:

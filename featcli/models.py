@@ -1,0 +1,74 @@
+"""What `featcli models` lists: timm's architectures and transformers' model types, with what a sweep found of each.
+
+The facts are in models.csv, written by `make sweep`, which builds every one of them; nothing is built here.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from featcli.errors import UsageError, nearest, shown
+
+FACTS = Path(__file__).with_name("models.csv")
+
+
+def list_models(pattern: str | None = None) -> list[dict[str, Any]]:
+    """The models whose name matches, timm's first; a pattern without `*`, `?` or `[` matches any part of a name.
+
+    Each has its name, library, parameters (without a head), input (C, H, W), stages (as --out-features takes a range
+    of them), strides and tags of its trained weights, as far as they are known. Raises UsageError where none matches.
+    """
+    models = list(_models())
+    wanted = pattern or ""
+    glob = wanted if any(char in wanted for char in "*?[") else f"*{wanted}*"
+    found = [model for model in models if fnmatchcase(model["name"].lower(), glob.lower())]
+    if not found:
+        near = nearest(wanted, [model["name"] for model in models])
+        hint = f"did you mean {' or '.join(near)}?" if near else "try a part of its name, such as resnet or *dino*"
+        raise UsageError(f"models {shown(wanted)}: none has such a name", hint)
+    return found
+
+
+def _models() -> Iterator[dict[str, Any]]:
+    facts = read_facts()
+    if importlib.metadata.version("timm") != facts["timm"]["version"]:
+        yield from _installed(facts["timm"]["models"])
+    else:  # the very release that was swept: its names are known, and timm takes seconds to import
+        yield from facts["timm"]["models"].values()
+    yield from facts["transformers"]["models"].values()
+
+
+def _installed(known: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The models of a timm that was not swept, with the facts where they are known."""
+    from featcli.backbones.from_timm import timm
+
+    blank = dict.fromkeys(("parameters", "input", "strides", "stages"))
+    for name in timm.list_models():
+        yield known.get(name, {"name": name, "library": "timm", **blank, "tags": []})
+
+
+@cache
+def read_facts() -> dict[str, Any]:
+    """models.csv: for each library its version and its models by name."""
+    facts: dict[str, Any] = {}
+    with FACTS.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["name"] == "":
+                facts[row["library"]] = {"version": row["tags"], "models": {}}
+                continue
+            facts[row["library"]]["models"][row["name"]] = {
+                "name": row["name"],
+                "library": row["library"],
+                "parameters": int(row["parameters"]),
+                "input": [int(edge) for edge in row["input"].split("x")],
+                "stages": row["stages"],
+                "strides": [int(stride) for stride in row["strides"].split()],
+                "tags": row["tags"].split(),
+            }
+    return facts

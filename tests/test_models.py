@@ -1,0 +1,67 @@
+import subprocess
+import sys
+
+import pytest
+import timm
+from tiny_transformers import TINY
+
+from featcli import models
+from featcli.backbones import Request, resolve
+from featcli.errors import UsageError
+from featcli.models import list_models
+
+
+def test_every_architecture_of_timm_is_listed():
+    """The list is timm's own, whole and in its order, followed by transformers' model types."""
+    found = list_models()
+    assert [model["name"] for model in found if model["library"] == "timm"] == timm.list_models()
+    assert set(TINY) <= {model["name"] for model in found if model["library"] == "transformers"}
+    assert {model["library"] for model in found} == {"timm", "transformers"}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "vgg11"])
+def test_facts_are_those_of_inspect(name):
+    """Parameters, input, strides and stages of a listed model are what the model itself has."""
+    (model,) = [model for model in list_models(name) if model["name"] == name]
+    source = resolve(Request(name, random_init=True))
+    assert model["parameters"] == source.num_parameters
+    assert model["input"] == [3, *source.input_size]
+    assert model["strides"] == [stage.stride[0] for stage in source.stages]
+    assert model["stages"] == f"{source.stages[0].name}:{source.stages[-1].name}"
+    assert {f"{name}.{tag}" for tag in model["tags"]} == set(timm.list_pretrained(name))
+    assert model["tags"][0] == timm.get_pretrained_cfg(name).tag
+
+
+def test_patterns():
+    """A part of a name is enough, whatever its case; wildcards are for all of it."""
+    assert {"resnet50", "wide_resnet50_2"} <= {model["name"] for model in list_models("ResNet50")}
+    assert [model["name"] for model in list_models("resnet5??")] == ["resnet51q"]
+    with pytest.raises(UsageError, match="none has such a name") as error:
+        list_models("resnt50")
+    assert "resnet50" in error.value.hint
+
+
+def test_the_list_is_fast():
+    """Neither torch nor timm is imported to list the models of the timm that was swept."""
+    code = "import sys; from featcli.cli import main\ntry: main(['models', 'resnet18'])\nfinally: print(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "resnet18" in done.stdout
+    assert not {"torch", "timm", "transformers"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_another_release_of_timm(monkeypatch):
+    """Models that were not swept are listed all the same, without facts."""
+    monkeypatch.setattr(models.importlib.metadata, "version", lambda _: "9.9")
+    monkeypatch.setattr(timm, "list_models", lambda: ["resnet18", "novelty"])
+    found = {model["name"]: model for model in list_models() if model["library"] == "timm"}
+    assert list(found) == ["resnet18", "novelty"]
+    assert found["resnet18"]["parameters"] > 0
+    assert found["novelty"]["parameters"] is None
+
+
+def test_the_command(cli):
+    """`featcli models` prints a table, with --json one object a line, and quits with 2 where nothing matches."""
+    shown = cli("models", "convnext_tiny")
+    assert (shown.code, shown.out.splitlines()[0].split()[:2]) == (0, ["model", "library"])
+    assert cli("models", "convnext_tiny", "--json").events[0]["strides"] == [4, 8, 16, 32]
+    assert cli("models", "nothing_like_it_at_all").code == 2
