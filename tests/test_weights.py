@@ -1,0 +1,196 @@
+"""Weights are proven: what was loaded, what is missing, what is of no use, from which bytes."""
+
+import hashlib
+import json
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from tiny_transformers import PYRAMID, TOKENS
+
+from conftest import SAMPLES
+from featcli import extract, load_backbone, open_dump
+from featcli.errors import CheckpointError
+
+T = pytest.importorskip("transformers")
+RESNET = PYRAMID | {"hidden_sizes": [16, 32, 32, 64], "embedding_size": 16}
+
+
+def processor(folder):
+    T.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+
+
+@pytest.fixture
+def resnet(tmp_path):
+    """A ResNet classifier of transformers in a folder."""
+    torch.manual_seed(0)
+    model = T.ResNetForImageClassification(T.ResNetConfig(**RESNET, num_labels=3))
+    model.save_pretrained(tmp_path / "resnet")
+    processor(tmp_path / "resnet")
+    return tmp_path / "resnet"
+
+
+@pytest.fixture
+def detr(tmp_path):
+    """A DETR with a timm backbone inside, in a folder."""
+    torch.manual_seed(0)
+    backbone = T.TimmBackboneConfig(backbone="test_resnet", out_indices=[4])
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 5}
+    model = T.DetrForObjectDetection(T.DetrConfig(**sizes, backbone_config=backbone))
+    model.save_pretrained(tmp_path / "detr")
+    processor(tmp_path / "detr")
+    return tmp_path / "detr"
+
+
+@pytest.fixture
+def vit(tmp_path):
+    """A ViT classifier of transformers in a folder."""
+    torch.manual_seed(0)
+    model = T.ViTForImageClassification(T.ViTConfig(**TOKENS, image_size=64, num_labels=3))
+    model.save_pretrained(tmp_path / "vit")
+    processor(tmp_path / "vit")
+    return tmp_path / "vit"
+
+
+@pytest.fixture
+def timm_folder(tmp_path):
+    """A folder as timm saves it for the hub."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=5)
+    timm.models.save_for_hf(model, tmp_path / "timm", safe_serialization=True)
+    return tmp_path / "timm"
+
+
+@pytest.fixture
+def timm_file(tmp_path):
+    """A bare weights file."""
+    torch.manual_seed(0)
+    state = timm.create_model("test_vit", num_classes=5).state_dict()
+    safetensors.torch.save_file(
+        {f"backbone.{k}": v for k, v in state.items()} | {"x": torch.ones(1)}, tmp_path / "w.safetensors"
+    )
+    return tmp_path / "w.safetensors"
+
+
+FOLDERS = ["resnet", "detr", "vit", "timm_folder", "timm_file"]
+
+# A tensor of the last stage: as the file has it, and as the backbone does.
+RESNET_LAST = "encoder.stages.3.layers.0.shortcut.convolution.weight"
+LAST = {
+    "resnet": (f"resnet.{RESNET_LAST}", RESNET_LAST),
+    "detr": ("model.backbone.conv_encoder.model.layer4.0.conv1.weight", "layer4.0.conv1.weight"),
+    "vit": ("vit.encoder.layer.2.output.dense.weight", "layers.2.mlp.fc2.weight"),
+    "timm": ("blocks.5.mlp.fc2.weight", "blocks.5.mlp.fc2.weight"),
+    "w.safetensors": ("backbone.blocks.5.mlp.fc2.weight", "blocks.5.mlp.fc2.weight"),
+}
+
+
+def options(path):
+    return {"arch": "test_vit"} if path.is_file() else {}
+
+
+def rewrite(path, change):
+    """Change the tensors of a checkpoint's only safetensors file."""
+    file = path if path.is_file() else path / "model.safetensors"
+    safetensors.torch.save_file(change(safetensors.torch.load_file(file)), file, metadata={"format": "pt"})
+
+
+@pytest.fixture(params=FOLDERS)
+def checkpoint(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_the_report(checkpoint):
+    """Every source says how many tensors matched, that none is missing, and what of the file is of no use."""
+    weights = load_backbone(checkpoint, out_indices="all", **options(checkpoint)).weights
+    assert weights.matched == weights.total > 0
+    assert weights.missing == ()
+    if checkpoint.name == "timm":
+        assert weights.unexpected == ()  # timm takes the head out by itself
+        return
+    expected = {"resnet": "classifier.1.weight", "detr": "class_labels_classifier.bias", "vit": "classifier.bias"}
+    assert expected.get(checkpoint.name, "x") in weights.unexpected
+    assert f"{len(weights.unexpected)} of no use here" in weights.summary()
+
+
+def test_files_are_hashed(checkpoint, tmp_path):
+    """The plan and the manifest hold the SHA-256 of every weights file, as `sha256sum` and the hub show it."""
+    extract([str(SAMPLES / "nature" / "sea.jpg")], checkpoint=checkpoint, output=tmp_path / "d", **options(checkpoint))
+    file = checkpoint if checkpoint.is_file() else checkpoint / "model.safetensors"
+    expected = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
+    assert open_dump(tmp_path / "d").plan.provenance["weights_files"] == expected
+    manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    assert manifest["provenance"]["weights_files"] == expected
+
+
+def test_nan_is_refused(checkpoint):
+    """A checkpoint whose training diverged is refused, naming a tensor."""
+    rewrite(checkpoint, lambda tensors: {k: v * torch.nan if v.is_floating_point() else v for k, v in tensors.items()})
+    with pytest.raises(CheckpointError, match="NaN in"):
+        load_backbone(checkpoint, **options(checkpoint))
+
+
+def test_an_absent_tensor_is_refused(checkpoint):
+    """One tensor of the backbone less, and the checkpoint is refused with its name."""
+    on_disk, in_memory = LAST[checkpoint.name]
+    rewrite(checkpoint, lambda tensors: {k: v for k, v in tensors.items() if k != on_disk})
+    with pytest.raises(CheckpointError, match="1 of .* not in it") as refused:
+        load_backbone(checkpoint, out_indices="all", **options(checkpoint))
+    assert refused.value.message.endswith(f"first {in_memory}")
+
+
+def test_a_truncated_file_is_refused(checkpoint):
+    """Half a file is no checkpoint."""
+    file = checkpoint if checkpoint.is_file() else checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError) as refused:
+        load_backbone(checkpoint, **options(checkpoint))
+    assert "\n" not in refused.value.message
+
+
+def test_half_precision_weights_are_computed_in_full(checkpoint):
+    """fp16 weights give what the same values in fp32 give."""
+    rewrite(checkpoint, lambda tensors: {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()})
+    half = load_backbone(checkpoint, **options(checkpoint))
+    rewrite(checkpoint, lambda tensors: {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+    full = load_backbone(checkpoint, **options(checkpoint))
+    pixels = torch.randint(0, 256, (2, 3, *full.preprocessing.size), dtype=torch.uint8)
+    for name, maps in full(pixels).items():
+        assert torch.equal(half(pixels)[name], maps)
+        assert half(pixels)[name].dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["resnet", "detr", "vit"])
+@pytest.mark.parametrize("kind", ["shards", "bin", "bin shards"])
+def test_other_files_of_a_folder(request, name, kind):
+    """Weights in several safetensors files with an index, in a pytorch_model.bin, or several of those, are the same."""
+    folder = request.getfixturevalue(name)
+    whole = load_backbone(folder, out_indices="all")
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = [names[::2], names[1::2]] if "shards" in kind else [names]
+    stem, suffix, save = (
+        ("pytorch_model", "bin", torch.save)
+        if "bin" in kind
+        else ("model", "safetensors", lambda t, f: safetensors.torch.save_file(t, f, metadata={"format": "pt"}))
+    )
+    files = [f"{stem}-0000{i + 1}-of-00002.{suffix}" for i in range(2)] if "shards" in kind else [f"{stem}.{suffix}"]
+    for part, file in zip(parts, files, strict=True):
+        save({key: tensors[key] for key in part}, folder / file)
+    if "shards" in kind:
+        weight_map = {key: file for part, file in zip(parts, files, strict=True) for key in part}
+        index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+        (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+    again = load_backbone(folder, out_indices="all")
+    assert again.digest == whole.digest
+    assert sorted(again.weights.files) == files
+
+
+def test_an_index_that_names_no_files(detr):
+    """A damaged index is refused by name."""
+    (detr / "model.safetensors").rename(detr / "model-00001-of-00002.safetensors")
+    (detr / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="not an index"):
+        load_backbone(detr)
