@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a network
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores already
 
 from featcli.backbones.torchvision_operators import declare_missing_operators
 from featcli.cli import main

@@ -13,6 +13,13 @@ T = pytest.importorskip("transformers")
 PICTURES = [upright(path) for path in sorted(SAMPLES.rglob("*.jpg"))[:2]]
 VIT = TOKENS | {"image_size": 64, "patch_size": 16}
 NARROW = {"hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 1, 2, 2]}
+SAM2 = {
+    "model_type": "sam2_hiera_det_model",
+    "hidden_size": 16,
+    "embed_dim_per_stage": [16, 32, 48, 64],
+    "num_attention_heads_per_stage": [1, 1, 2, 2],
+}
+SAM2 |= {"blocks_per_stage": [1, 1, 2, 1], "window_size_per_stage": [8, 4, 4, 4], "global_attention_blocks": [3]}
 # model type -> (configuration, tokens in front of the patches or None for maps)
 TYPES = {
     "vit": (VIT, 1),
@@ -35,14 +42,17 @@ TYPES = {
     "poolformer": (PYRAMID | {"hidden_sizes": [8, 16, 24, 32]}, None),
     "mobilenet_v1": ({"depth_multiplier": 0.25}, None),
     "mobilenet_v2": ({"depth_multiplier": 0.25}, None),
-    "mobilevit": ({"image_size": 64}, None),
-    "mobilevitv2": ({"image_size": 64}, None),
+    "mobilevit": (
+        {"image_size": 64, "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32], "hidden_sizes": [16, 24, 32]},
+        None,
+    ),
+    "mobilevitv2": ({"image_size": 64, "width_multiplier": 0.25}, None),
     "swiftformer": (PYRAMID | {"embed_dims": [16, 16, 32, 32], "image_size": 64}, None),
     "efficientnet": ({"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320}, None),
     "cvt": ({"depth": [1, 2, 3]}, None),
     "levit": ({"image_size": 64, "hidden_sizes": [32, 48, 64], "depths": [1, 1, 1]}, 0),
     "pvt": (PYRAMID | NARROW | {"image_size": 64}, 0),
-    "sam2_vision_model": ({}, None),
+    "sam2_vision_model": ({"backbone_config": SAM2, "backbone_channel_list": [64, 48, 32, 16]}, None),
     "donut-swin": (
         {"embed_dim": 16, "depths": [1, 1, 1], "num_heads": [1, 2, 2], "window_size": 4, "image_size": 64},
         None,

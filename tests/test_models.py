@@ -43,7 +43,7 @@ def test_patterns():
 
 def test_the_list_is_fast():
     """Neither torch nor timm is imported to list the models of the timm that was swept."""
-    code = "import sys; from featcli.cli import main\ntry: main(['models', 'resnet18'])\nfinally: print(); print(*sys.modules)"
+    code = "import sys; from featcli.cli import main\ntry: main(['models', 'resnet18'])\nfinally: print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "resnet18" in done.stdout
     assert not {"torch", "timm", "transformers"} & set(done.stdout.splitlines()[-1].split())

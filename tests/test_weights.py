@@ -135,7 +135,7 @@ def test_an_absent_tensor_is_refused(checkpoint):
     """One tensor of the backbone less, and the checkpoint is refused with its name."""
     on_disk, in_memory = LAST[checkpoint.name]
     rewrite(checkpoint, lambda tensors: {k: v for k, v in tensors.items() if k != on_disk})
-    with pytest.raises(CheckpointError, match="1 of .* not in it") as refused:
+    with pytest.raises(CheckpointError, match=r"1 of .* not in it") as refused:
         load_backbone(checkpoint, out_indices="all", **options(checkpoint))
     assert refused.value.message.endswith(f"first {in_memory}")
 

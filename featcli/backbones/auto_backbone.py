@@ -72,7 +72,7 @@ class AutoBackboneSource(TransformersSource):
         self.stage_names = tuple(zip(names, self._module_names(names), strict=True))[self.first_index :]
         self.default_indices = tuple(index % len(names) for index in self.config.out_indices)
         patch = getattr(self.config, "patch_size", None)
-        if hasattr(self.config, "num_hidden_layers") and patch is not None:
+        if patch is not None and not hasattr(self.config, "depths"):  # pyramids pad what does not fit
             self.patch = (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
 
     def _may_be_absent(self, key: str) -> bool:
@@ -174,9 +174,9 @@ def _drop_stages_after(module: nn.Module, deepest: int, names: Sequence[str], mo
 def _drop_norms(module: nn.Module) -> None:
     """Leave the maps as the stages gave them: neither the stages' own norms nor the one for all."""
     norms = getattr(module, "hidden_states_norms", None)
-    if isinstance(norms, nn.ModuleDict):
-        for name in norms:
-            norms[name] = nn.Identity()
+    if isinstance(norms, nn.Module):
+        for name, _ in list(norms.named_children()):
+            setattr(norms, name, nn.Identity())
     for name in SHARED_NORMS:
         if isinstance(getattr(module, name, None), nn.Module):
             setattr(module, name, nn.Identity())

@@ -141,6 +141,8 @@ class HiddenStatesSource(TransformersSource):
         size = config_size(self.config) if self.request.image_size else self.input_size
         module, maps = self._first_maps(size)
         strides = [round(size[0] / found.shape[2]) for found in maps]
+        if len(set(strides)) > 1:
+            self.patch = None  # of its first stage only, and what does not fit is padded
         if len(set(strides)) > 1 or len(maps) != getattr(self.config, "num_hidden_layers", 0) + 1:
             names = names_by_stride(strides)
         else:

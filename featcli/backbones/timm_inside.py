@@ -23,7 +23,8 @@ class TimmInside(TimmSource):
     def __init__(self, request: Request, config: Any, outer: Any) -> None:
         if not config.features_only:
             raise UsageError("features_only=False: featcli gives features, never logits", "leave features_only out")
-        self._processor = None if request.config else read_processor(request.checkpoint, request.image_size)
+        has_files = request.config is None and not Path(request.checkpoint).is_file()
+        self._processor = read_processor(request.checkpoint, request.image_size) if has_files else None
         size = request.image_size or own_size(request, self._processor)
         channels = request.num_channels or config.num_channels
         options = {"output_stride": config.output_stride} if config.output_stride else {}

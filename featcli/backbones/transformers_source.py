@@ -54,7 +54,8 @@ class TransformersSource(Source):
         if request.num_channels is not None:
             self.config.num_channels = request.num_channels
         self.channels = getattr(self.config, "num_channels", 3)
-        self.processor = None if request.config else read_processor(request.checkpoint, request.image_size)
+        has_files = request.config is None and not Path(request.checkpoint).is_file()
+        self.processor = read_processor(request.checkpoint, request.image_size) if has_files else None
         self.input_size = request.image_size or own_size(request, self.processor) or config_size(self.config)
         if self.processor is None and request.random_init:  # nothing was trained on other pixels
             self.processor = default_processor(self.model_type, self.input_size)

@@ -1,0 +1,282 @@
+"""What can be asked of any backbone: channels, norm, size, and a configuration instead of a checkpoint."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.data import create_transform, resolve_model_data_config
+from tiny_transformers import PYRAMID, TINY, TOKENS, randomize
+
+from conftest import SAMPLES, upright
+from featcli import extract, load_backbone, open_dump
+from featcli.backbones import Request, resolve
+from featcli.errors import CheckpointError, UsageError
+
+T = pytest.importorskip("transformers")
+PICTURE = upright(SAMPLES / "nature" / "sea.jpg")
+VIT = TOKENS | {"image_size": 64, "patch_size": 16}
+
+
+def processor(folder, edge=64):
+    T.ViTImageProcessor(size={"height": edge, "width": edge}).save_pretrained(folder)
+
+
+def test_grey_pictures_for_timm():
+    """`num_channels=1` is timm's model for one channel, on the grey that timm's own loader makes."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=0, in_chans=1).eval()
+    config = resolve_model_data_config(model)
+    mean, std = (np.mean(config[name]).item() for name in ("mean", "std"))
+    fitted = create_transform(**config, is_training=False, use_prefetcher=True)(PICTURE.convert("L"))
+    backbone = load_backbone("test_resnet", random_init=True, num_channels=1)
+    pixels = backbone.preprocess(PICTURE)
+    assert np.array_equal(pixels.numpy(), np.asarray(fitted))
+    with torch.inference_mode():
+        ready = torch.from_numpy(np.asarray(fitted))[None].float().div(255).sub(mean).div(std)
+        torch.testing.assert_close(backbone(pixels[None])["stage4"], model.forward_features(ready), rtol=0, atol=1e-5)
+
+
+def test_trained_weights_for_other_channels(tmp_path):
+    """timm adapts the first layer of trained weights to one channel: the sum over the colours."""
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pth")
+    grey = load_backbone(tmp_path / "w.pth", arch="test_resnet", num_channels=1)
+    colours = load_backbone(tmp_path / "w.pth", arch="test_resnet")
+    first = colours.network.module.conv1[0].weight
+    torch.testing.assert_close(grey.network.module.conv1[0].weight, first.sum(1, keepdim=True))
+
+
+def test_grey_pictures_for_transformers(tmp_path):
+    """A transformers checkpoint for one channel gets the grey of the picture."""
+    torch.manual_seed(0)
+    config = T.ResNetConfig(**PYRAMID, hidden_sizes=[16, 32, 32, 64], embedding_size=16, num_channels=1)
+    T.ResNetModel(config).save_pretrained(tmp_path)
+    processor(tmp_path)
+    outcome = extract([str(SAMPLES / "nature")], checkpoint=tmp_path, output=tmp_path / "d")
+    backbone = load_backbone(tmp_path)
+    pixels = backbone.preprocess(PICTURE)
+    grey = PICTURE.convert("L").resize((64, 64), 2)
+    assert pixels.shape == (1, 64, 64)
+    assert np.array_equal(pixels[0].numpy(), np.asarray(grey))
+    dump = open_dump(outcome.dump)
+    row = torch.from_numpy(dump["stage4"]["sea.jpg"])
+    torch.testing.assert_close(row, backbone(pixels[None])["stage4"][0], rtol=0, atol=1e-5)  # another batch size
+
+
+def test_channels_that_a_picture_does_not_have(cli, tmp_path):
+    """Four channels can be inspected, not extracted."""
+    shown = cli("inspect", "resnet18", "--num-channels", "4")
+    assert (shown.code, "input 4x224x224" in shown.out) == (0, True)
+    run = cli("extract", SAMPLES, "-c", "resnet18", "--random-init", "--num-channels", "4", "-o", tmp_path / "d")
+    assert (run.code, "a picture has 1 or 3" in run.err) == (2, True)
+    assert cli("inspect", "resnet18", "--num-channels", "0").code == 2
+
+
+def test_norm_of_timm():
+    """`norm="model"` makes the last map what `forward_features` gives, and `raw`, the default, what the norm gets."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=0).eval()
+    backbone = load_backbone("test_vit", random_init=True, norm="model", out_indices="all")
+    pixels = backbone.preprocess(PICTURE)[None]
+    ready = backbone.preprocessing.normalize(pixels)
+    with torch.inference_mode():
+        whole = model.forward_features(ready)
+        expected = model.forward_intermediates(ready, norm=True, intermediates_only=True)
+        raw = model.forward_intermediates(ready, intermediates_only=True)
+    *_, last = backbone(pixels).values()
+    assert torch.equal(last.flatten(2).transpose(1, 2), whole[:, model.num_prefix_tokens :])
+    assert torch.equal(backbone.class_tokens(pixels)["stage6"], whole[:, 0])
+    for found, maps in zip(backbone(pixels).values(), expected, strict=True):
+        assert torch.equal(found, maps)
+    (middle,) = load_backbone("test_vit", random_init=True, norm="model", out_indices=[2])(pixels).values()
+    assert torch.equal(middle, expected[2])
+    (middle,) = load_backbone("test_vit", random_init=True, norm="raw", out_indices=[2])(pixels).values()
+    assert torch.equal(middle, raw[2])
+
+
+def test_norm_of_a_pyramid_of_timm():
+    """A pyramid's final norm fits its last stage: the others are what they are, cut or not."""
+    torch.manual_seed(0)
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0).eval()
+    options = {"random_init": True, "norm": "model"}
+    whole = load_backbone("swin_tiny_patch4_window7_224", **options, out_indices="all")
+    cut = load_backbone("swin_tiny_patch4_window7_224", **options, out_indices=[1])
+    pixels = whole.preprocess(PICTURE)[None]
+    with torch.inference_mode():
+        ready = whole.preprocessing.normalize(pixels)
+        expected = model.forward_intermediates(ready, norm=True, output_fmt="NCHW", intermediates_only=True)
+        features = model.forward_features(ready).permute(0, 3, 1, 2)
+    for found, maps in zip(whole(pixels).values(), expected, strict=True):
+        assert torch.equal(found, maps)
+    assert torch.equal(whole(pixels)["stage4"], features)
+    assert torch.equal(cut(pixels)["stage2"], expected[1])
+
+
+# How each type normalises a raw map (B, C, h, w) of a stage.
+def stage_norm(module, raw, stage):
+    norms = module.hidden_states_norms
+    norm = norms[stage] if isinstance(norms, torch.nn.ModuleDict) else norms[int(stage.removeprefix("stage")) - 1]
+    return norm(raw.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(raw.shape)
+
+
+def shared_norm(module, raw, _):
+    norm = getattr(module, "layernorm", None) or module.norm
+    return norm(raw.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(raw.shape)
+
+
+def channels_first_norm(module, raw, stage):
+    return module.hidden_states_norms[stage](raw)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "normalize"),
+    [
+        ("swin", stage_norm),
+        ("maskformer-swin", stage_norm),
+        ("hiera", stage_norm),
+        ("convnext", channels_first_norm),
+        ("dinov2", shared_norm),
+        ("dinov2_with_registers", shared_norm),
+        ("dinov3_vit", shared_norm),
+        ("sapiens2", shared_norm),
+    ],
+)
+def test_raw_maps_of_transformers(tmp_path, model_type, normalize):
+    """`norm="raw"` gives what a type's norm is applied to: put through that norm it is the default map."""
+    torch.manual_seed(0)
+    config = T.CONFIG_MAPPING[model_type](**TINY[model_type])
+    config.out_features = config.stage_names[1:]
+    randomize(T.AutoBackbone.from_config(config)).save_pretrained(tmp_path)
+    processor(tmp_path, 56 if model_type == "dinov2" else 64)
+    raw, model = (load_backbone(tmp_path, norm=norm) for norm in ("raw", None))
+    pixels = raw.preprocess(PICTURE)[None]
+    found, expected = raw(pixels), model(pixels)
+    assert list(found) == config.out_features
+    for stage, maps in found.items():
+        with torch.inference_mode():
+            assert not torch.equal(maps, expected[stage])
+            again = normalize(model.network.module, maps, stage)
+            torch.testing.assert_close(again, expected[stage], rtol=1e-6, atol=1e-6)
+
+
+def test_raw_maps_need_no_untrained_norms(tmp_path):
+    """A classifier's checkpoint lacks the norms of its stages; raw maps do not need them, and miss nothing."""
+    T.SwinModel(T.SwinConfig(**TINY["swin"])).save_pretrained(tmp_path)
+    processor(tmp_path)
+    assert len(load_backbone(tmp_path).weights.missing) == 2
+    assert load_backbone(tmp_path, norm="raw").weights.missing == ()
+
+
+def test_norm_is_part_of_the_plan(tmp_path, cli):
+    """A dump of raw maps is not gone on with normalised ones; inspect and manifest say which it is."""
+    arguments = ["extract", SAMPLES / "things", "-c", "test_vit", "--random-init", "-o", tmp_path / "d"]
+    assert cli(*arguments).code == 0
+    manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    assert manifest["settings"]["backbone"]["norm"] == "raw"
+    refused = cli(*arguments, "--norm", "model")
+    assert (refused.code, 'backbone.norm: "raw" there, "model" now' in refused.err) == (5, True)
+    assert cli("inspect", "test_vit", "--norm", "both").code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "hint"),
+    [
+        ("test_vit", (100, 170), "96x160 or 112x176 would do"),
+        ("swin_tiny_patch4_window7_224", (226, 226), "224x224 or 228x228 would do"),
+        ("efficientformer_l1", (256, 256), "224x224 would do"),
+    ],
+)
+def test_sizes_that_do_not_fit(cli, name, size, hint):
+    """A size that a timm model cannot take ends with exit code 2 and the nearest sizes that it can."""
+    shown = cli("inspect", name, "--image-size", f"{size[0]}x{size[1]}")
+    assert (shown.code, hint in shown.err) == (2, True), shown.err
+
+
+def test_sizes_that_no_patch_fits_in_transformers(tmp_path):
+    """DINOv2 would drop the pixels that fill no patch; a Swin pads them, and is let."""
+    T.Dinov2Model(T.Dinov2Config(**TINY["dinov2"])).save_pretrained(tmp_path / "dinov2")
+    processor(tmp_path / "dinov2")
+    with pytest.raises(UsageError, match="not a multiple of its patch of 14x14") as refused:
+        load_backbone(tmp_path / "dinov2", image_size=60)
+    assert refused.value.hint == "56x56 or 70x70 would do"
+    T.SwinModel(T.SwinConfig(**TINY["swin"])).save_pretrained(tmp_path / "swin")
+    processor(tmp_path / "swin")
+    assert load_backbone(tmp_path / "swin", image_size=66).selected[0].shape[1:] == (3, 3)
+
+
+def same(one, other):
+    return one.digest == other.digest and one.out_features == other.out_features
+
+
+@pytest.mark.parametrize("random_init", [True, False])
+def test_configuration_instead_of_a_checkpoint(tmp_path, random_init):
+    """An object, its dictionary, its file and its folder give the same random backbone, with the stages it names."""
+    config = T.SwinConfig(**TINY["swin"], out_features=["stage1", "stage3"])
+    config.save_pretrained(tmp_path)
+    backbone = load_backbone(config, random_init=random_init, seed=3)
+    assert backbone.out_features == ["stage1", "stage3"]
+    assert backbone.weights.random
+    assert same(backbone, load_backbone(config.to_dict(), seed=3))
+    assert same(backbone, load_backbone(tmp_path, random_init=True, seed=3))
+    assert same(backbone, load_backbone(tmp_path / "config.json", random_init=True, seed=3))
+    torch.manual_seed(3)
+    reference = T.AutoBackbone.from_config(config).eval()
+    pixels = backbone.preprocess(PICTURE)[None]
+    with torch.no_grad():
+        expected = reference(backbone.preprocessing.normalize(pixels)).feature_maps
+    for found, maps in zip(backbone(pixels).values(), expected, strict=True):
+        assert torch.equal(found, maps)
+
+
+def test_a_configuration_has_no_weights(tmp_path):
+    """A config.json by itself can be inspected; its weights are random or none."""
+    T.SwinConfig(**TINY["swin"]).save_pretrained(tmp_path)
+    assert len(resolve(Request(str(tmp_path / "config.json"))).stages) == 5
+    with pytest.raises(CheckpointError, match="a configuration without weights") as refused:
+        load_backbone(tmp_path / "config.json")
+    assert "--random-init" in refused.value.hint
+
+
+def test_a_configuration_on_the_command_line(tmp_path, cli):
+    """`-c` takes a config.json with --random-init; its pictures are prepared as transformers does for its type."""
+    T.ConvNextConfig(**TINY["convnext"]).save_pretrained(tmp_path)
+    run = cli("extract", SAMPLES / "things", "-c", tmp_path / "config.json", "--random-init", "-o", tmp_path / "d")
+    assert run.code == 0, run.err
+    assert open_dump(tmp_path / "d")["stage4"].shape[1:] == (32, 2, 2)
+
+
+def test_timm_backbone_config():
+    """transformers' TimmBackboneConfig: stages, channels, dilation; logits are refused, norms are frozen anyway."""
+    config = T.TimmBackboneConfig(backbone="test_resnet", num_channels=1, out_indices=[1, 4], output_stride=16)
+    backbone = load_backbone(config, seed=4)
+    model = timm.create_model("test_resnet", features_only=True, out_indices=[1, 4], output_stride=16, in_chans=1)
+    assert (backbone.out_indices, backbone.channels) == ([1, 4], model.feature_info.channels())
+    assert [stage.stride[0] for stage in backbone.selected] == model.feature_info.reduction() == [4, 16]
+    assert backbone.preprocessing.channels == 1
+    frozen = T.TimmBackboneConfig(backbone="test_resnet", out_indices=[4], freeze_batch_norm_2d=True)
+    torch.manual_seed(0)
+    reference = T.TimmBackbone(frozen)  # in training mode: frozen norms do not care
+    backbone = load_backbone(frozen)
+    pixels = backbone.preprocess(PICTURE)[None]
+    state = {name.removeprefix("_backbone."): tensor for name, tensor in reference.state_dict().items()}
+    backbone.network.module.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        (expected,) = reference(backbone.preprocessing.normalize(pixels)).feature_maps
+    torch.testing.assert_close(backbone(pixels)["stage4"], expected, rtol=0, atol=1e-5)
+    with pytest.raises(UsageError, match="featcli gives features, never logits"):
+        load_backbone(T.TimmBackboneConfig(backbone="test_resnet", features_only=False))
+
+
+@pytest.mark.parametrize("name", ["timm", "swin"])
+def test_to_dict(name):
+    """`to_dict` is plain JSON and names the chosen stages as a transformers configuration does."""
+    checkpoint = "test_resnet" if name == "timm" else T.SwinConfig(**TINY["swin"])
+    backbone = load_backbone(checkpoint, random_init=True, out_indices=[1, -1])
+    described = json.loads(json.dumps(backbone.to_dict()))
+    assert described["out_features"] == ["stage1", "stage4"]
+    assert described["out_indices"] == [1, 4]
+    assert described["channels"] == [maps.shape[1] for maps in backbone(backbone.preprocess(PICTURE)[None]).values()]
+    assert described["stage_names"] == ["stem", "stage1", "stage2", "stage3", "stage4"]
+    assert described["num_channels"] == 3
