@@ -98,7 +98,7 @@ def _decode(image: Input) -> Image.Image:
                 "too_many_pixels", f"{picture.width}x{picture.height}, the limit is {MAX_PIXELS} pixels"
             )
         picture.load()
-        return _to_rgb(_upright(picture))
+        return upright_rgb(picture)
 
 
 def _opened(image: Input) -> IO[bytes]:
@@ -130,6 +130,14 @@ def _identified(file: IO[bytes]) -> Image.Image:
             if start[position:].startswith(mark):
                 raise UnreadableError("format_not_allowed", f"{name}: convert it to JPEG or PNG") from None
         raise UnreadableError("not_an_image", "no known picture format") from None
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """The picture as a person sees it, in RGB: turned by its EXIF, without transparency, deep greys scaled to 8 bits.
+
+    Raises UnreadableError for modes without a known range.
+    """
+    return _to_rgb(_upright(picture))
 
 
 def _upright(picture: Image.Image) -> Image.Image:

@@ -42,20 +42,23 @@ def scratch(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_readme_runs_from_top_to_bottom(scratch, cli):
-    """Every command and every Python block of the README runs, in its order, and prints what it shows."""
-    ran = []
-    for language, text in blocks("README.md"):
+@pytest.mark.parametrize(("page", "at_least"), [("README.md", 8), ("docs/replay.md", 6)])
+def test_pages_run_from_top_to_bottom(scratch, cli, page, at_least):
+    """Every command and every Python block of the page runs, in its order, and prints what it shows."""
+    ran, printed = [], ""
+    for language, text in blocks(page):
         if language == "console":
             for command, shown in commands(text):
                 assert settled(output_of(command, cli)) == settled(shown), command
                 ran.append(command)
         elif language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as out:
-                exec(compile(text, "README.md", "exec"), {})
-            assert out.getvalue()
+                exec(compile(text, page, "exec"), {})
             ran.append("python")
-    assert len(ran) >= 8
+            printed = out.getvalue()
+        elif language == "text" and page != "README.md":
+            assert text == printed
+    assert len(ran) >= at_least
 
 
 def output_of(command, cli):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from tiny_transformers import PYRAMID, TINY, TOKENS, randomize
 
@@ -280,3 +281,13 @@ def test_to_dict(name):
     assert described["channels"] == [maps.shape[1] for maps in backbone(backbone.preprocess(PICTURE)[None]).values()]
     assert described["stage_names"] == ["stem", "stage1", "stage2", "stage3", "stage4"]
     assert described["num_channels"] == 3
+
+
+@pytest.mark.parametrize("key", ["nature/tower_on_its_side.jpg", "nature/sea.jpg"])
+def test_preprocess_turns_pictures_upright(key):
+    """`preprocess` prepares an opened photo as `extract` does, so that it lies as a person sees it."""
+    backbone = load_backbone("test_resnet", random_init=True)
+    with Image.open(SAMPLES / key) as picture:
+        assert torch.equal(backbone.preprocess(picture), backbone.preprocess(upright(SAMPLES / key)))
+    with pytest.raises(UsageError, match="32-bit"):
+        backbone.preprocess(Image.new("F", (8, 8)))

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featcli.backbones.stages import Stage, select
 from featcli.errors import CheckpointError, UsageError, one_line, shown
+from featcli.images import UnreadableError, upright_rgb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -254,8 +255,14 @@ class Backbone:
         return self.network.class_tokens is not None
 
     def preprocess(self, picture: Image.Image) -> torch.Tensor:
-        """A picture -> what `forward` takes a batch of: (C, H, W), uint8 as a rule."""
-        return torch.from_numpy(self.preprocessing.fit(picture.convert("RGB")))
+        """A picture -> what `forward` takes a batch of: (C, H, W), uint8 as a rule. Turned upright, as `extract` does.
+
+        Raises UsageError for 32-bit modes.
+        """
+        try:
+            return torch.from_numpy(self.preprocessing.fit(upright_rgb(picture)))
+        except UnreadableError as error:
+            raise UsageError(f"a picture cannot be prepared: {error.detail}", "convert it to 8 or 16 bits") from error
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, C, H, W) from `preprocess` -> {stage: (B, C, h, w)} on the device, in the precision computed in."""

@@ -154,7 +154,9 @@ class TransformersSource(Source):
         path = Path(self.request.checkpoint)
         files = weights_files(path) if path.is_dir() else cached_weights(self.request.checkpoint)
         unexpected = tuple(sorted(report["unexpected_keys"]))
-        return Weights(self.name, len(tensors) - len(missing), len(tensors), missing, unexpected, hash_files(files))
+        return Weights(
+            name_of(self.request), len(tensors) - len(missing), len(tensors), missing, unexpected, hash_files(files)
+        )
 
 
 @contextmanager

@@ -1,0 +1,72 @@
+"""The rules by which stages are chosen, against transformers' own, over whatever combination can be asked."""
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from featcli.backbones.stages import select
+from featcli.errors import UsageError
+
+backbone_utils = pytest.importorskip("transformers.backbone_utils")
+
+NAMES = ["stem", "stage1", "stage2", "stage3", "stage4"]
+
+
+class Configuration(backbone_utils.BackboneConfigMixin):
+    """A transformers configuration that is nothing but its stages."""
+
+    def __init__(self, names):
+        self.stage_names = names
+
+
+def by_transformers(names, features, indices):
+    """The positions that transformers chooses, or the message with which it refuses."""
+    configuration = Configuration(names)
+    try:
+        configuration.set_output_features_output_indices(features, indices)
+    except (ValueError, IndexError) as error:  # IndexError: of an index that is too negative
+        return f"refused: {error}"
+    return tuple(names.index(feature) for feature in configuration.out_features)
+
+
+def by_featcli(names, features, indices):
+    try:
+        return select([(name, name) for name in names], features, indices)
+    except UsageError as error:
+        return f"refused: {error.message}"
+
+
+def in_order(names, features, indices):
+    """The same request in network order."""
+    if features is not None:
+        features = sorted(features, key=lambda name: names.index(name) if name in names else -1)
+    if indices is not None:
+        indices = sorted(indices, key=lambda index: index % len(names))
+    return features, indices
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True)
+@given(
+    count=st.integers(1, 5),
+    features=st.none() | st.lists(st.sampled_from([*NAMES, "layer1"]), max_size=4),
+    indices=st.none() | st.lists(st.integers(-7, 6), max_size=4),
+)
+@example(count=5, features=None, indices=None)
+@example(count=5, features=None, indices=[-6])
+@example(count=5, features=["stage4"], indices=[-1])
+@example(count=5, features=["stage1", "stage2"], indices=[-4, 2])
+@example(count=5, features=["stage4"], indices=[4, -1])
+@example(count=5, features=[], indices=[])
+def test_the_same_stages_or_both_refuse(count, features, indices):
+    """featcli chooses what transformers chooses and refuses what it refuses, with two exceptions, both on purpose:
+    an order other than the network's is no error, and to choose no stage at all is one.
+    """
+    names = NAMES[:count]
+    theirs, ours = by_transformers(names, features, indices), by_featcli(names, features, indices)
+    if theirs == () or (isinstance(theirs, str) and isinstance(ours, str)):
+        assert isinstance(ours, str)
+    elif isinstance(theirs, str):
+        assert by_transformers(names, *in_order(names, features, indices)) == ours
+        assert by_transformers(names, features, indices) != by_transformers(names, *in_order(names, features, indices))
+    else:
+        assert theirs == ours
