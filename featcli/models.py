@@ -46,7 +46,10 @@ def _models() -> Iterator[dict[str, Any]]:
 
 def _installed(known: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The models of a timm that was not swept, with the facts where they are known."""
-    from featcli.backbones.from_timm import timm
+    from featcli.backbones.torchvision_operators import declare_missing_operators
+
+    declare_missing_operators()
+    import timm
 
     blank = dict.fromkeys(("parameters", "input", "strides", "stages"))
     for name in timm.list_models():
