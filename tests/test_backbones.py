@@ -8,6 +8,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config, resolve_model_data_config
+from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import SAMPLES, upright
 from featcli import load_backbone
@@ -72,21 +73,29 @@ def test_stage1_has_stride_4_in_every_pyramid(strides, expected):
     assert names_by_stride(strides) == expected
 
 
-def test_only_what_is_needed_is_computed():
-    """A cut backbone costs about what the layers up to its deepest stage cost, and its later weights are gone."""
-    from torch.utils.flop_counter import FlopCounterMode
+def flops_of(module):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(torch.zeros(1, 3, 224, 224))
+    return counter.get_total_flops()
 
-    model = reference("resnet50")
-    pixels = torch.zeros(1, 3, 224, 224)
-    prefix = torch.nn.Sequential(model.conv1, model.bn1, model.act1, model.maxpool, model.layer1, model.layer2)
-    flops = []
-    for module in (prefix, model):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(pixels)
-        flops.append(counter.get_total_flops())
-    source = resolve(Request("resnet50"))
-    assert source.share([2]) == pytest.approx(flops[0] / flops[1], rel=0.03)
-    kept = load_backbone("resnet50", random_init=True, out_features=["stage2"]).network.module
+
+def prefix_of(model):
+    """The layers up to stage2 of a ResNet, or stage1 of an EfficientNet, and nothing else."""
+    if hasattr(model, "layer2"):
+        return torch.nn.Sequential(model.conv1, model.bn1, model.act1, model.maxpool, model.layer1, model.layer2)
+    return torch.nn.Sequential(model.conv_stem, model.bn1, *model.blocks[:2])
+
+
+@pytest.mark.parametrize(("name", "stage"), [("resnet50", "stage2"), ("efficientnet_b0", "stage1")])
+def test_only_what_is_needed_is_computed(name, stage):
+    """A cut backbone costs what the layers up to its deepest stage cost, to 3 %, and its later weights are gone."""
+    model = reference(name)
+    prefix = prefix_of(model)
+    backbone = load_backbone(name, random_init=True, out_features=[stage])
+    assert flops_of(backbone.network.maps) == pytest.approx(flops_of(prefix), rel=0.03)
+    whole = load_backbone(name, random_init=True).network.maps
+    assert backbone.share == pytest.approx(flops_of(prefix) / flops_of(whole), rel=0.03)
+    kept = backbone.network.module
     assert sum(p.numel() for p in kept.parameters()) == sum(p.numel() for p in prefix.parameters())
 
 

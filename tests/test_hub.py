@@ -1,5 +1,6 @@
 """Checkpoints by hub id, from a cache that is laid out as the hub's client lays it out; there is no network here."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -43,6 +44,27 @@ def test_transformers_hub_id_from_the_cache(tmp_path, dinov2_folder, offline):
     backbone = load_backbone(str(dinov2_folder))
     assert dump.plan.settings["weights_digest"] == backbone.digest
     assert dump.plan.provenance["checkpoint"] == "lab/tiny-dino"
+    assert dump.plan.provenance["weights_files"] == backbone.weights.files
+    assert list(backbone.weights.files) == ["model.safetensors"]
+
+
+def test_a_timm_backbone_in_a_hub_checkpoint(tmp_path):
+    """A DETR with timm's ResNet inside works by its hub id, its weights in several files; all of them are hashed."""
+    transformers = pytest.importorskip("transformers")
+    inner = transformers.TimmBackboneConfig(backbone="test_resnet", out_indices=[4])
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 5}
+    model = transformers.DetrForObjectDetection(transformers.DetrConfig(**sizes, backbone_config=inner))
+    model.save_pretrained(tmp_path / "files", max_shard_size="300kB")
+    transformers.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "files")
+    cached(tmp_path / "cache", "lab/tiny-detr", tmp_path / "files")
+    options = ["-c", "lab/tiny-detr", "-o", tmp_path / "d", "-q"]
+    done = featcli(tmp_path / "cache", "extract", SAMPLES / "things", *options, offline=True)
+    assert done.returncode == 0, done.stderr
+    dump = open_dump(tmp_path / "d")
+    backbone = load_backbone(str(tmp_path / "files"))
+    assert dump.plan.settings["weights_digest"] == backbone.digest
+    assert dump.plan.provenance["weights_files"] == backbone.weights.files
+    assert len(backbone.weights.files) > 1
 
 
 def test_timm_weights_from_the_cache(tmp_path):
@@ -59,7 +81,10 @@ def test_timm_weights_from_the_cache(tmp_path):
     assert "tensors loaded from test_resnet.r160_in1k" in done.stderr
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     expected = load_backbone(str(tmp_path / "w.safetensors"), arch="test_resnet").digest
-    assert open_dump(tmp_path / "d").plan.settings["weights_digest"] == expected
+    dump = open_dump(tmp_path / "d")
+    assert dump.plan.settings["weights_digest"] == expected
+    whole = hashlib.sha256((tmp_path / "files" / "model.safetensors").read_bytes()).hexdigest()
+    assert dump.plan.provenance["weights_files"] == {"model.safetensors": whole}
 
 
 def test_timm_hub_id_from_the_cache(tmp_path):

@@ -116,6 +116,20 @@ def test_without_a_processor(tmp_path, dinov2_folder):
         load_backbone(str(tmp_path))
 
 
+def test_only_what_is_needed_is_computed(resnet_folder):
+    """Of transformers' ResNet-50, stage2 costs what its embedder and two stages cost, to 3 %."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = transformers.ResNetModel.from_pretrained(resnet_folder).eval()
+    prefix = torch.nn.Sequential(model.embedder, *model.encoder.stages[:2])
+    flops = []
+    for run in (prefix, load_backbone(str(resnet_folder), out_features="stage2").network.maps):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            run(torch.zeros(1, 3, 224, 224))
+        flops.append(counter.get_total_flops())
+    assert flops[1] == pytest.approx(flops[0], rel=0.03)
+
+
 def test_model_types_without_a_vision_model(tmp_path):
     """A model type that sees no pictures is refused by name."""
     transformers.BertConfig().save_pretrained(tmp_path)

@@ -29,7 +29,7 @@ from timm.data.loader import adapt_to_chs  # noqa: E402
 
 from featcli.backbones.backbone import Network, Preprocessing, Source, Weights  # noqa: E402
 from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
-from featcli.backbones.hub import cached_weights, hub_or_cache  # noqa: E402
+from featcli.backbones.hub import hub_or_cache, hub_weights  # noqa: E402
 from featcli.backbones.stages import names_by_stride  # noqa: E402
 from featcli.backbones.weights import hash_files, read_weights, strip_prefix, weights_files  # noqa: E402
 from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown  # noqa: E402
@@ -233,7 +233,8 @@ def _files_of(model_name: str, pretrained_cfg: Mapping[str, Any]) -> list[Path]:
     if model_name.startswith("local-dir:"):
         return weights_files(Path(model_name.removeprefix("local-dir:")))
     hub_id = str(pretrained_cfg.get("hf_hub_id") or "")
-    return cached_weights(hub_id, pretrained_cfg.get("hf_hub_filename")) if hub_id else []
+    with hub_or_cache(wanted=False):  # all of it has just been read
+        return hub_weights(hub_id, pretrained_cfg.get("hf_hub_filename")) if hub_id else []
 
 
 def _size_option(model: nn.Module, size: tuple[int, int] | None) -> dict[str, Any]:

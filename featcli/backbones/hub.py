@@ -30,35 +30,29 @@ def hub_or_cache(wanted: bool = True) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def fetched_weights(repository: str) -> list[Path]:
-    """The weights files of a hub repository, fetched where they are not cached. Raises what the hub's client raises."""
+def hub_weights(repository: str, first: str | None = None) -> list[Path]:
+    """The weights files of a hub repository, whole or in shards; fetched where they are not cached.
+
+    `first` is the name to look for before those in WEIGHTS_NAMES, and `repository` may end in `@revision`. Empty where
+    there are none. Call it inside `hub_or_cache`, which says whether the hub is asked at all.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    for name in WEIGHTS_NAMES:
-        for wanted in (name, f"{name}.index.json"):
-            try:
-                path = Path(hf_hub_download(repository, wanted))
-            except LocalEntryNotFoundError:
-                continue
-            except EntryNotFoundError:
-                continue
-            if wanted == name:
-                return [path]
-            shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-            return [Path(hf_hub_download(repository, shard)) for shard in shards]
-    return []
-
-
-def cached_weights(repository: str, filename: str | None = None) -> list[Path]:
-    """The weights file of a hub repository in the cache, where there is one."""
-    from huggingface_hub import try_to_load_from_cache
-
     name, _, revision = repository.partition("@")
-    for wanted in (*([filename] if filename else []), *WEIGHTS_NAMES):
-        found = try_to_load_from_cache(name, wanted, revision=revision or None)
-        if isinstance(found, str):
-            return [Path(found)]
+
+    def file(wanted: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(name, wanted, revision=revision or None))
+        except (EntryNotFoundError, LocalEntryNotFoundError):
+            return None
+
+    for wanted in (*([first] if first else []), *WEIGHTS_NAMES):
+        if (whole := file(wanted)) is not None:
+            return [whole]
+        if (index := file(f"{wanted}.index.json")) is not None:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            return [found for shard in shards if (found := file(shard)) is not None]
     return []
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from featcli.backbones.backbone import Network, Preprocessing, Weights
 from featcli.backbones.checkpoint import Request
 from featcli.backbones.from_timm import TimmSource
-from featcli.backbones.hub import fetched_weights, hub_or_cache
+from featcli.backbones.hub import hub_or_cache, hub_weights
 from featcli.backbones.image_processor import preprocessing_of, read_processor
 from featcli.backbones.transformers_source import inside, name_of, own_size, reading
 from featcli.backbones.weights import weights_files
@@ -51,7 +51,7 @@ class TimmInside(TimmSource):
     def _weights_files(self) -> list[Path]:
         path = Path(self.request.checkpoint)
         with reading(self.request), hub_or_cache(wanted=not path.exists()):
-            files = weights_files(path) if path.exists() else fetched_weights(self.request.checkpoint)
+            files = weights_files(path) if path.exists() else hub_weights(self.request.checkpoint)
         if not files:
             raise CheckpointError(
                 f"checkpoint {shown(self.request.checkpoint)}: no weights in it",

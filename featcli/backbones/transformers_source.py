@@ -18,7 +18,7 @@ import transformers  # noqa: E402
 
 from featcli.backbones.backbone import Network, Preprocessing, Source, Weights  # noqa: E402
 from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
-from featcli.backbones.hub import cached_weights, hub_or_cache  # noqa: E402
+from featcli.backbones.hub import hub_or_cache, hub_weights  # noqa: E402
 from featcli.backbones.image_processor import (  # noqa: E402
     default_processor,
     output_sizes,
@@ -152,7 +152,8 @@ class TransformersSource(Source):
                 "is the folder whole, and are these the weights its config.json describes?",
             )
         path = Path(self.request.checkpoint)
-        files = weights_files(path) if path.is_dir() else cached_weights(self.request.checkpoint)
+        with hub_or_cache(wanted=False):  # all of it has just been read
+            files = weights_files(path) if path.is_dir() else hub_weights(self.request.checkpoint)
         unexpected = tuple(sorted(report["unexpected_keys"]))
         return Weights(
             name_of(self.request), len(tensors) - len(missing), len(tensors), missing, unexpected, hash_files(files)
