@@ -146,7 +146,7 @@ def weights():
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "backbone.", "encoder.body.", "module._orig_mod."])
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin"])
 def test_weights_files(tmp_path, weights, prefix, suffix):
     """A weights file loads whatever prefix its keys have, with a head or without."""
     content = {prefix + name: tensor for name, tensor in weights.items()} | {"fc.weight": torch.ones(3, 96)}
@@ -160,7 +160,12 @@ def test_weights_files(tmp_path, weights, prefix, suffix):
 def test_training_checkpoint(tmp_path, weights):
     """A training checkpoint gives its averaged weights, not the last ones, and its options do no harm."""
     worse = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    layer = torch.nn.Linear(2, 2)
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer = torch.optim.AdamW(layer.parameters())
+    optimizer.step()
     content = {"state_dict": worse, "state_dict_ema": weights, "args": argparse.Namespace(lr=1), "epoch": 3}
+    content["optimizer"] = optimizer.state_dict()
     torch.save(content, tmp_path / "last.ckpt")
     backbone = load_backbone(str(tmp_path / "last.ckpt"), arch="test_resnet", out_indices="all")
     assert backbone.digest == load_backbone("test_resnet", random_init=True, seed=5, out_indices="all").digest
