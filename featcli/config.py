@@ -46,6 +46,7 @@ class ExtractConfig:
     format: str = "hdf5"
     shard_size: int | None = None
     overwrite: bool = False
+    retry_failed: bool = False
 
     def __post_init__(self) -> None:
         if not self.inputs and self.files_from is None:
@@ -63,6 +64,8 @@ class ExtractConfig:
                 raise UsageError(f"{option} {value}: must be at least 1", "leave it out for the default")
             if value is not None and value > MOST:
                 raise UsageError(f"{option} {value}: must be at most {MOST}", "leave it out for the default")
+        if self.retry_failed and self.overwrite:
+            raise UsageError("--retry-failed and --overwrite exclude each other", "--overwrite tries all images anyway")
         if "" in self.inputs:
             raise UsageError("an input is empty", "is a shell variable unset? Write . for the current folder")
         if self.null and self.files_from is None:

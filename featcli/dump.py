@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from featcli.errors import ConflictError, DamagedError, MachineError, shown
+import xxhash
+
+from featcli.errors import ConflictError, DamagedError, IncompleteError, shown
 from featcli.images import Failure
 from featcli.inputs import MISSING, ImageList
-from featcli.plan import KeysDigest, Plan, StoredStage, refuse_other_plan, with_fingerprint
+from featcli.plan import Plan, StoredStage, refuse_other_plan, with_fingerprint
 from featcli.writers import FORMATS
 from featcli.writers.layout import ITEM_BYTES
-from featcli.writers.publish import PARTIAL, disk_errors, publish_json, publish_lines, remove_stale, sync_folder
-from featcli.writers.shard import ShardWriter, Written
+from featcli.writers.publish import disk_errors, publish_lines, remove_stale, sync_folder
+from featcli.writers.sealed import publish_sealed, read_sealed
+from featcli.writers.shard import REST, ShardWriter, Written
 
 PLAN, IMAGES, SHARDS, FAILURES, MANIFEST = "plan.json", "images.jsonl", "shards", "failures.jsonl", "manifest.json"
-OURS = re.compile(r"\d{5,}\.(json|h5|safetensors)|\..*\.partial")  # what featcli writes into SHARDS
+ASIDE = ".damaged"  # ends the name of what verify --repair has put aside
+OURS = re.compile(r"\d{5,}\.(json|h5|safetensors)(\.damaged)?|\..*\.partial")  # what featcli writes into SHARDS
 REPAIR = "start anew with --overwrite: what cannot be trusted cannot be gone on with"
 
 
@@ -44,14 +47,28 @@ class Dump:
         """The dump in a folder, or None where there is no plan. Raises DamagedError for a plan that is damaged."""
         if not (path / PLAN).exists():
             return None
+        plan = cls.plan_in(path)
+        if (path / IMAGES).exists() and plan.num_images > (path / IMAGES).stat().st_size:
+            raise DamagedError(f"dump {shown(path)}: images.jsonl is too short for its plan", REPAIR)
+        return cls(path, plan)
+
+    @staticmethod
+    def plan_in(path: Path) -> Plan:
+        """The plan in a folder. Raises DamagedError."""
         try:
-            return cls(path, Plan.from_json(read_json(path / PLAN)))
-        except (KeyError, TypeError, ValueError) as error:
+            plan = Plan.from_json(read_sealed(path / PLAN))
+            if plan.settings["format"] not in FORMATS or any(stage.dtype not in ITEM_BYTES for stage in plan.stages):
+                raise ValueError("a format or a type that this featcli does not know")
+            return plan
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DamagedError(f"dump {shown(path)}: plan.json is damaged ({error})", REPAIR) from error
 
     @classmethod
-    def create_or_resume(cls, path: Path, plan: Plan, images: ImageList) -> Dump:
-        """Freeze the plan, or find the same one there. Raises ConflictError and MachineError."""
+    def create_or_resume(cls, path: Path, plan: Plan, images: ImageList, retry_failed: bool = False) -> Dump:
+        """Freeze the plan, or find the same one there. Raises ConflictError and MachineError.
+
+        Images may not have changed since, but for those that failed where they are to be tried again.
+        """
         with disk_errors(path):
             (path / SHARDS).mkdir(parents=True, exist_ok=True)
             for folder in (path / SHARDS, path):
@@ -65,37 +82,49 @@ class Dump:
                 if not publish_lines(path / IMAGES, _image_lines(images)) and not (path / PLAN).exists():
                     # A start that was killed left its list; nobody goes on from a list without a plan.
                     publish_lines(path / IMAGES, _image_lines(images), replace=True)
-                publish_json(path / PLAN, with_fingerprint(plan))
+                publish_sealed(path / PLAN, with_fingerprint(plan))
         dump = cls.existing(path)
         assert dump is not None
         refuse_other_plan(shown(path), dump.plan, plan)
-        dump._refuse_changed_images(images)
+        failed = {failure["row"] for record in dump.records() for failure in record["failures"]} if retry_failed else ()
+        dump.refuse_changed_images(images, failed)
         return dump
 
-    def _refuse_changed_images(self, images: ImageList) -> None:
+    def refuse_changed_images(self, images: ImageList, may_differ: Collection[int] = ()) -> None:
         """The keys are those of the plan, or its fingerprint would differ; the files behind them may be others."""
         planned = [size for _, size in self.images()]
-        changed = [row for row, (before, now) in enumerate(zip(planned, images.sizes, strict=True)) if before != now]
+        failed = set()
+        for record in self.records():
+            failed |= {failure["row"] for failure in record["failures"]}
+            for row, size in record.get("sizes", {}).items():  # of images that failed, and were read later
+                planned[int(row)] = size
+        pairs = enumerate(zip(planned, images.sizes, strict=True))
+        changed = [row for row, (before, now) in pairs if before != now and row not in may_differ]
         if changed:
             row = changed[0]
             raise ConflictError(
                 f"dump {shown(self.path)}: {len(changed)} images changed since its plan was made, first"
                 f" {shown(images.keys[row])}: {_size(planned[row])} there, {_size(images.sizes[row])} now",
-                "put the images back, use another -o, or --overwrite to start anew",
+                "put the images back, use another -o, or --overwrite to start anew"
+                if not failed.issuperset(changed)
+                else "they failed before: --retry-failed tries such images again",
             )
 
     def images(self) -> Iterator[tuple[str, int]]:
         """(key, size in bytes when listed) of each row. Raises DamagedError if it is not the list that was planned."""
-        digest = KeysDigest()
+        digest, count = xxhash.xxh3_128(), 0
         try:
-            with (self.path / IMAGES).open(encoding="ascii") as file:
+            with (self.path / IMAGES).open("rb") as file:
                 for line in file:
                     image = json.loads(line)
-                    digest.add(image["key"])
+                    if not isinstance(image["key"], str) or type(image["bytes"]) is not int:
+                        raise ValueError("a key or a size that is none")
+                    digest.update(line)
+                    count += 1
                     yield image["key"], image["bytes"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedError(f"dump {shown(self.path)}: images.jsonl is damaged ({error})", REPAIR) from error
-        if digest.hex() != self.plan.keys_digest:
+        if (digest.hexdigest(), count) != (self.plan.images_digest, self.plan.num_images):
             raise DamagedError(f"dump {shown(self.path)}: images.jsonl is not the list that was planned", REPAIR)
 
     def keys(self) -> list[str]:
@@ -119,27 +148,43 @@ class Dump:
         """The committed shards whose file is gone or of another size than its record says."""
         return [record["shard"] for record in self.records() if self._is_damaged(record)]
 
+    def failed(self) -> list[int]:
+        """The committed shards with images that could not be read."""
+        return [record["shard"] for record in self.records() if record["failures"]]
+
     def _is_damaged(self, record: Mapping[str, Any]) -> bool:
         try:
             return bool(self.shard_path(record["shard"]).stat().st_size != record["bytes"])
         except OSError:
             return True
 
-    def start_shard(self, number: int, keys: Sequence[str]) -> ShardWriter:
-        """A writer for one shard, under a partial name."""
-        attributes = {
+    def attributes(self, number: int) -> dict[str, str]:
+        """What the file of a shard says about itself."""
+        return {
             "featcli_format_version": "1",
             "fingerprint": self.plan.fingerprint,
             "shard": str(number),
             "first_row": str(self.plan.shard(number).start),
         }
+
+    def start_shard(self, number: int, keys: Sequence[str]) -> ShardWriter:
+        """A writer for one shard, under a partial name."""
+        attributes = self.attributes(number)
         stages = {stage.name: (stage.dtype, stage.shape) for stage in self.plan.stages}
         return ShardWriter(self.shard_path(number), self.plan.settings["format"], stages, keys, attributes)
 
     def record(
-        self, number: int, written: Written, failures: Sequence[Failure], environment: Mapping[str, str]
+        self,
+        number: int,
+        written: Written,
+        failures: Sequence[Failure],
+        sizes: Mapping[int, int],
+        environment: Mapping[str, str],
     ) -> dict[str, Any]:
-        """Publish the record of a shard whose file is on the disk: from here on the shard is committed."""
+        """Publish the record of a shard whose file is on the disk: from here on the shard is committed.
+
+        `sizes` are those of images that are not as they were listed: repaired ones, tried again.
+        """
         rows = self.plan.shard(number)
         record: dict[str, Any] = {
             "shard": number,
@@ -151,35 +196,72 @@ class Dump:
             "hashes": dict(written.hashes),
             "failures": [failure.to_json() for failure in failures],
         }
+        if sizes:
+            record["sizes"] = {str(row): size for row, size in sizes.items()}
         if environment != self.plan.environment:
             record["environment"] = dict(environment)
-        if not publish_json(self.record_path(number), record) and self._record(number)["hashes"] != record["hashes"]:
+        if (
+            not publish_sealed(self.record_path(number), record)
+            and self.record_of(number)["hashes"] != record["hashes"]
+        ):
             raise ConflictError(
                 f"dump {shown(self.path)}: shard {number} was committed by another process with other bytes",
                 "run extract again by itself",
             )
         return record
 
+    def release(self, number: int) -> None:
+        """Take a shard's record away, so that another file of it can be committed. The file stays until then."""
+        self.record_path(number).unlink(missing_ok=True)
+        sync_folder(self.path / SHARDS)
+
     def records(self) -> Iterator[dict[str, Any]]:
         """The records there are, in shard order. Raises DamagedError for one that is damaged or foreign."""
         for number in range(self.plan.num_shards):
             if self.record_path(number).exists():
-                yield self._record(number)
+                yield self.record_of(number)
 
-    def _record(self, number: int) -> dict[str, Any]:
+    def record_of(self, number: int) -> dict[str, Any]:
+        """The record of a shard. Raises DamagedError for one that is damaged or foreign."""
         path = self.record_path(number)
         try:
-            record = read_json(path)
-            if record["fingerprint"] != self.plan.fingerprint or record["shard"] != number:
-                raise ValueError("it belongs to another dump")
-            _ = record["rows"], record["first_row"], record["hashes"], record["bytes"], record["failures"]
-        except (KeyError, TypeError, ValueError) as error:
+            record = read_sealed(path)
+            self._check_record(record, number)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedError(f"record {shown(path)}: damaged ({error})", "delete it: its shard is redone") from error
         return record
 
+    def _check_record(self, record: Mapping[str, Any], number: int) -> None:
+        """Raise ValueError where a field is not what its readers rely on: the file may be anybody's."""
+        rows = self.plan.shard(number)
+        planned = {
+            "shard": number,
+            "file": self.shard_path(number).name,
+            "fingerprint": self.plan.fingerprint,
+            "first_row": rows.start,
+            "rows": len(rows),
+        }
+        if {name: record[name] for name in planned} != planned:
+            raise ValueError("it belongs to another dump")
+        if record["hashes"].keys() != {*(stage.name for stage in self.plan.stages), REST}:
+            raise ValueError("it has not the hashes of these stages")
+        if type(record["bytes"]) is not int or not all(isinstance(text, str) for text in record["hashes"].values()):
+            raise ValueError("its size or its hashes are none")
+        sizes = record.get("sizes", {})
+        if not all(row.isdecimal() and int(row) in rows and type(size) is int for row, size in sizes.items()):
+            raise ValueError("the sizes of images in it are none")
+        for failure in record["failures"]:
+            texts = [failure[name] for name in ("key", "reason", "detail")]
+            if (
+                type(failure["row"]) is not int
+                or failure["row"] not in rows
+                or not all(map(str.__instancecheck__, texts))
+            ):
+                raise ValueError("a failure in it is of no image of its")
+
     def is_committed(self, number: int) -> bool:
         """Whether a shard has a record, and its file is as the record says."""
-        return self.record_path(number).exists() and not self._is_damaged(self._record(number))
+        return self.record_path(number).exists() and not self._is_damaged(self.record_of(number))
 
     def reopen(self) -> None:
         """There is work to do: what says that the dump is complete goes first."""
@@ -191,11 +273,24 @@ class Dump:
         return (self.path / MANIFEST).exists()
 
     def finalize(self) -> dict[str, Any]:
-        """Write failures.jsonl, then the manifest, from the records. Every shard must have one."""
+        """Write failures.jsonl, then the manifest, from the records. Raises IncompleteError while one is missing."""
         records = list(self.records())
-        assert len(records) == self.plan.num_shards
+        if len(records) < self.plan.num_shards:
+            raise IncompleteError(
+                f"dump {shown(self.path)}: {self.plan.num_shards - len(records):,} of {self.plan.num_shards:,} shards"
+                " are missing",
+                "run its extract command again to complete it",
+            )
+        manifest = self.manifest(records)
+        with disk_errors(self.path):
+            publish_lines(self.path / FAILURES, failure_lines(records), replace=True)
+            publish_sealed(self.path / MANIFEST, manifest, replace=True)
+        return manifest
+
+    def manifest(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The content of manifest.json once these are all records."""
         failures = [failure for record in records for failure in record["failures"]]
-        manifest = {
+        return {
             **with_fingerprint(self.plan),
             "shards": [{k: v for k, v in record.items() if k not in ("fingerprint", "failures")} for record in records],
             "totals": {
@@ -206,11 +301,11 @@ class Dump:
                 "bytes": sum(record["bytes"] for record in records),
             },
         }
-        with disk_errors(self.path):
-            lines = (json.dumps(failure).encode() + b"\n" for failure in failures)
-            publish_lines(self.path / FAILURES, lines, replace=True)
-            publish_json(self.path / MANIFEST, manifest, replace=True)
-        return manifest
+
+
+def failure_lines(records: Iterable[Mapping[str, Any]]) -> list[bytes]:
+    """The lines of failures.jsonl."""
+    return [json.dumps(failure).encode("ascii") + b"\n" for record in records for failure in record["failures"]]
 
 
 def row_bytes(shape: Sequence[int], dtype: str) -> int:
@@ -223,65 +318,18 @@ def image_bytes(stages: Iterable[StoredStage]) -> int:
     return sum(row_bytes(stage.shape, stage.dtype) for stage in stages)
 
 
-def stored_bytes(path: Path) -> int:
-    """Bytes of the shard files in a folder, whatever state the dump is in."""
-    return sum(file.stat().st_size for file in (path / SHARDS).glob("*") if OURS.fullmatch(file.name))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a dump. Raises ValueError for anything else."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ValueError(error.strerror) from error
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    return content
-
-
 def _size(num_bytes: int) -> str:
     return "no file" if num_bytes == MISSING else f"{num_bytes} bytes"
+
+
+def digest_images(images: ImageList) -> str:
+    """xxh3-128 over what images.jsonl will be."""
+    digest = xxhash.xxh3_128()
+    for line in _image_lines(images):
+        digest.update(line)
+    return digest.hexdigest()
 
 
 def _image_lines(images: ImageList) -> Iterator[bytes]:
     for key, size in zip(images.keys, images.sizes, strict=True):
         yield json.dumps({"key": key, "bytes": size}).encode("ascii") + b"\n"
-
-
-def check_target(path: Path, overwrite: bool) -> None:
-    """Whether a dump may come to be at `path`; looks only. Raises ConflictError and MachineError."""
-    if path.exists() and not path.is_dir():
-        raise ConflictError(f"dump {shown(path)}: there is a file of that name", "use another -o")
-    foreign = {name for name in os.listdir(path) if not name.endswith(PARTIAL)} if path.is_dir() else set()
-    if not (path / PLAN).exists() and foreign - {IMAGES, SHARDS}:
-        raise ConflictError(
-            f"dump {shown(path)}: the folder holds other files and no plan.json",
-            "use another -o: featcli only writes into an empty folder or a dump of its own",
-        )
-    folder = existing_parent(path)
-    probe = folder / f".featcli-probe-{os.getpid()}{PARTIAL}"
-    try:
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise MachineError(
-            f"dump {shown(path)}: cannot write in {shown(folder)}: {error.strerror}", "use another -o"
-        ) from error
-
-
-def existing_parent(path: Path) -> Path:
-    """The path itself or the nearest folder above it that is there."""
-    return path if path.exists() else existing_parent(path.parent)
-
-
-def remove_dump(path: Path) -> None:
-    """Delete the files of a dump, and nothing else; the plan last, so that a dump cut short is still known as one."""
-    with disk_errors(path):
-        if not (path / PLAN).exists():
-            return
-        (path / MANIFEST).unlink(missing_ok=True)
-        for file in [*(path / SHARDS).iterdir()] if (path / SHARDS).is_dir() else []:
-            if OURS.fullmatch(file.name):
-                file.unlink()
-        for name in (FAILURES, IMAGES, PLAN):
-            (path / name).unlink(missing_ok=True)

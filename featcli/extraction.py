@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,12 +24,13 @@ from featcli.backbones.stages import parse_features, parse_indices
 from featcli.batches import Batch
 from featcli.config import ExtractConfig
 from featcli.device import memory_errors, settled_arithmetic
-from featcli.dump import Dump, existing_parent, image_bytes, remove_dump, stored_bytes
+from featcli.dump import Dump, image_bytes
 from featcli.errors import MachineError, shown
 from featcli.images import Failure
 from featcli.plan import Plan
 from featcli.planning import Job, prepare
 from featcli.progress import Report, silent, size
+from featcli.target import existing_parent, remove_dump, stored_bytes
 from featcli.writers.background import Background
 from featcli.writers.publish import disk_errors
 from featcli.writers.shard import ShardWriter
@@ -94,19 +96,21 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
     job = prepare(config, report)
     existing = None if config.overwrite else Dump.existing(path)
     unfinished = list(range(job.plan.num_shards)) if existing is None else existing.unfinished()
-    _refuse_if_too_large(path, job.plan, unfinished, config.overwrite)
+    again = sorted({*existing.failed()} - {*unfinished}) if existing is not None and config.retry_failed else []
+    _refuse_if_too_large(path, job.plan, [*unfinished, *again], config.overwrite)
     if config.overwrite:
         remove_dump(path)  # not before everything else is known to be right
-    dump = Dump.create_or_resume(path, job.plan, job.images)
+    dump = Dump.create_or_resume(path, job.plan, job.images, config.retry_failed)
     _warn_of_environment(dump.plan.environment, job.plan.environment, report)
-    if unfinished:
+    shards = sorted({*unfinished, *again})
+    if shards:
         dump.reopen()
-    num_images = sum(len(dump.plan.shard(n)) for n in unfinished)
-    _report_dump(dump, unfinished, report)
-    report("start", images=len(job.images), done=len(job.images) - num_images, shards=len(unfinished))
+    num_images = sum(len(dump.plan.shard(n)) for n in shards)
+    _report_dump(dump, unfinished, again, report)
+    report("start", images=len(job.images), done=len(job.images) - num_images, shards=len(shards))
     clock = Clock()
     with settled_arithmetic(job.threads):
-        write_seconds = _run_shards(dump, unfinished, job, clock, report) if unfinished else 0.0
+        write_seconds = _run_shards(dump, shards, frozenset(again), job, clock, report) if shards else 0.0
     manifest = dump.finalize()
     seconds = time.perf_counter() - clock.started
     outcome = Outcome(
@@ -127,10 +131,12 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
     return outcome
 
 
-def _report_dump(dump: Dump, unfinished: Sequence[int], report: Report) -> None:
+def _report_dump(dump: Dump, unfinished: Sequence[int], again: Sequence[int], report: Report) -> None:
     total, done = dump.plan.num_shards, dump.plan.num_shards - len(unfinished)
     value = f"{total:,} shard{'s' * (total > 1)} of up to {dump.plan.shard_rows:,} images"
-    report("choice", name="dump", value=value, reason=f"{done:,} of them there already" if done else "new")
+    reason = f"{done:,} of them there already" if done else "new"
+    reason += f", {len(again):,} of those with failures and done again" if again else ""
+    report("choice", name="dump", value=value, reason=reason)
 
 
 def _warn_of_environment(before: Mapping[str, str], now: Mapping[str, str], report: Report) -> None:
@@ -150,8 +156,10 @@ def _refuse_if_too_large(path: Path, plan: Plan, shards: Sequence[int], overwrit
         )
 
 
-def _run_shards(dump: Dump, shards: Sequence[int], job: Job, clock: Clock, report: Report) -> float:
-    """Extract these shards. Returns the seconds that the writer was at work."""
+def _run_shards(
+    dump: Dump, shards: Sequence[int], again: frozenset[int], job: Job, clock: Clock, report: Report
+) -> float:
+    """Extract these shards; those in `again` are committed, until the new file is there. Returns seconds of writing."""
     forward = job.backbone.class_tokens if job.pooling.of_class_token else job.backbone.forward
     runs = (run for number in shards for run in _cut_batches(dump.plan, number))
     decoded = batches.read(
@@ -166,13 +174,13 @@ def _run_shards(dump: Dump, shards: Sequence[int], job: Job, clock: Clock, repor
         memory_errors(job.backbone.device, dump.plan.settings["batch_size"]),
         disk_errors(dump.path),
         closing(decoded),
-        _Shards(dump, job, report) as into,  # outermost of the two: it cleans up when the writer has stopped
+        _Shards(dump, again, job, report) as into,  # outermost of the two: it cleans up when the writer has stopped
         Background(limit) as writer,
     ):
         for batch in decoded:
             clock.decode += batch.decode_seconds
             began = time.perf_counter()
-            maps = _stored_maps(forward(batch.pixels), batch, job)
+            maps = stored_maps(forward(batch.pixels), batch, job)
             clock.compute += time.perf_counter() - began
             into.write(batch, maps, writer)
             report("batch", images=len(batch.rows))
@@ -184,7 +192,7 @@ def _cut_batches(plan: Plan, number: int) -> Iterator[range]:
     return (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
 
 
-def _stored_maps(found: Mapping[str, torch.Tensor], batch: Batch, job: Job) -> dict[str, np.ndarray]:
+def stored_maps(found: Mapping[str, torch.Tensor], batch: Batch, job: Job) -> dict[str, np.ndarray]:
     """Maps on the device -> the rows as they are stored: pooled, cast, NaN where there was no image."""
     failed = [failure.row - batch.rows.start for failure in batch.failures]
     stored = {}
@@ -204,12 +212,14 @@ def _stored_maps(found: Mapping[str, torch.Tensor], batch: Batch, job: Job) -> d
 class _Shards:
     """The shard file that batches go to, one after the other, all work on files done by the writer thread."""
 
-    def __init__(self, dump: Dump, job: Job, report: Report) -> None:
+    def __init__(self, dump: Dump, again: frozenset[int], job: Job, report: Report) -> None:
         self._dump = dump
+        self._again = again
         self._job = job
         self._report = report
         self._file: ShardWriter | None = None
         self._failures: list[Failure] = []
+        self._planned = array("q", (size for _, size in dump.images()))
 
     def __enter__(self) -> _Shards:
         return self
@@ -242,11 +252,13 @@ class _Shards:
         rows = self._dump.plan.shard(number)
         valid = np.ones(len(rows), np.uint8)
         valid[[failure.row - rows.start for failure in failures]] = 0
-        if self._dump.is_committed(number):  # by another process meanwhile: the first wins
+        release = partial(self._dump.release, number) if number in self._again else None
+        if release is None and self._dump.is_committed(number):  # by another process meanwhile: the first wins
             self._file.abort()
             self._file = None
             return
-        written = self._file.commit(valid)
+        written = self._file.commit(valid, before_naming=release)
         self._file = None
-        record = self._dump.record(number, written, failures, self._job.plan.environment)
+        sizes = {row: self._job.images.sizes[row] for row in rows if self._planned[row] != self._job.images.sizes[row]}
+        record = self._dump.record(number, written, failures, sizes, self._job.plan.environment)
         self._report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=len(failures))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import xxhash
 
 from featcli.errors import ConflictError
+from featcli.writers.sealed import hash_json
 
 FORMAT_VERSION = 1
+MOST = 1 << 53  # of anything that is counted: what every reader of JSON has exactly
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Plan:
     stages: tuple[StoredStage, ...]
     num_images: int
     keys_digest: str  # xxh3-128 over the keys in row order
+    images_digest: str  # xxh3-128 over images.jsonl: the keys and the sizes of their files when they were listed
     shard_rows: int
     provenance: Mapping[str, Any]  # names for people: the same bytes may come from a file of another name
     environment: Mapping[str, str]  # what can move the last bits and cannot be repeated at will
@@ -52,11 +55,11 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """xxh3-128 over all that can change a byte of the result: neither provenance nor environment."""
+        """xxh3-128 over all that can change a byte of the result: not sizes of files, provenance or environment."""
         content = self.to_json()
-        for field in ("fingerprint", "provenance", "environment"):
+        for field in ("fingerprint", "images_digest", "provenance", "environment"):
             del content[field]
-        return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+        return hash_json(content)
 
     def to_json(self) -> dict[str, Any]:
         """The content of plan.json."""
@@ -67,6 +70,7 @@ class Plan:
             "stages": [asdict(stage) for stage in self.stages],
             "num_images": self.num_images,
             "keys_digest": self.keys_digest,
+            "images_digest": self.images_digest,
             "shard_rows": self.shard_rows,
             "provenance": dict(self.provenance),
             "environment": dict(self.environment),
@@ -82,13 +86,13 @@ class Plan:
             StoredStage(**{**stage, **{name: tuple(stage[name]) for name in ("stride", "map_shape", "shape")}})
             for stage in content["stages"]
         )
-        if not all(isinstance(content[name], int) and content[name] > 0 for name in ("num_images", "shard_rows")):
-            raise ValueError("num_images and shard_rows must be positive")
+        _check_types(content, stages)
         plan = cls(
             settings=content["settings"],
             stages=stages,
             num_images=content["num_images"],
             keys_digest=content["keys_digest"],
+            images_digest=content["images_digest"],
             shard_rows=content["shard_rows"],
             provenance=content["provenance"],
             environment=content["environment"],
@@ -98,32 +102,36 @@ class Plan:
         return plan
 
 
+def _check_types(content: Mapping[str, Any], stages: Sequence[StoredStage]) -> None:
+    """Raise ValueError where a field is not what its readers rely on: the file may be anybody's."""
+    counts = [content["num_images"], content["shard_rows"], content["settings"]["batch_size"]]
+    counts += [edge for stage in stages for edge in (*stage.shape, *stage.map_shape, *stage.stride)]
+    if not all(type(count) is int and 0 < count < MOST for count in counts):
+        raise ValueError("a number that is not a whole one above zero")
+    texts = [content["keys_digest"], content["images_digest"], content["settings"]["format"]]
+    texts += [text for stage in stages for text in (stage.name, stage.module, stage.dtype)]
+    texts += [content["settings"]["pool"], content["provenance"]["checkpoint"], content["provenance"]["weights"]]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name that is not a text")
+    if (
+        not stages
+        or len({stage.name for stage in stages}) < len(stages)
+        or not isinstance(content["environment"], dict)
+    ):
+        raise ValueError("no stages, or two of one name")
+
+
 def with_fingerprint(plan: Plan) -> dict[str, Any]:
     """The plan as it is written."""
     return plan.to_json() | {"fingerprint": plan.fingerprint}
 
 
-class KeysDigest:
-    """xxh3-128 over keys, each followed by a zero byte."""
-
-    def __init__(self) -> None:
-        self._digest = xxhash.xxh3_128()
-
-    def add(self, key: str) -> None:
-        """Add the next key."""
-        self._digest.update(os.fsencode(key) + b"\0")
-
-    def hex(self) -> str:
-        """The digest of the keys so far."""
-        return self._digest.hexdigest()
-
-
 def digest_keys(keys: Iterable[str]) -> str:
-    """The KeysDigest of all keys."""
-    digest = KeysDigest()
+    """xxh3-128 over keys, each followed by a zero byte."""
+    digest = xxhash.xxh3_128()
     for key in keys:
-        digest.add(key)
-    return digest.hex()
+        digest.update(os.fsencode(key) + b"\0")
+    return digest.hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -19,13 +19,14 @@ from featcli.backbones import resolve
 from featcli.backbones.backbone import Backbone, Source, ready
 from featcli.config import MAX_SHARD_ROWS, SHARD_BYTES, ExtractConfig
 from featcli.device import Resolved, available_cores, memory_errors, resolve_device
-from featcli.dump import Dump, check_target, existing_parent, image_bytes
+from featcli.dump import Dump, digest_images, image_bytes
 from featcli.errors import UsageError, shown
 from featcli.images import RULES
 from featcli.inputs import ImageList
 from featcli.plan import Plan, StoredStage, digest_keys
 from featcli.pooling import Pooling, pooling
 from featcli.progress import Report, silent
+from featcli.target import check_target, existing_parent
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ def _plan(
         stages=stages,
         num_images=len(images),
         keys_digest=digest_keys(images.keys),
+        images_digest=digest_images(images),
         shard_rows=shard_rows(config, image_bytes(stages)),
         provenance=provenance,
         environment=environment,

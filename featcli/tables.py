@@ -88,6 +88,28 @@ def print_dump(facts: Mapping[str, Any]) -> None:
         print("run its extract command again to complete it")
 
 
+def print_verdict(facts: Mapping[str, Any]) -> None:
+    """What `verify` found: every damage a line, then the sum of it."""
+    for damage in facts["damages"]:
+        print(f"{damage['file']}: {damage['what']}")
+    for kind in ("nan", "inf"):
+        for stage, count in facts[kind].items():
+            print(f"{stage}: {count:,} values are {kind} in rows of images that were read")
+    there = facts["shards"] - facts["missing_shards"]
+    print(
+        f"{facts['dump']}: {facts['state']}, {there:,} of {facts['shards']:,} shards, {size(facts['bytes'])} checked,"
+        f" {len(facts['damages'])} damage{'s' * (len(facts['damages']) != 1)}"
+    )
+
+
+def comparison_line(comparison: Any) -> str:
+    """What came of `--recompute`."""
+    return (
+        f"{comparison.images} images extracted anew: {comparison.equal} equal bit for bit, largest difference"
+        f" {comparison.largest:.2g} of the largest number in a row (tolerance {comparison.tolerance:.2g})"
+    )
+
+
 def _stride(stride: list[int]) -> str:
     return str(stride[0]) if stride[0] == stride[1] else "x".join(map(str, stride))
 

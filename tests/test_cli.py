@@ -32,7 +32,7 @@ def test_options_are_the_configurations(cli):
     """Each option of `extract` is a field of its configuration, with the same default, and each field an option."""
     import inspect
 
-    from featcli.cli import extract
+    from featcli.commands import extract
 
     parameters = inspect.signature(extract).parameters
     fields = ExtractConfig.__dataclass_fields__

@@ -91,7 +91,7 @@ def test_first_screen_of_the_readme():
 
 def test_every_exit_code_and_reason_is_documented():
     """What a run can end with stands in --help, and why an image can fail in the format page."""
-    from featcli.cli import EPILOG
+    from featcli.commands import EPILOG
     from featcli.errors import FeatcliError
     from featcli.images import REASONS
 

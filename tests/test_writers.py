@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from featcli.errors import FeatcliError
 from featcli.writers import FORMATS
-from featcli.writers.publish import PARTIAL, create_partial, publish, publish_json, remove_stale
+from featcli.writers.publish import PARTIAL, create_partial, publish, remove_stale
+from featcli.writers.sealed import publish_sealed
 from featcli.writers.shard import REST, ShardWriter
 
 KEYS = ["a.jpg", "b/é.jpg", "caf\udce9.jpg", "new\nline.jpg", "z.jpg"]
@@ -182,9 +183,9 @@ def test_hdf5_links_out_of_the_file_are_refused(tmp_path):
 
 def test_publish_never_overwrites(tmp_path):
     """The first to publish a name wins; what is there stays as it is."""
-    assert publish_json(tmp_path / "x.json", {"a": 1})
-    assert not publish_json(tmp_path / "x.json", {"a": 2})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert publish_sealed(tmp_path / "x.json", {"a": 1})
+    assert not publish_sealed(tmp_path / "x.json", {"a": 2})
+    assert json.loads((tmp_path / "x.json").read_text())["a"] == 1
     assert len(list(tmp_path.iterdir())) == 1
 
 

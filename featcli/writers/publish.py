@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from featcli.errors import MachineError, shown
 
@@ -120,11 +118,6 @@ def publish_lines(final: Path, lines: Iterable[bytes], replace: bool = False) ->
             return publish(partial, final, replace)  # while the file is open: the lock goes with it
     finally:
         partial.unlink(missing_ok=True)
-
-
-def publish_json(final: Path, content: Any, replace: bool = False) -> bool:
-    """Write and publish a JSON file: ASCII, stable order, so that equal content is equal bytes."""
-    return publish_lines(final, [json.dumps(content, indent=1).encode("ascii"), b"\n"], replace)
 
 
 @contextmanager

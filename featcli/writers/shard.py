@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,14 +59,19 @@ class ShardWriter:
             self._digests[name].update(content)
             _write_all(self._descriptor, content, array.offset + row * array.row_bytes)
 
-    def commit(self, valid: np.ndarray) -> Written:
-        """Mark the valid rows (uint8), and give the file its name. Afterwards it is on the disk."""
+    def commit(self, valid: np.ndarray, before_naming: Callable[[], None] | None = None) -> Written:
+        """Mark the valid rows (uint8), and give the file its name. Afterwards it is on the disk.
+
+        `before_naming` is called when all is on the disk but the name.
+        """
         layout = self.layout
         _write_all(self._descriptor, valid.astype(np.uint8).data, layout.arrays[VALID].offset)
         _write_all(self._descriptor, memoryview(layout.header), 0)  # last: it makes the file a file
         os.fsync(self._descriptor)
         hashes = {name: digest.hexdigest() for name, digest in self._digests.items()}
         hashes[REST] = hash_rest(self._descriptor, self.layout.size, [layout.arrays[name] for name in self._digests])
+        if before_naming is not None:
+            before_naming()
         # A file without a record that differs from ours is nobody's: its record would have been written next.
         is_foreign = self.final.exists() and not filecmp.cmp(self._partial, self.final, shallow=False)
         publish(self._partial, self.final, replace=is_foreign)

@@ -1,0 +1,309 @@
+"""The commands: parse, call one function, print. What goes wrong is for cli.py to say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featcli import __version__
+from featcli.backbones.checkpoint import Request
+from featcli.backbones.input_size import parse_size
+from featcli.backbones.stages import parse_features, parse_indices
+from featcli.config import DTYPES, PRECISIONS, ExtractConfig, one_of
+from featcli.errors import DamagedError, UsageError, shown
+from featcli.options import (
+    Arch,
+    Checkpoint,
+    Device,
+    Dtype,
+    FilesFrom,
+    ImageSize,
+    Json,
+    Norm,
+    Null,
+    NumChannels,
+    OutFeatures,
+    OutIndices,
+    Quiet,
+    RandomInit,
+    Root,
+    Seed,
+)
+from featcli.pooling import POOLINGS
+from featcli.progress import Terminal, json_lines, tee
+from featcli.tables import comparison_line, print_checkpoint, print_dump, print_models, print_verdict
+from featcli.writers import FORMATS
+
+# Heavy modules (torch, timm, transformers) are imported inside the commands: `--help` must not wait for them.
+
+EPILOG = """\b
+Exit codes:
+  0        done
+  1        unexpected: a bug
+  2        usage: a bad option, no images, an unknown stage or checkpoint name
+  3        done, but some images failed and are recorded
+  4        the dump is damaged
+  5        the dump exists with another plan
+  6        the checkpoint is refused
+  7        disk, device or memory
+  8        inspect: the dump is incomplete, or shards of it are gone
+  130/143  interrupted, terminated: what is committed stays, the same command goes on
+  141      whoever read stdout went away
+"""
+
+app = typer.Typer(
+    help="Dump the feature maps of frozen vision backbones.",
+    rich_markup_mode=None,  # plain help and plain errors, which documents and logs can hold
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog=EPILOG,
+)
+DEFAULT = ExtractConfig(inputs=(".",))
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Options of featcli itself."""
+    if version:
+        print(f"featcli {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(epilog=EPILOG, short_help="Write the feature maps of images to a dump.")
+def extract(
+    checkpoint: Checkpoint,
+    output: Annotated[str, typer.Option("-o", "--output", help="The dump: a folder to make or to go on with.")],
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Folders (recursive) and images.")] = None,
+    files_from: FilesFrom = None,
+    null: Null = False,
+    root: Root = None,
+    arch: Arch = None,
+    random_init: RandomInit = False,
+    seed: Seed = DEFAULT.seed,
+    out_indices: OutIndices = None,
+    out_features: OutFeatures = None,
+    image_size: ImageSize = None,
+    num_channels: NumChannels = None,
+    norm: Norm = None,
+    device: Device = DEFAULT.device,
+    precision: Annotated[str, typer.Option(help=f"Of the computation: {', '.join(PRECISIONS)}.")] = DEFAULT.precision,
+    batch_size: Annotated[int, typer.Option(help="Images that go through the backbone together.")] = DEFAULT.batch_size,
+    threads: Annotated[int | None, typer.Option(help="Of the forward pass on a CPU. Default: torch's choice.")] = None,
+    decode_threads: Annotated[int | None, typer.Option(help="Default: one for each available core.")] = None,
+    pool: Annotated[
+        str, typer.Option(help=f"{', '.join(POOLINGS)}, or a grid HxW of averages such as 7x7.")
+    ] = DEFAULT.pool,
+    dtype: Dtype = DEFAULT.dtype,
+    format: Annotated[str, typer.Option("-f", "--format", help=f"{', '.join(FORMATS)}.")] = DEFAULT.format,
+    shard_size: Annotated[
+        int | None, typer.Option(help="Images in a shard, rounded up to whole batches. Default: about 1 GiB.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the dump that is there; start anew.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do the shards with failed images again; others stay.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; read no weights.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.")] = False,
+    quiet: Quiet = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also every failure and shard.")] = False,
+) -> None:
+    """Write the feature map of each chosen stage, for every image, to a dump.
+
+    The same command again goes on where it stopped.
+
+    featcli extract photos -c resnet50 --out-indices 2,-1 -o feats
+    """
+    config = ExtractConfig(
+        inputs=tuple(inputs or ()),
+        checkpoint=checkpoint,
+        output=output,
+        files_from=files_from,
+        null=null,
+        root=root,
+        arch=arch,
+        random_init=random_init,
+        seed=seed,
+        out_indices=_indices(out_indices),
+        out_features=None if out_features is None else tuple(parse_features(out_features)),
+        image_size=image_size,
+        num_channels=num_channels,
+        norm=norm,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        threads=threads,
+        decode_threads=decode_threads,
+        pool=pool,
+        dtype=dtype,
+        format=format,
+        shard_size=shard_size,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+    )
+    terminal = Terminal(verbose)
+    reports = ([] if quiet else [terminal]) + ([json_lines] if as_json else [])
+    try:
+        if dry_run:
+            from featcli.planning import dry_run as plan_only
+
+            plan_only(config, tee(*reports))
+            return
+        from featcli.extraction import run
+
+        outcome = run(config, tee(*reports))
+    finally:
+        terminal.close()
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command(epilog=EPILOG, short_help="List the stages of a checkpoint, or the state of a dump.")
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="CHECKPOINT|DUMP", help="What extract -c or -o take.")],
+    arch: Arch = None,
+    out_indices: OutIndices = None,
+    out_features: OutFeatures = None,
+    image_size: ImageSize = None,
+    num_channels: NumChannels = None,
+    norm: Norm = None,
+    dtype: Dtype = DEFAULT.dtype,
+    as_json: Json = False,
+) -> None:
+    """List the stages of a checkpoint with names and shapes, or the state of a dump. Reads no weights.
+
+    featcli inspect resnet50 --out-indices 2,-1
+    """
+    from featcli.inspection import inspect_checkpoint, inspect_dump
+
+    one_of("--dtype", dtype, DTYPES)
+    facts = inspect_dump(Path(target))
+    if facts is None:
+        facts = inspect_checkpoint(
+            Request(target, arch, image_size=parse_size(image_size), num_channels=num_channels, norm=norm),
+            out_indices=_indices(out_indices),
+            out_features=None if out_features is None else parse_features(out_features),
+            dtype=dtype,
+        )
+    if as_json:
+        print(json.dumps(facts))
+    elif facts["type"] == "dump":
+        print_dump(facts)
+    else:
+        print_checkpoint(facts)
+    if facts.get("state") in ("incomplete", "damaged"):
+        raise typer.Exit(8)
+
+
+@app.command(epilog=EPILOG, short_help="List the models whose stages can be dumped.")
+def models(
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="PATTERN", help="A part of the name, or a pattern such as '*vit*patch14*'.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List timm's architectures, and the model types of transformers whose folders and hub ids can be given.
+
+    featcli models convnext
+    """
+    from featcli.models import list_models
+
+    found = list_models(pattern)
+    if as_json:
+        print("\n".join(json.dumps(model) for model in found))
+    else:
+        print_models(found)
+
+
+@app.command(epilog=EPILOG, short_help="Check every byte of a dump.")
+def verify(
+    dump: Annotated[str, typer.Argument(metavar="DUMP", help="The folder that extract -o made.")],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="[INPUT]...", help="For --recompute: what extract was given.")
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Put damaged shards aside, so that the next extract makes them again.")
+    ] = False,
+    recompute: Annotated[int, typer.Option(help="Extract so many images anew, drawn by chance, and compare.")] = 0,
+    checkpoint: Annotated[str, typer.Option("-c", "--checkpoint", help="For --recompute: as for extract.")] = "",
+    arch: Arch = None,
+    random_init: RandomInit = False,
+    seed: Seed = DEFAULT.seed,
+    files_from: FilesFrom = None,
+    null: Null = False,
+    root: Root = None,
+    device: Device = DEFAULT.device,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check structure, counts and every byte of a dump against its hashes, and count values that are not finite.
+
+    Exit code 4 where something is damaged, 8 where the dump is whole but not complete.
+
+    featcli verify feats --recompute 8 -c resnet50 photos
+    """
+    from featcli.verify import repair as put_aside
+    from featcli.verify import verify as check
+
+    if recompute and not (checkpoint and (inputs or files_from)):
+        raise UsageError("--recompute needs what extract was given", "give -c/--checkpoint and the INPUT, or a list")
+    verdict = check(dump)
+    if as_json:
+        print(json.dumps(verdict.to_json()))
+    elif not quiet:
+        print_verdict(verdict.to_json())
+    if verdict.damages and not repair:
+        raise DamagedError(
+            f"dump {shown(dump)}: {len(verdict.damages)} damage{'s' * (len(verdict.damages) > 1)} found",
+            "featcli verify --repair puts damaged shards aside, and the next extract makes them again",
+        )
+    for line in put_aside(verdict) if verdict.damages else ():
+        print(line, file=sys.stderr)
+    if verdict.damages or verdict.state == "incomplete":
+        raise typer.Exit(8)
+    if recompute:
+        from featcli.dump import Dump
+        from featcli.recompute import recompute as again
+
+        config = ExtractConfig(
+            tuple(inputs or ()), checkpoint, dump, files_from, null, root, arch, random_init, seed, device=device
+        )
+        found = Dump.existing(Path(dump))
+        assert found is not None
+        comparison = again(found, config, recompute)
+        print(json.dumps({"type": "recompute", **vars(comparison)}) if as_json else comparison_line(comparison))
+        if comparison.off:
+            raise DamagedError(
+                f"dump {shown(dump)}: {len(comparison.off)} images differ, first {shown(comparison.off[0])}",
+                "is it the same checkpoint, and are the pictures what they were?",
+            )
+
+
+@app.command(epilog=EPILOG, short_help="Write the manifest of a dump whose shards are all there.")
+def finalize(dump: Annotated[str, typer.Argument(metavar="DUMP", help="The folder that extract -o made.")]) -> None:
+    """Write failures.jsonl and manifest.json from the records of the shards. `extract` does so by itself.
+
+    featcli finalize feats
+    """
+    from featcli.dump import Dump
+
+    found = Dump.existing(Path(dump))
+    if found is None:
+        raise UsageError(f"dump {shown(dump)}: no plan.json there", "a dump is the folder that extract -o made")
+    if damaged := found.damaged():
+        raise DamagedError(
+            f"dump {shown(dump)}: {len(damaged)} shard files are gone or of another size", "see featcli verify"
+        )
+    totals = found.finalize()["totals"]
+    print(f"{dump}: complete, {totals['written']:,} images written, {totals['failed']:,} failed")
+
+
+def _indices(text: str | None) -> tuple[int, ...] | str | None:
+    indices = None if text is None else parse_indices(text)
+    return tuple(indices) if isinstance(indices, list) else indices

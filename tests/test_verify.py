@@ -1,0 +1,264 @@
+"""`verify` finds every damage, `--repair` and the next run undo it, `--retry-failed` and `finalize` finish the job."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+import featcli
+from conftest import SAMPLES, draw, tree
+from featcli import open_dump
+from featcli.dump import Dump
+from featcli.errors import ConflictError, DamagedError, IncompleteError, UsageError
+from featcli.verify import repair, verify
+
+TINY = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "shard_size": 4}
+COMMAND = ["-c", "test_resnet", "--random-init", "--batch-size", 4, "--shard-size", 4]
+
+
+@pytest.fixture(scope="module", params=["hdf5", "safetensors"])
+def made(request, tmp_path_factory):
+    """A dump of ten pictures, two of them broken, and the folder they came from."""
+    folder = tmp_path_factory.mktemp("made")
+    for i in range(10):
+        draw(folder / "photos" / f"{i}.png", i)
+    for i in (2, 9):
+        (folder / "photos" / f"{i}.png").write_bytes(b"no picture")
+    featcli.extract(folder / "photos", output=folder / "d", format=request.param, out_indices="all", **TINY)
+    return folder
+
+
+@pytest.fixture
+def dump(made, tmp_path):
+    """A copy of it to damage."""
+    shutil.copytree(made / "d", tmp_path / "d")
+    return tmp_path / "d"
+
+
+def again(made, dump, **options):
+    format_name = open_dump(made / "d").plan.settings["format"]
+    return featcli.extract(made / "photos", output=dump, format=format_name, out_indices="all", **TINY, **options)
+
+
+def test_a_whole_dump(made):
+    """Nothing is found in a dump that is as it was written, and nothing in it changes."""
+    before = tree(made / "d")
+    verdict = verify(made / "d")
+    assert (verdict.state, verdict.damages, verdict.missing_shards) == ("whole", [], 0)
+    assert verdict.bytes == sum(
+        len(content) for name, content in before.items() if not name.endswith((".json", ".jsonl"))
+    )
+    assert not verdict.nan
+    assert not verdict.inf
+    assert tree(made / "d") == before
+
+
+def test_every_flipped_byte_is_found(dump):
+    """A changed byte, wherever in whatever file of a dump, is found and laid to that file."""
+    rng, files = random.Random(0), [path for path in sorted(dump.rglob("*")) if path.is_file()]
+    for turn in range(150):
+        path = files[turn % len(files)]
+        before = path.read_bytes()
+        place = rng.randrange(len(before))
+        after = bytearray(before)
+        after[place] ^= rng.randrange(1, 256)
+        path.write_bytes(after)
+        verdict = verify(dump)
+        path.write_bytes(before)
+        name = str(path.relative_to(dump))
+        assert verdict.state == "damaged", (name, place)
+        assert any(damage.file == name or name == "images.jsonl" for damage in verdict.damages), (name, place)
+    assert verify(dump).state == "whole"
+
+
+@pytest.mark.parametrize(
+    "name", ["plan.json", "images.jsonl", "shards/00001.json", "shards/00001", "failures.jsonl", "manifest.json"]
+)
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "longer"])
+def test_files_that_are_gone_or_cut(dump, name, damage):
+    """A file that is gone, empty, shorter or longer is damage, or at least work that is missing; never an exception."""
+    (path,) = [
+        p
+        for p in dump.rglob("*")
+        if str(p.relative_to(dump)).startswith(name)
+        and (name[-5:] == p.name[-5:] or p.suffix in (".h5", ".safetensors"))
+    ]
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "cut": content[:-3], "longer": content + b"\n"}[damage])
+    verdict = verify(dump)
+    assert verdict.state == ("incomplete" if (damage, name) in [("gone", "manifest.json")] else "damaged")
+
+
+def test_all_damage_is_found_at_once(dump, cli):
+    """Several damages are all named in one go, each with its file, and the exit code is 4."""
+    shard = Dump.existing(dump).shard_path(0)
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    Dump.existing(dump).shard_path(2).unlink()
+    (dump / "failures.jsonl").write_text("")
+    shown = cli("verify", dump)
+    assert shown.code == 4
+    assert f"shards/{shard.name}: " in shown.out
+    assert f"shards/00002{shard.suffix}: gone" in shown.out
+    assert "failures.jsonl: not what the records say" in shown.out
+    assert shown.err.splitlines()[1].startswith("hint: featcli verify --repair")
+    facts = cli("verify", dump, "--json").events[0]
+    assert (facts["type"], facts["state"]) == ("verdict", "damaged")
+    assert {damage["shard"] for damage in facts["damages"]} == {0, 2, None}
+
+
+def test_repair(made, dump, cli):
+    """Damaged shards are put aside, the rest stays, and the same extraction brings every byte back."""
+    before = tree(dump)
+    shard = Dump.existing(dump).shard_path(1)
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 255
+    shard.write_bytes(content)
+    (dump / "shards" / "00002.json").write_text("{}")
+    repaired = cli("verify", dump, "--repair")
+    assert repaired.code == 8, repaired.err
+    assert (dump / "shards" / f"{shard.name}.damaged").exists()
+    assert verify(dump).state == "incomplete"
+    again(made, dump)
+    assert verify(dump).state == "whole"
+    after = {name: content for name, content in tree(dump).items() if not name.endswith(".damaged")}
+    assert after == before
+
+
+def test_repair_of_a_plan(dump):
+    """A damaged plan is written anew from the manifest; a damaged image list cannot be made again, and says so."""
+    before = tree(dump)
+    (dump / "plan.json").write_text("{")
+    repair(verify(dump))
+    assert tree(dump) == before
+    (dump / "images.jsonl").write_text("{")
+    with pytest.raises(DamagedError, match="cannot be repaired"):
+        repair(verify(dump))
+
+
+def test_no_dump(tmp_path):
+    """A folder that is no dump is a usage error."""
+    with pytest.raises(UsageError, match=r"no plan\.json"):
+        verify(tmp_path)
+
+
+def test_values_that_are_not_finite(tmp_path):
+    """Infinite and undefined values in rows of good pictures are counted by stage, and are no damage."""
+    featcli.extract(SAMPLES / "nature", output=tmp_path / "d", dtype="float16", **TINY)
+    dump = Dump.existing(tmp_path / "d")
+    path = dump.shard_path(0)
+    array = dump.format.read_layout(str(path)).arrays["stage4"]
+    content = bytearray(path.read_bytes())
+    content[array.offset : array.offset + 4] = np.array([np.inf, np.nan], np.float16).tobytes()
+    path.write_bytes(content)
+    verdict = verify(tmp_path / "d")
+    assert (dict(verdict.inf), dict(verdict.nan)) == ({"stage4": 1}, {"stage4": 1})
+
+
+def test_recompute(made, cli):
+    """Images extracted anew, in the batches they were in, give the same bits; another checkpoint is refused."""
+    arguments = ["verify", made / "d", made / "photos", "--random-init", "--recompute", 20]
+    shown = cli(*arguments, "-c", "test_resnet")
+    assert shown.code == 0, shown.err
+    assert "8 images extracted anew: 8 equal bit for bit" in shown.out
+    refused = cli(*arguments, "-c", "test_resnet", "--seed", 1)
+    assert (refused.code, "weights_digest" in refused.err) == (5, True)
+    assert cli("verify", made / "d", "--recompute", 2).code == 2
+
+
+def test_recompute_finds_what_hashes_cannot(made, dump, cli):
+    """A dump of other values, hashed and sealed as if it were right, comes out otherwise."""
+    found = Dump.existing(dump)
+    from featcli.writers.sealed import publish_sealed
+    from featcli.writers.shard import REST, hash_rest
+
+    for number in range(found.plan.num_shards):
+        path, record = found.shard_path(number), found.record_of(number)
+        layout = found.format.read_layout(str(path))
+        array = layout.arrays["stage4"]
+        content = bytearray(path.read_bytes())
+        values = np.frombuffer(content, np.float32, offset=array.offset, count=(array.end - array.offset) // 4)
+        content[array.offset : array.end] = (values * 2).tobytes()
+        path.write_bytes(content)
+        import xxhash
+
+        record["hashes"]["stage4"] = xxhash.xxh3_128_hexdigest(bytes(content[array.offset : array.end]))
+        stages = [a for name, a in layout.arrays.items() if name != "valid"]
+        with path.open("rb") as file:
+            record["hashes"][REST] = hash_rest(file.fileno(), layout.size, stages)
+        publish_sealed(found.record_path(number), record, replace=True)
+    found.finalize()
+    assert verify(dump).state == "whole"
+    shown = cli("verify", dump, made / "photos", "-c", "test_resnet", "--random-init", "--recompute", 3)
+    assert (shown.code, "3 images differ" in shown.err) == (4, True)
+
+
+def test_retry_failed(made, tmp_path):
+    """Repaired images are done again, and the dump's rows are those of a run in which they were never broken."""
+    shutil.copytree(made, tmp_path / "copy")
+    photos, dump = tmp_path / "copy" / "photos", tmp_path / "copy" / "d"
+    draw(photos / "2.png", 2)
+    with pytest.raises(ConflictError, match="changed since") as refused:
+        again(tmp_path / "copy", dump)
+    assert "--retry-failed" in refused.value.hint
+    kept = (dump / "shards" / "00001.json").read_bytes()
+    outcome = again(tmp_path / "copy", dump, retry_failed=True)
+    assert (outcome.failed, outcome.extracted) == (1, 6)  # the shards of 2.png and of 9.png
+    assert (dump / "shards" / "00001.json").read_bytes() == kept
+    assert verify(dump).state == "whole"
+    fresh = again(tmp_path / "copy", tmp_path / "fresh")
+    found, expected = open_dump(dump), open_dump(fresh.dump)
+    for stage in expected.stages:
+        assert np.array_equal(found[stage][:], expected[stage][:], equal_nan=True)
+    assert [f["key"] for f in found.failures] == ["9.png"]
+    assert again(tmp_path / "copy", dump).extracted == 0  # the repaired image is as it was when it was read
+
+
+def test_retry_does_not_forgive_other_changes(made, tmp_path):
+    """A good image that changed is refused, with --retry-failed too."""
+    shutil.copytree(made, tmp_path / "copy")
+    draw(tmp_path / "copy" / "photos" / "3.png", 77)
+    with pytest.raises(ConflictError, match=r"first '3\.png'"):
+        again(tmp_path / "copy", tmp_path / "copy" / "d", retry_failed=True)
+
+
+def test_finalize(dump, cli):
+    """`finalize` writes the last two files again, to the byte, and refuses while a shard is missing."""
+    before = tree(dump)
+    for name in ("manifest.json", "failures.jsonl"):
+        (dump / name).unlink()
+    assert cli("verify", dump).code == 8
+    assert cli("finalize", dump).code == 0
+    assert tree(dump) == before
+    (dump / "shards" / "00001.json").unlink()
+    with pytest.raises(IncompleteError, match="1 of 3 shards"):
+        Dump.existing(dump).finalize()
+    assert cli("finalize", dump).code == 8
+    Dump.existing(dump).shard_path(0).unlink()
+    assert cli("finalize", dump).code == 4
+
+
+def test_records_say_what_they_must(dump):
+    """A record of other types, sealed as if it were right, is damage and no exception."""
+    from featcli.writers.sealed import publish_sealed
+
+    found = Dump.existing(dump)
+    record = json.loads((dump / "shards" / "00000.json").read_text())
+    del record["checksum"]
+    changes = [
+        {"rows": "4"}, {"bytes": None}, {"hashes": []}, {"hashes": {"stage4": 1}}, {"failures": 3}, {"shard": 1},
+        {"failures": [{"key": 1, "row": 2, "reason": "x", "detail": ""}]}, {"failures": [{"row": 99}]}, {"sizes": 3},
+        {"file": "../../etc/passwd"}, {"sizes": {"-1": 3}},
+    ]  # fmt: skip
+    for change in changes:
+        publish_sealed(found.record_path(0), record | change, replace=True)
+        assert verify(dump).state == "damaged", change
+        with pytest.raises(DamagedError):
+            list(found.records())
