@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types format docs bench sweep smoke clean
+.PHONY: help demo test check lint types format docs bench sweep torture smoke clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ bench: .venv/installed  ## measure extract against the bare forward pass and aga
 
 sweep: .venv/installed  ## every model of timm and transformers: writes docs/sweep.md and featcli/models.csv (half an hour)
 	$(BIN)/python benchmarks/sweep.py
+
+torture: .venv/installed  ## a small run killed, or refused by the disk, at every call that changes it (ten minutes)
+	$(BIN)/python tests/torture.py
 
 smoke: .venv/installed  ## build the wheel, install it without the development tools elsewhere, extract two images
 	rm -rf build/smoke && $(BIN)/python -m pip wheel --quiet --no-deps -w build/smoke .
