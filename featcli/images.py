@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from featcli.errors import CheckpointError, shown
 from featcli.inputs import MISSING
 
 if TYPE_CHECKING:
@@ -84,11 +85,17 @@ def read_pixels(image: Input, fit: Callable[[Image.Image], np.ndarray], out: np.
     Raises UnreadableError for whatever is wrong with the file; `out` may then hold anything.
     """
     try:
-        out[...] = fit(_decode(image))
+        pixels = fit(_decode(image))
     except (UnreadableError, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly everything: OSError, ValueError, SyntaxError, struct.error ...
         raise UnreadableError(*_explained(error)) from error
+    if pixels.shape != out.shape:  # no fault of the picture's
+        raise CheckpointError(
+            f"the checkpoint's preprocessing gives {shown(image.key)} the shape {pixels.shape}, planned {out.shape}",
+            "ask for another --image-size",
+        )
+    out[...] = pixels
 
 
 def _decode(image: Input) -> Image.Image:

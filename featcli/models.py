@@ -26,6 +26,8 @@ def list_models(pattern: str | None = None) -> list[dict[str, Any]]:
     """
     models = list(_models())
     wanted = pattern or ""
+    if "." in wanted and not any(wanted in model["name"] for model in models):
+        wanted = wanted.partition(".")[0]  # a name with its tag
     glob = wanted if any(char in wanted for char in "*?[") else f"*{wanted}*"
     found = [model for model in models if fnmatchcase(model["name"].lower(), glob.lower())]
     if not found:

@@ -171,6 +171,41 @@ def test_training_checkpoint(tmp_path, weights):
     assert backbone.digest == load_backbone("test_resnet", random_init=True, seed=5, out_indices="all").digest
 
 
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (lambda good, bad: {"model": bad, "model_ema": {"module": good}}, "model_ema.module"),
+        (lambda good, bad: {"model": bad, "ema": good}, "ema"),
+        (lambda good, bad: {"net": good, "best": np.float64(0.7)}, "net"),
+        (lambda good, bad: {"foo": {"bar": good}, "optimizer": {"state": {0: bad["fc.weight"]}}}, "foo.bar"),
+        (lambda good, bad: {"student": bad, "teacher": good}, "teacher"),
+    ],
+)
+def test_containers_of_training_checkpoints(tmp_path, weights, content, place):
+    """Whatever container the weights are in is opened, the averaged ones first, and named in what is said of them."""
+    good = {f"module.{name}": tensor for name, tensor in weights.items()} | {"fc.weight": torch.ones(2)}
+    bad = {name: torch.zeros_like(tensor) for name, tensor in good.items()}
+    torch.save(content(good, bad), tmp_path / "best.pth.tar")
+    backbone = load_backbone(tmp_path / "best.pth.tar", arch="test_resnet", out_indices="all")
+    assert backbone.digest == load_backbone("test_resnet", random_init=True, seed=5, out_indices="all").digest
+    assert f"best.pth.tar ({place}, module.*)" in backbone.weights.summary()
+
+
+def test_two_sets_of_weights(tmp_path, weights):
+    """A student's and a teacher's weights side by side fit equally well: nobody can tell which is meant."""
+    both = {f"{who}.{name}": tensor for who in ("student", "teacher") for name, tensor in weights.items()}
+    torch.save(both, tmp_path / "w.pth")
+    assert "student.* and teacher.*" in refused(tmp_path / "w.pth")
+
+
+def test_files_that_stand_for_weights(tmp_path):
+    """A pointer of git-lfs and a web page are called what they are."""
+    (tmp_path / "w.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "a pointer of git-lfs" in refused(tmp_path / "w.safetensors")
+    (tmp_path / "w.pth").write_text("<!DOCTYPE html><html></html>")
+    assert "a web page" in refused(tmp_path / "w.pth")
+
+
 def refused(path, arch="test_resnet"):
     with pytest.raises(CheckpointError) as error:
         load_backbone(str(path), arch=arch)
@@ -214,7 +249,7 @@ def test_files_that_are_no_weights(tmp_path, weights):
     torch.save([1, 2], tmp_path / "list.pth")
     assert "not a readable weights file" in refused(tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
-    assert "no tensors" in refused(tmp_path / "none.pth")
+    assert "no weights in it, only epoch" in refused(tmp_path / "none.pth")
 
 
 def test_timm_folder(tmp_path):
@@ -266,7 +301,7 @@ def test_a_checkpoint_that_is_not_here(monkeypatch):
     for name in ("resnet18", "nobody/nothing"):
         with pytest.raises(CheckpointError, match="not on this machine") as error:
             load_backbone(name)
-        assert "--random-init" in error.value.hint
+        assert ("--random-init" in error.value.hint) is (name == "resnet18")  # a hub id has no configuration here
 
 
 def test_devices_that_are_not_there():
@@ -289,6 +324,44 @@ def test_low_precision_is_close(precision, tolerance):
 def test_operators_are_declared_once():
     """Where torchvision's compiled operators are there, or were declared already, nothing is declared."""
     assert declare_missing_operators() is False
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        torch.zeros(1, 3, 160, 160),
+        torch.zeros(3, 160, 160, dtype=torch.uint8),
+        torch.zeros(1, 1, 160, 160, dtype=torch.uint8),
+        torch.zeros(1, 3, 96, 96, dtype=torch.uint8),
+        np.zeros((1, 3, 160, 160), np.uint8),
+    ],
+)
+def test_pixels_that_preprocess_does_not_give(pixels):
+    """Floats that were normalised already, one picture alone, other channels and sizes, and arrays are refused."""
+    with pytest.raises(UsageError, match="this backbone takes"):
+        load_backbone("test_resnet", random_init=True)(pixels)
+
+
+def test_pixels_are_left_alone():
+    """A backbone changes nothing in what it is given: the same pixels give the same maps again."""
+    backbone = load_backbone("test_resnet", random_init=True)
+    pixels = torch.randint(0, 256, (1, 3, 160, 160), dtype=torch.uint8)
+    floats = pixels.float()
+    backbone.preprocessing.normalize(floats)
+    assert torch.equal(floats, pixels.float())
+
+
+@pytest.mark.parametrize(("name", "size"), [("pvt_v2_b0", 256), ("twins_pcpvt_small", 240), ("levit_128s", 256)])
+def test_sizes_that_timm_takes(name, size):
+    """Overlapping patches are padded, and a size is only refused where timm's model cannot be run at it."""
+    shapes = [stage.shape[1] for stage in resolve(Request(name, image_size=(size, size))).stages]
+    assert shapes[0] == size // resolve(Request(name)).stages[0].stride[0]
+
+
+def test_grey_models_of_folders(tmp_path):
+    """A folder of a model for one channel is used as such."""
+    timm.models.save_for_hf(timm.create_model("test_resnet", in_chans=1), tmp_path / "g", model_args={"in_chans": 1})
+    assert load_backbone(tmp_path / "g").preprocessing.channels == 1
 
 
 def test_noise_in_another_size_keeps_the_promised_shape():

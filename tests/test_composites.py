@@ -172,6 +172,9 @@ def composite(request, tmp_path):
     make, place = COMPOSITES[request.param]
     torch.manual_seed(0)
     model = make().eval()
+    for name, buffer in model.named_buffers():  # trained norms: fresh ones could be taken for any other
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 1.5)
     model.save_pretrained(tmp_path / "checkpoint")
     edge = 56 if "dinov2" in str(model.config) else 64
     T.ViTImageProcessor(size={"height": edge, "width": edge}).save_pretrained(tmp_path / "checkpoint")
@@ -235,6 +238,24 @@ def test_replay_of_what_is_no_composite():
         replay(T.ResNetModel(T.ResNetConfig(**RESNET)), [torch.zeros(1, 64, 2, 2)], (64, 64))
     with pytest.raises(UsageError, match="size of the pixels"):
         replay(upernet(), [torch.zeros(1, 16, 16, 16)] * 4)
+
+
+@pytest.mark.parametrize("maps", [{}, [torch.zeros(1, 4)], [torch.zeros(1, 16, 8, 8).half()]])
+def test_replay_of_what_are_no_maps(maps):
+    """Pooled maps, half precision and nothing at all are refused in words."""
+    with pytest.raises(UsageError, match=r"one float32 map \(B, C, H, W\)"):
+        replay(upernet(), maps, (64, 64))
+
+
+def test_a_processor_that_keeps_proportions_in_another_way(tmp_path):
+    """DepthAnything's processor keeps proportions in steps of a patch; asked for one size, it gives that to all."""
+    depth_anything().save_pretrained(tmp_path)
+    sizes = {"size": {"height": 56, "width": 56}, "keep_aspect_ratio": True, "ensure_multiple_of": 14}
+    T.DPTImageProcessor(**sizes).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="every picture another size"):
+        load_backbone(tmp_path)
+    outcome = extract(SAMPLES / "nature", checkpoint=tmp_path, image_size=56, output=tmp_path / "d")
+    assert outcome.failed == 0
 
 
 def test_the_vision_model_of_tipsv2(tmp_path):

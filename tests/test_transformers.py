@@ -130,6 +130,32 @@ def test_only_what_is_needed_is_computed(resnet_folder):
     assert flops[1] == pytest.approx(flops[0], rel=0.03)
 
 
+def test_timm_wrapper_folder(tmp_path):
+    """A timm model that transformers saved in its wrapper loads from its folder, with its own preprocessing."""
+    torch.manual_seed(0)
+    model = transformers.TimmWrapperModel(transformers.TimmWrapperConfig(architecture="test_resnet")).eval()
+    model.save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path)
+    pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
+    with torch.inference_mode():
+        expected = model.timm_model.forward_features(backbone.preprocessing.normalize(pixels))
+    assert torch.equal(backbone(pixels)["stage4"], expected)
+    assert backbone.weights.matched == backbone.weights.total > 0
+
+
+@pytest.mark.parametrize("change", ["config", "option"])
+def test_weights_of_other_shapes(tmp_path, change):
+    """Weights that are not of the shapes that config.json says are refused with both, channels of pixels included."""
+    sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 32, 64], "embedding_size": 16}
+    transformers.ResNetModel(transformers.ResNetConfig(**sizes)).save_pretrained(tmp_path)
+    transformers.ViTImageProcessor().save_pretrained(tmp_path)
+    if change == "config":
+        transformers.ResNetConfig(**sizes | {"embedding_size": 8}).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"have another shape, first .*: \(.*\), not \(") as refused:
+        load_backbone(tmp_path, num_channels=1 if change == "option" else None)
+    assert ("--num-channels" in refused.value.hint) is (change == "option")
+
+
 def test_model_types_without_a_vision_model(tmp_path):
     """A model type that sees no pictures is refused by name."""
     transformers.BertConfig().save_pretrained(tmp_path)

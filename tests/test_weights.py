@@ -127,7 +127,15 @@ def test_files_are_hashed(checkpoint, tmp_path):
 def test_nan_is_refused(checkpoint):
     """A checkpoint whose training diverged is refused, naming a tensor."""
     rewrite(checkpoint, lambda tensors: {k: v * torch.nan if v.is_floating_point() else v for k, v in tensors.items()})
-    with pytest.raises(CheckpointError, match="NaN in"):
+    with pytest.raises(CheckpointError, match="NaN or infinity in"):
+        load_backbone(checkpoint, **options(checkpoint))
+
+
+def test_infinity_is_refused(checkpoint):
+    """One infinite parameter makes every map NaN: refused as well."""
+    name = LAST[checkpoint.name][0]
+    rewrite(checkpoint, lambda tensors: tensors | {name: torch.full_like(tensors[name], torch.inf)})
+    with pytest.raises(CheckpointError, match="NaN or infinity in 1 of"):
         load_backbone(checkpoint, **options(checkpoint))
 
 

@@ -19,7 +19,7 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     checkpoint: Any,
     *,
     out_features: Sequence[str] | str | None = None,
-    out_indices: Sequence[int] | str | None = None,
+    out_indices: Sequence[int] | int | str | None = None,
     arch: str | None = None,
     random_init: bool = False,
     seed: int = 0,
@@ -45,5 +45,6 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     source = resolve(Request(checkpoint, arch, random_init, seed, parse_size(image_size), num_channels, norm))
     features = parse_features(out_features) if isinstance(out_features, str) else out_features
     indices = parse_indices(out_indices) if isinstance(out_indices, str) else out_indices
+    indices = [indices] if isinstance(indices, int) else indices
     positions = source.select(features, indices)
     return ready(source, positions, resolve_device(device).value, precision)

@@ -103,6 +103,7 @@ class AutoBackboneSource(TransformersSource):
             _drop_stages_after(module, deepest, names, self.model_type)
         if self.norm == "raw":
             _drop_norms(module)
+        self.freeze(module)
 
         def maps(pixels: torch.Tensor) -> list[torch.Tensor]:
             height, width = pixels.shape[2:]

@@ -50,7 +50,7 @@ class Preprocessing:
         shape = (-1, 1, 1)
         mean = torch.tensor(self.mean, device=pixels.device).view(shape)
         std = torch.tensor(self.std, device=pixels.device).view(shape)
-        scaled = pixels.float()
+        scaled = pixels.to(torch.float32, copy=True)  # what follows is in place
         # n / 255 and n * (1 / 255) differ in the last bit for some n; the libraries divide.
         scaled = scaled.div_(255) if self.scale == 1 / 255 else scaled.mul_(self.scale)
         return scaled.sub_(mean).div_(std)
@@ -143,14 +143,19 @@ class Source(ABC):
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """Every stage, with shapes as the network really yields them (never from config fields)."""
-        height, width = self.input_size
-        known = [(s, s) for s in self.strides] if self.strides else None
+        known = self.strides or (None,) * len(self.stage_names)
+        places = zip(self.stage_names, self._whole[0], known, strict=True)
         return tuple(
-            Stage(name, index, module, (c, h, w), known[index] if known else (round(height / h), round(width / w)))
-            for index, ((name, module), (_, c, h, w)) in enumerate(
-                zip(self.stage_names, self._whole[0], strict=True), self.first_index
-            )
+            Stage(name, index, module, (shape[1], shape[2], shape[3]), self._stride(shape, stride))
+            for index, ((name, module), shape, stride) in enumerate(places, self.first_index)
         )
+
+    def _stride(self, shape: torch.Size, known: int | None) -> tuple[int, int]:
+        """Input pixels per cell: what the library names, unless it is off by more than borders and rounding."""
+        measured = self.input_size[0] / shape[2], self.input_size[1] / shape[3]
+        if known is not None and 0.67 < measured[0] / known < 1.5:
+            return known, known
+        return round(measured[0]), round(measured[1])
 
     def select(
         self, out_features: Sequence[str] | None = None, out_indices: Sequence[int] | str | None = None
@@ -265,7 +270,10 @@ class Backbone:
             raise UsageError(f"a picture cannot be prepared: {error.detail}", "convert it to 8 or 16 bits") from error
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, C, H, W) from `preprocess` -> {stage: (B, C, h, w)} on the device, in the precision computed in."""
+        """(B, C, H, W) from `preprocess` -> {stage: (B, C, h, w)} on the device, in the precision computed in.
+
+        Raises UsageError for anything else, such as pixels that were normalised already.
+        """
         return self._run(self.network.maps, pixels)
 
     def class_tokens(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -279,6 +287,18 @@ class Backbone:
     def _run(
         self, yields: Callable[[torch.Tensor], list[torch.Tensor]], pixels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
+        wanted, size = self.preprocessing.dtype, (self.preprocessing.channels, *self.preprocessing.size)
+        if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4 or tuple(pixels.shape[1:]) != size:
+            found = getattr(pixels, "shape", type(pixels).__name__)
+            raise UsageError(
+                f"pixels {found}: this backbone takes a tensor (B, {', '.join(map(str, size))})",
+                "stack what preprocess gives; another size is another load_backbone(..., image_size=...)",
+            )
+        if pixels.dtype != getattr(torch, wanted):
+            raise UsageError(
+                f"pixels of {pixels.dtype}: this backbone takes {wanted}",
+                "give what preprocess gives; normalising is done inside",
+            )
         with torch.inference_mode():
             ready = self.preprocessing.normalize(pixels.to(self.device, non_blocking=True))
             found = yields(ready.to(PRECISIONS[self.precision]))
@@ -291,7 +311,7 @@ def ready(source: Source, positions: Sequence[int], device: torch.device, precis
         raise UsageError(f"precision {shown(precision)}: no such precision", f"use {', '.join(PRECISIONS)}")
     network, weights = source.load(positions)
     network.module.eval().requires_grad_(False)
-    _refuse_nan(source.name, network)
+    _refuse_not_finite(source.name, network)
     digest = weights_digest(network)
     network.module.to(device=device, dtype=PRECISIONS[precision])
     return Backbone(
@@ -310,12 +330,16 @@ def ready(source: Source, positions: Sequence[int], device: torch.device, precis
     )
 
 
-def _refuse_nan(name: str, network: Network) -> None:
+def _refuse_not_finite(name: str, network: Network) -> None:
     """A run that diverged leaves such weights behind; its maps would be NaN for every image."""
-    broken = [key for key, tensor in network.tensors().items() if tensor.is_floating_point() and tensor.isnan().any()]
+    parameters = {key for key, _ in network.module.named_parameters()}  # a buffer may be infinite: a mask
+    floats = {key: tensor for key, tensor in network.tensors().items() if tensor.is_floating_point()}
+    broken = [
+        key for key, tensor in floats.items() if not (tensor.isfinite() if key in parameters else ~tensor.isnan()).all()
+    ]
     if broken:
         raise CheckpointError(
-            f"checkpoint {name}: NaN in {len(broken)} of its weights, first {', '.join(broken[:3])}",
+            f"checkpoint {shown(name)}: NaN or infinity in {len(broken)} of its weights, first {', '.join(broken[:3])}",
             "did its training diverge? Take an earlier checkpoint",
         )
 

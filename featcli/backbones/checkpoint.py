@@ -27,7 +27,7 @@ UNREACHABLE = {
 }
 NORMS = ("raw", "model")  # maps before, or after, the final norm of the model
 MOST_CHANNELS = 1024
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Request:
         if self.norm not in (None, *NORMS):
             raise UsageError(f"--norm {shown(self.norm)}: no such choice", f"use {', '.join(NORMS)}")
         if self.num_channels is not None and not 1 <= self.num_channels <= MOST_CHANNELS:
-            raise UsageError(f"--num-channels {self.num_channels}: must be from 1 to {MOST_CHANNELS}")
+            raise UsageError(f"--num-channels {self.num_channels}: must be from 1 to {MOST_CHANNELS}", "1 is grey")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: must be from 0 to 2**63 - 1", "leave it out for the default")
 
@@ -130,6 +130,8 @@ def _from_folder(request: Request, path: Path) -> Source:
             f"write ./{request.checkpoint} for the folder, or run elsewhere for the model",
         )
     config = read_config(path / "config.json")
+    if config.get("model_type") == "timm_wrapper" and "architecture" in config and "architectures" in config:
+        return _timm_wrapper(request, path, config)
     if _is_timm_config(config):
         return _timm(request, local=True)
     return _transformers(request)
@@ -161,12 +163,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def unreachable(checkpoint: str, error: Exception) -> CheckpointError:
-    """A checkpoint that is neither here, nor cached, nor within reach."""
+def unreachable(checkpoint: str, error: Exception, or_else: str = "") -> CheckpointError:
+    """A checkpoint that is neither here, nor cached, nor within reach; `or_else` ends the hint."""
     cause = UNREACHABLE.get(type(error).__name__, f"{type(error).__name__}: {one_line(error)}")
     return CheckpointError(
         f"checkpoint {shown(checkpoint)}: not on this machine, and not to be had from the hub: {cause}",
-        "check the name, fetch it where there is a network and give its folder, or try --random-init",
+        f"check the name, or fetch it where there is a network and give its folder{or_else}",
     )
 
 
@@ -186,6 +188,25 @@ def _timm(request: Request, local: bool = False, hub: bool = False) -> Source:
 
     prefix = "local-dir:" if local else "hf-hub:" if hub else ""
     return TimmSource(request, prefix + request.checkpoint)
+
+
+def _timm_wrapper(request: Request, path: Path, config: dict[str, Any]) -> Source:
+    """What transformers' TimmWrapper saves: timm's configuration in its own words, and weights under `timm_model.`"""
+    from featcli.backbones.from_timm import TimmSource
+    from featcli.backbones.weights import weights_files
+
+    files = weights_files(path)
+    if not (files or request.random_init):
+        raise CheckpointError(f"checkpoint {shown(path)}: no weights in it", "is the folder whole?")
+    source = TimmSource(
+        replace(request, arch=config["architecture"]),
+        str(files[0]) if files else "",
+        config.get("model_args") or {},
+        config.get("pretrained_cfg") or {},
+    )
+    source.files = files
+    source.name = f"{path.resolve().name} ({source.architecture})"
+    return source
 
 
 def _transformers(request: Request) -> Source:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,18 +44,26 @@ class TimmSource(Source):
 
     library = "timm"
 
-    def __init__(self, request: Request, checkpoint: str, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        checkpoint: str,
+        options: Mapping[str, Any] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+    ) -> None:
         """`checkpoint` is the request's, with `local-dir:` or `hf-hub:` before it where timm wants that; `options`
-        go to the model's constructor.
+        go to the model's constructor, `preprocessing` is what the checkpoint says of its pixels in place of timm.
         """
         self.request = request
         self.model_name = request.arch or checkpoint
         self.files = [Path(checkpoint)] if request.arch else []
+        self._place = ""  # of the weights in their file
         self._options = dict(options or {}) | ({"in_chans": request.num_channels} if request.num_channels else {})
         plain = self._create("meta")
-        self._options |= _size_option(plain, request.image_size)
-        self.config = resolve_data_config(_size_override(request.image_size), model=plain)
-        self.channels = self._options.get("in_chans", 3)
+        self._options |= self._size_option(plain)
+        own = dict(preprocessing or {}) or plain.pretrained_cfg
+        self.config = resolve_data_config(_size_override(request.image_size), pretrained_cfg=own)
+        self.channels = self._options.get("in_chans") or _in_chans(plain)
         self.input_size = self.config["input_size"][1:]
         strides = tuple(info["reduction"] for info in plain.feature_info)
         self.strides, self._is_isotropic = strides, len(set(strides)) == 1
@@ -97,7 +106,9 @@ class TimmSource(Source):
         overlay: dict[str, Any] = {}
         strangers: list[str] = []
         if self.files:
-            fitting, strangers = strip_prefix(read_weights(self.files), self._create("meta").state_dict().keys())
+            container, found = read_weights(self.files)
+            prefix, fitting, strangers = strip_prefix(self.files[0], found, self._create("meta").state_dict())
+            self._place = ", ".join([*([container] if container else []), *([f"{prefix}*"] if prefix else [])])
             overlay = {"pretrained_cfg_overlay": {"state_dict": fitting}}
         with captured_loads() as loads:
             model = self._create_pretrained(**overlay)
@@ -153,22 +164,44 @@ class TimmSource(Source):
 
         return Network(model, intermediates, class_tokens if _has_class_token(model) else None)
 
+    def _size_option(self, plain: nn.Module) -> dict[str, Any]:
+        """`img_size` for constructors that take one; convolution nets refuse it and do not need it."""
+        kinds = [kind for kind in type(plain).__mro__ if issubclass(kind, nn.Module)]
+        if self.request.image_size is None or not any(
+            "img_size" in inspect.signature(kind.__init__).parameters for kind in kinds
+        ):
+            return {}
+        option = {"img_size": self.request.image_size}
+        before = self._options
+        self._options = before | option
+        try:
+            self._create("meta")
+        except UsageError:  # not for that size: the model as it is may take it all the same
+            return {}
+        finally:
+            self._options = before
+        return option
+
     def _create(self, device: str) -> Any:
         """A headless model without weights. Raises UsageError for names that timm does not know."""
         try:
-            with torch.device(device):
+            at_hub = self.model_name.startswith("hf-hub:")
+            with torch.device(device), hub_or_cache(wanted=at_hub), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of architectures that have another name by now
                 return timm.create_model(self.model_name, pretrained=False, num_classes=0, **self._options)
-        except RuntimeError as error:
-            if not str(error).startswith(("Unknown model", "Invalid pretrained tag")):
-                raise
-            raise _unknown(self.model_name, "--arch" if self.files else "checkpoint") from None
         except (AssertionError, ZeroDivisionError) as error:
             asked = ", ".join(f"{name} {value}" for name, value in self._options.items())
             raise UsageError(
                 f"{self.model_name} with {asked}: {one_line(error)}", "choose another --image-size"
             ) from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # a configuration that is off
-            raise CheckpointError(f"checkpoint {shown(self.model_name)}: {error}", "is the folder whole?") from error
+        except Exception as error:  # a configuration that is off; files, the hub, its HTTP library
+            if str(error).startswith(("Unknown model", "Invalid pretrained tag")):
+                raise _unknown(self.model_name, "--arch" if self.request.arch else "checkpoint") from None
+            if self.model_name.startswith("hf-hub:"):
+                raise unreachable(self.model_name, error) from error
+            raise CheckpointError(
+                f"checkpoint {shown(self.request.checkpoint)}: {one_line(error)}", "is the folder whole?"
+            ) from error
 
     def _create_pretrained(self, **overlay: Any) -> Any:
         """The same model with weights. Whatever timm raises here is about the checkpoint."""
@@ -178,14 +211,15 @@ class TimmSource(Source):
                 return timm.create_model(self.model_name, pretrained=True, num_classes=0, **self._options, **overlay)
         except Exception as error:  # files, hub, HTTP, unpickling and shapes: timm lets all of them through
             if at_hub:
-                raise unreachable(self.model_name, error) from error
+                raise unreachable(self.model_name, error, ", or try --random-init") from error
             raise CheckpointError(
                 f"checkpoint {shown(self.request.checkpoint)}: {one_line(error, 2)}",
-                f"do these weights belong to {self.name}?",
+                f"do these weights belong to {self.architecture}?",
             ) from error
 
     def _proven(self, module: Any, loads: list[Any], unexpected: Sequence[str], files: Sequence[Path]) -> Weights:
         origin = self.files[0].name if self.files else self.name.partition(" (")[0]
+        origin += f" ({self._place})" if self._place else ""
         tensors, hashes = module.state_dict().keys(), hash_files(files)
         if not loads:
             if not module.pretrained_cfg.get("custom_load"):
@@ -198,7 +232,7 @@ class TimmSource(Source):
             raise CheckpointError(
                 f"checkpoint {shown(self.request.checkpoint)}: {len(absent)} of {len(tensors)} tensors of"
                 f" {self.name} are not in it, first {', '.join(absent[:3])}",
-                f"do these weights belong to {self.name}?",
+                f"do these weights belong to {self.architecture}?",
             )
         return Weights(origin, len(tensors), len(tensors), unexpected=tuple(unexpected), files=hashes)
 
@@ -221,10 +255,9 @@ def _size_override(size: tuple[int, int] | None) -> dict[str, Any]:
 def _patch(model: Any, strides: Sequence[int]) -> tuple[int, int] | None:
     """(height, width) of the patches that a model cuts its input into; what does not fill one is lost in some."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if isinstance(patch, int):
-        return patch, patch
-    if patch is not None and len(patch) == 2:
-        return int(patch[0]), int(patch[1])
+    sides = (patch, patch) if isinstance(patch, int) else tuple(patch or ())
+    if len(sides) == 2 and sides[0] == strides[0]:  # else patches overlap, and borders are padded
+        return int(sides[0]), int(sides[1])
     return (strides[0], strides[0]) if len(set(strides)) == 1 else None
 
 
@@ -237,11 +270,15 @@ def _files_of(model_name: str, pretrained_cfg: Mapping[str, Any]) -> list[Path]:
         return hub_weights(hub_id, pretrained_cfg.get("hf_hub_filename")) if hub_id else []
 
 
-def _size_option(model: nn.Module, size: tuple[int, int] | None) -> dict[str, Any]:
-    """`img_size` for constructors that take one; convolution nets refuse it and do not need it."""
-    if size is None or "img_size" not in inspect.signature(type(model).__init__).parameters:
-        return {}
-    return {"img_size": size}
+def _in_chans(model: Any) -> int:
+    """Channels of the pixels, from the first layer: a folder's model_args may say anything."""
+    first = model.pretrained_cfg.get("first_conv")
+    path = first[0] if isinstance(first, list | tuple) else first
+    try:
+        weight = model.get_submodule(path).weight
+    except (AttributeError, TypeError):
+        return 3
+    return int(weight.shape[1]) if weight.ndim == 4 else 3
 
 
 def _unknown(name: str, option: str) -> UsageError:
@@ -250,8 +287,12 @@ def _unknown(name: str, option: str) -> UsageError:
         tags = [known.partition(".")[2] for known in timm.list_pretrained(plain)]
         return UsageError(f"{option} {shown(name)}: no tag {shown(tag)}", f"the tags of {plain} are {', '.join(tags)}")
     near = nearest(plain, timm.list_models())
-    hint = f"did you mean {' or '.join(near)}?" if near else "a timm model, a folder, a weights file or a hub id"
-    return UsageError(f"{option} {shown(name)}: no such timm model, folder or file", hint)
+    what, else_ = "timm model, folder or file", "a timm model, a folder, a weights file or a hub id"
+    if option == "--arch":
+        what, else_ = "timm architecture", "featcli models lists them"
+    return UsageError(
+        f"{option} {shown(name)}: no such {what}", f"did you mean {' or '.join(near)}?" if near else else_
+    )
 
 
 @contextmanager

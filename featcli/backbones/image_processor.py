@@ -20,6 +20,7 @@ import transformers  # noqa: E402
 
 from featcli.backbones.backbone import Preprocessing  # noqa: E402
 from featcli.backbones.hub import hub_or_cache  # noqa: E402
+from featcli.errors import CheckpointError, one_line, shown  # noqa: E402
 
 
 def read_processor(checkpoint: str, image_size: tuple[int, int] | None) -> Any:
@@ -29,10 +30,23 @@ def read_processor(checkpoint: str, image_size: tuple[int, int] | None) -> Any:
             processor = transformers.AutoImageProcessor.from_pretrained(
                 checkpoint, backend="pil", trust_remote_code=False
             )
-    except (OSError, ValueError):
+    except Exception as error:  # files, JSON, unknown or custom classes: there is no common type
+        if (Path(checkpoint) / "preprocessor_config.json").exists():
+            raise CheckpointError(
+                f"checkpoint {shown(checkpoint)}: its preprocessor_config.json cannot be used: {one_line(error)}",
+                "is it whole? An image processor with code of its own is not run",
+            ) from error
+        if not isinstance(error, OSError | ValueError):
+            raise
         return None
     if image_size is not None:
         _resize_processor(processor, image_size)
+        if output_sizes(processor) != {image_size}:
+            raise CheckpointError(
+                f"checkpoint {shown(checkpoint)}: its {type(processor).__name__} does not give every picture"
+                f" {image_size[0]}x{image_size[1]} pixels",
+                "try a multiple of the patch or of 32, or save another image processor there",
+            )
     return processor
 
 
@@ -132,6 +146,9 @@ def _resize_processor(processor: Any, size: tuple[int, int]) -> None:
         processor.size = type(processor.size)(shortest_edge=height)
     else:
         processor.size = type(processor.size)(height=height, width=width)
+    for keeps_proportions in ("keep_aspect_ratio", "do_pad"):
+        if getattr(processor, keeps_proportions, None):
+            setattr(processor, keeps_proportions, False)
     if crop:
         processor.crop_size = type(crop)(height=height, width=width)
 

@@ -54,6 +54,14 @@ def replay(
             "extract them too, with --pool cls, and give them as class_tokens",
         )
     found, tokens = _tensors(maps), None if class_tokens is None else _tensors(class_tokens)
+    if not found or any(m.ndim != 4 or m.dtype != torch.float32 or len(m) != len(found[0]) for m in found):
+        shapes = ", ".join(f"{tuple(m.shape)} {m.dtype}" for m in found) or "none"
+        raise UsageError(
+            f"replay takes one float32 map (B, C, H, W) for each stage, not {shapes}",
+            "extract with --pool none and --dtype float32; dump[stage][:8] gives a batch",
+        )
+    if size is not None and not (isinstance(size, tuple | list) and len(size) == 2):
+        raise UsageError(f"size {size!r}: not (H, W)", "give size=(H, W) as it was extracted")
     if pixel_values is None:
         if size is None:
             raise UsageError("replay needs the size of the pixels", "give size=(H, W) as it was extracted")

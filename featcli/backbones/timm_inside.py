@@ -12,7 +12,7 @@ from featcli.backbones.checkpoint import Request
 from featcli.backbones.from_timm import TimmSource
 from featcli.backbones.hub import hub_or_cache, hub_weights
 from featcli.backbones.image_processor import preprocessing_of, read_processor
-from featcli.backbones.transformers_source import inside, name_of, own_size, reading
+from featcli.backbones.transformers_source import freezer, inside, name_of, no_processor, own_size, reading
 from featcli.backbones.weights import weights_files
 from featcli.errors import CheckpointError, UsageError, shown
 
@@ -34,6 +34,7 @@ class TimmInside(TimmSource):
             image_size=size,
             num_channels=channels if channels != 3 else request.num_channels,
         )
+        self._freeze = freezer(outer)
         super().__init__(timm_request, "", options)
         # Before timm's rule of two libraries' worth of indices: those of the configuration, counted from the end too.
         self.default_indices = tuple(index % len(self.stage_names) for index in config.out_indices)
@@ -41,6 +42,10 @@ class TimmInside(TimmSource):
         within = f"the {self.architecture} in a {composite}" if composite else self.architecture
         self.name = f"{name_of(request)} ({within})"
         self.inside = inside(outer) if outer is not None else ""
+
+    def _cut(self, model: Any, positions: Sequence[int]) -> Network:
+        self._freeze(model)
+        return super()._cut(model, positions)
 
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
         """See Source."""
@@ -61,6 +66,8 @@ class TimmInside(TimmSource):
 
     def preprocessing(self) -> Preprocessing:
         """See Source; the checkpoint's own where it has one, which is not timm's."""
+        if self._processor is None and self.inside and not self.request.random_init:
+            raise no_processor(self.request)
         if self._processor is None:
             return super().preprocessing()
         return preprocessing_of(self._processor, self.input_size, self.channels)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
+import sys
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from featcli.backbones.torchvision_operators import declare_missing_operators
 
@@ -28,7 +32,7 @@ from featcli.backbones.image_processor import (  # noqa: E402
     read_processor,
 )
 from featcli.backbones.replay import place_of_backbone  # noqa: E402
-from featcli.backbones.weights import hash_files, weights_files  # noqa: E402
+from featcli.backbones.weights import hash_files, refuse_pointers, weights_files  # noqa: E402
 from featcli.errors import CheckpointError, FeatcliError, UsageError, one_line, shown  # noqa: E402
 
 DEFAULT_SIZE = 224
@@ -62,6 +66,7 @@ class TransformersSource(Source):
         if outer is not None:
             self.name += f" (the {self.model_type} in a {outer.model_type})"
             self.inside = inside(outer)
+        self.freeze = freezer(outer)
 
     @abstractmethod
     def _blank(self, positions: Sequence[int]) -> Any:
@@ -95,6 +100,8 @@ class TransformersSource(Source):
                 f"checkpoint {shown(self.request.checkpoint)}: a configuration without weights",
                 "give the folder that holds its weights too, or --random-init",
             )
+        if Path(self.request.checkpoint).is_dir():
+            refuse_pointers(weights_files(Path(self.request.checkpoint)))
         module, report = self._read(positions)
         network = self._network(module, positions)
         return network, self._proven(network, report)
@@ -111,17 +118,14 @@ class TransformersSource(Source):
                 key_mapping=renamed,
                 dtype=torch.float32,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, with both shapes
             )
         return module.eval(), report
 
     def preprocessing(self) -> Preprocessing:
         """See Source; the image processor's own."""
         if self.processor is None:
-            raise CheckpointError(
-                f"checkpoint {shown(self.request.checkpoint)}: no preprocessor_config.json beside its config.json,"
-                " so nobody can tell which pixels it was trained on",
-                "save the processor it belongs to there: AutoImageProcessor.from_pretrained(...).save_pretrained(...)",
-            )
+            raise no_processor(self.request)
         if self.channels not in (1, 3):
             raise UsageError(
                 f"{self.name}: takes {self.channels} channels, a picture has 1 or 3",
@@ -144,7 +148,17 @@ class TransformersSource(Source):
         tensors = network.tensors().keys()
         absent = sorted(k for k in report["missing_keys"] if k in tensors and not k.endswith("num_batches_tracked"))
         missing = tuple(key for key in absent if self._may_be_absent(key))
-        lost = [key for key in absent if key not in missing] + sorted(map(str, report["mismatched_keys"]))
+        lost = [key for key in absent if key not in missing]
+        misfits = sorted(misfit for misfit in report["mismatched_keys"] if misfit[0] in tensors)
+        if misfits:
+            key, there, here = misfits[0]
+            raise CheckpointError(
+                f"checkpoint {shown(self.request.checkpoint)}: {len(misfits)} of {len(tensors)} tensors of its"
+                f" {self.model_type} backbone have another shape, first {key}: {tuple(there)}, not {tuple(here)}",
+                "does config.json belong to these weights? Trained weights are for the channels that they name"
+                if self.request.num_channels is None
+                else "these weights are for another number of channels: leave --num-channels out",
+            )
         if lost:
             raise CheckpointError(
                 f"checkpoint {shown(self.request.checkpoint)}: {len(lost)} of {len(tensors)} tensors of its"
@@ -172,15 +186,39 @@ def reading(request: Request) -> Iterator[None]:
     except Exception as error:  # files, hub, HTTP, unpickling, unknown types: there is no common type
         if not is_here:
             raise unreachable(request.checkpoint, error) from error
-        raise CheckpointError(
-            f"checkpoint {shown(request.checkpoint)}: {one_line(error)}", "is the folder whole?"
-        ) from error
+        raise CheckpointError(f"checkpoint {shown(request.checkpoint)}: {cause(error)}", hint_of(error)) from error
+
+
+def cause(error: Exception) -> str:
+    """A library's reason for refusing a checkpoint, without advice that nobody should follow."""
+    text = str(error)
+    if "weights_only" in text or isinstance(error, pickle.UnpicklingError):
+        return "a weights file holds something other than tensors, which could run code when read"
+    if "custom code" in text or "trust_remote_code" in text:
+        return "it needs code of its own, and featcli runs none"
+    return one_line(error)
+
+
+def hint_of(error: Exception) -> str:
+    """What to do about `cause`."""
+    if "other than tensors" in cause(error):
+        return "convert it to .safetensors on a machine where you trust it"
+    return "use another checkpoint" if "of its own" in cause(error) else "is the folder whole?"
 
 
 def name_of(request: Request) -> str:
     """A folder or file by its name alone, a hub id as it is."""
     path = Path(request.checkpoint)
     return path.resolve().name if path.exists() else request.checkpoint
+
+
+def no_processor(request: Request) -> CheckpointError:
+    """A checkpoint without an image processor."""
+    return CheckpointError(
+        f"checkpoint {shown(request.checkpoint)}: no preprocessor_config.json beside its config.json,"
+        " so nobody can tell which pixels it was trained on",
+        "save the processor it belongs to there: AutoImageProcessor.from_pretrained(...).save_pretrained(...)",
+    )
 
 
 def own_size(request: Request, processor: Any) -> tuple[int, int] | None:
@@ -211,6 +249,25 @@ def inside(outer: Any) -> str:
         if place:
             return f"{place} of {name}"
     return ""
+
+
+def freezer(outer: Any) -> Callable[[nn.Module], None]:
+    """What a larger model does to the norms of its backbone: DETR and its kin put frozen ones of their own in place.
+
+    They compute the same up to the last bits; replay promises all of them.
+    """
+    module = sys.modules.get(type(outer).__module__.replace(".configuration_", ".modeling_")) if outer else None
+    if outer is not None and module is None:
+        module = importlib.import_module(type(outer).__module__.replace(".configuration_", ".modeling_"))
+    replace = getattr(module, "replace_batch_norm", None)
+    if replace is None or not getattr(outer, "freeze_backbone_batch_norms", True):
+        return lambda _: None
+
+    def freeze(backbone: nn.Module) -> None:
+        with torch.no_grad():
+            replace(backbone)
+
+    return freeze
 
 
 def _copy(config: Any) -> Any:

@@ -12,13 +12,29 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from featcli.backbones.hub import WEIGHTS_NAMES
 from featcli.errors import CheckpointError, shown
 
-# Training checkpoints hold the weights beside optimizers and counters; the averaged ones are the better model.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+# Training checkpoints hold the weights beside optimizers and counters; the averaged ones are the better model. What
+# comes first here is taken, whatever else is there.
+CONTAINERS = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema", "state_dict", "model_state_dict", "model",
+    "teacher", "module", "net", "network", "params", "weights", "backbone", "student",
+)  # fmt: skip
+DEEPEST = 3  # containers in containers
+# What stands in a file that is not the weights but tells where they are: (first bytes, what it is, what to do).
+POINTERS = (
+    (
+        b"version https://git-lfs",
+        "a pointer of git-lfs, not the weights themselves",
+        "run git lfs pull where it is from",
+    ),
+    (b"<!doctype", "a web page, not weights", "download the file itself"),
+    (b"<html", "a web page, not weights", "download the file itself"),
+)
 
 
 def weights_files(folder: Path) -> list[Path]:
@@ -47,12 +63,17 @@ def hash_files(paths: Iterable[Path]) -> dict[str, str]:
     return hashes
 
 
-def read_weights(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """The tensors of .safetensors, .pth, .pt, .bin or .ckpt files by name. Raises CheckpointError."""
-    return {name: tensor for path in paths for name, tensor in _read(path).items()}
+def read_weights(paths: Sequence[Path]) -> tuple[str, dict[str, torch.Tensor]]:
+    """The tensors of weights files by name, and in which container of a training checkpoint they were.
+
+    Raises CheckpointError.
+    """
+    refuse_pointers(paths)
+    read = [_read(path) for path in paths]
+    return read[0][0], {name: tensor for _, tensors in read for name, tensor in tensors.items()}
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
     try:
         content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except pickle.UnpicklingError as error:
@@ -68,14 +89,33 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"checkpoint {shown(path)}: not a readable weights file ({type(error).__name__})", "is the file whole?"
         ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
+    found = _find_tensors(content)
+    if found is None:
+        top = ", ".join(map(str, list(content)[:5]))
+        raise CheckpointError(f"checkpoint {shown(path)}: no weights in it, only {top}", "is it a weights file?")
+    return found
+
+
+def _find_tensors(content: Mapping[Any, Any], place: str = "") -> tuple[str, dict[str, torch.Tensor]] | None:
+    """The weights in a training checkpoint, and the names of the containers that they were in."""
+    for name in (*CONTAINERS, *(key for key in content if key not in (*CONTAINERS, "optimizer", "optimizers"))):
+        inner = content.get(name)
+        if isinstance(inner, Mapping) and place.count(".") < DEEPEST:
+            found = _find_tensors(inner, f"{place}{name}.")
+            if found is not None:
+                return found
     tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise CheckpointError(f"checkpoint {shown(path)}: no tensors in it", "is it a weights file?")
-    return tensors
+    return (place.rstrip("."), tensors) if tensors else None
+
+
+def refuse_pointers(paths: Iterable[Path]) -> None:
+    """Raise CheckpointError for files that only look like weights: what git-lfs or a browser left in their place."""
+    for path in paths:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+        for mark, what, hint in POINTERS:
+            if start.startswith(mark):
+                raise CheckpointError(f"checkpoint {shown(path)}: {what}", hint)
 
 
 def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
@@ -86,7 +126,7 @@ def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
 
 def _read_pickle(path: Path) -> Mapping[str, object]:
     # timm's training script stores its options beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+    with torch.serialization.safe_globals([argparse.Namespace, *_numbers()]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old pickles, which are read all the same or refused
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
@@ -94,23 +134,44 @@ def _read_pickle(path: Path) -> Mapping[str, object]:
     return content
 
 
+def _numbers() -> list[Any]:
+    """numpy's single numbers, which training scripts keep beside the weights: a best accuracy, a loss."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
+
+
 def strip_prefix(
-    tensors: Mapping[str, torch.Tensor], expected: Collection[str]
-) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The tensors under the prefix (`module.`, `backbone.`, `encoder.body.` ...) that fits most expected names, and
-    the names of all others.
+    path: Path, tensors: Mapping[str, torch.Tensor], expected: Collection[str]
+) -> tuple[str, dict[str, torch.Tensor], list[str]]:
+    """The prefix (`module.`, `backbone.`, `encoder.body.` ...) that fits most expected names, the tensors under it,
+    and the names of all others.
 
     With no fit at all the tensors come back as they are: the library may know another way to read them.
+    Raises CheckpointError where two prefixes fit equally well, as a student's and a teacher's.
     """
+    fits = count_prefixes(tensors, expected)
     best = find_prefix(tensors, expected)
+    equals = [prefix for prefix in sorted(fits) if fits[prefix] == fits[best]]
+    if len(equals) > 1:
+        raise CheckpointError(
+            f"checkpoint {shown(path)}: two sets of weights in it fit equally well, {equals[0]}* and {equals[1]}*",
+            "save the one that you want in a file of its own",
+        )
     under = {key[len(best) :]: tensor for key, tensor in tensors.items() if key.startswith(best)}
-    return under, [key for key in tensors if not key.startswith(best)]
+    return best, under, [key for key in tensors if not key.startswith(best)]
 
 
-def find_prefix(found: Iterable[str], expected: Collection[str]) -> str:
-    """The prefix under which most of the expected names are found."""
+def count_prefixes(found: Iterable[str], expected: Collection[str]) -> Counter[str]:
+    """How many of the expected names are found under each prefix."""
     names, fits = set(expected), Counter[str]()
     for key in found:
         starts = [0, *(i + 1 for i, char in enumerate(key) if char == ".")]
         fits.update(key[:start] for start in starts if key[start:] in names)
+    return fits
+
+
+def find_prefix(found: Iterable[str], expected: Collection[str]) -> str:
+    """The prefix under which most of the expected names are found, empty without any."""
+    fits = count_prefixes(found, expected)
     return max(sorted(fits), key=fits.__getitem__, default="")
