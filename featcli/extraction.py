@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Clock:
     started: float = field(default_factory=time.perf_counter)
     decode: float = 0.0
     compute: float = 0.0
+    overflown: Counter[str] = field(default_factory=Counter)  # stage -> values that are not finite
 
 
 def extract(
@@ -112,6 +114,7 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
     with settled_arithmetic(job.threads):
         write_seconds = _run_shards(dump, shards, frozenset(again), job, clock, report) if shards else 0.0
     manifest = dump.finalize()
+    _warn_of_overflow(clock.overflown, dump.plan, report)
     seconds = time.perf_counter() - clock.started
     outcome = Outcome(
         dump=str(path),
@@ -143,6 +146,15 @@ def _warn_of_environment(before: Mapping[str, str], now: Mapping[str, str], repo
     changed = [f"{name} {before.get(name)} -> {now.get(name)}" for name in now if before.get(name) != now.get(name)]
     if changed:
         report("warning", text=f"this dump was begun elsewhere, its last bits may differ: {', '.join(changed)}")
+
+
+def _warn_of_overflow(overflown: Counter[str], plan: Plan, report: Report) -> None:
+    for stage, count in sorted(overflown.items()):
+        dtype = next(stored.dtype for stored in plan.stages if stored.name == stage)
+        help_ = (
+            "float16 ends at 65,504: store --dtype bfloat16 or float32" if dtype == "float16" else "look at its maps"
+        )
+        report("warning", text=f"{count:,} values of {stage} are infinite or undefined: {help_}")
 
 
 def _refuse_if_too_large(path: Path, plan: Plan, shards: Sequence[int], overwrite: bool) -> None:
@@ -180,7 +192,7 @@ def _run_shards(
         for batch in decoded:
             clock.decode += batch.decode_seconds
             began = time.perf_counter()
-            maps = stored_maps(forward(batch.pixels), batch, job)
+            maps = stored_maps(forward(batch.pixels), batch, job, clock.overflown)
             clock.compute += time.perf_counter() - began
             into.write(batch, maps, writer)
             report("batch", images=len(batch.rows))
@@ -192,12 +204,20 @@ def _cut_batches(plan: Plan, number: int) -> Iterator[range]:
     return (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
 
 
-def stored_maps(found: Mapping[str, torch.Tensor], batch: Batch, job: Job) -> dict[str, np.ndarray]:
-    """Maps on the device -> the rows as they are stored: pooled, cast, NaN where there was no image."""
+def stored_maps(
+    found: Mapping[str, torch.Tensor], batch: Batch, job: Job, overflown: Counter[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Maps on the device -> the rows as they are stored: pooled, cast, NaN where there was no image.
+
+    `overflown` counts the values that are not finite, by stage.
+    """
     failed = [failure.row - batch.rows.start for failure in batch.failures]
     stored = {}
     for stage in job.plan.stages:
         rows = job.pooling.reduce(found[stage.name]).to(TORCH_DTYPES[stage.dtype])
+        if overflown is not None and not (finite := torch.isfinite(rows)).all():
+            finite[failed] = True
+            overflown[stage.name] += int((~finite).sum())
         rows = rows.cpu().contiguous()
         if rows.shape[1:] != stage.shape:
             raise AssertionError(f"{stage.name} yields {tuple(rows.shape[1:])}, planned {stage.shape}")

@@ -582,3 +582,23 @@ def test_a_damaged_dump_can_be_overwritten(tmp_path, photos, name):
     (tmp_path / "d" / name).write_bytes(b"{")
     assert featcli.extract(photos, output=tmp_path / "d", overwrite=True, **TINY).extracted == 12
     assert tree(tmp_path / "d") == before
+
+
+def test_overflow_is_counted_and_said(tmp_path, photos, monkeypatch):
+    """Maps too large for float16 become infinite: the run says how many values of which stage did."""
+    from featcli.backbones.backbone import Backbone
+
+    plain = Backbone.forward
+    monkeypatch.setattr(
+        Backbone, "forward", lambda self, pixels: {k: v * 0 + 1e6 for k, v in plain(self, pixels).items()}
+    )
+    (photos / "broken.png").write_bytes(b"")
+    said = []
+    featcli.extract(
+        photos, output=tmp_path / "d", dtype="float16", **TINY,
+        report=lambda kind, **facts: said.append(facts["text"]) if kind == "warning" else None,
+    )  # fmt: skip
+    count = 12 * 96 * 5 * 5
+    assert said == [
+        f"{count:,} values of stage4 are infinite or undefined: float16 ends at 65,504: store --dtype bfloat16 or float32"
+    ]

@@ -1,0 +1,104 @@
+"""Dumps of somebody else: whatever is in their files, reading them ends in maps or in a FeatcliError."""
+
+import json
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import featcli
+from conftest import draw
+from featcli import open_dump
+from featcli.errors import FeatcliError
+from featcli.inspection import inspect_dump
+from featcli.verify import verify
+from featcli.writers.sealed import CHECKSUM, sealed
+
+FUZZ = settings(
+    max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 2**70), st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(["", "../../etc/passwd", "stage4", "hdf5", "\udc80", "a\x00b"]), st.just([]), st.just({}),
+    st.just([[0] * 3] * 3), st.just({"a": {"b": []}}),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["hdf5", "safetensors"])
+def made(request, tmp_path_factory):
+    """A dump of five pictures, one of them broken."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    for i in range(5):
+        draw(folder / "photos" / f"{i}.png", i, (32, 32))
+    (folder / "photos" / "3.png").write_bytes(b"")
+    options = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 2, "shard_size": 2, "pool": "avg"}
+    featcli.extract(folder / "photos", output=folder / "d", format=request.param, **options)
+    return folder / "d"
+
+
+def read_all(folder):
+    """Everything that reads a dump, each part on its own: FeatcliError is an answer, anything else is a bug."""
+    answers = []
+    for read in (_rows, inspect_dump, verify):
+        try:
+            answers.append(read(folder))
+        except FeatcliError as error:
+            answers.append(error)
+    return answers
+
+
+def _rows(folder):
+    dump = open_dump(folder, incomplete=True)
+    return [dump.keys, dump.failures, dump.valid.sum(), *(dump[stage][:].shape for stage in dump.stages)]
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_bytes(made, tmp_path_factory, data):
+    """Bytes overwritten, cut off or put in, in any file of a dump."""
+    folder = tmp_path_factory.mktemp("d") / "d"
+    shutil.copytree(made, folder)
+    path = data.draw(st.sampled_from(sorted(p for p in folder.rglob("*") if p.is_file())))
+    content = path.read_bytes()
+    place = data.draw(st.integers(0, len(content)))
+    cut = data.draw(st.sampled_from([0, 1, 4, 8, 100, len(content)]))
+    path.write_bytes(content[:place] + data.draw(st.binary(max_size=16)) + content[place + cut :])
+    read_all(folder)
+    shutil.rmtree(folder)
+
+
+def places(content, above=()):
+    """The path of every value in JSON content."""
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        yield (*above, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*above, key))
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_values(made, tmp_path_factory, data):
+    """Any value of a plan, record or manifest replaced by an odd one, and sealed as if it were right."""
+    folder = tmp_path_factory.mktemp("d") / "d"
+    shutil.copytree(made, folder)
+    path = data.draw(st.sampled_from(sorted(folder.rglob("*.json"))))
+    content = json.loads(path.read_bytes())
+    del content[CHECKSUM]
+    *above, last = data.draw(st.sampled_from(list(places(content))))
+    owner = content
+    for key in above:
+        owner = owner[key]
+    owner[last] = data.draw(ODD)
+    if path.name == "plan.json" and data.draw(st.booleans()):
+        content["fingerprint"] = _fingerprint(content)
+    path.write_bytes(sealed(content))
+    read_all(folder)
+    shutil.rmtree(folder)
+
+
+def _fingerprint(content):
+    from featcli.writers.sealed import hash_json
+
+    left_out = ("fingerprint", "images_digest", "provenance", "environment")
+    return hash_json({name: value for name, value in content.items() if name not in left_out})
