@@ -151,9 +151,7 @@ def _warn_of_environment(before: Mapping[str, str], now: Mapping[str, str], repo
 def _warn_of_overflow(overflown: Counter[str], plan: Plan, report: Report) -> None:
     for stage, count in sorted(overflown.items()):
         dtype = next(stored.dtype for stored in plan.stages if stored.name == stage)
-        help_ = (
-            "float16 ends at 65,504: store --dtype bfloat16 or float32" if dtype == "float16" else "look at its maps"
-        )
+        help_ = "float16 ends at 65,504, use another --dtype" if dtype == "float16" else "look at its maps"
         report("warning", text=f"{count:,} values of {stage} are infinite or undefined: {help_}")
 
 

@@ -599,6 +599,5 @@ def test_overflow_is_counted_and_said(tmp_path, photos, monkeypatch):
         report=lambda kind, **facts: said.append(facts["text"]) if kind == "warning" else None,
     )  # fmt: skip
     count = 12 * 96 * 5 * 5
-    assert said == [
-        f"{count:,} values of stage4 are infinite or undefined: float16 ends at 65,504: store --dtype bfloat16 or float32"
-    ]
+    assert len(said) == 1
+    assert said[0].startswith(f"{count:,} values of stage4 are infinite or undefined: float16 ends at 65,504")
