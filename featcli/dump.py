@@ -8,7 +8,6 @@ A record is published after its shard file, the manifest after all records: what
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import xxhash
 from featcli.errors import ConflictError, DamagedError, IncompleteError, shown
 from featcli.images import Failure
 from featcli.inputs import MISSING, ImageList
-from featcli.plan import Plan, StoredStage, refuse_other_plan, with_fingerprint
+from featcli.plan import Plan, refuse_other_plan, with_fingerprint
 from featcli.writers import FORMATS
 from featcli.writers.layout import ITEM_BYTES
 from featcli.writers.publish import disk_errors, publish_lines, remove_stale, sync_folder
@@ -306,16 +305,6 @@ class Dump:
 def failure_lines(records: Iterable[Mapping[str, Any]]) -> list[bytes]:
     """The lines of failures.jsonl."""
     return [json.dumps(failure).encode("ascii") + b"\n" for record in records for failure in record["failures"]]
-
-
-def row_bytes(shape: Sequence[int], dtype: str) -> int:
-    """Bytes of what is stored of one image for one stage."""
-    return math.prod(shape) * ITEM_BYTES[dtype]
-
-
-def image_bytes(stages: Iterable[StoredStage]) -> int:
-    """Bytes of what is stored of one image over all stages."""
-    return sum(row_bytes(stage.shape, stage.dtype) for stage in stages)
 
 
 def _size(num_bytes: int) -> str:

@@ -25,10 +25,10 @@ from featcli.backbones.stages import parse_features, parse_indices
 from featcli.batches import Batch
 from featcli.config import ExtractConfig
 from featcli.device import memory_errors, settled_arithmetic
-from featcli.dump import Dump, image_bytes
+from featcli.dump import Dump
 from featcli.errors import MachineError, shown
 from featcli.images import Failure
-from featcli.plan import Plan
+from featcli.plan import Plan, image_bytes
 from featcli.planning import Job, prepare
 from featcli.progress import Report, silent, size
 from featcli.target import existing_parent, remove_dump, stored_bytes

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcli.dump import Dump, row_bytes
+from featcli.dump import Dump
 from featcli.errors import CheckpointError, UsageError
+from featcli.plan import row_bytes
 
 if TYPE_CHECKING:
     from featcli.backbones import Request

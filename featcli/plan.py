@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import xxhash
 
 from featcli.errors import ConflictError
+from featcli.writers.layout import ITEM_BYTES
 from featcli.writers.sealed import hash_json
 
 FORMAT_VERSION = 1
@@ -169,3 +171,13 @@ def _for_people(plan: Plan) -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = "absent" if value is None else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def row_bytes(shape: Sequence[int], dtype: str) -> int:
+    """Bytes of what is stored of one image for one stage."""
+    return math.prod(shape) * ITEM_BYTES[dtype]
+
+
+def image_bytes(stages: Iterable[StoredStage]) -> int:
+    """Bytes of what is stored of one image over all stages."""
+    return sum(row_bytes(stage.shape, stage.dtype) for stage in stages)

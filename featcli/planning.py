@@ -16,14 +16,15 @@ import torch
 import featcli
 from featcli import inputs
 from featcli.backbones import resolve
-from featcli.backbones.backbone import Backbone, Source, ready
+from featcli.backbones.backbone import Backbone
+from featcli.backbones.source import Source, ready
 from featcli.config import MAX_SHARD_ROWS, SHARD_BYTES, ExtractConfig
 from featcli.device import Resolved, available_cores, memory_errors, resolve_device
-from featcli.dump import Dump, digest_images, image_bytes
+from featcli.dump import Dump, digest_images
 from featcli.errors import UsageError, shown
 from featcli.images import RULES
 from featcli.inputs import ImageList
-from featcli.plan import Plan, StoredStage, digest_keys
+from featcli.plan import Plan, StoredStage, digest_keys, image_bytes
 from featcli.pooling import Pooling, pooling
 from featcli.progress import Report, silent
 from featcli.target import check_target, existing_parent

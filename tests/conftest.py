@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +59,10 @@ def cli(capfd):
 def featcli_process(*arguments: object, **options) -> subprocess.Popen:
     """Start featcli in a process of its own."""
     command = [sys.executable, "-m", "featcli", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background is deaf to it
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen, **options
+    )
 
 
 def draw(path: Path, seed: int, size: tuple[int, int] = (96, 80)) -> Path:

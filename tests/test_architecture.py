@@ -32,6 +32,7 @@ ROWS = [
     {"backbones.from_timm"},
     {"backbones.checkpoint", "backbones.image_processor"},
     {"backbones.input_size"},
+    {"backbones.source"},
     {"backbones.backbone"},
     {"backbones.weights"},
     {"backbones.stages", "backbones.hub", "backbones.torchvision_operators", "backbones.replay"},

@@ -39,7 +39,7 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
 
     Raises UsageError, CheckpointError and MachineError.
     """
-    from featcli.backbones.backbone import ready
+    from featcli.backbones.source import ready
     from featcli.device import resolve_device
 
     source = resolve(Request(checkpoint, arch, random_init, seed, parse_size(image_size), num_channels, norm))

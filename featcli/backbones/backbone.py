@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from featcli.backbones.stages import Stage, select
-from featcli.errors import CheckpointError, UsageError, one_line, shown
+from featcli.backbones.stages import Stage
+from featcli.errors import CheckpointError, UsageError, shown
 from featcli.images import UnreadableError, upright_rgb
 
 if TYPE_CHECKING:
@@ -98,113 +95,6 @@ class Network:
     def tensors(self) -> dict[str, torch.Tensor]:
         """The parameters and buffers by name, without the idle ones."""
         return {name: tensor for name, tensor in self.module.state_dict().items() if name not in self.idle}
-
-
-class Source(ABC):
-    """A checkpoint of one library, before its weights are read.
-
-    A subclass sets the first attributes and says how to build the network; everything that can be learnt
-    without weights is learnt here, from one forward pass on the meta device.
-    """
-
-    name: str
-    library: str  # "timm" or "transformers"
-    input_size: tuple[int, int]  # (H, W)
-    stage_names: tuple[tuple[str, str], ...]  # (stage, module) in network order
-    norm: str  # one of checkpoint.NORMS: what of the model's own normalisation the maps have seen
-    norm_reason: str
-    channels = 3  # of the pixels
-    patch: tuple[int, int] | None = None  # (height, width) of a patch, where the backbone cuts its input into such
-    inside: str = ""  # of a larger model: where in it the backbone sits
-    first_index = 0  # the library's own index of the first of them
-    strides: tuple[int, ...] | None = None  # where the library knows them; sizes alone round at odd input sizes
-    default_indices: tuple[int, ...] | None = None  # the stages that a larger model uses; None is the last
-
-    @abstractmethod
-    def build(self, positions: Sequence[int], device: str) -> Network:
-        """A network without weights that computes these stages and no more."""
-
-    @abstractmethod
-    def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
-        """The same network on the CPU with the checkpoint's weights. Raises CheckpointError."""
-
-    @abstractmethod
-    def preprocessing(self) -> Preprocessing:
-        """The checkpoint's own preprocessing at `input_size`. Raises CheckpointError."""
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """What the architecture is, in the library's words, wherever the checkpoint lies: part of the plan."""
-
-    @cached_property
-    def _whole(self) -> tuple[list[torch.Size], int, int]:
-        return self._probe(range(len(self.stage_names)))
-
-    @cached_property
-    def stages(self) -> tuple[Stage, ...]:
-        """Every stage, with shapes as the network really yields them (never from config fields)."""
-        known = self.strides or (None,) * len(self.stage_names)
-        places = zip(self.stage_names, self._whole[0], known, strict=True)
-        return tuple(
-            Stage(name, index, module, (shape[1], shape[2], shape[3]), self._stride(shape, stride))
-            for index, ((name, module), shape, stride) in enumerate(places, self.first_index)
-        )
-
-    def _stride(self, shape: torch.Size, known: int | None) -> tuple[int, int]:
-        """Input pixels per cell: what the library names, unless it is off by more than borders and rounding."""
-        measured = self.input_size[0] / shape[2], self.input_size[1] / shape[3]
-        if known is not None and 0.67 < measured[0] / known < 1.5:
-            return known, known
-        return round(measured[0]), round(measured[1])
-
-    def select(
-        self, out_features: Sequence[str] | None = None, out_indices: Sequence[int] | str | None = None
-    ) -> tuple[int, ...]:
-        """The positions of the chosen stages in network order, by the rules of `stages.select`. Raises UsageError."""
-        if out_features is None and out_indices is None:
-            out_indices = self.default_indices
-        return select(self.stage_names, out_features, out_indices, self.first_index)
-
-    @property
-    def num_parameters(self) -> int:
-        """Parameters of the whole backbone, without a head."""
-        return self._whole[2]
-
-    def share(self, positions: Sequence[int]) -> float:
-        """Which share of the whole backbone's floating point operations these stages cost."""
-        if len(self.stage_names) - 1 in positions:
-            return 1.0
-        _, flops, _ = self._probe(positions)
-        return flops / self._whole[1] if self._whole[1] else 1.0
-
-    def _probe(self, positions: Sequence[int]) -> tuple[list[torch.Size], int, int]:
-        """Shapes of the maps, operations and parameters, from one forward pass that computes nothing."""
-        size = (1, self.channels, *self.input_size)
-        try:
-            return _forward_once(self.build(positions, "meta"), torch.empty(size, device="meta"))
-        except (NotImplementedError, RuntimeError, AssertionError):  # some models look into their tensors
-            pass
-        try:
-            return _forward_once(self.build(positions, "cpu"), torch.zeros(size))
-        except (RuntimeError, AssertionError, ValueError) as error:  # how libraries refuse a size
-            norm = " and --norm model" if self.norm == "model" else ""
-            raise UsageError(
-                f"the backbone cannot be run with an input of {size[2]}x{size[3]}{norm}: {one_line(error)}",
-                "choose another --image-size, a multiple of the backbone's largest stride or its patch"
-                + (", or --norm raw" if norm else ""),
-            ) from error
-
-
-def _forward_once(network: Network, pixels: torch.Tensor) -> tuple[list[torch.Size], int, int]:
-    network.module.eval()
-    # With gradients: under inference_mode no operation reaches the counter, under no_grad some models fail in it.
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        maps = network.maps(pixels)
-    for found in maps:
-        if found.ndim != 4:
-            raise UsageError(f"a stage of this backbone yields {tuple(found.shape)}, not a map (B, C, H, W)")
-    parameters = sum(p.numel() for p in network.module.parameters())
-    return [found.shape for found in maps], counter.get_total_flops(), parameters
 
 
 @dataclass
@@ -305,32 +195,7 @@ class Backbone:
         return {stage.name: tensor for stage, tensor in zip(self.selected, found, strict=True)}
 
 
-def ready(source: Source, positions: Sequence[int], device: torch.device, precision: str) -> Backbone:
-    """Load the weights of these stages and freeze the network on the device. Raises CheckpointError."""
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {shown(precision)}: no such precision", f"use {', '.join(PRECISIONS)}")
-    network, weights = source.load(positions)
-    network.module.eval().requires_grad_(False)
-    _refuse_not_finite(source.name, network)
-    digest = weights_digest(network)
-    network.module.to(device=device, dtype=PRECISIONS[precision])
-    return Backbone(
-        name=source.name,
-        library=source.library,
-        stages=source.stages,
-        selected=tuple(source.stages[i] for i in positions),
-        preprocessing=source.preprocessing(),
-        weights=weights,
-        settings=source.settings(),
-        share=source.share(positions),
-        network=network,
-        device=device,
-        precision=precision,
-        digest=digest,
-    )
-
-
-def _refuse_not_finite(name: str, network: Network) -> None:
+def refuse_not_finite(name: str, network: Network) -> None:
     """A run that diverged leaves such weights behind; its maps would be NaN for every image."""
     parameters = {key for key, _ in network.module.named_parameters()}  # a buffer may be infinite: a mask
     floats = {key: tensor for key, tensor in network.tensors().items() if tensor.is_floating_point()}

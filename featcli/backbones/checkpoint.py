@@ -14,7 +14,7 @@ from featcli.backbones.input_size import refuse_unfit
 from featcli.errors import CheckpointError, UsageError, one_line, shown
 
 if TYPE_CHECKING:
-    from featcli.backbones.backbone import Source
+    from featcli.backbones.source import Source
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What the hub's client means by its exceptions, by their names: it need not be imported to say so.

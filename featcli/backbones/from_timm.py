@@ -28,11 +28,12 @@ import timm  # noqa: E402
 from timm.data import create_transform, resolve_data_config  # noqa: E402
 from timm.data.loader import adapt_to_chs  # noqa: E402
 
-from featcli.backbones.backbone import Network, Preprocessing, Source, Weights  # noqa: E402
+from featcli.backbones.backbone import Network, Preprocessing, Weights  # noqa: E402
 from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
 from featcli.backbones.hub import hub_or_cache, hub_weights  # noqa: E402
+from featcli.backbones.source import Source  # noqa: E402
 from featcli.backbones.stages import names_by_stride  # noqa: E402
-from featcli.backbones.weights import hash_files, read_weights, strip_prefix, weights_files  # noqa: E402
+from featcli.backbones.weights import captured_loads, hash_files, read_weights, strip_prefix, weights_files  # noqa: E402
 from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown  # noqa: E402
 
 if TYPE_CHECKING:
@@ -305,22 +306,6 @@ def _silent_timm() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-@contextmanager
-def captured_loads() -> Iterator[list[Any]]:
-    """What every `load_state_dict` inside the block returned: timm itself only logs it."""
-    original, results = nn.Module.load_state_dict, []
-
-    def capturing(module: nn.Module, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        results.append(original(module, state, *args, **kwargs))
-        return results[-1]
-
-    nn.Module.load_state_dict = capturing  # type: ignore[assignment, method-assign]
-    try:
-        yield results
-    finally:
-        nn.Module.load_state_dict = original  # type: ignore[method-assign]
 
 
 def _step(step: Any, interpolation: str) -> str:

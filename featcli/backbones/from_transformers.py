@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from featcli.backbones.auto_backbone import AutoBackboneSource, is_mapped
-from featcli.backbones.backbone import Source
 from featcli.backbones.checkpoint import Request
 from featcli.backbones.hidden_states import HiddenStatesSource
+from featcli.backbones.source import Source
 from featcli.backbones.timm_inside import TimmInside
 from featcli.backbones.transformers_source import reading
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from featcli.errors import FeatcliError, UsageError, shown
 
 if TYPE_CHECKING:
-    from featcli.backbones.backbone import Source
+    from featcli.backbones.source import Source
 
 Size = tuple[int, int]  # (H, W)
 TRIES = 16  # multiples of the stride, each way: windows of 7 patches of 4 and three halvings repeat after 7 or 8

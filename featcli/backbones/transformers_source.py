@@ -20,7 +20,7 @@ declare_missing_operators()  # before transformers, which imports torchvision
 
 import transformers  # noqa: E402
 
-from featcli.backbones.backbone import Network, Preprocessing, Source, Weights  # noqa: E402
+from featcli.backbones.backbone import Network, Preprocessing, Weights  # noqa: E402
 from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
 from featcli.backbones.hub import hub_or_cache, hub_weights  # noqa: E402
 from featcli.backbones.image_processor import (  # noqa: E402
@@ -32,6 +32,7 @@ from featcli.backbones.image_processor import (  # noqa: E402
     read_processor,
 )
 from featcli.backbones.replay import place_of_backbone  # noqa: E402
+from featcli.backbones.source import Source  # noqa: E402
 from featcli.backbones.weights import hash_files, refuse_pointers, weights_files  # noqa: E402
 from featcli.errors import CheckpointError, FeatcliError, UsageError, one_line, shown  # noqa: E402
 

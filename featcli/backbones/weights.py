@@ -8,12 +8,14 @@ import json
 import pickle
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from featcli.backbones.hub import WEIGHTS_NAMES
 from featcli.errors import CheckpointError, shown
@@ -175,3 +177,19 @@ def find_prefix(found: Iterable[str], expected: Collection[str]) -> str:
     """The prefix under which most of the expected names are found, empty without any."""
     fits = count_prefixes(found, expected)
     return max(sorted(fits), key=fits.__getitem__, default="")
+
+
+@contextmanager
+def captured_loads() -> Iterator[list[Any]]:
+    """What every `load_state_dict` inside the block returned: libraries only log it."""
+    original, results = nn.Module.load_state_dict, []
+
+    def capturing(module: nn.Module, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        results.append(original(module, state, *args, **kwargs))
+        return results[-1]
+
+    nn.Module.load_state_dict = capturing  # type: ignore[assignment, method-assign]
+    try:
+        yield results
+    finally:
+        nn.Module.load_state_dict = original  # type: ignore[method-assign]
