@@ -71,7 +71,7 @@ class Clock:
 def extract(
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     *,
-    checkpoint: str,
+    checkpoint: Any,
     output: str | os.PathLike[str],
     report: Report = silent,
     **options: Any,
@@ -217,8 +217,8 @@ def stored_maps(
             finite[failed] = True
             overflown[stage.name] += int((~finite).sum())
         rows = rows.cpu().contiguous()
-        if rows.shape[1:] != stage.shape:
-            raise AssertionError(f"{stage.name} yields {tuple(rows.shape[1:])}, planned {stage.shape}")
+        if rows.shape != (len(batch.rows), *stage.shape):
+            raise AssertionError(f"{stage.name} yields {tuple(rows.shape)}, planned {(len(batch.rows), *stage.shape)}")
         if failed:
             rows = rows.clone() if rows.is_inference() else rows
             rows[failed] = torch.nan

@@ -101,7 +101,7 @@ def _resolve(
     report("choice", name="checkpoint", value=f"{source.name} ({source.library})")
     names = ", ".join(f"{s.name} {'x'.join(map(str, s.shape))}" for s in (source.stages[i] for i in positions))
     default = config.out_features is None and config.out_indices is None
-    reason = "as asked" if not default else "those the model uses" if source.default_indices else "default: the last"
+    reason = _stages_reason(source, positions) if default else "as asked"
     report("choice", name="stages", value=names, reason=reason)
     report("choice", name="norm", value=source.norm, reason=source.norm_reason)
     report("choice", name="device", value=str(device.value), reason=device.reason)
@@ -116,6 +116,12 @@ def _resolve(
     notes += [f"{listing.repeated:,} name{'s' * (listing.repeated > 1)} listed again"] if listing.repeated else []
     report("choice", name="images", value=f"{len(listing.images):,}", reason="; ".join(notes))
     return listing, source, positions, device
+
+
+def _stages_reason(source: Source, positions: Sequence[int]) -> str:
+    if tuple(positions) == (len(source.stage_names) - 1,):
+        return "default: the last"
+    return "those the model uses" if source.inside else "those its configuration names"
 
 
 def _threads(config: ExtractConfig, existing: Dump | None) -> Resolved[int]:

@@ -1,12 +1,16 @@
 """Vision models outside transformers' AutoBackbone mapping: their hidden states, stage by stage."""
 
+from contextlib import suppress
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_transformers import PYRAMID, TOKENS, randomize
 
 from conftest import SAMPLES, upright
 from featcli import extract, load_backbone, open_dump
-from featcli.errors import CheckpointError, UsageError
+from featcli.backbones.hidden_states import HiddenStatesSource
+from featcli.errors import CheckpointError, FeatcliError, UsageError
 
 T = pytest.importorskip("transformers")
 
@@ -74,10 +78,10 @@ def save(model_type, folder, config=None):
     return model
 
 
-def as_map(found, prefix, behind=0):
+def as_map(found, prefix, behind=0, channels_last=False):
     """The patches of what transformers gives, as (B, C, h, w)."""
     if found.ndim == 4:
-        return found if found.shape[2] == found.shape[3] else found.permute(0, 3, 1, 2)
+        return found.permute(0, 3, 1, 2) if channels_last else found
     found = found[:, prefix : found.shape[1] - behind]
     side = int(found.shape[1] ** 0.5)
     if side * side != found.shape[1]:  # PVT has a class token in its last stage only
@@ -92,7 +96,7 @@ def reference(model_type, folder, pixels):
         output = model(pixels, output_hidden_states=True)
     behind = getattr(model.config, "num_detection_tokens", 0)
     hidden = output.get("reshaped_hidden_states") or output.hidden_states
-    return [as_map(found, TYPES[model_type][1], behind) for found in hidden]
+    return [as_map(found, TYPES[model_type][1], behind, model_type.startswith("sam")) for found in hidden]
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -222,3 +226,84 @@ def test_models_that_need_more_than_a_picture(tmp_path):
     )
     with pytest.raises(CheckpointError, match="does not give the hidden states of a picture"):
         load_backbone(tmp_path)
+
+
+def test_a_text_tower_never_stands_in_for_the_vision_tower(tmp_path):
+    """Where a tensor of the vision tower is gone, the text tower's of the same name and shape is not taken for it."""
+    text = TEXT | {"max_position_embeddings": 16}
+    save("siglip", tmp_path, T.SiglipConfig(vision_config=VIT, text_config=text))
+    tensors = load_file(tmp_path / "model.safetensors")
+    gone = "vision_model.encoder.layers.1.mlp.fc1.weight"
+    save_file(
+        {k: v for k, v in tensors.items() if k != gone}, tmp_path / "model.safetensors", metadata={"format": "pt"}
+    )
+    with pytest.raises(CheckpointError, match=r"1 of .* not in it, first encoder\.layers\.1\.mlp\.fc1\.weight"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "cause"),
+    [
+        ("pixtral", TOKENS | {"image_size": 64, "patch_size": 16}, "packs the pictures of a batch"),
+        ("groupvit_vision_model", {}, "not always the patches of a grid"),
+    ],
+)
+def test_hidden_states_that_are_no_maps(model_type, sizes, cause):
+    """Models that pack pictures together, or whose tokens are groups and not patches, are refused."""
+    with pytest.raises(CheckpointError, match=cause):
+        load_backbone(T.CONFIG_MAPPING[model_type](**sizes))
+
+
+@pytest.mark.parametrize("model_type", ["pvt", "cvt"])
+def test_class_tokens_are_only_where_all_stages_have_them(model_type):
+    """PVT has a class token in its last stage alone, CvT's states are maps: what is none is never stored as one."""
+    config = T.CONFIG_MAPPING[model_type](**TYPES[model_type][0])
+    backbone = load_backbone(config, out_indices=[0, 1])
+    with pytest.raises(UsageError, match="no class token"):
+        backbone.class_tokens(backbone.preprocess(PICTURES[0])[None])
+    assert load_backbone(config, out_indices=[-1]).has_class_token is (model_type == "pvt")
+
+
+def test_what_was_taken_for_idle_is_put_back(tmp_path, monkeypatch):
+    """What is taken out though a map depends on it is put back, and counts again in proof and digest."""
+    model = save("vit", tmp_path)
+    whole = load_backbone(tmp_path, norm="model")
+    norm = {name for name, _ in model.named_parameters() if name.startswith("layernorm.")}
+    monkeypatch.setattr(HiddenStatesSource, "_idle", lambda *_: frozenset(norm))
+    again = load_backbone(tmp_path, norm="model")
+    pixels = whole.preprocess(PICTURES[0])[None]
+    assert torch.equal(whole(pixels)["stage3"], again(pixels)["stage3"])
+    assert norm <= set(again.network.tensors())
+
+
+def test_not_square(tmp_path):
+    """Patches keep their rows and columns at a size that is not square, with tokens in front of them."""
+    model = save("deit", tmp_path)
+    backbone = load_backbone(tmp_path, image_size=(32, 96))
+    pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
+    with torch.no_grad():
+        ready = backbone.preprocessing.normalize(pixels)
+        expected = model(ready, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states[-1]
+    assert torch.equal(backbone(pixels)["stage3"], expected[:, 2:].transpose(1, 2).unflatten(2, (2, 6)))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "size"), [("sam_vision_model", 512), ("vitpose_backbone", 100), ("cvt", 8), ("swin", 3)]
+)
+def test_sizes_never_end_in_another_exception(model_type, size):
+    """A size is taken, or refused as a usage error: however the model itself complains."""
+    from tiny_transformers import TINY
+
+    config = T.CONFIG_MAPPING[model_type](**(TYPES[model_type][0] if model_type in TYPES else TINY[model_type]))
+    with suppress(UsageError):
+        assert min(load_backbone(config, image_size=size).selected[-1].shape) > 0
+
+
+@pytest.mark.parametrize(
+    "config", [{"model_type": "vit", "num_hidden_layers": 0}, {"model_type": "vit", "hidden_act": "zzz"},
+               {"model_type": "vit", "patch_size": 0}, {"model_type": "nonsense"}, {"a": 1}, {}, 3, None]
+)  # fmt: skip
+def test_configurations_of_nothing(config):
+    """A configuration that makes no model, and what is none, end in a FeatcliError."""
+    with pytest.raises(FeatcliError):
+        load_backbone(config)

@@ -66,6 +66,20 @@ def test_grey_pictures_for_transformers(tmp_path):
     torch.testing.assert_close(row, backbone(pixels[None])["stage4"][0], rtol=0, atol=1e-5)  # another batch size
 
 
+def test_greys_of_a_processor_with_steps_of_its_own():
+    """EfficientNet's processor shifts its values in a way of its own: greys are refused rather than shifted wrongly."""
+    with pytest.raises(UsageError, match="no greys"):
+        load_backbone(T.EfficientNetConfig(image_size=64, width_coefficient=0.25, hidden_dim=320), num_channels=1)
+
+
+def test_options_that_change_nothing_are_no_part_of_the_plan(tmp_path, cli):
+    """Asking for what the checkpoint has anyway is the same work: the dump is gone on with."""
+    arguments = ["extract", SAMPLES / "things", "-c", "test_vit", "--random-init", "-o", tmp_path / "d"]
+    assert cli(*arguments).code == 0
+    same = cli(*arguments, "--num-channels", 3, "--image-size", 160, "--norm", "raw")
+    assert (same.code, "nothing left to do" in same.err) == (0, True)
+
+
 def test_channels_that_a_picture_does_not_have(cli, tmp_path):
     """Four channels can be inspected, not extracted."""
     shown = cli("inspect", "resnet18", "--num-channels", "4")
@@ -266,6 +280,8 @@ def test_timm_backbone_config():
     with torch.no_grad():
         (expected,) = reference(backbone.preprocessing.normalize(pixels)).feature_maps
     torch.testing.assert_close(backbone(pixels)["stage4"], expected, rtol=0, atol=1e-5)
+    with pytest.raises(UsageError, match="stage index 9 is out of range"):
+        load_backbone(T.TimmBackboneConfig(backbone="test_resnet", out_indices=[9]))
     with pytest.raises(UsageError, match="featcli gives features, never logits"):
         load_backbone(T.TimmBackboneConfig(backbone="test_resnet", features_only=False))
 

@@ -70,7 +70,7 @@ class AutoBackboneSource(TransformersSource):
                 "is config.json whole?",
             )
         self.stage_names = tuple(zip(names, self._module_names(names), strict=True))[self.first_index :]
-        self.default_indices = tuple(index % len(names) for index in self.config.out_indices)
+        self.default_indices = tuple(self.config.out_indices)
         patch = getattr(self.config, "patch_size", None)
         if patch is not None and not hasattr(self.config, "depths"):  # pyramids pad what does not fit
             self.patch = (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])

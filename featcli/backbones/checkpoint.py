@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,15 @@ class Request:
     def __post_init__(self) -> None:
         if isinstance(self.checkpoint, os.PathLike):
             object.__setattr__(self, "checkpoint", os.fspath(self.checkpoint))
+        if not isinstance(self.checkpoint, str) and not (
+            "model_type" in self.checkpoint
+            if isinstance(self.checkpoint, Mapping)
+            else hasattr(self.checkpoint, "model_type")
+        ):
+            raise UsageError(
+                f"checkpoint {shown(self.checkpoint)}: neither a name, a path nor a configuration of transformers",
+                "a configuration is an object, or its dictionary with a model_type",
+            )
         if not isinstance(self.checkpoint, str):
             for name, value in (("config", self.checkpoint), ("random_init", True)):
                 object.__setattr__(self, name, value)
@@ -105,6 +115,8 @@ def _open(request: Request) -> Source:
 
 def _from_config(request: Request, path: Path) -> Source:
     """A configuration by itself: it can be inspected, and give random weights."""
+    if request.arch is not None:
+        raise UsageError("--arch goes with a weights file", "leave --arch out: this configuration says what it is")
     if _is_timm_config(read_config(path)):
         return _timm(replace(request, checkpoint=str(path.parent)), local=True)
     return _transformers(request)

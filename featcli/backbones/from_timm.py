@@ -59,10 +59,14 @@ class TimmSource(Source):
         self.model_name = request.arch or checkpoint
         self.files = [Path(checkpoint)] if request.arch else []
         self._place = ""  # of the weights in their file
-        self._options = dict(options or {}) | ({"in_chans": request.num_channels} if request.num_channels else {})
+        self._options = dict(options or {})
         plain = self._create("meta")
-        self._options |= self._size_option(plain)
+        if request.num_channels not in (None, _in_chans(plain)):  # what changes nothing is no part of the plan
+            self._options["in_chans"] = request.num_channels
+            plain = self._create("meta")
         own = dict(preprocessing or {}) or plain.pretrained_cfg
+        own_size = tuple(resolve_data_config({}, pretrained_cfg=own)["input_size"][1:])
+        self._options |= self._size_option(plain) if request.image_size != own_size else {}
         self.config = resolve_data_config(_size_override(request.image_size), pretrained_cfg=own)
         self.channels = self._options.get("in_chans") or _in_chans(plain)
         self.input_size = self.config["input_size"][1:]
@@ -80,6 +84,8 @@ class TimmSource(Source):
         path = Path(request.checkpoint.removeprefix("local-dir:"))
         if path.exists():  # a private file or folder is not the checkpoint that timm has under that tag
             self.name = f"{path.resolve().name} ({self.architecture})"
+        elif self.model_name.startswith("hf-hub:"):
+            self.name = f"{self.model_name.removeprefix('hf-hub:')} ({self.architecture})"
         else:
             self.name = f"{self.architecture}.{self.tag}" if self.tag and not request.random_init else self.architecture
 

@@ -1,6 +1,7 @@
 """Vision models of transformers outside the AutoBackbone mapping (ViT, CLIP, Segformer ...): their hidden states.
 
-The counting is that of the mapping: an embedding is the stem, what a layer gives is a stage. Only shapes say what a
+The counting is that of the mapping: of tokens the embedding is the stem and what a layer gives is a stage, pyramids are
+named by stride. Only shapes say what a
 hidden state is, rows of tokens or maps, since every model has its own habits; all of them end up as (B, C, h, w).
 """
 
@@ -49,6 +50,8 @@ class HiddenStatesSource(TransformersSource):
         self.norm_reason = "as asked" if request.norm else "default: hidden states, which no final norm has seen"
         self.patch = _patch(self.config)
         self._is_trimmed = True
+        self._is_channels_last = False
+        self._prefixes: list[int] = []  # tokens in front of the patches, by stage
         self.stage_names = self._name_stages()
 
     def _find_class(self) -> Any:
@@ -69,16 +72,19 @@ class HiddenStatesSource(TransformersSource):
 
     def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
         module, report = self.from_pretrained(self._class, self.config, None)
-        if prefix := find_prefix(report["unexpected_keys"], report["missing_keys"]):  # it lies in a larger model
-            return self.from_pretrained(self._class, self.config, {f"^{re.escape(prefix)}": ""})
+        names = {name for name, _ in module.named_parameters()}
+        if names <= set(report["missing_keys"]):  # nothing of it was found: it lies deeper in a larger model
+            others = [key for key in report["unexpected_keys"] if "text" not in key]  # whose layers have the same names
+            if prefix := find_prefix(others, names):
+                return self.from_pretrained(self._class, self.config, {f"^{re.escape(prefix)}": ""})
         return module, report
 
     def _network(self, module: Any, positions: Sequence[int]) -> Network:
         with torch.device("meta"):
             twin = self._blank(positions)
-        idle = self._idle(twin, positions)
-        if self._is_trimmed and idle:
-            self._trim(module, idle, positions)
+        idle = self._idle(twin, positions) if self._is_trimmed else frozenset()
+        if idle and not self._trim(module, idle, positions):
+            idle, self._is_trimmed = frozenset(), False  # what was taken for idle was not: all of it counts
         named = {*module.state_dict()} & idle
 
         def maps(pixels: torch.Tensor) -> list[torch.Tensor]:
@@ -88,7 +94,8 @@ class HiddenStatesSource(TransformersSource):
             hidden = self._hidden(module, pixels)
             return [self._normed(module, hidden[i])[:, 0] for i in positions]
 
-        return Network(module, maps, class_tokens if _has_class_token(module) else None, frozenset(named))
+        has_class_token = _has_class_token(module) and all(self._prefixes[i] > 0 for i in positions)
+        return Network(module, maps, class_tokens if has_class_token else None, frozenset(named))
 
     def _hidden(self, module: Any, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
         options: dict[str, Any] = {"output_hidden_states": True}
@@ -98,10 +105,9 @@ class HiddenStatesSource(TransformersSource):
         hidden: Sequence[torch.Tensor] = found.get("reshaped_hidden_states") or found.hidden_states
         return hidden
 
-    def _maps(self, module: Any, pixels: torch.Tensor, positions: Sequence[int] | None = None) -> list[torch.Tensor]:
+    def _maps(self, module: Any, pixels: torch.Tensor, positions: Sequence[int]) -> list[torch.Tensor]:
         hidden = self._hidden(module, pixels)
-        wanted = range(len(hidden)) if positions is None else positions
-        return [self._as_map(self._normed(module, hidden[i]), *pixels.shape[2:]) for i in wanted]
+        return [self._as_map(self._normed(module, hidden[i]), *pixels.shape[2:]) for i in positions]
 
     def _normed(self, module: Any, hidden: torch.Tensor) -> torch.Tensor:
         if self.norm == "raw":
@@ -117,8 +123,7 @@ class HiddenStatesSource(TransformersSource):
     def _as_map(self, found: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(B, tokens, C), (B, C, h, w) or (B, h, w, C) as (B, C, h, w); only patches are in it."""
         if found.ndim == 4:
-            is_last = _aspect_off(found.shape[2:], height, width) > _aspect_off(found.shape[1:3], height, width)
-            return found.permute(0, 3, 1, 2) if is_last else found
+            return found.permute(0, 3, 1, 2) if self._is_channels_last else found
         behind = getattr(self.config, "num_detection_tokens", 0)  # YOLOS
         tokens = found[:, : found.shape[1] - behind]
         rows, columns = self._grid(tokens.shape[1], height, width)
@@ -135,7 +140,7 @@ class HiddenStatesSource(TransformersSource):
             rows, columns = round((patches * height / width) ** 0.5), round((patches * width / height) ** 0.5)
             if rows * columns == patches:
                 return rows, columns
-        raise UsageError(f"{self.name}: {tokens} tokens of an input of {height}x{width} are no grid of patches")
+        raise ValueError(f"{tokens} tokens of an input of {height}x{width} are no grid of patches")
 
     def _name_stages(self) -> tuple[tuple[str, str], ...]:
         size = config_size(self.config) if self.request.image_size else self.input_size
@@ -157,17 +162,35 @@ class HiddenStatesSource(TransformersSource):
                 with torch.device(device), quiet():
                     module = self._blank(())
                 with torch.no_grad():
-                    return module, self._maps(module, torch.zeros(1, self.channels, *size, device=device))
+                    hidden = self._hidden(module, torch.zeros(2, self.channels, *size, device=device))
+                return module, self._settled(hidden, size)
             except UsageError:
                 raise
             except Exception as error:  # whatever a model's forward does with an input that it does not expect
                 cause = error
         assert cause is not None
         raise CheckpointError(
-            f"checkpoint {shown(self.request.checkpoint)}: {type(module).__name__} does not give the hidden states of"
+            f"checkpoint {shown(self.request.checkpoint)}: {self._class.__name__} does not give the hidden states of"
             f" a picture: {one_line(cause)}",
             "use another vision model",
         ) from cause
+
+    def _settled(self, hidden: Sequence[torch.Tensor], size: tuple[int, int]) -> list[torch.Tensor]:
+        """All maps of two pictures; what is in front of the patches and where channels are is settled by the way."""
+        if not hidden:
+            raise ValueError("it has none")
+        if any(len(found) != 2 for found in hidden):
+            raise ValueError("it packs the pictures of a batch together")
+        fields = [found.shape for found in hidden if found.ndim == 4]
+        last = sum(_aspect_off(shape[1:3], *size) for shape in fields)
+        self._is_channels_last = last < sum(_aspect_off(shape[2:], *size) for shape in fields)
+        maps = [self._as_map(found, *size) for found in hidden]
+        pairs = list(zip(hidden, maps, strict=True))
+        behind = getattr(self.config, "num_detection_tokens", 0)
+        self._prefixes = [h.shape[1] - behind - m.shape[2] * m.shape[3] if h.ndim == 3 else 0 for h, m in pairs]
+        if len(set(self._prefixes)) > 1 and max(self._prefixes) > 1:
+            raise ValueError("its tokens are not always the patches of a grid")
+        return maps
 
     def _idle(self, twin: Any, positions: Sequence[int]) -> frozenset[str]:
         """Names of the parameters and buffers that none of these stages depends on, as autograd has it."""
@@ -177,14 +200,17 @@ class HiddenStatesSource(TransformersSource):
             with torch.enable_grad(), quiet():
                 total = sum(found.sum() for found in self._maps(twin, pixels, positions))
                 gradients = torch.autograd.grad(total, parameters, allow_unused=True)  # type: ignore[arg-type]
-        except (NotImplementedError, RuntimeError):
+        except (NotImplementedError, RuntimeError, TypeError, ValueError):
             return frozenset()
         idle = {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
         owners = {name.rpartition(".")[0] for name in idle} - {name.rpartition(".")[0] for name in {*names} - idle}
         return frozenset(idle | {name for name, _ in twin.named_buffers() if name.rpartition(".")[0] in owners})
 
-    def _trim(self, module: Any, idle: frozenset[str], positions: Sequence[int]) -> None:
-        """Take out what no stage depends on, and put it back if that changes a single bit of any."""
+    def _trim(self, module: Any, idle: frozenset[str], positions: Sequence[int]) -> bool:
+        """Take out what no stage depends on, and put it back if the code cannot do without it, or if a bit changes.
+
+        Returns False where one did: then it was not idle.
+        """
         device = next(module.parameters()).device
         pixels = torch.rand(1, self.channels, *self.input_size, generator=torch.Generator().manual_seed(0)).to(device)
         with torch.inference_mode():
@@ -194,11 +220,16 @@ class HiddenStatesSource(TransformersSource):
                 after = self._maps(module, pixels, positions)
             except Exception:  # what was taken out was needed by the code, though not by the result
                 after = []
-        same = [a.shape == b.shape and (a.is_meta or torch.equal(a, b)) for a, b in zip(before, after, strict=False)]
+        same = [_same_bits(a, b) for a, b in zip(before, after, strict=False)]
         if len(after) != len(before) or not all(same):
-            self._is_trimmed = False
             for put_back in reversed(undo):
                 put_back()
+        return all(same)
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two maps are equal, NaN in weights that diverged included."""
+    return one.shape == other.shape and (one.is_meta or torch.equal(one.view(torch.int32), other.view(torch.int32)))
 
 
 def _take_out(module: nn.Module, idle: frozenset[str]) -> list[Callable[[], object]]:

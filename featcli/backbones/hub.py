@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 # What libraries call the weights of a checkpoint, in the order in which they look for them.
-WEIGHTS_NAMES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 ANSWER_SECONDS = 10
+_one_at_a_time = threading.RLock()  # the setting is one for all threads
 
 
 @contextmanager
@@ -22,12 +24,13 @@ def hub_or_cache(wanted: bool = True) -> Iterator[None]:
     """
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not wanted or not _answers()
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
+    with _one_at_a_time:
+        before = constants.HF_HUB_OFFLINE
+        constants.HF_HUB_OFFLINE = before or not wanted or not _answers()
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
 
 
 def hub_weights(repository: str, first: str | None = None) -> list[Path]:

@@ -20,7 +20,7 @@ import transformers  # noqa: E402
 
 from featcli.backbones.backbone import Preprocessing  # noqa: E402
 from featcli.backbones.hub import hub_or_cache  # noqa: E402
-from featcli.errors import CheckpointError, one_line, shown  # noqa: E402
+from featcli.errors import CheckpointError, UsageError, one_line, shown  # noqa: E402
 
 
 def read_processor(checkpoint: str, image_size: tuple[int, int] | None) -> Any:
@@ -91,6 +91,12 @@ def preprocessing_of(processor: Any, size: tuple[int, int], channels: int = 3) -
         channels=channels,
     )
     if channels == 1:
+        colours = preprocessing_of(processor, size)
+        if colours.dtype != ours.dtype:
+            raise UsageError(
+                f"{type(processor).__name__} prepares colours in a way of its own, and no greys",
+                "leave --num-channels out, or save another image processor there",
+            )
         return ours
     # A processor with steps of its own between the two: take its floats as they are.
     return ours if _equals(ours, processor) else replace(ours, fit=_fit_float(processor), dtype="float32")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from featcli.backbones.source import Source
 
 Size = tuple[int, int]  # (H, W)
-TRIES = 16  # multiples of the stride, each way: windows of 7 patches of 4 and three halvings repeat after 7 or 8
+TRIES = 8  # multiples of the stride, each way: windows of 7 patches and three halvings repeat after 7
 
 
 def parse_size(text: str | int | Size | None) -> Size | None:

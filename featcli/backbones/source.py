@@ -105,16 +105,25 @@ class Source(ABC):
         size = (1, self.channels, *self.input_size)
         try:
             return _forward_once(self.build(positions, "meta"), torch.empty(size, device="meta"))
-        except (NotImplementedError, RuntimeError, AssertionError):  # some models look into their tensors
+        except UsageError:
+            raise
+        except Exception:  # some models look into their tensors, and libraries refuse in many ways
             pass
         try:
             return _forward_once(self.build(positions, "cpu"), torch.zeros(size))
-        except (RuntimeError, AssertionError, ValueError) as error:  # how libraries refuse a size
+        except (
+            RuntimeError,
+            AssertionError,
+            ValueError,
+            TypeError,
+            IndexError,
+        ) as error:  # how libraries refuse a size
             norm = " and --norm model" if self.norm == "model" else ""
             raise UsageError(
-                f"the backbone cannot be run with an input of {size[2]}x{size[3]}{norm}: {one_line(error)}",
+                f"the backbone cannot be run with an input of {'x'.join(map(str, size[1:]))}{norm}: {one_line(error)}",
                 "choose another --image-size, a multiple of the backbone's largest stride or its patch"
-                + (", or --norm raw" if norm else ""),
+                + (", or --norm raw" if norm else "")
+                + (", or leave --num-channels out" if self.channels != 3 else ""),
             ) from error
 
 

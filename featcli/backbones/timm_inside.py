@@ -36,8 +36,7 @@ class TimmInside(TimmSource):
         )
         self._freeze = freezer(outer)
         super().__init__(timm_request, "", options)
-        # Before timm's rule of two libraries' worth of indices: those of the configuration, counted from the end too.
-        self.default_indices = tuple(index % len(self.stage_names) for index in config.out_indices)
+        self.default_indices = tuple(config.out_indices) if config.out_indices else None
         composite = outer.model_type if outer is not None else ""
         within = f"the {self.architecture} in a {composite}" if composite else self.architecture
         self.name = f"{name_of(request)} ({within})"

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ CONTAINERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema", "state_dict", "model_state_dict", "model",
     "teacher", "module", "net", "network", "params", "weights", "backbone", "student",
 )  # fmt: skip
+_one_at_a_time = threading.RLock()  # `captured_loads` changes a method of all modules
 DEEPEST = 3  # containers in containers
 # What stands in a file that is not the weights but tells where they are: (first bytes, what it is, what to do).
 POINTERS = (
@@ -188,8 +190,9 @@ def captured_loads() -> Iterator[list[Any]]:
         results.append(original(module, state, *args, **kwargs))
         return results[-1]
 
-    nn.Module.load_state_dict = capturing  # type: ignore[assignment, method-assign]
-    try:
-        yield results
-    finally:
-        nn.Module.load_state_dict = original  # type: ignore[method-assign]
+    with _one_at_a_time:
+        nn.Module.load_state_dict = capturing  # type: ignore[assignment, method-assign]
+        try:
+            yield results
+        finally:
+            nn.Module.load_state_dict = original  # type: ignore[method-assign]
