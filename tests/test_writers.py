@@ -213,3 +213,21 @@ def test_stale_partials_of_the_dead_are_removed_and_the_living_are_not(tmp_path)
         assert [path.name.startswith(".living") for path in tmp_path.iterdir()] == [True]
         process.communicate(b"\n")
     assert remove_stale(tmp_path) == 1
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_memory_does_not_grow_with_the_shard(tmp_path, format_name):
+    """A shard is written through buffers of its batches, however many rows it has: nothing holds it whole."""
+    import tracemalloc
+
+    peaks = []
+    for rows in (64, 1024):
+        stages = {"s": ("float32", (64, 7, 7))}
+        tracemalloc.start()
+        writer = ShardWriter(tmp_path / f"{rows}.x", format_name, stages, [str(i) for i in range(rows)], {"a": "b"})
+        for row in range(0, rows, 32):
+            writer.write(row, {"s": np.ones((32, 64, 7, 7), np.float32)})
+        writer.commit(np.ones(rows, np.uint8))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]  # sixteen times the rows
