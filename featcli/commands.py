@@ -274,9 +274,7 @@ def verify(
         config = ExtractConfig(
             tuple(inputs or ()), checkpoint, dump, files_from, null, root, arch, random_init, seed, device=device
         )
-        found = Dump.existing(Path(dump))
-        assert found is not None
-        comparison = again(found, config, recompute)
+        comparison = again(Dump.at(Path(dump)), config, recompute)
         print(json.dumps({"type": "recompute", **vars(comparison)}) if as_json else comparison_line(comparison))
         if comparison.off:
             raise DamagedError(
@@ -293,9 +291,7 @@ def finalize(dump: Annotated[str, typer.Argument(metavar="DUMP", help="The folde
     """
     from featcli.dump import Dump
 
-    found = Dump.existing(Path(dump))
-    if found is None:
-        raise UsageError(f"dump {shown(dump)}: no plan.json there", "a dump is the folder that extract -o made")
+    found = Dump.at(Path(dump))
     if damaged := found.damaged():
         raise DamagedError(
             f"dump {shown(dump)}: {len(damaged)} shard files are gone or of another size", "see featcli verify"

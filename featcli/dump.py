@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from featcli.errors import ConflictError, DamagedError, IncompleteError, shown
+from featcli.errors import ConflictError, DamagedError, IncompleteError, UsageError, shown
 from featcli.images import Failure
 from featcli.inputs import MISSING, ImageList
-from featcli.plan import Plan, refuse_other_plan, with_fingerprint
+from featcli.plan import Plan, image_lines, refuse_other_plan, with_fingerprint
 from featcli.writers import FORMATS
 from featcli.writers.layout import ITEM_BYTES
 from featcli.writers.publish import disk_errors, publish_lines, remove_stale, sync_folder
@@ -40,6 +40,7 @@ class Dump:
         self.path = path
         self.plan = plan
         self.format = FORMATS[plan.settings["format"]]
+        self.resized: dict[int, int] = {}  # row -> size in bytes, of images that are not as they were listed
 
     @classmethod
     def existing(cls, path: Path) -> Dump | None:
@@ -50,6 +51,14 @@ class Dump:
         if (path / IMAGES).exists() and plan.num_images > (path / IMAGES).stat().st_size:
             raise DamagedError(f"dump {shown(path)}: images.jsonl is too short for its plan", REPAIR)
         return cls(path, plan)
+
+    @classmethod
+    def at(cls, path: Path) -> Dump:
+        """The dump in a folder. Raises UsageError where there is none, DamagedError as `existing` does."""
+        dump = cls.existing(path)
+        if dump is None:
+            raise no_dump(path)
+        return dump
 
     @staticmethod
     def plan_in(path: Path) -> Plan:
@@ -78,25 +87,29 @@ class Dump:
             remove_stale(path / SHARDS)
             if not (path / PLAN).exists():
                 # The list before the plan: where there is a plan, the list it froze is there.
-                if not publish_lines(path / IMAGES, _image_lines(images)) and not (path / PLAN).exists():
+                if not publish_lines(path / IMAGES, image_lines(images)) and not (path / PLAN).exists():
                     # A start that was killed left its list; nobody goes on from a list without a plan.
-                    publish_lines(path / IMAGES, _image_lines(images), replace=True)
+                    publish_lines(path / IMAGES, image_lines(images), replace=True)
                 publish_sealed(path / PLAN, with_fingerprint(plan))
-        dump = cls.existing(path)
-        assert dump is not None
+        dump = cls.at(path)
         refuse_other_plan(shown(path), dump.plan, plan)
-        failed = {failure["row"] for record in dump.records() for failure in record["failures"]} if retry_failed else ()
-        dump.refuse_changed_images(images, failed)
+        dump.resized = dump.refuse_changed_images(images, retry_failed)
         return dump
 
-    def refuse_changed_images(self, images: ImageList, may_differ: Collection[int] = ()) -> None:
-        """The keys are those of the plan, or its fingerprint would differ; the files behind them may be others."""
+    def refuse_changed_images(self, images: ImageList, retry_failed: bool) -> dict[int, int]:
+        """The keys are those of the plan, or its fingerprint would differ; the files behind them may be others.
+
+        Returns row -> size now, of the images that are not as they were listed: repaired ones.
+        """
         planned = [size for _, size in self.images()]
-        failed = set()
+        sizes = zip(planned, images.sizes, strict=True)
+        resized = {row: now for row, (before, now) in enumerate(sizes) if before != now}
+        failed: set[int] = set()
         for record in self.records():
             failed |= {failure["row"] for failure in record["failures"]}
             for row, size in record.get("sizes", {}).items():  # of images that failed, and were read later
                 planned[int(row)] = size
+        may_differ = failed if retry_failed else ()
         pairs = enumerate(zip(planned, images.sizes, strict=True))
         changed = [row for row, (before, now) in pairs if before != now and row not in may_differ]
         if changed:
@@ -108,6 +121,7 @@ class Dump:
                 if not failed.issuperset(changed)
                 else "they failed before: --retry-failed tries such images again",
             )
+        return resized
 
     def images(self) -> Iterator[tuple[str, int]]:
         """(key, size in bytes when listed) of each row. Raises DamagedError if it is not the list that was planned."""
@@ -173,17 +187,9 @@ class Dump:
         return ShardWriter(self.shard_path(number), self.plan.settings["format"], stages, keys, attributes)
 
     def record(
-        self,
-        number: int,
-        written: Written,
-        failures: Sequence[Failure],
-        sizes: Mapping[int, int],
-        environment: Mapping[str, str],
+        self, number: int, written: Written, failures: Sequence[Failure], environment: Mapping[str, str]
     ) -> dict[str, Any]:
-        """Publish the record of a shard whose file is on the disk: from here on the shard is committed.
-
-        `sizes` are those of images that are not as they were listed: repaired ones, tried again.
-        """
+        """Publish the record of a shard whose file is on the disk: from here on the shard is committed."""
         rows = self.plan.shard(number)
         record: dict[str, Any] = {
             "shard": number,
@@ -195,8 +201,8 @@ class Dump:
             "hashes": dict(written.hashes),
             "failures": [failure.to_json() for failure in failures],
         }
-        if sizes:
-            record["sizes"] = {str(row): size for row, size in sizes.items()}
+        if sizes := {str(row): size for row, size in self.resized.items() if row in rows}:
+            record["sizes"] = sizes
         if environment != self.plan.environment:
             record["environment"] = dict(environment)
         if (
@@ -302,6 +308,11 @@ class Dump:
         }
 
 
+def no_dump(path: object) -> UsageError:
+    """Where a dump was named and none is."""
+    return UsageError(f"dump {shown(path)}: no plan.json there", "a dump is the folder that extract -o made")
+
+
 def failure_lines(records: Iterable[Mapping[str, Any]]) -> list[bytes]:
     """The lines of failures.jsonl."""
     return [json.dumps(failure).encode("ascii") + b"\n" for record in records for failure in record["failures"]]
@@ -309,16 +320,3 @@ def failure_lines(records: Iterable[Mapping[str, Any]]) -> list[bytes]:
 
 def _size(num_bytes: int) -> str:
     return "no file" if num_bytes == MISSING else f"{num_bytes} bytes"
-
-
-def digest_images(images: ImageList) -> str:
-    """xxh3-128 over what images.jsonl will be."""
-    digest = xxhash.xxh3_128()
-    for line in _image_lines(images):
-        digest.update(line)
-    return digest.hexdigest()
-
-
-def _image_lines(images: ImageList) -> Iterator[bytes]:
-    for key, size in zip(images.keys, images.sizes, strict=True):
-        yield json.dumps({"key": key, "bytes": size}).encode("ascii") + b"\n"

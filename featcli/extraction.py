@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -237,7 +236,6 @@ class _Shards:
         self._report = report
         self._file: ShardWriter | None = None
         self._failures: list[Failure] = []
-        self._planned = array("q", (size for _, size in dump.images()))
 
     def __enter__(self) -> _Shards:
         return self
@@ -277,6 +275,5 @@ class _Shards:
             return
         written = self._file.commit(valid, before_naming=release)
         self._file = None
-        sizes = {row: self._job.images.sizes[row] for row in rows if self._planned[row] != self._job.images.sizes[row]}
-        record = self._dump.record(number, written, failures, sizes, self._job.plan.environment)
+        record = self._dump.record(number, written, failures, self._job.plan.environment)
         self._report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=len(failures))

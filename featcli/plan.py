@@ -12,6 +12,7 @@ from typing import Any
 import xxhash
 
 from featcli.errors import ConflictError
+from featcli.inputs import ImageList
 from featcli.writers.layout import ITEM_BYTES
 from featcli.writers.sealed import hash_json
 
@@ -134,6 +135,20 @@ def digest_keys(keys: Iterable[str]) -> str:
     for key in keys:
         digest.update(os.fsencode(key) + b"\0")
     return digest.hexdigest()
+
+
+def digest_images(images: ImageList) -> str:
+    """xxh3-128 over what images.jsonl will be."""
+    digest = xxhash.xxh3_128()
+    for line in image_lines(images):
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def image_lines(images: ImageList) -> Iterator[bytes]:
+    """The lines of images.jsonl."""
+    for key, size in zip(images.keys, images.sizes, strict=True):
+        yield json.dumps({"key": key, "bytes": size}).encode("ascii") + b"\n"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:

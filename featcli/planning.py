@@ -20,11 +20,11 @@ from featcli.backbones.backbone import Backbone
 from featcli.backbones.source import Source, ready
 from featcli.config import MAX_SHARD_ROWS, SHARD_BYTES, ExtractConfig
 from featcli.device import Resolved, available_cores, memory_errors, resolve_device
-from featcli.dump import Dump, digest_images
+from featcli.dump import Dump
 from featcli.errors import UsageError, shown
 from featcli.images import RULES
 from featcli.inputs import ImageList
-from featcli.plan import Plan, StoredStage, digest_keys, image_bytes
+from featcli.plan import Plan, StoredStage, digest_images, digest_keys, image_bytes
 from featcli.pooling import Pooling, pooling
 from featcli.progress import Report, silent
 from featcli.target import check_target, existing_parent

@@ -16,9 +16,9 @@ from featcli.dump import Dump
 from featcli.errors import DamagedError, IncompleteError, UsageError, nearest, shown
 from featcli.plan import Plan, StoredStage
 from featcli.writers.layout import VALID, Array, Layout
+from featcli.writers.rows import NUMPY_TYPES, read_rows, values_of
 
 MAX_OPEN_SHARDS = 32  # file descriptors are few
-NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "uint8": np.uint8, "bfloat16": np.uint16}
 
 
 def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpReader:
@@ -27,9 +27,7 @@ def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpRea
     Raises UsageError where there is no dump, IncompleteError where it is not complete, DamagedError where its
     files are damaged.
     """
-    dump = Dump.existing(Path(path))
-    if dump is None:
-        raise UsageError(f"dump {shown(path)}: no plan.json there", "a dump is the folder that extract -o made")
+    dump = Dump.at(Path(path))
     if not (dump.is_complete() or incomplete):
         raise IncompleteError(
             f"dump {shown(path)}: not complete",
@@ -131,15 +129,11 @@ class DumpReader:
                 f"shard {shown(self._dump.shard_path(shard))}: array {shown(name)} is not as planned",
                 "delete its record: the shard is redone by the next extract",
             )
-        content = np.empty((count, *array.shape[1:]), NUMPY_TYPES[array.dtype])
-        view = content.data.cast("B")
-        offset = array.offset + first * array.row_bytes
-        while view:
-            received = os.preadv(descriptor, [view], offset)
-            if not received:
-                raise DamagedError(f"shard {shown(self._dump.shard_path(shard))}: cut short", "see featcli inspect")
-            view, offset = view[received:], offset + received
-        return content
+        try:
+            return read_rows(descriptor, array, first, count)
+        except EOFError:
+            path = shown(self._dump.shard_path(shard))
+            raise DamagedError(f"shard {path}: cut short", "see featcli inspect") from None
 
     def _is_expected(self, name: str, shard: int, array: Array) -> bool:
         rows = len(self.plan.shard(shard))
@@ -244,7 +238,4 @@ class StageArray:
         shard, row = divmod(first, self._reader.plan.shard_rows)
         if shard not in self._reader.records:
             raise IncompleteError(f"row {first} is not extracted yet", "run the extract command of this dump again")
-        stored = self._reader._read(self.stage.name, shard, row, count)
-        if self.stage.dtype != "bfloat16":
-            return stored
-        return np.asarray(np.left_shift(stored, 16, dtype=np.uint32)).view(np.float32)
+        return values_of(self._reader._read(self.stage.name, shard, row, count))

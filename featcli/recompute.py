@@ -22,6 +22,7 @@ from featcli.plan import refuse_other_plan
 from featcli.planning import Job, prepare
 from featcli.progress import Report, silent
 from featcli.reader import DumpReader
+from featcli.writers.rows import values_of
 
 # How far a number may be off on another machine, as a share of the largest number in its row.
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
@@ -46,8 +47,10 @@ def recompute(dump: Dump, config: ExtractConfig, count: int, report: Report = si
     """
     job = _same_job(dump, config, report)
     reader = DumpReader(dump)
-    rows = np.flatnonzero(reader.valid)
-    chosen = sorted(random.SystemRandom().sample(rows.tolist(), min(count, len(rows))))
+    valid = np.flatnonzero(reader.valid).tolist()
+    if not valid:
+        raise ConflictError(f"dump {shown(dump.path)}: it holds no image that could be extracted again", "")
+    chosen = sorted(random.SystemRandom().sample(valid, min(count, len(valid))))
     wanted: dict[int, list[int]] = {}
     for row in chosen:
         wanted.setdefault(_batch(dump, row).start, []).append(row)
@@ -99,11 +102,7 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
         if job.plan.settings["backbone"] != backbone or job.plan.stages != plan.stages:
             job = prepare(replace(same, image_size=tuple(backbone["input_size"])), report)
     refuse_other_plan(shown(dump.path), plan, job.plan)
-    dump.refuse_changed_images(
-        job.images, {failure["row"] for record in dump.records() for failure in record["failures"]}
-    )
-    if not len(DumpReader(dump).valid.nonzero()[0]):
-        raise ConflictError(f"dump {shown(dump.path)}: it holds no image that could be extracted again", "")
+    dump.refuse_changed_images(job.images, retry_failed=True)
     return job
 
 
@@ -111,9 +110,7 @@ def _difference(stored: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray]
     """The largest difference over the stages of one image, as a share of the largest number; infinite where NaN is."""
     largest = 0.0
     for name, before in stored.items():
-        now = maps[name][place]
-        if now.dtype == np.uint16:  # bfloat16, which numpy has not
-            now = np.left_shift(now, 16, dtype=np.uint32).view(np.float32)
+        now = values_of(maps[name][place])
         if np.array_equal(before, now, equal_nan=True):
             continue
         off = np.abs(before.astype(np.float64) - now).max() / max(float(np.abs(before).max()), 1e-30)

@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from featcli.dump import ASIDE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, failure_lines
-from featcli.errors import DamagedError, UsageError, printable, shown
+from featcli.dump import ASIDE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, failure_lines, no_dump
+from featcli.errors import DamagedError, printable, shown
 from featcli.plan import Plan, with_fingerprint
-from featcli.progress import Report, silent
 from featcli.writers.layout import VALID, Array, Layout
 from featcli.writers.publish import disk_errors, sync_folder
+from featcli.writers.rows import read_rows, values_of
 from featcli.writers.sealed import publish_sealed, read_sealed, sealed
 from featcli.writers.shard import REST, hash_rest
 
 PIECE_BYTES = 64 * 1024**2  # that are read at once
-NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Verdict:
         return {"type": "verdict", "state": self.state, **vars(self), "damages": [vars(d) for d in self.damages]}
 
 
-def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
+def verify(path: str | os.PathLike[str]) -> Verdict:
     """Check structure, plan, counts and every byte of a dump. Reads the dump alone; changes nothing.
 
     Raises UsageError where there is no dump.
@@ -67,7 +66,7 @@ def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
     folder = Path(path)
     verdict = Verdict(str(path))
     if not any((folder / name).exists() for name in (PLAN, MANIFEST, SHARDS)):
-        raise UsageError(f"dump {shown(path)}: no plan.json there", "a dump is the folder that extract -o made")
+        raise no_dump(path)
     dump = None
     with _noting(verdict, PLAN):
         Dump.plan_in(folder)
@@ -80,10 +79,8 @@ def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
     with _noting(verdict, IMAGES):
         keys = dump.keys()
     records = []
-    report("verify_start", shards=dump.plan.num_shards)
     for number in range(dump.plan.num_shards):
         record = _checked_shard(dump, number, keys, verdict)
-        report("verify_shard", shard=number)
         if record is not None:
             records.append(record)
     _check_last_files(dump, records, verdict)
@@ -95,7 +92,7 @@ def _noting(verdict: Verdict, file: str, shard: int | None = None) -> Iterator[N
     """What is damaged inside the block goes into the verdict."""
     try:
         yield
-    except (DamagedError, OSError) as error:
+    except (DamagedError, OSError, EOFError) as error:
         text = error.message if isinstance(error, DamagedError) else str(error)
         verdict.damages.append(Damage(file, printable(text), shard))
 
@@ -160,10 +157,7 @@ def _wrong_bytes(
         digest, nan, inf = xxhash.xxh3_128(), 0, 0
         for first, rows in _pieces(descriptor, array):
             digest.update(rows.data)
-            values = rows[valid[first : first + len(rows)] == 1]
-            values = (
-                np.left_shift(values, 16, dtype=np.uint32).view(np.float32) if array.dtype == "bfloat16" else values
-            )
+            values = values_of(rows[valid[first : first + len(rows)] == 1])
             nan, inf = nan + int(np.isnan(values).sum()), inf + int(np.isinf(values).sum())
         if digest.hexdigest() != record["hashes"][name]:
             yield f"bytes of {name} are not those that were written"
@@ -177,15 +171,7 @@ def _pieces(descriptor: int, array: Array) -> Iterator[tuple[int, np.ndarray]]:
     """Runs of rows of an array: (first row, rows)."""
     step = max(1, PIECE_BYTES // max(1, array.row_bytes))
     for first in range(0, array.shape[0], step):
-        count = min(step, array.shape[0] - first)
-        wanted, content = count * array.row_bytes, bytearray()
-        while len(content) < wanted:
-            offset = array.offset + first * array.row_bytes + len(content)
-            more = os.pread(descriptor, wanted - len(content), offset)
-            if not more:
-                raise DamagedError("cut short while it was read")
-            content += more
-        yield first, np.frombuffer(content, NUMPY_TYPES[array.dtype]).reshape(count, *array.shape[1:])
+        yield first, read_rows(descriptor, array, first, min(step, array.shape[0] - first))
 
 
 def _check_last_files(dump: Dump, records: Sequence[dict[str, Any]], verdict: Verdict) -> None:

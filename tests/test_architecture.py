@@ -22,7 +22,7 @@ ROWS = [
     {"writers.shard"},
     {"writers"},
     {"writers.hdf5", "writers.safetensors"},
-    {"writers.sealed"},
+    {"writers.sealed", "writers.rows"},
     {"writers.layout", "writers.background", "writers.publish"},
     {"pooling"},
     {"backbones"},
