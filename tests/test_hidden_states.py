@@ -182,15 +182,22 @@ def test_norm_and_class_token(tmp_path):
         load_backbone(tmp_path / "pyramid", norm="model")
 
 
-def test_another_image_size(tmp_path):
-    """Position embeddings are interpolated as transformers does it; a size that no patch fits is refused."""
-    model = save("vit", tmp_path)
-    backbone = load_backbone(tmp_path, image_size=(96, 80))
+@pytest.mark.parametrize(("model_type", "size"), [("vit", (96, 80)), ("deit", (32, 96))])
+def test_another_image_size(tmp_path, model_type, size):
+    """Position embeddings are interpolated as transformers does it; patches keep their rows and columns."""
+    model = save(model_type, tmp_path)
+    backbone = load_backbone(tmp_path, image_size=size)
     pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
     with torch.no_grad():
         ready = backbone.preprocessing.normalize(pixels)
         expected = model(ready, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states[-1]
-    assert torch.equal(backbone(pixels)["stage3"], expected[:, 1:].transpose(1, 2).unflatten(2, (6, 5)))
+    patches = expected[:, TYPES[model_type][1] :].transpose(1, 2)
+    assert torch.equal(backbone(pixels)["stage3"], patches.unflatten(2, (size[0] // 16, size[1] // 16)))
+
+
+def test_a_size_that_no_patch_fits(tmp_path):
+    """Pixels that fill no patch would be lost: refused, with the nearest sizes that do."""
+    save("vit", tmp_path)
     with pytest.raises(UsageError, match="not a multiple of its patch of 16x16") as refused:
         load_backbone(tmp_path, image_size=100)
     assert refused.value.hint == "96x96 or 112x112 would do"
@@ -274,17 +281,6 @@ def test_what_was_taken_for_idle_is_put_back(tmp_path, monkeypatch):
     pixels = whole.preprocess(PICTURES[0])[None]
     assert torch.equal(whole(pixels)["stage3"], again(pixels)["stage3"])
     assert norm <= set(again.network.tensors())
-
-
-def test_not_square(tmp_path):
-    """Patches keep their rows and columns at a size that is not square, with tokens in front of them."""
-    model = save("deit", tmp_path)
-    backbone = load_backbone(tmp_path, image_size=(32, 96))
-    pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
-    with torch.no_grad():
-        ready = backbone.preprocessing.normalize(pixels)
-        expected = model(ready, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states[-1]
-    assert torch.equal(backbone(pixels)["stage3"], expected[:, 2:].transpose(1, 2).unflatten(2, (2, 6)))
 
 
 @pytest.mark.parametrize(

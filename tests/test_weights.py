@@ -17,40 +17,34 @@ T = pytest.importorskip("transformers")
 RESNET = PYRAMID | {"hidden_sizes": [16, 32, 32, 64], "embedding_size": 16}
 
 
-def processor(folder):
+def saved(make, folder):
+    """The folder of a model with weights of a seed, and an image processor beside it."""
+    torch.manual_seed(0)
+    make().save_pretrained(folder)
     T.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
 def resnet(tmp_path):
     """A ResNet classifier of transformers in a folder."""
-    torch.manual_seed(0)
-    model = T.ResNetForImageClassification(T.ResNetConfig(**RESNET, num_labels=3))
-    model.save_pretrained(tmp_path / "resnet")
-    processor(tmp_path / "resnet")
-    return tmp_path / "resnet"
+    return saved(lambda: T.ResNetForImageClassification(T.ResNetConfig(**RESNET, num_labels=3)), tmp_path / "resnet")
 
 
 @pytest.fixture
 def detr(tmp_path):
     """A DETR with a timm backbone inside, in a folder."""
-    torch.manual_seed(0)
     backbone = T.TimmBackboneConfig(backbone="test_resnet", out_indices=[4])
     sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 5}
-    model = T.DetrForObjectDetection(T.DetrConfig(**sizes, backbone_config=backbone))
-    model.save_pretrained(tmp_path / "detr")
-    processor(tmp_path / "detr")
-    return tmp_path / "detr"
+    return saved(lambda: T.DetrForObjectDetection(T.DetrConfig(**sizes, backbone_config=backbone)), tmp_path / "detr")
 
 
 @pytest.fixture
 def vit(tmp_path):
     """A ViT classifier of transformers in a folder."""
-    torch.manual_seed(0)
-    model = T.ViTForImageClassification(T.ViTConfig(**TOKENS, image_size=64, num_labels=3))
-    model.save_pretrained(tmp_path / "vit")
-    processor(tmp_path / "vit")
-    return tmp_path / "vit"
+    return saved(
+        lambda: T.ViTForImageClassification(T.ViTConfig(**TOKENS, image_size=64, num_labels=3)), tmp_path / "vit"
+    )
 
 
 @pytest.fixture
@@ -202,3 +196,14 @@ def test_an_index_that_names_no_files(detr):
     (detr / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(CheckpointError, match="not an index"):
         load_backbone(detr)
+
+
+@pytest.mark.parametrize("name", ["detr", "vit"])
+def test_a_shard_that_is_gone(request, name):
+    """An index that names a file which is not there is refused, with the name of the file."""
+    folder = request.getfixturevalue(name)
+    (folder / "model.safetensors").unlink()
+    weight_map = {"some.weight": "model-00001-of-00001.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match=r"'model-00001-of-00001.safetensors', which it names, is not there"):
+        load_backbone(folder)

@@ -15,8 +15,8 @@ from torch import nn
 
 from featcli.backbones.backbone import Network
 from featcli.backbones.checkpoint import Request
-from featcli.backbones.image_processor import plain_json, quiet
-from featcli.backbones.transformers_source import TransformersSource
+from featcli.backbones.image_processor import quiet
+from featcli.backbones.transformers_source import TransformersSource, copied
 from featcli.errors import CheckpointError, one_line, shown
 
 import transformers  # isort: skip  (transformers_source has seen to what its import needs)
@@ -93,7 +93,7 @@ class AutoBackboneSource(TransformersSource):
         return self.from_pretrained(self._class, self._config_for(positions), renamed)
 
     def _config_for(self, positions: Sequence[int]) -> Any:
-        config = type(self.config).from_dict(plain_json(self.config.to_dict()))
+        config = copied(self.config)
         config.out_indices = [position + self.first_index for position in positions]
         return config
 

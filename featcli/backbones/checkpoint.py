@@ -51,25 +51,23 @@ class Request:
     def __post_init__(self) -> None:
         if isinstance(self.checkpoint, os.PathLike):
             object.__setattr__(self, "checkpoint", os.fspath(self.checkpoint))
-        if not isinstance(self.checkpoint, str) and not (
-            "model_type" in self.checkpoint
-            if isinstance(self.checkpoint, Mapping)
-            else hasattr(self.checkpoint, "model_type")
-        ):
-            raise UsageError(
-                f"checkpoint {shown(self.checkpoint)}: neither a name, a path nor a configuration of transformers",
-                "a configuration is an object, or its dictionary with a model_type",
-            )
         if not isinstance(self.checkpoint, str):
-            for name, value in (("config", self.checkpoint), ("random_init", True)):
-                object.__setattr__(self, name, value)
-            object.__setattr__(self, "checkpoint", type(self.config).__name__)
+            self._take_configuration(self.checkpoint)
         if self.norm not in (None, *NORMS):
             raise UsageError(f"--norm {shown(self.norm)}: no such choice", f"use {', '.join(NORMS)}")
         if self.num_channels is not None and not 1 <= self.num_channels <= MOST_CHANNELS:
             raise UsageError(f"--num-channels {self.num_channels}: must be from 1 to {MOST_CHANNELS}", "1 is grey")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: must be from 0 to 2**63 - 1", "leave it out for the default")
+
+    def _take_configuration(self, found: Any) -> None:
+        if not ("model_type" in found if isinstance(found, Mapping) else hasattr(found, "model_type")):
+            raise UsageError(
+                f"checkpoint {shown(found)}: neither a name, a path nor a configuration of transformers",
+                "a configuration is an object, or its dictionary with a model_type",
+            )
+        for name, value in (("config", found), ("random_init", True), ("checkpoint", type(found).__name__)):
+            object.__setattr__(self, name, value)
 
 
 def resolve(request: Request) -> Source:
@@ -212,12 +210,11 @@ def _timm_wrapper(request: Request, path: Path, config: dict[str, Any]) -> Sourc
         raise CheckpointError(f"checkpoint {shown(path)}: no weights in it", "is the folder whole?")
     source = TimmSource(
         replace(request, arch=config["architecture"]),
-        str(files[0]) if files else "",
+        "",
         config.get("model_args") or {},
         config.get("pretrained_cfg") or {},
     )
     source.files = files
-    source.name = f"{path.resolve().name} ({source.architecture})"
     return source
 
 

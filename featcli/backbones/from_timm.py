@@ -179,25 +179,22 @@ class TimmSource(Source):
         ):
             return {}
         option = {"img_size": self.request.image_size}
-        before = self._options
-        self._options = before | option
         try:
-            self._create("meta")
+            self._create("meta", **option)
         except UsageError:  # not for that size: the model as it is may take it all the same
             return {}
-        finally:
-            self._options = before
         return option
 
-    def _create(self, device: str) -> Any:
+    def _create(self, device: str, **more: Any) -> Any:
         """A headless model without weights. Raises UsageError for names that timm does not know."""
+        options = {**self._options, **more}
         try:
             at_hub = self.model_name.startswith("hf-hub:")
             with torch.device(device), hub_or_cache(wanted=at_hub), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of architectures that have another name by now
-                return timm.create_model(self.model_name, pretrained=False, num_classes=0, **self._options)
+                return timm.create_model(self.model_name, pretrained=False, num_classes=0, **options)
         except (AssertionError, ZeroDivisionError) as error:
-            asked = ", ".join(f"{name} {value}" for name, value in self._options.items())
+            asked = ", ".join(f"{name} {value}" for name, value in options.items())
             raise UsageError(
                 f"{self.model_name} with {asked}: {one_line(error)}", "choose another --image-size"
             ) from error

@@ -1,8 +1,8 @@
 """Vision models of transformers outside the AutoBackbone mapping (ViT, CLIP, Segformer ...): their hidden states.
 
 The counting is that of the mapping: of tokens the embedding is the stem and what a layer gives is a stage, pyramids are
-named by stride. Only shapes say what a
-hidden state is, rows of tokens or maps, since every model has its own habits; all of them end up as (B, C, h, w).
+named by stride. Only shapes say what a hidden state is, rows of tokens or maps, since every model has its own habits;
+all of them end up as (B, C, h, w).
 """
 
 from __future__ import annotations
@@ -85,7 +85,6 @@ class HiddenStatesSource(TransformersSource):
         idle = self._idle(twin, positions) if self._is_trimmed else frozenset()
         if idle and not self._trim(module, idle, positions):
             idle, self._is_trimmed = frozenset(), False  # what was taken for idle was not: all of it counts
-        named = {*module.state_dict()} & idle
 
         def maps(pixels: torch.Tensor) -> list[torch.Tensor]:
             return self._maps(module, pixels, positions)
@@ -95,7 +94,7 @@ class HiddenStatesSource(TransformersSource):
             return [self._normed(module, hidden[i])[:, 0] for i in positions]
 
         has_class_token = _has_class_token(module) and all(self._prefixes[i] > 0 for i in positions)
-        return Network(module, maps, class_tokens if has_class_token else None, frozenset(named))
+        return Network(module, maps, class_tokens if has_class_token else None, idle)
 
     def _hidden(self, module: Any, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
         options: dict[str, Any] = {"output_hidden_states": True}

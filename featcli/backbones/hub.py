@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+from featcli.errors import CheckpointError, shown
 
 # What libraries call the weights of a checkpoint, in the order in which they look for them.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -50,12 +52,28 @@ def hub_weights(repository: str, first: str | None = None) -> list[Path]:
         except (EntryNotFoundError, LocalEntryNotFoundError):
             return None
 
+    return find_weights(file, first)
+
+
+def find_weights(file: Callable[[str], Path | None], first: str | None = None) -> list[Path]:
+    """The weights of a checkpoint, one file or all that an index names; `file` gives the path of a name, or None.
+
+    Raises CheckpointError for an index that is damaged, or names what is not there.
+    """
     for wanted in (*([first] if first else []), *WEIGHTS_NAMES):
         if (whole := file(wanted)) is not None:
             return [whole]
         if (index := file(f"{wanted}.index.json")) is not None:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            return [found for shard in shards if (found := file(shard)) is not None]
+            try:
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"checkpoint {shown(index)}: not an index of weights", "is it whole?") from error
+            found = {shard: file(shard) for shard in shards}
+            if absent := [shard for shard, path in found.items() if path is None]:
+                raise CheckpointError(
+                    f"checkpoint {shown(index)}: {shown(absent[0])}, which it names, is not there", "is it whole?"
+                )
+            return [path for path in found.values() if path is not None]
     return []
 
 

@@ -10,10 +10,17 @@ from typing import Any
 from featcli.backbones.backbone import Network, Preprocessing, Weights
 from featcli.backbones.checkpoint import Request
 from featcli.backbones.from_timm import TimmSource
-from featcli.backbones.hub import hub_or_cache, hub_weights
-from featcli.backbones.image_processor import preprocessing_of, read_processor
-from featcli.backbones.transformers_source import freezer, inside, name_of, no_processor, own_size, reading
-from featcli.backbones.weights import weights_files
+from featcli.backbones.image_processor import preprocessing_of
+from featcli.backbones.transformers_source import (
+    files_of,
+    freezer,
+    inside,
+    name_of,
+    no_processor,
+    own_size,
+    processor_of,
+    reading,
+)
 from featcli.errors import CheckpointError, UsageError, shown
 
 
@@ -23,8 +30,7 @@ class TimmInside(TimmSource):
     def __init__(self, request: Request, config: Any, outer: Any) -> None:
         if not config.features_only:
             raise UsageError("features_only=False: featcli gives features, never logits", "leave features_only out")
-        has_files = request.config is None and not Path(request.checkpoint).is_file()
-        self._processor = read_processor(request.checkpoint, request.image_size) if has_files else None
+        self._processor = processor_of(request)
         size = request.image_size or own_size(request, self._processor)
         channels = request.num_channels or config.num_channels
         options = {"output_stride": config.output_stride} if config.output_stride else {}
@@ -53,9 +59,8 @@ class TimmInside(TimmSource):
         return super().load(positions)
 
     def _weights_files(self) -> list[Path]:
-        path = Path(self.request.checkpoint)
-        with reading(self.request), hub_or_cache(wanted=not path.exists()):
-            files = weights_files(path) if path.exists() else hub_weights(self.request.checkpoint)
+        with reading(self.request):
+            files = files_of(self.request)
         if not files:
             raise CheckpointError(
                 f"checkpoint {shown(self.request.checkpoint)}: no weights in it",

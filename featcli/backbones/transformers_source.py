@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pickle
-import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,14 +52,13 @@ class TransformersSource(Source):
         """`config` is the vision model's own; `outer` that of the larger model around it, where there is one."""
         self.request = request
         self.name = name_of(request)
-        self.config = _copy(config)
+        self.config = copied(config)
         self.outer = outer
         self.model_type = config.model_type
         if request.num_channels is not None:
             self.config.num_channels = request.num_channels
         self.channels = getattr(self.config, "num_channels", 3)
-        has_files = request.config is None and not Path(request.checkpoint).is_file()
-        self.processor = read_processor(request.checkpoint, request.image_size) if has_files else None
+        self.processor = processor_of(request)
         self.input_size = request.image_size or own_size(request, self.processor) or config_size(self.config)
         if self.processor is None and request.random_init:  # nothing was trained on other pixels
             self.processor = default_processor(self.model_type, self.input_size)
@@ -102,7 +100,7 @@ class TransformersSource(Source):
                 "give the folder that holds its weights too, or --random-init",
             )
         if Path(self.request.checkpoint).is_dir():
-            refuse_pointers(weights_files(Path(self.request.checkpoint)))
+            refuse_pointers(files_of(self.request))
         module, report = self._read(positions)
         network = self._network(module, positions)
         return network, self._proven(network, report)
@@ -166,9 +164,8 @@ class TransformersSource(Source):
                 f" {self.model_type} backbone are not in it, first {', '.join(lost[:3])}",
                 "is the folder whole, and are these the weights its config.json describes?",
             )
-        path = Path(self.request.checkpoint)
         with hub_or_cache(wanted=False):  # all of it has just been read
-            files = weights_files(path) if path.is_dir() else hub_weights(self.request.checkpoint)
+            files = files_of(self.request)
         unexpected = tuple(sorted(report["unexpected_keys"]))
         return Weights(
             name_of(self.request), len(tensors) - len(missing), len(tensors), missing, unexpected, hash_files(files)
@@ -211,6 +208,19 @@ def name_of(request: Request) -> str:
     """A folder or file by its name alone, a hub id as it is."""
     path = Path(request.checkpoint)
     return path.resolve().name if path.exists() else request.checkpoint
+
+
+def files_of(request: Request) -> list[Path]:
+    """The weights files of a folder or a hub id. Call it inside `hub_or_cache`. Raises CheckpointError."""
+    path = Path(request.checkpoint)
+    return weights_files(path) if path.exists() else hub_weights(request.checkpoint)
+
+
+def processor_of(request: Request) -> Any:
+    """The image processor of a folder or hub id; None where it has none, and for configurations by themselves."""
+    if request.config is not None or Path(request.checkpoint).is_file():
+        return None
+    return read_processor(request.checkpoint, request.image_size)
 
 
 def no_processor(request: Request) -> CheckpointError:
@@ -257,11 +267,11 @@ def freezer(outer: Any) -> Callable[[nn.Module], None]:
 
     They compute the same up to the last bits; replay promises all of them.
     """
-    module = sys.modules.get(type(outer).__module__.replace(".configuration_", ".modeling_")) if outer else None
-    if outer is not None and module is None:
-        module = importlib.import_module(type(outer).__module__.replace(".configuration_", ".modeling_"))
-    replace = getattr(module, "replace_batch_norm", None)
-    if replace is None or not getattr(outer, "freeze_backbone_batch_norms", True):
+    if outer is None or not getattr(outer, "freeze_backbone_batch_norms", True):
+        return lambda _: None
+    modeling = importlib.import_module(type(outer).__module__.replace(".configuration_", ".modeling_"))
+    replace = getattr(modeling, "replace_batch_norm", None)
+    if replace is None:
         return lambda _: None
 
     def freeze(backbone: nn.Module) -> None:
@@ -271,6 +281,6 @@ def freezer(outer: Any) -> Callable[[nn.Module], None]:
     return freeze
 
 
-def _copy(config: Any) -> Any:
+def copied(config: Any) -> Any:
     """A configuration as it comes from a file: with its defaults as lists, which some backbones need."""
     return type(config).from_dict(plain_json(config.to_dict()))

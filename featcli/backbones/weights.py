@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import pickle
 import threading
 import warnings
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from featcli.backbones.hub import WEIGHTS_NAMES
+from featcli.backbones.hub import find_weights
 from featcli.errors import CheckpointError, shown
 
 # Training checkpoints hold the weights beside optimizers and counters; the averaged ones are the better model. What
@@ -43,16 +42,7 @@ POINTERS = (
 
 def weights_files(folder: Path) -> list[Path]:
     """The weights files of a checkpoint folder, whole or in shards with an index. Raises CheckpointError."""
-    for name in WEIGHTS_NAMES:
-        if (folder / name).is_file():
-            return [folder / name]
-        if (index := folder / f"{name}.index.json").is_file():
-            try:
-                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"checkpoint {shown(index)}: not an index of weights", "is it whole?") from error
-            return [folder / shard for shard in shards]
-    return []
+    return find_weights(lambda name: folder / name if (folder / name).is_file() else None)
 
 
 def hash_files(paths: Iterable[Path]) -> dict[str, str]:
@@ -155,7 +145,7 @@ def strip_prefix(
     Raises CheckpointError where two prefixes fit equally well, as a student's and a teacher's.
     """
     fits = count_prefixes(tensors, expected)
-    best = find_prefix(tensors, expected)
+    best = most_fitting(fits)
     equals = [prefix for prefix in sorted(fits) if fits[prefix] == fits[best]]
     if len(equals) > 1:
         raise CheckpointError(
@@ -177,7 +167,11 @@ def count_prefixes(found: Iterable[str], expected: Collection[str]) -> Counter[s
 
 def find_prefix(found: Iterable[str], expected: Collection[str]) -> str:
     """The prefix under which most of the expected names are found, empty without any."""
-    fits = count_prefixes(found, expected)
+    return most_fitting(count_prefixes(found, expected))
+
+
+def most_fitting(fits: Counter[str]) -> str:
+    """The prefix with the highest count, the first by name among equals, empty without any."""
     return max(sorted(fits), key=fits.__getitem__, default="")
 
 
