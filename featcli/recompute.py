@@ -89,7 +89,7 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
             output=str(Path(elsewhere) / "dump"),
             out_indices=tuple(stage.index for stage in plan.stages),
             norm=backbone["norm"],
-            num_channels=backbone.get("options", {}).get("in_chans"),
+            num_channels=backbone.get("options", {}).get("in_chans", backbone.get("config", {}).get("num_channels")),
             precision=plan.settings["precision"],
             batch_size=plan.settings["batch_size"],
             threads=plan.settings["threads"],

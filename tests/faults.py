@@ -23,14 +23,19 @@ class Ended:
     calls: list[str]
 
 
-def run(photos: Path, dump: Path, format_name: str, fault: str = "", at: int = -1) -> Ended:
-    """Extract in a forked child; the call number `at` (from 0) meets the fault. Its calls come back through a pipe."""
+def run(photos: Path, dump: Path, format_name: str, fault: str = "", at: int = -1, links: bool = True) -> Ended:
+    """Extract in a forked child; the call number `at` (from 0) meets the fault. Its calls come back through a pipe.
+
+    Without `links` the file system refuses hard links, as some network shares and memory cards do.
+    """
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(receive)
         code = 1
         try:
+            if not links:
+                os.link = _refused
             code = _extract(photos, dump, format_name, send, fault, at)
         finally:
             os._exit(code)
@@ -41,11 +46,21 @@ def run(photos: Path, dump: Path, format_name: str, fault: str = "", at: int = -
     return Ended(status, calls)
 
 
+def _refused(*_: object) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 def _extract(photos: Path, dump: Path, format_name: str, send: int, fault: str, at: int) -> int:
+    with _watched(dump, send, fault, at):
+        return extract_quietly(photos, dump, format_name)
+
+
+def extract_quietly(photos: Path, dump: Path, format_name: str) -> int:
+    """The exit code of a small extraction."""
     from featcli import extract
     from featcli.errors import FeatcliError
 
-    with contextlib.redirect_stderr(sys.stdout), _watched(dump, send, fault, at):
+    with contextlib.redirect_stderr(sys.stdout):
         try:
             return extract(photos, output=dump, format=format_name, **OPTIONS).exit_code
         except FeatcliError as error:
@@ -79,16 +94,29 @@ def _watched(dump: Path, send: int, fault: str, at: int):
     yield
 
 
-def survives(photos: Path, expected: dict[str, bytes], dump: Path, format_name: str, fault: str, at: int) -> str:
+def survives(
+    photos: Path, expected: dict[str, bytes], dump: Path, format_name: str, fault: str, at: int, links: bool = True
+) -> str:
     """What is wrong after a fault and one more run of the same command; empty where nothing is."""
+    ended = run(photos, dump, format_name, fault, at, links)
+    where = f"{format_name}, {fault} at call {at} ({ended.calls[at] if at < len(ended.calls) else 'none'})"
+    if ended.code != (-9 if fault == "kill" else 7):
+        return f"{where}: ended in {ended.code}"
+    may_leave = fault == "kill" or ended.calls[at] == "unlink"
+    return recovers(photos, expected, dump, format_name, where, may_leave)
+
+
+def recovers(
+    photos: Path, expected: dict[str, bytes], dump: Path, format_name: str, where: str, may_leave: bool
+) -> str:
+    """What is wrong with what a run left, or after one more run of the same command; empty where nothing is.
+
+    `may_leave`: whether partial files may be there, for the next run to remove.
+    """
     from conftest import tree
     from featcli.errors import FeatcliError
     from featcli.verify import verify
 
-    ended = run(photos, dump, format_name, fault, at)
-    where = f"{format_name}, {fault} at call {at} ({ended.calls[at] if at < len(ended.calls) else 'none'})"
-    if ended.code != (-9 if fault == "kill" else 7):
-        return f"{where}: ended in {ended.code}"
     if (dump / "plan.json").exists():
         try:
             verdict = verify(dump)
@@ -96,7 +124,7 @@ def survives(photos: Path, expected: dict[str, bytes], dump: Path, format_name: 
             return f"{where}: {error}"
         if verdict.damages:
             return f"{where}: {verdict.damages}"
-    if fault != "kill" and ended.calls[at] != "unlink" and dump.exists() and list(dump.rglob("*.partial")):
+    if not may_leave and dump.exists() and list(dump.rglob("*.partial")):
         return f"{where}: left {list(dump.rglob('*.partial'))}"
     again = run(photos, dump, format_name)
     if again.code != 0:

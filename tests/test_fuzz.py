@@ -1,6 +1,8 @@
 """Dumps of somebody else: whatever is in their files, reading them ends in maps or in a FeatcliError."""
 
 import json
+import os
+import resource
 import shutil
 
 import pytest
@@ -15,8 +17,12 @@ from featcli.inspection import inspect_dump
 from featcli.verify import verify
 from featcli.writers.sealed import CHECKSUM, sealed
 
+MAX_GROWTH = 512 * 1024  # KiB that reading hostile files may add to the memory of a process
 FUZZ = settings(
-    max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "120")),  # make torture asks for more
+    deadline=10_000,  # milliseconds for one input
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 ODD = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 2**70), st.floats(allow_nan=False, allow_infinity=False),
@@ -35,6 +41,14 @@ def made(request, tmp_path_factory):
     options = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 2, "shard_size": 2, "pool": "avg"}
     featcli.extract(folder / "photos", output=folder / "d", format=request.param, **options)
     return folder / "d"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded():
+    """Whatever the files claim to hold, reading them takes little memory."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MAX_GROWTH
 
 
 def read_all(folder):

@@ -173,6 +173,19 @@ def test_recompute(made, cli):
     assert cli("verify", made / "d", "--recompute", 2).code == 2
 
 
+def test_recompute_of_greys(made, tmp_path, cli):
+    """The number of channels is the plan's, whichever library the backbone is from."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[16, 32, 32, 64], embedding_size=16)
+    config.save_pretrained(tmp_path / "resnet")
+    for name, checkpoint in (("timm", "test_resnet"), ("transformers", tmp_path / "resnet")):
+        given = ("-c", checkpoint, "--random-init", "--image-size", 64)
+        dump = tmp_path / name
+        assert cli("extract", made / "photos", *given, "--num-channels", 1, "-o", dump).code == 3
+        shown = cli("verify", dump, made / "photos", "-c", checkpoint, "--random-init", "--recompute", 20)
+        assert "8 equal bit for bit" in shown.out, shown.err
+
+
 def test_recompute_finds_what_hashes_cannot(made, dump, cli):
     """A dump of other values, hashed and sealed as if it were right, comes out otherwise."""
     found = Dump.existing(dump)

@@ -1,17 +1,19 @@
 """HDF5 shards: one contiguous dataset per stage, laid out by h5py, then closed; rows go to known offsets.
 
-HDF5's own write path is never used for the maps: slice assignment reaches a quarter to two thirds of a plain
-write, and a file that is open when its process dies cannot be read again.
+HDF5 itself never touches the file. For the maps, slice assignment reaches a quarter to two thirds of a plain write;
+for the rest, a disk that is full makes HDF5 fail while it closes, with no error code and with messages of its own.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featcli.errors import DamagedError, shown
 from featcli.writers.layout import ALIGNMENT, KEYS, Array, Layout
+from featcli.writers.rows import write_all
 
 SUFFIX = ".h5"
 
@@ -22,18 +24,66 @@ def lay_out(
     """Write everything but the arrays' contents into the empty file at `path`; say where each array belongs."""
     import h5py
 
-    # Nobody else knows the file yet, and some network file systems have no locks: locking=False.
-    options = {"libver": ("earliest", "v110"), "locking": False}
-    with h5py.File(path, "w", **options, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file:
+    sparse = _Sparse()
+    options = {"libver": ("earliest", "v110"), "alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
+    with h5py.File(sparse, "w", **options) as file:
         file.attrs.update(attributes)
         names = [os.fsencode(key) for key in keys]  # bytes: a name may be anything a file system allows
         file.create_dataset(KEYS, data=names, dtype=h5py.string_dtype("utf-8"), shape=(len(names),))
         for name, (dtype, shape) in arrays.items():
             _create(file, name, dtype, shape)
         placed = {name: Array(dtype, shape, file[name].id.get_offset()) for name, (dtype, shape) in arrays.items()}
-    size = max([os.stat(path).st_size, *(array.end for array in placed.values())])
+    size = max([sparse.size, *(array.end for array in placed.values())])
     os.truncate(path, size)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        for offset, content in sparse.written:
+            write_all(descriptor, memoryview(content), offset)
+    finally:
+        os.close(descriptor)
     return Layout(placed, size, keys, attributes)
+
+
+class _Sparse(io.RawIOBase):
+    """A file in memory that holds what was written into it, and nothing for the gaps between."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[int, bytes]] = []  # (offset, content), the later over the earlier
+        self.size = 0
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """See io.IOBase."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        """See io.IOBase."""
+        return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        """See io.IOBase. HDF5 only makes the file longer."""
+        self.size = max(self.size, self._position if size is None else size)
+        return self.size
+
+    def write(self, content: Any) -> int:
+        """See io.RawIOBase."""
+        self.written.append((self._position, bytes(content)))
+        self._position += len(content)
+        self.size = max(self.size, self._position)
+        return len(content)
+
+    def readinto(self, buffer: Any) -> int:
+        """See io.RawIOBase."""
+        first, view = self._position, memoryview(buffer).cast("B")
+        view[:] = bytes(len(view))
+        for offset, content in self.written:
+            begin, end = max(offset, first), min(offset + len(content), first + len(view))
+            if begin < end:
+                view[begin - first : end - first] = content[begin - offset : end - offset]
+        self._position += len(view)
+        return len(view)
 
 
 def _create(file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Rows of an array in a finished shard file, read from where its layout says they are."""
+"""Bytes of a shard file at their place: rows read from where the layout says they are, and what is written."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ def read_rows(descriptor: int, array: Array, first: int, count: int) -> np.ndarr
             raise EOFError("cut short while it was read")
         view, offset = view[received:], offset + received
     return content
+
+
+def write_all(descriptor: int, content: memoryview, offset: int) -> None:
+    """Write all of it at `offset`; the system may take less at a time."""
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written
 
 
 def values_of(stored: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import xxhash
 from featcli.writers import FORMATS
 from featcli.writers.layout import VALID, Array
 from featcli.writers.publish import create_partial, publish
+from featcli.writers.rows import write_all
 
 REST = "rest"  # the hash of everything in the file that is not a stage: header, keys, valid
 
@@ -57,7 +58,7 @@ class ShardWriter:
             assert len(content) == array.row_bytes * len(rows)
             assert row + len(rows) <= array.shape[0]
             self._digests[name].update(content)
-            _write_all(self._descriptor, content, array.offset + row * array.row_bytes)
+            write_all(self._descriptor, content, array.offset + row * array.row_bytes)
 
     def commit(self, valid: np.ndarray, before_naming: Callable[[], None] | None = None) -> Written:
         """Mark the valid rows (uint8), and give the file its name. Afterwards it is on the disk.
@@ -65,8 +66,8 @@ class ShardWriter:
         `before_naming` is called when all is on the disk but the name.
         """
         layout = self.layout
-        _write_all(self._descriptor, valid.astype(np.uint8).data, layout.arrays[VALID].offset)
-        _write_all(self._descriptor, memoryview(layout.header), 0)  # last: it makes the file a file
+        write_all(self._descriptor, valid.astype(np.uint8).data, layout.arrays[VALID].offset)
+        write_all(self._descriptor, memoryview(layout.header), 0)  # last: it makes the file a file
         os.fsync(self._descriptor)
         hashes = {name: digest.hexdigest() for name, digest in self._digests.items()}
         hashes[REST] = hash_rest(self._descriptor, self.layout.size, [layout.arrays[name] for name in self._digests])
@@ -92,9 +93,3 @@ def hash_rest(descriptor: int, size: int, arrays: Sequence[Array]) -> str:
         digest.update(os.pread(descriptor, begin - position, position))
         position = end
     return digest.hexdigest()
-
-
-def _write_all(descriptor: int, content: memoryview, offset: int) -> None:
-    while content:
-        written = os.pwrite(descriptor, content, offset)
-        content, offset = content[written:], offset + written
