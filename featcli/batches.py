@@ -7,12 +7,16 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from featcli.images import Failure, UnreadableError, read_pixels
+from featcli.decoding import Decoding
+from featcli.images import Failure, read_pixels
 from featcli.inputs import ImageList
+from featcli.sizes import Sizes
+from featcli.upright import UnreadableError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 AHEAD = 2  # batches that are being decoded while the backbone works on another
 
 
-class Fitting(Protocol):
+class Pixels(Protocol):
     """What must be known of a backbone's preprocessing to fill a buffer."""
 
     @property
@@ -33,12 +37,22 @@ class Fitting(Protocol):
         """C."""
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(H, W)."""
-
-    @property
     def dtype(self) -> str:
         """Of torch and numpy, by name."""
+
+    @property
+    def is_native(self) -> bool:
+        """Whether every picture gives a size of its own."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images, and how each becomes pixels."""
+
+    images: ImageList
+    sizes: Sizes
+    rules: Decoding
+    preprocessing: Pixels
 
 
 @dataclass
@@ -48,55 +62,63 @@ class Batch:
     rows: range
     pixels: torch.Tensor  # (B, 3, H, W)
     failures: list[Failure] = field(default_factory=list)  # in row order; their pixels are zero
+    with_more_frames: int = 0  # images of which the file holds more frames or pages than the first
     decode_seconds: float = 0.0  # summed over threads
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What came of one image."""
+
+    failure: Failure | None
+    has_more_frames: bool
+    seconds: float
+
+
 def read(
-    images: ImageList,
-    batches: Iterable[range],
-    fitting: Fitting,
-    threads: int,
-    pinned: bool = False,
+    pictures: Pictures, batches: Iterable[range], threads: int, pinned: bool = False
 ) -> Generator[Batch, None, None]:
-    """The batches (rows of `images`) in their order, each decoded by `threads` threads at most AHEAD batches early."""
-    rows_left, dtype = iter(batches), getattr(torch, fitting.dtype)
-    buffers: list[torch.Tensor] = []
-    waiting: deque[tuple[range, torch.Tensor, list[Future[tuple[Failure | None, float]]]]] = deque()
+    """The batches (rows of one size) in their order, each decoded by `threads` threads at most AHEAD batches early."""
+    rows_left, dtype = iter(batches), getattr(torch, pictures.preprocessing.dtype)
+    buffers: list[torch.Tensor] = []  # flat: the sizes of batches may differ
+    waiting: deque[tuple[range, torch.Tensor, torch.Tensor, list[Future[_Read]]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
 
         def start_next() -> None:
             rows = next(rows_left, None)
             if rows is None:
                 return
-            if not buffers or len(buffers[-1]) < len(rows):
-                buffers.append(torch.empty(len(rows), fitting.channels, *fitting.size, dtype=dtype, pin_memory=pinned))
-            buffer = buffers.pop()
-            array = buffer.numpy()
-            futures = [pool.submit(_fill, images, row, fitting.fit, array[i]) for i, row in enumerate(rows)]
-            waiting.append((rows, buffer, futures))
+            shape = (len(rows), pictures.preprocessing.channels, *pictures.sizes[rows.start])
+            buffer = buffers.pop() if buffers else torch.empty(0, dtype=dtype)
+            if len(buffer) < prod(shape):
+                buffer = torch.empty(prod(shape), dtype=dtype, pin_memory=pinned)
+            pixels = buffer[: prod(shape)].view(shape)
+            array = pixels.numpy()
+            futures = [pool.submit(_fill, pictures, row, array[i]) for i, row in enumerate(rows)]
+            waiting.append((rows, buffer, pixels, futures))
 
         try:
             for _ in range(AHEAD + 1):
                 start_next()
             while waiting:
-                rows, buffer, futures = waiting.popleft()
+                rows, buffer, pixels, futures = waiting.popleft()
                 results = [future.result() for future in futures]
-                failures = [failure for failure, _ in results if failure is not None]
-                yield Batch(rows, buffer[: len(rows)], failures, sum(seconds for _, seconds in results))
+                failures = [result.failure for result in results if result.failure is not None]
+                with_more_frames = sum(result.has_more_frames for result in results)
+                yield Batch(rows, pixels, failures, with_more_frames, sum(result.seconds for result in results))
                 buffers.append(buffer)
                 start_next()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _fill(
-    images: ImageList, row: int, fit: Callable[[Picture], np.ndarray], out: np.ndarray
-) -> tuple[Failure | None, float]:
+def _fill(pictures: Pictures, row: int, out: np.ndarray) -> _Read:
     started = time.perf_counter()
-    image, failure = images[row], None
+    image, failure, has_more = pictures.images[row], None, False
+    preprocessing = pictures.preprocessing
     try:
-        read_pixels(image, fit, out)
+        has_more = read_pixels(image, pictures.rules, preprocessing.fit, out, preprocessing.is_native)
     except UnreadableError as error:
         out[...] = 0  # never the pixels of the image that used this buffer before
         failure = Failure(image.key, row, error.reason, error.detail)
-    return failure, time.perf_counter() - started
+    return _Read(failure, has_more, time.perf_counter() - started)

@@ -20,28 +20,32 @@ INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 
 
 @contextmanager
-def _terminating() -> Iterator[list[int]]:
-    """Let SIGTERM clean up on its way out as Ctrl-C does; the list says whether it came."""
+def _heeding_signals() -> Iterator[list[int]]:
+    """Let SIGTERM clean up on its way out as Ctrl-C does; a second signal ends at once. The list says what came."""
     received: list[int] = []
 
     def stop(number: int, _: object) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_DFL)
         received.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    heeded = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) != signal.SIG_IGN]
+    before = {one: signal.signal(one, stop) for one in heeded}
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; always ends in SystemExit with a documented code."""
     warnings.filterwarnings("ignore", module="PIL")  # what matters of them is a recorded failure
-    with _terminating() as terminated:
+    with _heeding_signals() as terminated:
         code = _run(arguments)
         if code == INTERRUPTED:
-            what, code = ("terminated", TERMINATED) if terminated else ("interrupted", INTERRUPTED)
+            what, code = ("terminated", TERMINATED) if signal.SIGTERM in terminated else ("interrupted", INTERRUPTED)
             again = "the same command without --overwrite" if "--overwrite" in _given(arguments) else "the same command"
             _fail(what, f"what is committed stays; {again} goes on", code, arguments)
     sys.exit(code)

@@ -14,18 +14,24 @@ from featcli.backbones.checkpoint import Request
 from featcli.backbones.input_size import parse_size
 from featcli.backbones.stages import parse_features, parse_indices
 from featcli.config import DTYPES, PRECISIONS, ExtractConfig, one_of
-from featcli.errors import DamagedError, UsageError, shown
+from featcli.errors import DamagedError, UsageError, counted, printable, shown
 from featcli.options import (
+    EPILOG,
+    Alpha,
     Arch,
     Checkpoint,
+    DepthRange,
     Device,
     Dtype,
     FilesFrom,
+    Fit,
     ImageSize,
     Json,
+    MaxPixels,
     Norm,
     Null,
     NumChannels,
+    Orientation,
     OutFeatures,
     OutIndices,
     Quiet,
@@ -39,21 +45,6 @@ from featcli.tables import comparison_line, print_checkpoint, print_dump, print_
 from featcli.writers import FORMATS
 
 # Heavy modules (torch, timm, transformers) are imported inside the commands: `--help` must not wait for them.
-
-EPILOG = """\b
-Exit codes:
-  0        done
-  1        unexpected: a bug
-  2        usage: a bad option, no images, an unknown stage or checkpoint name
-  3        done, but some images failed and are recorded
-  4        the dump is damaged
-  5        the dump exists with another plan
-  6        the checkpoint is refused
-  7        disk, device or memory
-  8        inspect: the dump is incomplete, or shards of it are gone
-  130/143  interrupted, terminated: what is committed stays, the same command goes on
-  141      whoever read stdout went away
-"""
 
 app = typer.Typer(
     help="Dump the feature maps of frozen vision backbones.",
@@ -93,6 +84,11 @@ def extract(
     image_size: ImageSize = None,
     num_channels: NumChannels = None,
     norm: Norm = None,
+    fit: Fit = None,
+    orientation: Orientation = DEFAULT.orientation,
+    alpha: Alpha = DEFAULT.alpha,
+    depth_range: DepthRange = None,
+    max_pixels: MaxPixels = DEFAULT.max_pixels,
     device: Device = DEFAULT.device,
     precision: Annotated[str, typer.Option(help=f"Of the computation: {', '.join(PRECISIONS)}.")] = DEFAULT.precision,
     batch_size: Annotated[int, typer.Option(help="Images that go through the backbone together.")] = DEFAULT.batch_size,
@@ -136,6 +132,11 @@ def extract(
         image_size=image_size,
         num_channels=num_channels,
         norm=norm,
+        fit=fit,
+        orientation=orientation,
+        alpha=alpha,
+        depth_range=depth_range,
+        max_pixels=max_pixels,
         device=device,
         precision=precision,
         batch_size=batch_size,
@@ -251,6 +252,8 @@ def verify(
     from featcli.verify import repair as put_aside
     from featcli.verify import verify as check
 
+    if recompute < 0:
+        raise UsageError(f"--recompute {recompute}: must be at least 0", "say how many images")
     if recompute and not (checkpoint and (inputs or files_from)):
         raise UsageError("--recompute needs what extract was given", "give -c/--checkpoint and the INPUT, or a list")
     verdict = check(dump)
@@ -260,44 +263,60 @@ def verify(
         print_verdict(verdict.to_json())
     if verdict.damages and not repair:
         raise DamagedError(
-            f"dump {shown(dump)}: {len(verdict.damages)} damage{'s' * (len(verdict.damages) > 1)} found",
-            "featcli verify --repair puts damaged shards aside, and the next extract makes them again",
+            f"dump {shown(dump)}: {counted(len(verdict.damages), 'damage')} found",
+            "featcli verify --repair puts aside what can be made again, and the next extract does so",
         )
     for line in put_aside(verdict) if verdict.damages else ():
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     if verdict.damages or verdict.state == "incomplete":
+        if recompute:
+            print("nothing was extracted anew: complete the dump first", file=sys.stderr)
         raise typer.Exit(8)
     if recompute:
-        from featcli.dump import Dump
-        from featcli.recompute import recompute as again
-
         config = ExtractConfig(
             tuple(inputs or ()), checkpoint, dump, files_from, null, root, arch, random_init, seed, device=device
         )
-        comparison = again(Dump.at(Path(dump)), config, recompute)
-        print(json.dumps({"type": "recompute", **vars(comparison)}) if as_json else comparison_line(comparison))
-        if comparison.off:
-            raise DamagedError(
-                f"dump {shown(dump)}: {len(comparison.off)} images differ, first {shown(comparison.off[0])}",
-                "is it the same checkpoint, and are the pictures what they were?",
-            )
+        _recompute(config, recompute, as_json)
+
+
+def _recompute(config: ExtractConfig, count: int, as_json: bool) -> None:
+    from featcli.dump import Dump
+    from featcli.recompute import recompute
+
+    comparison = recompute(Dump.at(Path(config.output)), config, count)
+    print(json.dumps({"type": "recompute", **vars(comparison)}) if as_json else comparison_line(comparison))
+    if comparison.off:
+        raise DamagedError(
+            f"dump {shown(config.output)}: other values for {counted(len(comparison.off), 'image')}, first"
+            f" {shown(comparison.off[0])}",
+            "is it the same checkpoint, and are the pictures what they were?",
+        )
 
 
 @app.command(epilog=EPILOG, short_help="Write the manifest of a dump whose shards are all there.")
-def finalize(dump: Annotated[str, typer.Argument(metavar="DUMP", help="The folder that extract -o made.")]) -> None:
+def finalize(
+    dump: Annotated[str, typer.Argument(metavar="DUMP", help="The folder that extract -o made.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Write failures.jsonl and manifest.json from the records of the shards. `extract` does so by itself.
 
     featcli finalize feats
     """
     from featcli.dump import Dump
+    from featcli.manifest import finalize as write_last_files
 
     found = Dump.at(Path(dump))
     if damaged := found.damaged():
         raise DamagedError(
-            f"dump {shown(dump)}: {len(damaged)} shard files are gone or of another size", "see featcli verify"
+            f"dump {shown(dump)}: {counted(len(damaged), 'shard file')} gone or of another size",
+            "run its extract command again: it makes them again",
         )
-    totals = found.finalize()["totals"]
-    print(f"{dump}: complete, {totals['written']:,} images written, {totals['failed']:,} failed")
+    totals = write_last_files(found)["totals"]
+    if as_json:
+        print(json.dumps({"type": "finalized", "dump": dump, **totals}))
+    elif not quiet:
+        print(printable(f"{dump}: complete, {totals['written']:,} images written, {totals['failed']:,} failed"))
 
 
 def _indices(text: str | None) -> tuple[int, ...] | str | None:

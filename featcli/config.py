@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from featcli.backbones.checkpoint import Request
-from featcli.backbones.input_size import parse_size
+from featcli.backbones.checkpoint import Request, sizes_asked
+from featcli.decoding import MAX_PIXELS, Decoding, parse_depth_range
 from featcli.errors import UsageError, shown
 from featcli.pooling import pooling
 from featcli.writers import FORMATS
@@ -36,6 +36,11 @@ class ExtractConfig:
     out_indices: tuple[int, ...] | str | None = None
     out_features: tuple[str, ...] | None = None
     image_size: str | int | tuple[int, int] | None = None
+    fit: str | None = None
+    orientation: str = "apply"
+    alpha: str = "drop"
+    depth_range: str | None = None
+    max_pixels: int = MAX_PIXELS
     device: str = "auto"
     precision: str = "fp32"
     batch_size: int = 32
@@ -74,11 +79,24 @@ class ExtractConfig:
             raise UsageError("--root goes with --files-from", "names in a list are relative to it")
         pooling(self.pool)
         self.request()
+        self.decoding()
 
     def request(self) -> Request:
         """What is asked of the checkpoint. Raises UsageError."""
-        size = parse_size(self.image_size)
-        return Request(self.checkpoint, self.arch, self.random_init, self.seed, size, self.num_channels, self.norm)
+        return Request(
+            self.checkpoint,
+            self.arch,
+            self.random_init,
+            self.seed,
+            num_channels=self.num_channels,
+            norm=self.norm,
+            fit=self.fit,
+            **sizes_asked(self.image_size, self.fit),
+        )
+
+    def decoding(self) -> Decoding:
+        """The rules by which pictures are read. Raises UsageError."""
+        return Decoding(self.orientation, self.alpha, parse_depth_range(self.depth_range), self.max_pixels)
 
 
 def one_of(option: str, value: str, known: tuple[str, ...]) -> None:

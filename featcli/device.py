@@ -68,20 +68,29 @@ def settled_arithmetic(threads: int) -> Iterator[None]:
 
 
 @contextmanager
-def memory_errors(device: torch.device, batch_size: int) -> Iterator[None]:
-    """A forward pass that does not fit into memory, as one line with what to do."""
-    import torch
-
+def memory_errors(what: str, device: torch.device) -> Iterator[None]:
+    """Whatever inside does not fit into memory, as one line with what to do."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not out_of_memory:
+        if not is_out_of_memory(error):
             raise
-        raise MachineError(
-            f"{batch_size} images do not fit into the memory of {device}",
-            "use a smaller --batch-size (in a new dump, or with --overwrite)",
-        ) from error
+        raise out_of_memory(what, device) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error of torch or Python says."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def out_of_memory(what: str, device: torch.device) -> MachineError:
+    """What does not fit ("the backbone does"), as one line with what to do."""
+    return MachineError(
+        f"{what} not fit into the memory of {device}",
+        "use a smaller --image-size, a smaller backbone, or another --device",
+    )
 
 
 def available_cores() -> int:

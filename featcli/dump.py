@@ -1,36 +1,43 @@
 """The dump folder: plan first, then a file and a record for each shard, the manifest last.
 
-    plan.json  images.jsonl  shards/00000.h5  shards/00000.json  failures.jsonl  manifest.json
-
 A record is published after its shard file, the manifest after all records: what exists is complete.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
-from featcli.errors import ConflictError, DamagedError, IncompleteError, UsageError, shown
+from featcli.errors import ConflictError, DamagedError, UsageError, counted, shown
 from featcli.images import Failure
 from featcli.inputs import MISSING, ImageList
-from featcli.plan import Plan, image_lines, refuse_other_plan, with_fingerprint
+from featcli.plan import Plan, digest_images, image_lines, refuse_other_plan, with_fingerprint
+from featcli.records import read_record, record_content
 from featcli.writers import FORMATS
-from featcli.writers.layout import ITEM_BYTES
-from featcli.writers.publish import disk_errors, publish_lines, remove_stale, sync_folder
+from featcli.writers.files import open_regular
+from featcli.writers.layout import ITEM_BYTES, SHAPES, VALID
+from featcli.writers.lock import one_at_a_time
+from featcli.writers.publish import PARTIAL_NAME, disk_errors, publish_lines, sync_folder
 from featcli.writers.sealed import publish_sealed, read_sealed
-from featcli.writers.shard import REST, ShardWriter, Written
+from featcli.writers.shard import ShardWriter
 
 PLAN, IMAGES, SHARDS, FAILURES, MANIFEST = "plan.json", "images.jsonl", "shards", "failures.jsonl", "manifest.json"
 ASIDE = ".damaged"  # ends the name of what verify --repair has put aside
-OURS = re.compile(r"\d{5,}\.(json|h5|safetensors)(\.damaged)?|\..*\.partial")  # what featcli writes into SHARDS
-REPAIR = "start anew with --overwrite: what cannot be trusted cannot be gone on with"
+# What featcli writes into SHARDS.
+SHARD_FILE = re.compile(r"\d{5,}\.(json|h5|safetensors)(\.damaged|\.before)?")
+OURS = re.compile(SHARD_FILE.pattern + "|" + PARTIAL_NAME.pattern)
+BEFORE = ".before"  # ends the name of a record while its shard is made again
+LONGEST_LINE = 1 << 16  # of images.jsonl: names have 255 bytes, paths 4096
+RELIST = "its extract command lists the images again, if they are as they were"
 
 
 class Dump:
@@ -41,23 +48,27 @@ class Dump:
         self.plan = plan
         self.format = FORMATS[plan.settings["format"]]
         self.resized: dict[int, int] = {}  # row -> size in bytes, of images that are not as they were listed
+        self.environment: Mapping[str, str] = plan.environment  # of this process
+        self.again: frozenset[int] = frozenset()  # committed shards that are to be made again
 
     @classmethod
     def existing(cls, path: Path) -> Dump | None:
-        """The dump in a folder, or None where there is no plan. Raises DamagedError for a plan that is damaged."""
-        if not (path / PLAN).exists():
-            return None
-        plan = cls.plan_in(path)
-        if (path / IMAGES).exists() and plan.num_images > (path / IMAGES).stat().st_size:
-            raise DamagedError(f"dump {shown(path)}: images.jsonl is too short for its plan", REPAIR)
-        return cls(path, plan)
+        """The dump in a folder, or None where there is none. Raises DamagedError for a plan that is damaged or gone."""
+        if os.path.lexists(path / PLAN):
+            return cls(path, cls.plan_in(path))
+        if (path / MANIFEST).exists() or any(SHARD_FILE.fullmatch(name) for name in _listed(path / SHARDS)):
+            raise DamagedError(f"dump {shown(path)}: plan.json is gone", _way_out(path))
+        return None
 
     @classmethod
     def at(cls, path: Path) -> Dump:
-        """The dump in a folder. Raises UsageError where there is none, DamagedError as `existing` does."""
+        """The dump in a folder, to be read. Raises UsageError where there is none, DamagedError as `existing` does."""
         dump = cls.existing(path)
         if dump is None:
             raise no_dump(path)
+        listed = path / IMAGES
+        if not listed.is_file() or dump.plan.num_images > listed.stat().st_size:
+            raise DamagedError(f"dump {shown(path)}: images.jsonl is gone, or too short for its plan", RELIST)
         return dump
 
     @staticmethod
@@ -69,32 +80,47 @@ class Dump:
                 raise ValueError("a format or a type that this featcli does not know")
             return plan
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise DamagedError(f"dump {shown(path)}: plan.json is damaged ({error})", REPAIR) from error
+            raise DamagedError(f"dump {shown(path)}: plan.json is damaged ({error})", _way_out(path)) from error
 
     @classmethod
-    def create_or_resume(cls, path: Path, plan: Plan, images: ImageList, retry_failed: bool = False) -> Dump:
-        """Freeze the plan, or find the same one there. Raises ConflictError and MachineError.
+    def create(cls, path: Path, plan: Plan, images: ImageList) -> None:
+        """Freeze the plan. For whoever holds the folder alone, where no plan is there. Raises MachineError."""
+        with disk_errors(path):
+            # The list before the plan: where there is a plan, the list it froze is there.
+            publish_lines(path / IMAGES, image_lines(images), replace=True)
+            publish_sealed(path / PLAN, with_fingerprint(plan))
+
+    @classmethod
+    def resume(cls, path: Path, plan: Plan, images: ImageList, retry_failed: bool = False) -> Dump:
+        """The dump that is there, if its plan is this one. Raises ConflictError, DamagedError and MachineError.
 
         Images may not have changed since, but for those that failed where they are to be tried again.
         """
-        with disk_errors(path):
-            (path / SHARDS).mkdir(parents=True, exist_ok=True)
-            for folder in (path / SHARDS, path):
-                sync_folder(folder)
-            with suppress(PermissionError):  # the folder above may be somebody else's, who lets us in but not look
-                sync_folder(path.parent)
-            remove_stale(path)
-            remove_stale(path / SHARDS)
-            if not (path / PLAN).exists():
-                # The list before the plan: where there is a plan, the list it froze is there.
-                if not publish_lines(path / IMAGES, image_lines(images)) and not (path / PLAN).exists():
-                    # A start that was killed left its list; nobody goes on from a list without a plan.
-                    publish_lines(path / IMAGES, image_lines(images), replace=True)
-                publish_sealed(path / PLAN, with_fingerprint(plan))
-        dump = cls.at(path)
-        refuse_other_plan(shown(path), dump.plan, plan)
+        dump = cls.existing(path)
+        if dump is None:
+            raise no_dump(path)
+        dump.refuse_other_plan(plan, images)
+        dump.environment = plan.environment
+        try:
+            dump.keys()
+        except DamagedError:
+            if digest_images(images) != dump.plan.images_digest:
+                raise
+            with disk_errors(path):
+                publish_lines(path / IMAGES, image_lines(images), replace=True)
         dump.resized = dump.refuse_changed_images(images, retry_failed)
         return dump
+
+    def refuse_other_plan(self, plan: Plan, images: ImageList) -> None:
+        """Raise ConflictError where the plan is not this one, naming what differs."""
+        if (
+            plan.keys_digest != self.plan.keys_digest
+            and replace(plan, keys_digest=self.plan.keys_digest, num_images=self.plan.num_images).fingerprint
+            == self.plan.fingerprint
+        ):
+            with suppress(DamagedError):
+                raise _other_images(self.path, self.keys(), images.keys)
+        refuse_other_plan(shown(self.path), self.plan, plan)
 
     def refuse_changed_images(self, images: ImageList, retry_failed: bool) -> dict[int, int]:
         """The keys are those of the plan, or its fingerprint would differ; the files behind them may be others.
@@ -105,7 +131,7 @@ class Dump:
         sizes = zip(planned, images.sizes, strict=True)
         resized = {row: now for row, (before, now) in enumerate(sizes) if before != now}
         failed: set[int] = set()
-        for record in self.records():
+        for record in [*self._records_before(), *self.records()]:
             failed |= {failure["row"] for failure in record["failures"]}
             for row, size in record.get("sizes", {}).items():  # of images that failed, and were read later
                 planned[int(row)] = size
@@ -115,7 +141,7 @@ class Dump:
         if changed:
             row = changed[0]
             raise ConflictError(
-                f"dump {shown(self.path)}: {len(changed)} images changed since its plan was made, first"
+                f"dump {shown(self.path)}: {counted(len(changed), 'image')} changed since its plan was made, first"
                 f" {shown(images.keys[row])}: {_size(planned[row])} there, {_size(images.sizes[row])} now",
                 "put the images back, use another -o, or --overwrite to start anew"
                 if not failed.issuperset(changed)
@@ -127,8 +153,8 @@ class Dump:
         """(key, size in bytes when listed) of each row. Raises DamagedError if it is not the list that was planned."""
         digest, count = xxhash.xxh3_128(), 0
         try:
-            with (self.path / IMAGES).open("rb") as file:
-                for line in file:
+            with os.fdopen(open_regular(self.path / IMAGES), "rb") as file:
+                while line := file.readline(LONGEST_LINE):
                     image = json.loads(line)
                     if not isinstance(image["key"], str) or type(image["bytes"]) is not int:
                         raise ValueError("a key or a size that is none")
@@ -136,9 +162,9 @@ class Dump:
                     count += 1
                     yield image["key"], image["bytes"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DamagedError(f"dump {shown(self.path)}: images.jsonl is damaged ({error})", REPAIR) from error
+            raise DamagedError(f"dump {shown(self.path)}: images.jsonl is damaged ({error})", RELIST) from error
         if (digest.hexdigest(), count) != (self.plan.images_digest, self.plan.num_images):
-            raise DamagedError(f"dump {shown(self.path)}: images.jsonl is not the list that was planned", REPAIR)
+            raise DamagedError(f"dump {shown(self.path)}: images.jsonl is not the list that was planned", RELIST)
 
     def keys(self) -> list[str]:
         """The key of each row. Raises FeatcliError."""
@@ -180,89 +206,78 @@ class Dump:
             "first_row": str(self.plan.shard(number).start),
         }
 
-    def start_shard(self, number: int, keys: Sequence[str]) -> ShardWriter:
-        """A writer for one shard, under a partial name."""
-        attributes = self.attributes(number)
-        stages = {stage.name: (stage.dtype, stage.shape) for stage in self.plan.stages}
-        return ShardWriter(self.shard_path(number), self.plan.settings["format"], stages, keys, attributes)
+    def start_shard(self, number: int, keys: Sequence[str], shapes: Mapping[str, np.ndarray]) -> ShardWriter:
+        """A writer for one shard, under a partial name. `shapes`: (rows, 3) of stages whose maps differ in size."""
+        arrays = self.arrays(number, shapes)
+        return ShardWriter(self.shard_path(number), self.plan.settings["format"], arrays, keys, self.attributes(number))
 
-    def record(
-        self, number: int, written: Written, failures: Sequence[Failure], environment: Mapping[str, str]
-    ) -> dict[str, Any]:
-        """Publish the record of a shard whose file is on the disk: from here on the shard is committed."""
-        rows = self.plan.shard(number)
-        record: dict[str, Any] = {
-            "shard": number,
-            "file": written.file,
-            "fingerprint": self.plan.fingerprint,
-            "first_row": rows.start,
-            "rows": len(rows),
-            "bytes": written.bytes,
-            "hashes": dict(written.hashes),
-            "failures": [failure.to_json() for failure in failures],
-        }
-        if sizes := {str(row): size for row, size in self.resized.items() if row in rows}:
+    def arrays(self, number: int, shapes: Mapping[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Every array of a shard: name -> (dtype, shape). `shapes` as for `start_shard`."""
+        rows = len(self.plan.shard(number))
+        arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for stage in self.plan.stages:
+            values = (int(shapes[stage.name].astype(np.int64).prod(1).sum()),) if stage.is_ragged else None
+            arrays[stage.name] = stage.dtype, values or (rows, *stage.shape_at((0, 0)))
+        arrays[VALID] = "uint8", (rows,)
+        return arrays | {f"{s.name}{SHAPES}": ("uint32", (rows, 3)) for s in self.plan.stages if s.is_ragged}
+
+    def commit(
+        self,
+        number: int,
+        writer: ShardWriter,
+        beside: Mapping[str, np.ndarray],
+        failures: Sequence[Failure],
+        at_once: int,
+    ) -> dict[str, Any] | None:
+        """Commit a shard whose rows are written: name its file, then publish its record. Returns the record.
+
+        None where another process was first. `beside`: the arrays that are not of stages. `at_once`: how many images
+        went through the backbone together, where memory did not allow for a whole batch.
+        """
+        written = writer.finish(beside)
+        record = record_content(self.plan, number, written, failures)
+        if sizes := {str(row): size for row, size in self.resized.items() if row in self.plan.shard(number)}:
             record["sizes"] = sizes
-        if environment != self.plan.environment:
-            record["environment"] = dict(environment)
-        if (
-            not publish_sealed(self.record_path(number), record)
-            and self.record_of(number)["hashes"] != record["hashes"]
-        ):
-            raise ConflictError(
-                f"dump {shown(self.path)}: shard {number} was committed by another process with other bytes",
-                "run extract again by itself",
-            )
+        if at_once < self.plan.settings["batch_size"]:
+            record["batch_size"] = at_once
+        if self.environment != self.plan.environment:
+            record["environment"] = dict(self.environment)
+        path = self.record_path(number)
+        before = path.with_name(path.name + BEFORE)
+        with one_at_a_time(self.path / SHARDS):
+            if number not in self.again and self.is_committed(number):
+                writer.abort()
+                return None
+            if path.exists():  # from here on the shard is not committed; what it says of failed images is kept
+                path.replace(before)
+                sync_folder(self.path / SHARDS)
+            writer.publish()
+            publish_sealed(path, record, replace=True)
+            before.unlink(missing_ok=True)
         return record
 
-    def release(self, number: int) -> None:
-        """Take a shard's record away, so that another file of it can be committed. The file stays until then."""
-        self.record_path(number).unlink(missing_ok=True)
-        sync_folder(self.path / SHARDS)
+    def numbered(self, suffix: str) -> list[int]:
+        """The shards of which a file of this kind is there, in order."""
+        names = (re.fullmatch(r"(\d{5,})" + re.escape(suffix), name) for name in _listed(self.path / SHARDS))
+        numbers = {int(name[1]) for name in names if name and name[1] == f"{int(name[1]):05d}"}
+        return sorted(number for number in numbers if number < self.plan.num_shards)
+
+    def _records_before(self) -> Iterator[dict[str, Any]]:
+        """Records whose shards were to be made again, so far as they can be read: they know which images failed."""
+        for suffix in (".json" + ASIDE, ".json" + BEFORE):
+            for number in self.numbered(suffix):
+                path = self.path / SHARDS / f"{number:05d}{suffix}"
+                with suppress(DamagedError):
+                    yield read_record(path, self.plan, number, self.shard_path(number).name)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The records there are, in shard order. Raises DamagedError for one that is damaged or foreign."""
-        for number in range(self.plan.num_shards):
-            if self.record_path(number).exists():
-                yield self.record_of(number)
+        for number in self.numbered(".json"):
+            yield self.record_of(number)
 
     def record_of(self, number: int) -> dict[str, Any]:
         """The record of a shard. Raises DamagedError for one that is damaged or foreign."""
-        path = self.record_path(number)
-        try:
-            record = read_sealed(path)
-            self._check_record(record, number)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DamagedError(f"record {shown(path)}: damaged ({error})", "delete it: its shard is redone") from error
-        return record
-
-    def _check_record(self, record: Mapping[str, Any], number: int) -> None:
-        """Raise ValueError where a field is not what its readers rely on: the file may be anybody's."""
-        rows = self.plan.shard(number)
-        planned = {
-            "shard": number,
-            "file": self.shard_path(number).name,
-            "fingerprint": self.plan.fingerprint,
-            "first_row": rows.start,
-            "rows": len(rows),
-        }
-        if {name: record[name] for name in planned} != planned:
-            raise ValueError("it belongs to another dump")
-        if record["hashes"].keys() != {*(stage.name for stage in self.plan.stages), REST}:
-            raise ValueError("it has not the hashes of these stages")
-        if type(record["bytes"]) is not int or not all(isinstance(text, str) for text in record["hashes"].values()):
-            raise ValueError("its size or its hashes are none")
-        sizes = record.get("sizes", {})
-        if not all(row.isdecimal() and int(row) in rows and type(size) is int for row, size in sizes.items()):
-            raise ValueError("the sizes of images in it are none")
-        for failure in record["failures"]:
-            texts = [failure[name] for name in ("key", "reason", "detail")]
-            if (
-                type(failure["row"]) is not int
-                or failure["row"] not in rows
-                or not all(map(str.__instancecheck__, texts))
-            ):
-                raise ValueError("a failure in it is of no image of its")
+        return read_record(self.record_path(number), self.plan, number, self.shard_path(number).name)
 
     def is_committed(self, number: int) -> bool:
         """Whether a shard has a record, and its file is as the record says."""
@@ -272,50 +287,43 @@ class Dump:
         """There is work to do: what says that the dump is complete goes first."""
         with disk_errors(self.path):
             (self.path / MANIFEST).unlink(missing_ok=True)
+            sync_folder(self.path)  # before any shard that it speaks of is another
 
     def is_complete(self) -> bool:
         """Whether the manifest is there."""
         return (self.path / MANIFEST).exists()
 
-    def finalize(self) -> dict[str, Any]:
-        """Write failures.jsonl, then the manifest, from the records. Raises IncompleteError while one is missing."""
-        records = list(self.records())
-        if len(records) < self.plan.num_shards:
-            raise IncompleteError(
-                f"dump {shown(self.path)}: {self.plan.num_shards - len(records):,} of {self.plan.num_shards:,} shards"
-                " are missing",
-                "run its extract command again to complete it",
-            )
-        manifest = self.manifest(records)
-        with disk_errors(self.path):
-            publish_lines(self.path / FAILURES, failure_lines(records), replace=True)
-            publish_sealed(self.path / MANIFEST, manifest, replace=True)
-        return manifest
 
-    def manifest(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The content of manifest.json once these are all records."""
-        failures = [failure for record in records for failure in record["failures"]]
-        return {
-            **with_fingerprint(self.plan),
-            "shards": [{k: v for k, v in record.items() if k not in ("fingerprint", "failures")} for record in records],
-            "totals": {
-                "images": self.plan.num_images,
-                "written": self.plan.num_images - len(failures),
-                "failed": len(failures),
-                "failed_by_reason": dict(sorted(Counter(failure["reason"] for failure in failures).items())),
-                "bytes": sum(record["bytes"] for record in records),
-            },
-        }
+def _way_out(path: Path) -> str:
+    """What can be done about a plan that cannot be read."""
+    if (path / MANIFEST).exists():
+        return "featcli verify --repair writes it anew from manifest.json"
+    return "start anew with --overwrite: what cannot be trusted cannot be gone on with"
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _other_images(path: Path, before: Sequence[str], now: Sequence[str]) -> ConflictError:
+    gone, new = sorted({*before} - {*now}), sorted({*now} - {*before})
+    texts = [
+        f"{len(names):,} {'is' if len(names) == 1 else 'are'} {what}, first {shown(names[0])}"
+        for names, what in ((gone, "gone"), (new, "new"))
+        if names
+    ]
+    return ConflictError(
+        f"dump {shown(path)} was made of other images: {'; '.join(texts) or 'in another order'}",
+        "put the images back, use another -o, or --overwrite to delete what is there and start anew",
+    )
 
 
 def no_dump(path: object) -> UsageError:
     """Where a dump was named and none is."""
     return UsageError(f"dump {shown(path)}: no plan.json there", "a dump is the folder that extract -o made")
-
-
-def failure_lines(records: Iterable[Mapping[str, Any]]) -> list[bytes]:
-    """The lines of failures.jsonl."""
-    return [json.dumps(failure).encode("ascii") + b"\n" for record in records for failure in record["failures"]]
 
 
 def _size(num_bytes: int) -> str:

@@ -78,6 +78,11 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
+def counted(number: int, what: str) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def one_line(error: Exception, count: int = 1) -> str:
     """The first `count` lines of a library's message as one, fit for a terminal; its type where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

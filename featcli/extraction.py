@@ -1,6 +1,6 @@
 """The pipeline, and the only place where its stages meet.
 
-inputs -> images -> batches -> backbones -> pooling -> writers -> records
+inputs -> sizes -> batches (images) -> forward (backbones, pooling) -> writers -> records
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from featcli import batches
 from featcli.backbones.stages import parse_features, parse_indices
@@ -26,16 +25,19 @@ from featcli.config import ExtractConfig
 from featcli.device import memory_errors, settled_arithmetic
 from featcli.dump import Dump
 from featcli.errors import MachineError, shown
+from featcli.forward import Forward
 from featcli.images import Failure
-from featcli.plan import Plan, image_bytes
+from featcli.manifest import finalize
+from featcli.plan import Plan
 from featcli.planning import Job, prepare
 from featcli.progress import Report, silent, size
-from featcli.target import existing_parent, remove_dump, stored_bytes
+from featcli.target import existing_parent, in_use, make_folder, occupy, stored_bytes
 from featcli.writers.background import Background
+from featcli.writers.layout import SHAPES, VALID
+from featcli.writers.lock import FolderLock
 from featcli.writers.publish import disk_errors
 from featcli.writers.shard import ShardWriter
 
-TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 QUEUED_BATCHES = 2  # that may wait for the writer
 
 
@@ -64,7 +66,7 @@ class Clock:
     started: float = field(default_factory=time.perf_counter)
     decode: float = 0.0
     compute: float = 0.0
-    overflown: Counter[str] = field(default_factory=Counter)  # stage -> values that are not finite
+    with_more_frames: int = 0  # images of which a frame or page was left out
 
 
 def extract(
@@ -96,12 +98,27 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
     path = Path(config.output)
     job = prepare(config, report)
     existing = None if config.overwrite else Dump.existing(path)
-    unfinished = list(range(job.plan.num_shards)) if existing is None else existing.unfinished()
-    again = sorted({*existing.failed()} - {*unfinished}) if existing is not None and config.retry_failed else []
-    _refuse_if_too_large(path, job.plan, [*unfinished, *again], config.overwrite)
-    if config.overwrite:
-        remove_dump(path)  # not before everything else is known to be right
-    dump = Dump.create_or_resume(path, job.plan, job.images, config.retry_failed)
+    if existing is not None:
+        existing.refuse_other_plan(job.plan, job.images)
+    _refuse_if_too_large(path, job, existing, config)
+    make_folder(path)
+    with FolderLock(path) as lock:
+        return _run_locked(path, job, lock, config, report)
+
+
+def _run_locked(path: Path, job: Job, lock: FolderLock, config: ExtractConfig, report: Report) -> Outcome:
+    is_alone = occupy(path, lock, config.overwrite)  # deletes only now, when everything else is known to be right
+    if Dump.existing(path) is None:
+        if not is_alone:
+            raise in_use(path)
+        Dump.create(path, job.plan, job.images)
+    dump = Dump.resume(path, job.plan, job.images, config.retry_failed)
+    unfinished, again = _to_do(dump, config.retry_failed)
+    if is_alone and not again and not dump.damaged():
+        lock.together()  # others may help
+    elif not is_alone and (again or dump.damaged()):
+        raise in_use(path)  # what is committed is made again by one process alone
+    dump.again = frozenset(again)
     _warn_of_environment(dump.plan.environment, job.plan.environment, report)
     shards = sorted({*unfinished, *again})
     if shards:
@@ -109,11 +126,13 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
     num_images = sum(len(dump.plan.shard(n)) for n in shards)
     _report_dump(dump, unfinished, again, report)
     report("start", images=len(job.images), done=len(job.images) - num_images, shards=len(shards))
-    clock = Clock()
+    clock, forward = Clock(), Forward(job, report)
     with settled_arithmetic(job.threads):
-        write_seconds = _run_shards(dump, shards, frozenset(again), job, clock, report) if shards else 0.0
-    manifest = dump.finalize()
-    _warn_of_overflow(clock.overflown, dump.plan, report)
+        write_seconds = _run_shards(_Shards(dump, job, report), shards, forward, clock) if shards else 0.0
+    manifest = finalize(dump)
+    _warn_of_overflow(forward.overflown, dump.plan, report)
+    if clock.with_more_frames:
+        report("warning", text=f"{clock.with_more_frames:,} files have several frames or pages: the first was used")
     seconds = time.perf_counter() - clock.started
     outcome = Outcome(
         dump=str(path),
@@ -154,86 +173,58 @@ def _warn_of_overflow(overflown: Counter[str], plan: Plan, report: Report) -> No
         report("warning", text=f"{count:,} values of {stage} are infinite or undefined: {help_}")
 
 
-def _refuse_if_too_large(path: Path, plan: Plan, shards: Sequence[int], overwrite: bool) -> None:
-    """Before anything is deleted or made: whether these shards fit into what is free, or will be."""
-    needed = image_bytes(plan.stages) * sum(len(plan.shard(number)) for number in shards)
-    free = shutil.disk_usage(existing_parent(path)).free + (stored_bytes(path) if overwrite else 0)
+def _to_do(dump: Dump, retry_failed: bool) -> tuple[list[int], list[int]]:
+    """The shards that are not there, and those with failures that are to be made again."""
+    unfinished = dump.unfinished()
+    return unfinished, sorted({*dump.failed()} - {*unfinished}) if retry_failed else []
+
+
+def _refuse_if_too_large(path: Path, job: Job, existing: Dump | None, config: ExtractConfig) -> None:
+    """Before anything is deleted or made: whether the shards to do fit into what is free, or will be."""
+    todo = _to_do(existing, config.retry_failed) if existing else (range(job.plan.num_shards), [])
+    shards = [*todo[0], *todo[1]]
+    plan = job.plan
+    needed = sum(job.pictures.sizes.stored_bytes(plan.stages, plan.shard(number)) for number in shards)
+    free = shutil.disk_usage(existing_parent(path)).free + (stored_bytes(path) if config.overwrite else 0)
     if needed > free:
         raise MachineError(
             f"dump {shown(path)}: {size(needed)} needed, {size(free)} free",
-            "free some space, or store less: --dtype float16, --pool, fewer stages",
+            "free some space" + ("" if existing else ", or store less: --dtype float16, --pool, fewer stages"),
         )
 
 
-def _run_shards(
-    dump: Dump, shards: Sequence[int], again: frozenset[int], job: Job, clock: Clock, report: Report
-) -> float:
-    """Extract these shards; those in `again` are committed, until the new file is there. Returns seconds of writing."""
-    forward = job.backbone.class_tokens if job.pooling.of_class_token else job.backbone.forward
-    runs = (run for number in shards for run in _cut_batches(dump.plan, number))
-    decoded = batches.read(
-        job.images,
-        runs,
-        job.backbone.preprocessing,
-        job.decode_threads,
-        pinned=job.backbone.device.type == "cuda",
-    )
-    limit = QUEUED_BATCHES * dump.plan.settings["batch_size"] * image_bytes(dump.plan.stages)
+def _run_shards(into: _Shards, shards: Sequence[int], forward: Forward, clock: Clock) -> float:
+    """Extract these shards. Returns seconds of writing."""
+    job, path, plan = into.job, into.dump.path, into.dump.plan
+    sizes, batch_size = job.pictures.sizes, plan.settings["batch_size"]
+    runs = (run for number in shards for run in sizes.batches(plan.shard(number), batch_size))
+    decoded = batches.read(job.pictures, runs, job.decode_threads, pinned=job.backbone.device.type == "cuda")
+    limit = QUEUED_BATCHES * batch_size * sum(stage.row_bytes(sizes.common) for stage in plan.stages)
     with (
-        memory_errors(job.backbone.device, dump.plan.settings["batch_size"]),
-        disk_errors(dump.path),
+        memory_errors("the images do", job.backbone.device),
+        disk_errors(path),
         closing(decoded),
-        _Shards(dump, again, job, report) as into,  # outermost of the two: it cleans up when the writer has stopped
+        into,  # outermost of the two: it cleans up when the writer has stopped
         Background(limit) as writer,
     ):
         for batch in decoded:
             clock.decode += batch.decode_seconds
+            clock.with_more_frames += batch.with_more_frames
             began = time.perf_counter()
-            maps = stored_maps(forward(batch.pixels), batch, job, clock.overflown)
+            maps = forward(batch)
             clock.compute += time.perf_counter() - began
-            into.write(batch, maps, writer)
-            report("batch", images=len(batch.rows))
+            into.write(batch, maps, forward.at_once, writer)
+            into.report("batch", images=len(batch.rows))
     return writer.busy_seconds
-
-
-def _cut_batches(plan: Plan, number: int) -> Iterator[range]:
-    rows, batch_size = plan.shard(number), plan.settings["batch_size"]
-    return (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
-
-
-def stored_maps(
-    found: Mapping[str, torch.Tensor], batch: Batch, job: Job, overflown: Counter[str] | None = None
-) -> dict[str, np.ndarray]:
-    """Maps on the device -> the rows as they are stored: pooled, cast, NaN where there was no image.
-
-    `overflown` counts the values that are not finite, by stage.
-    """
-    failed = [failure.row - batch.rows.start for failure in batch.failures]
-    stored = {}
-    for stage in job.plan.stages:
-        rows = job.pooling.reduce(found[stage.name]).to(TORCH_DTYPES[stage.dtype])
-        if overflown is not None and not (finite := torch.isfinite(rows)).all():
-            finite[failed] = True
-            overflown[stage.name] += int((~finite).sum())
-        rows = rows.cpu().contiguous()
-        if rows.shape != (len(batch.rows), *stage.shape):
-            raise AssertionError(f"{stage.name} yields {tuple(rows.shape)}, planned {(len(batch.rows), *stage.shape)}")
-        if failed:
-            rows = rows.clone() if rows.is_inference() else rows
-            rows[failed] = torch.nan
-        # numpy has no bfloat16: the same bytes under another name
-        stored[stage.name] = (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
-    return stored
 
 
 class _Shards:
     """The shard file that batches go to, one after the other, all work on files done by the writer thread."""
 
-    def __init__(self, dump: Dump, again: frozenset[int], job: Job, report: Report) -> None:
-        self._dump = dump
-        self._again = again
-        self._job = job
-        self._report = report
+    def __init__(self, dump: Dump, job: Job, report: Report) -> None:
+        self.dump = dump
+        self.job = job
+        self.report = report
         self._file: ShardWriter | None = None
         self._failures: list[Failure] = []
 
@@ -244,36 +235,36 @@ class _Shards:
         if self._file is not None:  # something went wrong on the way: a whole shard has been committed by now
             self._file.abort()
 
-    def write(self, batch: Batch, maps: Mapping[str, np.ndarray], writer: Background) -> None:
+    def write(self, batch: Batch, maps: Mapping[str, np.ndarray], at_once: int, writer: Background) -> None:
         """Queue the rows of a batch; where it ends its shard, the commit too."""
-        number = batch.rows.start // self._dump.plan.shard_rows
-        rows = self._dump.plan.shard(number)
+        number = batch.rows.start // self.dump.plan.shard_rows
         for failure in batch.failures:
-            self._report("failure", **failure.to_json())
-        num_bytes = sum(array.nbytes for array in maps.values())
-        writer.give(partial(self._write, number, batch.rows.start - rows.start, maps), num_bytes)
+            self.report("failure", **failure.to_json())
+        writer.give(partial(self._write, number, maps), sum(array.nbytes for array in maps.values()))
         self._failures += batch.failures
-        if batch.rows.stop == rows.stop:
-            writer.give(partial(self._commit, number, self._failures))
+        if batch.rows.stop == self.dump.plan.shard(number).stop:
+            writer.give(partial(self._commit, number, self._failures, at_once))
             self._failures = []
 
-    def _write(self, number: int, row: int, maps: Mapping[str, np.ndarray]) -> None:
+    def _write(self, number: int, maps: Mapping[str, np.ndarray]) -> None:
         if self._file is None:
-            keys = [self._job.images.keys[i] for i in self._dump.plan.shard(number)]
-            self._file = self._dump.start_shard(number, keys)
-        self._file.write(row, maps)
+            keys = [self.job.images.keys[i] for i in self.dump.plan.shard(number)]
+            self._file = self.dump.start_shard(number, keys, self._shapes(number))
+        self._file.write(maps)
 
-    def _commit(self, number: int, failures: Sequence[Failure]) -> None:
+    def _shapes(self, number: int) -> dict[str, np.ndarray]:
+        """(rows, 3) of each stage whose maps differ in size."""
+        sizes, rows = self.job.pictures.sizes, self.dump.plan.shard(number)
+        return {stage.name: sizes.shapes(stage, rows) for stage in self.dump.plan.stages if stage.is_ragged}
+
+    def _commit(self, number: int, failures: Sequence[Failure], at_once: int) -> None:
         assert self._file is not None
-        rows = self._dump.plan.shard(number)
+        rows = self.dump.plan.shard(number)
         valid = np.ones(len(rows), np.uint8)
         valid[[failure.row - rows.start for failure in failures]] = 0
-        release = partial(self._dump.release, number) if number in self._again else None
-        if release is None and self._dump.is_committed(number):  # by another process meanwhile: the first wins
-            self._file.abort()
-            self._file = None
-            return
-        written = self._file.commit(valid, before_naming=release)
+        beside = {VALID: valid, **{name + SHAPES: shapes for name, shapes in self._shapes(number).items()}}
+        record = self.dump.commit(number, self._file, beside, failures, at_once)
         self._file = None
-        record = self._dump.record(number, written, failures, self._job.plan.environment)
-        self._report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=len(failures))
+        if record is None:
+            return
+        self.report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=len(failures))

@@ -1,29 +1,38 @@
-"""One file -> upright RGB pixels of the wanted size, or a failure. All decoding rules and limits are here."""
+"""One file -> pixels of the wanted size, or a failure: which files and formats are read, and their limits."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import re
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module, metadata
 from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from featcli.errors import CheckpointError, shown
+from featcli.decoding import Decoding
+from featcli.errors import CheckpointError, MachineError, shown
 from featcli.inputs import MISSING
+from featcli.upright import UnreadableError, upright_rgb, upright_size
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from featcli.inputs import Image as Input
 
 # Never "every format Pillow knows": a PostScript file named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
+PLUGINS = {"HEIF": ("pillow_heif", "pillow-heif"), "JXL": ("pillow_jxl", "pillow-jxl-plugin")}  # read if installed
 MAX_BYTES = 2 * 1024**3
-MAX_PIXELS = 89_478_485  # where Pillow begins to warn; a picture of that size takes 270 MB as RGB
 DETAIL_LENGTH = 200
+NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what no other image would find either
 
 REASONS = (
     "not_found",
@@ -42,18 +51,15 @@ REASONS = (
 
 # What people take for pictures and no format here reads: (first bytes, how far in, name).
 FOREIGN = (
-    (b"ftyphei", 4, "HEIC"),
-    (b"ftyphev", 4, "HEIC"),
+    (b"ftyphei", 4, "HEIF"),
+    (b"ftyphev", 4, "HEIF"),
     (b"ftypmif1", 4, "HEIF"),
-    (b"\xff\x0a", 0, "JPEG XL"),
-    (b"JXL ", 4, "JPEG XL"),
+    (b"\xff\x0a", 0, "JXL"),
+    (b"JXL ", 4, "JXL"),
     (b"%!PS", 0, "PostScript"),
     (b"%PDF", 0, "PDF"),
     (b"<svg", 0, "SVG"),
 )
-
-# Rules that change pixels; they are part of the plan.
-RULES = {"orientation": "apply", "alpha": "drop", "depth": "16 bit scaled to 8", "frame": "first"}
 
 
 @dataclass(frozen=True)
@@ -70,46 +76,55 @@ class Failure:
         return {"key": self.key, "row": self.row, "reason": self.reason, "detail": self.detail}
 
 
-class UnreadableError(Exception):
-    """Why one file gives no pixels."""
+def read_pixels(
+    image: Input, rules: Decoding, fit: Callable[[Image.Image], np.ndarray], out: np.ndarray, is_native: bool = False
+) -> bool:
+    """Decode a file, make it upright RGB, resize and crop it with `fit`, and write it into `out` (C, H, W).
 
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
-def read_pixels(image: Input, fit: Callable[[Image.Image], np.ndarray], out: np.ndarray) -> None:
-    """Decode a file, make it upright RGB, resize and crop it with `fit`, and write it into `out` (3, H, W).
-
-    Raises UnreadableError for whatever is wrong with the file; `out` may then hold anything.
+    Returns whether the file holds more frames or pages than the first. `is_native`: the size follows from the file's
+    header, which has been read before. Raises UnreadableError for whatever is wrong with the file; `out` may then
+    hold anything. Raises MachineError for what is no fault of the file's.
     """
-    try:
-        pixels = fit(_decode(image))
-    except (UnreadableError, MemoryError):
-        raise
-    except Exception as error:  # decoders raise nearly everything: OSError, ValueError, SyntaxError, struct.error ...
-        raise UnreadableError(*_explained(error)) from error
-    if pixels.shape != out.shape:  # no fault of the picture's
+    with _explained(), _opened(image) as file, _identified(file, rules) as picture:
+        begun = os.fstat(file.fileno()).st_mtime_ns
+        has_more = bool(getattr(picture, "is_animated", False))  # never n_frames: that walks the file
+        picture.load()
+        pixels = fit(upright_rgb(picture, rules))
+        if os.fstat(file.fileno()).st_mtime_ns != begun:
+            raise UnreadableError("changed", "written to while it was read")
+    if pixels.shape != out.shape:
+        if is_native:
+            raise UnreadableError("changed", f"{pixels.shape[1:]} pixels, by its header {out.shape[1:]}")
         raise CheckpointError(
             f"the checkpoint's preprocessing gives {shown(image.key)} the shape {pixels.shape}, planned {out.shape}",
             "ask for another --image-size",
         )
     out[...] = pixels
+    return has_more
 
 
-def _decode(image: Input) -> Image.Image:
-    with _opened(image) as file, _identified(file) as picture:
-        if picture.width * picture.height > MAX_PIXELS:  # known from the header, before any pixel is unpacked
-            raise UnreadableError(
-                "too_many_pixels", f"{picture.width}x{picture.height}, the limit is {MAX_PIXELS} pixels"
-            )
-        picture.load()
-        return upright_rgb(picture)
+def read_size(image: Input, rules: Decoding) -> tuple[int, int]:
+    """(height, width) of the upright picture, from the file's header alone. Raises as `read_pixels` does."""
+    with _explained(), _opened(image) as file, _identified(file, rules) as picture:
+        return upright_size(picture, rules)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Whatever a decoder raises, as UnreadableError: that is nearly everything, OSError, SyntaxError, KeyError ..."""
+    try:
+        yield
+    except (UnreadableError, MachineError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnreadableError(*_reason(error)) from error
 
 
 def _opened(image: Input) -> IO[bytes]:
-    """The open file, after the checks that must come before opening: a named pipe would wait for ever."""
+    """The open file, after the checks that must come before opening: a named pipe would wait for ever.
+
+    Raises MachineError where no other image could be opened either.
+    """
     try:
         found = os.stat(image.path)
         if not stat.S_ISREG(found.st_mode):
@@ -121,51 +136,82 @@ def _opened(image: Input) -> IO[bytes]:
         if found.st_size != image.bytes != MISSING:
             raise UnreadableError("changed", f"{image.bytes} bytes when listed, {found.st_size} when read")
         return open(image.path, "rb")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UnreadableError("not_found", "no such file") from None
     except OSError as error:
+        if error.errno in NONE_LEFT:
+            raise MachineError(
+                f"image {shown(image.key)} cannot be opened: {os.strerror(error.errno)}",
+                "see ulimit -n, and free memory",
+            ) from error
+        if not os.path.isdir(image.folder or os.curdir):  # unmounted, moved, or a network share that went away
+            raise MachineError(
+                f"input folder {shown(image.folder)}: no longer there",
+                "bring it back: what is committed stays, and the same command goes on",
+            ) from error
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise UnreadableError("not_found", "no such file") from None
         raise UnreadableError("unreadable", os.strerror(error.errno) if error.errno else "cannot be opened") from error
 
 
-def _identified(file: IO[bytes]) -> Image.Image:
+def _identified(file: IO[bytes], rules: Decoding) -> Image.Image:
+    """The picture as its header describes it, no pixel unpacked."""
     try:
-        return Image.open(file, formats=FORMATS)
+        picture = Image.open(file, formats=_formats(rules.max_pixels))
     except UnidentifiedImageError:
         file.seek(0)
         start = file.read(16)
         for mark, position, name in FOREIGN:
             if start[position:].startswith(mark):
-                raise UnreadableError("format_not_allowed", f"{name}: convert it to JPEG or PNG") from None
+                help_ = f"pip install {PLUGINS[name][1]}, or convert it" if name in PLUGINS else "convert it"
+                raise UnreadableError("format_not_allowed", f"{name}: {help_} to JPEG or PNG") from None
         raise UnreadableError("not_an_image", "no known picture format") from None
+    if picture.width * picture.height > rules.max_pixels:
+        raise UnreadableError(
+            "too_many_pixels", f"{picture.width}x{picture.height}, the limit is {rules.max_pixels} pixels"
+        )
+    return picture
 
 
-def upright_rgb(picture: Image.Image) -> Image.Image:
-    """The picture as a person sees it, in RGB: turned by its EXIF, without transparency, deep greys scaled to 8 bits.
-
-    Raises UnreadableError for modes without a known range.
-    """
-    return _to_rgb(_upright(picture))
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # damaged EXIF beside good pixels: there is no orientation to apply
-        return picture
+@cache
+def _formats(max_pixels: int) -> tuple[str, ...]:
+    """The formats that are read, once Pillow is set up: with plugins, without libtiff's messages, with this limit."""
+    Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)  # Pillow's guards the frames inside a file
+    silence_libtiff()
+    return FORMATS + tuple(name for name, (module, _) in PLUGINS.items() if _registered(module))
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):  # Pillow's own conversion would clip every value above 255 to white
-        scaled = np.asarray(picture).astype(np.float32) / 257
-        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
-    if picture.mode in ("I", "F"):
-        raise UnreadableError("unsupported_depth", f"mode {picture.mode}: 32-bit values without a known range")
-    return picture.convert("RGB")
+def _registered(module: str) -> bool:
+    with suppress(Exception):  # not installed, or for another Pillow
+        plugin = import_module(module)
+        if hasattr(plugin, "register_heif_opener"):
+            plugin.register_heif_opener()
+        return True
+    return False
 
 
-def _explained(error: Exception) -> tuple[str, str]:
+def plugin_versions() -> dict[str, str]:
+    """Of the plugins that are installed."""
+    found = {}
+    for _, package in PLUGINS.values():
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def silence_libtiff() -> None:
+    """libtiff writes to the terminal by itself; what matters of it, Pillow raises. No harm where it is not found."""
+    with suppress(Exception):
+        for file in metadata.files("pillow") or ():
+            if file.name.startswith("libtiff"):
+                library = ctypes.CDLL(str(file.locate()))  # the one that Pillow has loaded
+                for name in ("TIFFSetWarningHandler", "TIFFSetErrorHandler"):
+                    handler = getattr(library, name)
+                    handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+                    handler(None)
+
+
+def _reason(error: Exception) -> tuple[str, str]:
     if isinstance(error, Image.DecompressionBombError):
-        return "too_many_pixels", f"the limit is {MAX_PIXELS} pixels"
+        return "too_many_pixels", "inside the file, more than Pillow unpacks"
     # Object addresses in a message would make two equal runs differ.
     text = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")[:DETAIL_LENGTH]
     cut_short = isinstance(error, OSError | struct.error | EOFError) and "trunca" in text.lower()

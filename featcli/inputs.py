@@ -24,11 +24,15 @@ MISSING = -1  # the size of an image that is not there
 
 
 class Image(NamedTuple):
-    """One input picture. `key` names it in the dump, `path` finds it here, `bytes` is its size when listed."""
+    """One input picture. `key` names it in the dump, `path` finds it here, `bytes` is its size when listed.
+
+    `folder` is the input that it was found through, empty for the current folder.
+    """
 
     key: str
     path: str
     bytes: int
+    folder: str = ""
 
 
 class ImageList:
@@ -48,7 +52,7 @@ class ImageList:
     def __getitem__(self, row: int) -> Image:
         key = self.keys[row]
         folder, prefix = self._origins[self._origin[row]]
-        return Image(key, os.path.join(folder, key[len(prefix) :]), self.sizes[row])
+        return Image(key, os.path.join(folder, key[len(prefix) :]), self.sizes[row], folder)
 
 
 @dataclass

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcli.dump import Dump
-from featcli.errors import CheckpointError, UsageError
-from featcli.plan import row_bytes
+from featcli.dump import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
+from featcli.errors import CheckpointError, IncompleteError, UsageError, shown
+from featcli.writers.layout import ITEM_BYTES
+from featcli.writers.sealed import read_sealed
 
 if TYPE_CHECKING:
     from featcli.backbones import Request
@@ -43,7 +45,7 @@ def inspect_checkpoint(
             "channels": stage.channels,
             "stride": list(stage.stride),
             "shape": list(stage.shape),
-            "bytes_per_image": row_bytes(stage.shape, dtype),
+            "bytes_per_image": math.prod(stage.shape) * ITEM_BYTES[dtype],
             "selected": position in chosen,
         }
         for position, stage in enumerate(source.stages)
@@ -69,11 +71,13 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
     """The state of a dump: stages, rows, failures, what is missing. None where there is no dump."""
     dump = Dump.existing(path)
     if dump is None:
+        if (path / SHARDS).is_dir():
+            raise IncompleteError(f"dump {shown(path)}: no plan.json yet", "run its extract command again")
         return None
     records = list(dump.records())
     failures = [failure for record in records for failure in record["failures"]]
     settings = dump.plan.settings
-    damaged = dump.damaged()
+    damaged = [dump.shard_path(number).name for number in dump.damaged()] + _damaged_files(dump)
     is_complete = dump.is_complete() and len(records) == dump.plan.num_shards
     return {
         "type": "dump",
@@ -85,7 +89,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "failed_by_reason": dict(Counter(failure["reason"] for failure in failures).most_common()),
         "shards": dump.plan.num_shards,
         "committed_shards": len(records),
-        "damaged_shards": [dump.shard_path(number).name for number in damaged],
+        "damaged_files": damaged,
         "bytes": sum(record["bytes"] for record in records),
         "format": settings["format"],
         "checkpoint": dump.plan.provenance["checkpoint"],
@@ -94,3 +98,16 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "fingerprint": dump.plan.fingerprint,
         "stages": dump.plan.to_json()["stages"],
     }
+
+
+def _damaged_files(dump: Dump) -> list[str]:
+    """What beside the shards can be seen to be gone or damaged without reading the shards."""
+    wrong = [] if (dump.path / IMAGES).is_file() else [IMAGES]
+    if dump.is_complete():
+        wrong += [] if (dump.path / FAILURES).is_file() else [FAILURES]
+        try:
+            is_ours = read_sealed(dump.path / MANIFEST).get("fingerprint") == dump.plan.fingerprint
+        except ValueError:
+            is_ours = False
+        wrong += [] if is_ours else [MANIFEST]
+    return wrong

@@ -1,4 +1,4 @@
-"""The options that commands have in common, each with its help; defaults and checks are config.py's."""
+"""What commands have in common: options, each with its help, and exit codes. Defaults and checks are config.py's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,23 @@ from typing import Annotated
 
 import typer
 
+from featcli.backbones.fitting import FITS
 from featcli.config import DTYPES
+
+EPILOG = """\b
+Exit codes:
+  0        done
+  1        unexpected: a bug
+  2        usage: a bad option, no images, an unknown stage or checkpoint name
+  3        done, but some images failed and are recorded
+  4        the dump is damaged
+  5        the dump exists with another plan
+  6        the checkpoint is refused
+  7        disk, device or memory
+  8        inspect: the dump is incomplete, or shards of it are gone
+  130/143  interrupted, terminated: what is committed stays, the same command goes on
+  141      whoever read stdout went away
+"""
 
 Checkpoint = Annotated[
     str, typer.Option("-c", "--checkpoint", help="timm model, local folder, weights file (with --arch) or hub id.")
@@ -35,5 +51,16 @@ Norm = Annotated[
     typer.Option(help="Maps before (raw) or after (model) the model's final norm. Default: as its library gives them."),
 ]
 ImageSize = Annotated[str | None, typer.Option(help="Input size N or HxW. Default: the checkpoint's own.")]
+Fit = Annotated[
+    str | None,
+    typer.Option(help=f"How pictures get that size: {', '.join(FITS)} (each its own). Default: the checkpoint's way."),
+]
+Orientation = Annotated[str, typer.Option(help="What EXIF says about which way is up: apply, ignore.")]
+Alpha = Annotated[str, typer.Option(help="What becomes of transparency: drop, white, black.")]
+DepthRange = Annotated[
+    str | None,
+    typer.Option(help="Black and white of pictures deeper than 8 bits, such as 0:4095. Default: all of 16 bits."),
+]
+MaxPixels = Annotated[int, typer.Option(help="Larger pictures are failures.")]
 Dtype = Annotated[str, typer.Option(help=f"Type that is stored: {', '.join(DTYPES)}.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]

@@ -28,9 +28,23 @@ class StoredStage:
     index: int
     module: str
     stride: tuple[int, int]
-    map_shape: tuple[int, int, int]  # (C, H, W) before pooling
-    shape: tuple[int, ...]  # what is stored of one image
+    map_shape: tuple[int | None, ...]  # (C, H, W) before pooling; None where it is the image's own
+    shape: tuple[int | None, ...]  # what is stored of one image; None likewise
     dtype: str
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether the maps of images differ in size."""
+        return None in self.shape
+
+    def shape_at(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """What is stored of an image whose input has this (H, W)."""
+        own = (0, size[0] // self.stride[0], size[1] // self.stride[1])
+        return tuple(own[axis] if edge is None else edge for axis, edge in enumerate(self.shape))
+
+    def row_bytes(self, size: tuple[int, int] = (0, 0)) -> int:
+        """Bytes of what is stored of an image; where maps differ in size, of one whose input has this (H, W)."""
+        return math.prod(self.shape_at(size)) * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ class Plan:
 def _check_types(content: Mapping[str, Any], stages: Sequence[StoredStage]) -> None:
     """Raise ValueError where a field is not what its readers rely on: the file may be anybody's."""
     counts = [content["num_images"], content["shard_rows"], content["settings"]["batch_size"]]
-    counts += [edge for stage in stages for edge in (*stage.shape, *stage.map_shape, *stage.stride)]
+    counts += [edge for stage in stages for edge in (*_known(stage.shape), *_known(stage.map_shape), *stage.stride)]
     if not all(type(count) is int and 0 < count < MOST for count in counts):
         raise ValueError("a number that is not a whole one above zero")
     texts = [content["keys_digest"], content["images_digest"], content["settings"]["format"]]
@@ -122,6 +136,11 @@ def _check_types(content: Mapping[str, Any], stages: Sequence[StoredStage]) -> N
         or not isinstance(content["environment"], dict)
     ):
         raise ValueError("no stages, or two of one name")
+
+
+def _known(shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    """The edges of a shape that must be numbers: height and width may be each image's own."""
+    return shape[:1] if shape[1:] == (None, None) else shape
 
 
 def with_fingerprint(plan: Plan) -> dict[str, Any]:
@@ -178,7 +197,7 @@ def refuse_other_plan(path: str, old: Plan, new: Plan) -> None:
 
 def _for_people(plan: Plan) -> dict[str, Any]:
     """The fields of a plan by which people tell one from another."""
-    stages = [f"{s.name} {'x'.join(map(str, s.shape))} {s.dtype}" for s in plan.stages]
+    stages = [f"{s.name} {shown_shape(s.shape)} {s.dtype}" for s in plan.stages]
     images = {"images": plan.num_images, "keys_digest": plan.keys_digest}
     return {"stages": ", ".join(stages), **plan.provenance, **plan.settings, **images, "shard_rows": plan.shard_rows}
 
@@ -188,11 +207,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def row_bytes(shape: Sequence[int], dtype: str) -> int:
-    """Bytes of what is stored of one image for one stage."""
-    return math.prod(shape) * ITEM_BYTES[dtype]
-
-
-def image_bytes(stages: Iterable[StoredStage]) -> int:
-    """Bytes of what is stored of one image over all stages."""
-    return sum(row_bytes(stage.shape, stage.dtype) for stage in stages)
+def shown_shape(shape: Sequence[int | None]) -> str:
+    """A shape for people, such as 2048x7x7, or 2048x*x* where maps differ in size."""
+    return "x".join("*" if edge is None else str(edge) for edge in shape)

@@ -17,16 +17,20 @@ import featcli
 from featcli import inputs
 from featcli.backbones import resolve
 from featcli.backbones.backbone import Backbone
+from featcli.backbones.fitting import NATIVE
 from featcli.backbones.source import Source, ready
+from featcli.batches import Pictures
 from featcli.config import MAX_SHARD_ROWS, SHARD_BYTES, ExtractConfig
+from featcli.decoding import Decoding
 from featcli.device import Resolved, available_cores, memory_errors, resolve_device
 from featcli.dump import Dump
 from featcli.errors import UsageError, shown
-from featcli.images import RULES
+from featcli.images import plugin_versions
 from featcli.inputs import ImageList
-from featcli.plan import Plan, StoredStage, digest_images, digest_keys, image_bytes
+from featcli.plan import Plan, StoredStage, digest_images, digest_keys
 from featcli.pooling import Pooling, pooling
-from featcli.progress import Report, silent
+from featcli.progress import Report, silent, size
+from featcli.sizes import Sizes, native_sizes
 from featcli.target import check_target, existing_parent
 
 
@@ -34,12 +38,17 @@ from featcli.target import check_target, existing_parent
 class Job:
     """All that a run needs, resolved: nothing is guessed after this."""
 
-    images: ImageList
+    pictures: Pictures
     backbone: Backbone
     plan: Plan
     pooling: Pooling
     threads: int
     decode_threads: int
+
+    @property
+    def images(self) -> ImageList:
+        """In row order."""
+        return self.pictures.images
 
 
 def prepare(config: ExtractConfig, report: Report = silent) -> Job:
@@ -47,38 +56,49 @@ def prepare(config: ExtractConfig, report: Report = silent) -> Job:
     existing = None if config.overwrite else Dump.existing(Path(config.output))
     listing, source, positions, device = _resolve(config, report)
     stages = _stored_stages(config, source, positions)
-    with memory_errors(device.value, config.batch_size):
+    with memory_errors("the backbone does", device.value):
         backbone = ready(source, positions, device.value, config.precision)
     threads = _threads(config, existing)
     report("choice", name="weights", value=backbone.weights.summary())
     report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
     report("choice", name="computes", value=f"{backbone.share:.0%} of the model", reason="up to the deepest stage")
-    settings = _settings(config, backbone, threads.value)
+    rules, decode_threads = config.decoding(), config.decode_threads or available_cores()
+    report("choice", name="pictures", value=rules.summary, reason="default" if rules == Decoding() else "as asked")
+    sizes = _sizes(source, listing.images, rules, decode_threads)
+    settings = _settings(config, backbone, rules, threads.value)
     provenance = {
         "checkpoint": backbone.name,
         "weights": backbone.weights.summary(),
         "weights_files": dict(backbone.weights.files),
         "preprocessing": backbone.preprocessing.origin,
     }
-    plan = _plan(config, listing.images, stages, settings, provenance, _environment(device.value, source.library))
-    decode_threads = config.decode_threads or available_cores()
+    environment = _environment(device.value, source.library)
+    rows = _shard_rows(config, stages, sizes, len(listing.images), existing)
+    plan = _plan(listing.images, rows, stages, settings, provenance, environment)
     report("choice", name="threads", value=threads.value, reason=f"{threads.reason}; {decode_threads} decode")
-    return Job(listing.images, backbone, plan, pooling(config.pool), threads.value, decode_threads)
+    pictures = Pictures(listing.images, sizes, rules, backbone.preprocessing)
+    return Job(pictures, backbone, plan, pooling(config.pool), threads.value, decode_threads)
 
 
 def dry_run(config: ExtractConfig, report: Report = silent) -> Plan:
     """Say what `extract` would do, with stages, shapes and bytes. Loads no weights and writes nothing."""
     listing, source, positions, _ = _resolve(config, report)
     stages = _stored_stages(config, source, positions)
-    plan = _plan(config, listing.images, stages, {}, {}, {})
-    total = image_bytes(plan.stages) * plan.num_images
+    sizes = _sizes(source, listing.images, config.decoding(), config.decode_threads or available_cores())
+    existing = None if config.overwrite else Dump.existing(Path(config.output))
+    rows = _shard_rows(config, stages, sizes, len(listing.images), existing)
+    plan = _plan(listing.images, rows, stages, {}, {}, {})
+    todo = list(range(plan.num_shards)) if existing is None else existing.unfinished()
+    total = sum(sizes.stored_bytes(plan.stages, plan.shard(number)) for number in todo if number < plan.num_shards)
     free = shutil.disk_usage(existing_parent(Path(config.output))).free
     _report_existing(config, plan, report)
+    if total > free:
+        report("warning", text=f"{size(total)} needed, {size(free)} free: it would be refused")
     report(
         "dry_run",
         stages=plan.to_json()["stages"],
-        images=plan.num_images,
-        shards=plan.num_shards,
+        images=sum(len(plan.shard(number)) for number in todo),
+        shards=len(todo),
         bytes=total,
         free_bytes=free,
     )
@@ -96,6 +116,8 @@ def _resolve(
     listing = inputs.find(config.inputs, config.files_from, config.null, config.root)
     source = resolve(config.request())
     positions = source.select(config.out_features, config.out_indices)
+    if config.fit == NATIVE:
+        source.refuse_other_sizes(positions)
     if pooling(config.pool).of_class_token and source.build(positions, "meta").class_tokens is None:
         raise UsageError(f"--pool cls: {source.name} gives no class token", "use --pool avg for one vector per image")
     report("choice", name="checkpoint", value=f"{source.name} ({source.library})")
@@ -134,19 +156,27 @@ def _threads(config: ExtractConfig, existing: Dump | None) -> Resolved[int]:
 
 
 def _stored_stages(config: ExtractConfig, source: Source, positions: Sequence[int]) -> tuple[StoredStage, ...]:
-    shape = pooling(config.pool).shape
+    stored = pooling(config.pool).shape
+    stages = [source.stages[i] for i in positions]
+    shapes = [(s.channels, None, None) if config.fit == NATIVE else s.shape for s in stages]
     return tuple(
-        StoredStage(s.name, s.index, s.module, s.stride, s.shape, shape(s.shape), config.dtype)
-        for s in (source.stages[i] for i in positions)
+        StoredStage(s.name, s.index, s.module, s.stride, shape, stored(shape), config.dtype)
+        for s, shape in zip(stages, shapes, strict=True)
     )
 
 
-def _settings(config: ExtractConfig, backbone: Backbone, threads: int) -> dict[str, Any]:
+def _sizes(source: Source, images: ImageList, rules: Decoding, threads: int) -> Sizes:
+    if source.fitting is None or not source.fitting.is_native:
+        return Sizes(source.input_size)
+    return native_sizes(images, rules, source.fitting, source.input_size, threads)
+
+
+def _settings(config: ExtractConfig, backbone: Backbone, rules: Decoding, threads: int) -> dict[str, Any]:
     """All that can change a byte of the result, besides stages and images."""
     return {
         "backbone": dict(backbone.settings),
         "weights_digest": backbone.digest,
-        "preprocessing": {**backbone.preprocessing.settings, **RULES},
+        "preprocessing": {**backbone.preprocessing.settings, **rules.settings},
         "precision": config.precision,
         "batch_size": config.batch_size,
         "threads": threads,
@@ -156,8 +186,8 @@ def _settings(config: ExtractConfig, backbone: Backbone, threads: int) -> dict[s
 
 
 def _plan(
-    config: ExtractConfig,
     images: ImageList,
+    shard_rows: int,
     stages: tuple[StoredStage, ...],
     settings: Mapping[str, Any],
     provenance: Mapping[str, Any],
@@ -169,15 +199,23 @@ def _plan(
         num_images=len(images),
         keys_digest=digest_keys(images.keys),
         images_digest=digest_images(images),
-        shard_rows=shard_rows(config, image_bytes(stages)),
+        shard_rows=shard_rows,
         provenance=provenance,
         environment=environment,
     )
 
 
+def _shard_rows(
+    config: ExtractConfig, stages: Sequence[StoredStage], sizes: Sizes, num_images: int, existing: Dump | None
+) -> int:
+    if sizes.own is not None and existing is not None and config.shard_size is None:
+        return existing.plan.shard_rows  # an average, which one repaired picture can move
+    return shard_rows(config, sizes.stored_bytes(stages, range(num_images)) // num_images)
+
+
 def shard_rows(config: ExtractConfig, bytes_per_image: int) -> int:
     """Images per shard: as asked, or about SHARD_BYTES; always whole batches, so that batches do not span shards."""
-    wanted = config.shard_size or min(SHARD_BYTES // bytes_per_image, MAX_SHARD_ROWS)
+    wanted = config.shard_size or min(SHARD_BYTES // max(1, bytes_per_image), MAX_SHARD_ROWS)
     num_batches = max(1, -(-wanted // config.batch_size) if config.shard_size else wanted // config.batch_size)
     return num_batches * config.batch_size
 
@@ -195,6 +233,7 @@ def _environment(device: torch.device, library: str) -> dict[str, str]:
         "pillow": PIL.__version__,
         "numpy": np.__version__,
         "h5py": h5py.__version__,
+        **plugin_versions(),
         **({"transformers": sys.modules["transformers"].__version__} if library == "transformers" else {}),
         **({"cuda": str(torch.version.cuda)} if device.type == "cuda" else {}),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -204,15 +243,16 @@ def _environment(device: torch.device, library: str) -> dict[str, str]:
 
 def _report_existing(config: ExtractConfig, plan: Plan, report: Report) -> None:
     """What is there where a dry run would write."""
+    if config.overwrite and Path(config.output).exists():
+        report("warning", text=f"{shown(config.output)}: the dump that is there would be deleted")
+        return
     existing = Dump.existing(Path(config.output))
     if existing is None:
         return
     done = existing.plan.num_shards - len(existing.unfinished())
     there = f"{shown(config.output)} is a dump with {done:,} of {existing.plan.num_shards:,} shards"
     same = existing.plan.stages == plan.stages and existing.plan.keys_digest == plan.keys_digest
-    if config.overwrite:
-        report("warning", text=f"{there}: it would be deleted")
-    elif same:
+    if same:
         report("warning", text=f"{there}: it would be gone on with, if weights and settings are the same")
     else:
         report("warning", text=f"{there}, of other stages or images: it would be refused")

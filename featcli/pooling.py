@@ -21,7 +21,7 @@ class Pooling:
 
     name: str
     reduce: Callable[[torch.Tensor], torch.Tensor]
-    shape: Callable[[tuple[int, int, int]], tuple[int, ...]]  # (C, H, W) -> the shape stored of one image
+    shape: Callable[[tuple[int | None, ...]], tuple[int | None, ...]]  # (C, H, W) -> what is stored of one image
     of_class_token: bool = False
 
 

@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 
 from featcli import batches
+from featcli.backbones.fitting import NATIVE
 from featcli.config import ExtractConfig
 from featcli.device import memory_errors, settled_arithmetic
 from featcli.dump import Dump
 from featcli.errors import ConflictError, shown
-from featcli.extraction import stored_maps
-from featcli.plan import refuse_other_plan
+from featcli.forward import Forward
 from featcli.planning import Job, prepare
 from featcli.progress import Report, silent
 from featcli.reader import DumpReader
 from featcli.writers.rows import values_of
 
 # How far a number may be off on another machine, as a share of the largest number in its row.
+LARGEST = 1e300  # JSON knows no infinity
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
 
 
@@ -51,18 +52,17 @@ def recompute(dump: Dump, config: ExtractConfig, count: int, report: Report = si
     if not valid:
         raise ConflictError(f"dump {shown(dump.path)}: it holds no image that could be extracted again", "")
     chosen = sorted(random.SystemRandom().sample(valid, min(count, len(valid))))
-    wanted: dict[int, list[int]] = {}
+    wanted: dict[range, list[int]] = {}
     for row in chosen:
-        wanted.setdefault(_batch(dump, row).start, []).append(row)
-    runs = [_batch(dump, rows[0]) for rows in wanted.values()]
-    decoded = batches.read(job.images, runs, job.backbone.preprocessing, job.decode_threads)
-    forward = job.backbone.class_tokens if job.pooling.of_class_token else job.backbone.forward
+        wanted.setdefault(_batch(job, row), []).append(row)
+    decoded = batches.read(job.pictures, wanted, job.decode_threads)
+    forward = Forward(job)
     equal, largest, off = 0, 0.0, []
     limit = TOLERANCES[dump.plan.settings["precision"]]
-    with settled_arithmetic(job.threads), memory_errors(job.backbone.device, len(runs[0])), closing(decoded):
+    with settled_arithmetic(job.threads), memory_errors("the images do", job.backbone.device), closing(decoded):
         for batch in decoded:
-            maps = stored_maps(forward(batch.pixels), batch, job)
-            for row in wanted[batch.rows.start]:
+            maps = forward(batch)
+            for row in wanted[batch.rows]:
                 stored = {name: reader[name][row] for name in reader.stages}
                 difference = _difference(stored, maps, row - batch.rows.start)
                 equal += difference == 0
@@ -71,18 +71,19 @@ def recompute(dump: Dump, config: ExtractConfig, count: int, report: Report = si
     return Comparison(len(chosen), equal, largest, limit, tuple(off))
 
 
-def _batch(dump: Dump, row: int) -> range:
+def _batch(job: Job, row: int) -> range:
     """The rows that went through the backbone together with this one."""
-    shard = dump.plan.shard(row // dump.plan.shard_rows)
-    size = dump.plan.settings["batch_size"]
-    first = row - (row - shard.start) % size
-    return range(first, min(first + size, shard.stop))
+    shard = job.plan.shard(row // job.plan.shard_rows)
+    batches_of_shard = job.pictures.sizes.batches(shard, job.plan.settings["batch_size"])
+    return next(batch for batch in batches_of_shard if row in batch)
 
 
 def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
     """The job that the dump's plan is of. Its input size is the checkpoint's own, or was asked for: either will do."""
     plan = dump.plan
     backbone: Mapping[str, Any] = plan.settings["backbone"]
+    pixels: Mapping[str, Any] = plan.settings["preprocessing"]
+    depth = pixels["depth_range"]
     with tempfile.TemporaryDirectory() as elsewhere:  # nothing is written, least of all into the dump
         same = replace(
             config,
@@ -90,6 +91,12 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
             out_indices=tuple(stage.index for stage in plan.stages),
             norm=backbone["norm"],
             num_channels=backbone.get("options", {}).get("in_chans", backbone.get("config", {}).get("num_channels")),
+            fit=pixels.get("fit"),
+            image_size=pixels.get("largest"),
+            orientation=pixels["orientation"],
+            alpha=pixels["alpha"],
+            depth_range=":".join(map(str, depth)) if isinstance(depth, list) else None,
+            max_pixels=pixels["max_pixels"],
             precision=plan.settings["precision"],
             batch_size=plan.settings["batch_size"],
             threads=plan.settings["threads"],
@@ -99,20 +106,26 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
             shard_size=plan.shard_rows,
         )
         job = prepare(same, report)
-        if job.plan.settings["backbone"] != backbone or job.plan.stages != plan.stages:
+        if same.fit != NATIVE and (job.plan.settings["backbone"] != backbone or job.plan.stages != plan.stages):
             job = prepare(replace(same, image_size=tuple(backbone["input_size"])), report)
-    refuse_other_plan(shown(dump.path), plan, job.plan)
-    dump.refuse_changed_images(job.images, retry_failed=True)
+    try:
+        dump.refuse_other_plan(job.plan, job.images)
+        dump.refuse_changed_images(job.images, retry_failed=True)
+    except ConflictError as error:
+        raise ConflictError(
+            error.message, "give the checkpoint, seed and images that the dump was made with"
+        ) from error
     return job
 
 
 def _difference(stored: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray], place: int) -> float:
-    """The largest difference over the stages of one image, as a share of the largest number; infinite where NaN is."""
+    """The largest difference over the stages of one image, as a share of the largest number; LARGEST for NaN."""
     largest = 0.0
     for name, before in stored.items():
         now = values_of(maps[name][place])
-        if np.array_equal(before, now, equal_nan=True):
+        same = (before == now) | (np.isnan(before) & np.isnan(now))  # infinity is equal to itself
+        if same.all():
             continue
-        off = np.abs(before.astype(np.float64) - now).max() / max(float(np.abs(before).max()), 1e-30)
-        largest = max(largest, float(off) if np.isfinite(off) else float("inf"))
+        off = np.abs(before[~same].astype(np.float64) - now[~same]).max() / max(float(np.abs(before).max()), 1e-30)
+        largest = max(largest, float(off) if np.isfinite(off) else LARGEST)
     return largest

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from featcli.errors import printable
+from featcli.plan import shown_shape
 from featcli.progress import size
 
 WIDE = 240
@@ -15,9 +17,9 @@ def print_checkpoint(facts: Mapping[str, Any]) -> None:
     height, width = facts["input_size"]
     millions = facts["parameters"] / 1e6
     pixels = f"{facts['num_channels']}x{height}x{width}"
-    print(f"{facts['name']} ({facts['library']}, {millions:.1f} M parameters without head), input {pixels}")
+    _say(f"{facts['name']} ({facts['library']}, {millions:.1f} M parameters without head), input {pixels}")
     if facts["inside"]:
-        print(f"inside         {facts['inside']}")
+        _say(f"inside         {facts['inside']}")
     rows = [
         (
             f"{'*' if stage['selected'] else ' '} {stage['index']}",
@@ -32,12 +34,12 @@ def print_checkpoint(facts: Mapping[str, Any]) -> None:
     ]
     _print_table(("index", "stage", "module", "channels", "stride", "shape", f"{facts['dtype']}/image"), rows)
     selected = sum(stage["selected"] for stage in facts["stages"])
-    print(
+    _say(
         f"{selected} of {len(rows)} stages selected (*), {size(facts['bytes_per_image'])} per image,"
         f" computes {facts['share_computed']:.0%} of the model"
     )
     origin = facts["preprocessing"]["origin"]
-    print(f"preprocessing  {facts['preprocessing']['summary']}{f'  ({origin})' if origin else ''}")
+    _say(f"preprocessing  {facts['preprocessing']['summary']}{f'  ({origin})' if origin else ''}")
 
 
 def print_models(models: Sequence[Mapping[str, Any]]) -> None:
@@ -64,39 +66,41 @@ def _shortened(strides: list[int]) -> list[int]:
 
 def print_dump(facts: Mapping[str, Any]) -> None:
     """The state of a dump, from `inspect_dump`."""
-    print(f"{facts['path']}: {facts['state']}, {facts['committed_shards']} of {facts['shards']} shards")
+    _say(f"{facts['path']}: {facts['state']}, {facts['committed_shards']} of {facts['shards']} shards")
     reasons = ", ".join(f"{count} {reason}" for reason, count in facts["failed_by_reason"].items())
-    print(f"images         {facts['images']:,}: {facts['written']:,} written, {facts['failed']:,} failed", end="")
-    print(f" ({reasons})" if reasons else "")
-    print(f"checkpoint     {facts['checkpoint']}: {facts['weights']}")
-    print(f"stored         {facts['format']}, {size(facts['bytes'])}, pool {facts['pool']}")
+    _say(f"images         {facts['images']:,}: {facts['written']:,} written, {facts['failed']:,} failed", end="")
+    _say(f" ({reasons})" if reasons else "")
+    _say(f"checkpoint     {facts['checkpoint']}: {facts['weights']}")
+    _say(f"stored         {facts['format']}, {size(facts['bytes'])}, pool {facts['pool']}")
     rows = [
         (
             str(stage["index"]),
             stage["name"],
             stage["module"],
-            "x".join(map(str, stage["map_shape"])),
-            "x".join(map(str, stage["shape"])),
+            shown_shape(stage["map_shape"]),
+            shown_shape(stage["shape"]),
             stage["dtype"],
         )
         for stage in facts["stages"]
     ]
     _print_table(("index", "stage", "module", "map", "stored", "dtype"), rows)
-    if facts["damaged_shards"]:
-        print(f"gone or of another size: {', '.join(facts['damaged_shards'])}")
-    if facts["state"] != "complete":
-        print("run its extract command again to complete it")
+    if facts["damaged_files"]:
+        _say(f"gone or damaged: {', '.join(facts['damaged_files'])}; featcli verify says more")
+    if facts["state"] == "incomplete" and facts["committed_shards"] == facts["shards"]:
+        _say("featcli finalize writes its last files")
+    elif facts["state"] != "complete":
+        _say("run its extract command again to complete it")
 
 
 def print_verdict(facts: Mapping[str, Any]) -> None:
     """What `verify` found: every damage a line, then the sum of it."""
     for damage in facts["damages"]:
-        print(f"{damage['file']}: {damage['what']}")
+        _say(f"{damage['file']}: {damage['what']}")
     for kind in ("nan", "inf"):
         for stage, count in facts[kind].items():
-            print(f"{stage}: {count:,} values are {kind} in rows of images that were read")
+            _say(f"{stage}: {count:,} values are {kind} in rows of images that were read")
     there = facts["shards"] - facts["missing_shards"]
-    print(
+    _say(
         f"{facts['dump']}: {facts['state']}, {there:,} of {facts['shards']:,} shards, {size(facts['bytes'])} checked,"
         f" {len(facts['damages'])} damage{'s' * (len(facts['damages']) != 1)}"
     )
@@ -108,6 +112,11 @@ def comparison_line(comparison: Any) -> str:
         f"{comparison.images} images extracted anew: {comparison.equal} equal bit for bit, largest difference"
         f" {comparison.largest:.2g} of the largest number in a row (tolerance {comparison.tolerance:.2g})"
     )
+
+
+def _say(text: str, end: str = "\n") -> None:
+    """Print what may hold anybody's names."""
+    print(printable(text), end=end)
 
 
 def _stride(stride: list[int]) -> str:
@@ -124,4 +133,4 @@ def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
     console = Console(highlight=False, width=WIDE, markup=False)  # never cut: a narrow terminal folds whole lines
     with console.capture() as drawn:
         console.print(table)
-    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
+    _say("\n".join(line.rstrip() for line in drawn.get().splitlines()))

@@ -1,34 +1,89 @@
-"""The folder that `-o` names, before a dump is in it and when one goes: what may be written, and what deleted."""
+"""The folder that `-o` names: what may be written there, who is at work in it, and what may be deleted."""
 
 from __future__ import annotations
 
 import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
-from featcli.dump import FAILURES, IMAGES, MANIFEST, OURS, PLAN, SHARDS
+from featcli.dump import FAILURES, IMAGES, MANIFEST, OURS, PLAN, SHARDS, Dump
 from featcli.errors import ConflictError, MachineError, shown
-from featcli.writers.publish import PARTIAL, disk_errors
+from featcli.writers.lock import FolderLock
+from featcli.writers.publish import PARTIAL, PARTIAL_NAME, disk_errors, remove_stale, sync_folder
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """Whether a dump may come to be at `path`; looks only. Raises ConflictError and MachineError."""
+    """Whether a dump may come to be at `path`; looks only. Raises ConflictError, DamagedError and MachineError."""
     if path.exists() and not path.is_dir():
         raise ConflictError(f"dump {shown(path)}: there is a file of that name", "use another -o")
-    foreign = {name for name in os.listdir(path) if not name.endswith(PARTIAL)} if path.is_dir() else set()
-    if not (path / PLAN).exists() and foreign - {IMAGES, SHARDS}:
+    if path.is_dir() and not overwrite:
+        Dump.existing(path)  # a plan that cannot be read is said before anything is loaded
+    if path.is_dir() and not _is_ours(path):
         raise ConflictError(
             f"dump {shown(path)}: the folder holds other files and no plan.json",
             "use another -o: featcli only writes into an empty folder or a dump of its own",
         )
+    if overwrite and (path / SHARDS).is_symlink():
+        raise ConflictError(
+            f"dump {shown(path)}: its shards folder is a link, and what it leads to may be somebody else's",
+            "remove the link yourself",
+        )
     folder = existing_parent(path)
-    probe = folder / f".featcli-probe-{os.getpid()}{PARTIAL}"
+    probe = folder / f".featcli-probe.{secrets.token_hex(8)}{PARTIAL}"
     try:
         probe.touch(exist_ok=False)
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise MachineError(
             f"dump {shown(path)}: cannot write in {shown(folder)}: {error.strerror}", "use another -o"
         ) from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is empty, a dump, or what a start leaves that was killed before its plan was there."""
+    if (path / PLAN).exists():
+        return True
+    names = {name for name in os.listdir(path) if not PARTIAL_NAME.fullmatch(name)}
+    if not names:
+        return True
+    shards = os.listdir(path / SHARDS) if (path / SHARDS).is_dir() else [""]  # made before any file
+    return names <= {IMAGES, SHARDS, MANIFEST, FAILURES} and all(map(OURS.fullmatch, shards))
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of a dump, with a place for its shards, on the disk. Raises MachineError."""
+    with disk_errors(path):
+        above = existing_parent(path)
+        (path / SHARDS).mkdir(parents=True, exist_ok=True)
+        folder = path / SHARDS
+        while folder != above.parent and folder != folder.parent:
+            with suppress(PermissionError):  # a folder above may be somebody else's, who lets us in but not look
+                sync_folder(folder)
+            folder = folder.parent
+
+
+def occupy(path: Path, lock: FolderLock, overwrite: bool) -> bool:
+    """Take the folder for a run: whether nobody else is at work in it. Deletes what is there with `overwrite`.
+
+    Raises ConflictError where that is not possible beside another process.
+    """
+    is_alone = lock.alone()
+    if overwrite and not is_alone:
+        raise in_use(path)
+    if not is_alone and not lock.together():
+        raise in_use(path)
+    with disk_errors(path):
+        if overwrite:
+            remove_dump(path)
+        for folder in (path, path / SHARDS):
+            remove_stale(folder)
+    return is_alone
+
+
+def in_use(path: Path) -> ConflictError:
+    """Another process is at work there, and what is asked for does not go beside it."""
+    return ConflictError(f"dump {shown(path)}: in use by another process", "wait until it has ended, or use another -o")
 
 
 def existing_parent(path: Path) -> Path:
@@ -38,17 +93,14 @@ def existing_parent(path: Path) -> Path:
 
 def stored_bytes(path: Path) -> int:
     """Bytes of the shard files in a folder, whatever state the dump is in."""
-    return sum(file.stat().st_size for file in (path / SHARDS).glob("*") if OURS.fullmatch(file.name))
+    return sum(file.lstat().st_size for file in (path / SHARDS).glob("*") if OURS.fullmatch(file.name))
 
 
 def remove_dump(path: Path) -> None:
     """Delete the files of a dump, and nothing else; the plan last, so that a dump cut short is still known as one."""
-    with disk_errors(path):
-        if not (path / PLAN).exists():
-            return
-        (path / MANIFEST).unlink(missing_ok=True)
-        for file in [*(path / SHARDS).iterdir()] if (path / SHARDS).is_dir() else []:
-            if OURS.fullmatch(file.name):
-                file.unlink()
-        for name in (FAILURES, IMAGES, PLAN):
-            (path / name).unlink(missing_ok=True)
+    (path / MANIFEST).unlink(missing_ok=True)
+    for file in [*(path / SHARDS).iterdir()] if (path / SHARDS).is_dir() else []:
+        if OURS.fullmatch(file.name):
+            file.unlink()
+    for name in (FAILURES, IMAGES, PLAN):
+        (path / name).unlink(missing_ok=True)

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from featcli.dump import ASIDE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, failure_lines, no_dump
-from featcli.errors import DamagedError, printable, shown
+from featcli.dump import ASIDE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, no_dump
+from featcli.errors import ConflictError, DamagedError, counted, printable, shown
+from featcli.manifest import failure_lines, manifest_content
 from featcli.plan import Plan, with_fingerprint
-from featcli.writers.layout import VALID, Array, Layout
+from featcli.reader import checked_shapes
+from featcli.writers.layout import VALID, Array, Layout, is_stage
+from featcli.writers.lock import FolderLock
 from featcli.writers.publish import disk_errors, sync_folder
 from featcli.writers.rows import read_rows, values_of
 from featcli.writers.sealed import publish_sealed, read_sealed, sealed
@@ -69,17 +72,21 @@ def verify(path: str | os.PathLike[str]) -> Verdict:
         raise no_dump(path)
     dump = None
     with _noting(verdict, PLAN):
-        Dump.plan_in(folder)
-    with _noting(verdict, IMAGES):
-        dump = Dump.existing(folder) if not verdict.damages else None
+        dump = Dump.existing(folder)
     if dump is None:
+        return verdict
+    with _noting(verdict, IMAGES):
+        Dump.at(folder)
+    if verdict.damages:
         return verdict
     verdict.images, verdict.shards = dump.plan.num_images, dump.plan.num_shards
     keys: list[str] | None = None
     with _noting(verdict, IMAGES):
         keys = dump.keys()
     records = []
-    for number in range(dump.plan.num_shards):
+    numbers = dump.numbered(".json")
+    verdict.missing_shards = dump.plan.num_shards - len(numbers)
+    for number in numbers:
         record = _checked_shard(dump, number, keys, verdict)
         if record is not None:
             records.append(record)
@@ -92,7 +99,7 @@ def _noting(verdict: Verdict, file: str, shard: int | None = None) -> Iterator[N
     """What is damaged inside the block goes into the verdict."""
     try:
         yield
-    except (DamagedError, OSError, EOFError) as error:
+    except (DamagedError, OSError, EOFError, ValueError) as error:
         text = error.message if isinstance(error, DamagedError) else str(error)
         verdict.damages.append(Damage(file, printable(text), shard))
 
@@ -100,9 +107,6 @@ def _noting(verdict: Verdict, file: str, shard: int | None = None) -> Iterator[N
 def _checked_shard(dump: Dump, number: int, keys: Sequence[str] | None, verdict: Verdict) -> dict[str, Any] | None:
     """The record of a shard, if it can be read; whatever is wrong with it or its file goes into the verdict."""
     name = f"{SHARDS}/{dump.record_path(number).name}"
-    if not dump.record_path(number).exists():
-        verdict.missing_shards += 1
-        return None
     record = None
     with _noting(verdict, name, number):
         record = dump.record_of(number)
@@ -129,35 +133,35 @@ def _wrong_in_shard(
     if size != record["bytes"]:
         yield f"{size} bytes, {record['bytes']} were written"
         return
-    layout = dump.format.read_layout(str(path))
+    layout = dump.format.read_layout(str(path), len(rows))
     verdict.bytes += size
     if layout.attributes != dump.attributes(record["shard"]):
         yield "it says that it belongs elsewhere"
     if keys is not None and list(layout.keys) != list(keys[rows.start : rows.stop]):
         yield "its keys are not those of the image list"
-    stages = {stage.name: (stage.dtype, (len(rows), *stage.shape)) for stage in dump.plan.stages}
-    found = {name: (array.dtype, array.shape) for name, array in layout.arrays.items()}
-    if found != {**stages, VALID: ("uint8", (len(rows),))}:
-        yield "its arrays are not as planned"
-        return
-    failed = [failure["row"] - rows.start for failure in record["failures"]]
+    valid = np.ones(len(rows), np.uint8)
+    valid[[failure["row"] - rows.start for failure in record["failures"]]] = 0
     with path.open("rb") as file:
-        yield from _wrong_bytes(file.fileno(), layout, record, failed, verdict)
+        _, starts = checked_shapes(dump, record["shard"], file.fileno(), layout)
+        yield from _wrong_bytes(file.fileno(), layout, record, valid, starts, verdict)
 
 
 def _wrong_bytes(
-    descriptor: int, layout: Layout, record: Mapping[str, Any], failed: Sequence[int], verdict: Verdict
+    descriptor: int,
+    layout: Layout,
+    record: Mapping[str, Any],
+    valid: np.ndarray,
+    starts: Mapping[str, np.ndarray],
+    verdict: Verdict,
 ) -> Iterator[str]:
-    valid = np.ones(layout.arrays[VALID].shape[0], np.uint8)
-    valid[list(failed)] = 0
     if os.pread(descriptor, len(valid), layout.arrays[VALID].offset) != valid.tobytes():
         yield "its valid rows are not those of its record"
-    stages = {name: array for name, array in layout.arrays.items() if name != VALID}
+    stages = {name: array for name, array in layout.arrays.items() if is_stage(name)}
     for name, array in stages.items():
         digest, nan, inf = xxhash.xxh3_128(), 0, 0
         for first, rows in _pieces(descriptor, array):
             digest.update(rows.data)
-            values = values_of(rows[valid[first : first + len(rows)] == 1])
+            values = values_of(rows[_of_valid(valid, starts.get(name), first, len(rows))])
             nan, inf = nan + int(np.isnan(values).sum()), inf + int(np.isinf(values).sum())
         if digest.hexdigest() != record["hashes"][name]:
             yield f"bytes of {name} are not those that were written"
@@ -165,6 +169,14 @@ def _wrong_bytes(
         verdict.inf.update({name: inf} if inf else {})
     if hash_rest(descriptor, layout.size, list(stages.values())) != record["hashes"][REST]:
         yield "bytes beside its maps are not those that were written"
+
+
+def _of_valid(valid: np.ndarray, starts: np.ndarray | None, first: int, count: int) -> np.ndarray:
+    """Which of `count` rows from `first` on are of images that were read; of values, where maps differ in size."""
+    if starts is None:
+        return np.asarray(valid[first : first + count] == 1)
+    of_values: np.ndarray = np.repeat(valid == 1, np.diff(starts.clip(first, first + count)))
+    return of_values
 
 
 def _pieces(descriptor: int, array: Array) -> Iterator[tuple[int, np.ndarray]]:
@@ -181,9 +193,9 @@ def _check_last_files(dump: Dump, records: Sequence[dict[str, Any]], verdict: Ve
         return
     if len(records) < dump.plan.num_shards:
         if verdict.missing_shards:
-            verdict.damages.append(Damage(MANIFEST, f"there, though {verdict.missing_shards} shards are not"))
+            verdict.damages.append(Damage(MANIFEST, f"there, though {counted(verdict.missing_shards, 'shard')} not"))
         return
-    expected = {MANIFEST: sealed(dump.manifest(records)), FAILURES: b"".join(failure_lines(records))}
+    expected = {MANIFEST: sealed(manifest_content(dump.plan, records)), FAILURES: b"".join(failure_lines(records))}
     for name, content in expected.items():
         path = dump.path / name
         if not path.is_file():
@@ -195,21 +207,29 @@ def _check_last_files(dump: Dump, records: Sequence[dict[str, Any]], verdict: Ve
 def repair(verdict: Verdict) -> list[str]:
     """Put what is damaged aside, so that the next `extract` makes it again. Returns what was done, file by file.
 
-    A plan is written anew from a whole manifest. An image list cannot be made again: DamagedError.
+    A plan is written anew from a whole manifest. An image list is for `extract` to make again: DamagedError.
     """
     folder, done = Path(verdict.dump), []
     if any(damage.file == IMAGES for damage in verdict.damages):
         raise DamagedError(
-            f"dump {shown(folder)}: images.jsonl cannot be repaired",
-            "start anew with --overwrite, or take a copy of it",
+            f"dump {shown(folder)}: images.jsonl cannot be made again without the images",
+            "run its extract command again: it writes the list anew, if the images are as they were",
         )
-    with disk_errors(folder):
+    if (folder / SHARDS).is_symlink():
+        raise ConflictError(
+            f"dump {shown(folder)}: its shards folder is a link, and what it leads to may be another dump's",
+            "repair the dump that the shards are of",
+        )
+    with disk_errors(folder), FolderLock(folder) as lock:
+        if not lock.alone():
+            raise ConflictError(f"dump {shown(folder)}: in use by another process", "wait until it has ended")
         if any(damage.file == PLAN for damage in verdict.damages):
             _restore_plan(folder)
             return [f"{PLAN} written anew from {MANIFEST}: verify again"]
         for name in (MANIFEST, FAILURES):  # what says that the dump is complete goes first
             if verdict.damages and (folder / name).exists():
                 (folder / name).unlink()
+                done.append(f"{name} taken away: the next extract writes it anew")
         sync_folder(folder)
         for number in sorted({damage.shard for damage in verdict.damages if damage.shard is not None}):
             for path in sorted((folder / SHARDS).glob(f"{number:05d}.*"), key=lambda path: path.suffix != ".json"):

@@ -11,34 +11,36 @@ ROWS = [
     {"__main__"},
     {"cli"},
     {"commands"},
-    {"recompute"},
-    {"extraction", "tables"},
+    {"recompute", "extraction", "tables"},
+    {"forward"},
     {"planning"},
     {"options"},
-    {"inspection", "reader", "models", "verify", "target"},
+    {"inspection", "models", "verify", "target"},
+    {"reader", "manifest"},
     {"config"},
-    {"dump"},
+    {"dump", "batches"},
+    {"records", "sizes"},
     {"plan"},
     {"writers.shard"},
     {"writers"},
     {"writers.hdf5", "writers.safetensors"},
     {"writers.sealed", "writers.rows"},
-    {"writers.layout", "writers.background", "writers.publish"},
+    {"writers.layout", "writers.background", "writers.publish", "writers.lock", "writers.files"},
     {"pooling"},
     {"backbones"},
     {"backbones.from_transformers"},
     {"backbones.auto_backbone", "backbones.hidden_states", "backbones.timm_inside"},
     {"backbones.transformers_source"},
     {"backbones.from_timm"},
-    {"backbones.checkpoint", "backbones.image_processor"},
+    {"backbones.checkpoint", "backbones.image_processor", "backbones.timm_transform"},
     {"backbones.input_size"},
     {"backbones.source"},
     {"backbones.backbone"},
-    {"backbones.weights"},
+    {"backbones.weights", "backbones.fitting"},
     {"backbones.stages", "backbones.hub", "backbones.torchvision_operators", "backbones.replay"},
-    {"batches"},
     {"images"},
-    {"inputs"},
+    {"inputs", "upright"},
+    {"decoding"},
     {"device", "progress"},
     {"errors"},
 ]
@@ -137,12 +139,12 @@ def test_tables_of_types_agree():
     """A precision or a stored type is known everywhere or nowhere."""
     from featcli.backbones import backbone
     from featcli.config import DTYPES, PRECISIONS
-    from featcli.extraction import TORCH_DTYPES
+    from featcli.forward import TORCH_DTYPES
     from featcli.reader import NUMPY_TYPES
     from featcli.writers import hdf5, layout, safetensors
 
     assert tuple(backbone.PRECISIONS) == PRECISIONS
     assert tuple(TORCH_DTYPES) == DTYPES
-    stored = {*DTYPES, "uint8"}
+    stored = {*DTYPES, "uint8", "uint32"}
     for table in (layout.ITEM_BYTES, safetensors.NAMES, hdf5._types(), NUMPY_TYPES):
         assert set(table) == stored

@@ -5,14 +5,16 @@ import pytest
 
 from conftest import draw
 from featcli import batches, inputs
+from featcli.decoding import Decoding
+from featcli.sizes import Sizes
 
 SIZE = (8, 10)
 
 
-class Fitting:
+class Pixels:
     channels = 3
-    size = SIZE
     dtype = "uint8"
+    is_native = False
 
     def fit(self, picture):
         return np.asarray(picture.resize(SIZE[::-1])).transpose(2, 0, 1)
@@ -21,7 +23,11 @@ class Fitting:
 def listing(folder, count):
     for i in range(count):
         draw(folder / f"{i:03d}.png", i)
-    return inputs.find([str(folder)]).images
+    return pictures(folder)
+
+
+def pictures(folder):
+    return batches.Pictures(inputs.find([str(folder)]).images, Sizes(SIZE), Decoding(), Pixels())
 
 
 def ranges(count, size):
@@ -34,31 +40,31 @@ def test_every_image_once_in_order(tmp_path, threads, size):
     """Batches come in order and hold each image at its row, for any batch size and number of threads."""
     images = listing(tmp_path, 23)
     seen = []
-    for batch in batches.read(images, ranges(23, size), Fitting(), threads):
+    for batch in batches.read(images, ranges(23, size), threads):
         assert batch.pixels.shape == (len(batch.rows), 3, *SIZE)
         seen += [pixels.clone().numpy() for pixels in batch.pixels]
     assert len(seen) == 23
     for row, pixels in enumerate(seen):
-        assert np.array_equal(pixels, expected_pixels(images[row].path))
+        assert np.array_equal(pixels, expected_pixels(images.images[row].path))
 
 
 def expected_pixels(path):
     from conftest import upright
 
-    return Fitting().fit(upright(path))
+    return Pixels().fit(upright(path))
 
 
 def test_a_broken_image_changes_no_other(tmp_path):
     """A broken image is named with its row, its pixels are zero, and its neighbours are what they were."""
     images = listing(tmp_path, 9)
     (tmp_path / "004.png").write_bytes(b"nothing")
-    images = inputs.find([str(tmp_path)]).images
-    for batch in batches.read(images, ranges(9, 3), Fitting(), 2):
+    images = pictures(tmp_path)
+    for batch in batches.read(images, ranges(9, 3), 2):
         for row, pixels in zip(batch.rows, batch.pixels, strict=True):
             if row == 4:
                 assert not pixels.any()
             else:
-                assert np.array_equal(pixels.numpy(), expected_pixels(images[row].path))
+                assert np.array_equal(pixels.numpy(), expected_pixels(images.images[row].path))
         failed = [(f.row, f.key, f.reason) for f in batch.failures]
         assert failed == ([(4, "004.png", "not_an_image")] if 4 in batch.rows else [])
 
@@ -66,14 +72,14 @@ def test_a_broken_image_changes_no_other(tmp_path):
 def test_buffers_are_used_again(tmp_path):
     """Memory does not grow with the number of batches."""
     images = listing(tmp_path, 40)
-    places = {batch.pixels.data_ptr() for batch in batches.read(images, ranges(40, 2), Fitting(), 2)}
+    places = {batch.pixels.data_ptr() for batch in batches.read(images, ranges(40, 2), 2)}
     assert len(places) <= batches.AHEAD + 1
 
 
 def test_stopping_early_leaves_no_threads(tmp_path):
     """When the reader is dropped halfway, its threads end."""
     images = listing(tmp_path, 20)
-    reading = batches.read(images, ranges(20, 2), Fitting(), 2)
+    reading = batches.read(images, ranges(20, 2), 2)
     next(reading)
     reading.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
@@ -88,5 +94,5 @@ def test_ranges_are_asked_for_late(tmp_path):
             asked.append(rows)
             yield rows
 
-    next(batches.read(images, lazily(), Fitting(), 1))
+    next(batches.read(images, lazily(), 1))
     assert len(asked) <= batches.AHEAD + 1

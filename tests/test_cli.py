@@ -322,7 +322,7 @@ def test_dry_run_sees_what_is_there(cli, photos, tmp_path):
     command = ["extract", photos, *TINY, "-o", tmp_path / "d", "--dry-run"]
     assert "is a dump with 1 of 1 shards: it would be gone on with" in cli(*command).err
     assert "of other stages or images: it would be refused" in cli(*command, "--out-indices", 0).err
-    assert "it would be deleted" in cli(*command, "--overwrite").err
+    assert "the dump that is there would be deleted" in cli(*command, "--overwrite").err
     assert cli(*command, "--pool", "cls").code == 2
 
 

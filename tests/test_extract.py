@@ -227,11 +227,11 @@ def test_other_images_are_refused(tmp_path, photos):
     """Images that came, went or changed since the plan was made are refused, and counted or named."""
     featcli.extract(photos, output=tmp_path / "d", **TINY)
     draw(photos / "new.png", 1)
-    with pytest.raises(ConflictError, match="images: 12 there, 13 now"):
+    with pytest.raises(ConflictError, match=r"of other images: 1 is new, first 'new\.png'"):
         featcli.extract(photos, output=tmp_path / "d", **TINY)
     (photos / "new.png").unlink()
     draw(photos / "05.png", 99)
-    with pytest.raises(ConflictError, match=r"1 images changed since its plan was made, first '05\.png'"):
+    with pytest.raises(ConflictError, match=r"1 image changed since its plan was made, first '05\.png'"):
         featcli.extract(photos, output=tmp_path / "d", **TINY)
 
 
@@ -328,11 +328,10 @@ def test_a_disk_that_fails_in_the_middle(tmp_path, photos, monkeypatch):
 
     options = {"batch_size": 4, "shard_size": 4, **TINY}
     featcli.extract(photos, output=tmp_path / "whole", **options)
-    real, calls = os.pwrite, []
+    real = os.pwrite
 
     def failing(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
+        if ".00001.h5." in os.readlink(f"/proc/self/fd/{arguments[0]}"):
             raise OSError(28, "No space left on device")
         return real(*arguments)
 
@@ -419,7 +418,7 @@ def test_shards_that_are_gone_or_cut_short_are_made_again(tmp_path, photos, cli,
     two.write_bytes(two.read_bytes()[:-7])
     run = cli("inspect", tmp_path / "d")
     assert run.code == 8
-    assert f"gone or of another size: {one.name}, {two.name}" in run.out
+    assert f"gone or damaged: {one.name}, {two.name}" in run.out
     assert featcli.extract(photos, output=tmp_path / "d", **options).extracted == 8
     assert tree(tmp_path / "d") == before
 
@@ -502,10 +501,10 @@ def test_what_a_killed_start_leaves_behind(tmp_path, photos):
     """Whatever a start left that was killed before its plan existed, the same command begins anew."""
     (tmp_path / "d" / "shards").mkdir(parents=True)
     for name in (
-        ".images.jsonl.0123.partial",
-        ".featcli-probe-99.partial",
+        ".images.jsonl.0123456789abcdef.partial",
+        ".featcli-probe.0123456789abcdef.partial",
         "images.jsonl",
-        "shards/.00000.h5.1.partial",
+        "shards/.00000.h5.0123456789abcdef.partial",
     ):
         (tmp_path / "d" / name).write_bytes(b"{}")
     assert featcli.extract(photos, output=tmp_path / "d", **TINY).written == 12

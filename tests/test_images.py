@@ -6,10 +6,11 @@ import pytest
 from PIL import Image
 
 from conftest import SAMPLES, draw, upright
-from featcli import images
-from featcli.images import REASONS, UnreadableError, read_pixels
+from featcli.decoding import Decoding
+from featcli.images import REASONS, read_pixels
 from featcli.inputs import MISSING
 from featcli.inputs import Image as Input
+from featcli.upright import UnreadableError
 
 SIZE = (40, 48)
 
@@ -19,15 +20,15 @@ def fit(picture):
     return np.asarray(picture.resize(SIZE[::-1])).transpose(2, 0, 1)
 
 
-def pixels(path, size=MISSING):
+def pixels(path, size=MISSING, rules=Decoding()):  # noqa: B008
     out = np.full((3, *SIZE), 77, np.uint8)
-    read_pixels(Input(str(path), str(path), size), fit, out)
+    read_pixels(Input(str(path), str(path), size), rules, fit, out)
     return out
 
 
-def reason(path, size=MISSING):
+def reason(path, size=MISSING, rules=Decoding()):  # noqa: B008
     with pytest.raises(UnreadableError) as failed:
-        pixels(path, size)
+        pixels(path, size, rules)
     assert failed.value.reason in REASONS
     assert str(path) not in failed.value.detail  # equal work gives equal bytes, wherever the images lie
     return failed.value.reason
@@ -136,9 +137,8 @@ def test_a_file_that_changed(tmp_path):
 def test_too_many_pixels_cost_nothing(tmp_path, monkeypatch):
     """The header decides: a picture that declares too many pixels is never unpacked."""
     path = draw(tmp_path / "x.png", 0, (96, 80))
-    monkeypatch.setattr(images, "MAX_PIXELS", 95 * 80)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("unpacked"))
-    assert reason(path) == "too_many_pixels"
+    assert reason(path, rules=Decoding(max_pixels=95 * 80)) == "too_many_pixels"
 
 
 def test_unknown_depth(tmp_path):
@@ -163,7 +163,7 @@ def test_any_decoder_error_is_that_image_alone(tmp_path):
         def fit(picture):
             raise error
 
-        return lambda: read_pixels(Input("x", str(path), MISSING), fit, np.empty((3, 4, 4), np.uint8))
+        return lambda: read_pixels(Input("x", str(path), MISSING), Decoding(), fit, np.empty((3, 4, 4), np.uint8))
 
     for error in (ValueError("at 0xdeadbeef"), SyntaxError("x"), KeyError(3), RuntimeError()):
         with pytest.raises(UnreadableError) as failed:

@@ -11,7 +11,7 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
-from featcli.errors import FeatcliError
+from featcli.errors import DamagedError, FeatcliError, UsageError
 from featcli.writers import FORMATS
 from featcli.writers.publish import PARTIAL, create_partial, publish, remove_stale
 from featcli.writers.sealed import publish_sealed
@@ -34,16 +34,23 @@ def stored(tensor):
 
 
 def start(path, format_name, dtype):
-    stages = {name: (dtype, tuple(tensor.shape[1:])) for name, tensor in maps(dtype).items()}
-    return ShardWriter(path, format_name, stages, KEYS, {"shard": "0", "fingerprint": "f"})
+    arrays = {name: (dtype, tuple(tensor.shape)) for name, tensor in maps(dtype).items()}
+    arrays["valid"] = ("uint8", (5,))
+    return ShardWriter(path, format_name, arrays, KEYS, {"shard": "0", "fingerprint": "f"})
 
 
 def write(folder, format_name, dtype="float32", runs=((0, 3), (3, 5))):
     path = folder / f"00000{FORMATS[format_name].SUFFIX}"
     writer = start(path, format_name, dtype)
     for begin, end in runs:
-        writer.write(begin, {name: stored(tensor[begin:end]) for name, tensor in maps(dtype).items()})
-    return path, writer.commit(np.array([1, 1, 0, 1, 1]))
+        writer.write({name: stored(tensor[begin:end]) for name, tensor in maps(dtype).items()})
+    return path, commit(writer, np.array([1, 1, 0, 1, 1], np.uint8))
+
+
+def commit(writer, valid):
+    written = writer.finish({"valid": valid})
+    writer.publish()
+    return written
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -75,7 +82,7 @@ def test_hdf5_opens_in_h5py(tmp_path, dtype):
 def test_layout_is_read_back(tmp_path, format_name, dtype):
     """What a format says of a finished file is where the bytes are."""
     path, _ = write(tmp_path, format_name, dtype)
-    layout = FORMATS[format_name].read_layout(str(path))
+    layout = FORMATS[format_name].read_layout(str(path), 5)
     content = path.read_bytes()
     assert list(layout.keys) == KEYS
     assert layout.attributes["fingerprint"] == "f"
@@ -101,7 +108,7 @@ def test_hashes_cover_every_byte(tmp_path, format_name):
     """Each stage has the xxh3-128 of its rows, and all bytes outside the stages have one too."""
     path, written = write(tmp_path, format_name)
     content = bytearray(path.read_bytes())
-    layout = FORMATS[format_name].read_layout(str(path))
+    layout = FORMATS[format_name].read_layout(str(path), 5)
     for name in sorted(("stem", "stage1"), key=lambda name: -layout.arrays[name].offset):
         array = layout.arrays[name]
         assert xxhash.xxh3_128_hexdigest(content[array.offset : array.end]) == written.hashes[name]
@@ -114,7 +121,7 @@ def test_hashes_cover_every_byte(tmp_path, format_name):
 def test_nothing_under_the_final_name_before_commit(tmp_path, format_name):
     """Until it is committed a shard has no name, and aborting leaves nothing behind."""
     writer = start(tmp_path / "x", format_name, "float32")
-    writer.write(0, {name: stored(tensor) for name, tensor in maps("float32").items()})
+    writer.write({name: stored(tensor) for name, tensor in maps("float32").items()})
     assert [path.name.endswith(PARTIAL) for path in tmp_path.iterdir()] == [True]
     writer.abort()
     assert list(tmp_path.iterdir()) == []
@@ -156,29 +163,106 @@ def test_damaged_files_raise_nothing_but_featcli_errors(tmp_path, format_name):
     for damaged in damages(content):
         path.write_bytes(damaged)
         try:
-            layout = FORMATS[format_name].read_layout(str(path))
+            layout = FORMATS[format_name].read_layout(str(path), 5)
             assert all(0 < array.offset <= array.end <= len(damaged) for array in layout.arrays.values())
         except FeatcliError:
             refused += 1
     assert refused >= 6
 
 
-def test_hdf5_links_out_of_the_file_are_refused(tmp_path):
-    """External links, external storage, virtual datasets and chunked arrays are not read."""
+KEYS_DATA = {"data": [b"a"], "dtype": h5py.string_dtype()}
+ODD_HDF5 = {
+    "link": lambda f, _: f.__setitem__("stem", h5py.ExternalLink("other.h5", "/stem")),
+    "soft link": lambda f, _: f.__setitem__("stem", h5py.SoftLink("/keys")),
+    "storage elsewhere": lambda f, name: f.create_dataset(name, (2,), "f4", external=[("secret", 0, 8)]),
+    "chunks": lambda f, _: f.create_dataset("stem", (2,), "f4", chunks=(1,)),
+    "zipped": lambda f, _: f.create_dataset("stem", (1000,), "f4", compression="gzip"),
+    "integers": lambda f, _: f.create_dataset("stem", (2,), "i8"),
+    "virtual": lambda f, _: f.create_virtual_dataset("stem", h5py.VirtualLayout((2,), "f4")),
+    "scalar": lambda f, _: f.create_dataset("stem", (), "f4"),
+    "group": lambda f, _: f.create_group("stem"),
+}
+ODD_KEYS = {
+    "link": lambda f: f.__setitem__("keys", h5py.ExternalLink("/dev/zero", "/keys")),
+    "storage elsewhere": lambda f: f.create_dataset("keys", (1,), "S8", external=[("secret", 0, 8)]),
+    "a billion": lambda f: f.create_dataset("keys", (10**9,), "S100", chunks=(1000,)),
+    "a billion never written": lambda f: f.create_dataset("keys", (10**9,), h5py.string_dtype()),
+    "another number of them": lambda f: f.create_dataset("keys", data=[b"a", b"b"], dtype=h5py.string_dtype()),
+    "numbers": lambda f: f.create_dataset("keys", (1,), "f4"),
+    "none": lambda f: None,
+}
+
+
+@pytest.mark.parametrize("kind", ODD_HDF5)
+def test_odd_hdf5_arrays_are_refused(tmp_path, kind):
+    """Whatever leads out of the file, unpacks to any size or is no array of rows is not read."""
     (tmp_path / "secret").write_bytes(b"12345678")
-    for name, make in {
-        "link": lambda f: f.__setitem__("stem", h5py.ExternalLink("other.h5", "/stem")),
-        "soft": lambda f: f.__setitem__("stem", h5py.SoftLink("/keys")),
-        "storage": lambda f: f.create_dataset("stem", (2,), "f4", external=[(str(tmp_path / "secret"), 0, 8)]),
-        "chunks": lambda f: f.create_dataset("stem", (2,), "f4", chunks=(1,)),
-        "integers": lambda f: f.create_dataset("stem", (2,), "i8"),
-        "virtual": lambda f: f.create_virtual_dataset("stem", h5py.VirtualLayout((2,), "f4")),
-    }.items():
-        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
-            file.create_dataset("keys", data=[b"a"], dtype=h5py.string_dtype())
-            make(file)
-        with pytest.raises(FeatcliError):
-            FORMATS["hdf5"].read_layout(str(tmp_path / f"{name}.h5"))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("keys", **KEYS_DATA)
+        ODD_HDF5[kind](file, "stem")
+    with pytest.raises(DamagedError):
+        FORMATS["hdf5"].read_layout(str(tmp_path / "x.h5"), 1)
+
+
+@pytest.mark.parametrize("kind", ODD_KEYS)
+def test_odd_hdf5_keys_are_refused(tmp_path, kind):
+    """The keys are a plain list of texts of the planned length: nothing else is unpacked."""
+    (tmp_path / "secret").write_bytes(b"12345678")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("stem", data=np.zeros((1, 2), np.float32))
+        ODD_KEYS[kind](file)
+    with pytest.raises(DamagedError):
+        FORMATS["hdf5"].read_layout(str(tmp_path / "x.h5"), 1)
+
+
+def header(path, **changes):
+    """A safetensors file of one stage and one row, with other things in its header."""
+    keys = changes.pop("keys", json.dumps(["a"]))
+    entry = {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]} | changes.pop("entry", {})
+    text = json.dumps({"__metadata__": {"keys": keys}, "stem": entry} | changes).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keys": "5"}, {"keys": "null"}, {"keys": '["a", "b"]'}, {"keys": "[1]"}, {"keys": "[" * 100_000},
+        {"entry": {"shape": [1.0, 2]}}, {"entry": {"data_offsets": [0.0, 8.0]}}, {"entry": {"shape": []}},
+        {"entry": {"shape": [-1, -2]}}, {"entry": {"dtype": []}}, {"entry": {"data_offsets": [4, 12]}},
+        {"entry": {"data_offsets": [0]}}, {"entry": {"shape": [1 << 70, 0]}}, {"stem": 5}, {"__metadata__": []},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_odd_safetensors_headers_are_refused(tmp_path, changes):
+    """Whatever a header claims that its file does not keep is refused; a right one is read."""
+    assert FORMATS["safetensors"].read_layout(header(tmp_path / "right"), 1).arrays["stem"].shape == (1, 2)
+    with pytest.raises(DamagedError):
+        FORMATS["safetensors"].read_layout(header(tmp_path / "x", **changes), 1)
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_pipe_is_no_shard(tmp_path, format_name):
+    """What is no regular file is refused at once: a pipe would wait for ever."""
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(DamagedError, match="regular"):
+        FORMATS[format_name].read_layout(str(tmp_path / "x"), 1)
+
+
+def test_keys_that_no_header_can_hold(tmp_path):
+    """Names too many and too long for the header of a safetensors file are refused before a row is written."""
+    keys = ["\u00fc" * 74 + str(i) for i in range(200_000)]
+    with pytest.raises(UsageError, match="do not fit into the header"):
+        ShardWriter(tmp_path / "x", "safetensors", {"valid": ("uint8", (len(keys),))}, keys, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_others_are_not_cleaned_up(tmp_path):
+    """Only names as featcli gives them are partial files of its own."""
+    (tmp_path / ".download.partial").write_bytes(b"x")
+    (tmp_path / f".folder.{'a' * 16}.partial").mkdir()
+    assert remove_stale(tmp_path) == 0
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_publish_never_overwrites(tmp_path):
@@ -222,12 +306,12 @@ def test_memory_does_not_grow_with_the_shard(tmp_path, format_name):
 
     peaks = []
     for rows in (64, 1024):
-        stages = {"s": ("float32", (64, 7, 7))}
+        arrays = {"s": ("float32", (rows, 64, 7, 7)), "valid": ("uint8", (rows,))}
         tracemalloc.start()
-        writer = ShardWriter(tmp_path / f"{rows}.x", format_name, stages, [str(i) for i in range(rows)], {"a": "b"})
-        for row in range(0, rows, 32):
-            writer.write(row, {"s": np.ones((32, 64, 7, 7), np.float32)})
-        writer.commit(np.ones(rows, np.uint8))
+        writer = ShardWriter(tmp_path / f"{rows}.x", format_name, arrays, [str(i) for i in range(rows)], {"a": "b"})
+        for _ in range(0, rows, 32):
+            writer.write({"s": np.ones((32, 64, 7, 7), np.float32)})
+        commit(writer, np.ones(rows, np.uint8))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 2 * peaks[0]  # sixteen times the rows

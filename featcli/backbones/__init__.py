@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from featcli.backbones.checkpoint import Request, resolve
-from featcli.backbones.input_size import parse_size
+from featcli.backbones.checkpoint import Request, resolve, sizes_asked
 from featcli.backbones.stages import parse_features, parse_indices
 
 if TYPE_CHECKING:
@@ -26,15 +25,17 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     image_size: tuple[int, int] | int | str | None = None,
     num_channels: int | None = None,
     norm: str | None = None,
+    fit: str | None = None,
     device: str = "cpu",
     precision: str = "fp32",
 ) -> Backbone:
     """Load the backbone that `featcli extract` would run, cut after the deepest selected stage.
 
     The last stage is selected where neither `out_features` nor `out_indices` is given. `image_size` is
-    (H, W) or one number, the checkpoint's own where it is None, and so are `num_channels` and `norm` ("raw" or
-    "model": before or after the model's final norm). The checkpoint may be a path, or a transformers configuration
-    (object or dictionary), which gives random weights as `AutoBackbone.from_config` does. It is always in eval mode
+    (H, W) or one number, the checkpoint's own where it is None, and so are `num_channels`, `norm` ("raw" or
+    "model": before or after the model's final norm) and `fit` (crop, squash, pad, or native: then `image_size` is the
+    most that a picture may keep of its own). The checkpoint may be a path, or a transformers configuration (object or
+    dictionary), which gives random weights as `AutoBackbone.from_config` does. It is always in eval mode
     with every parameter and every statistic of its norms frozen.
 
     Raises UsageError, CheckpointError and MachineError.
@@ -42,7 +43,10 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     from featcli.backbones.source import ready
     from featcli.device import resolve_device
 
-    source = resolve(Request(checkpoint, arch, random_init, seed, parse_size(image_size), num_channels, norm))
+    sizes = sizes_asked(image_size, fit)
+    source = resolve(
+        Request(checkpoint, arch, random_init, seed, num_channels=num_channels, norm=norm, fit=fit, **sizes)
+    )
     features = parse_features(out_features) if isinstance(out_features, str) else out_features
     indices = parse_indices(out_indices) if isinstance(out_indices, str) else out_indices
     indices = [indices] if isinstance(indices, int) else indices

@@ -10,9 +10,10 @@ import torch
 import xxhash
 from torch import nn
 
+from featcli.backbones.fitting import Fitting
 from featcli.backbones.stages import Stage
 from featcli.errors import CheckpointError, UsageError, shown
-from featcli.images import UnreadableError, upright_rgb
+from featcli.upright import UnreadableError, upright_rgb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,12 @@ class Preprocessing:
     settings: Mapping[str, Any]  # the checkpoint's own words for them, stored in the plan
     summary: str  # the same for people, in one line
     channels: int = 3  # C: the picture's colours, or 1 for its greys
+    fitting: Fitting | None = None  # where the size does not come about in the checkpoint's own way
+
+    @property
+    def is_native(self) -> bool:
+        """Whether every picture gives pixels of a size of its own; `size` is then the checkpoint's."""
+        return self.fitting is not None and self.fitting.is_native
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) of `dtype` -> float32. The operations and their order are torchvision's, so the bits are too."""
@@ -177,11 +184,12 @@ class Backbone:
     def _run(
         self, yields: Callable[[torch.Tensor], list[torch.Tensor]], pixels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        wanted, size = self.preprocessing.dtype, (self.preprocessing.channels, *self.preprocessing.size)
-        if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4 or tuple(pixels.shape[1:]) != size:
+        wanted = self.preprocessing.dtype
+        if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4 or not self._takes(tuple(pixels.shape[1:])):
             found = getattr(pixels, "shape", type(pixels).__name__)
+            size = "H, W" if self.preprocessing.is_native else ", ".join(map(str, self.preprocessing.size))
             raise UsageError(
-                f"pixels {found}: this backbone takes a tensor (B, {', '.join(map(str, size))})",
+                f"pixels {found}: this backbone takes a tensor (B, {self.preprocessing.channels}, {size})",
                 "stack what preprocess gives; another size is another load_backbone(..., image_size=...)",
             )
         if pixels.dtype != getattr(torch, wanted):
@@ -193,6 +201,14 @@ class Backbone:
             ready = self.preprocessing.normalize(pixels.to(self.device, non_blocking=True))
             found = yields(ready.to(PRECISIONS[self.precision]))
         return {stage.name: tensor for stage, tensor in zip(self.selected, found, strict=True)}
+
+    def _takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether an input (C, H, W) is one that `preprocess` can give."""
+        channels, size = self.preprocessing.channels, self.preprocessing.size
+        if self.preprocessing.fitting is not None and self.preprocessing.is_native:
+            step = self.preprocessing.fitting.step
+            return shape[0] == channels and not (shape[1] % step[0] or shape[2] % step[1])
+        return shape == (channels, *size)
 
 
 def refuse_not_finite(name: str, network: Network) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featcli.backbones.fitting import FITS, NATIVE
 from featcli.backbones.hub import hub_or_cache
-from featcli.backbones.input_size import refuse_unfit
+from featcli.backbones.input_size import Size, parse_size, refuse_unfit
 from featcli.errors import CheckpointError, UsageError, one_line, shown
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ class Request:
     arch: str | None = None  # a timm architecture, for a bare weights file
     random_init: bool = False
     seed: int = 0
-    image_size: tuple[int, int] | None = None  # (H, W); None is the checkpoint's own
+    image_size: Size | None = None  # (H, W); None is the checkpoint's own
     num_channels: int | None = None  # of the pixels; None is the checkpoint's own
     norm: str | None = None  # "raw" or "model"; None is the library's own
+    fit: str | None = None  # one of fitting.FITS; None is the checkpoint's own
     config: Any = None  # a transformers configuration, in place of a checkpoint
+    largest: Size | None = None  # (H, W) that native inputs are shrunk into
 
     def __post_init__(self) -> None:
         if isinstance(self.checkpoint, os.PathLike):
@@ -60,6 +63,9 @@ class Request:
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: must be from 0 to 2**63 - 1", "leave it out for the default")
 
+        if self.fit is not None and self.fit not in FITS:
+            raise UsageError(f"--fit {shown(self.fit)}: no such choice", f"use {', '.join(FITS)}")
+
     def _take_configuration(self, found: Any) -> None:
         if not ("model_type" in found if isinstance(found, Mapping) else hasattr(found, "model_type")):
             raise UsageError(
@@ -68,6 +74,12 @@ class Request:
             )
         for name, value in (("config", found), ("random_init", True), ("checkpoint", type(found).__name__)):
             object.__setattr__(self, name, value)
+
+
+def sizes_asked(image_size: Any, fit: str | None) -> dict[str, Any]:
+    """What --image-size means: the input's size; where pictures keep theirs, the most it may be. Raises UsageError."""
+    size = parse_size(image_size)
+    return {"largest": size} if fit == NATIVE else {"image_size": size}
 
 
 def resolve(request: Request) -> Source:

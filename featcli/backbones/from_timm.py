@@ -8,14 +8,11 @@ asked for, and run by `forward_intermediates(output_fmt="NCHW")`.
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 import xxhash
 from torch import nn
@@ -25,19 +22,17 @@ from featcli.backbones.torchvision_operators import declare_missing_operators
 declare_missing_operators()  # before timm, which imports torchvision
 
 import timm  # noqa: E402
-from timm.data import create_transform, resolve_data_config  # noqa: E402
-from timm.data.loader import adapt_to_chs  # noqa: E402
+from timm.data import resolve_data_config  # noqa: E402
 
 from featcli.backbones.backbone import Network, Preprocessing, Weights  # noqa: E402
 from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
+from featcli.backbones.fitting import NATIVE  # noqa: E402
 from featcli.backbones.hub import hub_or_cache, hub_weights  # noqa: E402
 from featcli.backbones.source import Source  # noqa: E402
 from featcli.backbones.stages import names_by_stride  # noqa: E402
+from featcli.backbones.timm_transform import silent_timm, timm_preprocessing  # noqa: E402
 from featcli.backbones.weights import captured_loads, hash_files, read_weights, strip_prefix, weights_files  # noqa: E402
 from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown  # noqa: E402
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 class TimmSource(Source):
@@ -67,6 +62,8 @@ class TimmSource(Source):
         own = dict(preprocessing or {}) or plain.pretrained_cfg
         own_size = tuple(resolve_data_config({}, pretrained_cfg=own)["input_size"][1:])
         self._options |= self._size_option(plain) if request.image_size != own_size else {}
+        if request.fit == NATIVE and _takes(plain, "dynamic_img_size"):
+            self._options["dynamic_img_size"] = True
         self.config = resolve_data_config(_size_override(request.image_size), pretrained_cfg=own)
         self.channels = self._options.get("in_chans") or _in_chans(plain)
         self.input_size = self.config["input_size"][1:]
@@ -127,33 +124,11 @@ class TimmSource(Source):
 
     def preprocessing(self) -> Preprocessing:
         """timm's own evaluation transform, up to the point where it would leave uint8."""
-        transform = create_transform(**self.config, is_training=False, use_prefetcher=True)
-
         if self.channels not in (1, 3):
             raise UsageError(
                 f"--num-channels {self.channels}: a picture has 1 or 3", "such a backbone can only be inspected"
             )
-        grey = self.channels == 1
-
-        def fit(picture: Image.Image) -> np.ndarray:
-            return np.asarray(transform(picture.convert("L") if grey else picture))
-
-        with _silent_timm():  # greys are normalised by the average of the colours, as timm's own loader does it
-            mean, std = (adapt_to_chs(self.config[name], self.channels) for name in ("mean", "std"))
-        steps = [_step(step, self.config["interpolation"]) for step in transform.transforms[:-1]]  # the last: type only
-        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in self.config.items()}
-        return Preprocessing(
-            fit=fit,
-            size=self.input_size,
-            dtype="uint8",
-            scale=1 / 255,
-            mean=tuple(mean),
-            std=tuple(std),
-            origin=f"timm, tag {self.tag}" if self.tag else "timm",
-            settings=settings,
-            summary=f"{', '.join(steps)}, mean {_row(mean)}, std {_row(std)}" + (", grey" if grey else ""),
-            channels=self.channels,
-        )
+        return timm_preprocessing(self.config, self.channels, self.tag, self.fitting)
 
     def _cut(self, model: Any, positions: Sequence[int]) -> Network:
         """The model without what comes after the deepest of these stages."""
@@ -173,10 +148,7 @@ class TimmSource(Source):
 
     def _size_option(self, plain: nn.Module) -> dict[str, Any]:
         """`img_size` for constructors that take one; convolution nets refuse it and do not need it."""
-        kinds = [kind for kind in type(plain).__mro__ if issubclass(kind, nn.Module)]
-        if self.request.image_size is None or not any(
-            "img_size" in inspect.signature(kind.__init__).parameters for kind in kinds
-        ):
+        if self.request.image_size is None or not _takes(plain, "img_size"):
             return {}
         option = {"img_size": self.request.image_size}
         try:
@@ -211,7 +183,7 @@ class TimmSource(Source):
         """The same model with weights. Whatever timm raises here is about the checkpoint."""
         at_hub = not self.files and not self.model_name.startswith("local-dir:")
         try:
-            with _silent_timm(), hub_or_cache(wanted=at_hub):
+            with silent_timm(), hub_or_cache(wanted=at_hub):
                 return timm.create_model(self.model_name, pretrained=True, num_classes=0, **self._options, **overlay)
         except Exception as error:  # files, hub, HTTP, unpickling and shapes: timm lets all of them through
             if at_hub:
@@ -244,6 +216,12 @@ class TimmSource(Source):
 def is_timm_name(name: str) -> bool:
     """Whether timm has such a model; whatever comes after the first dot is a tag."""
     return bool(timm.is_model(name.partition(".")[0]))
+
+
+def _takes(model: nn.Module, option: str) -> bool:
+    """Whether a constructor of the model has such a parameter."""
+    kinds = [kind for kind in type(model).__mro__ if issubclass(kind, nn.Module)]
+    return any(option in inspect.signature(kind.__init__).parameters for kind in kinds)
 
 
 def _has_class_token(model: Any) -> bool:
@@ -297,25 +275,3 @@ def _unknown(name: str, option: str) -> UsageError:
     return UsageError(
         f"{option} {shown(name)}: no such {what}", f"did you mean {' or '.join(near)}?" if near else else_
     )
-
-
-@contextmanager
-def _silent_timm() -> Iterator[None]:
-    """timm without its warnings of every key that a file has too much: what matters, featcli says itself."""
-    logger = logging.getLogger("timm")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _step(step: Any, interpolation: str) -> str:
-    """A transform of timm or torchvision in a few words, such as `Resize 235 bicubic`."""
-    size = step.size if isinstance(step.size, int) else "x".join(map(str, step.size))
-    return f"{type(step).__name__} {size}" + (f" {interpolation}" if hasattr(step, "interpolation") else "")
-
-
-def _row(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.4g}" for value in values)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,11 @@ declare_missing_operators()  # before transformers, which imports torchvision
 import transformers  # noqa: E402
 
 from featcli.backbones.backbone import Preprocessing  # noqa: E402
+from featcli.backbones.fitting import Fitting, within_reason  # noqa: E402
 from featcli.backbones.hub import hub_or_cache  # noqa: E402
 from featcli.errors import CheckpointError, UsageError, one_line, shown  # noqa: E402
+
+Fit = Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W)
 
 
 def read_processor(checkpoint: str, image_size: tuple[int, int] | None) -> Any:
@@ -71,27 +75,42 @@ def output_sizes(processor: Any) -> set[tuple[int, int]]:
     return {_fit_float(processor)(picture).shape[1:] for picture in _test_pictures()}
 
 
-def preprocessing_of(processor: Any, size: tuple[int, int], channels: int = 3) -> Preprocessing:
-    """The processor up to the point where it would leave uint8, and what is left of it.
+def preprocessing_of(
+    processor: Any, size: tuple[int, int], channels: int = 3, fitting: Fitting | None = None
+) -> Preprocessing:
+    """The processor up to the point where it would leave uint8, and what is left of it; `fitting` in place of its
+    resizing and cropping.
 
     One channel is the grey of the picture, normalised by the average of what the processor has for its colours.
     """
+    own = processor
+    if fitting is not None:
+        processor = copy.deepcopy(own)
+        for step in ("do_resize", "do_center_crop", "do_pad"):
+            if getattr(processor, step, None):
+                setattr(processor, step, False)
+    resize = _resizing(own, fitting)
     mean = _three(processor.image_mean if processor.do_normalize else 0.0)
     std = _three(processor.image_std if processor.do_normalize else 1.0)
     ours = Preprocessing(
-        fit=_fit_uint8(processor) if channels == 3 else _fit_grey(processor),
+        fit=resize(_fit_uint8(processor) if channels == 3 else _fit_grey(processor)),
         size=size,
         dtype="uint8",
         scale=processor.rescale_factor if processor.do_rescale else 1.0,
         mean=mean if channels == 3 else (sum(mean) / len(mean),),
         std=std if channels == 3 else (sum(std) / len(std),),
         origin="preprocessor_config.json",
-        settings=plain_json(processor.to_dict()) | {"backend": str(processor.backend)},  # a few types have no PIL one
-        summary=_summary(processor, size) + (", grey" if channels == 1 else ""),
+        settings=plain_json(processor.to_dict())
+        | {"backend": str(processor.backend)}  # a few types have no PIL one
+        | (fitting.settings if fitting else {}),
+        summary=_summary(processor, size, fitting) + (", grey" if channels == 1 else ""),
         channels=channels,
+        fitting=fitting,
     )
+    if fitting is not None:
+        _refuse_other_pixels(own, ours)
     if channels == 1:
-        colours = preprocessing_of(processor, size)
+        colours = preprocessing_of(own, size, fitting=fitting)
         if colours.dtype != ours.dtype:
             raise UsageError(
                 f"{type(processor).__name__} prepares colours in a way of its own, and no greys",
@@ -99,10 +118,37 @@ def preprocessing_of(processor: Any, size: tuple[int, int], channels: int = 3) -
             )
         return ours
     # A processor with steps of its own between the two: take its floats as they are.
-    return ours if _equals(ours, processor) else replace(ours, fit=_fit_float(processor), dtype="float32")
+    whole = resize(_fit_float(processor))
+    return ours if _equals(ours, whole) else replace(ours, fit=whole, dtype="float32")
 
 
-def _fit_uint8(processor: Any) -> Any:
+def _resizing(processor: Any, fitting: Fitting | None) -> Callable[[Fit], Fit]:
+    """What goes before (or around) the processor's own steps."""
+    if fitting is not None:
+        mean = _three(processor.image_mean if processor.do_normalize else 0.5)
+        fill = tuple(round(255 * value) for value in mean)
+        resample = Image.Resampling(int(processor.resample)) if processor.do_resize else Image.Resampling.BICUBIC
+        resized = fitting.fitted(resample, fill)
+        return lambda fit: lambda picture: fit(resized(picture))
+    cuts_centre = getattr(processor, "do_center_crop", False) or hasattr(processor, "crop_pct")
+    by_shorter_edge = processor.do_resize and dict(processor.size).get("shortest_edge")
+    return within_reason if cuts_centre and by_shorter_edge else lambda fit: fit
+
+
+def _refuse_other_pixels(processor: Any, ours: Preprocessing) -> None:
+    """Raise UsageError for a processor that resizes or cuts in ways of its own, whatever it is told."""
+    for picture in _test_pictures():
+        fitting = ours.fitting
+        assert fitting is not None
+        size = fitting.native_size((picture.height, picture.width)) if fitting.is_native else ours.size
+        if ours.fit(picture).shape[1:] != size:
+            raise UsageError(
+                f"--fit {fitting.name}: {type(processor).__name__} sizes pictures in a way of its own",
+                "leave --fit out, or save another image processor there",
+            )
+
+
+def _fit_uint8(processor: Any) -> Fit:
     def fit(picture: Image.Image) -> np.ndarray:
         done = processor(picture, return_tensors="np", do_rescale=False, do_normalize=False)
         return np.ascontiguousarray(done["pixel_values"][0])
@@ -110,7 +156,7 @@ def _fit_uint8(processor: Any) -> Any:
     return fit
 
 
-def _fit_grey(processor: Any) -> Any:
+def _fit_grey(processor: Any) -> Fit:
     fit_colours = _fit_uint8(processor)
 
     def fit(picture: Image.Image) -> np.ndarray:
@@ -119,7 +165,7 @@ def _fit_grey(processor: Any) -> Any:
     return fit
 
 
-def _fit_float(processor: Any) -> Any:
+def _fit_float(processor: Any) -> Fit:
     def fit(picture: Image.Image) -> np.ndarray:
         done = processor(picture, return_tensors="np")
         return np.ascontiguousarray(done["pixel_values"][0], dtype=np.float32)
@@ -127,9 +173,8 @@ def _fit_float(processor: Any) -> Any:
     return fit
 
 
-def _equals(ours: Preprocessing, processor: Any) -> bool:
+def _equals(ours: Preprocessing, whole: Fit) -> bool:
     """Whether uint8 plus our normalisation equals the whole processor, tried on pictures of two shapes."""
-    whole = _fit_float(processor)
     for picture in _test_pictures():
         fitted = ours.fit(picture)
         if fitted.dtype != np.uint8:
@@ -167,8 +212,8 @@ def _test_pictures() -> list[Image.Image]:
     return [Image.fromarray(noise), Image.fromarray(noise.transpose(1, 0, 2).copy())]
 
 
-def _summary(processor: Any, size: tuple[int, int]) -> str:
-    steps = []
+def _summary(processor: Any, size: tuple[int, int], fitting: Fitting | None) -> str:
+    steps = [fitting.summary(Image.Resampling(int(processor.resample)).name.lower())] if fitting else []
     if processor.do_resize:
         wanted = " ".join(f"{k} {v}" for k, v in dict(processor.size).items() if v)
         steps.append(f"resize {wanted} {Image.Resampling(int(processor.resample)).name.lower()}")
@@ -177,7 +222,8 @@ def _summary(processor: Any, size: tuple[int, int]) -> str:
     if processor.do_normalize:
         mean, std = (" ".join(f"{v:.4g}" for v in _three(w)) for w in (processor.image_mean, processor.image_std))
         steps.append(f"mean {mean}, std {std}")
-    return f"{type(processor).__name__}: {', '.join(steps)} -> {size[0]}x{size[1]}"
+    result = f" -> {size[0]}x{size[1]}" if fitting is None else ""
+    return f"{type(processor).__name__}: {', '.join(steps)}{result}"
 
 
 def _three(value: Any) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from math import lcm
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from featcli.backbones.backbone import (
     refuse_not_finite,
     weights_digest,
 )
+from featcli.backbones.fitting import NATIVE, Fitting, Size
 from featcli.backbones.stages import Stage, select
 from featcli.errors import UsageError, one_line, shown
 
@@ -30,6 +32,7 @@ class Source(ABC):
     without weights is learnt here, from one forward pass on the meta device.
     """
 
+    request: Any  # checkpoint.Request
     name: str
     library: str  # "timm" or "transformers"
     input_size: tuple[int, int]  # (H, W)
@@ -53,11 +56,49 @@ class Source(ABC):
 
     @abstractmethod
     def preprocessing(self) -> Preprocessing:
-        """The checkpoint's own preprocessing at `input_size`. Raises CheckpointError."""
+        """The checkpoint's own preprocessing at `input_size`, or with `fitting`. Raises CheckpointError."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What the architecture is, in the library's words, wherever the checkpoint lies: part of the plan."""
+
+    @property
+    def fitting(self) -> Fitting | None:
+        """How pictures get their size, where that was asked for. None is the checkpoint's own way."""
+        if self.request.fit is None:
+            return None
+        if self.request.fit != NATIVE:
+            return Fitting(self.request.fit, self.input_size, (1, 1))
+        patch, strides = self.patch or (1, 1), [stage.stride for stage in self.stages]
+        step = [lcm(side, max(stride[axis] for stride in strides)) for axis, side in enumerate(patch)]
+        return Fitting(NATIVE, self.request.largest, (step[0], step[1]))
+
+    def refuse_other_sizes(self, positions: Sequence[int]) -> None:
+        """Raise UsageError unless the maps of these stages follow the size of the input, which `native` relies on."""
+        fitting = self.fitting
+        assert fitting is not None
+        if fitting.size is not None and (fitting.size[0] < fitting.step[0] or fitting.size[1] < fitting.step[1]):
+            raise UsageError(
+                f"--image-size {fitting.size[0]}x{fitting.size[1]}: the step of {self.name} is"
+                f" {fitting.step[0]}x{fitting.step[1]}",
+                "give a size that is no smaller",
+            )
+        stages = [self.stages[position] for position in positions]
+        for by in ((2, 1), (1, 3)):
+            size = tuple(edge + more * step for edge, more, step in zip(self.input_size, by, fitting.step, strict=True))
+            height, width = (edge - edge % step for edge, step in zip(size, fitting.step, strict=True))
+            expected = [stage.shape_at((height, width)) for stage in stages]
+            try:
+                found = [tuple(shape[1:]) for shape in self._probe(positions, (height, width))[0]]
+            except UsageError as error:
+                found, cause = [], error.message
+            else:
+                cause = f"its maps of {height}x{width} pixels are {found}"
+            if found != expected:
+                raise UsageError(
+                    f"--fit {NATIVE}: {self.name} does not take every size: {cause}",
+                    "--fit pad keeps all of a picture at one size",
+                )
 
     @cached_property
     def _whole(self) -> tuple[list[torch.Size], int, int]:
@@ -100,9 +141,9 @@ class Source(ABC):
         _, flops, _ = self._probe(positions)
         return flops / self._whole[1] if self._whole[1] else 1.0
 
-    def _probe(self, positions: Sequence[int]) -> tuple[list[torch.Size], int, int]:
+    def _probe(self, positions: Sequence[int], at: Size | None = None) -> tuple[list[torch.Size], int, int]:
         """Shapes of the maps, operations and parameters, from one forward pass that computes nothing."""
-        size = (1, self.channels, *self.input_size)
+        size = (1, self.channels, *(at or self.input_size))
         try:
             return _forward_once(self.build(positions, "meta"), torch.empty(size, device="meta"))
         except UsageError:

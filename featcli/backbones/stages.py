@@ -31,6 +31,10 @@ class Stage:
         """C."""
         return self.shape[0]
 
+    def shape_at(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, H, W) at another input size, a multiple of the stride."""
+        return self.channels, size[0] // self.stride[0], size[1] // self.stride[1]
+
 
 def names_by_stride(strides: Sequence[int]) -> list[str]:
     """A name for every stage of a backbone that only counts them, so that `stage1` has stride 4 in every pyramid.

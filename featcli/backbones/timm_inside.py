@@ -74,4 +74,4 @@ class TimmInside(TimmSource):
             raise no_processor(self.request)
         if self._processor is None:
             return super().preprocessing()
-        return preprocessing_of(self._processor, self.input_size, self.channels)
+        return preprocessing_of(self._processor, self.input_size, self.channels, self.fitting)

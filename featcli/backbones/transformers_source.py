@@ -131,7 +131,7 @@ class TransformersSource(Source):
                 "such a backbone can only be inspected",
             )
         with reading(self.request):
-            return preprocessing_of(self.processor, self.input_size, self.channels)
+            return preprocessing_of(self.processor, self.input_size, self.channels, self.fitting)
 
     def settings(self) -> dict[str, Any]:
         """See Source."""

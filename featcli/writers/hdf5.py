@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featcli.errors import DamagedError, shown
+from featcli.writers.files import open_regular, write_all
 from featcli.writers.layout import ALIGNMENT, KEYS, Array, Layout
-from featcli.writers.rows import write_all
 
 SUFFIX = ".h5"
+KEY_BYTES = 16  # of a text in an array: its length, and where in the file it is
 
 
 def lay_out(
@@ -105,35 +106,59 @@ def _types() -> dict[str, Any]:
     bfloat16 = h5t.IEEE_F16LE.copy()
     bfloat16.set_fields(15, 7, 8, 0, 7)  # sign, exponent at 7 with 8 bits, mantissa at 0 with 7 bits
     bfloat16.set_ebias(127)
-    return {"float32": h5t.IEEE_F32LE, "float16": h5t.IEEE_F16LE, "bfloat16": bfloat16, "uint8": h5t.STD_U8LE}
+    known = {"float32": h5t.IEEE_F32LE, "float16": h5t.IEEE_F16LE, "uint8": h5t.STD_U8LE, "uint32": h5t.STD_U32LE}
+    return {**known, "bfloat16": bfloat16}
 
 
-def read_layout(path: str) -> Layout:
+def read_layout(path: str, num_keys: int) -> Layout:
     """Where the arrays of a finished file are. Raises DamagedError for anything that is not such a file."""
     import h5py
 
     try:
-        size = os.stat(path).st_size
+        descriptor = open_regular(path)
+        size = os.fstat(descriptor).st_size
+        os.close(descriptor)
         with h5py.File(path, "r", locking=False) as file:
-            keys = [os.fsdecode(name) for name in file[KEYS][:]]
+            keys = _keys(file, num_keys, size)
             arrays = {name: _placed(file, name, size) for name in file if name != KEYS}
             attributes = {name: str(value) for name, value in file.attrs.items()}
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise DamagedError(f"shard {shown(path)}: not a readable HDF5 shard ({error})", "is it whole?") from error
     return Layout(arrays, size, keys, attributes)
 
 
-def _placed(file: Any, name: str, size: int) -> Array:
+def _keys(file: Any, num_keys: int, size: int) -> list[str]:
     import h5py
 
-    if file.get(name, getclass=True, getlink=True) is not h5py.HardLink:
-        raise ValueError(f"{name} is a link out of the file")
-    dataset = file[name]
+    dataset = _plain(file, KEYS)
+    info = h5py.check_string_dtype(dataset.dtype)
+    end = dataset.id.get_offset() + num_keys * KEY_BYTES
+    if info is None or info.length is not None or dataset.shape != (num_keys,) or end > size:
+        raise ValueError("its keys are no list of texts, one for each row")
+    return [os.fsdecode(name) for name in dataset[:]]
+
+
+def _placed(file: Any, name: str, size: int) -> Array:
+    dataset = _plain(file, name)
     kind = dataset.id.get_type()
     dtype = next((known for known, stored in _types().items() if stored.equal(kind)), None)
-    if dtype is None or dataset.external or dataset.is_virtual or dataset.chunks or dataset.id.get_offset() is None:
-        raise ValueError(f"{name} is not a plain contiguous array")
+    if dtype is None or not dataset.shape:
+        raise ValueError(f"{name} is not an array of rows")
     array = Array(dtype, dataset.shape, dataset.id.get_offset())
     if array.end > size:
         raise ValueError(f"{name} is longer than the file")
     return array
+
+
+def _plain(file: Any, name: str) -> Any:
+    """A dataset whose bytes lie in this file as they are. Anything else could lead anywhere, or unpack to any size."""
+    import h5py
+
+    if file.get(name, getclass=True, getlink=True) is not h5py.HardLink:
+        raise ValueError(f"{name} is a link out of the file")
+    found = file[name]
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual or found.chunks:
+        raise ValueError(f"{name} is not a plain contiguous array")
+    if found.id.get_offset() is None:
+        raise ValueError(f"{name} is empty")
+    return found

@@ -6,11 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# Bytes per number. "valid" is uint8; the others are what --dtype offers.
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
+# Bytes per number. "valid" is uint8, shapes are uint32; the others are what --dtype offers.
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "uint32": 4}
 VALID = "valid"
+SHAPES = ".shapes"  # ends the name of the array with the (C, H, W) of each row of a stage whose maps differ in size
 KEYS = "keys"
 ALIGNMENT = 4096  # where formats allow it, an array that is large enough starts on a page
+
+
+def is_stage(name: str) -> bool:
+    """Whether an array holds the maps of a stage, and is hashed by itself."""
+    return name != VALID and not name.endswith(SHAPES)
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,7 @@ class Array:
     """An array in a file: row-major, little-endian, without gaps, from `offset` on."""
 
     dtype: str
-    shape: tuple[int, ...]  # the first dimension is the rows
+    shape: tuple[int, ...]  # the first dimension is the rows; of maps that differ in size, all their values
     offset: int
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from pathlib import Path
 from featcli.errors import MachineError, shown
 
 PARTIAL = ".partial"
+PARTIAL_NAME = re.compile(r"\.[\w.-]+\.[0-9a-f]{16}\.partial")  # as create_partial gives it
 # The file systems that know no hard links say so in one of these ways.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def create_partial(final: Path) -> tuple[int, Path]:
@@ -51,12 +53,14 @@ def _names(path: Path, descriptor: int) -> bool:
 
 
 def remove_stale(folder: Path) -> int:
-    """Remove the partial files whose writers are dead; how many there were."""
+    """Remove the partial files whose writers are dead, and no file of another kind; how many there were."""
     removed = 0
     for path in folder.glob(f".*{PARTIAL}"):
+        if not PARTIAL_NAME.fullmatch(path.name):
+            continue
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:  # removed by another, or somebody else's
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,8 +134,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in FULL
         cause = "no space left" if full else os.strerror(error.errno) if error.errno else str(error)
+        todo = "free some space" if full else "raise ulimit -f" if error.errno == errno.EFBIG else "see to the disk"
         raise MachineError(
-            f"dump {shown(path)}: {cause}",
-            f"{'free some space' if full else 'see to the disk'}; what is committed stays,"
-            " and the same command goes on from there",
+            f"dump {shown(path)}: {cause}", f"{todo}; what is committed stays, and the same command goes on from there"
         ) from error

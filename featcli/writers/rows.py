@@ -1,4 +1,4 @@
-"""Bytes of a shard file at their place: rows read from where the layout says they are, and what is written."""
+"""Rows of an array in a finished shard file, read from where its layout says they are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import numpy as np
 from featcli.writers.layout import Array
 
 # numpy has no bfloat16: its values are read as the same bits under another name.
-NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "uint8": np.uint8, "bfloat16": np.uint16}
+NUMPY_TYPES = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "uint8": np.uint8,
+    "uint32": np.uint32,
+    "bfloat16": np.uint16,
+}
 
 
 def read_rows(descriptor: int, array: Array, first: int, count: int) -> np.ndarray:
@@ -25,11 +31,17 @@ def read_rows(descriptor: int, array: Array, first: int, count: int) -> np.ndarr
     return content
 
 
-def write_all(descriptor: int, content: memoryview, offset: int) -> None:
-    """Write all of it at `offset`; the system may take less at a time."""
-    while content:
-        written = os.pwrite(descriptor, content, offset)
-        content, offset = content[written:], offset + written
+def starts_of(shapes: np.ndarray, values: int) -> np.ndarray:
+    """Where each map begins in the array that holds them one after the other, and where the last ends.
+
+    `shapes` are their (C, H, W), `values` the length of the array. Raises ValueError where one does not fit the other.
+    """
+    if (shapes.astype(np.float64).prod(1) > values).any():  # before whole numbers could overflow
+        raise ValueError("a map larger than all of them")
+    starts: np.ndarray = np.concatenate([[0], shapes.astype(np.int64).prod(1).cumsum()])
+    if starts[-1] != values:
+        raise ValueError("maps of another size than its shapes say")
+    return starts
 
 
 def values_of(stored: np.ndarray) -> np.ndarray:

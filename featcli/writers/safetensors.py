@@ -11,11 +11,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
-from featcli.errors import DamagedError, shown
+from featcli.errors import DamagedError, UsageError, shown
+from featcli.writers.files import open_regular
 from featcli.writers.layout import ALIGNMENT, ITEM_BYTES, KEYS, Array, Layout
 
 SUFFIX = ".safetensors"
-NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8"}
+NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8", "uint32": "U32"}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 
@@ -33,16 +34,21 @@ def lay_out(
         begins = ends
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)  # spaces after the JSON are allowed
+    if len(text) > MAX_HEADER_BYTES:
+        raise UsageError(
+            f"shard {shown(path)}: the keys of {len(keys)} images do not fit into the header of a safetensors file",
+            "use --format hdf5 or a smaller --shard-size, in another -o or with --overwrite",
+        )
     start = 8 + len(text)
     os.truncate(path, start + begins)
     placed = {name: Array(a.dtype, a.shape, start + a.offset) for name, a in placed.items()}
     return Layout(placed, start + begins, keys, attributes, len(text).to_bytes(8, "little") + text)
 
 
-def read_layout(path: str) -> Layout:
+def read_layout(path: str, num_keys: int) -> Layout:
     """Where the arrays of a finished file are. Raises DamagedError for anything that is not such a file."""
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if length > min(size - 8, MAX_HEADER_BYTES):
@@ -50,15 +56,24 @@ def read_layout(path: str) -> Layout:
             header = json.loads(file.read(length))
         metadata = header.pop("__metadata__")
         keys = json.loads(metadata.pop(KEYS))
+        if not isinstance(keys, list) or len(keys) != num_keys or not all(isinstance(key, str) for key in keys):
+            raise ValueError("its keys are no list of texts, one for each row")
         arrays = {}
         for name, entry in header.items():
             begins, ends = entry["data_offsets"]
+            if not entry["shape"] or not all(type(number) is int for number in (begins, ends, *entry["shape"])):
+                raise ValueError(f"array {name} has numbers that are no whole ones")
             array = Array(DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begins)
             if min(begins, *array.shape) < 0 or array.end != 8 + length + ends or array.end > size:
                 raise ValueError(f"array {name} does not fit its offsets")
             arrays[name] = array
-        if max(array.end for array in arrays.values()) != size:
+        ends_at = 8 + length
+        for array in sorted(arrays.values(), key=lambda array: array.offset):  # without gaps, as the format has it
+            if array.offset != ends_at:
+                raise ValueError("arrays with gaps between them")
+            ends_at = array.end
+        if ends_at != size:
             raise ValueError("the file is longer than its arrays")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DamagedError(f"shard {shown(path)}: not a readable safetensors file ({error})", "is it whole?") from error
     return Layout(arrays, size, keys, metadata)

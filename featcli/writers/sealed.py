@@ -9,6 +9,7 @@ from typing import Any
 
 import xxhash
 
+from featcli.writers.files import read_regular
 from featcli.writers.publish import publish_lines
 
 CHECKSUM = "checksum"  # the last field: hash_json of all others
@@ -33,9 +34,7 @@ def publish_sealed(final: Path, content: Mapping[str, Any], replace: bool = Fals
 def read_sealed(path: Path) -> dict[str, Any]:
     """The content of such a file. Raises ValueError where a single byte is not as it was written."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES} bytes")
-        raw = path.read_bytes()
+        raw = read_regular(path, MAX_BYTES)
     except OSError as error:
         raise ValueError(error.strerror) from error
     try:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import filecmp
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,11 @@ import numpy as np
 import xxhash
 
 from featcli.writers import FORMATS
-from featcli.writers.layout import VALID, Array
+from featcli.writers.files import write_all
+from featcli.writers.layout import Array, is_stage
 from featcli.writers.publish import create_partial, publish
-from featcli.writers.rows import write_all
 
+PIECE_BYTES = 1 << 24  # that are hashed at once
 REST = "rest"  # the hash of everything in the file that is not a stage: header, keys, valid
 
 
@@ -35,54 +35,55 @@ class ShardWriter:
         self,
         final: Path,
         format_name: str,
-        stages: Mapping[str, tuple[str, tuple[int, ...]]],  # name -> (dtype, shape of one image)
+        arrays: Mapping[str, tuple[str, tuple[int, ...]]],  # name -> (dtype, shape)
         keys: Sequence[str],
         attributes: Mapping[str, str],
     ) -> None:
         self.final = final
-        arrays = {name: (dtype, (len(keys), *shape)) for name, (dtype, shape) in stages.items()}
-        arrays[VALID] = ("uint8", (len(keys),))
         self._descriptor, self._partial = create_partial(final)
         try:
             self.layout = FORMATS[format_name].lay_out(str(self._partial), arrays, keys, attributes)
         except BaseException:
             self.abort()
             raise
-        self._digests = {name: xxhash.xxh3_128() for name in stages}
+        self._digests = {name: xxhash.xxh3_128() for name in arrays if is_stage(name)}
+        self._ends = {name: array.offset for name, array in self.layout.arrays.items()}  # of what is written of each
 
-    def write(self, row: int, maps: Mapping[str, np.ndarray]) -> None:
-        """Write a run of rows that begins at `row` of this shard. Runs must come in row order."""
+    def write(self, maps: Mapping[str, np.ndarray]) -> None:
+        """Write the next rows of each stage."""
         for name, rows in maps.items():
-            array = self.layout.arrays[name]
             content = rows.data.cast("B")
-            assert len(content) == array.row_bytes * len(rows)
-            assert row + len(rows) <= array.shape[0]
+            assert self._ends[name] + len(content) <= self.layout.arrays[name].end
             self._digests[name].update(content)
-            write_all(self._descriptor, content, array.offset + row * array.row_bytes)
+            write_all(self._descriptor, content, self._ends[name])
+            self._ends[name] += len(content)
 
-    def commit(self, valid: np.ndarray, before_naming: Callable[[], None] | None = None) -> Written:
-        """Mark the valid rows (uint8), and give the file its name. Afterwards it is on the disk.
-
-        `before_naming` is called when all is on the disk but the name.
-        """
+    def finish(self, beside: Mapping[str, np.ndarray]) -> Written:
+        """Write the arrays that are not of stages. Afterwards all is on the disk but the name."""
         layout = self.layout
-        write_all(self._descriptor, valid.astype(np.uint8).data, layout.arrays[VALID].offset)
+        assert all(self._ends[name] == layout.arrays[name].end for name in self._digests)  # every row, and no more
+        for name, content in beside.items():
+            write_all(self._descriptor, content.data.cast("B"), layout.arrays[name].offset)
         write_all(self._descriptor, memoryview(layout.header), 0)  # last: it makes the file a file
         os.fsync(self._descriptor)
         hashes = {name: digest.hexdigest() for name, digest in self._digests.items()}
         hashes[REST] = hash_rest(self._descriptor, self.layout.size, [layout.arrays[name] for name in self._digests])
-        if before_naming is not None:
-            before_naming()
-        # A file without a record that differs from ours is nobody's: its record would have been written next.
-        is_foreign = self.final.exists() and not filecmp.cmp(self._partial, self.final, shallow=False)
-        publish(self._partial, self.final, replace=is_foreign)
-        os.close(self._descriptor)
         return Written(self.final.name, layout.size, hashes)
 
+    def publish(self) -> None:
+        """Give the file its name, which whoever calls knows to be free of committed shards. It is then on the disk."""
+        publish(self._partial, self.final, replace=os.path.lexists(self.final))
+        self._close()
+
     def abort(self) -> None:
-        """Remove the partial file."""
+        """Remove the partial file, if it has not got its name."""
         self._partial.unlink(missing_ok=True)
-        os.close(self._descriptor)
+        self._close()
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def hash_rest(descriptor: int, size: int, arrays: Sequence[Array]) -> str:
@@ -90,6 +91,11 @@ def hash_rest(descriptor: int, size: int, arrays: Sequence[Array]) -> str:
     digest, position = xxhash.xxh3_128(), 0
     spans = sorted((array.offset, array.end) for array in arrays)
     for begin, end in [*spans, (size, size)]:
-        digest.update(os.pread(descriptor, begin - position, position))
-        position = end
+        while position < begin:
+            piece = os.pread(descriptor, min(begin - position, PIECE_BYTES), position)
+            if not piece:
+                raise EOFError("cut short while it was read")
+            digest.update(piece)
+            position += len(piece)
+        position = max(position, end)
     return digest.hexdigest()

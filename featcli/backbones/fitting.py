@@ -1,0 +1,109 @@
+"""--fit: how a picture gets the size of the backbone's input, where it is not to be the checkpoint's own way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+FITS = ("crop", "squash", "pad", "native")
+NATIVE = "native"
+WIDEST = 32  # beyond this ratio of its edges, only the middle of a picture is resized before the centre is cut out
+
+LONGEST = 65_536  # edge of an input, in pixels
+Size = tuple[int, int]  # (H, W)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A way to bring pictures to the size of the input.
+
+    `crop` covers the size and cuts off what is too much on both sides; `squash` changes the proportions; `pad` keeps
+    the whole picture, centred, and fills up with a colour; `native` keeps the picture's own size, rounded to a multiple
+    of `step`, and shrunk to fit into `size` where there is one.
+    """
+
+    name: str  # one of FITS
+    size: Size | None  # None only for native: as large as the picture
+    step: Size  # what the edges of native inputs are multiples of
+
+    @property
+    def is_native(self) -> bool:
+        """Whether every picture keeps a size of its own."""
+        return self.name == NATIVE
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As part of the plan."""
+        native = {"step": list(self.step), "largest": self.size and list(self.size)} if self.is_native else {}
+        return {"fit": self.name, **native}
+
+    def summary(self, interpolation: str) -> str:
+        """For people."""
+        size = "x".join(map(str, self.size or ()))
+        if not self.is_native:
+            return f"{self.name} to {size} {interpolation}"
+        largest = f", at most {size}" if size else ""
+        return f"native size in steps of {self.step[0]}x{self.step[1]}{largest} {interpolation}"
+
+    def fitted(
+        self, resample: Image.Resampling, fill: tuple[int, ...] = (0, 0, 0)
+    ) -> Callable[[Image.Image], Image.Image]:
+        """RGB picture -> RGB picture of the wanted size. `fill` is the colour beside padded pictures."""
+        if self.is_native:
+            return lambda picture: _resized(picture, self.native_size((picture.height, picture.width)), resample)
+        assert self.size is not None
+        size = self.size
+        if self.name == "squash":
+            return lambda picture: _resized(picture, size, resample)
+        if self.name == "pad":
+            return lambda picture: _padded(picture, size, resample, fill)
+        from PIL import ImageOps
+
+        return lambda picture: ImageOps.fit(picture, (size[1], size[0]), resample)
+
+    def native_size(self, size: Size) -> Size:
+        """The (H, W) of a picture's input: within `size`, then the nearest multiple of the step, one at the least."""
+        most = self.size or (LONGEST, LONGEST)
+        scale = min(1.0, most[0] / size[0], most[1] / size[1])
+        height, width = (
+            max(1, min(round(edge * scale / step), limit // step)) * step
+            for edge, step, limit in zip(size, self.step, most, strict=True)
+        )
+        return height, width
+
+
+def _resized(picture: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:
+    return picture.resize((size[1], size[0]), resample)  # Pillow counts the width first
+
+
+def _padded(picture: Image.Image, size: Size, resample: Image.Resampling, fill: tuple[int, ...]) -> Image.Image:
+    from PIL import Image
+
+    scale = min(size[0] / picture.height, size[1] / picture.width)
+    height, width = max(1, round(picture.height * scale)), max(1, round(picture.width * scale))
+    whole = Image.new("RGB", (size[1], size[0]), fill)
+    whole.paste(_resized(picture, (height, width), resample), ((size[1] - width) // 2, (size[0] - height) // 2))
+    return whole
+
+
+def within_reason(fit: Callable[[Image.Image], np.ndarray]) -> Callable[[Image.Image], np.ndarray]:
+    """A `fit` that resizes the shorter edge and cuts out the centre, for pictures of any proportions.
+
+    Of 20000x1 pixels it would make gigabytes first, of which it keeps a square. Where one edge is more than WIDEST
+    times the other, it gets the middle of the picture alone.
+    """
+    return lambda picture: fit(_middle(picture))
+
+
+def _middle(picture: Image.Image) -> Image.Image:
+    width, height = picture.size
+    keep = WIDEST * min(width, height)
+    if max(width, height) <= keep:
+        return picture
+    cut = (max(width, height) - keep) // 2
+    return picture.crop((cut, 0, cut + keep, height) if width > height else (0, cut, width, cut + keep))

@@ -1,0 +1,51 @@
+"""The last files of a dump, written from its records: failures.jsonl, then manifest.json, which says it is complete."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from featcli.dump import FAILURES, MANIFEST, Dump
+from featcli.errors import IncompleteError, counted, shown
+from featcli.plan import Plan, with_fingerprint
+from featcli.writers.publish import disk_errors, publish_lines
+from featcli.writers.sealed import publish_sealed
+
+
+def finalize(dump: Dump) -> dict[str, Any]:
+    """Write both files; the manifest's content. Raises IncompleteError while a record is missing, MachineError."""
+    records = list(dump.records())
+    if len(records) < dump.plan.num_shards:
+        raise IncompleteError(
+            f"dump {shown(dump.path)}: {dump.plan.num_shards - len(records):,} of"
+            f" {counted(dump.plan.num_shards, 'shard')} missing",
+            "run its extract command again to complete it",
+        )
+    manifest = manifest_content(dump.plan, records)
+    with disk_errors(dump.path):
+        publish_lines(dump.path / FAILURES, failure_lines(records), replace=True)
+        publish_sealed(dump.path / MANIFEST, manifest, replace=True)
+    return manifest
+
+
+def manifest_content(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What manifest.json says once these are all records."""
+    failures = [failure for record in records for failure in record["failures"]]
+    return {
+        **with_fingerprint(plan),
+        "shards": [{k: v for k, v in record.items() if k not in ("fingerprint", "failures")} for record in records],
+        "totals": {
+            "images": plan.num_images,
+            "written": plan.num_images - len(failures),
+            "failed": len(failures),
+            "failed_by_reason": dict(sorted(Counter(failure["reason"] for failure in failures).items())),
+            "bytes": sum(record["bytes"] for record in records),
+        },
+    }
+
+
+def failure_lines(records: Iterable[Mapping[str, Any]]) -> list[bytes]:
+    """The lines of failures.jsonl."""
+    return [json.dumps(failure).encode("ascii") + b"\n" for record in records for failure in record["failures"]]

@@ -1,0 +1,35 @@
+"""Files by their descriptors: only regular ones are read, and what is written is written whole."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+
+def open_regular(path: str | os.PathLike[str]) -> int:
+    """A descriptor to read from. Raises OSError, and ValueError for what is no regular file.
+
+    A pipe would wait for ever, a device never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("not a regular file")
+    return descriptor
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """All bytes of a file. Raises OSError, and ValueError for one of more than `most` bytes."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        raw = file.read(most + 1)
+    if len(raw) > most:
+        raise ValueError(f"larger than {most} bytes")
+    return raw
+
+
+def write_all(descriptor: int, content: memoryview, offset: int) -> None:
+    """Write all of it at `offset`; the system may take less at a time."""
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written

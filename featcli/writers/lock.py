@@ -1,0 +1,65 @@
+"""Who may write into a folder: locks on the folder itself, which go with the process, however that ends.
+
+Where a file system knows no locks, everybody may; what then keeps two processes apart is that names are given once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PATIENCE = 30.0  # seconds that somebody else may take to lay out a plan
+STEP = 0.05
+
+
+class FolderLock:
+    """A lock on a folder, held until it is closed: by any number of processes together, or by one alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def alone(self) -> bool:
+        """Hold it alone; False where another process holds it."""
+        return self._take(fcntl.LOCK_EX)
+
+    def together(self) -> bool:
+        """Hold it with others; False where one that holds it alone does not let go in time."""
+        until = time.monotonic() + PATIENCE
+        while not self._take(fcntl.LOCK_SH):
+            if time.monotonic() > until:
+                return False
+            time.sleep(STEP)
+        return True
+
+    def _take(self, kind: int) -> bool:
+        try:
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno != errno.EWOULDBLOCK
+        return True
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process is inside such a block for this folder; for a block that takes no time."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno == errno.EINTR:
+                raise
+        yield
+    finally:
+        os.close(descriptor)
