@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 import typer
 
+from featcli import dump_commands  # noqa: F401  (adds its commands)
 from featcli.commands import app
 from featcli.errors import FeatcliError, MachineError, shown
 from featcli.progress import json_lines

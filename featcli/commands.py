@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +13,9 @@ from featcli.backbones.checkpoint import Request
 from featcli.backbones.input_size import parse_size
 from featcli.backbones.stages import parse_features, parse_indices
 from featcli.config import DTYPES, PRECISIONS, ExtractConfig, one_of
-from featcli.errors import DamagedError, UsageError, counted, printable, shown
 from featcli.options import (
     EPILOG,
+    AllowOutside,
     Alpha,
     Arch,
     Checkpoint,
@@ -25,6 +24,7 @@ from featcli.options import (
     Dtype,
     FilesFrom,
     Fit,
+    FollowLinks,
     ImageSize,
     Json,
     MaxPixels,
@@ -41,7 +41,7 @@ from featcli.options import (
 )
 from featcli.pooling import POOLINGS
 from featcli.progress import Terminal, json_lines, tee
-from featcli.tables import comparison_line, print_checkpoint, print_dump, print_models, print_verdict
+from featcli.tables import print_checkpoint, print_dump, print_models
 from featcli.writers import FORMATS
 
 # Heavy modules (torch, timm, transformers) are imported inside the commands: `--help` must not wait for them.
@@ -76,6 +76,8 @@ def extract(
     files_from: FilesFrom = None,
     null: Null = False,
     root: Root = None,
+    allow_outside: AllowOutside = False,
+    follow_links: FollowLinks = False,
     arch: Arch = None,
     random_init: RandomInit = False,
     seed: Seed = DEFAULT.seed,
@@ -124,6 +126,8 @@ def extract(
         files_from=files_from,
         null=null,
         root=root,
+        allow_outside=allow_outside,
+        follow_links=follow_links,
         arch=arch,
         random_init=random_init,
         seed=seed,
@@ -220,103 +224,6 @@ def models(
         print("\n".join(json.dumps(model) for model in found))
     else:
         print_models(found)
-
-
-@app.command(epilog=EPILOG, short_help="Check every byte of a dump.")
-def verify(
-    dump: Annotated[str, typer.Argument(metavar="DUMP", help="The folder that extract -o made.")],
-    inputs: Annotated[
-        list[str] | None, typer.Argument(metavar="[INPUT]...", help="For --recompute: what extract was given.")
-    ] = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Put damaged shards aside, so that the next extract makes them again.")
-    ] = False,
-    recompute: Annotated[int, typer.Option(help="Extract so many images anew, drawn by chance, and compare.")] = 0,
-    checkpoint: Annotated[str, typer.Option("-c", "--checkpoint", help="For --recompute: as for extract.")] = "",
-    arch: Arch = None,
-    random_init: RandomInit = False,
-    seed: Seed = DEFAULT.seed,
-    files_from: FilesFrom = None,
-    null: Null = False,
-    root: Root = None,
-    device: Device = DEFAULT.device,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Check structure, counts and every byte of a dump against its hashes, and count values that are not finite.
-
-    Exit code 4 where something is damaged, 8 where the dump is whole but not complete.
-
-    featcli verify feats --recompute 8 -c resnet50 photos
-    """
-    from featcli.verify import repair as put_aside
-    from featcli.verify import verify as check
-
-    if recompute < 0:
-        raise UsageError(f"--recompute {recompute}: must be at least 0", "say how many images")
-    if recompute and not (checkpoint and (inputs or files_from)):
-        raise UsageError("--recompute needs what extract was given", "give -c/--checkpoint and the INPUT, or a list")
-    verdict = check(dump)
-    if as_json:
-        print(json.dumps(verdict.to_json()))
-    elif not quiet:
-        print_verdict(verdict.to_json())
-    if verdict.damages and not repair:
-        raise DamagedError(
-            f"dump {shown(dump)}: {counted(len(verdict.damages), 'damage')} found",
-            "featcli verify --repair puts aside what can be made again, and the next extract does so",
-        )
-    for line in put_aside(verdict) if verdict.damages else ():
-        print(printable(line), file=sys.stderr)
-    if verdict.damages or verdict.state == "incomplete":
-        if recompute:
-            print("nothing was extracted anew: complete the dump first", file=sys.stderr)
-        raise typer.Exit(8)
-    if recompute:
-        config = ExtractConfig(
-            tuple(inputs or ()), checkpoint, dump, files_from, null, root, arch, random_init, seed, device=device
-        )
-        _recompute(config, recompute, as_json)
-
-
-def _recompute(config: ExtractConfig, count: int, as_json: bool) -> None:
-    from featcli.dump import Dump
-    from featcli.recompute import recompute
-
-    comparison = recompute(Dump.at(Path(config.output)), config, count)
-    print(json.dumps({"type": "recompute", **vars(comparison)}) if as_json else comparison_line(comparison))
-    if comparison.off:
-        raise DamagedError(
-            f"dump {shown(config.output)}: other values for {counted(len(comparison.off), 'image')}, first"
-            f" {shown(comparison.off[0])}",
-            "is it the same checkpoint, and are the pictures what they were?",
-        )
-
-
-@app.command(epilog=EPILOG, short_help="Write the manifest of a dump whose shards are all there.")
-def finalize(
-    dump: Annotated[str, typer.Argument(metavar="DUMP", help="The folder that extract -o made.")],
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Write failures.jsonl and manifest.json from the records of the shards. `extract` does so by itself.
-
-    featcli finalize feats
-    """
-    from featcli.dump import Dump
-    from featcli.manifest import finalize as write_last_files
-
-    found = Dump.at(Path(dump))
-    if damaged := found.damaged():
-        raise DamagedError(
-            f"dump {shown(dump)}: {counted(len(damaged), 'shard file')} gone or of another size",
-            "run its extract command again: it makes them again",
-        )
-    totals = write_last_files(found)["totals"]
-    if as_json:
-        print(json.dumps({"type": "finalized", "dump": dump, **totals}))
-    elif not quiet:
-        print(printable(f"{dump}: complete, {totals['written']:,} images written, {totals['failed']:,} failed"))
 
 
 def _indices(text: str | None) -> tuple[int, ...] | str | None:

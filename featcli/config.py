@@ -8,6 +8,7 @@ from typing import Any
 from featcli.backbones.checkpoint import Request, sizes_asked
 from featcli.decoding import MAX_PIXELS, Decoding, parse_depth_range
 from featcli.errors import UsageError, shown
+from featcli.inputs import Given
 from featcli.pooling import pooling
 from featcli.writers import FORMATS
 
@@ -28,6 +29,8 @@ class ExtractConfig:
     files_from: str | None = None
     null: bool = False
     root: str | None = None
+    allow_outside: bool = False
+    follow_links: bool = False
     arch: str | None = None
     random_init: bool = False
     seed: int = 0
@@ -77,9 +80,15 @@ class ExtractConfig:
             raise UsageError("-0/--null goes with --files-from", "it says how the names in the list are separated")
         if self.root is not None and self.files_from is None:
             raise UsageError("--root goes with --files-from", "names in a list are relative to it")
+        if self.allow_outside and self.files_from is None:
+            raise UsageError("--allow-outside goes with --files-from", "images in a folder are never outside it")
         pooling(self.pool)
         self.request()
         self.decoding()
+
+    def given(self) -> Given:
+        """Where the images are."""
+        return Given(self.inputs, self.files_from, self.null, self.root, self.allow_outside, self.follow_links)
 
     def request(self) -> Request:
         """What is asked of the checkpoint. Raises UsageError."""

@@ -24,7 +24,7 @@ from featcli.plan import Plan, digest_images, image_lines, refuse_other_plan, wi
 from featcli.records import read_record, record_content
 from featcli.writers import FORMATS
 from featcli.writers.files import open_regular
-from featcli.writers.layout import ITEM_BYTES, SHAPES, VALID
+from featcli.writers.layout import ITEM_BYTES
 from featcli.writers.lock import one_at_a_time
 from featcli.writers.publish import PARTIAL_NAME, disk_errors, publish_lines, sync_folder
 from featcli.writers.sealed import publish_sealed, read_sealed
@@ -109,6 +109,9 @@ class Dump:
             with disk_errors(path):
                 publish_lines(path / IMAGES, image_lines(images), replace=True)
         dump.resized = dump.refuse_changed_images(images, retry_failed)
+        for number in dump.numbered(".json" + BEFORE):
+            if dump.is_committed(number):  # a kill left it: what has come in its place was there already
+                path.joinpath(SHARDS, f"{number:05d}.json{BEFORE}").unlink(missing_ok=True)
         return dump
 
     def refuse_other_plan(self, plan: Plan, images: ImageList) -> None:
@@ -208,18 +211,8 @@ class Dump:
 
     def start_shard(self, number: int, keys: Sequence[str], shapes: Mapping[str, np.ndarray]) -> ShardWriter:
         """A writer for one shard, under a partial name. `shapes`: (rows, 3) of stages whose maps differ in size."""
-        arrays = self.arrays(number, shapes)
+        arrays = self.plan.arrays(number, shapes)
         return ShardWriter(self.shard_path(number), self.plan.settings["format"], arrays, keys, self.attributes(number))
-
-    def arrays(self, number: int, shapes: Mapping[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Every array of a shard: name -> (dtype, shape). `shapes` as for `start_shard`."""
-        rows = len(self.plan.shard(number))
-        arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for stage in self.plan.stages:
-            values = (int(shapes[stage.name].astype(np.int64).prod(1).sum()),) if stage.is_ragged else None
-            arrays[stage.name] = stage.dtype, values or (rows, *stage.shape_at((0, 0)))
-        arrays[VALID] = "uint8", (rows,)
-        return arrays | {f"{s.name}{SHAPES}": ("uint32", (rows, 3)) for s in self.plan.stages if s.is_ragged}
 
     def commit(
         self,

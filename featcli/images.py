@@ -60,6 +60,16 @@ FOREIGN = (
     (b"%PDF", 0, "PDF"),
     (b"<svg", 0, "SVG"),
 )
+# How those begin whose header can be so damaged that Pillow no longer knows them.
+KNOWN = (
+    (b"\xff\xd8\xff", 0, "JPEG"),
+    (b"\x89PNG", 0, "PNG"),
+    (b"WEBP", 8, "WebP"),
+    (b"II*\0", 0, "TIFF"),
+    (b"MM\0*", 0, "TIFF"),
+    (b"GIF8", 0, "GIF"),
+    (b"ftypavif", 4, "AVIF"),
+)
 
 
 @dataclass(frozen=True)
@@ -159,16 +169,21 @@ def _identified(file: IO[bytes], rules: Decoding) -> Image.Image:
     except UnidentifiedImageError:
         file.seek(0)
         start = file.read(16)
-        for mark, position, name in FOREIGN:
-            if start[position:].startswith(mark):
-                help_ = f"pip install {PLUGINS[name][1]}, or convert it" if name in PLUGINS else "convert it"
-                raise UnreadableError("format_not_allowed", f"{name}: {help_} to JPEG or PNG") from None
+        if name := _begins_as(start, FOREIGN):
+            help_ = f"pip install {PLUGINS[name][1]}, or convert it" if name in PLUGINS else "convert it"
+            raise UnreadableError("format_not_allowed", f"{name}: {help_} to JPEG or PNG") from None
+        if name := _begins_as(start, KNOWN):
+            raise UnreadableError("decode_error", f"a {name} whose header is damaged or cut short") from None
         raise UnreadableError("not_an_image", "no known picture format") from None
     if picture.width * picture.height > rules.max_pixels:
         raise UnreadableError(
             "too_many_pixels", f"{picture.width}x{picture.height}, the limit is {rules.max_pixels} pixels"
         )
     return picture
+
+
+def _begins_as(start: bytes, marks: tuple[tuple[bytes, int, str], ...]) -> str:
+    return next((name for mark, position, name in marks if start[position:].startswith(mark)), "")
 
 
 @cache

@@ -20,6 +20,7 @@ SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .avif .jp2 .j2k .jpx .ico .tga"
     " .heic .heif .jxl".split()
 )
+LINKED, LOOP = "linked folders", "links back"  # kinds of what is passed over
 MISSING = -1  # the size of an image that is not there
 
 
@@ -64,15 +65,28 @@ class Listing:
     repeated: int = 0  # names listed more than once
 
 
-def find(inputs: Sequence[str], files_from: str | None = None, null: bool = False, root: str | None = None) -> Listing:
-    """The images of folders (recursive), image files, and a list of names (`-` is stdin).
+@dataclass(frozen=True)
+class Given:
+    """Where images are looked for."""
+
+    inputs: Sequence[str]  # folders and images
+    files_from: str | None = None  # a list of names; - is stdin
+    null: bool = False  # names in the list end in a zero byte
+    root: str | None = None  # what they are relative to; None is the current folder
+    allow_outside: bool = False  # whether a listed name may lead out of it
+    follow_links: bool = False  # whether folders that are links are looked into
+
+
+def find(given: Given) -> Listing:
+    """The images of folders (recursive), image files, and a list of names.
 
     A key is the path below the input folder, led by the folder's name where there are several inputs; for an
-    image given by itself its name; for a listed name its path below `root` (the current folder by default).
-    Links to files are followed, links to folders are not; names that begin with a dot are passed over.
-    Raises UsageError: nothing found, an input that is not there, a folder that cannot be read, names outside
-    `root`, two files with one key.
+    image given by itself its name; for a listed name its path below `root`, and for one outside its whole path.
+    Links to files are followed, links to folders where that was asked for, but never back into a folder above;
+    names that begin with a dot are passed over. Raises UsageError: nothing found, an input that is not there, a
+    folder that cannot be read, names outside `root`, two files with one key.
     """
+    inputs, files_from, root = given.inputs, given.files_from, given.root
     origins: list[tuple[str, str]] = []
     listing = Listing(ImageList([], []))
     found: list[tuple[str, int, int]] = []
@@ -81,7 +95,8 @@ def find(inputs: Sequence[str], files_from: str | None = None, null: bool = Fals
         if path.is_dir():
             leads = "" if len(inputs) == 1 and files_from is None else path.resolve().name + "/"
             origins.append((str(path), leads))
-            found += ((leads + key, len(origins) - 1, size) for key, size in _walk(str(path), "", listing.ignored))
+            walk = _Walk(given.follow_links, listing.ignored)
+            found += ((leads + key, len(origins) - 1, size) for key, size in walk.images(str(path), "", ()))
         elif os.path.lexists(path):
             origins.append((str(path.parent), ""))
             found.append((path.name, len(origins) - 1, _size(str(path))))
@@ -91,7 +106,7 @@ def find(inputs: Sequence[str], files_from: str | None = None, null: bool = Fals
         if root is not None and not os.path.isdir(root):
             raise UsageError(f"--root {shown(root)}: no such folder", "names in the list are relative to it")
         origins.append((root or "", ""))
-        found += ((key, len(origins) - 1, size) for key, size in _listed(files_from, null, root or os.curdir))
+        found += ((key, len(origins) - 1, size) for key, size in _listed(given, files_from))
     found, listing.repeated = _unique(found, origins)
     if not found:
         passed_over = f" ({sum(listing.ignored.values())} files are no pictures)" if listing.ignored else ""
@@ -102,24 +117,45 @@ def find(inputs: Sequence[str], files_from: str | None = None, null: bool = Fals
     return listing
 
 
-def _walk(folder: str, below: str, ignored: Counter[str]) -> Iterator[tuple[str, int]]:
+@dataclass(frozen=True)
+class _Walk:
+    """Through a folder and those below."""
+
+    follow_links: bool
+    ignored: Counter[str]
+
+    def images(self, folder: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
+        """(key, size) of the images; `above` are the folders (device, inode) that lead here."""
+        try:
+            here = os.stat(folder)
+            if (place := (here.st_dev, here.st_ino)) in above:
+                self.ignored[LOOP] += 1
+                return
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    suffix = os.path.splitext(entry.name)[1].lower()
+                    if entry.name.startswith("."):
+                        self.ignored["hidden"] += 1
+                    elif _is_folder(entry, self.follow_links):
+                        yield from self.images(entry.path, f"{below}{entry.name}/", (*above, place))
+                    elif _is_folder(entry, True):
+                        self.ignored[LINKED] += 1
+                    elif suffix in SUFFIXES:
+                        yield below + entry.name, _size(entry.path)
+                    else:
+                        self.ignored[suffix or "no suffix"] += 1
+        except OSError as error:
+            raise UsageError(
+                f"folder {shown(folder)}: {error.strerror}",
+                "make it readable, or leave it out: its images would be missing",
+            ) from error
+
+
+def _is_folder(entry: os.DirEntry[str], through_links: bool) -> bool:
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                suffix = os.path.splitext(entry.name)[1].lower()
-                if entry.name.startswith("."):
-                    ignored["hidden"] += 1
-                elif entry.is_dir(follow_symlinks=False):
-                    yield from _walk(entry.path, f"{below}{entry.name}/", ignored)
-                elif suffix in SUFFIXES:
-                    yield below + entry.name, _size(entry.path)
-                else:
-                    ignored[suffix or "no suffix"] += 1
-    except OSError as error:
-        raise UsageError(
-            f"folder {shown(folder)}: {error.strerror}",
-            "make it readable, or leave it out: its images would be missing",
-        ) from error
+        return entry.is_dir(follow_symlinks=through_links)
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _size(path: str) -> int:
@@ -131,24 +167,27 @@ def _size(path: str) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else MISSING
 
 
-def _listed(files_from: str, null: bool, root: str) -> Iterator[tuple[str, int]]:
-    base = os.path.abspath(root)
+def _listed(given: Given, files_from: str) -> Iterator[tuple[str, int]]:
+    base = os.path.abspath(given.root or os.curdir)
     names = _read_names(files_from)
-    if b"\0" in names and not null:
+    if b"\0" in names and not given.null:
         raise UsageError(
             f"--files-from {shown(files_from)}: zero bytes in the list",
             "for a list from find -print0 give -0; otherwise it is no list of names in UTF-8",
         )
-    for line in names.removeprefix(b"\xef\xbb\xbf").split(b"\0" if null else b"\n"):
-        name = os.fsdecode(line if null else line.removesuffix(b"\r"))
+    for line in names.removeprefix(b"\xef\xbb\xbf").split(b"\0" if given.null else b"\n"):
+        name = os.fsdecode(line if given.null else line.removesuffix(b"\r"))
         if not name:
             continue
         key = os.path.relpath(os.path.join(base, name), base) if os.path.isabs(name) else os.path.normpath(name)
         if key == os.pardir or key.startswith(os.pardir + os.sep) or os.path.isabs(key):
-            raise UsageError(
-                f"listed image {shown(name)}: outside {shown(root)}",
-                "give a folder that holds all listed images with --root (keys are relative to it)",
-            )
+            if not given.allow_outside:
+                raise UsageError(
+                    f"listed image {shown(name)}: outside {shown(given.root or os.curdir)}",
+                    "give a folder that holds all listed images with --root (keys are relative to it),"
+                    " or --allow-outside",
+                )
+            key = os.path.abspath(os.path.join(base, name))
         yield key.replace(os.sep, "/"), _size(os.path.join(base, key))
 
 

@@ -35,6 +35,10 @@ Null = Annotated[bool, typer.Option("-0", "--null", help="Names in the list end 
 Root = Annotated[
     str | None, typer.Option(help="Folder that listed names, and their keys, are relative to. Default: here.")
 ]
+AllowOutside = Annotated[
+    bool, typer.Option("--allow-outside", help="Listed names may lead out of that folder; their keys are whole paths.")
+]
+FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Look into folders that are links, too.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")]
 OutIndices = Annotated[

@@ -7,14 +7,17 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from featcli.errors import ConflictError
 from featcli.inputs import ImageList
-from featcli.writers.layout import ITEM_BYTES
+from featcli.writers.layout import ITEM_BYTES, SHAPES, VALID
 from featcli.writers.sealed import hash_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FORMAT_VERSION = 1
 MOST = 1 << 53  # of anything that is counted: what every reader of JSON has exactly
@@ -69,6 +72,16 @@ class Plan:
         """The rows of a shard."""
         first = number * self.shard_rows
         return range(first, min(first + self.shard_rows, self.num_images))
+
+    def arrays(self, number: int, shapes: Mapping[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Every array of a shard: name -> (dtype, shape). `shapes`: (rows, 3) of stages whose maps differ."""
+        rows = len(self.shard(number))
+        arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for stage in self.stages:
+            values = (int(shapes[stage.name].astype("int64").prod(1).sum()),) if stage.is_ragged else None
+            arrays[stage.name] = stage.dtype, values or (rows, *stage.shape_at((0, 0)))
+        arrays[VALID] = "uint8", (rows,)
+        return arrays | {f"{s.name}{SHAPES}": ("uint32", (rows, 3)) for s in self.stages if s.is_ragged}
 
     @property
     def fingerprint(self) -> str:

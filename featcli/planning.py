@@ -24,7 +24,7 @@ from featcli.config import MAX_SHARD_ROWS, SHARD_BYTES, ExtractConfig
 from featcli.decoding import Decoding
 from featcli.device import Resolved, available_cores, memory_errors, resolve_device
 from featcli.dump import Dump
-from featcli.errors import UsageError, shown
+from featcli.errors import UsageError, counted, shown
 from featcli.images import plugin_versions
 from featcli.inputs import ImageList
 from featcli.plan import Plan, StoredStage, digest_images, digest_keys
@@ -113,7 +113,7 @@ def _resolve(
         raise UsageError("checkpoint and output are needed", "give -c/--checkpoint and -o/--output")
     check_target(Path(config.output), config.overwrite)
     device = resolve_device(config.device)
-    listing = inputs.find(config.inputs, config.files_from, config.null, config.root)
+    listing = inputs.find(config.given())
     source = resolve(config.request())
     positions = source.select(config.out_features, config.out_indices)
     if config.fit == NATIVE:
@@ -133,8 +133,10 @@ def _resolve(
         value=config.precision,
         reason="default" if config.precision == "fp32" else "as asked",
     )
+    linked = listing.ignored.pop(inputs.LINKED, 0)
     passed_over = sum(listing.ignored.values())
-    notes = [f"{passed_over:,} other file{'s' * (passed_over > 1)} passed over"] if passed_over else []
+    notes = [f"{counted(passed_over, 'other file')} passed over"] if passed_over else []
+    notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
     notes += [f"{listing.repeated:,} name{'s' * (listing.repeated > 1)} listed again"] if listing.repeated else []
     report("choice", name="images", value=f"{len(listing.images):,}", reason="; ".join(notes))
     return listing, source, positions, device

@@ -291,7 +291,7 @@ def checked_shapes(
                 shapes[stage.name] = read_rows(descriptor, array, 0, array.shape[0])
                 starts[stage.name] = starts_of(shapes[stage.name], layout.arrays[stage.name].shape[0])
         found = {name: (array.dtype, array.shape) for name, array in layout.arrays.items()}
-        if found != dump.arrays(number, shapes):
+        if found != dump.plan.arrays(number, shapes):
             raise ValueError("other arrays")
     except (KeyError, IndexError, ValueError, EOFError) as error:
         raise DamagedError(

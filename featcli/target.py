@@ -54,9 +54,9 @@ def _is_ours(path: Path) -> bool:
 def make_folder(path: Path) -> None:
     """Make the folder of a dump, with a place for its shards, on the disk. Raises MachineError."""
     with disk_errors(path):
-        above = existing_parent(path)
-        (path / SHARDS).mkdir(parents=True, exist_ok=True)
-        folder = path / SHARDS
+        above, folder = existing_parent(path), path / SHARDS
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
         while folder != above.parent and folder != folder.parent:
             with suppress(PermissionError):  # a folder above may be somebody else's, who lets us in but not look
                 sync_folder(folder)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 CALLS = ("open", "mkdir", "truncate", "pwrite", "fsync", "link", "replace", "rename", "unlink")
 FAULTS = {"kill": None, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
@@ -17,54 +20,120 @@ OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 2, "s
 
 @dataclass
 class Ended:
-    """How a run ended: its exit code (-9: killed), and which call the fault met."""
+    """How a run ended: its exit code (-9: killed), and which calls it made."""
 
     code: int
     calls: list[str]
 
 
-def run(photos: Path, dump: Path, format_name: str, fault: str = "", at: int = -1, links: bool = True) -> Ended:
-    """Extract in a forked child; the call number `at` (from 0) meets the fault. Its calls come back through a pipe.
+@dataclass
+class Scene:
+    """What is there before the run, and what is run; `expected` is what it leaves when nothing happens to it."""
 
-    Without `links` the file system refuses hard links, as some network shares and memory cards do.
-    """
-    receive, send = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(receive)
-        code = 1
-        try:
-            if not links:
-                os.link = _refused
-            code = _extract(photos, dump, format_name, send, fault, at)
-        finally:
-            os._exit(code)
-    os.close(send)
-    with os.fdopen(receive) as names:
-        calls = names.read().split()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return Ended(status, calls)
+    photos: Path
+    format_name: str
+    start: Path | None = None  # a dump to begin with
+    options: dict[str, Any] = field(default_factory=dict)
+    links: bool = True  # False: the file system refuses hard links, as some network shares and memory cards do
+    calls: list[str] = field(default_factory=list)
+    expected: dict[str, bytes] = field(default_factory=dict)
+
+    def rehearse(self, dump: Path) -> None:
+        """Run undisturbed."""
+        from conftest import tree
+
+        ended = self.run(dump)
+        assert ended.code in (0, 3), ended
+        self.calls, self.expected = ended.calls, tree(dump)
+
+    def run(self, dump: Path, fault: str = "", at: int = -1) -> Ended:
+        """Extract in a forked child, beginning with `start`; the call number `at` (from 0) meets the fault."""
+        if self.start is not None and not dump.exists():
+            shutil.copytree(self.start, dump)
+        receive, send = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(receive)
+            code = 1
+            try:
+                if not self.links:
+                    os.link = _refused
+                with _watched(dump, send, fault, at):
+                    code = self._extract(dump)
+            finally:
+                os._exit(code)
+        os.close(send)
+        with os.fdopen(receive) as names:
+            calls = names.read().split()
+        return Ended(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), calls)
+
+    def _extract(self, dump: Path) -> int:
+        from featcli import extract
+        from featcli.errors import FeatcliError
+
+        options = {**OPTIONS, **self.options, "format": self.format_name}
+        with contextlib.redirect_stderr(sys.stdout):
+            try:
+                return extract(self.photos, output=dump, **options).exit_code
+            except FeatcliError as error:
+                return error.exit_code
+
+    def survives(self, dump: Path, fault: str, at: int) -> str:
+        """What is wrong after a fault, or after one more run of the same command; empty where nothing is."""
+        from conftest import tree
+        from featcli.errors import FeatcliError
+        from featcli.verify import verify
+
+        ended = self.run(dump, fault, at)
+        where = f"{self.format_name}, {fault} at call {at} ({ended.calls[at] if at < len(ended.calls) else 'none'})"
+        if ended.code != (-9 if fault == "kill" else 7):
+            return f"{where}: ended in {ended.code}"
+        if (dump / "plan.json").exists():
+            try:
+                verdict = verify(dump)
+            except FeatcliError as error:
+                return f"{where}: {error}"
+            if [damage for damage in verdict.damages if damage.what not in self._known()]:
+                return f"{where}: {verdict.damages}"
+        may_leave = fault == "kill" or ended.calls[at] == "unlink"
+        if not may_leave and list(dump.rglob("*.partial")):
+            return f"{where}: left {list(dump.rglob('*.partial'))}"
+        again = self.run(dump)
+        if again.code not in (0, 3):
+            return f"{where}: the next run ended in {again.code}"
+        return "" if tree(dump) == self.expected else f"{where}: other bytes"
+
+    def _known(self) -> set[str]:
+        """The damages that are there before the run."""
+        from featcli.verify import verify
+
+        return {damage.what for damage in verify(self.start).damages} if self.start is not None else set()
+
+
+def scenes(folder: Path, format_name: str, links: bool = True) -> Iterator[tuple[str, Scene]]:
+    """A new dump; one with a repaired image and a lost shard, mended; one of another seed, overwritten."""
+    from conftest import draw
+    from featcli import extract
+
+    for i in range(5):
+        draw(folder / "photos" / f"{i}.png", i, (32, 32))
+    yield "new", Scene(folder / "photos", format_name, links=links)
+    if not links:
+        return
+    shutil.copytree(folder / "photos", folder / "mended")
+    good = (folder / "mended" / "1.png").read_bytes()
+    (folder / "mended" / "1.png").write_bytes(b"broken")
+    options = {**OPTIONS, "format": format_name}
+    extract(folder / "mended", output=folder / "lossy", **options)
+    (folder / "mended" / "1.png").write_bytes(good)
+    next(path for path in (folder / "lossy" / "shards").glob("00002.*") if path.suffix != ".json").unlink()
+    yield "mended", Scene(folder / "mended", format_name, folder / "lossy", {"retry_failed": True})
+    extract(folder / "photos", output=folder / "other", **{**options, "seed": 1})
+    yield "overwritten", Scene(folder / "photos", format_name, folder / "other", {"overwrite": True})
 
 
 def _refused(*_: object) -> None:
     raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-
-def _extract(photos: Path, dump: Path, format_name: str, send: int, fault: str, at: int) -> int:
-    with _watched(dump, send, fault, at):
-        return extract_quietly(photos, dump, format_name)
-
-
-def extract_quietly(photos: Path, dump: Path, format_name: str) -> int:
-    """The exit code of a small extraction."""
-    from featcli import extract
-    from featcli.errors import FeatcliError
-
-    with contextlib.redirect_stderr(sys.stdout):
-        try:
-            return extract(photos, output=dump, format=format_name, **OPTIONS).exit_code
-        except FeatcliError as error:
-            return error.exit_code
 
 
 @contextlib.contextmanager
@@ -92,41 +161,3 @@ def _watched(dump: Path, send: int, fault: str, at: int):
     for name in CALLS:
         setattr(os, name, watched(name, getattr(os, name)))
     yield
-
-
-def survives(
-    photos: Path, expected: dict[str, bytes], dump: Path, format_name: str, fault: str, at: int, links: bool = True
-) -> str:
-    """What is wrong after a fault and one more run of the same command; empty where nothing is."""
-    ended = run(photos, dump, format_name, fault, at, links)
-    where = f"{format_name}, {fault} at call {at} ({ended.calls[at] if at < len(ended.calls) else 'none'})"
-    if ended.code != (-9 if fault == "kill" else 7):
-        return f"{where}: ended in {ended.code}"
-    may_leave = fault == "kill" or ended.calls[at] == "unlink"
-    return recovers(photos, expected, dump, format_name, where, may_leave)
-
-
-def recovers(
-    photos: Path, expected: dict[str, bytes], dump: Path, format_name: str, where: str, may_leave: bool
-) -> str:
-    """What is wrong with what a run left, or after one more run of the same command; empty where nothing is.
-
-    `may_leave`: whether partial files may be there, for the next run to remove.
-    """
-    from conftest import tree
-    from featcli.errors import FeatcliError
-    from featcli.verify import verify
-
-    if (dump / "plan.json").exists():
-        try:
-            verdict = verify(dump)
-        except FeatcliError as error:
-            return f"{where}: {error}"
-        if verdict.damages:
-            return f"{where}: {verdict.damages}"
-    if not may_leave and dump.exists() and list(dump.rglob("*.partial")):
-        return f"{where}: left {list(dump.rglob('*.partial'))}"
-    again = run(photos, dump, format_name)
-    if again.code != 0:
-        return f"{where}: the next run ended in {again.code}"
-    return "" if tree(dump) == expected else f"{where}: other bytes"

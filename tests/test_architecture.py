@@ -10,6 +10,7 @@ PACKAGE = Path(featcli.__file__).parent
 ROWS = [
     {"__main__"},
     {"cli"},
+    {"dump_commands"},
     {"commands"},
     {"recompute", "extraction", "tables"},
     {"forward"},

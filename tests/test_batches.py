@@ -27,7 +27,7 @@ def listing(folder, count):
 
 
 def pictures(folder):
-    return batches.Pictures(inputs.find([str(folder)]).images, Sizes(SIZE), Decoding(), Pixels())
+    return batches.Pictures(inputs.find(inputs.Given([str(folder)])).images, Sizes(SIZE), Decoding(), Pixels())
 
 
 def ranges(count, size):

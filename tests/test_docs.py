@@ -42,7 +42,9 @@ def scratch(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(("page", "at_least"), [("README.md", 8), ("docs/replay.md", 6), ("docs/backbones.md", 1)])
+@pytest.mark.parametrize(
+    ("page", "at_least"), [("README.md", 8), ("docs/replay.md", 6), ("docs/backbones.md", 1), ("docs/pictures.md", 3)]
+)
 def test_pages_run_from_top_to_bottom(scratch, cli, page, at_least):
     """Every command and every Python block of the page runs, in its order, and prints what it shows."""
     ran, printed = [], ""

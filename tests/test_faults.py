@@ -4,32 +4,31 @@ import faults
 import pytest
 import torch
 
-from conftest import draw, tree
 from featcli.verify import verify
 
-SOME = 6  # of about a hundred calls, spread over them
+SOME = 4  # of about a hundred calls, spread over them
 
 
 @pytest.fixture(scope="module", params=["hdf5", "safetensors"])
-def undisturbed(request, tmp_path_factory):
-    """(photos, format, the tree of a run that nothing happened to, its calls)."""
+def rehearsed(request, tmp_path_factory):
+    """Scenes by name, each run once with nothing happening to it."""
     import timm  # noqa: F401  (before the fork: a child need not import it)
 
-    folder = tmp_path_factory.mktemp("undisturbed")
-    for i in range(5):
-        draw(folder / "photos" / f"{i}.png", i, (32, 32))
     torch.set_num_threads(1)  # a forked child cannot use the threads of its parent
-    ended = faults.run(folder / "photos", folder / "d", request.param)
-    assert ended.code == 0
-    assert verify(folder / "d").state == "whole"
-    return folder / "photos", request.param, tree(folder / "d"), ended.calls
+    folder = tmp_path_factory.mktemp("scenes")
+    scenes = dict(faults.scenes(folder, request.param))
+    for name, scene in scenes.items():
+        scene.rehearse(folder / f"rehearsed {name}")
+        assert verify(folder / f"rehearsed {name}").state == "whole"
+    return scenes
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS)
-def test_a_fault_at_any_call(undisturbed, tmp_path, fault):
+@pytest.mark.parametrize("name", ["new", "mended", "overwritten"])
+def test_a_fault_at_any_call(rehearsed, tmp_path, name, fault):
     """Whatever a fault leaves is whole or nothing, and the same command brings the dump to the same bytes."""
-    photos, format_name, expected, calls = undisturbed
-    assert {"pwrite", "fsync", "link", "unlink", "mkdir", "truncate"} <= set(calls)
-    places = range(0, len(calls), max(1, len(calls) // SOME))
-    wrong = [faults.survives(photos, expected, tmp_path / str(at), format_name, fault, at) for at in places]
+    scene = rehearsed[name]
+    assert {"pwrite", "fsync", "link", "unlink", "truncate"} <= set(scene.calls)
+    places = range(list(faults.FAULTS).index(fault), len(scene.calls), max(1, len(scene.calls) // SOME))
+    wrong = [scene.survives(tmp_path / str(at), fault, at) for at in places]
     assert [text for text in wrong if text] == []

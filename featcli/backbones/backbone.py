@@ -162,7 +162,7 @@ class Backbone:
         Raises UsageError for 32-bit modes.
         """
         try:
-            return torch.from_numpy(self.preprocessing.fit(upright_rgb(picture)))
+            return torch.tensor(self.preprocessing.fit(upright_rgb(picture)))
         except UnreadableError as error:
             raise UsageError(f"a picture cannot be prepared: {error.detail}", "convert it to 8 or 16 bits") from error
 

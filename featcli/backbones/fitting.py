@@ -82,12 +82,16 @@ def _resized(picture: Image.Image, size: Size, resample: Image.Resampling) -> Im
 
 
 def _padded(picture: Image.Image, size: Size, resample: Image.Resampling, fill: tuple[int, ...]) -> Image.Image:
+    """As Pillow's ImageOps.pad, which loses a picture of which an edge would come out below half a pixel."""
     from PIL import Image
 
-    scale = min(size[0] / picture.height, size[1] / picture.width)
-    height, width = max(1, round(picture.height * scale)), max(1, round(picture.width * scale))
+    if picture.width * size[0] > picture.height * size[1]:
+        height, width = max(1, round(picture.height / picture.width * size[1])), size[1]
+    else:
+        height, width = size[0], max(1, round(picture.width / picture.height * size[0]))
     whole = Image.new("RGB", (size[1], size[0]), fill)
-    whole.paste(_resized(picture, (height, width), resample), ((size[1] - width) // 2, (size[0] - height) // 2))
+    place = round((size[1] - width) * 0.5), round((size[0] - height) * 0.5)
+    whole.paste(_resized(picture, (height, width), resample), place)
     return whole
 
 

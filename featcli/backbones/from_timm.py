@@ -31,7 +31,14 @@ from featcli.backbones.hub import hub_or_cache, hub_weights  # noqa: E402
 from featcli.backbones.source import Source  # noqa: E402
 from featcli.backbones.stages import names_by_stride  # noqa: E402
 from featcli.backbones.timm_transform import silent_timm, timm_preprocessing  # noqa: E402
-from featcli.backbones.weights import captured_loads, hash_files, read_weights, strip_prefix, weights_files  # noqa: E402
+from featcli.backbones.weights import (  # noqa: E402
+    captured_loads,
+    hash_files,
+    read_weights,
+    refuse_pretenders,
+    strip_prefix,
+    weights_files,
+)
 from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown  # noqa: E402
 
 
@@ -114,6 +121,8 @@ class TimmSource(Source):
             prefix, fitting, strangers = strip_prefix(self.files[0], found, self._create("meta").state_dict())
             self._place = ", ".join([*([container] if container else []), *([f"{prefix}*"] if prefix else [])])
             overlay = {"pretrained_cfg_overlay": {"state_dict": fitting}}
+        if self.model_name.startswith("local-dir:"):
+            refuse_pretenders(weights_files(Path(self.model_name.removeprefix("local-dir:"))))
         with captured_loads() as loads:
             model = self._create_pretrained(**overlay)
         model.pretrained_cfg.pop("state_dict", None)

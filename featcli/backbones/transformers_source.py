@@ -32,7 +32,7 @@ from featcli.backbones.image_processor import (  # noqa: E402
 )
 from featcli.backbones.replay import place_of_backbone  # noqa: E402
 from featcli.backbones.source import Source  # noqa: E402
-from featcli.backbones.weights import hash_files, refuse_pointers, weights_files  # noqa: E402
+from featcli.backbones.weights import hash_files, refuse_pretenders, weights_files  # noqa: E402
 from featcli.errors import CheckpointError, FeatcliError, UsageError, one_line, shown  # noqa: E402
 
 DEFAULT_SIZE = 224
@@ -100,7 +100,7 @@ class TransformersSource(Source):
                 "give the folder that holds its weights too, or --random-init",
             )
         if Path(self.request.checkpoint).is_dir():
-            refuse_pointers(files_of(self.request))
+            refuse_pretenders(files_of(self.request))
         module, report = self._read(positions)
         network = self._network(module, positions)
         return network, self._proven(network, report)

@@ -7,6 +7,7 @@ import hashlib
 import pickle
 import threading
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,7 +63,7 @@ def read_weights(paths: Sequence[Path]) -> tuple[str, dict[str, torch.Tensor]]:
 
     Raises CheckpointError.
     """
-    refuse_pointers(paths)
+    refuse_pretenders(paths)
     read = [_read(path) for path in paths]
     return read[0][0], {name: tensor for _, tensors in read for name, tensor in tensors.items()}
 
@@ -71,7 +72,7 @@ def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
     try:
         content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except pickle.UnpicklingError as error:
-        if "load key" in str(error) or "EOF" in str(error):  # not even a pickle
+        if not _begins(path).startswith((b"PK", b"\x80")) or "EOF" in str(error):  # neither an archive nor a pickle
             raise CheckpointError(
                 f"checkpoint {shown(path)}: not a readable weights file", "is the file whole?"
             ) from error
@@ -102,14 +103,37 @@ def _find_tensors(content: Mapping[Any, Any], place: str = "") -> tuple[str, dic
     return (place.rstrip("."), tensors) if tensors else None
 
 
-def refuse_pointers(paths: Iterable[Path]) -> None:
-    """Raise CheckpointError for files that only look like weights: what git-lfs or a browser left in their place."""
+def refuse_pretenders(paths: Iterable[Path]) -> None:
+    """Raise CheckpointError for files that only look like weights: what git-lfs or a browser left in their place, and
+    archives that unpack to more than they are, which torch would notice when the memory is gone.
+    """
     for path in paths:
-        with path.open("rb") as file:
-            start = file.read(64).lstrip().lower()
+        if _unpacks(path):
+            raise CheckpointError(
+                f"checkpoint {shown(path)}: a compressed archive, which torch never writes", "download it again"
+            )
+        start = _begins(path).lstrip().lower()
         for mark, what, hint in POINTERS:
             if start.startswith(mark):
                 raise CheckpointError(f"checkpoint {shown(path)}: {what}", hint)
+
+
+def _begins(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _unpacks(path: Path) -> bool:
+    """Whether a file is a zip archive with compressed members, or with more in them than the file holds."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False  # torch will say what is wrong with it
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    return not stored or sum(member.file_size for member in members) > path.stat().st_size
 
 
 def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:

@@ -1,0 +1,226 @@
+"""--fit: how pictures get the size of the input; native keeps each picture's own: maps of many sizes in a dump."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+import featcli
+from conftest import SAMPLES, draw, tree, upright
+from featcli import load_backbone, open_dump
+from featcli.backbones.fitting import FITS, WIDEST, Fitting
+from featcli.errors import DamagedError, UsageError
+from featcli.sizes import Sizes
+from featcli.verify import verify
+from featcli.writers import FORMATS
+
+TINY = {"checkpoint": "test_resnet", "random_init": True}
+EDGES = [(96, 80), (200, 120), (64, 64), (64, 65), (300, 40), (20, 20), (1, 1)]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of pictures of many sizes, one of which cannot be read."""
+    for i, size in enumerate(EDGES):
+        draw(tmp_path / "p" / f"{i}.png", i, size)
+    (tmp_path / "p" / "2b.png").write_bytes(b"broken")
+    return tmp_path / "p"
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+def test_fits_are_pillows(fit):
+    """Each fit is what Pillow's own function of that kind gives, in the checkpoint's interpolation."""
+    backbone = load_backbone("resnet18", random_init=True, fit=fit, image_size=(96, 128))
+    mean = tuple(round(255 * value) for value in backbone.preprocessing.mean)
+    for path in sorted(SAMPLES.rglob("*.jpg")):
+        picture, size, cubic = upright(path), (128, 96), Image.Resampling.BICUBIC
+        expected = {
+            "crop": lambda: ImageOps.fit(picture, size, cubic),  # noqa: B023
+            "squash": lambda: picture.resize(size, cubic),  # noqa: B023
+            "pad": lambda: ImageOps.pad(picture, size, cubic, color=mean),  # noqa: B023
+        }[fit]()
+        assert np.array_equal(backbone.preprocess(picture), np.asarray(expected).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_fits_of_transformers(fit, dinov2_folder):
+    """A transformers checkpoint takes the same fits: its processor normalises what the fit gives."""
+    size = None if fit == "native" else (84, 56)
+    backbone = load_backbone(dinov2_folder, fit=fit, image_size=size)
+    picture = upright(SAMPLES / "nature" / "sea.jpg")
+    pixels = backbone.preprocess(picture)
+    height, width = size or Fitting("native", None, backbone.stages[0].stride).native_size(picture.size[::-1])
+    assert pixels.shape == (3, height, width)
+    if fit == "squash":
+        assert np.array_equal(pixels, np.asarray(picture.resize((56, 84), Image.Resampling.BICUBIC)).transpose(2, 0, 1))
+    maps = backbone(pixels[None])["stage3"]
+    assert maps.shape[2:] == (height // 14, width // 14)
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_native_maps(tmp_path, pictures, format_name):
+    """Each image's maps are those of the backbone at the picture's own size, rounded to the largest stride."""
+    featcli.extract(pictures, output=tmp_path / "d", fit="native", format=format_name, out_indices="all", **TINY)
+    backbone = load_backbone(TINY["checkpoint"], random_init=True, fit="native", out_indices="all")
+    dump = open_dump(tmp_path / "d")
+    assert [failure["key"] for failure in dump.failures] == ["2b.png"]
+    assert dump["stage4"].shape == (8, backbone.channels[-1], None, None)
+    for row, key in enumerate(dump.keys):
+        if not dump.valid[row]:
+            assert np.isnan(dump["stage4"][row]).all()
+            continue
+        picture = upright(pictures / key)
+        expected = backbone(backbone.preprocess(picture)[None])
+        for stage in backbone.selected:
+            found = dump[stage.name][key]
+            assert np.allclose(found, expected[stage.name][0], rtol=1e-4, atol=1e-5)
+            assert found.shape[1:] == tuple(max(1, round(e / 32)) * 32 // stage.stride[0] for e in picture.size[::-1])
+    several = dump["stage4"][[5, 0, 1]]
+    assert [np.array_equal(one, dump["stage4"][row]) for one, row in zip(several, (5, 0, 1), strict=True)] == [True] * 3
+    assert verify(tmp_path / "d").state == "whole"
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_native_dump_survives(tmp_path, pictures, format_name, cli):
+    """What holds for dumps of one shape holds here: shards, resuming, retrying, finding every damage, recomputing."""
+    options = {"fit": "native", "format": format_name, "batch_size": 2, "shard_size": 2, "threads": 1, **TINY}
+    featcli.extract(pictures, output=tmp_path / "d", **options)
+    before = tree(tmp_path / "d")
+    shards = sorted(path for path in (tmp_path / "d" / "shards").iterdir() if path.suffix != ".json")
+    shards[1].unlink()
+    featcli.extract(pictures, output=tmp_path / "d", **options)
+    assert tree(tmp_path / "d") == before
+    content = shards[0].read_bytes()
+    for place in range(0, len(content), max(1, len(content) // 60)):
+        flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        shards[0].write_bytes(flipped)
+        assert verify(tmp_path / "d").state == "damaged", place
+    shards[0].write_bytes(content)
+    given = (pictures, "-c", "test_resnet", "--random-init", "--recompute", 20)
+    assert "7 images extracted anew: 7 equal bit for bit" in cli("verify", tmp_path / "d", *given).out
+    draw(pictures / "2b.png", 5, (50, 300))
+    assert featcli.extract(pictures, output=tmp_path / "d", retry_failed=True, **options).failed == 0
+    assert verify(tmp_path / "d").state == "whole"
+    assert open_dump(tmp_path / "d")["stage4"]["2b.png"].shape[1:] == (9, 2)
+
+
+def test_native_pooled(tmp_path, pictures):
+    """Pooled maps are of one shape whatever the pictures' sizes: an ordinary dump."""
+    featcli.extract(pictures, output=tmp_path / "d", fit="native", pool="avg", **TINY)
+    featcli.extract(pictures, output=tmp_path / "maps", fit="native", **TINY)
+    pooled, maps = open_dump(tmp_path / "d")["stage4"], open_dump(tmp_path / "maps")["stage4"]
+    assert pooled[:].shape == (8, 96)
+    assert all(np.allclose(pooled[row], maps[row].mean((1, 2)), atol=1e-5) for row in (0, 1, 2, 4, 5, 6, 7))
+
+
+def test_native_with_a_limit(tmp_path, pictures, cli):
+    """With --image-size, larger pictures are shrunk to fit into it; inspect and a dry run say what comes."""
+    given = ("extract", pictures, "-c", "test_resnet", "--random-init", "--fit", "native", "--image-size", "96x128")
+    planned = cli(*given, "-o", tmp_path / "d", "--dry-run", "--json").events[-1]["bytes"]
+    assert cli(*given, "-o", tmp_path / "d").code == 3
+    dump = open_dump(tmp_path / "d")
+    assert [dump["stage4"][f"{i}.png"].shape[1:] for i in range(7)] == [
+        (2, 3), (2, 4), (2, 2), (2, 2), (1, 4), (1, 1), (1, 1)
+    ]  # fmt: skip
+    assert sum(maps.nbytes for maps in dump["stage4"][:]) == planned
+    assert "96x*x*" in cli("inspect", tmp_path / "d").out
+    assert cli(*given[:-1], "16", "-o", tmp_path / "e").code == 2
+
+
+def test_native_needs_a_backbone_for_every_size(cli, tmp_path, pictures):
+    """A backbone that is tied to one size is refused before anything is run, with a way out."""
+    run = cli("extract", pictures, "-c", "levit_128s", "--random-init", "--fit", "native", "-o", tmp_path / "d")
+    assert (run.code, "--fit pad" in run.err) == (2, True)
+
+
+def test_native_batches():
+    """Neighbours of one size go together, up to the pixels of a common batch; every row once, in order."""
+    own = np.array([[32, 32]] * 5 + [[64, 32]] * 3 + [[320, 320]] * 2 + [[32, 32]])
+    found = list(Sizes((64, 64), own).batches(range(11), 4))
+    assert found == [range(4), range(4, 5), range(5, 8), range(8, 9), range(9, 10), range(10, 11)]
+    assert list(Sizes((64, 64)).batches(range(3, 10), 4)) == [range(3, 7), range(7, 10)]
+
+
+def test_images_that_cannot_be_read_have_a_size(tmp_path):
+    """An unreadable image goes with the one before it, the first with the checkpoint's size, even if all are."""
+    from featcli import inputs
+    from featcli.decoding import Decoding
+    from featcli.sizes import native_sizes
+
+    for name in ("a", "c", "d"):
+        (tmp_path / f"{name}.png").write_bytes(b"broken")
+    draw(tmp_path / "b.png", 0, (64, 100))
+    images = inputs.find(inputs.Given([str(tmp_path)])).images
+    sizes = native_sizes(images, Decoding(), Fitting("native", None, (32, 32)), (224, 224), 2)
+    assert [sizes[row] for row in range(4)] == [(224, 224), (96, 64), (96, 64), (96, 64)]
+    (tmp_path / "b.png").write_bytes(b"")
+    assert native_sizes(images, Decoding(), Fitting("native", None, (32, 32)), (224, 224), 2)[1] == (224, 224)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif"])
+def test_the_header_tells_the_size(tmp_path, orientation, suffix):
+    """The size that the header gives is that of the decoded picture, however it was turned, in every format."""
+    from featcli.decoding import Decoding
+    from featcli.images import read_pixels, read_size
+    from featcli.inputs import Image as Input
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(draw(tmp_path / "plain.png", 0, (50, 30))) as plain:
+        plain.save(tmp_path / f"x.{suffix}", exif=exif)
+    image = Input("x", str(tmp_path / f"x.{suffix}"), -1, str(tmp_path))
+    for choice in ("apply", "ignore"):
+        rules = Decoding(orientation=choice)
+        height, width = read_size(image, rules)
+        pixels = np.empty((3, height, width), np.uint8)
+        read_pixels(image, rules, lambda picture: np.asarray(picture).transpose(2, 0, 1), pixels)
+
+
+def test_odd_shapes_of_native_maps_are_refused(tmp_path, pictures):
+    """A shard whose shapes do not fit its values is damaged; none of them is believed."""
+    featcli.extract(pictures, output=tmp_path / "d", fit="native", format="safetensors", **TINY)
+    from featcli.dump import Dump
+
+    dump = Dump.existing(tmp_path / "d")
+    path = dump.shard_path(0)
+    array = dump.format.read_layout(str(path), 8).arrays["stage4.shapes"]
+    content = bytearray(path.read_bytes())
+    for shape in ([2**31, 2**31, 2**31], [96, 0, 0], [0, 2, 3]):
+        content[array.offset : array.offset + 12] = np.array(shape, "<u4").tobytes()
+        path.write_bytes(content)
+        with pytest.raises(DamagedError):
+            open_dump(tmp_path / "d")["stage4"][0]
+        assert verify(tmp_path / "d").state == "damaged"
+
+
+def test_wide_pictures_cost_what_others_do(tmp_path):
+    """Where only the centre is kept, only the middle of a very wide picture is resized; others are as the library's."""
+    import tracemalloc
+
+    backbone = load_backbone("resnet18", random_init=True)
+    noise = np.random.default_rng(0).integers(0, 256, (4, 4 * WIDEST, 3), dtype=np.uint8)
+    from timm.data import create_transform
+
+    plain = create_transform(224, is_training=False, crop_pct=0.95, interpolation="bicubic", use_prefetcher=True)
+    assert np.array_equal(backbone.preprocess(Image.fromarray(noise)), plain(Image.fromarray(noise)))
+    for size in ((20_000, 1), (1, 20_000)):
+        tracemalloc.start()
+        assert backbone.preprocess(Image.new("RGB", size, "red")).shape == (3, 224, 224)
+        assert tracemalloc.get_traced_memory()[1] < 64e6
+        tracemalloc.stop()
+
+
+def test_unknown_fits():
+    """A fit that does not exist is refused with those that do."""
+    with pytest.raises(UsageError, match="no such choice") as refused:
+        load_backbone("resnet18", random_init=True, fit="stretch")
+    assert "squash" in refused.value.hint
+
+
+def test_native_pixels_are_checked():
+    """A native backbone takes any multiple of its step, and nothing else."""
+    backbone = load_backbone("test_resnet", random_init=True, fit="native")
+    assert backbone(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))["stage4"].shape[2:] == (2, 3)
+    with pytest.raises(UsageError, match="B, 3, H, W"):
+        backbone(torch.zeros(1, 3, 64, 90, dtype=torch.uint8))

@@ -1,0 +1,217 @@
+"""Whatever files are called and wherever they lie: one key for each, its own row, and no name that harms a terminal."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import featcli
+from conftest import SAMPLES, draw, featcli_process
+from featcli import open_dump
+from featcli.errors import MachineError, UsageError
+from featcli.inputs import Given, find
+
+OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "pool": "avg", "batch_size": 4, "threads": 1}
+NAMES = {
+    "line break": b"a\nb.png",
+    "quotes": b"a'b\"c.png",
+    "backslash": b"a\\b.png",
+    "control": b"\x1b[31mred\x07.png",
+    "bidi": "\u202egnp.exe.png".encode(),
+    "not UTF-8": b"caf\xe9\xff.png",
+    "long": b"x" * 251 + b".png",
+    "composed": "é.png".encode(),
+    "decomposed": "e\u0301.png".encode(),
+    "lower": b"case.png",
+    "upper": b"CASE.png",
+    "leading dash": b"-rf.png",
+    "spaces": b"  .png",
+    "stem in a": b"a/same.png",
+    "stem in b": b"b/same.png",
+    "suffix": b"a/same.bmp",
+    "percent": b"%s%d.png",
+    "html": b"<b>&amp;.png",
+    "deep": b"/".join([b"d"] * 100) + b"/x.png",
+}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A picture under each of the names, no two alike."""
+    for seed, name in enumerate(NAMES.values()):
+        path = os.path.join(os.fsencode(tmp_path), b"photos", name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        draw(tmp_path / "drawn.png", seed)
+        if name.endswith(b"bmp"):
+            os.remove(tmp_path / "drawn.png")
+            draw(tmp_path / "drawn.bmp", seed).rename(tmp_path / "drawn.png")
+        os.rename(tmp_path / "drawn.png", path)
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("format_name", ["hdf5", "safetensors"])
+def test_names_are_kept_byte_for_byte(tmp_path, photos, format_name):
+    """Each name is a key of its own, in both formats, and leads to the row of its own picture."""
+    featcli.extract(photos, output=tmp_path / "d", format=format_name, **OPTIONS)
+    dump = open_dump(tmp_path / "d")
+    assert {os.fsencode(key) for key in dump.keys} == set(NAMES.values())
+    assert [os.fsencode(key) for key in dump.keys] == sorted(NAMES.values())
+    for key in dump.keys:
+        featcli.extract(os.path.join(photos, key), output=tmp_path / "one", overwrite=True, **OPTIONS)
+        (row,) = open_dump(tmp_path / "one")["stage4"][:]
+        assert np.array_equal(dump["stage4"][key], row), ascii(key)
+
+
+def test_names_in_a_list(tmp_path, photos):
+    """A list from `find -print0` gives the keys that the folder gives, whatever the names."""
+    listed = subprocess.run(["find", ".", "-type", "f", "-print0"], cwd=photos, capture_output=True, check=True).stdout
+    (tmp_path / "list").write_bytes(listed)
+    found = find(Given((), str(tmp_path / "list"), null=True, root=str(photos)))
+    assert found.images.keys == find(Given([str(photos)])).images.keys
+
+
+def test_names_never_reach_the_terminal_raw(tmp_path, photos, cli):
+    """Messages show names with everything escaped that could write to the terminal."""
+    for name in NAMES.values():
+        with open(os.path.join(os.fsencode(photos), name), "wb") as file:
+            file.write(b"broken")
+    run = cli("extract", photos, "-c", "test_resnet", "--random-init", "-o", tmp_path / "d", "-v")
+    assert run.code == 3
+    assert all(line.isprintable() for line in run.err.split("\n"))
+    assert run.err.count("failed '") == len(NAMES)
+    assert r"failed '\x1b[31mred\x07.png'" in run.err
+    assert r"'caf\xe9\xff.png'" in run.err
+
+
+def test_a_dash_is_no_option(tmp_path, photos):
+    """After -- a name that begins with a dash is an input; before it is an option that does not exist."""
+    given = ["-c", "test_resnet", "--random-init", "--pool", "avg", "-q", "-o", str(tmp_path / "d")]
+    with featcli_process("extract", *given, "--", "-rf.png", cwd=photos) as process:
+        process.communicate()
+    assert process.returncode == 0
+    assert open_dump(tmp_path / "d").keys == ["-rf.png"]
+
+
+def test_linked_folders(tmp_path, cli):
+    """Linked folders are counted, and looked into where that was asked for; a loop ends, a folder seen twice is two."""
+    draw(tmp_path / "p" / "x.png", 0)
+    draw(tmp_path / "elsewhere" / "y.png", 1)
+    (tmp_path / "p" / "there").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "p" / "again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "p" / "back").symlink_to(tmp_path / "p")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
+    given = ("extract", tmp_path / "p", "-c", "test_resnet", "--random-init", "--dry-run", "-o", tmp_path / "d")
+    run = cli(*given)
+    assert "1  (3 linked folders not looked into: --follow-links would)" in run.err
+    found = find(Given([str(tmp_path / "p")], follow_links=True))
+    assert {"x.png", "there/y.png", "again/y.png"} <= set(found.images.keys)
+    assert len(found.images) < 20
+    assert found.ignored["links back"] >= 1
+    assert cli(*given, "--follow-links").code == 0
+
+
+def test_names_that_lead_outside(tmp_path):
+    """Outside --root only where that was allowed, under the whole path; inside, however it is written, one key."""
+    inside, outside = draw(tmp_path / "root" / "x.png", 0), draw(tmp_path / "y.png", 1)
+    listed = tmp_path / "list"
+    for name in ("../y.png", str(outside), "a/../../y.png"):
+        listed.write_text(name)
+        with pytest.raises(UsageError, match="outside") as refused:
+            find(Given((), str(listed), root=str(tmp_path / "root")))
+        assert "--allow-outside" in refused.value.hint
+        images = find(Given((), str(listed), root=str(tmp_path / "root"), allow_outside=True)).images
+        assert [tuple(images[0])[:2]] == [(str(outside), str(outside))]
+    listed.write_text(f"x.png\n./x.png\n{inside}\na/../x.png\n")
+    found = find(Given((), str(listed), root=str(tmp_path / "root"), allow_outside=True))
+    assert (found.images.keys, found.repeated) == (["x.png"], 3)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to become nobody one must be root")
+def test_what_may_not_be_read(tmp_path):
+    """For an ordinary user, an unreadable picture is a failure and an unreadable folder the end of the run."""
+    draw(tmp_path / "p" / "a.png", 0)
+    draw(tmp_path / "p" / "b.png", 1).chmod(0)
+    tmp_path.chmod(0o777)
+    for folder in tmp_path.parents:
+        folder.chmod(folder.stat().st_mode | 0o011)
+    arguments = ["extract", tmp_path / "p", "-c", "test_resnet", "--random-init", "--threads", 1, "-o", tmp_path / "d"]
+    featcli.extract(SAMPLES / "things", output=tmp_path / "warm", **OPTIONS)  # nobody may not import anything
+    code, err = as_nobody(arguments, tmp_path / "err")
+    assert code == 3, err
+    assert "failed 'b.png': unreadable (Permission denied)" in err
+    (tmp_path / "p" / "closed").mkdir(mode=0)
+    code, err = as_nobody(arguments, tmp_path / "err")
+    assert code == 2
+    assert "closed': Permission denied" in err
+
+
+def as_nobody(arguments, said):
+    """The exit code of featcli run by a user without rights, and what it said."""
+    from featcli.cli import main
+
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            sys.stderr = os.fdopen(2, "w")
+            os.setgid(65534)
+            os.setuid(65534)
+            main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.read_text()
+
+
+def test_a_folder_that_goes_away(tmp_path, monkeypatch):
+    """A share that is unmounted in the middle ends the run: its images are not failures, and it can go on."""
+    from featcli import images
+
+    for i in range(8):
+        draw(tmp_path / "p" / f"{i}.png", i)
+    options = {**OPTIONS, "batch_size": 2, "shard_size": 2, "decode_threads": 1}
+    featcli.extract(tmp_path / "p", output=tmp_path / "whole", **options)
+    real = images._identified
+
+    def vanishing(file, rules):
+        if file.name.endswith("4.png"):
+            (tmp_path / "p").rename(tmp_path / "gone")
+        return real(file, rules)
+
+    monkeypatch.setattr(images, "_identified", vanishing)
+    with pytest.raises(MachineError, match="no longer there"):
+        featcli.extract(tmp_path / "p", output=tmp_path / "d", **options)
+    monkeypatch.undo()
+    (tmp_path / "gone").rename(tmp_path / "p")
+    assert featcli.extract(tmp_path / "p", output=tmp_path / "d", **options).failed == 0
+    assert np.array_equal(open_dump(tmp_path / "d")["stage4"][:], open_dump(tmp_path / "whole")["stage4"][:])
+
+
+def test_too_many_open_files(tmp_path, monkeypatch):
+    """When the machine has no more descriptors, the run ends: no image is blamed for it."""
+    from featcli import images
+
+    draw(tmp_path / "p" / "x.png", 0)
+    monkeypatch.setattr(images, "open", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")), False)
+    with pytest.raises(MachineError, match="Too many open files"):
+        featcli.extract(tmp_path / "p", output=tmp_path / "d", **OPTIONS)
+
+
+def test_a_million_names(tmp_path):
+    """A million images take less than 400 bytes each in planning, key and all."""
+    import tracemalloc
+
+    from featcli.inputs import ImageList
+    from featcli.plan import digest_images, digest_keys
+
+    tracemalloc.start()
+    images = ImageList([(f"class{i % 1000:04d}/{i:07d}.jpg", 0, 100_000 + i) for i in range(100_000)], [("", "")])
+    assert digest_images(images) != digest_keys(images.keys)
+    assert tracemalloc.get_traced_memory()[0] / len(images) < 200
+    assert tracemalloc.get_traced_memory()[1] / len(images) < 400
+    tracemalloc.stop()

@@ -1,0 +1,79 @@
+"""Batches that do not fit into memory go in portions, to the same rows; a run of images is never given up for it."""
+
+import numpy as np
+import pytest
+import torch
+
+import featcli
+from featcli import open_dump
+from featcli.backbones.backbone import Backbone
+from featcli.dump import Dump
+from featcli.errors import MachineError
+
+OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 8, "threads": 1, "out_indices": "all"}
+
+
+class Full:
+    """A device on which only so many images fit."""
+
+    def __init__(self, most, error):
+        self.most = most
+        self.error = error
+        self.tried = []
+        self.real = Backbone.forward
+
+    def __call__(self, backbone, pixels):
+        self.tried.append(len(pixels))
+        if len(pixels) > self.most:
+            raise self.error
+        return self.real(backbone, pixels)
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_batch_is_halved_until_it_fits(tmp_path, photos, monkeypatch, cli, error):
+    """The rows are those of whole batches, the portion is found once, said once and stands in the record."""
+    featcli.extract(photos, output=tmp_path / "whole", **OPTIONS)
+    full = Full(2, error)
+    monkeypatch.setattr(Backbone, "forward", lambda *arguments: full(*arguments))
+    given = ("-c", "test_resnet", "--random-init", "--batch-size", 8, "--threads", 1, "--out-indices", "all")
+    run = cli("extract", photos, "-o", tmp_path / "d", *given)
+    assert run.code == 0, run.err
+    assert full.tried == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert [line for line in run.err.splitlines() if "fit into the memory" in line] == [
+        "warning: 8 images do not fit into the memory of cpu: 4 at once",
+        "warning: 4 images do not fit into the memory of cpu: 2 at once",
+    ]
+    one, other = open_dump(tmp_path / "whole"), open_dump(tmp_path / "d")
+    for stage in one.stages:
+        assert np.array_equal(one[stage][:], other[stage][:])
+    assert Dump.existing(tmp_path / "d").record_of(0)["batch_size"] == 2
+    assert "batch_size" not in Dump.existing(tmp_path / "whole").record_of(0)
+
+
+def test_not_even_one_image(tmp_path, photos, monkeypatch, cli):
+    """Where one image is too much, that is said with exit code 7, and nothing is committed."""
+    full = Full(0, ERRORS[0])
+    monkeypatch.setattr(Backbone, "forward", lambda *arguments: full(*arguments))
+    run = cli("extract", photos, "-o", tmp_path / "d", "-c", "test_resnet", "--random-init", "--batch-size", 4, "-q")
+    assert (run.code, full.tried) == (7, [4, 2, 1])
+    assert "error: one image does not fit into the memory of cpu" in run.err
+    assert len(run.err.splitlines()) == 2
+    assert not list((tmp_path / "d" / "shards").iterdir())
+
+
+def test_other_errors_are_not_taken_for_memory(tmp_path, photos, monkeypatch):
+    """An error of another kind in the forward pass is a bug, and shows."""
+    full = Full(0, RuntimeError("shapes do not match"))
+    monkeypatch.setattr(Backbone, "forward", lambda *arguments: full(*arguments))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
+    assert full.tried == [8]
+    with pytest.raises(MachineError):
+        featcli.extract(photos, output="/proc/nowhere", **OPTIONS)

@@ -1,0 +1,262 @@
+"""One dump, several processes; a dump that was moved, linked or taken apart: nothing is mixed, nothing is deleted."""
+
+import os
+import shutil
+
+import pytest
+
+import featcli
+from conftest import draw, featcli_process, tree
+from featcli import open_dump
+from featcli.dump import Dump
+from featcli.errors import ConflictError, DamagedError, IncompleteError
+from featcli.inspection import inspect_dump
+from featcli.verify import repair, verify
+from featcli.writers.lock import FolderLock
+
+OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "shard_size": 4}
+
+
+@pytest.fixture
+def dump(photos, tmp_path):
+    """A complete dump of twelve pictures in three shards."""
+    featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
+    return tmp_path / "d"
+
+
+def again(photos, dump, **options):
+    return featcli.extract(photos, output=dump, **{**OPTIONS, **options})
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"overwrite": True, "seed": 5}], ids=["same", "other"])
+def test_overwriting_beside_another_process(dump, photos, options):
+    """A dump that another process works on is not deleted under it."""
+    before = tree(dump)
+    with FolderLock(dump) as other:
+        assert other.together()
+        with pytest.raises(ConflictError, match="in use by another process"):
+            again(photos, dump, **options)
+    assert tree(dump) == before
+    again(photos, dump, **options)
+
+
+def test_repair_and_retry_beside_another_process(photos, tmp_path):
+    """What is committed is made again by one process alone."""
+    draw(photos / "00.png", 3).write_bytes(b"broken")
+    dump = tmp_path / "d"
+    again(photos, dump)
+    with FolderLock(dump) as other:
+        assert other.together()
+        with pytest.raises(ConflictError, match="in use"):
+            again(photos, dump, retry_failed=True)
+        Dump.existing(dump).shard_path(1).unlink()
+        with pytest.raises(ConflictError, match="in use"):
+            again(photos, dump)
+        with pytest.raises(ConflictError, match="in use"):
+            repair(verify(dump))
+    again(photos, dump, retry_failed=True)
+
+
+def test_a_process_that_is_overwriting_keeps_others_out(photos, tmp_path):
+    """While one process works, another that wants to start anew is refused with exit code 5 and one line."""
+    given = ["extract", photos, "-c", "test_resnet", "--random-init", "--batch-size", 1, "--shard-size", 1]
+    (tmp_path / "d").mkdir()
+    with FolderLock(tmp_path / "d") as other:
+        assert other.together()
+        with featcli_process(*given, "-o", tmp_path / "d", "--overwrite") as process:
+            _, err = process.communicate()
+    assert process.returncode == 5
+    assert "in use by another process" in err.splitlines()[-2]
+
+
+def test_a_lost_shard_of_failed_images_is_made_again(photos, tmp_path):
+    """A shard whose file is lost is made again under a record of its own, though its images read otherwise now."""
+    picture = (photos / "01.png").read_bytes()
+    (photos / "01.png").write_bytes(bytes(len(picture)))  # of the same size: nothing else could tell
+    dump = tmp_path / "d"
+    assert again(photos, dump).failed == 1
+    row = open_dump(dump).rows["01.png"]
+    Dump.existing(dump).shard_path(row // 4).unlink()
+    (photos / "01.png").write_bytes(picture)
+    assert again(photos, dump).failed == 0
+    assert verify(dump).state == "whole"
+
+
+def test_a_kill_between_two_records(photos, tmp_path):
+    """While a shard is made again its record is aside; what it knows of repaired images still counts."""
+    good = (photos / "01.png").read_bytes()
+    (photos / "01.png").write_bytes(b"broken")
+    dump = tmp_path / "d"
+    again(photos, dump)
+    (photos / "01.png").write_bytes(good)
+    record = Dump.existing(dump).record_path(open_dump(dump).rows["01.png"] // 4)
+    record.rename(f"{record}.before")
+    assert again(photos, dump, retry_failed=True).failed == 0
+    assert verify(dump).state == "whole"
+    assert not list(dump.rglob("*.before"))
+
+
+def test_repair_after_a_retry(photos, tmp_path):
+    """A shard that was tried again and damaged later is put aside and made again by the plain command."""
+    good = (photos / "01.png").read_bytes()
+    (photos / "01.png").write_bytes(b"broken")
+    dump = tmp_path / "d"
+    again(photos, dump)
+    (photos / "01.png").write_bytes(good)
+    again(photos, dump, retry_failed=True)
+    before = tree(dump)
+    path = Dump.existing(dump).shard_path(open_dump(dump).rows["01.png"] // 4)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    repair(verify(dump))
+    again(photos, dump)
+    assert {name: content for name, content in tree(dump).items() if not name.endswith(".damaged")} == before
+
+
+def test_a_shard_that_is_a_dangling_link(dump, photos):
+    """Shards moved to a disk that is not there are missing, whatever the links to them say."""
+    path = Dump.existing(dump).shard_path(1)
+    path.unlink()
+    path.symlink_to("/nowhere/00001.h5")
+    again(photos, dump)
+    assert verify(dump).state == "whole"
+    assert not path.is_symlink()
+
+
+def test_a_plan_that_is_gone(dump, photos, cli):
+    """Shards without a plan are never taken into another one: the manifest gives it back."""
+    before = tree(dump)
+    (dump / "plan.json").unlink()
+    for read in (lambda: again(photos, dump), lambda: inspect_dump(dump), lambda: open_dump(dump)):
+        with pytest.raises(DamagedError, match=r"plan\.json is gone") as refused:
+            read()
+        assert "verify --repair" in refused.value.hint
+    assert cli("verify", dump, "--repair").code == 8
+    assert tree(dump) == before
+    for name in ("plan.json", "manifest.json"):
+        (dump / name).unlink()
+    with pytest.raises(DamagedError) as refused:
+        again(photos, dump)
+    assert "--overwrite" in refused.value.hint
+    again(photos, dump, overwrite=True, seed=1)
+    assert verify(dump).state == "whole"
+
+
+def test_an_image_list_that_is_gone(dump, photos):
+    """The same command lists the images again, if they are what they were; else the dump is refused."""
+    before = tree(dump)
+    for damage in (lambda path: path.unlink(), lambda path: path.write_bytes(b"{}\n")):
+        damage(dump / "images.jsonl")
+        with pytest.raises(DamagedError, match=r"images\.jsonl"):
+            open_dump(dump).keys  # noqa: B018  (it is read when asked for)
+        again(photos, dump)
+        assert tree(dump) == before
+    (dump / "images.jsonl").unlink()
+    draw(photos / "01.png", 77)
+    with pytest.raises(DamagedError):
+        again(photos, dump)
+
+
+def test_folders_of_others(tmp_path, photos):
+    """A folder with files of somebody else is not written into, however they are named."""
+    for number, names in enumerate((["images.jsonl"], ["shards/notes.txt"], ["images.jsonl", "shards/x.tar"])):
+        for name in names:
+            path = tmp_path / str(number) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"mine")
+        for overwrite in (False, True):
+            with pytest.raises(ConflictError):
+                again(photos, tmp_path / str(number), overwrite=overwrite)
+        assert set(tree(tmp_path / str(number)).values()) == {b"mine"}
+
+
+def test_shards_that_are_a_link(dump, photos, tmp_path):
+    """Overwriting or repairing a dump whose shards lie elsewhere deletes nothing there."""
+    shutil.copytree(dump, tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "shards")
+    (tmp_path / "other" / "shards").symlink_to(dump / "shards")
+    before = tree(dump)
+    with pytest.raises(ConflictError, match="is a link"):
+        again(photos, tmp_path / "other", overwrite=True)
+    (tmp_path / "other" / "manifest.json").write_text("{")
+    with pytest.raises(ConflictError, match="is a link"):
+        repair(verify(tmp_path / "other"))
+    assert tree(dump) == before
+
+
+def test_what_inspect_sees_of_the_last_files(dump, cli):
+    """Files beside the shards that are gone or damaged are named, and the dump is not called complete."""
+    for name in ("images.jsonl", "failures.jsonl", "manifest.json"):
+        content = (dump / name).read_bytes()
+        (dump / name).write_bytes(b"{") if name == "manifest.json" else (dump / name).unlink()
+        shown = cli("inspect", dump)
+        assert (shown.code, f"gone or damaged: {name}" in shown.out) == (8, True), name
+        (dump / name).write_bytes(content)
+    (dump / "manifest.json").unlink()
+    assert "featcli finalize" in cli("inspect", dump).out
+    assert cli("finalize", dump, "-q").out == ""
+    assert cli("inspect", dump).code == 0
+
+
+def test_a_start_without_a_plan(tmp_path, cli):
+    """What a start leaves that was stopped before its plan was there is an incomplete dump, not an unknown model."""
+    (tmp_path / "d" / "shards").mkdir(parents=True)
+    with pytest.raises(IncompleteError, match=r"no plan\.json yet"):
+        inspect_dump(tmp_path / "d")
+    assert cli("inspect", tmp_path / "d").code == 8
+
+
+def test_files_that_never_end(dump):
+    """Pipes and devices in place of files of a dump are damage: nothing waits, nothing fills the memory."""
+    for name in ("images.jsonl", "plan.json", "shards/00000.json", "shards/00000.h5"):
+        content = (dump / name).read_bytes()
+        for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path)):
+            (dump / name).unlink()
+            make(dump / name)
+            assert verify(dump).state == "damaged", name
+            with pytest.raises(DamagedError):
+                open_dump(dump)["stage4"][:]
+            (dump / name).unlink()
+            (dump / name).write_bytes(content)
+    assert verify(dump).state == "whole"
+
+
+def test_recompute_says_what_it_cannot_do(dump, photos, cli):
+    """Nothing is skipped without a word, and no hint leads into deleting a good dump."""
+    given = (photos, "-c", "test_resnet", "--random-init")
+    assert cli("verify", dump, *given, "--recompute", -1).code == 2
+    refused = cli("verify", dump, *given, "--seed", 3, "--recompute", 2)
+    assert (refused.code, "--overwrite" in refused.err) == (5, False)
+    Dump.existing(dump).record_path(0).unlink()
+    (dump / "manifest.json").unlink()
+    shown = cli("verify", dump, *given, "--recompute", 2)
+    assert (shown.code, "nothing was extracted anew" in shown.err) == (8, True)
+
+
+def test_names_on_the_terminal(tmp_path, photos, cli):
+    """Whatever a folder or a plan is called, what is printed is fit for a terminal."""
+    dump = os.fsencode(tmp_path) + b"/nonutf\xff\x1b]0;x"
+    again(photos, os.fsdecode(dump))
+    for command in ("inspect", "verify", "finalize"):
+        shown = cli(command, os.fsdecode(dump))
+        assert shown.code == 0
+        assert "nonutf\\xff\\x1b]0;x" in shown.out
+
+
+def test_what_an_index_may_be(dump):
+    """Rows, keys, slices and masks, from numpy, torch or plain lists; whatever else it is, it is not guessed at."""
+    import numpy as np
+    import torch
+
+    reader = open_dump(dump)
+    maps = reader["stage4"]
+    mask = np.arange(12) % 3 == 0
+    for index in (list(mask), mask, torch.from_numpy(mask), mask.tolist()):
+        assert np.array_equal(maps[index], maps[[0, 3, 6, 9]])
+    assert np.array_equal(maps[torch.tensor(4)], maps[4])
+    assert np.array_equal(maps[np.array([reader.keys[4], reader.keys[2]])], maps[[4, 2]])
+    assert maps[[]].shape[0] == 0
+    for index in (True, b"2", (1, 2), 1.0, [1.9], np.array([1.0]), [b"2"], [None], torch.ones(12), [[1, 2]]):
+        with pytest.raises(TypeError):
+            maps[index]
+    with pytest.raises(IndexError):
+        maps[mask[:5]]
