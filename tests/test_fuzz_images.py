@@ -1,4 +1,4 @@
-"""Pictures of every format that Pillow writes, mutated: each is read or fails with a reason, soon and in little memory."""
+"""Pictures of every format that Pillow writes, mutated: each is read or fails with a reason, soon, in little memory."""
 
 import io
 import os
