@@ -28,7 +28,9 @@ def main() -> int:
             for links in (True, False):
                 folder = Path(scratch) / f"{format_name}-{links}"
                 for name, scene in faults.scenes(folder, format_name, links):
-                    wrong += sweep(scene, folder / name, f"{format_name}, {name}{'' if links else ', links refused'}")
+                    wrong += sweep(
+                        scene, folder / f"swept {name}", f"{format_name}, {name}{'' if links else ', links refused'}"
+                    )
     print("\n".join(wrong), flush=True)
     here = Path(__file__).parent
     tests = [str(here / "test_fuzz.py"), str(here / "test_fuzz_images.py")]
