@@ -333,3 +333,13 @@ def test_results_that_cannot_be_written(photos):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 7
     assert "Traceback" not in done.stderr
+
+
+def test_no_gpu(cli, photos, tmp_path, monkeypatch):
+    """A GPU that is asked for and not there ends the run before anything is loaded, with the reason and a way out."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = cli("extract", photos, *TINY, "--device", "cuda", "-o", tmp_path / "d")
+    assert (run.code, "--device cuda: torch" in run.err, "--device cpu" in run.err) == (7, True, True)
+    assert not (tmp_path / "d").exists()

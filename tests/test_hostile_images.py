@@ -350,3 +350,42 @@ def test_what_changes_no_row(tmp_path):
             for stage in reference.stages:
                 same = np.array_equal(found[stage][key], reference[stage][f"{i:02d}.png"])
                 assert same, (folder, options, stage, key)
+
+
+def test_pictures_that_go_or_change_under_the_run(tmp_path, monkeypatch):
+    """A picture that is gone, longer or written to by the time it is read is a failure of its own; others are not."""
+    from featcli import images
+
+    for i in range(8):
+        draw(tmp_path / "p" / f"{i}.png", i)
+    featcli.extract(tmp_path / "p", output=tmp_path / "whole", **OPTIONS)
+    real = images._identified
+
+    def meddling(file, rules):
+        if file.name.endswith("1.png"):
+            (tmp_path / "p" / "5.png").unlink()
+            (tmp_path / "p" / "6.png").write_bytes((tmp_path / "p" / "6.png").read_bytes() + b"more")
+        return real(file, rules)
+
+    monkeypatch.setattr(images, "_identified", meddling)
+    monkeypatch.setattr(images.os, "fstat", _moving(os.fstat, tmp_path / "p" / "3.png"))
+    assert featcli.extract(tmp_path / "p", output=tmp_path / "d", decode_threads=1, **OPTIONS).failed == 3
+    dump, whole = open_dump(tmp_path / "d"), open_dump(tmp_path / "whole")
+    assert {f["key"]: f["reason"] for f in dump.failures} == {
+        "3.png": "changed", "5.png": "not_found", "6.png": "changed"
+    }  # fmt: skip
+    for key in ("0.png", "1.png", "2.png", "4.png", "7.png"):
+        assert np.array_equal(dump["stem"][key], whole["stem"][key])
+
+
+def _moving(real, path):
+    """`fstat` by which one file is written to whenever somebody looks."""
+    asked = iter(range(1, 10))
+
+    def fstat(descriptor):
+        found = real(descriptor)
+        if os.path.samestat(found, os.stat(path)):
+            os.utime(path, (next(asked), next(asked)))
+        return found
+
+    return fstat
