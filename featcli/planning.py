@@ -64,7 +64,7 @@ def prepare(config: ExtractConfig, report: Report = silent) -> Job:
     report("choice", name="computes", value=f"{backbone.share:.0%} of the model", reason="up to the deepest stage")
     rules, decode_threads = config.decoding(), config.decode_threads or available_cores()
     report("choice", name="pictures", value=rules.summary, reason="default" if rules == Decoding() else "as asked")
-    sizes = _sizes(source, listing.images, rules, decode_threads)
+    sizes = _sizes(source, listing.images, rules, decode_threads, report)
     settings = _settings(config, backbone, rules, threads.value)
     provenance = {
         "checkpoint": backbone.name,
@@ -84,7 +84,7 @@ def dry_run(config: ExtractConfig, report: Report = silent) -> Plan:
     """Say what `extract` would do, with stages, shapes and bytes. Loads no weights and writes nothing."""
     listing, source, positions, _ = _resolve(config, report)
     stages = _stored_stages(config, source, positions)
-    sizes = _sizes(source, listing.images, config.decoding(), config.decode_threads or available_cores())
+    sizes = _sizes(source, listing.images, config.decoding(), config.decode_threads or available_cores(), report)
     existing = None if config.overwrite else Dump.existing(Path(config.output))
     rows = _shard_rows(config, stages, sizes, len(listing.images), existing)
     plan = _plan(listing.images, rows, stages, {}, {}, {})
@@ -167,10 +167,12 @@ def _stored_stages(config: ExtractConfig, source: Source, positions: Sequence[in
     )
 
 
-def _sizes(source: Source, images: ImageList, rules: Decoding, threads: int) -> Sizes:
+def _sizes(source: Source, images: ImageList, rules: Decoding, threads: int, report: Report) -> Sizes:
     if source.fitting is None or not source.fitting.is_native:
         return Sizes(source.input_size)
-    return native_sizes(images, rules, source.fitting, source.input_size, threads)
+    sizes = native_sizes(images, rules, source.fitting, source.input_size, threads)
+    report("choice", name="sizes", value=sizes.summary, reason="each picture's own, from its header")
+    return sizes
 
 
 def _settings(config: ExtractConfig, backbone: Backbone, rules: Decoding, threads: int) -> dict[str, Any]:

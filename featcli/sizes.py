@@ -31,6 +31,14 @@ class Sizes:
         height, width = self.own[row].tolist()
         return height, width
 
+    @property
+    def summary(self) -> str:
+        """For people, in one line."""
+        if self.own is None:
+            return "{}x{}".format(*self.common)
+        least, most, different = self.own.min(0), self.own.max(0), len(np.unique(self.own, axis=0))
+        return f"{different:,} different, heights {least[0]} to {most[0]}, widths {least[1]} to {most[1]}"
+
     def batches(self, rows: range, batch_size: int) -> Iterator[range]:
         """The rows cut into batches: of one size each, and of no more pixels than `batch_size` common ones have.
 

@@ -97,10 +97,14 @@ def stored_bytes(path: Path) -> int:
 
 
 def remove_dump(path: Path) -> None:
-    """Delete the files of a dump, and nothing else; the plan last, so that a dump cut short is still known as one."""
+    """Delete the files of a dump, and nothing else, in the reverse of the order in which they came to be.
+
+    So what is left if that is cut short is an incomplete dump, or what a start leaves that was cut short.
+    """
     (path / MANIFEST).unlink(missing_ok=True)
-    for file in [*(path / SHARDS).iterdir()] if (path / SHARDS).is_dir() else []:
+    shards = [*(path / SHARDS).iterdir()] if (path / SHARDS).is_dir() else []
+    for file in sorted(shards, key=lambda file: ".json" not in file.name):  # records first
         if OURS.fullmatch(file.name):
             file.unlink()
-    for name in (FAILURES, IMAGES, PLAN):
+    for name in (FAILURES, PLAN, IMAGES):
         (path / name).unlink(missing_ok=True)
