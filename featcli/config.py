@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featcli.backbones.checkpoint import Request, sizes_asked
+from featcli.backbones.fitting import NATIVE
 from featcli.decoding import MAX_PIXELS, Decoding, parse_depth_range
 from featcli.errors import UsageError, shown
 from featcli.inputs import Given
@@ -44,6 +45,7 @@ class ExtractConfig:
     alpha: str = "drop"
     depth_range: str | None = None
     max_pixels: int = MAX_PIXELS
+    decode: str = "exact"
     device: str = "auto"
     precision: str = "fp32"
     batch_size: int = 32
@@ -57,8 +59,7 @@ class ExtractConfig:
     retry_failed: bool = False
 
     def __post_init__(self) -> None:
-        if not self.inputs and self.files_from is None:
-            raise UsageError("no input", "name a folder or images, or a list with --files-from")
+        self._check_inputs()
         one_of("--precision", self.precision, PRECISIONS)
         one_of("--dtype", self.dtype, DTYPES)
         one_of("--format", self.format, tuple(FORMATS))
@@ -74,17 +75,24 @@ class ExtractConfig:
                 raise UsageError(f"{option} {value}: must be at most {MOST}", "leave it out for the default")
         if self.retry_failed and self.overwrite:
             raise UsageError("--retry-failed and --overwrite exclude each other", "--overwrite tries all images anyway")
-        if "" in self.inputs:
-            raise UsageError("an input is empty", "is a shell variable unset? Write . for the current folder")
-        if self.null and self.files_from is None:
-            raise UsageError("-0/--null goes with --files-from", "it says how the names in the list are separated")
-        if self.root is not None and self.files_from is None:
-            raise UsageError("--root goes with --files-from", "names in a list are relative to it")
-        if self.allow_outside and self.files_from is None:
-            raise UsageError("--allow-outside goes with --files-from", "images in a folder are never outside it")
+        if self.decode == "scaled" and self.fit == NATIVE:
+            raise UsageError("--decode scaled does not go with --fit native", "native keeps every pixel of a picture")
         pooling(self.pool)
         self.request()
         self.decoding()
+
+    def _check_inputs(self) -> None:
+        if not self.inputs and self.files_from is None:
+            raise UsageError("no input", "name a folder or images, or a list with --files-from")
+        if "" in self.inputs:
+            raise UsageError("an input is empty", "is a shell variable unset? Write . for the current folder")
+        for option, is_given, hint in (
+            ("-0/--null", self.null, "it says how the names in the list are separated"),
+            ("--root", self.root is not None, "names in a list are relative to it"),
+            ("--allow-outside", self.allow_outside, "images in a folder are never outside it"),
+        ):
+            if is_given and self.files_from is None:
+                raise UsageError(f"{option} goes with --files-from", hint)
 
     def given(self) -> Given:
         """Where the images are."""
@@ -105,7 +113,7 @@ class ExtractConfig:
 
     def decoding(self) -> Decoding:
         """The rules by which pictures are read. Raises UsageError."""
-        return Decoding(self.orientation, self.alpha, parse_depth_range(self.depth_range), self.max_pixels)
+        return Decoding(self.orientation, self.alpha, parse_depth_range(self.depth_range), self.max_pixels, self.decode)
 
 
 def one_of(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from featcli.errors import UsageError, shown
 
 ORIENTATIONS = ("apply", "ignore")
 ALPHAS = ("drop", "white", "black")
+DECODES = ("exact", "scaled")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn; a picture of that size takes 270 MB as RGB
 
 
@@ -21,11 +22,13 @@ class Decoding:
     alpha: str = "drop"  # as timm and torchvision do, which may show colours that were hidden; or white, or black
     depth_range: tuple[float, float] | None = None  # what becomes black and white, of pictures deeper than 8 bits
     max_pixels: int = MAX_PIXELS
+    decode: str = "exact"  # or scaled: large JPEGs are unpacked at a half, a quarter or an eighth of their size
 
     def __post_init__(self) -> None:
         for option, value, known in (
             ("--orientation", self.orientation, ORIENTATIONS),
             ("--alpha", self.alpha, ALPHAS),
+            ("--decode", self.decode, DECODES),
         ):
             if value not in known:
                 raise UsageError(f"{option} {shown(value)}: no such choice", f"use {', '.join(known)}")
@@ -42,6 +45,7 @@ class Decoding:
             "depth_range": depth,
             "max_pixels": self.max_pixels,
             "frame": "first",
+            "decode": self.decode,
         }
 
     @property
@@ -49,7 +53,8 @@ class Decoding:
         """For people, in one line."""
         depth = "16 bits" if self.depth_range is None else "{:g} to {:g}".format(*self.depth_range)
         turned = "applied" if self.orientation == "apply" else "ignored"
-        return f"EXIF orientation {turned}, alpha {self.alpha}, {depth} scaled to 8"
+        large = ", large JPEGs decoded smaller" if self.decode == "scaled" else ""
+        return f"EXIF orientation {turned}, alpha {self.alpha}, {depth} scaled to 8{large}"
 
 
 def parse_depth_range(text: str | None) -> tuple[float, float] | None:

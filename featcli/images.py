@@ -32,6 +32,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000
 PLUGINS = {"HEIF": ("pillow_heif", "pillow-heif"), "JXL": ("pillow_jxl", "pillow-jxl-plugin")}  # read if installed
 MAX_BYTES = 2 * 1024**3
 DETAIL_LENGTH = 200
+SPARE = 2  # how much larger than the input a picture is that was decoded smaller: what is left for resizing
 NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what no other image would find either
 
 REASONS = (
@@ -98,6 +99,9 @@ def read_pixels(
     with _explained(), _opened(image) as file, _identified(file, rules) as picture:
         begun = os.fstat(file.fileno()).st_mtime_ns
         has_more = bool(getattr(picture, "is_animated", False))  # never n_frames: that walks the file
+        if rules.decode == "scaled" and picture.format == "JPEG":
+            edge = SPARE * max(out.shape[1:])
+            picture.draft(None, (edge, edge))  # as small as its own coding lets it, but no edge smaller than that
         picture.load()
         pixels = fit(upright_rgb(picture, rules))
         if os.fstat(file.fileno()).st_mtime_ns != begun:

@@ -65,6 +65,9 @@ DepthRange = Annotated[
     str | None,
     typer.Option(help="Black and white of pictures deeper than 8 bits, such as 0:4095. Default: all of 16 bits."),
 ]
+Decode = Annotated[
+    str, typer.Option(help="exact; or scaled: large JPEGs are unpacked smaller, which is faster and nearly the same.")
+]
 MaxPixels = Annotated[int, typer.Option(help="Larger pictures are failures.")]
 Dtype = Annotated[str, typer.Option(help=f"Type that is stored: {', '.join(DTYPES)}.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]

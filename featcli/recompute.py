@@ -97,6 +97,7 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
             alpha=pixels["alpha"],
             depth_range=":".join(map(str, depth)) if isinstance(depth, list) else None,
             max_pixels=pixels["max_pixels"],
+            decode=pixels["decode"],
             precision=plan.settings["precision"],
             batch_size=plan.settings["batch_size"],
             threads=plan.settings["threads"],

@@ -389,3 +389,27 @@ def _moving(real, path):
         return found
 
     return fstat
+
+
+def test_large_jpegs_decoded_smaller(tmp_path):
+    """With --decode scaled a large JPEG is unpacked smaller, to nearly the same pixels; everything else is exact."""
+    rows = {}
+    large = Image.fromarray(NOISE).resize((1600, 1200), Image.Resampling.BICUBIC)
+    (tmp_path / "p").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large.save(tmp_path / "p" / "large.jpg", quality=95)
+    large.save(tmp_path / "p" / "turned.jpg", quality=95, exif=exif)
+    large.convert("L").save(tmp_path / "p" / "grey.jpg", quality=95)
+    large.convert("CMYK").save(tmp_path / "p" / "cmyk.jpg", quality=95)
+    large.save(tmp_path / "p" / "large.png")
+    draw(tmp_path / "p" / "small.jpg", 0, (300, 310))
+    for decode in ("exact", "scaled"):
+        featcli.extract(tmp_path / "p", output=tmp_path / decode, decode=decode, **OPTIONS)
+        rows[decode] = open_dump(tmp_path / decode)["stem"]
+    for key in ("large.png", "small.jpg"):
+        assert np.array_equal(rows["exact"][key], rows["scaled"][key]), key
+    for key in ("large.jpg", "turned.jpg", "grey.jpg", "cmyk.jpg"):
+        one, other = rows["exact"][key].ravel(), rows["scaled"][key].ravel()
+        assert not np.array_equal(one, other), key
+        assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.999, key
