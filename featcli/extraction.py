@@ -52,6 +52,7 @@ class Outcome:
     extracted: int
     seconds: float
     busy: Mapping[str, float]  # share of the run in which decode, compute and write were at work
+    waited: Mapping[str, float]  # seconds that compute waited for decode, and for write
 
     @property
     def exit_code(self) -> int:
@@ -66,6 +67,9 @@ class Clock:
     started: float = field(default_factory=time.perf_counter)
     decode: float = 0.0
     compute: float = 0.0
+    write: float = 0.0
+    waited_for_decode: float = 0.0
+    waited_for_write: float = 0.0
     with_more_frames: int = 0  # images of which a frame or page was left out
 
 
@@ -128,7 +132,8 @@ def _run_locked(path: Path, job: Job, lock: FolderLock, config: ExtractConfig, r
     report("start", images=len(job.images), done=len(job.images) - num_images, shards=len(shards))
     clock, forward = Clock(), Forward(job, report)
     with settled_arithmetic(job.threads):
-        write_seconds = _run_shards(_Shards(dump, job, report), shards, forward, clock) if shards else 0.0
+        if shards:
+            _run_shards(_Shards(dump, job, report), shards, forward, clock)
     manifest = finalize(dump)
     _warn_of_overflow(forward.overflown, dump.plan, report)
     if clock.with_more_frames:
@@ -144,8 +149,9 @@ def _run_locked(path: Path, job: Job, lock: FolderLock, config: ExtractConfig, r
         busy={
             "decode": clock.decode / job.decode_threads / seconds,
             "compute": clock.compute / seconds,
-            "write": write_seconds / seconds,
+            "write": clock.write / seconds,
         },
+        waited={"decode": clock.waited_for_decode, "write": clock.waited_for_write},
     )
     assert outcome.written + outcome.failed == dump.plan.num_images  # nothing was dropped, nothing counted twice
     report("end", **vars(outcome), exit_code=outcome.exit_code)
@@ -193,8 +199,8 @@ def _refuse_if_too_large(path: Path, job: Job, existing: Dump | None, config: Ex
         )
 
 
-def _run_shards(into: _Shards, shards: Sequence[int], forward: Forward, clock: Clock) -> float:
-    """Extract these shards. Returns seconds of writing."""
+def _run_shards(into: _Shards, shards: Sequence[int], forward: Forward, clock: Clock) -> None:
+    """Extract these shards."""
     job, path, plan = into.job, into.dump.path, into.dump.plan
     sizes, batch_size = job.pictures.sizes, plan.settings["batch_size"]
     runs = (run for number in shards for run in sizes.batches(plan.shard(number), batch_size))
@@ -207,15 +213,18 @@ def _run_shards(into: _Shards, shards: Sequence[int], forward: Forward, clock: C
         into,  # outermost of the two: it cleans up when the writer has stopped
         Background(limit) as writer,
     ):
+        began = time.perf_counter()
         for batch in decoded:
+            ready = time.perf_counter()
+            clock.waited_for_decode += ready - began
             clock.decode += batch.decode_seconds
             clock.with_more_frames += batch.with_more_frames
-            began = time.perf_counter()
             maps = forward(batch)
-            clock.compute += time.perf_counter() - began
+            clock.compute += time.perf_counter() - ready
             into.write(batch, maps, forward.at_once, writer)
             into.report("batch", images=len(batch.rows))
-    return writer.busy_seconds
+            began = time.perf_counter()
+    clock.write, clock.waited_for_write = writer.busy_seconds, writer.waited_seconds
 
 
 class _Shards:

@@ -111,7 +111,9 @@ def summary(end: dict[str, Any]) -> str:
     failed = f", {end['failed']:,} failed ({', '.join(f'{n} {reason}' for reason, n in counts.most_common())})"
     if end["extracted"]:
         rate = f"{end['extracted'] / end['seconds']:.1f} images/s"
-        lines.append(f"extracted {end['extracted']:,} images in {end['seconds']:.1f} s, {rate}; {pace(end['busy'])}")
+        lines.append(
+            f"extracted {end['extracted']:,} images in {end['seconds']:.1f} s, {rate}; {pace(end['busy'], end['waited'])}"
+        )
     else:
         lines.append("nothing left to do: every shard was there")
     lines.append(f"{end['dump']}: {end['written']:,} images{failed if end['failed'] else ''}")
@@ -120,7 +122,7 @@ def summary(end: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def pace(busy: dict[str, float]) -> str:
+def pace(busy: dict[str, float], waited: dict[str, float]) -> str:
     """Which part of the pipeline set the pace, and what would help."""
     slowest = max(busy, key=lambda name: busy[name])
     help_ = {
@@ -129,7 +131,8 @@ def pace(busy: dict[str, float]) -> str:
         "write": "a smaller --dtype, --pool or fewer stages would help",
     }
     others = ", ".join(f"{name} {share:.0%}" for name, share in busy.items() if name != slowest)
-    return f"pace set by {slowest} ({busy[slowest]:.0%} busy; {others}): {help_[slowest]}"
+    for_ = f"compute waited {waited['decode']:.1f} s for decode, {waited['write']:.1f} s for write"
+    return f"pace set by {slowest} ({busy[slowest]:.0%} busy; {others}; {for_}): {help_[slowest]}"
 
 
 def size(num_bytes: float) -> str:

@@ -13,7 +13,8 @@ class Background:
     """Runs what it is given, one after the other. The first exception stops it and is raised to the giver."""
 
     def __init__(self, max_bytes: int) -> None:
-        self.busy_seconds = 0.0
+        self.busy_seconds = 0.0  # of the thread
+        self.waited_seconds = 0.0  # of whoever gives it work
         self._max_bytes = max_bytes
         self._waiting: deque[tuple[Callable[[], None], int]] = deque()
         self._waiting_bytes = 0
@@ -25,11 +26,13 @@ class Background:
 
     def give(self, work: Callable[[], None], num_bytes: int = 0) -> None:
         """Queue some work that holds `num_bytes` of memory; waits while too much is waiting already."""
+        began = time.perf_counter()
         with self._changed:
             self._changed.wait_for(
                 lambda: self._error or not self._waiting or self._waiting_bytes + num_bytes <= self._max_bytes
             )
             self._raise()
+            self.waited_seconds += time.perf_counter() - began
             self._waiting.append((work, num_bytes))
             self._waiting_bytes += num_bytes
             self._changed.notify_all()
