@@ -111,9 +111,8 @@ def summary(end: dict[str, Any]) -> str:
     failed = f", {end['failed']:,} failed ({', '.join(f'{n} {reason}' for reason, n in counts.most_common())})"
     if end["extracted"]:
         rate = f"{end['extracted'] / end['seconds']:.1f} images/s"
-        lines.append(
-            f"extracted {end['extracted']:,} images in {end['seconds']:.1f} s, {rate}; {pace(end['busy'], end['waited'])}"
-        )
+        pacing = pace(end["busy"], end["waited"])
+        lines.append(f"extracted {end['extracted']:,} images in {end['seconds']:.1f} s, {rate}; {pacing}")
     else:
         lines.append("nothing left to do: every shard was there")
     lines.append(f"{end['dump']}: {end['written']:,} images{failed if end['failed'] else ''}")
