@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+# How allocators, CUDA and its libraries say that there is no memory left, in errors of no type of their own.
+MEMORY_SAID = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether that is what an error of torch or Python says."""
     import torch
 
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(said in text for said in MEMORY_SAID)
 
 
 def out_of_memory(what: str, device: torch.device) -> MachineError:

@@ -256,9 +256,12 @@ class Dump:
         return sorted(number for number in numbers if number < self.plan.num_shards)
 
     def _records_before(self) -> Iterator[dict[str, Any]]:
-        """Records whose shards were to be made again, so far as they can be read: they know which images failed."""
+        """Of shards that are to be made again, the records before: they know which images failed, as far as they can
+        be read.
+        """
+        committed = {*self.numbered(".json")}
         for suffix in (".json" + ASIDE, ".json" + BEFORE):
-            for number in self.numbered(suffix):
+            for number in {*self.numbered(suffix)} - committed:
                 path = self.path / SHARDS / f"{number:05d}{suffix}"
                 with suppress(DamagedError):
                     yield read_record(path, self.plan, number, self.shard_path(number).name)

@@ -27,6 +27,8 @@ from featcli.options import (
     Seed,
 )
 from featcli.tables import comparison_line, print_verdict
+from featcli.writers.lock import FolderLock
+from featcli.writers.publish import disk_errors
 
 
 @app.command(epilog=EPILOG, short_help="Check every byte of a dump.")
@@ -125,6 +127,7 @@ def finalize(
     """
     from featcli.dump import Dump
     from featcli.manifest import finalize as write_last_files
+    from featcli.target import in_use
 
     found = Dump.at(Path(dump))
     if damaged := found.damaged():
@@ -132,7 +135,10 @@ def finalize(
             f"dump {shown(dump)}: {counted(len(damaged), 'shard file')} gone or of another size",
             "run its extract command again: it makes them again",
         )
-    totals = write_last_files(found)["totals"]
+    with disk_errors(found.path), FolderLock(found.path) as lock:
+        if not lock.alone():
+            raise in_use(found.path)
+        totals = write_last_files(found)["totals"]
     if as_json:
         print(json.dumps({"type": "finalized", "dump": dump, **totals}))
     elif not quiet:

@@ -6,10 +6,11 @@ inputs -> sizes -> batches (images) -> forward (backbones, pooling) -> writers -
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -110,30 +111,46 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
         return _run_locked(path, job, lock, config, report)
 
 
-def _run_locked(path: Path, job: Job, lock: FolderLock, config: ExtractConfig, report: Report) -> Outcome:
-    is_alone = occupy(path, lock, config.overwrite)  # deletes only now, when everything else is known to be right
+def _claimed(path: Path, job: Job, lock: FolderLock, config: ExtractConfig) -> tuple[Dump, list[int]]:
+    """The dump, held as it has to be for what there is to do, and the shards to do. Deletes only now.
+
+    Raises ConflictError where another process is in the way.
+    """
+    is_alone = occupy(path, lock, config.overwrite)
     if Dump.existing(path) is None:
         if not is_alone:
             raise in_use(path)
         Dump.create(path, job.plan, job.images)
     dump = Dump.resume(path, job.plan, job.images, config.retry_failed)
     unfinished, again = _to_do(dump, config.retry_failed)
-    if is_alone and not again and not dump.damaged():
-        lock.together()  # others may help
-    elif not is_alone and (again or dump.damaged()):
-        raise in_use(path)  # what is committed is made again by one process alone
     dump.again = frozenset(again)
-    _warn_of_environment(dump.plan.environment, job.plan.environment, report)
     shards = sorted({*unfinished, *again})
+    if again or dump.damaged():
+        if not is_alone:
+            raise in_use(path)  # what is committed is made again by one process alone
+    elif is_alone:
+        if not lock.together():  # others may help
+            raise in_use(path)
+    elif shards:  # another begins at the first: begin elsewhere
+        start = random.randrange(len(shards))
+        shards = shards[start:] + shards[:start]
+    return dump, shards
+
+
+def _run_locked(path: Path, job: Job, lock: FolderLock, config: ExtractConfig, report: Report) -> Outcome:
+    dump, shards = _claimed(path, job, lock, config)
+    if not lock.is_real:
+        report("warning", text="this file system knows no locks: see to it that no other run is at work in this dump")
+    _warn_of_environment(dump.plan.environment, job.plan.environment, report)
     if shards:
         dump.reopen()
     num_images = sum(len(dump.plan.shard(n)) for n in shards)
-    _report_dump(dump, unfinished, again, report)
+    _report_dump(dump, shards, report)
     report("start", images=len(job.images), done=len(job.images) - num_images, shards=len(shards))
-    clock, forward = Clock(), Forward(job, report)
+    clock, forward, into = Clock(), Forward(job, report), _Shards(dump, job, report)
     with settled_arithmetic(job.threads):
         if shards:
-            _run_shards(_Shards(dump, job, report), shards, forward, clock)
+            _run_shards(into, shards, forward, clock)
     manifest = finalize(dump)
     _warn_of_overflow(forward.overflown, dump.plan, report)
     if clock.with_more_frames:
@@ -144,7 +161,7 @@ def _run_locked(path: Path, job: Job, lock: FolderLock, config: ExtractConfig, r
         written=manifest["totals"]["written"],
         failed=manifest["totals"]["failed"],
         failed_by_reason=manifest["totals"]["failed_by_reason"],
-        extracted=num_images,
+        extracted=into.committed,
         seconds=seconds,
         busy={
             "decode": clock.decode / job.decode_threads / seconds,
@@ -158,8 +175,9 @@ def _run_locked(path: Path, job: Job, lock: FolderLock, config: ExtractConfig, r
     return outcome
 
 
-def _report_dump(dump: Dump, unfinished: Sequence[int], again: Sequence[int], report: Report) -> None:
-    total, done = dump.plan.num_shards, dump.plan.num_shards - len(unfinished)
+def _report_dump(dump: Dump, shards: Sequence[int], report: Report) -> None:
+    again = dump.again
+    total, done = dump.plan.num_shards, dump.plan.num_shards - len({*shards} - again)
     value = f"{total:,} shard{'s' * (total > 1)} of up to {dump.plan.shard_rows:,} images"
     reason = f"{done:,} of them there already" if done else "new"
     reason += f", {len(again):,} of those with failures and done again" if again else ""
@@ -203,7 +221,7 @@ def _run_shards(into: _Shards, shards: Sequence[int], forward: Forward, clock: C
     """Extract these shards."""
     job, path, plan = into.job, into.dump.path, into.dump.plan
     sizes, batch_size = job.pictures.sizes, plan.settings["batch_size"]
-    runs = (run for number in shards for run in sizes.batches(plan.shard(number), batch_size))
+    runs = (run for number in into.still_to_do(shards) for run in sizes.batches(plan.shard(number), batch_size))
     decoded = batches.read(job.pictures, runs, job.decode_threads, pinned=job.backbone.device.type == "cuda")
     limit = QUEUED_BATCHES * batch_size * sum(stage.row_bytes(sizes.common) for stage in plan.stages)
     with (
@@ -234,6 +252,7 @@ class _Shards:
         self.dump = dump
         self.job = job
         self.report = report
+        self.committed = 0  # images
         self._file: ShardWriter | None = None
         self._failures: list[Failure] = []
 
@@ -243,6 +262,14 @@ class _Shards:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:  # something went wrong on the way: a whole shard has been committed by now
             self._file.abort()
+
+    def still_to_do(self, shards: Sequence[int]) -> Iterator[int]:
+        """The shards, without those that another process has committed by the time that they are reached."""
+        for number in shards:
+            if number in self.dump.again or not self.dump.is_committed(number):
+                yield number
+            else:
+                self.report("batch", images=len(self.dump.plan.shard(number)))
 
     def write(self, batch: Batch, maps: Mapping[str, np.ndarray], at_once: int, writer: Background) -> None:
         """Queue the rows of a batch; where it ends its shard, the commit too."""
@@ -276,4 +303,5 @@ class _Shards:
         self._file = None
         if record is None:
             return
+        self.committed += len(rows)
         self.report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=len(failures))

@@ -10,6 +10,7 @@ import torch
 
 from featcli.batches import Batch
 from featcli.device import is_out_of_memory, out_of_memory
+from featcli.errors import UsageError, one_line
 from featcli.planning import Job
 from featcli.progress import Report, silent
 
@@ -35,13 +36,29 @@ class Forward:
 
         Raises MachineError where not even one image fits into memory.
         """
-        while True:
+        rows = None
+        while rows is None:
             try:
-                return self._finished(self._rows(batch.pixels), batch)
+                rows = self._rows(batch.pixels)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
-                    raise
+                    raise self._explained(error, batch) from error
                 self._halve(len(batch.rows), error)
+            except (IndexError, ValueError, AssertionError) as error:  # how networks refuse a size
+                raise self._explained(error, batch) from error
+            if rows is None and self._job.backbone.device.type == "cuda":
+                torch.cuda.empty_cache()  # here the error is gone, and the tensors that it held
+        return self._finished(rows, batch)
+
+    def _explained(self, error: Exception, batch: Batch) -> Exception:
+        """The error, or what it means where pictures keep their own sizes, which not every network takes."""
+        if not self._job.backbone.preprocessing.is_native:
+            return error
+        height, width = batch.pixels.shape[2:]
+        return UsageError(
+            f"--fit native: {self._job.backbone.name} does not take an input of {height}x{width}: {one_line(error)}",
+            "a smaller --image-size is a limit for larger pictures; --fit pad keeps all of a picture at one size",
+        )
 
     def _rows(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """On the CPU."""
@@ -63,8 +80,6 @@ class Forward:
         if tried == 1:
             raise out_of_memory("one image does", device) from error
         self.at_once = tried // 2
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
         self._report("warning", text=f"{tried} images do not fit into the memory of {device}: {self.at_once} at once")
 
     def _finished(self, rows: Mapping[str, torch.Tensor], batch: Batch) -> dict[str, np.ndarray]:

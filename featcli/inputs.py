@@ -96,7 +96,7 @@ def find(given: Given) -> Listing:
             leads = "" if len(inputs) == 1 and files_from is None else path.resolve().name + "/"
             origins.append((str(path), leads))
             walk = _Walk(given.follow_links, listing.ignored)
-            found += ((leads + key, len(origins) - 1, size) for key, size in walk.images(str(path), "", ()))
+            found += ((leads + key, len(origins) - 1, size) for key, size in walk.images(str(path)))
         elif os.path.lexists(path):
             origins.append((str(path.parent), ""))
             found.append((path.name, len(origins) - 1, _size(str(path))))
@@ -117,6 +117,14 @@ def find(given: Given) -> Listing:
     return listing
 
 
+class _Folder(NamedTuple):
+    """A folder to look into."""
+
+    path: str
+    below: str  # what leads its keys
+    above: tuple[tuple[int, int], ...]  # the folders (device, inode) that lead to it, where links are followed
+
+
 @dataclass(frozen=True)
 class _Walk:
     """Through a folder and those below."""
@@ -124,31 +132,38 @@ class _Walk:
     follow_links: bool
     ignored: Counter[str]
 
-    def images(self, folder: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
-        """(key, size) of the images; `above` are the folders (device, inode) that lead here."""
-        try:
-            here = os.stat(folder)
-            if (place := (here.st_dev, here.st_ino)) in above:
-                self.ignored[LOOP] += 1
-                return
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    suffix = os.path.splitext(entry.name)[1].lower()
-                    if entry.name.startswith("."):
-                        self.ignored["hidden"] += 1
-                    elif _is_folder(entry, self.follow_links):
-                        yield from self.images(entry.path, f"{below}{entry.name}/", (*above, place))
-                    elif _is_folder(entry, True):
-                        self.ignored[LINKED] += 1
-                    elif suffix in SUFFIXES:
-                        yield below + entry.name, _size(entry.path)
-                    else:
-                        self.ignored[suffix or "no suffix"] += 1
-        except OSError as error:
-            raise UsageError(
-                f"folder {shown(folder)}: {error.strerror}",
-                "make it readable, or leave it out: its images would be missing",
-            ) from error
+    def images(self, top: str) -> Iterator[tuple[str, int]]:
+        """(key, size) of the images in a folder and those below."""
+        left: list[_Folder] = [_Folder(top, "", ())]
+        while left:
+            folder = left.pop()
+            try:
+                yield from self._in_one(folder, left)
+            except OSError as error:
+                raise UsageError(
+                    f"folder {shown(folder.path)}: {error.strerror}",
+                    "make it readable, or leave it out: its images would be missing",
+                ) from error
+
+    def _in_one(self, folder: _Folder, left: list[_Folder]) -> Iterator[tuple[str, int]]:
+        here = os.stat(folder.path)
+        if (place := (here.st_dev, here.st_ino)) in folder.above:
+            self.ignored[LOOP] += 1
+            return
+        above = (*folder.above, place) if self.follow_links else ()
+        with os.scandir(folder.path) as entries:
+            for entry in entries:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if entry.name.startswith("."):
+                    self.ignored["hidden"] += 1
+                elif _is_folder(entry, self.follow_links):
+                    left.append(_Folder(entry.path, f"{folder.below}{entry.name}/", above))
+                elif _is_folder(entry, True):
+                    self.ignored[LINKED] += 1
+                elif suffix in SUFFIXES:
+                    yield folder.below + entry.name, _size(entry.path)
+                else:
+                    self.ignored[suffix or "no suffix"] += 1
 
 
 def _is_folder(entry: os.DirEntry[str], through_links: bool) -> bool:

@@ -134,7 +134,8 @@ class Plan:
 
 def _check_types(content: Mapping[str, Any], stages: Sequence[StoredStage]) -> None:
     """Raise ValueError where a field is not what its readers rely on: the file may be anybody's."""
-    counts = [content["num_images"], content["shard_rows"], content["settings"]["batch_size"]]
+    settings = content["settings"]
+    counts = [content["num_images"], content["shard_rows"], settings["batch_size"], settings["threads"]]
     counts += [edge for stage in stages for edge in (*_known(stage.shape), *_known(stage.map_shape), *stage.stride)]
     if not all(type(count) is int and 0 < count < MOST for count in counts):
         raise ValueError("a number that is not a whole one above zero")

@@ -20,7 +20,7 @@ from featcli.backbones.backbone import Backbone
 from featcli.backbones.fitting import NATIVE
 from featcli.backbones.source import Source, ready
 from featcli.batches import Pictures
-from featcli.config import MAX_SHARD_ROWS, SHARD_BYTES, ExtractConfig
+from featcli.config import MAX_SHARD_ROWS, MOST, SHARD_BYTES, ExtractConfig
 from featcli.decoding import Decoding
 from featcli.device import Resolved, available_cores, memory_errors, resolve_device
 from featcli.dump import Dump
@@ -88,8 +88,9 @@ def dry_run(config: ExtractConfig, report: Report = silent) -> Plan:
     existing = None if config.overwrite else Dump.existing(Path(config.output))
     rows = _shard_rows(config, stages, sizes, len(listing.images), existing)
     plan = _plan(listing.images, rows, stages, {}, {}, {})
-    todo = list(range(plan.num_shards)) if existing is None else existing.unfinished()
-    total = sum(sizes.stored_bytes(plan.stages, plan.shard(number)) for number in todo if number < plan.num_shards)
+    is_same = existing is not None and _seems_same(existing.plan, plan)
+    todo = existing.unfinished() if existing is not None and is_same else list(range(plan.num_shards))
+    total = sum(sizes.stored_bytes(plan.stages, plan.shard(number)) for number in todo)
     free = shutil.disk_usage(existing_parent(Path(config.output))).free
     _report_existing(config, plan, report)
     if total > free:
@@ -170,7 +171,8 @@ def _stored_stages(config: ExtractConfig, source: Source, positions: Sequence[in
 def _sizes(source: Source, images: ImageList, rules: Decoding, threads: int, report: Report) -> Sizes:
     if source.fitting is None or not source.fitting.is_native:
         return Sizes(source.input_size)
-    sizes = native_sizes(images, rules, source.fitting, source.input_size, threads)
+    with memory_errors("the headers of the images do", torch.device("cpu")):
+        sizes = native_sizes(images, rules, source.fitting, source.input_size, threads)
     report("choice", name="sizes", value=sizes.summary, reason="each picture's own, from its header")
     return sizes
 
@@ -221,7 +223,8 @@ def shard_rows(config: ExtractConfig, bytes_per_image: int) -> int:
     """Images per shard: as asked, or about SHARD_BYTES; always whole batches, so that batches do not span shards."""
     wanted = config.shard_size or min(SHARD_BYTES // max(1, bytes_per_image), MAX_SHARD_ROWS)
     num_batches = max(1, -(-wanted // config.batch_size) if config.shard_size else wanted // config.batch_size)
-    return num_batches * config.batch_size
+    most = max(1, MOST // config.batch_size)
+    return min(num_batches, most) * config.batch_size
 
 
 def _environment(device: torch.device, library: str) -> dict[str, str]:
@@ -255,8 +258,12 @@ def _report_existing(config: ExtractConfig, plan: Plan, report: Report) -> None:
         return
     done = existing.plan.num_shards - len(existing.unfinished())
     there = f"{shown(config.output)} is a dump with {done:,} of {existing.plan.num_shards:,} shards"
-    same = existing.plan.stages == plan.stages and existing.plan.keys_digest == plan.keys_digest
-    if same:
+    if _seems_same(existing.plan, plan):
         report("warning", text=f"{there}: it would be gone on with, if weights and settings are the same")
     else:
         report("warning", text=f"{there}, of other stages or images: it would be refused")
+
+
+def _seems_same(one: Plan, other: Plan) -> bool:
+    """Whether two plans are of the same work, so far as that is known without weights."""
+    return (one.stages, one.keys_digest, one.shard_rows) == (other.stages, other.keys_digest, other.shard_rows)

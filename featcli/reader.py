@@ -289,6 +289,8 @@ def checked_shapes(
                 if array.dtype != "uint32" or array.shape != (len(dump.plan.shard(number)), 3):
                     raise ValueError("shapes that are none")
                 shapes[stage.name] = read_rows(descriptor, array, 0, array.shape[0])
+                if (shapes[stage.name][:, 0] != stage.shape[0]).any():
+                    raise ValueError("shapes of other channels")
                 starts[stage.name] = starts_of(shapes[stage.name], layout.arrays[stage.name].shape[0])
         found = {name: (array.dtype, array.shape) for name, array in layout.arrays.items()}
         if found != dump.plan.arrays(number, shapes):

@@ -61,6 +61,8 @@ def recompute(dump: Dump, config: ExtractConfig, count: int, report: Report = si
     limit = TOLERANCES[dump.plan.settings["precision"]]
     with settled_arithmetic(job.threads), memory_errors("the images do", job.backbone.device), closing(decoded):
         for batch in decoded:
+            shard = batch.rows.start // dump.plan.shard_rows
+            forward.at_once = reader.records[shard].get("batch_size", dump.plan.settings["batch_size"])
             maps = forward(batch)
             for row in wanted[batch.rows]:
                 stored = {name: reader[name][row] for name in reader.stages}
@@ -83,6 +85,8 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
     plan = dump.plan
     backbone: Mapping[str, Any] = plan.settings["backbone"]
     pixels: Mapping[str, Any] = plan.settings["preprocessing"]
+    if not {"norm", "input_size"} <= backbone.keys() or not {"depth_range", "decode"} <= pixels.keys():
+        raise ConflictError(f"dump {shown(dump.path)}: made by another version of featcli", "use that one")
     depth = pixels["depth_range"]
     with tempfile.TemporaryDirectory() as elsewhere:  # nothing is written, least of all into the dump
         same = replace(
@@ -124,6 +128,8 @@ def _difference(stored: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray]
     largest = 0.0
     for name, before in stored.items():
         now = values_of(maps[name][place])
+        if now.shape != before.shape:  # a picture of other edges
+            return LARGEST
         same = (before == now) | (np.isnan(before) & np.isnan(now))  # infinity is equal to itself
         if same.all():
             continue

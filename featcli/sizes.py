@@ -78,7 +78,8 @@ class Sizes:
 def native_sizes(images: ImageList, rules: Decoding, fitting: Fitting, common: Size, threads: int) -> Sizes:
     """The size that each image keeps, by `threads` threads from the headers of the files.
 
-    An image that cannot be read gets the size of the one before it, so that no batch has to end for it. Raises
+    An image that cannot be read gets the size of the one before it, so that no batch has to end for it; the first of
+    them gets the common one, as a picture of that size would. Raises
     MachineError where no image could be opened.
     """
     own = np.zeros((len(images), 2), np.int32)
@@ -96,5 +97,5 @@ def native_sizes(images: ImageList, rules: Decoding, fitting: Fitting, common: S
     readable = own[:, 0] > 0
     if not readable.all():
         before = np.maximum.accumulate(np.where(readable, np.arange(len(own)), 0))
-        own = np.where(readable[before][:, None], own[before], np.array(common, np.int32))
+        own = np.where(readable[before][:, None], own[before], np.array(fitting.native_size(common), np.int32))
     return Sizes(common, own)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -28,7 +30,7 @@ def upright_rgb(picture: Image.Image, rules: Decoding = DEFAULT) -> Image.Image:
 
     Raises UnreadableError for modes without a known range.
     """
-    is_16_bit = picture.mode.startswith("I;16") or picture.format == "PPM"  # Pillow reads 16-bit PGM into mode I
+    is_16_bit = picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PPM")  # 16-bit PGM
     upright = _upright(picture) if rules.orientation == "apply" else picture
     if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
         return _scaled(upright, rules.depth_range or (DEEP if is_16_bit else None)).convert("RGB")
@@ -42,13 +44,35 @@ def upright_rgb(picture: Image.Image, rules: Decoding = DEFAULT) -> Image.Image:
 def upright_size(picture: Image.Image, rules: Decoding) -> tuple[int, int]:
     """(height, width) that `upright_rgb` will give, from the header alone."""
     width, height = picture.size
-    turned = rules.orientation == "apply" and picture.format != "TIFF" and _orientation(picture) in TURNED
+    if rules.orientation != "apply" or width == height or picture.format == "TIFF":
+        return height, width
+    turned = _orientation(picture, _has_late_chunks(picture)) in TURNED
     return (width, height) if turned else (height, width)  # Pillow itself turns TIFF, and says so in its size
 
 
-def _orientation(picture: Image.Image) -> int:
+def _has_late_chunks(picture: Image.Image) -> bool:
+    """Whether a PNG says something of itself after its pixels. Else its orientation is known without unpacking them."""
+    file = getattr(picture, "fp", None)
+    if picture.format != "PNG" or file is None:
+        return True
+    place, is_late = file.tell(), False
     try:
-        return int(picture.getexif().get(ORIENTATION_TAG, UPRIGHT))
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            if head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt") and is_late:
+                return True
+            is_late |= head[4:] == b"IDAT"
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+        return False
+    finally:
+        file.seek(place)
+
+
+def _orientation(picture: Image.Image, unpack: bool = True) -> int:
+    try:
+        # PngImageFile's own method unpacks the whole picture first, for what may come after it.
+        exif = picture.getexif() if unpack else Image.Image.getexif(picture)
+        return int(exif.get(ORIENTATION_TAG, UPRIGHT))
     except Exception:  # damaged EXIF beside good pixels: there is no orientation to apply
         return UPRIGHT
 

@@ -84,6 +84,7 @@ def verify(path: str | os.PathLike[str]) -> Verdict:
     with _noting(verdict, IMAGES):
         keys = dump.keys()
     records = []
+    verdict.has_manifest = (folder / MANIFEST).exists()  # first: a run may come to its end meanwhile
     numbers = dump.numbered(".json")
     verdict.missing_shards = dump.plan.num_shards - len(numbers)
     for number in numbers:
@@ -188,7 +189,6 @@ def _pieces(descriptor: int, array: Array) -> Iterator[tuple[int, np.ndarray]]:
 
 def _check_last_files(dump: Dump, records: Sequence[dict[str, Any]], verdict: Verdict) -> None:
     """failures.jsonl and manifest.json say again what the records say."""
-    verdict.has_manifest = (dump.path / MANIFEST).exists()
     if not verdict.has_manifest:
         return
     if len(records) < dump.plan.num_shards:
@@ -223,6 +223,7 @@ def repair(verdict: Verdict) -> list[str]:
     with disk_errors(folder), FolderLock(folder) as lock:
         if not lock.alone():
             raise ConflictError(f"dump {shown(folder)}: in use by another process", "wait until it has ended")
+        verdict = verify(folder)  # again: what was damaged may have been made again by one who is gone now
         if any(damage.file == PLAN for damage in verdict.damages):
             _restore_plan(folder)
             return [f"{PLAN} written anew from {MANIFEST}: verify again"]

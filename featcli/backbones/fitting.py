@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,18 +96,25 @@ def _padded(picture: Image.Image, size: Size, resample: Image.Resampling, fill: 
     return whole
 
 
-def within_reason(fit: Callable[[Image.Image], np.ndarray]) -> Callable[[Image.Image], np.ndarray]:
-    """A `fit` that resizes the shorter edge and cuts out the centre, for pictures of any proportions.
+def fill_of(mean: Sequence[float], channels: int) -> tuple[int, ...]:
+    """The colour that normalises to zero, as near as 8 bits come; for one channel the grey that does."""
+    values = mean if channels == 3 else [sum(mean) / len(mean)] * 3
+    return tuple(round(255 * value) for value in values)
+
+
+def within_reason(fit: Callable[[Image.Image], np.ndarray], size: Size) -> Callable[[Image.Image], np.ndarray]:
+    """A `fit` to this (H, W) that resizes the shorter edge and cuts out the centre, for pictures of any proportions.
 
     Of 20000x1 pixels it would make gigabytes first, of which it keeps a square. Where one edge is more than WIDEST
-    times the other, it gets the middle of the picture alone.
+    times the other (more, where the input itself is wide), it gets the middle of the picture alone.
     """
-    return lambda picture: fit(_middle(picture))
+    widest = max(WIDEST, math.ceil(4 * max(size) / min(size)))
+    return lambda picture: fit(_middle(picture, widest))
 
 
-def _middle(picture: Image.Image) -> Image.Image:
+def _middle(picture: Image.Image, widest: int) -> Image.Image:
     width, height = picture.size
-    keep = WIDEST * min(width, height)
+    keep = widest * min(width, height)
     if max(width, height) <= keep:
         return picture
     cut = (max(width, height) - keep) // 2

@@ -20,7 +20,7 @@ declare_missing_operators()  # before transformers, which imports torchvision
 import transformers  # noqa: E402
 
 from featcli.backbones.backbone import Preprocessing  # noqa: E402
-from featcli.backbones.fitting import Fitting, within_reason  # noqa: E402
+from featcli.backbones.fitting import Fitting, fill_of, within_reason  # noqa: E402
 from featcli.backbones.hub import hub_or_cache  # noqa: E402
 from featcli.errors import CheckpointError, UsageError, one_line, shown  # noqa: E402
 
@@ -89,7 +89,7 @@ def preprocessing_of(
         for step in ("do_resize", "do_center_crop", "do_pad"):
             if getattr(processor, step, None):
                 setattr(processor, step, False)
-    resize = _resizing(own, fitting)
+    resize = _resizing(own, fitting, size, channels)
     mean = _three(processor.image_mean if processor.do_normalize else 0.0)
     std = _three(processor.image_std if processor.do_normalize else 1.0)
     ours = Preprocessing(
@@ -122,17 +122,18 @@ def preprocessing_of(
     return ours if _equals(ours, whole) else replace(ours, fit=whole, dtype="float32")
 
 
-def _resizing(processor: Any, fitting: Fitting | None) -> Callable[[Fit], Fit]:
+def _resizing(processor: Any, fitting: Fitting | None, size: tuple[int, int], channels: int) -> Callable[[Fit], Fit]:
     """What goes before (or around) the processor's own steps."""
     if fitting is not None:
         mean = _three(processor.image_mean if processor.do_normalize else 0.5)
-        fill = tuple(round(255 * value) for value in mean)
+        fill = fill_of(mean, channels)
         resample = Image.Resampling(int(processor.resample)) if processor.do_resize else Image.Resampling.BICUBIC
         resized = fitting.fitted(resample, fill)
         return lambda fit: lambda picture: fit(resized(picture))
-    cuts_centre = getattr(processor, "do_center_crop", False) or hasattr(processor, "crop_pct")
-    by_shorter_edge = processor.do_resize and dict(processor.size).get("shortest_edge")
-    return within_reason if cuts_centre and by_shorter_edge else lambda fit: fit
+    shorter = (dict(processor.size).get("shortest_edge") or 0) if processor.do_resize else 0
+    # ConvNext's kind cuts out the centre below this size, and squashes from there on.
+    cuts_centre = getattr(processor, "do_center_crop", False) or (hasattr(processor, "crop_pct") and shorter < 384)
+    return (lambda fit: within_reason(fit, size)) if cuts_centre and shorter else lambda fit: fit
 
 
 def _refuse_other_pixels(processor: Any, ours: Preprocessing) -> None:
@@ -250,6 +251,8 @@ def plain_json(value: Any) -> Any:
     """Only what JSON has, as JSON has it."""
     if isinstance(value, dict):
         return {str(k): plain_json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, set):
+        return sorted(str(v) for v in value)
+    if isinstance(value, list | tuple):
         return [plain_json(v) for v in value]
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)

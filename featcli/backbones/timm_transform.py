@@ -18,7 +18,7 @@ from timm.data.loader import adapt_to_chs  # noqa: E402
 from timm.data.transforms import str_to_pil_interp  # noqa: E402
 
 from featcli.backbones.backbone import Preprocessing  # noqa: E402
-from featcli.backbones.fitting import Fitting, within_reason  # noqa: E402
+from featcli.backbones.fitting import Fitting, fill_of, within_reason  # noqa: E402
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,8 +33,7 @@ def timm_preprocessing(config: Mapping[str, Any], channels: int, tag: str, fitti
     if fitting is None:
         steps = [_step(step, config["interpolation"]) for step in transform.transforms[:-1]]  # the last: type only
     else:
-        fill = tuple(round(255 * value) for value in config["mean"])
-        resize = fitting.fitted(str_to_pil_interp(config["interpolation"]), fill)
+        resize = fitting.fitted(str_to_pil_interp(config["interpolation"]), fill_of(config["mean"], channels))
         steps = [fitting.summary(config["interpolation"])]
 
     def fit(picture: Image.Image) -> np.ndarray:
@@ -46,7 +45,7 @@ def timm_preprocessing(config: Mapping[str, Any], channels: int, tag: str, fitti
     cuts_centre = fitting is None and config.get("crop_mode", "center") == "center"
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
     return Preprocessing(
-        fit=within_reason(fit) if cuts_centre else fit,
+        fit=within_reason(fit, config["input_size"][1:]) if cuts_centre else fit,
         size=config["input_size"][1:],
         dtype="uint8",
         scale=1 / 255,

@@ -11,6 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from featcli.errors import DamagedError, shown
 from featcli.writers.files import open_regular, write_all
 from featcli.writers.layout import ALIGNMENT, KEYS, Array, Layout
@@ -135,6 +137,11 @@ def _keys(file: Any, num_keys: int, size: int) -> list[str]:
     end = dataset.id.get_offset() + num_keys * KEY_BYTES
     if info is None or info.length is not None or dataset.shape != (num_keys,) or end > size:
         raise ValueError("its keys are no list of texts, one for each row")
+    with os.fdopen(open_regular(file.filename), "rb") as raw:  # each as its length and place: many may name one text
+        raw.seek(dataset.id.get_offset())
+        lengths = np.frombuffer(raw.read(num_keys * KEY_BYTES), "<u4")[:: KEY_BYTES // 4]
+    if int(lengths.astype(np.int64).sum()) > size:
+        raise ValueError("its keys are longer than the file")
     return [os.fsdecode(name) for name in dataset[:]]
 
 

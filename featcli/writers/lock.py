@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PATIENCE = 30.0  # seconds that somebody else may take to lay out a plan
@@ -21,6 +21,7 @@ class FolderLock:
     """A lock on a folder, held until it is closed: by any number of processes together, or by one alone."""
 
     def __init__(self, folder: Path) -> None:
+        self.is_real = True  # until the file system says otherwise
         self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def alone(self) -> bool:
@@ -40,7 +41,9 @@ class FolderLock:
         try:
             fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
         except OSError as error:
-            return error.errno != errno.EWOULDBLOCK
+            if error.errno == errno.EWOULDBLOCK:
+                return False
+            self.is_real = False  # NFS, for one, locks no folders
         return True
 
     def __enter__(self) -> FolderLock:
@@ -55,11 +58,8 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     """Wait until no other process is inside such a block for this folder; for a block that takes no time."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        try:
+        with suppress(OSError):  # as above: no locks there
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno == errno.EINTR:
-                raise
         yield
     finally:
         os.close(descriptor)

@@ -61,8 +61,9 @@ def read_layout(path: str, num_keys: int) -> Layout:
         arrays = {}
         for name, entry in header.items():
             begins, ends = entry["data_offsets"]
-            if not entry["shape"] or not all(type(number) is int for number in (begins, ends, *entry["shape"])):
-                raise ValueError(f"array {name} has numbers that are no whole ones")
+            numbers = (begins, ends, *entry["shape"])
+            if not 0 < len(entry["shape"]) <= 4 or not all(type(n) is int and 0 <= n <= size for n in numbers):
+                raise ValueError(f"array {name} has a shape or a place that is none")
             array = Array(DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begins)
             if min(begins, *array.shape) < 0 or array.end != 8 + length + ends or array.end > size:
                 raise ValueError(f"array {name} does not fit its offsets")
