@@ -16,6 +16,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 300  # characters of a library's message: some list all that they know
+
 
 class FeatcliError(Exception):
     """What went wrong, in one line, and one line on what to do next."""
@@ -86,7 +88,8 @@ def counted(number: int, what: str) -> str:
 def one_line(error: Exception, count: int = 1) -> str:
     """The first `count` lines of a library's message as one, fit for a terminal; its type where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return printable(" ".join(lines[:count])) or type(error).__name__
+    text = printable(" ".join(lines[:count]))
+    return (text if len(text) <= LONGEST else text[: LONGEST - 3] + "...") or type(error).__name__
 
 
 def printable(text: str) -> str:

@@ -60,6 +60,7 @@ FOREIGN = (
     (b"%!PS", 0, "PostScript"),
     (b"%PDF", 0, "PDF"),
     (b"<svg", 0, "SVG"),
+    (b"<?xml", 0, "XML, such as SVG"),
 )
 # How those begin whose header can be so damaged that Pillow no longer knows them.
 KNOWN = (
@@ -177,11 +178,12 @@ def _identified(file: IO[bytes], rules: Decoding) -> Image.Image:
             help_ = f"pip install {PLUGINS[name][1]}, or convert it" if name in PLUGINS else "convert it"
             raise UnreadableError("format_not_allowed", f"{name}: {help_} to JPEG or PNG") from None
         if name := _begins_as(start, KNOWN):
-            raise UnreadableError("decode_error", f"a {name} whose header is damaged or cut short") from None
+            raise UnreadableError("decode_error", f"{name} with a damaged header, or cut short") from None
         raise UnreadableError("not_an_image", "no known picture format") from None
     if picture.width * picture.height > rules.max_pixels:
         raise UnreadableError(
-            "too_many_pixels", f"{picture.width}x{picture.height}, the limit is {rules.max_pixels} pixels"
+            "too_many_pixels",
+            f"{picture.width}x{picture.height}, the limit is {rules.max_pixels} pixels (--max-pixels)",
         )
     return picture
 
@@ -230,7 +232,8 @@ def silence_libtiff() -> None:
 
 def _reason(error: Exception) -> tuple[str, str]:
     if isinstance(error, Image.DecompressionBombError):
-        return "too_many_pixels", "inside the file, more than Pillow unpacks"
+        found = re.search(r"\((\d+) pixels\)", str(error))
+        return "too_many_pixels", f"{found[1] if found else 'far too many'} pixels; --max-pixels moves the limit"
     # Object addresses in a message would make two equal runs differ.
     text = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")[:DETAIL_LENGTH]
     cut_short = isinstance(error, OSError | struct.error | EOFError) and "trunca" in text.lower()

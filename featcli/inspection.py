@@ -76,7 +76,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         return None
     records = list(dump.records())
     failures = [failure for record in records for failure in record["failures"]]
-    settings = dump.plan.settings
+    settings, reasons = dump.plan.settings, Counter(failure["reason"] for failure in failures)
     damaged = [dump.shard_path(number).name for number in dump.damaged()] + _damaged_files(dump)
     is_complete = dump.is_complete() and len(records) == dump.plan.num_shards
     return {
@@ -86,7 +86,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "images": dump.plan.num_images,
         "written": sum(record["rows"] for record in records) - len(failures),
         "failed": len(failures),
-        "failed_by_reason": dict(Counter(failure["reason"] for failure in failures).most_common()),
+        "failed_by_reason": dict(sorted(reasons.items(), key=lambda count: (-count[1], count[0]))),
         "shards": dump.plan.num_shards,
         "committed_shards": len(records),
         "damaged_files": damaged,

@@ -161,6 +161,12 @@ def _threads(config: ExtractConfig, existing: Dump | None) -> Resolved[int]:
 def _stored_stages(config: ExtractConfig, source: Source, positions: Sequence[int]) -> tuple[StoredStage, ...]:
     stored = pooling(config.pool).shape
     stages = [source.stages[i] for i in positions]
+    for stage in stages if config.fit != NATIVE else ():
+        if any((edge or 0) > own for edge, own in zip(stored(stage.shape), stage.shape, strict=False)):
+            raise UsageError(
+                f"--pool {config.pool}: the maps of {stage.name} have {stage.shape[1]}x{stage.shape[2]} cells only",
+                "use a smaller grid, or --pool none",
+            )
     shapes = [(s.channels, None, None) if config.fit == NATIVE else s.shape for s in stages]
     return tuple(
         StoredStage(s.name, s.index, s.module, s.stride, shape, stored(shape), config.dtype)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from featcli.errors import printable, shown
+from featcli.errors import counted, printable, shown
 
 Report = Callable[..., None]  # report(kind, **facts)
 FAILURES_SHOWN = 5
@@ -107,15 +106,15 @@ class Terminal:
 def summary(end: dict[str, Any]) -> str:
     """The last words of a run, for people."""
     lines = []
-    counts = Counter(end["failed_by_reason"])
-    failed = f", {end['failed']:,} failed ({', '.join(f'{n} {reason}' for reason, n in counts.most_common())})"
+    counts = sorted(end["failed_by_reason"].items(), key=lambda count: (-count[1], count[0]))
+    failed = f", {end['failed']:,} failed ({', '.join(f'{n} {reason}' for reason, n in counts)})"
     if end["extracted"]:
         rate = f"{end['extracted'] / end['seconds']:.1f} images/s"
         pacing = pace(end["busy"], end["waited"])
-        lines.append(f"extracted {end['extracted']:,} images in {end['seconds']:.1f} s, {rate}; {pacing}")
+        lines.append(f"extracted {counted(end['extracted'], 'image')} in {end['seconds']:.1f} s, {rate}; {pacing}")
     else:
         lines.append("nothing left to do: every shard was there")
-    lines.append(f"{end['dump']}: {end['written']:,} images{failed if end['failed'] else ''}")
+    lines.append(f"{end['dump']}: {counted(end['written'], 'image')}{failed if end['failed'] else ''}")
     if end["failed"]:
         lines.append(f"see {end['dump']}/failures.jsonl")
     return "\n".join(lines)

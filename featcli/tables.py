@@ -129,8 +129,8 @@ def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
 
     table = Table(*header, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     console = Console(highlight=False, width=WIDE, markup=False)  # never cut: a narrow terminal folds whole lines
     with console.capture() as drawn:
         console.print(table)
-    _say("\n".join(line.rstrip() for line in drawn.get().splitlines()))
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))  # its own styles, on a terminal

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,6 +65,16 @@ def featcli_process(*arguments: object, **options) -> subprocess.Popen:
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen, **options
     )
+
+
+@contextmanager
+def little_memory(most: int):
+    """The block may take no more than so many bytes beyond what the process has, at any moment."""
+    status, peak = Path("/proc/self/status"), re.compile(r"VmHWM:\s+(\d+) kB")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    before = int(peak.search(status.read_text())[1])
+    yield
+    assert (int(peak.search(status.read_text())[1]) - before) * 1024 < most
 
 
 def draw(path: Path, seed: int, size: tuple[int, int] = (96, 80)) -> Path:

@@ -1,3 +1,4 @@
+import contextlib
 import fcntl
 import json
 import os
@@ -277,7 +278,24 @@ def test_a_bar_on_a_terminal_only(photos, tmp_path):
     assert process.returncode == 0
     assert b"extracting" in shown
     assert b"\x1b[3" not in shown
+    assert b"x1b[" not in on_a_terminal("inspect", tmp_path / "b", width=60).replace(b"\x1b[", b"")  # never spelt out
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def on_a_terminal(*arguments, width):
+    """What a command shows on a terminal of so many columns."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    command = [sys.executable, "-m", "featcli", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"}) as process:
+        os.close(slave)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux reports a closed terminal so
+            while received := os.read(master, 4096):
+                shown += received
+    os.close(master)
+    assert process.returncode == 0
+    return shown
 
 
 def test_version(cli):

@@ -6,9 +6,10 @@ import torch
 from PIL import Image, ImageOps
 
 import featcli
-from conftest import SAMPLES, draw, tree, upright
+from conftest import SAMPLES, draw, little_memory, tree, upright
 from featcli import load_backbone, open_dump
 from featcli.backbones.fitting import FITS, WIDEST, Fitting
+from featcli.decoding import Decoding
 from featcli.errors import DamagedError, UsageError
 from featcli.sizes import Sizes
 from featcli.verify import verify
@@ -133,6 +134,16 @@ def test_native_needs_a_backbone_for_every_size(cli, tmp_path, pictures):
     assert (run.code, "--fit pad" in run.err) == (2, True)
 
 
+def test_a_size_that_only_turns_out_too_large(cli, tmp_path):
+    """A network that refuses a size in the middle of a run ends it with the size and a way out, no traceback."""
+    draw(tmp_path / "p" / "a.png", 0, (224, 224))
+    draw(tmp_path / "p" / "b.png", 0, (672, 672))
+    given = ("extract", tmp_path / "p", "-c", "mvitv2_tiny", "--random-init", "--out-indices", 0, "--fit", "native")
+    run = cli(*given, "-o", tmp_path / "d", "-q")
+    assert (run.code, "does not take" in run.err, "--image-size" in run.err) == (2, True, True), run.err
+    assert len(run.err.splitlines()) == 2
+
+
 def test_native_batches():
     """Neighbours of one size go together, up to the pixels of a common batch; every row once, in order."""
     own = np.array([[32, 32]] * 5 + [[64, 32]] * 3 + [[320, 320]] * 2 + [[32, 32]])
@@ -144,7 +155,6 @@ def test_native_batches():
 def test_images_that_cannot_be_read_have_a_size(tmp_path):
     """An unreadable image goes with the one before it, the first with the checkpoint's size, even if all are."""
     from featcli import inputs
-    from featcli.decoding import Decoding
     from featcli.sizes import native_sizes
 
     for name in ("a", "c", "d"):
@@ -154,27 +164,49 @@ def test_images_that_cannot_be_read_have_a_size(tmp_path):
     sizes = native_sizes(images, Decoding(), Fitting("native", None, (32, 32)), (224, 224), 2)
     assert [sizes[row] for row in range(4)] == [(224, 224), (96, 64), (96, 64), (96, 64)]
     (tmp_path / "b.png").write_bytes(b"")
+    assert native_sizes(images, Decoding(), Fitting("native", None, (32, 32)), (240, 299), 2)[1] == (256, 288)
     assert native_sizes(images, Decoding(), Fitting("native", None, (32, 32)), (224, 224), 2)[1] == (224, 224)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "late.png", "webp", "tif", "avif", "heic", "jxl"])
 def test_the_header_tells_the_size(tmp_path, orientation, suffix):
     """The size that the header gives is that of the decoded picture, however it was turned, in every format."""
-    from featcli.decoding import Decoding
     from featcli.images import read_pixels, read_size
     from featcli.inputs import Image as Input
 
     exif = Image.Exif()
     exif[0x0112] = orientation
     with Image.open(draw(tmp_path / "plain.png", 0, (50, 30))) as plain:
-        plain.save(tmp_path / f"x.{suffix}", exif=exif)
+        if suffix in ("heic", "jxl"):
+            pytest.importorskip({"heic": "pillow_heif", "jxl": "pillow_jxl"}[suffix])
+            from featcli.images import _formats
+
+            _formats(Decoding().max_pixels)
+        plain.save(tmp_path / f"x.{suffix}", exif=exif.tobytes() if suffix == "jxl" else exif)
+    if suffix == "late.png":  # what says how it lies comes after the pixels
+        content = (tmp_path / "x.late.png").read_bytes()
+        at = content.index(b"eXIf") - 4
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        (tmp_path / "x.late.png").write_bytes(content[:at] + content[end:-12] + content[at:end] + content[-12:])
     image = Input("x", str(tmp_path / f"x.{suffix}"), -1, str(tmp_path))
     for choice in ("apply", "ignore"):
         rules = Decoding(orientation=choice)
         height, width = read_size(image, rules)
         pixels = np.empty((3, height, width), np.uint8)
         read_pixels(image, rules, lambda picture: np.asarray(picture).transpose(2, 0, 1), pixels)
+
+
+def test_the_size_of_a_png_costs_no_pixels(tmp_path, monkeypatch):
+    """The header of a PNG is read without unpacking its pixels."""
+    from PIL import PngImagePlugin
+
+    from featcli.images import read_size
+    from featcli.inputs import Image as Input
+
+    path = draw(tmp_path / "x.png", 0, (50, 30))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("unpacked"))
+    assert read_size(Input("x", str(path), -1, str(tmp_path)), Decoding()) == (30, 50)
 
 
 def test_odd_shapes_of_native_maps_are_refused(tmp_path, pictures):
@@ -186,7 +218,7 @@ def test_odd_shapes_of_native_maps_are_refused(tmp_path, pictures):
     path = dump.shard_path(0)
     array = dump.format.read_layout(str(path), 8).arrays["stage4.shapes"]
     content = bytearray(path.read_bytes())
-    for shape in ([2**31, 2**31, 2**31], [96, 0, 0], [0, 2, 3]):
+    for shape in ([2**31, 2**31, 2**31], [96, 0, 0], [0, 2, 3], [48, 2, 6]):
         content[array.offset : array.offset + 12] = np.array(shape, "<u4").tobytes()
         path.write_bytes(content)
         with pytest.raises(DamagedError):
@@ -196,8 +228,6 @@ def test_odd_shapes_of_native_maps_are_refused(tmp_path, pictures):
 
 def test_wide_pictures_cost_what_others_do(tmp_path):
     """Where only the centre is kept, only the middle of a very wide picture is resized; others are as the library's."""
-    import tracemalloc
-
     backbone = load_backbone("resnet18", random_init=True)
     noise = np.random.default_rng(0).integers(0, 256, (4, 4 * WIDEST, 3), dtype=np.uint8)
     from timm.data import create_transform
@@ -205,10 +235,26 @@ def test_wide_pictures_cost_what_others_do(tmp_path):
     plain = create_transform(224, is_training=False, crop_pct=0.95, interpolation="bicubic", use_prefetcher=True)
     assert np.array_equal(backbone.preprocess(Image.fromarray(noise)), plain(Image.fromarray(noise)))
     for size in ((20_000, 1), (1, 20_000)):
-        tracemalloc.start()
-        assert backbone.preprocess(Image.new("RGB", size, "red")).shape == (3, 224, 224)
-        assert tracemalloc.get_traced_memory()[1] < 64e6
-        tracemalloc.stop()
+        with little_memory(64_000_000):
+            assert backbone.preprocess(Image.new("RGB", size, "red")).shape == (3, 224, 224)
+
+
+def test_wide_inputs_and_squashing_processors_see_all_of_a_picture(tmp_path):
+    """Where the input is wide itself, or pictures are squashed, nothing is cut off that the library would use."""
+    transformers = pytest.importorskip("transformers")
+    from timm.data import create_transform
+
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 70 * 8, 3), dtype=np.uint8))
+    backbone = load_backbone("resnet18", random_init=True, image_size=(32, 2048))
+    plain = create_transform((32, 2048), is_training=False, crop_pct=0.95, interpolation="bicubic", use_prefetcher=True)
+    assert np.array_equal(backbone.preprocess(noise), plain(noise))
+    config = transformers.ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8])
+    transformers.ConvNextModel(config).save_pretrained(tmp_path)
+    processor = transformers.ConvNextImageProcessorPil(size={"shortest_edge": 384})
+    processor.save_pretrained(tmp_path)
+    ours = load_backbone(tmp_path)
+    expected = torch.from_numpy(processor(noise, return_tensors="np")["pixel_values"][0])
+    assert torch.allclose(ours.preprocessing.normalize(ours.preprocess(noise)[None])[0], expected, atol=1e-6)
 
 
 def test_unknown_fits():
@@ -224,3 +270,24 @@ def test_native_pixels_are_checked():
     assert backbone(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))["stage4"].shape[2:] == (2, 3)
     with pytest.raises(UsageError, match="B, 3, H, W"):
         backbone(torch.zeros(1, 3, 64, 90, dtype=torch.uint8))
+
+
+def test_a_fit_in_place_of_what_a_processor_cannot(tmp_path, cli):
+    """A processor that knows one edge only takes no other size by itself, says so, and any by --fit."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[16, 32, 32, 64], embedding_size=16)
+    transformers.ResNetModel(config).save_pretrained(tmp_path / "m")
+    transformers.ConvNextImageProcessorPil(size={"shortest_edge": 64}, crop_pct=0.875).save_pretrained(tmp_path / "m")
+    given = ("extract", SAMPLES, "-c", tmp_path / "m", "--image-size", "64x96", "-q")
+    refused = cli(*given, "-o", tmp_path / "d")
+    assert (refused.code, "64x96 pixels" in refused.err, "--fit" in refused.err) == (6, True, True), refused.err
+    assert cli(*given, "--fit", "pad", "-o", tmp_path / "d").code == 0
+    assert open_dump(tmp_path / "d")["stage4"].shape[2:] == (2, 3)
+
+
+def test_a_grid_larger_than_the_map(cli, tmp_path):
+    """A grid that would only repeat the cells of a map is refused."""
+    given = ("extract", SAMPLES, "-c", "test_resnet", "--random-init", "-o", tmp_path / "d", "-q")
+    refused = cli(*given, "--pool", "9x2")
+    assert (refused.code, "have 5x5 cells only" in refused.err) == (2, True), refused.err
+    assert cli(*given, "--pool", "5x2").code == 0

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 
 import pytest
@@ -10,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import featcli
-from conftest import draw
+from conftest import draw, little_memory
 from featcli import open_dump
 from featcli.errors import FeatcliError
 from featcli.inspection import inspect_dump
 from featcli.verify import verify
 from featcli.writers.sealed import CHECKSUM, sealed
 
-MAX_GROWTH = 512 * 1024  # KiB that reading hostile files may add to the memory of a process
+MAX_GROWTH = 512 << 20  # bytes that reading hostile files may add to the memory of a process
 FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "120")),  # make torture asks for more
     deadline=10_000,  # milliseconds for one input
@@ -46,9 +45,8 @@ def made(request, tmp_path_factory):
 @pytest.fixture(autouse=True, scope="module")
 def bounded():
     """Whatever the files claim to hold, reading them takes little memory."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MAX_GROWTH
+    with little_memory(MAX_GROWTH):
+        yield
 
 
 def read_all(folder):

@@ -89,11 +89,13 @@ FAILING = {  # reason -> name -> content
     "format_not_allowed": {
         "script.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
         "paper.png": b"%PDF-1.7\n1 0 obj\n",
+        "drawing.xml.jpg": b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'></svg>",
         "drawing.jpg": b"<svg xmlns='http://www.w3.org/2000/svg'></svg>",
     },
     "too_many_pixels": {"bomb.png": png(60_000, 60_000), "large.png": png(12_000, 12_000)},
     "unsupported_depth": {
         "floats.tif": saved("TIFF", grey(DEEP.astype(np.float32) / 65535)),
+        "floats.pfm.ppm": saved("PPM", grey(DEEP.astype(np.float32) / 65535)),
         "integers.tif": saved("TIFF", grey(DEEP.astype(np.int32) * 1000)),
     },
     "decode_error": {

@@ -112,6 +112,21 @@ def test_linked_folders(tmp_path, cli):
     assert cli(*given, "--follow-links").code == 0
 
 
+def test_a_deep_folder(tmp_path):
+    """Folders are looked into however deep they lie."""
+    folder = tmp_path / "p"
+    folder.mkdir()
+    place = os.open(folder, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=place)
+        below = os.open("d", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = below
+    os.close(place)
+    draw(folder / "x.png", 0)
+    assert find(Given([str(folder)])).images.keys == ["x.png"]
+
+
 def test_names_that_lead_outside(tmp_path):
     """Outside --root only where that was allowed, under the whole path; inside, however it is written, one key."""
     inside, outside = draw(tmp_path / "root" / "x.png", 0), draw(tmp_path / "y.png", 1)

@@ -32,11 +32,13 @@ class Full:
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
     MemoryError(),
 ]
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", ERRORS, ids=str)
 def test_a_batch_is_halved_until_it_fits(tmp_path, photos, monkeypatch, cli, error):
     """The rows are those of whole batches, the portion is found once, said once and stands in the record."""
     featcli.extract(photos, output=tmp_path / "whole", **OPTIONS)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import featcli
-from conftest import draw, featcli_process, tree
+from conftest import draw, tree
 from featcli import open_dump
 from featcli.dump import Dump
 from featcli.errors import ConflictError, DamagedError, IncompleteError
@@ -57,16 +57,79 @@ def test_repair_and_retry_beside_another_process(photos, tmp_path):
     again(photos, dump, retry_failed=True)
 
 
-def test_a_process_that_is_overwriting_keeps_others_out(photos, tmp_path):
-    """While one process works, another that wants to start anew is refused with exit code 5 and one line."""
-    given = ["extract", photos, "-c", "test_resnet", "--random-init", "--batch-size", 1, "--shard-size", 1]
-    (tmp_path / "d").mkdir()
-    with FolderLock(tmp_path / "d") as other:
+def test_a_process_that_holds_a_dump_alone(dump, photos, monkeypatch, cli):
+    """While one process needs a dump for itself, others are refused with exit code 5; when it has ended they go on."""
+    monkeypatch.setattr("featcli.writers.lock.PATIENCE", 0.1)
+    given = ("-c", "test_resnet", "--random-init", "--batch-size", 4, "--shard-size", 4)
+    with FolderLock(dump) as other:
+        assert other.alone()
+        run = cli("extract", photos, *given, "-o", dump, "-q")
+        assert (run.code, "in use by another process" in run.err) == (5, True)
+        assert cli("finalize", dump).code == 5
         assert other.together()
-        with featcli_process(*given, "-o", tmp_path / "d", "--overwrite") as process:
-            _, err = process.communicate()
-    assert process.returncode == 5
-    assert "in use by another process" in err.splitlines()[-2]
+        assert again(photos, dump).extracted == 0
+    assert again(photos, dump, overwrite=True).extracted == 12
+
+
+def test_work_is_shared(photos, tmp_path):
+    """What another process has committed is not done again by one that had it on its list."""
+    done = []
+
+    def report(kind, **facts):
+        if kind == "shard" and not done:  # in the middle of the first run, a second comes and does the rest
+            done.append(again(photos, tmp_path / "d", batch_size=1, shard_size=1).extracted)
+
+    first = featcli.extract(
+        photos, output=tmp_path / "d", report=report, **{**OPTIONS, "batch_size": 1, "shard_size": 1}
+    )
+    assert done[0] >= 6
+    assert first.extracted + done[0] == 12
+    assert verify(tmp_path / "d").state == "whole"
+
+
+def test_what_was_put_aside_forgives_nothing(photos, tmp_path):
+    """A record that repair put aside says nothing of images any more once its shard has been made again."""
+    good = (photos / "01.png").read_bytes()
+    (photos / "01.png").write_bytes(b"broken")
+    dump = tmp_path / "d"
+    again(photos, dump)
+    path = Dump.existing(dump).shard_path(open_dump(dump).rows["01.png"] // 4)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    repair(verify(dump))
+    again(photos, dump)
+    (photos / "01.png").write_bytes(good)
+    again(photos, dump, retry_failed=True)
+    draw(photos / "01.png", 99, (200, 210))
+    for options in ({}, {"retry_failed": True}):
+        with pytest.raises(ConflictError, match="1 image changed"):
+            again(photos, dump, **options)
+
+
+def test_repair_looks_again(dump, photos):
+    """What was made again between the look and the repair is not put aside."""
+    path = Dump.existing(dump).shard_path(1)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    verdict = verify(dump)
+    path.write_bytes(content)
+    before = tree(dump)
+    assert repair(verdict) == []
+    assert tree(dump) == before
+
+
+def test_a_file_system_without_locks(dump, photos, monkeypatch, cli):
+    """Where folders cannot be locked, that is said, and the work is done all the same."""
+    import fcntl
+
+    def refused(*_):
+        raise OSError(9, "Bad file descriptor")
+
+    Dump.existing(dump).shard_path(1).unlink()
+    monkeypatch.setattr(fcntl, "flock", refused)
+    given = ("-c", "test_resnet", "--random-init", "--batch-size", 4, "--shard-size", 4)
+    run = cli("extract", photos, *given, "-o", dump)
+    assert (run.code, "this file system knows no locks" in run.err) == (0, True)
+    assert verify(dump).state == "whole"
 
 
 def test_a_lost_shard_of_failed_images_is_made_again(photos, tmp_path):
@@ -260,3 +323,12 @@ def test_what_an_index_may_be(dump):
             maps[index]
     with pytest.raises(IndexError):
         maps[mask[:5]]
+
+
+def test_a_shard_that_is_open_elsewhere(dump):
+    """A shard that the same process has open in h5py reads all the same."""
+    import h5py
+
+    with h5py.File(Dump.existing(dump).shard_path(0)) as file:
+        assert (open_dump(dump)["stage4"][0] == file["stage4"][0]).all()
+        assert verify(dump).state == "whole"

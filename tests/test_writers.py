@@ -11,6 +11,7 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
+from conftest import little_memory
 from featcli.errors import DamagedError, FeatcliError, UsageError
 from featcli.writers import FORMATS
 from featcli.writers.publish import PARTIAL, create_partial, publish, remove_stale
@@ -182,7 +183,23 @@ ODD_HDF5 = {
     "scalar": lambda f, _: f.create_dataset("stem", (), "f4"),
     "group": lambda f, _: f.create_group("stem"),
 }
+
+
+def one_text_many_times(file):
+    """Keys that all name one long text: as many bytes in memory as there are keys."""
+    file.create_dataset("keys", data=[b"x" * 100_000] + [b""] * 99, dtype=h5py.string_dtype())
+    place = file["keys"].id.get_offset()
+    path = file.filename
+    file.close()
+    with open(path, "r+b") as raw:
+        raw.seek(place)
+        first = raw.read(16)
+        raw.seek(place)
+        raw.write(first * 100)
+
+
 ODD_KEYS = {
+    "one text many times": one_text_many_times,
     "link": lambda f: f.__setitem__("keys", h5py.ExternalLink("/dev/zero", "/keys")),
     "storage elsewhere": lambda f: f.create_dataset("keys", (1,), "S8", external=[("secret", 0, 8)]),
     "a billion": lambda f: f.create_dataset("keys", (10**9,), "S100", chunks=(1000,)),
@@ -211,8 +228,8 @@ def test_odd_hdf5_keys_are_refused(tmp_path, kind):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_dataset("stem", data=np.zeros((1, 2), np.float32))
         ODD_KEYS[kind](file)
-    with pytest.raises(DamagedError):
-        FORMATS["hdf5"].read_layout(str(tmp_path / "x.h5"), 1)
+    with pytest.raises(DamagedError), little_memory(64_000_000):
+        FORMATS["hdf5"].read_layout(str(tmp_path / "x.h5"), 100 if kind == "one text many times" else 1)
 
 
 def header(path, **changes):
@@ -230,7 +247,8 @@ def header(path, **changes):
         {"keys": "5"}, {"keys": "null"}, {"keys": '["a", "b"]'}, {"keys": "[1]"}, {"keys": "[" * 100_000},
         {"entry": {"shape": [1.0, 2]}}, {"entry": {"data_offsets": [0.0, 8.0]}}, {"entry": {"shape": []}},
         {"entry": {"shape": [-1, -2]}}, {"entry": {"dtype": []}}, {"entry": {"data_offsets": [4, 12]}},
-        {"entry": {"data_offsets": [0]}}, {"entry": {"shape": [1 << 70, 0]}}, {"stem": 5}, {"__metadata__": []},
+        {"entry": {"data_offsets": [0]}}, {"entry": {"shape": [1 << 70, 0]}},
+        {"entry": {"shape": [int("9" * 4000)] * 500}}, {"entry": {"shape": [1] * 9}}, {"stem": 5}, {"__metadata__": []},
     ],
     ids=str,
 )  # fmt: skip
@@ -239,6 +257,17 @@ def test_odd_safetensors_headers_are_refused(tmp_path, changes):
     assert FORMATS["safetensors"].read_layout(header(tmp_path / "right"), 1).arrays["stem"].shape == (1, 2)
     with pytest.raises(DamagedError):
         FORMATS["safetensors"].read_layout(header(tmp_path / "x", **changes), 1)
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_writes_that_take_less_than_given(tmp_path, monkeypatch, format_name):
+    """The system may take a part of what it is given: the rest is written after it."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    path, _ = write(tmp_path / "one", format_name)
+    plain = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, content, offset: plain(descriptor, content[:7], offset))
+    assert write(tmp_path / "two", format_name)[0].read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("format_name", FORMATS)

@@ -111,7 +111,7 @@ def _open(request: Request) -> Source:
     if path.is_dir() and not _is_timm_name(request.checkpoint):
         raise CheckpointError(
             f"checkpoint {shown(path)}: a folder without config.json",
-            "a checkpoint folder is what timm's or transformers' save_pretrained writes",
+            "a checkpoint folder is what timm's or transformers' save_pretrained writes, a dump what extract makes",
         )
     if HUB_ID.fullmatch(request.checkpoint) and not path.exists():
         return _from_hub(request)

@@ -45,11 +45,15 @@ def read_processor(checkpoint: str, image_size: tuple[int, int] | None) -> Any:
         return None
     if image_size is not None:
         _resize_processor(processor, image_size)
-        if output_sizes(processor) != {image_size}:
+        try:
+            sizes = output_sizes(processor)
+        except (AttributeError, KeyError, TypeError, ValueError):  # of one that knows a single edge only
+            sizes = set()
+        if sizes != {image_size}:
             raise CheckpointError(
                 f"checkpoint {shown(checkpoint)}: its {type(processor).__name__} does not give every picture"
                 f" {image_size[0]}x{image_size[1]} pixels",
-                "try a multiple of the patch or of 32, or save another image processor there",
+                "try --fit crop, squash or pad, or a multiple of the patch or of 32",
             )
     return processor
 

@@ -81,7 +81,7 @@ class Source(ABC):
             raise UsageError(
                 f"--image-size {fitting.size[0]}x{fitting.size[1]}: the step of {self.name} is"
                 f" {fitting.step[0]}x{fitting.step[1]}",
-                "give a size that is no smaller",
+                f"give at least {fitting.step[0]}x{fitting.step[1]}",
             )
         stages = [self.stages[position] for position in positions]
         for by in ((2, 1), (1, 3)):

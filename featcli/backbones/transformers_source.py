@@ -220,7 +220,7 @@ def processor_of(request: Request) -> Any:
     """The image processor of a folder or hub id; None where it has none, and for configurations by themselves."""
     if request.config is not None or Path(request.checkpoint).is_file():
         return None
-    return read_processor(request.checkpoint, request.image_size)
+    return read_processor(request.checkpoint, None if request.fit else request.image_size)  # --fit sizes by itself
 
 
 def no_processor(request: Request) -> CheckpointError:

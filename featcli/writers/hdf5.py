@@ -11,8 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from featcli.errors import DamagedError, shown
 from featcli.writers.files import open_regular, write_all
 from featcli.writers.layout import ALIGNMENT, KEYS, Array, Layout
@@ -117,11 +115,10 @@ def read_layout(path: str, num_keys: int) -> Layout:
     import h5py
 
     try:
-        descriptor = open_regular(path)
-        size = os.fstat(descriptor).st_size
-        os.close(descriptor)
-        with h5py.File(path, "r", locking=False) as file:
-            keys = _keys(file, num_keys, size)
+        # Through a file of Python's: HDF5 refuses a path that the same process has opened with other lock settings.
+        with os.fdopen(open_regular(path), "rb") as raw, h5py.File(raw, "r") as file:
+            size = os.fstat(raw.fileno()).st_size
+            keys = _keys(file, num_keys, size, raw.fileno())
             arrays = {name: _placed(file, name, size) for name in file if name != KEYS}
             attributes = {name: str(value) for name, value in file.attrs.items()}
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -129,17 +126,18 @@ def read_layout(path: str, num_keys: int) -> Layout:
     return Layout(arrays, size, keys, attributes)
 
 
-def _keys(file: Any, num_keys: int, size: int) -> list[str]:
+def _keys(file: Any, num_keys: int, size: int, descriptor: int) -> list[str]:
     import h5py
+    import numpy as np
 
     dataset = _plain(file, KEYS)
     info = h5py.check_string_dtype(dataset.dtype)
     end = dataset.id.get_offset() + num_keys * KEY_BYTES
     if info is None or info.length is not None or dataset.shape != (num_keys,) or end > size:
         raise ValueError("its keys are no list of texts, one for each row")
-    with os.fdopen(open_regular(file.filename), "rb") as raw:  # each as its length and place: many may name one text
-        raw.seek(dataset.id.get_offset())
-        lengths = np.frombuffer(raw.read(num_keys * KEY_BYTES), "<u4")[:: KEY_BYTES // 4]
+    # Each as its length and place: many may name one text.
+    lengths = np.frombuffer(os.pread(descriptor, num_keys * KEY_BYTES, dataset.id.get_offset()), "<u4")
+    lengths = lengths[:: KEY_BYTES // 4]
     if int(lengths.astype(np.int64).sum()) > size:
         raise ValueError("its keys are longer than the file")
     return [os.fsdecode(name) for name in dataset[:]]
