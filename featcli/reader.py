@@ -151,7 +151,7 @@ class DumpReader:
             cause = (isinstance(error, OSError) and error.strerror) or error
             raise DamagedError(f"shard {shown(path)}: {cause}", "see featcli inspect for its state") from error
         try:
-            layout = self._dump.format.read_layout(str(path), len(self.plan.shard(number)))
+            layout = self._dump.format.read_layout(str(path), None)
             if (layout.attributes.get("fingerprint"), layout.attributes.get("shard")) != (
                 self.plan.fingerprint,
                 str(number),

@@ -23,8 +23,8 @@ class Format(Protocol):
     ) -> Layout:
         """Prepare the empty file at `path`."""
 
-    def read_layout(self, path: str, num_keys: int) -> Layout:
-        """Where the arrays of a finished file with so many keys are."""
+    def read_layout(self, path: str, num_keys: int | None) -> Layout:
+        """Where the arrays of a finished file with so many keys are. The keys are not read where it is None."""
 
 
 FORMATS: dict[str, Format] = {"hdf5": hdf5, "safetensors": safetensors}

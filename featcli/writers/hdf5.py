@@ -16,7 +16,6 @@ from featcli.writers.files import open_regular, write_all
 from featcli.writers.layout import ALIGNMENT, KEYS, Array, Layout
 
 SUFFIX = ".h5"
-KEY_BYTES = 16  # of a text in an array: its length, and where in the file it is
 
 
 def lay_out(
@@ -28,9 +27,13 @@ def lay_out(
     sparse = _Sparse()
     options = {"libver": ("earliest", "v110"), "alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
     with h5py.File(sparse, "w", **options) as file:
-        file.attrs.update(attributes)
-        names = [os.fsencode(key) for key in keys]  # bytes: a name may be anything a file system allows
-        file.create_dataset(KEYS, data=names, dtype=h5py.string_dtype("utf-8"), shape=(len(names),))
+        # Texts of a fixed length, all of them: of other texts HDF5 keeps a heap, and a damaged heap makes it read wild
+        # memory, or for ever. Keys are bytes: a name may be anything a file system allows, but a zero byte.
+        for name, text in attributes.items():
+            file.attrs.create(name, text.encode(), dtype=h5py.string_dtype("ascii", len(text)))
+        names = [os.fsencode(key) for key in keys]
+        longest = max(1, *map(len, names)) if names else 1
+        file.create_dataset(KEYS, data=names, dtype=h5py.string_dtype("utf-8", longest), shape=(len(names),))
         for name, (dtype, shape) in arrays.items():
             _create(file, name, dtype, shape)
         placed = {name: Array(dtype, shape, file[name].id.get_offset()) for name, (dtype, shape) in arrays.items()}
@@ -110,37 +113,49 @@ def _types() -> dict[str, Any]:
     return {**known, "bfloat16": bfloat16}
 
 
-def read_layout(path: str, num_keys: int) -> Layout:
-    """Where the arrays of a finished file are. Raises DamagedError for anything that is not such a file."""
+def read_layout(path: str, num_keys: int | None) -> Layout:
+    """Where the arrays of a finished file are, and its keys unless `num_keys` is None.
+
+    Raises DamagedError for anything that is not such a file.
+    """
     import h5py
 
     try:
         # Through a file of Python's: HDF5 refuses a path that the same process has opened with other lock settings.
         with os.fdopen(open_regular(path), "rb") as raw, h5py.File(raw, "r") as file:
             size = os.fstat(raw.fileno()).st_size
-            keys = _keys(file, num_keys, size, raw.fileno())
+            keys = [] if num_keys is None else _keys(file, num_keys, size, raw.fileno())
             arrays = {name: _placed(file, name, size) for name in file if name != KEYS}
-            attributes = {name: str(value) for name, value in file.attrs.items()}
+            attributes = {name: _text(file, name) for name in file.attrs}
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise DamagedError(f"shard {shown(path)}: not a readable HDF5 shard ({error})", "is it whole?") from error
     return Layout(arrays, size, keys, attributes)
 
 
 def _keys(file: Any, num_keys: int, size: int, descriptor: int) -> list[str]:
-    import h5py
-    import numpy as np
-
     dataset = _plain(file, KEYS)
-    info = h5py.check_string_dtype(dataset.dtype)
-    end = dataset.id.get_offset() + num_keys * KEY_BYTES
-    if info is None or info.length is not None or dataset.shape != (num_keys,) or end > size:
+    length, offset = _text_length(dataset.dtype), dataset.id.get_offset()
+    if dataset.shape != (num_keys,) or offset + num_keys * length > size:
         raise ValueError("its keys are no list of texts, one for each row")
-    # Each as its length and place: many may name one text.
-    lengths = np.frombuffer(os.pread(descriptor, num_keys * KEY_BYTES, dataset.id.get_offset()), "<u4")
-    lengths = lengths[:: KEY_BYTES // 4]
-    if int(lengths.astype(np.int64).sum()) > size:
-        raise ValueError("its keys are longer than the file")
-    return [os.fsdecode(name) for name in dataset[:]]
+    raw = os.pread(descriptor, num_keys * length, offset)
+    return [os.fsdecode(raw[i : i + length].rstrip(b"\0")) for i in range(0, len(raw), length)]
+
+
+def _text(file: Any, name: str) -> str:
+    attribute = file.attrs.get_id(name)
+    _text_length(attribute.dtype)
+    if attribute.shape != ():
+        raise ValueError(f"its attribute {name} is no text")
+    return bytes(file.attrs[name]).decode()
+
+
+def _text_length(dtype: Any) -> int:
+    import h5py
+
+    info = h5py.check_string_dtype(dtype)
+    if info is None or not info.length:
+        raise ValueError("a text of no fixed length")
+    return int(info.length)
 
 
 def _placed(file: Any, name: str, size: int) -> Array:

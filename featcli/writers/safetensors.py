@@ -45,8 +45,11 @@ def lay_out(
     return Layout(placed, start + begins, keys, attributes, len(text).to_bytes(8, "little") + text)
 
 
-def read_layout(path: str, num_keys: int) -> Layout:
-    """Where the arrays of a finished file are. Raises DamagedError for anything that is not such a file."""
+def read_layout(path: str, num_keys: int | None) -> Layout:
+    """Where the arrays of a finished file are, and its keys unless `num_keys` is None.
+
+    Raises DamagedError for anything that is not such a file.
+    """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -55,8 +58,9 @@ def read_layout(path: str, num_keys: int) -> Layout:
                 raise ValueError("header longer than the file")
             header = json.loads(file.read(length))
         metadata = header.pop("__metadata__")
-        keys = json.loads(metadata.pop(KEYS))
-        if not isinstance(keys, list) or len(keys) != num_keys or not all(isinstance(key, str) for key in keys):
+        text = metadata.pop(KEYS)
+        keys = [] if num_keys is None else json.loads(text)
+        if not isinstance(keys, list) or len(keys) != (num_keys or 0) or not all(isinstance(key, str) for key in keys):
             raise ValueError("its keys are no list of texts, one for each row")
         arrays = {}
         for name, entry in header.items():
