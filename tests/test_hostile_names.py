@@ -124,7 +124,10 @@ def test_a_deep_folder(tmp_path):
         place = below
     os.close(place)
     draw(folder / "x.png", 0)
-    assert find(Given([str(folder)])).images.keys == ["x.png"]
+    try:
+        assert find(Given([str(folder)])).images.keys == ["x.png"]
+    finally:
+        subprocess.run(["rm", "-rf", folder], check=True)  # shutil.rmtree would go as deep as the folders
 
 
 def test_names_that_lead_outside(tmp_path):
