@@ -194,7 +194,7 @@ def _listed(given: Given, files_from: str) -> Iterator[tuple[str, int]]:
         name = os.fsdecode(line if given.null else line.removesuffix(b"\r"))
         if not name:
             continue
-        key = os.path.relpath(os.path.join(base, name), base) if os.path.isabs(name) else os.path.normpath(name)
+        key = os.path.relpath(_without_dots(os.path.join(base, name)), base)
         if key == os.pardir or key.startswith(os.pardir + os.sep) or os.path.isabs(key):
             if not given.allow_outside:
                 raise UsageError(
@@ -202,8 +202,17 @@ def _listed(given: Given, files_from: str) -> Iterator[tuple[str, int]]:
                     "give a folder that holds all listed images with --root (keys are relative to it),"
                     " or --allow-outside",
                 )
-            key = os.path.abspath(os.path.join(base, name))
+            key = _without_dots(os.path.join(base, name))
         yield key.replace(os.sep, "/"), _size(os.path.join(base, key))
+
+
+def _without_dots(path: str) -> str:
+    """An absolute path without `.` and `..`; where links make `link/..` another folder than it looks, the system's."""
+    plain = os.path.normpath(path)
+    folder, name = os.path.split(path)
+    if os.pardir not in path.split(os.sep) or os.path.realpath(folder) == os.path.realpath(os.path.dirname(plain)):
+        return plain
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _read_names(files_from: str) -> bytes:
