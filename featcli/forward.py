@@ -40,20 +40,19 @@ class Forward:
         while rows is None:
             try:
                 rows = self._rows(batch.pixels)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise self._explained(error, batch) from error
-                self._halve(len(batch.rows), error)
-            except (IndexError, ValueError, AssertionError) as error:  # how networks refuse a size
-                raise self._explained(error, batch) from error
+            except (MemoryError, RuntimeError, IndexError, ValueError, AssertionError) as error:
+                if is_out_of_memory(error):
+                    self._halve(len(batch.rows), error)
+                elif self._job.backbone.preprocessing.is_native:  # these are how networks refuse a size
+                    raise self._refused(error, batch) from error
+                else:
+                    raise
             if rows is None and self._job.backbone.device.type == "cuda":
                 torch.cuda.empty_cache()  # here the error is gone, and the tensors that it held
         return self._finished(rows, batch)
 
-    def _explained(self, error: Exception, batch: Batch) -> Exception:
-        """The error, or what it means where pictures keep their own sizes, which not every network takes."""
-        if not self._job.backbone.preprocessing.is_native:
-            return error
+    def _refused(self, error: Exception, batch: Batch) -> UsageError:
+        """What an error means where pictures keep their own sizes, which not every network takes."""
         height, width = batch.pixels.shape[2:]
         return UsageError(
             f"--fit native: {self._job.backbone.name} does not take an input of {height}x{width}: {one_line(error)}",
