@@ -46,7 +46,7 @@ bench: .venv/installed  ## measure extract against the bare forward pass and aga
 sweep: .venv/installed  ## every model of timm and transformers: writes docs/sweep.md and featcli/models.csv (half an hour)
 	$(BIN)/python benchmarks/sweep.py
 
-torture: .venv/installed  ## a small run killed, or refused by the disk, at every call that changes it; hostile files (half an hour)
+torture: .venv/installed  ## a small run killed, or refused by the disk, at every call that changes it; hostile files (a quarter of an hour)
 	$(BIN)/python tests/torture.py
 
 smoke: .venv/installed  ## build the wheel, install it without the development tools elsewhere, extract two images
