@@ -43,10 +43,10 @@ def _heeding_signals() -> Iterator[list[int]]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; always ends in SystemExit with a documented code."""
     warnings.filterwarnings("ignore", module="PIL")  # what matters of them is a recorded failure
-    with _heeding_signals() as terminated:
+    with _heeding_signals() as received:
         code = _run(arguments)
         if code == INTERRUPTED:
-            what, code = ("terminated", TERMINATED) if signal.SIGTERM in terminated else ("interrupted", INTERRUPTED)
+            what, code = ("terminated", TERMINATED) if signal.SIGTERM in received else ("interrupted", INTERRUPTED)
             again = "the same command without --overwrite" if "--overwrite" in _given(arguments) else "the same command"
             _fail(what, f"what is committed stays; {again} goes on", code, arguments)
     sys.exit(code)

@@ -12,7 +12,8 @@ from featcli import __version__
 from featcli.backbones.checkpoint import Request
 from featcli.backbones.input_size import parse_size
 from featcli.backbones.stages import parse_features, parse_indices
-from featcli.config import DTYPES, PRECISIONS, ExtractConfig, one_of
+from featcli.config import DTYPES, PRECISIONS, ExtractConfig
+from featcli.errors import one_of
 from featcli.options import (
     EPILOG,
     AllowOutside,

@@ -8,7 +8,7 @@ from typing import Any
 from featcli.backbones.checkpoint import Request, sizes_asked
 from featcli.backbones.fitting import NATIVE
 from featcli.decoding import MAX_PIXELS, Decoding, parse_depth_range
-from featcli.errors import UsageError, shown
+from featcli.errors import UsageError, one_of
 from featcli.inputs import Given
 from featcli.pooling import pooling
 from featcli.writers import FORMATS
@@ -114,9 +114,3 @@ class ExtractConfig:
     def decoding(self) -> Decoding:
         """The rules by which pictures are read. Raises UsageError."""
         return Decoding(self.orientation, self.alpha, parse_depth_range(self.depth_range), self.max_pixels, self.decode)
-
-
-def one_of(option: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise UsageError unless the value is one of those."""
-    if value not in known:
-        raise UsageError(f"{option} {shown(value)}: no such choice", f"use {', '.join(known)}")

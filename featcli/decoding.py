@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from featcli.errors import UsageError, shown
+from featcli.errors import UsageError, one_of, shown
 
 ORIENTATIONS = ("apply", "ignore")
 ALPHAS = ("drop", "white", "black")
@@ -25,13 +25,9 @@ class Decoding:
     decode: str = "exact"  # or scaled: large JPEGs are unpacked at a half, a quarter or an eighth of their size
 
     def __post_init__(self) -> None:
-        for option, value, known in (
-            ("--orientation", self.orientation, ORIENTATIONS),
-            ("--alpha", self.alpha, ALPHAS),
-            ("--decode", self.decode, DECODES),
-        ):
-            if value not in known:
-                raise UsageError(f"{option} {shown(value)}: no such choice", f"use {', '.join(known)}")
+        one_of("--orientation", self.orientation, ORIENTATIONS)
+        one_of("--alpha", self.alpha, ALPHAS)
+        one_of("--decode", self.decode, DECODES)
         if self.max_pixels < 1:
             raise UsageError(f"--max-pixels {self.max_pixels}: must be at least 1", "leave it out for the default")
 

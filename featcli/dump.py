@@ -20,7 +20,7 @@ import xxhash
 from featcli.errors import ConflictError, DamagedError, UsageError, counted, shown
 from featcli.images import Failure
 from featcli.inputs import MISSING, ImageList
-from featcli.plan import Plan, digest_images, image_lines, refuse_other_plan, with_fingerprint
+from featcli.plan import Plan, image_lines, other_images, refuse_other_plan, with_fingerprint
 from featcli.records import read_record, record_content
 from featcli.writers import FORMATS
 from featcli.writers.files import open_regular
@@ -28,7 +28,7 @@ from featcli.writers.layout import ITEM_BYTES
 from featcli.writers.lock import one_at_a_time
 from featcli.writers.publish import PARTIAL_NAME, disk_errors, publish_lines, sync_folder
 from featcli.writers.sealed import publish_sealed, read_sealed
-from featcli.writers.shard import ShardWriter
+from featcli.writers.shard import ShardWriter, hash_rest
 
 PLAN, IMAGES, SHARDS, FAILURES, MANIFEST = "plan.json", "images.jsonl", "shards", "failures.jsonl", "manifest.json"
 ASIDE = ".damaged"  # ends the name of what verify --repair has put aside
@@ -101,11 +101,7 @@ class Dump:
             raise no_dump(path)
         dump.refuse_other_plan(plan, images)
         dump.environment = plan.environment
-        try:
-            dump.keys()
-        except DamagedError:
-            if digest_images(images) != dump.plan.images_digest:
-                raise
+        if plan.images_digest == dump.plan.images_digest and not dump._has_its_list():
             with disk_errors(path):
                 publish_lines(path / IMAGES, image_lines(images), replace=True)
         dump.resized = dump.refuse_changed_images(images, retry_failed)
@@ -122,7 +118,7 @@ class Dump:
             == self.plan.fingerprint
         ):
             with suppress(DamagedError):
-                raise _other_images(self.path, self.keys(), images.keys)
+                raise other_images(shown(self.path), self.keys(), images.keys)
         refuse_other_plan(shown(self.path), self.plan, plan)
 
     def refuse_changed_images(self, images: ImageList, retry_failed: bool) -> dict[int, int]:
@@ -168,6 +164,14 @@ class Dump:
             raise DamagedError(f"dump {shown(self.path)}: images.jsonl is damaged ({error})", RELIST) from error
         if (digest.hexdigest(), count) != (self.plan.images_digest, self.plan.num_images):
             raise DamagedError(f"dump {shown(self.path)}: images.jsonl is not the list that was planned", RELIST)
+
+    def _has_its_list(self) -> bool:
+        """Whether images.jsonl is what was planned, to the byte."""
+        try:
+            with os.fdopen(open_regular(self.path / IMAGES), "rb") as file:
+                return hash_rest(file.fileno(), os.fstat(file.fileno()).st_size, ()) == self.plan.images_digest
+        except (OSError, ValueError, EOFError):
+            return False
 
     def keys(self) -> list[str]:
         """The key of each row. Raises FeatcliError."""
@@ -304,22 +308,14 @@ def _listed(folder: Path) -> list[str]:
         return []
 
 
-def _other_images(path: Path, before: Sequence[str], now: Sequence[str]) -> ConflictError:
-    gone, new = sorted({*before} - {*now}), sorted({*now} - {*before})
-    texts = [
-        f"{len(names):,} {'is' if len(names) == 1 else 'are'} {what}, first {shown(names[0])}"
-        for names, what in ((gone, "gone"), (new, "new"))
-        if names
-    ]
-    return ConflictError(
-        f"dump {shown(path)} was made of other images: {'; '.join(texts) or 'in another order'}",
-        "put the images back, use another -o, or --overwrite to delete what is there and start anew",
-    )
-
-
 def no_dump(path: object) -> UsageError:
     """Where a dump was named and none is."""
     return UsageError(f"dump {shown(path)}: no plan.json there", "a dump is the folder that extract -o made")
+
+
+def in_use(path: Path) -> ConflictError:
+    """Another process is at work there, and what is asked for does not go beside it."""
+    return ConflictError(f"dump {shown(path)}: in use by another process", "wait until it has ended, or use another -o")
 
 
 def _size(num_bytes: int) -> str:

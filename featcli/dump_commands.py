@@ -125,9 +125,8 @@ def finalize(
 
     featcli finalize feats
     """
-    from featcli.dump import Dump
+    from featcli.dump import Dump, in_use
     from featcli.manifest import finalize as write_last_files
-    from featcli.target import in_use
 
     found = Dump.at(Path(dump))
     if damaged := found.damaged():

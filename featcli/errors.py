@@ -3,7 +3,7 @@
     FeatcliError            1   unexpected
     ├── UsageError          2   bad option, no images, unknown stage or checkpoint name
     ├── DamagedError        4   a file of a dump is damaged
-    ├── ConflictError       5   the dump exists with another plan
+    ├── ConflictError       5   the dump exists with another plan, or is in use
     ├── CheckpointError     6   the checkpoint is refused
     ├── MachineError        7   disk, device, memory
     └── IncompleteError     8   the dump is not complete
@@ -78,6 +78,12 @@ def _escaped(char: str) -> str:
     if "\udc80" <= char <= "\udcff":  # surrogateescape: a byte that is not UTF-8
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode("ascii")
+
+
+def one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise UsageError unless the value of an option is one of those."""
+    if value not in known:
+        raise UsageError(f"{option} {shown(value)}: no such choice", f"use {', '.join(known)}")
 
 
 def counted(number: int, what: str) -> str:

@@ -24,15 +24,15 @@ from featcli.backbones.stages import parse_features, parse_indices
 from featcli.batches import Batch
 from featcli.config import ExtractConfig
 from featcli.device import memory_errors, settled_arithmetic
-from featcli.dump import Dump
-from featcli.errors import MachineError, shown
+from featcli.dump import Dump, in_use
+from featcli.errors import MachineError, counted, shown
 from featcli.forward import Forward
 from featcli.images import Failure
 from featcli.manifest import finalize
 from featcli.plan import Plan
 from featcli.planning import Job, prepare
 from featcli.progress import Report, silent, size
-from featcli.target import existing_parent, in_use, make_folder, occupy, stored_bytes
+from featcli.target import existing_parent, make_folder, occupy, stored_bytes
 from featcli.writers.background import Background
 from featcli.writers.layout import SHAPES, VALID
 from featcli.writers.lock import FolderLock
@@ -178,7 +178,7 @@ def _run_locked(path: Path, job: Job, lock: FolderLock, config: ExtractConfig, r
 def _report_dump(dump: Dump, shards: Sequence[int], report: Report) -> None:
     again = dump.again
     total, done = dump.plan.num_shards, dump.plan.num_shards - len({*shards} - again)
-    value = f"{total:,} shard{'s' * (total > 1)} of up to {dump.plan.shard_rows:,} images"
+    value = f"{counted(total, 'shard')} of up to {dump.plan.shard_rows:,} images"
     reason = f"{done:,} of them there already" if done else "new"
     reason += f", {len(again):,} of those with failures and done again" if again else ""
     report("choice", name="dump", value=value, reason=reason)

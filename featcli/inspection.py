@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcli.dump import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
 from featcli.errors import CheckpointError, IncompleteError, UsageError, shown
+from featcli.progress import most_first
 from featcli.writers.layout import ITEM_BYTES
 from featcli.writers.sealed import read_sealed
 
@@ -76,7 +77,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         return None
     records = list(dump.records())
     failures = [failure for record in records for failure in record["failures"]]
-    settings, reasons = dump.plan.settings, Counter(failure["reason"] for failure in failures)
+    settings = dump.plan.settings
     damaged = [dump.shard_path(number).name for number in dump.damaged()] + _damaged_files(dump)
     is_complete = dump.is_complete() and len(records) == dump.plan.num_shards
     return {
@@ -86,7 +87,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "images": dump.plan.num_images,
         "written": sum(record["rows"] for record in records) - len(failures),
         "failed": len(failures),
-        "failed_by_reason": dict(sorted(reasons.items(), key=lambda count: (-count[1], count[0]))),
+        "failed_by_reason": most_first(Counter(failure["reason"] for failure in failures)),
         "shards": dump.plan.num_shards,
         "committed_shards": len(records),
         "damaged_files": damaged,

@@ -16,7 +16,7 @@ Exit codes:
   2        usage: a bad option, no images, an unknown stage or checkpoint name
   3        done, but some images failed and are recorded
   4        the dump is damaged
-  5        the dump exists with another plan
+  5        the dump exists with another plan, or another process is at work in it
   6        the checkpoint is refused
   7        disk, device or memory
   8        inspect: the dump is incomplete, or shards of it are gone
@@ -54,7 +54,9 @@ Norm = Annotated[
     str | None,
     typer.Option(help="Maps before (raw) or after (model) the model's final norm. Default: as its library gives them."),
 ]
-ImageSize = Annotated[str | None, typer.Option(help="Input size N or HxW. Default: the checkpoint's own.")]
+ImageSize = Annotated[
+    str | None, typer.Option(help="Input size N or HxW; with --fit native the most. Default: the checkpoint's own.")
+]
 Fit = Annotated[
     str | None,
     typer.Option(help=f"How pictures get that size: {', '.join(FITS)} (each its own). Default: the checkpoint's way."),

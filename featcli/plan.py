@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from featcli.errors import ConflictError
+from featcli.errors import ConflictError, shown
 from featcli.inputs import ImageList
 from featcli.writers.layout import ITEM_BYTES, SHAPES, VALID
 from featcli.writers.sealed import hash_json
@@ -206,6 +206,20 @@ def refuse_other_plan(path: str, old: Plan, new: Plan) -> None:
         f"dump {path} was made with another plan: {'; '.join(fields[:4])}"
         + (f"; and {len(fields) - 4} more" if len(fields) > 4 else ""),
         "use another -o, or --overwrite to delete what is there and start anew",
+    )
+
+
+def other_images(path: str, before: Sequence[str], now: Sequence[str]) -> ConflictError:
+    """The refusal of a plan that is the same but for its images, naming the first that came or went."""
+    gone, new = sorted({*before} - {*now}), sorted({*now} - {*before})
+    texts = [
+        f"{len(names):,} {'is' if len(names) == 1 else 'are'} {what}, first {shown(names[0])}"
+        for names, what in ((gone, "gone"), (new, "new"))
+        if names
+    ]
+    return ConflictError(
+        f"dump {path} was made of other images: {'; '.join(texts) or 'in another order'}",
+        "put the images back, use another -o, or --overwrite to delete what is there and start anew",
     )
 
 

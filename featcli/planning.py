@@ -90,9 +90,9 @@ def dry_run(config: ExtractConfig, report: Report = silent) -> Plan:
     plan = _plan(listing.images, rows, stages, {}, {}, {})
     is_same = existing is not None and _seems_same(existing.plan, plan)
     todo = existing.unfinished() if existing is not None and is_same else list(range(plan.num_shards))
+    _report_existing(config, existing, plan.num_shards - len(todo) if is_same else None, report)
     total = sum(sizes.stored_bytes(plan.stages, plan.shard(number)) for number in todo)
     free = shutil.disk_usage(existing_parent(Path(config.output))).free
-    _report_existing(config, plan, report)
     if total > free:
         report("warning", text=f"{size(total)} needed, {size(free)} free: it would be refused")
     report(
@@ -138,7 +138,7 @@ def _resolve(
     passed_over = sum(listing.ignored.values())
     notes = [f"{counted(passed_over, 'other file')} passed over"] if passed_over else []
     notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
-    notes += [f"{listing.repeated:,} name{'s' * (listing.repeated > 1)} listed again"] if listing.repeated else []
+    notes += [f"{counted(listing.repeated, 'name')} listed again"] if listing.repeated else []
     report("choice", name="images", value=f"{len(listing.images):,}", reason="; ".join(notes))
     return listing, source, positions, device
 
@@ -254,20 +254,18 @@ def _environment(device: torch.device, library: str) -> dict[str, str]:
     }
 
 
-def _report_existing(config: ExtractConfig, plan: Plan, report: Report) -> None:
-    """What is there where a dry run would write."""
+def _report_existing(config: ExtractConfig, existing: Dump | None, done: int | None, report: Report) -> None:
+    """What is there where a dry run would write; `done` shards of it, None where it is of other work."""
     if config.overwrite and Path(config.output).exists():
         report("warning", text=f"{shown(config.output)}: the dump that is there would be deleted")
-        return
-    existing = Dump.existing(Path(config.output))
     if existing is None:
         return
-    done = existing.plan.num_shards - len(existing.unfinished())
-    there = f"{shown(config.output)} is a dump with {done:,} of {existing.plan.num_shards:,} shards"
-    if _seems_same(existing.plan, plan):
-        report("warning", text=f"{there}: it would be gone on with, if weights and settings are the same")
-    else:
+    count = len(existing.numbered(".json")) if done is None else done
+    there = f"{shown(config.output)} is a dump with {count:,} of {existing.plan.num_shards:,} shards"
+    if done is None:
         report("warning", text=f"{there}, of other stages or images: it would be refused")
+    else:
+        report("warning", text=f"{there}: it would be gone on with, if weights and settings are the same")
 
 
 def _seems_same(one: Plan, other: Plan) -> bool:

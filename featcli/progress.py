@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from featcli.errors import counted, printable, shown
@@ -91,7 +91,7 @@ class Terminal:
 
     def _dry_run(self, bytes: int, free_bytes: int, shards: int, images: int, **_: Any) -> None:
         self._say(
-            f"{'would write':<14} {images:,} images in {shards:,} shard{'s' * (shards > 1)}, {size(bytes)}"
+            f"{'would write':<14} {images:,} images in {counted(shards, 'shard')}, {size(bytes)}"
             f"; {size(free_bytes)} free"
         )
 
@@ -106,8 +106,8 @@ class Terminal:
 def summary(end: dict[str, Any]) -> str:
     """The last words of a run, for people."""
     lines = []
-    counts = sorted(end["failed_by_reason"].items(), key=lambda count: (-count[1], count[0]))
-    failed = f", {end['failed']:,} failed ({', '.join(f'{n} {reason}' for reason, n in counts)})"
+    counts = most_first(end["failed_by_reason"])
+    failed = f", {end['failed']:,} failed ({', '.join(f'{n} {reason}' for reason, n in counts.items())})"
     if end["extracted"]:
         rate = f"{end['extracted'] / end['seconds']:.1f} images/s"
         pacing = pace(end["busy"], end["waited"])
@@ -118,6 +118,11 @@ def summary(end: dict[str, Any]) -> str:
     if end["failed"]:
         lines.append(f"see {end['dump']}/failures.jsonl")
     return "\n".join(lines)
+
+
+def most_first(counts: Mapping[str, int]) -> dict[str, int]:
+    """The counts, the largest first, equal ones by name."""
+    return dict(sorted(counts.items(), key=lambda count: (-count[1], count[0])))
 
 
 def pace(busy: dict[str, float], waited: dict[str, float]) -> str:

@@ -24,8 +24,8 @@ from featcli.progress import Report, silent
 from featcli.reader import DumpReader
 from featcli.writers.rows import values_of
 
-# How far a number may be off on another machine, as a share of the largest number in its row.
 LARGEST = 1e300  # JSON knows no infinity
+# How far a number may be off on another machine, as a share of the largest number in its row.
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
 
 

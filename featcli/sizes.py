@@ -79,8 +79,7 @@ def native_sizes(images: ImageList, rules: Decoding, fitting: Fitting, common: S
     """The size that each image keeps, by `threads` threads from the headers of the files.
 
     An image that cannot be read gets the size of the one before it, so that no batch has to end for it; the first of
-    them gets the common one, as a picture of that size would. Raises
-    MachineError where no image could be opened.
+    them gets the common one, as a picture of that size would. Raises MachineError where no image could be opened.
     """
     own = np.zeros((len(images), 2), np.int32)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from featcli.errors import printable
+from featcli.errors import counted, printable
 from featcli.plan import shown_shape
 from featcli.progress import size
 
@@ -102,7 +102,7 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
     there = facts["shards"] - facts["missing_shards"]
     _say(
         f"{facts['dump']}: {facts['state']}, {there:,} of {facts['shards']:,} shards, {size(facts['bytes'])} checked,"
-        f" {len(facts['damages'])} damage{'s' * (len(facts['damages']) != 1)}"
+        f" {counted(len(facts['damages']), 'damage')}"
     )
 
 

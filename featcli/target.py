@@ -7,7 +7,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from featcli.dump import FAILURES, IMAGES, MANIFEST, OURS, PLAN, SHARDS, Dump
+from featcli.dump import FAILURES, IMAGES, MANIFEST, OURS, PLAN, SHARDS, Dump, in_use
 from featcli.errors import ConflictError, MachineError, shown
 from featcli.writers.lock import FolderLock
 from featcli.writers.publish import PARTIAL, PARTIAL_NAME, disk_errors, remove_stale, sync_folder
@@ -79,11 +79,6 @@ def occupy(path: Path, lock: FolderLock, overwrite: bool) -> bool:
         for folder in (path, path / SHARDS):
             remove_stale(folder)
     return is_alone
-
-
-def in_use(path: Path) -> ConflictError:
-    """Another process is at work there, and what is asked for does not go beside it."""
-    return ConflictError(f"dump {shown(path)}: in use by another process", "wait until it has ended, or use another -o")
 
 
 def existing_parent(path: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from featcli.dump import ASIDE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, no_dump
+from featcli.dump import ASIDE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump
 from featcli.errors import ConflictError, DamagedError, counted, printable, shown
 from featcli.manifest import failure_lines, manifest_content
 from featcli.plan import Plan, with_fingerprint
@@ -222,7 +222,7 @@ def repair(verdict: Verdict) -> list[str]:
         )
     with disk_errors(folder), FolderLock(folder) as lock:
         if not lock.alone():
-            raise ConflictError(f"dump {shown(folder)}: in use by another process", "wait until it has ended")
+            raise in_use(folder)
         verdict = verify(folder)  # again: what was damaged may have been made again by one who is gone now
         if any(damage.file == PLAN for damage in verdict.damages):
             _restore_plan(folder)

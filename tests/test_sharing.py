@@ -24,6 +24,16 @@ def dump(photos, tmp_path):
     return tmp_path / "d"
 
 
+@pytest.fixture
+def mended(photos, tmp_path):
+    """(dump, shard): a dump in which 01.png failed, though by now the picture is good; and the shard that it is in."""
+    good = (photos / "01.png").read_bytes()
+    (photos / "01.png").write_bytes(b"broken")
+    again(photos, tmp_path / "d")
+    (photos / "01.png").write_bytes(good)
+    return tmp_path / "d", open_dump(tmp_path / "d").rows["01.png"] // 4
+
+
 def again(photos, dump, **options):
     return featcli.extract(photos, output=dump, **{**OPTIONS, **options})
 
@@ -145,30 +155,22 @@ def test_a_lost_shard_of_failed_images_is_made_again(photos, tmp_path):
     assert verify(dump).state == "whole"
 
 
-def test_a_kill_between_two_records(photos, tmp_path):
+def test_a_kill_between_two_records(photos, mended):
     """While a shard is made again its record is aside; what it knows of repaired images still counts."""
-    good = (photos / "01.png").read_bytes()
-    (photos / "01.png").write_bytes(b"broken")
-    dump = tmp_path / "d"
-    again(photos, dump)
-    (photos / "01.png").write_bytes(good)
-    record = Dump.existing(dump).record_path(open_dump(dump).rows["01.png"] // 4)
+    dump, shard = mended
+    record = Dump.existing(dump).record_path(shard)
     record.rename(f"{record}.before")
     assert again(photos, dump, retry_failed=True).failed == 0
     assert verify(dump).state == "whole"
     assert not list(dump.rglob("*.before"))
 
 
-def test_repair_after_a_retry(photos, tmp_path):
+def test_repair_after_a_retry(photos, mended):
     """A shard that was tried again and damaged later is put aside and made again by the plain command."""
-    good = (photos / "01.png").read_bytes()
-    (photos / "01.png").write_bytes(b"broken")
-    dump = tmp_path / "d"
-    again(photos, dump)
-    (photos / "01.png").write_bytes(good)
+    dump, shard = mended
     again(photos, dump, retry_failed=True)
     before = tree(dump)
-    path = Dump.existing(dump).shard_path(open_dump(dump).rows["01.png"] // 4)
+    path = Dump.existing(dump).shard_path(shard)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     repair(verify(dump))
     again(photos, dump)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from featcli.backbones.fitting import FITS, NATIVE
 from featcli.backbones.hub import hub_or_cache
 from featcli.backbones.input_size import Size, parse_size, refuse_unfit
-from featcli.errors import CheckpointError, UsageError, one_line, shown
+from featcli.errors import CheckpointError, UsageError, one_line, one_of, shown
 
 if TYPE_CHECKING:
     from featcli.backbones.source import Source
@@ -56,15 +56,14 @@ class Request:
             object.__setattr__(self, "checkpoint", os.fspath(self.checkpoint))
         if not isinstance(self.checkpoint, str):
             self._take_configuration(self.checkpoint)
-        if self.norm not in (None, *NORMS):
-            raise UsageError(f"--norm {shown(self.norm)}: no such choice", f"use {', '.join(NORMS)}")
+        if self.norm is not None:
+            one_of("--norm", self.norm, NORMS)
+        if self.fit is not None:
+            one_of("--fit", self.fit, FITS)
         if self.num_channels is not None and not 1 <= self.num_channels <= MOST_CHANNELS:
             raise UsageError(f"--num-channels {self.num_channels}: must be from 1 to {MOST_CHANNELS}", "1 is grey")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: must be from 0 to 2**63 - 1", "leave it out for the default")
-
-        if self.fit is not None and self.fit not in FITS:
-            raise UsageError(f"--fit {shown(self.fit)}: no such choice", f"use {', '.join(FITS)}")
 
     def _take_configuration(self, found: Any) -> None:
         if not ("model_type" in found if isinstance(found, Mapping) else hasattr(found, "model_type")):

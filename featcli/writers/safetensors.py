@@ -69,7 +69,7 @@ def read_layout(path: str, num_keys: int | None) -> Layout:
             if not 0 < len(entry["shape"]) <= 4 or not all(type(n) is int and 0 <= n <= size for n in numbers):
                 raise ValueError(f"array {name} has a shape or a place that is none")
             array = Array(DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begins)
-            if min(begins, *array.shape) < 0 or array.end != 8 + length + ends or array.end > size:
+            if array.end != 8 + length + ends or array.end > size:
                 raise ValueError(f"array {name} does not fit its offsets")
             arrays[name] = array
         ends_at = 8 + length
