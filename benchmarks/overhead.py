@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 import featcli
-from featcli.device import available_cores
+from featcli.machine import available_cores
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "sample_images"))
 from draw import landscape

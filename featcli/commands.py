@@ -10,9 +10,10 @@ import typer
 
 from featcli import __version__
 from featcli.backbones.checkpoint import Request
+from featcli.backbones.execution import LAYOUTS, PRECISIONS
 from featcli.backbones.input_size import parse_size
 from featcli.backbones.stages import parse_features, parse_indices
-from featcli.config import DTYPES, PRECISIONS, ExtractConfig
+from featcli.config import AUTO, DTYPES, ExtractConfig, parse_batch_size
 from featcli.errors import one_of
 from featcli.options import (
     EPILOG,
@@ -95,8 +96,21 @@ def extract(
     max_pixels: MaxPixels = DEFAULT.max_pixels,
     decode: Decode = DEFAULT.decode,
     device: Device = DEFAULT.device,
-    precision: Annotated[str, typer.Option(help=f"Of the computation: {', '.join(PRECISIONS)}.")] = DEFAULT.precision,
-    batch_size: Annotated[int, typer.Option(help="Images that go through the backbone together.")] = DEFAULT.batch_size,
+    precision: Annotated[
+        str, typer.Option(help=f"Of the computation: {', '.join(PRECISIONS)}, or {AUTO}: the fastest here.")
+    ] = DEFAULT.precision,
+    layout: Annotated[
+        str, typer.Option(help=f"Of maps while they are computed: {', '.join(LAYOUTS)}, or {AUTO}: the fastest here.")
+    ] = DEFAULT.layout,
+    fold: Annotated[
+        bool | None, typer.Option(help="Fold batch norms into convolutions. Default: where that is faster.")
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Let torch.compile make it faster, which takes a minute at the start.")
+    ] = False,
+    batch_size: Annotated[
+        str, typer.Option(help=f"Images that go through the backbone together, or {AUTO}: the fastest here.")
+    ] = str(DEFAULT.batch_size),
     threads: Annotated[int | None, typer.Option(help="Of the forward pass on a CPU. Default: torch's choice.")] = None,
     decode_threads: Annotated[int | None, typer.Option(help="Default: one for each available core.")] = None,
     pool: Annotated[
@@ -147,7 +161,10 @@ def extract(
         decode=decode,
         device=device,
         precision=precision,
-        batch_size=batch_size,
+        layout=layout,
+        fold=fold,
+        compile=compile,
+        batch_size=parse_batch_size(batch_size),
         threads=threads,
         decode_threads=decode_threads,
         pool=pool,

@@ -6,18 +6,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from featcli.backbones.checkpoint import Request, sizes_asked
+from featcli.backbones.execution import DEFAULT_PRECISION, LAYOUTS, PRECISIONS
 from featcli.backbones.fitting import NATIVE
 from featcli.decoding import MAX_PIXELS, Decoding, parse_depth_range
-from featcli.errors import UsageError, one_of
+from featcli.errors import UsageError, one_of, shown
 from featcli.inputs import Given
 from featcli.pooling import pooling
 from featcli.writers import FORMATS
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+AUTO = "auto"  # chosen by a short measurement, printed with its gain, and kept by the dump
+DEFAULT_BATCH_SIZE = 32
 DTYPES = ("float32", "float16", "bfloat16")
 SHARD_BYTES = 1024**3  # about 1 GiB: minutes of work, a commit that costs nothing beside it
 MOST = 200_000  # of anything that is counted: the keys of a shard must fit into a safetensors header
 MAX_SHARD_ROWS = 4096  # where rows are small: what a kill can cost is minutes of work, not a gigabyte
+
+
+def parse_batch_size(text: str) -> int | str:
+    """`auto`, or how many. Raises UsageError."""
+    try:
+        return text if text == AUTO else int(text)
+    except ValueError:
+        raise UsageError(f"--batch-size {shown(text)}: neither a number nor {AUTO}", "give one such as 32") from None
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,11 @@ class ExtractConfig:
     max_pixels: int = MAX_PIXELS
     decode: str = "exact"
     device: str = "auto"
-    precision: str = "fp32"
-    batch_size: int = 32
+    precision: str = DEFAULT_PRECISION
+    layout: str = AUTO
+    fold: bool | None = None  # None: where it is faster
+    compile: bool = False
+    batch_size: int | str = DEFAULT_BATCH_SIZE
     threads: int | None = None
     decode_threads: int | None = None
     pool: str = "none"
@@ -60,7 +73,8 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         self._check_inputs()
-        one_of("--precision", self.precision, PRECISIONS)
+        one_of("--precision", self.precision, (*PRECISIONS, AUTO))
+        one_of("--layout", self.layout, (*LAYOUTS, AUTO))
         one_of("--dtype", self.dtype, DTYPES)
         one_of("--format", self.format, tuple(FORMATS))
         for option, value in (
@@ -69,12 +83,16 @@ class ExtractConfig:
             ("--decode-threads", self.decode_threads),
             ("--shard-size", self.shard_size),
         ):
-            if value is not None and value < 1:
+            if value is None or (option, value) == ("--batch-size", AUTO):
+                continue
+            if isinstance(value, str) or value < 1:
                 raise UsageError(f"{option} {value}: must be at least 1", "leave it out for the default")
-            if value is not None and value > MOST:
+            if value > MOST:
                 raise UsageError(f"{option} {value}: must be at most {MOST}", "leave it out for the default")
         if self.retry_failed and self.overwrite:
             raise UsageError("--retry-failed and --overwrite exclude each other", "--overwrite tries all images anyway")
+        if self.compile and self.fit == NATIVE:
+            raise UsageError("--compile does not go with --fit native", "a network is compiled for one size")
         if self.decode == "scaled" and self.fit == NATIVE:
             raise UsageError("--decode scaled does not go with --fit native", "native keeps every pixel of a picture")
         pooling(self.pool)

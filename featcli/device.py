@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,10 +93,3 @@ def out_of_memory(what: str, device: torch.device) -> MachineError:
         f"{what} not fit into the memory of {device}",
         "use a smaller --image-size, a smaller backbone, or another --device",
     )
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which containers and job schedulers make fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

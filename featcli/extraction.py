@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from featcli.config import ExtractConfig
 from featcli.device import memory_errors, settled_arithmetic
 from featcli.dump import Dump, in_use
 from featcli.errors import MachineError, counted, shown
-from featcli.forward import Forward
+from featcli.forward import Forward, Rows
 from featcli.images import Failure
+from featcli.machine import kept_memory
 from featcli.manifest import finalize
+from featcli.pace import Clock, Pace
 from featcli.plan import Plan
 from featcli.planning import Job, prepare
 from featcli.progress import Report, silent, size
@@ -51,27 +53,17 @@ class Outcome:
     failed: int
     failed_by_reason: Mapping[str, int]
     extracted: int
-    seconds: float
-    busy: Mapping[str, float]  # share of the run in which decode, compute and write were at work
-    waited: Mapping[str, float]  # seconds that compute waited for decode, and for write
+    pace: Pace
+
+    @property
+    def seconds(self) -> float:
+        """From the first image to the manifest."""
+        return self.pace.seconds
 
     @property
     def exit_code(self) -> int:
         """3 where images failed, else 0."""
         return 3 if self.failed else 0
-
-
-@dataclass
-class Clock:
-    """Seconds at work, by part of the pipeline."""
-
-    started: float = field(default_factory=time.perf_counter)
-    decode: float = 0.0
-    compute: float = 0.0
-    write: float = 0.0
-    waited_for_decode: float = 0.0
-    waited_for_write: float = 0.0
-    with_more_frames: int = 0  # images of which a frame or page was left out
 
 
 def extract(
@@ -90,7 +82,7 @@ def extract(
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     for choice, parse in (("out_indices", parse_indices), ("out_features", parse_features)):
         asked = options.get(choice)
-        asked = parse(asked) if isinstance(asked, str) else asked
+        asked = parse(asked) if isinstance(asked, str) else [asked] if isinstance(asked, int) else asked
         options[choice] = tuple(asked) if isinstance(asked, list | range) else asked
     config = ExtractConfig(
         inputs=tuple(os.fspath(name) for name in names), checkpoint=checkpoint, output=os.fspath(output), **options
@@ -101,22 +93,28 @@ def extract(
 def run(config: ExtractConfig, report: Report = silent) -> Outcome:
     """Dump the feature maps of the images, or what is missing of them. Raises FeatcliError."""
     path = Path(config.output)
-    job = prepare(config, report)
     existing = None if config.overwrite else Dump.existing(path)
+    job = prepare(config, existing, report)
     if existing is not None:
         existing.refuse_other_plan(job.plan, job.images)
-    _refuse_if_too_large(path, job, existing, config)
+    shards = _refuse_if_too_large(path, job, existing, config)
+    forward = Forward(job, report)
+    if job.backbone.execution.compiled and shards:
+        with settled_arithmetic(job.threads):
+            forward.compile()
     make_folder(path)
-    with FolderLock(path) as lock:
-        return _run_locked(path, job, lock, config, report)
+    with FolderLock(path) as lock, kept_memory():
+        is_alone = occupy(path, lock, config.overwrite)
+        if existing is not None or Dump.existing(path) is None:
+            return _run_locked(path, forward, lock, is_alone, config, report)
+    return run(config, report)  # another process has begun it meanwhile, with choices that this one has to follow
 
 
-def _claimed(path: Path, job: Job, lock: FolderLock, config: ExtractConfig) -> tuple[Dump, list[int]]:
-    """The dump, held as it has to be for what there is to do, and the shards to do. Deletes only now.
+def _claimed(path: Path, job: Job, lock: FolderLock, is_alone: bool, config: ExtractConfig) -> tuple[Dump, list[int]]:
+    """The dump, held as it has to be for what there is to do, and the shards to do.
 
     Raises ConflictError where another process is in the way.
     """
-    is_alone = occupy(path, lock, config.overwrite)
     if Dump.existing(path) is None:
         if not is_alone:
             raise in_use(path)
@@ -137,8 +135,11 @@ def _claimed(path: Path, job: Job, lock: FolderLock, config: ExtractConfig) -> t
     return dump, shards
 
 
-def _run_locked(path: Path, job: Job, lock: FolderLock, config: ExtractConfig, report: Report) -> Outcome:
-    dump, shards = _claimed(path, job, lock, config)
+def _run_locked(
+    path: Path, forward: Forward, lock: FolderLock, is_alone: bool, config: ExtractConfig, report: Report
+) -> Outcome:
+    job = forward.job
+    dump, shards = _claimed(path, job, lock, is_alone, config)
     if not lock.is_real:
         report("warning", text="this file system knows no locks: see to it that no other run is at work in this dump")
     _warn_of_environment(dump.plan.environment, job.plan.environment, report)
@@ -147,7 +148,7 @@ def _run_locked(path: Path, job: Job, lock: FolderLock, config: ExtractConfig, r
     num_images = sum(len(dump.plan.shard(n)) for n in shards)
     _report_dump(dump, shards, report)
     report("start", images=len(job.images), done=len(job.images) - num_images, shards=len(shards))
-    clock, forward, into = Clock(), Forward(job, report), _Shards(dump, job, report)
+    clock, into = Clock(), _Shards(dump, job, report)
     with settled_arithmetic(job.threads):
         if shards:
             _run_shards(into, shards, forward, clock)
@@ -155,23 +156,16 @@ def _run_locked(path: Path, job: Job, lock: FolderLock, config: ExtractConfig, r
     _warn_of_overflow(forward.overflown, dump.plan, report)
     if clock.with_more_frames:
         report("warning", text=f"{clock.with_more_frames:,} files have several frames or pages: the first was used")
-    seconds = time.perf_counter() - clock.started
     outcome = Outcome(
         dump=str(path),
         written=manifest["totals"]["written"],
         failed=manifest["totals"]["failed"],
         failed_by_reason=manifest["totals"]["failed_by_reason"],
         extracted=into.committed,
-        seconds=seconds,
-        busy={
-            "decode": clock.decode / job.decode_threads / seconds,
-            "compute": clock.compute / seconds,
-            "write": clock.write / seconds,
-        },
-        waited={"decode": clock.waited_for_decode, "write": clock.waited_for_write},
+        pace=clock.pace(job.decode_threads, dump.plan.settings),
     )
     assert outcome.written + outcome.failed == dump.plan.num_images  # nothing was dropped, nothing counted twice
-    report("end", **vars(outcome), exit_code=outcome.exit_code)
+    report("end", **asdict(outcome), exit_code=outcome.exit_code)
     return outcome
 
 
@@ -203,18 +197,20 @@ def _to_do(dump: Dump, retry_failed: bool) -> tuple[list[int], list[int]]:
     return unfinished, sorted({*dump.failed()} - {*unfinished}) if retry_failed else []
 
 
-def _refuse_if_too_large(path: Path, job: Job, existing: Dump | None, config: ExtractConfig) -> None:
-    """Before anything is deleted or made: whether the shards to do fit into what is free, or will be."""
+def _refuse_if_too_large(path: Path, job: Job, existing: Dump | None, config: ExtractConfig) -> list[int]:
+    """Before anything is deleted or made: whether the shards to do, which are returned, fit into what is free."""
     todo = _to_do(existing, config.retry_failed) if existing else (range(job.plan.num_shards), [])
     shards = [*todo[0], *todo[1]]
     plan = job.plan
     needed = sum(job.pictures.sizes.stored_bytes(plan.stages, plan.shard(number)) for number in shards)
+    # What is to be deleted first will be free.
     free = shutil.disk_usage(existing_parent(path)).free + (stored_bytes(path) if config.overwrite else 0)
     if needed > free:
         raise MachineError(
             f"dump {shown(path)}: {size(needed)} needed, {size(free)} free",
             "free some space" + ("" if existing else ", or store less: --dtype float16, --pool, fewer stages"),
         )
+    return shards
 
 
 def _run_shards(into: _Shards, shards: Sequence[int], forward: Forward, clock: Clock) -> None:
@@ -237,12 +233,12 @@ def _run_shards(into: _Shards, shards: Sequence[int], forward: Forward, clock: C
             clock.waited_for_decode += ready - began
             clock.decode += batch.decode_seconds
             clock.with_more_frames += batch.with_more_frames
-            maps = forward(batch)
-            clock.compute += time.perf_counter() - ready
-            into.write(batch, maps, forward.at_once, writer)
+            into.write(batch, forward(batch), forward.at_once, writer)
             into.report("batch", images=len(batch.rows))
             began = time.perf_counter()
-    clock.write, clock.waited_for_write = writer.busy_seconds, writer.waited_seconds
+    clock.compute, clock.waited_for_compute = into.compute_seconds, into.waited_seconds
+    clock.write = writer.busy_seconds - into.waited_seconds
+    clock.waited_for_write = writer.waited_seconds
 
 
 class _Shards:
@@ -253,6 +249,8 @@ class _Shards:
         self.job = job
         self.report = report
         self.committed = 0  # images
+        self.compute_seconds = 0.0
+        self.waited_seconds = 0.0  # that the writer waited for a device that was still at work
         self._file: ShardWriter | None = None
         self._failures: list[Failure] = []
 
@@ -271,22 +269,27 @@ class _Shards:
             else:
                 self.report("batch", images=len(self.dump.plan.shard(number)))
 
-    def write(self, batch: Batch, maps: Mapping[str, np.ndarray], at_once: int, writer: Background) -> None:
+    def write(self, batch: Batch, rows: Rows, at_once: int, writer: Background) -> None:
         """Queue the rows of a batch; where it ends its shard, the commit too."""
         number = batch.rows.start // self.dump.plan.shard_rows
         for failure in batch.failures:
             self.report("failure", **failure.to_json())
-        writer.give(partial(self._write, number, maps), sum(array.nbytes for array in maps.values()))
+        writer.give(partial(self._write, number, rows), rows.nbytes)
         self._failures += batch.failures
         if batch.rows.stop == self.dump.plan.shard(number).stop:
             writer.give(partial(self._commit, number, self._failures, at_once))
             self._failures = []
 
-    def _write(self, number: int, maps: Mapping[str, np.ndarray]) -> None:
+    def _write(self, number: int, rows: Rows) -> None:
+        began = time.perf_counter()
+        maps = rows.finished()
+        self.waited_seconds += time.perf_counter() - began
+        self.compute_seconds += rows.compute_seconds
         if self._file is None:
             keys = [self.job.images.keys[i] for i in self.dump.plan.shard(number)]
             self._file = self.dump.start_shard(number, keys, self._shapes(number))
         self._file.write(maps)
+        rows.release()
 
     def _shapes(self, number: int) -> dict[str, np.ndarray]:
         """(rows, 3) of each stage whose maps differ in size."""

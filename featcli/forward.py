@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import torch
 
 from featcli.batches import Batch
 from featcli.device import is_out_of_memory, out_of_memory
-from featcli.errors import UsageError, one_line
+from featcli.errors import FeatcliError, MachineError, UsageError, one_line
 from featcli.planning import Job
 from featcli.progress import Report, silent
+from featcli.transfers import Buffers, transfers
 
-TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+@dataclass
+class Rows:
+    """What is stored of a batch, on its way from the device. `finished` is for the thread that writes it."""
+
+    arrays: Mapping[str, torch.Tensor]  # by stage, in the stored type
+    extremes: Mapping[str, list[torch.Tensor]]  # (least, largest) of each portion
+    failed: list[int]  # places in the batch where there was no image
+    overflown: Counter[str]  # counts on, by stage
+    arrive: Callable[[], float]
+    release: Callable[[], None]  # the buffers may be used again
+    compute_seconds: float = field(default=0.0, init=False)  # once it is finished
+
+    @property
+    def nbytes(self) -> int:
+        """Of all stages."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def finished(self) -> dict[str, np.ndarray]:
+        """The arrays by stage, complete, NaN where there was no image. Valid until `release`."""
+        self.compute_seconds = self.arrive()
+        stored = {}
+        for name, values in self.arrays.items():
+            if not all(torch.isfinite(ends).all() for ends in self.extremes[name]):
+                finite = torch.isfinite(values)
+                finite[self.failed] = True
+                self.overflown[name] += int((~finite).sum())
+            if self.failed:
+                values[self.failed] = torch.nan
+            # numpy has no bfloat16: the same bytes under another name
+            stored[name] = (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+        return stored
 
 
 class Forward:
@@ -25,76 +59,89 @@ class Forward:
     """
 
     def __init__(self, job: Job, report: Report = silent) -> None:
-        self._job = job
+        self.job = job
         self._report = report
         self._forward = job.backbone.class_tokens if job.pooling.of_class_token else job.backbone.forward
+        self._transfers = transfers(job.backbone.device)
+        self._buffers = Buffers(self._transfers.pinned)
         self.at_once: int = job.plan.settings["batch_size"]
         self.overflown: Counter[str] = Counter()
 
-    def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
-        """What is stored of each image, by stage; NaN where there was no image.
+    def compile(self) -> None:
+        """Let torch.compile do its work now, before anything is written. Raises MachineError."""
+        pixels = self.job.backbone.preprocessing
+        zeros = torch.zeros(self.at_once, pixels.channels, *pixels.size, dtype=getattr(torch, pixels.dtype))
+        try:
+            self._forward(zeros)
+        except Exception as error:  # compilers, and what looks for them, fail in many ways
+            if is_out_of_memory(error):
+                raise out_of_memory("a batch does", self.job.backbone.device) from error
+            raise MachineError(
+                f"--compile: torch.compile cannot compile {self.job.backbone.name}: {one_line(error)}",
+                "leave --compile out; on a CPU it needs a C++ compiler such as g++",
+            ) from error
 
-        Raises MachineError where not even one image fits into memory.
-        """
-        rows = None
-        while rows is None:
+    def __call__(self, batch: Batch) -> Rows:
+        """What is stored of each image. Raises MachineError where not even one image fits into memory."""
+        taken, arrays = {}, {}
+        for stage in self.job.plan.stages:
+            shape = (len(batch.rows), *stage.shape_at((batch.pixels.shape[2], batch.pixels.shape[3])))
+            dtype = getattr(torch, stage.dtype)
+            num_bytes = prod(shape) * dtype.itemsize
+            taken[stage.name] = self._buffers.take(stage.name, num_bytes)
+            arrays[stage.name] = taken[stage.name][:num_bytes].view(dtype).view(shape)
+
+        def release() -> None:
+            for name, buffer in taken.items():
+                self._buffers.give_back(name, buffer)
+
+        since = self._transfers.mark()
+        extremes = None
+        while extremes is None:
             try:
-                rows = self._rows(batch.pixels)
+                extremes = self._fill(arrays, batch.pixels)
             except (MemoryError, RuntimeError, IndexError, ValueError, AssertionError) as error:
                 if is_out_of_memory(error):
                     self._halve(len(batch.rows), error)
-                elif self._job.backbone.preprocessing.is_native:  # these are how networks refuse a size
+                elif self.job.backbone.preprocessing.is_native:  # these are how networks refuse a size
                     raise self._refused(error, batch) from error
                 else:
                     raise
-            if rows is None and self._job.backbone.device.type == "cuda":
+            if extremes is None and self.job.backbone.device.type == "cuda":
                 torch.cuda.empty_cache()  # here the error is gone, and the tensors that it held
-        return self._finished(rows, batch)
+        failed = [failure.row - batch.rows.start for failure in batch.failures]
+        return Rows(arrays, extremes, failed, self.overflown, self._transfers.arrival(since), release)
 
     def _refused(self, error: Exception, batch: Batch) -> UsageError:
         """What an error means where pictures keep their own sizes, which not every network takes."""
         height, width = batch.pixels.shape[2:]
         return UsageError(
-            f"--fit native: {self._job.backbone.name} does not take an input of {height}x{width}: {one_line(error)}",
+            f"--fit native: {self.job.backbone.name} does not take an input of {height}x{width}: {one_line(error)}",
             "a smaller --image-size is a limit for larger pictures; --fit pad keeps all of a picture at one size",
         )
 
-    def _rows(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """On the CPU."""
-        portions = [self._portion(portion) for portion in pixels.split(self.at_once)]  # type: ignore[no-untyped-call]
-        if len(portions) == 1:
-            return portions[0]
-        return {name: torch.cat([portion[name] for portion in portions]) for name in portions[0]}
+    def _fill(self, arrays: Mapping[str, torch.Tensor], pixels: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        """Fill the arrays, portion by portion; return the extremes of each stage."""
+        extremes: dict[str, list[torch.Tensor]] = {name: [] for name in arrays}
+        for first in range(0, len(pixels), self.at_once):
+            portion = slice(first, first + self.at_once)
+            found = self._portion(pixels[portion])
+            for name, array in arrays.items():
+                target, values = array[portion], self.job.pooling.reduce(found.pop(name))[: len(array[portion])]
+                if values.shape != target.shape:
+                    raise FeatcliError(f"{name} yields {tuple(values.shape)}, planned {tuple(target.shape)}")
+                extremes[name].append(self._transfers.to_host(values, target))
+        return extremes
 
     def _portion(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        found: Mapping[str, torch.Tensor] = self._forward(pixels)
-        reduce = self._job.pooling.reduce
-        return {
-            stage.name: reduce(found[stage.name]).to(TORCH_DTYPES[stage.dtype]).cpu().contiguous()
-            for stage in self._job.plan.stages
-        }
+        missing = self.at_once - len(pixels) if self.job.backbone.execution.compiled else 0
+        if missing:  # it is compiled for one size of batch: the short last one would be compiled for again
+            pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
+        return self._forward(self._transfers.to_device(pixels))
 
     def _halve(self, images: int, error: BaseException) -> None:
-        device, tried = self._job.backbone.device, min(images, self.at_once)
+        device, tried = self.job.backbone.device, min(images, self.at_once)
         if tried == 1:
             raise out_of_memory("one image does", device) from error
         self.at_once = tried // 2
         self._report("warning", text=f"{tried} images do not fit into the memory of {device}: {self.at_once} at once")
-
-    def _finished(self, rows: Mapping[str, torch.Tensor], batch: Batch) -> dict[str, np.ndarray]:
-        failed = [failure.row - batch.rows.start for failure in batch.failures]
-        stored = {}
-        for stage in self._job.plan.stages:
-            values = rows[stage.name]
-            expected = (len(batch.rows), *stage.shape_at((batch.pixels.shape[2], batch.pixels.shape[3])))
-            if values.shape != expected:
-                raise AssertionError(f"{stage.name} yields {tuple(values.shape)}, planned {expected}")
-            if not (finite := torch.isfinite(values)).all():
-                finite[failed] = True
-                self.overflown[stage.name] += int((~finite).sum())
-            if failed:
-                values = values.clone() if values.is_inference() else values
-                values[failed] = torch.nan
-            # numpy has no bfloat16: the same bytes under another name
-            stored[stage.name] = (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
-        return stored

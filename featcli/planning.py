@@ -20,18 +20,20 @@ from featcli.backbones.backbone import Backbone
 from featcli.backbones.fitting import NATIVE
 from featcli.backbones.source import Source, ready
 from featcli.batches import Pictures
-from featcli.config import MAX_SHARD_ROWS, MOST, SHARD_BYTES, ExtractConfig
+from featcli.config import AUTO, DEFAULT_BATCH_SIZE, MAX_SHARD_ROWS, MOST, SHARD_BYTES, ExtractConfig
 from featcli.decoding import Decoding
-from featcli.device import Resolved, available_cores, memory_errors, resolve_device
+from featcli.device import Resolved, memory_errors, resolve_device
 from featcli.dump import Dump
 from featcli.errors import UsageError, counted, shown
 from featcli.images import plugin_versions
 from featcli.inputs import ImageList
+from featcli.machine import available_cores
 from featcli.plan import Plan, StoredStage, digest_images, digest_keys
 from featcli.pooling import Pooling, pooling
 from featcli.progress import Report, silent, size
 from featcli.sizes import Sizes, native_sizes
 from featcli.target import check_target, existing_parent
+from featcli.tuning import AS_BEGUN, Trials, Tuning, named, tune
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,27 @@ class Job:
         return self.pictures.images
 
 
-def prepare(config: ExtractConfig, report: Report = silent) -> Job:
-    """Find the images, load the backbone, make the plan. Writes nothing. Raises FeatcliError."""
-    existing = None if config.overwrite else Dump.existing(Path(config.output))
+def prepare(config: ExtractConfig, existing: Dump | None, report: Report = silent) -> Job:
+    """Find the images, load the backbone, make the plan. Writes nothing. Raises FeatcliError.
+
+    `existing`: the dump that is to be gone on with. What may be chosen is chosen as it was for that one.
+    """
     listing, source, positions, device = _resolve(config, report)
     stages = _stored_stages(config, source, positions)
+    begun = None if existing is None else existing.plan.settings
+    threads = _threads(config, begun)
     with memory_errors("the backbone does", device.value):
-        backbone = ready(source, positions, device.value, config.precision)
-    threads = _threads(config, existing)
+        trials = Trials(source, positions, stages, device.value)
+        tuning = tune(config, trials, threads.value, len(listing.images), begun)
+        backbone = ready(source, positions, device.value, tuning.execution)
+    _report_tuning(tuning, report)
     report("choice", name="weights", value=backbone.weights.summary())
     report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
     report("choice", name="computes", value=f"{backbone.share:.0%} of the model", reason="up to the deepest stage")
     rules, decode_threads = config.decoding(), config.decode_threads or available_cores()
     report("choice", name="pictures", value=rules.summary, reason="default" if rules == Decoding() else "as asked")
     sizes = _sizes(source, listing.images, rules, decode_threads, report)
-    settings = _settings(config, backbone, rules, threads.value)
+    settings = _settings(config, backbone, rules, threads.value, tuning.batch_size)
     provenance = {
         "checkpoint": backbone.name,
         "weights": backbone.weights.summary(),
@@ -73,7 +81,7 @@ def prepare(config: ExtractConfig, report: Report = silent) -> Job:
         "preprocessing": backbone.preprocessing.origin,
     }
     environment = _environment(device.value, source.library)
-    rows = _shard_rows(config, stages, sizes, len(listing.images), existing)
+    rows = _shard_rows(config, tuning.batch_size, stages, sizes, len(listing.images), existing)
     plan = _plan(listing.images, rows, stages, settings, provenance, environment)
     report("choice", name="threads", value=threads.value, reason=f"{threads.reason}; {decode_threads} decode")
     pictures = Pictures(listing.images, sizes, rules, backbone.preprocessing)
@@ -86,7 +94,7 @@ def dry_run(config: ExtractConfig, report: Report = silent) -> Plan:
     stages = _stored_stages(config, source, positions)
     sizes = _sizes(source, listing.images, config.decoding(), config.decode_threads or available_cores(), report)
     existing = None if config.overwrite else Dump.existing(Path(config.output))
-    rows = _shard_rows(config, stages, sizes, len(listing.images), existing)
+    rows = _shard_rows(config, _batch_size(config, existing), stages, sizes, len(listing.images), existing)
     plan = _plan(listing.images, rows, stages, {}, {}, {})
     is_same = existing is not None and _seems_same(existing.plan, plan)
     todo = existing.unfinished() if existing is not None and is_same else list(range(plan.num_shards))
@@ -128,12 +136,6 @@ def _resolve(
     report("choice", name="stages", value=names, reason=reason)
     report("choice", name="norm", value=source.norm, reason=source.norm_reason)
     report("choice", name="device", value=str(device.value), reason=device.reason)
-    report(
-        "choice",
-        name="precision",
-        value=config.precision,
-        reason="default" if config.precision == "fp32" else "as asked",
-    )
     linked = listing.ignored.pop(inputs.LINKED, 0)
     passed_over = sum(listing.ignored.values())
     notes = [f"{counted(passed_over, 'other file')} passed over"] if passed_over else []
@@ -149,13 +151,32 @@ def _stages_reason(source: Source, positions: Sequence[int]) -> str:
     return "those the model uses" if source.inside else "those its configuration names"
 
 
-def _threads(config: ExtractConfig, existing: Dump | None) -> Resolved[int]:
+def _report_tuning(tuning: Tuning, report: Report) -> None:
+    execution, reasons = tuning.execution, tuning.reasons
+    report("choice", name="precision", value=execution.precision, reason=reasons["precision"])
+    report("choice", name="layout", value=named(execution), reason=reasons["layout"])
+    if execution.compiled:
+        report("choice", name="compile", value="yes", reason="as asked; takes its time before the first batch")
+    report("choice", name="batch size", value=tuning.batch_size, reason=reasons["batch_size"])
+
+
+def _threads(config: ExtractConfig, begun: Mapping[str, Any] | None) -> Resolved[int]:
     """Threads of the forward pass. They can move the last bits, so a dump keeps those it was begun with."""
     if config.threads is not None:
         return Resolved(config.threads, "as asked")
-    if existing is not None and "threads" in existing.plan.settings:
-        return Resolved(existing.plan.settings["threads"], "as this dump was begun")
+    if begun is not None:
+        return Resolved(begun["threads"], AS_BEGUN)
+    cores = available_cores()
+    if torch.get_num_threads() > cores:  # torch does not know of quotas
+        return Resolved(cores, "auto: the cores that may be used")
     return Resolved(torch.get_num_threads(), "auto: torch's own choice")
+
+
+def _batch_size(config: ExtractConfig, existing: Dump | None) -> int:
+    """What a dry run goes by, which measures nothing."""
+    if config.batch_size != AUTO:
+        return int(config.batch_size)
+    return DEFAULT_BATCH_SIZE if existing is None else int(existing.plan.settings["batch_size"])
 
 
 def _stored_stages(config: ExtractConfig, source: Source, positions: Sequence[int]) -> tuple[StoredStage, ...]:
@@ -183,14 +204,16 @@ def _sizes(source: Source, images: ImageList, rules: Decoding, threads: int, rep
     return sizes
 
 
-def _settings(config: ExtractConfig, backbone: Backbone, rules: Decoding, threads: int) -> dict[str, Any]:
+def _settings(
+    config: ExtractConfig, backbone: Backbone, rules: Decoding, threads: int, batch_size: int
+) -> dict[str, Any]:
     """All that can change a byte of the result, besides stages and images."""
     return {
         "backbone": dict(backbone.settings),
         "weights_digest": backbone.digest,
         "preprocessing": {**backbone.preprocessing.settings, **rules.settings},
-        "precision": config.precision,
-        "batch_size": config.batch_size,
+        **backbone.execution.settings,
+        "batch_size": batch_size,
         "threads": threads,
         "pool": config.pool,
         "format": config.format,
@@ -218,19 +241,23 @@ def _plan(
 
 
 def _shard_rows(
-    config: ExtractConfig, stages: Sequence[StoredStage], sizes: Sizes, num_images: int, existing: Dump | None
+    config: ExtractConfig,
+    batch_size: int,
+    stages: Sequence[StoredStage],
+    sizes: Sizes,
+    num_images: int,
+    existing: Dump | None,
 ) -> int:
     if sizes.own is not None and existing is not None and config.shard_size is None:
         return existing.plan.shard_rows  # an average, which one repaired picture can move
-    return shard_rows(config, sizes.stored_bytes(stages, range(num_images)) // num_images)
+    return shard_rows(config.shard_size, batch_size, sizes.stored_bytes(stages, range(num_images)) // num_images)
 
 
-def shard_rows(config: ExtractConfig, bytes_per_image: int) -> int:
+def shard_rows(asked: int | None, batch_size: int, bytes_per_image: int) -> int:
     """Images per shard: as asked, or about SHARD_BYTES; always whole batches, so that batches do not span shards."""
-    wanted = config.shard_size or min(SHARD_BYTES // max(1, bytes_per_image), MAX_SHARD_ROWS)
-    num_batches = max(1, -(-wanted // config.batch_size) if config.shard_size else wanted // config.batch_size)
-    most = max(1, MOST // config.batch_size)
-    return min(num_batches, most) * config.batch_size
+    wanted = asked or min(SHARD_BYTES // max(1, bytes_per_image), MAX_SHARD_ROWS)
+    num_batches = max(1, -(-wanted // batch_size) if asked else wanted // batch_size)
+    return min(num_batches, max(1, MOST // batch_size)) * batch_size
 
 
 def _environment(device: torch.device, library: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from featcli.errors import counted, printable, shown
+from featcli.pace import Pace
 
 Report = Callable[..., None]  # report(kind, **facts)
 FAILURES_SHOWN = 5
@@ -57,7 +58,8 @@ class Terminal:
             self._bar = None
 
     def _choice(self, name: str, value: Any, reason: str = "") -> None:
-        self._say(f"{name:<14} {value}{f'  ({reason})' if reason else ''}")
+        if reason != "default" or self._verbose:  # what nobody chose need not be said
+            self._say(f"{name:<14} {value}{f'  ({reason})' if reason else ''}")
 
     def _warning(self, text: str) -> None:
         self._say(f"warning: {text}")
@@ -109,9 +111,10 @@ def summary(end: dict[str, Any]) -> str:
     counts = most_first(end["failed_by_reason"])
     failed = f", {end['failed']:,} failed ({', '.join(f'{n} {reason}' for reason, n in counts.items())})"
     if end["extracted"]:
-        rate = f"{end['extracted'] / end['seconds']:.1f} images/s"
-        pacing = pace(end["busy"], end["waited"])
-        lines.append(f"extracted {counted(end['extracted'], 'image')} in {end['seconds']:.1f} s, {rate}; {pacing}")
+        pace = Pace(**end["pace"])
+        rate = f"{end['extracted'] / pace.seconds:.1f} images/s"
+        lines.append(f"extracted {counted(end['extracted'], 'image')} in {pace.seconds:.1f} s, {rate}")
+        lines += [f"  {line}" for line in pace.lines()]
     else:
         lines.append("nothing left to do: every shard was there")
     lines.append(f"{end['dump']}: {counted(end['written'], 'image')}{failed if end['failed'] else ''}")
@@ -123,19 +126,6 @@ def summary(end: dict[str, Any]) -> str:
 def most_first(counts: Mapping[str, int]) -> dict[str, int]:
     """The counts, the largest first, equal ones by name."""
     return dict(sorted(counts.items(), key=lambda count: (-count[1], count[0])))
-
-
-def pace(busy: dict[str, float], waited: dict[str, float]) -> str:
-    """Which part of the pipeline set the pace, and what would help."""
-    slowest = max(busy, key=lambda name: busy[name])
-    help_ = {
-        "decode": "more cores would help",
-        "compute": "a faster device would help, or an earlier last stage",
-        "write": "a smaller --dtype, --pool or fewer stages would help",
-    }
-    others = ", ".join(f"{name} {share:.0%}" for name, share in busy.items() if name != slowest)
-    for_ = f"compute waited {waited['decode']:.1f} s for decode, {waited['write']:.1f} s for write"
-    return f"pace set by {slowest} ({busy[slowest]:.0%} busy; {others}; {for_}): {help_[slowest]}"
 
 
 def size(num_bytes: float) -> str:

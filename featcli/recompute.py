@@ -63,13 +63,15 @@ def recompute(dump: Dump, config: ExtractConfig, count: int, report: Report = si
         for batch in decoded:
             shard = batch.rows.start // dump.plan.shard_rows
             forward.at_once = reader.records[shard].get("batch_size", dump.plan.settings["batch_size"])
-            maps = forward(batch)
+            rows = forward(batch)
+            maps = rows.finished()
             for row in wanted[batch.rows]:
                 stored = {name: reader[name][row] for name in reader.stages}
                 difference = _difference(stored, maps, row - batch.rows.start)
                 equal += difference == 0
                 largest = max(largest, difference)
                 off += [reader.keys[row]] if not difference <= limit else []
+            rows.release()
     return Comparison(len(chosen), equal, largest, limit, tuple(off))
 
 
@@ -85,7 +87,9 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
     plan = dump.plan
     backbone: Mapping[str, Any] = plan.settings["backbone"]
     pixels: Mapping[str, Any] = plan.settings["preprocessing"]
-    if not {"norm", "input_size"} <= backbone.keys() or not {"depth_range", "decode"} <= pixels.keys():
+    if not {"norm", "input_size"} <= backbone.keys() or not (
+        {"depth_range", "decode"} <= pixels.keys() and {"layout", "folded", "compiled"} <= plan.settings.keys()
+    ):
         raise ConflictError(f"dump {shown(dump.path)}: made by another version of featcli", "use that one")
     depth = pixels["depth_range"]
     with tempfile.TemporaryDirectory() as elsewhere:  # nothing is written, least of all into the dump
@@ -102,7 +106,9 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
             depth_range=":".join(map(str, depth)) if isinstance(depth, list) else None,
             max_pixels=pixels["max_pixels"],
             decode=pixels["decode"],
-            precision=plan.settings["precision"],
+            **{name: plan.settings[name] for name in ("precision", "layout")},
+            fold=plan.settings["folded"],
+            compile=plan.settings["compiled"],
             batch_size=plan.settings["batch_size"],
             threads=plan.settings["threads"],
             pool=plan.settings["pool"],
@@ -110,9 +116,9 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
             format=plan.settings["format"],
             shard_size=plan.shard_rows,
         )
-        job = prepare(same, report)
+        job = prepare(same, None, report)
         if same.fit != NATIVE and (job.plan.settings["backbone"] != backbone or job.plan.stages != plan.stages):
-            job = prepare(replace(same, image_size=tuple(backbone["input_size"])), report)
+            job = prepare(replace(same, image_size=tuple(backbone["input_size"])), None, report)
     try:
         dump.refuse_other_plan(job.plan, job.images)
         dump.refuse_changed_images(job.images, retry_failed=True)

@@ -14,7 +14,8 @@ ROWS = [
     {"commands"},
     {"recompute", "extraction", "tables"},
     {"forward"},
-    {"planning"},
+    {"transfers", "planning"},
+    {"tuning"},
     {"options"},
     {"inspection", "models", "verify", "target"},
     {"reader", "manifest"},
@@ -23,7 +24,7 @@ ROWS = [
     {"records", "sizes"},
     {"plan"},
     {"writers.shard"},
-    {"writers"},
+    {"writers.direct", "writers"},
     {"writers.hdf5", "writers.safetensors"},
     {"writers.sealed", "writers.rows"},
     {"writers.layout", "writers.background", "writers.publish", "writers.lock", "writers.files"},
@@ -36,13 +37,16 @@ ROWS = [
     {"backbones.checkpoint", "backbones.image_processor", "backbones.timm_transform"},
     {"backbones.input_size"},
     {"backbones.source"},
+    {"backbones.folding"},
     {"backbones.backbone"},
+    {"backbones.execution"},
     {"backbones.weights", "backbones.fitting"},
     {"backbones.stages", "backbones.hub", "backbones.torchvision_operators", "backbones.replay"},
     {"images"},
     {"inputs", "upright"},
     {"decoding"},
-    {"device", "progress"},
+    {"device", "progress", "machine"},
+    {"pace"},
     {"errors"},
 ]
 # checkpoint.py decides which source to import, when it is needed; the package names its own public members.
@@ -138,14 +142,15 @@ def test_sizes():
 
 def test_tables_of_types_agree():
     """A precision or a stored type is known everywhere or nowhere."""
-    from featcli.backbones import backbone
-    from featcli.config import DTYPES, PRECISIONS
-    from featcli.forward import TORCH_DTYPES
+    import torch
+
+    from featcli.backbones.execution import LAYOUTS, PRECISIONS
+    from featcli.config import DTYPES
     from featcli.reader import NUMPY_TYPES
     from featcli.writers import hdf5, layout, safetensors
 
-    assert tuple(backbone.PRECISIONS) == PRECISIONS
-    assert tuple(TORCH_DTYPES) == DTYPES
+    assert all(isinstance(getattr(torch, name), torch.dtype) for name in (*DTYPES, *PRECISIONS.values()))
+    assert all(isinstance(getattr(torch, name), torch.memory_format) for name in LAYOUTS.values())
     stored = {*DTYPES, "uint8", "uint32"}
     for table in (layout.ITEM_BYTES, safetensors.NAMES, hdf5._types(), NUMPY_TYPES):
         assert set(table) == stored

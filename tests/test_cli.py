@@ -41,7 +41,8 @@ def test_options_are_the_configurations(cli):
     assert set(fields) <= set(parameters)
     for name, field in fields.items():
         if name not in ("inputs", "checkpoint", "output"):
-            assert parameters[name].default == field.default, name
+            default = str(field.default) if name == "batch_size" else field.default  # a number, or auto
+            assert parameters[name].default == default, name
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_options_are_the_configurations(cli):
         ("extract -c resnet18 -o d", 2, "no input", "--files-from"),
         ("extract nowhere -c resnet18 -o d", 2, "input 'nowhere': no such file", "folder"),
         ("extract . -c resnet18 -o d --batch-size 0", 2, "--batch-size 0: must be at least 1", "default"),
-        ("extract . -c resnet18 -o d --batch-size x", 2, "should be a valid integer", "--help"),
+        ("extract . -c resnet18 -o d --batch-size x", 2, "--batch-size 'x': neither a number nor auto", "32"),
         ("extract . -c resnet18 -o d --pool mean", 2, "--pool 'mean': no such pooling", "none, avg, max, cls"),
         ("extract . -c resnet18 -o d --format npy", 2, "--format 'npy': no such choice", "hdf5, safetensors"),
         ("extract . -c resnet18 -o d --dtype int8", 2, "--dtype 'int8': no such choice", "float16"),
@@ -175,7 +176,7 @@ def test_start_and_end_of_a_run(cli, photos, tmp_path):
     """A run says every choice with its reason, and at the end what was written and what set the pace."""
     (photos / "broken.jpg").write_bytes(b"no picture")
     (photos / "notes.txt").write_text("no picture either")
-    run = cli("extract", photos, *TINY, "-o", tmp_path / "d")
+    run = cli("extract", photos, *TINY, "-o", tmp_path / "d", "-v")
     assert run.code == 3
     assert run.out == ""
     for expected in (
@@ -187,6 +188,9 @@ def test_start_and_end_of_a_run(cli, photos, tmp_path):
         "Resize 168 bilinear, CenterCrop 160x160",
         "computes       100% of the model",
         "failed 'broken.jpg': not_an_image (no known picture format)",
+        "layout         channels-first  (auto: fewer than 256 images)",
+        "batch size     32  (default)",
+        "s of work on ",
         "pace set by ",
         "12 images, 1 failed (1 not_an_image)",
         "failures.jsonl",

@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY, SAMPLES
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TIMING = re.compile(r"^extracted .*", re.MULTILINE)
+TIMING = re.compile(r"^extracted .*(\n  .*)*", re.MULTILINE)
 MACHINE = re.compile(r"^(device|threads) .*", re.MULTILINE)
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from featcli.backbones.checkpoint import Request, resolve, sizes_asked
+from featcli.backbones.execution import DEFAULT_LAYOUT, DEFAULT_PRECISION, LAYOUTS, PRECISIONS, Execution
 from featcli.backbones.stages import parse_features, parse_indices
+from featcli.errors import one_of
 
 if TYPE_CHECKING:
     from featcli.backbones.backbone import Backbone
@@ -27,7 +29,9 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     norm: str | None = None,
     fit: str | None = None,
     device: str = "cpu",
-    precision: str = "fp32",
+    precision: str = DEFAULT_PRECISION,
+    layout: str = DEFAULT_LAYOUT,
+    fold: bool = False,
 ) -> Backbone:
     """Load the backbone that `featcli extract` would run, cut after the deepest selected stage.
 
@@ -36,13 +40,16 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     "model": before or after the model's final norm) and `fit` (crop, squash, pad, or native: then `image_size` is the
     most that a picture may keep of its own). The checkpoint may be a path, or a transformers configuration (object or
     dictionary), which gives random weights as `AutoBackbone.from_config` does. It is always in eval mode
-    with every parameter and every statistic of its norms frozen.
+    with every parameter and every statistic of its norms frozen, and run as its library runs it unless `layout`
+    ("channels-last") or `fold` (norms into convolutions) say otherwise.
 
     Raises UsageError, CheckpointError and MachineError.
     """
     from featcli.backbones.source import ready
     from featcli.device import resolve_device
 
+    one_of("precision", precision, tuple(PRECISIONS))
+    one_of("layout", layout, tuple(LAYOUTS))
     sizes = sizes_asked(image_size, fit)
     source = resolve(
         Request(checkpoint, arch, random_init, seed, num_channels=num_channels, norm=norm, fit=fit, **sizes)
@@ -51,4 +58,4 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     indices = parse_indices(out_indices) if isinstance(out_indices, str) else out_indices
     indices = [indices] if isinstance(indices, int) else indices
     positions = source.select(features, indices)
-    return ready(source, positions, resolve_device(device).value, precision)
+    return ready(source, positions, resolve_device(device).value, Execution(precision, layout, fold))

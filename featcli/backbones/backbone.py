@@ -10,6 +10,7 @@ import torch
 import xxhash
 from torch import nn
 
+from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
 from featcli.backbones.fitting import Fitting
 from featcli.backbones.stages import Stage
 from featcli.errors import CheckpointError, UsageError, shown
@@ -18,8 +19,6 @@ from featcli.upright import UnreadableError, upright_rgb
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,13 @@ class Backbone:
     share: float
     network: Network = field(repr=False)
     device: torch.device
-    precision: str
+    execution: Execution
     digest: str = field(repr=False)
+
+    @property
+    def precision(self) -> str:
+        """What it computes in: fp32, bf16 or fp16."""
+        return self.execution.precision
 
     @property
     def out_features(self) -> list[str]:
@@ -148,7 +152,7 @@ class Backbone:
             "channels": self.channels,
             "num_channels": self.preprocessing.channels,
             "image_size": list(self.preprocessing.size),
-            "precision": self.precision,
+            **self.execution.settings,
         }
 
     @property
@@ -199,7 +203,7 @@ class Backbone:
             )
         with torch.inference_mode():
             ready = self.preprocessing.normalize(pixels.to(self.device, non_blocking=True))
-            found = yields(ready.to(PRECISIONS[self.precision]))
+            found = yields(as_run(ready, self.execution))
         return {stage.name: tensor for stage, tensor in zip(self.selected, found, strict=True)}
 
     def _takes(self, shape: tuple[int, ...]) -> bool:
@@ -209,6 +213,12 @@ class Backbone:
             step = self.preprocessing.fitting.step
             return shape[0] == channels and not (shape[1] % step[0] or shape[2] % step[1])
         return shape == (channels, *size)
+
+
+def as_run(pixels: torch.Tensor, execution: Execution) -> torch.Tensor:
+    """Normalised pixels (B, C, H, W) in the precision and layout that the network is run in."""
+    dtype, layout = getattr(torch, PRECISIONS[execution.precision]), getattr(torch, LAYOUTS[execution.layout])
+    return pixels.to(dtype=dtype, memory_format=layout)
 
 
 def refuse_not_finite(name: str, network: Network) -> None:

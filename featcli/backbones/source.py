@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from math import lcm
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from featcli.backbones.backbone import (
-    PRECISIONS,
     Backbone,
     Network,
     Preprocessing,
@@ -20,9 +20,11 @@ from featcli.backbones.backbone import (
     refuse_not_finite,
     weights_digest,
 )
+from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
 from featcli.backbones.fitting import NATIVE, Fitting, Size
+from featcli.backbones.folding import fold
 from featcli.backbones.stages import Stage, select
-from featcli.errors import UsageError, one_line, shown
+from featcli.errors import UsageError, one_line
 
 
 class Source(ABC):
@@ -89,7 +91,7 @@ class Source(ABC):
             height, width = (edge - edge % step for edge, step in zip(size, fitting.step, strict=True))
             expected = [stage.shape_at((height, width)) for stage in stages]
             try:
-                found = [tuple(shape[1:]) for shape in self._probe(positions, (height, width))[0]]
+                found = [tuple(shape[1:]) for shape in self._probe(positions, (height, width)).shapes]
             except UsageError as error:
                 found, cause = [], error.message
             else:
@@ -101,14 +103,14 @@ class Source(ABC):
                 )
 
     @cached_property
-    def _whole(self) -> tuple[list[torch.Size], int, int]:
+    def _whole(self) -> _Probed:
         return self._probe(range(len(self.stage_names)))
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """Every stage, with shapes as the network really yields them (never from config fields)."""
         known = self.strides or (None,) * len(self.stage_names)
-        places = zip(self.stage_names, self._whole[0], known, strict=True)
+        places = zip(self.stage_names, self._whole.shapes, known, strict=True)
         return tuple(
             Stage(name, index, module, (shape[1], shape[2], shape[3]), self._stride(shape, stride))
             for index, ((name, module), shape, stride) in enumerate(places, self.first_index)
@@ -132,17 +134,21 @@ class Source(ABC):
     @property
     def num_parameters(self) -> int:
         """Parameters of the whole backbone, without a head."""
-        return self._whole[2]
+        return self._whole.parameters
 
     def share(self, positions: Sequence[int]) -> float:
         """Which share of the whole backbone's floating point operations these stages cost."""
         if len(self.stage_names) - 1 in positions:
             return 1.0
-        _, flops, _ = self._probe(positions)
-        return flops / self._whole[1] if self._whole[1] else 1.0
+        return self._probe(positions).operations / self._whole.operations if self._whole.operations else 1.0
 
-    def _probe(self, positions: Sequence[int], at: Size | None = None) -> tuple[list[torch.Size], int, int]:
-        """Shapes of the maps, operations and parameters, from one forward pass that computes nothing."""
+    def share_of_convolutions(self, positions: Sequence[int]) -> float:
+        """Which share of the operations for these stages are those of convolutions."""
+        found = self._probe(positions)
+        return found.convolutions / found.operations if found.operations else 0.0
+
+    def _probe(self, positions: Sequence[int], at: Size | None = None) -> _Probed:
+        """Shapes and costs, from one forward pass that computes nothing."""
         size = (1, self.channels, *(at or self.input_size))
         try:
             return _forward_once(self.build(positions, "meta"), torch.empty(size, device="meta"))
@@ -168,7 +174,17 @@ class Source(ABC):
             ) from error
 
 
-def _forward_once(network: Network, pixels: torch.Tensor) -> tuple[list[torch.Size], int, int]:
+@dataclass(frozen=True)
+class _Probed:
+    """What one forward pass showed."""
+
+    shapes: list[torch.Size]  # (B, C, H, W) of each map
+    operations: int
+    convolutions: int  # of the operations
+    parameters: int
+
+
+def _forward_once(network: Network, pixels: torch.Tensor) -> _Probed:
     network.module.eval()
     # With gradients: under inference_mode no operation reaches the counter, under no_grad some models fail in it.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
@@ -177,18 +193,34 @@ def _forward_once(network: Network, pixels: torch.Tensor) -> tuple[list[torch.Si
         if found.ndim != 4:
             raise UsageError(f"a stage of this backbone yields {tuple(found.shape)}, not a map (B, C, H, W)")
     parameters = sum(p.numel() for p in network.module.parameters())
-    return [found.shape for found in maps], counter.get_total_flops(), parameters
+    operations = counter.get_flop_counts().get("Global", {})
+    convolutions = sum(count for name, count in operations.items() if "convolution" in str(name))
+    return _Probed([found.shape for found in maps], counter.get_total_flops(), convolutions, parameters)
 
 
-def ready(source: Source, positions: Sequence[int], device: torch.device, precision: str) -> Backbone:
+def arranged(source: Source, network: Network, device: torch.device, execution: Execution) -> Network:
+    """A network on the CPU, made to be run so on a device. The module is changed in place."""
+    network.module.eval().requires_grad_(False)
+    if execution.folded:
+        fold(network, source.channels, source.input_size)
+    dtype, layout = getattr(torch, PRECISIONS[execution.precision]), getattr(torch, LAYOUTS[execution.layout])
+    network.module.to(device=device, dtype=dtype)
+    network.module.to(memory_format=layout)  # type: ignore[call-overload]  # the stubs do not know it
+    if not execution.compiled:
+        return network
+    # freezing: weights are constants, laid out once
+    compiled = partial(torch.compile, dynamic=False, options={"freezing": True})
+    tokens = None if network.class_tokens is None else compiled(network.class_tokens)
+    return replace(network, maps=compiled(network.maps), class_tokens=tokens)
+
+
+def ready(source: Source, positions: Sequence[int], device: torch.device, execution: Execution) -> Backbone:
     """Load the weights of these stages and freeze the network on the device. Raises CheckpointError."""
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {shown(precision)}: no such precision", f"use {', '.join(PRECISIONS)}")
     network, weights = source.load(positions)
     network.module.eval().requires_grad_(False)
     refuse_not_finite(source.name, network)
     digest = weights_digest(network)
-    network.module.to(device=device, dtype=PRECISIONS[precision])
+    network = arranged(source, network, device, execution)
     return Backbone(
         name=source.name,
         library=source.library,
@@ -200,6 +232,6 @@ def ready(source: Source, positions: Sequence[int], device: torch.device, precis
         share=source.share(positions),
         network=network,
         device=device,
-        precision=precision,
+        execution=execution,
         digest=digest,
     )

@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 
 from featcli.writers import FORMATS
+from featcli.writers.direct import DirectFile
 from featcli.writers.files import write_all
 from featcli.writers.layout import Array, is_stage
 from featcli.writers.publish import create_partial, publish
@@ -41,6 +42,7 @@ class ShardWriter:
     ) -> None:
         self.final = final
         self._descriptor, self._partial = create_partial(final)
+        self._file = DirectFile(self._descriptor, self._partial)
         try:
             self.layout = FORMATS[format_name].lay_out(str(self._partial), arrays, keys, attributes)
         except BaseException:
@@ -52,11 +54,10 @@ class ShardWriter:
     def write(self, maps: Mapping[str, np.ndarray]) -> None:
         """Write the next rows of each stage."""
         for name, rows in maps.items():
-            content = rows.data.cast("B")
-            assert self._ends[name] + len(content) <= self.layout.arrays[name].end
-            self._digests[name].update(content)
-            write_all(self._descriptor, content, self._ends[name])
-            self._ends[name] += len(content)
+            assert self._ends[name] + rows.nbytes <= self.layout.arrays[name].end
+            self._digests[name].update(rows.data.cast("B"))
+            self._file.write(rows, self._ends[name])
+            self._ends[name] += rows.nbytes
 
     def finish(self, beside: Mapping[str, np.ndarray]) -> Written:
         """Write the arrays that are not of stages. Afterwards all is on the disk but the name."""
@@ -73,17 +74,12 @@ class ShardWriter:
     def publish(self) -> None:
         """Give the file its name, which whoever calls knows to be free of committed shards. It is then on the disk."""
         publish(self._partial, self.final, replace=os.path.lexists(self.final))
-        self._close()
+        self._file.close()
 
     def abort(self) -> None:
         """Remove the partial file, if it has not got its name."""
         self._partial.unlink(missing_ok=True)
-        self._close()
-
-    def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
 
 
 def hash_rest(descriptor: int, size: int, arrays: Sequence[Array]) -> str:

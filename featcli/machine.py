@@ -1,0 +1,78 @@
+"""The cores and the memory that this process may use, and how the C library keeps the latter."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use, which containers and job schedulers make fewer than the machine has.
+
+    They do so by affinity, or by a quota of time for a control group (cpu.max, or cpu.cfs_quota_us of version 1).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, *(math.ceil(quota) for quota in _quotas(root)), cores))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores by each quota on this process: that of its own control group and of those above it."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # no Linux
+        return
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        inside = mount / path.lstrip("/")
+        for folder in (inside, *inside.parents):  # a container may see itself at the top, whatever its path says
+            if folder.is_relative_to(mount):
+                yield from _quota(folder)
+
+
+def _quota(folder: Path) -> Iterator[float]:
+    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        with suppress(OSError, ValueError):  # no such file; no limit is "max", or -1
+            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
+            if quota > 0 < period:
+                yield quota / period
+
+
+def available_memory() -> int:
+    """Bytes that may be taken without pushing anything out."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Let the C library keep the memory of large tensors for the next ones instead of giving it back each time.
+
+    The system clears every page that it hands out: a ResNet-50 on a CPU spends a third of its time on that.
+    Only where the library is glibc (mallopt(3)); elsewhere, and for tensors of other devices, nothing changes.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError, TypeError):  # another library
+        yield
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_MAX, 65536)  # the default; of the others, what they grow to by themselves with large tensors
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        malloc_trim(0)

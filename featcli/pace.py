@@ -1,0 +1,79 @@
+"""Which part of the pipeline set the pace: seconds at work, seconds waited, and what would help."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PARTS = ("decode", "compute", "write")
+
+
+@dataclass
+class Clock:
+    """Seconds of a run, added to as it goes on."""
+
+    started: float = field(default_factory=time.perf_counter)
+    decode: float = 0.0  # at work, summed over threads
+    compute: float = 0.0
+    write: float = 0.0
+    waited_for_decode: float = 0.0  # that compute stood still for it
+    waited_for_write: float = 0.0
+    waited_for_compute: float = 0.0  # that the writer stood still for a device
+    with_more_frames: int = 0  # images of which a frame or page was left out
+
+    def pace(self, decode_threads: int, settings: Mapping[str, Any]) -> Pace:
+        """What the run comes to, by now. `settings`: the plan's."""
+        seconds = time.perf_counter() - self.started
+        worked = {"decode": self.decode, "compute": self.compute, "write": self.write}
+        busy = {"decode": self.decode / decode_threads, "compute": self.compute, "write": self.write}
+        slowest = max(busy, key=lambda part: busy[part])
+        return Pace(
+            seconds,
+            {part: round(worked[part], 3) for part in PARTS},
+            {part: round(busy[part] / seconds, 4) for part in PARTS},
+            {
+                "compute for decode": round(self.waited_for_decode, 3),
+                "compute for write": round(self.waited_for_write, 3),
+                "write for compute": round(self.waited_for_compute, 3),
+            },
+            decode_threads,
+            slowest,
+            ", ".join(_advice(slowest, settings)),
+        )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Where the time of a run went."""
+
+    seconds: float
+    worked: Mapping[str, float]  # seconds, by part; of decoding summed over threads
+    busy: Mapping[str, float]  # as shares of the run; of decoding the average over its threads
+    waited: Mapping[str, float]  # seconds that one part stood still for another
+    decode_threads: int
+    set_by: str
+    advice: str
+
+    def lines(self) -> Iterable[str]:
+        """For people."""
+        for part in PARTS:
+            threads = f" on {self.decode_threads} threads" if part == "decode" and self.decode_threads > 1 else ""
+            waited = {name.partition(" for ")[2]: s for name, s in self.waited.items() if name.startswith(part)}
+            waits = [f"{seconds:.1f} s for {other}" for other, seconds in waited.items() if seconds >= 0.05]
+            text = f"{part:<8} {self.busy[part]:>4.0%} busy: {self.worked[part]:.1f} s of work{threads}"
+            yield text + (f"; waited {', '.join(waits)}" if waits else "")
+        yield f"pace set by {self.set_by}; what could help: {self.advice}"
+
+
+def _advice(slowest: str, settings: Mapping[str, Any]) -> list[str]:
+    """Options that would take work from the slowest part, those that change the numbers least first."""
+    if slowest == "decode":
+        scaled = settings["preprocessing"].get("decode") == "scaled"
+        return [*([] if scaled else ["--decode scaled for large JPEGs"]), "more --decode-threads where there are cores"]
+    if slowest == "write":
+        return ["--dtype float16", "--pool", "fewer stages", "a faster disk"]
+    advice = [] if settings["compiled"] else ["--compile"]
+    advice += ["--precision auto"] if settings["precision"] == "fp32" else []
+    return [*advice, "an earlier last stage", "a faster --device"]

@@ -1,0 +1,127 @@
+"""Batches on their way to the device, and rows on their way back, while the device works on others.
+
+On a CPU there is no way to go: values are cast and laid out straight into the buffer that is written. On CUDA both
+ways lead through pinned memory, on streams of their own, so that copies, the backbone and the writer overlap.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+
+class Buffers:
+    """Memory for rows that are to be written; what is given back is used again. It starts on a page."""
+
+    def __init__(self, pinned: bool = False) -> None:
+        self._pinned = pinned
+        self._free: defaultdict[str, deque[torch.Tensor]] = defaultdict(deque)
+
+    def take(self, stage: str, num_bytes: int) -> torch.Tensor:
+        """So many bytes or more, flat; others while these are not given back."""
+        free = self._free[stage]
+        while free:
+            if len(buffer := free.popleft()) >= num_bytes:
+                return buffer  # smaller ones are let go: maps have become larger
+        return self._allocated(num_bytes)
+
+    def give_back(self, stage: str, buffer: torch.Tensor) -> None:
+        """What was taken, and nobody uses any more. From any thread."""
+        self._free[stage].append(buffer)
+
+    def _allocated(self, num_bytes: int) -> torch.Tensor:
+        if self._pinned:
+            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+        memory = mmap.mmap(-1, num_bytes)
+        with suppress(AttributeError, OSError):  # large pages are a favour
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+class Transfers:
+    """Copies that are done when the call returns."""
+
+    pinned = False
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def to_device(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The pixels there. Their buffer may be filled anew at once."""
+        return pixels.to(self._device)
+
+    def to_host(self, values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Fill `target`, in its own type and layout; return (least, largest): NaN or infinite if a value of it is."""
+        target.copy_(values if values.device == target.device else values.to(target.dtype).cpu())
+        return torch.stack(torch.aminmax(target))
+
+    def mark(self) -> Any:
+        """This moment, for `arrival`."""
+        return time.perf_counter()
+
+    def arrival(self, since: Any) -> Callable[[], float]:
+        """A call that returns once all that was copied is there, with the seconds that the device was at work."""
+        seconds = time.perf_counter() - since
+        return lambda: seconds
+
+
+class CudaTransfers(Transfers):
+    """Copies that go on while the device computes. `cuda` is torch.cuda, or what stands for it in a test."""
+
+    pinned = True
+
+    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
+        super().__init__(device)
+        self._cuda = cuda
+        self._in, self._out = cuda.Stream(device), cuda.Stream(device)
+
+    def to_device(self, pixels: torch.Tensor) -> torch.Tensor:
+        """See Transfers. Waits for the copy alone: the device is still busy with the batch before."""
+        with self._cuda.stream(self._in):
+            there = pixels.to(self._device, non_blocking=True)
+            copied = self._cuda.Event()
+            copied.record(self._in)
+        copied.synchronize()
+        there.record_stream(self._cuda.current_stream(self._device))  # or its memory might be given away too early
+        return there
+
+    def to_host(self, values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See Transfers. Cast and laid out there; both results are valid after `arrival` only."""
+        there = values.to(target.dtype).contiguous()
+        ends_there = torch.stack(torch.aminmax(there))
+        ends = torch.empty(2, dtype=target.dtype, pin_memory=self._device.type == "cuda")
+        self._out.wait_stream(self._cuda.current_stream(self._device))
+        with self._cuda.stream(self._out):
+            target.copy_(there, non_blocking=True)
+            ends.copy_(ends_there, non_blocking=True)
+        for tensor in (there, ends_there):
+            tensor.record_stream(self._out)
+        return ends
+
+    def mark(self) -> Any:
+        """See Transfers."""
+        event = self._cuda.Event(enable_timing=True)
+        event.record(self._cuda.current_stream(self._device))
+        return event
+
+    def arrival(self, since: Any) -> Callable[[], float]:
+        """See Transfers."""
+        computed, copied = self.mark(), self._cuda.Event()
+        copied.record(self._out)
+
+        def arrive() -> float:
+            copied.synchronize()
+            return float(since.elapsed_time(computed)) / 1000
+
+        return arrive
+
+
+def transfers(device: torch.device) -> Transfers:
+    """The right ones for a device."""
+    return CudaTransfers(device) if device.type == "cuda" else Transfers(device)

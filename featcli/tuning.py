@@ -1,0 +1,183 @@
+"""How the network is run and how many images go through it together: as asked, as the dump was begun, or measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from featcli.backbones.backbone import Network, as_run
+from featcli.backbones.execution import DEFAULT_LAYOUT, LAYOUTS, Execution
+from featcli.backbones.folding import has_norms
+from featcli.backbones.source import Source, arranged
+from featcli.config import AUTO, DEFAULT_BATCH_SIZE, ExtractConfig
+from featcli.device import Resolved, is_out_of_memory, settled_arithmetic
+from featcli.machine import available_memory, kept_memory
+from featcli.plan import StoredStage
+
+FEWEST = 256  # images for which it pays to try layouts
+AT_ONCE = 8  # images in a trial
+ROUNDS = 3  # of which the fastest counts: whatever else a machine does only ever makes it slower
+GAIN = 1.1  # what another layout must bring
+PRECISION_GAIN = 1.2  # and another precision
+BATCH_GAIN = 1.05  # and twice the batch
+CONVOLUTIONS = 0.25  # of the operations: below that the layout of maps in memory hardly matters
+MOST_ON_CPU, MOST = 64, 512  # images in a batch that are tried
+SHARE_OF_MEMORY = 1 / 12  # for the maps of a batch: three of them are on their way at any time
+AS_BEGUN = "as this dump was begun"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The choices, each with its reason."""
+
+    execution: Execution
+    batch_size: int
+    reasons: Mapping[str, str]  # of precision, layout and batch_size
+
+
+def tune(
+    config: ExtractConfig, trials: Trials, threads: int, num_images: int, begun: Mapping[str, Any] | None
+) -> Tuning:
+    """Choose all that was left open. `begun`: the settings of the plan that is to be gone on with."""
+    if begun is not None and {"layout", "folded"} <= begun.keys():
+        return _as_begun(config, begun)
+    with settled_arithmetic(threads), kept_memory():
+        execution, precision_reason, layout_reason = _execution(config, trials, num_images)
+        batch_size = _batch_size(config, trials, execution)
+    reasons = {"precision": precision_reason, "layout": layout_reason, "batch_size": batch_size.reason}
+    return Tuning(replace(execution, compiled=config.compile), batch_size.value, reasons)
+
+
+def _as_begun(config: ExtractConfig, begun: Mapping[str, Any]) -> Tuning:
+    """Parts and resumed runs do as the first one did, whatever they would measure."""
+
+    def settled(name: str, asked: Any) -> Resolved[Any]:
+        return Resolved(begun[name], AS_BEGUN) if asked in (None, AUTO) else Resolved(asked, _reason(name, asked))
+
+    precision, layout = settled("precision", config.precision), settled("layout", config.layout)
+    folded, batch_size = settled("folded", config.fold), settled("batch_size", config.batch_size)
+    reasons = {"precision": precision.reason, "layout": layout.reason, "batch_size": batch_size.reason}
+    return Tuning(Execution(precision.value, layout.value, folded.value, config.compile), batch_size.value, reasons)
+
+
+def _reason(name: str, asked: Any) -> str:
+    is_default = {"precision": "fp32", "batch_size": DEFAULT_BATCH_SIZE}.get(name) == asked
+    return "default" if is_default else "as asked"
+
+
+@dataclass
+class Trials:
+    """How fast throwaway networks of a kind are: speed does not ask what the weights are."""
+
+    source: Source
+    positions: Sequence[int]
+    stages: Sequence[StoredStage]
+    device: torch.device
+    rates: dict[tuple[Execution, int], float] = field(default_factory=dict)
+    _last: tuple[Execution, Network] | None = None
+
+    def rate(self, execution: Execution, images: int = AT_ONCE) -> float:
+        """Images a second, the maps laid out as on disk included; 0 where they do not fit into memory."""
+        if (execution, images) not in self.rates:
+            try:
+                self.rates[execution, images] = self._measure(execution, images)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.rates[execution, images] = 0.0
+        return self.rates[execution, images]
+
+    def compared(self, one: Execution, other: Execution) -> float:
+        """How many times as fast one is."""
+        return self.rate(one) / self.rate(other) if self.rate(other) else 1.0
+
+    def _measure(self, execution: Execution, images: int) -> float:
+        network = self._network(execution)
+        pixels = torch.rand(images, self.source.channels, *self.source.input_size, device=self.device)
+        dtypes = [getattr(torch, stage.dtype) for stage in self.stages]
+        seconds = []
+        with torch.inference_mode():
+            pixels = as_run(pixels, execution)
+            for _ in range(1 + ROUNDS):  # the first warms up
+                began = time.perf_counter()
+                for found, dtype in zip(network.maps(pixels), dtypes, strict=True):
+                    torch.empty(found.shape, dtype=dtype, device=self.device).copy_(found)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                seconds.append(time.perf_counter() - began)
+        return images / min(seconds[1:])
+
+    def _network(self, execution: Execution) -> Network:
+        if self._last is None or self._last[0] != execution:
+            self._last = None  # its memory, before another takes as much
+            blank = self.source.build(self.positions, "cpu")
+            self._last = execution, arranged(self.source, blank, self.device, execution)
+        return self._last[1]
+
+
+def _execution(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[Execution, str, str]:
+    """How to run, and the reasons for the precision and for the layout."""
+    layouts, why_not = _layouts(config, trials, num_images)
+    is_open = config.precision == AUTO and trials.device.type in ("cpu", "cuda")
+    precisions = ["fp32", "bf16"] if is_open else ["fp32" if config.precision == AUTO else config.precision]
+    found = [_best([replace(layout, precision=p) for layout in layouts], trials, why_not) for p in precisions]
+    best, layout_reason = found[0]
+    if config.precision != AUTO:
+        return best, _reason("precision", config.precision), layout_reason
+    if len(found) == 1:
+        return best, f"auto: the one to use on {trials.device.type}", layout_reason
+    gain = trials.compared(found[1][0], best)
+    if gain >= PRECISION_GAIN:
+        return found[1][0], f"auto: {gain:.1f} x as fast as fp32 here", found[1][1]
+    return best, f"auto: bf16 is {gain:.1f} x as fast here", layout_reason
+
+
+def _layouts(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[list[Execution], str]:
+    """What is to be tried, the library's own way first; and where that is all there is, why."""
+    asked = Execution(layout=DEFAULT_LAYOUT if config.layout == AUTO else config.layout, folded=bool(config.fold))
+    if config.layout != AUTO and config.fold is not None:
+        return [asked], "as asked"
+    if num_images < FEWEST:
+        return [asked], f"auto: fewer than {FEWEST} images"
+    if trials.source.share_of_convolutions(trials.positions) < CONVOLUTIONS:
+        return [asked], "auto: few convolutions"
+    can_fold = config.fold is None and has_norms(trials.source.build(trials.positions, "meta"))
+    folded = replace(asked, folded=asked.folded or can_fold)
+    layouts = LAYOUTS if config.layout == AUTO else [asked.layout]
+    return list(dict.fromkeys([asked, *(replace(folded, layout=layout) for layout in layouts)])), "auto: the only one"
+
+
+def _best(candidates: Sequence[Execution], trials: Trials, why_not: str) -> tuple[Execution, str]:
+    """The first, unless another is faster by GAIN."""
+    if len(candidates) == 1:
+        return candidates[0], why_not
+    fastest = max(candidates, key=trials.rate)
+    gain = trials.compared(fastest, candidates[0])
+    if gain < GAIN:
+        return candidates[0], "auto: no other is faster here"
+    return fastest, f"auto: {gain:.1f} x as fast as {named(candidates[0])} here"
+
+
+def _batch_size(config: ExtractConfig, trials: Trials, execution: Execution) -> Resolved[int]:
+    """Twice as many as long as that is faster, and the maps of three batches stay a small part of the memory."""
+    if config.batch_size != AUTO:
+        return Resolved(int(config.batch_size), _reason("batch_size", config.batch_size))
+    row_bytes = sum(stage.row_bytes(trials.source.input_size) for stage in trials.stages)
+    most = int(available_memory() * SHARE_OF_MEMORY / max(1, row_bytes))
+    most = max(1, min(most, MOST_ON_CPU if trials.device.type == "cpu" else MOST))
+    best = min(AT_ONCE, most)
+    while best > 1 and not trials.rate(execution, best):
+        best //= 2
+    while best * 2 <= most and trials.rate(execution, best * 2) >= BATCH_GAIN * trials.rate(execution, best):
+        best *= 2
+    tried = sorted((images, rate) for (one, images), rate in trials.rates.items() if one == execution)
+    return Resolved(best, f"auto: {', '.join(f'{images} at {rate:.0f} images/s' for images, rate in tried)}")
+
+
+def named(execution: Execution) -> str:
+    """The layout for people."""
+    return execution.layout + (", norms folded" if execution.folded else "")
