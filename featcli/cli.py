@@ -42,6 +42,9 @@ def _heeding_signals() -> Iterator[list[int]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; always ends in SystemExit with a documented code."""
+    # Threads of the backbone that wait for one another sleep instead of spinning: decoding can use their core. It is
+    # read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", module="PIL")  # what matters of them is a recorded failure
     with _heeding_signals() as received:
         code = _run(arguments)

@@ -1,0 +1,320 @@
+"""featcli against the least that any tool could take, and against the scripts that people write. Ratios, no times.
+
+In turn, in one process, medians of several rounds, on JPEGs of 500x375 with the detail of photographs:
+
+    forward   the same network, precision, layout and threads on pixels that are ready; maps thrown away
+    bound     forward + (decode + one copy into what is stored + raw write and fsync) in core-seconds / cores
+    featcli   `featcli.extract`, from the first image to the manifest
+    recipe    the documents' own: image processor and AutoBackbone, picture by picture, appended to HDF5
+    batched   the same in batches
+    script    timm's create_dataset, create_loader and features_only, appended to HDF5
+
+Weights are random: speed does not ask. `error` is what a precision does to the maps: the largest difference as a
+share of the largest number, and the least cosine, against the library's own fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, for all ways alike
+
+import h5py
+import numpy as np
+import torch
+from photographs import SMALL, draw
+from PIL import Image
+
+import featcli
+from featcli import batches
+from featcli.backbones.backbone import as_run
+from featcli.backbones.from_timm import timm
+from featcli.batches import Pictures
+from featcli.decoding import Decoding
+from featcli.inputs import Given, find
+from featcli.machine import available_cores, kept_memory
+from featcli.sizes import Sizes
+
+import transformers  # isort: skip  (after timm, which sees to torchvision)
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the stages of it that are dumped."""
+
+    name: str
+    stages: str  # for people
+    indices: tuple[int, ...]  # of timm, or of transformers
+    config: object = None  # of transformers
+    compiled: bool = False  # try --compile too
+
+
+SWIN = transformers.SwinConfig()
+DINOV2 = transformers.Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=224)
+CASES = [
+    Case("resnet50", "last", (4,), compiled=True),
+    Case("resnet50", "all", (0, 1, 2, 3, 4), compiled=True),
+    Case("swin_tiny_patch4_window7_224", "last", (3,)),
+    Case("swin_tiny_patch4_window7_224", "all", (0, 1, 2, 3)),
+    Case("vit_small_patch16_224", "last", (11,)),
+    Case("vit_small_patch16_224", "all", tuple(range(12))),
+    Case("convnext_tiny", "last", (3,)),
+    Case("convnext_tiny", "all", (0, 1, 2, 3)),
+    Case("efficientnet_b0", "last", (4,)),
+    Case("efficientnet_b0", "all", (0, 1, 2, 3, 4)),
+    Case("transformers-swin", "last", (4,), SWIN),
+    Case("transformers-swin", "all", (0, 1, 2, 3, 4), SWIN),
+    Case("transformers-swin", "middle", (2,), SWIN),
+    Case("transformers-dinov2", "last", (12,), DINOV2),
+    Case("transformers-dinov2", "all", tuple(range(13)), DINOV2),
+    Case("transformers-dinov2", "middle", (6,), DINOV2),
+]
+
+
+class Appended:
+    """Maps appended to HDF5 as scripts do it: a resizable dataset for each stage."""
+
+    def __init__(self, path):
+        self._file = h5py.File(path, "w")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def append(self, maps):
+        """Maps (B, C, H, W), one for each stage."""
+        for name, found in enumerate(maps):
+            rows = found.float().numpy()
+            if str(name) not in self._file:
+                shape = rows.shape[1:]
+                self._file.create_dataset(str(name), (0, *shape), "f4", maxshape=(None, *shape), chunks=True)
+            data = self._file[str(name)]
+            data.resize(len(data) + len(rows), 0)
+            data[-len(rows) :] = rows
+
+
+class Ways:
+    """All the ways to the maps of one case. Each returns seconds per image."""
+
+    def __init__(self, case, paths, scratch):
+        self.case, self.paths, self.scratch = case, paths, scratch
+        self.folder = paths[0].parent
+        self.library = self._library()
+        self.checkpoint = case.config or case.name
+        self.options = {"checkpoint": self.checkpoint, "random_init": True, "out_indices": case.indices}
+        # What featcli chooses here is found once; the runs are then told, as a resumed run is.
+        self.chosen = {precision: self._choose(precision) for precision in ("fp32", "bf16")}
+
+    def _library(self):
+        torch.manual_seed(0)
+        if self.case.config is not None:
+            config = transformers.AutoConfig.for_model(**self.case.config.to_dict())
+            config.out_indices = list(self.case.indices)
+            self.processor = transformers.ViTImageProcessor()
+        else:
+            config = transformers.TimmBackboneConfig(
+                backbone=self.case.name, out_indices=list(self.case.indices), use_pretrained_backbone=False
+            )
+            self.processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 224})
+        return transformers.AutoBackbone.from_config(config).eval()
+
+    def _choose(self, precision):
+        events = {}
+        target = self.scratch / "chosen"
+        featcli.extract(
+            self.folder, output=target, overwrite=True, precision=precision, pool="avg",
+            report=lambda kind, **facts: events.setdefault(facts.get("name"), facts), **self.options,
+        )  # fmt: skip
+        layout, _, folded = events["layout"]["value"].partition(", ")
+        return {"layout": layout, "fold": bool(folded), "precision": precision}
+
+    def backbone(self, precision):
+        """As featcli runs it."""
+        device = {"device": "cpu", **self.chosen[precision]}
+        return featcli.load_backbone(self.checkpoint, random_init=True, out_indices=self.case.indices, **device)
+
+    def forward(self, precision, count):
+        """The network alone on pixels that are ready."""
+        backbone = self.backbone(precision)
+        pixels = torch.randint(0, 256, (BATCH, 3, *backbone.preprocessing.size), dtype=torch.uint8)
+        with torch.inference_mode(), kept_memory():
+            ready = as_run(backbone.preprocessing.normalize(pixels), backbone.execution)
+            backbone.network.maps(ready)
+            began = time.perf_counter()
+            for _ in range(count // BATCH):
+                backbone.network.maps(ready)
+            return (time.perf_counter() - began) / count
+
+    def copy(self, precision):
+        """Core-seconds of one copy of the maps into the type and layout that are stored."""
+        backbone = self.backbone(precision)
+        pixels = torch.randint(0, 256, (BATCH, 3, *backbone.preprocessing.size), dtype=torch.uint8)
+        maps = backbone(pixels)
+        targets = {name: torch.ones(found.shape) for name, found in maps.items()}  # memory that is there already
+        began = time.process_time()
+        for name, found in maps.items():
+            targets[name].copy_(found)
+        return (time.process_time() - began) / BATCH
+
+    def decode(self, count):
+        """Core-seconds of files into pixels, featcli's own threads."""
+        backbone = self.backbone("fp32")
+        images = find(Given(tuple(map(str, self.paths[:count])))).images
+        pictures = Pictures(images, Sizes(backbone.preprocessing.size), Decoding(), backbone.preprocessing)
+        began = time.process_time()
+        rows = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
+        with closing(batches.read(pictures, rows, available_cores())) as decoded:
+            for _ in decoded:
+                pass
+        return (time.process_time() - began) / count
+
+    def write(self, count):
+        """Core-seconds of a raw write and fsync of what is stored."""
+        size = sum(np.prod(stage.shape) * 4 for stage in self.backbone("fp32").selected)
+        batch = np.random.default_rng(0).bytes(int(size) * BATCH)
+        began = time.process_time()
+        with open(self.scratch / "raw", "wb", buffering=0) as file:
+            for _ in range(count // BATCH):
+                file.write(batch)
+            os.fsync(file.fileno())
+        return (time.process_time() - began) / (count // BATCH * BATCH)
+
+    def featcli(self, precision, count, compiled=False):
+        """The whole run."""
+        given = {**self.options, **self.chosen[precision], "compile": compiled, "batch_size": BATCH}
+        outcome = featcli.extract(self.paths[:count], output=self.scratch / "dump", overwrite=True, **given)
+        return outcome.seconds / count
+
+    def recipe(self, count, batch_size=1):
+        """Image processor and AutoBackbone."""
+        began = time.perf_counter()
+        with Appended(self.scratch / "recipe.h5") as file, torch.no_grad():
+            for first in range(0, count, batch_size):
+                pictures = [Image.open(path).convert("RGB") for path in self.paths[first : first + batch_size]]
+                file.append(self.library(**self.processor(pictures, return_tensors="pt")).feature_maps)
+        return (time.perf_counter() - began) / count
+
+    def script(self, count):
+        """timm's loader and features_only."""
+        model = timm.create_model(self.case.name, features_only=True, out_indices=self.case.indices).eval()
+        config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
+        folder = self.scratch / f"first-{count}"
+        if not folder.exists():
+            folder.mkdir()
+            for path in self.paths[:count]:
+                (folder / path.name).symlink_to(path)
+        keep = ("input_size", "interpolation", "mean", "std", "crop_pct")
+        began = time.perf_counter()
+        loader = timm.data.create_loader(
+            timm.data.create_dataset("", root=str(folder)), batch_size=BATCH, num_workers=2, use_prefetcher=False,
+            **{name: config[name] for name in keep},
+        )  # fmt: skip
+        with Appended(self.scratch / "script.h5") as file, torch.no_grad():
+            for pixels, _ in loader:
+                file.append(model(pixels))
+        return (time.perf_counter() - began) / count
+
+    def error(self, precision):
+        """(largest relative difference, least cosine) of the maps of 8 pictures against the library's own fp32."""
+        plain = featcli.load_backbone(self.checkpoint, random_init=True, out_indices=self.case.indices)
+        pixels = torch.stack([plain.preprocess(Image.open(path)) for path in self.paths[:8]])
+        expected, found = plain(pixels), self.backbone(precision)(pixels)
+        largest, cosine = 0.0, 1.0
+        for name, maps in expected.items():
+            one, other = maps.flatten(1), found[name].float().flatten(1)
+            largest = max(largest, float((one - other).abs().max() / one.abs().max()))
+            cosine = min(cosine, float(torch.cosine_similarity(one, other).min()))
+        return largest, cosine
+
+
+def measure(case, paths, scratch, rounds, count):
+    """Print the ratios of one case."""
+    ways = Ways(case, paths, scratch)
+    few = min(count, 2 * BATCH)
+    todo = {
+        "decode": lambda: ways.decode(count),
+        "write": lambda: ways.write(few),
+        "recipe": lambda: ways.recipe(BATCH),
+        "batched": lambda: ways.recipe(few, BATCH),
+    }
+    if case.config is None:
+        todo["script"] = lambda: ways.script(few)
+    for precision in ("fp32", "bf16"):
+        todo[f"forward {precision}"] = lambda precision=precision: ways.forward(precision, few)
+        todo[f"copy {precision}"] = lambda precision=precision: ways.copy(precision)
+        todo[f"featcli {precision}"] = lambda precision=precision: ways.featcli(precision, count)
+        if case.compiled:
+            todo[f"featcli {precision} compiled"] = lambda precision=precision: ways.featcli(precision, count, True)
+    seconds = {name: [] for name in todo}
+    for _ in range(rounds):
+        for name, way in todo.items():
+            seconds[name].append(way())
+    report(case, ways, {name: statistics.median(found) for name, found in seconds.items()})
+
+
+def report(case, ways, median):
+    """One line for each precision."""
+    for precision in ("fp32", "bf16"):
+        run = median[f"featcli {precision}"]
+        beside = median["decode"] + median[f"copy {precision}"] + median["write"]
+        bound = median[f"forward {precision}"] + beside / available_cores()
+        largest, cosine = ways.error(precision)
+        chosen = ways.chosen[precision]
+        compiled = median.get(f"featcli {precision} compiled")
+        cells = [
+            f"{case.name[:26]:<26} {case.stages:<6} {precision}",
+            f"{run / bound:5.2f} {run / median[f'forward {precision}']:7.2f}",
+            *(f"{median[way] / run:7.2f}" if way in median else f"{'-':>7}" for way in ("recipe", "batched", "script")),
+            f"{median['recipe'] / compiled:8.2f}" if compiled else f"{'-':>8}",
+            f"  {1 / run:6.1f}/s  {largest:.0e} {cosine:.6f}",
+            f" {chosen['layout']}{', folded' if chosen['fold'] else ''}",
+        ]
+        print(" ".join(cells), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=256, help="in a run, a multiple of 32; of 1,000 that are drawn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="cases whose name and stages hold this, such as 'resnet50 all'")
+    parser.add_argument("--pictures", type=Path, help="keep the drawn pictures there")
+    chosen = parser.parse_args()
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    print(
+        f"{available_cores()} cores, {platform.machine()} {torch.backends.cpu.get_cpu_capability()},"
+        f" torch {torch.__version__}, {torch.get_num_threads()} threads; {chosen.images} images, batches of {BATCH},"
+        f" medians of {chosen.rounds}\n"
+        f"{'':<26} {'':<6} {'':<4}     featcli /         ... / featcli          recipe /\n"
+        f"{'model':<26} {'stages':<6}      bound forward  recipe batched  script compiled    featcli  error"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        pictures = draw(chosen.pictures or scratch / "pictures", 1000, SMALL, available_cores())
+        window = scratch / "window"
+        window.mkdir()
+        for path in sorted(pictures.iterdir())[: chosen.images]:
+            (window / path.name).symlink_to(path.resolve())
+        paths = sorted(window.iterdir())
+        for case in CASES:
+            if chosen.only in f"{case.name} {case.stages}":
+                measure(case, paths, scratch, chosen.rounds, chosen.images)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""However the network is run, the maps are the library's own; what was chosen stays chosen."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import featcli
+from conftest import tree
+from featcli import extraction, load_backbone, open_dump, tuning
+from featcli.backbones.backbone import Network
+from featcli.backbones.folding import fold
+from featcli.errors import ConflictError
+
+OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "threads": 1, "batch_size": 4, "shard_size": 4}
+
+
+def used(module):
+    """The module with norms as training leaves them."""
+    chance = torch.Generator().manual_seed(0)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.2, generator=chance)
+            norm.running_var.uniform_(0.5, 2, generator=chance)
+    return module.eval()
+
+
+def saved(name, folder):
+    """A weights file of a timm model with such norms."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = used(timm.create_model(name))
+    save_file(model.state_dict(), folder / "weights.safetensors")
+    return str(folder / "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["test_resnet", "test_efficientnet", "test_efficientnet_ln", "test_byobnet", "test_vit", "mobilenetv3_small_050"],
+)
+def test_layout_and_folding_change_no_number_by_more_than_rounding(tmp_path, name):
+    """Norms folded and channels last: every stage within 1e-5 of what timm gives, channels first."""
+    given = {"arch": name, "out_indices": "all"}
+    path = saved(name, tmp_path)
+    plain = load_backbone(path, **given)
+    other = load_backbone(path, **given, layout="channels-last", fold=True)
+    size = (4, 3, *plain.preprocessing.size)
+    pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    expected, found = plain(pixels), other(pixels)
+    for stage, maps in expected.items():
+        assert (found[stage] - maps).abs().max() <= 1e-5 * maps.abs().max()
+    left = [norm for norm in other.network.module.modules() if isinstance(norm, nn.BatchNorm2d)]
+    assert not left
+
+
+def test_transformers_norms_are_folded(resnet_folder):
+    """The same for transformers' ResNet."""
+    pixels = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    expected = load_backbone(str(resnet_folder), out_indices="all")(pixels)
+    other = load_backbone(str(resnet_folder), out_indices="all", layout="channels-last", fold=True)
+    for stage, maps in other(pixels).items():
+        assert (expected[stage] - maps).abs().max() <= 1e-5 * maps.abs().max()
+    assert not [norm for norm in other.network.module.modules() if isinstance(norm, nn.BatchNorm2d)]
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that does not use its weights as they are."""
+
+    def forward(self, pixels):
+        return self._conv_forward(pixels, self.weight - self.weight.mean(), self.bias)
+
+
+class Model(nn.Module):
+    """A convolution and a norm."""
+
+    def __init__(self, conv=nn.Conv2d):
+        super().__init__()
+        self.conv, self.norm = conv(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, pixels):
+        return self.norm(self.conv(pixels))
+
+
+class Shortcut(Model):
+    def forward(self, pixels):
+        between = self.conv(pixels)
+        return self.norm(between) + between
+
+
+class Twice(Model):
+    def forward(self, pixels):
+        return self.norm(self.conv(pixels)) + self.norm(pixels.mean(1, keepdim=True).expand(-1, 4, -1, -1)[..., 2:, 2:])
+
+
+class Apart(Model):
+    def forward(self, pixels):
+        return self.norm(self.conv(pixels).relu())
+
+
+@pytest.mark.parametrize(
+    ("model", "folded"),
+    [(Model(), 1), (Model(Standardised), 0), (Shortcut(), 0), (Twice(), 0), (Apart(), 0)],
+    ids=["plain", "standardised", "shortcut", "twice", "apart"],
+)
+def test_only_what_may_be_folded_is(model, folded):
+    """A norm whose convolution is of another kind, or is used elsewhere too, stays as it was, to the last bit."""
+    pixels = torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        expected = used(model)(pixels)
+        assert fold(Network(model, lambda given: [model(given)]), 3, (9, 9)) == folded
+        found = model(pixels)
+    assert isinstance(model.norm, nn.BatchNorm2d) == (not folded)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6) if folded else torch.equal(found, expected)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_maps(tmp_path, photos, cli):
+    """--compile gives the same maps up to rounding, in the last short batch too, and stays part of the dump."""
+    options = {**OPTIONS, "batch_size": 5, "shard_size": 5, "out_indices": "all"}
+    featcli.extract(photos, output=tmp_path / "plain", **options)
+    featcli.extract(photos, output=tmp_path / "compiled", compile=True, **options)
+    one, other = open_dump(tmp_path / "plain"), open_dump(tmp_path / "compiled")
+    for stage in one.stages:
+        maps = one[stage][:]
+        np.testing.assert_allclose(other[stage][:], maps, rtol=0, atol=1e-5 * np.abs(maps).max())
+    with pytest.raises(ConflictError, match="compiled: true there, false now"):
+        featcli.extract(photos, output=tmp_path / "compiled", **options)
+
+
+def test_what_cannot_be_compiled(tmp_path, photos, monkeypatch, cli):
+    """Where torch.compile fails, that is said with exit code 7 before anything is written."""
+
+    def no_compiler(function, **_):
+        def run(pixels):
+            raise RuntimeError("No working C++ compiler found")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    run = cli("extract", photos, "-c", "test_resnet", "--random-init", "--compile", "-o", tmp_path / "d", "-q")
+    assert run.code == 7
+    assert "--compile: torch.compile cannot compile test_resnet: No working C++ compiler found" in run.err
+    assert "leave --compile out" in run.err
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Set how fast each way of running is: a function of (execution, images); what was asked is listed."""
+    asked = []
+
+    def set_rates(rate):
+        def measure(trials, execution, images):
+            asked.append((execution.precision, execution.layout, execution.folded, images))
+            return rate(execution, images)
+
+        monkeypatch.setattr(tuning, "FEWEST", 1)
+        monkeypatch.setattr(tuning.Trials, "_measure", measure)
+        return asked
+
+    return set_rates
+
+
+def chosen(dump):
+    settings = json.loads((dump / "plan.json").read_text())["settings"]
+    return [settings[name] for name in ("precision", "layout", "folded", "batch_size")]
+
+
+def by_layout(gain):
+    return lambda execution, images: gain if execution.layout == "channels-last" else 1.0
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(1.5, ["channels-last", True]), (1.05, ["channels-first", False])])
+def test_a_layout_has_to_be_worth_it(tmp_path, photos, measured, cli, gain, expected):
+    """Another layout than the library's is taken where it is clearly faster, and the gain is said."""
+    measured(by_layout(gain))
+    run = cli("extract", photos, "-o", tmp_path / "d", "-c", "test_resnet", "--random-init")
+    assert chosen(tmp_path / "d")[1:3] == expected
+    assert ("channels-last, norms folded  (auto: 1.5 x as fast as channels-first here)" in run.err) == (gain == 1.5)
+
+
+def test_networks_without_convolutions_are_not_tried(tmp_path, photos, measured):
+    """A transformer is run as it is: the layout of its one convolution is not worth a measurement."""
+    asked = measured(by_layout(9.0))
+    featcli.extract(photos, output=tmp_path / "d", **{**OPTIONS, "checkpoint": "test_vit"})
+    assert (chosen(tmp_path / "d")[1:3], asked) == (["channels-first", False], [])
+
+
+def test_few_images_are_not_worth_a_measurement(tmp_path, photos, monkeypatch):
+    """A small run starts at once, with the library's own way."""
+    monkeypatch.setattr(tuning.Trials, "_measure", lambda *_: pytest.fail("measured"))
+    featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
+    assert chosen(tmp_path / "d")[1:3] == ["channels-first", False]
+
+
+def test_what_is_asked_is_not_measured(tmp_path, photos, measured):
+    """--layout and --fold are obeyed."""
+    asked = measured(by_layout(9.0))
+    featcli.extract(photos, output=tmp_path / "d", layout="channels-first", fold=True, **OPTIONS)
+    assert (chosen(tmp_path / "d")[1:3], asked) == (["channels-first", True], [])
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(2.0, "bf16"), (1.1, "fp32")])
+def test_precision_auto(tmp_path, photos, measured, cli, gain, expected):
+    """--precision auto takes bf16 where it is clearly faster here, and says by how much."""
+    measured(lambda execution, images: gain if execution.precision == "bf16" else 1.0)
+    run = cli("extract", photos, "-o", tmp_path / "d", "-c", "test_vit", "--random-init", "--precision", "auto")
+    assert chosen(tmp_path / "d")[0] == expected
+    assert (f"auto: {gain:.1f} x as fast as fp32 here" if gain == 2 else "auto: bf16 is 1.1 x as fast here") in run.err
+
+
+def test_batch_size_auto(tmp_path, photos, measured):
+    """--batch-size auto doubles as long as that pays, and the shards are whole batches."""
+    asked = measured(lambda execution, images: {8: 100, 16: 110, 32: 112}[images])
+    given = {**OPTIONS, "checkpoint": "test_vit", "batch_size": "auto", "shard_size": 5}
+    featcli.extract(photos, output=tmp_path / "d", **given)
+    assert chosen(tmp_path / "d")[3] == 16
+    assert [images for *_, images in asked] == [8, 16, 32]
+    assert json.loads((tmp_path / "d" / "plan.json").read_text())["shard_rows"] == 16
+
+
+def test_batch_size_auto_without_memory(tmp_path, photos, measured):
+    """A batch that does not fit while it is tried is not chosen."""
+
+    def rate(execution, images):
+        if images > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 10.0
+
+    measured(rate)
+    featcli.extract(photos, output=tmp_path / "d", **{**OPTIONS, "checkpoint": "test_vit", "batch_size": "auto"})
+    assert chosen(tmp_path / "d")[3] == 2
+
+
+def test_a_dump_is_gone_on_with_as_it_was_begun(tmp_path, photos, measured, cli):
+    """What was chosen by measurement is repeated, not measured again: the bytes are those of one run."""
+    measured(lambda execution, images: by_layout(1.5)(execution, images) * (2 if execution.precision == "bf16" else 1))
+    given = {**OPTIONS, "precision": "auto", "batch_size": "auto"}
+    featcli.extract(photos, output=tmp_path / "d", **given)
+    whole = tree(tmp_path / "d")
+    assert chosen(tmp_path / "d")[:3] == ["bf16", "channels-last", True]
+    for name in ("manifest.json", "failures.jsonl", "shards/00000.json", "shards/00000.h5"):
+        (tmp_path / "d" / name).unlink()
+    measured(lambda *_: pytest.fail("measured"))
+    featcli.extract(photos, output=tmp_path / "d", **given)
+    assert tree(tmp_path / "d") == whole
+    with pytest.raises(ConflictError, match='layout: "channels-last" there, "channels-first" now'):
+        featcli.extract(photos, output=tmp_path / "d", layout="channels-first", **given)
+    run = cli("verify", tmp_path / "d", "--recompute", 3, "-c", "test_resnet", "--random-init", photos)
+    assert run.code == 0, run.err
+    assert "3 images extracted anew: 3 equal bit for bit" in run.out
+
+
+def test_two_that_begin_at_once_choose_alike(tmp_path, photos, measured, monkeypatch):
+    """A run that finds, when it begins to write, that another began with other choices goes on with those."""
+    measured(by_layout(1.5))
+    real, begun = extraction.prepare, []
+
+    def prepare(config, existing, report):
+        job = real(config, existing, report)
+        if not begun:
+            begun.append(True)
+            measured(by_layout(0.5))
+            featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
+        return job
+
+    monkeypatch.setattr(extraction, "prepare", prepare)
+    outcome = featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
+    assert (outcome.written, outcome.extracted) == (12, 0)
+    assert chosen(tmp_path / "d")[1] == "channels-first"
+
+
+def test_compile_has_one_size(tmp_path, photos, cli):
+    """--compile and --fit native exclude each other."""
+    run = cli("extract", photos, "-c", "test_resnet", "--compile", "--fit", "native", "-o", tmp_path / "d", "-q")
+    assert run.code == 2
+    assert "--compile does not go with --fit native" in run.err
