@@ -15,7 +15,6 @@ import typer
 from featcli import dump_commands  # noqa: F401  (adds its commands)
 from featcli.commands import app
 from featcli.errors import FeatcliError, MachineError, shown
-from featcli.progress import json_lines
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 
@@ -98,6 +97,8 @@ def _fail(message: str, hint: str, code: int, arguments: list[str] | None) -> in
         print(f"hint: {hint}", file=sys.stderr)
     if "--json" in _given(arguments):
         with suppress(OSError):
+            from featcli.progress import json_lines
+
             json_lines("error", message=message, hint=hint, exit_code=code)
     return code
 

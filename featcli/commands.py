@@ -12,7 +12,6 @@ from featcli import __version__
 from featcli.backbones.checkpoint import Request
 from featcli.backbones.execution import LAYOUTS, PRECISIONS
 from featcli.backbones.input_size import parse_size
-from featcli.backbones.stages import parse_features, parse_indices
 from featcli.config import AUTO, DTYPES, ExtractConfig, parse_batch_size
 from featcli.errors import one_of
 from featcli.options import (
@@ -43,11 +42,9 @@ from featcli.options import (
     Seed,
 )
 from featcli.pooling import POOLINGS
-from featcli.progress import Terminal, json_lines, tee
-from featcli.tables import print_checkpoint, print_dump, print_models
 from featcli.writers import FORMATS
 
-# Heavy modules (torch, timm, transformers) are imported inside the commands: `--help` must not wait for them.
+# What the work needs is imported inside the commands: `--help` must not wait for it.
 
 app = typer.Typer(
     help="Dump the feature maps of frozen vision backbones.",
@@ -149,7 +146,7 @@ def extract(
         random_init=random_init,
         seed=seed,
         out_indices=_indices(out_indices),
-        out_features=None if out_features is None else tuple(parse_features(out_features)),
+        out_features=_features(out_features),
         image_size=image_size,
         num_channels=num_channels,
         norm=norm,
@@ -174,6 +171,8 @@ def extract(
         overwrite=overwrite,
         retry_failed=retry_failed,
     )
+    from featcli.progress import Terminal, json_lines, tee
+
     terminal = Terminal(verbose)
     reports = ([] if quiet else [terminal]) + ([json_lines] if as_json else [])
     try:
@@ -207,6 +206,7 @@ def inspect(
     featcli inspect resnet50 --out-indices 2,-1
     """
     from featcli.inspection import inspect_checkpoint, inspect_dump
+    from featcli.tables import print_checkpoint, print_dump
 
     one_of("--dtype", dtype, DTYPES)
     facts = inspect_dump(Path(target))
@@ -214,7 +214,7 @@ def inspect(
         facts = inspect_checkpoint(
             Request(target, arch, image_size=parse_size(image_size), num_channels=num_channels, norm=norm),
             out_indices=_indices(out_indices),
-            out_features=None if out_features is None else parse_features(out_features),
+            out_features=_features(out_features),
             dtype=dtype,
         )
     if as_json:
@@ -239,6 +239,7 @@ def models(
     featcli models convnext
     """
     from featcli.models import list_models
+    from featcli.tables import print_models
 
     found = list_models(pattern)
     if as_json:
@@ -248,5 +249,13 @@ def models(
 
 
 def _indices(text: str | None) -> tuple[int, ...] | str | None:
+    from featcli.backbones.stages import parse_indices
+
     indices = None if text is None else parse_indices(text)
     return tuple(indices) if isinstance(indices, list) else indices
+
+
+def _features(text: str | None) -> tuple[str, ...] | None:
+    from featcli.backbones.stages import parse_features
+
+    return None if text is None else tuple(parse_features(text))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcli.backbones.checkpoint import Request, sizes_asked
 from featcli.backbones.execution import DEFAULT_PRECISION, LAYOUTS, PRECISIONS
 from featcli.backbones.fitting import NATIVE
 from featcli.decoding import MAX_PIXELS, Decoding, parse_depth_range
 from featcli.errors import UsageError, one_of, shown
-from featcli.inputs import Given
 from featcli.pooling import pooling
 from featcli.writers import FORMATS
+
+if TYPE_CHECKING:
+    from featcli.inputs import Given
 
 AUTO = "auto"  # chosen by a short measurement, printed with its gain, and kept by the dump
 DEFAULT_BATCH_SIZE = 32
@@ -114,6 +116,8 @@ class ExtractConfig:
 
     def given(self) -> Given:
         """Where the images are."""
+        from featcli.inputs import Given
+
         return Given(self.inputs, self.files_from, self.null, self.root, self.allow_outside, self.follow_links)
 
     def request(self) -> Request:

@@ -26,9 +26,6 @@ from featcli.options import (
     Root,
     Seed,
 )
-from featcli.tables import comparison_line, print_verdict
-from featcli.writers.lock import FolderLock
-from featcli.writers.publish import disk_errors
 
 
 @app.command(epilog=EPILOG, short_help="Check every byte of a dump.")
@@ -60,6 +57,7 @@ def verify(
 
     featcli verify feats --recompute 8 -c resnet50 photos
     """
+    from featcli.tables import print_verdict
     from featcli.verify import repair as put_aside
     from featcli.verify import verify as check
 
@@ -104,6 +102,7 @@ def verify(
 def _recompute(config: ExtractConfig, count: int, as_json: bool) -> None:
     from featcli.dump import Dump
     from featcli.recompute import recompute
+    from featcli.tables import comparison_line
 
     comparison = recompute(Dump.at(Path(config.output)), config, count)
     print(json.dumps({"type": "recompute", **vars(comparison)}) if as_json else comparison_line(comparison))
@@ -127,6 +126,8 @@ def finalize(
     """
     from featcli.dump import Dump, in_use
     from featcli.manifest import finalize as write_last_files
+    from featcli.writers.lock import FolderLock
+    from featcli.writers.publish import disk_errors
 
     found = Dump.at(Path(dump))
     if damaged := found.damaged():

@@ -13,7 +13,6 @@ Exit code 3 (finished, some images failed) is no error: it is the result of a ru
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 LONGEST = 300  # characters of a library's message: some list all that they know
@@ -105,4 +104,6 @@ def printable(text: str) -> str:
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names most like `name`, best first; empty when nothing is near."""
+    import difflib  # for the rare case
+
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

@@ -28,7 +28,7 @@ from featcli.dump import Dump, in_use
 from featcli.errors import MachineError, counted, shown
 from featcli.forward import Forward, Rows
 from featcli.images import Failure
-from featcli.machine import kept_memory
+from featcli.machine import give_memory_back, kept_memory
 from featcli.manifest import finalize
 from featcli.pace import Clock, Pace
 from featcli.plan import Plan
@@ -235,6 +235,8 @@ def _run_shards(into: _Shards, shards: Sequence[int], forward: Forward, clock: C
             clock.with_more_frames += batch.with_more_frames
             into.write(batch, forward(batch), forward.at_once, writer)
             into.report("batch", images=len(batch.rows))
+            if batch.rows.stop % plan.shard_rows == 0:
+                give_memory_back()
             began = time.perf_counter()
     clock.compute, clock.waited_for_compute = into.compute_seconds, into.waited_seconds
     clock.write = writer.busy_seconds - into.waited_seconds

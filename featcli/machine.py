@@ -7,7 +7,9 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
 
@@ -61,18 +63,33 @@ def kept_memory() -> Iterator[None]:
     The system clears every page that it hands out: a ResNet-50 on a CPU spends a third of its time on that.
     Only where the library is glibc (mallopt(3)); elsewhere, and for tensors of other devices, nothing changes.
     """
-    try:
-        libc = ctypes.CDLL(None)
-        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError, TypeError):  # another library
+    libc = _glibc()
+    if libc is None:
         yield
         return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, -1)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, -1)
     try:
         yield
     finally:
-        mallopt(M_MMAP_MAX, 65536)  # the default; of the others, what they grow to by themselves with large tensors
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(M_TRIM_THRESHOLD, 64 << 20)
-        malloc_trim(0)
+        libc.mallopt(M_MMAP_MAX, 65536)  # the default; of the others, what they grow to by themselves
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        libc.malloc_trim(0)
+
+
+def give_memory_back() -> None:
+    """Give back what is kept and free, now and then: what is kept has gaps, which would add up over days."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@cache
+def _glibc() -> Any:
+    """The C library with these functions; None if it is another."""
+    try:
+        libc = ctypes.CDLL(None)
+        return libc if libc.mallopt and libc.malloc_trim else None
+    except (OSError, AttributeError, TypeError):
+        return None

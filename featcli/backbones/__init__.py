@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from featcli.backbones.checkpoint import Request, resolve, sizes_asked
 from featcli.backbones.execution import DEFAULT_LAYOUT, DEFAULT_PRECISION, LAYOUTS, PRECISIONS, Execution
-from featcli.backbones.stages import parse_features, parse_indices
 from featcli.errors import one_of
 
 if TYPE_CHECKING:
@@ -46,6 +45,7 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     Raises UsageError, CheckpointError and MachineError.
     """
     from featcli.backbones.source import ready
+    from featcli.backbones.stages import parse_features, parse_indices
     from featcli.device import resolve_device
 
     one_of("precision", precision, tuple(PRECISIONS))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcli.backbones.fitting import FITS, NATIVE
-from featcli.backbones.hub import hub_or_cache
 from featcli.backbones.input_size import Size, parse_size, refuse_unfit
 from featcli.errors import CheckpointError, UsageError, one_line, one_of, shown
 
@@ -162,6 +161,8 @@ def _from_hub(request: Request) -> Source:
     from huggingface_hub import hf_hub_download
 
     try:
+        from featcli.backbones.hub import hub_or_cache
+
         with hub_or_cache():
             config = read_config(Path(hf_hub_download(request.checkpoint, "config.json")))
     except CheckpointError:
