@@ -40,8 +40,11 @@ format: .venv/installed  ## put the code into its format
 docs: .venv/installed  ## write docs/cli.md anew from --help
 	$(BIN)/python docs/write_cli.py
 
-bench: .venv/installed  ## measure extract against the bare forward pass and against the usual script, as ratios
-	$(BIN)/python benchmarks/overhead.py
+bench: .venv/installed  ## measure start, memory, writer, large pictures and speed, as ratios (an hour and a half)
+	$(BIN)/python benchmarks/memory.py --pictures build/pictures/small
+	$(BIN)/python benchmarks/storage.py
+	$(BIN)/python benchmarks/decoding.py --pictures build/pictures/large
+	$(BIN)/python benchmarks/speed.py --pictures build/pictures/small
 
 sweep: .venv/installed  ## every model of timm and transformers: writes docs/sweep.md and featcli/models.csv (half an hour)
 	$(BIN)/python benchmarks/sweep.py
