@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class ShardWriter:
         self.final = final
         self._descriptor, self._partial = create_partial(final)
         self._file = DirectFile(self._descriptor, self._partial)
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hash")  # while the disk is waited for
         try:
             self.layout = FORMATS[format_name].lay_out(str(self._partial), arrays, keys, attributes)
         except BaseException:
@@ -53,11 +55,16 @@ class ShardWriter:
 
     def write(self, maps: Mapping[str, np.ndarray]) -> None:
         """Write the next rows of each stage."""
-        for name, rows in maps.items():
-            assert self._ends[name] + rows.nbytes <= self.layout.arrays[name].end
-            self._digests[name].update(rows.data.cast("B"))
-            self._file.write(rows, self._ends[name])
-            self._ends[name] += rows.nbytes
+        hashing = [self._hasher.submit(self._digests[name].update, rows.data.cast("B")) for name, rows in maps.items()]
+        try:
+            for name, rows in maps.items():
+                assert self._ends[name] + rows.nbytes <= self.layout.arrays[name].end
+                self._file.write(rows, self._ends[name])
+                self._ends[name] += rows.nbytes
+        finally:
+            wait(hashing)  # the rows are the caller's again
+        for hashed in hashing:
+            hashed.result()
 
     def finish(self, beside: Mapping[str, np.ndarray]) -> Written:
         """Write the arrays that are not of stages. Afterwards all is on the disk but the name."""
@@ -74,11 +81,15 @@ class ShardWriter:
     def publish(self) -> None:
         """Give the file its name, which whoever calls knows to be free of committed shards. It is then on the disk."""
         publish(self._partial, self.final, replace=os.path.lexists(self.final))
-        self._file.close()
+        self._close()
 
     def abort(self) -> None:
         """Remove the partial file, if it has not got its name."""
         self._partial.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        self._hasher.shutdown()
         self._file.close()
 
 
