@@ -48,6 +48,8 @@ from featcli.sizes import Sizes
 import transformers  # isort: skip  (after timm, which sees to torchvision)
 
 BATCH = 32
+SECONDS = 5  # that a run of featcli is to take about
+FEWEST_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -241,24 +243,27 @@ class Ways:
         return largest, cosine
 
 
-def measure(case, paths, scratch, rounds, count):
+def measure(case, paths, scratch, rounds):
     """Print the ratios of one case."""
     ways = Ways(case, paths, scratch)
-    few = min(count, 2 * BATCH)
     todo = {
-        "decode": lambda: ways.decode(count),
-        "write": lambda: ways.write(few),
-        "recipe": lambda: ways.recipe(BATCH),
-        "batched": lambda: ways.recipe(few, BATCH),
+        "decode": lambda: ways.decode(8 * BATCH),
+        "write": lambda: ways.write(2 * BATCH),
+        "recipe": lambda: ways.recipe(BATCH // 2),
+        "batched": lambda: ways.recipe(2 * BATCH, BATCH),
     }
     if case.config is None:
-        todo["script"] = lambda: ways.script(few)
+        todo["script"] = lambda: ways.script(2 * BATCH)
     for precision in ("fp32", "bf16"):
-        todo[f"forward {precision}"] = lambda precision=precision: ways.forward(precision, few)
+        # Enough that the first batch, which nothing hides, and the last commit do not count.
+        count = round(SECONDS / ways.forward(precision, BATCH) / BATCH)
+        count = BATCH * min(len(paths) // BATCH, max(count, FEWEST_BATCHES))
+        way = {"precision": precision, "count": count}
+        todo[f"forward {precision}"] = lambda precision=precision: ways.forward(precision, 2 * BATCH)
         todo[f"copy {precision}"] = lambda precision=precision: ways.copy(precision)
-        todo[f"featcli {precision}"] = lambda precision=precision: ways.featcli(precision, count)
+        todo[f"featcli {precision}"] = lambda way=way: ways.featcli(**way)
         if case.compiled:
-            todo[f"featcli {precision} compiled"] = lambda precision=precision: ways.featcli(precision, count, True)
+            todo[f"featcli {precision} compiled"] = lambda way=way: ways.featcli(**way, compiled=True)
     seconds = {name: [] for name in todo}
     for _ in range(rounds):
         for name, way in todo.items():
@@ -288,7 +293,6 @@ def report(case, ways, median):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=256, help="in a run, a multiple of 32; of 1,000 that are drawn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="cases whose name and stages hold this, such as 'resnet50 all'")
     parser.add_argument("--pictures", type=Path, help="keep the drawn pictures there")
@@ -298,7 +302,7 @@ def main():
     transformers.logging.disable_progress_bar()
     print(
         f"{available_cores()} cores, {platform.machine()} {torch.backends.cpu.get_cpu_capability()},"
-        f" torch {torch.__version__}, {torch.get_num_threads()} threads; {chosen.images} images, batches of {BATCH},"
+        f" torch {torch.__version__}, {torch.get_num_threads()} threads; batches of {BATCH},"
         f" medians of {chosen.rounds}\n"
         f"{'':<26} {'':<6} {'':<4}     featcli /         ... / featcli          recipe /\n"
         f"{'model':<26} {'stages':<6}      bound forward  recipe batched  script compiled    featcli  error"
@@ -306,14 +310,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         pictures = draw(chosen.pictures or scratch / "pictures", 1000, SMALL, available_cores())
-        window = scratch / "window"
-        window.mkdir()
-        for path in sorted(pictures.iterdir())[: chosen.images]:
-            (window / path.name).symlink_to(path.resolve())
-        paths = sorted(window.iterdir())
+        paths = sorted(pictures.resolve().iterdir())
         for case in CASES:
             if chosen.only in f"{case.name} {case.stages}":
-                measure(case, paths, scratch, chosen.rounds, chosen.images)
+                measure(case, paths, scratch, chosen.rounds)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,9 @@ class ExtractConfig:
         ):
             if value is None or (option, value) == ("--batch-size", AUTO):
                 continue
-            if isinstance(value, str) or value < 1:
+            if isinstance(value, str):
+                raise UsageError(f"{option} {shown(value)}: not a number", f"give one such as {DEFAULT_BATCH_SIZE}")
+            if value < 1:
                 raise UsageError(f"{option} {value}: must be at least 1", "leave it out for the default")
             if value > MOST:
                 raise UsageError(f"{option} {value}: must be at most {MOST}", "leave it out for the default")

@@ -107,6 +107,7 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
         is_alone = occupy(path, lock, config.overwrite)
         if existing is not None or Dump.existing(path) is None:
             return _run_locked(path, forward, lock, is_alone, config, report)
+    del job, forward  # their memory
     return run(config, report)  # another process has begun it meanwhile, with choices that this one has to follow
 
 
@@ -162,7 +163,7 @@ def _run_locked(
         failed=manifest["totals"]["failed"],
         failed_by_reason=manifest["totals"]["failed_by_reason"],
         extracted=into.committed,
-        pace=clock.pace(job.decode_threads, dump.plan.settings),
+        pace=clock.pace(job.decode_threads, dump.plan.settings, dump.plan.stages[0].dtype),
     )
     assert outcome.written + outcome.failed == dump.plan.num_images  # nothing was dropped, nothing counted twice
     report("end", **asdict(outcome), exit_code=outcome.exit_code)
@@ -283,9 +284,8 @@ class _Shards:
             self._failures = []
 
     def _write(self, number: int, rows: Rows) -> None:
-        began = time.perf_counter()
         maps = rows.finished()
-        self.waited_seconds += time.perf_counter() - began
+        self.waited_seconds += rows.waited_seconds
         self.compute_seconds += rows.compute_seconds
         if self._file is None:
             keys = [self.job.images.keys[i] for i in self.dump.plan.shard(number)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class Rows:
     arrive: Callable[[], float]
     release: Callable[[], None]  # the buffers may be used again
     compute_seconds: float = field(default=0.0, init=False)  # once it is finished
+    waited_seconds: float = field(default=0.0, init=False)
 
     @property
     def nbytes(self) -> int:
@@ -37,7 +39,9 @@ class Rows:
 
     def finished(self) -> dict[str, np.ndarray]:
         """The arrays by stage, complete, NaN where there was no image. Valid until `release`."""
+        began = time.perf_counter()
         self.compute_seconds = self.arrive()
+        self.waited_seconds = time.perf_counter() - began
         stored = {}
         for name, values in self.arrays.items():
             if not all(torch.isfinite(ends).all() for ends in self.extremes[name]):
@@ -75,7 +79,8 @@ class Forward:
             self._forward(zeros)
         except Exception as error:  # compilers, and what looks for them, fail in many ways
             if is_out_of_memory(error):
-                raise out_of_memory("a batch does", self.job.backbone.device) from error
+                self._halve(self.at_once, error)
+                return self.compile()
             raise MachineError(
                 f"--compile: torch.compile cannot compile {self.job.backbone.name}: {one_line(error)}",
                 "leave --compile out; on a CPU it needs a C++ compiler such as g++",
@@ -140,7 +145,8 @@ class Forward:
         return self._forward(self._transfers.to_device(pixels))
 
     def _halve(self, images: int, error: BaseException) -> None:
-        device, tried = self.job.backbone.device, min(images, self.at_once)
+        is_padded = self.job.backbone.execution.compiled
+        device, tried = self.job.backbone.device, self.at_once if is_padded else min(images, self.at_once)
         if tried == 1:
             raise out_of_memory("one image does", device) from error
         self.at_once = tried // 2

@@ -20,40 +20,54 @@ def available_cores(root: Path = Path("/")) -> int:
     They do so by affinity, or by a quota of time for a control group (cpu.max, or cpu.cfs_quota_us of version 1).
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, *(math.ceil(quota) for quota in _quotas(root)), cores))
+    quotas = [
+        math.ceil(quota / period)
+        for folder in _groups(root, "cpu")
+        for quota, period in (*_numbers(folder, "cpu.max"), *_numbers(folder, "cpu.cfs_quota_us", "cpu.cfs_period_us"))
+        if quota > 0 < period
+    ]
+    return max(1, min([cores, *quotas]))
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    """Cores by each quota on this process: that of its own control group and of those above it."""
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that may be taken without pushing anything out: of the machine, and of the control group."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    with suppress(OSError, StopIteration, ValueError):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+    limits = [
+        limit - used
+        for folder in _groups(root, "memory")
+        for limit, used in (
+            *_numbers(folder, "memory.max", "memory.current"),
+            *_numbers(folder, "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        )
+    ]
+    return max(0, min([free, *limits]))
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folder of this process's control group, and of those above it, in version 2 and in version 1."""
     try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
     except OSError:  # no Linux
         return
-    for line in groups:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and controller not in controllers.split(","):
             continue
-        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        mount = root / "sys/fs/cgroup" / (controller if controllers else "")
         inside = mount / path.lstrip("/")
         for folder in (inside, *inside.parents):  # a container may see itself at the top, whatever its path says
             if folder.is_relative_to(mount):
-                yield from _quota(folder)
+                yield folder
 
 
-def _quota(folder: Path) -> Iterator[float]:
-    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
-        with suppress(OSError, ValueError):  # no such file; no limit is "max", or -1
-            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
-            if quota > 0 < period:
-                yield quota / period
-
-
-def available_memory() -> int:
-    """Bytes that may be taken without pushing anything out."""
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+def _numbers(folder: Path, *names: str) -> Iterator[tuple[int, int]]:
+    """The two numbers in these files, where they are there; no limit is no number, or below zero."""
+    with suppress(OSError, ValueError):
+        one, other = map(int, " ".join((folder / name).read_text() for name in names).split())
+        yield one, other
 
 
 @contextmanager

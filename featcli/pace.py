@@ -23,8 +23,8 @@ class Clock:
     waited_for_compute: float = 0.0  # that the writer stood still for a device
     with_more_frames: int = 0  # images of which a frame or page was left out
 
-    def pace(self, decode_threads: int, settings: Mapping[str, Any]) -> Pace:
-        """What the run comes to, by now. `settings`: the plan's."""
+    def pace(self, decode_threads: int, settings: Mapping[str, Any], dtype: str) -> Pace:
+        """What the run comes to, by now. `settings`: the plan's; `dtype`: of what is stored."""
         seconds = time.perf_counter() - self.started
         worked = {"decode": self.decode, "compute": self.compute, "write": self.write}
         busy = {"decode": self.decode / decode_threads, "compute": self.compute, "write": self.write}
@@ -40,7 +40,7 @@ class Clock:
             },
             decode_threads,
             slowest,
-            ", ".join(_advice(slowest, settings)),
+            ", ".join(_advice(slowest, settings, dtype)),
         )
 
 
@@ -67,13 +67,26 @@ class Pace:
         yield f"pace set by {self.set_by}; what could help: {self.advice}"
 
 
-def _advice(slowest: str, settings: Mapping[str, Any]) -> list[str]:
-    """Options that would take work from the slowest part, those that change the numbers least first."""
-    if slowest == "decode":
-        scaled = settings["preprocessing"].get("decode") == "scaled"
-        return [*([] if scaled else ["--decode scaled for large JPEGs"]), "more --decode-threads where there are cores"]
-    if slowest == "write":
-        return ["--dtype float16", "--pool", "fewer stages", "a faster disk"]
-    advice = [] if settings["compiled"] else ["--compile"]
-    advice += ["--precision auto"] if settings["precision"] == "fp32" else []
-    return [*advice, "an earlier last stage", "a faster --device"]
+def _advice(slowest: str, settings: Mapping[str, Any], dtype: str) -> list[str]:
+    """Options that would take work from the slowest part and are not used yet, those that change least first."""
+    pixels = settings["preprocessing"]
+    is_native = pixels.get("fit") == "native"
+    options = {
+        "decode": {
+            "--decode scaled for large JPEGs": pixels.get("decode") != "scaled" and not is_native,
+            "more --decode-threads where there are cores": True,
+        },
+        "compute": {
+            "--compile": not settings["compiled"] and not is_native,
+            "--precision auto": settings["precision"] == "fp32",
+            "an earlier last stage": True,
+            "a faster --device": True,
+        },
+        "write": {
+            "--dtype float16": dtype == "float32",
+            "--pool": settings["pool"] == "none",
+            "fewer stages": True,
+            "a faster disk": True,
+        },
+    }
+    return [text for text, is_open in options[slowest].items() if is_open]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from featcli.backbones.execution import LAYOUTS, PRECISIONS
 from featcli.errors import ConflictError, shown
 from featcli.inputs import ImageList
 from featcli.writers.layout import ITEM_BYTES, SHAPES, VALID
@@ -139,6 +140,10 @@ def _check_types(content: Mapping[str, Any], stages: Sequence[StoredStage]) -> N
     counts += [edge for stage in stages for edge in (*_known(stage.shape), *_known(stage.map_shape), *stage.stride)]
     if not all(type(count) is int and 0 < count < MOST for count in counts):
         raise ValueError("a number that is not a whole one above zero")
+    if settings["precision"] not in PRECISIONS or settings["layout"] not in LAYOUTS:
+        raise ValueError("a precision or layout of another version")
+    if not all(isinstance(settings[name], bool) for name in ("folded", "compiled")):
+        raise ValueError("a choice that is neither true nor false")
     texts = [content["keys_digest"], content["images_digest"], content["settings"]["format"]]
     texts += [text for stage in stages for text in (stage.name, stage.module, stage.dtype)]
     texts += [content["settings"]["pool"], content["provenance"]["checkpoint"], content["provenance"]["weights"]]

@@ -17,12 +17,13 @@ import featcli
 from featcli import inputs
 from featcli.backbones import resolve
 from featcli.backbones.backbone import Backbone
+from featcli.backbones.execution import Execution
 from featcli.backbones.fitting import NATIVE
 from featcli.backbones.source import Source, ready
 from featcli.batches import Pictures
 from featcli.config import AUTO, DEFAULT_BATCH_SIZE, MAX_SHARD_ROWS, MOST, SHARD_BYTES, ExtractConfig
 from featcli.decoding import Decoding
-from featcli.device import Resolved, memory_errors, resolve_device
+from featcli.device import Resolved, memory_errors, resolve_device, settled_arithmetic
 from featcli.dump import Dump
 from featcli.errors import UsageError, counted, shown
 from featcli.images import plugin_versions
@@ -33,7 +34,7 @@ from featcli.pooling import Pooling, pooling
 from featcli.progress import Report, silent, size
 from featcli.sizes import Sizes, native_sizes
 from featcli.target import check_target, existing_parent
-from featcli.tuning import AS_BEGUN, Trials, Tuning, named, tune
+from featcli.tuning import AS_BEGUN, Trials, Tuning, named, reason_for, tune
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,13 @@ def prepare(config: ExtractConfig, existing: Dump | None, report: Report = silen
     stages = _stored_stages(config, source, positions)
     begun = None if existing is None else existing.plan.settings
     threads = _threads(config, begun)
-    with memory_errors("the backbone does", device.value):
+    with memory_errors("the backbone does", device.value), settled_arithmetic(threads.value):
         trials = Trials(source, positions, stages, device.value)
         tuning = tune(config, trials, threads.value, len(listing.images), begun)
         backbone = ready(source, positions, device.value, tuning.execution)
-    _report_tuning(tuning, report)
+    _report_tuning(backbone.execution, tuning, report)
+    if config.fold and not backbone.execution.folded:
+        report("warning", text="no norms were folded: there are none that can be without moving the maps")
     report("choice", name="weights", value=backbone.weights.summary())
     report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
     report("choice", name="computes", value=f"{backbone.share:.0%} of the model", reason="up to the deepest stage")
@@ -94,6 +97,9 @@ def dry_run(config: ExtractConfig, report: Report = silent) -> Plan:
     stages = _stored_stages(config, source, positions)
     sizes = _sizes(source, listing.images, config.decoding(), config.decode_threads or available_cores(), report)
     existing = None if config.overwrite else Dump.existing(Path(config.output))
+    report("choice", name="precision", value=config.precision, reason=reason_for("precision", config.precision))
+    if config.batch_size == AUTO and existing is None:
+        report("warning", text=f"batches of {DEFAULT_BATCH_SIZE} are assumed: only a run measures")
     rows = _shard_rows(config, _batch_size(config, existing), stages, sizes, len(listing.images), existing)
     plan = _plan(listing.images, rows, stages, {}, {}, {})
     is_same = existing is not None and _seems_same(existing.plan, plan)
@@ -151,8 +157,8 @@ def _stages_reason(source: Source, positions: Sequence[int]) -> str:
     return "those the model uses" if source.inside else "those its configuration names"
 
 
-def _report_tuning(tuning: Tuning, report: Report) -> None:
-    execution, reasons = tuning.execution, tuning.reasons
+def _report_tuning(execution: Execution, tuning: Tuning, report: Report) -> None:
+    reasons = tuning.reasons
     report("choice", name="precision", value=execution.precision, reason=reasons["precision"])
     report("choice", name="layout", value=named(execution), reason=reasons["layout"])
     if execution.compiled:

@@ -60,6 +60,8 @@ def recompute(dump: Dump, config: ExtractConfig, count: int, report: Report = si
     equal, largest, off = 0, 0.0, []
     limit = TOLERANCES[dump.plan.settings["precision"]]
     with settled_arithmetic(job.threads), memory_errors("the images do", job.backbone.device), closing(decoded):
+        if job.backbone.execution.compiled:
+            forward.compile()
         for batch in decoded:
             shard = batch.rows.start // dump.plan.shard_rows
             forward.at_once = reader.records[shard].get("batch_size", dump.plan.settings["batch_size"])

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from featcli.errors import MachineError
+
 
 class Buffers:
     """Memory for rows that are to be written; what is given back is used again. It starts on a page."""
@@ -24,7 +26,7 @@ class Buffers:
         self._free: defaultdict[str, deque[torch.Tensor]] = defaultdict(deque)
 
     def take(self, stage: str, num_bytes: int) -> torch.Tensor:
-        """So many bytes or more, flat; others while these are not given back."""
+        """So many bytes or more, flat; others while these are not given back. Raises MachineError."""
         free = self._free[stage]
         while free:
             if len(buffer := free.popleft()) >= num_bytes:
@@ -36,9 +38,15 @@ class Buffers:
         self._free[stage].append(buffer)
 
     def _allocated(self, num_bytes: int) -> torch.Tensor:
-        if self._pinned:
-            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-        memory = mmap.mmap(-1, num_bytes)
+        try:
+            if self._pinned:
+                return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+            memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, MemoryError, RuntimeError) as error:
+            raise MachineError(
+                f"{num_bytes:,} bytes for rows that are to be written do not fit into the memory of this machine",
+                "use a smaller --batch-size, fewer stages or --pool",
+            ) from error
         with suppress(AttributeError, OSError):  # large pages are a favour
             memory.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(memory, dtype=torch.uint8)
@@ -85,7 +93,7 @@ class CudaTransfers(Transfers):
         """See Transfers. Waits for the copy alone: the device is still busy with the batch before."""
         with self._cuda.stream(self._in):
             there = pixels.to(self._device, non_blocking=True)
-            copied = self._cuda.Event()
+            copied = self._cuda.Event(blocking=True)  # sleeps, where others would spin on a core that decodes
             copied.record(self._in)
         copied.synchronize()
         there.record_stream(self._cuda.current_stream(self._device))  # or its memory might be given away too early
@@ -112,11 +120,12 @@ class CudaTransfers(Transfers):
 
     def arrival(self, since: Any) -> Callable[[], float]:
         """See Transfers."""
-        computed, copied = self.mark(), self._cuda.Event()
+        computed, copied = self.mark(), self._cuda.Event(blocking=True)
         copied.record(self._out)
 
         def arrive() -> float:
             copied.synchronize()
+            computed.synchronize()  # no copy waits for it, and it may be a moment later
             return float(since.elapsed_time(computed)) / 1000
 
         return arrive

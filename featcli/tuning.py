@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ def tune(
     with settled_arithmetic(threads), kept_memory():
         execution, precision_reason, layout_reason = _execution(config, trials, num_images)
         batch_size = _batch_size(config, trials, execution)
+    trials.forget()
     reasons = {"precision": precision_reason, "layout": layout_reason, "batch_size": batch_size.reason}
     return Tuning(replace(execution, compiled=config.compile), batch_size.value, reasons)
 
@@ -56,7 +58,7 @@ def _as_begun(config: ExtractConfig, begun: Mapping[str, Any]) -> Tuning:
     """Parts and resumed runs do as the first one did, whatever they would measure."""
 
     def settled(name: str, asked: Any) -> Resolved[Any]:
-        return Resolved(begun[name], AS_BEGUN) if asked in (None, AUTO) else Resolved(asked, _reason(name, asked))
+        return Resolved(begun[name], AS_BEGUN) if asked in (None, AUTO) else Resolved(asked, reason_for(name, asked))
 
     precision, layout = settled("precision", config.precision), settled("layout", config.layout)
     folded, batch_size = settled("folded", config.fold), settled("batch_size", config.batch_size)
@@ -64,7 +66,8 @@ def _as_begun(config: ExtractConfig, begun: Mapping[str, Any]) -> Tuning:
     return Tuning(Execution(precision.value, layout.value, folded.value, config.compile), batch_size.value, reasons)
 
 
-def _reason(name: str, asked: Any) -> str:
+def reason_for(name: str, asked: Any) -> str:
+    """Why an option is what was given."""
     is_default = {"precision": "fp32", "batch_size": DEFAULT_BATCH_SIZE}.get(name) == asked
     return "default" if is_default else "as asked"
 
@@ -81,19 +84,30 @@ class Trials:
     _last: tuple[Execution, Network] | None = None
 
     def rate(self, execution: Execution, images: int = AT_ONCE) -> float:
-        """Images a second, the maps laid out as on disk included; 0 where they do not fit into memory."""
+        """Images a second, the maps laid out as on disk included; 0 where they do not fit into memory.
+
+        Only the first way that is tried may raise: where the network does not take another, that one is out.
+        """
         if (execution, images) not in self.rates:
             try:
                 self.rates[execution, images] = self._measure(execution, images)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
+            except Exception as error:  # networks refuse layouts and precisions in many ways
+                if not self.rates and not is_out_of_memory(error):
                     raise
                 self.rates[execution, images] = 0.0
         return self.rates[execution, images]
 
     def compared(self, one: Execution, other: Execution) -> float:
         """How many times as fast one is."""
-        return self.rate(one) / self.rate(other) if self.rate(other) else 1.0
+        if self.rate(other):
+            return self.rate(one) / self.rate(other)
+        return inf if self.rate(one) else 1.0
+
+    def forget(self) -> None:
+        """Let go of the last network: the real one needs the memory."""
+        self._last = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _measure(self, execution: Execution, images: int) -> float:
         network = self._network(execution)
@@ -106,16 +120,16 @@ class Trials:
                 began = time.perf_counter()
                 for found, dtype in zip(network.maps(pixels), dtypes, strict=True):
                     torch.empty(found.shape, dtype=dtype, device=self.device).copy_(found)
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
+                if self.device.type != "cpu":
+                    torch.accelerator.synchronize(self.device)
                 seconds.append(time.perf_counter() - began)
         return images / min(seconds[1:])
 
     def _network(self, execution: Execution) -> Network:
         if self._last is None or self._last[0] != execution:
-            self._last = None  # its memory, before another takes as much
+            self.forget()
             blank = self.source.build(self.positions, "cpu")
-            self._last = execution, arranged(self.source, blank, self.device, execution)
+            self._last = execution, arranged(self.source, blank, self.device, execution)[0]
         return self._last[1]
 
 
@@ -127,12 +141,12 @@ def _execution(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[
     found = [_best([replace(layout, precision=p) for layout in layouts], trials, why_not) for p in precisions]
     best, layout_reason = found[0]
     if config.precision != AUTO:
-        return best, _reason("precision", config.precision), layout_reason
+        return best, reason_for("precision", config.precision), layout_reason
     if len(found) == 1:
         return best, f"auto: the one to use on {trials.device.type}", layout_reason
     gain = trials.compared(found[1][0], best)
     if gain >= PRECISION_GAIN:
-        return found[1][0], f"auto: {gain:.1f} x as fast as fp32 here", found[1][1]
+        return found[1][0], f"auto: {_times(gain)} as fast as fp32 here", found[1][1]
     return best, f"auto: bf16 is {gain:.1f} x as fast here", layout_reason
 
 
@@ -159,20 +173,24 @@ def _best(candidates: Sequence[Execution], trials: Trials, why_not: str) -> tupl
     gain = trials.compared(fastest, candidates[0])
     if gain < GAIN:
         return candidates[0], "auto: no other is faster here"
-    return fastest, f"auto: {gain:.1f} x as fast as {named(candidates[0])} here"
+    return fastest, f"auto: {_times(gain)} as fast as {named(candidates[0])} here"
+
+
+def _times(gain: float) -> str:
+    return "more than 100 x" if gain > 100 else f"{gain:.1f} x"  # where the other does not fit into memory
 
 
 def _batch_size(config: ExtractConfig, trials: Trials, execution: Execution) -> Resolved[int]:
     """Twice as many as long as that is faster, and the maps of three batches stay a small part of the memory."""
     if config.batch_size != AUTO:
-        return Resolved(int(config.batch_size), _reason("batch_size", config.batch_size))
+        return Resolved(int(config.batch_size), reason_for("batch_size", config.batch_size))
     row_bytes = sum(stage.row_bytes(trials.source.input_size) for stage in trials.stages)
     most = int(available_memory() * SHARE_OF_MEMORY / max(1, row_bytes))
     most = max(1, min(most, MOST_ON_CPU if trials.device.type == "cpu" else MOST))
     best = min(AT_ONCE, most)
     while best > 1 and not trials.rate(execution, best):
         best //= 2
-    while best * 2 <= most and trials.rate(execution, best * 2) >= BATCH_GAIN * trials.rate(execution, best):
+    while best * 2 <= most and trials.rate(execution, best * 2) >= max(BATCH_GAIN * trials.rate(execution, best), 1e-9):
         best *= 2
     tried = sorted((images, rate) for (one, images), rate in trials.rates.items() if one == execution)
     return Resolved(best, f"auto: {', '.join(f'{images} at {rate:.0f} images/s' for images, rate in tried)}")

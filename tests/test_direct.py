@@ -10,6 +10,7 @@ from featcli.transfers import Buffers
 from featcli.writers.direct import LEAST, PAGE, DirectFile
 
 REAL = os.open, os.pwrite
+O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 def rows(count):
@@ -45,7 +46,7 @@ def test_rows_go_past_the_cache(tmp_path, monkeypatch):
 
     def open_(path, flags, *more):
         descriptor = REAL[0](path, flags, *more)
-        if flags & os.O_DIRECT:
+        if flags & O_DIRECT:
             direct.append(descriptor)
         return descriptor
 
@@ -61,21 +62,22 @@ def test_rows_go_past_the_cache(tmp_path, monkeypatch):
     assert sizes == [(True, LEAST), (False, 100), (True, LEAST), (True, 2 * LEAST), (False, LEAST + 1)]
 
 
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP, errno.EFAULT])
 @pytest.mark.parametrize("refusal", ["open", "pwrite"])
-def test_file_systems_that_have_no_such_way(tmp_path, monkeypatch, refusal):
+def test_file_systems_that_have_no_such_way(tmp_path, monkeypatch, refusal, code):
     """Where O_DIRECT is refused, at once or at the first write, the file comes out the same."""
     direct = set()
 
     def open_(path, flags, *more):
-        if flags & os.O_DIRECT and refusal == "open":
-            raise OSError(errno.EINVAL, "Invalid argument")
-        descriptor = REAL[0](path, flags & ~os.O_DIRECT, *more)
-        direct.add(descriptor if flags & os.O_DIRECT else -1)
+        if flags & O_DIRECT and refusal == "open":
+            raise OSError(code, "refused")
+        descriptor = REAL[0](path, flags & ~O_DIRECT, *more)
+        direct.add(descriptor if flags & O_DIRECT else -1)
         return descriptor
 
     def pwrite(descriptor, content, offset):
         if descriptor in direct:
-            raise OSError(errno.EINVAL, "Invalid argument")
+            raise OSError(code, "refused")
         return REAL[1](descriptor, content, offset)
 
     monkeypatch.setattr(os, "open", open_)
@@ -86,7 +88,7 @@ def test_file_systems_that_have_no_such_way(tmp_path, monkeypatch, refusal):
 def test_a_system_that_takes_less_at_a_time(tmp_path, monkeypatch):
     """Short writes are gone on with, off a page too."""
     monkeypatch.setattr(os, "pwrite", lambda file, content, offset: REAL[1](file, content[: 3 * PAGE + 5], offset))
-    monkeypatch.setattr(os, "open", lambda path, flags, *more: REAL[0](path, flags & ~os.O_DIRECT, *more))
+    monkeypatch.setattr(os, "open", lambda path, flags, *more: REAL[0](path, flags & ~O_DIRECT, *more))
     assert all_there(tmp_path / "file")
 
 

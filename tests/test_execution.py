@@ -68,6 +68,13 @@ def test_transformers_norms_are_folded(resnet_folder):
     assert not [norm for norm in other.network.module.modules() if isinstance(norm, nn.BatchNorm2d)]
 
 
+def test_weights_of_five_dimensions_stay_as_they_are():
+    """A network with a three-dimensional convolution runs channels last too."""
+    backbone = load_backbone("lambda_resnet26t", random_init=True, image_size=64, layout="channels-last", fold=True)
+    assert any(parameter.ndim == 5 for parameter in backbone.network.module.parameters())
+    assert backbone(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))["stage4"].shape == (1, 2048, 2, 2)
+
+
 class Standardised(nn.Conv2d):
     """A convolution that does not use its weights as they are."""
 
@@ -132,15 +139,29 @@ def test_compiled_maps(tmp_path, photos, cli):
         featcli.extract(photos, output=tmp_path / "compiled", **options)
 
 
+def test_compiled_dumps_are_recomputed_where_that_can_be_done(tmp_path, photos, monkeypatch, cli):
+    """verify --recompute of a compiled dump ends in words where torch.compile fails."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    featcli.extract(photos, output=tmp_path / "d", compile=True, **OPTIONS)
+    again = ("verify", tmp_path / "d", "--recompute", 2, "-c", "test_resnet", "--random-init", photos)
+    assert cli(*again).code == 0
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    run = cli(*again)
+    assert run.code == 7
+    assert "torch.compile cannot compile test_resnet" in run.err
+
+
+def no_compiler(function, **_):
+    """torch.compile where there is none."""
+
+    def run(pixels):
+        raise RuntimeError("No working C++ compiler found")
+
+    return run
+
+
 def test_what_cannot_be_compiled(tmp_path, photos, monkeypatch, cli):
     """Where torch.compile fails, that is said with exit code 7 before anything is written."""
-
-    def no_compiler(function, **_):
-        def run(pixels):
-            raise RuntimeError("No working C++ compiler found")
-
-        return run
-
     monkeypatch.setattr(torch, "compile", no_compiler)
     run = cli("extract", photos, "-c", "test_resnet", "--random-init", "--compile", "-o", tmp_path / "d", "-q")
     assert run.code == 7
@@ -184,6 +205,44 @@ def test_a_layout_has_to_be_worth_it(tmp_path, photos, measured, cli, gain, expe
     assert ("channels-last, norms folded  (auto: 1.5 x as fast as channels-first here)" in run.err) == (gain == 1.5)
 
 
+def test_a_layout_that_a_network_does_not_take(tmp_path, photos, measured):
+    """A trial that fails rules out what was tried, and nothing else."""
+
+    def rate(execution, images):
+        if execution.layout == "channels-last":
+            raise RuntimeError("view size is not compatible with input tensor's size and stride")
+        return 2.0 if execution.folded else 1.0
+
+    measured(rate)
+    featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
+    assert chosen(tmp_path / "d")[1:3] == ["channels-first", True]
+
+
+def test_a_precision_that_alone_fits_into_memory(tmp_path, photos, measured, cli):
+    """--precision auto takes bf16 where fp32 does not fit."""
+
+    def rate(execution, images):
+        if execution.precision == "fp32":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 5.0
+
+    measured(rate)
+    run = cli("extract", photos, "-o", tmp_path / "d", "-c", "test_vit", "--random-init", "--precision", "auto")
+    assert chosen(tmp_path / "d")[0] == "bf16"
+    assert "auto: more than 100 x as fast as fp32 here" in run.err
+
+
+def test_norms_that_cannot_be_folded_are_not_said_to_be(tmp_path, photos, monkeypatch, cli):
+    """Where the maps would move, the plan holds what was done, and --fold is answered with a warning."""
+    from featcli.backbones import folding
+
+    monkeypatch.setattr(folding, "_is_near", lambda *_: False)
+    run = cli("extract", photos, "-o", tmp_path / "d", "-c", "test_resnet", "--random-init", "--fold")
+    assert run.code == 0
+    assert chosen(tmp_path / "d")[2] is False
+    assert "warning: no norms were folded" in run.err
+
+
 def test_networks_without_convolutions_are_not_tried(tmp_path, photos, measured):
     """A transformer is run as it is: the layout of its one convolution is not worth a measurement."""
     asked = measured(by_layout(9.0))
@@ -222,6 +281,17 @@ def test_batch_size_auto(tmp_path, photos, measured):
     assert chosen(tmp_path / "d")[3] == 16
     assert [images for *_, images in asked] == [8, 16, 32]
     assert json.loads((tmp_path / "d" / "plan.json").read_text())["shard_rows"] == 16
+
+
+def test_batch_size_auto_where_nothing_fits(tmp_path, photos, measured):
+    """Then it is one image, and the run says what does not fit, if it does not."""
+
+    def rate(execution, images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    measured(rate)
+    featcli.extract(photos, output=tmp_path / "d", **{**OPTIONS, "checkpoint": "test_vit", "batch_size": "auto"})
+    assert chosen(tmp_path / "d")[3] == 1
 
 
 def test_batch_size_auto_without_memory(tmp_path, photos, measured):

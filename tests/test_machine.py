@@ -43,6 +43,7 @@ def system(root, groups, files):
         ("4:cpu:/job\n", {"cpu/job/cpu.cfs_quota_us": "-1", "cpu/job/cpu.cfs_period_us": "100000"}, 8),
         ("4:memory:/job\n", {"cpu/job/cpu.cfs_quota_us": "100000", "cpu/job/cpu.cfs_period_us": "100000"}, 8),
         ("0::/job\n", {"job/cpu.max": "nonsense"}, 8),
+        ("nonsense\n", {}, 8),
     ],
 )
 def test_quotas_of_control_groups(tmp_path, eight_cores, groups, files, expected):
@@ -53,6 +54,27 @@ def test_quotas_of_control_groups(tmp_path, eight_cores, groups, files, expected
 def test_no_control_groups(tmp_path, eight_cores):
     """Elsewhere it is what the scheduler says."""
     assert available_cores(tmp_path) == 8
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/\n", {}, 3 << 30),
+        ("0::/job\n", {"job/memory.max": "max\n", "job/memory.current": "1000\n"}, 3 << 30),
+        ("0::/job\n", {"job/memory.max": "1073741824\n", "job/memory.current": "73741824\n"}, 1_000_000_000),
+        ("0::/job\n", {"job/memory.max": "1000\n", "job/memory.current": "2000\n"}, 0),
+        (
+            "4:memory:/job\n",
+            {"memory/job/memory.limit_in_bytes": "5000", "memory/job/memory.usage_in_bytes": "2000"},
+            3000,
+        ),
+    ],
+)
+def test_limits_of_control_groups(tmp_path, groups, files, expected):
+    """A container's share of the memory counts."""
+    root = system(tmp_path, groups, files)
+    (root / "proc/meminfo").write_text("MemTotal: 9999999 kB\nMemAvailable: 3145728 kB\n")
+    assert available_memory(root) == expected
 
 
 def test_memory_is_a_number_of_bytes():

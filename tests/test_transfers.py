@@ -1,10 +1,12 @@
 """Buffers, and the order of copies on a GPU: seen on a stand-in for torch.cuda, since no test may need one."""
 
+import mmap
 from contextlib import contextmanager
 
 import pytest
 import torch
 
+from featcli.errors import MachineError
 from featcli.transfers import Buffers, CudaTransfers, Transfers
 
 
@@ -21,6 +23,17 @@ def test_buffers_are_used_again():
     buffers.give_back("stage1", one)
     assert buffers.take("stage1", 80).data_ptr() == one.data_ptr()
     assert buffers.take("stage1", 80).data_ptr() not in (one.data_ptr(), other.data_ptr())
+
+
+def test_no_memory_for_buffers(monkeypatch):
+    """That is said as such, and not taken for a trouble of the disk."""
+
+    def refuse(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(MachineError, match="100 bytes for rows that are to be written do not fit into the memory"):
+        Buffers().take("stage1", 100)
 
 
 def test_buffers_that_became_too_small_are_let_go():
@@ -60,7 +73,7 @@ class Cuda:
     def Stream(self, device):  # noqa: N802
         return Stream(self, ["in", "out"][sum(what == "stream" for what, *_ in self.log)])
 
-    def Event(self, enable_timing=False):  # noqa: N802
+    def Event(self, enable_timing=False, blocking=False):  # noqa: N802
         return Event(self)
 
     def current_stream(self, device):
@@ -94,6 +107,7 @@ class Event:
         self.cuda.log.append(("wait for", self.name))
 
     def elapsed_time(self, other):
+        assert ("wait for", other.name) in self.cuda.log, "CUDA raises where an event has not come about"
         return 1500.0
 
 
@@ -145,6 +159,6 @@ def test_the_order_of_a_batch_on_a_gpu(cuda):
     ]
     cuda.log.clear()
     assert arrive() == 1.5
-    assert cuda.log == [("wait for", "out")]
+    assert cuda.log == [("wait for", "out"), ("wait for", "compute")]
     assert torch.equal(target, values.half())
     assert ends.tolist() == [target.min(), target.max()]

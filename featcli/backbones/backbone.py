@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,13 +51,18 @@ class Preprocessing:
         """(B, C, H, W) of `dtype` -> float32. The operations and their order are torchvision's, so the bits are too."""
         if self.dtype == "float32":
             return pixels.clone()  # never the batch buffer itself: a stage may be the input, and buffers are used again
-        shape = (-1, 1, 1)
-        mean = torch.tensor(self.mean, device=pixels.device).view(shape)
-        std = torch.tensor(self.std, device=pixels.device).view(shape)
+        mean, std = _on(pixels.device, self.mean), _on(pixels.device, self.std)
         scaled = pixels.to(torch.float32, copy=True)  # what follows is in place
         # n / 255 and n * (1 / 255) differ in the last bit for some n; the libraries divide.
         scaled = scaled.div_(255) if self.scale == 1 / 255 else scaled.mul_(self.scale)
         return scaled.sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=16)
+def _on(device: torch.device, values: tuple[float, ...]) -> torch.Tensor:
+    """(C, 1, 1), made once: a copy to a GPU waits for all that it is doing."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)

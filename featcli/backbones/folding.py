@@ -53,7 +53,7 @@ def _pairs(network: Network, pixels: torch.Tensor) -> tuple[list[tuple[nn.Conv2d
 
     def enter(path: str, norm: nn.BatchNorm2d, inputs: Any) -> None:
         calls[norm] += 1
-        if id(inputs[0]) in came_from:
+        if inputs and id(inputs[0]) in came_from:
             met.append((came_from[id(inputs[0])], path, norm))
 
     hooks: list[Any] = []

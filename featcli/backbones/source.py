@@ -198,20 +198,25 @@ def _forward_once(network: Network, pixels: torch.Tensor) -> _Probed:
     return _Probed([found.shape for found in maps], counter.get_total_flops(), convolutions, parameters)
 
 
-def arranged(source: Source, network: Network, device: torch.device, execution: Execution) -> Network:
-    """A network on the CPU, made to be run so on a device. The module is changed in place."""
+def arranged(source: Source, network: Network, device: torch.device, execution: Execution) -> tuple[Network, Execution]:
+    """A network on the CPU, made to be run so on a device, and how it is run then. The module is changed in place.
+
+    Norms are not folded where there are none, or where the maps would move by more than rounding.
+    """
     network.module.eval().requires_grad_(False)
-    if execution.folded:
-        fold(network, source.channels, source.input_size)
+    if execution.folded and not fold(network, source.channels, source.input_size):
+        execution = replace(execution, folded=False)
     dtype, layout = getattr(torch, PRECISIONS[execution.precision]), getattr(torch, LAYOUTS[execution.layout])
     network.module.to(device=device, dtype=dtype)
-    network.module.to(memory_format=layout)  # type: ignore[call-overload]  # the stubs do not know it
+    for tensor in (*network.module.parameters(), *network.module.buffers()):
+        if tensor.ndim == 4:  # others have no channels to put last; `Module.to` would refuse those of five dimensions
+            tensor.data = tensor.data.contiguous(memory_format=layout)
     if not execution.compiled:
-        return network
+        return network, execution
     # freezing: weights are constants, laid out once
     compiled = partial(torch.compile, dynamic=False, options={"freezing": True})
     tokens = None if network.class_tokens is None else compiled(network.class_tokens)
-    return replace(network, maps=compiled(network.maps), class_tokens=tokens)
+    return replace(network, maps=compiled(network.maps), class_tokens=tokens), execution
 
 
 def ready(source: Source, positions: Sequence[int], device: torch.device, execution: Execution) -> Backbone:
@@ -220,7 +225,7 @@ def ready(source: Source, positions: Sequence[int], device: torch.device, execut
     network.module.eval().requires_grad_(False)
     refuse_not_finite(source.name, network)
     digest = weights_digest(network)
-    network = arranged(source, network, device, execution)
+    network, execution = arranged(source, network, device, execution)
     return Backbone(
         name=source.name,
         library=source.library,

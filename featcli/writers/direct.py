@@ -16,7 +16,8 @@ from featcli.writers.files import write_all
 
 PAGE = 4096  # address, offset and length must be multiples of the disk's block, which is never larger
 LEAST = 1 << 18  # bytes of a write: the disk is waited for
-NOT_HERE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # how file systems say that they have it not
+# How file systems say that they have it not; EFAULT: not from the memory of this driver.
+NOT_HERE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EFAULT)
 
 
 class DirectFile:
