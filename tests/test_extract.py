@@ -356,8 +356,10 @@ def many(tmp_path_factory):
     return folder
 
 
-MANY = {"batch_size": 10, "shard_size": 20, "threads": 1, **TINY}
+# Enough images for layouts to be tried, and a network for which the trial may come out either way.
+MANY = {"batch_size": 10, "shard_size": 20, "threads": 1, "layout": "channels-last", "fold": True, **TINY}
 MANY_ARGUMENTS = "-c test_resnet --random-init --batch-size 10 --shard-size 20 --threads 1 --json".split()
+MANY_ARGUMENTS += ["--layout", "channels-last", "--fold"]
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
