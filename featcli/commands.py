@@ -100,10 +100,14 @@ def extract(
         str, typer.Option(help=f"Of maps while they are computed: {', '.join(LAYOUTS)}, or {AUTO}: the fastest here.")
     ] = DEFAULT.layout,
     fold: Annotated[
-        bool | None, typer.Option(help="Fold batch norms into convolutions. Default: where that is faster.")
+        bool | None,
+        typer.Option(
+            help="Batch norms into convolutions. Default: where it is faster. With --layout channels-first"
+            " --no-fold numbers are the library's to the last bit."
+        ),
     ] = None,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Let torch.compile make it faster, which takes a minute at the start.")
+        bool, typer.Option("--compile", help="Let torch.compile make it faster: up to half a minute at the start.")
     ] = False,
     batch_size: Annotated[
         str, typer.Option(help=f"Images that go through the backbone together, or {AUTO}: the fastest here.")

@@ -92,7 +92,7 @@ def extract(
 
 def run(config: ExtractConfig, report: Report = silent) -> Outcome:
     """Dump the feature maps of the images, or what is missing of them. Raises FeatcliError."""
-    path = Path(config.output)
+    began, path = time.perf_counter(), Path(config.output)
     existing = None if config.overwrite else Dump.existing(path)
     job = prepare(config, existing, report)
     if existing is not None:
@@ -106,9 +106,15 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
     with FolderLock(path) as lock, kept_memory():
         is_alone = occupy(path, lock, config.overwrite)
         if existing is not None or Dump.existing(path) is None:
-            return _run_locked(path, forward, lock, is_alone, config, report)
+            dump, todo = _claimed(path, job, lock, is_alone, config)
+            if not lock.is_real:
+                report(
+                    "warning", text="this file system knows no locks: see to it that no other run works on this dump"
+                )
+            return _run_claimed(dump, todo, forward, Clock(preparation=time.perf_counter() - began), report)
     del job, forward  # their memory
-    return run(config, report)  # another process has begun it meanwhile, with choices that this one has to follow
+    report("warning", text="another run has begun this dump meanwhile: its choices are taken")
+    return run(config, report)
 
 
 def _claimed(path: Path, job: Job, lock: FolderLock, is_alone: bool, config: ExtractConfig) -> tuple[Dump, list[int]]:
@@ -136,20 +142,15 @@ def _claimed(path: Path, job: Job, lock: FolderLock, is_alone: bool, config: Ext
     return dump, shards
 
 
-def _run_locked(
-    path: Path, forward: Forward, lock: FolderLock, is_alone: bool, config: ExtractConfig, report: Report
-) -> Outcome:
+def _run_claimed(dump: Dump, shards: Sequence[int], forward: Forward, clock: Clock, report: Report) -> Outcome:
     job = forward.job
-    dump, shards = _claimed(path, job, lock, is_alone, config)
-    if not lock.is_real:
-        report("warning", text="this file system knows no locks: see to it that no other run is at work in this dump")
     _warn_of_environment(dump.plan.environment, job.plan.environment, report)
     if shards:
         dump.reopen()
     num_images = sum(len(dump.plan.shard(n)) for n in shards)
     _report_dump(dump, shards, report)
     report("start", images=len(job.images), done=len(job.images) - num_images, shards=len(shards))
-    clock, into = Clock(), _Shards(dump, job, report)
+    into = _Shards(dump, job, report)
     with settled_arithmetic(job.threads):
         if shards:
             _run_shards(into, shards, forward, clock)
@@ -158,7 +159,7 @@ def _run_locked(
     if clock.with_more_frames:
         report("warning", text=f"{clock.with_more_frames:,} files have several frames or pages: the first was used")
     outcome = Outcome(
-        dump=str(path),
+        dump=str(dump.path),
         written=manifest["totals"]["written"],
         failed=manifest["totals"]["failed"],
         failed_by_reason=manifest["totals"]["failed_by_reason"],

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PARTS = ("decode", "compute", "write")
+BUSY = 0.4  # share of a run from which decoding is worth a word though another part set the pace
+WORTH_COMPILING = 60  # seconds of compute for which half a minute of compilation is no loss
 
 
 @dataclass
 class Clock:
     """Seconds of a run, added to as it goes on."""
 
+    preparation: float = 0.0  # before: loading, trials, compilation
     started: float = field(default_factory=time.perf_counter)
     decode: float = 0.0  # at work, summed over threads
     compute: float = 0.0
@@ -31,6 +34,7 @@ class Clock:
         slowest = max(busy, key=lambda part: busy[part])
         return Pace(
             seconds,
+            round(self.preparation, 3),
             {part: round(worked[part], 3) for part in PARTS},
             {part: round(busy[part] / seconds, 4) for part in PARTS},
             {
@@ -40,7 +44,7 @@ class Clock:
             },
             decode_threads,
             slowest,
-            ", ".join(_advice(slowest, settings, dtype)),
+            ", ".join(_advice(slowest, busy["decode"] / seconds, self.compute, settings, dtype)),
         )
 
 
@@ -49,6 +53,7 @@ class Pace:
     """Where the time of a run went."""
 
     seconds: float
+    preparation: float  # seconds before that: loading, trials, compilation
     worked: Mapping[str, float]  # seconds, by part; of decoding summed over threads
     busy: Mapping[str, float]  # as shares of the run; of decoding the average over its threads
     waited: Mapping[str, float]  # seconds that one part stood still for another
@@ -67,8 +72,11 @@ class Pace:
         yield f"pace set by {self.set_by}; what could help: {self.advice}"
 
 
-def _advice(slowest: str, settings: Mapping[str, Any], dtype: str) -> list[str]:
-    """Options that would take work from the slowest part and are not used yet, those that change least first."""
+def _advice(slowest: str, decoding: float, computing: float, settings: Mapping[str, Any], dtype: str) -> list[str]:
+    """Options that would take work from the slowest part and are not used yet, those that change least first.
+
+    `decoding`: how busy it was; where decoding has cores of its own it is no trouble, but there it is not seen either.
+    """
     pixels = settings["preprocessing"]
     is_native = pixels.get("fit") == "native"
     options = {
@@ -77,8 +85,9 @@ def _advice(slowest: str, settings: Mapping[str, Any], dtype: str) -> list[str]:
             "more --decode-threads where there are cores": True,
         },
         "compute": {
-            "--compile": not settings["compiled"] and not is_native,
-            "--precision auto": settings["precision"] == "fp32",
+            "--compile": not settings["compiled"] and not is_native and computing > WORTH_COMPILING,
+            "--precision bf16": settings["precision"] == "fp32",
+            "--decode scaled for large JPEGs": decoding > BUSY and pixels.get("decode") != "scaled" and not is_native,
             "an earlier last stage": True,
             "a faster --device": True,
         },

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,10 @@ def prepare(config: ExtractConfig, existing: Dump | None, report: Report = silen
     begun = None if existing is None else existing.plan.settings
     threads = _threads(config, begun)
     with memory_errors("the backbone does", device.value), settled_arithmetic(threads.value):
-        trials = Trials(source, positions, stages, device.value)
+        trials = Trials(source, positions, stages, device.value, partial(_report_trials, report))
         tuning = tune(config, trials, threads.value, len(listing.images), begun)
         backbone = ready(source, positions, device.value, tuning.execution)
-    _report_tuning(backbone.execution, tuning, report)
+    _report_tuning(device.value, backbone.execution, tuning, report)
     if config.fold and not backbone.execution.folded:
         report("warning", text="no norms were folded: there are none that can be without moving the maps")
     report("choice", name="weights", value=backbone.weights.summary())
@@ -97,7 +98,9 @@ def dry_run(config: ExtractConfig, report: Report = silent) -> Plan:
     stages = _stored_stages(config, source, positions)
     sizes = _sizes(source, listing.images, config.decoding(), config.decode_threads or available_cores(), report)
     existing = None if config.overwrite else Dump.existing(Path(config.output))
-    report("choice", name="precision", value=config.precision, reason=reason_for("precision", config.precision))
+    for name, value in (("precision", config.precision), ("layout", config.layout), ("batch_size", config.batch_size)):
+        reason = "a run of many images measures" if value == AUTO else reason_for(name, value)
+        report("choice", name=name.replace("_", " "), value=value, reason=reason)
     if config.batch_size == AUTO and existing is None:
         report("warning", text=f"batches of {DEFAULT_BATCH_SIZE} are assumed: only a run measures")
     rows = _shard_rows(config, _batch_size(config, existing), stages, sizes, len(listing.images), existing)
@@ -157,10 +160,16 @@ def _stages_reason(source: Source, positions: Sequence[int]) -> str:
     return "those the model uses" if source.inside else "those its configuration names"
 
 
-def _report_tuning(execution: Execution, tuning: Tuning, report: Report) -> None:
+def _report_trials(report: Report) -> None:
+    report("choice", name="trying", value="ways to run the network", reason="for as long as about 100 images take")
+
+
+def _report_tuning(device: torch.device, execution: Execution, tuning: Tuning, report: Report) -> None:
     reasons = tuning.reasons
     report("choice", name="precision", value=execution.precision, reason=reasons["precision"])
     report("choice", name="layout", value=named(execution), reason=reasons["layout"])
+    if device.type == "cpu" and execution.precision == "fp16":
+        report("warning", text="fp16 is slow on most CPUs; bf16 is what newer ones are built for")
     if execution.compiled:
         report("choice", name="compile", value="yes", reason="as asked; takes its time before the first batch")
     report("choice", name="batch size", value=tuning.batch_size, reason=reasons["batch_size"])

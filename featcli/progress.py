@@ -113,7 +113,8 @@ def summary(end: dict[str, Any]) -> str:
     if end["extracted"]:
         pace = Pace(**end["pace"])
         rate = f"{end['extracted'] / pace.seconds:.1f} images/s"
-        lines.append(f"extracted {counted(end['extracted'], 'image')} in {pace.seconds:.1f} s, {rate}")
+        before = f" after {pace.preparation:.1f} s of preparation"
+        lines.append(f"extracted {counted(end['extracted'], 'image')} in {pace.seconds:.1f} s{before}, {rate}")
         lines += [f"  {line}" for line in pace.lines()]
     else:
         lines.append("nothing left to do: every shard was there")

@@ -95,11 +95,18 @@ class DumpReader:
         """Images, failed ones too: row i is image i."""
         return self.plan.num_images
 
+    def __iter__(self) -> Iterator[str]:
+        """The names of the stages, in network order."""
+        return iter(self.stages)
+
+    def __contains__(self, stage: object) -> bool:
+        return stage in self.stages
+
     def __getitem__(self, stage: str) -> StageArray:
         """The maps of a stage. Raises UsageError for an unknown one."""
         if stage not in self.stages:
-            near = nearest(stage, self.stages) or list(self.stages)
-            raise UsageError(f"stage {shown(stage)} is not in this dump", f"it has {', '.join(near)}")
+            near = (nearest(stage, self.stages) if isinstance(stage, str) else []) or list(self.stages)
+            raise UsageError(f"stage {shown(str(stage))} is not in this dump", f"it has {', '.join(near)}")
         return StageArray(self, self.stages[stage])
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
@@ -19,7 +19,7 @@ from featcli.device import Resolved, is_out_of_memory, settled_arithmetic
 from featcli.machine import available_memory, kept_memory
 from featcli.plan import StoredStage
 
-FEWEST = 256  # images for which it pays to try layouts
+FEWEST = 1000  # images for which it pays to try layouts: the trials take as long as some hundred
 AT_ONCE = 8  # images in a trial
 ROUNDS = 3  # of which the fastest counts: whatever else a machine does only ever makes it slower
 GAIN = 1.1  # what another layout must bring
@@ -62,7 +62,8 @@ def _as_begun(config: ExtractConfig, begun: Mapping[str, Any]) -> Tuning:
 
     precision, layout = settled("precision", config.precision), settled("layout", config.layout)
     folded, batch_size = settled("folded", config.fold), settled("batch_size", config.batch_size)
-    reasons = {"precision": precision.reason, "layout": layout.reason, "batch_size": batch_size.reason}
+    layout_reason = layout.reason if layout.reason == folded.reason else f"{layout.reason}; folding {folded.reason}"
+    reasons = {"precision": precision.reason, "layout": layout_reason, "batch_size": batch_size.reason}
     return Tuning(Execution(precision.value, layout.value, folded.value, config.compile), batch_size.value, reasons)
 
 
@@ -80,6 +81,7 @@ class Trials:
     positions: Sequence[int]
     stages: Sequence[StoredStage]
     device: torch.device
+    began: Callable[[], None] = lambda: None  # called before the first trial
     rates: dict[tuple[Execution, int], float] = field(default_factory=dict)
     _last: tuple[Execution, Network] | None = None
 
@@ -110,6 +112,8 @@ class Trials:
             torch.cuda.empty_cache()
 
     def _measure(self, execution: Execution, images: int) -> float:
+        if not self.rates:
+            self.began()
         network = self._network(execution)
         pixels = torch.rand(images, self.source.channels, *self.source.input_size, device=self.device)
         dtypes = [getattr(torch, stage.dtype) for stage in self.stages]
@@ -147,7 +151,7 @@ def _execution(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[
     gain = trials.compared(found[1][0], best)
     if gain >= PRECISION_GAIN:
         return found[1][0], f"auto: {_times(gain)} as fast as fp32 here", found[1][1]
-    return best, f"auto: bf16 is {gain:.1f} x as fast here", layout_reason
+    return best, f"auto: bf16 would be {gain:.2f} x as fast here, which is less than {PRECISION_GAIN}", layout_reason
 
 
 def _layouts(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[list[Execution], str]:
@@ -155,24 +159,25 @@ def _layouts(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[li
     asked = Execution(layout=DEFAULT_LAYOUT if config.layout == AUTO else config.layout, folded=bool(config.fold))
     if config.layout != AUTO and config.fold is not None:
         return [asked], "as asked"
+    given = "layout as asked; " if config.layout != AUTO else "folding as asked; " if config.fold is not None else ""
     if num_images < FEWEST:
-        return [asked], f"auto: fewer than {FEWEST} images"
+        return [asked], f"{given}auto: fewer than {FEWEST:,} images"
     if trials.source.share_of_convolutions(trials.positions) < CONVOLUTIONS:
-        return [asked], "auto: few convolutions"
+        return [asked], f"{given}auto: few convolutions"
     can_fold = config.fold is None and has_norms(trials.source.build(trials.positions, "meta"))
     folded = replace(asked, folded=asked.folded or can_fold)
     layouts = LAYOUTS if config.layout == AUTO else [asked.layout]
-    return list(dict.fromkeys([asked, *(replace(folded, layout=layout) for layout in layouts)])), "auto: the only one"
+    return list(dict.fromkeys([asked, *(replace(folded, layout=layout) for layout in layouts)])), f"{given}auto"
 
 
 def _best(candidates: Sequence[Execution], trials: Trials, why_not: str) -> tuple[Execution, str]:
-    """The first, unless another is faster by GAIN."""
+    """The first, unless another is faster by GAIN. `why_not`: the reason where there is no other."""
     if len(candidates) == 1:
         return candidates[0], why_not
     fastest = max(candidates, key=trials.rate)
     gain = trials.compared(fastest, candidates[0])
     if gain < GAIN:
-        return candidates[0], "auto: no other is faster here"
+        return candidates[0], f"auto: no other is {GAIN} x as fast here"
     return fastest, f"auto: {_times(gain)} as fast as {named(candidates[0])} here"
 
 

@@ -188,7 +188,7 @@ def test_start_and_end_of_a_run(cli, photos, tmp_path):
         "Resize 168 bilinear, CenterCrop 160x160",
         "computes       100% of the model",
         "failed 'broken.jpg': not_an_image (no known picture format)",
-        "layout         channels-first  (auto: fewer than 256 images)",
+        "layout         channels-first  (auto: fewer than 1,000 images)",
         "batch size     32  (default)",
         "s of work on ",
         "pace set by ",

@@ -270,7 +270,9 @@ def test_precision_auto(tmp_path, photos, measured, cli, gain, expected):
     measured(lambda execution, images: gain if execution.precision == "bf16" else 1.0)
     run = cli("extract", photos, "-o", tmp_path / "d", "-c", "test_vit", "--random-init", "--precision", "auto")
     assert chosen(tmp_path / "d")[0] == expected
-    assert (f"auto: {gain:.1f} x as fast as fp32 here" if gain == 2 else "auto: bf16 is 1.1 x as fast here") in run.err
+    assert (
+        f"auto: {gain:.1f} x as fast as fp32 here" if gain == 2 else "auto: bf16 would be 1.10 x as fast here"
+    ) in run.err
 
 
 def test_batch_size_auto(tmp_path, photos, measured):

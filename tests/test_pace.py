@@ -11,7 +11,8 @@ SETTINGS = {"precision": "fp32", "compiled": False, "pool": "none", "preprocessi
     ("worked", "expected", "advice"),
     [
         ({"decode": 9.0, "compute": 3.0, "write": 1.0}, "decode", "--decode scaled"),
-        ({"decode": 4.0, "compute": 3.0, "write": 1.0}, "compute", "--compile, --precision auto"),
+        ({"decode": 4.0, "compute": 3.0, "write": 1.0}, "compute", "--precision bf16"),
+        ({"decode": 4.0, "compute": 90.0, "write": 1.0}, "compute", "--compile, --precision bf16"),
         ({"decode": 4.0, "compute": 3.0, "write": 4.0}, "write", "--dtype float16"),
     ],
 )
@@ -33,6 +34,11 @@ def test_advice_names_nothing_that_is_in_use_or_refused(part):
         for option in ("--compile", "--decode scaled", "--dtype"):
             assert option not in advice
     assert "--p" not in Clock(**{part: 5.0}).pace(1, used, "float16").advice
+
+
+def test_preparation_is_no_part_of_the_rate():
+    """It is said beside the seconds of the run."""
+    assert Clock(preparation=3.0).pace(1, SETTINGS, "float32").preparation == 3.0
 
 
 def test_waits_are_said():
