@@ -40,7 +40,7 @@ format: .venv/installed  ## put the code into its format
 docs: .venv/installed  ## write docs/cli.md anew from --help
 	$(BIN)/python docs/write_cli.py
 
-bench: .venv/installed  ## measure start, memory, writer, large pictures and speed, as ratios (an hour and a half)
+bench: .venv/installed  ## measure start, memory, writer, large pictures and speed, as ratios (three hours)
 	$(BIN)/python benchmarks/memory.py --pictures build/pictures/small
 	$(BIN)/python benchmarks/storage.py
 	$(BIN)/python benchmarks/decoding.py --pictures build/pictures/large

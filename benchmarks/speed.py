@@ -48,8 +48,8 @@ from featcli.sizes import Sizes
 import transformers  # isort: skip  (after timm, which sees to torchvision)
 
 BATCH = 32
-SECONDS = 4  # that a run of featcli is to take about
-FEWEST_BATCHES = 3
+SECONDS = 12  # that a run of featcli is to take about
+FEWEST_BATCHES = 6
 
 
 @dataclass(frozen=True)
