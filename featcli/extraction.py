@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from featcli import batches
-from featcli.backbones.stages import parse_features, parse_indices
+from featcli.backbones.stages import given_features, given_indices
 from featcli.batches import Batch
 from featcli.config import ExtractConfig
 from featcli.device import memory_errors, settled_arithmetic
@@ -80,9 +80,8 @@ def extract(
     called with every event of the run. Raises FeatcliError.
     """
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    for choice, parse in (("out_indices", parse_indices), ("out_features", parse_features)):
-        asked = options.get(choice)
-        asked = parse(asked) if isinstance(asked, str) else [asked] if isinstance(asked, int) else asked
+    for choice, given in (("out_indices", given_indices), ("out_features", given_features)):
+        asked = given(options.get(choice))
         options[choice] = tuple(asked) if isinstance(asked, list | range) else asked
     config = ExtractConfig(
         inputs=tuple(os.fspath(name) for name in names), checkpoint=checkpoint, output=os.fspath(output), **options

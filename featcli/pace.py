@@ -75,7 +75,7 @@ class Pace:
 def _advice(slowest: str, decoding: float, computing: float, settings: Mapping[str, Any], dtype: str) -> list[str]:
     """Options that would take work from the slowest part and are not used yet, those that change least first.
 
-    `decoding`: how busy it was; where decoding has cores of its own it is no trouble, but there it is not seen either.
+    `decoding`: the share of the run that it was busy; on a CPU at the cost of the backbone. `computing`: seconds.
     """
     pixels = settings["preprocessing"]
     is_native = pixels.get("fit") == "native"

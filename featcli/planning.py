@@ -66,7 +66,7 @@ def prepare(config: ExtractConfig, existing: Dump | None, report: Report = silen
     threads = _threads(config, begun)
     with memory_errors("the backbone does", device.value), settled_arithmetic(threads.value):
         trials = Trials(source, positions, stages, device.value, partial(_report_trials, report))
-        tuning = tune(config, trials, threads.value, len(listing.images), begun)
+        tuning = tune(config, trials, len(listing.images), begun)
         backbone = ready(source, positions, device.value, tuning.execution)
     _report_tuning(device.value, backbone.execution, tuning, report)
     if config.fold and not backbone.execution.folded:

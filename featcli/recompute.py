@@ -89,9 +89,7 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
     plan = dump.plan
     backbone: Mapping[str, Any] = plan.settings["backbone"]
     pixels: Mapping[str, Any] = plan.settings["preprocessing"]
-    if not {"norm", "input_size"} <= backbone.keys() or not (
-        {"depth_range", "decode"} <= pixels.keys() and {"layout", "folded", "compiled"} <= plan.settings.keys()
-    ):
+    if not {"norm", "input_size"} <= backbone.keys() or not {"depth_range", "decode"} <= pixels.keys():
         raise ConflictError(f"dump {shown(dump.path)}: made by another version of featcli", "use that one")
     depth = pixels["depth_range"]
     with tempfile.TemporaryDirectory() as elsewhere:  # nothing is written, least of all into the dump

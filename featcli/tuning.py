@@ -15,7 +15,7 @@ from featcli.backbones.execution import DEFAULT_LAYOUT, LAYOUTS, Execution
 from featcli.backbones.folding import has_norms
 from featcli.backbones.source import Source, arranged
 from featcli.config import AUTO, DEFAULT_BATCH_SIZE, ExtractConfig
-from featcli.device import Resolved, is_out_of_memory, settled_arithmetic
+from featcli.device import Resolved, is_out_of_memory
 from featcli.machine import available_memory, kept_memory
 from featcli.plan import StoredStage
 
@@ -40,13 +40,11 @@ class Tuning:
     reasons: Mapping[str, str]  # of precision, layout and batch_size
 
 
-def tune(
-    config: ExtractConfig, trials: Trials, threads: int, num_images: int, begun: Mapping[str, Any] | None
-) -> Tuning:
+def tune(config: ExtractConfig, trials: Trials, num_images: int, begun: Mapping[str, Any] | None) -> Tuning:
     """Choose all that was left open. `begun`: the settings of the plan that is to be gone on with."""
-    if begun is not None and {"layout", "folded"} <= begun.keys():
+    if begun is not None:
         return _as_begun(config, begun)
-    with settled_arithmetic(threads), kept_memory():
+    with kept_memory():
         execution, precision_reason, layout_reason = _execution(config, trials, num_images)
         batch_size = _batch_size(config, trials, execution)
     trials.forget()

@@ -45,7 +45,7 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     Raises UsageError, CheckpointError and MachineError.
     """
     from featcli.backbones.source import ready
-    from featcli.backbones.stages import parse_features, parse_indices
+    from featcli.backbones.stages import given_features, given_indices
     from featcli.device import resolve_device
 
     one_of("precision", precision, tuple(PRECISIONS))
@@ -54,8 +54,5 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     source = resolve(
         Request(checkpoint, arch, random_init, seed, num_channels=num_channels, norm=norm, fit=fit, **sizes)
     )
-    features = parse_features(out_features) if isinstance(out_features, str) else out_features
-    indices = parse_indices(out_indices) if isinstance(out_indices, str) else out_indices
-    indices = [indices] if isinstance(indices, int) else indices
-    positions = source.select(features, indices)
+    positions = source.select(given_features(out_features), given_indices(out_indices))
     return ready(source, positions, resolve_device(device).value, Execution(precision, layout, fold))

@@ -222,7 +222,6 @@ def arranged(source: Source, network: Network, device: torch.device, execution: 
 def ready(source: Source, positions: Sequence[int], device: torch.device, execution: Execution) -> Backbone:
     """Load the weights of these stages and freeze the network on the device. Raises CheckpointError."""
     network, weights = source.load(positions)
-    network.module.eval().requires_grad_(False)
     refuse_not_finite(source.name, network)
     digest = weights_digest(network)
     network, execution = arranged(source, network, device, execution)

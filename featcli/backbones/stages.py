@@ -69,6 +69,18 @@ def parse_features(text: str) -> list[str]:
     return parts
 
 
+def given_indices(asked: Sequence[int] | int | str | None) -> Sequence[int] | str | None:
+    """Indices as Python callers may give them: in a list, alone, or in one text. Raises UsageError."""
+    if isinstance(asked, str):
+        return parse_indices(asked)
+    return [asked] if isinstance(asked, int) else asked
+
+
+def given_features(asked: Sequence[str] | str | None) -> Sequence[str] | None:
+    """Names likewise."""
+    return parse_features(asked) if isinstance(asked, str) else asked
+
+
 def select(
     stages: Sequence[tuple[str, str]],
     out_features: Sequence[str] | None = None,
