@@ -1,6 +1,6 @@
 """featcli against the least that any tool could take, and against the scripts that people write. Ratios, no times.
 
-In turn, in one process, medians of several rounds, on JPEGs of 500x375 with the detail of photographs:
+In turn, in one process, medians of the ratios of several rounds, on JPEGs of 500x375 with the detail of photographs:
 
     forward   the same network, precision, layout and threads on pixels that are ready; maps thrown away
     bound     forward + (decode + one copy into what is stored + raw write and fsync) in core-seconds / cores
@@ -48,7 +48,7 @@ from featcli.sizes import Sizes
 import transformers  # isort: skip  (after timm, which sees to torchvision)
 
 BATCH = 32
-SECONDS = 12  # that a run of featcli is to take about
+SECONDS = 16  # that a run of featcli is to take about
 FEWEST_BATCHES = 6
 
 
@@ -246,46 +246,62 @@ class Ways:
 def measure(case, paths, scratch, rounds):
     """Print the ratios of one case."""
     ways = Ways(case, paths, scratch)
-    todo = {
-        "decode": lambda: ways.decode(8 * BATCH),
-        "write": lambda: ways.write(2 * BATCH),
-        "recipe": lambda: ways.recipe(BATCH // 2),
-        "batched": lambda: ways.recipe(BATCH, BATCH),
-    }
+    todo = [
+        ("decode", lambda: ways.decode(8 * BATCH)),
+        ("write", lambda: ways.write(2 * BATCH)),
+        ("recipe", lambda: ways.recipe(BATCH // 2)),
+        ("batched", lambda: ways.recipe(BATCH, BATCH)),
+    ]
     if case.config is None:
-        todo["script"] = lambda: ways.script(2 * BATCH)
+        todo.append(("script", lambda: ways.script(2 * BATCH)))
     for precision in ("fp32", "bf16"):
         # Enough that the first batch, which nothing hides, and the last commit do not count.
         count = round(SECONDS / ways.forward(precision, BATCH) / BATCH)
         count = BATCH * min(len(paths) // BATCH, max(count, FEWEST_BATCHES))
         way = {"precision": precision, "count": count}
-        todo[f"forward {precision}"] = lambda precision=precision: ways.forward(precision, 2 * BATCH)
-        todo[f"copy {precision}"] = lambda precision=precision: ways.copy(precision)
-        todo[f"featcli {precision}"] = lambda way=way: ways.featcli(**way)
-        if case.compiled and precision == "bf16":  # the fastest setting
-            todo[f"featcli {precision} compiled"] = lambda way=way: ways.featcli(**way, compiled=True)
-    seconds = {name: [] for name in todo}
-    for _ in range(rounds):
-        for name, way in todo.items():
-            seconds[name].append(way())
-    report(case, ways, {name: statistics.median(found) for name, found in seconds.items()})
+        forward = (f"forward {precision}", lambda precision=precision: ways.forward(precision, 2 * BATCH))
+        run = (f"featcli {precision}", lambda way=way: ways.featcli(**way))
+        # Before and after: the speed of a shared machine drifts.
+        todo += [(f"copy {precision}", lambda precision=precision: ways.copy(precision)), forward, run, forward]
+        if case.compiled:
+            todo.append((f"compiled {precision}", lambda way=way: ways.featcli(**way, compiled=True)))
+    report(case, ways, [one_round(todo) for _ in range(rounds)])
 
 
-def report(case, ways, median):
+def one_round(todo):
+    """Seconds per image of each way; the mean where it was taken twice."""
+    seconds = {}
+    for name, way in todo:
+        seconds.setdefault(name, []).append(way())
+    return {name: statistics.mean(found) for name, found in seconds.items()}
+
+
+def report(case, ways, rounds):
     """One line for each precision."""
+
+    def ratio(above, below):
+        """Median over the rounds, or - where it was not tried. A side is a way, or what sums several."""
+        sides = [side if callable(side) else lambda seconds, way=side: seconds[way] for side in (above, below)]
+        try:
+            return f"{statistics.median(sides[0](seconds) / sides[1](seconds) for seconds in rounds):8.2f}"
+        except KeyError:
+            return f"{'-':>8}"
+
     for precision in ("fp32", "bf16"):
-        run = median[f"featcli {precision}"]
-        beside = median["decode"] + median[f"copy {precision}"] + median["write"]
-        bound = median[f"forward {precision}"] + beside / available_cores()
+
+        def bound(seconds, precision=precision):
+            beside = seconds["decode"] + seconds[f"copy {precision}"] + seconds["write"]
+            return seconds[f"forward {precision}"] + beside / available_cores()
+
+        run = f"featcli {precision}"
         largest, cosine = ways.error(precision)
         chosen = ways.chosen[precision]
-        compiled = median.get(f"featcli {precision} compiled")
         cells = [
             f"{case.name[:26]:<26} {case.stages:<6} {precision}",
-            f"{run / bound:5.2f} {run / median[f'forward {precision}']:7.2f}",
-            *(f"{median[way] / run:7.2f}" if way in median else f"{'-':>7}" for way in ("recipe", "batched", "script")),
-            f"{median['recipe'] / compiled:8.2f}" if compiled else f"{'-':>8}",
-            f"  {1 / run:6.1f}/s  {largest:.0e} {cosine:.6f}",
+            ratio(run, bound) + ratio(run, f"forward {precision}"),
+            *(ratio(way, run) for way in ("recipe", "batched", "script")),
+            ratio("recipe", f"compiled {precision}"),
+            f"  {1 / statistics.median(seconds[run] for seconds in rounds):6.1f}/s  {largest:.0e} {cosine:.6f}",
             f" {chosen['layout']}{', folded' if chosen['fold'] else ''}",
         ]
         print(" ".join(cells), flush=True)
@@ -306,8 +322,8 @@ def main():
         f"{available_cores()} cores, {platform.machine()} {torch.backends.cpu.get_cpu_capability()},"
         f" torch {torch.__version__}, {torch.get_num_threads()} threads; batches of {BATCH},"
         f" medians of {chosen.rounds}\n"
-        f"{'':<26} {'':<6} {'':<4}     featcli /         ... / featcli          recipe /\n"
-        f"{'model':<26} {'stages':<6}      bound forward  recipe batched  script compiled    featcli  error"
+        f"{'':<38}  featcli /                   ... / featcli  recipe /\n"
+        f"{'model':<26} {'stages':<6} {'':<4}   bound forward    recipe  batched   script compiled    featcli  error"
     )
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
