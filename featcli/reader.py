@@ -1,27 +1,27 @@
-"""Reading a dump back: `open_dump(path)`, lazy arrays by stage, rows by number or key. One way for both formats."""
+"""Reading a dump back: `open_dump(path)`, arrays by stage, rows by number or key. One way for both formats."""
 
 from __future__ import annotations
 
-import operator
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcli.dump import Dump
-from featcli.errors import DamagedError, IncompleteError, UsageError, nearest, shown
+from featcli.errors import IncompleteError, UsageError, nearest, shown
+from featcli.open_shards import OpenShards
 from featcli.plan import Plan, StoredStage
-from featcli.writers.files import open_regular
-from featcli.writers.layout import SHAPES, VALID, Layout
-from featcli.writers.rows import NUMPY_TYPES, read_rows, starts_of, values_of
+from featcli.stage_array import StageArray
+from featcli.writers.layout import VALID
 
-MAX_OPEN_SHARDS = 32  # file descriptors are few
+if TYPE_CHECKING:
+    from featcli.torch_dataset import StageDataset
+
+WALK_BYTES = 16 * 1024**2  # that are read at once, about, when rows are walked through
 
 
 def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpReader:
@@ -39,13 +39,27 @@ def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpRea
     return DumpReader(dump)
 
 
+@dataclass(frozen=True)
+class Run:
+    """Rows of a dump in the order in which they are stored."""
+
+    rows: list[int]
+    keys: list[str]
+    maps: dict[str, Any]  # stage -> [rows, ...], a list of arrays where maps differ in size
+
+
 class DumpReader:
-    """A dump: `stages`, `keys`, `failures`, `valid`, and `dump["stage4"]`, an array with one row per image."""
+    """A dump: `stages`, `keys`, `labels`, `failures`, `valid`, and `dump["stage4"]`, an array with one row per image.
+
+    May be used from any number of threads, after a fork, and pickled.
+    """
 
     def __init__(self, dump: Dump) -> None:
         self._dump = dump
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._lock = threading.Lock()
+        self._shards = OpenShards(dump)
+
+    def __reduce__(self) -> tuple[Callable[..., DumpReader], tuple[Path, bool]]:
+        return open_dump, (self.path.absolute(), True)
 
     @property
     def path(self) -> Path:
@@ -59,8 +73,13 @@ class DumpReader:
 
     @property
     def stages(self) -> dict[str, StoredStage]:
-        """The stored stages by name, in network order."""
+        """The stored stages by name, in network order: shape, dtype, stride, index and module of each."""
         return {stage.name: stage for stage in self.plan.stages}
+
+    @property
+    def norm(self) -> str:
+        """Whether maps are those before (`raw`) or after (`model`) the model's final norm, where it has one."""
+        return str(self.plan.settings["backbone"].get("norm", "raw"))
 
     @cached_property
     def keys(self) -> list[str]:
@@ -71,6 +90,16 @@ class DumpReader:
     def rows(self) -> Mapping[str, int]:
         """The row of each key."""
         return {key: row for row, key in enumerate(self.keys)}
+
+    @property
+    def labels(self) -> list[str]:
+        """The class of each row where images lie in a folder for each class: the first folder of the key, or ''."""
+        return [key.partition("/")[0] if "/" in key else "" for key in self.keys]
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes that occur, sorted: their places are the numbers that a dataset gives."""
+        return sorted({*self.labels})
 
     @cached_property
     def records(self) -> dict[int, dict[str, Any]]:
@@ -88,7 +117,7 @@ class DumpReader:
         valid = np.zeros(len(self.keys), bool)  # of the list that is there, whatever the plan claims
         for number in self.records:
             rows = self.plan.shard(number)
-            valid[rows.start : rows.stop] = self._read(VALID, number, 0, len(rows)) == 1
+            valid[rows.start : rows.stop] = self._shards.read(number, VALID, 0, len(rows)) == 1
         return valid
 
     def __len__(self) -> int:
@@ -107,16 +136,47 @@ class DumpReader:
         if stage not in self.stages:
             near = (nearest(stage, self.stages) if isinstance(stage, str) else []) or list(self.stages)
             raise UsageError(f"stage {shown(str(stage))} is not in this dump", f"it has {', '.join(near)}")
-        return StageArray(self, self.stages[stage])
+        return StageArray(self.stages[stage], self.plan, self._shards, _Later(lambda: self.rows), self.records)
+
+    def as_numpy(self, stage: str, shard: int | None = None) -> np.ndarray:
+        """A stage mapped into memory, without a copy, where that can be: see StageArray.as_numpy."""
+        return self[stage].as_numpy(shard)
+
+    def walk(self, stages: Sequence[str] | str | None = None, at_once: int = 0, failed: bool = False) -> Iterator[Run]:
+        """All rows in the order in which they are stored, some at a time (by default as many as make 16 MB).
+
+        Without rows of failed images, unless `failed`, and without shards that are missing. `stages`: all by default.
+        """
+        chosen = [stages] if isinstance(stages, str) else list(self.stages if stages is None else stages)
+        arrays = {stage: self[stage] for stage in chosen}
+        size = sum(array.stage.row_bytes(self.plan.settings["backbone"]["input_size"]) for array in arrays.values())
+        step = at_once or max(1, WALK_BYTES // max(1, size))
+        for number in sorted(self.records):
+            shard = self.plan.shard(number)
+            for first in range(shard.start, shard.stop, step):
+                within = range(first, min(first + step, shard.stop))
+                rows = [row for row in within if failed or self.valid[row]]
+                if rows:
+                    maps = {stage: array[rows] for stage, array in arrays.items()}
+                    yield Run(rows, [self.keys[row] for row in rows], maps)
+
+    def as_torch_dataset(self, stages: Sequence[str] | str | None = None, labels: Any = None) -> StageDataset:
+        """The images as a torch Dataset, failed ones left out: see featcli.torch_dataset.StageDataset.
+
+        `stages`: one by name, whose maps are then given alone, or several (all by default), given by name. `labels`:
+        True for the number of the image's class in `classes`; or a label for each key, in a mapping; or one for each
+        row, in a sequence.
+        """
+        from featcli.torch_dataset import StageDataset
+
+        return StageDataset(self, stages, labels)
 
     def __repr__(self) -> str:
         return f"<dump {shown(self.path)}: {len(self)} images, stages {', '.join(self.stages)}>"
 
     def close(self) -> None:
         """Close the shard files; they are opened again when needed."""
-        with self._lock:
-            while self._open:
-                os.close(self._open.popitem()[1].descriptor)
+        self._shards.close()
 
     def __enter__(self) -> DumpReader:
         return self
@@ -127,184 +187,18 @@ class DumpReader:
     def __del__(self) -> None:
         self.close()
 
-    def _read(self, name: str, shard: int, first: int, count: int) -> np.ndarray:
-        """`count` rows of an array of a shard as they are stored, bfloat16 as uint16."""
-        with self._lock:  # a shard must not be closed for another while it is read
-            return self._read_locked(name, shard, first, count)
 
-    def _read_locked(self, name: str, shard: int, first: int, count: int) -> np.ndarray:
-        found = self._shard(shard)
-        array = found.layout.arrays[name]
-        try:
-            return read_rows(found.descriptor, array, first, count)
-        except EOFError:
-            path = shown(self._dump.shard_path(shard))
-            raise DamagedError(f"shard {path}: cut short", "see featcli inspect") from None
+class _Later(Mapping[str, int]):
+    """A mapping that is made when first looked into: who indexes by row need not wait for all keys."""
 
-    def _starts(self, stage: str, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of a stage whose maps differ in size: (rows, 3) shapes, and where each map begins among the values."""
-        with self._lock:
-            found = self._shard(shard)
-            return found.shapes[stage], found.starts[stage]
+    def __init__(self, make: Callable[[], Mapping[str, int]]) -> None:
+        self._make = make
 
-    def _shard(self, number: int) -> _OpenShard:
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        path = self._dump.shard_path(number)
-        try:
-            descriptor = open_regular(path)
-        except (OSError, ValueError) as error:
-            cause = (isinstance(error, OSError) and error.strerror) or error
-            raise DamagedError(f"shard {shown(path)}: {cause}", "see featcli inspect for its state") from error
-        try:
-            layout = self._dump.format.read_layout(str(path), None)
-            if (layout.attributes.get("fingerprint"), layout.attributes.get("shard")) != (
-                self.plan.fingerprint,
-                str(number),
-            ):
-                raise DamagedError(f"shard {shown(path)}: it belongs elsewhere", "see featcli inspect for its state")
-            shapes, starts = checked_shapes(self._dump, number, descriptor, layout)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._open[number] = _OpenShard(descriptor, layout, shapes, starts)
-        if len(self._open) > MAX_OPEN_SHARDS:
-            os.close(self._open.popitem(last=False)[1].descriptor)
-        return self._open[number]
+    def __getitem__(self, key: str) -> int:
+        return self._make()[key]
 
-
-@dataclass(frozen=True)
-class _OpenShard:
-    descriptor: int
-    layout: Layout
-    shapes: dict[str, np.ndarray]
-    starts: dict[str, np.ndarray]
-
-
-class StageArray:
-    """The maps of one stage over all images, read when asked for. Rows of failed images are NaN.
-
-    Where maps differ in size (`--fit native`), several are a list of arrays, and `shape` has None for both edges.
-    """
-
-    def __init__(self, reader: DumpReader, stage: StoredStage) -> None:
-        self._reader = reader
-        self.stage = stage
-
-    @property
-    def shape(self) -> tuple[int | None, ...]:
-        """(N, C, H, W), or less where the maps were pooled."""
-        return (len(self._reader), *self.stage.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of what indexing gives. numpy has no bfloat16: its values come as float32, exactly."""
-        return np.dtype(np.float32 if self.stage.dtype == "bfloat16" else NUMPY_TYPES[self.stage.dtype])
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make())
 
     def __len__(self) -> int:
-        return len(self._reader)
-
-    def __getitem__(self, index: int | str | slice | Sequence[int | str] | np.ndarray) -> Any:
-        """One image by row or key, or several by slice, list of rows or keys, or mask.
-
-        Raises KeyError and IndexError as a dict and an array do, IncompleteError for rows not extracted yet.
-        """
-        if isinstance(index, slice):
-            return self._several(range(len(self))[index])
-        if isinstance(index, str):
-            return self._row(self._reader.rows[index])
-        if isinstance(index, tuple | bytes | bool | np.bool_):
-            raise TypeError("a stage is indexed by images alone: dump[stage][image][channel]")
-        if not hasattr(index, "__len__") or getattr(index, "shape", None) == ():
-            return self._row(self._absolute(operator.index(index)))  # type: ignore[arg-type]
-        return self._several(self._rows_of(index))
-
-    def _rows_of(self, index: Any) -> list[int]:
-        """A mask, or rows and keys in any order, as rows. Whatever holds other things is an error, never a guess."""
-        listed = index.tolist() if hasattr(index, "tolist") else [getattr(i, "item", lambda i=i: i)() for i in index]
-        if listed and all(type(i) is bool for i in listed):
-            if len(listed) != len(self):
-                raise IndexError(f"a mask of {len(listed)} for {len(self)} rows")
-            return [row for row, chosen in enumerate(listed) if chosen]
-        wrong = [i for i in listed if type(i) not in (int, str)]
-        if wrong:
-            raise TypeError(f"{wrong[0]!r} is neither a row nor a key")
-        return [self._reader.rows[i] if isinstance(i, str) else self._absolute(i) for i in listed]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self._row(row) for row in range(len(self)))
-
-    def _absolute(self, row: int) -> int:
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
-        return row % len(self)
-
-    def _row(self, row: int) -> np.ndarray:
-        return np.asarray(self._run(row, 1)[0])
-
-    def _several(self, rows: Sequence[int]) -> np.ndarray | list[np.ndarray]:
-        """Rows in any order; neighbours in one shard are read at once."""
-        if self.stage.is_ragged:
-            return [found for run in self._neighbours(rows) for found in self._run(run.start, len(run))]
-        if len(rows):
-            self._run(rows[0], 1)  # a plan may claim any shape: the file has the last word before memory is taken
-        out, done = np.empty((len(rows), *self.stage.shape_at((0, 0))), self.dtype), 0
-        for run in self._neighbours(rows):
-            out[done : done + len(run)] = self._run(run.start, len(run))
-            done += len(run)
-        return out
-
-    def _neighbours(self, rows: Sequence[int]) -> Iterator[range]:
-        """The rows, in their order, as runs of neighbours within one shard."""
-        done = 0
-        while done < len(rows):
-            first, count = rows[done], 1
-            room = self._reader.plan.shard_rows - first % self._reader.plan.shard_rows
-            while done + count < len(rows) and count < room and rows[done + count] == first + count:
-                count += 1
-            yield range(first, first + count)
-            done += count
-
-    def _run(self, first: int, count: int) -> np.ndarray | list[np.ndarray]:
-        """Neighbouring rows within one shard."""
-        shard, row = divmod(first, self._reader.plan.shard_rows)
-        if shard not in self._reader.records:
-            raise IncompleteError(f"row {first} is not extracted yet", "run the extract command of this dump again")
-        name = self.stage.name
-        if not self.stage.is_ragged:
-            return values_of(self._reader._read(name, shard, row, count))
-        shapes, starts = self._reader._starts(name, shard)
-        begin, end = int(starts[row]), int(starts[row + count])
-        values = values_of(self._reader._read(name, shard, begin, end - begin))
-        return [values[starts[i] - begin : starts[i + 1] - begin].reshape(shapes[i]) for i in range(row, row + count)]
-
-
-def checked_shapes(
-    dump: Dump, number: int, descriptor: int, layout: Layout
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """For the stages of a shard whose maps differ in size: (rows, 3) shapes, and where each map begins.
-
-    Raises DamagedError where the shard's arrays are not those of the plan.
-    """
-    shapes: dict[str, np.ndarray] = {}
-    starts: dict[str, np.ndarray] = {}
-    try:
-        for stage in dump.plan.stages:
-            if stage.is_ragged:
-                array = layout.arrays[stage.name + SHAPES]
-                if array.dtype != "uint32" or array.shape != (len(dump.plan.shard(number)), 3):
-                    raise ValueError("shapes that are none")
-                shapes[stage.name] = read_rows(descriptor, array, 0, array.shape[0])
-                if (shapes[stage.name][:, 0] != stage.shape[0]).any():
-                    raise ValueError("shapes of other channels")
-                starts[stage.name] = starts_of(shapes[stage.name], layout.arrays[stage.name].shape[0])
-        found = {name: (array.dtype, array.shape) for name, array in layout.arrays.items()}
-        if found != dump.plan.arrays(number, shapes):
-            raise ValueError("other arrays")
-    except (KeyError, IndexError, ValueError, EOFError) as error:
-        raise DamagedError(
-            f"shard {shown(dump.shard_path(number))}: its arrays are not as planned",
-            "delete its record: the shard is redone by the next extract",
-        ) from error
-    return shapes, starts
+        return len(self._make())

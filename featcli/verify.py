@@ -16,8 +16,8 @@ import xxhash
 from featcli.dump import ASIDE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump
 from featcli.errors import ConflictError, DamagedError, counted, printable, shown
 from featcli.manifest import failure_lines, manifest_content
+from featcli.open_shards import checked_shapes
 from featcli.plan import Plan, with_fingerprint
-from featcli.reader import checked_shapes
 from featcli.writers.layout import VALID, Array, Layout, is_stage
 from featcli.writers.lock import FolderLock
 from featcli.writers.publish import disk_errors, sync_folder

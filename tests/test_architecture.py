@@ -18,7 +18,10 @@ ROWS = [
     {"tuning"},
     {"options"},
     {"inspection", "models", "verify", "target"},
-    {"reader", "manifest"},
+    {"manifest", "reader"},
+    {"torch_dataset"},
+    {"stage_array"},
+    {"open_shards"},
     {"config"},
     {"dump", "batches"},
     {"records", "sizes"},
@@ -49,10 +52,11 @@ ROWS = [
     {"pace"},
     {"errors"},
 ]
-# checkpoint.py decides which source to import, when it is needed; the package names its own public members.
+# checkpoint.py decides which source to import, when it is needed; a dataset is of the reader that makes it.
 LATE = {
     ("backbones.checkpoint", "backbones.from_timm"),
     ("backbones.checkpoint", "backbones.from_transformers"),
+    ("torch_dataset", "reader"),
 }
 ROW = {module: number for number, row in enumerate(ROWS) for module in row}
 PUBLIC = [
@@ -146,8 +150,8 @@ def test_tables_of_types_agree():
 
     from featcli.backbones.execution import LAYOUTS, PRECISIONS
     from featcli.config import DTYPES
-    from featcli.reader import NUMPY_TYPES
     from featcli.writers import hdf5, layout, safetensors
+    from featcli.writers.rows import NUMPY_TYPES
 
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in (*DTYPES, *PRECISIONS.values()))
     assert all(isinstance(getattr(torch, name), torch.memory_format) for name in LAYOUTS.values())

@@ -21,14 +21,19 @@ NUMPY_TYPES = {
 def read_rows(descriptor: int, array: Array, first: int, count: int) -> np.ndarray:
     """`count` rows from `first` on as they are stored. Raises EOFError where the file ends before."""
     content = np.empty((count, *array.shape[1:]), NUMPY_TYPES[array.dtype])
-    view = content.data.cast("B")
+    fill_rows(content, descriptor, array, first)
+    return content
+
+
+def fill_rows(out: np.ndarray, descriptor: int, array: Array, first: int) -> None:
+    """Fill a contiguous array of the stored type with the rows from `first` on. Raises EOFError likewise."""
+    view = out.data.cast("B")
     offset = array.offset + first * array.row_bytes
     while view:
         received = os.preadv(descriptor, [view], offset)
         if not received:
             raise EOFError("cut short while it was read")
         view, offset = view[received:], offset + received
-    return content
 
 
 def starts_of(shapes: np.ndarray, values: int) -> np.ndarray:

@@ -1,0 +1,195 @@
+"""The maps of one stage over all images, read when asked for: by row, key, slice, list or mask; for numpy and torch."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcli.errors import IncompleteError, UsageError, shown
+from featcli.open_shards import OpenShards
+from featcli.plan import Plan, StoredStage
+from featcli.writers.rows import NUMPY_TYPES, values_of
+
+if TYPE_CHECKING:
+    import torch
+
+Index = int | str | slice | Sequence[int | str] | np.ndarray
+
+
+class StageArray:
+    """The maps of one stage. Rows of failed images are NaN.
+
+    Where maps differ in size (`--fit native`), several are a list of arrays, and `shape` has None for both edges.
+    """
+
+    def __init__(
+        self, stage: StoredStage, plan: Plan, shards: OpenShards, rows: Mapping[str, int], committed: Mapping[int, Any]
+    ) -> None:
+        self.stage = stage
+        self._plan = plan
+        self._shards = shards
+        self._row_of_key = rows
+        self._committed = committed
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """(N, C, H, W), or less where the maps were pooled."""
+        return (len(self), *self.stage.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what indexing gives. numpy has no bfloat16: its values come as float32, exactly."""
+        return np.dtype(np.float32 if self.stage.dtype == "bfloat16" else NUMPY_TYPES[self.stage.dtype])
+
+    def __len__(self) -> int:
+        return self._plan.num_images
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        shape = "x".join("*" if edge is None else str(edge) for edge in self.shape)
+        return f"<stage {shown(self.stage.name)}: {shape} {self.stage.dtype}>"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All rows, for numpy's functions. Raises UsageError where maps differ in size."""
+        if self.stage.is_ragged:
+            raise UsageError(f"stage {shown(self.stage.name)}: maps of many sizes are no array", "take them one by one")
+        return np.asarray(self[:], dtype)
+
+    def __getitem__(self, index: Index) -> Any:
+        """One image by row or key, or several by slice, list of rows or keys, or mask, as numpy arrays.
+
+        Raises KeyError and IndexError as a dict and an array do, IncompleteError for rows not extracted yet.
+        """
+        rows = self._rows(index)
+        if isinstance(rows, int):
+            return np.asarray(values_of(self._run(rows, 1)[0]))
+        if self.stage.is_ragged:
+            return [values_of(found) for run in self._neighbours(rows) for found in self._run(run.start, len(run))]
+        if len(rows):
+            self._run(rows[0], 1)  # a plan may claim any shape: the file has the last word before memory is taken
+        out, done = np.empty((len(rows), *self.stage.shape_at((0, 0))), self.dtype), 0
+        is_stored = self.stage.dtype != "bfloat16"
+        for run in self._neighbours(rows):
+            into = out[done : done + len(run)]
+            if is_stored:
+                self._run_into(into, run.start)
+            else:
+                into[...] = values_of(self._run(run.start, len(run)))  # type: ignore[arg-type]  # not ragged here
+            done += len(run)
+        return out
+
+    def tensor(self, index: Index = slice(None), out: torch.Tensor | None = None) -> Any:
+        """The same as torch tensors, in the type that is stored, bfloat16 too. Raises as indexing does.
+
+        `out`: a contiguous tensor of this shape and type, to be filled instead of a new one.
+        """
+        import torch
+
+        rows, kind = self._rows(index), getattr(torch, self.stage.dtype)
+        several = [rows] if isinstance(rows, int) else rows
+        if self.stage.is_ragged:
+            found = [row for run in self._neighbours(several) for row in self._run(run.start, len(run))]
+            tensors = [torch.from_numpy(row).view(kind) for row in found]
+            return tensors[0] if isinstance(rows, int) else tensors
+        if len(several):
+            self._run(several[0], 1)
+        shape = (len(several), *self.stage.shape_at((0, 0)))
+        whole = torch.empty(shape, dtype=kind) if out is None else out
+        if (tuple(whole.shape), whole.dtype) != (shape, kind) or not whole.is_contiguous():
+            raise UsageError(f"out: a contiguous {kind} tensor of shape {shape} is needed", "")
+        stored = (whole.view(torch.uint16) if kind is torch.bfloat16 else whole).numpy()
+        done = 0
+        for run in self._neighbours(several):
+            self._run_into(stored[done : done + len(run)], run.start)
+            done += len(run)
+        return whole[0] if isinstance(rows, int) else whole
+
+    def as_numpy(self, shard: int | None = None) -> np.ndarray:
+        """The rows of a shard, or of a dump that has only one, mapped into memory: nothing is read or copied yet.
+
+        Read-only, [rows, ...]. Raises UsageError where that cannot be: more shards than one and none named, bfloat16
+        (numpy has none), maps of many sizes; IncompleteError for a shard that is not there yet.
+        """
+        name = shown(self.stage.name)
+        if self.stage.is_ragged or self.stage.dtype == "bfloat16":
+            what = "bfloat16, which numpy has not" if self.stage.dtype == "bfloat16" else "maps of many sizes"
+            raise UsageError(f"stage {name}: {what}: there is no array to map", "take rows by index, or .tensor()")
+        if shard is None and self._plan.num_shards > 1:
+            raise UsageError(
+                f"stage {name}: in {self._plan.num_shards} shards, and one array can map only one",
+                f"name it, from 0 to {self._plan.num_shards - 1}, or take rows by index",
+            )
+        number = operator.index(shard or 0)
+        if not 0 <= number < self._plan.num_shards:
+            raise IndexError(f"shard {number} of {self._plan.num_shards}")
+        self._refuse_missing(number)
+        path, array = self._shards.place(number, self.stage.name)
+        return np.memmap(path, self.dtype, "r", array.offset, array.shape)
+
+    def _rows(self, index: Any) -> int | Sequence[int]:
+        """What was asked for as a row, or as rows in any order."""
+        if isinstance(index, slice):
+            return range(len(self))[index]
+        if isinstance(index, str):
+            return self._row_of_key[index]
+        if isinstance(index, tuple | bytes | bool | np.bool_):
+            raise TypeError("a stage is indexed by images alone: dump[stage][image][channel]")
+        if not hasattr(index, "__len__") or getattr(index, "shape", None) == ():
+            return self._absolute(operator.index(index))
+        return self._listed(index)
+
+    def _listed(self, index: Any) -> list[int]:
+        """A mask, or rows and keys in any order, as rows. Whatever holds other things is an error, never a guess."""
+        listed = index.tolist() if hasattr(index, "tolist") else [getattr(i, "item", lambda i=i: i)() for i in index]
+        if listed and all(type(i) is bool for i in listed):
+            if len(listed) != len(self):
+                raise IndexError(f"a mask of {len(listed)} for {len(self)} rows")
+            return [row for row, chosen in enumerate(listed) if chosen]
+        wrong = [i for i in listed if type(i) not in (int, str)]
+        if wrong:
+            raise TypeError(f"{wrong[0]!r} is neither a row nor a key")
+        return [self._row_of_key[i] if isinstance(i, str) else self._absolute(i) for i in listed]
+
+    def _absolute(self, row: int) -> int:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        return row % len(self)
+
+    def _neighbours(self, rows: Sequence[int]) -> Iterator[range]:
+        """The rows, in their order, as runs of neighbours within one shard."""
+        done = 0
+        while done < len(rows):
+            first, count = rows[done], 1
+            room = self._plan.shard_rows - first % self._plan.shard_rows
+            while done + count < len(rows) and count < room and rows[done + count] == first + count:
+                count += 1
+            yield range(first, first + count)
+            done += count
+
+    def _run(self, first: int, count: int) -> np.ndarray | list[np.ndarray]:
+        """Neighbouring rows within one shard, as they are stored: bfloat16 as uint16."""
+        shard, row = divmod(first, self._plan.shard_rows)
+        self._refuse_missing(shard, first)
+        name = self.stage.name
+        if not self.stage.is_ragged:
+            return self._shards.read(shard, name, row, count)
+        shapes, starts = self._shards.starts(shard, name)
+        begin, end = int(starts[row]), int(starts[row + count])
+        stored = self._shards.read(shard, name, begin, end - begin)
+        return [stored[starts[i] - begin : starts[i + 1] - begin].reshape(shapes[i]) for i in range(row, row + count)]
+
+    def _run_into(self, out: np.ndarray, first: int) -> None:
+        """The rows from `first` on, all of one shard, of a stage whose maps are of one size."""
+        shard, row = divmod(first, self._plan.shard_rows)
+        self._refuse_missing(shard, first)
+        self._shards.read_into(out, shard, self.stage.name, row)
+
+    def _refuse_missing(self, shard: int, row: int | None = None) -> None:
+        if shard not in self._committed:
+            what = f"shard {shard}" if row is None else f"row {row}"
+            raise IncompleteError(f"{what} is not extracted yet", "run the extract command of this dump again")

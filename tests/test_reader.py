@@ -1,0 +1,243 @@
+import multiprocessing
+import pickle
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import featcli
+from conftest import draw
+from featcli import open_dump
+from featcli.errors import IncompleteError, UsageError
+from featcli.open_shards import MOST
+
+OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Eleven pictures in two classes and none, one of them broken."""
+    made = tmp_path_factory.mktemp("pictures")
+    for i in range(11):
+        draw(made / ("cats" if i < 4 else "dogs/old" if i < 9 else "") / f"{i:02d}.png", i)
+    (made / "dogs/old/05.png").write_bytes(b"no picture")
+    return made
+
+
+@pytest.fixture(scope="module", params=["hdf5", "safetensors"])
+def dump(request, folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("dumps") / request.param
+    featcli.extract(folder, output=path, format=request.param, **OPTIONS)
+    return open_dump(path)
+
+
+@pytest.fixture(scope="module")
+def bfloat16(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("dumps") / "bfloat16"
+    featcli.extract(folder, output=path, dtype="bfloat16", **OPTIONS)
+    return open_dump(path)
+
+
+def test_what_a_dump_says_of_itself(dump):
+    """Stages with shape, dtype and stride, keys, rows by key, failures, the norm."""
+    assert list(dump.stages) == list(dump) == ["stage1", "stage2"]
+    stage = dump.stages["stage2"]
+    assert (stage.dtype, stage.stride, stage.index, len(stage.shape)) == ("float32", (8, 8), 2, 3)
+    assert dump["stage2"].shape == (11, *stage.shape)
+    assert (dump.rows["cats/00.png"], dump.keys[dump.rows["10.png"]]) == (2, "10.png")
+    assert [failure["key"] for failure in dump.failures] == ["dogs/old/05.png"]
+    assert dump.norm == "raw"
+    assert repr(dump["stage2"]).startswith("<stage 'stage2': 11x")
+
+
+def test_labels_are_the_first_folder(dump):
+    """Images in a folder for each class are labelled by it; those above all folders by ''."""
+    assert dump.labels == ["", "", *["cats"] * 4, *["dogs"] * 5]
+    assert dump.classes == ["", "cats", "dogs"]
+
+
+def test_tensors_are_what_was_stored(dump, bfloat16):
+    """torch gets the same numbers, by every kind of index, in the stored type, bfloat16 too."""
+    maps = dump["stage1"]
+    for index in (3, -1, "cats/00.png", slice(1, 9, 2), [7, 2, "10.png"], dump.valid, slice(0)):
+        assert torch.equal(maps.tensor(index).nan_to_num(), torch.from_numpy(maps[index]).nan_to_num())
+    assert maps.tensor().shape == maps.shape
+    stored = bfloat16["stage1"].tensor([0, 10])
+    assert stored.dtype == torch.bfloat16
+    assert torch.equal(stored.float(), torch.from_numpy(bfloat16["stage1"][[0, 10]]))
+    assert torch.equal(stored, maps.tensor([0, 10]).bfloat16())
+
+
+def test_tensors_into_memory_of_ones_own(dump):
+    """With `out` that tensor is filled; one that does not fit is refused."""
+    maps, rows = dump["stage1"], [4, 0, 9]
+    out = torch.empty(3, *maps.shape[1:])
+    assert maps.tensor(rows, out) is out
+    assert torch.equal(out, maps.tensor(rows))
+    for other in (out[:2], out.double(), out.transpose(1, 2)):
+        with pytest.raises(UsageError, match="contiguous"):
+            maps.tensor(rows, other)
+
+
+def test_a_stage_is_an_array_for_numpy(dump):
+    """numpy's functions take a stage as it is."""
+    valid = dump.valid
+    assert np.mean(np.asarray(dump["stage2"])[valid]) == np.mean(dump["stage2"][valid])
+
+
+def test_maps_are_mapped_without_a_copy(dump, folder, tmp_path, bfloat16):
+    """A shard, or the only one, is a memory map of the file; where none can be, that is said with the way out."""
+    maps = dump["stage2"]
+    mapped = dump.as_numpy("stage2", shard=1)
+    assert isinstance(mapped, np.memmap)
+    assert not mapped.flags.writeable
+    assert np.array_equal(mapped, maps[4:8], equal_nan=True)
+    with pytest.raises(UsageError, match="in 3 shards"):
+        maps.as_numpy()
+    with pytest.raises(IndexError):
+        maps.as_numpy(3)
+    with pytest.raises(UsageError, match="bfloat16"):
+        bfloat16["stage2"].as_numpy(0)
+    featcli.extract(folder, output=tmp_path / "one", **{**OPTIONS, "shard_size": 16})
+    assert np.array_equal(open_dump(tmp_path / "one").as_numpy("stage2"), maps[:], equal_nan=True)
+
+
+def test_walking_through_the_rows(dump):
+    """All images that could be read come in the order in which they are stored, each once, with their keys."""
+    runs = list(dump.walk("stage2", at_once=3))
+    rows = [row for run in runs for row in run.rows]
+    assert rows == np.flatnonzero(dump.valid).tolist()
+    assert [key for run in runs for key in run.keys] == [dump.keys[row] for row in rows]
+    assert np.array_equal(np.concatenate([run.maps["stage2"] for run in runs]), dump["stage2"][rows])
+    assert max(len(run.rows) for run in runs) == 3
+    assert [run.rows for run in dump.walk(failed=True)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert set(runs[0].maps) == {"stage2"}
+    assert [*next(dump.walk()).maps] == ["stage1", "stage2"]
+
+
+def test_a_dump_that_misses_shards(dump, tmp_path):
+    """Opened on purpose it gives the rows that are there; the others are not valid and say why."""
+    shutil.copytree(dump.path, tmp_path / "d")
+    for gone in ("manifest.json", "shards/00001.json"):
+        (tmp_path / "d" / gone).unlink()
+    with pytest.raises(IncompleteError):
+        open_dump(tmp_path / "d")
+    part = open_dump(tmp_path / "d", incomplete=True)
+    assert [row for run in part.walk() for row in run.rows] == [
+        row for row in (0, 1, 2, 3, 8, 9, 10) if dump.valid[row]
+    ]
+    assert np.array_equal(part["stage1"][8:], dump["stage1"][8:], equal_nan=True)
+    for read in (lambda: part["stage1"][4], lambda: part["stage1"].tensor([0, 5]), lambda: part.as_numpy("stage1", 1)):
+        with pytest.raises(IncompleteError, match="not extracted yet"):
+            read()
+    assert len(part.as_torch_dataset("stage1")) == part.valid.sum()
+
+
+def test_items_of_the_dataset(dump):
+    """An item is a map, or one for each stage, with or without its label; images that failed are none."""
+    data = dump.as_torch_dataset("stage2", labels=True)
+    assert len(data) == 10
+    assert "dogs/old/05.png" not in data.keys
+    for item in (0, 4, -1):
+        maps, label = data[item]
+        assert torch.equal(maps, dump["stage2"].tensor(data.keys[item]))
+        assert dump.classes[label] == dump.labels[dump.rows[data.keys[item]]]
+    both = dump.as_torch_dataset()[3]
+    assert torch.equal(both["stage1"], dump["stage1"].tensor(3))
+    by_key = dump.as_torch_dataset("stage2", labels={key: len(key) for key in dump.keys})
+    by_row = dump.as_torch_dataset("stage2", labels=[len(key) for key in dump.keys])
+    assert by_key[5][1] == by_row[5][1] == len(by_key.keys[5])
+    assert dump.as_torch_dataset("stage2", labels=dump.keys)[[1, 2]][1] == data.keys[1:3]
+
+
+@pytest.mark.parametrize("labels", [{"cats/00.png": 1}, [1, 2, 3]], ids=["mapping", "sequence"])
+def test_labels_that_do_not_fit(dump, labels):
+    """A label that is missing is an error at once, never a shifted one."""
+    with pytest.raises(UsageError, match="labels: "):
+        dump.as_torch_dataset("stage2", labels=labels)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_the_dataset_in_worker_processes(dump, start):
+    """Workers, forked or started anew, give each image once with its own label, item by item or in batches."""
+    dump["stage2"][0]  # files are open before the fork
+    data = dump.as_torch_dataset("stage2", labels=list(range(11)))
+    options = {"num_workers": 2, "multiprocessing_context": start}
+    for loader in (data.loader(4, shuffle=True, **options), DataLoader(data, 4, shuffle=True, **options)):
+        seen = []
+        for maps, labels in loader:
+            assert torch.equal(maps, dump["stage2"].tensor(labels))
+            seen += labels.tolist()
+        assert sorted(seen) == np.flatnonzero(dump.valid).tolist()
+
+
+def test_the_order_can_be_repeated(dump):
+    """A generator makes the same order again; drop_last leaves the short batch out."""
+    data = dump.as_torch_dataset("stage2", labels=list(range(11)))
+
+    def order(seed):
+        loader = data.loader(4, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(seed))
+        return [labels.tolist() for _, labels in loader]
+
+    assert order(1) == order(1) != order(2)
+    assert [len(labels) for labels in order(1)] == [4, 4]
+
+
+def test_maps_of_many_sizes_make_no_dataset(tmp_path, folder):
+    """--fit native is refused there with the way out, and read one by one as tensors."""
+    draw(folder.parent / "wide" / "a.png", 1, (160, 96))
+    draw(folder.parent / "wide" / "b.png", 2, (96, 160))
+    featcli.extract(folder.parent / "wide", output=tmp_path / "d", **OPTIONS, fit="native")
+    dump = open_dump(tmp_path / "d")
+    with pytest.raises(UsageError, match="many sizes make no batch"):
+        dump.as_torch_dataset()
+    wide, tall = dump["stage1"].tensor(slice(None))
+    assert wide.shape[1:] == tall.shape[1:][::-1]
+    assert torch.equal(wide, torch.from_numpy(dump["stage1"][0]))
+    assert torch.equal(dump["stage1"].tensor("b.png"), tall)
+    with pytest.raises(UsageError, match="many sizes"):
+        np.asarray(dump["stage1"])
+
+
+def test_a_pickled_dump(dump):
+    """A dump goes to another process as its path, and is opened there."""
+    again = pickle.loads(pickle.dumps(dump))
+    assert again.keys == dump.keys
+    assert np.array_equal(again["stage2"][:], dump["stage2"][:], equal_nan=True)
+
+
+def test_a_fork_while_another_thread_reads(dump):
+    """A forked process never waits for a lock that a thread of its parent held."""
+    lock = dump._shards._lock
+    held, release = threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            held.set()
+            release.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    child = multiprocessing.get_context("fork").Process(target=dump["stage2"].__getitem__, args=(0,))
+    child.start()
+    child.join(60)
+    code = child.exitcode
+    child.kill()
+    release.set()
+    holder.join()
+    assert code == 0
+
+
+def test_open_files_are_few(tmp_path, folder):
+    """However many shards are read, only so many files are open."""
+    for i in range(MOST + 3):
+        draw(tmp_path / "many" / f"{i:03d}.png", i, (16, 16))
+    options = {**OPTIONS, "shard_size": 1, "batch_size": 1, "image_size": "32"}
+    featcli.extract(tmp_path / "many", output=tmp_path / "d", **options)
+    dump = open_dump(tmp_path / "d")
+    assert len(dump["stage1"][:]) == MOST + 3
+    assert len(dump._shards._open) == MOST
