@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from featcli.commands import DEFAULT, app
-from featcli.config import ExtractConfig
+from featcli.config import DTYPES, ExtractConfig
 from featcli.errors import DamagedError, UsageError, counted, printable, shown
+from featcli.exports import SUFFIXES
 from featcli.options import (
     EPILOG,
     AllowOutside,
@@ -19,6 +20,7 @@ from featcli.options import (
     Device,
     FilesFrom,
     FollowLinks,
+    Incomplete,
     Json,
     Null,
     Quiet,
@@ -26,6 +28,7 @@ from featcli.options import (
     Root,
     Seed,
 )
+from featcli.plan import shown_shape
 
 
 @app.command(epilog=EPILOG, short_help="Check every byte of a dump.")
@@ -112,6 +115,60 @@ def _recompute(config: ExtractConfig, count: int, as_json: bool) -> None:
             f" {shown(comparison.off[0])}",
             "is it the same checkpoint, and are the pictures what they were?",
         )
+
+
+@app.command(epilog=EPILOG, short_help="Write a dump as one file, or as JSON lines.")
+def export(
+    dump: Annotated[str, typer.Argument(metavar="DUMP", help="The folder that extract -o made.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="A file, a folder for one .npy file a stage, or - for JSON lines.")
+    ],
+    to: Annotated[str | None, typer.Option(help=f"{', '.join(SUFFIXES)}. Default: what the suffix says.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Stages by name, such as stage2,stage4 or stage2:stage4. Default: all.")
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="avg, max, or a grid HxW of averages such as 7x7. Default: as stored.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}. Default: as stored.")] = None,
+    keep_failed: Annotated[
+        bool, typer.Option("--keep-failed", help="Keep the rows of failed images: NaN, null in JSON lines.")
+    ] = False,
+    incomplete: Incomplete = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Take the place of a file that is there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the maps of a dump with their keys to one file, or as JSON lines to stdout.
+
+    featcli export feats --stage stage4 --pool avg -o stage4.h5
+    featcli export feats --pool avg -o - | jq -c '[.key, .stage4[0]]'
+    """
+    from featcli.backbones.stages import given_features
+    from featcli.export import STDOUT
+    from featcli.export import export as write
+    from featcli.progress import Terminal, silent, size
+    from featcli.reader import open_dump
+
+    terminal = Terminal(work="exporting")
+    try:
+        content = write(
+            open_dump(dump, incomplete),
+            output,
+            to,
+            given_features(stage),
+            pool,
+            dtype,
+            keep_failed,
+            overwrite,
+            silent if quiet else terminal,
+        )
+    finally:
+        terminal.close()
+    if not quiet and output != STDOUT:
+        path = Path(output)
+        num_bytes = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+        stages = ", ".join(f"{one.name} {shown_shape(one.shape)} {one.dtype}" for one in content.stages)
+        print(printable(f"{output}: {counted(len(content.rows), 'image')}, {stages}, {size(num_bytes)}"))
 
 
 @app.command(epilog=EPILOG, short_help="Write the manifest of a dump whose shards are all there.")

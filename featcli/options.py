@@ -40,6 +40,9 @@ AllowOutside = Annotated[
 ]
 FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Look into folders that are links, too.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Incomplete = Annotated[
+    bool, typer.Option("--incomplete", help="Take what is there of a dump that still misses shards.")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")]
 OutIndices = Annotated[
     str | None, typer.Option(help="Stages by index, such as 1,2,-1, or all. Default: the last stage.")

@@ -21,7 +21,7 @@ from featcli.writers.layout import VALID
 if TYPE_CHECKING:
     from featcli.torch_dataset import StageDataset
 
-WALK_BYTES = 16 * 1024**2  # that are read at once, about, when rows are walked through
+WALK_BYTES = 4 * 1024**2  # that are read at once, about, when rows are walked through
 
 
 def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpReader:
@@ -34,7 +34,7 @@ def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpRea
     if not (dump.is_complete() or incomplete):
         raise IncompleteError(
             f"dump {shown(path)}: not complete",
-            "run its extract command again, or open it with incomplete=True",
+            "run its extract command again, or take what is there: --incomplete, in Python incomplete=True",
         )
     return DumpReader(dump)
 
@@ -143,7 +143,7 @@ class DumpReader:
         return self[stage].as_numpy(shard)
 
     def walk(self, stages: Sequence[str] | str | None = None, at_once: int = 0, failed: bool = False) -> Iterator[Run]:
-        """All rows in the order in which they are stored, some at a time (by default as many as make 16 MB).
+        """All rows in the order in which they are stored, some at a time (by default as many as make 4 MB).
 
         Without rows of failed images, unless `failed`, and without shards that are missing. `stages`: all by default.
         """

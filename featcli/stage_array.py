@@ -131,6 +131,17 @@ class StageArray:
         path, array = self._shards.place(number, self.stage.name)
         return np.memmap(path, self.dtype, "r", array.offset, array.shape)
 
+    def map_shapes(self, rows: Sequence[int]) -> np.ndarray:
+        """(rows, 3): the (C, H, W) of each, of a stage whose maps differ in size. Failed images have one too."""
+        out, done = np.empty((len(rows), 3), np.uint32), 0
+        for run in self._neighbours(rows):
+            shard, first = divmod(run.start, self._plan.shard_rows)
+            self._refuse_missing(shard, run.start)
+            shapes, _ = self._shards.starts(shard, self.stage.name)
+            out[done : done + len(run)] = shapes[first : first + len(run)]
+            done += len(run)
+        return out
+
     def _rows(self, index: Any) -> int | Sequence[int]:
         """What was asked for as a row, or as rows in any order."""
         if isinstance(index, slice):

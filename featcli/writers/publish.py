@@ -125,7 +125,7 @@ def publish_lines(final: Path, lines: Iterable[bytes], replace: bool = False) ->
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path, what: str = "dump") -> Iterator[None]:
     """Whatever the disk refuses inside the block, as one line with what to do."""
     try:
         yield
@@ -135,6 +135,6 @@ def disk_errors(path: Path) -> Iterator[None]:
         full = error.errno in FULL
         cause = "no space left" if full else os.strerror(error.errno) if error.errno else str(error)
         todo = "free some space" if full else "raise ulimit -f" if error.errno == errno.EFBIG else "see to the disk"
-        raise MachineError(
-            f"dump {shown(path)}: {cause}", f"{todo}; what is committed stays, and the same command goes on from there"
-        ) from error
+        if what == "dump":
+            todo += "; what is committed stays, and the same command goes on from there"
+        raise MachineError(f"{what} {shown(path)}: {cause}", todo) from error

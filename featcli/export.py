@@ -1,0 +1,150 @@
+"""A dump as one file (or a folder of arrays): never all of it in memory, never half a file under the final name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial as partial_call
+from pathlib import Path
+
+from featcli.errors import ConflictError, UsageError, one_of, shown
+from featcli.exports import SUFFIXES, export_format, format_of
+from featcli.exports.content import Content, content_of
+from featcli.progress import Report, silent
+from featcli.reader import DumpReader
+from featcli.writers.publish import create_partial, disk_errors, publish, publish_lines, sync_folder
+
+STDOUT = "-"
+IMAGES = "images.jsonl"  # beside arrays that hold no keys: which image each of their rows is
+
+
+def export(  # noqa: PLR0913  (a keyword for each option)
+    dump: DumpReader,
+    output: str,
+    to: str | None = None,
+    stages: Sequence[str] | None = None,
+    pool: str | None = None,
+    dtype: str | None = None,
+    keep_failed: bool = False,
+    overwrite: bool = False,
+    report: Report = silent,
+) -> Content:
+    """Write the chosen stages of a dump to `output`: a file, a folder of .npy files, or `-` for JSON lines on stdout.
+
+    `to` is told by the suffix where it is None. Returns what was written. Raises UsageError, ConflictError where
+    `output` is there already, DamagedError and MachineError.
+    """
+    name = _format(output, to)
+    if dtype is not None:
+        one_of("--dtype", dtype, export_format(name).DTYPES)
+    content = content_of(dump, _names(dump, stages), pool, dtype or "", keep_failed)
+    known = export_format(name).DTYPES
+    stages_there = tuple(s if s.dtype in known else replace(s, dtype="float32") for s in content.stages)
+    content = replace(content, stages=stages_there, report=report)
+    report("start", images=len(content.rows), done=0)
+    if output == STDOUT:
+        _stream(content)
+    elif name == "npy" and not output.lower().endswith(SUFFIXES[name]):
+        _write_folder(content, Path(output))
+    else:
+        _write_file(content, Path(output), name, overwrite)
+    return content
+
+
+def _format(output: str, to: str | None) -> str:
+    """Which format is meant. Raises UsageError where that cannot be told, or does not go together."""
+    if to is not None:
+        one_of("--to", to, tuple(SUFFIXES))
+    if output == STDOUT:
+        if to not in (None, "jsonl"):
+            raise UsageError(f"-o - --to {to}: only JSON lines can be streamed", "use --to jsonl, or name a file")
+        return "jsonl"
+    name = to or format_of(output) or ("" if Path(output).suffix and not Path(output).is_dir() else "npy")
+    if not name:
+        known = " ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+        raise UsageError(
+            f"-o {shown(output)}: no format has that suffix", f"use one of {known}, or none for a folder, or --to"
+        )
+    return name
+
+
+def _names(dump: DumpReader, asked: Sequence[str] | None) -> list[str]:
+    from featcli.backbones.stages import select
+
+    stages = [(stage.name, stage.module) for stage in dump.plan.stages]
+    positions = range(len(stages)) if asked is None else select(stages, asked)
+    return [stages[position][0] for position in positions]
+
+
+def _stream(content: Content) -> None:
+    from featcli.exports.jsonl import lines
+
+    sys.stdout.flush()
+    for line in lines(content):
+        sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
+
+
+def _write_file(content: Content, path: Path, name: str, overwrite: bool) -> None:
+    """A file that has its name once it is whole and on the disk."""
+    if path.is_dir():
+        raise ConflictError(f"-o {shown(path)}: there is a folder of that name", "name a file")
+    if name == "npy" and len(content.stages) > 1:
+        raise UsageError(
+            f"-o {shown(path)}: a .npy file holds one stage, not {len(content.stages)}",
+            "choose it with --stage, or name a folder: it gets a file for each",
+        )
+    if path.exists() and not overwrite:
+        raise _there(path)
+    with disk_errors(path, "-o"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name == "npy":  # before the array: it never lies there without its keys
+            publish_lines(path.with_suffix(f".{IMAGES}"), _image_lines(content), replace=True)
+        if not _published(path, lambda partial: export_format(name).write(content, partial), overwrite):
+            raise _there(path)
+
+
+def _published(path: Path, write: Callable[[Path], None], replaces: bool) -> bool:
+    descriptor, partial = create_partial(path)
+    try:
+        write(partial)
+        os.fsync(descriptor)
+        return publish(partial, path, replaces)
+    finally:
+        partial.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _write_folder(content: Content, path: Path) -> None:
+    """A folder with a .npy file for each stage, which has its name once all is in it and on the disk."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ConflictError(f"-o {shown(path)}: not an empty folder", "name another; none is overwritten")
+    with disk_errors(path, "-o"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, lock = create_partial(path)
+        partial = lock.with_name(lock.name + ".folder")
+        try:
+            partial.mkdir()
+            publish_lines(partial / IMAGES, _image_lines(content))
+            for stage in content.stages:
+                write = partial_call(export_format("npy").write, replace(content, stages=(stage,)))
+                _published(partial / f"{stage.name}.npy", write, False)
+            os.replace(partial, path)
+            sync_folder(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _image_lines(content: Content) -> Iterable[bytes]:
+    for row, key in zip(content.rows, content.keys, strict=True):
+        yield json.dumps({"key": key, "row": int(row)}).encode("ascii") + b"\n"
+
+
+def _there(path: Path) -> ConflictError:
+    return ConflictError(f"-o {shown(path)}: it is there already", "name another file, or give --overwrite")

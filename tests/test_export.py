@@ -1,0 +1,309 @@
+import json
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch.nn.functional import adaptive_avg_pool2d
+
+import featcli
+from conftest import draw, featcli_process, little_memory, tree
+from featcli import open_dump
+from featcli.errors import UsageError
+from featcli.export import export
+
+OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 4}
+FILES = ["x.h5", "x.safetensors", "x.npy", "x.jsonl", "x.parquet"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Seven pictures, one of them broken, one with a name that needs escapes."""
+    made = tmp_path_factory.mktemp("pictures")
+    for i in range(5):
+        draw(made / f"{i}.png", i)
+    (made / "3.png").write_bytes(b"no picture")
+    draw(made / "Ü\n.png", 9)
+    os.rename(draw(made / "bytes.png", 8), os.fsencode(made) + b"/caf\xe9.png")
+    return made
+
+
+@pytest.fixture(scope="module", params=["hdf5", "safetensors"])
+def dump(request, folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("dumps") / request.param
+    featcli.extract(folder, output=path, format=request.param, **OPTIONS)
+    return open_dump(path)
+
+
+def read_back(path, dump):
+    """(keys, {stage: array}) of an exported file, by the format's own library."""
+    if path.is_dir():
+        lines = [json.loads(line) for line in (path / "images.jsonl").read_text().splitlines()]
+        return [line["key"] for line in lines], {file.stem: np.load(file) for file in sorted(path.glob("*.npy"))}
+    if path.suffix == ".h5":
+        with h5py.File(path) as file:
+            keys = [os.fsdecode(key) for key in file["keys"][:]]
+            return keys, {name: file[name][:] for name in file if name not in ("keys", "valid")}
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            keys = json.loads(file.metadata()["keys"])
+            return keys, {name: file.get_tensor(name) for name in file.keys() if name != "valid"}  # noqa: SIM118
+    if path.suffix == ".npy":
+        lines = [json.loads(line) for line in path.with_suffix(".images.jsonl").read_text().splitlines()]
+        return [line["key"] for line in lines], {"stage2": np.load(path)}
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        names = [name for name in rows[0] if name != "key"]
+        maps = {name: np.array([row[name] for row in rows if row[name] is not None], np.float32) for name in names}
+        return [row["key"] for row in rows], maps
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(path)
+    keys = [dump.keys[row] for row in table["row"].to_pylist()]
+    names = [name for name in table.column_names if name not in ("key", "row")]
+    shapes = {name: json.loads(table.schema.field(name).metadata[b"shape"]) for name in names}
+    return keys, {name: np.stack(table[name].to_numpy()).reshape(-1, *shapes[name]) for name in names}
+
+
+@pytest.mark.parametrize("name", [*FILES, "folder"])
+def test_every_format_holds_the_same_maps(dump, tmp_path, cli, name):
+    """The format's own library reads the stored numbers, bit for bit, each with its key; failed rows are out."""
+    path = tmp_path / "made" / name
+    run = cli("export", dump.path, "-o", path, *(["--stage", "stage2"] if name == "x.npy" else []))
+    assert (run.code, run.err) == (0, "")
+    assert "6 images, " in run.out
+    keys, maps = read_back(path, dump)
+    assert keys == [key for key in dump.keys if key != "3.png"]
+    assert list(maps) == (["stage2"] if name == "x.npy" else ["stage1", "stage2"])
+    for stage, found in maps.items():
+        assert np.array_equal(found, dump[stage][dump.valid])
+        assert found.dtype in (np.float32, torch.float32)
+    left = {path.name, "x.images.jsonl"} if name == "x.npy" else {path.name}
+    assert {file.name for file in path.parent.iterdir()} == left  # nothing half done beside it
+
+
+@pytest.mark.parametrize("name", ["x.h5", "x.safetensors", "x.jsonl", "x.parquet"])
+def test_failed_rows_kept(dump, tmp_path, cli, name):
+    """With --keep-failed row i is image i again: NaN and not valid, or null."""
+    assert cli("export", dump.path, "-o", tmp_path / name, "--keep-failed").code == 0
+    row = dump.rows["3.png"]
+    if name == "x.h5":
+        with h5py.File(tmp_path / name) as file:
+            assert np.isnan(file["stage1"][row]).all()
+            assert file["valid"][:].tolist() == dump.valid.tolist()
+            assert np.array_equal(file["stage1"][:], dump["stage1"][:], equal_nan=True)
+    elif name == "x.safetensors":
+        with safe_open(tmp_path / name, "pt") as file:
+            assert file.get_tensor("stage1")[row].isnan().all()
+            assert file.get_tensor("valid").tolist() == dump.valid.tolist()
+    elif name == "x.jsonl":
+        lines = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        assert lines[row] == {"key": "3.png", "stage1": None, "stage2": None}
+        assert [line["stage1"] is None for line in lines] == (~dump.valid).tolist()
+    else:
+        table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / name)
+        assert [value is None for value in table["stage2"].to_pylist()] == (~dump.valid).tolist()
+
+
+def test_pooled_and_cast(dump, tmp_path, cli):
+    """--pool and --dtype give what torch gives for the stored maps; bfloat16 stays what it is where a format has it."""
+    maps = dump["stage1"].tensor(dump.valid)
+    expected = {"avg": maps.mean((2, 3)), "max": maps.amax((2, 3)), "2x3": adaptive_avg_pool2d(maps, (2, 3))}
+    for pool, pooled in expected.items():
+        path = tmp_path / f"{pool}.safetensors"
+        assert (
+            cli("export", dump.path, "-o", path, "--stage", "stage1", "--pool", pool, "--dtype", "bfloat16").code == 0
+        )
+        with safe_open(path, "pt") as file:
+            assert torch.equal(file.get_tensor("stage1"), pooled.bfloat16())
+            assert file.metadata()["pool"] == pool
+    assert cli("export", dump.path, "-o", tmp_path / "x.npy", "--stage", "stage1", "--dtype", "float16").code == 0
+    assert np.array_equal(np.load(tmp_path / "x.npy"), maps.half().numpy())
+
+
+def test_bfloat16_dumps(folder, tmp_path, cli):
+    """Of a bfloat16 dump safetensors has the same type, numpy and JSON the same numbers as float32."""
+    featcli.extract(folder, output=tmp_path / "d", dtype="bfloat16", pool="avg", **OPTIONS)
+    dump = open_dump(tmp_path / "d")
+    for name in ("x.safetensors", "x.jsonl", "folder"):
+        assert cli("export", tmp_path / "d", "-o", tmp_path / name, "-q").code == 0
+        found = read_back(tmp_path / name, dump)[1]["stage2"]
+        if name == "x.safetensors":
+            assert torch.equal(found, dump["stage2"].tensor(dump.valid))
+        else:
+            assert np.array_equal(found, dump["stage2"][dump.valid])
+            assert found.dtype == np.float32
+
+
+def test_json_lines_on_stdout(dump, cli):
+    """`-o -` prints one object for each image, key first, in digits that give the very float32 back."""
+    run = cli("export", dump.path, "-o", "-", "--stage", "stage2", "--pool", "avg")
+    assert (run.code, run.err) == (0, "")
+    lines = run.out.splitlines()
+    assert all(line.startswith('{"key": ') for line in lines)
+    rows = [json.loads(line) for line in lines]
+    assert [row["key"] for row in rows] == [key for key in dump.keys if key != "3.png"]
+    expected = dump["stage2"].tensor(dump.valid).mean((2, 3)).numpy()
+    assert np.array_equal(np.array([row["stage2"] for row in rows], np.float32), expected)
+    assert len(lines[0]) < 40 + 15 * expected.shape[1]  # not the 17 digits of a double
+
+
+def test_a_reader_that_goes_away(dump):
+    """`featcli export -o - | head -1` ends quietly."""
+    with featcli_process("export", dump.path, "-o", "-") as exporting:
+        exporting.stdout.read(10)
+        exporting.stdout.close()
+        assert exporting.stderr.read() == ""
+    assert exporting.returncode == 141
+
+
+def test_values_that_are_not_finite(tmp_path):
+    """JSON has no NaN and no infinity: they are null, and every line stays JSON."""
+    from featcli.exports.jsonl import _numbers
+
+    array = np.array([[1.5, np.nan], [np.inf, -1e-7]], np.float32)
+    assert json.loads(_numbers(array), parse_constant=pytest.fail) == [[1.5, None], [None, -1e-7]]
+    assert json.loads(_numbers(np.float16([0.1]))) == [0.1]
+
+
+def test_maps_of_many_sizes(tmp_path, cli):
+    """A native dump is exported with its shapes; as arrays only pooled."""
+    draw(tmp_path / "p" / "a.png", 1, (160, 96))
+    draw(tmp_path / "p" / "b.png", 2, (96, 160))
+    (tmp_path / "p" / "ab.png").write_bytes(b"")
+    featcli.extract(tmp_path / "p", output=tmp_path / "d", **OPTIONS, fit="native")
+    dump = open_dump(tmp_path / "d")
+    rows = [0, 2]
+    assert cli("export", tmp_path / "d", "-o", tmp_path / "x.h5").code == 0
+    with h5py.File(tmp_path / "x.h5") as file:
+        expected = [dump["stage1"][row] for row in rows]
+        assert file["stage1.shapes"][:].tolist() == [list(maps.shape) for maps in expected]
+        assert np.array_equal(file["stage1"][:], np.concatenate([maps.ravel() for maps in expected]))
+    assert cli("export", tmp_path / "d", "-o", tmp_path / "x.jsonl").code == 0
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert np.array_equal(np.array(lines[1]["stage2"], np.float32), dump["stage2"][2])
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    assert cli("export", tmp_path / "d", "-o", tmp_path / "x.parquet", "--keep-failed").code == 0
+    table = pyarrow.read_table(tmp_path / "x.parquet")
+    assert table["stage1"].to_pylist()[1] is None
+    assert np.array_equal(np.float32(table["stage1"].to_pylist()[2]), dump["stage1"][2].ravel())
+    assert table["stage1.shape"].to_pylist()[2] == list(dump["stage1"][2].shape)
+    refused = cli("export", tmp_path / "d", "-o", tmp_path / "x.npy", "--stage", "stage1")
+    assert refused.code == 2
+    assert "many sizes" in refused.err
+    assert cli("export", tmp_path / "d", "-o", tmp_path / "x.npy", "--stage", "stage1", "--pool", "avg").code == 0
+    pooled = np.stack([torch.from_numpy(dump["stage1"][row]).mean((1, 2)).numpy() for row in rows])
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), pooled, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["-o", "x.foo"], 2, "no format has that suffix"),
+        (["-o", "x.npy"], 2, "holds one stage, not 2"),
+        (["-o", "x.h5", "--to", "csv"], 2, "--to 'csv': no such choice"),
+        (["-o", "-", "--to", "hdf5"], 2, "only JSON lines can be streamed"),
+        (["-o", "x.h5", "--pool", "cls"], 2, "maps hold no class token"),
+        (["-o", "x.h5", "--pool", "median"], 2, "no such pooling"),
+        (["-o", "x.npy", "--dtype", "bfloat16"], 2, "no such choice"),
+        (["-o", "x.h5", "--stage", "stage7"], 2, "unknown stage 'stage7'"),
+        (["-o", "taken.h5"], 5, "it is there already"),
+        (["-o", "full"], 5, "not an empty folder"),
+        (["-o", "full", "--to", "hdf5"], 5, "there is a folder of that name"),
+        (["-o", "taken.h5/x.h5"], 7, ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_refusals(dump, tmp_path, cli, monkeypatch, arguments, code, says):
+    """What cannot be is one line with a way out and the documented exit code, and leaves nothing behind."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    for name in ("taken.h5", "full/file"):
+        (tmp_path / name).write_text("mine")
+    before = tree(tmp_path)
+    run = cli("export", dump.path, *arguments)
+    assert (run.code, len(run.err.splitlines())) == (code, 2)
+    assert says in run.err
+    assert tree(tmp_path) == before
+
+
+def test_overwrite_takes_the_place_at_once(dump, tmp_path, cli):
+    """--overwrite replaces the file by a whole one."""
+    (tmp_path / "x.h5").write_text("old")
+    assert cli("export", dump.path, "-o", tmp_path / "x.h5", "--overwrite").code == 0
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert len(file["keys"]) == 6
+
+
+def test_pooled_dumps_are_not_pooled_again(folder, tmp_path, cli):
+    """An average of maxima is neither: refused."""
+    featcli.extract(folder, output=tmp_path / "d", pool="max", **OPTIONS)
+    run = cli("export", tmp_path / "d", "-o", tmp_path / "x.h5", "--pool", "avg")
+    assert run.code == 2
+    assert "was pooled by max already" in run.err
+    assert cli("export", tmp_path / "d", "-o", tmp_path / "x.h5", "--pool", "max").code == 0
+
+
+def test_numbers_that_a_type_cannot_hold(dump, tmp_path, monkeypatch):
+    """A value beyond float16 is refused, never made infinite."""
+    from featcli.stage_array import StageArray
+
+    real = StageArray.__getitem__
+    monkeypatch.setattr(StageArray, "__getitem__", lambda array, index: real(array, index) * np.float32(1e9))
+    with pytest.raises(UsageError, match="too large for float16"):
+        export(dump, str(tmp_path / "x.h5"), dtype="float16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_incomplete_dumps(dump, tmp_path, cli):
+    """Only when asked for, and then the rows that are there."""
+    import shutil
+
+    shutil.copytree(dump.path, tmp_path / "d")
+    for gone in ("manifest.json", "shards/00000.json"):
+        (tmp_path / "d" / gone).unlink()
+    run = cli("export", tmp_path / "d", "-o", tmp_path / "x.jsonl")
+    assert run.code == 8
+    assert "--incomplete" in run.err
+    assert cli("export", tmp_path / "d", "-o", tmp_path / "x.jsonl", "--incomplete", "--keep-failed").code == 0
+    keys = [json.loads(line)["key"] for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert keys == dump.keys[4:]
+
+
+@pytest.mark.parametrize("name", ["x.h5", "x.safetensors", "folder", "x.jsonl", "x.parquet"])
+def test_memory_does_not_grow_with_the_dump(tmp_path, large, name):
+    """An export of a dump takes less than a third of its size in memory."""
+    dump = open_dump(large)
+    export(dump, str(tmp_path / f"first{name}"), pool="avg")  # what is imported counts for nothing
+    size = sum(file.stat().st_size for file in (large / "shards").glob("*.h5"))
+    with little_memory(size // 3):
+        export(dump, str(tmp_path / name), pool="2x2" if name == "x.jsonl" else None)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A dump of 100 MB: 512 images, 196 kB each."""
+    folder = tmp_path_factory.mktemp("large")
+    for i in range(512):
+        draw(folder / "p" / f"{i:03d}.png", i, (32, 32))
+    options = {**OPTIONS, "out_indices": (0, 1), "batch_size": 32, "shard_size": 128, "image_size": "128"}
+    featcli.extract(folder / "p", output=folder / "d", **options)
+    return folder / "d"
+
+
+def test_a_killed_export_leaves_no_half_file(dump, tmp_path):
+    """Under the final name there is nothing until all of it is there."""
+    script = (
+        "import os, sys, featcli; from featcli.export import export; from featcli.exports import hdf5\n"
+        "whole = hdf5.write\n"
+        "def write(content, path): whole(content, path); os.kill(os.getpid(), 9)\n"
+        "hdf5.write = write\n"
+        "export(featcli.open_dump(sys.argv[1]), sys.argv[2])\n"
+    )
+    target = tmp_path / "x.h5"
+    killed = subprocess.run([sys.executable, "-c", script, str(dump.path), str(target)], check=False)
+    assert killed.returncode == -9
+    assert not target.exists()
