@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "cli.md"
-COMMANDS = ("", "extract", "inspect", "models", "export", "verify", "finalize")
+COMMANDS = ("", "extract", "inspect", "models", "export", "show", "verify", "finalize")
 
 
 def page() -> str:

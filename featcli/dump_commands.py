@@ -30,6 +30,8 @@ from featcli.options import (
 )
 from featcli.plan import shown_shape
 
+SHEET_IMAGES, PAGE_IMAGES = 3, 60  # that are drawn where no key is given
+
 
 @app.command(epilog=EPILOG, short_help="Check every byte of a dump.")
 def verify(
@@ -169,6 +171,61 @@ def export(
         num_bytes = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
         stages = ", ".join(f"{one.name} {shown_shape(one.shape)} {one.dtype}" for one in content.stages)
         print(printable(f"{output}: {counted(len(content.rows), 'image')}, {stages}, {size(num_bytes)}"))
+
+
+@app.command(epilog=EPILOG, short_help="Draw the maps of a dump: a picture, or a page.")
+def show(
+    dump: Annotated[str, typer.Argument(metavar="DUMP", help="The folder that extract -o made.")],
+    output: Annotated[
+        str,
+        typer.Option("-o", "--output", help="A picture (.png, .jpg, .webp), or a page on the dump (.html)."),
+    ],
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY]...", help="Images by their keys. Default: evenly spaced ones.")
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option(help="Folder that the keys are relative to: the INPUT of extract. Default: here.")
+    ] = None,
+    num_images: Annotated[
+        int | None, typer.Option(help=f"Without keys: so many. Default: {SHEET_IMAGES}, on a page {PAGE_IMAGES}.")
+    ] = None,
+    allow_outside: AllowOutside = False,
+    incomplete: Incomplete = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Take the place of a file that is there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw images beside their maps, or survey a dump on one page that works offline.
+
+    featcli show feats nature/sea.jpg --root sample_images -o sea.png
+    featcli show feats --root sample_images -o feats.html
+    """
+    from featcli.dump_pictures import DumpPictures
+    from featcli.progress import Terminal, silent
+    from featcli.reader import open_dump
+    from featcli.show import rows_of, rows_to_draw
+    from featcli.show import show as draw
+    from featcli.survey import SUFFIXES as PAGES
+    from featcli.survey import survey
+
+    is_page = output.lower().endswith(PAGES)
+    if num_images is not None and num_images < 1:
+        raise UsageError(f"--num-images {num_images}: must be at least 1", "say how many images")
+    found = open_dump(dump, incomplete)
+    rows = (
+        rows_of(found, keys) if keys else rows_to_draw(found, num_images or (PAGE_IMAGES if is_page else SHEET_IMAGES))
+    )
+    terminal = Terminal(work="drawing", unit="steps")
+    try:
+        missing = (survey if is_page else draw)(
+            found, rows, output, DumpPictures(found, root, allow_outside), overwrite, silent if quiet else terminal
+        )
+    finally:
+        terminal.close()
+    if not quiet:
+        if missing:
+            where = f"{missing} of {counted(len(rows), 'picture')} not found below {shown(root or '.')}"
+            print(f"{where}: give the folder of the images as --root", file=sys.stderr)
+        print(printable(f"{output}: {counted(len(rows), 'image')}, {counted(len(found.stages), 'stage')}"))
 
 
 @app.command(epilog=EPILOG, short_help="Write the manifest of a dump whose shards are all there.")

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial as partial_call
 from pathlib import Path
@@ -14,9 +14,10 @@ from pathlib import Path
 from featcli.errors import ConflictError, UsageError, one_of, shown
 from featcli.exports import SUFFIXES, export_format, format_of
 from featcli.exports.content import Content, content_of
+from featcli.output_file import refuse_taken, write_file
 from featcli.progress import Report, silent
 from featcli.reader import DumpReader
-from featcli.writers.publish import create_partial, disk_errors, publish, publish_lines, sync_folder
+from featcli.writers.publish import create_partial, disk_errors, sync_folder
 
 STDOUT = "-"
 IMAGES = "images.jsonl"  # beside arrays that hold no keys: which image each of their rows is
@@ -91,32 +92,15 @@ def _stream(content: Content) -> None:
 
 def _write_file(content: Content, path: Path, name: str, overwrite: bool) -> None:
     """A file that has its name once it is whole and on the disk."""
-    if path.is_dir():
-        raise ConflictError(f"-o {shown(path)}: there is a folder of that name", "name a file")
+    refuse_taken(path, overwrite)
     if name == "npy" and len(content.stages) > 1:
         raise UsageError(
             f"-o {shown(path)}: a .npy file holds one stage, not {len(content.stages)}",
             "choose it with --stage, or name a folder: it gets a file for each",
         )
-    if path.exists() and not overwrite:
-        raise _there(path)
-    with disk_errors(path, "-o"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if name == "npy":  # before the array: it never lies there without its keys
-            publish_lines(path.with_suffix(f".{IMAGES}"), _image_lines(content), replace=True)
-        if not _published(path, lambda partial: export_format(name).write(content, partial), overwrite):
-            raise _there(path)
-
-
-def _published(path: Path, write: Callable[[Path], None], replaces: bool) -> bool:
-    descriptor, partial = create_partial(path)
-    try:
-        write(partial)
-        os.fsync(descriptor)
-        return publish(partial, path, replaces)
-    finally:
-        partial.unlink(missing_ok=True)
-        os.close(descriptor)
+    if name == "npy":  # before the array: it never lies there without its keys
+        write_file(path.with_suffix(f".{IMAGES}"), partial_call(_write_images, content), overwrite=True)
+    write_file(path, partial_call(export_format(name).write, content), overwrite)
 
 
 def _write_folder(content: Content, path: Path) -> None:
@@ -129,10 +113,10 @@ def _write_folder(content: Content, path: Path) -> None:
         partial = lock.with_name(lock.name + ".folder")
         try:
             partial.mkdir()
-            publish_lines(partial / IMAGES, _image_lines(content))
+            write_file(partial / IMAGES, partial_call(_write_images, content))
             for stage in content.stages:
                 write = partial_call(export_format("npy").write, replace(content, stages=(stage,)))
-                _published(partial / f"{stage.name}.npy", write, False)
+                write_file(partial / f"{stage.name}.npy", write)
             os.replace(partial, path)
             sync_folder(path.parent)
         finally:
@@ -141,10 +125,7 @@ def _write_folder(content: Content, path: Path) -> None:
             os.close(descriptor)
 
 
-def _image_lines(content: Content) -> Iterable[bytes]:
-    for row, key in zip(content.rows, content.keys, strict=True):
-        yield json.dumps({"key": key, "row": int(row)}).encode("ascii") + b"\n"
-
-
-def _there(path: Path) -> ConflictError:
-    return ConflictError(f"-o {shown(path)}: it is there already", "name another file, or give --overwrite")
+def _write_images(content: Content, path: Path) -> None:
+    with path.open("wb") as file:
+        for row, key in zip(content.rows, content.keys, strict=True):
+            file.write(json.dumps({"key": key, "row": int(row)}).encode("ascii") + b"\n")

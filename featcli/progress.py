@@ -41,8 +41,10 @@ def tee(*reports: Report) -> Report:
 class Terminal:
     """Choices, a bar where stderr is a terminal, the first failures, and a summary."""
 
-    def __init__(self, verbose: bool = False, stream: TextIO | None = None, work: str = "extracting") -> None:
-        self._work = work
+    def __init__(
+        self, verbose: bool = False, stream: TextIO | None = None, work: str = "extracting", unit: str = "images"
+    ) -> None:
+        self._work, self._unit = work, unit
         self._stream = stream or sys.stderr
         self._verbose = verbose
         self._bar: Any = None
@@ -69,7 +71,7 @@ class Terminal:
         from tqdm import tqdm
 
         self._bar = tqdm(
-            total=images, initial=done, desc=self._work, unit=" images", file=self._stream, leave=False,
+            total=images, initial=done, desc=self._work, unit=f" {self._unit}", file=self._stream, leave=False,
             disable=None if self._stream.isatty() else True, dynamic_ncols=True,
         )  # fmt: skip
 

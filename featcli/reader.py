@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcli.dump import Dump
-from featcli.errors import IncompleteError, UsageError, nearest, shown
+from featcli.errors import CheckpointError, IncompleteError, UsageError, nearest, one_line, shown
 from featcli.open_shards import OpenShards
 from featcli.plan import Plan, StoredStage
 from featcli.stage_array import StageArray
 from featcli.writers.layout import VALID
 
 if TYPE_CHECKING:
+    from featcli.backbones.backbone import Preprocessing
     from featcli.torch_dataset import StageDataset
 
 WALK_BYTES = 4 * 1024**2  # that are read at once, about, when rows are walked through
@@ -82,6 +83,22 @@ class DumpReader:
         return str(self.plan.settings["backbone"].get("norm", "raw"))
 
     @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How pictures became the backbone's input, made again from the plan: `fit`, `normalize` and the numbers.
+
+        Raises CheckpointError where the library that it is of is not here, or is another version.
+        """
+        from featcli.backbones.recorded import recorded_preprocessing
+
+        try:
+            return recorded_preprocessing(self.plan.settings)
+        except Exception as error:  # settings of anybody, read by libraries
+            raise CheckpointError(
+                f"dump {shown(self.path)}: its preprocessing cannot be repeated here: {one_line(error)}",
+                "is its library installed, in the version that it was made with?",
+            ) from error
+
+    @cached_property
     def keys(self) -> list[str]:
         """The key of each row."""
         return self._dump.keys()
@@ -142,34 +159,52 @@ class DumpReader:
         """A stage mapped into memory, without a copy, where that can be: see StageArray.as_numpy."""
         return self[stage].as_numpy(shard)
 
-    def walk(self, stages: Sequence[str] | str | None = None, at_once: int = 0, failed: bool = False) -> Iterator[Run]:
+    def walk(
+        self, stages: Sequence[str] | str | None = None, at_once: int = 0, rows: Any = None, failed: bool = False
+    ) -> Iterator[Run]:
         """All rows in the order in which they are stored, some at a time (by default as many as make 4 MB).
 
-        Without rows of failed images, unless `failed`, and without shards that are missing. `stages`: all by default.
+        Without rows of failed images, unless `failed`, and without shards that are missing. `stages`: all by default;
+        `rows`: those alone, by row, key or mask.
         """
-        chosen = [stages] if isinstance(stages, str) else list(self.stages if stages is None else stages)
-        arrays = {stage: self[stage] for stage in chosen}
-        size = sum(array.stage.row_bytes(self.plan.settings["backbone"]["input_size"]) for array in arrays.values())
-        step = at_once or max(1, WALK_BYTES // max(1, size))
+        chosen = self.chosen(rows)
+        if not failed:
+            chosen &= self.valid
         for number in sorted(self.records):
             shard = self.plan.shard(number)
-            for first in range(shard.start, shard.stop, step):
-                within = range(first, min(first + step, shard.stop))
-                rows = [row for row in within if failed or self.valid[row]]
-                if rows:
-                    maps = {stage: array[rows] for stage, array in arrays.items()}
-                    yield Run(rows, [self.keys[row] for row in rows], maps)
+            yield from self._walk(stages, at_once, [row for row in shard if chosen[row]])
 
-    def as_torch_dataset(self, stages: Sequence[str] | str | None = None, labels: Any = None) -> StageDataset:
+    def chosen(self, rows: Any = None) -> np.ndarray:
+        """(N,) bool: these rows, given by row, key or mask; all where it is None. Raises KeyError and IndexError."""
+        if rows is None:
+            return np.ones(len(self), bool)
+        chosen = np.zeros(len(self), bool)
+        chosen[self[next(iter(self))].rows_of(rows)] = True
+        return chosen
+
+    def _walk(self, stages: Sequence[str] | str | None, at_once: int, rows: Sequence[int]) -> Iterator[Run]:
+        """Rows of one shard."""
+        names = [stages] if isinstance(stages, str) else list(self.stages if stages is None else stages)
+        arrays = {stage: self[stage] for stage in names}
+        size = sum(array.stage.row_bytes(self.plan.settings["backbone"]["input_size"]) for array in arrays.values())
+        step = at_once or max(1, WALK_BYTES // max(1, size))
+        for first in range(0, len(rows), step):
+            some = list(rows[first : first + step])
+            maps = {stage: array[some] for stage, array in arrays.items()}
+            yield Run(some, [self.keys[row] for row in some], maps)
+
+    def as_torch_dataset(
+        self, stages: Sequence[str] | str | None = None, labels: Any = None, rows: Any = None
+    ) -> StageDataset:
         """The images as a torch Dataset, failed ones left out: see featcli.torch_dataset.StageDataset.
 
         `stages`: one by name, whose maps are then given alone, or several (all by default), given by name. `labels`:
         True for the number of the image's class in `classes`; or a label for each key, in a mapping; or one for each
-        row, in a sequence.
+        row, in a sequence. `rows`: those images alone, by row, key or mask, in the order of the dump.
         """
         from featcli.torch_dataset import StageDataset
 
-        return StageDataset(self, stages, labels)
+        return StageDataset(self, stages, labels, rows)
 
     def __repr__(self) -> str:
         return f"<dump {shown(self.path)}: {len(self)} images, stages {', '.join(self.stages)}>"

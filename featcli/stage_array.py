@@ -65,7 +65,7 @@ class StageArray:
 
         Raises KeyError and IndexError as a dict and an array do, IncompleteError for rows not extracted yet.
         """
-        rows = self._rows(index)
+        rows = self.rows_of(index)
         if isinstance(rows, int):
             return np.asarray(values_of(self._run(rows, 1)[0]))
         if self.stage.is_ragged:
@@ -90,7 +90,7 @@ class StageArray:
         """
         import torch
 
-        rows, kind = self._rows(index), getattr(torch, self.stage.dtype)
+        rows, kind = self.rows_of(index), getattr(torch, self.stage.dtype)
         several = [rows] if isinstance(rows, int) else rows
         if self.stage.is_ragged:
             found = [row for run in self._neighbours(several) for row in self._run(run.start, len(run))]
@@ -142,8 +142,8 @@ class StageArray:
             done += len(run)
         return out
 
-    def _rows(self, index: Any) -> int | Sequence[int]:
-        """What was asked for as a row, or as rows in any order."""
+    def rows_of(self, index: Any) -> int | Sequence[int]:
+        """What is asked for as a row, or as rows in the order that was given. Raises as indexing does."""
         if isinstance(index, slice):
             return range(len(self))[index]
         if isinstance(index, str):

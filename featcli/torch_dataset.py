@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, get_worker_info
 
@@ -22,7 +23,9 @@ class StageDataset(Dataset[Any]):
     items at once, by a list of them, come stacked. Raises UsageError for stages and labels that do not fit the dump.
     """
 
-    def __init__(self, dump: DumpReader, stages: Sequence[str] | str | None = None, labels: Any = None) -> None:
+    def __init__(
+        self, dump: DumpReader, stages: Sequence[str] | str | None = None, labels: Any = None, rows: Any = None
+    ) -> None:
         self.dump = dump
         self.stages = [stages] if isinstance(stages, str) else list(dump.stages if stages is None else stages)
         self._is_single = isinstance(stages, str)
@@ -32,7 +35,7 @@ class StageDataset(Dataset[Any]):
                     f"stage {shown(stage)}: maps of many sizes make no batch",
                     "read them by dump[stage].tensor(row), or extract with --pool avg or another --fit",
                 )
-        self.rows = dump.valid.nonzero()[0]
+        self.rows = (dump.valid & dump.chosen(rows)).nonzero()[0]
         self._labels = None if labels is None or labels is False else self._labels_of(labels)
 
     def _labels_of(self, labels: Any) -> torch.Tensor | list[Any]:
@@ -51,10 +54,10 @@ class StageDataset(Dataset[Any]):
             if len(labels) != len(dump):
                 raise UsageError(f"labels: {len(labels)} for {len(dump)} rows", "give one for each row of the dump")
             found = [labels[row] for row in self.rows]
-        try:
-            return torch.as_tensor(found)
-        except (TypeError, ValueError, RuntimeError):  # names, say: they are given as they are
-            return found
+        if found and isinstance(found[0], torch.Tensor):
+            return torch.stack(found)
+        as_array = np.asarray(found)
+        return torch.from_numpy(as_array) if as_array.dtype.kind in "biuf" else found  # names are given as they are
 
     @property
     def keys(self) -> list[str]:

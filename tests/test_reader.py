@@ -115,6 +115,9 @@ def test_walking_through_the_rows(dump):
     assert max(len(run.rows) for run in runs) == 3
     assert [run.rows for run in dump.walk(failed=True)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
     assert set(runs[0].maps) == {"stage2"}
+    some = ["dogs/old/05.png", "10.png", "cats/00.png"]
+    assert [run.keys for run in dump.walk(rows=some)] == [["10.png", "cats/00.png"]]
+    assert [run.rows for run in dump.walk(rows=~dump.valid, failed=True)] == [[7]]
     assert [*next(dump.walk()).maps] == ["stage1", "stage2"]
 
 
@@ -151,6 +154,12 @@ def test_items_of_the_dataset(dump):
     by_row = dump.as_torch_dataset("stage2", labels=[len(key) for key in dump.keys])
     assert by_key[5][1] == by_row[5][1] == len(by_key.keys[5])
     assert dump.as_torch_dataset("stage2", labels=dump.keys)[[1, 2]][1] == data.keys[1:3]
+    held_out = dump.as_torch_dataset("stage2", labels=True, rows=["10.png", "dogs/old/05.png", 0])
+    assert held_out.keys == [dump.keys[0], "10.png"]
+    masks = [np.full((2, 3), row, np.uint8) for row in range(11)]
+    for labels in (masks, [torch.from_numpy(mask) for mask in masks], np.stack(masks)):
+        found = dump.as_torch_dataset("stage2", labels=labels)[[4, 9]][1]
+        assert torch.equal(found, torch.from_numpy(np.stack(masks)[data.rows[[4, 9]]]))
 
 
 @pytest.mark.parametrize("labels", [{"cats/00.png": 1}, [1, 2, 3]], ids=["mapping", "sequence"])

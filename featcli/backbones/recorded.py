@@ -1,0 +1,38 @@
+"""The preprocessing that a plan records, made again without the checkpoint: pictures as the backbone saw them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from featcli.backbones.backbone import Preprocessing
+from featcli.backbones.fitting import NATIVE, Fitting
+
+OF_TIMM = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+def recorded_preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
+    """From the settings of a plan; in colour, whatever the backbone took. Raises CheckpointError, and whatever a
+    library says of settings that it does not know.
+    """
+    pixels, size = settings["preprocessing"], tuple(settings["backbone"]["input_size"])
+    fitting = None
+    if "fit" in pixels:
+        largest = pixels["largest"] if pixels["fit"] == NATIVE else size
+        fitting = Fitting(pixels["fit"], largest and tuple(largest), tuple(pixels.get("step", (1, 1))))
+    if "image_processor_type" in pixels:
+        from featcli.backbones.image_processor import preprocessing_of, read_processor
+
+        with tempfile.TemporaryDirectory() as folder:
+            config = {name: value for name, value in pixels.items() if name != "backend"}
+            if fitting is not None:  # recorded as false, for `fitting` resizes; but in the processor's own manner
+                config["do_resize"] = True
+            (Path(folder) / "preprocessor_config.json").write_text(json.dumps(config))
+            return preprocessing_of(read_processor(folder, None), size, fitting=fitting)
+    from featcli.backbones.timm_transform import timm_preprocessing
+
+    config = {name: tuple(v) if isinstance(v := pixels[name], list) else v for name in OF_TIMM if name in pixels}
+    return timm_preprocessing({**config, "input_size": (3, *size)}, 3, "", fitting)

@@ -1,0 +1,74 @@
+"""The pictures of a dump as its backbone saw them: found again below a folder, sized and cut as the plan records."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featcli.decoding import Decoding
+from featcli.errors import UsageError, shown
+from featcli.images import read_pixels, read_size
+from featcli.inputs import MISSING
+from featcli.inputs import Image as Input
+from featcli.reader import DumpReader
+from featcli.upright import UnreadableError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+
+class DumpPictures:
+    """`pictures[row]` is the picture of a row, or None where there is none. Raises UsageError for no folder.
+
+    A dump knows keys, not folders: `root` is what they are relative to. A key that leads out of it is only followed
+    with `allow_outside`: a dump may be anybody's.
+    """
+
+    def __init__(self, dump: DumpReader, root: str | None, allow_outside: bool = False) -> None:
+        self._dump = dump
+        self._root = root or os.curdir
+        self._allow_outside = allow_outside
+        if not Path(self._root).is_dir():
+            raise UsageError(f"--root {shown(self._root)}: no such folder", "give the one that extract was given")
+
+    def __getitem__(self, row: int) -> Picture | None:
+        key = self._dump.keys[row]
+        if not self._allow_outside and (os.path.isabs(key) or ".." in key.split("/")):
+            return None
+        path = str(Path(self._root, key))
+        if not os.path.isfile(path):
+            return None
+        try:
+            return self._read(Input(key, path, MISSING, self._root))
+        except UnreadableError:
+            return None
+
+    def _read(self, image: Input) -> Picture:
+        from PIL import Image
+
+        seen, rules = self._dump.preprocessing, self._rules
+        size = seen.size
+        if seen.fitting is not None and seen.is_native:
+            size = seen.fitting.native_size(read_size(image, rules))
+        pixels = np.empty((seen.channels, *size), seen.dtype)
+        read_pixels(image, rules, seen.fit, pixels, seen.is_native)
+        if pixels.dtype != np.uint8:  # of a processor that normalises by itself: from its darkest to its brightest
+            low, high = float(pixels.min()), float(pixels.max())
+            pixels = ((pixels - low) * (255 / max(high - low, 1e-30))).astype(np.uint8)
+        return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+    @cached_property
+    def _rules(self) -> Decoding:
+        pixels = self._dump.plan.settings["preprocessing"]
+        depth = pixels["depth_range"]
+        return Decoding(
+            orientation=pixels["orientation"],
+            alpha=pixels["alpha"],
+            depth_range=tuple(depth) if isinstance(depth, list) else None,
+            max_pixels=pixels["max_pixels"],
+            decode=pixels["decode"],
+        )

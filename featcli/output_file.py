@@ -1,0 +1,40 @@
+"""The file that `-o` names, of commands that write one: whole under its name or not there, nothing lost to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from featcli.errors import ConflictError, shown
+from featcli.writers.publish import create_partial, disk_errors, publish
+
+
+def refuse_taken(path: Path, overwrite: bool) -> None:
+    """Raise ConflictError where something is there that may not be replaced."""
+    if path.is_dir():
+        raise ConflictError(f"-o {shown(path)}: there is a folder of that name", "name a file")
+    if path.exists() and not overwrite:
+        raise _there(path)
+
+
+def write_file(path: Path, write: Callable[[Path], object], overwrite: bool = False) -> None:
+    """Let `write` fill an empty file, and give it its name when all of it is on the disk.
+
+    Raises ConflictError where the name is taken by then, and MachineError.
+    """
+    with disk_errors(path, "-o"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = create_partial(path)
+        try:
+            write(partial)
+            os.fsync(descriptor)
+            if not publish(partial, path, overwrite):
+                raise _there(path)
+        finally:
+            partial.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _there(path: Path) -> ConflictError:
+    return ConflictError(f"-o {shown(path)}: it is there already", "name another file, or give --overwrite")

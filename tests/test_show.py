@@ -1,0 +1,358 @@
+import json
+import re
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import featcli
+from conftest import draw
+from featcli import open_dump
+from featcli.backbones.recorded import recorded_preprocessing
+from featcli.dump_pictures import DumpPictures
+from featcli.stage_view import evenly_spaced, study
+from featcli.survey import _neighbours
+
+OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Seven pictures, two of them the same, one broken; one has a name that is HTML."""
+    made = tmp_path_factory.mktemp("pictures")
+    for i in range(5):
+        draw(made / "things" / f"{i}.png", i, (120, 90))
+    (made / "things" / "3.png").write_bytes(b"no picture")
+    draw(made / "<script>alert(1)<.png", 9)
+    shutil.copy(made / "things" / "0.png", made / "things" / "twin.png")
+    return made
+
+
+@pytest.fixture(scope="module")
+def dump(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("dumps") / "dump"
+    featcli.extract(folder, output=path, **OPTIONS)
+    return open_dump(path)
+
+
+def facts_of(page):
+    """What the script of a page is given."""
+    return json.loads(re.search(r'id="facts">(.*)</script>', page.read_text("utf-8"))[1])
+
+
+def picture_of(data):
+    """A picture that stands in a page."""
+    import base64
+    import io
+
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))).convert("RGB"))
+
+
+@pytest.mark.parametrize("checkpoint", ["test_resnet", "dinov2", "swin"])
+@pytest.mark.parametrize("fit", [None, "squash", "pad", "native"])
+def test_pictures_are_those_that_the_backbone_saw(tmp_path, folder, request, checkpoint, fit):
+    """Made from the plan alone they equal what the checkpoint's own preprocessing gives."""
+    name = checkpoint if checkpoint == "test_resnet" else request.getfixturevalue(f"{checkpoint}_folder")
+    options = {"checkpoint": name, "random_init": True, "fit": fit}
+    try:
+        featcli.extract(folder / "things", output=tmp_path / "d", pool="avg", threads=1, **options)
+    except featcli.UsageError:
+        pytest.skip("this backbone takes no such size")
+    dump = open_dump(tmp_path / "d")
+    backbone = featcli.load_backbone(**options)
+    pictures = DumpPictures(dump, str(folder / "things"))
+    for row in (0, 4):
+        expected = backbone.preprocess(Image.open(folder / "things" / dump.keys[row]))
+        assert torch.equal(torch.from_numpy(np.array(pictures[row])).permute(2, 0, 1), expected)
+    assert recorded_preprocessing(dump.plan.settings).mean == backbone.preprocessing.mean
+
+
+def test_pictures_that_are_not_there(dump, folder, tmp_path):
+    """A missing or broken file is no picture; keys of a hostile dump do not lead out of the folder."""
+    pictures = DumpPictures(dump, str(folder))
+    assert pictures[dump.rows["things/0.png"]] is not None
+    assert pictures[dump.rows["things/3.png"]] is None
+    assert DumpPictures(dump, str(tmp_path))[0] is None
+    for key in ("../things/0.png", str(folder / "things" / "0.png")):
+        dump.keys[0], before = key, dump.keys[0]
+        root = str(folder / "things")
+        assert DumpPictures(dump, root)[0] is None
+        assert DumpPictures(dump, root, allow_outside=True)[0] is not None
+        dump.keys[0] = before
+    with pytest.raises(featcli.UsageError, match="no such folder"):
+        DumpPictures(dump, str(folder / "nowhere"))
+
+
+def test_statistics_are_numpys(dump):
+    """Mean, deviation, extremes, zeros and dead channels are those of all values of the studied images."""
+    rows = np.flatnonzero(dump.valid)
+    for stage in dump.stages:
+        values = dump[stage][rows]
+        found, _ = study(dump[stage], rows.tolist())
+        assert found.mean == pytest.approx(values.mean(dtype=np.float64), rel=1e-5)
+        assert found.std == pytest.approx(values.std(dtype=np.float64), rel=1e-4)
+        assert (found.least, found.most) == (values.min(), values.max())
+        assert found.zeros == (values == 0).mean()
+        assert found.dead == np.flatnonzero((values == 0).all((0, 2, 3))).tolist()
+        assert sum(found.counts) == (values != 0).sum()
+
+
+def test_colours_are_principal_components(dump):
+    """The three directions are those of a full decomposition, and one value has one colour in every picture."""
+    rows = np.flatnonzero(dump.valid).tolist()
+    for stage in dump.stages:
+        values = dump[stage][rows]
+        points = values.transpose(0, 2, 3, 1).reshape(-1, values.shape[1])
+        _, _, expected = np.linalg.svd(points - points.mean(0), full_matrices=False)
+        _, colours = study(dump[stage], rows)
+        np.testing.assert_allclose(np.abs((colours.components * expected[:3]).sum(1)), 1, atol=1e-3)
+        whole = colours.components_of(values.transpose(1, 0, 2, 3).reshape(values.shape[1], -1, values.shape[3]))
+        alone = np.concatenate([colours.components_of(maps) for maps in values])
+        assert np.array_equal(whole, alone)
+        means = np.stack([colours.mean_of(maps).astype(int).sum(2) for maps in values])
+        order = np.argsort(values.mean(1), None)
+        assert (np.diff(means.ravel()[order]) >= -1).all()  # brighter where the mean is higher
+        assert len(np.unique(alone.reshape(-1, 3), axis=0)) > 20
+
+
+def test_maps_without_any_difference(dump):
+    """A stage that is the same everywhere is drawn in one colour, and divides by nothing."""
+
+    class Flat:
+        stage = dump.stages["stage1"]
+
+        def __getitem__(self, row):
+            return np.zeros((self.stage.shape[0], 4, 4), np.float32)
+
+    statistics, colours = study(Flat(), [0, 1])
+    assert (statistics.zeros, len(statistics.dead)) == (1, Flat.stage.shape[0])
+    assert len(np.unique(colours.components_of(Flat()[0]))) == 1
+
+
+def test_evenly_spaced():
+    """From the first to the last, none twice, all where there are few."""
+    assert evenly_spaced(range(5), 9) == [0, 1, 2, 3, 4]
+    assert evenly_spaced(range(101), 5) == [0, 25, 50, 75, 100]
+    assert evenly_spaced(range(9), 1) == [0]
+
+
+def test_neighbours_are_by_cosine():
+    """The nearest first, never the image itself; a zero vector is near to nothing."""
+    vectors = np.array([[1, 0], [2, 0.1], [0, 1], [0, 0]], np.float32)
+    near = _neighbours(vectors)
+    assert [place for place, _ in near[0]] == [1, 2, 3]
+    assert near[0][0][1] == pytest.approx(np.cos(np.arctan(0.05)), abs=1e-4)
+    assert near[3][0][1] == 0
+    assert _neighbours(vectors[:1]) == [[]]
+
+
+def test_a_sheet(dump, folder, tmp_path, cli):
+    """The picture stands beside the maps of its stages, drawn by cells, with captions."""
+    target = tmp_path / "made" / "sheet.png"
+    run = cli("show", dump.path, "things/0.png", "things/twin.png", "--root", folder, "-o", target)
+    assert (run.code, run.err) == (0, "")
+    assert run.out == f"{target}: 2 images, 2 stages\n"
+    sheet = np.asarray(Image.open(target))
+    left, top, panel, step = 20, 80, 224, 234
+    seen = DumpPictures(dump, str(folder))[dump.rows["things/0.png"]]
+    shown = sheet[top : top + panel, left : left + panel]
+    assert np.array_equal(shown, np.asarray(seen.resize((panel, panel), Image.Resampling.LANCZOS)))
+    _, colours = study(dump["stage1"], np.flatnonzero(dump.valid).tolist())
+    cells = Image.fromarray(colours.components_of(dump["stage1"]["things/0.png"]))
+    first = sheet[top : top + panel, left + step : left + step + panel]
+    assert np.array_equal(first, np.asarray(cells.resize((panel, panel), Image.Resampling.NEAREST)))
+    second = sheet[top + 2 * step + 20 :][:panel, left + step : left + step + panel]
+    assert np.array_equal(first, second)  # twins look alike
+    assert [path.name for path in target.parent.iterdir()] == ["sheet.png"]
+
+
+def test_a_sheet_without_pictures(dump, tmp_path, cli, monkeypatch):
+    """Where the pictures are elsewhere the maps are drawn all the same, and it is said what to give."""
+    monkeypatch.chdir(tmp_path)
+    run = cli("show", dump.path, "-o", "sheet.webp")
+    assert run.code == 0
+    assert run.err == "3 of 3 pictures not found below '.': give the folder of the images as --root\n"
+    with Image.open("sheet.webp") as sheet:
+        assert sheet.width == 2 * 20 + 3 * 234 - 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["things/9.png", "-o", "x.png"], 2, "not in this dump"),
+        (["things/3.png", "-o", "x.png"], 2, "it has no maps: not_an_image"),
+        (["-o", "x.pdf"], 2, "no picture has that suffix"),
+        (["-o", "x.png", "--root", "nowhere"], 2, "no such folder"),
+        (["-o", "x.html", "--num-images", "0"], 2, "must be at least 1"),
+        (["-o", "taken.png"], 5, "it is there already"),
+        (["-o", "taken.html"], 5, "it is there already"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_refusals(dump, tmp_path, cli, monkeypatch, arguments, code, says):
+    """What cannot be is one line with a way out and the documented exit code."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("taken.png", "taken.html"):
+        Path(name).write_text("mine")
+    run = cli("show", dump.path, *arguments)
+    assert (run.code, len(run.err.splitlines())) == (code, 2)
+    assert says in run.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["taken.html", "taken.png"]
+
+
+def test_pooled_dumps(folder, tmp_path, cli):
+    """Vectors cannot be drawn, which is said; the page shows pictures, statistics and neighbours all the same."""
+    featcli.extract(folder, output=tmp_path / "d", pool="avg", **OPTIONS)
+    run = cli("show", tmp_path / "d", "-o", tmp_path / "x.png")
+    assert run.code == 2
+    assert "pooled to vectors" in run.err
+    assert cli("show", tmp_path / "d", "-o", tmp_path / "x.html", "--root", folder).code == 0
+    facts = facts_of(tmp_path / "x.html")
+    assert all(image["maps"] == {} and image["picture"] for image in facts["images"])
+    keys = [image["key"] for image in facts["images"]]
+    zero = facts["images"][keys.index("things/0.png")]
+    assert zero["near"]["stage2"][0] == [keys.index("things/twin.png"), 1.0]
+
+
+@pytest.mark.parametrize("options", [{"fit": "native"}, {"dtype": "bfloat16"}, {"pool": "3x3"}], ids=str)
+def test_other_dumps(folder, tmp_path, cli, options):
+    """Maps of many sizes, of bfloat16 and in grids are drawn as well."""
+    draw(tmp_path / "p" / "wide.png", 3, (300, 100))
+    shutil.copytree(folder, tmp_path / "p", dirs_exist_ok=True)
+    featcli.extract(tmp_path / "p", output=tmp_path / "d", **OPTIONS, **options)
+    for name in ("x.png", "x.html"):
+        assert cli("show", tmp_path / "d", "wide.png", "--root", tmp_path / "p", "-o", tmp_path / name).code == 0
+    height, width, _ = picture_of(facts_of(tmp_path / "x.html")["images"][0]["maps"]["stage1"][0]).shape
+    assert (width > height) == (options == {"fit": "native"})
+
+
+@pytest.fixture(scope="module")
+def page(dump, folder, tmp_path_factory):
+    from featcli.show import rows_to_draw
+    from featcli.survey import survey
+
+    path = tmp_path_factory.mktemp("pages") / "survey.html"
+    assert survey(dump, rows_to_draw(dump, 60), str(path), DumpPictures(dump, str(folder))) == 0
+    return path
+
+
+def test_what_a_page_says(dump, page):
+    """Its facts are those of the dump; nothing in it is fetched, and no name ends its script."""
+    facts = facts_of(page)
+    about = dict(facts["about"])
+    assert about["images"] == "7: 6 written, 1 failed"
+    assert about["fingerprint"] == dump.plan.fingerprint
+    assert facts["failures"] == [{k: dump.failures[0][k] for k in ("key", "reason", "detail")}]
+    assert [image["key"] for image in facts["images"]] == [key for key in dump.keys if key != "things/3.png"]
+    text = page.read_text("utf-8")
+    assert "<script>alert" not in text
+    assert not re.search(r"https?://", text)
+    assert "default-src 'none'" in text
+
+
+def test_an_incomplete_dump_on_a_page(dump, tmp_path, cli):
+    """What is there is shown, when asked for, and that shards are missing."""
+    shutil.copytree(dump.path, tmp_path / "d")
+    for gone in ("manifest.json", "shards/00001.json"):
+        (tmp_path / "d" / gone).unlink()
+    assert cli("show", tmp_path / "d", "-o", tmp_path / "x.html").code == 8
+    assert cli("show", tmp_path / "d", "-o", tmp_path / "x.html", "--incomplete").code == 0
+    assert "1 shards missing" in dict(facts_of(tmp_path / "x.html")["about"])["images"]
+
+
+@contextmanager
+def browser(width=1200, dark=False):
+    """Headless Chromium."""
+    selenium = pytest.importorskip("selenium.webdriver")
+    found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    if not all(found.values()):
+        pytest.skip("no chromium and chromedriver here")
+    options = selenium.ChromeOptions()
+    options.binary_location = found["chromium"]
+    for name in (
+        "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+        " disable-component-update disable-sync disable-dev-shm-usage"
+    ).split():
+        options.add_argument(f"--{name}")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        options.add_argument(f"--user-data-dir={folder}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver = selenium.Chrome(options=options, service=selenium.ChromeService(found["chromedriver"]))
+        try:
+            screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+            scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+            yield driver
+            assert driver.get_log("browser") == []  # no error, nothing refused
+        finally:
+            driver.quit()
+
+
+def test_a_page_in_a_browser(page):
+    """Stages and views can be chosen, an image opened, its twin found as the nearest and opened from there."""
+    with browser() as driver:
+        driver.get(page.as_uri())
+
+        def all_of(selector):
+            return driver.find_elements("css selector", selector)
+
+        def texts(selector):
+            return [element.text for element in all_of(selector)]
+
+        assert texts("h1") == ["dump"]
+        assert texts("#stages button") == ["stage1", "stage2"]
+        assert len(all_of("#images .tile img")) == 12  # six pictures, six maps
+        assert "<script>alert(1)<.png" in texts("#images .tile span")
+        before = all_of("#images .tile img")[1].get_attribute("src")
+        all_of("#stages button")[0].click()
+        assert texts("#stage")[0].startswith("stage1: ")
+        assert all_of("#images .tile img")[1].get_attribute("src") != before
+        assert all_of("#stages button")[0].get_attribute("aria-pressed") == "true"
+        assert len(all_of("svg rect")) == 40
+        all_of("#views button")[2].click()
+        assert len(all_of("#images .tile img")) == 6
+        loaded = "return [...document.images].every((image) => image.naturalWidth > 0)"
+        assert driver.execute_script(loaded)
+        texts_of_tiles = texts("#images .tile span")
+        all_of("#images .tile")[texts_of_tiles.index("0.png")].click()
+        assert texts("#key") == ["things/0.png"]
+        assert texts("#near .tile")[0] == "twin.png\n1.000"
+        all_of("#near .tile")[0].click()
+        assert texts("#key") == ["things/twin.png"]
+        driver.find_element("css selector", "dialog header button").click()
+        assert not driver.execute_script("return document.querySelector('dialog').open")
+        assert texts("#failures td")[:2] == ["things/3.png", "not_an_image"]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_page_on_a_phone_in_either_light(page, dark):
+    """Nothing is wider than the screen, and text stands out from its background."""
+    with browser(width=390, dark=dark) as driver:
+        driver.get(page.as_uri())
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
+        colour = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+        paper, ink, faint = (
+            luminance(driver.execute_script(colour, *where))
+            for where in (("body", "backgroundColor"), ("body", "color"), ("dt", "color"))
+        )
+        assert (paper < ink) == dark
+        assert contrast(paper, ink) > 7
+        assert contrast(paper, faint) > 4.5
+
+
+def luminance(colour):
+    """https://www.w3.org/TR/WCAG21/#dfn-relative-luminance"""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    """https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio"""
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
