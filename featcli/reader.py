@@ -193,6 +193,19 @@ class DumpReader:
             maps = {stage: array[some] for stage, array in arrays.items()}
             yield Run(some, [self.keys[row] for row in some], maps)
 
+    def pooled(self, stage: str, rows: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """(n, C) float32, the average of each map over its positions, and the n rows they are of; failed ones are out.
+
+        Vectors that were pooled before are given as they are. `rows`: those alone, by row, key or mask.
+        """
+        features: list[np.ndarray] = []
+        found: list[int] = []
+        for run in self.walk(stage, rows=rows):
+            features += [maps.reshape(len(maps), -1).mean(1, dtype=np.float32) for maps in run.maps[stage]]
+            found += run.rows
+        channels = int(self[stage].stage.shape[0] or 0)
+        return np.array(features, np.float32).reshape(len(found), channels), np.array(found, int)
+
     def as_torch_dataset(
         self, stages: Sequence[str] | str | None = None, labels: Any = None, rows: Any = None
     ) -> StageDataset:

@@ -121,6 +121,18 @@ def test_walking_through_the_rows(dump):
     assert [*next(dump.walk()).maps] == ["stage1", "stage2"]
 
 
+def test_pooled_features(dump, folder, tmp_path):
+    """The average of each map over its positions, of images that could be read; vectors as they are."""
+    features, rows = dump.pooled("stage2")
+    assert rows.tolist() == np.flatnonzero(dump.valid).tolist()
+    np.testing.assert_allclose(features, dump["stage2"][rows].mean((2, 3)), rtol=1e-5, atol=1e-6)
+    assert dump.pooled("stage2", rows=["10.png"])[1].tolist() == [dump.rows["10.png"]]
+    assert dump.pooled("stage2", rows=[])[0].shape == (0, features.shape[1])
+    featcli.extract(folder, output=tmp_path / "d", pool="max", **OPTIONS)
+    vectors = open_dump(tmp_path / "d")
+    assert np.array_equal(vectors.pooled("stage2")[0], vectors["stage2"][rows])
+
+
 def test_a_dump_that_misses_shards(dump, tmp_path):
     """Opened on purpose it gives the rows that are there; the others are not valid and say why."""
     shutil.copytree(dump.path, tmp_path / "d")

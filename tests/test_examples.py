@@ -1,0 +1,239 @@
+"""The scripts in examples/, on pictures drawn so that it is known what must come out."""
+
+import ast
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import REPOSITORY, SAMPLES, draw
+from featcli import extract, open_dump
+from featcli.errors import UsageError
+
+EXAMPLES = REPOSITORY / "examples"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "threads": 1, "fit": "squash"}
+EDGE = 160  # of test_resnet's input
+
+
+def example(name):
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def save(path, grey):
+    """A grey picture from an (H, W) array of 0 to 255."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).save(path)
+
+
+def noise(seed):
+    """(EDGE, EDGE): dark grey with grain, another one for each seed."""
+    return np.random.default_rng(seed).normal(80, 20, (EDGE, EDGE))
+
+
+def disc(row, column, radius):
+    """(EDGE, EDGE) bool."""
+    rows, columns = np.mgrid[:EDGE, :EDGE]
+    return np.hypot(rows - row, columns - column) < radius
+
+
+@pytest.fixture
+def textures(tmp_path):
+    """Three classes of ten pictures: upright stripes, lying stripes, none; wherever they begin."""
+    wave = 60 * np.sign(np.sin(np.arange(EDGE) / 3))[:, None]
+    for i in range(10):
+        lying = np.broadcast_to(np.roll(wave, 2 * i, 0), (EDGE, EDGE))
+        for name, stripes in (("lying", lying), ("upright", lying.T), ("without", 0)):
+            save(tmp_path / "textures" / name / f"{i}.png", noise(i) + stripes)
+    return tmp_path / "textures"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_example_explains_itself(name):
+    """--help of each script answers with what it does and the commands to try it, as its docstring has them."""
+    command = [sys.executable, EXAMPLES / f"{name}.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "    featcli extract " in done.stdout
+    assert f"    python examples/{name}.py " in done.stdout
+    assert ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text())) in done.stdout
+
+
+def test_a_linear_probe_tells_textures_apart(tmp_path, textures, capsys):
+    """On maps pooled by extract or while they are read, far more held-out images are right than by chance."""
+    module = example("linear_probe")
+    shutil.copy(textures / "lying" / "0.png", textures / "of_no_class.png")
+    (textures / "upright" / "0.png").write_bytes(b"no picture")
+    extract(textures, output=tmp_path / "maps", **OPTIONS, out_features=("stage2", "stage3"), dtype="float16")
+    extract(textures, output=tmp_path / "pooled", **OPTIONS, out_features=("stage2",), pool="avg")
+    for dump in ("maps", "pooled"):
+        capsys.readouterr()
+        module.main([str(tmp_path / dump), "--stage", "stage2"])
+        first, *rest = capsys.readouterr().out.splitlines()
+        assert first == "stage2: learned from 23 images, 6 held out"
+        shares = {line[:13].strip(): float(line[13:]) for line in rest}
+        assert shares["chance"] == pytest.approx(1 / 3, abs=0.001)
+        assert shares["accuracy"] >= 0.8 > shares["most frequent"]
+
+
+def test_a_linear_probe_of_one_class_is_refused(tmp_path, textures, capsys):
+    """One class is no question: the script says so in a sentence, and ends with exit code 2."""
+    extract(textures / "lying", output=tmp_path / "d", **OPTIONS, pool="avg")
+    with pytest.raises(SystemExit) as ended:
+        example("linear_probe").main([str(tmp_path / "d")])
+    assert ended.value.code == 2
+    assert "two classes with two images each are needed" in capsys.readouterr().err
+
+
+def test_every_class_is_learned_and_held_out():
+    """Of each class about the share is held out, of the smallest still one image, and the only one never."""
+    labels = np.array(["a"] * 40 + ["b"] * 2 + ["c"])
+    held_out = example("linear_probe").chosen_to_hold_out(labels, 0.25, seed=0)
+    assert [int(held_out[labels == name].sum()) for name in "abc"] == [10, 1, 0]
+
+
+def test_the_twin_is_the_nearest_neighbour(tmp_path, photos, capsys):
+    """The copy of a picture comes first, with similarity 1, and the picture itself not at all."""
+    shutil.copy(photos / "trip" / "06.jpg", photos / "twin.jpg")
+    extract(photos, output=tmp_path / "d", **OPTIONS)
+    example("nearest_neighbours").main([str(tmp_path / "d"), "trip/06.jpg", "-k", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[0] == "1.0000  'twin.jpg'"
+    assert lines[1:] == sorted(lines[1:], reverse=True)
+    assert "trip/06.jpg" not in str(lines)
+
+
+def test_neighbours_of_an_unknown_key(tmp_path, photos, capsys):
+    """A key that the dump does not have is an error that names it."""
+    extract(photos, output=tmp_path / "d", **OPTIONS, pool="avg")
+    with pytest.raises(SystemExit) as ended:
+        example("nearest_neighbours").main([str(tmp_path / "d"), "trip/none.jpg"])
+    assert ended.value.code == 2
+    assert "'trip/none.jpg'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def dented(tmp_path):
+    """Two dumps: six pictures of nothing but grain, and four more of which one has a dent."""
+    for seed in range(10):
+        save(tmp_path / ("normal" if seed < 6 else "tested") / f"{seed}.png", noise(seed))
+    save(tmp_path / "tested" / "dent.png", noise(10) + 70 * disc(116, 44, 9))
+    for name in ("normal", "tested"):
+        extract(tmp_path / name, output=tmp_path / f"{name}_feats", **OPTIONS, out_features=("stage2", "stage3"))
+    return tmp_path
+
+
+def test_the_dent_is_the_anomaly(dented, capsys):
+    """The picture with the dent has the highest score, its hottest position and pixel where the dent is."""
+    heat = dented / "heat.png"
+    arguments = [dented / "normal_feats", dented / "tested_feats", "--bank", "200", "--output", heat]
+    example("anomaly_map").main([str(argument) for argument in arguments])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    scores = [float(line[0]) for line in lines]
+    assert lines[0][1] == "'dent.png'"
+    assert len(lines) == 5
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > 1.5 * scores[1]
+    row, column = int(lines[0][4].strip(",")), int(lines[0][6])
+    assert abs(row - 116 / 8) <= 2 >= abs(column - 44 / 8)
+    with Image.open(heat) as picture:
+        assert picture.size == (EDGE, EDGE)
+        light = np.asarray(picture, float).sum(2)
+    assert light[disc(116, 44, 9)].mean() > 2 * light[~disc(116, 44, 40)].mean()
+
+
+def test_normal_images_are_no_anomaly(dented):
+    """Where the bank holds every vector of the tested images, each score is nothing beside that of a dent."""
+    module, normal = example("anomaly_map"), open_dump(dented / "normal_feats")
+    stages = ["stage2", "stage3"]
+    same = module.anomaly_maps(normal, normal, stages, size=6 * 20 * 20)
+    other = module.anomaly_maps(normal, open_dump(dented / "tested_feats"), stages)
+    assert max(scores.max() for scores in same.values()) < 0.02 * other["dent.png"].max()
+
+
+def test_a_coreset_covers_what_is_rare():
+    """One vector far from a thousand others is among the two that are kept."""
+    import torch
+
+    candidates = torch.rand(1000, 8)
+    candidates[321] += 10
+    assert (example("anomaly_map").coreset(candidates, 2) > 9).all(1).sum() == 1
+
+
+def test_dumps_of_two_kinds_are_not_compared(dented):
+    """Maps of other weights would make every position an anomaly: that is refused."""
+    extract(dented / "tested", output=dented / "d", **OPTIONS, out_features=("stage2", "stage3"), seed=1)
+    normal, tested = open_dump(dented / "normal_feats"), open_dump(dented / "d")
+    with pytest.raises(UsageError, match="in two ways"):
+        example("anomaly_map").anomaly_maps(normal, tested, ["stage2", "stage3"])
+
+
+@pytest.fixture
+def discs(tmp_path):
+    """Sixteen pictures of a bright disc somewhere, half as high as wide, with masks: 1 for the disc, 255 at its rim."""
+    places = np.random.default_rng(0).integers(40, 120, (16, 2))
+    for i, (row, column) in enumerate(places):
+        rim, inner = disc(row, column, 34), disc(row, column, 30)
+        save(tmp_path / "discs" / "a" / f"{i:02d}.png", (noise(i) + 90 * inner)[::2])
+        save(tmp_path / "masks" / "a" / f"{i:02d}.png", np.where(inner, 1, np.where(rim, 255, 0))[::2])
+    return tmp_path
+
+
+def test_a_segmentation_head_finds_discs(discs, capsys):
+    """Trained on stored maps, the head's mean IoU on held-out images is far above that of one class everywhere."""
+    draw(discs / "discs" / "without_mask.png", 1)
+    extract(discs / "discs", output=discs / "d", **OPTIONS, out_features=("stage1", "stage2"))
+    example("segmentation_head").main([str(discs / "d"), str(discs / "masks"), "--stage", "stage1", "--epochs", "100"])
+    title, *rest = capsys.readouterr().out.splitlines()
+    shares = {line[:13].strip(): float(line[13:]) for line in rest}
+    assert title.startswith("stage1: ")
+    assert 0.3 < shares["most frequent"] < 0.5
+    assert shares["head"] > 0.75
+
+
+def test_mean_iou_of_known_guesses(discs):
+    """Guessing background everywhere gives half the background's share; pixels of no class do not count."""
+    module = example("segmentation_head")
+    extract(discs / "discs", output=discs / "d", **OPTIONS, out_features=("stage4",))
+    dump = open_dump(discs / "d")
+    masks = module.masks_of(dump, discs / "masks")
+    pixels = np.concatenate([mask.numpy().ravel() for mask in masks.values()])
+    share = (pixels == 0).sum() / (pixels != 255).sum()
+    assert module.mean_iou(lambda maps: 0, dump, "stage4", masks, list(masks), 2) == pytest.approx(share / 2)
+
+
+def test_masks_that_do_not_fit_are_refused(discs):
+    """A dump of another --fit would put masks beside what they mark, and a coloured mask says no class."""
+    module = example("segmentation_head")
+    extract(discs / "discs", output=discs / "cropped", **{**OPTIONS, "fit": "crop"})
+    with pytest.raises(UsageError, match="--fit squash"):
+        module.measure(open_dump(discs / "cropped"), "stage4", discs / "masks")
+    extract(discs / "discs", output=discs / "d", **OPTIONS)
+    draw(discs / "masks" / "a" / "03.png", 1)
+    with pytest.raises(UsageError, match=r"03\.png: a mask of mode RGB"):
+        module.measure(open_dump(discs / "d"), "stage4", discs / "masks")
+
+
+def test_the_rest_of_a_maskformer_gives_what_the_whole_gives(tmp_path, capsys):
+    """The demo builds a model and dumps its maps: replay equals the whole model bit for bit, and says so."""
+    pytest.importorskip("transformers")
+    module, model, maps = example("maskformer_replay"), tmp_path / "maskformer", tmp_path / "maps"
+    module.main([str(model), str(maps), str(SAMPLES / "things"), "--demo"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{name}  the same bit for bit" for name in module.OUTPUTS]
+    other = tmp_path / "other"
+    shutil.copytree(SAMPLES / "things", other)
+    shutil.copy(other / "street.jpg", other / "fruit.jpg")
+    assert min(module.differences(str(model), open_dump(maps), other).values()) > 0
+    with pytest.raises(SystemExit) as ended:
+        module.main([str(model), str(maps), str(SAMPLES / "things"), "--demo"])
+    assert ended.value.code == 2
