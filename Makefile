@@ -37,8 +37,8 @@ format: .venv/installed  ## put the code into its format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/installed  ## write docs/cli.md anew from --help
-	$(BIN)/python docs/write_cli.py
+docs: .venv/installed  ## write the tables of options in docs/ anew
+	$(BIN)/python docs/write_options.py
 
 bench: .venv/installed  ## measure start, memory, writer, large pictures and speed, as ratios (three hours)
 	$(BIN)/python benchmarks/memory.py --pictures build/pictures/small
