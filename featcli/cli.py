@@ -50,7 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
         if code == INTERRUPTED:
             what, code = ("terminated", TERMINATED) if signal.SIGTERM in received else ("interrupted", INTERRUPTED)
             again = "the same command without --overwrite" if "--overwrite" in _given(arguments) else "the same command"
-            _fail(what, f"what is committed stays; {again} goes on", code, arguments)
+            hint = f"what is committed stays; {again} goes on"
+            _fail(what, hint if "extract" in _given(arguments)[:1] else "nothing was changed", code, arguments)
     sys.exit(code)
 
 

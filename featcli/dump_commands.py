@@ -62,6 +62,7 @@ def verify(
 
     featcli verify feats --recompute 8 -c resnet50 photos
     """
+    from featcli.progress import Terminal, silent
     from featcli.tables import print_verdict
     from featcli.verify import repair as put_aside
     from featcli.verify import verify as check
@@ -70,7 +71,11 @@ def verify(
         raise UsageError(f"--recompute {recompute}: must be at least 0", "say how many images")
     if recompute and not (checkpoint and (inputs or files_from)):
         raise UsageError("--recompute needs what extract was given", "give -c/--checkpoint and the INPUT, or a list")
-    verdict = check(dump)
+    terminal = Terminal(work="verifying")
+    try:
+        verdict = check(dump, silent if quiet else terminal)
+    finally:
+        terminal.close()
     if as_json:
         print(json.dumps(verdict.to_json()))
     elif not quiet:

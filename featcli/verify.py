@@ -18,6 +18,7 @@ from featcli.errors import ConflictError, DamagedError, counted, printable, show
 from featcli.manifest import failure_lines, manifest_content
 from featcli.open_shards import checked_shapes
 from featcli.plan import Plan, with_fingerprint
+from featcli.progress import Report, silent
 from featcli.writers.layout import VALID, Array, Layout, is_stage
 from featcli.writers.lock import FolderLock
 from featcli.writers.publish import disk_errors, sync_folder
@@ -61,7 +62,7 @@ class Verdict:
         return {"type": "verdict", "state": self.state, **vars(self), "damages": [vars(d) for d in self.damages]}
 
 
-def verify(path: str | os.PathLike[str]) -> Verdict:
+def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
     """Check structure, plan, counts and every byte of a dump. Reads the dump alone; changes nothing.
 
     Raises UsageError where there is no dump.
@@ -87,10 +88,12 @@ def verify(path: str | os.PathLike[str]) -> Verdict:
     verdict.has_manifest = (folder / MANIFEST).exists()  # first: a run may come to its end meanwhile
     numbers = dump.numbered(".json")
     verdict.missing_shards = dump.plan.num_shards - len(numbers)
+    report("start", images=dump.plan.num_images, done=0)
     for number in numbers:
         record = _checked_shard(dump, number, keys, verdict)
         if record is not None:
             records.append(record)
+        report("batch", images=len(dump.plan.shard(number)))
     _check_last_files(dump, records, verdict)
     return verdict
 

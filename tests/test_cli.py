@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -284,6 +285,31 @@ def test_a_bar_on_a_terminal_only(photos, tmp_path):
     assert b"\x1b[3" not in shown
     assert b"x1b[" not in on_a_terminal("inspect", tmp_path / "b", width=60).replace(b"\x1b[", b"")  # never spelt out
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_long_reads_have_a_bar_too(photos, tmp_path):
+    """verify, export and show tell how far they are where somebody looks, and leave no trace of it in the end."""
+    subprocess.run([sys.executable, "-m", "featcli", "extract", photos, *TINY, "-o", tmp_path / "d", "-q"], check=True)
+    commands = {
+        b"verifying": ("verify", tmp_path / "d"),
+        b"exporting": ("export", tmp_path / "d", "-o", tmp_path / "x.h5"),
+        b"drawing": ("show", tmp_path / "d", "--root", photos, "-o", tmp_path / "x.html"),
+    }
+    for word, arguments in commands.items():
+        shown = on_a_terminal(*arguments, width=60)
+        assert word in shown
+        assert word not in shown.splitlines()[-1].rpartition(b"\r")[2]
+
+
+def test_an_export_that_is_interrupted(photos, tmp_path):
+    """Ctrl-C in an export ends with its own code and leaves nothing behind."""
+    subprocess.run([sys.executable, "-m", "featcli", "extract", photos, *TINY, "-o", tmp_path / "d", "-q"], check=True)
+    with featcli_process("export", tmp_path / "d", "-o", "-", "--to", "jsonl", bufsize=0) as process:
+        process.stdout.read(10)  # it is at work: more than fits into the pipe is to come
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.stderr.read() == "featcli: error: interrupted\nhint: nothing was changed\n"
+    assert process.returncode == 130
 
 
 def on_a_terminal(*arguments, width):
