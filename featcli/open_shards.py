@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from featcli.writers.rows import NUMPY_TYPES, fill_rows, read_rows, starts_of
 MOST = 32  # files that are open at once: file descriptors are few
 
 
-@dataclass(frozen=True)
+@dataclass
 class OpenShard:
     """A shard file, and of its stages whose maps differ in size the shapes and places of the maps."""
 
@@ -27,10 +28,12 @@ class OpenShard:
     layout: Layout
     shapes: Mapping[str, np.ndarray]  # (rows, 3)
     starts: Mapping[str, np.ndarray]  # (rows + 1,)
+    readers: int = 0  # that are at it
+    is_done: bool = False  # closed, as soon as nobody reads it
 
 
 class OpenShards:
-    """Reads rows by shard number. For any number of threads; a forked process opens its own files."""
+    """Reads rows by shard number, from any number of threads at once; a forked process opens its own files."""
 
     def __init__(self, dump: Dump) -> None:
         self._dump = dump
@@ -43,19 +46,18 @@ class OpenShards:
 
     def read(self, shard: int, name: str, first: int, count: int) -> np.ndarray:
         """`count` rows of an array as they are stored, bfloat16 as uint16. Raises DamagedError."""
-        with self._own_lock():  # a shard must not be closed for another while it is read
-            array = self._shard(shard).layout.arrays[name]
+        with self._reading(shard) as found:
+            array = found.layout.arrays[name]
             out = np.empty((count, *array.shape[1:]), NUMPY_TYPES[array.dtype])
-            self._fill(out, shard, name, first)
+            self._fill(out, found, shard, name, first)
             return out
 
     def read_into(self, out: np.ndarray, shard: int, name: str, first: int) -> None:
         """As many rows as `out` (contiguous, of the stored type) has, without another copy. Raises DamagedError."""
-        with self._own_lock():
-            self._fill(out, shard, name, first)
+        with self._reading(shard) as found:
+            self._fill(out, found, shard, name, first)
 
-    def _fill(self, out: np.ndarray, shard: int, name: str, first: int) -> None:
-        found = self._shard(shard)
+    def _fill(self, out: np.ndarray, found: OpenShard, shard: int, name: str, first: int) -> None:
         try:
             fill_rows(out, found.descriptor, found.layout.arrays[name], first)
         except EOFError:
@@ -64,20 +66,19 @@ class OpenShards:
 
     def place(self, shard: int, name: str) -> tuple[str, Array]:
         """The path of a shard file, and where in it an array is."""
-        with self._own_lock():
-            return str(self._dump.shard_path(shard)), self._shard(shard).layout.arrays[name]
+        with self._reading(shard) as found:
+            return str(self._dump.shard_path(shard)), found.layout.arrays[name]
 
     def starts(self, shard: int, stage: str) -> tuple[np.ndarray, np.ndarray]:
         """Of a stage whose maps differ in size: (rows, 3) shapes, and where each map begins among the values."""
-        with self._own_lock():
-            found = self._shard(shard)
+        with self._reading(shard) as found:
             return found.shapes[stage], found.starts[stage]
 
     def close(self) -> None:
         """Close the files; they are opened again when needed."""
         with self._own_lock():
             while self._open:
-                os.close(self._open.popitem()[1].descriptor)
+                self._done(self._open.popitem()[1])
 
     def _own_lock(self) -> threading.Lock:
         """The lock of this process: in a fork another thread may have held the one before, for ever."""
@@ -85,14 +86,30 @@ class OpenShards:
             self._begin()
         return self._lock
 
-    def _shard(self, number: int) -> OpenShard:
-        if number in self._open:
+    @contextmanager
+    def _reading(self, number: int) -> Iterator[OpenShard]:
+        """A shard whose file stays open for the block, whatever other threads open meanwhile."""
+        with self._own_lock():
+            if number not in self._open:
+                self._open[number] = self._opened(number)
+                if len(self._open) > MOST:
+                    self._done(self._open.popitem(last=False)[1])
             self._open.move_to_end(number)
-            return self._open[number]
-        self._open[number] = self._opened(number)
-        if len(self._open) > MOST:
-            os.close(self._open.popitem(last=False)[1].descriptor)
-        return self._open[number]
+            found = self._open[number]
+            found.readers += 1
+        try:
+            yield found
+        finally:
+            with self._own_lock():
+                found.readers -= 1
+                if found.is_done:
+                    self._done(found)
+
+    @staticmethod
+    def _done(shard: OpenShard) -> None:
+        shard.is_done = True
+        if not shard.readers:
+            os.close(shard.descriptor)
 
     def _opened(self, number: int) -> OpenShard:
         path = self._dump.shard_path(number)

@@ -99,7 +99,7 @@ class StageArray:
         if len(several):
             self._run(several[0], 1)
         shape = (len(several), *self.stage.shape_at((0, 0)))
-        whole = torch.empty(shape, dtype=kind) if out is None else out
+        whole = torch.from_numpy(np.empty(shape, NUMPY_TYPES[self.stage.dtype])).view(kind) if out is None else out
         if (tuple(whole.shape), whole.dtype) != (shape, kind) or not whole.is_contiguous():
             raise UsageError(f"out: a contiguous {kind} tensor of shape {shape} is needed", "")
         stored = (whole.view(torch.uint16) if kind is torch.bfloat16 else whole).numpy()

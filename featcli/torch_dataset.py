@@ -1,14 +1,19 @@
-"""The maps of a dump as a torch Dataset: safe in worker processes, and read into the memory they share."""
+"""The maps of a dump as a torch Dataset, safe in worker processes, and a loader whose workers are threads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from featcli.errors import UsageError, shown
 
@@ -68,40 +73,120 @@ class StageDataset(Dataset[Any]):
         return len(self.rows)
 
     def __getitem__(self, item: int | Sequence[int]) -> Any:
-        single = isinstance(item, int) or not hasattr(item, "__len__")
-        rows = self.rows[[item] if single else list(item)]  # type: ignore[arg-type]
-        found = {stage: self._read(stage, rows) for stage in self.stages}
-        if single:
-            found = {stage: maps[0] for stage, maps in found.items()}
-        maps = found[self.stages[0]] if self._is_single else found
-        if self._labels is None:
-            return maps
-        if single:
-            return maps, self._labels[item]  # type: ignore[index]
-        if isinstance(self._labels, torch.Tensor):
-            return maps, self._labels[torch.as_tensor(item)]
-        return maps, [self._labels[one] for one in item]  # type: ignore[union-attr]
+        if hasattr(item, "__len__"):
+            return self.read(item)  # type: ignore[arg-type]
+        maps, labels = self._maps([item]), self._labels_at([item])
+        maps = maps[0] if self._is_single else {stage: found[0] for stage, found in maps.items()}
+        return maps if labels is None else (maps, labels[0])
 
-    def _read(self, stage: str, rows: Any) -> torch.Tensor:
+    def read(self, items: Sequence[int], memory: BatchMemory | None = None) -> Any:
+        """Several items, stacked."""
+        maps, labels = self._maps(items, memory), self._labels_at(items)
+        return maps if labels is None else (maps, labels)
+
+    def _maps(self, items: Sequence[int], memory: BatchMemory | None = None) -> Any:
+        rows = self.rows[list(items)]
+        found = {stage: self._read(stage, rows, memory) for stage in self.stages}
+        return found[self.stages[0]] if self._is_single else found
+
+    def _labels_at(self, items: Sequence[int]) -> Any:
+        if self._labels is None or isinstance(self._labels, list):
+            return self._labels and [self._labels[item] for item in items]
+        return self._labels[torch.as_tensor(items)]
+
+    def _read(self, stage: str, rows: np.ndarray, memory: BatchMemory | None) -> torch.Tensor:
         """The maps of some rows; in a worker process in memory that the main process has too, without another copy."""
         array = self.dump[stage]
-        out = None
-        if get_worker_info() is not None:
-            shape, kind = (len(rows), *array.stage.shape_at((0, 0))), getattr(torch, array.stage.dtype)
+        shape, out = (len(rows), *array.stage.shape_at((0, 0))), None
+        if memory is not None:
+            out = memory.take(shape, array.stage.dtype)
+        elif get_worker_info() is not None:
+            kind = getattr(torch, array.stage.dtype)
             # As torch's own collate makes it; share_memory_() would copy what is not there yet.
             storage = torch.UntypedStorage._new_shared(prod(shape) * kind.itemsize)  # type: ignore[no-untyped-call]
             out = torch.empty(0, dtype=kind).set_(storage, 0, shape)  # type: ignore[call-overload]
         found: torch.Tensor = array.tensor(rows, out)
         return found
 
-    def loader(self, batch_size: int = 64, shuffle: bool = False, **options: Any) -> DataLoader[Any]:
-        """A DataLoader that reads each batch as a whole: faster than one that stacks single items.
+    def loader(
+        self,
+        batch_size: int = 64,
+        shuffle: bool = False,
+        num_workers: int = 2,
+        drop_last: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> BatchLoader:
+        """Batches of items, read ahead by `num_workers` threads: see BatchLoader."""
+        return BatchLoader(self, batch_size, shuffle, num_workers, drop_last, generator)
 
-        `options` are DataLoader's: num_workers, pin_memory, generator (here also of the order) and so on.
-        """
-        if shuffle:
-            sampler: Any = RandomSampler(self, generator=options.get("generator"))
-        else:
-            sampler = SequentialSampler(self)
-        batches = BatchSampler(sampler, batch_size, options.pop("drop_last", False))
-        return DataLoader(self, batch_size=None, sampler=batches, **options)
+
+class BatchMemory:
+    """The memory of batches that nobody holds any more is used again: a system takes long to give new memory."""
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def take(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+        """A tensor of this shape and type; what is in it is nobody's."""
+        kind = getattr(torch, dtype)
+        size = prod(shape) * kind.itemsize
+        with self._lock:
+            places = range(len(self._arrays))
+            place = next((at for at in places if self._is_free(at) and self._arrays[at].nbytes == size), None)
+            if place is None:
+                self._arrays = [self._arrays[at] for at in places if not self._is_free(at)]
+                self._arrays.append(np.empty(size, np.uint8))
+                place = -1
+            return torch.from_numpy(self._arrays[place]).view(kind).view(shape)
+
+    def _is_free(self, place: int) -> bool:
+        """Two know the array: the list and this question. Whoever holds a tensor over it, or a part of one, is more."""
+        return sys.getrefcount(self._arrays[place]) == 2
+
+
+class BatchLoader:
+    """Iterates over the batches of a dataset as DataLoader does, in a new order each time where it shuffles.
+
+    Its workers are threads: reading lets go of the interpreter, and what processes read would have to be copied, or
+    its memory made anew for every batch, to get it across. Batches come in their order, some are read ahead.
+    """
+
+    def __init__(
+        self,
+        data: StageDataset,
+        batch_size: int,
+        shuffle: bool,
+        num_workers: int,
+        drop_last: bool,
+        generator: torch.Generator | None,
+    ) -> None:
+        if batch_size < 1 or num_workers < 1:
+            raise UsageError("a loader needs a batch size and a number of workers of at least 1", "")
+        self._data = data
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._num_workers = num_workers
+        self._drop_last = drop_last
+        self._generator = generator
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        whole, rest = divmod(len(self._data), self._batch_size)
+        return whole + (rest > 0 and not self._drop_last)
+
+    def __iter__(self) -> Iterator[Any]:
+        count = len(self._data)
+        order = torch.randperm(count, generator=self._generator) if self._shuffle else torch.arange(count)
+        batches = iter(torch.split(order, self._batch_size)[: len(self)])
+        waiting: deque[Future[Any]] = deque()
+        memory = BatchMemory()
+        pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="reader")
+        try:
+            for batch in islice(batches, self._num_workers + 1):
+                waiting.append(pool.submit(self._data.read, batch.tolist(), memory))
+            while waiting:
+                yield waiting.popleft().result()  # nothing here holds it then
+                waiting += [pool.submit(self._data.read, batch.tolist(), memory) for batch in islice(batches, 1)]
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

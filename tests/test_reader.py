@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import pickle
 import shutil
 import threading
@@ -6,13 +7,14 @@ import threading
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import featcli
 from conftest import draw
 from featcli import open_dump
 from featcli.errors import IncompleteError, UsageError
 from featcli.open_shards import MOST
+from featcli.torch_dataset import BatchMemory
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 4}
 
@@ -183,16 +185,79 @@ def test_labels_that_do_not_fit(dump, labels):
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_the_dataset_in_worker_processes(dump, start):
-    """Workers, forked or started anew, give each image once with its own label, item by item or in batches."""
+    """Workers, forked or started anew, give each image once with its own label."""
     dump["stage2"][0]  # files are open before the fork
     data = dump.as_torch_dataset("stage2", labels=list(range(11)))
-    options = {"num_workers": 2, "multiprocessing_context": start}
-    for loader in (data.loader(4, shuffle=True, **options), DataLoader(data, 4, shuffle=True, **options)):
-        seen = []
-        for maps, labels in loader:
-            assert torch.equal(maps, dump["stage2"].tensor(labels))
-            seen += labels.tolist()
-        assert sorted(seen) == np.flatnonzero(dump.valid).tolist()
+    check_epoch(dump, DataLoader(data, 4, shuffle=True, num_workers=2, multiprocessing_context=start))
+    whole = BatchSampler(RandomSampler(data), 4, drop_last=False)  # batches are read as a whole
+    check_epoch(dump, DataLoader(data, None, sampler=whole, num_workers=2, multiprocessing_context=start))
+
+
+def check_epoch(dump, loader):
+    """All images that could be read come, each once, under their own rows."""
+    seen = []
+    for maps, labels in loader:
+        assert torch.equal(maps, dump["stage2"].tensor(labels))
+        seen += labels.tolist()
+    assert sorted(seen) == np.flatnonzero(dump.valid).tolist()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 5])
+def test_the_loader(dump, num_workers):
+    """It gives whole batches, each image once with its own label, in another order each time; also where it is left."""
+    data = dump.as_torch_dataset("stage2", labels=list(range(11)))
+    loader = data.loader(3, shuffle=True, num_workers=num_workers)
+    assert len(loader) == 4
+    for _ in range(3):
+        check_epoch(dump, loader)
+    orders = {tuple(row for _, labels in loader for row in labels.tolist()) for _ in range(9)}
+    assert len(orders) > 1
+    next(iter(loader))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+    with pytest.raises(UsageError):
+        data.loader(num_workers=0)
+
+
+def test_batches_that_are_kept_stay_as_they_are(dump):
+    """Memory is used again only for batches that nobody holds, not even as a view or as numpy's."""
+    data = dump.as_torch_dataset("stage2")
+    kept = []
+    for epoch in range(4):
+        for number, maps in enumerate(data.loader(3)):
+            kept.append([maps, maps.numpy(), maps[1:], None][(epoch + number) % 4])
+    expected = [data[list(range(first, min(first + 3, 10)))] for first in (0, 3, 6, 9)] * 4
+    for held, maps in zip(kept, expected, strict=True):
+        if held is not None:
+            held = torch.as_tensor(held)
+            assert torch.equal(held, maps[len(maps) - len(held) :])
+
+
+def test_memory_of_batches_is_used_again(dump):
+    """An epoch takes no more memory than the batches that are there at once."""
+    memory = BatchMemory()
+    first = memory.take((3, 4), "float32")
+    place = first.data_ptr()
+    assert memory.take((3, 4), "float32").data_ptr() != place
+    del first
+    again = memory.take((6, 4), "bfloat16")
+    assert (again.data_ptr(), again.shape, again.dtype) == (place, (6, 4), torch.bfloat16)
+    part = again[1:].numpy()[:1] if again.dtype != torch.bfloat16 else again[1:]
+    del again
+    assert memory.take((3, 4), "float32").data_ptr() != place
+    del part
+    memory.take((1,), "float32")
+    assert len(memory._arrays) == 1
+
+
+def test_a_shard_is_open_while_it_is_read(dump):
+    """A shard that has to go for another stays open until whoever reads it is done."""
+    shards = dump._shards
+    with shards._reading(0) as found:
+        shards.close()
+        os.fstat(found.descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(found.descriptor)
+    assert dump["stage1"][0].shape == dump.stages["stage1"].shape
 
 
 def test_the_order_can_be_repeated(dump):

@@ -1,0 +1,104 @@
+"""Reading a dump back, against `pread` and `np.memmap` of the same bytes, in memory already. Above 1 is faster.
+
+In turn, medians of several rounds. Single maps are drawn by chance. An epoch is all maps, shuffled, in batches of 32
+through the torch Dataset and two worker processes, which are there already; `pread` reads the same maps one after the
+other, in their order, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from photographs import SMALL, draw
+from torch.utils.data import DataLoader
+
+import featcli
+from featcli.writers import FORMATS
+
+IMAGES, SINGLE, BATCH = 256, 500, 32
+STAGES = ("stage1", "stage2", "stage4")  # of a ResNet-50: 3.2, 1.6 and 0.4 MB a map
+
+
+def seconds_of(work):
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def epoch(loader):
+    for _ in loader:
+        pass
+
+
+def compare(dump, stage, path, rounds):
+    """Print one line."""
+    maps = dump[stage]
+    array = FORMATS[dump.plan.settings["format"]].read_layout(str(path), None).arrays[stage]
+    mapped = np.memmap(path, np.float32, "r", array.offset, array.shape)
+    descriptor = os.open(path, os.O_RDONLY)
+
+    def by_pread(row):
+        raw = os.pread(descriptor, array.row_bytes, array.offset + row * array.row_bytes)
+        return np.frombuffer(raw, np.float32).reshape(maps.shape[1:])
+
+    data = dump.as_torch_dataset(stage)
+    workers = {"num_workers": 2, "persistent_workers": True}
+    loaders = {
+        "loader": data.loader(BATCH, shuffle=True, **workers),
+        "single": DataLoader(data, BATCH, shuffle=True, **workers),
+    }
+    for loader in loaders.values():
+        epoch(loader)  # workers start
+    found = {name: [] for name in ("ours", "pread", "memmap", "in order", *loaders)}
+    for seed in range(rounds):
+        rows = np.random.default_rng(seed).integers(0, len(maps), SINGLE).tolist()
+        ways = {"ours": maps.__getitem__, "pread": by_pread, "memmap": lambda row: mapped[row].copy()}
+        for name, one in ways.items():
+            found[name].append(seconds_of(lambda one=one, rows=rows: [one(row) is None for row in rows]))
+        found["in order"].append(seconds_of(lambda: [by_pread(row) is None for row in range(len(maps))]))
+        for name, loader in loaders.items():
+            found[name].append(seconds_of(lambda loader=loader: epoch(loader)))
+    os.close(descriptor)
+    median = {name: statistics.median(times) for name, times in found.items()}
+    print(
+        f"{dump.plan.settings['format']:<12} {stage:<7} {array.row_bytes / 1e6:4.1f} MB"
+        f" {median['pread'] / median['ours']:8.2f} {median['memmap'] / median['ours']:8.2f}"
+        f" {median['in order'] / median['loader']:14.2f} {median['in order'] / median['single']:10.2f}"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--pictures", type=Path, help="keep the drawn pictures there")
+    chosen = parser.parse_args()
+    print(
+        f"{os.cpu_count()} cores, torch {torch.__version__}, medians of {chosen.rounds}\n"
+        f"{'':<28} a single map /         an epoch of the Dataset /\n"
+        f"{'':<28}    pread   memmap    pread: loader()  DataLoader"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = draw(chosen.pictures or Path(folder) / "pictures", IMAGES, SMALL)
+        paths = sorted(pictures.iterdir())[:IMAGES]
+        for name in FORMATS:
+            target = Path(folder) / name
+            options = {"checkpoint": "resnet50", "random_init": True, "out_features": STAGES, "format": name}
+            featcli.extract(paths, output=target, layout="channels-last", fold=True, shard_size=IMAGES, **options)
+            for stage in STAGES:
+                compare(
+                    featcli.open_dump(target),
+                    stage,
+                    next((target / "shards").glob(f"*{FORMATS[name].SUFFIX}")),
+                    chosen.rounds,
+                )
+
+
+if __name__ == "__main__":
+    main()
