@@ -43,7 +43,15 @@ def scratch(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("page", "at_least"), [("README.md", 8), ("docs/replay.md", 6), ("docs/backbones.md", 1), ("docs/pictures.md", 3)]
+    ("page", "at_least"),
+    [
+        ("README.md", 8),
+        ("docs/replay.md", 6),
+        ("docs/backbones.md", 1),
+        ("docs/pictures.md", 3),
+        ("docs/stages.md", 4),
+        ("docs/numbers.md", 4),
+    ],
 )
 def test_pages_run_from_top_to_bottom(scratch, cli, page, at_least):
     """Every command and every Python block of the page runs, in its order, and prints what it shows."""
