@@ -9,12 +9,10 @@ from typing import Any
 import typer.main
 
 from featcli.cli import app
-from featcli.options import EPILOG
 
 DOCS = Path(__file__).parent
 COMMANDS = ("extract", "inspect", "models", "export", "show", "verify", "finalize")
 TABLE = re.compile(r"(<!-- options: written by make docs -->\n).*?(<!-- end of options -->)", re.DOTALL)
-CODES = re.compile(r"(<!-- exit codes: written by make docs -->\n).*?(<!-- end of exit codes -->)", re.DOTALL)
 
 
 def pages() -> dict[Path, str]:
@@ -24,8 +22,6 @@ def pages() -> dict[Path, str]:
     for name in COMMANDS:
         page = DOCS / f"{name}.md"
         found[page] = TABLE.sub(lambda match, name=name: match[1] + _table(commands[name]) + match[2], page.read_text())
-    page = DOCS / "troubleshooting.md"
-    found[page] = CODES.sub(lambda match: match[1] + _codes() + match[2], page.read_text())
     return found
 
 
@@ -48,12 +44,6 @@ def _text(parameter: Any) -> str:
     if parameter.default is None or parameter.default is False or not str(parameter.default) or "efault" in text:
         return text
     return f"{text} Default: `{parameter.default}`."
-
-
-def _codes() -> str:
-    """The exit codes that --help ends with, as a table."""
-    rows = re.findall(r"^  (\S+)  +(.*)$", EPILOG, re.MULTILINE)
-    return "\n".join(["| exit code | |", "|---|---|", *(f"| {code} | {text} |" for code, text in rows)]) + "\n"
 
 
 if __name__ == "__main__":

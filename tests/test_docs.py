@@ -54,11 +54,13 @@ PAGES = {
     "docs/finalize.md": 3,
     "docs/inspect.md": 6,
     "docs/models.md": 2,
+    "docs/numbers.md": 4,
     "docs/pictures.md": 3,
     "docs/pipelines.md": 15,
     "docs/python.md": 4,
     "docs/replay.md": 6,
     "docs/show.md": 3,
+    "docs/stages.md": 4,
     "docs/verify.md": 8,
 }
 
@@ -124,6 +126,9 @@ def test_every_exit_code_and_reason_is_documented():
     assert all(f"\n  {code}  " in EPILOG for code in codes)
     page = (REPOSITORY / "docs" / "format.md").read_text()
     assert all(f"| `{reason}` |" in page for reason in REASONS)
+    page = (REPOSITORY / "docs" / "troubleshooting.md").read_text()
+    assert all(re.search(rf"^\| (\d+, )?{code}(, \d+)? \|", page, re.MULTILINE) for code in {*codes, 130, 143, 141})
+    assert all(f"`{reason}`" in page for reason in REASONS)
 
 
 def test_makefile_targets_are_listed():
