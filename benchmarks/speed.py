@@ -40,9 +40,11 @@ from featcli import batches
 from featcli.backbones.backbone import as_run
 from featcli.backbones.from_timm import timm
 from featcli.batches import Pictures
+from featcli.config import ExtractConfig
 from featcli.decoding import Decoding
 from featcli.inputs import Given, find
 from featcli.machine import available_cores, kept_memory
+from featcli.planning import prepare
 from featcli.sizes import Sizes
 
 import transformers  # isort: skip  (after timm, which sees to torchvision)
@@ -136,11 +138,9 @@ class Ways:
 
     def _choose(self, precision):
         events = {}
-        target = self.scratch / "chosen"
-        featcli.extract(
-            self.folder, output=target, overwrite=True, precision=precision, pool="avg",
-            report=lambda kind, **facts: events.setdefault(facts.get("name"), facts), **self.options,
-        )  # fmt: skip
+        output = str(self.scratch / "chosen")
+        config = ExtractConfig((str(self.folder),), output=output, precision=precision, **self.options)
+        prepare(config, None, lambda kind, **facts: events.setdefault(facts.get("name"), facts))
         layout, _, folded = events["layout"]["value"].partition(", ")
         return {"layout": layout, "fold": bool(folded), "precision": precision}
 

@@ -20,7 +20,7 @@ import xxhash
 from featcli.errors import ConflictError, DamagedError, UsageError, counted, shown
 from featcli.images import Failure
 from featcli.inputs import MISSING, ImageList
-from featcli.plan import Plan, image_lines, other_images, refuse_other_plan, with_fingerprint
+from featcli.plan import OtherVersionError, Plan, image_lines, other_images, refuse_other_plan, with_fingerprint
 from featcli.records import read_record, record_content
 from featcli.writers import FORMATS
 from featcli.writers.files import open_regular
@@ -79,6 +79,8 @@ class Dump:
             if plan.settings["format"] not in FORMATS or any(stage.dtype not in ITEM_BYTES for stage in plan.stages):
                 raise ValueError("a format or a type that this featcli does not know")
             return plan
+        except OtherVersionError as error:
+            raise ConflictError(f"dump {shown(path)}: {error}", "use the featcli that made it") from error
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DamagedError(f"dump {shown(path)}: plan.json is damaged ({error})", _way_out(path)) from error
 

@@ -83,7 +83,7 @@ def verify(
     if verdict.damages and not repair:
         raise DamagedError(
             f"dump {shown(dump)}: {counted(len(verdict.damages), 'damage')} found",
-            "featcli verify --repair puts aside what can be made again, and the next extract does so",
+            "featcli verify --repair puts shards aside, for the next extract to make again, and mends a plan",
         )
     for line in put_aside(verdict) if verdict.damages else ():
         print(printable(line), file=sys.stderr)
@@ -147,6 +147,7 @@ def export(
 ) -> None:
     """Write the maps of a dump with their keys to one file, or as JSON lines to stdout.
 
+    \b
     featcli export feats --stage stage4 --pool avg -o stage4.h5
     featcli export feats --pool avg -o - | jq -c '[.key, .stage4[0]]'
     """
@@ -201,6 +202,7 @@ def show(
 ) -> None:
     """Draw images beside their maps, or survey a dump on one page that works offline.
 
+    \b
     featcli show feats nature/sea.jpg --root sample_images -o sea.png
     featcli show feats --root sample_images -o feats.html
     """

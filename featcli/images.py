@@ -169,15 +169,17 @@ def _opened(image: Input) -> IO[bytes]:
 
 def _identified(file: IO[bytes], rules: Decoding) -> Image.Image:
     """The picture as its header describes it, no pixel unpacked."""
+    formats = _formats(rules.max_pixels)
     try:
-        picture = Image.open(file, formats=_formats(rules.max_pixels))
+        picture = Image.open(file, formats=formats)
     except UnidentifiedImageError:
         file.seek(0)
         start = file.read(16)
-        if name := _begins_as(start, FOREIGN):
+        name = _begins_as(start, FOREIGN)
+        if name and name not in formats:
             help_ = f"pip install {PLUGINS[name][1]}, or convert it" if name in PLUGINS else "convert it"
             raise UnreadableError("format_not_allowed", f"{name}: {help_} to JPEG or PNG") from None
-        if name := _begins_as(start, KNOWN):
+        if name := name or _begins_as(start, KNOWN):
             raise UnreadableError("decode_error", f"{name} with a damaged header, or cut short") from None
         raise UnreadableError("not_an_image", "no known picture format") from None
     if picture.width * picture.height > rules.max_pixels:
@@ -235,6 +237,6 @@ def _reason(error: Exception) -> tuple[str, str]:
         found = re.search(r"\((\d+) pixels\)", str(error))
         return "too_many_pixels", f"{found[1] if found else 'far too many'} pixels; --max-pixels moves the limit"
     # Object addresses in a message would make two equal runs differ.
-    text = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")[:DETAIL_LENGTH]
+    text = " ".join(re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}").split())[:DETAIL_LENGTH]
     cut_short = isinstance(error, OSError | struct.error | EOFError) and "trunca" in text.lower()
     return ("truncated" if cut_short else "decode_error"), text

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from featcli.errors import UsageError, shown
+from featcli.errors import UsageError, counted, shown
 
 # What is collected from a folder. The content decides how a file is read (images.py); a suffix only says that
 # somebody meant it as a picture, so suffixes that cannot be read are collected too and end as recorded failures.
@@ -109,7 +109,7 @@ def find(given: Given) -> Listing:
         found += ((key, len(origins) - 1, size) for key, size in _listed(given, files_from))
     found, listing.repeated = _unique(found, origins)
     if not found:
-        passed_over = f" ({sum(listing.ignored.values())} files are no pictures)" if listing.ignored else ""
+        passed_over = f" ({counted(sum(listing.ignored.values()), 'file')} of other kinds)" if listing.ignored else ""
         where = ", ".join(shown(name) for name in [*inputs, *([files_from] if files_from else [])])
         suffixes = f"pictures end in {' '.join(sorted(SUFFIXES))}"
         raise UsageError(f"no images in {where}{passed_over}", suffixes if inputs else "is the list empty?")

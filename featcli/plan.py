@@ -24,6 +24,10 @@ FORMAT_VERSION = 1
 MOST = 1 << 53  # of anything that is counted: what every reader of JSON has exactly
 
 
+class OtherVersionError(ValueError):
+    """A plan of another version of the format."""
+
+
 @dataclass(frozen=True)
 class StoredStage:
     """A stage as the dump holds it."""
@@ -112,7 +116,7 @@ class Plan:
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
         """The plan in a plan.json. Raises KeyError, TypeError or ValueError for anything else."""
         if content["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {content['format_version']}, this featcli reads {FORMAT_VERSION}")
+            raise OtherVersionError(f"format version {content['format_version']}, this featcli reads {FORMAT_VERSION}")
         stages = tuple(
             StoredStage(**{**stage, **{name: tuple(stage[name]) for name in ("stride", "map_shape", "shape")}})
             for stage in content["stages"]

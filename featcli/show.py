@@ -67,8 +67,8 @@ def rows_to_draw(dump: DumpReader, count: int) -> list[int]:
 def _row(dump: DumpReader, key: str) -> int:
     if key not in dump.rows:
         near = nearest(key, dump.keys)
-        hint = f"did you mean {shown(near[0])}?" if near else f"such as {shown(dump.keys[0])}"
-        raise UsageError(f"key {shown(key)}: not in this dump", f"{hint} images.jsonl has them all")
+        hint = f"did you mean {shown(near[0])}?" if near else f"there is {shown(dump.keys[0])}, for one;"
+        raise UsageError(f"key {shown(key)}: not in this dump", f"{hint} all keys are in its images.jsonl")
     row = dump.rows[key]
     if not dump.valid[row]:
         failure = next((f for f in dump.failures if f["row"] == row), None)

@@ -104,6 +104,8 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
         f"{facts['dump']}: {facts['state']}, {there:,} of {facts['shards']:,} shards, {size(facts['bytes'])} checked,"
         f" {counted(len(facts['damages']), 'damage')}"
     )
+    if facts["state"] == "incomplete":
+        _say("run its extract command again to complete it")
 
 
 def comparison_line(comparison: Any) -> str:

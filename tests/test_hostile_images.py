@@ -415,3 +415,21 @@ def test_large_jpegs_decoded_smaller(tmp_path):
         one, other = rows["exact"][key].ravel(), rows["scaled"][key].ravel()
         assert not np.array_equal(one, other), key
         assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.999, key
+
+
+def test_a_damaged_picture_of_a_plugin(tmp_path, cli):
+    """A HEIC file cut short is damaged, not of a format that has still to be installed; details are one line."""
+    plugin = pytest.importorskip("pillow_heif")
+    plugin.register_heif_opener()
+    Image.new("RGB", (600, 400), "red").save(tmp_path / "whole.heic")
+    content = (tmp_path / "whole.heic").read_bytes()
+    (tmp_path / "p").mkdir()
+    for part in (60, len(content) // 2, len(content) - 40):
+        (tmp_path / "p" / f"{part}.heic").write_bytes(content[:part])
+    draw(tmp_path / "p" / "good.png", 1)
+    run = cli("extract", tmp_path / "p", "-o", tmp_path / "d", "-c", "test_resnet", "--random-init", "-q")
+    assert run.code == 3
+    failures = open_dump(tmp_path / "d").failures
+    assert len(failures) == 3
+    assert {failure["reason"] for failure in failures} <= {"decode_error", "truncated"}
+    assert not [failure for failure in failures if "\n" in failure["detail"] or "pip install" in failure["detail"]]

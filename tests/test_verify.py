@@ -288,3 +288,16 @@ def test_a_reader_written_from_the_format_page(made):
     for stage, maps in found.items():
         assert list(maps) == good
         assert all(np.array_equal(maps[key], expected[stage][key]) for key in good)
+
+
+def test_a_dump_of_a_later_version(tmp_path, photos, cli):
+    """It is not called damaged, and nobody is led into starting anew: each command names the way out."""
+    from featcli.writers.sealed import publish_sealed, read_sealed
+
+    featcli.extract(photos, output=tmp_path / "d", checkpoint="test_resnet", random_init=True)
+    plan = tmp_path / "d" / "plan.json"
+    publish_sealed(plan, {**read_sealed(plan), "format_version": 2}, replace=True)
+    for command in (["verify"], ["inspect"], ["verify", "--repair"], ["export", "-o", tmp_path / "x.h5"]):
+        run = cli(command[0], tmp_path / "d", *command[1:])
+        assert run.code == 5
+        assert "format version 2, this featcli reads 1\nhint: use the featcli that made it" in run.err

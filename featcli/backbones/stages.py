@@ -8,6 +8,7 @@ any other, and `all` and `stage2:stage4` are understood.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -133,6 +134,8 @@ def _position(stages: Sequence[tuple[str, str]], feature: str) -> int:
         hint = f"module {shown(feature)} is the stage {shown(names[modules.index(feature)])}"
     elif near := nearest(feature, names):
         hint = f"did you mean {' or '.join(near)}? The stages are {_brief(names)}"
+    elif re.fullmatch(r"-?\d+", feature):
+        hint = f"for an index give --out-indices {feature}"
     else:
         hint = f"the stages are {_brief(names)}"
     raise UsageError(f"unknown stage {shown(feature)}", hint)

@@ -7,6 +7,7 @@ import pickle
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class TransformersSource(Source):
             self.config.num_channels = request.num_channels
         self.channels = getattr(self.config, "num_channels", 3)
         self.processor = processor_of(request)
+        self._has_processor = self.processor is not None
         self.input_size = request.image_size or own_size(request, self.processor) or config_size(self.config)
         if self.processor is None and request.random_init:  # nothing was trained on other pixels
             self.processor = default_processor(self.model_type, self.input_size)
@@ -131,7 +133,8 @@ class TransformersSource(Source):
                 "such a backbone can only be inspected",
             )
         with reading(self.request):
-            return preprocessing_of(self.processor, self.input_size, self.channels, self.fitting)
+            found = preprocessing_of(self.processor, self.input_size, self.channels, self.fitting)
+        return found if self._has_processor else replace(found, origin="default of its type: it has none")
 
     def settings(self) -> dict[str, Any]:
         """See Source."""

@@ -22,7 +22,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 def read_regular(path: Path, most: int) -> bytes:
     """All bytes of a file. Raises OSError, and ValueError for one of more than `most` bytes."""
     with os.fdopen(open_regular(path), "rb") as file:
-        raw = file.read(most + 1)
+        raw = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)  # memory is taken for as many as are asked for
     if len(raw) > most:
         raise ValueError(f"larger than {most} bytes")
     return raw
