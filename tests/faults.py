@@ -111,7 +111,9 @@ class Scene:
 
 
 def scenes(folder: Path, format_name: str, links: bool = True) -> Iterator[tuple[str, Scene]]:
-    """A new dump; one with a repaired image and a lost shard, mended; one of another seed, overwritten."""
+    """A new dump; one of large rows, which go past the page cache; one with a repaired image and a lost shard, mended;
+    one of another seed, overwritten.
+    """
     from conftest import draw
     from featcli import extract
 
@@ -120,6 +122,7 @@ def scenes(folder: Path, format_name: str, links: bool = True) -> Iterator[tuple
     yield "new", Scene(folder / "photos", format_name, links=links)
     if not links:
         return
+    yield "large", Scene(folder / "photos", format_name, options={"out_features": ("stem",)})
     shutil.copytree(folder / "photos", folder / "mended")
     good = (folder / "mended" / "1.png").read_bytes()
     (folder / "mended" / "1.png").write_bytes(b"broken")
@@ -145,8 +148,8 @@ def _watched(dump: Path, send: int, fault: str, at: int):
         def call(first, *rest, **options):
             nonlocal count
             is_ours = isinstance(first, int) or os.fspath(first).startswith(str(dump))
-            if name == "open" and is_ours and not rest[0] & os.O_CREAT:
-                is_ours = False  # it only reads
+            if name == "open" and is_ours and not rest[0] & (os.O_CREAT | os.O_WRONLY):
+                is_ours = False  # it only reads, or looks whether a file is locked
             if is_ours:
                 write(send, f"{name} ".encode())
                 count += 1

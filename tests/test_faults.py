@@ -24,7 +24,7 @@ def rehearsed(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS)
-@pytest.mark.parametrize("name", ["new", "mended", "overwritten"])
+@pytest.mark.parametrize("name", ["new", "large", "mended", "overwritten"])
 def test_a_fault_at_any_call(rehearsed, tmp_path, name, fault):
     """Whatever a fault leaves is whole or nothing, and the same command brings the dump to the same bytes."""
     scene = rehearsed[name]
