@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
@@ -13,6 +16,7 @@ from featcli.pace import Pace
 
 Report = Callable[..., None]  # report(kind, **facts)
 FAILURES_SHOWN = 5
+LABEL = re.compile(r"[a-z_ ]{14} (?=\S)")  # begins a line that says what was chosen
 _one_line_at_a_time = threading.Lock()
 
 
@@ -103,7 +107,7 @@ class Terminal:
     def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        print(printable(text), file=self._stream, flush=True)
+        print(folded(printable(text), self._stream), file=self._stream, flush=True)
         if self._bar is not None:
             self._bar.refresh()
 
@@ -130,6 +134,23 @@ def summary(end: dict[str, Any]) -> str:
 def most_first(counts: Mapping[str, int]) -> dict[str, int]:
     """The counts, the largest first, equal ones by name."""
     return dict(sorted(counts.items(), key=lambda count: (-count[1], count[0])))
+
+
+def folded(text: str, stream: TextIO) -> str:
+    """The text as it fits on a terminal, its lines folded under what they say; as it is for a file or a pipe."""
+    if not stream.isatty():
+        return text
+    width = max(40, shutil.get_terminal_size().columns)
+    lines = text.split("\n")
+    return "\n".join(line if len(line) <= width else _folded_line(line, width) for line in lines)
+
+
+def _folded_line(line: str, width: int) -> str:
+    label = LABEL.match(line)
+    return textwrap.fill(
+        line, width, subsequent_indent=" " * (label.end() if label else 2), replace_whitespace=False,
+        drop_whitespace=True, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def size(num_bytes: float) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featcli.errors import counted, printable
 from featcli.plan import shown_shape
-from featcli.progress import size
+from featcli.progress import folded, size
 
 WIDE = 240
 
@@ -118,7 +119,7 @@ def comparison_line(comparison: Any) -> str:
 
 def _say(text: str, end: str = "\n") -> None:
     """Print what may hold anybody's names."""
-    print(printable(text), end=end)
+    print(folded(printable(text), sys.stdout), end=end)
 
 
 def _stride(stride: list[int]) -> str:
@@ -126,13 +127,21 @@ def _stride(stride: list[int]) -> str:
 
 
 def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table; on a terminal that is narrower than it, a paragraph for each row: nothing is ever cut."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*header, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*map(printable, row))
-    console = Console(highlight=False, width=WIDE, markup=False)  # never cut: a narrow terminal folds whole lines
+    console = Console(highlight=False, width=WIDE, markup=False)
+    if sys.stdout.isatty() and console.measure(table).maximum > Console().width:
+        for row in rows:
+            _say(
+                f"{row[0]}  "
+                + ", ".join(f"{name} {cell}" for name, cell in zip(header[1:], row[1:], strict=True) if cell)
+            )
+        return
     with console.capture() as drawn:
         console.print(table)
     print("\n".join(line.rstrip() for line in drawn.get().splitlines()))  # its own styles, on a terminal

@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -301,6 +302,17 @@ def test_long_reads_have_a_bar_too(photos, tmp_path):
         assert word not in shown.splitlines()[-1].rpartition(b"\r")[2]
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("command", ["models siglip_gap", "inspect swin_tiny_patch4_window7_224"])
+def test_a_terminal_of_any_width(command, width, cli):
+    """Nothing is wider than the terminal, and all that a pipe gets is there."""
+    whole = cli(*command.split()).out
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal(*command.split(), width=width).decode())
+    assert max(map(len, shown.splitlines())) <= width
+    words = {word.strip(",") for word in shown.split()}
+    assert {word.strip(",") for word in whole.split()} - words <= {"model", "index"}  # headers of what begins a line
+
+
 def test_an_export_that_is_interrupted(photos, tmp_path):
     """Ctrl-C in an export ends with its own code and leaves nothing behind."""
     subprocess.run([sys.executable, "-m", "featcli", "extract", photos, *TINY, "-o", tmp_path / "d", "-q"], check=True)
@@ -317,7 +329,8 @@ def on_a_terminal(*arguments, width):
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     command = [sys.executable, "-m", "featcli", *map(str, arguments)]
-    with subprocess.Popen(command, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"}) as process:
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(command, stdout=slave, stderr=slave, env={**environment, "TERM": "xterm"}) as process:
         os.close(slave)
         shown = b""
         with contextlib.suppress(OSError):  # Linux reports a closed terminal so
