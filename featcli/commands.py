@@ -51,6 +51,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help and plain errors, which documents and logs can hold
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
 )
 DEFAULT = ExtractConfig(inputs=(".",))

@@ -152,7 +152,7 @@ def export(
     featcli export feats --pool avg -o - | jq -c '[.key, .stage4[0]]'
     """
     from featcli.backbones.stages import given_features
-    from featcli.export import STDOUT
+    from featcli.export import STDOUT, images_beside
     from featcli.export import export as write
     from featcli.progress import Terminal, silent, size
     from featcli.reader import open_dump
@@ -176,7 +176,10 @@ def export(
         path = Path(output)
         num_bytes = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
         stages = ", ".join(f"{one.name} {shown_shape(one.shape)} {one.dtype}" for one in content.stages)
-        print(printable(f"{output}: {counted(len(content.rows), 'image')}, {stages}, {size(num_bytes)}"))
+        there = len(content.dump)
+        images = counted(there, "image") if len(content.rows) == there else f"{len(content.rows):,} of {there:,} images"
+        beside = f" with {images_beside(path).name}" if path.suffix == ".npy" else ""
+        print(printable(f"{output}{beside}: {images}, {stages}, {size(num_bytes)}"))
 
 
 @app.command(epilog=EPILOG, short_help="Draw the maps of a dump: a picture, or a page.")
@@ -192,10 +195,15 @@ def show(
     root: Annotated[
         str | None, typer.Option(help="Folder that the keys are relative to: the INPUT of extract. Default: here.")
     ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Stages by name, such as stage2,stage4 or stage2:stage4. Default: all.")
+    ] = None,
     num_images: Annotated[
         int | None, typer.Option(help=f"Without keys: so many. Default: {SHEET_IMAGES}, on a page {PAGE_IMAGES}.")
     ] = None,
-    allow_outside: AllowOutside = False,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Follow keys that lead out of that folder, too.")
+    ] = False,
     incomplete: Incomplete = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Take the place of a file that is there.")] = False,
     quiet: Quiet = False,
@@ -206,10 +214,11 @@ def show(
     featcli show feats nature/sea.jpg --root sample_images -o sea.png
     featcli show feats --root sample_images -o feats.html
     """
+    from featcli.backbones.stages import given_features
     from featcli.dump_pictures import DumpPictures
     from featcli.progress import Terminal, silent
     from featcli.reader import open_dump
-    from featcli.show import rows_of, rows_to_draw
+    from featcli.show import Drawing, rows_of, rows_to_draw
     from featcli.show import show as draw
     from featcli.survey import SUFFIXES as PAGES
     from featcli.survey import survey
@@ -223,9 +232,9 @@ def show(
     )
     terminal = Terminal(work="drawing", unit="steps")
     try:
-        missing = (survey if is_page else draw)(
-            found, rows, output, DumpPictures(found, root, allow_outside), overwrite, silent if quiet else terminal
-        )
+        pictures = DumpPictures(found, root, allow_outside)
+        drawing = Drawing(found, rows, found.chosen_stages(given_features(stage)), pictures)
+        missing = (survey if is_page else draw)(drawing, output, overwrite, silent if quiet else terminal)
     finally:
         terminal.close()
     if not quiet:

@@ -11,10 +11,11 @@ from dataclasses import replace
 from functools import partial as partial_call
 from pathlib import Path
 
+from featcli.config import DTYPES
 from featcli.errors import ConflictError, UsageError, one_of, shown
 from featcli.exports import SUFFIXES, export_format, format_of
 from featcli.exports.content import Content, content_of
-from featcli.output_file import refuse_taken, write_file
+from featcli.output_file import refuse_inside, refuse_taken, write_file
 from featcli.progress import Report, silent
 from featcli.reader import DumpReader
 from featcli.writers.publish import create_partial, disk_errors, sync_folder
@@ -41,8 +42,12 @@ def export(  # noqa: PLR0913  (a keyword for each option)
     """
     name = _format(output, to)
     if dtype is not None:
-        one_of("--dtype", dtype, export_format(name).DTYPES)
-    content = content_of(dump, _names(dump, stages), pool, dtype or "", keep_failed)
+        one_of("--dtype", dtype, DTYPES)
+        if dtype not in export_format(name).DTYPES:
+            raise UsageError(
+                f"--dtype {dtype}: {name} has no such type", f"use {', '.join(export_format(name).DTYPES)}"
+            )
+    content = content_of(dump, dump.chosen_stages(stages), pool, dtype or "", keep_failed)
     known = export_format(name).DTYPES
     stages_there = tuple(s if s.dtype in known else replace(s, dtype="float32") for s in content.stages)
     content = replace(content, stages=stages_there, report=report)
@@ -64,6 +69,8 @@ def _format(output: str, to: str | None) -> str:
         if to not in (None, "jsonl"):
             raise UsageError(f"-o - --to {to}: only JSON lines can be streamed", "use --to jsonl, or name a file")
         return "jsonl"
+    if to and format_of(output) not in (None, to):
+        raise UsageError(f"-o {shown(output)} --to {to}: its suffix says {format_of(output)}", "give one of the two")
     name = to or format_of(output) or ("" if Path(output).suffix and not Path(output).is_dir() else "npy")
     if not name:
         known = " ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
@@ -71,14 +78,6 @@ def _format(output: str, to: str | None) -> str:
             f"-o {shown(output)}: no format has that suffix", f"use one of {known}, or none for a folder, or --to"
         )
     return name
-
-
-def _names(dump: DumpReader, asked: Sequence[str] | None) -> list[str]:
-    from featcli.backbones.stages import select
-
-    stages = [(stage.name, stage.module) for stage in dump.plan.stages]
-    positions = range(len(stages)) if asked is None else select(stages, asked)
-    return [stages[position][0] for position in positions]
 
 
 def _stream(content: Content) -> None:
@@ -99,12 +98,18 @@ def _write_file(content: Content, path: Path, name: str, overwrite: bool) -> Non
             "choose it with --stage, or name a folder: it gets a file for each",
         )
     if name == "npy":  # before the array: it never lies there without its keys
-        write_file(path.with_suffix(f".{IMAGES}"), partial_call(_write_images, content), overwrite=True)
+        write_file(images_beside(path), partial_call(_write_images, content), overwrite=True)
     write_file(path, partial_call(export_format(name).write, content), overwrite)
+
+
+def images_beside(path: Path) -> Path:
+    """Where a .npy file's list of images lies."""
+    return path.with_suffix(f".{IMAGES}")
 
 
 def _write_folder(content: Content, path: Path) -> None:
     """A folder with a .npy file for each stage, which has its name once all is in it and on the disk."""
+    refuse_inside(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ConflictError(f"-o {shown(path)}: not an empty folder", "name another; none is overwritten")
     with disk_errors(path, "-o"):

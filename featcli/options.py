@@ -16,11 +16,11 @@ Exit codes:
   2        usage: a bad option, no images, an unknown stage or checkpoint name
   3        done, but some images failed and are recorded
   4        the dump is damaged, or --recompute found other values
-  5        the dump exists with another plan, another process is at work in it, or a file is there already
+  5        a dump of another plan, or in use; or a file that is there already
   6        the checkpoint is refused
   7        disk, device or memory
   8        the dump is incomplete, or shards of it are gone
-  130/143  interrupted, terminated: what is committed stays, the same command goes on
+  130/143  interrupted, terminated: the same command goes on
   141      whoever read stdout went away
 """
 

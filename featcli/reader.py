@@ -174,6 +174,13 @@ class DumpReader:
             shard = self.plan.shard(number)
             yield from self._walk(stages, at_once, [row for row in shard if chosen[row]])
 
+    def chosen_stages(self, asked: Sequence[str] | None = None) -> list[str]:
+        """Names and ranges such as `stage2:stage4` as names, in network order; all where it is None. UsageError."""
+        from featcli.backbones.stages import select
+
+        stages = [(stage.name, stage.module) for stage in self.plan.stages]
+        return [stages[position][0] for position in (range(len(stages)) if asked is None else select(stages, asked))]
+
     def chosen(self, rows: Any = None) -> np.ndarray:
         """(N,) bool: these rows, given by row, key or mask; all where it is None. Raises KeyError and IndexError."""
         if rows is None:

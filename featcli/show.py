@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,28 +27,35 @@ TITLE, LINE = 40, 20
 SIZE, CHARACTER = 14, 7  # of the text: its height, and the width that a character takes at the most
 PAPER, INK, FAINT = "#ffffff", "#1b1b1b", "#6b6b6b"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+MOST_PIXELS = {"PNG": 40_000, "JPEG": 65_500, "WEBP": 16_383}  # of an edge; of PNG what others still open
 
 
-def show(
-    dump: DumpReader,
-    rows: Sequence[int],
-    output: str,
-    pictures: DumpPictures,
-    overwrite: bool = False,
-    report: Report = silent,
-) -> int:
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn: these rows and stages of a dump, and where their pictures are."""
+
+    dump: DumpReader
+    rows: Sequence[int]
+    stages: Sequence[str]
+    pictures: DumpPictures
+
+
+def show(drawing: Drawing, output: str, overwrite: bool = False, report: Report = silent) -> int:
     """Draw these images and their maps into the file `output`. Returns how many pictures were not found.
 
     Raises UsageError for dumps without maps, ConflictError where `output` is there already, MachineError.
     """
     path = Path(output)
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"-o {shown(output)}: no picture has that suffix", f"use one of {' '.join(FORMATS)}")
+        known = f"{' '.join(FORMATS)}, or .html for a page"
+        raise UsageError(f"-o {shown(output)}: no picture has that suffix", f"use one of {known}")
     refuse_taken(path, overwrite)
-    colours = _fitted(dump, report)
-    found = [pictures[row] for row in rows]
-    sheet = _sheet(dump, rows, found, colours)
-    write_file(path, lambda partial: sheet.save(partial, FORMATS[path.suffix.lower()]), overwrite)
+    dump, rows = drawing.dump, drawing.rows
+    colours = _fitted(dump, drawing.stages, report)
+    found = [drawing.pictures[row] for row in rows]
+    kind = FORMATS[path.suffix.lower()]
+    sheet = _sheet(dump, rows, found, colours, MOST_PIXELS[kind])
+    write_file(path, lambda partial: sheet.save(partial, kind), overwrite)
     return found.count(None)
 
 
@@ -77,12 +85,12 @@ def _row(dump: DumpReader, key: str) -> int:
     return row
 
 
-def _fitted(dump: DumpReader, report: Report) -> dict[str, Colours]:
+def _fitted(dump: DumpReader, stages: Sequence[str], report: Report) -> dict[str, Colours]:
     """The colours of each stage that has maps."""
     rows = evenly_spaced(np.flatnonzero(dump.valid).tolist(), STUDIED)
     found = {}
-    report("start", images=len(dump.stages), done=0)
-    for name in dump.stages:
+    report("start", images=len(stages), done=0)
+    for name in stages:
         colours = study(dump[name], rows)[1]
         if colours is not None:
             found[name] = colours
@@ -96,15 +104,28 @@ def _fitted(dump: DumpReader, report: Report) -> dict[str, Colours]:
 
 
 def _sheet(
-    dump: DumpReader, rows: Sequence[int], pictures: Sequence[Image.Image | None], colours: dict[str, Colours]
+    dump: DumpReader,
+    rows: Sequence[int],
+    pictures: Sequence[Image.Image | None],
+    colours: dict[str, Colours],
+    limit: int,
 ) -> Image.Image:
-    """The panels: for each image two rows, its picture on the left, its maps stage by stage to the right."""
+    """The panels: for each image two rows, its picture on the left, its maps stage by stage to the right.
+
+    Raises UsageError where it would have more than `limit` pixels in a direction.
+    """
     from PIL import Image, ImageDraw
 
     width = 2 * MARGIN + (1 + len(colours)) * (PANEL + GAP) - GAP
     characters = (width - 2 * MARGIN) // CHARACTER
     lines = textwrap.wrap(_caption(dump), characters)
     height = MARGIN + TITLE + len(rows) * (2 * (PANEL + GAP) + LINE) + len(lines) * LINE + MARGIN
+    if max(width, height) > limit:
+        raise UsageError(
+            f"{counted(len(rows), 'image')} of {counted(len(colours), 'stage')} make a picture of {width}x{height}"
+            f" pixels, the format ends at {limit}",
+            "draw fewer images or stages (--num-images, --stage), or a page: -o page.html",
+        )
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(colours, 1):
@@ -113,7 +134,7 @@ def _sheet(
         _write(draw, (left, MARGIN + LINE - 2), shown_shape(dump.stages[name].shape), FAINT)
     top = MARGIN + TITLE
     for row, picture in zip(rows, pictures, strict=True):
-        _write(draw, (MARGIN, top), _cut(printable(dump.keys[row]), characters), INK)
+        _write(draw, (MARGIN, top), _cut(_plain(dump.keys[row]), characters), INK)
         top += LINE
         if picture is None:
             draw.rectangle((MARGIN, top, MARGIN + PANEL - 1, top + PANEL - 1), outline=FAINT)
@@ -160,6 +181,11 @@ def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour:
     from PIL import ImageFont
 
     draw.text(place, text, colour, ImageFont.load_default(SIZE))
+
+
+def _plain(key: str) -> str:
+    """The key as the font has it, which is Latin without accents: all else is escaped."""
+    return printable(key).encode("ascii", "backslashreplace").decode()
 
 
 def _cut(text: str, characters: int) -> str:

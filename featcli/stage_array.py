@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcli.errors import IncompleteError, UsageError, shown
+from featcli.errors import IncompleteError, UsageError, nearest, shown
 from featcli.open_shards import OpenShards
 from featcli.plan import Plan, StoredStage
 from featcli.writers.rows import NUMPY_TYPES, values_of
@@ -147,10 +147,12 @@ class StageArray:
         if isinstance(index, slice):
             return range(len(self))[index]
         if isinstance(index, str):
-            return self._row_of_key[index]
+            return self._row(index)
         if isinstance(index, tuple | bytes | bool | np.bool_):
             raise TypeError("a stage is indexed by images alone: dump[stage][image][channel]")
         if not hasattr(index, "__len__") or getattr(index, "shape", None) == ():
+            if not hasattr(index, "__index__"):
+                raise TypeError(f"{index!r} is neither a row nor a key")
             return self._absolute(operator.index(index))
         return self._listed(index)
 
@@ -164,7 +166,13 @@ class StageArray:
         wrong = [i for i in listed if type(i) not in (int, str)]
         if wrong:
             raise TypeError(f"{wrong[0]!r} is neither a row nor a key")
-        return [self._row_of_key[i] if isinstance(i, str) else self._absolute(i) for i in listed]
+        return [self._row(i) if isinstance(i, str) else self._absolute(i) for i in listed]
+
+    def _row(self, key: str) -> int:
+        if key not in self._row_of_key:
+            near = nearest(key, self._row_of_key, 1)
+            raise KeyError(f"no key {shown(key)} in this dump" + (f"; did you mean {shown(near[0])}?" if near else ""))
+        return self._row_of_key[key]
 
     def _absolute(self, row: int) -> int:
         if not -len(self) <= row < len(self):

@@ -7,7 +7,7 @@ import html
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcli.dump_pictures import DumpPictures
-from featcli.errors import counted, printable
+from featcli.backbones.fitting import NATIVE
+from featcli.errors import CheckpointError, counted, printable
 from featcli.output_file import refuse_taken, write_file
 from featcli.plan import shown_shape
 from featcli.progress import Report, silent, size
 from featcli.reader import DumpReader
-from featcli.show import STUDIED
+from featcli.show import STUDIED, Drawing
 from featcli.stage_view import HIGH, LOW, Colours, Statistics, evenly_spaced, study
 
 if TYPE_CHECKING:
@@ -34,30 +34,24 @@ MOST_FAILURES = 200  # that are named
 TEMPLATE, TITLE, FACTS = "survey.html", "FEATCLI-TITLE", "FEATCLI-FACTS"
 
 
-def survey(
-    dump: DumpReader,
-    rows: Sequence[int],
-    output: str,
-    pictures: DumpPictures,
-    overwrite: bool = False,
-    report: Report = silent,
-) -> int:
+def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Report = silent) -> int:
     """Write the page with these images. Returns how many pictures were not found.
 
     Raises ConflictError where `output` is there already, MachineError.
     """
     path = Path(output)
     refuse_taken(path, overwrite)
-    report("start", images=len(dump.stages) + len(rows), done=0)
+    dump, rows, stages = drawing.dump, drawing.rows, drawing.stages
+    report("start", images=len(stages) + len(rows), done=0)
     studied = evenly_spaced(np.flatnonzero(dump.valid).tolist(), STUDIED)
     of_stage: dict[str, tuple[Statistics, Colours | None]] = {}
-    for name in dump.stages if studied else ():
+    for name in stages if studied else ():
         of_stage[name] = study(dump[name], studied)
         report("batch", images=1)
     images: list[dict[str, Any]] = []
     pooled: dict[str, list[np.ndarray]] = {name: [] for name in of_stage}
     for row in rows:
-        images.append(_image(dump, row, pictures[row], of_stage, pooled))
+        images.append(_image(dump, row, drawing.pictures[row], of_stage, pooled))
         report("batch", images=1)
     for name, vectors in pooled.items():
         for image, near in zip(images, _neighbours(np.array(vectors)), strict=True):
@@ -84,13 +78,18 @@ def _about(dump: DumpReader) -> list[tuple[str, str]]:
     """What the dump is, as its plan and records say."""
     plan, settings = dump.plan, dump.plan.settings
     state = "" if len(dump.records) == plan.num_shards else f"; {plan.num_shards - len(dump.records)} shards missing"
-    height, width = settings["backbone"]["input_size"]
+    pixels = settings["preprocessing"]
+    edges = pixels["largest"] if pixels.get("fit") == NATIVE else settings["backbone"]["input_size"]
+    try:
+        preprocessing = dump.preprocessing.summary
+    except CheckpointError:
+        preprocessing = "as its checkpoint says"
     stored = sum(record["bytes"] for record in dump.records.values())
     facts = [
         ("checkpoint", plan.provenance["checkpoint"]),
         ("weights", plan.provenance["weights"]),
         ("images", f"{plan.num_images:,}: {int(dump.valid.sum()):,} written, {len(dump.failures):,} failed{state}"),
-        ("input", f"{height}x{width}, {settings['preprocessing'].get('fit', 'as its checkpoint says')}"),
+        ("input", f"{'x'.join(map(str, edges)) if edges else 'any size'}: {preprocessing}"),
         ("maps", f"pool {settings['pool']}, norm {dump.norm}, computed in {settings['precision']}"),
         ("stored", f"{settings['format']}, {size(stored)} in {counted(len(dump.records), 'shard')}"),
         ("made by", ", ".join(f"{name} {version}" for name, version in plan.environment.items())),

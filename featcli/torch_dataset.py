@@ -72,6 +72,9 @@ class StageDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        return f"<dataset of {self.dump!r}: {len(self)} items of {', '.join(self.stages)}>"
+
     def __getitem__(self, item: int | Sequence[int]) -> Any:
         if hasattr(item, "__len__"):
             return self.read(item)  # type: ignore[arg-type]
@@ -116,7 +119,7 @@ class StageDataset(Dataset[Any]):
         drop_last: bool = False,
         generator: torch.Generator | None = None,
     ) -> BatchLoader:
-        """Batches of items, read ahead by `num_workers` threads: see BatchLoader."""
+        """Batches of items, read ahead by `num_workers` threads, 0 for none: see BatchLoader."""
         return BatchLoader(self, batch_size, shuffle, num_workers, drop_last, generator)
 
 
@@ -161,8 +164,9 @@ class BatchLoader:
         drop_last: bool,
         generator: torch.Generator | None,
     ) -> None:
-        if batch_size < 1 or num_workers < 1:
-            raise UsageError("a loader needs a batch size and a number of workers of at least 1", "")
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise UsageError(f"{name}={value}: must be at least {least}", "leave it out for the default")
         self._data = data
         self._batch_size = batch_size
         self._shuffle = shuffle
@@ -181,6 +185,9 @@ class BatchLoader:
         batches = iter(torch.split(order, self._batch_size)[: len(self)])
         waiting: deque[Future[Any]] = deque()
         memory = BatchMemory()
+        if not self._num_workers:
+            yield from (self._data.read(batch.tolist(), memory) for batch in batches)
+            return
         pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="reader")
         try:
             for batch in islice(batches, self._num_workers + 1):

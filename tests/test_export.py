@@ -74,7 +74,7 @@ def test_every_format_holds_the_same_maps(dump, tmp_path, cli, name):
     path = tmp_path / "made" / name
     run = cli("export", dump.path, "-o", path, *(["--stage", "stage2"] if name == "x.npy" else []))
     assert (run.code, run.err) == (0, "")
-    assert "6 images, " in run.out
+    assert "6 of 7 images, " in run.out
     keys, maps = read_back(path, dump)
     assert keys == [key for key in dump.keys if key != "3.png"]
     assert list(maps) == (["stage2"] if name == "x.npy" else ["stage1", "stage2"])
@@ -208,7 +208,10 @@ def test_maps_of_many_sizes(tmp_path, cli):
         (["-o", "-", "--to", "hdf5"], 2, "only JSON lines can be streamed"),
         (["-o", "x.h5", "--pool", "cls"], 2, "maps hold no class token"),
         (["-o", "x.h5", "--pool", "median"], 2, "no such pooling"),
-        (["-o", "x.npy", "--dtype", "bfloat16"], 2, "no such choice"),
+        (["-o", "x.npy", "--dtype", "bfloat16", "--stage", "stage1"], 2, "npy has no such type"),
+        (["-o", "x.h5", "--to", "npy"], 2, "its suffix says hdf5"),
+        (["-o", "x.h5", "--pool", "99x99"], 2, "finer than stage 'stage1'"),
+        (["-o", "x.h5", "--stage", "stage1,stage1"], 2, "chooses stage1 twice"),
         (["-o", "x.h5", "--stage", "stage7"], 2, "unknown stage 'stage7'"),
         (["-o", "taken.h5"], 5, "it is there already"),
         (["-o", "full"], 5, "not an empty folder"),

@@ -202,7 +202,7 @@ def check_epoch(dump, loader):
     assert sorted(seen) == np.flatnonzero(dump.valid).tolist()
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 5])
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 5])
 def test_the_loader(dump, num_workers):
     """It gives whole batches, each image once with its own label, in another order each time; also where it is left."""
     data = dump.as_torch_dataset("stage2", labels=list(range(11)))
@@ -214,8 +214,8 @@ def test_the_loader(dump, num_workers):
     assert len(orders) > 1
     next(iter(loader))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
-    with pytest.raises(UsageError):
-        data.loader(num_workers=0)
+    with pytest.raises(UsageError, match="num_workers=-1: must be at least 0"):
+        data.loader(num_workers=-1)
 
 
 def test_batches_that_are_kept_stay_as_they_are(dump):

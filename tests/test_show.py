@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import featcli
-from conftest import draw
+from conftest import draw, tree
 from featcli import open_dump
 from featcli.backbones.recorded import recorded_preprocessing
 from featcli.dump_pictures import DumpPictures
@@ -191,6 +191,8 @@ def test_a_sheet_without_pictures(dump, tmp_path, cli, monkeypatch):
         (["-o", "x.html", "--num-images", "0"], 2, "must be at least 1"),
         (["-o", "taken.png"], 5, "it is there already"),
         (["-o", "taken.html"], 5, "it is there already"),
+        (["-o", "x.png", "--stage", "stage9"], 2, "unknown stage 'stage9'"),
+        (["-o", "x.webp", "--stage", "stage1", *["things/0.png"] * 40], 2, "the format ends at 16383"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -219,6 +221,28 @@ def test_pooled_dumps(folder, tmp_path, cli):
     assert zero["near"]["stage2"][0] == [keys.index("things/twin.png"), 1.0]
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.html", "shards/00000.h5", "images.jsonl", "new/x.html"])
+@pytest.mark.parametrize("command", ["show", "export"])
+def test_nothing_is_written_into_a_dump(dump, tmp_path, cli, command, name):
+    """A name inside a dump is refused, --overwrite or not: its own files must not be overwritten by what they hold."""
+    shutil.copytree(dump.path, tmp_path / "d")
+    before = tree(tmp_path)
+    run = cli(command, tmp_path / "d", "-o", tmp_path / "d" / name, "--overwrite")
+    assert run.code in (2, 5)  # 2: a suffix that this command has not
+    assert run.code == 2 or "inside the dump" in run.err
+    assert tree(tmp_path) == before
+
+
+def test_chosen_stages(dump, folder, tmp_path, cli):
+    """--stage draws those alone."""
+    given = ("--root", folder, "--stage", "stage2")
+    assert cli("show", dump.path, *given, "-o", tmp_path / "x.png").code == 0
+    with Image.open(tmp_path / "x.png") as sheet:
+        assert sheet.width == 2 * 20 + 2 * 234 - 10
+    assert cli("show", dump.path, *given, "-o", tmp_path / "x.html").code == 0
+    assert [stage["name"] for stage in facts_of(tmp_path / "x.html")["stages"]] == ["stage2"]
+
+
 @pytest.mark.parametrize("options", [{"fit": "native"}, {"dtype": "bfloat16"}, {"pool": "3x3"}], ids=str)
 def test_other_dumps(folder, tmp_path, cli, options):
     """Maps of many sizes, of bfloat16 and in grids are drawn as well."""
@@ -233,11 +257,12 @@ def test_other_dumps(folder, tmp_path, cli, options):
 
 @pytest.fixture(scope="module")
 def page(dump, folder, tmp_path_factory):
-    from featcli.show import rows_to_draw
+    from featcli.show import Drawing, rows_to_draw
     from featcli.survey import survey
 
     path = tmp_path_factory.mktemp("pages") / "survey.html"
-    assert survey(dump, rows_to_draw(dump, 60), str(path), DumpPictures(dump, str(folder))) == 0
+    drawing = Drawing(dump, rows_to_draw(dump, 60), list(dump), DumpPictures(dump, str(folder)))
+    assert survey(drawing, str(path)) == 0
     return path
 
 

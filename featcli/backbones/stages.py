@@ -135,7 +135,7 @@ def _position(stages: Sequence[tuple[str, str]], feature: str) -> int:
     elif near := nearest(feature, names):
         hint = f"did you mean {' or '.join(near)}? The stages are {_brief(names)}"
     elif re.fullmatch(r"-?\d+", feature):
-        hint = f"for an index give --out-indices {feature}"
+        hint = f"stages have names here: {_brief(names)}; indices are for --out-indices"
     else:
         hint = f"the stages are {_brief(names)}"
     raise UsageError(f"unknown stage {shown(feature)}", hint)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from featcli.errors import UsageError, shown
-from featcli.plan import StoredStage
+from featcli.plan import StoredStage, shown_shape
 from featcli.pooling import pooling
 from featcli.progress import Report, silent
 from featcli.reader import DumpReader, Run
@@ -47,6 +47,7 @@ class Content:
             "checkpoint": provenance["checkpoint"],
             "weights": provenance["weights"],
             "pool": self.pool,
+            "images": f"{len(self.rows)} of {self.dump.plan.num_images}",
         }
 
     def shapes(self, stage: StoredStage) -> np.ndarray:
@@ -84,6 +85,7 @@ class Content:
 def content_of(dump: DumpReader, names: Sequence[str], pool: str | None, dtype: str, keeps_failed: bool) -> Content:
     """The content that is asked for; `dtype` is '' for what is stored. Raises UsageError."""
     stored = dump.plan.settings["pool"]
+    pooled = pooling(pool or stored).shape
     if pool not in (None, stored):
         if stored != "none":
             raise UsageError(
@@ -91,9 +93,17 @@ def content_of(dump: DumpReader, names: Sequence[str], pool: str | None, dtype: 
             )
         if pooling(str(pool)).of_class_token:
             raise UsageError("--pool cls: maps hold no class token", "extract with --pool cls")
+        for stage in (dump.stages[name] for name in names):
+            if any(
+                made and there and made > there for made, there in zip(pooled(stage.shape), stage.shape, strict=False)
+            ):
+                raise UsageError(
+                    f"--pool {pool}: finer than stage {shown(stage.name)}, {shown_shape(stage.shape)}",
+                    "use a coarser grid, or choose stages with --stage",
+                )
     stages = tuple(dump.stages[name] for name in names)
     if pool not in (None, stored):
-        stages = tuple(replace(stage, shape=pooling(str(pool)).shape(stage.shape)) for stage in stages)
+        stages = tuple(replace(stage, shape=pooled(stage.shape)) for stage in stages)
     stages = tuple(replace(stage, dtype=dtype or stage.dtype) for stage in stages)
     if keeps_failed:
         rows = [row for number in sorted(dump.records) for row in dump.plan.shard(number)]
