@@ -43,6 +43,7 @@ docs: .venv/installed  ## write the tables of options in docs/ anew
 bench: .venv/installed  ## measure start, memory, writer, large pictures and speed, as ratios (three hours)
 	$(BIN)/python benchmarks/memory.py --pictures build/pictures/small
 	$(BIN)/python benchmarks/storage.py
+	$(BIN)/python benchmarks/reading.py --pictures build/pictures/small
 	$(BIN)/python benchmarks/decoding.py --pictures build/pictures/large
 	$(BIN)/python benchmarks/speed.py --pictures build/pictures/small
 

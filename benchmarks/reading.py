@@ -1,8 +1,9 @@
 """Reading a dump back, against `pread` and `np.memmap` of the same bytes, in memory already. Above 1 is faster.
 
 In turn, medians of several rounds. Single maps are drawn by chance. An epoch is all maps, shuffled, in batches of 32
-through the torch Dataset and two worker processes, which are there already; `pread` reads the same maps one after the
-other, in their order, in one process.
+through the torch Dataset: by its own loader, whose two workers are threads, and by a DataLoader with two processes,
+which are there already. Against it `pread` reads the same maps in their order into memory of batches that is there too.
+The dump is read once from beginning to end before: that decides how large the pages are in which the system keeps it.
 """
 
 from __future__ import annotations
@@ -37,22 +38,31 @@ def epoch(loader):
         pass
 
 
+def in_order(descriptor, array, batches):
+    """All rows, one after the other."""
+    for row in range(array.shape[0]):
+        into = batches[row // BATCH % len(batches)][row % BATCH]
+        os.preadv(descriptor, [into.data.cast("B")], array.offset + row * array.row_bytes)
+
+
 def compare(dump, stage, path, rounds):
     """Print one line."""
     maps = dump[stage]
     array = FORMATS[dump.plan.settings["format"]].read_layout(str(path), None).arrays[stage]
     mapped = np.memmap(path, np.float32, "r", array.offset, array.shape)
     descriptor = os.open(path, os.O_RDONLY)
+    while os.read(descriptor, 1 << 20):
+        pass
 
     def by_pread(row):
         raw = os.pread(descriptor, array.row_bytes, array.offset + row * array.row_bytes)
         return np.frombuffer(raw, np.float32).reshape(maps.shape[1:])
 
+    batches = [np.ones((BATCH, *maps.shape[1:]), np.float32) for _ in range(3)]
     data = dump.as_torch_dataset(stage)
-    workers = {"num_workers": 2, "persistent_workers": True}
     loaders = {
-        "loader": data.loader(BATCH, shuffle=True, **workers),
-        "single": DataLoader(data, BATCH, shuffle=True, **workers),
+        "loader": data.loader(BATCH, shuffle=True, num_workers=2),
+        "single": DataLoader(data, BATCH, shuffle=True, num_workers=2, persistent_workers=True),
     }
     for loader in loaders.values():
         epoch(loader)  # workers start
@@ -62,7 +72,7 @@ def compare(dump, stage, path, rounds):
         ways = {"ours": maps.__getitem__, "pread": by_pread, "memmap": lambda row: mapped[row].copy()}
         for name, one in ways.items():
             found[name].append(seconds_of(lambda one=one, rows=rows: [one(row) is None for row in rows]))
-        found["in order"].append(seconds_of(lambda: [by_pread(row) is None for row in range(len(maps))]))
+        found["in order"].append(seconds_of(lambda: in_order(descriptor, array, batches)))
         for name, loader in loaders.items():
             found[name].append(seconds_of(lambda loader=loader: epoch(loader)))
     os.close(descriptor)

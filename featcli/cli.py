@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
             what, code = ("terminated", TERMINATED) if signal.SIGTERM in received else ("interrupted", INTERRUPTED)
             again = "the same command without --overwrite" if "--overwrite" in _given(arguments) else "the same command"
             hint = f"what is committed stays; {again} goes on"
-            _fail(what, hint if "extract" in _given(arguments)[:1] else "nothing was changed", code, arguments)
+            _fail(
+                what, hint if "extract" in _given(arguments)[:1] else "nothing that was there is lost", code, arguments
+            )
     sys.exit(code)
 
 

@@ -159,6 +159,7 @@ class Dump:
                     image = json.loads(line)
                     if not isinstance(image["key"], str) or type(image["bytes"]) is not int:
                         raise ValueError("a key or a size that is none")
+                    os.fsencode(image["key"])  # raises for what no file can be named
                     digest.update(line)
                     count += 1
                     yield image["key"], image["bytes"]

@@ -234,14 +234,13 @@ def show(
     try:
         pictures = DumpPictures(found, root, allow_outside)
         drawing = Drawing(found, rows, found.chosen_stages(given_features(stage)), pictures)
-        missing = (survey if is_page else draw)(drawing, output, overwrite, silent if quiet else terminal)
+        (survey if is_page else draw)(drawing, output, overwrite, silent if quiet else terminal)
     finally:
         terminal.close()
     if not quiet:
-        if missing:
-            where = f"{missing} of {counted(len(rows), 'picture')} not found below {shown(root or '.')}"
-            print(f"{where}: give the folder of the images as --root", file=sys.stderr)
-        print(printable(f"{output}: {counted(len(rows), 'image')}, {counted(len(found.stages), 'stage')}"))
+        for why, count in pictures.missing.most_common():
+            print(printable(f"{counted(count, 'picture')} of {shown(root or '.')} not shown: {why}"), file=sys.stderr)
+        print(printable(f"{output}: {counted(len(rows), 'image')}, {counted(len(drawing.stages), 'stage')}"))
 
 
 @app.command(epilog=EPILOG, short_help="Write the manifest of a dump whose shards are all there.")

@@ -12,15 +12,16 @@ from functools import partial as partial_call
 from pathlib import Path
 
 from featcli.config import DTYPES
-from featcli.errors import ConflictError, UsageError, one_of, shown
+from featcli.errors import ConflictError, MachineError, UsageError, one_of, shown
 from featcli.exports import SUFFIXES, export_format, format_of
 from featcli.exports.content import Content, content_of
-from featcli.output_file import refuse_inside, refuse_taken, write_file
+from featcli.output_file import refuse_inside, refuse_taken, write_files
 from featcli.progress import Report, silent
 from featcli.reader import DumpReader
-from featcli.writers.publish import create_partial, disk_errors, sync_folder
+from featcli.writers.publish import PARTIAL, PARTIAL_NAME, create_partial, disk_errors, remove_stale, sync_folder
 
 STDOUT = "-"
+FOLDER = ".folder"  # ends the name of a folder that is not whole yet
 IMAGES = "images.jsonl"  # beside arrays that hold no keys: which image each of their rows is
 
 
@@ -54,8 +55,8 @@ def export(  # noqa: PLR0913  (a keyword for each option)
     report("start", images=len(content.rows), done=0)
     if output == STDOUT:
         _stream(content)
-    elif name == "npy" and not output.lower().endswith(SUFFIXES[name]):
-        _write_folder(content, Path(output))
+    elif name == "npy" and (not Path(output).suffix or Path(output).is_dir()):
+        _write_folder(content, Path(os.path.abspath(output)))
     else:
         _write_file(content, Path(output), name, overwrite)
     return content
@@ -83,6 +84,8 @@ def _format(output: str, to: str | None) -> str:
 def _stream(content: Content) -> None:
     from featcli.exports.jsonl import lines
 
+    if sys.stdout is None:
+        raise MachineError("-o -: stdout is closed", "name a file")
     sys.stdout.flush()
     for line in lines(content):
         sys.stdout.buffer.write(line)
@@ -90,16 +93,18 @@ def _stream(content: Content) -> None:
 
 
 def _write_file(content: Content, path: Path, name: str, overwrite: bool) -> None:
-    """A file that has its name once it is whole and on the disk."""
+    """A file that has its name once it is whole and on the disk; of an array with its list of images."""
     refuse_taken(path, overwrite)
     if name == "npy" and len(content.stages) > 1:
         raise UsageError(
             f"-o {shown(path)}: a .npy file holds one stage, not {len(content.stages)}",
             "choose it with --stage, or name a folder: it gets a file for each",
         )
-    if name == "npy":  # before the array: it never lies there without its keys
-        write_file(images_beside(path), partial_call(_write_images, content), overwrite=True)
-    write_file(path, partial_call(export_format(name).write, content), overwrite)
+    files = {path: partial_call(export_format(name).write, content)}
+    if name == "npy":
+        refuse_taken(images_beside(path), overwrite)
+        files = {images_beside(path): partial_call(_write_images, content), **files}
+    write_files(files, overwrite)
 
 
 def images_beside(path: Path) -> Path:
@@ -114,14 +119,16 @@ def _write_folder(content: Content, path: Path) -> None:
         raise ConflictError(f"-o {shown(path)}: not an empty folder", "name another; none is overwritten")
     with disk_errors(path, "-o"):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale_folders(path)
         descriptor, lock = create_partial(path)
-        partial = lock.with_name(lock.name + ".folder")
+        partial = lock.with_name(lock.name + FOLDER)
         try:
             partial.mkdir()
-            write_file(partial / IMAGES, partial_call(_write_images, content))
+            write = {partial / IMAGES: partial_call(_write_images, content)}
             for stage in content.stages:
-                write = partial_call(export_format("npy").write, replace(content, stages=(stage,)))
-                write_file(partial / f"{stage.name}.npy", write)
+                of_stage = replace(content, stages=(stage,))
+                write[partial / f"{stage.name}.npy"] = partial_call(export_format("npy").write, of_stage)
+            write_files(write)
             os.replace(partial, path)
             sync_folder(path.parent)
         finally:
@@ -130,7 +137,17 @@ def _write_folder(content: Content, path: Path) -> None:
             os.close(descriptor)
 
 
+def _remove_stale_folders(path: Path) -> None:
+    """What kills have left of earlier exports to this folder: those whose lock nobody holds."""
+    remove_stale(path.parent, path.name)
+    for left in path.parent.glob(f".*{PARTIAL}{FOLDER}"):
+        lock = left.name.removesuffix(FOLDER)
+        if lock.startswith(f".{path.name}.") and PARTIAL_NAME.fullmatch(lock) and not left.with_name(lock).exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _write_images(content: Content, path: Path) -> None:
     with path.open("wb") as file:
-        for row, key in zip(content.rows, content.keys, strict=True):
-            file.write(json.dumps({"key": key, "row": int(row)}).encode("ascii") + b"\n")
+        for row, key, is_valid in zip(content.rows, content.keys, content.valid.tolist(), strict=True):
+            line = {"key": key, "row": int(row), **({"valid": is_valid} if content.keeps_failed else {})}
+            file.write(json.dumps(line).encode("ascii") + b"\n")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from featcli.dump import PLAN, SHARDS
 from featcli.errors import ConflictError, shown
-from featcli.writers.publish import create_partial, disk_errors, publish
+from featcli.writers.publish import create_partial, disk_errors, publish, remove_stale
+
+Write = Callable[[Path], object]  # fills the empty file at a path
 
 
 def refuse_taken(path: Path, overwrite: bool) -> None:
@@ -16,6 +19,8 @@ def refuse_taken(path: Path, overwrite: bool) -> None:
     refuse_inside(path)
     if path.is_dir():
         raise ConflictError(f"-o {shown(path)}: there is a folder of that name", "name a file")
+    if path.exists() and not path.is_file():
+        raise ConflictError(f"-o {shown(path)}: not a regular file", "name another; export streams with -o -")
     if path.exists() and not overwrite:
         raise _there(path)
 
@@ -27,22 +32,28 @@ def refuse_inside(path: Path) -> None:
             raise ConflictError(f"-o {shown(path)}: inside the dump {shown(folder)}", "name a place outside of it")
 
 
-def write_file(path: Path, write: Callable[[Path], object], overwrite: bool = False) -> None:
-    """Let `write` fill an empty file, and give it its name when all of it is on the disk.
+def write_files(files: Mapping[Path, Write], overwrite: bool = False) -> None:
+    """Fill files of one folder, and give them their names, in this order, when all of them are on the disk.
 
-    Raises ConflictError where the name is taken by then, and MachineError.
+    With `overwrite` the last one that is there goes before any other is replaced: it never lies beside what belongs to
+    another. Raises ConflictError where a name is taken by then, and MachineError.
     """
-    with disk_errors(path, "-o"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = create_partial(path)
-        try:
-            write(partial)
+    *beside, last = files
+    with disk_errors(last, "-o"), ExitStack() as stack:
+        last.parent.mkdir(parents=True, exist_ok=True)
+        partials = {}
+        for path, write in files.items():
+            remove_stale(path.parent, path.name)
+            descriptor, partials[path] = create_partial(path)
+            stack.callback(os.close, descriptor)
+            stack.callback(partials[path].unlink, missing_ok=True)
+            write(partials[path])
             os.fsync(descriptor)
+        if beside and overwrite:
+            last.unlink(missing_ok=True)
+        for path, partial in partials.items():
             if not publish(partial, path, overwrite):
                 raise _there(path)
-        finally:
-            partial.unlink(missing_ok=True)
-            os.close(descriptor)
 
 
 def _there(path: Path) -> ConflictError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 FORMAT_VERSION = 1
+STAGE_NAME = re.compile(r"\w[\w.-]*(?<!\.shapes)(?<!\.shape)", re.ASCII)
+NOT_STAGES = ("keys", "key", "row", VALID)  # what else there is in a shard and in exports
 MOST = 1 << 53  # of anything that is counted: what every reader of JSON has exactly
 
 
@@ -153,6 +156,11 @@ def _check_types(content: Mapping[str, Any], stages: Sequence[StoredStage]) -> N
     texts += [content["settings"]["pool"], content["provenance"]["checkpoint"], content["provenance"]["weights"]]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a name that is not a text")
+    if not all(STAGE_NAME.fullmatch(stage.name) and stage.name not in NOT_STAGES for stage in stages):
+        raise ValueError("a stage whose name is none")  # names become those of files, arrays and columns
+    size = settings["backbone"]["input_size"]
+    if not (isinstance(size, list) and len(size) == 2 and all(type(edge) is int and 0 < edge < MOST for edge in size)):
+        raise ValueError("an input size that is none")
     if (
         not stages
         or len({stage.name for stage in stages}) < len(stages)

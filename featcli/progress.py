@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -49,7 +50,7 @@ class Terminal:
         self, verbose: bool = False, stream: TextIO | None = None, work: str = "extracting", unit: str = "images"
     ) -> None:
         self._work, self._unit = work, unit
-        self._stream = stream or sys.stderr
+        self._stream = stream or sys.stderr or io.StringIO()  # closed by whoever started us
         self._verbose = verbose
         self._bar: Any = None
         self._failures = 0

@@ -86,7 +86,7 @@ class DumpReader:
     def preprocessing(self) -> Preprocessing:
         """How pictures became the backbone's input, made again from the plan: `fit`, `normalize` and the numbers.
 
-        Raises CheckpointError where the library that it is of is not here, or is another version.
+        Raises CheckpointError where the library that it is of is not here, or does not know these settings.
         """
         from featcli.backbones.recorded import recorded_preprocessing
 
@@ -108,12 +108,21 @@ class DumpReader:
         """The row of each key."""
         return {key: row for row, key in enumerate(self.keys)}
 
-    @property
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The size in bytes of the file of each row, as it was read."""
+        sizes = [size for _, size in self._dump.images()]
+        for record in self.records.values():
+            for row, size in record.get("sizes", {}).items():  # of images that failed, and were read later
+                sizes[int(row)] = size
+        return sizes
+
+    @cached_property
     def labels(self) -> list[str]:
         """The class of each row where images lie in a folder for each class: the first folder of the key, or ''."""
         return [key.partition("/")[0] if "/" in key else "" for key in self.keys]
 
-    @property
+    @cached_property
     def classes(self) -> list[str]:
         """The classes that occur, sorted: their places are the numbers that a dataset gives."""
         return sorted({*self.labels})
@@ -193,6 +202,8 @@ class DumpReader:
         """Rows of one shard."""
         names = [stages] if isinstance(stages, str) else list(self.stages if stages is None else stages)
         arrays = {stage: self[stage] for stage in names}
+        if at_once < 0:
+            raise UsageError(f"at_once={at_once}: must be at least 1", "leave it out for the default")
         size = sum(array.stage.row_bytes(self.plan.settings["backbone"]["input_size"]) for array in arrays.values())
         step = at_once or max(1, WALK_BYTES // max(1, size))
         for first in range(0, len(rows), step):

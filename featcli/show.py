@@ -12,7 +12,7 @@ import numpy as np
 
 from featcli.dump_pictures import DumpPictures
 from featcli.errors import UsageError, counted, nearest, printable, shown
-from featcli.output_file import refuse_taken, write_file
+from featcli.output_file import refuse_taken, write_files
 from featcli.plan import shown_shape
 from featcli.progress import Report, silent
 from featcli.reader import DumpReader
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 STUDIED = 256  # images that colours are fitted to
 PANEL, GAP, MARGIN = 224, 10, 20  # pixels
 TITLE, LINE = 40, 20
-SIZE, CHARACTER = 14, 7  # of the text: its height, and the width that a character takes at the most
+SIZE, CHARACTER = 14, 7  # of the text: its height, and the width that a character takes as a rule
 PAPER, INK, FAINT = "#ffffff", "#1b1b1b", "#6b6b6b"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MOST_PIXELS = {"PNG": 40_000, "JPEG": 65_500, "WEBP": 16_383}  # of an edge; of PNG what others still open
@@ -40,8 +40,8 @@ class Drawing:
     pictures: DumpPictures
 
 
-def show(drawing: Drawing, output: str, overwrite: bool = False, report: Report = silent) -> int:
-    """Draw these images and their maps into the file `output`. Returns how many pictures were not found.
+def show(drawing: Drawing, output: str, overwrite: bool = False, report: Report = silent) -> None:
+    """Draw these images and their maps into the file `output`.
 
     Raises UsageError for dumps without maps, ConflictError where `output` is there already, MachineError.
     """
@@ -51,12 +51,13 @@ def show(drawing: Drawing, output: str, overwrite: bool = False, report: Report 
         raise UsageError(f"-o {shown(output)}: no picture has that suffix", f"use one of {known}")
     refuse_taken(path, overwrite)
     dump, rows = drawing.dump, drawing.rows
+    if not rows:
+        raise UsageError(f"dump {shown(dump.path)}: no image of it has maps", "-o page.html says why they have not")
     colours = _fitted(dump, drawing.stages, report)
     found = [drawing.pictures[row] for row in rows]
     kind = FORMATS[path.suffix.lower()]
     sheet = _sheet(dump, rows, found, colours, MOST_PIXELS[kind])
-    write_file(path, lambda partial: sheet.save(partial, kind), overwrite)
-    return found.count(None)
+    write_files({path: lambda partial: sheet.save(partial, kind)}, overwrite)
 
 
 def rows_of(dump: DumpReader, keys: Sequence[str]) -> list[int]:
@@ -65,16 +66,13 @@ def rows_of(dump: DumpReader, keys: Sequence[str]) -> list[int]:
 
 
 def rows_to_draw(dump: DumpReader, count: int) -> list[int]:
-    """So many rows with maps, evenly spaced over the dump. Raises UsageError where there are none."""
-    rows = evenly_spaced(np.flatnonzero(dump.valid).tolist(), count)
-    if not rows:
-        raise UsageError(f"dump {shown(dump.path)}: no image of it has maps", "failures.jsonl says why")
-    return rows
+    """So many rows with maps, evenly spaced over the dump."""
+    return evenly_spaced(np.flatnonzero(dump.valid).tolist(), count)
 
 
 def _row(dump: DumpReader, key: str) -> int:
     if key not in dump.rows:
-        near = nearest(key, dump.keys)
+        near = nearest(key, dump.keys) if len(dump) <= 10_000 else []  # it takes long among many
         hint = f"did you mean {shown(near[0])}?" if near else f"there is {shown(dump.keys[0])}, for one;"
         raise UsageError(f"key {shown(key)}: not in this dump", f"{hint} all keys are in its images.jsonl")
     row = dump.rows[key]
@@ -134,12 +132,11 @@ def _sheet(
         _write(draw, (left, MARGIN + LINE - 2), shown_shape(dump.stages[name].shape), FAINT)
     top = MARGIN + TITLE
     for row, picture in zip(rows, pictures, strict=True):
-        _write(draw, (MARGIN, top), _cut(_plain(dump.keys[row]), characters), INK)
+        _write(draw, (MARGIN, top), _cut(_plain(dump.keys[row]), width - 2 * MARGIN), INK)
         top += LINE
         if picture is None:
             draw.rectangle((MARGIN, top, MARGIN + PANEL - 1, top + PANEL - 1), outline=FAINT)
-            _write(draw, (MARGIN + 12, top + PANEL // 2 - 18), "the picture is not here:", FAINT)
-            _write(draw, (MARGIN + 12, top + PANEL // 2), "give its folder as --root", FAINT)
+            _write(draw, (MARGIN + 12, top + PANEL // 2 - 18), "its picture cannot be shown", FAINT)
         else:
             sheet.paste(_panel(np.asarray(picture), smooth=True), (MARGIN, top))
         for column, (name, of_stage) in enumerate(colours.items(), 1):
@@ -184,11 +181,16 @@ def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour:
 
 
 def _plain(key: str) -> str:
-    """The key as the font has it, which is Latin without accents: all else is escaped."""
-    return printable(key).encode("ascii", "backslashreplace").decode()
+    """The key in one line and as the font has it, which is Latin without accents: all else is escaped."""
+    return printable(key).replace("\n", "\\n").encode("ascii", "backslashreplace").decode()
 
 
-def _cut(text: str, characters: int) -> str:
-    """The text, without its middle where it is too long."""
-    half = characters // 2 - 1
-    return text if len(text) <= characters else f"{text[:half]}…{text[-half:]}"
+def _cut(text: str, width: int) -> str:
+    """The text, without its middle where it is wider than so many pixels."""
+    from PIL import ImageFont
+
+    half, shown = len(text) // 2, text
+    while half and ImageFont.load_default(SIZE).getlength(shown) > width:
+        half -= 1
+        shown = f"{text[:half]}...{text[-half:]}"
+    return shown

@@ -58,6 +58,8 @@ class StageArray:
         """All rows, for numpy's functions. Raises UsageError where maps differ in size."""
         if self.stage.is_ragged:
             raise UsageError(f"stage {shown(self.stage.name)}: maps of many sizes are no array", "take them one by one")
+        if copy is False:
+            raise ValueError("a stage is read, never shared: see as_numpy")
         return np.asarray(self[:], dtype)
 
     def __getitem__(self, index: Index) -> Any:
@@ -70,8 +72,7 @@ class StageArray:
             return np.asarray(values_of(self._run(rows, 1)[0]))
         if self.stage.is_ragged:
             return [values_of(found) for run in self._neighbours(rows) for found in self._run(run.start, len(run))]
-        if len(rows):
-            self._run(rows[0], 1)  # a plan may claim any shape: the file has the last word before memory is taken
+        self._open_first(rows)
         out, done = np.empty((len(rows), *self.stage.shape_at((0, 0))), self.dtype), 0
         is_stored = self.stage.dtype != "bfloat16"
         for run in self._neighbours(rows):
@@ -96,18 +97,20 @@ class StageArray:
             found = [row for run in self._neighbours(several) for row in self._run(run.start, len(run))]
             tensors = [torch.from_numpy(row).view(kind) for row in found]
             return tensors[0] if isinstance(rows, int) else tensors
-        if len(several):
-            self._run(several[0], 1)
-        shape = (len(several), *self.stage.shape_at((0, 0)))
+        self._open_first(several)
+        shape = self.stage.shape_at((0, 0)) if isinstance(rows, int) else (len(several), *self.stage.shape_at((0, 0)))
+        # numpy asks for large pages, which take less time to come by.
         whole = torch.from_numpy(np.empty(shape, NUMPY_TYPES[self.stage.dtype])).view(kind) if out is None else out
         if (tuple(whole.shape), whole.dtype) != (shape, kind) or not whole.is_contiguous():
-            raise UsageError(f"out: a contiguous {kind} tensor of shape {shape} is needed", "")
-        stored = (whole.view(torch.uint16) if kind is torch.bfloat16 else whole).numpy()
-        done = 0
+            raise UsageError(
+                f"out: a contiguous {kind} tensor of shape {shape} is needed", "leave it out for a new one"
+            )
+        stored = (whole.detach().view(torch.uint16) if kind is torch.bfloat16 else whole.detach()).numpy()
+        stored, done = stored.reshape(len(several), *self.stage.shape_at((0, 0))), 0
         for run in self._neighbours(several):
             self._run_into(stored[done : done + len(run)], run.start)
             done += len(run)
-        return whole[0] if isinstance(rows, int) else whole
+        return whole
 
     def as_numpy(self, shard: int | None = None) -> np.ndarray:
         """The rows of a shard, or of a dump that has only one, mapped into memory: nothing is read or copied yet.
@@ -130,6 +133,13 @@ class StageArray:
         self._refuse_missing(number)
         path, array = self._shards.place(number, self.stage.name)
         return np.memmap(path, self.dtype, "r", array.offset, array.shape)
+
+    def _open_first(self, rows: Sequence[int]) -> None:
+        """A plan may claim any shape: the file, which is compared with it, has a word before memory is taken."""
+        if len(rows):
+            shard = rows[0] // self._plan.shard_rows
+            self._refuse_missing(shard, rows[0])
+            self._shards.place(shard, self.stage.name)
 
     def map_shapes(self, rows: Sequence[int]) -> np.ndarray:
         """(rows, 3): the (C, H, W) of each, of a stage whose maps differ in size. Failed images have one too."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcli.backbones.fitting import NATIVE
-from featcli.errors import CheckpointError, counted, printable
-from featcli.output_file import refuse_taken, write_file
+from featcli.errors import CheckpointError, UsageError, counted, printable
+from featcli.output_file import refuse_taken, write_files
 from featcli.plan import shown_shape
 from featcli.progress import Report, silent, size
 from featcli.reader import DumpReader
@@ -30,17 +30,20 @@ if TYPE_CHECKING:
 SUFFIXES = (".html", ".htm")
 PICTURE, MAP = 224, 64  # the longer edge at the most, in pixels
 NEIGHBOURS = 6
+MOST_IMAGES = 1000
 MOST_FAILURES = 200  # that are named
 TEMPLATE, TITLE, FACTS = "survey.html", "FEATCLI-TITLE", "FEATCLI-FACTS"
 
 
-def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Report = silent) -> int:
-    """Write the page with these images. Returns how many pictures were not found.
+def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Report = silent) -> None:
+    """Write the page with these images.
 
-    Raises ConflictError where `output` is there already, MachineError.
+    Raises UsageError for too many images, ConflictError where `output` is there already, MachineError.
     """
     path = Path(output)
     refuse_taken(path, overwrite)
+    if len(drawing.rows) > MOST_IMAGES:
+        raise UsageError(f"{len(drawing.rows):,} images: a page holds at most {MOST_IMAGES:,}", "choose fewer")
     dump, rows, stages = drawing.dump, drawing.rows, drawing.stages
     report("start", images=len(stages) + len(rows), done=0)
     studied = evenly_spaced(np.flatnonzero(dump.valid).tolist(), STUDIED)
@@ -64,14 +67,11 @@ def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Repor
         "cut": [LOW, 100 - HIGH],
         "images": images,
         "valid": int(dump.valid.sum()),
-        "failures": [
-            {k: printable(str(f[k])) for k in ("key", "reason", "detail")} for f in dump.failures[:MOST_FAILURES]
-        ],
+        "failures": [_failure(failure) for failure in dump.failures[:MOST_FAILURES]],
         "failed": dict(Counter(failure["reason"] for failure in dump.failures).most_common()),
     }
     page = _page(facts)
-    write_file(path, lambda partial: partial.write_bytes(page), overwrite)
-    return sum(image["picture"] is None for image in images)
+    write_files({path: lambda partial: partial.write_bytes(page)}, overwrite)
 
 
 def _about(dump: DumpReader) -> list[tuple[str, str]]:
@@ -125,8 +125,9 @@ def _image(
     """An image with its pictures as data; its average over all positions goes into `pooled`, stage by stage."""
     maps = {}
     for name, (_, colours) in of_stage.items():
-        found = np.nan_to_num(dump[name][row].astype(np.float32))
-        pooled[name].append(found.reshape(len(found), -1).mean(1))
+        found = dump[name][row]
+        finite = np.where(np.isfinite(found), found, 0)
+        pooled[name].append(finite.reshape(len(found), -1).mean(1, dtype=np.float64))
         if colours is not None:
             drawn = (colours.components_of(found), colours.mean_of(found))
             maps[name] = [_as_data(_small(pixels, MAP), "PNG") for pixels in drawn]
@@ -173,4 +174,5 @@ def _page(facts: Mapping[str, Any]) -> bytes:
     """The template with the facts in it. They are JSON inside a script element, which only `<` could end."""
     template = resources.files("featcli").joinpath(TEMPLATE).read_text("utf-8")
     content = json.dumps(facts, allow_nan=False).replace("<", "\\u003c")
-    return template.replace(TITLE, html.escape(facts["title"])).replace(FACTS, content).encode()
+    before, _, after = template.partition(FACTS)
+    return (before.replace(TITLE, html.escape(facts["title"])) + content + after).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import threading
 from collections import deque
@@ -56,12 +57,17 @@ class StageDataset(Dataset[Any]):
                 raise UsageError(f"labels: none for {shown(missing)}", "give one for each key of the dump")
             found = [labels[dump.keys[row]] for row in self.rows]
         else:
+            if not (hasattr(labels, "__len__") and hasattr(labels, "__getitem__")):
+                raise UsageError(f"labels={labels!r}: no labels", "give True, a mapping by key, or one for each row")
             if len(labels) != len(dump):
                 raise UsageError(f"labels: {len(labels)} for {len(dump)} rows", "give one for each row of the dump")
             found = [labels[row] for row in self.rows]
         if found and isinstance(found[0], torch.Tensor):
             return torch.stack(found)
-        as_array = np.asarray(found)
+        try:
+            as_array = np.asarray(found)
+        except ValueError:  # lists of several lengths
+            return found
         return torch.from_numpy(as_array) if as_array.dtype.kind in "biuf" else found  # names are given as they are
 
     @property
@@ -75,9 +81,12 @@ class StageDataset(Dataset[Any]):
     def __repr__(self) -> str:
         return f"<dataset of {self.dump!r}: {len(self)} items of {', '.join(self.stages)}>"
 
-    def __getitem__(self, item: int | Sequence[int]) -> Any:
-        if hasattr(item, "__len__"):
+    def __getitem__(self, item: int | slice | Sequence[int]) -> Any:
+        if isinstance(item, slice):
+            return self.read(range(len(self))[item])
+        if getattr(item, "ndim", 1) and hasattr(item, "__len__"):
             return self.read(item)  # type: ignore[arg-type]
+        item = operator.index(item)  # type: ignore[arg-type]
         maps, labels = self._maps([item]), self._labels_at([item])
         maps = maps[0] if self._is_single else {stage: found[0] for stage, found in maps.items()}
         return maps if labels is None else (maps, labels[0])

@@ -320,7 +320,7 @@ def test_an_export_that_is_interrupted(photos, tmp_path):
         process.stdout.read(10)  # it is at work: more than fits into the pipe is to come
         process.send_signal(signal.SIGINT)
         process.stdout.read()
-        assert process.stderr.read() == "featcli: error: interrupted\nhint: nothing was changed\n"
+        assert process.stderr.read() == "featcli: error: interrupted\nhint: nothing that was there is lost\n"
     assert process.returncode == 130
 
 

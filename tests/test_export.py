@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +17,7 @@ from conftest import draw, featcli_process, little_memory, tree
 from featcli import open_dump
 from featcli.errors import UsageError
 from featcli.export import export
+from featcli.writers.sealed import hash_json, publish_sealed, read_sealed
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 4}
 FILES = ["x.h5", "x.safetensors", "x.npy", "x.jsonl", "x.parquet"]
@@ -160,13 +163,13 @@ def test_a_reader_that_goes_away(dump):
     assert exporting.returncode == 141
 
 
-def test_values_that_are_not_finite(tmp_path):
+def test_values_that_are_not_finite():
     """JSON has no NaN and no infinity: they are null, and every line stays JSON."""
     from featcli.exports.jsonl import _numbers
 
     array = np.array([[1.5, np.nan], [np.inf, -1e-7]], np.float32)
     assert json.loads(_numbers(array), parse_constant=pytest.fail) == [[1.5, None], [None, -1e-7]]
-    assert json.loads(_numbers(np.float16([0.1]))) == [0.1]
+    assert np.array_equal(np.float32(json.loads(_numbers(np.float16([0.1, 65504])))), np.float16([0.1, 65504]))
 
 
 def test_maps_of_many_sizes(tmp_path, cli):
@@ -216,7 +219,9 @@ def test_maps_of_many_sizes(tmp_path, cli):
         (["-o", "taken.h5"], 5, "it is there already"),
         (["-o", "full"], 5, "not an empty folder"),
         (["-o", "full", "--to", "hdf5"], 5, "there is a folder of that name"),
-        (["-o", "taken.h5/x.h5"], 7, ""),
+        (["-o", "taken.h5/x.h5"], 7, "see to the disk"),
+        (["-o", "pipe", "--to", "jsonl", "--overwrite"], 5, "not a regular file"),
+        (["-o", "late.npy", "--stage", "stage1"], 5, "'late.images.jsonl': it is there already"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -224,8 +229,9 @@ def test_refusals(dump, tmp_path, cli, monkeypatch, arguments, code, says):
     """What cannot be is one line with a way out and the documented exit code, and leaves nothing behind."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
-    for name in ("taken.h5", "full/file"):
+    for name in ("taken.h5", "full/file", "late.images.jsonl"):
         (tmp_path / name).write_text("mine")
+    os.mkfifo("pipe")
     before = tree(tmp_path)
     run = cli("export", dump.path, *arguments)
     assert (run.code, len(run.err.splitlines())) == (code, 2)
@@ -263,8 +269,6 @@ def test_numbers_that_a_type_cannot_hold(dump, tmp_path, monkeypatch):
 
 def test_incomplete_dumps(dump, tmp_path, cli):
     """Only when asked for, and then the rows that are there."""
-    import shutil
-
     shutil.copytree(dump.path, tmp_path / "d")
     for gone in ("manifest.json", "shards/00000.json"):
         (tmp_path / "d" / gone).unlink()
@@ -274,6 +278,59 @@ def test_incomplete_dumps(dump, tmp_path, cli):
     assert cli("export", tmp_path / "d", "-o", tmp_path / "x.jsonl", "--incomplete", "--keep-failed").code == 0
     keys = [json.loads(line)["key"] for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert keys == dump.keys[4:]
+
+
+@pytest.mark.parametrize("stages", [(1,), (1, 2)])
+@pytest.mark.parametrize("name", [*FILES, "folder", "-"])
+def test_dumps_without_a_row(tmp_path, cli, name, stages):
+    """Where every image failed, exports are empty, and whole."""
+    if name == "x.npy" and len(stages) > 1:
+        return
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.png").write_bytes(b"no picture")
+    featcli.extract(tmp_path / "p", output=tmp_path / "d", **{**OPTIONS, "out_indices": stages})
+    run = cli("export", tmp_path / "d", "-o", tmp_path / name if name != "-" else "-")
+    assert (run.code, run.err) == (0, "")
+    if name in ("x.h5", "x.safetensors", "x.npy", "folder"):
+        keys, maps = read_back(tmp_path / name, open_dump(tmp_path / "d"))
+        assert (keys, {len(found) for found in maps.values()}) == ([], {0})
+
+
+@pytest.mark.parametrize("name", ["x.npy", "folder", "x.h5"])
+def test_an_export_that_fails_late(dump, tmp_path, cli, monkeypatch, name):
+    """A disk that is full, or a value that does not fit, leaves what was there, and nothing of its own."""
+    from featcli.exports.content import Content
+
+    assert cli("export", dump.path, "-o", tmp_path / "x.npy", "--stage", "stage1").code == 0
+    before = tree(tmp_path)
+    real = Content.runs
+
+    def cut_short(content):
+        yield from list(real(content))[:1]
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Content, "runs", cut_short)
+    run = cli("export", dump.path, "-o", tmp_path / name, "--stage", "stage2", *["--overwrite"] * (name == "x.npy"))
+    assert run.code == 7
+    assert "no space left" in run.err
+    assert tree(tmp_path) == before
+
+
+def test_hostile_names_of_stages(dump, tmp_path, cli):
+    """A dump whose stages are named like paths is damaged: nothing is written anywhere for it."""
+    for name in ("../../escaped", "/tmp/escaped", "a/b", "..", "", "keys", "x.shapes", "new\nline", "\ud800"):
+        shutil.rmtree(tmp_path / "d", ignore_errors=True)
+        shutil.copytree(dump.path, tmp_path / "d")
+        plan = read_sealed(tmp_path / "d" / "plan.json")
+        plan["stages"][0]["name"] = name
+        body = {k: v for k, v in plan.items() if k not in ("fingerprint", "images_digest", "provenance", "environment")}
+        plan["fingerprint"] = hash_json(body)
+        publish_sealed(tmp_path / "d" / "plan.json", plan, replace=True)
+        before = tree(tmp_path)
+        run = cli("export", tmp_path / "d", "-o", tmp_path / "out")
+        assert run.code == 4
+        assert "a stage whose name is none" in run.err
+        assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["x.h5", "x.safetensors", "folder", "x.jsonl", "x.parquet"])
@@ -310,3 +367,8 @@ def test_a_killed_export_leaves_no_half_file(dump, tmp_path):
     killed = subprocess.run([sys.executable, "-c", script, str(dump.path), str(target)], check=False)
     assert killed.returncode == -9
     assert not target.exists()
+    (left,) = tmp_path.iterdir()
+    (tmp_path / f".x.h5.other.{'0' * 16}.partial").touch()  # of another export
+    export(dump, str(target))
+    assert not left.exists()
+    assert len(list(tmp_path.iterdir())) == 2

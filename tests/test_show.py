@@ -3,6 +3,7 @@ import re
 import shutil
 import tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,29 @@ def test_pictures_are_those_that_the_backbone_saw(tmp_path, folder, request, che
     for row in (0, 4):
         expected = backbone.preprocess(Image.open(folder / "things" / dump.keys[row]))
         assert torch.equal(torch.from_numpy(np.array(pictures[row])).permute(2, 0, 1), expected)
-    assert recorded_preprocessing(dump.plan.settings).mean == backbone.preprocessing.mean
+    made = recorded_preprocessing(dump.plan.settings)
+    assert (made.mean, made.std, made.size) == tuple(
+        getattr(backbone.preprocessing, n) for n in ("mean", "std", "size")
+    )
+
+
+@pytest.mark.parametrize("fit", [None, "squash"])
+def test_greys_and_processors_that_do_not_resize(tmp_path, folder, fit):
+    """Preprocessing made again has the channels of the backbone, and resizes as --fit did."""
+    import transformers
+
+    config = transformers.ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+    transformers.ResNetModel(config).save_pretrained(tmp_path / "c")
+    processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64}, do_resize=fit is None, resample=0)
+    processor.save_pretrained(tmp_path / "c")
+    options = {"checkpoint": str(tmp_path / "c"), "fit": fit, "image_size": "64" if fit else None}
+    featcli.extract(folder / "things", output=tmp_path / "d", threads=1, **options)
+    dump = open_dump(tmp_path / "d")
+    backbone, made = featcli.load_backbone(**options), dump.preprocessing
+    with Image.open(folder / "things" / "0.png") as picture:
+        assert np.array_equal(made.fit(picture), backbone.preprocess(picture).numpy())
+    assert (made.channels, made.mean) == (1, backbone.preprocessing.mean)
+    assert DumpPictures(dump, str(folder / "things"))[0].mode == "RGB"
 
 
 def test_pictures_that_are_not_there(dump, folder, tmp_path):
@@ -79,11 +102,17 @@ def test_pictures_that_are_not_there(dump, folder, tmp_path):
     assert pictures[dump.rows["things/3.png"]] is None
     assert DumpPictures(dump, str(tmp_path))[0] is None
     for key in ("../things/0.png", str(folder / "things" / "0.png")):
-        dump.keys[0], before = key, dump.keys[0]
+        row = dump.rows["things/0.png"]
+        dump.keys[row], before = key, dump.keys[row]
         root = str(folder / "things")
-        assert DumpPictures(dump, root)[0] is None
-        assert DumpPictures(dump, root, allow_outside=True)[0] is not None
-        dump.keys[0] = before
+        assert DumpPictures(dump, root)[row] is None
+        assert DumpPictures(dump, root, allow_outside=True)[row] is not None
+        dump.keys[row] = before
+    other = tmp_path / "other"
+    draw(other / "things" / "0.png", 77, (200, 100))
+    pictures = DumpPictures(dump, str(other))
+    assert pictures[dump.rows["things/0.png"]] is None  # of that name, but not what was extracted
+    assert pictures.missing == {"not the file that was extracted": 1}
     with pytest.raises(featcli.UsageError, match="no such folder"):
         DumpPictures(dump, str(folder / "nowhere"))
 
@@ -99,7 +128,8 @@ def test_statistics_are_numpys(dump):
         assert (found.least, found.most) == (values.min(), values.max())
         assert found.zeros == (values == 0).mean()
         assert found.dead == np.flatnonzero((values == 0).all((0, 2, 3))).tolist()
-        assert sum(found.counts) == (values != 0).sum()
+        assert 0.99 * (values != 0).sum() <= sum(found.counts) <= (values != 0).sum()
+        assert found.not_finite == 0
 
 
 def test_colours_are_principal_components(dump):
@@ -132,6 +162,52 @@ def test_maps_without_any_difference(dump):
     statistics, colours = study(Flat(), [0, 1])
     assert (statistics.zeros, len(statistics.dead)) == (1, Flat.stage.shape[0])
     assert len(np.unique(colours.components_of(Flat()[0]))) == 1
+
+
+class Maps:
+    """A stage with these maps."""
+
+    def __init__(self, dump, maps):
+        self.stage = replace(dump.stages["stage1"], shape=maps.shape[1:])
+        self.maps = maps
+
+    def __getitem__(self, row):
+        return self.maps[row]
+
+
+def test_all_of_a_map_counts(dump):
+    """Points come from everywhere in a map, however few of them are drawn."""
+    maps = np.random.default_rng(0).uniform(5, 6, (256, 2048, 7, 7)).astype(np.float32)
+    maps[:, :, :, 0] = 1
+    statistics, colours = study(Maps(dump, maps), range(256))
+    assert (statistics.low, statistics.high) == (pytest.approx(1, abs=0.1), pytest.approx(6, abs=0.1))
+    of_ones = statistics.counts[0] / sum(statistics.counts)
+    assert of_ones == pytest.approx(1 / 7, abs=0.02)
+    assert colours.heat_high > 5 > colours.heat_low
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3e38])
+def test_values_that_are_no_numbers(dump, value):
+    """Infinite, undefined and huge values end nothing: they are counted, and left out of all other numbers."""
+    maps = np.random.default_rng(0).normal(size=(3, 4, 5, 5)).astype(np.float32)
+    clean, _ = study(Maps(dump, maps), range(3))
+    maps[1, 2, 3, 3] = value
+    statistics, colours = study(Maps(dump, maps), range(3))
+    assert colours.components_of(maps[1]).shape == colours.mean_of(maps[1]).shape == (5, 5, 3)
+    assert json.dumps(statistics.__dict__, allow_nan=False)
+    if not np.isfinite(value):
+        assert statistics.not_finite == 1
+        assert statistics.mean == pytest.approx(clean.mean, abs=0.05)
+
+
+@pytest.mark.parametrize("values", [(1e9, 1e9), (1, 1 + 4e-7), (0, 0), (0, 1e-38)], ids=str)
+def test_stages_of_hardly_any_difference(dump, values):
+    """Constant and nearly constant maps have a histogram and colours."""
+    maps = np.full((2, 4, 5, 5), values[0], np.float32)
+    maps[1] = values[1]
+    statistics, colours = study(Maps(dump, maps), range(2))
+    assert statistics.high > statistics.low
+    assert colours.mean_of(maps[0]).dtype == np.uint8
 
 
 def test_evenly_spaced():
@@ -176,7 +252,7 @@ def test_a_sheet_without_pictures(dump, tmp_path, cli, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = cli("show", dump.path, "-o", "sheet.webp")
     assert run.code == 0
-    assert run.err == "3 of 3 pictures not found below '.': give the folder of the images as --root\n"
+    assert run.err == "3 pictures of '.' not shown: not there (see --root)\n"
     with Image.open("sheet.webp") as sheet:
         assert sheet.width == 2 * 20 + 3 * 234 - 10
 
@@ -262,7 +338,8 @@ def page(dump, folder, tmp_path_factory):
 
     path = tmp_path_factory.mktemp("pages") / "survey.html"
     drawing = Drawing(dump, rows_to_draw(dump, 60), list(dump), DumpPictures(dump, str(folder)))
-    assert survey(drawing, str(path)) == 0
+    survey(drawing, str(path))
+    assert not drawing.pictures.missing
     return path
 
 
@@ -330,10 +407,13 @@ def test_a_page_in_a_browser(page):
         def texts(selector):
             return [element.text for element in all_of(selector)]
 
+        def names_of_tiles():
+            return [text.splitlines()[0] for text in texts("#images .tile")]
+
         assert texts("h1") == ["dump"]
         assert texts("#stages button") == ["stage1", "stage2"]
         assert len(all_of("#images .tile img")) == 12  # six pictures, six maps
-        assert "<script>alert(1)<.png" in texts("#images .tile span")
+        assert "<script>alert(1)<.png" in names_of_tiles()
         before = all_of("#images .tile img")[1].get_attribute("src")
         all_of("#stages button")[0].click()
         assert texts("#stage")[0].startswith("stage1: ")
@@ -344,10 +424,9 @@ def test_a_page_in_a_browser(page):
         assert len(all_of("#images .tile img")) == 6
         loaded = "return [...document.images].every((image) => image.naturalWidth > 0)"
         assert driver.execute_script(loaded)
-        texts_of_tiles = texts("#images .tile span")
-        all_of("#images .tile")[texts_of_tiles.index("0.png")].click()
+        all_of("#images .tile")[names_of_tiles().index("0.png")].click()
         assert texts("#key") == ["things/0.png"]
-        assert texts("#near .tile")[0] == "twin.png\n1.000"
+        assert texts("#near .tile")[0] == "twin.png\nthings\n1.000"
         all_of("#near .tile")[0].click()
         assert texts("#key") == ["things/twin.png"]
         driver.find_element("css selector", "dialog header button").click()

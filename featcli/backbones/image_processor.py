@@ -93,6 +93,7 @@ def preprocessing_of(
         for step in ("do_resize", "do_center_crop", "do_pad"):
             if getattr(processor, step, None):
                 setattr(processor, step, False)
+        processor.resample = _resample(own)  # with which `fitting` resizes, and which is to be on record
     resize = _resizing(own, fitting, size, channels)
     mean = _three(processor.image_mean if processor.do_normalize else 0.0)
     std = _three(processor.image_std if processor.do_normalize else 1.0)
@@ -131,13 +132,17 @@ def _resizing(processor: Any, fitting: Fitting | None, size: tuple[int, int], ch
     if fitting is not None:
         mean = _three(processor.image_mean if processor.do_normalize else 0.5)
         fill = fill_of(mean, channels)
-        resample = Image.Resampling(int(processor.resample)) if processor.do_resize else Image.Resampling.BICUBIC
-        resized = fitting.fitted(resample, fill)
+        resized = fitting.fitted(_resample(processor), fill)
         return lambda fit: lambda picture: fit(resized(picture))
     shorter = (dict(processor.size).get("shortest_edge") or 0) if processor.do_resize else 0
     # ConvNext's kind cuts out the centre below this size, and squashes from there on.
     cuts_centre = getattr(processor, "do_center_crop", False) or (hasattr(processor, "crop_pct") and shorter < 384)
     return (lambda fit: within_reason(fit, size)) if cuts_centre and shorter else lambda fit: fit
+
+
+def _resample(processor: Any) -> Image.Resampling:
+    """How a processor resizes; where it does not, how --fit does."""
+    return Image.Resampling(int(processor.resample)) if processor.do_resize else Image.Resampling.BICUBIC
 
 
 def _refuse_other_pixels(processor: Any, ours: Preprocessing) -> None:

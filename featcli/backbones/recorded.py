@@ -15,10 +15,10 @@ OF_TIMM = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"
 
 
 def recorded_preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
-    """From the settings of a plan; in colour, whatever the backbone took. Raises CheckpointError, and whatever a
-    library says of settings that it does not know.
-    """
-    pixels, size = settings["preprocessing"], tuple(settings["backbone"]["input_size"])
+    """From the settings of a plan. Raises CheckpointError, and whatever libraries say of what they do not know."""
+    pixels, backbone = settings["preprocessing"], settings["backbone"]
+    size = tuple(backbone["input_size"])
+    channels = backbone.get("options", {}).get("in_chans") or backbone.get("config", {}).get("num_channels") or 3
     fitting = None
     if "fit" in pixels:
         largest = pixels["largest"] if pixels["fit"] == NATIVE else size
@@ -31,8 +31,8 @@ def recorded_preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
             if fitting is not None:  # recorded as false, for `fitting` resizes; but in the processor's own manner
                 config["do_resize"] = True
             (Path(folder) / "preprocessor_config.json").write_text(json.dumps(config))
-            return preprocessing_of(read_processor(folder, None), size, fitting=fitting)
+            return preprocessing_of(read_processor(folder, None), size, channels, fitting)
     from featcli.backbones.timm_transform import timm_preprocessing
 
     config = {name: tuple(v) if isinstance(v := pixels[name], list) else v for name in OF_TIMM if name in pixels}
-    return timm_preprocessing({**config, "input_size": (3, *size)}, 3, "", fitting)
+    return timm_preprocessing({**config, "input_size": (channels, *size)}, channels, "", fitting)

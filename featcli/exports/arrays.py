@@ -26,8 +26,7 @@ def write_arrays(content: Content, path: Path, format_name: str) -> None:
         else:
             arrays[stage.name] = stage.dtype, (len(content.rows), *stage.shape_at((0, 0)))
     arrays |= {name: (array.dtype.name, array.shape) for name, array in beside.items()}
-    attributes = {name: text.encode("ascii", "backslashreplace").decode() for name, text in content.attributes.items()}
-    layout = FORMATS[format_name].lay_out(str(path), arrays, content.keys, attributes)
+    layout = FORMATS[format_name].lay_out(str(path), arrays, content.keys, content.attributes)
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         ends = {name: array.offset for name, array in layout.arrays.items()}  # of what is written so far

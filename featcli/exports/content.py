@@ -39,9 +39,9 @@ class Content:
 
     @property
     def attributes(self) -> dict[str, str]:
-        """What the file should say about itself."""
+        """What the file should say about itself, in ASCII."""
         provenance = self.dump.plan.provenance
-        return {
+        attributes = {
             "featcli_export_version": "1",
             "fingerprint": self.dump.plan.fingerprint,
             "checkpoint": provenance["checkpoint"],
@@ -49,6 +49,7 @@ class Content:
             "pool": self.pool,
             "images": f"{len(self.rows)} of {self.dump.plan.num_images}",
         }
+        return {name: text.encode("ascii", "backslashreplace").decode() or "-" for name, text in attributes.items()}
 
     def shapes(self, stage: StoredStage) -> np.ndarray:
         """(rows, 3) the (C, H, W) of each row, of a stage whose maps differ in size."""

@@ -30,8 +30,9 @@ def lines(content: Content) -> Iterator[bytes]:
 
 
 def _numbers(array: np.ndarray) -> str:
-    """Nested lists, each number in as few digits as give it back in its type."""
+    """Nested lists, each number in as few digits as give it back as float32."""
     if array.ndim > 1:
         return f"[{', '.join(map(_numbers, array))}]"
-    pairs = zip(array.astype("U").tolist(), np.isfinite(array).tolist(), strict=True)
+    wide = array.astype(np.float32)  # of float16 a few digits would do, for those who read them as float16 again
+    pairs = zip(wide.astype("U").tolist(), np.isfinite(array).tolist(), strict=True)
     return f"[{', '.join([text if is_finite else 'null' for text, is_finite in pairs])}]"

@@ -24,4 +24,4 @@ def write(content: Content, path: Path) -> None:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(stage.dtype)), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for run in content.runs():
-            np.ascontiguousarray(run.maps[stage.name]).tofile(file)
+            file.write(np.ascontiguousarray(run.maps[stage.name]).data)

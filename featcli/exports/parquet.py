@@ -14,6 +14,8 @@ from featcli.plan import StoredStage
 from featcli.reader import Run
 
 DTYPES = ("float32", "float16")
+ROWS, BYTES = 1024, 1 << 24  # that make a row group
+MOST_ROWS = 1 << 20  # never divided by pyarrow
 
 
 def write(content: Content, path: Path) -> None:
@@ -33,8 +35,13 @@ def write(content: Content, path: Path) -> None:
             fields.append(pyarrow.field(f"{stage.name}.shape", pyarrow.list_(pyarrow.int32(), 3)))
     schema = pyarrow.schema(fields, metadata=content.attributes)
     with parquet.ParquetWriter(path, schema, compression="none") as file:
+        waiting: list[Any] = []  # a group has costs of its own
         for run in content.runs():
-            file.write_batch(_batch(content, run, schema))
+            waiting.append(_batch(content, run, schema))
+            if sum(batch.num_rows for batch in waiting) >= ROWS or sum(batch.nbytes for batch in waiting) >= BYTES:
+                file.write_table(pyarrow.Table.from_batches(waiting), row_group_size=MOST_ROWS)
+                waiting.clear()
+        file.write_table(pyarrow.Table.from_batches(waiting, schema), row_group_size=MOST_ROWS)
 
 
 def _batch(content: Content, run: Run, schema: Any) -> Any:

@@ -36,7 +36,8 @@ def lay_out(
         file.create_dataset(KEYS, data=names, dtype=h5py.string_dtype("utf-8", longest), shape=(len(names),))
         for name, (dtype, shape) in arrays.items():
             _create(file, name, dtype, shape)
-        placed = {name: Array(dtype, shape, file[name].id.get_offset()) for name, (dtype, shape) in arrays.items()}
+        # Of an array without a row there is no offset.
+        placed = {name: Array(dtype, shape, file[name].id.get_offset() or 0) for name, (dtype, shape) in arrays.items()}
     size = max([sparse.size, *(array.end for array in placed.values())])
     os.truncate(path, size)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)

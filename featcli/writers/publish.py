@@ -52,12 +52,14 @@ def _names(path: Path, descriptor: int) -> bool:
         return False
 
 
-def remove_stale(folder: Path) -> int:
-    """Remove the partial files whose writers are dead, and no file of another kind; how many there were."""
+def remove_stale(folder: Path, final: str = "") -> int:
+    """Remove the partial files (for that name alone) whose writers are dead, and no other file; how many there were."""
     removed = 0
     for path in folder.glob(f".*{PARTIAL}"):
-        if not PARTIAL_NAME.fullmatch(path.name):
+        if not PARTIAL_NAME.fullmatch(path.name) or not path.name.startswith(f".{final}"):
             continue
+        if final and len(path.name) != len(f".{final}.{PARTIAL}") + 16:
+            continue  # of a longer name
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:  # removed by another, or somebody else's
