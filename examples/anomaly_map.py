@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,6 +60,8 @@ def memory_bank(dump, stages, size=1000, seed=0):
 
 def anomaly_maps(normal, tested, stages, size=1000, seed=0):
     """{key: (H, W) scores} for each image of the dump `tested`, the highest score first. Raises UsageError."""
+    if not normal.valid.any():
+        raise featcli.UsageError("the normal dump holds no maps", "its failures.jsonl says why")
     for name in stages:
         if any(len(dump[name].stage.shape) != 3 for dump in (normal, tested)):
             raise featcli.UsageError(f"stage {name!r} holds no maps", "extract with --pool none")
@@ -90,18 +93,22 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
     parser.add_argument("--output", help="write the heat map of the image with the highest score there, as PNG")
     chosen = parser.parse_args(arguments)
+    if chosen.bank < 1:
+        parser.error(f"--bank {chosen.bank}: must be at least 1")
+    if chosen.output and not Path(chosen.output).absolute().parent.is_dir():
+        parser.error(f"--output {chosen.output}: no such folder")
     stages = chosen.stages.split(",")
     try:
         normal, tested = featcli.open_dump(chosen.normal), featcli.open_dump(chosen.tested)
         found = anomaly_maps(normal, tested, stages, chosen.bank, chosen.seed)
     except featcli.FeatcliError as error:
         parser.error(str(error))
-    if chosen.output:
-        stride = min(tested[stage].stage.stride for stage in stages)
-        heat_map(next(iter(found.values())), stride).save(chosen.output, "PNG")
     for key, scores in found.items():
         row, column = divmod(int(scores.argmax()), scores.shape[1])
         print(f"{scores.max():.4g}  {key!r}  at row {row}, column {column} of {scores.shape[0]}x{scores.shape[1]}")
+    if chosen.output and found:
+        stride = min(tested[stage].stage.stride for stage in stages)
+        heat_map(next(iter(found.values())), stride).save(chosen.output, "PNG")
 
 
 if __name__ == "__main__":

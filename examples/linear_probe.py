@@ -69,6 +69,8 @@ def main(arguments=None):
     parser.add_argument("--held-out", type=float, default=0.25, help="share of each class (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of those images (default: %(default)s)")
     chosen = parser.parse_args(arguments)
+    if not 0 < chosen.held_out < 1:
+        parser.error(f"--held-out {chosen.held_out}: a share between 0 and 1")
     try:
         dump = featcli.open_dump(chosen.dump)
         stage = chosen.stage or list(dump)[-1]

@@ -49,6 +49,8 @@ def pixels_of(paths, preprocessing):
     """(B, 3, H, W): the pictures as the model takes them."""
     prepared = []
     for path in paths:
+        if not path.is_file():
+            raise featcli.UsageError(f"{path}: no such picture", "give the folder that was extracted")
         with Image.open(path) as picture:
             upright = ImageOps.exif_transpose(picture).convert("RGB")
             prepared.append(torch.from_numpy(preprocessing.fit(upright)))

@@ -19,7 +19,9 @@ import featcli
 def nearest(features, keys, key, count=5):
     """The `count` images most like the one of that key, as (key, similarity), without itself. Raises UsageError."""
     if key not in keys:
-        raise featcli.UsageError(f"no map of {key!r} in this dump", "a key is the path below the folder extracted")
+        raise featcli.UsageError(
+            f"no map of {key!r} in this dump", "it failed, or a key is the path below the folder that was extracted"
+        )
     row = keys.index(key)
     index = NearestNeighbors(n_neighbors=min(count + 1, len(keys)), metric="cosine").fit(features)
     distances, rows = index.kneighbors(features[row : row + 1])
@@ -35,6 +37,8 @@ def main(arguments=None):
     parser.add_argument("--stage", help="default: the last one of the dump")
     parser.add_argument("-k", "--count", type=int, default=5, help="how many (default: %(default)s)")
     chosen = parser.parse_args(arguments)
+    if chosen.count < 1:
+        parser.error(f"--count {chosen.count}: must be at least 1")
     try:
         dump = featcli.open_dump(chosen.dump)
         features, rows = dump.pooled(chosen.stage or list(dump)[-1])  # a few maps are in memory at a time
