@@ -50,10 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
         if code == INTERRUPTED:
             what, code = ("terminated", TERMINATED) if signal.SIGTERM in received else ("interrupted", INTERRUPTED)
             again = "the same command without --overwrite" if "--overwrite" in _given(arguments) else "the same command"
-            hint = f"what is committed stays; {again} goes on"
-            _fail(
-                what, hint if "extract" in _given(arguments)[:1] else "nothing that was there is lost", code, arguments
-            )
+            is_run = "extract" in _given(arguments)[:1]
+            hint = f"what is committed stays; {again} goes on" if is_run else "nothing that was there is lost"
+            _fail(what, hint, code, arguments)
     sys.exit(code)
 
 

@@ -15,6 +15,8 @@ from featcli.progress import Report, silent
 from featcli.reader import DumpReader, Run
 from featcli.writers.rows import NUMPY_TYPES
 
+LARGEST_GRID = 1024  # where maps have sizes of their own
+
 
 @dataclass(frozen=True)
 class Content:
@@ -95,9 +97,8 @@ def content_of(dump: DumpReader, names: Sequence[str], pool: str | None, dtype: 
         if pooling(str(pool)).of_class_token:
             raise UsageError("--pool cls: maps hold no class token", "extract with --pool cls")
         for stage in (dump.stages[name] for name in names):
-            if any(
-                made and there and made > there for made, there in zip(pooled(stage.shape), stage.shape, strict=False)
-            ):
+            edges = zip(pooled(stage.shape), stage.shape, strict=False)
+            if any((made or 0) > (there or LARGEST_GRID) for made, there in edges):
                 raise UsageError(
                     f"--pool {pool}: finer than stage {shown(stage.name)}, {shown_shape(stage.shape)}",
                     "use a coarser grid, or choose stages with --stage",
