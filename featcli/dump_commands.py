@@ -28,7 +28,6 @@ from featcli.options import (
     Root,
     Seed,
 )
-from featcli.plan import shown_shape
 
 SHEET_IMAGES, PAGE_IMAGES = 3, 60  # that are drawn where no key is given
 
@@ -154,6 +153,7 @@ def export(
     from featcli.backbones.stages import given_features
     from featcli.export import STDOUT, images_beside
     from featcli.export import export as write
+    from featcli.plan import shown_shape
     from featcli.progress import Terminal, silent, size
     from featcli.reader import open_dump
 

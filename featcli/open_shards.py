@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,24 +85,23 @@ class OpenShards:
             self._begin()
         return self._lock
 
-    @contextmanager
-    def _reading(self, number: int) -> Iterator[OpenShard]:
+    def _reading(self, number: int) -> _Reading:
         """A shard whose file stays open for the block, whatever other threads open meanwhile."""
         with self._own_lock():
-            if number not in self._open:
-                self._open[number] = self._opened(number)
+            found = self._open.get(number)
+            if found is None:
+                found = self._open[number] = self._opened(number)
                 if len(self._open) > MOST:
                     self._done(self._open.popitem(last=False)[1])
             self._open.move_to_end(number)
-            found = self._open[number]
             found.readers += 1
-        try:
-            yield found
-        finally:
-            with self._own_lock():
-                found.readers -= 1
-                if found.is_done:
-                    self._done(found)
+            return _Reading(self, found)
+
+    def _leave(self, found: OpenShard) -> None:
+        with self._own_lock():
+            found.readers -= 1
+            if found.is_done:
+                self._done(found)
 
     @staticmethod
     def _done(shard: OpenShard) -> None:
@@ -127,6 +125,22 @@ class OpenShards:
         except BaseException:
             os.close(descriptor)
             raise
+
+
+class _Reading:
+    """Of a shard: a class, since a context made of a generator takes as long as reading a small map does."""
+
+    __slots__ = ("_found", "_shards")
+
+    def __init__(self, shards: OpenShards, found: OpenShard) -> None:
+        self._shards = shards
+        self._found = found
+
+    def __enter__(self) -> OpenShard:
+        return self._found
+
+    def __exit__(self, *_: object) -> None:
+        self._shards._leave(self._found)
 
 
 def checked_shapes(

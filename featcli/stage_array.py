@@ -69,7 +69,7 @@ class StageArray:
         """
         rows = self.rows_of(index)
         if isinstance(rows, int):
-            return np.asarray(values_of(self._run(rows, 1)[0]))
+            return values_of(self._run(rows, 1)[0])
         if self.stage.is_ragged:
             return [values_of(found) for run in self._neighbours(rows) for found in self._run(run.start, len(run))]
         self._open_first(rows)
@@ -154,6 +154,8 @@ class StageArray:
 
     def rows_of(self, index: Any) -> int | Sequence[int]:
         """What is asked for as a row, or as rows in the order that was given. Raises as indexing does."""
+        if type(index) is int:  # first: single maps are read often
+            return self._absolute(index)
         if isinstance(index, slice):
             return range(len(self))[index]
         if isinstance(index, str):
@@ -185,9 +187,10 @@ class StageArray:
         return self._row_of_key[key]
 
     def _absolute(self, row: int) -> int:
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
-        return row % len(self)
+        count = self._plan.num_images
+        if not -count <= row < count:
+            raise IndexError(f"row {row} of {count}")
+        return row if row >= 0 else row + count
 
     def _neighbours(self, rows: Sequence[int]) -> Iterator[range]:
         """The rows, in their order, as runs of neighbours within one shard."""

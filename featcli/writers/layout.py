@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 # Bytes per number. "valid" is uint8, shapes are uint32; the others are what --dtype offers.
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "uint32": 4}
@@ -27,7 +28,7 @@ class Array:
     shape: tuple[int, ...]  # the first dimension is the rows; of maps that differ in size, all their values
     offset: int
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]

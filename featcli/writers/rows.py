@@ -27,13 +27,16 @@ def read_rows(descriptor: int, array: Array, first: int, count: int) -> np.ndarr
 
 def fill_rows(out: np.ndarray, descriptor: int, array: Array, first: int) -> None:
     """Fill a contiguous array of the stored type with the rows from `first` on. Raises EOFError likewise."""
-    view = out.data.cast("B")
     offset = array.offset + first * array.row_bytes
-    while view:
+    received = os.preadv(descriptor, [out.data], offset) if out.size else 0
+    if received == out.nbytes:
+        return
+    view = out.data.cast("B")
+    while view := view[received:]:  # the system may give less at a time
+        offset += received
         received = os.preadv(descriptor, [view], offset)
         if not received:
             raise EOFError("cut short while it was read")
-        view, offset = view[received:], offset + received
 
 
 def starts_of(shapes: np.ndarray, values: int) -> np.ndarray:
