@@ -9,9 +9,7 @@ from typing import Annotated
 import typer
 
 from featcli import __version__
-from featcli.backbones.checkpoint import Request
 from featcli.backbones.execution import LAYOUTS, PRECISIONS
-from featcli.backbones.input_size import parse_size
 from featcli.config import AUTO, DTYPES, ExtractConfig, parse_batch_size
 from featcli.errors import one_of
 from featcli.options import (
@@ -210,6 +208,8 @@ def inspect(
 
     featcli inspect resnet50 --out-indices 2,-1
     """
+    from featcli.backbones.checkpoint import Request
+    from featcli.backbones.input_size import parse_size
     from featcli.inspection import inspect_checkpoint, inspect_dump
     from featcli.tables import print_checkpoint, print_dump
 

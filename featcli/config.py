@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featcli.backbones.checkpoint import Request, sizes_asked
 from featcli.backbones.execution import DEFAULT_PRECISION, LAYOUTS, PRECISIONS
 from featcli.backbones.fitting import NATIVE
 from featcli.decoding import MAX_PIXELS, Decoding, parse_depth_range
@@ -14,6 +13,7 @@ from featcli.pooling import pooling
 from featcli.writers import FORMATS
 
 if TYPE_CHECKING:
+    from featcli.backbones.checkpoint import Request
     from featcli.inputs import Given
 
 AUTO = "auto"  # chosen by a short measurement, printed with its gain, and kept by the dump
@@ -124,6 +124,8 @@ class ExtractConfig:
 
     def request(self) -> Request:
         """What is asked of the checkpoint. Raises UsageError."""
+        from featcli.backbones.checkpoint import Request, sizes_asked
+
         return Request(
             self.checkpoint,
             self.arch,

@@ -15,7 +15,7 @@ from featcli.writers.layout import ITEM_BYTES
 from featcli.writers.sealed import read_sealed
 
 if TYPE_CHECKING:
-    from featcli.backbones import Request
+    from featcli.backbones.checkpoint import Request
 
 
 def inspect_checkpoint(
@@ -29,7 +29,7 @@ def inspect_checkpoint(
 
     Raises UsageError and CheckpointError.
     """
-    from featcli.backbones import resolve
+    from featcli.backbones.checkpoint import resolve
 
     source = resolve(request)
     chosen = source.select(out_features, out_indices)

@@ -16,8 +16,8 @@ import torch
 
 import featcli
 from featcli import inputs
-from featcli.backbones import resolve
 from featcli.backbones.backbone import Backbone
+from featcli.backbones.checkpoint import resolve
 from featcli.backbones.execution import Execution
 from featcli.backbones.fitting import NATIVE
 from featcli.backbones.source import Source, ready

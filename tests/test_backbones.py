@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import SAMPLES, upright
 from featcli import load_backbone
-from featcli.backbones import Request, resolve
+from featcli.backbones.checkpoint import Request, resolve
 from featcli.backbones.stages import names_by_stride
 from featcli.backbones.torchvision_operators import declare_missing_operators
 from featcli.errors import CheckpointError, MachineError, UsageError

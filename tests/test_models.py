@@ -6,7 +6,7 @@ import timm
 from tiny_transformers import TINY
 
 from featcli import models
-from featcli.backbones import Request, resolve
+from featcli.backbones.checkpoint import Request, resolve
 from featcli.errors import UsageError
 from featcli.models import list_models
 

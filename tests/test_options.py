@@ -12,7 +12,7 @@ from tiny_transformers import PYRAMID, TINY, TOKENS, randomize
 
 from conftest import SAMPLES, upright
 from featcli import extract, load_backbone, open_dump
-from featcli.backbones import Request, resolve
+from featcli.backbones.checkpoint import Request, resolve
 from featcli.errors import CheckpointError, UsageError
 
 T = pytest.importorskip("transformers")

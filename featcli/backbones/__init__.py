@@ -1,18 +1,17 @@
-"""Checkpoints in, one kind of `Backbone` out: `resolve` decides who reads a checkpoint, `load_backbone` does it all."""
+"""Checkpoints in, one kind of `Backbone` out: `load_backbone` does it all, for Python."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from featcli.backbones.checkpoint import Request, resolve, sizes_asked
 from featcli.backbones.execution import DEFAULT_LAYOUT, DEFAULT_PRECISION, LAYOUTS, PRECISIONS, Execution
 from featcli.errors import one_of
 
 if TYPE_CHECKING:
     from featcli.backbones.backbone import Backbone
 
-__all__ = ["Request", "load_backbone", "resolve"]
+__all__ = ["load_backbone"]
 
 
 def load_backbone(  # noqa: PLR0913  (a keyword for each option)
@@ -44,6 +43,7 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
 
     Raises UsageError, CheckpointError and MachineError.
     """
+    from featcli.backbones.checkpoint import Request, resolve, sizes_asked
     from featcli.backbones.source import ready
     from featcli.backbones.stages import given_features, given_indices
     from featcli.device import resolve_device
