@@ -1,7 +1,6 @@
 """The commands: parse, call one function, print. What goes wrong is for cli.py to say."""
 
-from __future__ import annotations
-
+# Annotations are evaluated here, not kept as text: Typer would take longer over the text than all of --help may.
 import json
 from pathlib import Path
 from typing import Annotated

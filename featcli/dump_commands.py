@@ -1,7 +1,6 @@
 """The commands that take a dump: check it, write its last files. As commands.py: parse, call one function, print."""
 
-from __future__ import annotations
-
+# Annotations are evaluated here, not kept as text: Typer would take longer over the text than all of --help may.
 import json
 import sys
 from pathlib import Path
