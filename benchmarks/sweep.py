@@ -68,7 +68,7 @@ def sweep_one(task: tuple[str, str]) -> dict:
 
 def timm_architecture(name: str) -> dict:
     """What `inspect` says of an architecture, and what the first half of its stages costs."""
-    from featcli.backbones import Request, resolve
+    from featcli.backbones.checkpoint import Request, resolve
 
     return facts_of(resolve(Request(name, random_init=True)))
 
@@ -77,7 +77,7 @@ def transformers_type(name: str) -> dict:
     """The type's own configuration as `inspect` has it; a small one saved, extracted and compared, stage by stage."""
     import transformers
 
-    from featcli.backbones import Request, resolve
+    from featcli.backbones.checkpoint import Request, resolve
 
     config = transformers.CONFIG_MAPPING[name]()
     return facts_of(resolve(Request(config))) | {"differences": compare_rows(name)}

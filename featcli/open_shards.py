@@ -14,7 +14,7 @@ from featcli.dump import Dump
 from featcli.errors import DamagedError, shown
 from featcli.writers.files import open_regular
 from featcli.writers.layout import SHAPES, Array, Layout
-from featcli.writers.rows import NUMPY_TYPES, fill_rows, read_rows, starts_of
+from featcli.writers.rows import fill_rows, read_rows, starts_of
 
 MOST = 32  # files that are open at once: file descriptors are few
 
@@ -46,22 +46,12 @@ class OpenShards:
     def read(self, shard: int, name: str, first: int, count: int) -> np.ndarray:
         """`count` rows of an array as they are stored, bfloat16 as uint16. Raises DamagedError."""
         with self._reading(shard) as found:
-            array = found.layout.arrays[name]
-            out = np.empty((count, *array.shape[1:]), NUMPY_TYPES[array.dtype])
-            self._fill(out, found, shard, name, first)
-            return out
+            return read_rows(found.descriptor, found.layout.arrays[name], first, count)
 
     def read_into(self, out: np.ndarray, shard: int, name: str, first: int) -> None:
         """As many rows as `out` (contiguous, of the stored type) has, without another copy. Raises DamagedError."""
         with self._reading(shard) as found:
-            self._fill(out, found, shard, name, first)
-
-    def _fill(self, out: np.ndarray, found: OpenShard, shard: int, name: str, first: int) -> None:
-        try:
             fill_rows(out, found.descriptor, found.layout.arrays[name], first)
-        except EOFError:
-            path = shown(self._dump.shard_path(shard))
-            raise DamagedError(f"shard {path}: cut short", "see featcli inspect") from None
 
     def place(self, shard: int, name: str) -> tuple[str, Array]:
         """The path of a shard file, and where in it an array is."""
@@ -95,13 +85,16 @@ class OpenShards:
                     self._done(self._open.popitem(last=False)[1])
             self._open.move_to_end(number)
             found.readers += 1
-            return _Reading(self, found)
+            return _Reading(self, number, found)
 
-    def _leave(self, found: OpenShard) -> None:
+    def _leave(self, number: int, found: OpenShard, is_cut_short: bool) -> None:
         with self._own_lock():
             found.readers -= 1
             if found.is_done:
                 self._done(found)
+        if is_cut_short:
+            path = shown(self._dump.shard_path(number))
+            raise DamagedError(f"shard {path}: cut short", "see featcli inspect") from None
 
     @staticmethod
     def _done(shard: OpenShard) -> None:
@@ -130,17 +123,18 @@ class OpenShards:
 class _Reading:
     """Of a shard: a class, since a context made of a generator takes as long as reading a small map does."""
 
-    __slots__ = ("_found", "_shards")
+    __slots__ = ("_found", "_number", "_shards")
 
-    def __init__(self, shards: OpenShards, found: OpenShard) -> None:
+    def __init__(self, shards: OpenShards, number: int, found: OpenShard) -> None:
         self._shards = shards
+        self._number = number
         self._found = found
 
     def __enter__(self) -> OpenShard:
         return self._found
 
-    def __exit__(self, *_: object) -> None:
-        self._shards._leave(self._found)
+    def __exit__(self, _: object, error: object, __: object) -> None:
+        self._shards._leave(self._number, self._found, isinstance(error, EOFError))
 
 
 def checked_shapes(

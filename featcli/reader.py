@@ -15,6 +15,7 @@ from featcli.dump import Dump
 from featcli.errors import CheckpointError, IncompleteError, UsageError, nearest, one_line, shown
 from featcli.open_shards import OpenShards
 from featcli.plan import Plan, StoredStage
+from featcli.row_index import RowIndex
 from featcli.stage_array import StageArray
 from featcli.writers.layout import VALID
 
@@ -57,6 +58,7 @@ class DumpReader:
 
     def __init__(self, dump: Dump) -> None:
         self._dump = dump
+        self._index = RowIndex(dump)
         self._shards = OpenShards(dump)
 
     def __reduce__(self) -> tuple[Callable[..., DumpReader], tuple[Path, bool]]:
@@ -72,7 +74,7 @@ class DumpReader:
         """What was asked."""
         return self._dump.plan
 
-    @property
+    @cached_property
     def stages(self) -> dict[str, StoredStage]:
         """The stored stages by name, in network order: shape, dtype, stride, index and module of each."""
         return {stage.name: stage for stage in self.plan.stages}
@@ -98,15 +100,15 @@ class DumpReader:
                 "is its library installed, in the version that it was made with?",
             ) from error
 
-    @cached_property
+    @property
     def keys(self) -> list[str]:
         """The key of each row."""
-        return self._dump.keys()
+        return self._index.keys
 
-    @cached_property
+    @property
     def rows(self) -> Mapping[str, int]:
         """The row of each key."""
-        return {key: row for row, key in enumerate(self.keys)}
+        return self._index.row_of_key
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -132,7 +134,7 @@ class DumpReader:
         """The record of each committed shard by number."""
         return {record["shard"]: record for record in self._dump.records()}
 
-    @property
+    @cached_property
     def failures(self) -> list[dict[str, Any]]:
         """The images that could not be read: key, row, reason, detail."""
         return [failure for record in self.records.values() for failure in record["failures"]]
@@ -162,7 +164,7 @@ class DumpReader:
         if stage not in self.stages:
             near = (nearest(stage, self.stages) if isinstance(stage, str) else []) or list(self.stages)
             raise UsageError(f"stage {shown(str(stage))} is not in this dump", f"it has {', '.join(near)}")
-        return StageArray(self.stages[stage], self.plan, self._shards, _Later(lambda: self.rows), self.records)
+        return StageArray(self.stages[stage], self.plan, self._index, self._shards, self.records)
 
     def as_numpy(self, stage: str, shard: int | None = None) -> np.ndarray:
         """A stage mapped into memory, without a copy, where that can be: see StageArray.as_numpy."""
@@ -176,12 +178,20 @@ class DumpReader:
         Without rows of failed images, unless `failed`, and without shards that are missing. `stages`: all by default;
         `rows`: those alone, by row, key or mask.
         """
-        chosen = self.chosen(rows)
-        if not failed:
-            chosen &= self.valid
+        if at_once < 0:
+            raise UsageError(f"at_once={at_once}: must be at least 1", "leave it out for the default")
+        names = [stages] if isinstance(stages, str) else list(self.stages if stages is None else stages)
+        arrays = {stage: self[stage] for stage in names}
+        size = sum(array.stage.row_bytes(self.plan.settings["backbone"]["input_size"]) for array in arrays.values())
+        step = at_once or max(1, WALK_BYTES // max(1, size))
+        chosen = self.chosen(rows) if failed else self.chosen(rows) & self.valid
         for number in sorted(self.records):
             shard = self.plan.shard(number)
-            yield from self._walk(stages, at_once, [row for row in shard if chosen[row]])
+            left = (shard.start + np.flatnonzero(chosen[shard.start : shard.stop])).tolist()
+            for first in range(0, len(left), step):
+                some = left[first : first + step]
+                maps = {stage: array[some] for stage, array in arrays.items()}
+                yield Run(some, [self.keys[row] for row in some], maps)
 
     def chosen_stages(self, asked: Sequence[str] | None = None) -> list[str]:
         """Names and ranges such as `stage2:stage4` as names, in network order; all where it is None. UsageError."""
@@ -195,21 +205,8 @@ class DumpReader:
         if rows is None:
             return np.ones(len(self), bool)
         chosen = np.zeros(len(self), bool)
-        chosen[self[next(iter(self))].rows_of(rows)] = True
+        chosen[self._index.rows_of(rows)] = True
         return chosen
-
-    def _walk(self, stages: Sequence[str] | str | None, at_once: int, rows: Sequence[int]) -> Iterator[Run]:
-        """Rows of one shard."""
-        names = [stages] if isinstance(stages, str) else list(self.stages if stages is None else stages)
-        arrays = {stage: self[stage] for stage in names}
-        if at_once < 0:
-            raise UsageError(f"at_once={at_once}: must be at least 1", "leave it out for the default")
-        size = sum(array.stage.row_bytes(self.plan.settings["backbone"]["input_size"]) for array in arrays.values())
-        step = at_once or max(1, WALK_BYTES // max(1, size))
-        for first in range(0, len(rows), step):
-            some = list(rows[first : first + step])
-            maps = {stage: array[some] for stage, array in arrays.items()}
-            yield Run(some, [self.keys[row] for row in some], maps)
 
     def pooled(self, stage: str, rows: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """(n, C) float32, the average of each map over its positions, and the n rows they are of; failed ones are out.
@@ -252,19 +249,3 @@ class DumpReader:
 
     def __del__(self) -> None:
         self.close()
-
-
-class _Later(Mapping[str, int]):
-    """A mapping that is made when first looked into: who indexes by row need not wait for all keys."""
-
-    def __init__(self, make: Callable[[], Mapping[str, int]]) -> None:
-        self._make = make
-
-    def __getitem__(self, key: str) -> int:
-        return self._make()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._make())
-
-    def __len__(self) -> int:
-        return len(self._make())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcli.errors import IncompleteError, UsageError, nearest, shown
+from featcli.errors import IncompleteError, UsageError, shown
 from featcli.open_shards import OpenShards
-from featcli.plan import Plan, StoredStage
+from featcli.plan import Plan, StoredStage, shown_shape
+from featcli.row_index import RowIndex
 from featcli.writers.rows import NUMPY_TYPES, values_of
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ class StageArray:
     """
 
     def __init__(
-        self, stage: StoredStage, plan: Plan, shards: OpenShards, rows: Mapping[str, int], committed: Mapping[int, Any]
+        self, stage: StoredStage, plan: Plan, index: RowIndex, shards: OpenShards, committed: Container[int]
     ) -> None:
         self.stage = stage
         self._plan = plan
+        self._index = index
         self._shards = shards
-        self._row_of_key = rows
         self._committed = committed
 
     @property
@@ -51,8 +52,7 @@ class StageArray:
         return (self[row] for row in range(len(self)))
 
     def __repr__(self) -> str:
-        shape = "x".join("*" if edge is None else str(edge) for edge in self.shape)
-        return f"<stage {shown(self.stage.name)}: {shape} {self.stage.dtype}>"
+        return f"<stage {shown(self.stage.name)}: {shown_shape(self.shape)} {self.stage.dtype}>"
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All rows, for numpy's functions. Raises UsageError where maps differ in size."""
@@ -67,22 +67,15 @@ class StageArray:
 
         Raises KeyError and IndexError as a dict and an array do, IncompleteError for rows not extracted yet.
         """
-        rows = self.rows_of(index)
+        rows = self._index.rows_of(index)
         if isinstance(rows, int):
             return values_of(self._run(rows, 1)[0])
         if self.stage.is_ragged:
             return [values_of(found) for run in self._neighbours(rows) for found in self._run(run.start, len(run))]
         self._open_first(rows)
-        out, done = np.empty((len(rows), *self.stage.shape_at((0, 0))), self.dtype), 0
-        is_stored = self.stage.dtype != "bfloat16"
-        for run in self._neighbours(rows):
-            into = out[done : done + len(run)]
-            if is_stored:
-                self._run_into(into, run.start)
-            else:
-                into[...] = values_of(self._run(run.start, len(run)))  # type: ignore[arg-type]  # not ragged here
-            done += len(run)
-        return out
+        stored = np.empty((len(rows), *self.stage.shape_at((0, 0))), NUMPY_TYPES[self.stage.dtype])
+        self._fill(stored, rows)
+        return values_of(stored)
 
     def tensor(self, index: Index = slice(None), out: torch.Tensor | None = None) -> Any:
         """The same as torch tensors, in the type that is stored, bfloat16 too. Raises as indexing does.
@@ -91,7 +84,7 @@ class StageArray:
         """
         import torch
 
-        rows, kind = self.rows_of(index), getattr(torch, self.stage.dtype)
+        rows, kind = self._index.rows_of(index), getattr(torch, self.stage.dtype)
         several = [rows] if isinstance(rows, int) else rows
         if self.stage.is_ragged:
             found = [row for run in self._neighbours(several) for row in self._run(run.start, len(run))]
@@ -106,10 +99,7 @@ class StageArray:
                 f"out: a contiguous {kind} tensor of shape {shape} is needed", "leave it out for a new one"
             )
         stored = (whole.detach().view(torch.uint16) if kind is torch.bfloat16 else whole.detach()).numpy()
-        stored, done = stored.reshape(len(several), *self.stage.shape_at((0, 0))), 0
-        for run in self._neighbours(several):
-            self._run_into(stored[done : done + len(run)], run.start)
-            done += len(run)
+        self._fill(stored.reshape(len(several), *self.stage.shape_at((0, 0))), several)
         return whole
 
     def as_numpy(self, shard: int | None = None) -> np.ndarray:
@@ -130,67 +120,25 @@ class StageArray:
         number = operator.index(shard or 0)
         if not 0 <= number < self._plan.num_shards:
             raise IndexError(f"shard {number} of {self._plan.num_shards}")
-        self._refuse_missing(number)
+        self._refuse_missing(number, f"shard {number}")
         path, array = self._shards.place(number, self.stage.name)
         return np.memmap(path, self.dtype, "r", array.offset, array.shape)
 
     def _open_first(self, rows: Sequence[int]) -> None:
         """A plan may claim any shape: the file, which is compared with it, has a word before memory is taken."""
         if len(rows):
-            shard = rows[0] // self._plan.shard_rows
-            self._refuse_missing(shard, rows[0])
+            shard, _ = self._located(rows[0])
             self._shards.place(shard, self.stage.name)
 
     def map_shapes(self, rows: Sequence[int]) -> np.ndarray:
         """(rows, 3): the (C, H, W) of each, of a stage whose maps differ in size. Failed images have one too."""
         out, done = np.empty((len(rows), 3), np.uint32), 0
         for run in self._neighbours(rows):
-            shard, first = divmod(run.start, self._plan.shard_rows)
-            self._refuse_missing(shard, run.start)
+            shard, first = self._located(run.start)
             shapes, _ = self._shards.starts(shard, self.stage.name)
             out[done : done + len(run)] = shapes[first : first + len(run)]
             done += len(run)
         return out
-
-    def rows_of(self, index: Any) -> int | Sequence[int]:
-        """What is asked for as a row, or as rows in the order that was given. Raises as indexing does."""
-        if type(index) is int:  # first: single maps are read often
-            return self._absolute(index)
-        if isinstance(index, slice):
-            return range(len(self))[index]
-        if isinstance(index, str):
-            return self._row(index)
-        if isinstance(index, tuple | bytes | bool | np.bool_):
-            raise TypeError("a stage is indexed by images alone: dump[stage][image][channel]")
-        if not hasattr(index, "__len__") or getattr(index, "shape", None) == ():
-            if not hasattr(index, "__index__"):
-                raise TypeError(f"{index!r} is neither a row nor a key")
-            return self._absolute(operator.index(index))
-        return self._listed(index)
-
-    def _listed(self, index: Any) -> list[int]:
-        """A mask, or rows and keys in any order, as rows. Whatever holds other things is an error, never a guess."""
-        listed = index.tolist() if hasattr(index, "tolist") else [getattr(i, "item", lambda i=i: i)() for i in index]
-        if listed and all(type(i) is bool for i in listed):
-            if len(listed) != len(self):
-                raise IndexError(f"a mask of {len(listed)} for {len(self)} rows")
-            return [row for row, chosen in enumerate(listed) if chosen]
-        wrong = [i for i in listed if type(i) not in (int, str)]
-        if wrong:
-            raise TypeError(f"{wrong[0]!r} is neither a row nor a key")
-        return [self._row(i) if isinstance(i, str) else self._absolute(i) for i in listed]
-
-    def _row(self, key: str) -> int:
-        if key not in self._row_of_key:
-            near = nearest(key, self._row_of_key, 1)
-            raise KeyError(f"no key {shown(key)} in this dump" + (f"; did you mean {shown(near[0])}?" if near else ""))
-        return self._row_of_key[key]
-
-    def _absolute(self, row: int) -> int:
-        count = self._plan.num_images
-        if not -count <= row < count:
-            raise IndexError(f"row {row} of {count}")
-        return row if row >= 0 else row + count
 
     def _neighbours(self, rows: Sequence[int]) -> Iterator[range]:
         """The rows, in their order, as runs of neighbours within one shard."""
@@ -205,8 +153,7 @@ class StageArray:
 
     def _run(self, first: int, count: int) -> np.ndarray | list[np.ndarray]:
         """Neighbouring rows within one shard, as they are stored: bfloat16 as uint16."""
-        shard, row = divmod(first, self._plan.shard_rows)
-        self._refuse_missing(shard, first)
+        shard, row = self._located(first)
         name = self.stage.name
         if not self.stage.is_ragged:
             return self._shards.read(shard, name, row, count)
@@ -215,13 +162,20 @@ class StageArray:
         stored = self._shards.read(shard, name, begin, end - begin)
         return [stored[starts[i] - begin : starts[i + 1] - begin].reshape(shapes[i]) for i in range(row, row + count)]
 
-    def _run_into(self, out: np.ndarray, first: int) -> None:
-        """The rows from `first` on, all of one shard, of a stage whose maps are of one size."""
-        shard, row = divmod(first, self._plan.shard_rows)
-        self._refuse_missing(shard, first)
-        self._shards.read_into(out, shard, self.stage.name, row)
+    def _fill(self, out: np.ndarray, rows: Sequence[int]) -> None:
+        """`out` with rows in any order, as they are stored, of a stage whose maps are of one size."""
+        done = 0
+        for run in self._neighbours(rows):
+            shard, row = self._located(run.start)
+            self._shards.read_into(out[done : done + len(run)], shard, self.stage.name, row)
+            done += len(run)
 
-    def _refuse_missing(self, shard: int, row: int | None = None) -> None:
+    def _located(self, row: int) -> tuple[int, int]:
+        """The shard of a row, and its place in there. Raises IncompleteError."""
+        shard, place = divmod(row, self._plan.shard_rows)
+        self._refuse_missing(shard, f"row {row}")
+        return shard, place
+
+    def _refuse_missing(self, shard: int, what: str) -> None:
         if shard not in self._committed:
-            what = f"shard {shard}" if row is None else f"row {row}"
             raise IncompleteError(f"{what} is not extracted yet", "run the extract command of this dump again")

@@ -27,7 +27,7 @@ ROWS = [
     {"manifest", "reader"},
     {"torch_dataset"},
     {"stage_array"},
-    {"open_shards"},
+    {"open_shards", "row_index"},
     {"config"},
     {"dump", "batches"},
     {"records", "sizes"},

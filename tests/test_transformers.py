@@ -6,7 +6,7 @@ import torch
 
 from conftest import SAMPLES, upright
 from featcli import load_backbone
-from featcli.backbones import Request, resolve
+from featcli.backbones.checkpoint import Request, resolve
 from featcli.errors import CheckpointError
 
 transformers = pytest.importorskip("transformers")
