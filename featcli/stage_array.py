@@ -120,7 +120,8 @@ class StageArray:
         number = operator.index(shard or 0)
         if not 0 <= number < self._plan.num_shards:
             raise IndexError(f"shard {number} of {self._plan.num_shards}")
-        self._refuse_missing(number, f"shard {number}")
+        if number not in self._committed:
+            raise _not_yet(f"shard {number}")
         path, array = self._shards.place(number, self.stage.name)
         return np.memmap(path, self.dtype, "r", array.offset, array.shape)
 
@@ -173,9 +174,10 @@ class StageArray:
     def _located(self, row: int) -> tuple[int, int]:
         """The shard of a row, and its place in there. Raises IncompleteError."""
         shard, place = divmod(row, self._plan.shard_rows)
-        self._refuse_missing(shard, f"row {row}")
+        if shard not in self._committed:
+            raise _not_yet(f"row {row}")
         return shard, place
 
-    def _refuse_missing(self, shard: int, what: str) -> None:
-        if shard not in self._committed:
-            raise IncompleteError(f"{what} is not extracted yet", "run the extract command of this dump again")
+
+def _not_yet(what: str) -> IncompleteError:
+    return IncompleteError(f"{what} is not extracted yet", "run the extract command of this dump again")

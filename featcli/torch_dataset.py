@@ -87,8 +87,9 @@ class StageDataset(Dataset[Any]):
         if getattr(item, "ndim", 1) and hasattr(item, "__len__"):
             return self.read(item)  # type: ignore[arg-type]
         item = operator.index(item)  # type: ignore[arg-type]
-        maps, labels = self._maps([item]), self._labels_at([item])
-        maps = maps[0] if self._is_single else {stage: found[0] for stage, found in maps.items()}
+        labels, row = self._labels_at([item]), int(self.rows[item])
+        found = {stage: self.dump[stage].tensor(row) for stage in self.stages}
+        maps = found[self.stages[0]] if self._is_single else found
         return maps if labels is None else (maps, labels[0])
 
     def read(self, items: Sequence[int], memory: BatchMemory | None = None) -> Any:
@@ -107,7 +108,7 @@ class StageDataset(Dataset[Any]):
         return self._labels[torch.as_tensor(items)]
 
     def _read(self, stage: str, rows: np.ndarray, memory: BatchMemory | None) -> torch.Tensor:
-        """The maps of some rows; in a worker process in memory that the main process has too, without another copy."""
+        """A batch; in a worker process in memory that the main process has too, without another copy."""
         array = self.dump[stage]
         shape, out = (len(rows), *array.stage.shape_at((0, 0))), None
         if memory is not None:
@@ -182,6 +183,7 @@ class BatchLoader:
         self._num_workers = num_workers
         self._drop_last = drop_last
         self._generator = generator
+        self._memory = BatchMemory()  # from epoch to epoch
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -193,16 +195,16 @@ class BatchLoader:
         order = torch.randperm(count, generator=self._generator) if self._shuffle else torch.arange(count)
         batches = iter(torch.split(order, self._batch_size)[: len(self)])
         waiting: deque[Future[Any]] = deque()
-        memory = BatchMemory()
         if not self._num_workers:
-            yield from (self._data.read(batch.tolist(), memory) for batch in batches)
+            yield from (self._data.read(batch.tolist(), self._memory) for batch in batches)
             return
         pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="reader")
         try:
-            for batch in islice(batches, self._num_workers + 1):
-                waiting.append(pool.submit(self._data.read, batch.tolist(), memory))
-            while waiting:
+            while True:
+                for batch in islice(batches, self._num_workers + 1 - len(waiting)):
+                    waiting.append(pool.submit(self._data.read, batch.tolist(), self._memory))
+                if not waiting:
+                    return
                 yield waiting.popleft().result()  # nothing here holds it then
-                waiting += [pool.submit(self._data.read, batch.tolist(), memory) for batch in islice(batches, 1)]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
