@@ -73,7 +73,8 @@ def prepare(config: ExtractConfig, existing: Dump | None, report: Report = silen
         report("warning", text="no norms were folded: there are none that can be without moving the maps")
     report("choice", name="weights", value=backbone.weights.summary())
     report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
-    report("choice", name="computes", value=f"{backbone.share:.0%} of the model", reason="up to the deepest stage")
+    share = f"{source.share(positions):.0%} of the model"
+    report("choice", name="computes", value=share, reason="up to the deepest stage")
     rules, decode_threads = config.decoding(), config.decode_threads or available_cores()
     report("choice", name="pictures", value=rules.summary, reason="default" if rules == Decoding() else "as asked")
     sizes = _sizes(source, listing.images, rules, decode_threads, report)

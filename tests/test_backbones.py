@@ -94,7 +94,8 @@ def test_only_what_is_needed_is_computed(name, stage):
     backbone = load_backbone(name, random_init=True, out_features=[stage])
     assert flops_of(backbone.network.maps) == pytest.approx(flops_of(prefix), rel=0.03)
     whole = load_backbone(name, random_init=True).network.maps
-    assert backbone.share == pytest.approx(flops_of(prefix) / flops_of(whole), rel=0.03)
+    share = resolve(Request(name, random_init=True)).share([backbone.selected[0].index])
+    assert share == pytest.approx(flops_of(prefix) / flops_of(whole), rel=0.03)
     kept = backbone.network.module
     assert sum(p.numel() for p in kept.parameters()) == sum(p.numel() for p in prefix.parameters())
 

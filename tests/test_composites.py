@@ -283,7 +283,7 @@ def test_other_stages_can_be_asked_for(tmp_path):
     T.ViTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(tmp_path)
     backbone = load_backbone(str(tmp_path), out_features=["stem", "stage2"])
     assert [stage.name for stage in backbone.selected] == ["stem", "stage2"]
-    assert backbone.share < 1
+    assert resolve(Request(str(tmp_path))).share([0, 2]) < 1
 
 
 def test_processors_that_give_every_picture_another_size(tmp_path):

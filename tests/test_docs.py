@@ -6,7 +6,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from functools import partial
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -66,7 +67,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize(("page", "at_least"), PAGES.items())
-def test_pages_run_from_top_to_bottom(scratch, cli, page, at_least):
+def test_pages_run_from_top_to_bottom(scratch, cli, shell, page, at_least):
     """Every command and every Python block of the page runs, in its order, and prints what it shows."""
     if re.search(r"\| jq |\njq ", (REPOSITORY / page).read_text()) and not shutil.which("jq"):
         pytest.skip("no jq here")
@@ -74,7 +75,7 @@ def test_pages_run_from_top_to_bottom(scratch, cli, page, at_least):
     for language, text in blocks(page):
         if language == "console":
             for command, shown in commands(text):
-                assert settled(output_of(command, cli)) == settled(shown), command
+                assert settled(output_of(command, cli, shell)) == settled(shown), command
                 ran.append(command)
         elif language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -86,13 +87,26 @@ def test_pages_run_from_top_to_bottom(scratch, cli, page, at_least):
     assert len(ran) >= at_least
 
 
-def output_of(command, cli):
+@pytest.fixture(scope="module")
+def shell():
+    """Run a command in a shell whose `featcli` need not import torch again; returns what it ended with."""
+    with TemporaryDirectory(prefix="fc") as folder:  # a short one: sockets have short names
+        script = REPOSITORY / "tests" / "forked_featcli.py"
+        command = [sys.executable, str(script), f"{folder}/socket", folder]
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert server.stdout.readline() == "ready\n"
+        environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+        yield partial(subprocess.run, shell=True, capture_output=True, text=True, env=environment)
+        server.communicate()
+        assert server.returncode == 0
+
+
+def output_of(command, cli, shell):
     if command.startswith("featcli ") and not SHELL.search(command):
         run = cli(*shlex.split(command)[1:])
         assert run.code == 0, run.err
         return run.err + run.out
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+    done = shell(command)
     assert done.returncode == 0, done.stderr
     return done.stderr + done.stdout
 

@@ -120,7 +120,6 @@ class Backbone:
     preprocessing: Preprocessing
     weights: Weights
     settings: Mapping[str, Any]
-    share: float
     network: Network = field(repr=False)
     device: torch.device
     execution: Execution

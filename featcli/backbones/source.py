@@ -147,9 +147,18 @@ class Source(ABC):
         found = self._probe(positions)
         return found.convolutions / found.operations if found.operations else 0.0
 
+    @cached_property
+    def _probed(self) -> dict[tuple[tuple[int, ...], Size | None], _Probed]:
+        return {}
+
     def _probe(self, positions: Sequence[int], at: Size | None = None) -> _Probed:
         """Shapes and costs, from one forward pass that computes nothing."""
-        size = (1, self.channels, *(at or self.input_size))
+        key = tuple(positions), at
+        if key not in self._probed:
+            self._probed[key] = self._run_once(positions, (1, self.channels, *(at or self.input_size)))
+        return self._probed[key]
+
+    def _run_once(self, positions: Sequence[int], size: tuple[int, ...]) -> _Probed:
         try:
             return _forward_once(self.build(positions, "meta"), torch.empty(size, device="meta"))
         except UsageError:
@@ -233,7 +242,6 @@ def ready(source: Source, positions: Sequence[int], device: torch.device, execut
         preprocessing=source.preprocessing(),
         weights=weights,
         settings=source.settings(),
-        share=source.share(positions),
         network=network,
         device=device,
         execution=execution,
