@@ -142,7 +142,8 @@ def _remove_stale_folders(path: Path) -> None:
     remove_stale(path.parent, path.name)
     for left in path.parent.glob(f".*{PARTIAL}{FOLDER}"):
         lock = left.name.removesuffix(FOLDER)
-        if lock.startswith(f".{path.name}.") and PARTIAL_NAME.fullmatch(lock) and not left.with_name(lock).exists():
+        named = PARTIAL_NAME.fullmatch(lock)
+        if named is not None and named[1] == path.name and not left.with_name(lock).exists():
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -355,7 +355,7 @@ def large(tmp_path_factory):
 
 
 def test_a_killed_export_leaves_no_half_file(dump, tmp_path):
-    """Under the final name there is nothing until all of it is there."""
+    """Under the final name there is nothing until all of it is there, whatever the name; the next export tidies up."""
     script = (
         "import os, sys, featcli; from featcli.export import export; from featcli.exports import hdf5\n"
         "whole = hdf5.write\n"
@@ -363,12 +363,12 @@ def test_a_killed_export_leaves_no_half_file(dump, tmp_path):
         "hdf5.write = write\n"
         "export(featcli.open_dump(sys.argv[1]), sys.argv[2])\n"
     )
-    target = tmp_path / "x.h5"
+    target = tmp_path / "my file [1].h5"
     killed = subprocess.run([sys.executable, "-c", script, str(dump.path), str(target)], check=False)
     assert killed.returncode == -9
     assert not target.exists()
     (left,) = tmp_path.iterdir()
-    (tmp_path / f".x.h5.other.{'0' * 16}.partial").touch()  # of another export
+    (tmp_path / f".my file [1].h5.other.{'0' * 16}.partial").touch()  # of another export
     export(dump, str(target))
     assert not left.exists()
     assert len(list(tmp_path.iterdir())) == 2

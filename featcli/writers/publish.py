@@ -18,7 +18,7 @@ from pathlib import Path
 from featcli.errors import MachineError, shown
 
 PARTIAL = ".partial"
-PARTIAL_NAME = re.compile(r"\.[\w.-]+\.[0-9a-f]{16}\.partial")  # as create_partial gives it
+PARTIAL_NAME = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial", re.DOTALL)  # as create_partial gives it: of which file
 # The file systems that know no hard links say so in one of these ways.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -56,10 +56,9 @@ def remove_stale(folder: Path, final: str = "") -> int:
     """Remove the partial files (for that name alone) whose writers are dead, and no other file; how many there were."""
     removed = 0
     for path in folder.glob(f".*{PARTIAL}"):
-        if not PARTIAL_NAME.fullmatch(path.name) or not path.name.startswith(f".{final}"):
+        named = PARTIAL_NAME.fullmatch(path.name)
+        if named is None or final not in ("", named[1]):
             continue
-        if final and len(path.name) != len(f".{final}.{PARTIAL}") + 16:
-            continue  # of a longer name
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:  # removed by another, or somebody else's
