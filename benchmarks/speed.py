@@ -39,7 +39,7 @@ import featcli
 from featcli import batches
 from featcli.backbones.backbone import as_run
 from featcli.backbones.from_timm import timm
-from featcli.batches import Pictures
+from featcli.batches import Pictures, Reading
 from featcli.config import ExtractConfig
 from featcli.decoding import Decoding
 from featcli.inputs import Given, find
@@ -176,10 +176,11 @@ class Ways:
         """Core-seconds of files into pixels, featcli's own threads."""
         backbone = self.backbone("fp32")
         images = find(Given(tuple(map(str, self.paths[:count])))).images
-        pictures = Pictures(images, Sizes(backbone.preprocessing.size), Decoding(), backbone.preprocessing)
+        pictures = Pictures(images, Sizes(backbone.preprocessing.size))
+        reading = Reading(Decoding(), backbone.preprocessing, available_cores())
         began = time.process_time()
         rows = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
-        with closing(batches.read(pictures, rows, available_cores())) as decoded:
+        with closing(batches.read(reading, ((pictures, some) for some in rows))) as decoded:
             for _ in decoded:
                 pass
         return (time.process_time() - began) / count

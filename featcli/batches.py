@@ -14,7 +14,7 @@ import torch
 
 from featcli.decoding import Decoding
 from featcli.images import Failure, read_pixels
-from featcli.inputs import ImageList
+from featcli.inputs import Image
 from featcli.sizes import Sizes
 from featcli.upright import UnreadableError
 
@@ -45,14 +45,32 @@ class Pixels(Protocol):
         """Whether every picture gives a size of its own."""
 
 
+class Images(Protocol):
+    """Images by row."""
+
+    def __getitem__(self, row: int) -> Image: ...
+
+
 @dataclass(frozen=True)
 class Pictures:
-    """The images, and how each becomes pixels."""
+    """Images, all of a run or some of them, and the sizes of what the backbone is given of each."""
 
-    images: ImageList
+    images: Images
     sizes: Sizes
+
+    def of(self, rows: range) -> Pictures:
+        """Those of some neighbouring rows alone, which can be sent to another process."""
+        return Pictures({row: self.images[row] for row in rows}, self.sizes.of(rows))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an image becomes pixels."""
+
     rules: Decoding
     preprocessing: Pixels
+    threads: int
+    pinned: bool = False  # in memory that a GPU can copy from by itself
 
 
 @dataclass
@@ -75,26 +93,24 @@ class _Read:
     seconds: float
 
 
-def read(
-    pictures: Pictures, batches: Iterable[range], threads: int, pinned: bool = False
-) -> Generator[Batch, None, None]:
-    """The batches (rows of one size) in their order, each decoded by `threads` threads at most AHEAD batches early."""
-    rows_left, dtype = iter(batches), getattr(torch, pictures.preprocessing.dtype)
+def read(reading: Reading, batches: Iterable[tuple[Pictures, range]]) -> Generator[Batch, None, None]:
+    """The batches (rows of one size) in their order, each decoded by several threads at most AHEAD batches early."""
+    left, dtype = iter(batches), getattr(torch, reading.preprocessing.dtype)
     buffers: list[torch.Tensor] = []  # flat: the sizes of batches may differ
     waiting: deque[tuple[range, torch.Tensor, torch.Tensor, list[Future[_Read]]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(reading.threads, thread_name_prefix="decode") as pool:
 
         def start_next() -> None:
-            rows = next(rows_left, None)
-            if rows is None:
+            pictures, rows = next(left, (None, range(0)))
+            if pictures is None:
                 return
-            shape = (len(rows), pictures.preprocessing.channels, *pictures.sizes[rows.start])
+            shape = (len(rows), reading.preprocessing.channels, *pictures.sizes[rows.start])
             buffer = buffers.pop() if buffers else torch.empty(0, dtype=dtype)
             if len(buffer) < prod(shape):
-                buffer = torch.empty(prod(shape), dtype=dtype, pin_memory=pinned)
+                buffer = torch.empty(prod(shape), dtype=dtype, pin_memory=reading.pinned)
             pixels = buffer[: prod(shape)].view(shape)
             array = pixels.numpy()
-            futures = [pool.submit(_fill, pictures, row, array[i]) for i, row in enumerate(rows)]
+            futures = [pool.submit(_fill, reading, pictures.images[row], row, array[i]) for i, row in enumerate(rows)]
             waiting.append((rows, buffer, pixels, futures))
 
         try:
@@ -112,12 +128,11 @@ def read(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _fill(pictures: Pictures, row: int, out: np.ndarray) -> _Read:
+def _fill(reading: Reading, image: Image, row: int, out: np.ndarray) -> _Read:
     started = time.perf_counter()
-    image, failure, has_more = pictures.images[row], None, False
-    preprocessing = pictures.preprocessing
+    preprocessing, failure, has_more = reading.preprocessing, None, False
     try:
-        has_more = read_pixels(image, pictures.rules, preprocessing.fit, out, preprocessing.is_native)
+        has_more = read_pixels(image, reading.rules, preprocessing.fit, out, preprocessing.is_native)
     except UnreadableError as error:
         out[...] = 0  # never the pixels of the image that used this buffer before
         failure = Failure(image.key, row, error.reason, error.detail)

@@ -9,7 +9,7 @@ import typer
 
 from featcli import __version__
 from featcli.backbones.execution import LAYOUTS, PRECISIONS
-from featcli.config import AUTO, DTYPES, ExtractConfig, parse_batch_size
+from featcli.config import AUTO, DTYPES, ENGINES, ExtractConfig, parse_batch_size
 from featcli.errors import one_of
 from featcli.options import (
     EPILOG,
@@ -121,6 +121,24 @@ def extract(
         int | None, typer.Option(help="Images in a shard, rounded up to whole batches. Default: about 1 GiB.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the dump that is there; start anew.")] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="The I-th of N parts of the shards, from 0; auto: as the scheduler says."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help=f"Who makes the shards: {', '.join(ENGINES)}.")] = DEFAULT.engine,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="The Ray cluster: auto, or host:port. Default: a Ray of its own, on this machine."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="With --engine ray. Default: as many as the cluster has room for.")
+    ] = None,
+    cpus_per_worker: Annotated[
+        float | None, typer.Option(help="With --engine ray. Default: those of --threads.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="With --engine ray. Default: 1 with --device cuda, else 0.")
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do the shards with failed images again; others stay.")
     ] = False,
@@ -170,8 +188,14 @@ def extract(
         dtype=dtype,
         format=format,
         shard_size=shard_size,
+        part=part,
         overwrite=overwrite,
         retry_failed=retry_failed,
+        engine=engine,
+        ray_address=ray_address,
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
     )
     from featcli.progress import Terminal, json_lines, tee
 

@@ -9,6 +9,7 @@ from featcli.backbones.execution import DEFAULT_PRECISION, LAYOUTS, PRECISIONS
 from featcli.backbones.fitting import NATIVE
 from featcli.decoding import MAX_PIXELS, Decoding, parse_depth_range
 from featcli.errors import UsageError, one_of, shown
+from featcli.parts import parse_part
 from featcli.pooling import pooling
 from featcli.writers import FORMATS
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"  # chosen by a short measurement, printed with its gain, and kept by the dump
 DEFAULT_BATCH_SIZE = 32
+ENGINES = ("local", "ray")
 DTYPES = ("float32", "float16", "bfloat16")
 SHARD_BYTES = 1024**3  # about 1 GiB: minutes of work, a commit that costs nothing beside it
 MOST = 200_000  # of anything that is counted: the keys of a shard must fit into a safetensors header
@@ -70,8 +72,14 @@ class ExtractConfig:
     dtype: str = "float32"
     format: str = "hdf5"
     shard_size: int | None = None
+    part: str | None = None
     overwrite: bool = False
     retry_failed: bool = False
+    engine: str = ENGINES[0]
+    ray_address: str | None = None  # None: a Ray of its own
+    workers: int | None = None
+    cpus_per_worker: float | None = None
+    gpus_per_worker: float | None = None
 
     def __post_init__(self) -> None:
         self._check_inputs()
@@ -79,6 +87,10 @@ class ExtractConfig:
         one_of("--layout", self.layout, (*LAYOUTS, AUTO))
         one_of("--dtype", self.dtype, DTYPES)
         one_of("--format", self.format, tuple(FORMATS))
+        one_of("--engine", self.engine, ENGINES)
+        parse_part(self.part)
+        if self.part is not None and self.overwrite:
+            raise UsageError("--part and --overwrite exclude each other", "delete the dump before its parts begin")
         for option, value in (
             ("--batch-size", self.batch_size),
             ("--threads", self.threads),
@@ -93,6 +105,7 @@ class ExtractConfig:
                 raise UsageError(f"{option} {value}: must be at least 1", "leave it out for the default")
             if value > MOST:
                 raise UsageError(f"{option} {value}: must be at most {MOST}", "leave it out for the default")
+        self._check_engine()
         if self.retry_failed and self.overwrite:
             raise UsageError("--retry-failed and --overwrite exclude each other", "--overwrite tries all images anyway")
         if self.compile and self.fit == NATIVE:
@@ -102,6 +115,28 @@ class ExtractConfig:
         pooling(self.pool)
         self.request()
         self.decoding()
+
+    def _check_engine(self) -> None:
+        for option, value, least in (
+            ("--workers", self.workers, 1),
+            ("--cpus-per-worker", self.cpus_per_worker, 0),
+            ("--gpus-per-worker", self.gpus_per_worker, 0),
+        ):
+            if value is not None and not least <= value <= MOST:
+                raise UsageError(f"{option} {value}: must be from {least} to {MOST}", "leave it out for the default")
+        if self.engine != "ray":
+            for option, given in (
+                ("--ray-address", self.ray_address),
+                ("--workers", self.workers),
+                ("--cpus-per-worker", self.cpus_per_worker),
+                ("--gpus-per-worker", self.gpus_per_worker),
+            ):
+                if given is not None:
+                    raise UsageError(
+                        f"{option} goes with --engine ray", "on this machine name devices: --device cpu,cpu"
+                    )
+        elif "," in self.device or self.device == "cuda:all":
+            raise UsageError(f"--device {shown(self.device)} does not go with --engine ray", "see --workers")
 
     def _check_inputs(self) -> None:
         if not self.inputs and self.files_from is None:

@@ -39,7 +39,10 @@ def resolve_device(wanted: str) -> Resolved[torch.device]:
         return Resolved(torch.device("cpu"), "auto: no GPU found")
     kind, _, number = wanted.partition(":")
     if not re.fullmatch(r"cpu|mps|cuda(:\d{1,4})?", wanted):
-        raise UsageError(f"--device {shown(wanted)}: no such kind of device", "use auto, cpu, cuda, cuda:N or mps")
+        raise UsageError(
+            f"--device {shown(wanted)}: no such kind of device",
+            "use auto, cpu, cuda, cuda:N, mps, a list of them, or cuda:all",
+        )
     if kind == "cuda" and not gpus:
         why = "torch was built without CUDA" if torch.version.cuda is None else "torch finds no GPU"
         raise MachineError(f"--device {wanted}: {why}", "use --device cpu, or install the torch build for your driver")
@@ -48,6 +51,17 @@ def resolve_device(wanted: str) -> Resolved[torch.device]:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise MachineError("--device mps: torch finds no Apple GPU", "use --device cpu")
     return Resolved(torch.device(wanted if number or kind != "cuda" else "cuda:0"), "as asked")
+
+
+def device_names(wanted: str) -> tuple[str, ...]:
+    """The devices of a list such as `cuda:0,cuda:1`; `cuda:all` is every GPU there is. Raises MachineError."""
+    if wanted != "cuda:all":
+        return tuple(wanted.split(","))
+    import torch
+
+    if not torch.cuda.is_available():
+        resolve_device("cuda")  # says why
+    return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
 
 
 @contextmanager

@@ -193,6 +193,11 @@ class Dump:
         whole = {record["shard"] for record in self.records() if not self._is_damaged(record)}
         return [number for number in range(self.plan.num_shards) if number not in whole]
 
+    def missing(self) -> list[int]:
+        """The shards without a record."""
+        committed = {*self.numbered(".json")}
+        return [number for number in range(self.plan.num_shards) if number not in committed]
+
     def damaged(self) -> list[int]:
         """The committed shards whose file is gone or of another size than its record says."""
         return [record["shard"] for record in self.records() if self._is_damaged(record)]

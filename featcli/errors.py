@@ -1,6 +1,7 @@
 """Every error a user can meet, with the exit code it ends in, and how names are shown in messages.
 
     FeatcliError            1   unexpected
+    ├── WorkerError         1   a worker died too often
     ├── UsageError          2   bad option, no images, unknown stage or checkpoint name
     ├── DamagedError        4   a file of a dump is damaged
     ├── ConflictError       5   the dump exists with another plan, or is in use
@@ -27,6 +28,15 @@ class FeatcliError(Exception):
         super().__init__(f"{message} ({hint})" if hint else message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[type[FeatcliError], tuple[str, str]]:
+        return type(self), (self.message, self.hint)  # from one process to another
+
+
+class WorkerError(FeatcliError):
+    """Workers died, and shards were given up."""
+
+    exit_code = 1
 
 
 class UsageError(FeatcliError):

@@ -14,7 +14,7 @@ import torch
 from featcli.batches import Batch
 from featcli.device import is_out_of_memory, out_of_memory
 from featcli.errors import FeatcliError, MachineError, UsageError, one_line
-from featcli.planning import Job
+from featcli.loading import Loaded
 from featcli.progress import Report, silent
 from featcli.transfers import Buffers, transfers
 
@@ -56,24 +56,24 @@ class Rows:
 
 
 class Forward:
-    """The backbone and the pooling of a job, batch after batch.
+    """The backbone and the pooling, batch after batch.
 
     `at_once`: how many images go through the backbone together. It is halved where they do not fit into memory,
     and stays so. `overflown`: how many values were not finite, by stage.
     """
 
-    def __init__(self, job: Job, report: Report = silent) -> None:
-        self.job = job
+    def __init__(self, loaded: Loaded, report: Report = silent) -> None:
+        self.loaded = loaded
         self._report = report
-        self._forward = job.backbone.class_tokens if job.pooling.of_class_token else job.backbone.forward
-        self._transfers = transfers(job.backbone.device)
+        self._forward = loaded.backbone.class_tokens if loaded.pooling.of_class_token else loaded.backbone.forward
+        self._transfers = transfers(loaded.backbone.device)
         self._buffers = Buffers(self._transfers.pinned)
-        self.at_once: int = job.plan.settings["batch_size"]
+        self.at_once: int = loaded.plan.settings["batch_size"]
         self.overflown: Counter[str] = Counter()
 
     def compile(self) -> None:
         """Let torch.compile do its work now, before anything is written. Raises MachineError."""
-        pixels = self.job.backbone.preprocessing
+        pixels = self.loaded.backbone.preprocessing
         zeros = torch.zeros(self.at_once, pixels.channels, *pixels.size, dtype=getattr(torch, pixels.dtype))
         try:
             self._forward(zeros)
@@ -82,14 +82,14 @@ class Forward:
                 self._halve(self.at_once, error)
                 return self.compile()
             raise MachineError(
-                f"--compile: torch.compile cannot compile {self.job.backbone.name}: {one_line(error)}",
+                f"--compile: torch.compile cannot compile {self.loaded.backbone.name}: {one_line(error)}",
                 "leave --compile out; on a CPU it needs a C++ compiler such as g++",
             ) from error
 
     def __call__(self, batch: Batch) -> Rows:
         """What is stored of each image. Raises MachineError where not even one image fits into memory."""
         taken, arrays = {}, {}
-        for stage in self.job.plan.stages:
+        for stage in self.loaded.plan.stages:
             shape = (len(batch.rows), *stage.shape_at((batch.pixels.shape[2], batch.pixels.shape[3])))
             dtype = getattr(torch, stage.dtype)
             num_bytes = prod(shape) * dtype.itemsize
@@ -108,11 +108,11 @@ class Forward:
             except (MemoryError, RuntimeError, IndexError, ValueError, AssertionError) as error:
                 if is_out_of_memory(error):
                     self._halve(len(batch.rows), error)
-                elif self.job.backbone.preprocessing.is_native:  # these are how networks refuse a size
+                elif self.loaded.backbone.preprocessing.is_native:  # these are how networks refuse a size
                     raise self._refused(error, batch) from error
                 else:
                     raise
-            if extremes is None and self.job.backbone.device.type == "cuda":
+            if extremes is None and self.loaded.backbone.device.type == "cuda":
                 torch.cuda.empty_cache()  # here the error is gone, and the tensors that it held
         failed = [failure.row - batch.rows.start for failure in batch.failures]
         return Rows(arrays, extremes, failed, self.overflown, self._transfers.arrival(since), release)
@@ -121,7 +121,7 @@ class Forward:
         """What an error means where pictures keep their own sizes, which not every network takes."""
         height, width = batch.pixels.shape[2:]
         return UsageError(
-            f"--fit native: {self.job.backbone.name} does not take an input of {height}x{width}: {one_line(error)}",
+            f"--fit native: {self.loaded.backbone.name} does not take an input of {height}x{width}: {one_line(error)}",
             "a smaller --image-size is a limit for larger pictures; --fit pad keeps all of a picture at one size",
         )
 
@@ -132,21 +132,21 @@ class Forward:
             portion = slice(first, first + self.at_once)
             found = self._portion(pixels[portion])
             for name, array in arrays.items():
-                target, values = array[portion], self.job.pooling.reduce(found.pop(name))[: len(array[portion])]
+                target, values = array[portion], self.loaded.pooling.reduce(found.pop(name))[: len(array[portion])]
                 if values.shape != target.shape:
                     raise FeatcliError(f"{name} yields {tuple(values.shape)}, planned {tuple(target.shape)}")
                 extremes[name].append(self._transfers.to_host(values, target))
         return extremes
 
     def _portion(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        missing = self.at_once - len(pixels) if self.job.backbone.execution.compiled else 0
+        missing = self.at_once - len(pixels) if self.loaded.backbone.execution.compiled else 0
         if missing:  # it is compiled for one size of batch: the short last one would be compiled for again
             pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
         return self._forward(self._transfers.to_device(pixels))
 
     def _halve(self, images: int, error: BaseException) -> None:
-        is_padded = self.job.backbone.execution.compiled
-        device, tried = self.job.backbone.device, self.at_once if is_padded else min(images, self.at_once)
+        is_padded = self.loaded.backbone.execution.compiled
+        device, tried = self.loaded.backbone.device, self.at_once if is_padded else min(images, self.at_once)
         if tried == 1:
             raise out_of_memory("one image does", device) from error
         self.at_once = tried // 2

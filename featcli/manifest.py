@@ -32,17 +32,27 @@ def finalize(dump: Dump) -> dict[str, Any]:
 
 def manifest_content(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What manifest.json says once these are all records."""
-    failures = [failure for record in records for failure in record["failures"]]
     return {
         **with_fingerprint(plan),
         "shards": [{k: v for k, v in record.items() if k not in ("fingerprint", "failures")} for record in records],
-        "totals": {
-            "images": plan.num_images,
-            "written": plan.num_images - len(failures),
-            "failed": len(failures),
-            "failed_by_reason": dict(sorted(Counter(failure["reason"] for failure in failures).items())),
-            "bytes": sum(record["bytes"] for record in records),
-        },
+        "totals": totals_of(records),
+    }
+
+
+def totals_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the records come to: images, written and failed ones, bytes."""
+    images = num_bytes = 0
+    reasons: Counter[str] = Counter()
+    for record in records:
+        images += record["rows"]
+        num_bytes += record["bytes"]
+        reasons.update(failure["reason"] for failure in record["failures"])
+    return {
+        "images": images,
+        "written": images - reasons.total(),
+        "failed": reasons.total(),
+        "failed_by_reason": dict(sorted(reasons.items())),
+        "bytes": num_bytes,
     }
 
 

@@ -39,7 +39,9 @@ AllowOutside = Annotated[
     bool, typer.Option("--allow-outside", help="Listed names may lead out of that folder; their keys are whole paths.")
 ]
 FollowLinks = Annotated[bool, typer.Option("--follow-links", help="Look into folders that are links, too.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:N or mps; cuda:0,cuda:1 or cuda:all for a process each.")
+]
 Incomplete = Annotated[
     bool, typer.Option("--incomplete", help="Take what is there of a dump that still misses shards.")
 ]

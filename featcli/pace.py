@@ -24,13 +24,23 @@ class Clock:
     waited_for_decode: float = 0.0  # that compute stood still for it
     waited_for_write: float = 0.0
     waited_for_compute: float = 0.0  # that the writer stood still for a device
-    with_more_frames: int = 0  # images of which a frame or page was left out
 
-    def pace(self, decode_threads: int, settings: Mapping[str, Any], dtype: str) -> Pace:
-        """What the run comes to, by now. `settings`: the plan's; `dtype`: of what is stored."""
+    def add(self, other: Clock) -> None:
+        """What other processes were busy with, and waited for, and what their start took."""
+        self.preparation += other.preparation
+        self.started += other.preparation
+        for part in (*PARTS, "waited_for_decode", "waited_for_write", "waited_for_compute"):
+            setattr(self, part, getattr(self, part) + getattr(other, part))
+
+    def pace(self, workers: int, decode_threads: int, settings: Mapping[str, Any], dtype: str) -> Pace:
+        """What the run comes to, by now. `settings`: the plan's; `dtype`: of what is stored.
+
+        `decode_threads`: of all workers together.
+        """
         seconds = time.perf_counter() - self.started
         worked = {"decode": self.decode, "compute": self.compute, "write": self.write}
-        busy = {"decode": self.decode / decode_threads, "compute": self.compute, "write": self.write}
+        threads = {"decode": decode_threads, "compute": workers, "write": workers}
+        busy = {part: worked[part] / threads[part] for part in PARTS}
         slowest = max(busy, key=lambda part: busy[part])
         return Pace(
             seconds,
@@ -42,7 +52,7 @@ class Clock:
                 "compute for write": round(self.waited_for_write, 3),
                 "write for compute": round(self.waited_for_compute, 3),
             },
-            decode_threads,
+            threads,
             slowest,
             ", ".join(_advice(slowest, busy["decode"] / seconds, self.compute, settings, dtype)),
         )
@@ -54,17 +64,17 @@ class Pace:
 
     seconds: float
     preparation: float  # seconds before that: loading, trials, compilation
-    worked: Mapping[str, float]  # seconds, by part; of decoding summed over threads
-    busy: Mapping[str, float]  # as shares of the run; of decoding the average over its threads
+    worked: Mapping[str, float]  # seconds, by part, summed over threads
+    busy: Mapping[str, float]  # as shares of the run, the average over threads
     waited: Mapping[str, float]  # seconds that one part stood still for another
-    decode_threads: int
+    threads: Mapping[str, int]  # by part; of all workers, where there are several
     set_by: str
     advice: str
 
     def lines(self) -> Iterable[str]:
         """For people."""
         for part in PARTS:
-            threads = f" on {self.decode_threads} threads" if part == "decode" and self.decode_threads > 1 else ""
+            threads = f" on {self.threads[part]} threads" if self.threads[part] > 1 else ""
             waited = {name.partition(" for ")[2]: s for name, s in self.waited.items() if name.startswith(part)}
             waits = [f"{seconds:.1f} s for {other}" for other, seconds in waited.items() if seconds >= 0.05]
             text = f"{part:<8} {self.busy[part]:>4.0%} busy: {self.worked[part]:.1f} s of work{threads}"

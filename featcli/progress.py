@@ -95,6 +95,9 @@ class Terminal:
         if self._verbose:
             self._say(f"committed {file}: {rows} images")
 
+    def _there(self, images: int, **_: Any) -> None:
+        self._bar.update(images)  # by another process
+
     def _end(self, **facts: Any) -> None:
         self.close()
         self._say(summary(facts))

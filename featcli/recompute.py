@@ -19,6 +19,7 @@ from featcli.device import memory_errors, settled_arithmetic
 from featcli.dump import Dump
 from featcli.errors import ConflictError, shown
 from featcli.forward import Forward
+from featcli.loading import Loaded
 from featcli.planning import Job, prepare
 from featcli.progress import Report, silent
 from featcli.reader import DumpReader
@@ -46,7 +47,7 @@ def recompute(dump: Dump, config: ExtractConfig, count: int, report: Report = si
     `config` says where the images and the checkpoint are, all else is the plan's. Raises ConflictError where they
     are not those of the plan, and what `extract` raises.
     """
-    job = _same_job(dump, config, report)
+    job, loaded = _same_job(dump, config, report)
     reader = DumpReader(dump)
     valid = np.flatnonzero(reader.valid).tolist()
     if not valid:
@@ -55,12 +56,12 @@ def recompute(dump: Dump, config: ExtractConfig, count: int, report: Report = si
     wanted: dict[range, list[int]] = {}
     for row in chosen:
         wanted.setdefault(_batch(job, row), []).append(row)
-    decoded = batches.read(job.pictures, wanted, job.decode_threads)
-    forward = Forward(job)
+    decoded = batches.read(loaded.reading, ((job.pictures, rows) for rows in wanted))
+    forward = Forward(loaded)
     equal, largest, off = 0, 0.0, []
     limit = TOLERANCES[dump.plan.settings["precision"]]
-    with settled_arithmetic(job.threads), memory_errors("the images do", job.backbone.device), closing(decoded):
-        if job.backbone.execution.compiled:
+    with settled_arithmetic(loaded.threads), memory_errors("the images do", loaded.backbone.device), closing(decoded):
+        if loaded.backbone.execution.compiled:
             forward.compile()
         for batch in decoded:
             shard = batch.rows.start // dump.plan.shard_rows
@@ -84,7 +85,7 @@ def _batch(job: Job, row: int) -> range:
     return next(batch for batch in batches_of_shard if row in batch)
 
 
-def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
+def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> tuple[Job, Loaded]:
     """The job that the dump's plan is of. Its input size is the checkpoint's own, or was asked for: either will do."""
     plan = dump.plan
     backbone: Mapping[str, Any] = plan.settings["backbone"]
@@ -116,9 +117,9 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
             format=plan.settings["format"],
             shard_size=plan.shard_rows,
         )
-        job = prepare(same, None, report)
+        job, loaded = prepare(same, None, report)
         if same.fit != NATIVE and (job.plan.settings["backbone"] != backbone or job.plan.stages != plan.stages):
-            job = prepare(replace(same, image_size=tuple(backbone["input_size"])), None, report)
+            job, loaded = prepare(replace(same, image_size=tuple(backbone["input_size"])), None, report)
     try:
         dump.refuse_other_plan(job.plan, job.images)
         dump.refuse_changed_images(job.images, retry_failed=True)
@@ -126,7 +127,7 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> Job:
         raise ConflictError(
             error.message, "give the checkpoint, seed and images that the dump was made with"
         ) from error
-    return job
+    return job, loaded
 
 
 def _difference(stored: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray], place: int) -> float:

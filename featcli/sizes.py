@@ -24,12 +24,21 @@ class Sizes:
 
     common: Size  # of all images; where they have their own, what batches are measured by
     own: np.ndarray | None = None  # (N, 2), one row per image
+    first: int = 0  # which row the first of them is of
 
     def __getitem__(self, row: int) -> Size:
         if self.own is None:
             return self.common
-        height, width = self.own[row].tolist()
+        height, width = self.own[row - self.first].tolist()
         return height, width
+
+    def of(self, rows: range) -> Sizes:
+        """Those of some neighbouring rows alone."""
+        return self if self.own is None else Sizes(self.common, self._own(rows), rows.start)
+
+    def _own(self, rows: range) -> np.ndarray:
+        assert self.own is not None
+        return self.own[rows.start - self.first : rows.stop - self.first]
 
     @property
     def summary(self) -> str:
@@ -50,7 +59,8 @@ class Sizes:
             most = max(1, batch_size * self.common[0] * self.common[1] // (height * width))
             stop = min(first + min(most, batch_size), rows.stop)
             if self.own is not None:
-                other = (self.own[first:stop] != self.own[first]).any(1)
+                own = self._own(range(first, stop))
+                other = (own != own[0]).any(1)
                 stop = first + int(other.argmax()) if other.any() else stop
             yield range(first, stop)
             first = stop
@@ -70,8 +80,7 @@ class Sizes:
         return np.column_stack([np.full(len(cells), stage.shape[0]), cells]).astype("<u4")
 
     def _cells(self, stage: StoredStage, rows: range) -> np.ndarray:
-        assert self.own is not None
-        cells: np.ndarray = self.own[rows.start : rows.stop].astype(np.int64) // np.array(stage.stride)
+        cells: np.ndarray = self._own(rows).astype(np.int64) // np.array(stage.stride)
         return cells
 
 

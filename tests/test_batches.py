@@ -27,7 +27,11 @@ def listing(folder, count):
 
 
 def pictures(folder):
-    return batches.Pictures(inputs.find(inputs.Given([str(folder)])).images, Sizes(SIZE), Decoding(), Pixels())
+    return batches.Pictures(inputs.find(inputs.Given([str(folder)])).images, Sizes(SIZE))
+
+
+def read(images, ranges, threads):
+    return batches.read(batches.Reading(Decoding(), Pixels(), threads), ((images, rows) for rows in ranges))
 
 
 def ranges(count, size):
@@ -40,7 +44,7 @@ def test_every_image_once_in_order(tmp_path, threads, size):
     """Batches come in order and hold each image at its row, for any batch size and number of threads."""
     images = listing(tmp_path, 23)
     seen = []
-    for batch in batches.read(images, ranges(23, size), threads):
+    for batch in read(images, ranges(23, size), threads):
         assert batch.pixels.shape == (len(batch.rows), 3, *SIZE)
         seen += [pixels.clone().numpy() for pixels in batch.pixels]
     assert len(seen) == 23
@@ -59,7 +63,7 @@ def test_a_broken_image_changes_no_other(tmp_path):
     images = listing(tmp_path, 9)
     (tmp_path / "004.png").write_bytes(b"nothing")
     images = pictures(tmp_path)
-    for batch in batches.read(images, ranges(9, 3), 2):
+    for batch in read(images, ranges(9, 3), 2):
         for row, pixels in zip(batch.rows, batch.pixels, strict=True):
             if row == 4:
                 assert not pixels.any()
@@ -72,14 +76,14 @@ def test_a_broken_image_changes_no_other(tmp_path):
 def test_buffers_are_used_again(tmp_path):
     """Memory does not grow with the number of batches."""
     images = listing(tmp_path, 40)
-    places = {batch.pixels.data_ptr() for batch in batches.read(images, ranges(40, 2), 2)}
+    places = {batch.pixels.data_ptr() for batch in read(images, ranges(40, 2), 2)}
     assert len(places) <= batches.AHEAD + 1
 
 
 def test_stopping_early_leaves_no_threads(tmp_path):
     """When the reader is dropped halfway, its threads end."""
     images = listing(tmp_path, 20)
-    reading = batches.read(images, ranges(20, 2), 2)
+    reading = read(images, ranges(20, 2), 2)
     next(reading)
     reading.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
@@ -94,5 +98,5 @@ def test_ranges_are_asked_for_late(tmp_path):
             asked.append(rows)
             yield rows
 
-    next(batches.read(images, lazily(), 1))
+    next(read(images, lazily(), 1))
     assert len(asked) <= batches.AHEAD + 1

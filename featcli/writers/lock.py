@@ -24,6 +24,11 @@ class FolderLock:
         self.is_real = True  # until the file system says otherwise
         self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
+    @property
+    def descriptor(self) -> int:
+        """Of the folder: a process that is given it holds the lock too, until it ends."""
+        return self._descriptor
+
     def alone(self) -> bool:
         """Hold it alone; False where another process holds it."""
         return self._take(fcntl.LOCK_EX)
@@ -36,6 +41,10 @@ class FolderLock:
                 return False
             time.sleep(STEP)
         return True
+
+    def beside(self) -> None:
+        """Hold it with others where that can be done at once."""
+        self._take(fcntl.LOCK_SH)
 
     def _take(self, kind: int) -> bool:
         try:

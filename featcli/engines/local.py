@@ -1,0 +1,29 @@
+"""All shards in this process."""
+
+from __future__ import annotations
+
+from featcli.engines import ToDo
+from featcli.loading import Loaded
+from featcli.progress import Report
+from featcli.shard_runner import Shard, ShardRunner, Tally
+
+
+class LocalEngine:
+    """One worker: this process, which has loaded the backbone already."""
+
+    workers = 1
+
+    def __init__(self, loaded: Loaded, report: Report) -> None:
+        self.decode_threads = loaded.reading.threads
+        self._runner = ShardRunner(loaded, report)
+
+    def start(self) -> None:
+        """Compile, where that was asked for. Raises MachineError."""
+        self._runner.compile()
+
+    def run(self, todo: ToDo) -> Tally:
+        """Raises FeatcliError."""
+        return self._runner.run(todo.dump, (Shard(number, todo.pictures) for number in todo.shards))
+
+    def close(self) -> None:
+        """There is nothing to end."""

@@ -1,0 +1,72 @@
+"""Which shards are left, and what becomes of those whose worker died: every engine with several workers asks here."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+
+from featcli.errors import WorkerError, counted
+
+TRIES = 3  # of a shard, and of starting workers
+
+
+class ShardQueue:
+    """Shards in their order; after them, one at a time for a worker, those that were at work when one died.
+
+    One at a time, since a worker may have two at work: so the next death says which of them it was. `given_up`: the
+    shards that no worker lived through, with what was last said of it.
+    """
+
+    def __init__(self, shards: Iterable[int]) -> None:
+        self.given_up: dict[int, str] = {}
+        self._new = deque(shards)
+        self._again: deque[int] = deque()
+        self._at_work: set[int] = set()
+        self._deaths: Counter[int] = Counter()
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there is a shard that nobody is at."""
+        return bool(self._new or self._again)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every shard is done or given up."""
+        return not (self.has_waiting or self._at_work)
+
+    def take_new(self) -> int | None:
+        """A shard that was not tried before."""
+        return self._taken(self._new) if self._new else None
+
+    def take_again(self) -> int | None:
+        """One that was; for a worker that does nothing beside it."""
+        return self._taken(self._again) if self._again and not self._new else None
+
+    def _taken(self, waiting: deque[int]) -> int:
+        number = waiting.popleft()
+        self._at_work.add(number)
+        return number
+
+    def done(self, number: int) -> None:
+        """It is committed."""
+        self._at_work.discard(number)
+
+    def died(self, shards: Iterable[int], why: str) -> None:
+        """The worker that was at these shards is gone."""
+        for number in shards:
+            self._at_work.discard(number)
+            self._deaths[number] += 1
+            if self._deaths[number] < TRIES:
+                self._again.append(number)
+            else:
+                self.given_up[number] = why
+
+    def refuse_given_up(self) -> None:
+        """Raise WorkerError where there are shards that were given up."""
+        if self.given_up:
+            number, why = next(iter(self.given_up.items()))
+            others = "" if len(self.given_up) == 1 else f" (and {counted(len(self.given_up) - 1, 'other shard')})"
+            raise WorkerError(
+                f"shard {number}{others}: given up after {TRIES} workers died at it, the last one {why}",
+                "all other shards are committed; the same command tries again: with one --device it says more",
+            )

@@ -1,0 +1,251 @@
+"""Workers as actors of a Ray cluster: placed, and counted as dead, by Ray; fed and replaced by the driver here."""
+
+from __future__ import annotations
+
+import os
+import queue as queues
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import featcli
+from featcli.config import ExtractConfig
+from featcli.engines import ToDo
+from featcli.engines.progress import ShardProgress
+from featcli.engines.queue import TRIES, ShardQueue
+from featcli.engines.worker import Task, runner_for
+from featcli.errors import FeatcliError, MachineError, UsageError, WorkerError, counted, one_line, shown
+from featcli.plan import Plan
+from featcli.progress import Report
+from featcli.shard_runner import Shard, Tally
+from featcli.writers.lock import FolderLock
+
+START_SECONDS = 120.0  # in which one worker at least has to be ready
+STORE_BYTES = 80 << 20  # of Ray's object store, where only names go through it: nearly its least
+HOUSEKEEPING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+
+
+class RayWorker:
+    """The actor: loads the backbone once, then makes one shard after the other."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._events: queues.SimpleQueue[Any] = queues.SimpleQueue()
+        self._lock: FolderLock | None = None
+
+    def load(self) -> dict[str, str]:
+        """Load the backbone; what this process is, by name. Raises FeatcliError."""
+        self._dump, self._runner = runner_for(self._task, self._report)
+        self._lock = FolderLock(self._dump.path)
+        self._lock.beside()  # so that nobody deletes the dump while this is at work, whatever becomes of the driver
+        return dict(self._dump.environment)
+
+    def _report(self, kind: str, **facts: Any) -> None:
+        self._events.put(("event", (kind, facts)))
+
+    def make(self, shard: Shard) -> Iterator[tuple[str, Any]]:
+        """Make a shard; yields what happens, as it happens, then the tally. Raises FeatcliError."""
+        thread = threading.Thread(target=self._make, args=(shard,), daemon=True)
+        thread.start()
+        while True:
+            kind, content = self._events.get()
+            if kind == "error":
+                raise content
+            yield kind, content
+            if kind == "tally":
+                return
+
+    def _make(self, shard: Shard) -> None:
+        try:
+            self._events.put(("tally", self._runner.run(self._dump, [shard])))
+        except BaseException as error:  # handed over to the thread that Ray listens to
+            self._events.put(("error", error))
+
+
+@dataclass(eq=False)
+class _Actor:
+    """A worker and what it is at: loading, or a shard."""
+
+    handle: Any
+    waiting_for: Any  # a reference to what `load` returns, or the generator of `make`
+    progress: ShardProgress
+    at_work: set[int] = field(default_factory=set)
+    is_ready: bool = False
+
+
+class RayEngine:
+    """Workers of a Ray that is started for this run, or of the cluster at `--ray-address`."""
+
+    def __init__(self, config: ExtractConfig, device: str, plan: Plan, report: Report) -> None:
+        """`device`: the kind of device that workers have, as the driver does."""
+        self.workers = config.workers or 1
+        self._cpus = config.cpus_per_worker or plan.settings["threads"]
+        self._gpus = (1.0 if device == "cuda" else 0.0) if config.gpus_per_worker is None else config.gpus_per_worker
+        self._config = replace(config, device=device, decode_threads=config.decode_threads or max(1, int(self._cpus)))
+        self.decode_threads = self.workers * (self._config.decode_threads or 1)
+        self._report = report
+        self._living: list[_Actor] = []
+        self._failed_starts = 0
+        self._has_begun_ray = False
+        self._warned: set[str] = set()
+
+    def start(self) -> None:
+        """Find the cluster, or start one. Raises UsageError without the extra, MachineError without a cluster."""
+        for name, value in HOUSEKEEPING.items():
+            os.environ.setdefault(name, value)
+        try:
+            import ray
+        except ImportError as error:
+            raise UsageError("--engine ray: ray is not installed", "pip install 'featcli[ray]'") from error
+        self._ray: Any = ray
+        if not ray.is_initialized():
+            self._begin_ray()
+        offered = self._offered()
+        fitting = [int(offered.get("CPU", 0) // self._cpus)] if self._cpus else []
+        fitting += [int(offered.get("GPU", 0) / self._gpus)] if self._gpus else []
+        fits = min(fitting, default=1)
+        if self._config.workers is None:
+            self.workers = max(1, fits)
+            self.decode_threads = self.workers * (self._config.decode_threads or 1)
+        each = f"{self._cpus:g} CPUs" + (f", {self._gpus:g} GPUs" if self._gpus else "")
+        where = f"{self._config.ray_address or 'a Ray of its own'}: {_resources(offered)}"
+        self._report("choice", name="engine", value=f"ray, {counted(self.workers, 'worker')} of {each}", reason=where)
+
+    def _offered(self) -> dict[str, float]:
+        return self._ray.cluster_resources()  # type: ignore[no-any-return]
+
+    def _begin_ray(self) -> None:
+        ray, address = self._ray, self._config.ray_address
+        quiet = {"logging_level": "ERROR", "log_to_driver": False, "include_dashboard": False}
+        if address is None:
+            options = {"address": "local", "object_store_memory": STORE_BYTES, **quiet}
+        else:
+            options = {"address": address, "logging_level": "ERROR", "log_to_driver": False}
+        before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            ray.init(**options)
+        except (ConnectionError, RuntimeError, OSError, TimeoutError) as error:
+            hint = "see ray status there; Python and Ray have to be of the same versions as the cluster's"
+            raise MachineError(f"--ray-address {shown(address or 'local')}: {one_line(error)}", hint) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for one, handler in before.items():  # Ray has its own, which know nothing of what is to be tidied up
+                    signal.signal(one, handler)
+        self._has_begun_ray = True
+
+    def run(self, todo: ToDo) -> Tally:
+        """Raises FeatcliError: a worker's own, WorkerError, or MachineError where no worker starts."""
+        tally, queue, began = Tally(), ShardQueue(todo.shards), time.monotonic()
+        self._fill_up(queue, todo)
+        has_started = False
+        while not queue.is_over:
+            ready, _ = self._ray.wait([one.waiting_for for one in self._living], timeout=1.0)
+            for reference in ready:
+                actor = next(one for one in self._living if one.waiting_for is reference)
+                self._hear(actor, queue, tally, todo)
+            if not has_started and any(one.is_ready for one in self._living):
+                has_started, tally.clock.preparation = True, time.monotonic() - began
+            if not has_started and time.monotonic() - began > START_SECONDS:
+                raise MachineError(
+                    f"no worker started in {START_SECONDS:.0f} s: each asks for {self._cpus:g} CPUs and"
+                    f" {self._gpus:g} GPUs, the cluster offers {_resources(self._offered())}",
+                    "ask for less with --cpus-per-worker and --gpus-per-worker, or see ray status",
+                )
+            self._fill_up(queue, todo)
+        queue.refuse_given_up()
+        return tally
+
+    def close(self) -> None:
+        """End all workers, and the Ray that was started here."""
+        for actor in self._living:
+            with suppress(Exception):  # whatever state the cluster is in
+                self._ray.kill(actor.handle)
+        self._living.clear()
+        if self._has_begun_ray:
+            self._ray.shutdown()
+            self._has_begun_ray = False
+
+    def _fill_up(self, queue: ShardQueue, todo: ToDo) -> None:
+        """A shard to each worker that has none, and workers for what is left."""
+        for actor in [one for one in self._living if one.waiting_for is None]:
+            number = queue.take_new()
+            number = queue.take_again() if number is None else number
+            if number is not None:
+                actor.at_work.add(number)
+                shard = Shard(number, todo.pictures.of(todo.dump.plan.shard(number)))
+                actor.waiting_for = actor.handle.make.remote(shard)
+        while queue.has_waiting and len(self._living) < min(self.workers, len(todo.shards)):
+            self._start_worker(todo)
+        for actor in [one for one in self._living if one.waiting_for is None]:  # nothing is left for it
+            self._end(actor)
+
+    def _start_worker(self, todo: ToDo) -> None:
+        ray = self._ray
+        kind = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)(RayWorker)
+        path = os.path.abspath(todo.dump.path)
+        task = Task(self._config, path, todo.dump.again, todo.dump.resized)
+        handle = kind.options(scheduling_strategy="SPREAD").remote(task)
+        self._living.append(_Actor(handle, handle.load.remote(), ShardProgress(todo.dump.plan, self._report)))
+
+    def _hear(self, actor: _Actor, queue: ShardQueue, tally: Tally, todo: ToDo) -> None:
+        exceptions = self._ray.exceptions
+        try:
+            if actor.is_ready:
+                self._hear_of_shard(actor, queue, tally)
+            else:
+                self._check(self._ray.get(actor.waiting_for), todo)
+                actor.is_ready, actor.waiting_for = True, None
+        except exceptions.RayTaskError as error:
+            if isinstance(error.cause, FeatcliError):
+                raise error.cause from None
+            self._bury(actor, queue, f"{type(error.cause).__name__}: {one_line(error.cause)}")
+        except exceptions.RayError as error:  # killed, out of memory, its node gone, not to be reached
+            self._bury(actor, queue, f"lost ({type(error).__name__})")
+
+    def _hear_of_shard(self, actor: _Actor, queue: ShardQueue, tally: Tally) -> None:
+        kind, content = self._ray.get(next(actor.waiting_for))
+        if kind == "tally":
+            tally.add(content)
+            for number in actor.at_work:
+                queue.done(number)
+            actor.at_work.clear()
+            actor.waiting_for = None
+        else:
+            actor.progress.hear(*content)
+
+    def _check(self, environment: dict[str, str], todo: ToDo) -> None:
+        """Raises UsageError where a worker is of another version; says what else may move the last bits."""
+        if environment.get("featcli") != featcli.__version__:
+            raise UsageError(
+                f"a worker has featcli {environment.get('featcli')}, this is {featcli.__version__}",
+                "install the same version on all nodes of the cluster",
+            )
+        planned = todo.dump.plan.environment
+        other = [f"{k} {planned.get(k)} -> {v}" for k, v in environment.items() if planned.get(k) != v]
+        if other and (text := ", ".join(other)) not in self._warned:
+            self._warned.add(text)
+            self._report("warning", text=f"a worker is not like the others, last bits may differ: {text}")
+
+    def _bury(self, actor: _Actor, queue: ShardQueue, why: str) -> None:
+        where = f" at shard {next(iter(actor.at_work))}" if actor.at_work else ""
+        self._report("warning", text=f"a worker died{where}: {why}")
+        actor.progress.take_back()
+        queue.died(actor.at_work, why)
+        self._end(actor)
+        if not actor.is_ready:
+            self._failed_starts += 1
+            if self._failed_starts == TRIES:
+                raise WorkerError(f"{TRIES} workers died before they could begin, the last one {why}", "see above")
+
+    def _end(self, actor: _Actor) -> None:
+        self._living.remove(actor)
+        with suppress(Exception):  # it may be gone already
+            self._ray.kill(actor.handle)
+
+
+def _resources(offered: dict[str, float]) -> str:
+    return f"{offered.get('CPU', 0):g} CPUs, {offered.get('GPU', 0):g} GPUs"

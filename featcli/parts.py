@@ -1,0 +1,110 @@
+"""`--part i/n`: which shards are this process's to make, as it is told or as a scheduler says."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from featcli.errors import UsageError, shown
+
+AUTO = "auto"
+COUNT = "FEATCLI_PARTS"  # where a scheduler tells the index alone
+HOW = "give it as i/n, such as 0/4: the first of four parts"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The shards index, index + count, index + 2 count ... `reason` says where that comes from."""
+
+    index: int
+    count: int
+    reason: str = "as asked"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UsageError(f"part {self.index}/{self.count}: i/n needs 0 <= i < n", HOW)
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def of(self, shards: Iterable[int]) -> list[int]:
+        """Those of the shards that are in this part."""
+        return [number for number in shards if number % self.count == self.index]
+
+
+def parse_part(text: str | None, environment: Mapping[str, str] = os.environ) -> Part | None:
+    """`i/n`, or `auto` for what the scheduler that started this process says. None for None. Raises UsageError."""
+    if text is None:
+        return None
+    if text == AUTO:
+        return _scheduled(environment)
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+    if found is None:
+        raise UsageError(f"--part {shown(text)}: no part", f"{HOW}, or {AUTO}")
+    return Part(int(found[1]), int(found[2]))
+
+
+def _scheduled(environment: Mapping[str, str]) -> Part:
+    """The part of a job, and the part of that for each of its processes, where it has several."""
+    outer = _slurm_array(environment) or _kubernetes(environment)
+    inner = next(
+        (
+            Part(number(environment, index), number(environment, count), name)
+            for name, sign, index, count in (
+                ("torchrun", "TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE"),
+                ("Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+                ("srun", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+            )
+            if sign in environment and index in environment and count in environment
+        ),
+        None,
+    )
+    if outer is None and inner is None:
+        raise UsageError(
+            f"--part {AUTO}: no Slurm array, Kubernetes indexed job, torchrun, Open MPI or srun started this", HOW
+        )
+    if outer is None or inner is None:
+        part = outer or inner
+        assert part is not None
+        return Part(part.index, part.count, f"{AUTO}: {part.reason}")
+    reason = f"{AUTO}: {inner.reason} within {outer.reason}"
+    return Part(outer.index * inner.count + inner.index, outer.count * inner.count, reason)
+
+
+def _slurm_array(environment: Mapping[str, str]) -> Part | None:
+    """An array that was submitted whole: where some tasks of one are submitted again, its count is another."""
+    if "SLURM_ARRAY_TASK_ID" not in environment:
+        return None
+    task, least, most, count, step = (
+        number(environment, f"SLURM_ARRAY_TASK_{name}", default)
+        for name, default in (("ID", None), ("MIN", None), ("MAX", None), ("COUNT", None), ("STEP", 1))
+    )
+    if (most - least) // step + 1 != count:
+        raise UsageError(
+            f"--part {AUTO}: the Slurm array has {count} tasks between {least} and {most}: not all of an array",
+            "submit the whole array again, for which what is there is skipped, or give --part i/n as it was",
+        )
+    return Part((task - least) // step, count, f"Slurm array task {task} of {least}-{most}")
+
+
+def _kubernetes(environment: Mapping[str, str]) -> Part | None:
+    if "JOB_COMPLETION_INDEX" not in environment:
+        return None
+    if COUNT not in environment:
+        raise UsageError(
+            f"--part {AUTO}: Kubernetes tells the index of a job and not how many there are",
+            f"set {COUNT} in the job to its completions",
+        )
+    return Part(number(environment, "JOB_COMPLETION_INDEX"), number(environment, COUNT), "Kubernetes indexed job")
+
+
+def number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """A whole number from the environment. Raises UsageError for anything else."""
+    text = environment.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise UsageError(f"--part {AUTO}: {name} is {'not set' if text is None else shown(text)}", HOW)
+    return max(1, int(text)) if name.endswith("STEP") else int(text)

@@ -1,0 +1,193 @@
+"""Shards -> shard files, one after the other, in one process: the unit of work of every engine.
+
+batches (images) -> forward (backbone, pooling) -> writers -> records
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from featcli import batches
+from featcli.batches import Batch, Pictures
+from featcli.device import memory_errors, settled_arithmetic
+from featcli.dump import Dump
+from featcli.forward import Forward, Rows
+from featcli.images import Failure
+from featcli.loading import Loaded
+from featcli.machine import give_memory_back, kept_memory
+from featcli.pace import Clock
+from featcli.progress import Report
+from featcli.writers.background import Background
+from featcli.writers.layout import SHAPES, VALID
+from featcli.writers.publish import disk_errors
+from featcli.writers.shard import ShardWriter
+
+QUEUED_BATCHES = 2  # that may wait for the writer
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard that is to be made, and its images; what an engine gives to a worker."""
+
+    number: int
+    pictures: Pictures  # of its rows at least
+
+
+@dataclass
+class Tally:
+    """What was done, to be added up over processes."""
+
+    images: int = 0  # in shards that were committed
+    with_more_frames: int = 0  # images of which a frame or page was left out
+    overflown: Counter[str] = field(default_factory=Counter)  # values that are not finite, by stage
+    clock: Clock = field(default_factory=Clock)
+
+    def add(self, other: Tally) -> None:
+        """What another process has done."""
+        self.images += other.images
+        self.with_more_frames += other.with_more_frames
+        self.overflown.update(other.overflown)
+        self.clock.add(other.clock)
+
+
+class ShardRunner:
+    """Makes shards of a dump with what is loaded. Used for any number of them."""
+
+    def __init__(self, loaded: Loaded, report: Report) -> None:
+        self._loaded = loaded
+        self._report = report
+        self._forward = Forward(loaded, report)
+
+    def compile(self) -> None:
+        """Let torch.compile do its work now, before anything is written. Raises MachineError."""
+        if self._loaded.backbone.execution.compiled:
+            with settled_arithmetic(self._loaded.threads):
+                self._forward.compile()
+
+    def run(self, dump: Dump, shards: Iterable[Shard]) -> Tally:
+        """Extract these shards and commit each; those that another process has committed meanwhile are passed over.
+
+        The next ones are asked for while those before are still at work. Raises FeatcliError.
+        """
+        tally, plan, device = Tally(overflown=self._forward.overflown), dump.plan, self._loaded.backbone.device
+        into = _Files(dump, self._report, tally)
+        decoded = batches.read(self._loaded.reading, into.batches(shards))
+        with (
+            settled_arithmetic(self._loaded.threads),
+            kept_memory(),
+            memory_errors("the images do", device),
+            disk_errors(dump.path),
+            closing(decoded),
+            into,  # outermost of the two: it cleans up when the writer has stopped
+            Background(into.queued_bytes) as writer,
+        ):
+            self._stream(decoded, into, writer, tally)
+        tally.clock.compute, tally.clock.waited_for_compute = into.compute_seconds, into.waited_seconds
+        tally.clock.write = writer.busy_seconds - into.waited_seconds
+        tally.clock.waited_for_write = writer.waited_seconds
+        self._forward.overflown = Counter()
+        assert tally.images <= plan.num_images
+        return tally
+
+    def _stream(self, decoded: Iterator[Batch], into: _Files, writer: Background, tally: Tally) -> None:
+        began = time.perf_counter()
+        for batch in decoded:
+            ready = time.perf_counter()
+            tally.clock.waited_for_decode += ready - began
+            tally.clock.decode += batch.decode_seconds
+            tally.with_more_frames += batch.with_more_frames
+            into.write(batch, self._forward(batch), self._forward.at_once, writer)
+            self._report("batch", images=len(batch.rows))
+            if batch.rows.stop % self._loaded.plan.shard_rows == 0:
+                give_memory_back()
+            began = time.perf_counter()
+
+
+class _Files:
+    """The shard files that batches go to, one after the other, all work on files done by the writer thread."""
+
+    def __init__(self, dump: Dump, report: Report, tally: Tally) -> None:
+        self.compute_seconds = 0.0
+        self.waited_seconds = 0.0  # that the writer waited for a device that was still at work
+        self._dump = dump
+        self._report = report
+        self._tally = tally
+        self._shards: dict[int, Pictures] = {}  # that are at work
+        self._file: ShardWriter | None = None
+        self._failures: list[Failure] = []
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:  # something went wrong on the way: a whole shard has been committed by now
+            self._file.abort()
+
+    @property
+    def queued_bytes(self) -> int:
+        """How much may wait for the writer."""
+        plan = self._dump.plan
+        size = tuple(plan.settings["backbone"]["input_size"])
+        batch_size: int = plan.settings["batch_size"]
+        row_bytes = sum(s.row_bytes((size[0], size[1])) for s in plan.stages)
+        return QUEUED_BATCHES * batch_size * row_bytes
+
+    def batches(self, shards: Iterable[Shard]) -> Iterator[tuple[Pictures, range]]:
+        """The batches of the shards, without those that another process has committed by the time they are reached."""
+        plan = self._dump.plan
+        for shard in shards:
+            rows = plan.shard(shard.number)
+            if shard.number not in self._dump.again and self._dump.is_committed(shard.number):
+                self._report("there", shard=shard.number, images=len(rows))
+                continue
+            self._shards[shard.number] = shard.pictures
+            for some in shard.pictures.sizes.batches(rows, plan.settings["batch_size"]):
+                yield shard.pictures, some
+
+    def write(self, batch: Batch, rows: Rows, at_once: int, writer: Background) -> None:
+        """Queue the rows of a batch; where it ends its shard, the commit too."""
+        number = batch.rows.start // self._dump.plan.shard_rows
+        for failure in batch.failures:
+            self._report("failure", **failure.to_json())
+        writer.give(partial(self._write, number, rows), rows.nbytes)
+        self._failures += batch.failures
+        if batch.rows.stop == self._dump.plan.shard(number).stop:
+            writer.give(partial(self._commit, number, self._failures, at_once))
+            self._failures = []
+
+    def _write(self, number: int, rows: Rows) -> None:
+        maps = rows.finished()
+        self.waited_seconds += rows.waited_seconds
+        self.compute_seconds += rows.compute_seconds
+        if self._file is None:
+            keys = [self._shards[number].images[row].key for row in self._dump.plan.shard(number)]
+            self._file = self._dump.start_shard(number, keys, self._shapes(number))
+        self._file.write(maps)
+        rows.release()
+
+    def _shapes(self, number: int) -> dict[str, np.ndarray]:
+        """(rows, 3) of each stage whose maps differ in size."""
+        sizes, rows = self._shards[number].sizes, self._dump.plan.shard(number)
+        return {stage.name: sizes.shapes(stage, rows) for stage in self._dump.plan.stages if stage.is_ragged}
+
+    def _commit(self, number: int, failures: Sequence[Failure], at_once: int) -> None:
+        assert self._file is not None
+        rows = self._dump.plan.shard(number)
+        valid = np.ones(len(rows), np.uint8)
+        valid[[failure.row - rows.start for failure in failures]] = 0
+        beside = {VALID: valid, **{name + SHAPES: shapes for name, shapes in self._shapes(number).items()}}
+        record = self._dump.commit(number, self._file, beside, failures, at_once)
+        self._file = None
+        del self._shards[number]
+        if record is None:  # another process was first
+            self._report("there", shard=number, images=0)
+            return
+        self._tally.images += len(rows)
+        self._report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=len(failures))
