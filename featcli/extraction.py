@@ -176,7 +176,13 @@ def _run_claimed(
     )
     # Nothing was dropped, nothing counted twice.
     assert outcome.written + outcome.failed == sum(len(plan.shard(number)) for number in mine)
-    report("end", **asdict(outcome), missing_shards=len(dump.missing()), exit_code=outcome.exit_code)
+    report(
+        "end",
+        **asdict(outcome),
+        shards=plan.num_shards,
+        missing_shards=len(dump.missing()),
+        exit_code=outcome.exit_code,
+    )
     return outcome
 
 

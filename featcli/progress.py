@@ -130,7 +130,10 @@ def summary(end: dict[str, Any]) -> str:
     else:
         lines.append("nothing left to do: every shard was there")
     lines.append(f"{end['dump']}: {counted(end['written'], 'image')}{failed if end['failed'] else ''}")
-    if end["failed"]:
+    if not end["is_complete"]:
+        missing = f"{end['missing_shards']:,} of {counted(end['shards'], 'shard')}"
+        lines.append(f"{missing} are still missing: of other parts; the last of them writes the manifest")
+    elif end["failed"]:
         lines.append(f"see {end['dump']}/failures.jsonl")
     return "\n".join(lines)
 

@@ -145,3 +145,56 @@ def upright(path: Path) -> Image.Image:
 
     with Image.open(path) as picture:
         return ImageOps.exif_transpose(picture).convert("RGB")
+
+
+MANY_SHARDS = "-c test_resnet --random-init --out-indices 1,-1 --image-size 32".split()
+MANY_SHARDS += "--threads 1 --batch-size 1 --shard-size 1".split()
+SHARDS = 48
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory):
+    """A picture for each of many shards; one is broken."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(SHARDS):
+        draw(folder / f"{i:02d}.png", i, (32, 32))
+    (folder / "33.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(many, tmp_path_factory):
+    """The dump of those that one process makes."""
+    target = tmp_path_factory.mktemp("whole") / "d"
+    with pytest.raises(SystemExit) as ended:
+        main(["extract", str(many), *MANY_SHARDS, "-o", str(target), "-q"])
+    assert ended.value.code == 3
+    return target
+
+
+def content(dump: Path) -> dict[str, bytes]:
+    """Every file of a dump and what is in it."""
+    return {str(path.relative_to(dump)): path.read_bytes() for path in dump.rglob("*") if path.is_file()}
+
+
+def hooked(**variables: object) -> dict[str, str]:
+    """The environment in which workers have those hooks."""
+    hooks = Path(__file__).parent / "worker_hooks"
+    return {**os.environ, "PYTHONPATH": str(hooks), **{name: str(value) for name, value in variables.items()}}
+
+
+def finished(*arguments: object, **options) -> tuple[int, str]:
+    """What a process ended with, and said on stderr."""
+    run = featcli_process(*arguments, **options)
+    err = run.communicate()[1]
+    return run.returncode, err
+
+
+def at_work(*arguments: object, shards: int = 10, **options) -> subprocess.Popen:
+    """A process that has committed so many shards and goes on."""
+    run = featcli_process(*arguments, **options)
+    for line in run.stderr:
+        shards -= "committed" in line
+        if not shards:
+            return run
+    raise AssertionError(run.wait())

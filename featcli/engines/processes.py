@@ -15,6 +15,7 @@ from signal import Signals
 from typing import Any
 
 from featcli.config import ExtractConfig
+from featcli.dump import SHARDS
 from featcli.engines import ToDo
 from featcli.engines.progress import ShardProgress
 from featcli.engines.queue import TRIES, ShardQueue
@@ -22,6 +23,7 @@ from featcli.engines.worker import Task
 from featcli.errors import WorkerError
 from featcli.progress import Report
 from featcli.shard_runner import Shard, Tally
+from featcli.writers.publish import remove_stale
 
 PATIENCE = 10.0  # seconds that a worker may take to end when it is told to
 PROGRAM = "import sys; sys.path[:] = {path!r}; from featcli.engines.worker import main; main({socket})"
@@ -153,6 +155,7 @@ class ProcessEngine:
         where = f" at shard {' or '.join(map(str, sorted(worker.at_work)))}" if worker.at_work else ""
         self._report("warning", text=f"{name} died{where}: {why}")
         queue.died(worker.at_work, why)
+        remove_stale(todo.dump.path / SHARDS)  # the file that it was writing
         if not worker.has_started:
             self._failed_starts += 1
             if self._failed_starts == TRIES:

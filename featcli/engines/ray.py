@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue as queues
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import featcli
 from featcli.config import ExtractConfig
+from featcli.dump import SHARDS
 from featcli.engines import ToDo
 from featcli.engines.progress import ShardProgress
 from featcli.engines.queue import TRIES, ShardQueue
@@ -23,7 +25,9 @@ from featcli.plan import Plan
 from featcli.progress import Report
 from featcli.shard_runner import Shard, Tally
 from featcli.writers.lock import FolderLock
+from featcli.writers.publish import remove_stale
 
+CONNECT_SECONDS = 10.0
 START_SECONDS = 120.0  # in which one worker at least has to be ready
 STORE_BYTES = 80 << 20  # of Ray's object store, where only names go through it: nearly its least
 HOUSEKEEPING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
@@ -124,13 +128,13 @@ class RayEngine:
         if address is None:
             options = {"address": "local", "object_store_memory": STORE_BYTES, **quiet}
         else:
+            _refuse_if_nobody_is_there(address)
             options = {"address": address, "logging_level": "ERROR", "log_to_driver": False}
         before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(**options)
         except (ConnectionError, RuntimeError, OSError, TimeoutError) as error:
-            hint = "see ray status there; Python and Ray have to be of the same versions as the cluster's"
-            raise MachineError(f"--ray-address {shown(address or 'local')}: {one_line(error)}", hint) from error
+            raise _no_cluster(address or "local", error) from error
         finally:
             if threading.current_thread() is threading.main_thread():
                 for one, handler in before.items():  # Ray has its own, which know nothing of what is to be tidied up
@@ -202,9 +206,9 @@ class RayEngine:
         except exceptions.RayTaskError as error:
             if isinstance(error.cause, FeatcliError):
                 raise error.cause from None
-            self._bury(actor, queue, f"{type(error.cause).__name__}: {one_line(error.cause)}")
+            self._bury(actor, queue, f"{type(error.cause).__name__}: {one_line(error.cause)}", todo)
         except exceptions.RayError as error:  # killed, out of memory, its node gone, not to be reached
-            self._bury(actor, queue, f"lost ({type(error).__name__})")
+            self._bury(actor, queue, f"lost ({type(error).__name__})", todo)
 
     def _hear_of_shard(self, actor: _Actor, queue: ShardQueue, tally: Tally) -> None:
         kind, content = self._ray.get(next(actor.waiting_for))
@@ -230,12 +234,13 @@ class RayEngine:
             self._warned.add(text)
             self._report("warning", text=f"a worker is not like the others, last bits may differ: {text}")
 
-    def _bury(self, actor: _Actor, queue: ShardQueue, why: str) -> None:
+    def _bury(self, actor: _Actor, queue: ShardQueue, why: str, todo: ToDo) -> None:
         where = f" at shard {next(iter(actor.at_work))}" if actor.at_work else ""
         self._report("warning", text=f"a worker died{where}: {why}")
         actor.progress.take_back()
         queue.died(actor.at_work, why)
         self._end(actor)
+        remove_stale(todo.dump.path / SHARDS)  # the file that it was writing
         if not actor.is_ready:
             self._failed_starts += 1
             if self._failed_starts == TRIES:
@@ -245,6 +250,26 @@ class RayEngine:
         self._living.remove(actor)
         with suppress(Exception):  # it may be gone already
             self._ray.kill(actor.handle)
+
+
+def _refuse_if_nobody_is_there(address: str) -> None:
+    """Where nobody answers, Ray ends the process without a word to it. Raises UsageError and MachineError."""
+    if address == "auto":
+        return  # Ray looks for a cluster of this machine by itself
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise UsageError(f"--ray-address {shown(address)}: no host:port", "give that of the head node, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> MachineError:
+    return MachineError(
+        f"--ray-address {shown(address)}: {one_line(error)}",
+        "see ray status there; Python and Ray have to be of the same versions as the cluster's",
+    )
 
 
 def _resources(offered: dict[str, float]) -> str:

@@ -1,0 +1,186 @@
+"""One job, whoever does it: parts, a process for each device. What Ray does is in test_ray.py."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conftest import MANY_SHARDS, SHARDS, at_work, content, featcli_process, finished, hooked
+from featcli.engines.progress import ShardProgress
+from featcli.engines.queue import TRIES, ShardQueue
+from featcli.errors import MachineError, WorkerError
+
+
+def test_two_parts_at_once(many, whole, tmp_path):
+    """Two parts started together make the very files that one process makes; the last to end writes the manifest."""
+    runs = [featcli_process("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--part", f"{i}/2") for i in range(2)]
+    said = [run.communicate()[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 3], said  # the broken picture is in one of them
+    assert all(f"part           {i}/2: 24 shards of 48  (as asked)" in text for i, text in enumerate(said))
+    assert content(tmp_path / "d") == content(whole)
+
+
+def test_a_part_alone(cli, many, whole, tmp_path):
+    """A part makes its shards alone, says what is missing, and leaves the dump incomplete; parts may be cut anew."""
+    run = cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--part", "0/3")
+    assert run.code == 3
+    assert "15 images, 1 failed" in run.err
+    assert "32 of 48 shards are still missing" in run.err
+    made = sorted(int(path.stem) for path in (tmp_path / "d" / "shards").glob("*.h5"))
+    assert made == list(range(0, SHARDS, 3))
+    assert cli("inspect", tmp_path / "d").code == 8
+    again = cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--part", "0/3")
+    assert again.code == 3
+    assert "nothing left to do" in again.err
+    assert cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--part", "0/2", "-q").code in (0, 3)
+    assert cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "-q").code == 3
+    assert content(tmp_path / "d") == content(whole)
+
+
+def test_part_options(cli, many, tmp_path):
+    """What is no part, and a part that would delete what others make, are usage errors."""
+    for options in (["--part", "2/2"], ["--part", "0/2", "--overwrite"], ["--part", "auto"], ["--workers", "2"]):
+        assert cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", *options).code == 2
+    assert not (tmp_path / "d").exists()
+
+
+def test_the_schedulers_part_is_said(cli, many, tmp_path, monkeypatch):
+    """--part auto prints where it has the part from."""
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
+    monkeypatch.setenv("FEATCLI_PARTS", "24")
+    run = cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--part", "auto")
+    assert "part           3/24: 2 shards of 48  (auto: Kubernetes indexed job)" in run.err
+
+
+def test_a_process_for_each_device(many, whole, tmp_path):
+    """--device cpu,cpu makes the very files that one process makes, with the events of one run."""
+    run = featcli_process("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--device", "cpu,cpu", "--json")
+    out, err = run.communicate()
+    assert run.returncode == 3, err
+    assert "device         cpu, cpu  (as asked: a process for each)" in err
+    events = [json.loads(line) for line in out.splitlines()]
+    assert sorted(event["shard"] for event in events if event["type"] == "shard") == list(range(SHARDS))
+    assert [event["key"] for event in events if event["type"] == "failure"] == ["33.png"]
+    assert events[-1]["extracted"] == SHARDS
+    assert content(tmp_path / "d") == content(whole)
+
+
+def test_a_poisonous_shard(cli, many, whole, tmp_path):
+    """A shard that kills every worker is given up and named; all others are there, and a later run completes it."""
+    command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
+    code, err = finished(*command, "--device", "cpu,cpu", env=hooked(DIES_AT="20.png"))
+    assert code == 1
+    assert re.search(r"warning: worker \d \(cpu\) died at shard .*20.*: killed by SIGKILL", err)
+    assert err.count("failed '33.png'") == 1
+    assert "featcli: error: shard 20: given up after 3 workers died at it, the last one killed by SIGKILL" in err
+    assert "Traceback" not in err
+    assert len(list((tmp_path / "d" / "shards").glob("*.json"))) == SHARDS - 1
+    assert cli(*command).code == 3
+    assert content(tmp_path / "d") == content(whole)
+
+
+def test_workers_that_cannot_start(many, tmp_path):
+    """Where workers die before they begin, the run ends instead of starting others for ever."""
+    (tmp_path / "sitecustomize.py").write_text("import os, sys\nif sys.orig_argv[1] == '-c': os.kill(os.getpid(), 9)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    code, err = finished("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--device", "cpu,cpu", env=environment)
+    assert code == 1
+    assert f"{TRIES} workers died before they could begin, the last one killed by SIGKILL" in err
+
+
+def test_an_error_of_a_worker_is_the_runs(many, tmp_path):
+    """What no shard could do better ends the run as it would in one process."""
+    environment = hooked(WAITS_AT="10.png", WAITS_FOR=tmp_path / "gone")
+    run = at_work("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--device", "cpu,cpu", "-v", env=environment)
+    (tmp_path / "d" / "plan.json").rename(tmp_path / "plan.json")
+    many.rename(many.with_name("moved"))
+    try:
+        (tmp_path / "gone").touch()
+        err = run.communicate()[1]
+        assert run.returncode == 7, err
+        assert "no longer there" in err
+    finally:
+        many.with_name("moved").rename(many)
+
+
+def test_interrupting_workers(cli, many, whole, tmp_path):
+    """Ctrl-C ends the workers too; what is committed stays, and the same command goes on."""
+    environment = hooked(WAITS_AT="10.png", WAITS_FOR=tmp_path / "go")
+    command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
+    run = at_work(*command, "--device", "cpu,cpu", "-v", env=environment)
+    children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=False).stdout.split()
+    assert len(children) == 2
+    run.send_signal(signal.SIGINT)
+    (tmp_path / "go").touch()
+    run.communicate()
+    assert run.returncode == 130
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    assert not list((tmp_path / "d").rglob("*.partial"))
+    assert cli(*command).code == 3
+    assert content(tmp_path / "d") == content(whole)
+
+
+def test_a_driver_that_is_killed(cli, many, whole, tmp_path):
+    """Workers end with the process that feeds them, and hold the dump until they have."""
+    environment = hooked(WAITS_AT="10.png", WAITS_FOR=tmp_path / "go")
+    command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
+    run = at_work(*command, "--device", "cpu,cpu", "-v", env=environment)
+    run.kill()
+    run.wait()
+    refused = cli(*command, "--overwrite")
+    assert refused.code == 5
+    assert "in use by another process" in refused.err
+    (tmp_path / "go").touch()
+    run.communicate()  # ends when no worker has its stderr any more
+    assert cli(*command).code == 3
+    assert content(tmp_path / "d") == content(whole)
+
+
+def test_the_queue_isolates():
+    """Shards that were at work when a worker died are tried again apart; only the one that kills is given up."""
+    queue = ShardQueue(range(5))
+    assert [queue.take_new() for _ in range(2)] == [0, 1]
+    queue.died([0, 1], "killed")
+    assert queue.take_again() is None  # first all others
+    for number in (2, 3, 4):
+        assert queue.take_new() == number
+        queue.done(number)
+    for _ in range(TRIES - 1):
+        while (number := queue.take_again()) == 0:
+            queue.done(0)
+        assert number == 1
+        queue.died([1], "killed again")
+    assert queue.is_over
+    assert queue.given_up == {1: "killed again"}
+    with pytest.raises(WorkerError, match="shard 1: given up after 3 workers"):
+        queue.refuse_given_up()
+
+
+def test_progress_is_taken_back(whole):
+    """What a dead worker had not committed is not counted, and its failures are not told twice."""
+    from featcli.dump import Dump
+
+    told = []
+    progress = ShardProgress(Dump.at(whole).plan, lambda kind, **facts: told.append((kind, facts)))
+    failure = {"key": "33.png", "row": 33, "reason": "not_an_image", "detail": ""}
+    for kind, facts in (("failure", failure), ("batch", {"images": 1})):
+        assert progress.hear(kind, facts) is None
+    progress.take_back()
+    assert told == [("batch", {"images": 1}), ("batch", {"images": -1})]
+    for kind, facts in (("failure", failure), ("batch", {"images": 1})):
+        progress.hear(kind, facts)
+    assert progress.hear("shard", {"shard": 33, "rows": 1}) == 33
+    progress.take_back()
+    assert told[2:] == [("batch", {"images": 1}), ("failure", failure), ("shard", {"shard": 33, "rows": 1})]
+
+
+def test_errors_travel():
+    """An error keeps its type, message and hint from one process to another."""
+    import pickle
+
+    error = pickle.loads(pickle.dumps(MachineError("no space", "free some")))
+    assert (type(error), error.message, error.hint) == (MachineError, "no space", "free some")
