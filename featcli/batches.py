@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from featcli.decoding import Decoding
+from featcli.image_list import Image
 from featcli.images import Failure, read_pixels
-from featcli.inputs import Image
 from featcli.sizes import Sizes
 from featcli.upright import UnreadableError
 

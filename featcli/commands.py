@@ -10,7 +10,7 @@ import typer
 from featcli import __version__
 from featcli.backbones.execution import LAYOUTS, PRECISIONS
 from featcli.config import AUTO, DTYPES, ENGINES, ExtractConfig, parse_batch_size
-from featcli.errors import one_of
+from featcli.errors import UsageError, one_of
 from featcli.options import (
     EPILOG,
     AllowOutside,
@@ -143,6 +143,10 @@ def extract(
         bool, typer.Option("--retry-failed", help="Do the shards with failed images again; others stay.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; read no weights.")] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="Images a second of one worker: --dry-run says how long it would take."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.")] = False,
     quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also every failure and shard.")] = False,
@@ -205,8 +209,10 @@ def extract(
         if dry_run:
             from featcli.planning import dry_run as plan_only
 
-            plan_only(config, tee(*reports))
+            plan_only(config, tee(*reports), rate)
             return
+        if rate is not None:
+            raise UsageError("--rate goes with --dry-run", "a run measures its own")
         from featcli.extraction import run
 
         outcome = run(config, tee(*reports))

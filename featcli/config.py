@@ -11,6 +11,7 @@ from featcli.decoding import MAX_PIXELS, Decoding, parse_depth_range
 from featcli.errors import UsageError, one_of, shown
 from featcli.parts import parse_part
 from featcli.pooling import pooling
+from featcli.remote import is_url
 from featcli.writers import FORMATS
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         self._check_inputs()
+        if is_url(self.output):
+            raise UsageError(f"-o {shown(self.output)}: a dump is a local folder", "copy it there when it is complete")
         one_of("--precision", self.precision, (*PRECISIONS, AUTO))
         one_of("--layout", self.layout, (*LAYOUTS, AUTO))
         one_of("--dtype", self.dtype, DTYPES)
@@ -91,6 +94,19 @@ class ExtractConfig:
         parse_part(self.part)
         if self.part is not None and self.overwrite:
             raise UsageError("--part and --overwrite exclude each other", "delete the dump before its parts begin")
+        self._check_counts()
+        self._check_engine()
+        if self.retry_failed and self.overwrite:
+            raise UsageError("--retry-failed and --overwrite exclude each other", "--overwrite tries all images anyway")
+        if self.compile and self.fit == NATIVE:
+            raise UsageError("--compile does not go with --fit native", "a network is compiled for one size")
+        if self.decode == "scaled" and self.fit == NATIVE:
+            raise UsageError("--decode scaled does not go with --fit native", "native keeps every pixel of a picture")
+        pooling(self.pool)
+        self.request()
+        self.decoding()
+
+    def _check_counts(self) -> None:
         for option, value in (
             ("--batch-size", self.batch_size),
             ("--threads", self.threads),
@@ -105,16 +121,6 @@ class ExtractConfig:
                 raise UsageError(f"{option} {value}: must be at least 1", "leave it out for the default")
             if value > MOST:
                 raise UsageError(f"{option} {value}: must be at most {MOST}", "leave it out for the default")
-        self._check_engine()
-        if self.retry_failed and self.overwrite:
-            raise UsageError("--retry-failed and --overwrite exclude each other", "--overwrite tries all images anyway")
-        if self.compile and self.fit == NATIVE:
-            raise UsageError("--compile does not go with --fit native", "a network is compiled for one size")
-        if self.decode == "scaled" and self.fit == NATIVE:
-            raise UsageError("--decode scaled does not go with --fit native", "native keeps every pixel of a picture")
-        pooling(self.pool)
-        self.request()
-        self.decoding()
 
     def _check_engine(self) -> None:
         for option, value, least in (

@@ -18,8 +18,8 @@ import numpy as np
 import xxhash
 
 from featcli.errors import ConflictError, DamagedError, UsageError, counted, shown
+from featcli.image_list import MISSING, ImageList
 from featcli.images import Failure
-from featcli.inputs import MISSING, ImageList
 from featcli.plan import OtherVersionError, Plan, image_lines, other_images, refuse_other_plan, with_fingerprint
 from featcli.records import read_record, record_content
 from featcli.writers import FORMATS

@@ -12,9 +12,9 @@ import numpy as np
 
 from featcli.decoding import Decoding
 from featcli.errors import CheckpointError, UsageError, shown
+from featcli.image_list import MISSING
+from featcli.image_list import Image as Input
 from featcli.images import read_pixels, read_size
-from featcli.inputs import MISSING
-from featcli.inputs import Image as Input
 from featcli.reader import DumpReader
 from featcli.upright import UnreadableError
 

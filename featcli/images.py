@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import os
 import re
 import stat
@@ -18,14 +19,15 @@ from typing import IO, TYPE_CHECKING, Any
 from PIL import Image, UnidentifiedImageError
 
 from featcli.decoding import Decoding
-from featcli.errors import CheckpointError, MachineError, shown
-from featcli.inputs import MISSING
+from featcli.errors import CheckpointError, FeatcliError, MachineError, one_line, shown
+from featcli.image_list import MISSING, WHOLE
+from featcli.remote import Remote, is_url
 from featcli.upright import UnreadableError, upright_rgb, upright_size
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from featcli.inputs import Image as Input
+    from featcli.image_list import Image as Input
 
 # Never "every format Pillow knows": a PostScript file named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
@@ -98,14 +100,14 @@ def read_pixels(
     hold anything. Raises MachineError for what is no fault of the file's.
     """
     with _explained(), _opened(image) as file, _identified(file, rules) as picture:
-        begun = os.fstat(file.fileno()).st_mtime_ns
+        begun = _modified(file)
         has_more = bool(getattr(picture, "is_animated", False))  # never n_frames: that walks the file
         if rules.decode == "scaled" and picture.format == "JPEG":
             edge = SPARE * max(out.shape[1:])
             picture.draft(None, (edge, edge))  # as small as its own coding lets it, but no edge smaller than that
         picture.load()
         pixels = fit(upright_rgb(picture, rules))
-        if os.fstat(file.fileno()).st_mtime_ns != begun:
+        if _modified(file) != begun:
             raise UnreadableError("changed", "written to while it was read")
     if pixels.shape != out.shape:
         if is_native:
@@ -129,7 +131,7 @@ def _explained() -> Iterator[None]:
     """Whatever a decoder raises, as UnreadableError: that is nearly everything, OSError, SyntaxError, KeyError ..."""
     try:
         yield
-    except (UnreadableError, MachineError, MemoryError):
+    except (UnreadableError, FeatcliError, MemoryError):
         raise
     except Exception as error:
         raise UnreadableError(*_reason(error)) from error
@@ -140,16 +142,15 @@ def _opened(image: Input) -> IO[bytes]:
 
     Raises MachineError where no other image could be opened either.
     """
+    if is_url(image.path):
+        return io.BytesIO(_fetched(image))
     try:
+        if image.place != WHOLE:
+            return io.BytesIO(_from_tar(image))
         found = os.stat(image.path)
         if not stat.S_ISREG(found.st_mode):
             raise UnreadableError("not_regular", "a folder, pipe, socket or device")
-        if found.st_size == 0:
-            raise UnreadableError("empty", "0 bytes")
-        if found.st_size > MAX_BYTES:
-            raise UnreadableError("too_large", f"{found.st_size} bytes, the limit is {MAX_BYTES}")
-        if found.st_size != image.bytes != MISSING:
-            raise UnreadableError("changed", f"{image.bytes} bytes when listed, {found.st_size} when read")
+        _check_size(found.st_size, image.bytes)
         return open(image.path, "rb")
     except OSError as error:
         if error.errno in NONE_LEFT:
@@ -165,6 +166,49 @@ def _opened(image: Input) -> IO[bytes]:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             raise UnreadableError("not_found", "no such file") from None
         raise UnreadableError("unreadable", os.strerror(error.errno) if error.errno else "cannot be opened") from error
+
+
+def _check_size(now: int, listed: int) -> None:
+    if now == 0:
+        raise UnreadableError("empty", "0 bytes")
+    if now > MAX_BYTES:
+        raise UnreadableError("too_large", f"{now} bytes, the limit is {MAX_BYTES}")
+    if now != listed != MISSING:
+        raise UnreadableError("changed", f"{listed} bytes when listed, {now} when read")
+
+
+def _from_tar(image: Input) -> bytes:
+    """The bytes of an image in a tar file."""
+    _check_size(image.bytes, image.bytes)
+    with open(image.path, "rb") as tar:
+        now = os.fstat(tar.fileno()).st_size
+        if now != image.tar_bytes:
+            raise UnreadableError("changed", f"the tar had {image.tar_bytes} bytes when listed, {now} when read")
+        content = os.pread(tar.fileno(), image.bytes, image.place)
+    if len(content) < image.bytes:
+        raise UnreadableError("truncated", f"{len(content)} of {image.bytes} bytes are in the tar")
+    return content
+
+
+def _fetched(image: Input) -> bytes:
+    """The bytes of an image behind a URL."""
+    is_in_tar = image.place != WHOLE
+    if image.bytes != MISSING:
+        _check_size(image.bytes, image.bytes)
+    try:
+        remote = Remote(image.path)
+        content = remote.fetch(image.place, image.bytes) if is_in_tar else remote.fetch()
+    except FileNotFoundError:
+        raise UnreadableError("not_found", "no such object") from None
+    except PermissionError as error:
+        raise UnreadableError("unreadable", one_line(error)) from error
+    _check_size(len(content), image.bytes)
+    return content
+
+
+def _modified(file: IO[bytes]) -> int | None:
+    """When a file was written to last; None for what is in memory already."""
+    return None if isinstance(file, io.BytesIO) else os.fstat(file.fileno()).st_mtime_ns
 
 
 def _identified(file: IO[bytes], rules: Decoding) -> Image.Image:

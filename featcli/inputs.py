@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from featcli.errors import UsageError, counted, shown
+from featcli.image_list import MISSING, WHOLE, Found, ImageList, Origin
+from featcli.remote import Remote, is_url
+from featcli.tars import SUFFIX, is_tar, members
 
 # What is collected from a folder. The content decides how a file is read (images.py); a suffix only says that
 # somebody meant it as a picture, so suffixes that cannot be read are collected too and end as recorded failures.
@@ -21,39 +23,6 @@ SUFFIXES = frozenset(
     " .heic .heif .jxl".split()
 )
 LINKED, LOOP = "linked folders", "links back"  # kinds of what is passed over
-MISSING = -1  # the size of an image that is not there
-
-
-class Image(NamedTuple):
-    """One input picture. `key` names it in the dump, `path` finds it here, `bytes` is its size when listed.
-
-    `folder` is the input that it was found through, empty for the current folder.
-    """
-
-    key: str
-    path: str
-    bytes: int
-    folder: str = ""
-
-
-class ImageList:
-    """The images in key order (bytes of the key, whatever the locale). About 150 bytes an image beside its key."""
-
-    def __init__(self, found: Sequence[tuple[str, int, int]], origins: Sequence[tuple[str, str]]) -> None:
-        """`found` has (key, origin, size); an origin is (folder, what leads its keys)."""
-        ordered = sorted(found, key=lambda image: os.fsencode(image[0]))
-        self.keys = [key for key, _, _ in ordered]
-        self.sizes = array("q", [size for _, _, size in ordered])
-        self._origin = array("L", [origin for _, origin, _ in ordered])
-        self._origins = origins
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, row: int) -> Image:
-        key = self.keys[row]
-        folder, prefix = self._origins[self._origin[row]]
-        return Image(key, os.path.join(folder, key[len(prefix) :]), self.sizes[row], folder)
 
 
 @dataclass
@@ -69,7 +38,7 @@ class Listing:
 class Given:
     """Where images are looked for."""
 
-    inputs: Sequence[str]  # folders and images
+    inputs: Sequence[str]  # folders, tar files and images; paths or URLs
     files_from: str | None = None  # a list of names; - is stdin
     null: bool = False  # names in the list end in a zero byte
     root: str | None = None  # what they are relative to; None is the current folder
@@ -78,35 +47,28 @@ class Given:
 
 
 def find(given: Given) -> Listing:
-    """The images of folders (recursive), image files, and a list of names.
+    """The images of folders (recursive), tar files, image files, and a list of names.
 
-    A key is the path below the input folder, led by the folder's name where there are several inputs; for an
-    image given by itself its name; for a listed name its path below `root`, and for one outside its whole path.
+    A key is the path below the input folder, or in the tar file, led by the folder's name or the tar's without suffix
+    where there are several inputs; for an image given by itself its name; for a listed name its path below `root`,
+    and for one outside its whole path.
     Links to files are followed, links to folders where that was asked for, but never back into a folder above;
     names that begin with a dot are passed over. Raises UsageError: nothing found, an input that is not there, a
     folder that cannot be read, names outside `root`, two files with one key.
     """
-    inputs, files_from, root = given.inputs, given.files_from, given.root
-    origins: list[tuple[str, str]] = []
+    inputs, files_from = given.inputs, given.files_from
+    origins: list[Origin] = []
     listing = Listing(ImageList([], []))
-    found: list[tuple[str, int, int]] = []
+    found: list[Found] = []
+    is_one = len(inputs) == 1 and files_from is None
     for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            leads = "" if len(inputs) == 1 and files_from is None else path.resolve().name + "/"
-            origins.append((str(path), leads))
-            walk = _Walk(given.follow_links, listing.ignored)
-            found += ((leads + key, len(origins) - 1, size) for key, size in walk.images(str(path)))
-        elif os.path.lexists(path):
-            origins.append((str(path.parent), ""))
-            found.append((path.name, len(origins) - 1, _size(str(path))))
-        else:
-            raise UsageError(f"input {shown(name)}: no such file or folder", "an input is a folder or an image")
+        origin, images = (_remote if is_url(name) else _local)(name, is_one, given.follow_links, listing.ignored)
+        found += (Found(origin.leads + key, len(origins), size, place) for key, size, place in images)
+        origins.append(origin)
     if files_from is not None:
-        if root is not None and not os.path.isdir(root):
-            raise UsageError(f"--root {shown(root)}: no such folder", "names in the list are relative to it")
-        origins.append((root or "", ""))
-        found += ((key, len(origins) - 1, size) for key, size in _listed(given, files_from))
+        for folder, names in _listed(given, files_from).items():
+            found += (Found(key, len(origins), size) for key, size in names)
+            origins.append(Origin(folder))
     found, listing.repeated = _unique(found, origins)
     if not found:
         passed_over = f" ({counted(sum(listing.ignored.values()), 'file')} of other kinds)" if listing.ignored else ""
@@ -115,6 +77,52 @@ def find(given: Given) -> Listing:
         raise UsageError(f"no images in {where}{passed_over}", suffixes if inputs else "is the list empty?")
     listing.images = ImageList(found, origins)
     return listing
+
+
+Names = Iterable[tuple[str, int, int]]  # what follows the lead of a key, size, place
+
+
+def _local(name: str, is_one: bool, follow_links: bool, ignored: Counter[str]) -> tuple[Origin, Names]:
+    path = Path(name)
+    if path.is_dir():
+        leads = "" if is_one else path.resolve().name + "/"
+        walk = _Walk(follow_links, ignored)
+        return Origin(str(path), leads), ((key, size, WHOLE) for key, size in walk.images(str(path)))
+    if not os.path.lexists(path):
+        raise UsageError(f"input {shown(name)}: no such file or folder", "an input is a folder, a tar file or an image")
+    if not is_tar(name):
+        return Origin(str(path.parent)), [(path.name, _size(str(path)), WHOLE)]
+    try:
+        with path.open("rb") as file:
+            origin = Origin(str(path.parent), "" if is_one else path.stem + "/", name, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise UsageError(f"input {shown(name)}: {error.strerror}", "make it readable, or leave it out") from error
+    inside = members(name, None, SUFFIXES, ignored)
+    return origin, ((member.name, member.bytes, member.place) for member in inside)
+
+
+def _remote(name: str, is_one: bool, follow_links: bool, ignored: Counter[str]) -> tuple[Origin, Names]:
+    remote, base = Remote(name), name.rstrip("/")
+    folder, _, last = base.rpartition("/")
+    if remote.is_folder():
+        return Origin(base, "" if is_one else last + "/"), _pictures(remote.files(), ignored)
+    if not is_tar(name):
+        return Origin(folder), [(last, remote.size(), WHOLE)]
+    origin = Origin(folder, "" if is_one else last[: -len(SUFFIX)] + "/", name, remote.size())
+    with remote.open() as file:
+        inside = [*members(name, file, SUFFIXES, ignored)]
+    return origin, ((member.name, member.bytes, member.place) for member in inside)
+
+
+def _pictures(files: Iterable[tuple[str, int]], ignored: Counter[str]) -> Names:
+    for key, size in files:
+        suffix = os.path.splitext(key)[1].lower()
+        if any(part.startswith(".") for part in key.split("/")):
+            ignored["hidden"] += 1
+        elif suffix in SUFFIXES:
+            yield key, size, WHOLE
+        else:
+            ignored[suffix or "no suffix"] += 1
 
 
 class _Folder(NamedTuple):
@@ -182,8 +190,45 @@ def _size(path: str) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else MISSING
 
 
-def _listed(given: Given, files_from: str) -> Iterator[tuple[str, int]]:
+def _listed(given: Given, files_from: str) -> dict[str, list[tuple[str, int]]]:
+    """(key, size) of the names in a list, by the folder that they are below: a path or, of URLs, what leads them."""
+    root = given.root or ""
+    if root and not is_url(root) and not os.path.isdir(root):
+        raise UsageError(f"--root {shown(root)}: no such folder", "names in the list are relative to it")
+    found: dict[str, list[tuple[str, int]]] = {}
+    for name in _names(given, files_from):
+        folder, key, size = _listed_url(root, name) if is_url(root) or is_url(name) else _listed_path(given, name)
+        found.setdefault(folder, []).append((key, size))
+    return found
+
+
+def _listed_url(root: str, name: str) -> tuple[str, str, int]:
+    """What a URL in a list is below, its key and its size, which is not asked for: that would take as long as it."""
+    base = root.rstrip("/")
+    if is_url(root) and (not is_url(name) or name.startswith(base + "/")):
+        folder, key = base, name.removeprefix(base + "/").lstrip("/")
+    else:
+        protocol, _, key = name.partition("://")
+        folder = f"{protocol}://"
+    if os.pardir in key.split("/"):
+        raise UsageError(f"listed image {shown(name)}: '..' in a URL", "write it without")
+    return folder, key, MISSING
+
+
+def _listed_path(given: Given, name: str) -> tuple[str, str, int]:
     base = os.path.abspath(given.root or os.curdir)
+    key = os.path.relpath(_without_dots(os.path.join(base, name)), base)
+    if key == os.pardir or key.startswith(os.pardir + os.sep) or os.path.isabs(key):
+        if not given.allow_outside:
+            raise UsageError(
+                f"listed image {shown(name)}: outside {shown(given.root or os.curdir)}",
+                "give a folder that holds all listed images with --root (keys are relative to it), or --allow-outside",
+            )
+        key = _without_dots(os.path.join(base, name))
+    return given.root or "", key.replace(os.sep, "/"), _size(os.path.join(base, key))
+
+
+def _names(given: Given, files_from: str) -> Iterator[str]:
     names = _read_names(files_from)
     if b"\0" in names and not given.null:
         raise UsageError(
@@ -192,18 +237,8 @@ def _listed(given: Given, files_from: str) -> Iterator[tuple[str, int]]:
         )
     for line in names.removeprefix(b"\xef\xbb\xbf").split(b"\0" if given.null else b"\n"):
         name = os.fsdecode(line if given.null else line.removesuffix(b"\r"))
-        if not name:
-            continue
-        key = os.path.relpath(_without_dots(os.path.join(base, name)), base)
-        if key == os.pardir or key.startswith(os.pardir + os.sep) or os.path.isabs(key):
-            if not given.allow_outside:
-                raise UsageError(
-                    f"listed image {shown(name)}: outside {shown(given.root or os.curdir)}",
-                    "give a folder that holds all listed images with --root (keys are relative to it),"
-                    " or --allow-outside",
-                )
-            key = _without_dots(os.path.join(base, name))
-        yield key.replace(os.sep, "/"), _size(os.path.join(base, key))
+        if name:
+            yield name
 
 
 def _without_dots(path: str) -> str:
@@ -226,22 +261,23 @@ def _read_names(files_from: str) -> bytes:
         ) from error
 
 
-def _unique(
-    found: list[tuple[str, int, int]], origins: Sequence[tuple[str, str]]
-) -> tuple[list[tuple[str, int, int]], int]:
+def _unique(found: list[Found], origins: Sequence[Origin]) -> tuple[list[Found], int]:
     """One of each key, and how many names were repeated. Raises UsageError where two files share a key."""
-    first: dict[str, int] = {}
+    first: dict[str, Found] = {}
     kept = []
     for image in found:
-        key, origin, _ = image
-        if key not in first:
-            first[key] = origin
+        before = first.setdefault(image.key, image)
+        if before is image:
             kept.append(image)
             continue
-        one, two = (os.path.join(origins[o][0], key[len(origins[o][1]) :]) for o in (first[key], origin))
-        if os.path.abspath(one) != os.path.abspath(two):
+        one, two = (_named(each, origins[each.origin]) for each in (before, image))
+        if os.path.abspath(one) != os.path.abspath(two) or before.place != image.place:
             raise UsageError(
-                f"images {shown(one)} and {shown(two)} would both have the key {shown(key)}",
+                f"images {shown(one)} and {shown(two)} would both have the key {shown(image.key)}",
                 "give the folder that holds both, or a list with --files-from and --root",
             )
     return kept, len(found) - len(kept)
+
+
+def _named(image: Found, origin: Origin) -> str:
+    return os.path.join(origin.tar or origin.folder, image.key[len(origin.leads) :])

@@ -14,7 +14,7 @@ import xxhash
 
 from featcli.backbones.execution import LAYOUTS, PRECISIONS
 from featcli.errors import ConflictError, shown
-from featcli.inputs import ImageList
+from featcli.image_list import ImageList
 from featcli.writers.layout import ITEM_BYTES, SHAPES, VALID
 from featcli.writers.sealed import hash_json
 

@@ -18,8 +18,9 @@ from featcli.decoding import Decoding
 from featcli.device import device_names, memory_errors, resolve_device
 from featcli.dump import Dump
 from featcli.errors import UsageError, counted, shown
-from featcli.inputs import ImageList
-from featcli.loading import Asked, Loaded, ask, decode_threads_of, load_asked
+from featcli.image_list import ImageList
+from featcli.loading import Asked, Loaded, ask, decode_threads_of, load_asked, num_workers
+from featcli.parts import parse_part
 from featcli.plan import Plan, StoredStage, digest_images, digest_keys
 from featcli.progress import Report, silent, size
 from featcli.sizes import Sizes, native_sizes
@@ -67,8 +68,11 @@ def prepare(config: ExtractConfig, existing: Dump | None, report: Report = silen
     return Job(listing.images, Pictures(listing.images, sizes), plan), loading.loaded(config, plan)
 
 
-def dry_run(config: ExtractConfig, report: Report = silent) -> Plan:
-    """Say what `extract` would do, with stages, shapes and bytes. Loads no weights and writes nothing."""
+def dry_run(config: ExtractConfig, report: Report = silent, rate: float | None = None) -> Plan:
+    """Say what `extract` would do, with stages, shapes and bytes. Loads no weights and writes nothing.
+
+    `rate`: images a second of one worker, for how long it would take.
+    """
     listing, asked = _resolve(config, report)
     stages = asked.stages
     sizes = _sizes(asked.source, listing.images, config.decoding(), decode_threads_of(config), report)
@@ -82,18 +86,26 @@ def dry_run(config: ExtractConfig, report: Report = silent) -> Plan:
     plan = _plan(listing.images, rows, stages, {}, {}, {})
     is_same = existing is not None and _seems_same(existing.plan, plan)
     todo = existing.unfinished() if existing is not None and is_same else list(range(plan.num_shards))
+    part = parse_part(config.part)
+    if part is not None:
+        todo = part.of(todo)
+        report("choice", name="part", value=str(part), reason=part.reason)
     _report_existing(config, existing, plan.num_shards - len(todo) if is_same else None, report)
     total = sum(sizes.stored_bytes(plan.stages, plan.shard(number)) for number in todo)
     free = shutil.disk_usage(existing_parent(Path(config.output))).free
     if total > free:
         report("warning", text=f"{size(total)} needed, {size(free)} free: it would be refused")
+    images = sum(len(plan.shard(number)) for number in todo)
+    workers = config.workers or num_workers(config)
     report(
         "dry_run",
         stages=plan.to_json()["stages"],
-        images=sum(len(plan.shard(number)) for number in todo),
+        images=images,
         shards=len(todo),
         bytes=total,
         free_bytes=free,
+        workers=workers,
+        seconds=None if rate is None else round(images / (rate * workers), 3),
     )
     return plan
 

@@ -102,11 +102,15 @@ class Terminal:
         self.close()
         self._say(summary(facts))
 
-    def _dry_run(self, bytes: int, free_bytes: int, shards: int, images: int, **_: Any) -> None:
+    def _dry_run(
+        self, bytes: int, free_bytes: int, shards: int, images: int, workers: int, seconds: float | None, **_: Any
+    ) -> None:
         self._say(
             f"{'would write':<14} {images:,} images in {counted(shards, 'shard')}, {size(bytes)}"
             f"; {size(free_bytes)} free"
         )
+        if seconds is not None:
+            self._say(f"{'would take':<14} {duration(seconds)} with {counted(workers, 'worker')}")
 
     def _say(self, text: str) -> None:
         if self._bar is not None:
@@ -158,6 +162,14 @@ def _folded_line(line: str, width: int) -> str:
         line, width, subsequent_indent=" " * (label.end() if label else 2), replace_whitespace=False,
         drop_whitespace=True, break_on_hyphens=False,
     )  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """For people: `40 s`, `12 min`, `3.5 hours`, `2.1 days`."""
+    for unit, length, least in (("days", 86400, 2), ("hours", 3600, 2), ("min", 60, 2)):
+        if seconds >= least * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def size(num_bytes: float) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 
 from featcli.backbones.fitting import Fitting, Size
 from featcli.decoding import Decoding
+from featcli.image_list import ImageList
 from featcli.images import read_size
-from featcli.inputs import ImageList
 from featcli.plan import StoredStage
 from featcli.upright import UnreadableError
 

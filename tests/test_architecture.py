@@ -57,6 +57,8 @@ ROWS = [
     {"backbones.stages", "backbones.hub", "backbones.torchvision_operators", "backbones.replay"},
     {"images"},
     {"inputs", "upright"},
+    {"tars", "remote"},
+    {"image_list"},
     {"decoding"},
     {"device", "progress", "machine"},
     {"pace"},

@@ -39,7 +39,7 @@ def test_options_are_the_configurations(cli):
 
     parameters = inspect.signature(extract).parameters
     fields = ExtractConfig.__dataclass_fields__
-    assert set(parameters) - set(fields) == {"dry_run", "as_json", "quiet", "verbose"}
+    assert set(parameters) - set(fields) == {"dry_run", "rate", "as_json", "quiet", "verbose"}
     assert set(fields) <= set(parameters)
     for name, field in fields.items():
         if name not in ("inputs", "checkpoint", "output"):

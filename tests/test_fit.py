@@ -172,8 +172,8 @@ def test_images_that_cannot_be_read_have_a_size(tmp_path):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "late.png", "webp", "tif", "avif", "heic", "jxl"])
 def test_the_header_tells_the_size(tmp_path, orientation, suffix):
     """The size that the header gives is that of the decoded picture, however it was turned, in every format."""
+    from featcli.image_list import Image as Input
     from featcli.images import read_pixels, read_size
-    from featcli.inputs import Image as Input
 
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -201,8 +201,8 @@ def test_the_size_of_a_png_costs_no_pixels(tmp_path, monkeypatch):
     """The header of a PNG is read without unpacking its pixels."""
     from PIL import PngImagePlugin
 
+    from featcli.image_list import Image as Input
     from featcli.images import read_size
-    from featcli.inputs import Image as Input
 
     path = draw(tmp_path / "x.png", 0, (50, 30))
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("unpacked"))

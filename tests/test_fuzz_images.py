@@ -14,8 +14,8 @@ from PIL import Image, features
 
 from conftest import little_memory
 from featcli.decoding import Decoding
+from featcli.image_list import Image as Input
 from featcli.images import REASONS, _formats, read_pixels
-from featcli.inputs import Image as Input
 from featcli.upright import UnreadableError
 
 COUNT = int(os.environ.get("FUZZ_IMAGES", "60"))  # mutations of each seed; make torture asks for more

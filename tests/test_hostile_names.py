@@ -224,11 +224,13 @@ def test_a_million_names(tmp_path):
     """A million images take less than 400 bytes each in planning, key and all."""
     import tracemalloc
 
-    from featcli.inputs import ImageList
+    from featcli.image_list import Found, ImageList, Origin
     from featcli.plan import digest_images, digest_keys
 
     tracemalloc.start()
-    images = ImageList([(f"class{i % 1000:04d}/{i:07d}.jpg", 0, 100_000 + i) for i in range(100_000)], [("", "")])
+    images = ImageList(
+        [Found(f"class{i % 1000:04d}/{i:07d}.jpg", 0, 100_000 + i) for i in range(100_000)], [Origin("")]
+    )
     assert digest_images(images) != digest_keys(images.keys)
     assert tracemalloc.get_traced_memory()[0] / len(images) < 200
     assert tracemalloc.get_traced_memory()[1] / len(images) < 400

@@ -7,9 +7,9 @@ from PIL import Image
 
 from conftest import SAMPLES, draw, upright
 from featcli.decoding import Decoding
+from featcli.image_list import MISSING
+from featcli.image_list import Image as Input
 from featcli.images import REASONS, read_pixels
-from featcli.inputs import MISSING
-from featcli.inputs import Image as Input
 from featcli.upright import UnreadableError
 
 SIZE = (40, 48)

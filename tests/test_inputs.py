@@ -7,8 +7,9 @@ import pytest
 from conftest import draw
 from featcli import inputs
 from featcli.errors import UsageError
+from featcli.image_list import MISSING
 from featcli.images import FORMATS
-from featcli.inputs import MISSING, SUFFIXES
+from featcli.inputs import SUFFIXES
 
 
 def touch(path, content=b"x"):

@@ -1,0 +1,75 @@
+"""The images of a run in row order: what names each in the dump, where it is, and how large it was when listed."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+MISSING = -1  # the size of an image that is not there, or that nobody told
+WHOLE = -1  # the place of an image that is a file by itself
+
+
+class Image(NamedTuple):
+    """One input picture. `key` names it in the dump, `path` finds it here, `bytes` is its size when listed.
+
+    `folder` is the input that it was found through, empty for the current folder. In a tar file, `path` is that
+    file, `place` is where in it the picture begins, and `tar_bytes` the size of the file when listed.
+    """
+
+    key: str
+    path: str
+    bytes: int
+    folder: str = ""
+    place: int = WHOLE
+    tar_bytes: int = 0
+
+
+class Origin(NamedTuple):
+    """Where images were found: a folder or a tar file, and what leads their keys."""
+
+    folder: str  # a path or a URL; empty for the current folder
+    leads: str = ""
+    tar: str = ""  # its path or URL
+    tar_bytes: int = 0
+
+
+class Found(NamedTuple):
+    """An image as it was found."""
+
+    key: str
+    origin: int
+    bytes: int
+    place: int = WHOLE
+
+
+class ImageList:
+    """The images in row order. About 150 bytes an image beside its key.
+
+    That is the order of their keys (by bytes, whatever the locale); those in tar files come after them, tar by tar,
+    in the order in which they lie there.
+    """
+
+    def __init__(self, found: Sequence[Found], origins: Sequence[Origin]) -> None:
+        is_in_tar = any(origin.tar for origin in origins)
+        ordered = sorted(found, key=_tar_order if is_in_tar else lambda image: os.fsencode(image.key))
+        self.keys = [image.key for image in ordered]
+        self.sizes = array("q", [image.bytes for image in ordered])
+        self._origin = array("L", [image.origin for image in ordered])
+        self._places = array("q", [image.place for image in ordered] if is_in_tar else [])
+        self._origins = origins
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, row: int) -> Image:
+        key = self.keys[row]
+        origin = self._origins[self._origin[row]]
+        if origin.tar:
+            return Image(key, origin.tar, self.sizes[row], origin.folder, self._places[row], origin.tar_bytes)
+        return Image(key, os.path.join(origin.folder, key[len(origin.leads) :]), self.sizes[row], origin.folder)
+
+
+def _tar_order(image: Found) -> tuple[int, Any]:
+    return (0, os.fsencode(image.key)) if image.place == WHOLE else (1 + image.origin, image.place)

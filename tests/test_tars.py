@@ -1,0 +1,224 @@
+"""Images that are not files of a folder: in tar files, and behind URLs."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+
+from conftest import SAMPLES, draw
+from featcli import extract, open_dump
+from featcli.errors import MachineError, UsageError
+from featcli.inputs import Given, find
+
+OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "batch_size": 1, "shard_size": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("pictures")
+    for i in range(9):
+        draw(made / f"{i:02d}.png", i, (40, 40))
+    (made / "04.png").write_bytes(b"no picture")
+    (made / "05.png").write_bytes(b"")
+    return made
+
+
+def packed(path, entries):
+    """A tar file of (name, bytes or what tarfile takes)."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in entries:
+            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            data = b"" if isinstance(content, tarfile.TarInfo) else content
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def names(*inputs, **options):
+    return find(Given([str(name) for name in inputs], **options)).images.keys
+
+
+@pytest.fixture(scope="module")
+def tar(folder, tmp_path_factory):
+    """The same pictures in an order of their own, beside their labels, as webdataset lays them out."""
+    order = [3, 1, 8, 4, 0, 5, 2, 7, 6]
+    entries = []
+    for i in order:
+        entries.append((f"./{i:02d}.png", (folder / f"{i:02d}.png").read_bytes()))
+        entries.append((f"./{i:02d}.cls", b"7"))
+    return packed(tmp_path_factory.mktemp("tars") / "train.tar", entries)
+
+
+@pytest.mark.parametrize("format", ["hdf5", "safetensors"])
+def test_a_tar_gives_what_its_folder_gives(tmp_path, folder, tar, format):
+    """Rows are in the order of the tar, keys are names in it, maps and failures those of the same files in a folder."""
+    plain = open_dump(extract(folder, output=tmp_path / "plain", format=format, **OPTIONS).dump)
+    inside = open_dump(extract(tar, output=tmp_path / "inside", format=format, **OPTIONS).dump)
+    assert inside.keys == [f"{i:02d}.png" for i in (3, 1, 8, 4, 0, 5, 2, 7, 6)]
+    for key in plain.keys:
+        assert np.array_equal(inside["stage4"][key], plain["stage4"][key], equal_nan=True)
+    assert {(f["key"], f["reason"]) for f in inside.failures} == {("04.png", "not_an_image"), ("05.png", "empty")}
+    assert {(f["key"], f["reason"]) for f in plain.failures} == {(f["key"], f["reason"]) for f in inside.failures}
+
+
+def test_tars_and_folders_together(folder, tar):
+    """Several inputs lead the keys by their names; folders come first, then the tars as they were given."""
+    other = packed(tar.parent / "other.tar", [("a/b.JPG", b"x"), ("a/._b.jpg", b"x"), ("a/b.txt", b"x")])
+    listing = find(Given([str(other), str(tar), str(folder)]))
+    assert listing.images.keys[:9] == [f"{folder.name}/{i:02d}.png" for i in range(9)]
+    assert listing.images.keys[9:12] == ["other/a/b.JPG", "train/03.png", "train/01.png"]
+    assert dict(listing.ignored) == {"hidden": 1, ".txt": 1, ".cls": 9}
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ([("../a.jpg", b"x")], "leads out"),
+        ([("/etc/a.jpg", b"x")], "leads out"),
+        ([("a/../../b.jpg", b"x")], "leads out"),
+        ([("a.jpg", b"x"), ("a.jpg", b"y")], "would both have the key 'a.jpg'"),
+        ([("a.txt", b"x")], "no images"),
+        ([], "no images"),
+    ],
+)
+def test_what_a_tar_may_not_hold(tmp_path, entries, says):
+    """Names that lead out of a folder, two of one name, or no picture at all: refused, with nothing unpacked."""
+    with pytest.raises(UsageError, match=says):
+        names(packed(tmp_path / "x.tar", entries))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
+
+
+def test_links_and_folders_in_a_tar(tmp_path):
+    """Links are passed over and counted: what they lead to is not in there."""
+    link = tarfile.TarInfo("b.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    made = tarfile.TarInfo("d.jpg")
+    made.type = tarfile.DIRTYPE
+    listing = find(Given([str(packed(tmp_path / "x.tar", [("a.jpg", b"x"), ("", link), ("", made)]))]))
+    assert listing.images.keys == ["a.jpg"]
+    assert dict(listing.ignored) == {"links and devices": 1}
+
+
+def test_a_tar_that_is_damaged_or_packed(tmp_path, tar):
+    """One that is cut short, or compressed, is refused whole: images would be missing, or could not be found."""
+    whole = tar.read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match=r"cut.tar': damaged or cut short after \d+ members"):
+        names(tmp_path / "cut.tar")
+    (tmp_path / "none.tar").write_bytes(b"this is no tar file" * 100)
+    with pytest.raises(UsageError, match="damaged or cut short after 0 members"):
+        names(tmp_path / "none.tar")
+    for suffix in ("tar.gz", "tgz", "tar.xz"):
+        (tmp_path / f"x.{suffix}").write_bytes(b"x")
+        with pytest.raises(UsageError, match="a packed tar file"):
+            names(tmp_path / f"x.{suffix}")
+
+
+def test_a_tar_that_changes(tmp_path, folder, tar):
+    """A tar that has grown since it was listed gives failures, never bytes from somewhere else."""
+    from featcli.decoding import Decoding
+    from featcli.images import read_size
+    from featcli.upright import UnreadableError
+
+    copy = tmp_path / "train.tar"
+    copy.write_bytes(tar.read_bytes())
+    images = find(Given([str(copy)])).images
+    assert read_size(images[0], Decoding()) == (40, 40)
+    with copy.open("ab") as file:
+        file.write(b"\0" * 512)
+    with pytest.raises(UnreadableError) as raised:
+        read_size(images[0], Decoding())
+    assert raised.value.reason == "changed"
+
+
+def test_tars_resume(tmp_path, tar, cli):
+    """A run over a tar that was cut short goes on, by parts too."""
+    command = ["extract", tar, "-c", "test_resnet", "--random-init", "--batch-size", "2", "--shard-size", "2", "-q"]
+    assert cli(*command, "-o", tmp_path / "whole").code == 3
+    for part in ("1/2", "0/2"):
+        assert cli(*command, "-o", tmp_path / "parts", "--part", part).code == 3
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "parts" / path.relative_to(tmp_path / "whole")).read_bytes()
+
+
+@pytest.fixture
+def memory(folder, tar):
+    """The pictures on fsspec's file system in memory."""
+    fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    for path in sorted(folder.iterdir()):
+        system.pipe_file(f"/bucket/photos/{path.name}", path.read_bytes())
+    system.pipe_file("/bucket/photos/.hidden.png", b"x")
+    system.pipe_file("/bucket/photos/notes.txt", b"x")
+    system.pipe_file("/bucket/train.tar", tar.read_bytes())
+    yield system
+    system.store.clear()
+
+
+@pytest.mark.parametrize("protocol", ["memory", "file"])
+def test_urls_give_what_files_give(tmp_path, folder, tar, memory, protocol):
+    """A folder, a tar and a list behind URLs give the maps that the same files give."""
+    base = "memory://bucket" if protocol == "memory" else f"file://{folder.parent}"
+    photos = f"{base}/photos" if protocol == "memory" else f"file://{folder}"
+    archive = f"{base}/train.tar" if protocol == "memory" else f"file://{tar}"
+    plain = open_dump(extract(folder, output=tmp_path / "plain", **OPTIONS).dump)
+    (tmp_path / "names").write_text("\n".join([f"{photos}/01.png", "03.png"]))
+    for name, inputs, options in (
+        ("folder", photos, {}),
+        ("tar", archive, {}),
+        ("list", [], {"files_from": str(tmp_path / "names"), "root": photos}),
+        ("one", f"{photos}/02.png", {}),
+    ):
+        found = open_dump(extract(inputs, output=tmp_path / name, **OPTIONS, **options).dump)
+        assert {"folder": 9, "tar": 9, "list": 2, "one": 1}[name] == len(found)
+        for key in found.keys:
+            assert np.array_equal(found["stage4"][key], plain["stage4"][key], equal_nan=True)
+
+
+def test_listed_urls_without_a_root(tmp_path, memory):
+    """Their keys are the URLs without their protocols, beside local names whose keys are as ever."""
+    (tmp_path / "list").write_text(f"memory://bucket/photos/01.png\n{SAMPLES / 'nature' / 'sea.jpg'}\n")
+    images = find(Given([], str(tmp_path / "list"), root=str(SAMPLES))).images
+    assert images.keys == ["bucket/photos/01.png", "nature/sea.jpg"]
+    assert images[0].path == "memory://bucket/photos/01.png"
+    (tmp_path / "list").write_text("memory://bucket/../01.png\n")
+    with pytest.raises(UsageError, match=r"'\.\.' in a URL"):
+        names(files_from=str(tmp_path / "list"))
+
+
+def test_urls_that_lead_nowhere(memory):
+    """Nothing there, a protocol that nobody knows, and one whose package is missing: said with what to do."""
+    for url, says in (
+        ("memory://bucket/nothing", "nothing there"),
+        ("nosuch://bucket/x", "Protocol not known"),
+        ("s3://bucket/x", "s3fs"),
+        ("memory://bucket/photos/notes", "nothing there"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            names(url)
+
+
+def test_an_object_that_goes_and_a_network_that_does(tmp_path, memory, monkeypatch):
+    """An object that is gone is a failed image; a network that is gone ends the run and marks no image."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    whole = MemoryFileSystem.cat_file
+
+    def cat_file(self, path, *rest, **options):
+        if path.endswith("03.png"):
+            raise FileNotFoundError(path)
+        if path.endswith(broken):
+            raise ConnectionError("no route to host")
+        return whole(self, path, *rest, **options)
+
+    broken = "06.png"
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    with pytest.raises(MachineError, match=r"06.png.*ConnectionError: no route to host"):
+        extract("memory://bucket/photos", output=tmp_path / "d", **OPTIONS)
+    broken = "nothing"
+    dump = open_dump(extract("memory://bucket/photos", output=tmp_path / "d", **OPTIONS).dump)
+    assert {f["key"]: f["reason"] for f in dump.failures} == {
+        "03.png": "not_found", "04.png": "not_an_image", "05.png": "empty",
+    }  # fmt: skip
