@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from featcli.committed import Committed
 from featcli.errors import ConflictError, DamagedError, UsageError, counted, shown
 from featcli.image_list import MISSING, ImageList
 from featcli.images import Failure
@@ -50,6 +52,11 @@ class Dump:
         self.resized: dict[int, int] = {}  # row -> size in bytes, of images that are not as they were listed
         self.environment: Mapping[str, str] = plan.environment  # of this process
         self.again: frozenset[int] = frozenset()  # committed shards that are to be made again
+
+    @cached_property
+    def found(self) -> Committed:
+        """What was committed when this was first asked for."""
+        return self.committed()
 
     @classmethod
     def existing(cls, path: Path) -> Dump | None:
@@ -106,7 +113,7 @@ class Dump:
         if plan.images_digest == dump.plan.images_digest and not dump._has_its_list():
             with disk_errors(path):
                 publish_lines(path / IMAGES, image_lines(images), replace=True)
-        dump.resized = dump.refuse_changed_images(images, retry_failed)
+        dump.resized = dump.refuse_changed_images(plan, images, retry_failed)
         for number in dump.numbered(".json" + BEFORE):
             if dump.is_committed(number):  # a kill left it: what has come in its place was there already
                 path.joinpath(SHARDS, f"{number:05d}.json{BEFORE}").unlink(missing_ok=True)
@@ -123,19 +130,18 @@ class Dump:
                 raise other_images(shown(self.path), self.keys(), images.keys)
         refuse_other_plan(shown(self.path), self.plan, plan)
 
-    def refuse_changed_images(self, images: ImageList, retry_failed: bool) -> dict[int, int]:
+    def refuse_changed_images(self, plan: Plan, images: ImageList, retry_failed: bool) -> dict[int, int]:
         """The keys are those of the plan, or its fingerprint would differ; the files behind them may be others.
 
-        Returns row -> size now, of the images that are not as they were listed: repaired ones.
+        `plan`: of these images. Returns row -> size now, of the images that are not as they were listed: repaired ones.
         """
+        sizes, failed = self.found.sizes, self.found.failed_rows
+        if plan.images_digest == self.plan.images_digest and not sizes:
+            return {}
         planned = [size for _, size in self.images()]
-        sizes = zip(planned, images.sizes, strict=True)
-        resized = {row: now for row, (before, now) in enumerate(sizes) if before != now}
-        failed: set[int] = set()
-        for record in [*self._records_before(), *self.records()]:
-            failed |= {failure["row"] for failure in record["failures"]}
-            for row, size in record.get("sizes", {}).items():  # of images that failed, and were read later
-                planned[int(row)] = size
+        resized = {row: now for row, now in enumerate(images.sizes) if planned[row] != now}
+        for row, size in sizes.items():
+            planned[row] = size
         may_differ = failed if retry_failed else ()
         pairs = enumerate(zip(planned, images.sizes, strict=True))
         changed = [row for row, (before, now) in pairs if before != now and row not in may_differ]
@@ -188,23 +194,17 @@ class Dump:
         """Where the record of a shard is, or will be."""
         return self.path / SHARDS / f"{number:05d}.json"
 
-    def unfinished(self) -> list[int]:
-        """The shards without a record, or whose file is gone or of another size than its record says."""
-        whole = {record["shard"] for record in self.records() if not self._is_damaged(record)}
-        return [number for number in range(self.plan.num_shards) if number not in whole]
+    def committed(self) -> Committed:
+        """What is there, from one look at every record. Raises DamagedError for one that is damaged or foreign."""
+        found = Committed(self.plan.num_shards)
+        found.remember(self._records_before())
+        for record in self.records():
+            found.add(record, self._is_damaged(record))
+        return found
 
     def missing(self) -> list[int]:
         """The shards without a record."""
-        committed = {*self.numbered(".json")}
-        return [number for number in range(self.plan.num_shards) if number not in committed]
-
-    def damaged(self) -> list[int]:
-        """The committed shards whose file is gone or of another size than its record says."""
-        return [record["shard"] for record in self.records() if self._is_damaged(record)]
-
-    def failed(self) -> list[int]:
-        """The committed shards with images that could not be read."""
-        return [record["shard"] for record in self.records() if record["failures"]]
+        return sorted({*range(self.plan.num_shards)} - {*self.numbered(".json")})
 
     def _is_damaged(self, record: Mapping[str, Any]) -> bool:
         try:

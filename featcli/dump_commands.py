@@ -258,7 +258,7 @@ def finalize(
     from featcli.writers.publish import disk_errors
 
     found = Dump.at(Path(dump))
-    if damaged := found.damaged():
+    if damaged := sorted(found.committed().damaged):
         raise DamagedError(
             f"dump {shown(dump)}: {counted(len(damaged), 'shard file')} gone or of another size",
             "run its extract command again: it makes them again",

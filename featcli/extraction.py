@@ -133,7 +133,7 @@ def _claimed(path: Path, job: Job, lock: FolderLock, is_alone: bool, config: Ext
     unfinished, again = _to_do(dump, config.retry_failed, part)
     dump.again = frozenset(again)
     shards = sorted({*unfinished, *again})
-    if again or {*dump.damaged()} & {*unfinished}:
+    if again or dump.found.damaged & {*unfinished}:
         if not is_alone:
             raise in_use(path)  # what is committed is made again by one process alone
     elif is_alone:
@@ -159,9 +159,9 @@ def _run_claimed(
         tally.add(engine.run(todo))
     mine = range(plan.num_shards) if part is None else part.of(range(plan.num_shards))
     is_complete = part is None or not dump.missing()
-    if is_complete:
-        finalize(dump)
-    totals = totals_of(dump.record_of(number) for number in mine)
+    totals = finalize(dump)["totals"] if is_complete else {}
+    if part is not None:
+        totals = totals_of(dump.record_of(number) for number in mine)
     _warn_of_overflow(tally.overflown, plan, report)
     if tally.with_more_frames:
         report("warning", text=f"{tally.with_more_frames:,} files have several frames or pages: the first was used")
@@ -216,8 +216,8 @@ def _warn_of_overflow(overflown: Counter[str], plan: Plan, report: Report) -> No
 
 def _to_do(dump: Dump, retry_failed: bool, part: Part | None) -> tuple[list[int], list[int]]:
     """The shards that are not there, and those with failures that are to be made again."""
-    unfinished = dump.unfinished()
-    again = sorted({*dump.failed()} - {*unfinished}) if retry_failed else []
+    unfinished = dump.found.unfinished
+    again = sorted(dump.found.failed - {*unfinished}) if retry_failed else []
     return (unfinished, again) if part is None else (part.of(unfinished), part.of(again))
 
 

@@ -78,7 +78,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
     records = list(dump.records())
     failures = [failure for record in records for failure in record["failures"]]
     settings = dump.plan.settings
-    damaged = [dump.shard_path(number).name for number in dump.damaged()] + _damaged_files(dump)
+    damaged = [dump.shard_path(number).name for number in sorted(dump.committed().damaged)] + _damaged_files(dump)
     is_complete = dump.is_complete() and len(records) == dump.plan.num_shards
     return {
         "type": "dump",

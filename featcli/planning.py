@@ -85,7 +85,7 @@ def dry_run(config: ExtractConfig, report: Report = silent, rate: float | None =
     rows = _shard_rows(config, _batch_size(config, existing), stages, sizes, len(listing.images), existing)
     plan = _plan(listing.images, rows, stages, {}, {}, {})
     is_same = existing is not None and _seems_same(existing.plan, plan)
-    todo = existing.unfinished() if existing is not None and is_same else list(range(plan.num_shards))
+    todo = existing.found.unfinished if existing is not None and is_same else list(range(plan.num_shards))
     part = parse_part(config.part)
     if part is not None:
         todo = part.of(todo)

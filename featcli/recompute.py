@@ -122,7 +122,7 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> tuple[Job, L
             job, loaded = prepare(replace(same, image_size=tuple(backbone["input_size"])), None, report)
     try:
         dump.refuse_other_plan(job.plan, job.images)
-        dump.refuse_changed_images(job.images, retry_failed=True)
+        dump.refuse_changed_images(job.plan, job.images, retry_failed=True)
     except ConflictError as error:
         raise ConflictError(
             error.message, "give the checkpoint, seed and images that the dump was made with"

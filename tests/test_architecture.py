@@ -34,7 +34,7 @@ ROWS = [
     {"open_shards", "row_index"},
     {"config"},
     {"dump", "batches"},
-    {"records", "sizes"},
+    {"records", "sizes", "committed"},
     {"plan"},
     {"writers.shard"},
     {"writers.direct", "writers"},
