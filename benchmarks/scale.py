@@ -1,0 +1,80 @@
+"""How long a very large dump takes to look at and to finish: records that were never of real shards.
+
+    python benchmarks/scale.py --shards 100000
+
+A plan of a thousand images a shard, a record and an empty file for each shard. Planning is measured with drawn names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import featcli
+from featcli.dump import Dump
+from featcli.image_list import Found, ImageList, Origin
+from featcli.manifest import finalize
+from featcli.plan import digest_images, digest_keys, with_fingerprint
+from featcli.records import record_content
+from featcli.writers.sealed import publish_sealed, sealed
+from featcli.writers.shard import REST, Written
+
+ROWS = 1000
+
+
+def timed(name, work):
+    began = time.perf_counter()
+    result = work()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{name:<44} {time.perf_counter() - began:8.1f} s, peak {peak:6.0f} MiB")
+    return result
+
+
+def simulated(folder, num_shards):
+    """A dump with all its records and no rows."""
+    sample = featcli.extract(
+        Path(__file__).parent.parent / "sample_images", checkpoint="test_resnet", random_init=True,
+        output=folder / "sample",
+    )  # fmt: skip
+    plan = replace(Dump.plan_in(Path(sample.dump)), num_images=num_shards * ROWS, shard_rows=ROWS)
+    path = folder / "dump"
+    (path / "shards").mkdir(parents=True)
+    publish_sealed(path / "plan.json", with_fingerprint(plan))
+    dump = Dump(path, plan)
+    hashes = {stage.name: "0" * 32 for stage in plan.stages} | {REST: "0" * 32}
+    for number in range(num_shards):
+        file = dump.shard_path(number)
+        dump.record_path(number).write_bytes(sealed(record_content(plan, number, Written(file.name, 0, hashes), [])))
+        file.touch()
+    return dump
+
+
+def planned(num_images):
+    """What planning does with the names of images, once they are listed."""
+    images = ImageList(
+        [Found(f"class{i % 1000:04d}/image{i:09d}.jpg", 0, 100_000) for i in range(num_images)], [Origin("")]
+    )
+    digest_keys(images.keys)
+    digest_images(images)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shards", type=int, default=100_000)
+    parser.add_argument("--images", type=int, default=1_000_000, help="names, for planning")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        dump = simulated(Path(folder), chosen.shards)
+        name = f"{chosen.shards:,} shards, {chosen.shards * ROWS:,} rows"
+        timed(f"{name}: missing", dump.missing)
+        timed(f"{name}: all records", lambda: dump.found)
+        timed(f"{name}: finalize", lambda: finalize(dump))
+    timed(f"{chosen.images:,} names: sorted, digested", lambda: planned(chosen.images))
+
+
+if __name__ == "__main__":
+    main()
