@@ -1,6 +1,6 @@
-"""Several processes against one, on the cores of this machine: images a second, from the first image to the manifest.
+"""Several processes against one, on the cores of this machine: images a second, from first image to manifest.
 
-In turn, medians of several rounds: one process with a thread for each core, `--device cpu,cpu` with one thread each, and
+In turn, medians of several rounds: one process with a thread for each core, `--device cpu,cpu` with a thread each, and
 with `--ray` two workers of a Ray. Each with both layouts; the best of each is compared.
 """
 
@@ -51,7 +51,7 @@ def main():
         pictures = draw(chosen.pictures or Path(folder) / "pictures", chosen.images, SMALL)
         names = Path(folder) / "names"
         names.write_text("\n".join(map(str, sorted(pictures.iterdir())[: chosen.images])))
-        command = ["--files-from", names, "--allow-outside", "-c", chosen.model, "--random-init", "--shard-size", "128"]
+        command = ["--files-from", names, "--allow-outside", "-c", chosen.model, "--random-init", "--shard-size", "32"]
         found = {way: {layout: [] for layout in LAYOUTS} for way in ways}
         for turn in range(chosen.rounds):
             for layout, options in LAYOUTS.items():

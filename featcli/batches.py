@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from featcli.decoding import Decoding
-from featcli.image_list import Image
+from featcli.image_list import Image, ImageList
 from featcli.images import Failure, read_pixels
 from featcli.sizes import Sizes
 from featcli.upright import UnreadableError
@@ -45,17 +45,11 @@ class Pixels(Protocol):
         """Whether every picture gives a size of its own."""
 
 
-class Images(Protocol):
-    """Images by row."""
-
-    def __getitem__(self, row: int) -> Image: ...
-
-
 @dataclass(frozen=True)
 class Pictures:
-    """Images, all of a run or some of them, and the sizes of what the backbone is given of each."""
+    """Images, all of a run or some of them by row, and the sizes of what the backbone is given of each."""
 
-    images: Images
+    images: ImageList | Mapping[int, Image]
     sizes: Sizes
 
     def of(self, rows: range) -> Pictures:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from featcli.errors import MachineError, UsageError, shown
+from featcli.errors import MachineError, UsageError, counted, shown
 
 if TYPE_CHECKING:
     import torch
@@ -26,14 +26,18 @@ class Resolved(Generic[T]):
     reason: str
 
 
-def resolve_device(wanted: str) -> Resolved[torch.device]:
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` as a device that works. Raises UsageError and MachineError."""
+def resolve_device(wanted: str, rank: int | None = None) -> Resolved[torch.device]:
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` as a device that works. Raises UsageError and MachineError.
+
+    `rank`: which of several processes on this machine asks: `auto` gives each a GPU of its own.
+    """
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "auto":
         if gpus:
-            return Resolved(torch.device("cuda:0"), f"auto: {gpus} GPU{'s' if gpus > 1 else ''}")
+            reason = f"auto: {counted(gpus, 'GPU')}" + ("" if rank is None else f", local rank {rank}")
+            return Resolved(torch.device("cuda", (rank or 0) % gpus), reason)
         if torch.backends.mps.is_available():
             return Resolved(torch.device("mps"), "auto: Apple GPU")
         return Resolved(torch.device("cpu"), "auto: no GPU found")

@@ -12,7 +12,7 @@ from featcli.config import DTYPES
 EPILOG = """\b
 Exit codes:
   0        done
-  1        unexpected: a bug
+  1        unexpected: a bug, or workers that died too often
   2        usage: a bad option, no images, an unknown stage or checkpoint name
   3        done, but some images failed and are recorded
   4        the dump is damaged, or --recompute found other values

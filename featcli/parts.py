@@ -46,6 +46,12 @@ def parse_part(text: str | None, environment: Mapping[str, str] = os.environ) ->
     return Part(int(found[1]), int(found[2]))
 
 
+def local_rank(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Which of the processes on its machine this is, where a launcher says so."""
+    names = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+    return next((int(environment[name]) for name in names if environment.get(name, "").isdecimal()), None)
+
+
 def _scheduled(environment: Mapping[str, str]) -> Part:
     """The part of a job, and the part of that for each of its processes, where it has several."""
     outer = _slurm_array(environment) or _kubernetes(environment)

@@ -20,7 +20,8 @@ from featcli.dump import Dump
 from featcli.errors import UsageError, counted, shown
 from featcli.image_list import ImageList
 from featcli.loading import Asked, Loaded, ask, decode_threads_of, load_asked, num_workers
-from featcli.parts import parse_part
+from featcli.parts import AUTO as PART_AUTO
+from featcli.parts import local_rank, parse_part
 from featcli.plan import Plan, StoredStage, digest_images, digest_keys
 from featcli.progress import Report, silent, size
 from featcli.sizes import Sizes, native_sizes
@@ -115,7 +116,8 @@ def _resolve(config: ExtractConfig, report: Report) -> tuple[inputs.Listing, Ask
     if not config.checkpoint or not config.output:
         raise UsageError("checkpoint and output are needed", "give -c/--checkpoint and -o/--output")
     check_target(Path(config.output), config.overwrite)
-    devices = [resolve_device(name) for name in device_names(config.device)]
+    rank = local_rank() if config.part == PART_AUTO else None
+    devices = [resolve_device(name, rank) for name in device_names(config.device)]
     listing = inputs.find(config.given())
     asked = ask(config, devices[0])
     source, positions = asked.source, asked.positions

@@ -60,6 +60,7 @@ PAGES = {
     "docs/pipelines.md": 15,
     "docs/python.md": 4,
     "docs/replay.md": 6,
+    "docs/scale.md": 6,
     "docs/show.md": 3,
     "docs/stages.md": 4,
     "docs/verify.md": 8,

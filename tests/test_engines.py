@@ -178,6 +178,44 @@ def test_progress_is_taken_back(whole):
     assert told[2:] == [("batch", {"images": 1}), ("failure", failure), ("shard", {"shard": 33, "rows": 1})]
 
 
+@pytest.mark.parametrize(
+    ("visible", "device", "expected"),
+    [
+        (None, "cuda:1", ("cuda:0", {"CUDA_VISIBLE_DEVICES": "1"})),
+        ("4,7", "cuda:1", ("cuda:0", {"CUDA_VISIBLE_DEVICES": "7"})),
+        ("GPU-5d,GPU-af", "cuda", ("cuda:0", {"CUDA_VISIBLE_DEVICES": "GPU-5d"})),
+        ("4,7", "cpu", ("cpu", {})),
+    ],
+)
+def test_a_worker_sees_its_gpu_alone(monkeypatch, visible, device, expected):
+    """A worker of cuda:N is given that GPU of those that may be used, and no other."""
+    from featcli.engines.processes import _as_the_only_one
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _as_the_only_one(device) == expected
+
+
+def test_every_gpu_there_is(monkeypatch):
+    """cuda:all names each GPU, and auto gives each process of a machine one of its own."""
+    import torch
+
+    from featcli.device import device_names, resolve_device
+
+    with pytest.raises(MachineError, match="--device cuda"):
+        device_names("cuda:all")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert device_names("cuda:all") == ("cuda:0", "cuda:1", "cuda:2")
+    assert [str(resolve_device("auto", rank).value) for rank in (None, 0, 2, 4)] == [
+        "cuda:0",
+        "cuda:0",
+        "cuda:2",
+        "cuda:1",
+    ]
+
+
 def test_errors_travel():
     """An error keeps its type, message and hint from one process to another."""
     import pickle

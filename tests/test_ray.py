@@ -52,7 +52,9 @@ def test_a_worker_is_killed_beside_a_part(cli, many, whole, tmp_path):
 def test_a_poisonous_shard_with_ray(cli, many, whole, tmp_path):
     """A shard that kills every worker is given up and named; all others are there, and a later run completes it."""
     command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
-    code, err = finished(*command, *RAY, "--workers", "2", env=hooked(**QUIET, DIES_AT="20.png"))
+    here = ["extract", os.path.relpath(many, tmp_path), *MANY_SHARDS, "-o", "d"]  # workers are in other folders
+    environment = hooked(**QUIET, DIES_AT="20.png")
+    code, err = finished(*here, *RAY, "--workers", "2", env=environment, cwd=tmp_path)
     assert code == 1, err
     assert "engine         ray, 2 workers of 1 CPUs" in err
     assert "featcli: error: shard 20: given up after 3 workers died at it, the last one lost" in err

@@ -8,12 +8,13 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import featcli
+from featcli.batches import Pictures
 from featcli.config import ExtractConfig
 from featcli.dump import SHARDS
 from featcli.engines import ToDo
@@ -23,6 +24,7 @@ from featcli.engines.worker import Task, runner_for
 from featcli.errors import FeatcliError, MachineError, UsageError, WorkerError, counted, one_line, shown
 from featcli.plan import Plan
 from featcli.progress import Report
+from featcli.remote import is_url
 from featcli.shard_runner import Shard, Tally
 from featcli.writers.lock import FolderLock
 from featcli.writers.publish import remove_stale
@@ -149,7 +151,7 @@ class RayEngine:
         while not queue.is_over:
             ready, _ = self._ray.wait([one.waiting_for for one in self._living], timeout=1.0)
             for reference in ready:
-                actor = next(one for one in self._living if one.waiting_for is reference)
+                actor = next(one for one in self._living if one.waiting_for == reference)
                 self._hear(actor, queue, tally, todo)
             if not has_started and any(one.is_ready for one in self._living):
                 has_started, tally.clock.preparation = True, time.monotonic() - began
@@ -180,8 +182,8 @@ class RayEngine:
             number = queue.take_again() if number is None else number
             if number is not None:
                 actor.at_work.add(number)
-                shard = Shard(number, todo.pictures.of(todo.dump.plan.shard(number)))
-                actor.waiting_for = actor.handle.make.remote(shard)
+                pictures = todo.pictures.of(todo.dump.plan.shard(number))
+                actor.waiting_for = actor.handle.make.remote(Shard(number, with_whole_paths(pictures)))
         while queue.has_waiting and len(self._living) < min(self.workers, len(todo.shards)):
             self._start_worker(todo)
         for actor in [one for one in self._living if one.waiting_for is None]:  # nothing is left for it
@@ -191,7 +193,8 @@ class RayEngine:
         ray = self._ray
         kind = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)(RayWorker)
         path = os.path.abspath(todo.dump.path)
-        task = Task(self._config, path, todo.dump.again, todo.dump.resized)
+        config = replace(self._config, checkpoint=_whole_path(self._config.checkpoint))
+        task = Task(config, path, todo.dump.again, todo.dump.resized)
         handle = kind.options(scheduling_strategy="SPREAD").remote(task)
         self._living.append(_Actor(handle, handle.load.remote(), ShardProgress(todo.dump.plan, self._report)))
 
@@ -270,6 +273,22 @@ def _no_cluster(address: str, error: Exception) -> MachineError:
         f"--ray-address {shown(address)}: {one_line(error)}",
         "see ray status there; Python and Ray have to be of the same versions as the cluster's",
     )
+
+
+def with_whole_paths(pictures: Pictures) -> Pictures:
+    """The same pictures for a process that is in another folder."""
+    assert isinstance(pictures.images, Mapping)  # those of a shard
+    images = {
+        row: image._replace(path=_whole_path(image.path), folder=_whole_path(image.folder or os.curdir))
+        for row, image in pictures.images.items()
+    }
+    return replace(pictures, images=images)
+
+
+def _whole_path(name: Any) -> Any:
+    """A path from the root, where it is one of a file or folder here: not a URL, a model's name or a configuration."""
+    is_path = isinstance(name, str) and not is_url(name) and os.path.lexists(name)
+    return os.path.abspath(name) if is_path else name
 
 
 def _resources(offered: dict[str, float]) -> str:

@@ -1,0 +1,13 @@
+#!/bin/bash
+# sbatch examples/scale/slurm.sh PHOTOS DUMP: a part of the shards for each task of an array.
+# Submitted again as it is, it goes on where it stopped; what is there is skipped.
+#SBATCH --job-name=featcli
+#SBATCH --array=0-15
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus=1
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+set -u
+run() { if command -v srun > /dev/null; then srun "$@"; else "$@"; fi; }
+# Exit code 3 says that some images could not be read and are recorded: the part is done.
+run featcli extract "$1" -c "${CHECKPOINT:-resnet50}" -o "$2" --part auto ${OPTIONS:-} || [ $? -eq 3 ]

@@ -1,0 +1,54 @@
+"""The files of examples/scale, run as far as a machine without a cluster allows."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import MANY_SHARDS, REPOSITORY, content
+
+SCALE = REPOSITORY / "examples" / "scale"
+OPTIONS = " ".join(MANY_SHARDS[2:])
+
+
+def script(name, *arguments, **variables):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "CHECKPOINT": "test_resnet", "OPTIONS": OPTIONS, **variables}
+    return subprocess.Popen(["bash", SCALE / name, *map(str, arguments)], env=environment, stderr=subprocess.PIPE)
+
+
+def test_a_slurm_array(many, whole, tmp_path):
+    """Each task of the array makes its part, failed images are no failed task, and together they are the dump."""
+    array = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
+    tasks = [script("slurm.sh", many, tmp_path / "d", SLURM_ARRAY_TASK_ID=str(i), **array) for i in range(2)]
+    said = [task.communicate()[1].decode() for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert content(tmp_path / "d") == content(whole)
+
+
+def test_torchrun(many, whole, tmp_path):
+    """torchrun starts a part for each process, and none is ended because another has failed images."""
+    run = script("torchrun.sh", many, tmp_path / "d", "--nproc-per-node", "2")
+    said = run.communicate()[1].decode()
+    assert run.returncode == 0, said
+    assert "(auto: torchrun)" in said
+    assert content(tmp_path / "d") == content(whole)
+
+
+def test_the_kubernetes_job(many, tmp_path):
+    """The job says how many parts there are as often as it has to, and its command is one that featcli understands."""
+    yaml = pytest.importorskip("yaml")
+    spec = yaml.safe_load((SCALE / "kubernetes.yaml").read_text())["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["env"] == [{"name": "FEATCLI_PARTS", "value": str(spec["completions"])}]
+    codes = next(rule["onExitCodes"]["values"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule)
+    assert codes == [2, 5, 6]
+    shell, option = container["command"]
+    text = container["args"][0].replace("/photos", str(many)).replace("/dumps/feats", str(tmp_path / "d"))
+    text = text.replace("-c resnet50", " ".join(MANY_SHARDS)).replace("featcli", f"{sys.executable} -m featcli")
+    environment = {**os.environ, "FEATCLI_PARTS": "16", "JOB_COMPLETION_INDEX": "1"}
+    done = subprocess.run([shell, option, text], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "part           1/16: 3 shards of 48  (auto: Kubernetes indexed job)" in done.stderr
