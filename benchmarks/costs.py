@@ -1,0 +1,97 @@
+"""What an image costs here, in core-seconds, and what ten million and a billion come to: the tables of docs/scale.md.
+
+Core-seconds are CPU time of one thread, which other work on the machine moves little. A ResNet-50, pictures of 500x375.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from photographs import SMALL, draw
+
+import featcli
+from featcli import batches
+from featcli.batches import Pictures, Reading
+from featcli.decoding import Decoding
+from featcli.inputs import Given, find
+from featcli.planning import shard_rows
+from featcli.sizes import Sizes
+
+BATCH, BATCHES = 32, 4
+STORED = {  # what is stored: (name, bytes of an image)
+    "stage4, `--pool avg`, float16": 2048 * 2,
+    "stage4, float16": 2048 * 7 * 7 * 2,
+    "stage2 and stage4, float32": (512 * 28 * 28 + 2048 * 7 * 7) * 4,
+    "all five stages, float32": (64 * 112**2 + 256 * 56**2 + 512 * 28**2 + 1024 * 14**2 + 2048 * 7**2) * 4,
+}
+IMAGES = {"10 million": 10_000_000, "1 billion": 1_000_000_000}
+
+
+def cpu_seconds(work):
+    """Of one batch: the median of several."""
+    found = []
+    for _ in range(BATCHES + 1):
+        began = time.process_time()
+        work()
+        found.append(time.process_time() - began)
+    return statistics.median(found[1:])
+
+
+def decoding(paths, backbone):
+    images = find(Given(tuple(map(str, paths)))).images
+    pictures = Pictures(images, Sizes(backbone.preprocessing.size))
+    reading = Reading(Decoding(), backbone.preprocessing, 1)
+
+    def work():
+        with closing(batches.read(reading, [(pictures, range(len(paths)))])) as decoded:
+            for _ in decoded:
+                pass
+
+    return cpu_seconds(work) / len(paths)
+
+
+def computing(precision):
+    backbone = featcli.load_backbone(
+        "resnet50", random_init=True, precision=precision, layout="channels-last", fold=True
+    )
+    pixels = torch.randint(0, 256, (BATCH, 3, *backbone.preprocessing.size), dtype=torch.uint8)
+    return cpu_seconds(lambda: backbone(pixels)) / BATCH
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=Path, help="keep the drawn pictures there")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = sorted(draw(chosen.pictures or Path(folder), BATCH, SMALL).iterdir())[:BATCH]
+        decode = decoding(paths, featcli.load_backbone("resnet50", random_init=True))
+    compute = {precision: computing(precision) for precision in ("fp32", "bf16")}
+    print(f"an image in core-milliseconds: decoding {1000 * decode:.1f}, ResNet-50 "
+          + ", ".join(f"{precision} {1000 * seconds:.1f}" for precision, seconds in compute.items()))  # fmt: skip
+    print("\n| images | core-hours: decoding | ResNet-50 in bf16 | hours of a GPU at 1,000 images/s |")
+    print("|---|---|---|---|")
+    for name, count in IMAGES.items():
+        print(
+            f"| {name} | {count * decode / 3600:,.0f} | {count * compute['bf16'] / 3600:,.0f} | {count / 3.6e6:,.1f} |"
+        )
+    ends = " | ".join(f"{name}: shards | TB | hours at 1 GB/s" for name in IMAGES)
+    print(f"\n| what is stored | bytes of an image | images a shard | {ends} |")
+    print("|---|---|---|" + "---|---|---|" * len(IMAGES))
+    for name, size in STORED.items():
+        rows = shard_rows(None, BATCH, size)
+        cells = [
+            f"{-(-count // rows):,} | {count * size / 1e12:,.2f} | {count * size / 3.6e12:,.2f}"
+            for count in IMAGES.values()
+        ]
+        print(f"| {name} | {size:,} | {rows:,} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
