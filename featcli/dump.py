@@ -92,12 +92,12 @@ class Dump:
             raise DamagedError(f"dump {shown(path)}: plan.json is damaged ({error})", _way_out(path)) from error
 
     @classmethod
-    def create(cls, path: Path, plan: Plan, images: ImageList) -> None:
-        """Freeze the plan. For whoever holds the folder alone, where no plan is there. Raises MachineError."""
+    def create(cls, path: Path, plan: Plan, images: ImageList) -> bool:
+        """Freeze the plan; False where another is there by now, as can be where there are no locks. MachineError."""
         with disk_errors(path):
             # The list before the plan: where there is a plan, the list it froze is there.
             publish_lines(path / IMAGES, image_lines(images), replace=True)
-            publish_sealed(path / PLAN, with_fingerprint(plan))
+            return publish_sealed(path / PLAN, with_fingerprint(plan))
 
     @classmethod
     def resume(cls, path: Path, plan: Plan, images: ImageList, retry_failed: bool = False) -> Dump:

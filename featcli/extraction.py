@@ -100,10 +100,13 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
             is_alone = occupy(path, lock, config.overwrite)
             if existing is not None or Dump.existing(path) is None:
                 todo = _claimed(path, job, lock, is_alone, config, part)
-                if not lock.is_real:
-                    text = "this file system knows no locks: see to it that no other run works on this dump"
+                if todo is not None and not lock.is_real:
+                    text = (
+                        "this file system knows no locks: see to it that nobody deletes or repairs this dump meanwhile"
+                    )
                     report("warning", text=text)
-                return _run_claimed(todo, job, engine, part, time.perf_counter() - began, report)
+                if todo is not None:
+                    return _run_claimed(todo, job, engine, part, time.perf_counter() - began, report)
     del job, engine  # their memory
     report("warning", text="another run has begun this dump meanwhile: its choices are taken")
     return run(config, report)
@@ -120,15 +123,18 @@ def _engine(config: ExtractConfig, plan: Plan, loaded: Loaded, report: Report) -
     return LocalEngine(loaded, report)
 
 
-def _claimed(path: Path, job: Job, lock: FolderLock, is_alone: bool, config: ExtractConfig, part: Part | None) -> ToDo:
-    """The dump, held as it has to be for what there is to do, and the shards to do.
+def _claimed(
+    path: Path, job: Job, lock: FolderLock, is_alone: bool, config: ExtractConfig, part: Part | None
+) -> ToDo | None:
+    """The dump, held as it has to be for what there is to do, and the shards to do; None where another has begun it.
 
     Raises ConflictError where another process is in the way.
     """
     if Dump.existing(path) is None:
         if not is_alone:
             raise in_use(path)
-        Dump.create(path, job.plan, job.images)
+        if not Dump.create(path, job.plan, job.images):
+            return None
     dump = Dump.resume(path, job.plan, job.images, config.retry_failed)
     unfinished, again = _to_do(dump, config.retry_failed, part)
     dump.again = frozenset(again)

@@ -26,7 +26,7 @@ from featcli.shard_runner import Shard, Tally
 from featcli.writers.publish import remove_stale
 
 PATIENCE = 10.0  # seconds that a worker may take to end when it is told to
-PROGRAM = "import sys; sys.path[:] = {path!r}; from featcli.engines.worker import main; main({socket})"
+PROGRAM = "import sys; sys.path[:] = {path!r}; from featcli.engines.worker import main; main({socket}, {lock})"
 
 
 @dataclass(eq=False)
@@ -82,11 +82,7 @@ class ProcessEngine:
         for worker in self._living:
             worker.process.terminate()
         for worker in self._living:
-            try:
-                worker.process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+            _ended(worker.process)
             worker.connection.close()
         self._living.clear()
 
@@ -94,7 +90,7 @@ class ProcessEngine:
         ours, theirs = socket.socketpair()
         device, environment = _as_the_only_one(self._devices[place])
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM.format(path=sys.path, socket=theirs.fileno())],
+            [sys.executable, "-c", PROGRAM.format(path=sys.path, socket=theirs.fileno(), lock=todo.lock)],
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(), todo.lock),
             env={**os.environ, **environment},
@@ -146,7 +142,7 @@ class ProcessEngine:
         """A worker is gone: because there was no more to do, or it died; another takes its place if it is needed."""
         self._living.remove(worker)
         worker.connection.close()
-        code = worker.process.wait()
+        code = _ended(worker.process)
         worker.progress.take_back()
         if code == 0 and not worker.at_work:
             return
@@ -163,6 +159,15 @@ class ProcessEngine:
         self._serve_idle(queue, todo)
         if queue.has_waiting:
             self._start_worker(worker.place, todo)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """What a process that is about to end ends with; one that hangs is killed."""
+    try:
+        return process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _tell(worker: _Worker, content: Any) -> None:
