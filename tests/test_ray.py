@@ -1,6 +1,7 @@
 """Workers of a Ray cluster. Each test starts a Ray of its own, and ends it; another on the machine is left alone."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +95,17 @@ def test_what_cannot_be(cli, many, tmp_path, options, code):
     assert run.code == code
     assert f"featcli: error: {options[0]}" in run.err
     assert not (tmp_path / "d").exists()
+
+
+def test_interrupting_ray(cli, many, whole, tmp_path):
+    """Ctrl-C ends the run and the Ray that it started; what is committed stays, and the same command goes on."""
+    command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
+    environment = hooked(**QUIET, WAITS_AT="10.png", WAITS_FOR=tmp_path / "go")
+    run = at_work(*command, *RAY, "--workers", "2", "-v", env=environment)
+    run.send_signal(signal.SIGINT)
+    err = run.communicate()[1]
+    assert run.returncode == 130, err
+    assert "Traceback" not in err
+    assert not list((tmp_path / "d").glob("manifest.json"))
+    assert cli(*command).code == 3
+    assert content(tmp_path / "d") == content(whole)
