@@ -20,12 +20,12 @@ import xxhash
 
 from featcli.committed import Committed
 from featcli.errors import ConflictError, DamagedError, UsageError, counted, shown
+from featcli.files import open_regular
 from featcli.image_list import MISSING, ImageList
 from featcli.images import Failure
 from featcli.plan import OtherVersionError, Plan, image_lines, other_images, refuse_other_plan, with_fingerprint
 from featcli.records import read_record, record_content
 from featcli.writers import FORMATS
-from featcli.writers.files import open_regular
 from featcli.writers.layout import ITEM_BYTES
 from featcli.writers.lock import one_at_a_time
 from featcli.writers.publish import PARTIAL_NAME, disk_errors, publish_lines, sync_folder

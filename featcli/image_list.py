@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from featcli.remote import is_url
+
 MISSING = -1  # the size of an image that is not there, or that nobody told
 WHOLE = -1  # the place of an image that is a file by itself
 
@@ -15,7 +17,7 @@ class Image(NamedTuple):
     """One input picture. `key` names it in the dump, `path` finds it here, `bytes` is its size when listed.
 
     `folder` is the input that it was found through, empty for the current folder. In a tar file, `path` is that
-    file, `place` is where in it the picture begins, and `tar_bytes` the size of the file when listed.
+    file, `place` is where in it the picture begins, and `tar_state` what told it from others when it was listed.
     """
 
     key: str
@@ -23,7 +25,7 @@ class Image(NamedTuple):
     bytes: int
     folder: str = ""
     place: int = WHOLE
-    tar_bytes: int = 0
+    tar_state: str = ""
 
 
 class Origin(NamedTuple):
@@ -32,7 +34,7 @@ class Origin(NamedTuple):
     folder: str  # a path or a URL; empty for the current folder
     leads: str = ""
     tar: str = ""  # its path or URL
-    tar_bytes: int = 0
+    tar_state: str = ""  # size and time of the last change, or what a file system elsewhere has for that
 
 
 class Found(NamedTuple):
@@ -67,8 +69,16 @@ class ImageList:
         key = self.keys[row]
         origin = self._origins[self._origin[row]]
         if origin.tar:
-            return Image(key, origin.tar, self.sizes[row], origin.folder, self._places[row], origin.tar_bytes)
-        return Image(key, os.path.join(origin.folder, key[len(origin.leads) :]), self.sizes[row], origin.folder)
+            return Image(key, origin.tar, self.sizes[row], origin.folder, self._places[row], origin.tar_state)
+        path = joined(origin.folder, key[len(origin.leads) :])
+        return Image(key, path, self.sizes[row], origin.folder)
+
+
+def joined(folder: str, rest: str) -> str:
+    """A path below a folder; below a URL as text, so that nothing leads out of it."""
+    if not is_url(folder):
+        return os.path.join(folder, rest)
+    return folder + rest if folder.endswith("/") else f"{folder}/{rest}"
 
 
 def _tar_order(image: Found) -> tuple[int, Any]:

@@ -14,14 +14,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, UnidentifiedImageError
 
 from featcli.decoding import Decoding
-from featcli.errors import CheckpointError, FeatcliError, MachineError, one_line, shown
+from featcli.errors import CheckpointError, FeatcliError, MachineError, shown
+from featcli.files import open_regular
 from featcli.image_list import MISSING, WHOLE
-from featcli.remote import Remote, is_url
+from featcli.remote import Remote, is_url, out_of_reach
+from featcli.tars import state_of
 from featcli.upright import UnreadableError, upright_rgb, upright_size
 
 if TYPE_CHECKING:
@@ -180,14 +183,34 @@ def _check_size(now: int, listed: int) -> None:
 def _from_tar(image: Input) -> bytes:
     """The bytes of an image in a tar file."""
     _check_size(image.bytes, image.bytes)
-    with open(image.path, "rb") as tar:
-        now = os.fstat(tar.fileno()).st_size
-        if now != image.tar_bytes:
-            raise UnreadableError("changed", f"the tar had {image.tar_bytes} bytes when listed, {now} when read")
+    try:
+        descriptor = open_regular(Path(image.path))
+    except (OSError, ValueError) as error:
+        raise _other_tar(image, (isinstance(error, OSError) and error.strerror) or str(error)) from error
+    with os.fdopen(descriptor, "rb") as tar:
+        if state_of(tar) != image.tar_state:
+            raise _other_tar(image, "it was written to since it was listed")
         content = os.pread(tar.fileno(), image.bytes, image.place)
     if len(content) < image.bytes:
         raise UnreadableError("truncated", f"{len(content)} of {image.bytes} bytes are in the tar")
     return content
+
+
+def _other_tar(image: Input, why: str) -> MachineError:
+    """No image of that tar can be read: it would be wrong to call each of them a failure."""
+    return MachineError(
+        f"tar file {shown(image.path)}: {why}",
+        "bring it back as it was: what is committed stays, and the same command goes on",
+    )
+
+
+@cache
+def _remote_tar(path: str, state: str) -> Remote:
+    """A tar behind a URL, looked at once by each process. Raises MachineError where it is not the one of the list."""
+    remote = Remote(path)
+    if remote.state() != state:
+        raise out_of_reach(path, ValueError("written to since it was listed"))
+    return remote
 
 
 def _fetched(image: Input) -> bytes:
@@ -196,12 +219,14 @@ def _fetched(image: Input) -> bytes:
     if image.bytes != MISSING:
         _check_size(image.bytes, image.bytes)
     try:
-        remote = Remote(image.path)
-        content = remote.fetch(image.place, image.bytes) if is_in_tar else remote.fetch()
-    except FileNotFoundError:
+        if is_in_tar:
+            content = _remote_tar(image.path, image.tar_state).fetch(image.place, image.bytes)
+        else:
+            content = Remote(image.path).fetch()
+    except FileNotFoundError as error:
+        if is_in_tar or not (image.folder.endswith("/") or Remote(image.folder).exists()):
+            raise out_of_reach(image.path if is_in_tar else image.folder, error) from error
         raise UnreadableError("not_found", "no such object") from None
-    except PermissionError as error:
-        raise UnreadableError("unreadable", one_line(error)) from error
     _check_size(len(content), image.bytes)
     return content
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from featcli.errors import UsageError, counted, shown
-from featcli.image_list import MISSING, WHOLE, Found, ImageList, Origin
-from featcli.remote import Remote, is_url
-from featcli.tars import SUFFIX, is_tar, members
+from featcli.files import open_regular
+from featcli.image_list import MISSING, WHOLE, Found, ImageList, Origin, joined
+from featcli.remote import CHAINED, Remote, is_url, out_of_reach
+from featcli.tars import SUFFIX, is_tar, members, state_of
 
 # What is collected from a folder. The content decides how a file is read (images.py); a suffix only says that
 # somebody meant it as a picture, so suffixes that cannot be read are collected too and end as recorded failures.
@@ -93,11 +94,12 @@ def _local(name: str, is_one: bool, follow_links: bool, ignored: Counter[str]) -
     if not is_tar(name):
         return Origin(str(path.parent)), [(path.name, _size(str(path)), WHOLE)]
     try:
-        with path.open("rb") as file:
-            origin = Origin(str(path.parent), "" if is_one else path.stem + "/", name, os.fstat(file.fileno()).st_size)
-    except OSError as error:
-        raise UsageError(f"input {shown(name)}: {error.strerror}", "make it readable, or leave it out") from error
-    inside = members(name, None, SUFFIXES, ignored)
+        with os.fdopen(open_regular(path), "rb") as file:
+            origin = Origin(str(path.parent), "" if is_one else path.stem + "/", name, state_of(file))
+            inside = [*members(name, file, SUFFIXES, ignored)]
+    except (OSError, ValueError) as error:
+        cause = (isinstance(error, OSError) and error.strerror) or error
+        raise UsageError(f"input {shown(name)}: {cause}", "make it readable, or leave it out") from error
     return origin, ((member.name, member.bytes, member.place) for member in inside)
 
 
@@ -105,17 +107,25 @@ def _remote(name: str, is_one: bool, follow_links: bool, ignored: Counter[str]) 
     remote, base = Remote(name), name.rstrip("/")
     folder, _, last = base.rpartition("/")
     if remote.is_folder():
-        return Origin(base, "" if is_one else last + "/"), _pictures(remote.files(), ignored)
+        return Origin(base, "" if is_one else last + "/"), _pictures(name, remote.files(), ignored)
     if not is_tar(name):
         return Origin(folder), [(last, remote.size(), WHOLE)]
-    origin = Origin(folder, "" if is_one else last[: -len(SUFFIX)] + "/", name, remote.size())
-    with remote.open() as file:
-        inside = [*members(name, file, SUFFIXES, ignored)]
+    origin = Origin(folder, "" if is_one else last[: -len(SUFFIX)] + "/", name, remote.state())
+    try:
+        with remote.open() as file:
+            inside = [*members(name, file, SUFFIXES, ignored)]
+    except OSError as error:
+        raise out_of_reach(name, error) from error
     return origin, ((member.name, member.bytes, member.place) for member in inside)
 
 
-def _pictures(files: Iterable[tuple[str, int]], ignored: Counter[str]) -> Names:
+def _pictures(name: str, files: Iterable[tuple[str, int]], ignored: Counter[str]) -> Names:
     for key, size in files:
+        if "" in key.split("/") or CHAINED in key:
+            raise UsageError(
+                f"input {shown(name)}: the object {shown(key)} has a name that no file can have",
+                "rename it, or list the others with --files-from",
+            )
         suffix = os.path.splitext(key)[1].lower()
         if any(part.startswith(".") for part in key.split("/")):
             ignored["hidden"] += 1
@@ -206,12 +216,15 @@ def _listed_url(root: str, name: str) -> tuple[str, str, int]:
     """What a URL in a list is below, its key and its size, which is not asked for: that would take as long as it."""
     base = root.rstrip("/")
     if is_url(root) and (not is_url(name) or name.startswith(base + "/")):
-        folder, key = base, name.removeprefix(base + "/").lstrip("/")
+        folder, key = base, name.removeprefix(base + "/")
     else:
-        protocol, _, key = name.partition("://")
-        folder = f"{protocol}://"
-    if os.pardir in key.split("/"):
-        raise UsageError(f"listed image {shown(name)}: '..' in a URL", "write it without")
+        protocol, _, path = name.partition("://")
+        key = path.lstrip("/")
+        folder = f"{protocol}://" + "/" * (len(path) - len(key))
+        if protocol in ("file", "local"):
+            raise UsageError(f"listed image {shown(name)}: a file of this machine", "write it as a path")
+    if {os.pardir, ""} & {*key.split("/")} or CHAINED in key:
+        raise UsageError(f"listed image {shown(name)}: '..', '//' or '{CHAINED}' in a URL", "write it without")
     return folder, key, MISSING
 
 
@@ -280,4 +293,4 @@ def _unique(found: list[Found], origins: Sequence[Origin]) -> tuple[list[Found],
 
 
 def _named(image: Found, origin: Origin) -> str:
-    return os.path.join(origin.tar or origin.folder, image.key[len(origin.leads) :])
+    return joined(origin.tar or origin.folder, image.key[len(origin.leads) :])

@@ -11,7 +11,7 @@ import numpy as np
 
 from featcli.dump import Dump
 from featcli.errors import DamagedError, shown
-from featcli.writers.files import open_regular
+from featcli.files import open_regular
 from featcli.writers.layout import SHAPES, Array, Layout
 from featcli.writers.rows import fill_rows, read_rows, starts_of
 

@@ -9,6 +9,7 @@ from featcli.errors import FeatcliError, MachineError, UsageError, one_line, sho
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "http": "aiohttp"}
 PACKAGES |= {"https": "aiohttp", "hf": "huggingface_hub"}
+CHAINED = "::"  # what fsspec takes for several file systems, one through the other
 UNKNOWN = -1  # a size that nobody told
 
 
@@ -25,7 +26,7 @@ class Remote:
         try:
             import fsspec
 
-            self._system, self._path = fsspec.core.url_to_fs(url)
+            self._system, self._path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
             package = PACKAGES.get(protocol, "fsspec")
             raise UsageError(f"{shown(url)}: {one_line(error)}", f"pip install {package}") from error
@@ -61,6 +62,20 @@ class Remote:
         except Exception as error:
             raise out_of_reach(self.url, error) from error
 
+    def state(self) -> str:
+        """What tells the file from another of its name: a tag, a time or whatever its file system has."""
+        try:
+            return str(self._system.ukey(self._path))
+        except Exception as error:
+            raise out_of_reach(self.url, error) from error
+
+    def exists(self) -> bool:
+        """Whether there is anything of that name."""
+        try:
+            return bool(self._system.exists(self._path))
+        except Exception as error:
+            raise out_of_reach(self.url, error) from error
+
     def open(self) -> IO[bytes]:
         """The file, to be read in order with leaps."""
         try:
@@ -70,12 +85,15 @@ class Remote:
             raise out_of_reach(self.url, error) from error
 
     def fetch(self, first: int | None = None, count: int | None = None) -> bytes:
-        """The file, or some bytes of it. Raises what says that there is none, and MachineError for all else."""
+        """The file, or some bytes of it. Raises FileNotFoundError, and MachineError for all else.
+
+        What may not be read is no fault of an image's either: most often a token has expired.
+        """
         stop = None if first is None or count is None else first + count
         try:
             content: bytes = self._system.cat_file(self._path, first, stop)
             return content
-        except (FileNotFoundError, PermissionError, FeatcliError):
+        except (FileNotFoundError, FeatcliError):
             raise
         except Exception as error:
             raise out_of_reach(self.url, error) from error

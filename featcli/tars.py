@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import IO, Any, NamedTuple
 
 from featcli.errors import UsageError, counted, one_line, shown
 
 SUFFIX = ".tar"
+BLOCK = 512  # bytes: of a header, and what all sizes are filled up to
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 
@@ -32,29 +33,47 @@ def is_tar(name: str) -> bool:
     return lower.endswith(SUFFIX)
 
 
-def members(name: str, file: IO[bytes] | None, suffixes: frozenset[str], ignored: Counter[str]) -> Iterator[Member]:
-    """The images in a tar file, in its order; what else is there is counted in `ignored`. `file`: it, if not local.
+def state_of(file: IO[bytes]) -> str:
+    """What tells a tar file of this machine from another of its name: tars are of few sizes."""
+    found = os.fstat(file.fileno())
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def members(name: str, file: IO[bytes], suffixes: frozenset[str], ignored: Counter[str]) -> Iterator[Member]:
+    """The images in a tar file, in its order; what else is there is counted in `ignored`.
 
     Names are keys and never become paths; those that would lead out of a folder are refused all the same, since
-    somebody will join them to one. Raises UsageError, also where the file is damaged or cut short.
+    somebody will join them to one. Raises UsageError, also where the file is damaged or cut short anywhere.
     """
     count = 0
-    with ExitStack() as stack:
-        try:
-            tar = stack.enter_context(tarfile.open(name if file is None else None, "r:", file))
+    try:
+        with tarfile.open(None, "r:", file) as tar:
+            before = -1
             while (member := tar.next()) is not None:
                 count += 1
                 tar.members.clear()  # type: ignore[attr-defined]  # it would remember them all
+                if tar.offset <= before:
+                    raise ValueError("a member of a size below zero")
+                before = tar.offset
                 if (found := _image(name, member, suffixes, ignored)) is not None:
                     yield found
-            tar.fileobj.seek(tar.offset)
-            if not tar.fileobj.read(1):
-                raise EOFError("no end marker")
-        except (tarfile.TarError, EOFError) as error:
-            raise UsageError(
-                f"input {shown(name)}: damaged or cut short after {counted(count, 'member')}: {one_line(error)}",
-                "fetch or make it again, or leave it out",
-            ) from error
+            _refuse_more(file, tar.offset)
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
+        raise UsageError(
+            f"input {shown(name)}: damaged or cut short after {counted(count, 'member')}: {one_line(error)}",
+            "fetch or make it again, or leave it out",
+        ) from error
+
+
+def _refuse_more(file: IO[bytes], end: int) -> None:
+    """Raise EOFError or ValueError unless the end is marked and nothing follows: a reader stops at damage, too."""
+    file.seek(end)
+    if len(file.read(BLOCK)) < BLOCK:
+        raise EOFError("no end marker")
+    file.seek(end)
+    while content := file.read(1 << 20):
+        if content.count(0) < len(content):
+            raise ValueError("a damaged header, or another tar behind the first")
 
 
 def _image(name: str, member: Any, suffixes: frozenset[str], ignored: Counter[str]) -> Member | None:

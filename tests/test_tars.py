@@ -1,6 +1,7 @@
 """Images that are not files of a folder: in tar files, and behind URLs."""
 
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -115,21 +116,66 @@ def test_a_tar_that_is_damaged_or_packed(tmp_path, tar):
             names(tmp_path / f"x.{suffix}")
 
 
-def test_a_tar_that_changes(tmp_path, folder, tar):
-    """A tar that has grown since it was listed gives failures, never bytes from somewhere else."""
-    from featcli.decoding import Decoding
-    from featcli.images import read_size
-    from featcli.upright import UnreadableError
+def test_a_cut_or_a_flipped_bit_anywhere(tmp_path):
+    """Wherever a tar is cut, and whichever header is damaged, no image is missing without a word."""
+    whole = packed(tmp_path / "x.tar", [(f"{i}.jpg", bytes([i]) * 700) for i in range(3)]).read_bytes()
+    end = 3 * (512 + 1024)
+    for length in range(0, end + 512, 64):
+        (tmp_path / "cut.tar").write_bytes(whole[:length])
+        with pytest.raises(UsageError, match=r"damaged or cut short"):
+            names(tmp_path / "cut.tar")
+    for at in (0, 100, 148, 150, 156):
+        for header in (0, 1536, 3072):
+            damaged = bytearray(whole)
+            damaged[header + at] ^= 1
+            (tmp_path / "flipped.tar").write_bytes(damaged)
+            with pytest.raises(UsageError, match="damaged or cut short"):
+                names(tmp_path / "flipped.tar")
+    (tmp_path / "two.tar").write_bytes(whole + whole)
+    with pytest.raises(UsageError, match="another tar behind"):
+        names(tmp_path / "two.tar")
 
-    copy = tmp_path / "train.tar"
-    copy.write_bytes(tar.read_bytes())
-    images = find(Given([str(copy)])).images
-    assert read_size(images[0], Decoding()) == (40, 40)
-    with copy.open("ab") as file:
-        file.write(b"\0" * 512)
-    with pytest.raises(UnreadableError) as raised:
-        read_size(images[0], Decoding())
-    assert raised.value.reason == "changed"
+
+@pytest.mark.parametrize(
+    "headers", [{"size": "-1536"}, {"size": "-2560"}, {"size": "1" + "0" * 23}, {"GNU.sparse.map": "a,b"}]
+)
+def test_headers_that_lie(tmp_path, headers):
+    """Sizes below zero, without end, or of no number end in one line: no loop, no traceback, no image left out."""
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for i in range(3):
+            info = tarfile.TarInfo(f"{i}.jpg")
+            info.size, info.pax_headers = 600, headers if i == 1 else {}
+            tar.addfile(info, io.BytesIO(b"x" * 600))
+    with pytest.raises(UsageError, match="damaged or cut short"):
+        names(tmp_path / "x.tar")
+
+
+def test_a_pipe_named_as_a_tar(tmp_path):
+    """It is refused and not waited for."""
+    os.mkfifo(tmp_path / "x.tar")
+    with pytest.raises(UsageError, match=r"x\.tar"):
+        names(tmp_path / "x.tar")
+
+
+def test_a_tar_that_changes(tmp_path, folder, cli):
+    """A tar that is rewritten or gone while it is read ends the run: no image gets the pixels of another or fails."""
+    entries = [(path.name, path.read_bytes()) for path in sorted(folder.iterdir())]
+    path = packed(tmp_path / "train.tar", entries)
+    size = path.stat().st_size
+
+    def rewrite(kind, **facts):
+        if kind == "start":
+            packed(path, entries[::-1])
+            assert path.stat().st_size == size
+
+    with pytest.raises(MachineError, match="written to since it was listed"):
+        extract(path, output=tmp_path / "d", report=rewrite, **OPTIONS)
+    with pytest.raises(MachineError, match="No such file"):
+        extract(
+            path, output=tmp_path / "e", report=lambda kind, **facts: path.unlink() if kind == "start" else None,
+            **OPTIONS,
+        )  # fmt: skip
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 def test_tars_resume(tmp_path, tar, cli):
@@ -184,7 +230,7 @@ def test_listed_urls_without_a_root(tmp_path, memory):
     assert images.keys == ["bucket/photos/01.png", "nature/sea.jpg"]
     assert images[0].path == "memory://bucket/photos/01.png"
     (tmp_path / "list").write_text("memory://bucket/../01.png\n")
-    with pytest.raises(UsageError, match=r"'\.\.' in a URL"):
+    with pytest.raises(UsageError, match=r"'\.\.', .* in a URL"):
         names(files_from=str(tmp_path / "list"))
 
 
@@ -200,8 +246,28 @@ def test_urls_that_lead_nowhere(memory):
             names(url)
 
 
-def test_an_object_that_goes_and_a_network_that_does(tmp_path, memory, monkeypatch):
-    """An object that is gone is a failed image; a network that is gone ends the run and marks no image."""
+@pytest.mark.parametrize("name", ["/b.png", "x::y.png"])
+def test_objects_that_no_file_can_be_named(memory, name):
+    """Objects whose names lead elsewhere are refused, and no file of this machine is read for them."""
+    memory.store[f"/bucket/odd/{name}"] = memory.store["/bucket/photos/01.png"]
+    with pytest.raises(UsageError, match="a name that no file can have"):
+        names("memory://bucket/odd")
+
+
+def test_listed_urls_that_are_files(tmp_path, folder):
+    """A URL of a local file in a list does not get around --root; one with three slashes is no local path."""
+    (tmp_path / "list").write_text(f"file://{folder}/01.png\n")
+    with pytest.raises(UsageError, match="a file of this machine"):
+        names(files_from=str(tmp_path / "list"))
+    (tmp_path / "list").write_text(f"memory://{folder}/01.png\n")
+    images = find(Given([], str(tmp_path / "list"))).images
+    assert images[0].path == f"memory://{folder}/01.png"
+    assert images.keys == [f"{folder}/01.png".lstrip("/")]
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route to host"), PermissionError("the token has expired")])
+def test_an_object_that_goes_and_a_network_that_does(tmp_path, memory, monkeypatch, error):
+    """An object that is gone is a failed image; a network or a token that is gone ends the run and marks no image."""
     from fsspec.implementations.memory import MemoryFileSystem
 
     whole = MemoryFileSystem.cat_file
@@ -210,15 +276,26 @@ def test_an_object_that_goes_and_a_network_that_does(tmp_path, memory, monkeypat
         if path.endswith("03.png"):
             raise FileNotFoundError(path)
         if path.endswith(broken):
-            raise ConnectionError("no route to host")
+            raise error
         return whole(self, path, *rest, **options)
 
     broken = "06.png"
     monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
-    with pytest.raises(MachineError, match=r"06.png.*ConnectionError: no route to host"):
+    with pytest.raises(MachineError, match=rf"06.png.*{error}"):
         extract("memory://bucket/photos", output=tmp_path / "d", **OPTIONS)
     broken = "nothing"
     dump = open_dump(extract("memory://bucket/photos", output=tmp_path / "d", **OPTIONS).dump)
     assert {f["key"]: f["reason"] for f in dump.failures} == {
         "03.png": "not_found", "04.png": "not_an_image", "05.png": "empty",
     }  # fmt: skip
+
+
+def test_a_bucket_that_goes(tmp_path, memory):
+    """Where all of it is gone, that is no failure of its images."""
+
+    def empty(kind, **facts):
+        if kind == "start":
+            memory.store.clear()
+
+    with pytest.raises(MachineError, match="memory://bucket/photos"):
+        extract("memory://bucket/photos", output=tmp_path / "d", report=empty, **OPTIONS)

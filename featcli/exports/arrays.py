@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from featcli.exports.content import Content
+from featcli.files import write_all
 from featcli.writers import FORMATS
-from featcli.writers.files import write_all
 from featcli.writers.layout import SHAPES, VALID
 
 

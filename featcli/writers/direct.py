@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcli.writers.files import write_all
+from featcli.files import write_all
 
 PAGE = 4096  # address, offset and length must be multiples of the disk's block, which is never larger
 LEAST = 1 << 18  # bytes of a write: the disk is waited for

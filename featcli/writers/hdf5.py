@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featcli.errors import DamagedError, shown
-from featcli.writers.files import open_regular, write_all
+from featcli.files import open_regular, write_all
 from featcli.writers.layout import ALIGNMENT, KEYS, Array, Layout
 
 SUFFIX = ".h5"

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from featcli.errors import DamagedError, UsageError, shown
-from featcli.writers.files import open_regular
+from featcli.files import open_regular
 from featcli.writers.layout import ALIGNMENT, ITEM_BYTES, KEYS, Array, Layout
 
 SUFFIX = ".safetensors"

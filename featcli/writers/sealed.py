@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from featcli.writers.files import read_regular
+from featcli.files import read_regular
 from featcli.writers.publish import publish_lines
 
 CHECKSUM = "checksum"  # the last field: hash_json of all others

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from featcli.files import write_all
 from featcli.writers import FORMATS
 from featcli.writers.direct import DirectFile
-from featcli.writers.files import write_all
 from featcli.writers.layout import Array, is_stage
 from featcli.writers.publish import create_partial, publish
 
