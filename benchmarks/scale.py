@@ -70,7 +70,6 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         dump = simulated(Path(folder), chosen.shards)
         name = f"{chosen.shards:,} shards, {chosen.shards * ROWS:,} rows"
-        timed(f"{name}: missing", dump.missing)
         timed(f"{name}: all records", lambda: dump.found)
         timed(f"{name}: finalize", lambda: finalize(dump))
     timed(f"{chosen.images:,} names: sorted, digested", lambda: planned(chosen.images))

@@ -141,6 +141,8 @@ class ExtractConfig:
                     raise UsageError(
                         f"{option} goes with --engine ray", "on this machine name devices: --device cpu,cpu"
                     )
+        elif self.retry_failed:
+            raise UsageError("--retry-failed does not go with --engine ray", "leave --engine out: they are few shards")
         elif "," in self.device or self.device == "cuda:all":
             raise UsageError(f"--device {shown(self.device)} does not go with --engine ray", "see --workers")
 

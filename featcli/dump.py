@@ -202,10 +202,6 @@ class Dump:
             found.add(record, self._is_damaged(record))
         return found
 
-    def missing(self) -> list[int]:
-        """The shards without a record."""
-        return sorted({*range(self.plan.num_shards)} - {*self.numbered(".json")})
-
     def _is_damaged(self, record: Mapping[str, Any]) -> bool:
         try:
             return bool(self.shard_path(record["shard"]).stat().st_size != record["bytes"])

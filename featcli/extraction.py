@@ -135,20 +135,25 @@ def _claimed(
             raise in_use(path)
         if not Dump.create(path, job.plan, job.images):
             return None
-    dump = Dump.resume(path, job.plan, job.images, config.retry_failed)
-    unfinished, again = _to_do(dump, config.retry_failed, part)
+    if is_alone and not lock.together():  # others may help, and need not wait while the records are read
+        raise in_use(path)
+    dump, unfinished, again = _left(path, job, config, part)
+    if again or dump.found.damaged & {*unfinished}:
+        if not lock.alone():
+            raise in_use(path)  # what is committed is made again by one process alone
+        dump, unfinished, again = _left(path, job, config, part)  # as it is now
     dump.again = frozenset(again)
     shards = sorted({*unfinished, *again})
-    if again or dump.found.damaged & {*unfinished}:
-        if not is_alone:
-            raise in_use(path)  # what is committed is made again by one process alone
-    elif is_alone:
-        if not lock.together():  # others may help
-            raise in_use(path)
-    elif shards:  # another begins at the first: begin elsewhere
+    if shards and not is_alone:  # another begins at the first: begin elsewhere
         start = random.randrange(len(shards))
         shards = shards[start:] + shards[:start]
     return ToDo(dump, shards, job.pictures, lock.descriptor)
+
+
+def _left(path: Path, job: Job, config: ExtractConfig, part: Part | None) -> tuple[Dump, list[int], list[int]]:
+    """The dump, and the shards that are not there and those that are to be made again."""
+    dump = Dump.resume(path, job.plan, job.images, config.retry_failed)
+    return dump, *_to_do(dump, config.retry_failed, part)
 
 
 def _run_claimed(
@@ -164,7 +169,8 @@ def _run_claimed(
     if todo.shards:
         tally.add(engine.run(todo))
     mine = range(plan.num_shards) if part is None else part.of(range(plan.num_shards))
-    is_complete = part is None or not dump.missing()
+    missing = [] if part is None else dump.committed().unfinished
+    is_complete = not missing
     totals = finalize(dump)["totals"] if is_complete else {}
     if part is not None:
         totals = totals_of(dump.record_of(number) for number in mine)
@@ -186,7 +192,7 @@ def _run_claimed(
         "end",
         **asdict(outcome),
         shards=plan.num_shards,
-        missing_shards=len(dump.missing()),
+        missing_shards=len(missing),
         exit_code=outcome.exit_code,
     )
     return outcome

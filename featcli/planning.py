@@ -87,11 +87,11 @@ def dry_run(config: ExtractConfig, report: Report = silent, rate: float | None =
     plan = _plan(listing.images, rows, stages, {}, {}, {})
     is_same = existing is not None and _seems_same(existing.plan, plan)
     todo = existing.found.unfinished if existing is not None and is_same else list(range(plan.num_shards))
+    _report_existing(config, existing, plan.num_shards - len(todo) if is_same else None, report)
     part = parse_part(config.part)
     if part is not None:
         todo = part.of(todo)
         report("choice", name="part", value=str(part), reason=part.reason)
-    _report_existing(config, existing, plan.num_shards - len(todo) if is_same else None, report)
     total = sum(sizes.stored_bytes(plan.stages, plan.shard(number)) for number in todo)
     free = shutil.disk_usage(existing_parent(Path(config.output))).free
     if total > free:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,13 +71,14 @@ class ShardRunner:
             with settled_arithmetic(self._loaded.threads):
                 self._forward.compile()
 
-    def run(self, dump: Dump, shards: Iterable[Shard]) -> Tally:
+    def run(self, dump: Dump, shards: Iterable[Shard], count: Callable[[Tally], None]) -> None:
         """Extract these shards and commit each; those that another process has committed meanwhile are passed over.
 
-        The next ones are asked for while those before are still at work. Raises FeatcliError.
+        The next ones are asked for while those before are still at work. `count` is given what was done, shard by
+        shard as each is committed, and the times at the end. Raises FeatcliError.
         """
-        tally, plan, device = Tally(overflown=self._forward.overflown), dump.plan, self._loaded.backbone.device
-        into = _Files(dump, self._report, tally)
+        tally, device = Tally(), self._loaded.backbone.device
+        into = _Files(dump, self._report, self._forward.overflown, count)
         decoded = batches.read(self._loaded.reading, into.batches(shards))
         with (
             settled_arithmetic(self._loaded.threads),
@@ -92,9 +93,7 @@ class ShardRunner:
         tally.clock.compute, tally.clock.waited_for_compute = into.compute_seconds, into.waited_seconds
         tally.clock.write = writer.busy_seconds - into.waited_seconds
         tally.clock.waited_for_write = writer.waited_seconds
-        self._forward.overflown = Counter()
-        assert tally.images <= plan.num_images
-        return tally
+        count(tally)
 
     def _stream(self, decoded: Iterator[Batch], into: _Files, writer: Background, tally: Tally) -> None:
         began = time.perf_counter()
@@ -102,7 +101,6 @@ class ShardRunner:
             ready = time.perf_counter()
             tally.clock.waited_for_decode += ready - began
             tally.clock.decode += batch.decode_seconds
-            tally.with_more_frames += batch.with_more_frames
             into.write(batch, self._forward(batch), self._forward.at_once, writer)
             self._report("batch", images=len(batch.rows))
             if batch.rows.stop % self._loaded.plan.shard_rows == 0:
@@ -113,12 +111,15 @@ class ShardRunner:
 class _Files:
     """The shard files that batches go to, one after the other, all work on files done by the writer thread."""
 
-    def __init__(self, dump: Dump, report: Report, tally: Tally) -> None:
+    def __init__(self, dump: Dump, report: Report, overflown: Counter[str], count: Callable[[Tally], None]) -> None:
+        """`overflown`: what the writer thread counts on as it finishes rows."""
         self.compute_seconds = 0.0
         self.waited_seconds = 0.0  # that the writer waited for a device that was still at work
         self._dump = dump
         self._report = report
-        self._tally = tally
+        self._overflown = overflown
+        self._count = count
+        self._with_more_frames = 0
         self._shards: dict[int, Pictures] = {}  # that are at work
         self._file: ShardWriter | None = None
         self._failures: list[Failure] = []
@@ -158,9 +159,10 @@ class _Files:
             self._report("failure", **failure.to_json())
         writer.give(partial(self._write, number, rows), rows.nbytes)
         self._failures += batch.failures
+        self._with_more_frames += batch.with_more_frames
         if batch.rows.stop == self._dump.plan.shard(number).stop:
-            writer.give(partial(self._commit, number, self._failures, at_once))
-            self._failures = []
+            writer.give(partial(self._commit, number, self._failures, self._with_more_frames, at_once))
+            self._failures, self._with_more_frames = [], 0
 
     def _write(self, number: int, rows: Rows) -> None:
         maps = rows.finished()
@@ -177,7 +179,7 @@ class _Files:
         sizes, rows = self._shards[number].sizes, self._dump.plan.shard(number)
         return {stage.name: sizes.shapes(stage, rows) for stage in self._dump.plan.stages if stage.is_ragged}
 
-    def _commit(self, number: int, failures: Sequence[Failure], at_once: int) -> None:
+    def _commit(self, number: int, failures: Sequence[Failure], with_more_frames: int, at_once: int) -> None:
         assert self._file is not None
         rows = self._dump.plan.shard(number)
         valid = np.ones(len(rows), np.uint8)
@@ -186,8 +188,10 @@ class _Files:
         record = self._dump.commit(number, self._file, beside, failures, at_once)
         self._file = None
         del self._shards[number]
+        overflown = Counter(self._overflown)
+        self._overflown.clear()
         if record is None:  # another process was first
             self._report("there", shard=number, images=0)
             return
-        self._tally.images += len(rows)
+        self._count(Tally(len(rows), with_more_frames, overflown))
         self._report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=len(failures))

@@ -47,6 +47,7 @@ def test_a_worker_is_killed_beside_a_part(cli, many, whole, tmp_path):
     assert cli(*command, "--part", "1/3").code == 0
     err = run.communicate()[1]
     assert run.returncode == 3, err
+    assert "warning: a worker died at shard 20: lost" in err
     assert content(tmp_path / "d") == content(whole)
 
 

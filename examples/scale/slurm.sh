@@ -8,6 +8,8 @@
 #SBATCH --time=04:00:00
 #SBATCH --requeue
 set -u
-run() { if command -v srun > /dev/null; then srun "$@"; else "$@"; fi; }
-# Exit code 3 says that some images could not be read and are recorded: the part is done.
-run featcli extract "$1" -c "${CHECKPOINT:-resnet50}" -o "$2" --part auto ${OPTIONS:-} || [ $? -eq 3 ]
+run() { if command -v srun > /dev/null; then srun --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" "$@"; else "$@"; fi; }
+run featcli extract "$1" -c "${CHECKPOINT:-resnet50}" -o "$2" --part auto ${OPTIONS:-}
+code=$?
+[ $code -eq 3 ] && exit 0 # some images could not be read and are recorded: the part is done
+exit $code

@@ -6,4 +6,5 @@ set -u
 photos=$1 dump=$2
 shift 2
 exec torchrun --no-python "$@" bash -c \
-  'featcli extract "$0" -c "${CHECKPOINT:-resnet50}" -o "$1" --part auto ${OPTIONS:-} || [ $? -eq 3 ]' "$photos" "$dump"
+  'featcli extract "$0" -c "${CHECKPOINT:-resnet50}" -o "$1" --part auto ${OPTIONS:-}; code=$?
+   [ $code -eq 3 ] && exit 0; exit $code' "$photos" "$dump"

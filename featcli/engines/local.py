@@ -23,7 +23,9 @@ class LocalEngine:
 
     def run(self, todo: ToDo) -> Tally:
         """Raises FeatcliError."""
-        return self._runner.run(todo.dump, (Shard(number, todo.pictures) for number in todo.shards))
+        tally = Tally()
+        self._runner.run(todo.dump, (Shard(number, todo.pictures) for number in todo.shards), tally.add)
+        return tally
 
     def close(self) -> None:
         """There is nothing to end."""

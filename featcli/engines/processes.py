@@ -14,6 +14,8 @@ from multiprocessing.connection import Connection, wait
 from signal import Signals
 from typing import Any
 
+import torch
+
 from featcli.config import ExtractConfig
 from featcli.dump import SHARDS
 from featcli.engines import ToDo
@@ -57,7 +59,8 @@ class ProcessEngine:
         self._failed_starts = 0
 
     def start(self) -> None:
-        """Workers start with the first shards: they read the plan."""
+        """Workers start with the first shards: they read the plan. Here only their room is made."""
+        torch.cuda.empty_cache()  # nothing where there is no GPU
 
     def run(self, todo: ToDo) -> Tally:
         """Raises FeatcliError: a worker's own, or WorkerError."""
@@ -102,7 +105,7 @@ class ProcessEngine:
         _tell(worker, Task(config, str(todo.dump.path), todo.dump.again, todo.dump.resized))
 
     def _hear(self, worker: _Worker, kind: str, content: Any, queue: ShardQueue, tally: Tally, todo: ToDo) -> None:
-        worker.has_started = True
+        worker.has_started, self._failed_starts = True, 0
         if kind == "event":
             done = worker.progress.hear(*content)
             if done is not None:
@@ -146,19 +149,25 @@ class ProcessEngine:
         worker.progress.take_back()
         if code == 0 and not worker.at_work:
             return
-        why = worker.crash or (f"killed by {Signals(-code).name}" if code < 0 else f"ended with code {code}")
+        why = worker.crash or (f"killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}")
         name = f"worker {worker.place} ({self._devices[worker.place]})"
         where = f" at shard {' or '.join(map(str, sorted(worker.at_work)))}" if worker.at_work else ""
         self._report("warning", text=f"{name} died{where}: {why}")
         queue.died(worker.at_work, why)
         remove_stale(todo.dump.path / SHARDS)  # the file that it was writing
-        if not worker.has_started:
-            self._failed_starts += 1
-            if self._failed_starts == TRIES:
-                raise WorkerError(f"{TRIES} workers died before they could begin, the last one {why}", "see above")
+        self._failed_starts = 0 if worker.has_started else self._failed_starts + 1
+        if self._failed_starts >= TRIES and not self._living:
+            raise WorkerError(f"{TRIES} workers died before they could begin, the last one {why}", "see above")
         self._serve_idle(queue, todo)
-        if queue.has_waiting:
+        if queue.has_waiting and self._failed_starts < TRIES:  # else those that live go on without it
             self._start_worker(worker.place, todo)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return Signals(number).name
+    except ValueError:  # real-time signals have none
+        return f"signal {number}"
 
 
 def _ended(process: subprocess.Popen[bytes]) -> int:

@@ -13,8 +13,8 @@ TRIES = 3  # of a shard, and of starting workers
 class ShardQueue:
     """Shards in their order; after them, one at a time for a worker, those that were at work when one died.
 
-    One at a time, since a worker may have two at work: so the next death says which of them it was. `given_up`: the
-    shards that no worker lived through, with what was last said of it.
+    One at a time, since a worker may have several at work: so the next death says which of them it was. `given_up`:
+    the shards that no worker lived through, with what was last said of it.
     """
 
     def __init__(self, shards: Iterable[int]) -> None:

@@ -43,6 +43,9 @@ class RayWorker:
         self._events: queues.SimpleQueue[Any] = queues.SimpleQueue()
         self._lock: FolderLock | None = None
 
+    def ping(self) -> None:
+        """It has been placed."""
+
     def load(self) -> dict[str, str]:
         """Load the backbone; what this process is, by name. Raises FeatcliError."""
         self._dump, self._runner = runner_for(self._task, self._report)
@@ -54,7 +57,7 @@ class RayWorker:
         self._events.put(("event", (kind, facts)))
 
     def make(self, shard: Shard) -> Iterator[tuple[str, Any]]:
-        """Make a shard; yields what happens, as it happens, then the tally. Raises FeatcliError."""
+        """Make a shard; yields what happens, as it happens, and "done". Raises FeatcliError."""
         thread = threading.Thread(target=self._make, args=(shard,), daemon=True)
         thread.start()
         while True:
@@ -62,24 +65,26 @@ class RayWorker:
             if kind == "error":
                 raise content
             yield kind, content
-            if kind == "tally":
+            if kind == "done":
                 return
 
     def _make(self, shard: Shard) -> None:
         try:
-            self._events.put(("tally", self._runner.run(self._dump, [shard])))
+            self._runner.run(self._dump, [shard], lambda tally: self._events.put(("tally", tally)))
+            self._events.put(("done", None))
         except BaseException as error:  # handed over to the thread that Ray listens to
             self._events.put(("error", error))
 
 
 @dataclass(eq=False)
 class _Actor:
-    """A worker and what it is at: loading, or a shard."""
+    """A worker and what it is at: nothing since it has no place yet, loading, or a shard."""
 
     handle: Any
-    waiting_for: Any  # a reference to what `load` returns, or the generator of `make`
+    waiting_for: Any  # a reference to what `ping` or `load` returns, or the generator of `make`
     progress: ShardProgress
     at_work: set[int] = field(default_factory=set)
+    is_placed: bool = False
     is_ready: bool = False
 
 
@@ -91,7 +96,12 @@ class RayEngine:
         self.workers = config.workers or 1
         self._cpus = config.cpus_per_worker or plan.settings["threads"]
         self._gpus = (1.0 if device == "cuda" else 0.0) if config.gpus_per_worker is None else config.gpus_per_worker
-        self._config = replace(config, device=device, decode_threads=config.decode_threads or max(1, int(self._cpus)))
+        self._config = replace(
+            config,
+            checkpoint=_whole_path(config.checkpoint),
+            device=device,
+            decode_threads=config.decode_threads or max(1, int(self._cpus)),
+        )
         self.decode_threads = self.workers * (self._config.decode_threads or 1)
         self._report = report
         self._living: list[_Actor] = []
@@ -147,7 +157,7 @@ class RayEngine:
         """Raises FeatcliError: a worker's own, WorkerError, or MachineError where no worker starts."""
         tally, queue, began = Tally(), ShardQueue(todo.shards), time.monotonic()
         self._fill_up(queue, todo)
-        has_started = False
+        has_started, placed = False, began
         while not queue.is_over:
             ready, _ = self._ray.wait([one.waiting_for for one in self._living], timeout=1.0)
             for reference in ready:
@@ -155,9 +165,11 @@ class RayEngine:
                 self._hear(actor, queue, tally, todo)
             if not has_started and any(one.is_ready for one in self._living):
                 has_started, tally.clock.preparation = True, time.monotonic() - began
-            if not has_started and time.monotonic() - began > START_SECONDS:
+            if any(one.is_placed for one in self._living):
+                placed = time.monotonic()
+            elif time.monotonic() - placed > START_SECONDS:
                 raise MachineError(
-                    f"no worker started in {START_SECONDS:.0f} s: each asks for {self._cpus:g} CPUs and"
+                    f"no worker has had a place for {START_SECONDS:.0f} s: each asks for {self._cpus:g} CPUs and"
                     f" {self._gpus:g} GPUs, the cluster offers {_resources(self._offered())}",
                     "ask for less with --cpus-per-worker and --gpus-per-worker, or see ray status",
                 )
@@ -184,7 +196,8 @@ class RayEngine:
                 actor.at_work.add(number)
                 pictures = todo.pictures.of(todo.dump.plan.shard(number))
                 actor.waiting_for = actor.handle.make.remote(Shard(number, with_whole_paths(pictures)))
-        while queue.has_waiting and len(self._living) < min(self.workers, len(todo.shards)):
+        most = min(self.workers, len(todo.shards)) if self._failed_starts < TRIES else 0  # those that live go on
+        while queue.has_waiting and len(self._living) < most:
             self._start_worker(todo)
         for actor in [one for one in self._living if one.waiting_for is None]:  # nothing is left for it
             self._end(actor)
@@ -193,19 +206,21 @@ class RayEngine:
         ray = self._ray
         kind = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)(RayWorker)
         path = os.path.abspath(todo.dump.path)
-        config = replace(self._config, checkpoint=_whole_path(self._config.checkpoint))
-        task = Task(config, path, todo.dump.again, todo.dump.resized)
+        task = Task(self._config, path, todo.dump.again, todo.dump.resized)
         handle = kind.options(scheduling_strategy="SPREAD").remote(task)
-        self._living.append(_Actor(handle, handle.load.remote(), ShardProgress(todo.dump.plan, self._report)))
+        self._living.append(_Actor(handle, handle.ping.remote(), ShardProgress(todo.dump.plan, self._report)))
 
     def _hear(self, actor: _Actor, queue: ShardQueue, tally: Tally, todo: ToDo) -> None:
         exceptions = self._ray.exceptions
         try:
             if actor.is_ready:
                 self._hear_of_shard(actor, queue, tally)
-            else:
+            elif actor.is_placed:
                 self._check(self._ray.get(actor.waiting_for), todo)
-                actor.is_ready, actor.waiting_for = True, None
+                actor.is_ready, actor.waiting_for, self._failed_starts = True, None, 0
+            else:
+                self._ray.get(actor.waiting_for)
+                actor.is_placed, actor.waiting_for = True, actor.handle.load.remote()
         except exceptions.RayTaskError as error:
             if isinstance(error.cause, FeatcliError):
                 raise error.cause from None
@@ -217,6 +232,7 @@ class RayEngine:
         kind, content = self._ray.get(next(actor.waiting_for))
         if kind == "tally":
             tally.add(content)
+        elif kind == "done":
             for number in actor.at_work:
                 queue.done(number)
             actor.at_work.clear()
@@ -244,10 +260,9 @@ class RayEngine:
         queue.died(actor.at_work, why)
         self._end(actor)
         remove_stale(todo.dump.path / SHARDS)  # the file that it was writing
-        if not actor.is_ready:
-            self._failed_starts += 1
-            if self._failed_starts == TRIES:
-                raise WorkerError(f"{TRIES} workers died before they could begin, the last one {why}", "see above")
+        self._failed_starts = 0 if actor.is_ready else self._failed_starts + 1
+        if self._failed_starts >= TRIES and not self._living:
+            raise WorkerError(f"{TRIES} workers died before they could begin, the last one {why}", "see above")
 
     def _end(self, actor: _Actor) -> None:
         self._living.remove(actor)
@@ -279,16 +294,20 @@ def with_whole_paths(pictures: Pictures) -> Pictures:
     """The same pictures for a process that is in another folder."""
     assert isinstance(pictures.images, Mapping)  # those of a shard
     images = {
-        row: image._replace(path=_whole_path(image.path), folder=_whole_path(image.folder or os.curdir))
+        row: image._replace(path=_from_the_root(image.path), folder=_from_the_root(image.folder or os.curdir))
         for row, image in pictures.images.items()
     }
     return replace(pictures, images=images)
 
 
-def _whole_path(name: Any) -> Any:
-    """A path from the root, where it is one of a file or folder here: not a URL, a model's name or a configuration."""
-    is_path = isinstance(name, str) and not is_url(name) and os.path.lexists(name)
-    return os.path.abspath(name) if is_path else name
+def _from_the_root(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(path)
+
+
+def _whole_path(checkpoint: Any) -> Any:
+    """The path of a checkpoint that is a file or folder here: others are names of models, or configurations."""
+    is_path = isinstance(checkpoint, str) and os.path.lexists(checkpoint)
+    return os.path.abspath(checkpoint) if is_path else checkpoint
 
 
 def _resources(offered: dict[str, float]) -> str:

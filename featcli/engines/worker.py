@@ -11,8 +11,11 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,7 @@ class Task:
 
 def runner_for(task: Task, report: Report) -> tuple[Dump, ShardRunner]:
     """The dump, and what makes its shards. Raises ConflictError unless that comes to the same plan here."""
+    warnings.filterwarnings("ignore", module="PIL")  # as the command line does
     dump = Dump.existing(Path(task.path))
     if dump is None:
         raise no_dump(task.path)
@@ -57,7 +61,8 @@ def main(descriptor: int, lock: int) -> None:
         os.set_inheritable(one, False)  # whatever a compiler starts does not outlive this process for the others
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal: the driver decides
     signal.signal(signal.SIGTERM, _stop)
-    os.dup2(2, 1)  # stdout carries results alone
+    with suppress(OSError):  # where there is no stderr
+        os.dup2(2, 1)  # stdout carries results alone
     try:
         with Connection(descriptor) as driver:
             _serve(driver)
@@ -66,6 +71,7 @@ def main(descriptor: int, lock: int) -> None:
 
 
 def _stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # tidying up is not to be stopped in its turn
     raise KeyboardInterrupt
 
 
@@ -87,10 +93,10 @@ def _serve(driver: Connection) -> None:
             first = driver.recv()
             if first is None:
                 return
-            tell("tally", runner.run(dump, _asked(first, tell, driver)))
+            runner.run(dump, _asked(first, tell, driver), partial(tell, "tally"))
     except FeatcliError as error:
         tell("error", error)
-    except OSError:  # of the connection: those of disks and images are FeatcliErrors by now
+    except (OSError, EOFError):  # of the connection: those of disks and images are FeatcliErrors by now
         raise
     except Exception as error:  # a bug, or a device that broke: said here in full, and what can be is tried again
         traceback.print_exc()
