@@ -70,7 +70,10 @@ def root(
 def extract(
     checkpoint: Checkpoint,
     output: Annotated[str, typer.Option("-o", "--output", help="The dump: a folder to make or to go on with.")],
-    inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Folders (recursive) and images.")] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT", help="Folders (recursive), tar files, images; or URLs of such."),
+    ] = None,
     files_from: FilesFrom = None,
     null: Null = False,
     root: Root = None,
@@ -145,7 +148,7 @@ def extract(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; read no weights.")] = False,
     rate: Annotated[
         float | None,
-        typer.Option(min=1e-6, help="Images a second of one worker: --dry-run says how long it would take."),
+        typer.Option(min=1e-6, max=1e9, help="Images a second of one worker: --dry-run says how long it would take."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.")] = False,
     quiet: Quiet = False,

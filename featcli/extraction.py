@@ -191,6 +191,7 @@ def _run_claimed(
     report(
         "end",
         **asdict(outcome),
+        part=None if part is None else str(part),
         shards=plan.num_shards,
         missing_shards=len(missing),
         exit_code=outcome.exit_code,

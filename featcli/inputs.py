@@ -75,6 +75,8 @@ def find(given: Given) -> Listing:
         passed_over = f" ({counted(sum(listing.ignored.values()), 'file')} of other kinds)" if listing.ignored else ""
         where = ", ".join(shown(name) for name in [*inputs, *([files_from] if files_from else [])])
         suffixes = f"pictures end in {' '.join(sorted(SUFFIXES))}"
+        if listing.ignored[SUFFIX]:
+            suffixes = "name the tar files themselves, such as FOLDER/*.tar"
         raise UsageError(f"no images in {where}{passed_over}", suffixes if inputs else "is the list empty?")
     listing.images = ImageList(found, origins)
     return listing
@@ -90,7 +92,9 @@ def _local(name: str, is_one: bool, follow_links: bool, ignored: Counter[str]) -
         walk = _Walk(follow_links, ignored)
         return Origin(str(path), leads), ((key, size, WHOLE) for key, size in walk.images(str(path)))
     if not os.path.lexists(path):
-        raise UsageError(f"input {shown(name)}: no such file or folder", "an input is a folder, a tar file or an image")
+        raise UsageError(
+            f"input {shown(name)}: no such file or folder", "an input is a folder, a tar file, an image or a URL"
+        )
     if not is_tar(name):
         return Origin(str(path.parent)), [(path.name, _size(str(path)), WHOLE)]
     try:
@@ -209,6 +213,8 @@ def _listed(given: Given, files_from: str) -> dict[str, list[tuple[str, int]]]:
     for name in _names(given, files_from):
         folder, key, size = _listed_url(root, name) if is_url(root) or is_url(name) else _listed_path(given, name)
         found.setdefault(folder, []).append((key, size))
+    for folder in filter(is_url, found):
+        Remote(folder)  # whatever it needs is said before anything is planned
     return found
 
 
@@ -285,9 +291,12 @@ def _unique(found: list[Found], origins: Sequence[Origin]) -> tuple[list[Found],
             continue
         one, two = (_named(each, origins[each.origin]) for each in (before, image))
         if os.path.abspath(one) != os.path.abspath(two) or before.place != image.place:
+            is_in_tar = origins[before.origin].tar or origins[image.origin].tar
             raise UsageError(
                 f"images {shown(one)} and {shown(two)} would both have the key {shown(image.key)}",
-                "give the folder that holds both, or a list with --files-from and --root",
+                "give one of them another name"
+                if is_in_tar
+                else "give the folder that holds both, or a list with --files-from and --root",
             )
     return kept, len(found) - len(kept)
 

@@ -30,10 +30,10 @@ Checkpoint = Annotated[
 Arch = Annotated[str | None, typer.Option(help="timm architecture, for a bare weights file.")]
 RandomInit = Annotated[bool, typer.Option("--random-init", help="Random weights instead of trained ones.")]
 Seed = Annotated[int, typer.Option(help="Of the random weights.")]
-FilesFrom = Annotated[str | None, typer.Option(help="A list of images, one a line; - is stdin.")]
+FilesFrom = Annotated[str | None, typer.Option(help="A list of paths or URLs of images, one a line; - is stdin.")]
 Null = Annotated[bool, typer.Option("-0", "--null", help="Names in the list end in a zero byte.")]
 Root = Annotated[
-    str | None, typer.Option(help="Folder that listed names, and their keys, are relative to. Default: here.")
+    str | None, typer.Option(help="Folder or URL that listed names, and their keys, are relative to. Default: here.")
 ]
 AllowOutside = Annotated[
     bool, typer.Option("--allow-outside", help="Listed names may lead out of that folder; their keys are whole paths.")

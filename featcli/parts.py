@@ -55,6 +55,11 @@ def local_rank(environment: Mapping[str, str] = os.environ) -> int | None:
 def _scheduled(environment: Mapping[str, str]) -> Part:
     """The part of a job, and the part of that for each of its processes, where it has several."""
     outer = _slurm_array(environment) or _kubernetes(environment)
+    if outer is not None and COUNT in environment and number(environment, COUNT) != outer.count:
+        raise UsageError(
+            f"--part {AUTO}: {outer.reason} makes {outer.count} parts, {COUNT} says {environment[COUNT]}",
+            "submit the whole array, for which what is there is skipped, or give --part i/n",
+        )
     inner = next(
         (
             Part(number(environment, index), number(environment, count), name)

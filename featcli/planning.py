@@ -106,7 +106,8 @@ def dry_run(config: ExtractConfig, report: Report = silent, rate: float | None =
         bytes=total,
         free_bytes=free,
         workers=workers,
-        seconds=None if rate is None else round(images / (rate * workers), 3),
+        # Shards are made whole: of one shard, or the last of an odd number, several workers make no more than one.
+        seconds=None if rate is None else round(min(images, -(-len(todo) // workers) * plan.shard_rows) / rate, 3),
     )
     return plan
 

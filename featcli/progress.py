@@ -136,8 +136,10 @@ def summary(end: dict[str, Any]) -> str:
     lines.append(f"{end['dump']}: {counted(end['written'], 'image')}{failed if end['failed'] else ''}")
     if not end["is_complete"]:
         missing = f"{end['missing_shards']:,} of {counted(end['shards'], 'shard')}"
-        lines.append(f"{missing} are still missing: of other parts; the last of them writes the manifest")
-    elif end["failed"]:
+        lines.append(f"still missing, of other parts: {missing}; the last of them writes the manifest")
+    elif end["part"]:
+        lines.append(f"this was the last part: all {counted(end['shards'], 'shard')} of the dump are there")
+    if end["failed"] and end["is_complete"]:
         lines.append(f"see {end['dump']}/failures.jsonl")
     return "\n".join(lines)
 

@@ -41,7 +41,9 @@ class Remote:
         try:
             return bool(self._system.info(self._path)["type"] == "directory")
         except FileNotFoundError as error:
-            raise UsageError(f"input {shown(self.url)}: nothing there", "an input is a folder or an image") from error
+            raise UsageError(
+                f"input {shown(self.url)}: nothing there", "an input is a folder, a tar file or an image"
+            ) from error
         except Exception as error:
             raise out_of_reach(self.url, error) from error
 

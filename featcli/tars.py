@@ -77,18 +77,22 @@ def _refuse_more(file: IO[bytes], end: int) -> None:
 
 
 def _image(name: str, member: Any, suffixes: frozenset[str], ignored: Counter[str]) -> Member | None:
-    parts = [part for part in member.name.split("/") if part != "."]
+    parts = [part for part in member.name.split("/") if part not in ("", ".")]
     suffix = parts[-1][parts[-1].rfind(".") :].lower() if parts and "." in parts[-1] else ""
     if member.isdir():
         return None
-    if not member.isreg() or member.issparse():
-        ignored["links and devices"] += 1
-    elif any(part.startswith(".") and part != ".." for part in parts):
+    if any(part.startswith(".") and part != ".." for part in parts):
         ignored["hidden"] += 1
     elif suffix not in suffixes:
         ignored[suffix or "no suffix"] += 1
-    elif ".." in parts or "" in parts:
-        raise UsageError(f"input {shown(name)}: the name {shown(member.name)} leads out of it", "make it again")
+    elif ".." in parts or member.name.startswith("/"):
+        hint = "pack it again, from the folder that holds all: tar -C FOLDER -cf x.tar ."
+        raise UsageError(f"input {shown(name)}: the name {shown(member.name)} may lead out of a folder", hint)
+    elif not member.isreg() or member.issparse():
+        raise UsageError(
+            f"input {shown(name)}: {shown(member.name)} is a link, a device or sparse: its picture would be missing",
+            "pack it again with tar --dereference --hard-dereference, and without --sparse",
+        )
     else:
         return Member("/".join(parts), member.offset_data, member.size)
     return None

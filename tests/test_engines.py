@@ -29,7 +29,7 @@ def test_a_part_alone(cli, many, whole, tmp_path):
     run = cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--part", "0/3")
     assert run.code == 3
     assert "15 images, 1 failed" in run.err
-    assert "32 of 48 shards are still missing" in run.err
+    assert "still missing, of other parts: 32 of 48 shards" in run.err
     made = sorted(int(path.stem) for path in (tmp_path / "d" / "shards").glob("*.h5"))
     assert made == list(range(0, SHARDS, 3))
     assert cli("inspect", tmp_path / "d").code == 8

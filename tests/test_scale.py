@@ -22,7 +22,10 @@ def script(name, *arguments, **variables):
 def test_a_slurm_array(many, whole, tmp_path):
     """Each task of the array makes its part, failed images are no failed task, and together they are the dump."""
     array = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
-    tasks = [script("slurm.sh", many, tmp_path / "d", SLURM_ARRAY_TASK_ID=str(i), **array) for i in range(2)]
+    tasks = [
+        script("slurm.sh", many, tmp_path / "d", SLURM_ARRAY_TASK_ID=str(i), FEATCLI_PARTS="2", **array)
+        for i in range(2)
+    ]
     said = [task.communicate()[1].decode() for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], said
     assert content(tmp_path / "d") == content(whole)

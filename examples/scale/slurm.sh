@@ -8,6 +8,7 @@
 #SBATCH --time=04:00:00
 #SBATCH --requeue
 set -u
+export FEATCLI_PARTS=${FEATCLI_PARTS:-16} # of the array above: if some tasks alone are submitted again, that is refused
 run() { if command -v srun > /dev/null; then srun --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" "$@"; else "$@"; fi; }
 run featcli extract "$1" -c "${CHECKPOINT:-resnet50}" -o "$2" --part auto ${OPTIONS:-}
 code=$?

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import featcli
@@ -108,6 +109,7 @@ class RayEngine:
         self._failed_starts = 0
         self._has_begun_ray = False
         self._warned: set[str] = set()
+        self._shards: Path | None = None  # their folder, once there is one
 
     def start(self) -> None:
         """Find the cluster, or start one. Raises UsageError without the extra, MachineError without a cluster."""
@@ -124,6 +126,11 @@ class RayEngine:
         fitting = [int(offered.get("CPU", 0) // self._cpus)] if self._cpus else []
         fitting += [int(offered.get("GPU", 0) / self._gpus)] if self._gpus else []
         fits = min(fitting, default=1)
+        if fits < 1 and self._has_begun_ray:  # to a cluster nodes may still come
+            raise MachineError(
+                f"a worker wants {self._cpus:g} CPUs and {self._gpus:g} GPUs, this machine has {_resources(offered)}",
+                "ask for less with --threads, --cpus-per-worker and --gpus-per-worker, or name a cluster",
+            )
         if self._config.workers is None:
             self.workers = max(1, fits)
             self.decode_threads = self.workers * (self._config.decode_threads or 1)
@@ -155,6 +162,7 @@ class RayEngine:
 
     def run(self, todo: ToDo) -> Tally:
         """Raises FeatcliError: a worker's own, WorkerError, or MachineError where no worker starts."""
+        self._shards = todo.dump.path / SHARDS
         tally, queue, began = Tally(), ShardQueue(todo.shards), time.monotonic()
         self._fill_up(queue, todo)
         has_started, placed = False, began
@@ -186,6 +194,8 @@ class RayEngine:
         if self._has_begun_ray:
             self._ray.shutdown()
             self._has_begun_ray = False
+        if self._shards is not None:
+            remove_stale(self._shards)  # of workers that were ended
 
     def _fill_up(self, queue: ShardQueue, todo: ToDo) -> None:
         """A shard to each worker that has none, and workers for what is left."""

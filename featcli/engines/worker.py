@@ -68,6 +68,8 @@ def main(descriptor: int, lock: int) -> None:
             _serve(driver)
     except (BrokenPipeError, ConnectionResetError, EOFError, KeyboardInterrupt):
         sys.exit(1)  # the driver is gone, or has had enough
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to tidy up
 
 
 def _stop(*_: object) -> None:
