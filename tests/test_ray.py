@@ -39,15 +39,20 @@ def cluster(tmp_path):
     process.communicate(timeout=60)
 
 
-def test_a_worker_is_killed_beside_a_part(cli, many, whole, tmp_path):
-    """Ray with two workers, one of which dies, and a part beside it make the very files that one process makes."""
+def test_a_death_a_part_and_an_interruption(cli, many, whole, tmp_path):
+    """A Ray of which a worker dies, a part beside it, Ctrl-C, another run: the very files that one process makes."""
     command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
-    environment = hooked(**QUIET, DIES_AT="20.png", DIES_ONCE=tmp_path / "died")
-    run = at_work(*command, *RAY, "--workers", "2", "-v", shards=1, env=environment)
+    waits = {"WAITS_AT": "40.png", "WAITS_FOR": tmp_path / "go"}
+    environment = hooked(**QUIET, DIES_AT="20.png", DIES_ONCE=tmp_path / "died", **waits)
+    run = at_work(*command, *RAY, "--workers", "2", "-v", shards=39, env=environment)  # 20 comes after all others
     assert cli(*command, "--part", "1/3").code == 0
+    run.send_signal(signal.SIGINT)
     err = run.communicate()[1]
-    assert run.returncode == 3, err
-    assert "warning: a worker died at shard 20: lost" in err
+    assert run.returncode == 130, err
+    assert (tmp_path / "died").exists()
+    assert "Traceback" not in err
+    assert not (tmp_path / "d" / "manifest.json").exists()
+    assert cli(*command).code == 3
     assert content(tmp_path / "d") == content(whole)
 
 
@@ -96,17 +101,3 @@ def test_what_cannot_be(cli, many, tmp_path, options, code):
     assert run.code == code
     assert f"featcli: error: {options[0]}" in run.err
     assert not (tmp_path / "d").exists()
-
-
-def test_interrupting_ray(cli, many, whole, tmp_path):
-    """Ctrl-C ends the run and the Ray that it started; what is committed stays, and the same command goes on."""
-    command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
-    environment = hooked(**QUIET, WAITS_AT="10.png", WAITS_FOR=tmp_path / "go")
-    run = at_work(*command, *RAY, "--workers", "2", "-v", env=environment)
-    run.send_signal(signal.SIGINT)
-    err = run.communicate()[1]
-    assert run.returncode == 130, err
-    assert "Traceback" not in err
-    assert not list((tmp_path / "d").glob("manifest.json"))
-    assert cli(*command).code == 3
-    assert content(tmp_path / "d") == content(whole)
