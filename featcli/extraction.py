@@ -24,6 +24,7 @@ from featcli.engines import Engine, ToDo
 from featcli.engines.local import LocalEngine
 from featcli.engines.processes import ProcessEngine
 from featcli.errors import MachineError, counted, shown
+from featcli.inputs import Listing
 from featcli.loading import Loaded
 from featcli.manifest import finalize, totals_of
 from featcli.pace import Pace
@@ -82,12 +83,15 @@ def extract(
     return run(config, report)
 
 
-def run(config: ExtractConfig, report: Report = silent) -> Outcome:
-    """Dump the feature maps of the images, or what is missing of them. Raises FeatcliError."""
+def run(config: ExtractConfig, report: Report = silent, listing: Listing | None = None) -> Outcome:
+    """Dump the feature maps of the images, or what is missing of them. Raises FeatcliError.
+
+    `listing`: the images, where they were found before.
+    """
     began, path = time.perf_counter(), Path(config.output)
     part = parse_part(config.part)
     existing = None if config.overwrite else Dump.existing(path)
-    job, loaded = prepare(config, existing, report)
+    job, loaded = prepare(config, existing, report, listing)
     if existing is not None:
         existing.refuse_other_plan(job.plan, job.images)
     shards = _refuse_if_too_large(path, job, existing, config, part)
@@ -107,9 +111,10 @@ def run(config: ExtractConfig, report: Report = silent) -> Outcome:
                     report("warning", text=text)
                 if todo is not None:
                     return _run_claimed(todo, job, engine, part, time.perf_counter() - began, report)
+    listing = job.listing
     del job, engine  # their memory
     report("warning", text="another run has begun this dump meanwhile: its choices are taken")
-    return run(config, report)
+    return run(config, report, listing)
 
 
 def _engine(config: ExtractConfig, plan: Plan, loaded: Loaded, report: Report) -> Engine:

@@ -33,17 +33,25 @@ from featcli.tuning import reason_for
 class Job:
     """All that a run needs, resolved: nothing is guessed after this."""
 
-    images: ImageList
+    listing: inputs.Listing
     pictures: Pictures
     plan: Plan
 
+    @property
+    def images(self) -> ImageList:
+        """In row order."""
+        return self.listing.images
 
-def prepare(config: ExtractConfig, existing: Dump | None, report: Report = silent) -> tuple[Job, Loaded]:
+
+def prepare(
+    config: ExtractConfig, existing: Dump | None, report: Report = silent, listing: inputs.Listing | None = None
+) -> tuple[Job, Loaded]:
     """Find the images, load the backbone, make the plan. Writes nothing. Raises FeatcliError.
 
-    `existing`: the dump that is to be gone on with. What may be chosen is chosen as it was for that one.
+    `existing`: the dump that is to be gone on with. What may be chosen is chosen as it was for that one. `listing`: the
+    images, where they were found before: stdin can be read once.
     """
-    listing, asked = _resolve(config, report)
+    listing, asked = _resolve(config, report, listing)
     begun = None if existing is None else existing.plan.settings
     loading = load_asked(config, asked, len(listing.images), begun, report)
     backbone, source = loading.backbone, asked.source
@@ -66,7 +74,7 @@ def prepare(config: ExtractConfig, existing: Dump | None, report: Report = silen
     plan = _plan(listing.images, rows, asked.stages, loading.settings, provenance, loading.environment)
     threads = loading.threads
     report("choice", name="threads", value=threads.value, reason=f"{threads.reason}; {decode_threads} decode")
-    return Job(listing.images, Pictures(listing.images, sizes), plan), loading.loaded(config, plan)
+    return Job(listing, Pictures(listing.images, sizes), plan), loading.loaded(config, plan)
 
 
 def dry_run(config: ExtractConfig, report: Report = silent, rate: float | None = None) -> Plan:
@@ -112,14 +120,16 @@ def dry_run(config: ExtractConfig, report: Report = silent, rate: float | None =
     return plan
 
 
-def _resolve(config: ExtractConfig, report: Report) -> tuple[inputs.Listing, Asked]:
+def _resolve(
+    config: ExtractConfig, report: Report, listing: inputs.Listing | None = None
+) -> tuple[inputs.Listing, Asked]:
     """What is cheap to find out, before any weight is read."""
     if not config.checkpoint or not config.output:
         raise UsageError("checkpoint and output are needed", "give -c/--checkpoint and -o/--output")
     check_target(Path(config.output), config.overwrite)
     rank = local_rank() if config.part == PART_AUTO else None
     devices = [resolve_device(name, rank) for name in device_names(config.device)]
-    listing = inputs.find(config.given())
+    listing = listing or inputs.find(config.given())
     asked = ask(config, devices[0])
     source, positions = asked.source, asked.positions
     report("choice", name="checkpoint", value=f"{source.name} ({source.library})")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import MANY_SHARDS, SHARDS, at_work, content, featcli_process, finished, hooked
+from featcli.engines import processes
 from featcli.engines.progress import ShardProgress
 from featcli.engines.queue import TRIES, ShardQueue
 from featcli.errors import MachineError, WorkerError
@@ -93,6 +94,15 @@ def test_workers_that_cannot_start(many, tmp_path):
     code, err = finished("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--device", "cpu,cpu", env=environment)
     assert code == 1
     assert f"{TRIES} workers died before they could begin, the last one killed by SIGKILL" in err
+
+
+def test_workers_that_crash_while_they_load(cli, many, tmp_path, monkeypatch):
+    """So it does where they can say what went wrong."""
+    program = "import sys; sys.path[:] = {path!r}; from featcli.engines import worker; worker.load = lambda *_: 1 / 0;"
+    monkeypatch.setattr(processes, "PROGRAM", f"{program} worker.main({{socket}}, {{lock}})")
+    run = cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--device", "cpu,cpu")
+    assert run.code == 1
+    assert f"{TRIES} workers died before they could begin, the last one ZeroDivisionError" in run.err
 
 
 def test_an_error_of_a_worker_is_the_runs(many, tmp_path):

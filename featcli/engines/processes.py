@@ -105,7 +105,6 @@ class ProcessEngine:
         _tell(worker, Task(config, str(todo.dump.path), todo.dump.again, todo.dump.resized))
 
     def _hear(self, worker: _Worker, kind: str, content: Any, queue: ShardQueue, tally: Tally, todo: ToDo) -> None:
-        worker.has_started, self._failed_starts = True, 0
         if kind == "event":
             done = worker.progress.hear(*content)
             if done is not None:
@@ -114,6 +113,7 @@ class ProcessEngine:
         elif kind == "more":
             self._answer(worker, None if worker.is_alone else queue.take_new(), todo)
         elif kind == "idle":
+            worker.has_started, self._failed_starts = True, 0
             if not tally.clock.preparation:
                 tally.clock.preparation = time.perf_counter() - tally.clock.started
             worker.is_idle, worker.is_alone = True, False

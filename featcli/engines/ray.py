@@ -126,7 +126,7 @@ class RayEngine:
         fitting = [int(offered.get("CPU", 0) // self._cpus)] if self._cpus else []
         fitting += [int(offered.get("GPU", 0) / self._gpus)] if self._gpus else []
         fits = min(fitting, default=1)
-        if fits < 1 and self._has_begun_ray:  # to a cluster nodes may still come
+        if fits < 1 and self._has_begun_ray and self._config.ray_address is None:  # no other node can come
             raise MachineError(
                 f"a worker wants {self._cpus:g} CPUs and {self._gpus:g} GPUs, this machine has {_resources(offered)}",
                 "ask for less with --threads, --cpus-per-worker and --gpus-per-worker, or name a cluster",
