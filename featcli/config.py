@@ -9,9 +9,7 @@ from featcli.backbones.execution import DEFAULT_PRECISION, LAYOUTS, PRECISIONS
 from featcli.backbones.fitting import NATIVE
 from featcli.decoding import MAX_PIXELS, Decoding, parse_depth_range
 from featcli.errors import UsageError, one_of, shown
-from featcli.parts import parse_part
 from featcli.pooling import pooling
-from featcli.remote import is_url
 from featcli.writers import FORMATS
 
 if TYPE_CHECKING:
@@ -84,16 +82,15 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         self._check_inputs()
-        if is_url(self.output):
+        if "://" in self.output:
             raise UsageError(f"-o {shown(self.output)}: a dump is a local folder", "copy it there when it is complete")
         one_of("--precision", self.precision, (*PRECISIONS, AUTO))
         one_of("--layout", self.layout, (*LAYOUTS, AUTO))
         one_of("--dtype", self.dtype, DTYPES)
         one_of("--format", self.format, tuple(FORMATS))
         one_of("--engine", self.engine, ENGINES)
-        parse_part(self.part)
-        if self.part is not None and self.overwrite:
-            raise UsageError("--part and --overwrite exclude each other", "delete the dump before its parts begin")
+        if self.part is not None:
+            self._check_part(self.part)
         self._check_counts()
         self._check_engine()
         if self.retry_failed and self.overwrite:
@@ -103,8 +100,16 @@ class ExtractConfig:
         if self.decode == "scaled" and self.fit == NATIVE:
             raise UsageError("--decode scaled does not go with --fit native", "native keeps every pixel of a picture")
         pooling(self.pool)
-        self.request()
+        if self.checkpoint:  # without one there are only defaults, and `--help` must not wait for more
+            self.request()
         self.decoding()
+
+    def _check_part(self, part: str) -> None:
+        from featcli.parts import parse_part  # `--help` must not wait for it
+
+        parse_part(part)
+        if self.overwrite:
+            raise UsageError("--part and --overwrite exclude each other", "delete the dump before its parts begin")
 
     def _check_counts(self) -> None:
         for option, value in (
