@@ -10,7 +10,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -173,7 +173,7 @@ def _run_claimed(
     tally.clock.preparation = preparation
     if todo.shards:
         tally.add(engine.run(todo))
-    mine = range(plan.num_shards) if part is None else part.of(range(plan.num_shards))
+    mine = _in_part(range(plan.num_shards), part)
     missing = [] if part is None else dump.committed().unfinished
     is_complete = not missing
     totals = finalize(dump)["totals"] if is_complete else {}
@@ -206,7 +206,7 @@ def _run_claimed(
 
 def _report_dump(todo: ToDo, part: Part | None, report: Report) -> None:
     plan, again, shards = todo.dump.plan, todo.dump.again, {*todo.shards}
-    mine = range(plan.num_shards) if part is None else part.of(range(plan.num_shards))
+    mine = _in_part(range(plan.num_shards), part)
     if part is not None:
         value = f"{part}: {counted(len(mine), 'shard')} of {plan.num_shards:,}"
         report("choice", name="part", value=value, reason=part.reason)
@@ -236,7 +236,11 @@ def _to_do(dump: Dump, retry_failed: bool, part: Part | None) -> tuple[list[int]
     """The shards that are not there, and those with failures that are to be made again."""
     unfinished = dump.found.unfinished
     again = sorted(dump.found.failed - {*unfinished}) if retry_failed else []
-    return (unfinished, again) if part is None else (part.of(unfinished), part.of(again))
+    return _in_part(unfinished, part), _in_part(again, part)
+
+
+def _in_part(shards: Iterable[int], part: Part | None) -> list[int]:
+    return list(shards) if part is None else part.of(shards)
 
 
 def _refuse_if_too_large(
@@ -248,7 +252,7 @@ def _refuse_if_too_large(
         unfinished, again = _to_do(existing, config.retry_failed, part)
         shards = [*unfinished, *again]
     else:
-        shards = list(range(plan.num_shards) if part is None else part.of(range(plan.num_shards)))
+        shards = _in_part(range(plan.num_shards), part)
     needed = sum(job.pictures.sizes.stored_bytes(plan.stages, plan.shard(number)) for number in shards)
     # What is to be deleted first will be free.
     free = shutil.disk_usage(existing_parent(path)).free + (stored_bytes(path) if config.overwrite else 0)

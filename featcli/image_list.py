@@ -7,8 +7,6 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from featcli.remote import is_url
-
 MISSING = -1  # the size of an image that is not there, or that nobody told
 WHOLE = -1  # the place of an image that is a file by itself
 
@@ -72,6 +70,11 @@ class ImageList:
             return Image(key, origin.tar, self.sizes[row], origin.folder, self._places[row], origin.tar_state)
         path = joined(origin.folder, key[len(origin.leads) :])
         return Image(key, path, self.sizes[row], origin.folder)
+
+
+def is_url(name: str) -> bool:
+    """Whether it names something behind a file system of fsspec's."""
+    return "://" in name
 
 
 def joined(folder: str, rest: str) -> str:

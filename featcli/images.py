@@ -22,8 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from featcli.decoding import Decoding
 from featcli.errors import CheckpointError, FeatcliError, MachineError, shown
 from featcli.files import open_regular
-from featcli.image_list import MISSING, WHOLE
-from featcli.remote import Remote, is_url, out_of_reach
+from featcli.image_list import MISSING, WHOLE, is_url
+from featcli.remote import Remote, out_of_reach
 from featcli.tars import state_of
 from featcli.upright import UnreadableError, upright_rgb, upright_size
 

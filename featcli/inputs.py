@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from featcli.errors import UsageError, counted, shown
 from featcli.files import open_regular
-from featcli.image_list import MISSING, WHOLE, Found, ImageList, Origin, joined
-from featcli.remote import CHAINED, Remote, is_url, out_of_reach
+from featcli.image_list import MISSING, WHOLE, Found, ImageList, Origin, is_url, joined
+from featcli.remote import CHAINED, Remote, out_of_reach
 from featcli.tars import SUFFIX, is_tar, members, state_of
 
 # What is collected from a folder. The content decides how a file is read (images.py); a suffix only says that

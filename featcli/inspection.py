@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcli.dump import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
 from featcli.errors import CheckpointError, IncompleteError, UsageError, shown
+from featcli.manifest import totals_of
 from featcli.progress import most_first
 from featcli.writers.layout import ITEM_BYTES
 from featcli.writers.sealed import read_sealed
@@ -76,7 +76,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
             raise IncompleteError(f"dump {shown(path)}: no plan.json yet", "run its extract command again")
         return None
     records = list(dump.records())
-    failures = [failure for record in records for failure in record["failures"]]
+    totals = totals_of(records)
     settings = dump.plan.settings
     damaged = [dump.shard_path(number).name for number in sorted(dump.committed().damaged)] + _damaged_files(dump)
     is_complete = dump.is_complete() and len(records) == dump.plan.num_shards
@@ -85,13 +85,13 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "path": str(path),
         "state": "damaged" if damaged else "complete" if is_complete else "incomplete",
         "images": dump.plan.num_images,
-        "written": sum(record["rows"] for record in records) - len(failures),
-        "failed": len(failures),
-        "failed_by_reason": most_first(Counter(failure["reason"] for failure in failures)),
+        "written": totals["written"],
+        "failed": totals["failed"],
+        "failed_by_reason": most_first(totals["failed_by_reason"]),
         "shards": dump.plan.num_shards,
         "committed_shards": len(records),
         "damaged_files": damaged,
-        "bytes": sum(record["bytes"] for record in records),
+        "bytes": totals["bytes"],
         "format": settings["format"],
         "checkpoint": dump.plan.provenance["checkpoint"],
         "weights": dump.plan.provenance["weights"],

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO, Any
 
-from featcli.errors import FeatcliError, MachineError, UsageError, one_line, shown
+from featcli.errors import MachineError, UsageError, one_line, shown
+from featcli.image_list import MISSING
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "http": "aiohttp"}
 PACKAGES |= {"https": "aiohttp", "hf": "huggingface_hub"}
 CHAINED = "::"  # what fsspec takes for several file systems, one through the other
-UNKNOWN = -1  # a size that nobody told
-
-
-def is_url(name: str) -> bool:
-    """Whether it names something behind a file system of fsspec's."""
-    return "://" in name
 
 
 class Remote:
@@ -95,7 +90,7 @@ class Remote:
         try:
             content: bytes = self._system.cat_file(self._path, first, stop)
             return content
-        except (FileNotFoundError, FeatcliError):
+        except FileNotFoundError:
             raise
         except Exception as error:
             raise out_of_reach(self.url, error) from error
@@ -103,7 +98,7 @@ class Remote:
 
 def size_of(info: dict[str, Any]) -> int:
     """As a file system says it, where it does."""
-    return UNKNOWN if info.get("size") is None else int(info["size"])
+    return MISSING if info.get("size") is None else int(info["size"])
 
 
 def out_of_reach(url: str, error: Exception) -> MachineError:

@@ -156,7 +156,7 @@ def test_the_queue_isolates():
     """Shards that were at work when a worker died are tried again apart; only the one that kills is given up."""
     queue = ShardQueue(range(5))
     assert [queue.take_new() for _ in range(2)] == [0, 1]
-    queue.died([0, 1], "killed")
+    queue.died([0, 1], "killed", had_started=True, is_last=False)
     assert queue.take_again() is None  # first all others
     for number in (2, 3, 4):
         assert queue.take_new() == number
@@ -165,7 +165,7 @@ def test_the_queue_isolates():
         while (number := queue.take_again()) == 0:
             queue.done(0)
         assert number == 1
-        queue.died([1], "killed again")
+        queue.died([1], "killed again", had_started=True, is_last=False)
     assert queue.is_over
     assert queue.given_up == {1: "killed again"}
     with pytest.raises(WorkerError, match="shard 1: given up after 3 workers"):

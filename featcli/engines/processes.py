@@ -20,9 +20,8 @@ from featcli.config import ExtractConfig
 from featcli.dump import SHARDS
 from featcli.engines import ToDo
 from featcli.engines.progress import ShardProgress
-from featcli.engines.queue import TRIES, ShardQueue
+from featcli.engines.queue import ShardQueue
 from featcli.engines.worker import Task
-from featcli.errors import WorkerError
 from featcli.progress import Report
 from featcli.shard_runner import Shard, Tally
 from featcli.writers.publish import remove_stale
@@ -56,7 +55,6 @@ class ProcessEngine:
         self._devices = devices
         self._report = report
         self._living: list[_Worker] = []
-        self._failed_starts = 0
 
     def start(self) -> None:
         """Workers start with the first shards: they read the plan. Here only their room is made."""
@@ -113,7 +111,8 @@ class ProcessEngine:
         elif kind == "more":
             self._answer(worker, None if worker.is_alone else queue.take_new(), todo)
         elif kind == "idle":
-            worker.has_started, self._failed_starts = True, 0
+            worker.has_started = True
+            queue.worker_started()
             if not tally.clock.preparation:
                 tally.clock.preparation = time.perf_counter() - tally.clock.started
             worker.is_idle, worker.is_alone = True, False
@@ -153,13 +152,10 @@ class ProcessEngine:
         name = f"worker {worker.place} ({self._devices[worker.place]})"
         where = f" at shard {' or '.join(map(str, sorted(worker.at_work)))}" if worker.at_work else ""
         self._report("warning", text=f"{name} died{where}: {why}")
-        queue.died(worker.at_work, why)
         remove_stale(todo.dump.path / SHARDS)  # the file that it was writing
-        self._failed_starts = 0 if worker.has_started else self._failed_starts + 1
-        if self._failed_starts >= TRIES and not self._living:
-            raise WorkerError(f"{TRIES} workers died before they could begin, the last one {why}", "see above")
+        queue.died(worker.at_work, why, worker.has_started, is_last=not self._living)
         self._serve_idle(queue, todo)
-        if queue.has_waiting and self._failed_starts < TRIES:  # else those that live go on without it
+        if queue.wants_workers:  # else those that live go on without it
             self._start_worker(worker.place, todo)
 
 

@@ -23,6 +23,7 @@ class ShardQueue:
         self._again: deque[int] = deque()
         self._at_work: set[int] = set()
         self._deaths: Counter[int] = Counter()
+        self._failed_starts = 0  # one after the other
 
     @property
     def has_waiting(self) -> bool:
@@ -33,6 +34,15 @@ class ShardQueue:
     def is_over(self) -> bool:
         """Whether every shard is done or given up."""
         return not (self.has_waiting or self._at_work)
+
+    @property
+    def wants_workers(self) -> bool:
+        """Whether another worker would have something to do, and the last ones did not all die while they started."""
+        return self.has_waiting and self._failed_starts < TRIES
+
+    def worker_started(self) -> None:
+        """One has loaded the backbone."""
+        self._failed_starts = 0
 
     def take_new(self) -> int | None:
         """A shard that was not tried before."""
@@ -51,8 +61,8 @@ class ShardQueue:
         """It is committed."""
         self._at_work.discard(number)
 
-    def died(self, shards: Iterable[int], why: str) -> None:
-        """The worker that was at these shards is gone."""
+    def died(self, shards: Iterable[int], why: str, had_started: bool, is_last: bool) -> None:
+        """The worker that was at these shards is gone. Raises WorkerError where it was the last and none can start."""
         for number in shards:
             self._at_work.discard(number)
             self._deaths[number] += 1
@@ -60,6 +70,9 @@ class ShardQueue:
                 self._again.append(number)
             else:
                 self.given_up[number] = why
+        self._failed_starts = 0 if had_started else self._failed_starts + 1
+        if self._failed_starts >= TRIES and is_last:
+            raise WorkerError(f"{TRIES} workers died before they could begin, the last one {why}", "see above")
 
     def refuse_given_up(self) -> None:
         """Raise WorkerError where there are shards that were given up."""

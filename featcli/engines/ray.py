@@ -20,12 +20,12 @@ from featcli.config import ExtractConfig
 from featcli.dump import SHARDS
 from featcli.engines import ToDo
 from featcli.engines.progress import ShardProgress
-from featcli.engines.queue import TRIES, ShardQueue
+from featcli.engines.queue import ShardQueue
 from featcli.engines.worker import Task, runner_for
-from featcli.errors import FeatcliError, MachineError, UsageError, WorkerError, counted, one_line, shown
+from featcli.errors import FeatcliError, MachineError, UsageError, counted, one_line, shown
+from featcli.image_list import is_url
 from featcli.plan import Plan
 from featcli.progress import Report
-from featcli.remote import is_url
 from featcli.shard_runner import Shard, Tally
 from featcli.writers.lock import FolderLock
 from featcli.writers.publish import remove_stale
@@ -106,7 +106,6 @@ class RayEngine:
         self.decode_threads = self.workers * (self._config.decode_threads or 1)
         self._report = report
         self._living: list[_Actor] = []
-        self._failed_starts = 0
         self._has_begun_ray = False
         self._warned: set[str] = set()
         self._shards: Path | None = None  # their folder, once there is one
@@ -143,12 +142,11 @@ class RayEngine:
 
     def _begin_ray(self) -> None:
         ray, address = self._ray, self._config.ray_address
-        quiet = {"logging_level": "ERROR", "log_to_driver": False, "include_dashboard": False}
+        options: dict[str, Any] = {"address": address or "local", "logging_level": "ERROR", "log_to_driver": False}
         if address is None:
-            options = {"address": "local", "object_store_memory": STORE_BYTES, **quiet}
+            options |= {"object_store_memory": STORE_BYTES, "include_dashboard": False}
         else:
             _refuse_if_nobody_is_there(address)
-            options = {"address": address, "logging_level": "ERROR", "log_to_driver": False}
         before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(**options)
@@ -206,8 +204,7 @@ class RayEngine:
                 actor.at_work.add(number)
                 pictures = todo.pictures.of(todo.dump.plan.shard(number))
                 actor.waiting_for = actor.handle.make.remote(Shard(number, with_whole_paths(pictures)))
-        most = min(self.workers, len(todo.shards)) if self._failed_starts < TRIES else 0  # those that live go on
-        while queue.has_waiting and len(self._living) < most:
+        while queue.wants_workers and len(self._living) < min(self.workers, len(todo.shards)):
             self._start_worker(todo)
         for actor in [one for one in self._living if one.waiting_for is None]:  # nothing is left for it
             self._end(actor)
@@ -227,7 +224,8 @@ class RayEngine:
                 self._hear_of_shard(actor, queue, tally)
             elif actor.is_placed:
                 self._check(self._ray.get(actor.waiting_for), todo)
-                actor.is_ready, actor.waiting_for, self._failed_starts = True, None, 0
+                actor.is_ready, actor.waiting_for = True, None
+                queue.worker_started()
             else:
                 self._ray.get(actor.waiting_for)
                 actor.is_placed, actor.waiting_for = True, actor.handle.load.remote()
@@ -267,12 +265,9 @@ class RayEngine:
         where = f" at shard {next(iter(actor.at_work))}" if actor.at_work else ""
         self._report("warning", text=f"a worker died{where}: {why}")
         actor.progress.take_back()
-        queue.died(actor.at_work, why)
         self._end(actor)
         remove_stale(todo.dump.path / SHARDS)  # the file that it was writing
-        self._failed_starts = 0 if actor.is_ready else self._failed_starts + 1
-        if self._failed_starts >= TRIES and not self._living:
-            raise WorkerError(f"{TRIES} workers died before they could begin, the last one {why}", "see above")
+        queue.died(actor.at_work, why, actor.is_ready, is_last=not self._living)
 
     def _end(self, actor: _Actor) -> None:
         self._living.remove(actor)
