@@ -1,6 +1,7 @@
-"""A Ray cluster of two nodes on this machine, for test_ray.py: says its address, kills a node when told to.
+"""A Ray cluster on this machine, for test_ray.py, with one node for workers: says its address, then does as it is told.
 
-`python ray_cluster.py` reads lines: "kill" ends a node without a word to the others; the end of stdin ends the cluster.
+`python ray_cluster.py` reads lines: "add" brings another node, "kill" ends the oldest without a word to the others; the
+end of stdin ends the cluster.
 """
 
 import os
@@ -11,11 +12,14 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 from ray.cluster_utils import Cluster
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+nodes = [cluster.add_node(num_cpus=1)]
 sys.stdout.write(f"{cluster.address}\n")
 sys.stdout.flush()
-for _ in sys.stdin:
-    cluster.remove_node(nodes.pop(), allow_graceful=False)
-    sys.stdout.write("killed\n")
+for line in sys.stdin:
+    if line == "add\n":
+        nodes.append(cluster.add_node(num_cpus=1))
+    else:
+        cluster.remove_node(nodes.pop(0), allow_graceful=False)
+    sys.stdout.write("done\n")
     sys.stdout.flush()
 cluster.shutdown()

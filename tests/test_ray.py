@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import MANY_SHARDS, SHARDS, at_work, content, finished, hooked
+from featcli.errors import MachineError, UsageError
 
 pytest.importorskip("ray")
 
@@ -18,7 +19,7 @@ RAY = ["--engine", "ray"]
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A cluster of two nodes, whose workers wait at image 20 for a file "go": its address, and how to kill a node."""
+    """A cluster of one node, whose workers wait at image 20 for a file "go": its address, and how to tell it things."""
     script = Path(__file__).with_name("ray_cluster.py")
     process = subprocess.Popen(
         [sys.executable, script],
@@ -30,12 +31,12 @@ def cluster(tmp_path):
     )
     address = process.stdout.readline().strip()
 
-    def kill():
-        process.stdin.write("kill\n")
+    def tell(what):
+        process.stdin.write(f"{what}\n")
         process.stdin.flush()
-        assert process.stdout.readline() == "killed\n"
+        assert process.stdout.readline() == "done\n"
 
-    yield address, kill
+    yield address, tell
     process.communicate(timeout=60)
 
 
@@ -71,17 +72,76 @@ def test_a_poisonous_shard_with_ray(cli, many, whole, tmp_path):
     assert content(tmp_path / "d") == content(whole)
 
 
-def test_a_node_is_killed(cluster, many, whole, tmp_path):
-    """Where a node of a cluster goes, its shards are made elsewhere, to the same bytes."""
-    address, kill = cluster
+def test_a_node_comes_and_a_node_goes(cluster, many, whole, tmp_path):
+    """A run begins with the workers that have a place; others join when a node comes, and do what a dead one was at."""
+    address, tell = cluster
     command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d", *RAY, "--ray-address", address, "-v"]
+    command += ["--workers", "2"]  # one has to wait
     run = at_work(*command, shards=20, env={**os.environ, **QUIET})
-    kill()
+    tell("add")
+    tell("kill")
     assert any("warning: a worker died" in line for line in run.stderr)
     (tmp_path / "go").touch()
     err = run.communicate()[1]
     assert run.returncode == 3, err
     assert content(tmp_path / "d") == content(whole)
+
+
+class NoRoom:
+    """A Ray that has no place for any worker."""
+
+    class exceptions:  # noqa: N801  (as in ray)
+        RayTaskError = RayError = RuntimeError
+
+    def __getattr__(self, name):
+        return self
+
+    def __call__(self, *arguments, **options):
+        return self
+
+    def wait(self, references, timeout):
+        return [], references
+
+    def cluster_resources(self):
+        return {"CPU": 2.0}
+
+
+@pytest.fixture
+def engine(whole):
+    """An engine for that dump, and what there is to do in it."""
+    from featcli.config import ExtractConfig
+    from featcli.dump import Dump
+    from featcli.engines import ToDo
+    from featcli.engines.ray import RayEngine
+
+    dump, said = Dump.at(whole), []
+    config = ExtractConfig(("x",), checkpoint="test_resnet", output=str(whole), engine="ray", gpus_per_worker=1)
+    engine = RayEngine(config, "cpu", dump.plan, lambda kind, **facts: said.append(facts.get("text")))
+    return engine, ToDo(dump, [0], None, 0), said
+
+
+def test_no_place_for_a_worker(engine, monkeypatch):
+    """Where no worker is placed in time the run ends, and says what each wants and what there is."""
+    from featcli.engines import ray
+
+    monkeypatch.setattr(ray, "START_SECONDS", -1.0)
+    engine, todo, _ = engine
+    engine._ray = NoRoom()
+    with pytest.raises(MachineError, match="each asks for 1 CPUs and 1 GPUs, the cluster offers 2 CPUs, 0 GPUs"):
+        engine.run(todo)
+
+
+def test_workers_of_other_versions(engine):
+    """A worker with another featcli is refused; other libraries that differ are warned about, once."""
+    engine, todo, said = engine
+    same = dict(todo.dump.plan.environment)
+    engine._check(same, todo)
+    assert said == []
+    for _ in range(2):
+        engine._check({**same, "torch": "1.0"}, todo)
+    assert said == [f"a worker is not like the others, last bits may differ: torch {same['torch']} -> 1.0"]
+    with pytest.raises(UsageError, match=r"a worker has featcli 0\.0\.1"):
+        engine._check({**same, "featcli": "0.0.1"}, todo)
 
 
 @pytest.mark.parametrize(
