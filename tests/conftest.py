@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -58,13 +60,35 @@ def cli(capfd):
     return run
 
 
-def featcli_process(*arguments: object, **options) -> subprocess.Popen:
-    """Start featcli in a process of its own."""
-    command = [sys.executable, "-m", "featcli", *map(str, arguments)]
-    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background is deaf to it
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen, **options
-    )
+@cache
+def forks() -> Path:
+    """The folder of a `featcli` that need not import torch again. It works until these tests are over."""
+    folder = mkdtemp(prefix="fc")  # a short one: sockets have short names
+    command = [sys.executable, Path(__file__).with_name("forked_featcli.py"), f"{folder}/socket", folder]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdout.readline() == "ready\n"
+    atexit.register(shutil.rmtree, folder)
+    atexit.register(server.communicate)
+    return Path(folder)
+
+
+class Featcli(subprocess.Popen):
+    """featcli in a process and a session of its own, which has the number `featcli`; signals go to that."""
+
+    def __init__(self, *arguments: object, env=os.environ, stderr=subprocess.PIPE, **options):
+        told, tells = os.pipe()
+        super().__init__(
+            [forks() / "featcli", *map(str, arguments)],
+            **{"stdout": subprocess.PIPE, "stderr": stderr, "text": True, **options},
+            env={**env, "FEATCLI_TELLS": str(tells)},
+            pass_fds=(tells,),
+        )
+        os.close(tells)
+        self.featcli = int(os.read(told, 100))
+        os.close(told)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.featcli, number)
 
 
 @contextmanager
@@ -185,14 +209,14 @@ def hooked(**variables: object) -> dict[str, str]:
 
 def finished(*arguments: object, **options) -> tuple[int, str]:
     """What a process ended with, and said on stderr."""
-    run = featcli_process(*arguments, **options)
+    run = Featcli(*arguments, **options)
     err = run.communicate()[1]
     return run.returncode, err
 
 
-def at_work(*arguments: object, shards: int = 10, **options) -> subprocess.Popen:
+def at_work(*arguments: object, shards: int = 10, **options) -> Featcli:
     """A process that has committed so many shards and goes on."""
-    run = featcli_process(*arguments, **options)
+    run = Featcli(*arguments, **options)
     for line in run.stderr:
         shards -= "committed" in line
         if not shards:

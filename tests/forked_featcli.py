@@ -1,24 +1,37 @@
-"""featcli for the shells of the tests, forked from a process that has imported torch and timm already.
+"""featcli for the tests, forked from a process that has imported torch and timm already.
 
 Importing takes three of the four seconds of a short command. `python forked_featcli.py SOCKET FOLDER` puts a `featcli`
-into the folder, says "ready" and serves until its stdin ends.
+into the folder, says "ready" and serves until its stdin ends. That `featcli` ends as the forked one does, by the same
+signal too; it writes the number of the forked process to the descriptor in FEATCLI_TELLS, where there is one.
 """
 
+import atexit
 import json
 import os
 import select
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 
 CLIENT = """#!{python} -SE
-import json, os, socket, sys
+import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({socket!r})
+tells = os.environ.pop("FEATCLI_TELLS", None)
 asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)])
 socket.send_fds(server, [asked.encode()], [0, 1, 2])
-sys.exit(int(server.recv(16) or 1))
+answers = server.makefile()
+number = next(answers)
+if tells:
+    os.write(int(tells), number.encode())
+status = int(next(answers))
+if status < 0:
+    if -status != signal.SIGKILL:
+        signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+sys.exit(status)
 """
 
 
@@ -34,36 +47,44 @@ def serve(path: str, folder: str) -> None:
     client.chmod(0o755)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forked ones
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that look after the forked ones
     while listener in select.select([listener, sys.stdin], [], [])[0]:
         asking = listener.accept()[0]
         if not os.fork():
-            answer(asking)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            forked = os.fork()
+            if not forked:
+                become(asking)
+            asking.send(f"{forked}\n".encode())
+            asking.send(f"{os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])}\n".encode())
+            os._exit(0)
         asking.close()
 
 
-def answer(asking: socket.socket) -> None:
-    """Be that command, in this process, and say what it ended with."""
+def become(asking: socket.socket) -> None:
+    """Be that command, in this process, with a session of its own."""
     from featcli.cli import main
 
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is deaf to it
     said, descriptors, *_ = socket.recv_fds(asking, 1 << 20, 3)
+    asking.close()
     arguments, folder, environment = json.loads(said)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    code = 1
     try:
         main(arguments)
     except SystemExit as ended:
-        code = ended.code or 0
-    finally:
         sys.stdout.flush()
-        asking.send(str(code).encode())
-        os._exit(code)
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        os._exit(ended.code or 0)  # taking torch apart takes as long as importing it
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import termios
 
 import pytest
 
-from conftest import SAMPLES, draw, featcli_process, tree
+from conftest import SAMPLES, Featcli, draw, finished, tree
 from featcli.config import ExtractConfig
 
 TINY = "-c test_resnet --random-init".split()
@@ -246,7 +246,7 @@ def test_dry_run(cli, photos, tmp_path):
 
 def test_broken_pipe(photos):
     """When whoever reads stdout goes away, featcli ends quietly."""
-    with featcli_process("inspect", "resnet18") as process:
+    with Featcli("inspect", "resnet18") as process:
         process.stdout.close()
         err = process.stderr.read()
     assert (process.returncode, err) == (141, "")
@@ -254,7 +254,7 @@ def test_broken_pipe(photos):
 
 def test_broken_pipe_in_a_run(photos, tmp_path):
     """A run whose JSON nobody reads any more ends quietly too."""
-    with featcli_process("extract", photos, *TINY, "-o", tmp_path / "d", "--json", "-q") as process:
+    with Featcli("extract", photos, *TINY, "-o", tmp_path / "d", "--json", "-q") as process:
         process.stdout.readline()
         process.stdout.close()
         err = process.stderr.read()
@@ -263,13 +263,13 @@ def test_broken_pipe_in_a_run(photos, tmp_path):
 
 def test_a_bar_on_a_terminal_only(photos, tmp_path):
     """A terminal gets a progress bar, a pipe or a file does not; NO_COLOR and plain terminals get no colours."""
-    command = [sys.executable, "-m", "featcli", "extract", str(photos), *TINY, "-o"]
-    piped = subprocess.run([*command, str(tmp_path / "a")], capture_output=True, text=True, check=True)
-    assert "extracting" not in piped.stderr
+    command = ["extract", photos, *TINY, "-o"]
+    code, piped = finished(*command, tmp_path / "a")
+    assert (code, "extracting" in piped) == (0, False)
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     environment = {**os.environ, "NO_COLOR": "1"}
-    with subprocess.Popen([*command, str(tmp_path / "b")], stderr=slave, env=environment) as process:
+    with Featcli(*command, tmp_path / "b", stderr=slave, env=environment) as process:
         os.close(slave)
         shown = b""
         while True:
@@ -290,7 +290,7 @@ def test_a_bar_on_a_terminal_only(photos, tmp_path):
 
 def test_long_reads_have_a_bar_too(photos, tmp_path):
     """verify, export and show tell how far they are where somebody looks, and leave no trace of it in the end."""
-    subprocess.run([sys.executable, "-m", "featcli", "extract", photos, *TINY, "-o", tmp_path / "d", "-q"], check=True)
+    assert finished("extract", photos, *TINY, "-o", tmp_path / "d", "-q") == (0, "")
     commands = {
         b"verifying": ("verify", tmp_path / "d"),
         b"exporting": ("export", tmp_path / "d", "-o", tmp_path / "x.h5"),
@@ -315,8 +315,8 @@ def test_a_terminal_of_any_width(command, width, cli):
 
 def test_an_export_that_is_interrupted(photos, tmp_path):
     """Ctrl-C in an export ends with its own code and leaves nothing behind."""
-    subprocess.run([sys.executable, "-m", "featcli", "extract", photos, *TINY, "-o", tmp_path / "d", "-q"], check=True)
-    with featcli_process("export", tmp_path / "d", "-o", "-", "--to", "jsonl", bufsize=0) as process:
+    assert finished("extract", photos, *TINY, "-o", tmp_path / "d", "-q") == (0, "")
+    with Featcli("export", tmp_path / "d", "-o", "-", "--to", "jsonl", bufsize=0) as process:
         process.stdout.read(10)  # it is at work: more than fits into the pipe is to come
         process.send_signal(signal.SIGINT)
         process.stdout.read()
@@ -328,9 +328,8 @@ def on_a_terminal(*arguments, width):
     """What a command shows on a terminal of so many columns."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-    command = [sys.executable, "-m", "featcli", *map(str, arguments)]
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    with subprocess.Popen(command, stdout=slave, stderr=slave, env={**environment, "TERM": "xterm"}) as process:
+    with Featcli(*arguments, stdout=slave, stderr=slave, env={**environment, "TERM": "xterm"}) as process:
         os.close(slave)
         shown = b""
         with contextlib.suppress(OSError):  # Linux reports a closed terminal so
@@ -390,10 +389,9 @@ def test_dry_run_sees_what_is_there(cli, photos, tmp_path):
 def test_results_that_cannot_be_written(photos):
     """When stdout is full, that is said."""
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "featcli", "inspect", "resnet18", "--json"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 7
-    assert "Traceback" not in done.stderr
+        code, err = finished("inspect", "resnet18", "--json", stdout=full)
+    assert code == 7
+    assert "Traceback" not in err
 
 
 def test_no_gpu(cli, photos, tmp_path, monkeypatch):

@@ -7,11 +7,10 @@ import shutil
 import subprocess
 import sys
 from functools import partial
-from tempfile import TemporaryDirectory
 
 import pytest
 
-from conftest import REPOSITORY, SAMPLES
+from conftest import REPOSITORY, SAMPLES, forks
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TIMING = re.compile(r"^extracted .*(\n  .*)*", re.MULTILINE)
@@ -91,15 +90,8 @@ def test_pages_run_from_top_to_bottom(scratch, cli, shell, page, at_least):
 @pytest.fixture(scope="module")
 def shell():
     """Run a command in a shell whose `featcli` need not import torch again; returns what it ended with."""
-    with TemporaryDirectory(prefix="fc") as folder:  # a short one: sockets have short names
-        script = REPOSITORY / "tests" / "forked_featcli.py"
-        command = [sys.executable, str(script), f"{folder}/socket", folder]
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert server.stdout.readline() == "ready\n"
-        environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
-        yield partial(subprocess.run, shell=True, capture_output=True, text=True, env=environment)
-        server.communicate()
-        assert server.returncode == 0
+    environment = {**os.environ, "PATH": f"{forks()}{os.pathsep}{os.environ['PATH']}"}
+    return partial(subprocess.run, shell=True, capture_output=True, text=True, env=environment)
 
 
 def output_of(command, cli, shell):

@@ -4,12 +4,11 @@ import json
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from conftest import MANY_SHARDS, SHARDS, at_work, content, featcli_process, finished, hooked
+from conftest import MANY_SHARDS, SHARDS, Featcli, at_work, content, finished, hooked
 from featcli.engines import processes
 from featcli.engines.progress import ShardProgress
 from featcli.engines.queue import TRIES, ShardQueue
@@ -18,7 +17,7 @@ from featcli.errors import MachineError, WorkerError
 
 def test_two_parts_at_once(many, whole, tmp_path):
     """Two parts started together make the very files that one process makes; the last to end writes the manifest."""
-    runs = [featcli_process("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--part", f"{i}/2") for i in range(2)]
+    runs = [Featcli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--part", f"{i}/2") for i in range(2)]
     said = [run.communicate()[1] for run in runs]
     assert sorted(run.returncode for run in runs) == [0, 3], said  # the broken picture is in one of them
     assert all(f"part           {i}/2: 24 shards of 48  (as asked)" in text for i, text in enumerate(said))
@@ -60,9 +59,7 @@ def test_the_schedulers_part_is_said(cli, many, tmp_path, monkeypatch):
 def test_a_process_for_each_device(many, whole, tmp_path):
     """--device cpu,cpu makes the files that one process makes, with the events of one run, though a worker dies."""
     environment = hooked(DIES_AT="20.png", DIES_ONCE=tmp_path / "died")
-    run = featcli_process(
-        "extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--device", "cpu,cpu", "--json", env=environment
-    )
+    run = Featcli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--device", "cpu,cpu", "--json", env=environment)
     out, err = run.communicate()
     assert run.returncode == 3, err
     assert "device         cpu, cpu  (as asked: a process for each)" in err
@@ -123,10 +120,10 @@ def test_interrupting_workers(cli, many, whole, tmp_path):
     """Ctrl-C ends the workers too; what is committed stays, and the same command goes on."""
     environment = hooked(WAITS_AT="10.png", WAITS_FOR=tmp_path / "go")
     command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
-    run = at_work(*command, "--device", "cpu,cpu", "-v", env=environment, start_new_session=True)
-    children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=False).stdout.split()
+    run = at_work(*command, "--device", "cpu,cpu", "-v", env=environment)
+    children = Path(f"/proc/{run.featcli}/task/{run.featcli}/children").read_text().split()
     assert len(children) == 2
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(run.featcli, signal.SIGINT)  # as a terminal does
     (tmp_path / "go").touch()
     run.communicate()
     assert run.returncode == 130

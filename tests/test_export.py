@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch.nn.functional import adaptive_avg_pool2d
 
 import featcli
-from conftest import draw, featcli_process, little_memory, tree
+from conftest import Featcli, draw, little_memory, tree
 from featcli import open_dump
 from featcli.errors import UsageError
 from featcli.export import export
@@ -156,7 +156,7 @@ def test_json_lines_on_stdout(dump, cli):
 
 def test_a_reader_that_goes_away(dump):
     """`featcli export -o - | head -1` ends quietly."""
-    with featcli_process("export", dump.path, "-o", "-") as exporting:
+    with Featcli("export", dump.path, "-o", "-") as exporting:
         exporting.stdout.read(10)
         exporting.stdout.close()
         assert exporting.stderr.read() == ""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 
 import featcli
-from conftest import SAMPLES, draw, featcli_process, tree, upright
+from conftest import SAMPLES, Featcli, draw, tree, upright
 from featcli import open_dump
 from featcli.errors import ConflictError, FeatcliError, IncompleteError, MachineError, UsageError
 
@@ -367,7 +367,7 @@ MANY_ARGUMENTS += ["--layout", "channels-last", "--fold"]
 def test_killed_in_the_middle(tmp_path, many, cli, format_name, number, code):
     """Killed, interrupted or terminated in the middle, the same command gives the bytes of an uninterrupted run."""
     command = ["extract", many / "photos", "-o", tmp_path / "d", "-f", format_name, *MANY_ARGUMENTS]
-    with featcli_process(*command) as process:
+    with Featcli(*command) as process:
         while json.loads(process.stdout.readline()).get("shard") != 6:
             pass
         process.send_signal(number)
@@ -388,7 +388,7 @@ def test_killed_in_the_middle(tmp_path, many, cli, format_name, number, code):
 def test_two_processes_on_one_dump(tmp_path, many):
     """Two runs of one command at the same time both end well and leave the bytes of a single run."""
     command = ["extract", many / "photos", "-o", tmp_path / "d", *MANY_ARGUMENTS, "-q"]
-    with featcli_process(*command) as one, featcli_process(*command) as other:
+    with Featcli(*command) as one, Featcli(*command) as other:
         for process in (one, other):
             _, err = process.communicate()
             assert (process.returncode, err) == (0, "")
@@ -400,7 +400,7 @@ def test_names_from_find(tmp_path):
     find = subprocess.run(["find", SAMPLES.name, "-name", "*.jpg", "-print0"], cwd=SAMPLES.parent, capture_output=True)
     names = [name for name in find.stdout.split(b"\0") if name]
     command = "extract --files-from - -0 -c test_resnet --random-init --json".split()
-    process = featcli_process(*command, "-o", tmp_path / "d", cwd=SAMPLES.parent, stdin=subprocess.PIPE)
+    process = Featcli(*command, "-o", tmp_path / "d", cwd=SAMPLES.parent, stdin=subprocess.PIPE)
     with process:
         out, _ = process.communicate(find.stdout.decode())
     events = [json.loads(line) for line in out.splitlines()]
@@ -428,7 +428,7 @@ def test_shards_that_are_gone_or_cut_short_are_made_again(tmp_path, photos, cli,
 def test_interrupting_an_overwrite(tmp_path, many):
     """After Ctrl-C the hint of an --overwrite run does not send its user into deleting what is committed."""
     command = ["extract", many / "photos", "-o", tmp_path / "d", *MANY_ARGUMENTS, "--overwrite"]
-    with featcli_process(*command) as process:
+    with Featcli(*command) as process:
         while json.loads(process.stdout.readline()).get("shard") != 2:
             pass
         process.send_signal(signal.SIGINT)

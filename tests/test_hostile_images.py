@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import featcli
-from conftest import draw, featcli_process
+from conftest import Featcli, draw
 from featcli import open_dump
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "threads": 1, "out_features": "stem"}
@@ -158,7 +158,7 @@ def runs(tmp_path_factory):
     with (folder / "photos" / "endless.bmp").open("wb") as file:
         file.truncate(3 * 1024**3)  # sparse
     given = ["-c", "test_resnet", "--random-init", "--batch-size", 4, "--threads", 1, "--out-features", "stem"]
-    with featcli_process("extract", folder / "photos", *given, "-o", folder / "all", "-v") as process:
+    with Featcli("extract", folder / "photos", *given, "-o", folder / "all", "-v") as process:
         out, err = process.communicate()
     return folder / "photos", open_dump(folder / "alone"), open_dump(folder / "all"), (process.returncode, out, err)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import featcli
-from conftest import SAMPLES, draw, featcli_process
+from conftest import SAMPLES, Featcli, draw
 from featcli import open_dump
 from featcli.errors import MachineError, UsageError
 from featcli.inputs import Given, find
@@ -88,7 +88,7 @@ def test_names_never_reach_the_terminal_raw(tmp_path, photos, cli):
 def test_a_dash_is_no_option(tmp_path, photos):
     """After -- a name that begins with a dash is an input; before it is an option that does not exist."""
     given = ["-c", "test_resnet", "--random-init", "--pool", "avg", "-q", "-o", str(tmp_path / "d")]
-    with featcli_process("extract", *given, "--", "-rf.png", cwd=photos) as process:
+    with Featcli("extract", *given, "--", "-rf.png", cwd=photos) as process:
         process.communicate()
     assert process.returncode == 0
     assert open_dump(tmp_path / "d").keys == ["-rf.png"]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MANY_SHARDS, REPOSITORY, content
+from conftest import MANY_SHARDS, REPOSITORY, content, forks
 
 SCALE = REPOSITORY / "examples" / "scale"
 OPTIONS = " ".join(MANY_SHARDS[2:])
 
 
 def script(name, *arguments, **variables):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join([str(forks()), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "CHECKPOINT": "test_resnet", "OPTIONS": OPTIONS, **variables}
     return subprocess.Popen(["bash", SCALE / name, *map(str, arguments)], env=environment, stderr=subprocess.PIPE)
 
@@ -49,8 +49,9 @@ def test_the_kubernetes_job(many, tmp_path):
     codes = next(rule["onExitCodes"]["values"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule)
     shell, option = container["command"]
     text = container["args"][0].replace("/photos", str(many)).replace("/dumps/feats", str(tmp_path / "d"))
-    text = text.replace("-c resnet50", " ".join(MANY_SHARDS)).replace("featcli", f"{sys.executable} -m featcli")
-    environment = {**os.environ, "FEATCLI_PARTS": "16", "JOB_COMPLETION_INDEX": "1"}
+    text = text.replace("-c resnet50", " ".join(MANY_SHARDS))
+    path = f"{forks()}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "FEATCLI_PARTS": "16", "JOB_COMPLETION_INDEX": "1"}
     done = subprocess.run([shell, option, text], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr  # 33.png, which is broken, is in this part
     assert "part           1/16: 3 shards of 48  (auto: Kubernetes indexed job)" in done.stderr
