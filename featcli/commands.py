@@ -9,7 +9,7 @@ import typer
 
 from featcli import __version__
 from featcli.backbones.execution import LAYOUTS, PRECISIONS
-from featcli.config import AUTO, DTYPES, ENGINES, ExtractConfig, parse_batch_size
+from featcli.config import AUTO, DTYPES, ENGINES, ExtractConfig, parse_count
 from featcli.errors import UsageError, one_of
 from featcli.options import (
     EPILOG,
@@ -114,7 +114,9 @@ def extract(
         str, typer.Option(help=f"Images that go through the backbone together, or {AUTO}: the fastest here.")
     ] = str(DEFAULT.batch_size),
     threads: Annotated[int | None, typer.Option(help="Of the forward pass on a CPU. Default: torch's choice.")] = None,
-    decode_threads: Annotated[int | None, typer.Option(help="Default: one for each available core.")] = None,
+    decode_threads: Annotated[
+        str, typer.Option(help=f"Of each process, or {AUTO}: the cores that may be used, divided by the processes.")
+    ] = AUTO,
     pool: Annotated[
         str, typer.Option(help=f"{', '.join(POOLINGS)}, or a grid HxW of averages such as 7x7.")
     ] = DEFAULT.pool,
@@ -188,9 +190,9 @@ def extract(
         layout=layout,
         fold=fold,
         compile=compile,
-        batch_size=parse_batch_size(batch_size),
+        batch_size=parse_count("--batch-size", batch_size),
         threads=threads,
-        decode_threads=decode_threads,
+        decode_threads=parse_count("--decode-threads", decode_threads),
         pool=pool,
         dtype=dtype,
         format=format,

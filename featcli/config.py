@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from featcli.backbones.checkpoint import Request
     from featcli.inputs import Given
 
-AUTO = "auto"  # chosen by a short measurement, printed with its gain, and kept by the dump
+AUTO = "auto"  # featcli chooses, says so, and what can move a bit is kept by the dump
 DEFAULT_BATCH_SIZE = 32
 ENGINES = ("local", "ray")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -25,12 +25,12 @@ MOST = 200_000  # of anything that is counted: the keys of a shard must fit into
 MAX_SHARD_ROWS = 4096  # where rows are small: what a kill can cost is minutes of work, not a gigabyte
 
 
-def parse_batch_size(text: str) -> int | str:
+def parse_count(option: str, text: str) -> int | str:
     """`auto`, or how many. Raises UsageError."""
     try:
         return text if text == AUTO else int(text)
     except ValueError:
-        raise UsageError(f"--batch-size {shown(text)}: neither a number nor {AUTO}", "give one such as 32") from None
+        raise UsageError(f"{option} {shown(text)}: neither a number nor {AUTO}", "give one such as 32") from None
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ExtractConfig:
     compile: bool = False
     batch_size: int | str = DEFAULT_BATCH_SIZE
     threads: int | None = None
-    decode_threads: int | None = None
+    decode_threads: int | str = AUTO
     pool: str = "none"
     dtype: str = "float32"
     format: str = "hdf5"
@@ -118,7 +118,7 @@ class ExtractConfig:
             ("--decode-threads", self.decode_threads),
             ("--shard-size", self.shard_size),
         ):
-            if value is None or (option, value) == ("--batch-size", AUTO):
+            if value is None or (value == AUTO and option in ("--batch-size", "--decode-threads")):
                 continue
             if isinstance(value, str):
                 raise UsageError(f"{option} {shown(value)}: not a number", f"give one such as {DEFAULT_BATCH_SIZE}")

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # How allocators, CUDA and its libraries say that there is no memory left, in errors of no type of their own.
-MEMORY_SAID = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+MEMORY_SAID = (
+    "can't allocate memory",
+    "out of memory",
+    "ALLOC_FAILED",  # cuBLAS, and cuDNN up to 8
+    "ALLOCATION_FAILED",  # cuDNN 9
+    "unable to find an engine to execute this computation",  # there are some, but none fits into what is left
+)
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,11 @@ def device_names(wanted: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def settled_arithmetic(threads: int) -> Iterator[None]:
-    """So many threads, and fp32 that means fp32: cuDNN would round its inputs to TF32, and tune itself by the clock."""
+def settled_arithmetic(threads: int, device: torch.device) -> Iterator[None]:
+    """So many threads, and fp32 that means fp32: cuDNN would round its inputs to TF32, and tune itself by the clock.
+
+    A GPU is the current one meanwhile: else libraries would take memory of the first one beside it.
+    """
     import torch
 
     before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
@@ -79,7 +88,8 @@ def settled_arithmetic(threads: int) -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = False
     try:
-        yield
+        with torch.cuda.device(device if device.type == "cuda" else -1):  # -1: all stays as it is
+            yield
     finally:
         torch.set_num_threads(before[0])
         torch.set_float32_matmul_precision(matmul)

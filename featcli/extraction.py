@@ -189,7 +189,7 @@ def _run_claimed(
         failed_by_reason=totals["failed_by_reason"],
         extracted=tally.images,
         is_complete=is_complete,
-        pace=tally.clock.pace(engine.workers, engine.decode_threads, plan.settings, plan.stages[0].dtype),
+        pace=tally.clock.pace(engine.workers, engine.decode_threads, plan),
     )
     # Nothing was dropped, nothing counted twice.
     assert outcome.written + outcome.failed == sum(len(plan.shard(number)) for number in mine)

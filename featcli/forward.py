@@ -74,17 +74,21 @@ class Forward:
     def compile(self) -> None:
         """Let torch.compile do its work now, before anything is written. Raises MachineError."""
         pixels = self.loaded.backbone.preprocessing
-        zeros = torch.zeros(self.at_once, pixels.channels, *pixels.size, dtype=getattr(torch, pixels.dtype))
-        try:
-            self._forward(zeros)
-        except Exception as error:  # compilers, and what looks for them, fail in many ways
-            if is_out_of_memory(error):
+        is_compiled = False
+        while not is_compiled:
+            zeros = torch.zeros(self.at_once, pixels.channels, *pixels.size, dtype=getattr(torch, pixels.dtype))
+            try:
+                self._forward(zeros)
+                is_compiled = True
+            except Exception as error:  # compilers, and what looks for them, fail in many ways
+                if not is_out_of_memory(error):
+                    raise MachineError(
+                        f"--compile: torch.compile cannot compile {self.loaded.backbone.name}: {one_line(error)}",
+                        "leave --compile out; on a CPU it needs a C++ compiler such as g++",
+                    ) from error
                 self._halve(self.at_once, error)
-                return self.compile()
-            raise MachineError(
-                f"--compile: torch.compile cannot compile {self.loaded.backbone.name}: {one_line(error)}",
-                "leave --compile out; on a CPU it needs a C++ compiler such as g++",
-            ) from error
+            if not is_compiled:
+                self._forget_tensors()
 
     def __call__(self, batch: Batch) -> Rows:
         """What is stored of each image. Raises MachineError where not even one image fits into memory."""
@@ -108,12 +112,13 @@ class Forward:
             except (MemoryError, RuntimeError, IndexError, ValueError, AssertionError) as error:
                 if is_out_of_memory(error):
                     self._halve(len(batch.rows), error)
-                elif self.loaded.backbone.preprocessing.is_native:  # these are how networks refuse a size
+                elif self.loaded.backbone.preprocessing.is_native and not isinstance(error, torch.AcceleratorError):
+                    # these are how networks refuse a size
                     raise self._refused(error, batch) from error
                 else:
                     raise
-            if extremes is None and self.loaded.backbone.device.type == "cuda":
-                torch.cuda.empty_cache()  # here the error is gone, and the tensors that it held
+            if extremes is None:
+                self._forget_tensors()
         failed = [failure.row - batch.rows.start for failure in batch.failures]
         return Rows(arrays, extremes, failed, self.overflown, self._transfers.arrival(since), release)
 
@@ -143,6 +148,11 @@ class Forward:
         if missing:  # it is compiled for one size of batch: the short last one would be compiled for again
             pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
         return self._forward(self._transfers.to_device(pixels))
+
+    def _forget_tensors(self) -> None:
+        """To be called when an error is gone, and with it the tensors that it held."""
+        if self.loaded.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _halve(self, images: int, error: BaseException) -> None:
         is_padded = self.loaded.backbone.execution.compiled

@@ -19,7 +19,7 @@ from featcli.backbones.execution import Execution
 from featcli.backbones.fitting import NATIVE
 from featcli.backbones.source import Source, ready
 from featcli.batches import Reading
-from featcli.config import ExtractConfig
+from featcli.config import AUTO, ExtractConfig
 from featcli.decoding import Decoding
 from featcli.device import Resolved, device_names, memory_errors, resolve_device, settled_arithmetic
 from featcli.errors import UsageError
@@ -28,7 +28,7 @@ from featcli.machine import available_cores
 from featcli.plan import Plan, StoredStage
 from featcli.pooling import Pooling, pooling
 from featcli.progress import Report, silent
-from featcli.tuning import AS_BEGUN, Trials, Tuning, named, tune
+from featcli.tuning import AS_BEGUN, AT_ONCE, AT_ONCE_ELSEWHERE, Trials, Tuning, named, tune
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,9 @@ def load_asked(
 ) -> Loading:
     """Load the backbone. `begun`: the settings of the dump that is gone on with."""
     source, device, threads = asked.source, asked.device.value, _threads(config, begun)
-    with memory_errors("the backbone does", device), settled_arithmetic(threads.value):
-        trials = Trials(source, asked.positions, asked.stages, device, partial(_report_trials, report))
+    with memory_errors("the backbone does", device), settled_arithmetic(threads.value, device):
+        at_once = AT_ONCE if device.type == "cpu" else AT_ONCE_ELSEWHERE
+        trials = Trials(source, asked.positions, asked.stages, device, partial(_report_trials, report), at_once)
         tuning = tune(config, trials, num_images, begun)
         backbone = ready(source, asked.positions, device, tuning.execution)
     _report_tuning(device, backbone.execution, tuning, report)
@@ -107,7 +108,7 @@ def load_asked(
 
 
 def _report_trials(report: Report) -> None:
-    report("choice", name="trying", value="ways to run the network", reason="for as long as about 100 images take")
+    report("choice", name="trying", value="ways to run the network", reason="some short runs of each")
 
 
 def _report_tuning(device: torch.device, execution: Execution, tuning: Tuning, report: Report) -> None:
@@ -142,7 +143,9 @@ def num_workers(config: ExtractConfig) -> int:
 
 def decode_threads_of(config: ExtractConfig) -> int:
     """Of each worker."""
-    return config.decode_threads or max(1, available_cores() // num_workers(config))
+    if config.decode_threads != AUTO:
+        return int(config.decode_threads)
+    return max(1, available_cores() // num_workers(config))
 
 
 def _stored_stages(config: ExtractConfig, source: Source, positions: Sequence[int]) -> tuple[StoredStage, ...]:

@@ -75,7 +75,8 @@ def kept_memory() -> Iterator[None]:
     """Let the C library keep the memory of large tensors for the next ones instead of giving it back each time.
 
     The system clears every page that it hands out: a ResNet-50 on a CPU spends a third of its time on that.
-    Only where the library is glibc (mallopt(3)); elsewhere, and for tensors of other devices, nothing changes.
+    Only where the library is glibc (mallopt(3)); elsewhere, and for tensors of other devices, nothing changes. In other
+    threads than the first glibc keeps nothing above 64 MiB, unless MALLOC_ARENA_MAX=1 when the process starts.
     """
     libc = _glibc()
     if libc is None:
@@ -93,7 +94,7 @@ def kept_memory() -> Iterator[None]:
 
 
 def give_memory_back() -> None:
-    """Give back what is kept and free, now and then: what is kept has gaps, which would add up over days."""
+    """Give back what is kept and free, which other sizes of images and maps than those to come may have left."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+from featcli.config import DEFAULT_BATCH_SIZE
+
+if TYPE_CHECKING:
+    from featcli.plan import Plan
 
 PARTS = ("decode", "compute", "write")
 BUSY = 0.4  # share of a run from which decoding is worth a word though another part set the pace
@@ -32,11 +37,8 @@ class Clock:
         for part in (*PARTS, "waited_for_decode", "waited_for_write", "waited_for_compute"):
             setattr(self, part, getattr(self, part) + getattr(other, part))
 
-    def pace(self, workers: int, decode_threads: int, settings: Mapping[str, Any], dtype: str) -> Pace:
-        """What the run comes to, by now. `settings`: the plan's; `dtype`: of what is stored.
-
-        `decode_threads`: of all workers together.
-        """
+    def pace(self, workers: int, decode_threads: int, plan: Plan) -> Pace:
+        """What the run comes to, by now. `decode_threads`: of all workers together."""
         seconds = time.perf_counter() - self.started
         worked = {"decode": self.decode, "compute": self.compute, "write": self.write}
         threads = {"decode": decode_threads, "compute": workers, "write": workers}
@@ -54,7 +56,7 @@ class Clock:
             },
             threads,
             slowest,
-            ", ".join(_advice(slowest, busy["decode"] / seconds, self.compute, settings, dtype)),
+            ", ".join(_advice(slowest, busy["decode"] / seconds, self.compute, plan)),
         )
 
 
@@ -78,31 +80,34 @@ class Pace:
             waited = {name.partition(" for ")[2]: s for name, s in self.waited.items() if name.startswith(part)}
             waits = [f"{seconds:.1f} s for {other}" for other, seconds in waited.items() if seconds >= 0.05]
             text = f"{part:<8} {self.busy[part]:>4.0%} busy: {self.worked[part]:.1f} s of work{threads}"
-            yield text + (f"; waited {', '.join(waits)}" if waits else "")
+            together = " in all" if waits and self.threads["compute"] > 1 else ""
+            yield text + (f"; waited {', '.join(waits)}{together}" if waits else "")
         yield f"pace set by {self.set_by}; what could help: {self.advice}"
 
 
-def _advice(slowest: str, decoding: float, computing: float, settings: Mapping[str, Any], dtype: str) -> list[str]:
+def _advice(slowest: str, decoding: float, computing: float, plan: Plan) -> list[str]:
     """Options that would take work from the slowest part and are not used yet, those that change least first.
 
     `decoding`: the share of the run that it was busy; on a CPU at the cost of the backbone. `computing`: seconds.
     """
-    pixels = settings["preprocessing"]
-    is_native = pixels.get("fit") == "native"
+    settings, pixels = plan.settings, plan.settings["preprocessing"]
+    is_native, is_on_cpu = pixels.get("fit") == "native", plan.environment.get("device") == "cpu"
+    can_scale = pixels.get("decode") != "scaled" and not is_native
     options = {
         "decode": {
-            "--decode scaled for large JPEGs": pixels.get("decode") != "scaled" and not is_native,
+            "--decode scaled for large JPEGs": can_scale,
             "more --decode-threads where there are cores": True,
         },
         "compute": {
             "--compile": not settings["compiled"] and not is_native and computing > WORTH_COMPILING,
             "--precision bf16": settings["precision"] == "fp32",
-            "--decode scaled for large JPEGs": decoding > BUSY and pixels.get("decode") != "scaled" and not is_native,
+            "--batch-size auto": not is_on_cpu and settings["batch_size"] == DEFAULT_BATCH_SIZE,
+            "--decode scaled for large JPEGs": is_on_cpu and decoding > BUSY and can_scale,  # they share the cores
             "an earlier last stage": True,
             "a faster --device": True,
         },
         "write": {
-            "--dtype float16": dtype == "float32",
+            "--dtype float16": plan.stages[0].dtype == "float32",
             "--pool": settings["pool"] == "none",
             "fewer stages": True,
             "a faster disk": True,

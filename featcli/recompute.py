@@ -60,7 +60,8 @@ def recompute(dump: Dump, config: ExtractConfig, count: int, report: Report = si
     forward = Forward(loaded)
     equal, largest, off = 0, 0.0, []
     limit = TOLERANCES[dump.plan.settings["precision"]]
-    with settled_arithmetic(loaded.threads), memory_errors("the images do", loaded.backbone.device), closing(decoded):
+    device = loaded.backbone.device
+    with settled_arithmetic(loaded.threads, device), memory_errors("the images do", device), closing(decoded):
         if loaded.backbone.execution.compiled:
             forward.compile()
         for batch in decoded:

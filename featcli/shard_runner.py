@@ -30,6 +30,7 @@ from featcli.writers.publish import disk_errors
 from featcli.writers.shard import ShardWriter
 
 QUEUED_BATCHES = 2  # that may wait for the writer
+TIDY_SECONDS = 30.0  # after which memory that is free goes back to the system: seldom, since it is taken again
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class ShardRunner:
     def compile(self) -> None:
         """Let torch.compile do its work now, before anything is written. Raises MachineError."""
         if self._loaded.backbone.execution.compiled:
-            with settled_arithmetic(self._loaded.threads):
+            with settled_arithmetic(self._loaded.threads, self._loaded.backbone.device):
                 self._forward.compile()
 
     def run(self, dump: Dump, shards: Iterable[Shard], count: Callable[[Tally], None]) -> None:
@@ -81,7 +82,7 @@ class ShardRunner:
         into = _Files(dump, self._report, self._forward.overflown, count)
         decoded = batches.read(self._loaded.reading, into.batches(shards))
         with (
-            settled_arithmetic(self._loaded.threads),
+            settled_arithmetic(self._loaded.threads, device),
             kept_memory(),
             memory_errors("the images do", device),
             disk_errors(dump.path),
@@ -92,20 +93,22 @@ class ShardRunner:
             self._stream(decoded, into, writer, tally)
         tally.clock.compute, tally.clock.waited_for_compute = into.compute_seconds, into.waited_seconds
         tally.clock.write = writer.busy_seconds - into.waited_seconds
-        tally.clock.waited_for_write = writer.waited_seconds
+        # What the writer waited for the device is no wait of the device for the writer.
+        tally.clock.waited_for_write = max(0.0, writer.waited_seconds - into.waited_seconds)
         count(tally)
 
     def _stream(self, decoded: Iterator[Batch], into: _Files, writer: Background, tally: Tally) -> None:
-        began = time.perf_counter()
+        began = tidied = time.perf_counter()
         for batch in decoded:
             ready = time.perf_counter()
             tally.clock.waited_for_decode += ready - began
             tally.clock.decode += batch.decode_seconds
             into.write(batch, self._forward(batch), self._forward.at_once, writer)
             self._report("batch", images=len(batch.rows))
-            if batch.rows.stop % self._loaded.plan.shard_rows == 0:
-                give_memory_back()
             began = time.perf_counter()
+            if began - tidied > TIDY_SECONDS:
+                give_memory_back()
+                tidied = began
 
 
 class _Files:

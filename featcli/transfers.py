@@ -124,8 +124,9 @@ class CudaTransfers(Transfers):
         copied.record(self._out)
 
         def arrive() -> float:
-            copied.synchronize()
-            computed.synchronize()  # no copy waits for it, and it may be a moment later
+            with self._cuda.device(self._device):  # the thread that writes has a current one of its own
+                copied.synchronize()
+                computed.synchronize()  # no copy waits for it, and it may be a moment later
             return float(since.elapsed_time(computed)) / 1000
 
         return arrive

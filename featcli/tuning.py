@@ -20,7 +20,8 @@ from featcli.machine import available_memory, kept_memory
 from featcli.plan import StoredStage
 
 FEWEST = 1000  # images for which it pays to try layouts: the trials take as long as some hundred
-AT_ONCE = 8  # images in a trial
+AT_ONCE = 8  # images in a trial on a CPU
+AT_ONCE_ELSEWHERE = 64  # less would not keep a GPU busy while the next operation is launched
 ROUNDS = 3  # of which the fastest counts: whatever else a machine does only ever makes it slower
 GAIN = 1.1  # what another layout must bring
 PRECISION_GAIN = 1.2  # and another precision
@@ -80,14 +81,16 @@ class Trials:
     stages: Sequence[StoredStage]
     device: torch.device
     began: Callable[[], None] = lambda: None  # called before the first trial
+    images: int = AT_ONCE  # that go through the network together, where nothing else is asked for
     rates: dict[tuple[Execution, int], float] = field(default_factory=dict)
     _last: tuple[Execution, Network] | None = None
 
-    def rate(self, execution: Execution, images: int = AT_ONCE) -> float:
+    def rate(self, execution: Execution, images: int = 0) -> float:
         """Images a second, the maps laid out as on disk included; 0 where they do not fit into memory.
 
         Only the first way that is tried may raise: where the network does not take another, that one is out.
         """
+        images = images or self.images
         if (execution, images) not in self.rates:
             try:
                 self.rates[execution, images] = self._measure(execution, images)
@@ -190,7 +193,7 @@ def _batch_size(config: ExtractConfig, trials: Trials, execution: Execution) -> 
     row_bytes = sum(stage.row_bytes(trials.source.input_size) for stage in trials.stages)
     most = int(available_memory() * SHARE_OF_MEMORY / max(1, row_bytes))
     most = max(1, min(most, MOST_ON_CPU if trials.device.type == "cpu" else MOST))
-    best = min(AT_ONCE, most)
+    best = min(trials.images, most)
     while best > 1 and not trials.rate(execution, best):
         best //= 2
     while best * 2 <= most and trials.rate(execution, best * 2) >= max(BATCH_GAIN * trials.rate(execution, best), 1e-9):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -168,6 +169,30 @@ def test_what_cannot_be_compiled(tmp_path, photos, monkeypatch, cli):
     assert "--compile: torch.compile cannot compile test_resnet: No working C++ compiler found" in run.err
     assert "leave --compile out" in run.err
     assert not (tmp_path / "d").exists()
+
+
+def test_compilation_that_does_not_fit(tmp_path, photos, monkeypatch):
+    """It is tried again with half as many images, when nothing is held any more of what did not fit."""
+    tried, held = [], []
+
+    def compiled(function, **_):
+        def run(pixels):
+            tried.append(len(pixels))
+            assert not [reference for reference in held if reference() is not None]
+            if len(pixels) > 2:
+                held.append(weakref.ref(pixels))
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return function(pixels)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    options = {**OPTIONS, "batch_size": 8, "shard_size": 6}
+    featcli.extract(photos, output=tmp_path / "compiled", compile=True, **options)
+    assert tried == [8, 4, 2, *[2] * 6]
+    featcli.extract(photos, output=tmp_path / "plain", **{**options, "batch_size": 2})
+    one, other = open_dump(tmp_path / "plain"), open_dump(tmp_path / "compiled")
+    assert all(np.array_equal(one[stage][:], other[stage][:]) for stage in one.stages)
 
 
 @pytest.fixture

@@ -3,10 +3,17 @@
 import os
 import platform
 import resource
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
+import featcli
+from featcli import shard_runner
+from featcli.device import settled_arithmetic
 from featcli.machine import available_cores, available_memory, kept_memory
 
 
@@ -84,8 +91,6 @@ def test_memory_is_a_number_of_bytes():
 
 def faults(times):
     """Pages that the system had to hand out for so many tensors of 64 MiB, one after the other."""
-    import torch
-
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(times):
         torch.ones(64 << 20, dtype=torch.uint8)
@@ -106,3 +111,55 @@ def test_memory_is_kept_and_given_back():
         assert faults(20) < pages  # what there was is enough
         assert resident() > before + pages // 2
     assert resident() < before + pages // 2
+
+
+IN_A_THREAD = """
+import resource, threading
+from featcli.machine import kept_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        b"x" * (100 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def work():
+    with kept_memory():
+        faults()
+        print(faults())
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
+def test_memory_is_kept_in_workers_of_ray():
+    """There shards are made in a thread that is not the first, in the environment that workers are given."""
+    from featcli.engines.ray import IN_WORKERS
+
+    command = [sys.executable, "-c", IN_A_THREAD]
+    done = subprocess.run(command, env={**os.environ, **IN_WORKERS}, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < (100 << 20) // resource.getpagesize()
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(-1.0, 3), (shard_runner.TIDY_SECONDS, 0)])
+def test_memory_goes_back_now_and_then(tmp_path, photos, monkeypatch, seconds, expected):
+    """After some time, not with every shard: what goes back has to be handed out again."""
+    given_back = []
+    monkeypatch.setattr(shard_runner, "give_memory_back", lambda: given_back.append(1))
+    monkeypatch.setattr(shard_runner, "TIDY_SECONDS", seconds)
+    options = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "shard_size": 4}
+    featcli.extract(photos, output=tmp_path / "d", **options)
+    assert len(given_back) == expected
+
+
+def test_the_current_gpu(monkeypatch):
+    """While a network runs on a GPU that one is the current one; on a CPU all stays as it is."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: current.append(str(device)) or nullcontext())
+    for device in ("cuda:1", "cpu"):
+        with settled_arithmetic(1, torch.device(device)):
+            assert torch.get_num_threads() == 1
+    assert current == ["cuda:1", "-1"]

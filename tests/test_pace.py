@@ -1,10 +1,24 @@
 """What a run says about where its time went."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from featcli.pace import Clock
 
-SETTINGS = {"precision": "fp32", "compiled": False, "pool": "none", "preprocessing": {"decode": "exact"}}
+SETTINGS = {
+    "batch_size": 32,
+    "precision": "fp32",
+    "compiled": False,
+    "pool": "none",
+    "preprocessing": {"decode": "exact"},
+}
+
+
+def plan(settings=SETTINGS, dtype="float32", device="cpu"):
+    """What the pace asks of one."""
+    stages = [SimpleNamespace(dtype=dtype)]
+    return SimpleNamespace(settings=settings, environment={"device": device}, stages=stages)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +32,7 @@ SETTINGS = {"precision": "fp32", "compiled": False, "pool": "none", "preprocessi
 )
 def test_the_slowest_part_sets_the_pace(worked, expected, advice):
     """The part that is busiest, its threads taken together, is named with what could help."""
-    pace = Clock(**worked).pace(1, 2, SETTINGS, "float32")
+    pace = Clock(**worked).pace(1, 2, plan())
     assert pace.set_by == expected
     assert pace.advice.startswith(advice)
     assert [line.split()[0] for line in pace.lines()] == ["decode", "compute", "write", "pace"]
@@ -27,22 +41,50 @@ def test_the_slowest_part_sets_the_pace(worked, expected, advice):
 @pytest.mark.parametrize("part", ["decode", "compute", "write"])
 def test_advice_names_nothing_that_is_in_use_or_refused(part):
     """What was given already, or does not go with the rest, is not advised."""
-    used = {"precision": "bf16", "compiled": True, "pool": "avg", "preprocessing": {"decode": "scaled"}}
+    used = {
+        "batch_size": 64,
+        "precision": "bf16",
+        "compiled": True,
+        "pool": "avg",
+        "preprocessing": {"decode": "scaled"},
+    }
     native = SETTINGS | {"preprocessing": {"decode": "exact", "fit": "native"}}
     for settings, dtype in ((used, "float16"), (native, "float16")):
-        advice = Clock(**{part: 5.0}).pace(1, 1, settings, dtype).advice
+        advice = Clock(**{part: 5.0}).pace(1, 1, plan(settings, dtype)).advice
         for option in ("--compile", "--decode scaled", "--dtype"):
             assert option not in advice
-    assert "--p" not in Clock(**{part: 5.0}).pace(1, 1, used, "float16").advice
+    assert "--p" not in Clock(**{part: 5.0}).pace(1, 1, plan(used, "float16")).advice
 
 
 def test_preparation_is_no_part_of_the_rate():
     """It is said beside the seconds of the run."""
-    assert Clock(preparation=3.0).pace(1, 1, SETTINGS, "float32").preparation == 3.0
+    assert Clock(preparation=3.0).pace(1, 1, plan()).preparation == 3.0
 
 
 def test_waits_are_said():
     """Who stood still for whom, and how long."""
     clock = Clock(compute=3.0, waited_for_decode=1.25, waited_for_write=0.0)
-    lines = list(clock.pace(1, 1, SETTINGS, "float32").lines())
+    lines = list(clock.pace(1, 1, plan()).lines())
     assert lines[1].endswith("waited 1.2 s for decode")
+
+
+def test_advice_for_a_gpu():
+    """There a larger batch may help; decoding takes nothing from it, so advice about that is left out."""
+    clock = Clock(decode=4.0, compute=3.0)
+    assert "--decode scaled" in clock.pace(1, 2, plan()).advice
+    advice = clock.pace(1, 2, plan(device="NVIDIA H200")).advice
+    assert "--batch-size auto" in advice
+    assert "--decode" not in advice
+
+
+def test_several_workers():
+    """Busy shares are averages over workers; what they did and waited is summed, and said to be."""
+    clock = Clock()
+    clock.started -= 10.0
+    for _ in range(2):
+        other = Clock(preparation=0.0, compute=8.0, decode=4.0, waited_for_decode=2.0)
+        clock.add(other)
+    pace = clock.pace(2, 4, plan())
+    assert pace.busy["compute"] == pytest.approx(0.8, abs=0.01)
+    assert pace.busy["decode"] == pytest.approx(0.2, abs=0.01)
+    assert list(pace.lines())[1].endswith("16.0 s of work on 2 threads; waited 4.0 s for decode in all")

@@ -45,7 +45,7 @@ def test_a_death_a_part_and_an_interruption(cli, many, whole, tmp_path):
     command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
     waits = {"WAITS_AT": "40.png", "WAITS_FOR": tmp_path / "go"}
     environment = hooked(**QUIET, DIES_AT="20.png", DIES_ONCE=tmp_path / "died", **waits)
-    run = at_work(*command, *RAY, "--workers", "2", "-v", shards=39, env=environment)  # 20 comes after all others
+    run = at_work(*command, *RAY, "--workers", "2", "-v", shards=35, env=environment)  # 20 comes after all others
     assert cli(*command, "--part", "1/3").code == 0
     run.send_signal(signal.SIGINT)
     err = run.communicate()[1]

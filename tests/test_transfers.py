@@ -80,6 +80,11 @@ class Cuda:
         return self.current
 
     @contextmanager
+    def device(self, device):
+        self.log.append(("current device", device))
+        yield
+
+    @contextmanager
     def stream(self, stream):
         before, self.current = self.current, stream.name
         yield
@@ -159,6 +164,6 @@ def test_the_order_of_a_batch_on_a_gpu(cuda):
     ]
     cuda.log.clear()
     assert arrive() == 1.5
-    assert cuda.log == [("wait for", "out"), ("wait for", "compute")]
+    assert cuda.log == [("current device", torch.device("cpu")), ("wait for", "out"), ("wait for", "compute")]
     assert torch.equal(target, values.half())
     assert ends.tolist() == [target.min(), target.max()]

@@ -222,8 +222,10 @@ def arranged(source: Source, network: Network, device: torch.device, execution: 
             tensor.data = tensor.data.contiguous(memory_format=layout)
     if not execution.compiled:
         return network, execution
-    # freezing: weights are constants, laid out once
-    compiled = partial(torch.compile, dynamic=False, options={"freezing": True})
+    # freezing: weights are constants, laid out once. CUDA graphs would use the memory of maps again while those are
+    # still on their way to the host.
+    options = {"freezing": True, "triton.cudagraphs": False}
+    compiled = partial(torch.compile, dynamic=False, options=options)
     tokens = None if network.class_tokens is None else compiled(network.class_tokens)
     return replace(network, maps=compiled(network.maps), class_tokens=tokens), execution
 

@@ -20,7 +20,7 @@ from featcli.config import ExtractConfig
 from featcli.dump import SHARDS
 from featcli.engines import ToDo
 from featcli.engines.progress import ShardProgress
-from featcli.engines.queue import ShardQueue
+from featcli.engines.queue import ShardQueue, at_shards
 from featcli.engines.worker import Task
 from featcli.progress import Report
 from featcli.shard_runner import Shard, Tally
@@ -50,7 +50,8 @@ class ProcessEngine:
 
     def __init__(self, config: ExtractConfig, devices: Sequence[str], decode_threads: int, report: Report) -> None:
         self.workers = len(devices)
-        self.decode_threads = decode_threads * len(devices)
+        self._threads_each = decode_threads
+        self.decode_threads = decode_threads * self.workers
         self._config = replace(config, decode_threads=decode_threads)
         self._devices = devices
         self._report = report
@@ -63,7 +64,9 @@ class ProcessEngine:
     def run(self, todo: ToDo) -> Tally:
         """Raises FeatcliError: a worker's own, or WorkerError."""
         tally, queue = Tally(), ShardQueue(todo.shards)
-        for place in range(min(len(self._devices), len(todo.shards))):
+        self.workers = min(self.workers, len(todo.shards))  # a shard is not divided
+        self.decode_threads = self._threads_each * self.workers
+        for place in range(self.workers):
             self._start_worker(place, todo)
         while self._living:
             for connection in wait([worker.connection for worker in self._living]):
@@ -94,7 +97,7 @@ class ProcessEngine:
             [sys.executable, "-c", PROGRAM.format(path=sys.path, socket=theirs.fileno(), lock=todo.lock)],
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(), todo.lock),
-            env={**os.environ, **environment},
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **environment},  # as the command line sets it for itself
         )
         theirs.close()
         worker = _Worker(place, process, Connection(ours.detach()), ShardProgress(todo.dump.plan, self._report))
@@ -150,8 +153,7 @@ class ProcessEngine:
             return
         why = worker.crash or (f"killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}")
         name = f"worker {worker.place} ({self._devices[worker.place]})"
-        where = f" at shard {' or '.join(map(str, sorted(worker.at_work)))}" if worker.at_work else ""
-        self._report("warning", text=f"{name} died{where}: {why}")
+        self._report("warning", text=f"{name} died{at_shards(worker.at_work)}: {why}")
         remove_stale(todo.dump.path / SHARDS)  # the file that it was writing
         queue.died(worker.at_work, why, worker.has_started, is_last=not self._living)
         self._serve_idle(queue, todo)

@@ -10,6 +10,12 @@ from featcli.errors import WorkerError, counted
 TRIES = 3  # of a shard, and of starting workers
 
 
+def at_shards(numbers: Iterable[int]) -> str:
+    """Of which shard a worker was at, for messages; nothing where there is none."""
+    one_of = " or ".join(map(str, sorted(numbers)))
+    return f" at shard {one_of}" if one_of else ""
+
+
 class ShardQueue:
     """Shards in their order; after them, one at a time for a worker, those that were at work when one died.
 
@@ -24,6 +30,11 @@ class ShardQueue:
         self._at_work: set[int] = set()
         self._deaths: Counter[int] = Counter()
         self._failed_starts = 0  # one after the other
+
+    @property
+    def num_new(self) -> int:
+        """How many shards were not tried yet."""
+        return len(self._new)
 
     @property
     def has_waiting(self) -> bool:

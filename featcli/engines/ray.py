@@ -8,19 +8,21 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import featcli
 from featcli.batches import Pictures
-from featcli.config import ExtractConfig
+from featcli.config import AUTO, ExtractConfig
 from featcli.dump import SHARDS
 from featcli.engines import ToDo
 from featcli.engines.progress import ShardProgress
-from featcli.engines.queue import ShardQueue
+from featcli.engines.queue import ShardQueue, at_shards
 from featcli.engines.worker import Task, runner_for
 from featcli.errors import FeatcliError, MachineError, UsageError, counted, one_line, shown
 from featcli.image_list import is_url
@@ -34,10 +36,14 @@ CONNECT_SECONDS = 10.0
 START_SECONDS = 120.0  # in which one worker at least has to be ready
 STORE_BYTES = 80 << 20  # of Ray's object store, where only names go through it: nearly its least
 HOUSEKEEPING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+# The first as the command line sets it for itself. One arena: shards are made in a thread that is not the first of its
+# process, and only of the first arena does glibc keep the memory of large tensors.
+IN_WORKERS = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_ARENA_MAX": "1"}
+MOST_SHARDS = 8  # that a worker is given together
 
 
 class RayWorker:
-    """The actor: loads the backbone once, then makes one shard after the other."""
+    """The actor: loads the backbone once, then makes the shards that it is given."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -57,9 +63,9 @@ class RayWorker:
     def _report(self, kind: str, **facts: Any) -> None:
         self._events.put(("event", (kind, facts)))
 
-    def make(self, shard: Shard) -> Iterator[tuple[str, Any]]:
-        """Make a shard; yields what happens, as it happens, and "done". Raises FeatcliError."""
-        thread = threading.Thread(target=self._make, args=(shard,), daemon=True)
+    def make(self, shards: Sequence[Shard]) -> Iterator[tuple[str, Any]]:
+        """Make shards; yields what happens, as it happens, and "done". Raises FeatcliError."""
+        thread = threading.Thread(target=self._make, args=(shards,), daemon=True)
         thread.start()
         while True:
             kind, content = self._events.get()
@@ -69,9 +75,9 @@ class RayWorker:
             if kind == "done":
                 return
 
-    def _make(self, shard: Shard) -> None:
+    def _make(self, shards: Sequence[Shard]) -> None:
         try:
-            self._runner.run(self._dump, [shard], lambda tally: self._events.put(("tally", tally)))
+            self._runner.run(self._dump, shards, lambda tally: self._events.put(("tally", tally)))
             self._events.put(("done", None))
         except BaseException as error:  # handed over to the thread that Ray listens to
             self._events.put(("error", error))
@@ -79,7 +85,7 @@ class RayWorker:
 
 @dataclass(eq=False)
 class _Actor:
-    """A worker and what it is at: nothing since it has no place yet, loading, or a shard."""
+    """A worker and what it is at: nothing since it has no place yet, loading, or shards."""
 
     handle: Any
     waiting_for: Any  # a reference to what `ping` or `load` returns, or the generator of `make`
@@ -95,15 +101,10 @@ class RayEngine:
     def __init__(self, config: ExtractConfig, device: str, plan: Plan, report: Report) -> None:
         """`device`: the kind of device that workers have, as the driver does."""
         self.workers = config.workers or 1
-        self._cpus = config.cpus_per_worker or plan.settings["threads"]
+        self.decode_threads = 1  # until it is known what the cluster has
+        self._cpus: float = plan.settings["threads"] if config.cpus_per_worker is None else config.cpus_per_worker
         self._gpus = (1.0 if device == "cuda" else 0.0) if config.gpus_per_worker is None else config.gpus_per_worker
-        self._config = replace(
-            config,
-            checkpoint=_whole_path(config.checkpoint),
-            device=device,
-            decode_threads=config.decode_threads or max(1, int(self._cpus)),
-        )
-        self.decode_threads = self.workers * (self._config.decode_threads or 1)
+        self._config = replace(config, checkpoint=_whole_path(config.checkpoint), device=device)
         self._report = report
         self._living: list[_Actor] = []
         self._has_begun_ray = False
@@ -121,7 +122,10 @@ class RayEngine:
         self._ray: Any = ray
         if not ray.is_initialized():
             self._begin_ray()
+        torch.cuda.empty_cache()  # the backbone of this process is gone, and a worker may be given its GPU
         offered = self._offered()
+        if self._gpus and self._config.cpus_per_worker is None:  # the cores are for decoding: what there is for a GPU
+            self._cpus = max(1, offered.get("CPU", 0) * self._gpus // max(1, offered.get("GPU", 0)))
         fitting = [int(offered.get("CPU", 0) // self._cpus)] if self._cpus else []
         fitting += [int(offered.get("GPU", 0) / self._gpus)] if self._gpus else []
         fits = min(fitting, default=1)
@@ -132,7 +136,9 @@ class RayEngine:
             )
         if self._config.workers is None:
             self.workers = max(1, fits)
-            self.decode_threads = self.workers * (self._config.decode_threads or 1)
+        if self._config.decode_threads == AUTO:
+            self._config = replace(self._config, decode_threads=max(1, int(self._cpus)))
+        self.decode_threads = self.workers * int(self._config.decode_threads)
         each = f"{self._cpus:g} CPUs" + (f", {self._gpus:g} GPUs" if self._gpus else "")
         where = f"{self._config.ray_address or 'a Ray of its own'}: {_resources(offered)}"
         self._report("choice", name="engine", value=f"ray, {counted(self.workers, 'worker')} of {each}", reason=where)
@@ -196,14 +202,17 @@ class RayEngine:
             remove_stale(self._shards)  # of workers that were ended
 
     def _fill_up(self, queue: ShardQueue, todo: ToDo) -> None:
-        """A shard to each worker that has none, and workers for what is left."""
+        """Shards to each worker that has none, and workers for what is left."""
         for actor in [one for one in self._living if one.waiting_for is None]:
-            number = queue.take_new()
-            number = queue.take_again() if number is None else number
-            if number is not None:
-                actor.at_work.add(number)
-                pictures = todo.pictures.of(todo.dump.plan.shard(number))
-                actor.waiting_for = actor.handle.make.remote(Shard(number, with_whole_paths(pictures)))
+            # Together, since a worker prefetches from one to the next; fewer towards the end, for all to end together.
+            together = max(1, min(MOST_SHARDS, queue.num_new // (4 * self.workers)))
+            numbers = [number for _ in range(together) if (number := queue.take_new()) is not None]
+            if not numbers and (number := queue.take_again()) is not None:
+                numbers = [number]
+            if numbers:
+                actor.at_work.update(numbers)
+                pictures = [with_whole_paths(todo.pictures.of(todo.dump.plan.shard(number))) for number in numbers]
+                actor.waiting_for = actor.handle.make.remote(list(map(Shard, numbers, pictures)))
         while queue.wants_workers and len(self._living) < min(self.workers, len(todo.shards)):
             self._start_worker(todo)
         for actor in [one for one in self._living if one.waiting_for is None]:  # nothing is left for it
@@ -211,7 +220,8 @@ class RayEngine:
 
     def _start_worker(self, todo: ToDo) -> None:
         ray = self._ray
-        kind = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)(RayWorker)
+        wants = {"num_cpus": self._cpus, "num_gpus": self._gpus, "runtime_env": {"env_vars": IN_WORKERS}}
+        kind = ray.remote(max_restarts=0, max_task_retries=0, **wants)(RayWorker)
         path = os.path.abspath(todo.dump.path)
         task = Task(self._config, path, todo.dump.again, todo.dump.resized)
         handle = kind.options(scheduling_strategy="SPREAD").remote(task)
@@ -241,12 +251,12 @@ class RayEngine:
         if kind == "tally":
             tally.add(content)
         elif kind == "done":
-            for number in actor.at_work:
-                queue.done(number)
-            actor.at_work.clear()
             actor.waiting_for = None
         else:
-            actor.progress.hear(*content)
+            done = actor.progress.hear(*content)
+            if done is not None:
+                actor.at_work.discard(done)
+                queue.done(done)
 
     def _check(self, environment: dict[str, str], todo: ToDo) -> None:
         """Raises UsageError where a worker is of another version; says what else may move the last bits."""
@@ -262,8 +272,7 @@ class RayEngine:
             self._report("warning", text=f"a worker is not like the others, last bits may differ: {text}")
 
     def _bury(self, actor: _Actor, queue: ShardQueue, why: str, todo: ToDo) -> None:
-        where = f" at shard {next(iter(actor.at_work))}" if actor.at_work else ""
-        self._report("warning", text=f"a worker died{where}: {why}")
+        self._report("warning", text=f"a worker died{at_shards(actor.at_work)}: {why}")
         actor.progress.take_back()
         self._end(actor)
         remove_stale(todo.dump.path / SHARDS)  # the file that it was writing
