@@ -1,13 +1,15 @@
 """Memory and start: what a run takes for 20,000 images and for 2,000, and how long the command line takes to answer.
 
-Peak resident memory of `featcli extract` in a process of its own, pooled maps of a small network; seconds of
-`featcli --help` against `import typer`, and of `featcli inspect resnet50` against the imports that it needs.
+Peak resident memory of `featcli extract` in a process of its own, with pooled maps of a small network, and with whole
+maps in many shards; seconds of `featcli --help` against `import typer`, and of `featcli inspect resnet50` against the
+imports that it needs.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from host import described
 from photographs import SMALL, draw
 
 IMPORTS = "from featcli.backbones.torchvision_operators import declare_missing_operators as d; d(); import timm"
@@ -35,17 +38,21 @@ def seconds(command):
     return time.perf_counter() - began
 
 
-def memory(pictures, scratch, counts):
+def memory(pictures, scratch, counts, options):
     """Print the peak for each number of images, which are links to the same few pictures."""
+    print(" ".join(options), flush=True)
     files = sorted(pictures.iterdir())
     found = []
     for count in counts:
         folder = scratch / str(count)
-        folder.mkdir()
-        for i in range(count):
-            (folder / f"{i:05d}.jpg").symlink_to(files[i % len(files)])
+        if not folder.exists():
+            folder.mkdir()
+            for i in range(count):
+                (folder / f"{i:05d}.jpg").symlink_to(files[i % len(files)])
+        dump = scratch / "dump"
         command = [sys.executable, "-m", "featcli", "extract", folder, "-c", "test_resnet", "--random-init"]
-        found.append(peak([*map(str, command), "--pool", "avg", "-o", str(scratch / f"dump-{count}"), "-q"]))
+        found.append(peak([*map(str, command), *options, "-o", str(dump), "-q"]))
+        shutil.rmtree(dump)
         print(f"{count:>7,} images: {found[-1]:.0f} MiB at most", flush=True)
     print(f"difference: {found[-1] - found[0]:.0f} MiB")
 
@@ -69,10 +76,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--pictures", type=Path, help="keep the drawn pictures there")
     chosen = parser.parse_args()
+    print(described(), flush=True)
     start(chosen.rounds)
     with tempfile.TemporaryDirectory() as folder:
         pictures = draw(chosen.pictures or Path(folder) / "pictures", 1000, SMALL).resolve()
-        memory(pictures, Path(folder), chosen.images)
+        memory(pictures, Path(folder), chosen.images, ["--pool", "avg"])
+        memory(pictures, Path(folder), chosen.images, ["--shard-size", "100"])
 
 
 if __name__ == "__main__":

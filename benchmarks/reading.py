@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from host import described
 from photographs import SMALL, draw
 from torch.utils.data import DataLoader, Dataset
 
@@ -106,7 +107,7 @@ def main():
     parser.add_argument("--pictures", type=Path, help="keep the drawn pictures there")
     chosen = parser.parse_args()
     print(
-        f"{os.cpu_count()} cores, torch {torch.__version__}, medians of {chosen.rounds}\n"
+        f"{described()}, medians of {chosen.rounds}\n"
         f"{'':<28} a single map /         an epoch of the Dataset\n"
         f"{'':<28}    pread   memmap    loader() / pread  DataLoader / ready maps"
     )

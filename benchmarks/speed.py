@@ -3,7 +3,10 @@
 In turn, in one process, medians of the ratios of several rounds, on JPEGs of 500x375 with the detail of photographs:
 
     forward   the same network, precision, layout and threads on pixels that are ready; maps thrown away
-    bound     forward + (decode + one copy into what is stored + raw write and fsync) in core-seconds / cores
+    decode    files into pixels alone, on all cores
+    write     the stored bytes written raw and synced, alone
+    bound     on a CPU forward + (decode + one copy into what is stored + raw write and fsync) in core-seconds / cores;
+              on a GPU the slowest of forward, decode and write
     featcli   `featcli.extract`, from the first image to the manifest
     recipe    the documents' own: image processor and AutoBackbone, picture by picture, appended to HDF5
     batched   the same in batches
@@ -17,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -32,6 +34,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets 
 import h5py
 import numpy as np
 import torch
+from host import described
 from photographs import SMALL, draw
 from PIL import Image
 
@@ -50,8 +53,8 @@ from featcli.sizes import Sizes
 import transformers  # isort: skip  (after timm, which sees to torchvision)
 
 BATCH = 32
-SECONDS = 16  # that a run of featcli is to take about
-FEWEST_BATCHES = 6
+SECONDS = 10  # that a run of featcli is to take about
+FEWEST_BATCHES = 6  # the first, which nothing hides, and the last commit are not to count
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Appended:
     def append(self, maps):
         """Maps (B, C, H, W), one for each stage."""
         for name, found in enumerate(maps):
-            rows = found.float().numpy()
+            rows = found.float().cpu().numpy()
             if str(name) not in self._file:
                 shape = rows.shape[1:]
                 self._file.create_dataset(str(name), (0, *shape), "f4", maxshape=(None, *shape), chunks=True)
@@ -114,12 +117,13 @@ class Appended:
 class Ways:
     """All the ways to the maps of one case. Each returns seconds per image."""
 
-    def __init__(self, case, paths, scratch):
-        self.case, self.paths, self.scratch = case, paths, scratch
+    def __init__(self, case, paths, scratch, device):
+        self.case, self.paths, self.scratch, self.device = case, paths, scratch, torch.device(device)
         self.folder = paths[0].parent
         self.library = self._library()
         self.checkpoint = case.config or case.name
         self.options = {"checkpoint": self.checkpoint, "random_init": True, "out_indices": case.indices}
+        self.options["device"] = device
         # What featcli chooses here is found once; the runs are then told, as a resumed run is.
         self.chosen = {precision: self._choose(precision) for precision in ("fp32", "bf16")}
 
@@ -134,7 +138,7 @@ class Ways:
                 backbone=self.case.name, out_indices=list(self.case.indices), use_pretrained_backbone=False
             )
             self.processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 224})
-        return transformers.AutoBackbone.from_config(config).eval()
+        return transformers.AutoBackbone.from_config(config).eval().to(self.device)
 
     def _choose(self, precision):
         events = {}
@@ -147,25 +151,32 @@ class Ways:
     def backbone(self, precision):
         """As featcli runs it."""
         chosen = self.chosen.get(precision) or {**self.chosen["fp32"], "precision": precision}
-        return featcli.load_backbone(self.checkpoint, random_init=True, out_indices=self.case.indices, **chosen)
+        return featcli.load_backbone(**self.options, **chosen)
+
+    def finished(self):
+        """Wait for the device."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
 
     def forward(self, precision, count):
         """The network alone on pixels that are ready."""
         backbone = self.backbone(precision)
-        pixels = torch.randint(0, 256, (BATCH, 3, *backbone.preprocessing.size), dtype=torch.uint8)
+        pixels = torch.randint(0, 256, (BATCH, 3, *backbone.preprocessing.size), dtype=torch.uint8).to(self.device)
         with torch.inference_mode(), kept_memory():
             ready = as_run(backbone.preprocessing.normalize(pixels), backbone.execution)
             backbone.network.maps(ready)
+            self.finished()
             began = time.perf_counter()
             for _ in range(count // BATCH):
                 backbone.network.maps(ready)
+            self.finished()
             return (time.perf_counter() - began) / count
 
     def copy(self, precision):
         """Core-seconds of one copy of the maps into the type and layout that are stored."""
         backbone = self.backbone(precision)
         pixels = torch.randint(0, 256, (BATCH, 3, *backbone.preprocessing.size), dtype=torch.uint8)
-        maps = backbone(pixels)
+        maps = {name: found.cpu() for name, found in backbone(pixels).items()}
         targets = {name: torch.ones(found.shape) for name, found in maps.items()}  # memory that is there already
         began = time.process_time()
         for name, found in maps.items():
@@ -185,16 +196,17 @@ class Ways:
                 pass
         return (time.process_time() - began) / count
 
-    def write(self, count):
-        """Core-seconds of a raw write and fsync of what is stored."""
+    def write(self, count, clock):
+        """A raw write and fsync of what is stored, by a clock."""
         size = sum(np.prod(stage.shape) * 4 for stage in self.backbone("fp32").selected)
         batch = np.random.default_rng(0).bytes(int(size) * BATCH)
-        began = time.process_time()
+        os.sync()
+        began = clock()
         with open(self.scratch / "raw", "wb", buffering=0) as file:
             for _ in range(count // BATCH):
                 file.write(batch)
             os.fsync(file.fileno())
-        return (time.process_time() - began) / (count // BATCH * BATCH)
+        return (clock() - began) / (count // BATCH * BATCH)
 
     def featcli(self, precision, count, compiled=False):
         """The whole run."""
@@ -208,12 +220,14 @@ class Ways:
         with Appended(self.scratch / "recipe.h5") as file, torch.no_grad():
             for first in range(0, count, batch_size):
                 pictures = [Image.open(path).convert("RGB") for path in self.paths[first : first + batch_size]]
-                file.append(self.library(**self.processor(pictures, return_tensors="pt")).feature_maps)
+                given = self.processor(pictures, return_tensors="pt").to(self.device)
+                file.append(self.library(**given).feature_maps)
         return (time.perf_counter() - began) / count
 
     def script(self, count):
         """timm's loader and features_only."""
         model = timm.create_model(self.case.name, features_only=True, out_indices=self.case.indices).eval()
+        model.to(self.device)
         config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
         folder = self.scratch / f"first-{count}"
         if not folder.exists():
@@ -228,35 +242,35 @@ class Ways:
         )  # fmt: skip
         with Appended(self.scratch / "script.h5") as file, torch.no_grad():
             for pixels, _ in loader:
-                file.append(model(pixels))
+                file.append(model(pixels.to(self.device)))
         return (time.perf_counter() - began) / count
 
     def error(self, precision):
         """(largest relative difference, least cosine) of the maps of 8 pictures against the library's own fp32."""
-        plain = featcli.load_backbone(self.checkpoint, random_init=True, out_indices=self.case.indices)
+        plain = featcli.load_backbone(**self.options)
         pixels = torch.stack([plain.preprocess(Image.open(path)) for path in self.paths[:8]])
         expected, found = plain(pixels), self.backbone(precision)(pixels)
         largest, cosine = 0.0, 1.0
         for name, maps in expected.items():
-            one, other = maps.flatten(1), found[name].float().flatten(1)
+            one, other = maps.cpu().flatten(1), found[name].cpu().float().flatten(1)
             largest = max(largest, float((one - other).abs().max() / one.abs().max()))
             cosine = min(cosine, float(torch.cosine_similarity(one, other).min()))
         return largest, cosine
 
 
-def measure(case, paths, scratch, rounds):
+def measure(case, paths, scratch, chosen):
     """Print the ratios of one case."""
-    ways = Ways(case, paths, scratch)
+    ways = Ways(case, paths, scratch, chosen.device)
     todo = [
         ("decode", lambda: ways.decode(8 * BATCH)),
-        ("write", lambda: ways.write(2 * BATCH)),
-        ("recipe", lambda: ways.recipe(BATCH // 2)),
-        ("batched", lambda: ways.recipe(BATCH, BATCH)),
+        ("write cpu", lambda: ways.write(2 * BATCH, time.process_time)),
+        ("write", lambda: ways.write(2 * BATCH, time.perf_counter)),
+        ("recipe", lambda: ways.recipe(BATCH)),  # nothing overlaps there: all pictures take the same
+        ("batched", lambda: ways.recipe(2 * BATCH, BATCH)),
     ]
     if case.config is None:
-        todo.append(("script", lambda: ways.script(2 * BATCH)))
+        todo.append(("script", lambda: ways.script(FEWEST_BATCHES * BATCH)))
     for precision in ("fp32", "bf16"):
-        # Enough that the first batch, which nothing hides, and the last commit do not count.
         count = round(SECONDS / ways.forward(precision, BATCH) / BATCH)
         count = BATCH * min(len(paths) // BATCH, max(count, FEWEST_BATCHES))
         way = {"precision": precision, "count": count}
@@ -266,13 +280,14 @@ def measure(case, paths, scratch, rounds):
         todo += [(f"copy {precision}", lambda precision=precision: ways.copy(precision)), forward, run, forward]
         if case.compiled:
             todo.append((f"compiled {precision}", lambda way=way: ways.featcli(**way, compiled=True)))
-    report(case, ways, [one_round(todo) for _ in range(rounds)])
+    report(case, ways, [one_round(todo) for _ in range(chosen.rounds)])
 
 
 def one_round(todo):
     """Seconds per image of each way; the mean where it was taken twice."""
     seconds = {}
     for name, way in todo:
+        os.sync()  # what the one before has left to be written is not to cost this one
         seconds.setdefault(name, []).append(way())
     return {name: statistics.mean(found) for name, found in seconds.items()}
 
@@ -291,15 +306,21 @@ def report(case, ways, rounds):
     for precision in ("fp32", "bf16"):
 
         def bound(seconds, precision=precision):
-            beside = seconds["decode"] + seconds[f"copy {precision}"] + seconds["write"]
-            return seconds[f"forward {precision}"] + beside / available_cores()
+            forward, decode = seconds[f"forward {precision}"], seconds["decode"] / available_cores()
+            if ways.device.type != "cpu":
+                return max(forward, decode, seconds["write"])
+            beside = seconds[f"copy {precision}"] + seconds["write cpu"]
+            return forward + decode + beside / available_cores()
+
+        def decode(seconds):
+            return seconds["decode"] / available_cores()
 
         run = f"featcli {precision}"
         largest, cosine = ways.error(precision)
         chosen = ways.chosen[precision]
         cells = [
             f"{case.name[:26]:<26} {case.stages:<6} {precision}",
-            ratio(run, bound) + ratio(run, f"forward {precision}"),
+            "".join(ratio(run, least) for least in (bound, f"forward {precision}", decode, "write")),
             *(ratio(way, run) for way in ("recipe", "batched", "script")),
             ratio("recipe", f"compiled {precision}"),
             f"  {1 / statistics.median(seconds[run] for seconds in rounds):6.1f}/s  {largest:.0e} {cosine:.6f}",
@@ -307,12 +328,13 @@ def report(case, ways, rounds):
         ]
         print(" ".join(cells), flush=True)
     largest, cosine = ways.error("fp16")
-    print(f"{case.name[:26]:<26} {case.stages:<6} fp16 {'':>55}  {largest:.0e} {cosine:.6f}", flush=True)
+    print(f"{case.name[:26]:<26} {case.stages:<6} fp16 {'':>71}  {largest:.0e} {cosine:.6f}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help="cases whose name and stages hold this, such as 'resnet50 all'")
     parser.add_argument("--pictures", type=Path, help="keep the drawn pictures there")
     chosen = parser.parse_args()
@@ -320,11 +342,10 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     print(
-        f"{available_cores()} cores, {platform.machine()} {torch.backends.cpu.get_cpu_capability()},"
-        f" torch {torch.__version__}, {torch.get_num_threads()} threads; batches of {BATCH},"
-        f" medians of {chosen.rounds}\n"
-        f"{'':<38}  featcli /                   ... / featcli  recipe /\n"
-        f"{'model':<26} {'stages':<6} {'':<4}   bound forward    recipe  batched   script compiled    featcli  error"
+        f"{described()}; {chosen.device}, batches of {BATCH}, medians of {chosen.rounds}\n"
+        f"{'':<38}  featcli /                                   ... / featcli  recipe /\n"
+        f"{'model':<26} {'stages':<6} {'':<4}   bound forward  decode   write    recipe  batched   script compiled"
+        f"    featcli  error"
     )
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -332,7 +353,7 @@ def main():
         paths = sorted(pictures.resolve().iterdir())
         for case in CASES:
             if chosen.only in f"{case.name} {case.stages}":
-                measure(case, paths, scratch, chosen.rounds)
+                measure(case, paths, scratch, chosen)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+from host import described
 from photographs import SMALL, draw
 
 import featcli
@@ -100,6 +101,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", help="on the disk to measure; default: the one for temporary files")
     chosen = parser.parse_args()
+    print(described(), flush=True)
     batch = maps()
     gigabytes = BATCHES * sum(rows.nbytes for rows in batch.values()) / 1e9
     ways = {"raw": raw}

@@ -34,8 +34,8 @@ def rate(command, target):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--pictures", type=Path, help="keep the drawn pictures there")
@@ -51,7 +51,7 @@ def main():
         pictures = draw(chosen.pictures or Path(folder) / "pictures", chosen.images, SMALL)
         names = Path(folder) / "names"
         names.write_text("\n".join(map(str, sorted(pictures.iterdir())[: chosen.images])))
-        command = ["--files-from", names, "--allow-outside", "-c", chosen.model, "--random-init", "--shard-size", "32"]
+        command = ["--files-from", names, "--allow-outside", "-c", chosen.model, "--random-init", "--shard-size", "100"]
         found = {way: {layout: [] for layout in LAYOUTS} for way in ways}
         for turn in range(chosen.rounds):
             for layout, options in LAYOUTS.items():

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-from featcli.config import DEFAULT_BATCH_SIZE
-
-if TYPE_CHECKING:
-    from featcli.plan import Plan
+from typing import Any, Protocol
 
 PARTS = ("decode", "compute", "write")
 BUSY = 0.4  # share of a run from which decoding is worth a word though another part set the pace
 WORTH_COMPILING = 60  # seconds of compute for which half a minute of compilation is no loss
+SMALL_BATCH = 32  # images, which may not keep a GPU busy
+
+
+class Settled(Protocol):
+    """What is asked of a plan."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that can change a byte of the result."""
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """`device`: cpu, or the name of another."""
+
+    @property
+    def stages(self) -> Sequence[Any]:
+        """Each with its `dtype`, on the disk."""
 
 
 @dataclass
@@ -37,7 +49,7 @@ class Clock:
         for part in (*PARTS, "waited_for_decode", "waited_for_write", "waited_for_compute"):
             setattr(self, part, getattr(self, part) + getattr(other, part))
 
-    def pace(self, workers: int, decode_threads: int, plan: Plan) -> Pace:
+    def pace(self, workers: int, decode_threads: int, plan: Settled) -> Pace:
         """What the run comes to, by now. `decode_threads`: of all workers together."""
         seconds = time.perf_counter() - self.started
         worked = {"decode": self.decode, "compute": self.compute, "write": self.write}
@@ -85,7 +97,7 @@ class Pace:
         yield f"pace set by {self.set_by}; what could help: {self.advice}"
 
 
-def _advice(slowest: str, decoding: float, computing: float, plan: Plan) -> list[str]:
+def _advice(slowest: str, decoding: float, computing: float, plan: Settled) -> list[str]:
     """Options that would take work from the slowest part and are not used yet, those that change least first.
 
     `decoding`: the share of the run that it was busy; on a CPU at the cost of the backbone. `computing`: seconds.
@@ -101,7 +113,7 @@ def _advice(slowest: str, decoding: float, computing: float, plan: Plan) -> list
         "compute": {
             "--compile": not settings["compiled"] and not is_native and computing > WORTH_COMPILING,
             "--precision bf16": settings["precision"] == "fp32",
-            "--batch-size auto": not is_on_cpu and settings["batch_size"] == DEFAULT_BATCH_SIZE,
+            "--batch-size auto": not is_on_cpu and settings["batch_size"] <= SMALL_BATCH,
             "--decode scaled for large JPEGs": is_on_cpu and decoding > BUSY and can_scale,  # they share the cores
             "an earlier last stage": True,
             "a faster --device": True,

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -161,3 +163,26 @@ def test_what_cannot_be(cli, many, tmp_path, options, code):
     assert run.code == code
     assert f"featcli: error: {options[0]}" in run.err
     assert not (tmp_path / "d").exists()
+
+
+def test_several_shards_together(engine):
+    """A worker is given several shards, from one to the next of which it prefetches, and fewer towards the end."""
+    from featcli.batches import Pictures
+    from featcli.engines.progress import ShardProgress
+    from featcli.engines.queue import ShardQueue
+    from featcli.engines.ray import MOST_SHARDS, _Actor
+
+    engine, todo, _ = engine
+    engine.workers, given = 1, []
+    handle = SimpleNamespace(make=SimpleNamespace(remote=lambda shards: given.append(shards) or "at work"))
+    pictures = SimpleNamespace(of=lambda rows: Pictures({}, None))
+    queue = ShardQueue(range(100))
+    actor = _Actor(handle, None, ShardProgress(todo.dump.plan, lambda *_: None), is_placed=True, is_ready=True)
+    engine._living.append(actor)
+    while queue.num_new:
+        engine._fill_up(queue, replace(todo, pictures=pictures))
+        for number in actor.at_work:
+            queue.done(number)
+        actor.at_work, actor.waiting_for = set(), None
+    assert [shard.number for shards in given for shard in shards] == list(range(100))
+    assert [len(given[0]), len(given[-1])] == [MOST_SHARDS, 1]
