@@ -1,6 +1,6 @@
 """featcli against the least that any tool could take, and against the scripts that people write. Ratios, no times.
 
-In turn, in one process, medians of the ratios of several rounds, on JPEGs of 500x375 with the detail of photographs:
+In turn, medians of the ratios of several rounds, on JPEGs of 500x375 with the detail of photographs:
 
     forward   the same network, precision, layout and threads on pixels that are ready; maps thrown away
     decode    files into pixels alone, on all cores
@@ -12,8 +12,9 @@ In turn, in one process, medians of the ratios of several rounds, on JPEGs of 50
     batched   the same in batches
     script    timm's create_dataset, create_loader and features_only, appended to HDF5
 
-Weights are random: speed does not ask. `error` is what a precision does to the maps: the largest difference as a
-share of the largest number, and the least cosine, against the library's own fp32.
+The last three are in a process of their own (others.py). Weights are random: speed does not ask. `error` is what a
+precision does to the maps: the largest difference as a share of the largest number, and the least cosine, against the
+library's own fp32.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,19 +31,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, for all ways alike
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it
 
-import h5py
 import numpy as np
 import torch
 from host import described
+from others import CONFIGS
 from photographs import SMALL, draw
 from PIL import Image
 
 import featcli
 from featcli import batches
 from featcli.backbones.backbone import as_run
-from featcli.backbones.from_timm import timm
 from featcli.batches import Pictures, Reading
 from featcli.config import ExtractConfig
 from featcli.decoding import Decoding
@@ -49,8 +50,6 @@ from featcli.inputs import Given, find
 from featcli.machine import available_cores, kept_memory
 from featcli.planning import prepare
 from featcli.sizes import Sizes
-
-import transformers  # isort: skip  (after timm, which sees to torchvision)
 
 BATCH = 32
 SECONDS = 10  # that a run of featcli is to take about
@@ -64,12 +63,9 @@ class Case:
     name: str
     stages: str  # for people
     indices: tuple[int, ...]  # of timm, or of transformers
-    config: object = None  # of transformers
     compiled: bool = False  # try --compile too
 
 
-SWIN = transformers.SwinConfig()
-DINOV2 = transformers.Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=224)
 CASES = [
     Case("resnet50", "last", (4,), compiled=True),
     Case("resnet50", "all", (0, 1, 2, 3, 4), compiled=True),
@@ -81,37 +77,13 @@ CASES = [
     Case("convnext_tiny", "all", (0, 1, 2, 3)),
     Case("efficientnet_b0", "last", (4,)),
     Case("efficientnet_b0", "all", (0, 1, 2, 3, 4)),
-    Case("transformers-swin", "last", (4,), SWIN),
-    Case("transformers-swin", "all", (0, 1, 2, 3, 4), SWIN),
-    Case("transformers-swin", "middle", (2,), SWIN),
-    Case("transformers-dinov2", "last", (12,), DINOV2),
-    Case("transformers-dinov2", "all", tuple(range(13)), DINOV2),
-    Case("transformers-dinov2", "middle", (6,), DINOV2),
+    Case("transformers-swin", "last", (4,)),
+    Case("transformers-swin", "all", (0, 1, 2, 3, 4)),
+    Case("transformers-swin", "middle", (2,)),
+    Case("transformers-dinov2", "last", (12,)),
+    Case("transformers-dinov2", "all", tuple(range(13))),
+    Case("transformers-dinov2", "middle", (6,)),
 ]
-
-
-class Appended:
-    """Maps appended to HDF5 as scripts do it: a resizable dataset for each stage."""
-
-    def __init__(self, path):
-        self._file = h5py.File(path, "w")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._file.close()
-
-    def append(self, maps):
-        """Maps (B, C, H, W), one for each stage."""
-        for name, found in enumerate(maps):
-            rows = found.float().cpu().numpy()
-            if str(name) not in self._file:
-                shape = rows.shape[1:]
-                self._file.create_dataset(str(name), (0, *shape), "f4", maxshape=(None, *shape), chunks=True)
-            data = self._file[str(name)]
-            data.resize(len(data) + len(rows), 0)
-            data[-len(rows) :] = rows
 
 
 class Ways:
@@ -120,25 +92,23 @@ class Ways:
     def __init__(self, case, paths, scratch, device):
         self.case, self.paths, self.scratch, self.device = case, paths, scratch, torch.device(device)
         self.folder = paths[0].parent
-        self.library = self._library()
-        self.checkpoint = case.config or case.name
+        self._others = self._start_others()
+        self.checkpoint = CONFIGS.get(case.name, case.name)
         self.options = {"checkpoint": self.checkpoint, "random_init": True, "out_indices": case.indices}
         self.options["device"] = device
         # What featcli chooses here is found once; the runs are then told, as a resumed run is.
         self.chosen = {precision: self._choose(precision) for precision in ("fp32", "bf16")}
 
-    def _library(self):
-        torch.manual_seed(0)
-        if self.case.config is not None:
-            config = transformers.AutoConfig.for_model(**self.case.config.to_dict())
-            config.out_indices = list(self.case.indices)
-            self.processor = transformers.ViTImageProcessor()
-        else:
-            config = transformers.TimmBackboneConfig(
-                backbone=self.case.name, out_indices=list(self.case.indices), use_pretrained_backbone=False
-            )
-            self.processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 224})
-        return transformers.AutoBackbone.from_config(config).eval().to(self.device)
+    def _start_others(self):
+        words = [self.case.name, ",".join(map(str, self.case.indices)), self.folder, self.scratch, self.device]
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        return subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("others.py"), *map(str, words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
 
     def _choose(self, precision):
         events = {}
@@ -214,36 +184,15 @@ class Ways:
         outcome = featcli.extract(self.paths[:count], output=self.scratch / "dump", overwrite=True, **given)
         return outcome.seconds / count
 
-    def recipe(self, count, batch_size=1):
-        """Image processor and AutoBackbone."""
-        began = time.perf_counter()
-        with Appended(self.scratch / "recipe.h5") as file, torch.no_grad():
-            for first in range(0, count, batch_size):
-                pictures = [Image.open(path).convert("RGB") for path in self.paths[first : first + batch_size]]
-                given = self.processor(pictures, return_tensors="pt").to(self.device)
-                file.append(self.library(**given).feature_maps)
-        return (time.perf_counter() - began) / count
+    def other(self, *words):
+        """One of the ways of others.py."""
+        self._others.stdin.write(" ".join(map(str, words)) + "\n")
+        self._others.stdin.flush()
+        return float(self._others.stdout.readline())
 
-    def script(self, count):
-        """timm's loader and features_only."""
-        model = timm.create_model(self.case.name, features_only=True, out_indices=self.case.indices).eval()
-        model.to(self.device)
-        config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
-        folder = self.scratch / f"first-{count}"
-        if not folder.exists():
-            folder.mkdir()
-            for path in self.paths[:count]:
-                (folder / path.name).symlink_to(path)
-        keep = ("input_size", "interpolation", "mean", "std", "crop_pct")
-        began = time.perf_counter()
-        loader = timm.data.create_loader(
-            timm.data.create_dataset("", root=str(folder)), batch_size=BATCH, num_workers=2, use_prefetcher=False,
-            **{name: config[name] for name in keep},
-        )  # fmt: skip
-        with Appended(self.scratch / "script.h5") as file, torch.no_grad():
-            for pixels, _ in loader:
-                file.append(model(pixels.to(self.device)))
-        return (time.perf_counter() - began) / count
+    def close(self):
+        """End the process of the other ways."""
+        self._others.communicate()
 
     def error(self, precision):
         """(largest relative difference, least cosine) of the maps of 8 pictures against the library's own fp32."""
@@ -261,15 +210,16 @@ class Ways:
 def measure(case, paths, scratch, chosen):
     """Print the ratios of one case."""
     ways = Ways(case, paths, scratch, chosen.device)
+    ways.other("recipe", 2, 1)  # it has started, and what comes first is done
     todo = [
         ("decode", lambda: ways.decode(8 * BATCH)),
         ("write cpu", lambda: ways.write(2 * BATCH, time.process_time)),
         ("write", lambda: ways.write(2 * BATCH, time.perf_counter)),
-        ("recipe", lambda: ways.recipe(BATCH)),  # nothing overlaps there: all pictures take the same
-        ("batched", lambda: ways.recipe(2 * BATCH, BATCH)),
+        ("recipe", lambda: ways.other("recipe", BATCH, 1)),  # nothing overlaps there: all pictures take the same
+        ("batched", lambda: ways.other("recipe", 2 * BATCH, BATCH)),
     ]
-    if case.config is None:
-        todo.append(("script", lambda: ways.script(FEWEST_BATCHES * BATCH)))
+    if case.name not in CONFIGS:
+        todo.append(("script", lambda: ways.other("script", FEWEST_BATCHES * BATCH)))
     for precision in ("fp32", "bf16"):
         count = round(SECONDS / ways.forward(precision, BATCH) / BATCH)
         count = BATCH * min(len(paths) // BATCH, max(count, FEWEST_BATCHES))
@@ -281,6 +231,7 @@ def measure(case, paths, scratch, chosen):
         if case.compiled:
             todo.append((f"compiled {precision}", lambda way=way: ways.featcli(**way, compiled=True)))
     report(case, ways, [one_round(todo) for _ in range(chosen.rounds)])
+    ways.close()
 
 
 def one_round(todo):
@@ -339,8 +290,6 @@ def main():
     parser.add_argument("--pictures", type=Path, help="keep the drawn pictures there")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     print(
         f"{described()}; {chosen.device}, batches of {BATCH}, medians of {chosen.rounds}\n"
         f"{'':<38}  featcli /                                   ... / featcli  recipe /\n"
