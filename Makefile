@@ -1,6 +1,8 @@
 # Everything needs only Python 3.10 or later, make and the package registry. `make` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
+# Found by its path: else Python takes this folder itself for the package when it is started in the folder above.
+BY_PATH := --config-settings editable_mode=compat
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint types format docs bench sweep torture smoke clean
@@ -10,7 +12,7 @@ help:  ## list the targets
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' $(BY_PATH)
 	@touch $@
 
 demo: .venv/installed  ## extract the sample images with a ResNet-18, inspect the checkpoint and the dump

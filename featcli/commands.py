@@ -113,7 +113,7 @@ def extract(
     batch_size: Annotated[
         str, typer.Option(help=f"Images that go through the backbone together, or {AUTO}: the fastest here.")
     ] = str(DEFAULT.batch_size),
-    threads: Annotated[int | None, typer.Option(help="Of the forward pass on a CPU. Default: torch's choice.")] = None,
+    threads: Annotated[str, typer.Option(help=f"Of the forward pass on a CPU, or {AUTO}: torch's choice.")] = AUTO,
     decode_threads: Annotated[
         str, typer.Option(help=f"Of each process, or {AUTO}: the cores that may be used, divided by the processes.")
     ] = AUTO,
@@ -191,7 +191,7 @@ def extract(
         fold=fold,
         compile=compile,
         batch_size=parse_count("--batch-size", batch_size),
-        threads=threads,
+        threads=parse_count("--threads", threads),
         decode_threads=parse_count("--decode-threads", decode_threads),
         pool=pool,
         dtype=dtype,

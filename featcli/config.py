@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"  # featcli chooses, says so, and what can move a bit is kept by the dump
 DEFAULT_BATCH_SIZE = 32
+MOST_THREADS = 1024  # far more than helps, and far fewer than some libraries die of
 ENGINES = ("local", "ray")
 DTYPES = ("float32", "float16", "bfloat16")
 SHARD_BYTES = 1024**3  # about 1 GiB: minutes of work, a commit that costs nothing beside it
@@ -30,7 +31,8 @@ def parse_count(option: str, text: str) -> int | str:
     try:
         return text if text == AUTO else int(text)
     except ValueError:
-        raise UsageError(f"{option} {shown(text)}: neither a number nor {AUTO}", "give one such as 32") from None
+        hint = "leave it out for the default"
+        raise UsageError(f"{option} {shown(text)}: neither a number nor {AUTO}", hint) from None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class ExtractConfig:
     fold: bool | None = None  # None: where it is faster
     compile: bool = False
     batch_size: int | str = DEFAULT_BATCH_SIZE
-    threads: int | None = None
+    threads: int | str = AUTO
     decode_threads: int | str = AUTO
     pool: str = "none"
     dtype: str = "float32"
@@ -112,20 +114,20 @@ class ExtractConfig:
             raise UsageError("--part and --overwrite exclude each other", "delete the dump before its parts begin")
 
     def _check_counts(self) -> None:
-        for option, value in (
-            ("--batch-size", self.batch_size),
-            ("--threads", self.threads),
-            ("--decode-threads", self.decode_threads),
-            ("--shard-size", self.shard_size),
+        for option, value, most in (
+            ("--batch-size", self.batch_size, MOST),
+            ("--threads", self.threads, MOST_THREADS),
+            ("--decode-threads", self.decode_threads, MOST_THREADS),
+            ("--shard-size", self.shard_size, MOST),
         ):
-            if value is None or (value == AUTO and option in ("--batch-size", "--decode-threads")):
+            if value is None or (value == AUTO and option != "--shard-size"):
                 continue
             if isinstance(value, str):
-                raise UsageError(f"{option} {shown(value)}: not a number", f"give one such as {DEFAULT_BATCH_SIZE}")
+                raise UsageError(f"{option} {shown(value)}: not a number", "leave it out for the default")
             if value < 1:
                 raise UsageError(f"{option} {value}: must be at least 1", "leave it out for the default")
-            if value > MOST:
-                raise UsageError(f"{option} {value}: must be at most {MOST}", "leave it out for the default")
+            if value > most:
+                raise UsageError(f"{option} {value}: must be at most {most}", "leave it out for the default")
 
     def _check_engine(self) -> None:
         for option, value, least in (

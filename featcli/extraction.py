@@ -10,8 +10,8 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -171,9 +171,13 @@ def _run_claimed(
     _report_dump(todo, part, report)
     tally = Tally()
     tally.clock.preparation = preparation
-    if todo.shards:
-        tally.add(engine.run(todo))
     mine = _in_part(range(plan.num_shards), part)
+    if todo.shards:
+        if len(mine) < engine.workers:
+            too_few = f"{counted(len(mine), 'shard')} for {engine.workers} workers"
+            report("warning", text=f"{too_few}: with a smaller --shard-size all have work")
+        with _told_if_interrupted(todo, report):
+            tally.add(engine.run(todo))
     missing = [] if part is None else dump.committed().unfinished
     is_complete = not missing
     totals = finalize(dump)["totals"] if is_complete else {}
@@ -202,6 +206,18 @@ def _run_claimed(
         exit_code=outcome.exit_code,
     )
     return outcome
+
+
+@contextmanager
+def _told_if_interrupted(todo: ToDo, report: Report) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        new = {*todo.shards} - todo.dump.again
+        made = len(new & {*todo.dump.numbered(".json")})
+        less = "" if made else ": what was under way is lost; with a smaller --shard-size it is less"
+        report("warning", text=f"{made:,} of {counted(len(new), 'new shard')} committed{less}")
+        raise
 
 
 def _report_dump(todo: ToDo, part: Part | None, report: Report) -> None:

@@ -124,8 +124,8 @@ def _report_tuning(device: torch.device, execution: Execution, tuning: Tuning, r
 
 def _threads(config: ExtractConfig, begun: Mapping[str, Any] | None) -> Resolved[int]:
     """Threads of the forward pass. They can move the last bits, so a dump keeps those it was begun with."""
-    if config.threads is not None:
-        return Resolved(config.threads, "as asked")
+    if config.threads != AUTO:
+        return Resolved(int(config.threads), "as asked")
     if begun is not None:
         return Resolved(begun["threads"], AS_BEGUN)
     cores = available_cores()

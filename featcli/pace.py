@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from featcli.machine import available_cores
+
 PARTS = ("decode", "compute", "write")
 BUSY = 0.4  # share of a run from which decoding is worth a word though another part set the pace
 WORTH_COMPILING = 60  # seconds of compute for which half a minute of compilation is no loss
@@ -68,7 +70,7 @@ class Clock:
             },
             threads,
             slowest,
-            ", ".join(_advice(slowest, busy["decode"] / seconds, self.compute, plan)),
+            ", ".join(_advice(slowest, busy["decode"] / seconds, self.compute, threads["decode"], plan)),
         )
 
 
@@ -97,22 +99,25 @@ class Pace:
         yield f"pace set by {self.set_by}; what could help: {self.advice}"
 
 
-def _advice(slowest: str, decoding: float, computing: float, plan: Settled) -> list[str]:
+def _advice(slowest: str, decoding: float, computing: float, threads: int, plan: Settled) -> list[str]:
     """Options that would take work from the slowest part and are not used yet, those that change least first.
 
     `decoding`: the share of the run that it was busy; on a CPU at the cost of the backbone. `computing`: seconds.
+    `threads`: of decoding.
     """
     settings, pixels = plan.settings, plan.settings["preprocessing"]
     is_native, is_on_cpu = pixels.get("fit") == "native", plan.environment.get("device") == "cpu"
+    may_be_bf16 = settings["precision"] == "fp32" or (is_on_cpu and settings["precision"] == "fp16")
     can_scale = pixels.get("decode") != "scaled" and not is_native
     options = {
         "decode": {
             "--decode scaled for large JPEGs": can_scale,
-            "more --decode-threads where there are cores": True,
+            "more --decode-threads": threads < available_cores(),
+            "--precision bf16": is_on_cpu and may_be_bf16,  # they share the cores
         },
         "compute": {
             "--compile": not settings["compiled"] and not is_native and computing > WORTH_COMPILING,
-            "--precision bf16": settings["precision"] == "fp32",
+            "--precision bf16": may_be_bf16,
             "--batch-size auto": not is_on_cpu and settings["batch_size"] <= SMALL_BATCH,
             "--decode scaled for large JPEGs": is_on_cpu and decoding > BUSY and can_scale,  # they share the cores
             "an earlier last stage": True,

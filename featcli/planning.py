@@ -26,7 +26,7 @@ from featcli.plan import Plan, StoredStage, digest_images, digest_keys
 from featcli.progress import Report, silent, size
 from featcli.sizes import Sizes, native_sizes
 from featcli.target import check_target, existing_parent
-from featcli.tuning import reason_for
+from featcli.tuning import expected
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ def dry_run(config: ExtractConfig, report: Report = silent, rate: float | None =
     stages = asked.stages
     sizes = _sizes(asked.source, listing.images, config.decoding(), decode_threads_of(config), report)
     existing = None if config.overwrite else Dump.existing(Path(config.output))
-    for name, value in (("precision", config.precision), ("layout", config.layout), ("batch_size", config.batch_size)):
-        reason = "a run of many images measures" if value == AUTO else reason_for(name, value)
-        report("choice", name=name.replace("_", " "), value=value, reason=reason)
+    begun = existing.plan.settings if existing is not None else None
+    for name, choice in expected(config, asked.source, asked.positions, len(listing.images), begun):
+        report("choice", name=name.replace("_", " "), value=choice.value, reason=choice.reason)
     if config.batch_size == AUTO and existing is None:
         report("warning", text=f"batches of {DEFAULT_BATCH_SIZE} are assumed: only a run measures")
     rows = _shard_rows(config, _batch_size(config, existing), stages, sizes, len(listing.images), existing)

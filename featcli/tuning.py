@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
@@ -30,6 +30,7 @@ CONVOLUTIONS = 0.25  # of the operations: below that the layout of maps in memor
 MOST_ON_CPU, MOST = 64, 512  # images in a batch that are tried
 SHARE_OF_MEMORY = 1 / 12  # for the maps of a batch: three of them are on their way at any time
 AS_BEGUN = "as this dump was begun"
+TO_MEASURE = "a run measures"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,23 @@ def reason_for(name: str, asked: Any) -> str:
     """Why an option is what was given."""
     is_default = {"precision": "fp32", "batch_size": DEFAULT_BATCH_SIZE}.get(name) == asked
     return "default" if is_default else "as asked"
+
+
+def expected(
+    config: ExtractConfig, source: Source, positions: Sequence[int], num_images: int, begun: Mapping[str, Any] | None
+) -> Iterator[tuple[str, Resolved[Any]]]:
+    """What a run would choose, by name, as far as that is known before anything is measured."""
+    untried = untried_layout(config, source, positions, num_images)
+    for name, asked in (("precision", config.precision), ("layout", config.layout), ("batch_size", config.batch_size)):
+        if asked != AUTO:
+            yield name, Resolved(asked, reason_for(name, asked))
+        elif begun is not None:
+            layout = named(Execution(layout=begun["layout"], folded=begun["folded"]))
+            yield name, Resolved(layout if name == "layout" else begun[name], AS_BEGUN)
+        elif name == "layout" and untried is not None:
+            yield name, Resolved(named(untried.value), untried.reason)
+        else:
+            yield name, Resolved(AUTO, TO_MEASURE)
 
 
 @dataclass
@@ -155,20 +173,39 @@ def _execution(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[
     return best, f"auto: bf16 would be {gain:.2f} x as fast here, which is less than {PRECISION_GAIN}", layout_reason
 
 
+def untried_layout(
+    config: ExtractConfig, source: Source, positions: Sequence[int], num_images: int
+) -> Resolved[Execution] | None:
+    """The layout where no other is tried, and why not; None where some are."""
+    asked = _layout_asked(config)
+    if config.layout != AUTO and config.fold is not None:
+        return asked
+    if source.share_of_convolutions(positions) < CONVOLUTIONS:
+        return replace(asked, reason=f"{asked.reason}: few convolutions")
+    if num_images < FEWEST:
+        faster = "; --layout channels-last --fold may be faster" if asked.reason == AUTO else ""
+        return replace(asked, reason=f"{asked.reason}: fewer than {FEWEST:,} images{faster}")
+    return None
+
+
+def _layout_asked(config: ExtractConfig) -> Resolved[Execution]:
+    """What the options say of it; the library's own way where they say nothing."""
+    layout, folded = DEFAULT_LAYOUT if config.layout == AUTO else config.layout, bool(config.fold)
+    layout_is_open, fold_is_open = config.layout == AUTO, config.fold is None
+    reasons = {(True, True): AUTO, (True, False): "folding as asked; auto", (False, True): "as asked; folding auto"}
+    return Resolved(Execution(layout=layout, folded=folded), reasons.get((layout_is_open, fold_is_open), "as asked"))
+
+
 def _layouts(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[list[Execution], str]:
     """What is to be tried, the library's own way first; and where that is all there is, why."""
-    asked = Execution(layout=DEFAULT_LAYOUT if config.layout == AUTO else config.layout, folded=bool(config.fold))
-    if config.layout != AUTO and config.fold is not None:
-        return [asked], "as asked"
-    given = "layout as asked; " if config.layout != AUTO else "folding as asked; " if config.fold is not None else ""
-    if num_images < FEWEST:
-        return [asked], f"{given}auto: fewer than {FEWEST:,} images"
-    if trials.source.share_of_convolutions(trials.positions) < CONVOLUTIONS:
-        return [asked], f"{given}auto: few convolutions"
+    untried = untried_layout(config, trials.source, trials.positions, num_images)
+    if untried is not None:
+        return [untried.value], untried.reason
+    asked, reason = _layout_asked(config).value, _layout_asked(config).reason
     can_fold = config.fold is None and has_norms(trials.source.build(trials.positions, "meta"))
     folded = replace(asked, folded=asked.folded or can_fold)
     layouts = LAYOUTS if config.layout == AUTO else [asked.layout]
-    return list(dict.fromkeys([asked, *(replace(folded, layout=layout) for layout in layouts)])), f"{given}auto"
+    return list(dict.fromkeys([asked, *(replace(folded, layout=layout) for layout in layouts)])), reason
 
 
 def _best(candidates: Sequence[Execution], trials: Trials, why_not: str) -> tuple[Execution, str]:

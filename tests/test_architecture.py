@@ -61,8 +61,9 @@ ROWS = [
     {"image_list"},
     {"files"},
     {"decoding"},
-    {"device", "progress", "machine"},
+    {"device", "progress"},
     {"pace"},
+    {"machine"},
     {"errors"},
 ]
 # checkpoint.py decides which source to import, when it is needed; a dataset is of the reader that makes it.

@@ -13,6 +13,7 @@ import termios
 import pytest
 
 from conftest import SAMPLES, Featcli, draw, finished, tree
+from featcli import tuning
 from featcli.config import ExtractConfig
 
 TINY = "-c test_resnet --random-init".split()
@@ -56,7 +57,10 @@ def test_options_are_the_configurations(cli):
         ("extract -c resnet18 -o d", 2, "no input", "--files-from"),
         ("extract nowhere -c resnet18 -o d", 2, "input 'nowhere': no such file", "folder"),
         ("extract . -c resnet18 -o d --batch-size 0", 2, "--batch-size 0: must be at least 1", "default"),
-        ("extract . -c resnet18 -o d --batch-size x", 2, "--batch-size 'x': neither a number nor auto", "32"),
+        ("extract . -c resnet18 -o d --batch-size x", 2, "--batch-size 'x': neither a number nor auto", "default"),
+        ("extract . -c resnet18 -o d --threads 100000", 2, "--threads 100000: must be at most 1024", "default"),
+        ("extract . -c resnet18 -o d --decode-threads 1025", 2, "--decode-threads 1025: must be at most", "default"),
+        ("extract . -c resnet18 -o d --threads many", 2, "--threads 'many': neither a number nor auto", "default"),
         ("extract . -c resnet18 -o d --pool mean", 2, "--pool 'mean': no such pooling", "none, avg, max, cls"),
         ("extract . -c resnet18 -o d --format npy", 2, "--format 'npy': no such choice", "hdf5, safetensors"),
         ("extract . -c resnet18 -o d --dtype int8", 2, "--dtype 'int8': no such choice", "float16"),
@@ -190,7 +194,7 @@ def test_start_and_end_of_a_run(cli, photos, tmp_path):
         "Resize 168 bilinear, CenterCrop 160x160",
         "computes       100% of the model",
         "failed 'broken.jpg': not_an_image (no known picture format)",
-        "layout         channels-first  (auto: fewer than 1,000 images)",
+        "layout         channels-first  (auto: fewer than 1,000 images; --layout channels-last --fold may be faster)",
         "batch size     32  (default)",
         "s of work on ",
         "pace set by ",
@@ -242,6 +246,27 @@ def test_dry_run(cli, photos, tmp_path):
     assert event["bytes"] == 12 * 512 * 7 * 7 * 4
     assert event["stages"][0]["shape"] == [512, 7, 7]
     assert not (tmp_path / "d").exists()
+
+
+MEASURED = "auto  (a run measures)"
+
+
+@pytest.mark.parametrize(
+    ("options", "of_few", "of_many"),
+    [
+        ("resnet18", "channels-first  (auto: fewer than 1,000 images; --layout channels-last --fold may", MEASURED),
+        ("resnet18 --fold", "channels-first, norms folded  (folding as asked; auto: fewer than 1,000 images", MEASURED),
+        ("vit_tiny_patch16_224", "channels-first  (auto: few convolutions", "channels-first  (auto: few convolutions"),
+    ],
+)
+def test_a_dry_run_chooses_as_a_run(cli, photos, tmp_path, monkeypatch, options, of_few, of_many):
+    """What is not measured is said as the run will say it, what is measured as that."""
+    command = ["extract", photos, "-c", *options.split(), "-o", tmp_path / "d", "--dry-run"]
+    assert f"layout         {of_few}" in cli(*command).err
+    monkeypatch.setattr(tuning, "FEWEST", 12)
+    err = cli(*command, "--precision", "auto").err
+    assert f"layout         {of_many}" in err
+    assert f"precision      {MEASURED}" in err
 
 
 def test_broken_pipe(photos):
@@ -380,7 +405,10 @@ def test_dry_run_sees_what_is_there(cli, photos, tmp_path):
     """--dry-run says whether the dump that is there would be gone on with, refused or deleted."""
     cli("extract", photos, *TINY, "-o", tmp_path / "d", "-q")
     command = ["extract", photos, *TINY, "-o", tmp_path / "d", "--dry-run"]
-    assert "is a dump with 1 of 1 shards: it would be gone on with" in cli(*command).err
+    err = cli(*command, "--batch-size", "auto").err
+    assert "is a dump with 1 of 1 shards: it would be gone on with" in err
+    for choice in ("layout         channels-first", "batch size     32"):
+        assert f"{choice}  (as this dump was begun)" in err
     assert "of other stages or images: it would be refused" in cli(*command, "--out-indices", 0).err
     assert "the dump that is there would be deleted" in cli(*command, "--overwrite").err
     assert cli(*command, "--pool", "cls").code == 2

@@ -71,6 +71,15 @@ def test_a_process_for_each_device(many, whole, tmp_path):
     assert content(tmp_path / "d") == content(whole)
 
 
+def test_fewer_shards_than_workers(cli, many, tmp_path):
+    """That some have nothing to do is said before, and the busy shares are of those that had."""
+    given = ["-c", "test_resnet", "--random-init", "--threads", 1, "--device", "cpu,cpu", "--json"]
+    run = cli("extract", many / "01.png", *given, "-o", tmp_path / "d")
+    assert run.code == 0
+    assert "warning: 1 shard for 2 workers: with a smaller --shard-size all have work" in run.err
+    assert run.events[-1]["pace"]["threads"]["compute"] == 1
+
+
 def test_a_poisonous_shard(cli, many, whole, tmp_path):
     """A shard that kills every worker is given up and named; all others are there, and a later run completes it."""
     command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]

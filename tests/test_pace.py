@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from featcli.machine import available_cores
 from featcli.pace import Clock
 
 SETTINGS = {
@@ -88,3 +89,13 @@ def test_several_workers():
     assert pace.busy["compute"] == pytest.approx(0.8, abs=0.01)
     assert pace.busy["decode"] == pytest.approx(0.2, abs=0.01)
     assert list(pace.lines())[1].endswith("16.0 s of work on 2 threads; waited 4.0 s for decode in all")
+
+
+def test_advice_where_parts_share_the_cores():
+    """On a CPU more threads than cores help nothing, and a lighter forward pass leaves more for decoding."""
+    clock, cores = Clock(decode=9.0, compute=1.0), available_cores()
+    assert "--decode-threads" not in clock.pace(1, cores, plan()).advice
+    assert "--precision bf16" in clock.pace(1, cores, plan()).advice
+    assert ("--decode-threads" in clock.pace(1, 1, plan()).advice) == (cores > 1)
+    slow = Clock(compute=3.0).pace(1, cores, plan(SETTINGS | {"precision": "fp16"}))
+    assert "--precision bf16" in slow.advice
