@@ -53,7 +53,7 @@ from featcli.sizes import Sizes
 
 BATCH = 32
 SECONDS = 10  # that a run of featcli is to take about
-FEWEST_BATCHES = 6  # the first, which nothing hides, and the last commit are not to count
+FEWEST_BATCHES = 4  # the first, which nothing hides, and the last commit are not to count
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def measure(case, paths, scratch, chosen):
         count = round(SECONDS / ways.forward(precision, BATCH) / BATCH)
         count = BATCH * min(len(paths) // BATCH, max(count, FEWEST_BATCHES))
         way = {"precision": precision, "count": count}
-        forward = (f"forward {precision}", lambda precision=precision: ways.forward(precision, 2 * BATCH))
+        forward = (f"forward {precision}", lambda precision=precision: ways.forward(precision, BATCH))
         run = (f"featcli {precision}", lambda way=way: ways.featcli(**way))
         # Before and after: the speed of a shared machine drifts.
         todo += [(f"copy {precision}", lambda precision=precision: ways.copy(precision)), forward, run, forward]

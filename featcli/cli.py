@@ -75,7 +75,10 @@ def _run(arguments: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
-        return _fail(*_explained(error), MachineError.exit_code, arguments)
+        code = _fail(*_explained(error), MachineError.exit_code, arguments)
+        with suppress(AttributeError, OSError):  # what stdout could not take is not to be tried again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code
     except Exception as error:
         if not hasattr(error, "format_message"):  # not Typer's: a bug, which shows its traceback
             raise

@@ -139,7 +139,8 @@ def extract(
         int | None, typer.Option(help="With --engine ray. Default: as many as the cluster has room for.")
     ] = None,
     cpus_per_worker: Annotated[
-        float | None, typer.Option(help="With --engine ray. Default: those of --threads.")
+        float | None,
+        typer.Option(help="With --engine ray. Default: those of --threads; with GPUs what a node has for each."),
     ] = None,
     gpus_per_worker: Annotated[
         float | None, typer.Option(help="With --engine ray. Default: 1 with --device cuda, else 0.")

@@ -120,10 +120,10 @@ class ExtractConfig:
             ("--decode-threads", self.decode_threads, MOST_THREADS),
             ("--shard-size", self.shard_size, MOST),
         ):
-            if value is None or (value == AUTO and option != "--shard-size"):
+            if value == (None if option == "--shard-size" else AUTO):
                 continue
-            if isinstance(value, str):
-                raise UsageError(f"{option} {shown(value)}: not a number", "leave it out for the default")
+            if not isinstance(value, int):
+                raise UsageError(f"{option} {shown(str(value))}: not a number", "leave it out for the default")
             if value < 1:
                 raise UsageError(f"{option} {value}: must be at least 1", "leave it out for the default")
             if value > most:

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from featcli.dump import Dump, in_use
 from featcli.engines import Engine, ToDo
 from featcli.engines.local import LocalEngine
 from featcli.engines.processes import ProcessEngine
-from featcli.errors import MachineError, counted, shown
+from featcli.errors import FeatcliError, MachineError, counted, shown
 from featcli.inputs import Listing
 from featcli.loading import Loaded
 from featcli.manifest import finalize, totals_of
@@ -95,7 +95,10 @@ def run(config: ExtractConfig, report: Report = silent, listing: Listing | None 
     if existing is not None:
         existing.refuse_other_plan(job.plan, job.images)
     shards = _refuse_if_too_large(path, job, existing, config, part)
-    with closing(_engine(config, job.plan, loaded, report)) as engine:
+    with (
+        _told_if_interrupted(path, job.plan, report),  # when no worker is at work any more
+        closing(_engine(config, job.plan, loaded, report)) as engine,
+    ):
         del loaded  # an engine that needs it has it
         if shards:
             engine.start()
@@ -176,8 +179,7 @@ def _run_claimed(
         if len(mine) < engine.workers:
             too_few = f"{counted(len(mine), 'shard')} for {engine.workers} workers"
             report("warning", text=f"{too_few}: with a smaller --shard-size all have work")
-        with _told_if_interrupted(todo, report):
-            tally.add(engine.run(todo))
+        tally.add(engine.run(todo))
     missing = [] if part is None else dump.committed().unfinished
     is_complete = not missing
     totals = finalize(dump)["totals"] if is_complete else {}
@@ -209,14 +211,16 @@ def _run_claimed(
 
 
 @contextmanager
-def _told_if_interrupted(todo: ToDo, report: Report) -> Iterator[None]:
+def _told_if_interrupted(path: Path, plan: Plan, report: Report) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        new = {*todo.shards} - todo.dump.again
-        made = len(new & {*todo.dump.numbered(".json")})
-        less = "" if made else ": what was under way is lost; with a smaller --shard-size it is less"
-        report("warning", text=f"{made:,} of {counted(len(new), 'new shard')} committed{less}")
+        with suppress(OSError, FeatcliError):  # whoever reads what is said may be gone too
+            dump = Dump.existing(path)
+            if dump is not None:
+                made = len(dump.numbered(".json"))
+                less = "" if made else ": with --overwrite and a smaller --shard-size less would be lost"
+                report("warning", text=f"{made:,} of {counted(plan.num_shards, 'shard')} are there{less}")
         raise
 
 

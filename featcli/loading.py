@@ -97,6 +97,7 @@ def load_asked(
     source, device, threads = asked.source, asked.device.value, _threads(config, begun)
     with memory_errors("the backbone does", device), settled_arithmetic(threads.value, device):
         at_once = AT_ONCE if device.type == "cpu" else AT_ONCE_ELSEWHERE
+        at_once = at_once if config.batch_size == AUTO else min(at_once, int(config.batch_size))
         trials = Trials(source, asked.positions, asked.stages, device, partial(_report_trials, report), at_once)
         tuning = tune(config, trials, num_images, begun)
         backbone = ready(source, asked.positions, device, tuning.execution)

@@ -114,6 +114,7 @@ def _advice(slowest: str, decoding: float, computing: float, threads: int, plan:
             "--decode scaled for large JPEGs": can_scale,
             "more --decode-threads": threads < available_cores(),
             "--precision bf16": is_on_cpu and may_be_bf16,  # they share the cores
+            "more cores": True,
         },
         "compute": {
             "--compile": not settings["compiled"] and not is_native and computing > WORTH_COMPILING,

@@ -88,7 +88,7 @@ def dry_run(config: ExtractConfig, report: Report = silent, rate: float | None =
     existing = None if config.overwrite else Dump.existing(Path(config.output))
     begun = existing.plan.settings if existing is not None else None
     for name, choice in expected(config, asked.source, asked.positions, len(listing.images), begun):
-        report("choice", name=name.replace("_", " "), value=choice.value, reason=choice.reason)
+        report("choice", name=name, value=choice.value, reason=choice.reason)
     if config.batch_size == AUTO and existing is None:
         report("warning", text=f"batches of {DEFAULT_BATCH_SIZE} are assumed: only a run measures")
     rows = _shard_rows(config, _batch_size(config, existing), stages, sizes, len(listing.images), existing)

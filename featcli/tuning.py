@@ -77,17 +77,20 @@ def expected(
     config: ExtractConfig, source: Source, positions: Sequence[int], num_images: int, begun: Mapping[str, Any] | None
 ) -> Iterator[tuple[str, Resolved[Any]]]:
     """What a run would choose, by name, as far as that is known before anything is measured."""
-    untried = untried_layout(config, source, positions, num_images)
-    for name, asked in (("precision", config.precision), ("layout", config.layout), ("batch_size", config.batch_size)):
-        if asked != AUTO:
-            yield name, Resolved(asked, reason_for(name, asked))
-        elif begun is not None:
-            layout = named(Execution(layout=begun["layout"], folded=begun["folded"]))
-            yield name, Resolved(layout if name == "layout" else begun[name], AS_BEGUN)
-        elif name == "layout" and untried is not None:
-            yield name, Resolved(named(untried.value), untried.reason)
-        else:
-            yield name, Resolved(AUTO, TO_MEASURE)
+    if begun is not None:
+        tuning = _as_begun(config, begun)
+        yield "precision", Resolved(tuning.execution.precision, tuning.reasons["precision"])
+        yield "layout", Resolved(named(tuning.execution), tuning.reasons["layout"])
+        yield "batch size", Resolved(tuning.batch_size, tuning.reasons["batch_size"])
+        return
+    to_measure, layout = Resolved(AUTO, TO_MEASURE), untried_layout(config, source, positions, num_images)
+    precision, batch_size = (
+        to_measure if asked == AUTO else Resolved(asked, reason_for(name, asked))
+        for name, asked in (("precision", config.precision), ("batch_size", config.batch_size))
+    )
+    yield "precision", precision
+    yield "layout", to_measure if layout is None else Resolved(named(layout.value), layout.reason)
+    yield "batch size", batch_size
 
 
 @dataclass
@@ -117,6 +120,11 @@ class Trials:
                     raise
                 self.rates[execution, images] = 0.0
         return self.rates[execution, images]
+
+    def make_room(self, execution: Execution) -> None:
+        """Try with fewer images from now on where so many do not fit, for ways to be compared with what is there."""
+        while self.images > 1 and not self.rate(execution):
+            self.images //= 2
 
     def compared(self, one: Execution, other: Execution) -> float:
         """How many times as fast one is."""
@@ -161,6 +169,8 @@ def _execution(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[
     layouts, why_not = _layouts(config, trials, num_images)
     is_open = config.precision == AUTO and trials.device.type in ("cpu", "cuda")
     precisions = ["fp32", "bf16"] if is_open else ["fp32" if config.precision == AUTO else config.precision]
+    if len(layouts) * len(precisions) > 1:
+        trials.make_room(layouts[0])
     found = [_best([replace(layout, precision=p) for layout in layouts], trials, why_not) for p in precisions]
     best, layout_reason = found[0]
     if config.precision != AUTO:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -65,7 +66,8 @@ def forks() -> Path:
     """The folder of a `featcli` that need not import torch again. It works until these tests are over."""
     folder = mkdtemp(prefix="fc")  # a short one: sockets have short names
     command = [sys.executable, Path(__file__).with_name("forked_featcli.py"), f"{folder}/socket", folder]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as most have it
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=buffered)
     assert server.stdout.readline() == "ready\n"
     atexit.register(shutil.rmtree, folder)
     atexit.register(server.communicate)
@@ -86,9 +88,16 @@ class Featcli(subprocess.Popen):
         os.close(tells)
         self.featcli = int(os.read(told, 100))
         os.close(told)
+        atexit.register(self.end)
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.featcli, number)
+        if self.poll() is None:
+            os.kill(self.featcli, number)
+
+    def end(self) -> None:
+        """After a test that failed: nobody else would."""
+        if self.poll() is None:
+            os.killpg(self.featcli, signal.SIGKILL)
 
 
 @contextmanager

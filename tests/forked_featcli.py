@@ -56,6 +56,8 @@ def serve(path: str, folder: str) -> None:
             forked = os.fork()
             if not forked:
                 become(asking)
+            for number in (0, 1):  # the server has ended when nobody has these any more
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
             asking.send(f"{forked}\n".encode())
             asking.send(f"{os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])}\n".encode())
             os._exit(0)

@@ -14,6 +14,7 @@ ROWS = [
     {"commands"},
     {"recompute", "extraction", "tables", "export", "survey"},
     {"engines.local", "engines.processes", "engines.ray"},
+    {"engines.ray_worker"},
     {"engines.worker", "engines.queue", "engines.progress", "engines"},
     {"shard_runner"},
     {"show"},

@@ -137,10 +137,10 @@ thread.join()
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
 def test_memory_is_kept_in_workers_of_ray():
     """There shards are made in a thread that is not the first, in the environment that workers are given."""
-    from featcli.engines.ray import IN_WORKERS
+    from featcli.engines.ray_worker import ONE_ARENA
 
     command = [sys.executable, "-c", IN_A_THREAD]
-    done = subprocess.run(command, env={**os.environ, **IN_WORKERS}, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env={**os.environ, **ONE_ARENA}, capture_output=True, text=True, check=True)
     assert int(done.stdout) < (100 << 20) // resource.getpagesize()
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import queue as queues
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,69 +17,25 @@ import torch
 
 import featcli
 from featcli.batches import Pictures
-from featcli.config import AUTO, ExtractConfig
+from featcli.config import AUTO, MOST_THREADS, ExtractConfig
 from featcli.dump import SHARDS
 from featcli.engines import ToDo
 from featcli.engines.progress import ShardProgress
 from featcli.engines.queue import ShardQueue, at_shards
-from featcli.engines.worker import Task, runner_for
+from featcli.engines.ray_worker import IN_WORKERS, ONE_ARENA, RayWorker
+from featcli.engines.worker import Task
 from featcli.errors import FeatcliError, MachineError, UsageError, counted, one_line, shown
 from featcli.image_list import is_url
 from featcli.plan import Plan
 from featcli.progress import Report
 from featcli.shard_runner import Shard, Tally
-from featcli.writers.lock import FolderLock
 from featcli.writers.publish import remove_stale
 
 CONNECT_SECONDS = 10.0
 START_SECONDS = 120.0  # in which one worker at least has to be ready
 STORE_BYTES = 80 << 20  # of Ray's object store, where only names go through it: nearly its least
 HOUSEKEEPING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-# The first as the command line sets it for itself. One arena: shards are made in a thread that is not the first of its
-# process, and only of the first arena does glibc keep the memory of large tensors.
-IN_WORKERS = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_ARENA_MAX": "1"}
-MOST_SHARDS = 8  # that a worker is given together
-
-
-class RayWorker:
-    """The actor: loads the backbone once, then makes the shards that it is given."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._events: queues.SimpleQueue[Any] = queues.SimpleQueue()
-        self._lock: FolderLock | None = None
-
-    def ping(self) -> None:
-        """It has been placed."""
-
-    def load(self) -> dict[str, str]:
-        """Load the backbone; what this process is, by name. Raises FeatcliError."""
-        self._dump, self._runner = runner_for(self._task, self._report)
-        self._lock = FolderLock(self._dump.path)
-        self._lock.beside()  # so that nobody deletes the dump while this is at work, whatever becomes of the driver
-        return dict(self._dump.environment)
-
-    def _report(self, kind: str, **facts: Any) -> None:
-        self._events.put(("event", (kind, facts)))
-
-    def make(self, shards: Sequence[Shard]) -> Iterator[tuple[str, Any]]:
-        """Make shards; yields what happens, as it happens, and "done". Raises FeatcliError."""
-        thread = threading.Thread(target=self._make, args=(shards,), daemon=True)
-        thread.start()
-        while True:
-            kind, content = self._events.get()
-            if kind == "error":
-                raise content
-            yield kind, content
-            if kind == "done":
-                return
-
-    def _make(self, shards: Sequence[Shard]) -> None:
-        try:
-            self._runner.run(self._dump, shards, lambda tally: self._events.put(("tally", tally)))
-            self._events.put(("done", None))
-        except BaseException as error:  # handed over to the thread that Ray listens to
-            self._events.put(("error", error))
+MOST_SHARDS, MOST_ROWS = 8, 100_000  # that a worker is given together
 
 
 @dataclass(eq=False)
@@ -124,8 +79,8 @@ class RayEngine:
             self._begin_ray()
         torch.cuda.empty_cache()  # the backbone of this process is gone, and a worker may be given its GPU
         offered = self._offered()
-        if self._gpus and self._config.cpus_per_worker is None:  # the cores are for decoding: what there is for a GPU
-            self._cpus = max(1, offered.get("CPU", 0) * self._gpus // max(1, offered.get("GPU", 0)))
+        if self._gpus and self._config.cpus_per_worker is None:
+            self._cpus = self._cpus_for_a_gpu()
         fitting = [int(offered.get("CPU", 0) // self._cpus)] if self._cpus else []
         fitting += [int(offered.get("GPU", 0) / self._gpus)] if self._gpus else []
         fits = min(fitting, default=1)
@@ -137,7 +92,7 @@ class RayEngine:
         if self._config.workers is None:
             self.workers = max(1, fits)
         if self._config.decode_threads == AUTO:
-            self._config = replace(self._config, decode_threads=max(1, int(self._cpus)))
+            self._config = replace(self._config, decode_threads=max(1, min(int(self._cpus), MOST_THREADS)))
         self.decode_threads = self.workers * int(self._config.decode_threads)
         each = f"{self._cpus:g} CPUs" + (f", {self._gpus:g} GPUs" if self._gpus else "")
         where = f"{self._config.ray_address or 'a Ray of its own'}: {_resources(offered)}"
@@ -145,6 +100,12 @@ class RayEngine:
 
     def _offered(self) -> dict[str, float]:
         return self._ray.cluster_resources()  # type: ignore[no-any-return]
+
+    def _cpus_for_a_gpu(self) -> float:
+        """The cores are for decoding: as many as every node with GPUs has for a worker's share of them."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        shares = [node.get("CPU", 0) * self._gpus // node["GPU"] for node in nodes if node.get("GPU", 0) >= self._gpus]
+        return max(1, min(shares, default=1))
 
     def _begin_ray(self) -> None:
         ray, address = self._ray, self._config.ray_address
@@ -168,9 +129,12 @@ class RayEngine:
         """Raises FeatcliError: a worker's own, WorkerError, or MachineError where no worker starts."""
         self._shards = todo.dump.path / SHARDS
         tally, queue, began = Tally(), ShardQueue(todo.shards), time.monotonic()
+        threads = self.decode_threads // self.workers
+        self.workers = min(self.workers, len(todo.shards))  # a shard is not divided
+        self.decode_threads = threads * self.workers
         self._fill_up(queue, todo)
         has_started, placed = False, began
-        while not queue.is_over:
+        while not queue.is_over or any(one.is_ready and one.waiting_for is not None for one in self._living):
             ready, _ = self._ray.wait([one.waiting_for for one in self._living], timeout=1.0)
             for reference in ready:
                 actor = next(one for one in self._living if one.waiting_for == reference)
@@ -205,7 +169,8 @@ class RayEngine:
         """Shards to each worker that has none, and workers for what is left."""
         for actor in [one for one in self._living if one.waiting_for is None]:
             # Together, since a worker prefetches from one to the next; fewer towards the end, for all to end together.
-            together = max(1, min(MOST_SHARDS, queue.num_new // (4 * self.workers)))
+            most = min(MOST_SHARDS, MOST_ROWS // todo.dump.plan.shard_rows, queue.num_new // (4 * self.workers))
+            together = max(1, most)
             numbers = [number for _ in range(together) if (number := queue.take_new()) is not None]
             if not numbers and (number := queue.take_again()) is not None:
                 numbers = [number]
@@ -220,7 +185,8 @@ class RayEngine:
 
     def _start_worker(self, todo: ToDo) -> None:
         ray = self._ray
-        wants = {"num_cpus": self._cpus, "num_gpus": self._gpus, "runtime_env": {"env_vars": IN_WORKERS}}
+        environment = IN_WORKERS | ({} if self._gpus else ONE_ARENA)
+        wants = {"num_cpus": self._cpus, "num_gpus": self._gpus, "runtime_env": {"env_vars": environment}}
         kind = ray.remote(max_restarts=0, max_task_retries=0, **wants)(RayWorker)
         path = os.path.abspath(todo.dump.path)
         task = Task(self._config, path, todo.dump.again, todo.dump.resized)
