@@ -11,7 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import MANY_SHARDS, SHARDS, at_work, content, finished, hooked
+from featcli.batches import Pictures
+from featcli.engines.progress import ShardProgress
+from featcli.engines.queue import ShardQueue
+from featcli.engines.ray import MOST_SHARDS, _Actor
 from featcli.errors import MachineError, UsageError
+from featcli.pace import Clock
+from featcli.shard_runner import Tally
 
 pytest.importorskip("ray")
 
@@ -165,24 +171,49 @@ def test_what_cannot_be(cli, many, tmp_path, options, code):
     assert not (tmp_path / "d").exists()
 
 
+def idle(engine, make):
+    """Give the engine a worker that has nothing to do; `make` is what it does with shards. Returns it."""
+    handle = SimpleNamespace(make=SimpleNamespace(remote=make))
+    progress = ShardProgress(engine[1].dump.plan, lambda *_, **__: None)
+    actor = _Actor(handle, None, progress, is_placed=True, is_ready=True)
+    engine[0]._living.append(actor)
+    return actor
+
+
+NO_PICTURES = SimpleNamespace(of=lambda rows: Pictures({}, None))
+
+
 def test_several_shards_together(engine):
     """A worker is given several shards, from one to the next of which it prefetches, and fewer towards the end."""
-    from featcli.batches import Pictures
-    from featcli.engines.progress import ShardProgress
-    from featcli.engines.queue import ShardQueue
-    from featcli.engines.ray import MOST_SHARDS, _Actor
-
-    engine, todo, _ = engine
-    engine.workers, given = 1, []
-    handle = SimpleNamespace(make=SimpleNamespace(remote=lambda shards: given.append(shards) or "at work"))
-    pictures = SimpleNamespace(of=lambda rows: Pictures({}, None))
-    queue = ShardQueue(range(100))
-    actor = _Actor(handle, None, ShardProgress(todo.dump.plan, lambda *_: None), is_placed=True, is_ready=True)
-    engine._living.append(actor)
+    given, queue = [], ShardQueue(range(100))
+    actor = idle(engine, lambda shards: given.append(shards) or "at work")
     while queue.num_new:
-        engine._fill_up(queue, replace(todo, pictures=pictures))
+        engine[0]._fill_up(queue, replace(engine[1], pictures=NO_PICTURES))
         for number in actor.at_work:
             queue.done(number)
         actor.at_work, actor.waiting_for = set(), None
     assert [shard.number for shards in given for shard in shards] == list(range(100))
     assert [len(given[0]), len(given[-1])] == [MOST_SHARDS, 1]
+
+
+def test_the_last_times_are_heard(engine):
+    """What a worker was busy with counts, though it says so after its last shard."""
+    shard = {"shard": 0, "rows": 1, "file": "", "bytes": 0, "failed": 0}
+    said = [("event", ("shard", shard)), ("tally", Tally(clock=Clock(compute=5.0))), ("done", None)]
+    idle(engine, lambda shards: iter(said))
+    exceptions = SimpleNamespace(RayTaskError=RuntimeError, RayError=RuntimeError)
+    engine[0]._ray = SimpleNamespace(
+        wait=lambda references, timeout: (references, []), get=lambda found: found, exceptions=exceptions
+    )
+    assert engine[0].run(replace(engine[1], pictures=NO_PICTURES)).clock.compute == 5.0
+
+
+def test_cpus_of_workers_with_a_gpu(engine):
+    """They are what each node with GPUs has for one of them: no worker is asked for that no node could take."""
+    nodes = [{"CPU": 64.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 96.0, "GPU": 8.0}]
+    living = [{"Alive": True, "Resources": resources} for resources in nodes]
+    dead = {"Alive": False, "Resources": {"CPU": 1.0, "GPU": 8.0}}
+    engine[0]._ray = SimpleNamespace(nodes=lambda: [*living, dead])
+    assert engine[0]._cpus_for_a_gpu() == 8
+    engine[0]._ray = SimpleNamespace(nodes=lambda: living[:1])
+    assert engine[0]._cpus_for_a_gpu() == 1
