@@ -42,7 +42,7 @@ format: .venv/installed  ## put the code into its format
 docs: .venv/installed  ## write the tables of options in docs/ anew
 	$(BIN)/python docs/write_options.py
 
-bench: .venv/installed  ## measure start, memory, writer, large pictures and speed, as ratios (three hours)
+bench: .venv/installed  ## measure start, memory, writer, large pictures and speed, as ratios (two hours)
 	$(BIN)/python benchmarks/memory.py --pictures build/pictures/small
 	$(BIN)/python benchmarks/storage.py
 	$(BIN)/python benchmarks/reading.py --pictures build/pictures/small
