@@ -256,15 +256,15 @@ def report(case, ways, rounds):
 
     for precision in ("fp32", "bf16"):
 
-        def bound(seconds, precision=precision):
-            forward, decode = seconds[f"forward {precision}"], seconds["decode"] / available_cores()
-            if ways.device.type != "cpu":
-                return max(forward, decode, seconds["write"])
-            beside = seconds[f"copy {precision}"] + seconds["write cpu"]
-            return forward + decode + beside / available_cores()
-
         def decode(seconds):
             return seconds["decode"] / available_cores()
+
+        def bound(seconds, precision=precision):
+            forward = seconds[f"forward {precision}"]
+            if ways.device.type != "cpu":
+                return max(forward, decode(seconds), seconds["write"])
+            beside = seconds[f"copy {precision}"] + seconds["write cpu"]
+            return forward + decode(seconds) + beside / available_cores()
 
         run = f"featcli {precision}"
         largest, cosine = ways.error(precision)

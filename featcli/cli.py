@@ -71,13 +71,11 @@ def _run(arguments: list[str] | None) -> int:
     except (BrokenPipeError, SystemExit) as error:
         if not isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
             raise
-        # Whoever read stdout has seen enough. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()  # whoever read it has seen enough
         return BROKEN_PIPE
     except OSError as error:
         code = _fail(*_explained(error), MachineError.exit_code, arguments)
-        with suppress(AttributeError, OSError):  # what stdout could not take is not to be tried again at the end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()
         return code
     except Exception as error:
         if not hasattr(error, "format_message"):  # not Typer's: a bug, which shows its traceback
@@ -85,6 +83,15 @@ def _run(arguments: list[str] | None) -> int:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "featcli"
         return _fail(error.format_message(), f"see '{path} --help'", getattr(error, "exit_code", 2), arguments)
+
+
+def _let_go_of_stdout() -> None:
+    """Drop what it does not take: Python would try once more, and complain, when it closes it."""
+    try:
+        if sys.stdout is not None:  # closed by whoever started us
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explained(error: OSError) -> tuple[str, str]:

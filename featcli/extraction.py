@@ -175,6 +175,7 @@ def _run_claimed(
     tally = Tally()
     tally.clock.preparation = preparation
     mine = _in_part(range(plan.num_shards), part)
+    workers = min(engine.workers, max(1, len(todo.shards)))  # a shard is not divided
     if todo.shards:
         if len(mine) < engine.workers:
             too_few = f"{counted(len(mine), 'shard')} for {engine.workers} workers"
@@ -195,7 +196,7 @@ def _run_claimed(
         failed_by_reason=totals["failed_by_reason"],
         extracted=tally.images,
         is_complete=is_complete,
-        pace=tally.clock.pace(engine.workers, engine.decode_threads, plan),
+        pace=tally.clock.pace(workers, workers * engine.decode_threads, plan),
     )
     # Nothing was dropped, nothing counted twice.
     assert outcome.written + outcome.failed == sum(len(plan.shard(number)) for number in mine)

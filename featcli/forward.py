@@ -73,22 +73,24 @@ class Forward:
 
     def compile(self) -> None:
         """Let torch.compile do its work now, before anything is written. Raises MachineError."""
+        while not self._fits_compiled():
+            self._forget_tensors()
+
+    def _fits_compiled(self) -> bool:
+        """Try a batch; halve it where it does not fit."""
         pixels = self.loaded.backbone.preprocessing
-        is_compiled = False
-        while not is_compiled:
-            zeros = torch.zeros(self.at_once, pixels.channels, *pixels.size, dtype=getattr(torch, pixels.dtype))
-            try:
-                self._forward(zeros)
-                is_compiled = True
-            except Exception as error:  # compilers, and what looks for them, fail in many ways
-                if not is_out_of_memory(error):
-                    raise MachineError(
-                        f"--compile: torch.compile cannot compile {self.loaded.backbone.name}: {one_line(error)}",
-                        "leave --compile out; on a CPU it needs a C++ compiler such as g++",
-                    ) from error
-                self._halve(self.at_once, error)
-            if not is_compiled:
-                self._forget_tensors()
+        zeros = torch.zeros(self.at_once, pixels.channels, *pixels.size, dtype=getattr(torch, pixels.dtype))
+        try:
+            self._forward(zeros)
+        except Exception as error:  # compilers, and what looks for them, fail in many ways
+            if not is_out_of_memory(error):
+                raise MachineError(
+                    f"--compile: torch.compile cannot compile {self.loaded.backbone.name}: {one_line(error)}",
+                    "leave --compile out; on a CPU it needs a C++ compiler such as g++",
+                ) from error
+            self._halve(self.at_once, error)
+            return False
+        return True
 
     def __call__(self, batch: Batch) -> Rows:
         """What is stored of each image. Raises MachineError where not even one image fits into memory."""

@@ -28,7 +28,7 @@ from featcli.machine import available_cores
 from featcli.plan import Plan, StoredStage
 from featcli.pooling import Pooling, pooling
 from featcli.progress import Report, silent
-from featcli.tuning import AS_BEGUN, AT_ONCE, AT_ONCE_ELSEWHERE, Trials, Tuning, named, tune
+from featcli.tuning import AS_BEGUN, Trials, Tuning, named, tune
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,7 @@ def load_asked(
     """Load the backbone. `begun`: the settings of the dump that is gone on with."""
     source, device, threads = asked.source, asked.device.value, _threads(config, begun)
     with memory_errors("the backbone does", device), settled_arithmetic(threads.value, device):
-        at_once = AT_ONCE if device.type == "cpu" else AT_ONCE_ELSEWHERE
-        at_once = at_once if config.batch_size == AUTO else min(at_once, int(config.batch_size))
-        trials = Trials(source, asked.positions, asked.stages, device, partial(_report_trials, report), at_once)
+        trials = Trials(source, asked.positions, asked.stages, device, partial(_report_trials, report))
         tuning = tune(config, trials, num_images, begun)
         backbone = ready(source, asked.positions, device, tuning.execution)
     _report_tuning(device, backbone.execution, tuning, report)

@@ -46,6 +46,8 @@ def tune(config: ExtractConfig, trials: Trials, num_images: int, begun: Mapping[
     """Choose all that was left open. `begun`: the settings of the plan that is to be gone on with."""
     if begun is not None:
         return _as_begun(config, begun)
+    if config.batch_size != AUTO:
+        trials.images = min(trials.images, int(config.batch_size))
     with kept_memory():
         execution, precision_reason, layout_reason = _execution(config, trials, num_images)
         batch_size = _batch_size(config, trials, execution)
@@ -102,9 +104,12 @@ class Trials:
     stages: Sequence[StoredStage]
     device: torch.device
     began: Callable[[], None] = lambda: None  # called before the first trial
-    images: int = AT_ONCE  # that go through the network together, where nothing else is asked for
+    images: int = field(init=False)  # that go through the network together, where nothing else is asked for
     rates: dict[tuple[Execution, int], float] = field(default_factory=dict)
     _last: tuple[Execution, Network] | None = None
+
+    def __post_init__(self) -> None:
+        self.images = AT_ONCE if self.device.type == "cpu" else AT_ONCE_ELSEWHERE
 
     def rate(self, execution: Execution, images: int = 0) -> float:
         """Images a second, the maps laid out as on disk included; 0 where they do not fit into memory.
@@ -211,7 +216,8 @@ def _layouts(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[li
     untried = untried_layout(config, trials.source, trials.positions, num_images)
     if untried is not None:
         return [untried.value], untried.reason
-    asked, reason = _layout_asked(config).value, _layout_asked(config).reason
+    way = _layout_asked(config)
+    asked, reason = way.value, way.reason
     can_fold = config.fold is None and has_norms(trials.source.build(trials.positions, "meta"))
     folded = replace(asked, folded=asked.folded or can_fold)
     layouts = LAYOUTS if config.layout == AUTO else [asked.layout]

@@ -334,6 +334,22 @@ def test_batch_size_auto_without_memory(tmp_path, photos, measured):
     assert chosen(tmp_path / "d")[3] == 2
 
 
+def test_ways_are_compared_with_what_fits(tmp_path, photos, measured):
+    """Where the library's own way does not fit, trials take fewer images: another is not chosen for that alone."""
+    fits = {"fp32": 3, "bf16": 8}
+
+    def rate(execution, images):
+        if images > fits[execution.precision]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 10.0
+
+    asked = measured(rate)
+    given = {**OPTIONS, "checkpoint": "test_vit", "precision": "auto"}
+    featcli.extract(photos, output=tmp_path / "d", **given)
+    assert chosen(tmp_path / "d")[0] == "fp32"
+    assert [(precision, images) for precision, *_, images in asked][-2:] == [("fp32", 2), ("bf16", 2)]
+
+
 def test_a_dump_is_gone_on_with_as_it_was_begun(tmp_path, photos, measured, cli):
     """What was chosen by measurement is repeated, not measured again: the bytes are those of one run."""
     measured(lambda execution, images: by_layout(1.5)(execution, images) * (2 if execution.precision == "bf16" else 1))

@@ -27,8 +27,8 @@ class ToDo:
 class Engine(Protocol):
     """How shards are made."""
 
-    workers: int  # processes that do it
-    decode_threads: int  # of all of them together
+    workers: int  # processes that do it, where there are shards enough
+    decode_threads: int  # of each of them
 
     def start(self) -> None:
         """Whatever can fail before anything is written. Raises FeatcliError."""

@@ -50,8 +50,7 @@ class ProcessEngine:
 
     def __init__(self, config: ExtractConfig, devices: Sequence[str], decode_threads: int, report: Report) -> None:
         self.workers = len(devices)
-        self._threads_each = decode_threads
-        self.decode_threads = decode_threads * self.workers
+        self.decode_threads = decode_threads
         self._config = replace(config, decode_threads=decode_threads)
         self._devices = devices
         self._report = report
@@ -64,9 +63,7 @@ class ProcessEngine:
     def run(self, todo: ToDo) -> Tally:
         """Raises FeatcliError: a worker's own, or WorkerError."""
         tally, queue = Tally(), ShardQueue(todo.shards)
-        self.workers = min(self.workers, len(todo.shards))  # a shard is not divided
-        self.decode_threads = self._threads_each * self.workers
-        for place in range(self.workers):
+        for place in range(min(self.workers, len(todo.shards))):
             self._start_worker(place, todo)
         while self._living:
             for connection in wait([worker.connection for worker in self._living]):

@@ -93,7 +93,7 @@ class RayEngine:
             self.workers = max(1, fits)
         if self._config.decode_threads == AUTO:
             self._config = replace(self._config, decode_threads=max(1, min(int(self._cpus), MOST_THREADS)))
-        self.decode_threads = self.workers * int(self._config.decode_threads)
+        self.decode_threads = int(self._config.decode_threads)
         each = f"{self._cpus:g} CPUs" + (f", {self._gpus:g} GPUs" if self._gpus else "")
         where = f"{self._config.ray_address or 'a Ray of its own'}: {_resources(offered)}"
         self._report("choice", name="engine", value=f"ray, {counted(self.workers, 'worker')} of {each}", reason=where)
@@ -129,9 +129,6 @@ class RayEngine:
         """Raises FeatcliError: a worker's own, WorkerError, or MachineError where no worker starts."""
         self._shards = todo.dump.path / SHARDS
         tally, queue, began = Tally(), ShardQueue(todo.shards), time.monotonic()
-        threads = self.decode_threads // self.workers
-        self.workers = min(self.workers, len(todo.shards))  # a shard is not divided
-        self.decode_threads = threads * self.workers
         self._fill_up(queue, todo)
         has_started, placed = False, began
         while not queue.is_over or any(one.is_ready and one.waiting_for is not None for one in self._living):
