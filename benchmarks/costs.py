@@ -16,12 +16,12 @@ import torch
 from photographs import SMALL, draw
 
 import featcli
-from featcli import batches
-from featcli.batches import Pictures, Reading
-from featcli.decoding import Decoding
-from featcli.inputs import Given, find
-from featcli.planning import shard_rows
-from featcli.sizes import Sizes
+from featcli.extraction.planning import shard_rows
+from featcli.inputs.listing import Given, find
+from featcli.pixels import batches
+from featcli.pixels.batches import Pictures, Reading
+from featcli.pixels.colour import Decoding
+from featcli.pixels.sizes import Sizes
 
 BATCH, BATCHES = 32, 4
 STORED = {  # what is stored: (name, bytes of an image)

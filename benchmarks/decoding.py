@@ -18,9 +18,9 @@ from photographs import LARGE, draw
 from PIL import Image
 
 import featcli
-from featcli.decoding import Decoding
-from featcli.images import read_pixels
-from featcli.inputs import Given, find
+from featcli.inputs.listing import Given, find
+from featcli.pixels.colour import Decoding
+from featcli.pixels.decode import read_pixels
 
 
 def pixels(folder, decode, fit):

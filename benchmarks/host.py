@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from featcli.machine import available_cores
+from featcli.system.machine import available_cores
 
 
 def described() -> str:

@@ -23,7 +23,7 @@ from photographs import SMALL, draw
 from torch.utils.data import DataLoader, Dataset
 
 import featcli
-from featcli.writers import FORMATS
+from featcli.dump.formats import FORMATS
 
 IMAGES, SINGLE, BATCH = 256, 500, 32
 STAGES = ("stage1", "stage2", "stage4")  # of a ResNet-50: 3.2, 1.6 and 0.4 MB a map

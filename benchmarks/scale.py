@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import featcli
-from featcli.dump import Dump
-from featcli.image_list import Found, ImageList, Origin
-from featcli.manifest import finalize
-from featcli.plan import digest_images, digest_keys, with_fingerprint
-from featcli.records import record_content
-from featcli.writers.sealed import publish_sealed, sealed
-from featcli.writers.shard import REST, Written
+from featcli.dump.checksummed_json import publish_sealed, sealed
+from featcli.dump.folder import Dump
+from featcli.dump.manifest import finalize
+from featcli.dump.plan import digest_images, digest_keys, with_fingerprint
+from featcli.dump.records import record_content
+from featcli.dump.shard import REST, Written
+from featcli.inputs.image_list import Found, ImageList, Origin
 
 ROWS = 1000
 

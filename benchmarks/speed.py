@@ -41,15 +41,15 @@ from photographs import SMALL, draw
 from PIL import Image
 
 import featcli
-from featcli import batches
 from featcli.backbones.backbone import as_run
-from featcli.batches import Pictures, Reading
-from featcli.config import ExtractConfig
-from featcli.decoding import Decoding
-from featcli.inputs import Given, find
-from featcli.machine import available_cores, kept_memory
-from featcli.planning import prepare
-from featcli.sizes import Sizes
+from featcli.extraction.planning import prepare
+from featcli.inputs.listing import Given, find
+from featcli.pixels import batches
+from featcli.pixels.batches import Pictures, Reading
+from featcli.pixels.colour import Decoding
+from featcli.pixels.sizes import Sizes
+from featcli.spec.config import ExtractConfig
+from featcli.system.machine import available_cores, kept_memory
 
 BATCH = 32
 SECONDS = 10  # that a run of featcli is to take about

@@ -21,10 +21,10 @@ from host import described
 from photographs import SMALL, draw
 
 import featcli
-from featcli.transfers import Buffers
-from featcli.writers import FORMATS
-from featcli.writers.publish import publish_lines
-from featcli.writers.shard import ShardWriter
+from featcli.dump.atomic_file import publish_lines
+from featcli.dump.formats import FORMATS
+from featcli.dump.shard import ShardWriter
+from featcli.run.transfers import Buffers
 
 SHAPES = {"stem": (64, 112, 112), "stage1": (256, 56, 56), "stage2": (512, 28, 28)}
 SHAPES |= {"stage3": (1024, 14, 14), "stage4": (2048, 7, 7)}

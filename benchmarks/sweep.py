@@ -1,6 +1,6 @@
 """Every architecture of timm through `inspect`, every model type of transformers through `extract`: `make sweep`.
 
-Writes docs/sweep.md and featcli/models.csv. What is done is kept in build/sweep.jsonl, so that a sweep that was
+Writes docs/sweep.md and featcli/views/models.csv. What is done is kept in build/sweep.jsonl, so that a sweep that was
 stopped goes on where it was; `make clean` forgets it.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parent.parent
 DONE = REPOSITORY / "build" / "sweep.jsonl"
 PAGE = REPOSITORY / "docs" / "sweep.md"
-FACTS = REPOSITORY / "featcli" / "models.csv"
+FACTS = REPOSITORY / "featcli" / "views" / "models.csv"
 REFUSED = ("dinat", "siglip2_vision_model")  # of the types that one would expect to work
 sys.path.insert(0, str(REPOSITORY / "tests"))  # the small configurations, and what transformers itself gives for them
 
@@ -118,7 +118,7 @@ def compare_rows(name: str) -> list[float]:
 
 
 def write_facts(rows: list[dict]) -> None:
-    """featcli/models.csv, which `featcli models` reads."""
+    """featcli/views/models.csv, which `featcli models` reads."""
     import timm
     import transformers
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer.main
 
-from featcli.cli import app
+from featcli.cli.boundary import app
 
 DOCS = Path(__file__).parent
 COMMANDS = ("extract", "inspect", "models", "export", "show", "verify", "finalize")

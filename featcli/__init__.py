@@ -20,8 +20,8 @@ if TYPE_CHECKING:
         MachineError,
         UsageError,
     )
-    from featcli.extraction import extract
-    from featcli.reader import open_dump
+    from featcli.extraction.extract import extract
+    from featcli.reading.reader import open_dump
 
 __version__ = "0.1.0"
 
@@ -39,7 +39,12 @@ __all__ = [
     "replay",
 ]
 
-_HOMES = {"extract": "extraction", "load_backbone": "backbones", "open_dump": "reader", "replay": "backbones.replay"}
+_HOMES = {
+    "extract": "extraction.extract",
+    "load_backbone": "backbones",
+    "open_dump": "reading.reader",
+    "replay": "backbones.replay",
+}
 
 
 def __dir__() -> list[str]:

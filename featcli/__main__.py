@@ -1,5 +1,5 @@
 """`python -m featcli` is `featcli`."""
 
-from featcli.cli import main
+from featcli.cli.boundary import main
 
 main()

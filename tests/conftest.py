@@ -25,7 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores already
 
 from featcli.backbones.torchvision_operators import declare_missing_operators
-from featcli.cli import main
+from featcli.cli.boundary import main
 
 declare_missing_operators()  # before a test imports timm or transformers as its reference
 

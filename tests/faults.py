@@ -81,8 +81,8 @@ class Scene:
     def survives(self, dump: Path, fault: str, at: int) -> str:
         """What is wrong after a fault, or after one more run of the same command; empty where nothing is."""
         from conftest import tree
+        from featcli.dump.verify import verify
         from featcli.errors import FeatcliError
-        from featcli.verify import verify
 
         ended = self.run(dump, fault, at)
         where = f"{self.format_name}, {fault} at call {at} ({ended.calls[at] if at < len(ended.calls) else 'none'})"
@@ -105,7 +105,7 @@ class Scene:
 
     def _known(self) -> set[str]:
         """The damages that are there before the run."""
-        from featcli.verify import verify
+        from featcli.dump.verify import verify
 
         return {damage.what for damage in verify(self.start).damages} if self.start is not None else set()
 

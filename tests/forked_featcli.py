@@ -37,7 +37,7 @@ sys.exit(status)
 
 def serve(path: str, folder: str) -> None:
     from featcli.backbones import from_timm  # noqa: F401
-    from featcli.extraction import extract  # noqa: F401
+    from featcli.extraction.extract import extract  # noqa: F401
 
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -66,7 +66,7 @@ def serve(path: str, folder: str) -> None:
 
 def become(asking: socket.socket) -> None:
     """Be that command, in this process, with a session of its own."""
-    from featcli.cli import main
+    from featcli.cli.boundary import main
 
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is deaf to it

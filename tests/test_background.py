@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from featcli.writers.background import Background
+from featcli.run.background import Background
 
 
 def test_work_is_done_in_order():

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from conftest import draw
-from featcli import batches, inputs
-from featcli.decoding import Decoding
-from featcli.sizes import Sizes
+from featcli.inputs import listing as inputs
+from featcli.pixels import batches
+from featcli.pixels.colour import Decoding
+from featcli.pixels.sizes import Sizes
 
 SIZE = (8, 10)
 

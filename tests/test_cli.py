@@ -13,8 +13,8 @@ import termios
 import pytest
 
 from conftest import SAMPLES, Featcli, draw, finished, tree
-from featcli import tuning
-from featcli.config import ExtractConfig
+from featcli.run import trials as tuning
+from featcli.spec.config import ExtractConfig
 
 TINY = "-c test_resnet --random-init".split()
 
@@ -22,7 +22,7 @@ TINY = "-c test_resnet --random-init".split()
 def test_help_imports_no_torch():
     """`featcli --help` waits for none of the heavy libraries."""
     script = (
-        "import sys; from featcli.cli import main\n"
+        "import sys; from featcli.cli.boundary import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "print({'torch', 'timm', 'transformers', 'h5py', 'PIL', 'numpy', 'rich.console'} & set(sys.modules))"
@@ -36,7 +36,7 @@ def test_options_are_the_configurations(cli):
     """Each option of `extract` is a field of its configuration, with the same default, and each field an option."""
     import inspect
 
-    from featcli.commands import extract
+    from featcli.cli.commands import extract
 
     parameters = inspect.signature(extract).parameters
     fields = ExtractConfig.__dataclass_fields__

@@ -6,8 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from featcli.transfers import Buffers
-from featcli.writers.direct import LEAST, PAGE, DirectFile
+from featcli.dump.direct import LEAST, PAGE, DirectFile
+from featcli.run.transfers import Buffers
 
 REAL = os.open, os.pwrite
 O_DIRECT = getattr(os, "O_DIRECT", 0)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from conftest import MANY_SHARDS, SHARDS, Featcli, at_work, content, finished, hooked
-from featcli.engines import processes
-from featcli.engines.progress import ShardProgress
-from featcli.engines.queue import TRIES, ShardQueue
 from featcli.errors import MachineError, WorkerError
+from featcli.workers import processes
+from featcli.workers.shard_progress import ShardProgress
+from featcli.workers.shard_queue import TRIES, ShardQueue
 
 
 def test_two_parts_at_once(many, whole, tmp_path):
@@ -104,7 +104,7 @@ def test_workers_that_cannot_start(many, tmp_path):
 
 def test_workers_that_crash_while_they_load(cli, many, tmp_path, monkeypatch):
     """So it does where they can say what went wrong."""
-    program = "import sys; sys.path[:] = {path!r}; from featcli.engines import worker; worker.load = lambda *_: 1 / 0;"
+    program = "import sys; sys.path[:] = {path!r}; from featcli.workers import worker; worker.load = lambda *_: 1 / 0;"
     monkeypatch.setattr(processes, "PROGRAM", f"{program} worker.main({{socket}}, {{lock}})")
     run = cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--device", "cpu,cpu")
     assert run.code == 1
@@ -180,7 +180,7 @@ def test_the_queue_isolates():
 
 def test_progress_is_taken_back(whole):
     """What a dead worker had not committed is not counted, and its failures are not told twice."""
-    from featcli.dump import Dump
+    from featcli.dump.folder import Dump
 
     told = []
     progress = ShardProgress(Dump.at(whole).plan, lambda kind, **facts: told.append((kind, facts)))
@@ -207,7 +207,7 @@ def test_progress_is_taken_back(whole):
 )
 def test_a_worker_sees_its_gpu_alone(monkeypatch, visible, device, expected):
     """A worker of cuda:N is given that GPU of those that may be used, and no other."""
-    from featcli.engines.processes import _as_the_only_one
+    from featcli.workers.processes import _as_the_only_one
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
@@ -219,7 +219,7 @@ def test_every_gpu_there_is(monkeypatch):
     """cuda:all names each GPU, and auto gives each process of a machine one of its own."""
     import torch
 
-    from featcli.device import device_names, resolve_device
+    from featcli.system.device import device_names, resolve_device
 
     with pytest.raises(MachineError, match="--device cuda"):
         device_names("cuda:all")

@@ -12,10 +12,12 @@ from torch import nn
 
 import featcli
 from conftest import tree
-from featcli import extraction, load_backbone, open_dump, tuning
+from featcli import load_backbone, open_dump
 from featcli.backbones.backbone import Network
 from featcli.backbones.folding import fold
 from featcli.errors import ConflictError
+from featcli.extraction import extract as extraction
+from featcli.run import trials as tuning
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "threads": 1, "batch_size": 4, "shard_size": 4}
 

@@ -15,9 +15,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 import featcli
 from conftest import Featcli, draw, little_memory, tree
 from featcli import open_dump
+from featcli.dump.checksummed_json import hash_json, publish_sealed, read_sealed
 from featcli.errors import UsageError
-from featcli.export import export
-from featcli.writers.sealed import hash_json, publish_sealed, read_sealed
+from featcli.export.export import export
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 4}
 FILES = ["x.h5", "x.safetensors", "x.npy", "x.jsonl", "x.parquet"]
@@ -165,7 +165,7 @@ def test_a_reader_that_goes_away(dump):
 
 def test_values_that_are_not_finite():
     """JSON has no NaN and no infinity: they are null, and every line stays JSON."""
-    from featcli.exports.jsonl import _numbers
+    from featcli.export.jsonl import _numbers
 
     array = np.array([[1.5, np.nan], [np.inf, -1e-7]], np.float32)
     assert json.loads(_numbers(array), parse_constant=pytest.fail) == [[1.5, None], [None, -1e-7]]
@@ -258,7 +258,7 @@ def test_pooled_dumps_are_not_pooled_again(folder, tmp_path, cli):
 
 def test_numbers_that_a_type_cannot_hold(dump, tmp_path, monkeypatch):
     """A value beyond float16 is refused, never made infinite."""
-    from featcli.stage_array import StageArray
+    from featcli.reading.stage_array import StageArray
 
     real = StageArray.__getitem__
     monkeypatch.setattr(StageArray, "__getitem__", lambda array, index: real(array, index) * np.float32(1e9))
@@ -299,7 +299,7 @@ def test_dumps_without_a_row(tmp_path, cli, name, stages):
 @pytest.mark.parametrize("name", ["x.npy", "folder", "x.h5"])
 def test_an_export_that_fails_late(dump, tmp_path, cli, monkeypatch, name):
     """A disk that is full, or a value that does not fit, leaves what was there, and nothing of its own."""
-    from featcli.exports.content import Content
+    from featcli.export.content import Content
 
     assert cli("export", dump.path, "-o", tmp_path / "x.npy", "--stage", "stage1").code == 0
     before = tree(tmp_path)
@@ -357,7 +357,7 @@ def large(tmp_path_factory):
 def test_a_killed_export_leaves_no_half_file(dump, tmp_path):
     """Under the final name there is nothing until all of it is there, whatever the name; the next export tidies up."""
     script = (
-        "import os, sys, featcli; from featcli.export import export; from featcli.exports import hdf5\n"
+        "import os, sys, featcli; from featcli.export.export import export; from featcli.export import hdf5\n"
         "whole = hdf5.write\n"
         "def write(content, path): whole(content, path); os.kill(os.getpid(), 9)\n"
         "hdf5.write = write\n"

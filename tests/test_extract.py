@@ -549,7 +549,7 @@ def test_too_little_space_deletes_nothing(tmp_path, photos, monkeypatch):
 
 def test_a_shard_that_somebody_else_committed(tmp_path, photos):
     """Where another process was first, its shard and its record stay together."""
-    from featcli.dump import Dump
+    from featcli.dump.folder import Dump
 
     options = {"batch_size": 4, "shard_size": 4, **TINY}
     featcli.extract(photos, output=tmp_path / "whole", **options)

@@ -4,7 +4,7 @@ import faults
 import pytest
 import torch
 
-from featcli.verify import verify
+from featcli.dump.verify import verify
 
 SOME = 4  # of about a hundred calls, spread over them
 

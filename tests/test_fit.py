@@ -8,12 +8,12 @@ from PIL import Image, ImageOps
 import featcli
 from conftest import SAMPLES, draw, little_memory, tree, upright
 from featcli import load_backbone, open_dump
-from featcli.backbones.fitting import FITS, WIDEST, Fitting
-from featcli.decoding import Decoding
+from featcli.dump.formats import FORMATS
+from featcli.dump.verify import verify
 from featcli.errors import DamagedError, UsageError
-from featcli.sizes import Sizes
-from featcli.verify import verify
-from featcli.writers import FORMATS
+from featcli.pixels.colour import Decoding
+from featcli.pixels.resize import FITS, WIDEST, Fitting
+from featcli.pixels.sizes import Sizes
 
 TINY = {"checkpoint": "test_resnet", "random_init": True}
 EDGES = [(96, 80), (200, 120), (64, 64), (64, 65), (300, 40), (20, 20), (1, 1)]
@@ -154,8 +154,8 @@ def test_native_batches():
 
 def test_images_that_cannot_be_read_have_a_size(tmp_path):
     """An unreadable image goes with the one before it, the first with the checkpoint's size, even if all are."""
-    from featcli import inputs
-    from featcli.sizes import native_sizes
+    from featcli.inputs import listing as inputs
+    from featcli.pixels.sizes import native_sizes
 
     for name in ("a", "c", "d"):
         (tmp_path / f"{name}.png").write_bytes(b"broken")
@@ -172,15 +172,15 @@ def test_images_that_cannot_be_read_have_a_size(tmp_path):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "late.png", "webp", "tif", "avif", "heic", "jxl"])
 def test_the_header_tells_the_size(tmp_path, orientation, suffix):
     """The size that the header gives is that of the decoded picture, however it was turned, in every format."""
-    from featcli.image_list import Image as Input
-    from featcli.images import read_pixels, read_size
+    from featcli.inputs.image_list import Image as Input
+    from featcli.pixels.decode import read_pixels, read_size
 
     exif = Image.Exif()
     exif[0x0112] = orientation
     with Image.open(draw(tmp_path / "plain.png", 0, (50, 30))) as plain:
         if suffix in ("heic", "jxl"):
             pytest.importorskip({"heic": "pillow_heif", "jxl": "pillow_jxl"}[suffix])
-            from featcli.images import _formats
+            from featcli.pixels.decode import _formats
 
             _formats(Decoding().max_pixels)
         plain.save(tmp_path / f"x.{suffix}", exif=exif.tobytes() if suffix == "jxl" else exif)
@@ -201,8 +201,8 @@ def test_the_size_of_a_png_costs_no_pixels(tmp_path, monkeypatch):
     """The header of a PNG is read without unpacking its pixels."""
     from PIL import PngImagePlugin
 
-    from featcli.image_list import Image as Input
-    from featcli.images import read_size
+    from featcli.inputs.image_list import Image as Input
+    from featcli.pixels.decode import read_size
 
     path = draw(tmp_path / "x.png", 0, (50, 30))
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("unpacked"))
@@ -212,7 +212,7 @@ def test_the_size_of_a_png_costs_no_pixels(tmp_path, monkeypatch):
 def test_odd_shapes_of_native_maps_are_refused(tmp_path, pictures):
     """A shard whose shapes do not fit its values is damaged; none of them is believed."""
     featcli.extract(pictures, output=tmp_path / "d", fit="native", format="safetensors", **TINY)
-    from featcli.dump import Dump
+    from featcli.dump.folder import Dump
 
     dump = Dump.existing(tmp_path / "d")
     path = dump.shard_path(0)

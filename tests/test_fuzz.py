@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 import featcli
 from conftest import draw, little_memory
 from featcli import open_dump
+from featcli.dump.checksummed_json import CHECKSUM, sealed
+from featcli.dump.verify import verify
 from featcli.errors import FeatcliError
-from featcli.inspection import inspect_dump
-from featcli.verify import verify
-from featcli.writers.sealed import CHECKSUM, sealed
+from featcli.views.inspection import inspect_dump
 
 MAX_GROWTH = 512 << 20  # bytes that reading hostile files may add to the memory of a process
 FUZZ = settings(
@@ -145,7 +145,7 @@ def test_any_values(made, tmp_path_factory, data):
 
 
 def _fingerprint(content):
-    from featcli.writers.sealed import hash_json
+    from featcli.dump.checksummed_json import hash_json
 
     left_out = ("fingerprint", "images_digest", "provenance", "environment")
     return hash_json({name: value for name, value in content.items() if name not in left_out})

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image, features
 
 from conftest import little_memory
-from featcli.decoding import Decoding
-from featcli.image_list import Image as Input
-from featcli.images import REASONS, _formats, read_pixels
-from featcli.upright import UnreadableError
+from featcli.inputs.image_list import Image as Input
+from featcli.pixels.colour import Decoding
+from featcli.pixels.decode import REASONS, _formats, read_pixels
+from featcli.pixels.upright import UnreadableError
 
 COUNT = int(os.environ.get("FUZZ_IMAGES", "60"))  # mutations of each seed; make torture asks for more
 MOST_SECONDS = 10.0

@@ -277,7 +277,7 @@ def test_depth_range(tmp_path, cli):
 @pytest.mark.parametrize("format_name", ["HEIF", "JXL"])
 def test_formats_of_plugins(tmp_path, format_name, monkeypatch):
     """HEIC and JPEG XL are read where a plugin is; where it is not, the failure says which to install."""
-    from featcli import images
+    from featcli.pixels import decode as images
 
     draw(tmp_path / "p" / "a.png", 0)
     assert images._formats(images.Decoding().max_pixels)
@@ -356,7 +356,7 @@ def test_what_changes_no_row(tmp_path):
 
 def test_pictures_that_go_or_change_under_the_run(tmp_path, monkeypatch):
     """A picture that is gone, longer or written to by the time it is read is a failure of its own; others are not."""
-    from featcli import images
+    from featcli.pixels import decode as images
 
     for i in range(8):
         draw(tmp_path / "p" / f"{i}.png", i)

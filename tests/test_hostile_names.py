@@ -11,7 +11,7 @@ import featcli
 from conftest import SAMPLES, Featcli, draw
 from featcli import open_dump
 from featcli.errors import MachineError, UsageError
-from featcli.inputs import Given, find
+from featcli.inputs.listing import Given, find
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "pool": "avg", "batch_size": 4, "threads": 1}
 NAMES = {
@@ -154,7 +154,7 @@ def test_names_that_lead_outside(tmp_path):
 
 AS_NOBODY = """
 import os, sys
-from featcli.cli import main
+from featcli.cli.boundary import main
 def run(folder, dump):
     try:
         main(["extract", folder, "-c", "test_resnet", "--random-init", "--threads", "1", "-o", dump])
@@ -188,7 +188,7 @@ def test_what_may_not_be_read(tmp_path):
 
 def test_a_folder_that_goes_away(tmp_path, monkeypatch):
     """A share that is unmounted in the middle ends the run: its images are not failures, and it can go on."""
-    from featcli import images
+    from featcli.pixels import decode as images
 
     for i in range(8):
         draw(tmp_path / "p" / f"{i}.png", i)
@@ -212,7 +212,7 @@ def test_a_folder_that_goes_away(tmp_path, monkeypatch):
 
 def test_too_many_open_files(tmp_path, monkeypatch):
     """When the machine has no more descriptors, the run ends: no image is blamed for it."""
-    from featcli import images
+    from featcli.pixels import decode as images
 
     draw(tmp_path / "p" / "x.png", 0)
     monkeypatch.setattr(images, "open", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")), False)
@@ -224,8 +224,8 @@ def test_a_million_names(tmp_path):
     """A million images take less than 400 bytes each in planning, key and all."""
     import tracemalloc
 
-    from featcli.image_list import Found, ImageList, Origin
-    from featcli.plan import digest_images, digest_keys
+    from featcli.dump.plan import digest_images, digest_keys
+    from featcli.inputs.image_list import Found, ImageList, Origin
 
     tracemalloc.start()
     images = ImageList(

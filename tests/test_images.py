@@ -6,11 +6,11 @@ import pytest
 from PIL import Image
 
 from conftest import SAMPLES, draw, upright
-from featcli.decoding import Decoding
-from featcli.image_list import MISSING
-from featcli.image_list import Image as Input
-from featcli.images import REASONS, read_pixels
-from featcli.upright import UnreadableError
+from featcli.inputs.image_list import MISSING
+from featcli.inputs.image_list import Image as Input
+from featcli.pixels.colour import Decoding
+from featcli.pixels.decode import REASONS, read_pixels
+from featcli.pixels.upright import UnreadableError
 
 SIZE = (40, 48)
 

@@ -5,11 +5,11 @@ import sys
 import pytest
 
 from conftest import draw
-from featcli import inputs
 from featcli.errors import UsageError
-from featcli.image_list import MISSING
-from featcli.images import FORMATS
-from featcli.inputs import SUFFIXES
+from featcli.inputs import listing as inputs
+from featcli.inputs.image_list import MISSING
+from featcli.inputs.listing import SUFFIXES
+from featcli.pixels.decode import FORMATS
 
 
 def touch(path, content=b"x"):

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import featcli
-from featcli import shard_runner
-from featcli.device import settled_arithmetic
-from featcli.machine import available_cores, available_memory, kept_memory
+from featcli.run import pipeline as shard_runner
+from featcli.system.device import settled_arithmetic
+from featcli.system.machine import available_cores, available_memory, kept_memory
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_memory_is_kept_and_given_back():
 
 IN_A_THREAD = """
 import resource, threading
-from featcli.machine import kept_memory
+from featcli.system.machine import kept_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -137,7 +137,7 @@ thread.join()
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
 def test_memory_is_kept_in_workers_of_ray():
     """There shards are made in a thread that is not the first, in the environment that workers are given."""
-    from featcli.engines.ray_worker import ONE_ARENA
+    from featcli.workers.ray_worker import ONE_ARENA
 
     command = [sys.executable, "-c", IN_A_THREAD]
     done = subprocess.run(command, env={**os.environ, **ONE_ARENA}, capture_output=True, text=True, check=True)

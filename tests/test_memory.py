@@ -7,7 +7,7 @@ import torch
 import featcli
 from featcli import open_dump
 from featcli.backbones.backbone import Backbone
-from featcli.dump import Dump
+from featcli.dump.folder import Dump
 from featcli.errors import MachineError
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 8, "threads": 1, "out_indices": "all"}

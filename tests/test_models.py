@@ -5,10 +5,10 @@ import pytest
 import timm
 from tiny_transformers import TINY
 
-from featcli import models
 from featcli.backbones.checkpoint import Request, resolve
 from featcli.errors import UsageError
-from featcli.models import list_models
+from featcli.views import models
+from featcli.views.models import list_models
 
 
 def test_every_architecture_of_timm_is_listed():

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from featcli.machine import available_cores
-from featcli.pace import Clock
+from featcli.run.stats import Clock
+from featcli.system.machine import available_cores
 
 SETTINGS = {
     "batch_size": 32,

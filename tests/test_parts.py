@@ -3,7 +3,7 @@ from itertools import chain
 import pytest
 
 from featcli.errors import UsageError
-from featcli.parts import parse_part
+from featcli.system.scheduler import parse_part
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "8"}
 ARRAY = {f"SLURM_ARRAY_TASK_{name}": text for name, text in (("ID", "5"), ("MIN", "2"), ("MAX", "9"), ("COUNT", "8"))}

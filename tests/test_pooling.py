@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from featcli.errors import UsageError
-from featcli.pooling import POOLINGS, pooling
+from featcli.run.pooling import POOLINGS, pooling
 
 MAPS = torch.randn(3, 5, 8, 6, generator=torch.Generator().manual_seed(0))
 

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import MANY_SHARDS, SHARDS, at_work, content, finished, hooked
-from featcli.batches import Pictures
-from featcli.engines.progress import ShardProgress
-from featcli.engines.queue import ShardQueue
-from featcli.engines.ray import MOST_SHARDS, _Actor
 from featcli.errors import MachineError, UsageError
-from featcli.pace import Clock
-from featcli.shard_runner import Tally
+from featcli.pixels.batches import Pictures
+from featcli.run.pipeline import Tally
+from featcli.run.stats import Clock
+from featcli.workers.ray import MOST_SHARDS, _Actor
+from featcli.workers.shard_progress import ShardProgress
+from featcli.workers.shard_queue import ShardQueue
 
 pytest.importorskip("ray")
 
@@ -117,10 +117,10 @@ class NoRoom:
 @pytest.fixture
 def engine(whole):
     """An engine for that dump, and what there is to do in it."""
-    from featcli.config import ExtractConfig
-    from featcli.dump import Dump
-    from featcli.engines import ToDo
-    from featcli.engines.ray import RayEngine
+    from featcli.dump.folder import Dump
+    from featcli.spec.config import ExtractConfig
+    from featcli.workers.engine import ToDo
+    from featcli.workers.ray import RayEngine
 
     dump, said = Dump.at(whole), []
     config = ExtractConfig(("x",), checkpoint="test_resnet", output=str(whole), engine="ray", gpus_per_worker=1)
@@ -130,7 +130,7 @@ def engine(whole):
 
 def test_no_place_for_a_worker(engine, monkeypatch):
     """Where no worker is placed in time the run ends, and says what each wants and what there is."""
-    from featcli.engines import ray
+    from featcli.workers import ray
 
     monkeypatch.setattr(ray, "START_SECONDS", -1.0)
     engine, todo, _ = engine

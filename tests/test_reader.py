@@ -14,8 +14,8 @@ import featcli
 from conftest import draw
 from featcli import open_dump
 from featcli.errors import IncompleteError, UsageError
-from featcli.open_shards import MOST
-from featcli.torch_dataset import BatchMemory
+from featcli.reading.open_shards import MOST
+from featcli.reading.torch_dataset import BatchMemory
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 4}
 

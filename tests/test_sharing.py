@@ -8,11 +8,11 @@ import pytest
 import featcli
 from conftest import draw, tree
 from featcli import open_dump
-from featcli.dump import Dump
+from featcli.dump.folder import Dump
+from featcli.dump.lock import FolderLock
+from featcli.dump.verify import repair, verify
 from featcli.errors import ConflictError, DamagedError, IncompleteError
-from featcli.inspection import inspect_dump
-from featcli.verify import repair, verify
-from featcli.writers.lock import FolderLock
+from featcli.views.inspection import inspect_dump
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "shard_size": 4}
 
@@ -69,7 +69,7 @@ def test_repair_and_retry_beside_another_process(photos, tmp_path):
 
 def test_a_process_that_holds_a_dump_alone(dump, photos, monkeypatch, cli):
     """While one process needs a dump for itself, others are refused with exit code 5; when it has ended they go on."""
-    monkeypatch.setattr("featcli.writers.lock.PATIENCE", 0.1)
+    monkeypatch.setattr("featcli.dump.lock.PATIENCE", 0.1)
     given = ("-c", "test_resnet", "--random-init", "--batch-size", 4, "--shard-size", 4)
     with FolderLock(dump) as other:
         assert other.alone()

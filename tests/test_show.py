@@ -15,9 +15,9 @@ import featcli
 from conftest import draw, tree
 from featcli import open_dump
 from featcli.backbones.recorded import recorded_preprocessing
-from featcli.dump_pictures import DumpPictures
-from featcli.stage_view import evenly_spaced, study
-from featcli.survey import _neighbours
+from featcli.views.dump_pictures import DumpPictures
+from featcli.views.stage_view import evenly_spaced, study
+from featcli.views.survey import _neighbours
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 4}
 
@@ -333,8 +333,8 @@ def test_other_dumps(folder, tmp_path, cli, options):
 
 @pytest.fixture(scope="module")
 def page(dump, folder, tmp_path_factory):
-    from featcli.show import Drawing, rows_to_draw
-    from featcli.survey import survey
+    from featcli.views.show import Drawing, rows_to_draw
+    from featcli.views.survey import survey
 
     path = tmp_path_factory.mktemp("pages") / "survey.html"
     drawing = Drawing(dump, rows_to_draw(dump, 60), list(dump), DumpPictures(dump, str(folder)))

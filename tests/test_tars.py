@@ -10,7 +10,7 @@ import pytest
 from conftest import SAMPLES, draw
 from featcli import extract, open_dump
 from featcli.errors import MachineError, UsageError
-from featcli.inputs import Given, find
+from featcli.inputs.listing import Given, find
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "batch_size": 1, "shard_size": 4}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from featcli.errors import MachineError
-from featcli.transfers import Buffers, CudaTransfers, Transfers
+from featcli.run.transfers import Buffers, CudaTransfers, Transfers
 
 
 def test_buffers_start_on_a_page():

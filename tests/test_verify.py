@@ -10,10 +10,10 @@ import pytest
 import featcli
 from conftest import SAMPLES, draw, tree
 from featcli import open_dump
-from featcli.dump import Dump
+from featcli.dump.folder import Dump
+from featcli.dump.manifest import finalize
+from featcli.dump.verify import repair, verify
 from featcli.errors import ConflictError, DamagedError, IncompleteError, UsageError
-from featcli.manifest import finalize
-from featcli.verify import repair, verify
 
 TINY = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "shard_size": 4}
 COMMAND = ["-c", "test_resnet", "--random-init", "--batch-size", 4, "--shard-size", 4]
@@ -190,8 +190,8 @@ def test_recompute_of_greys(made, tmp_path, cli):
 def test_recompute_finds_what_hashes_cannot(made, dump, cli):
     """A dump of other values, hashed and sealed as if it were right, comes out otherwise."""
     found = Dump.existing(dump)
-    from featcli.writers.sealed import publish_sealed
-    from featcli.writers.shard import REST, hash_rest
+    from featcli.dump.checksummed_json import publish_sealed
+    from featcli.dump.shard import REST, hash_rest
 
     for number in range(found.plan.num_shards):
         path, record = found.shard_path(number), found.record_of(number)
@@ -261,7 +261,7 @@ def test_finalize(dump, cli):
 
 def test_records_say_what_they_must(dump):
     """A record of other types, sealed as if it were right, is damage and no exception."""
-    from featcli.writers.sealed import publish_sealed
+    from featcli.dump.checksummed_json import publish_sealed
 
     found = Dump.existing(dump)
     record = json.loads((dump / "shards" / "00000.json").read_text())
@@ -292,7 +292,7 @@ def test_a_reader_written_from_the_format_page(made):
 
 def test_a_dump_of_a_later_version(tmp_path, photos, cli):
     """It is not called damaged, and nobody is led into starting anew: each command names the way out."""
-    from featcli.writers.sealed import publish_sealed, read_sealed
+    from featcli.dump.checksummed_json import publish_sealed, read_sealed
 
     featcli.extract(photos, output=tmp_path / "d", checkpoint="test_resnet", random_init=True)
     plan = tmp_path / "d" / "plan.json"

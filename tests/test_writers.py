@@ -12,11 +12,11 @@ import xxhash
 from safetensors.torch import load_file
 
 from conftest import little_memory
+from featcli.dump.atomic_file import PARTIAL, create_partial, publish, remove_stale
+from featcli.dump.checksummed_json import publish_sealed
+from featcli.dump.formats import FORMATS
+from featcli.dump.shard import REST, ShardWriter
 from featcli.errors import DamagedError, FeatcliError, UsageError
-from featcli.writers import FORMATS
-from featcli.writers.publish import PARTIAL, create_partial, publish, remove_stale
-from featcli.writers.sealed import publish_sealed
-from featcli.writers.shard import REST, ShardWriter
 
 KEYS = ["a.jpg", "b/é.jpg", "caf\udce9.jpg", "new\nline.jpg", "z.jpg"]
 DTYPES = ["float32", "float16", "bfloat16"]
@@ -304,7 +304,7 @@ def test_publish_without_hard_links(tmp_path, monkeypatch):
 
 def test_stale_partials_of_the_dead_are_removed_and_the_living_are_not(tmp_path):
     """Partial files are removed when their process is gone, and only then."""
-    script = "import sys, pathlib; from featcli.writers.publish import *; create_partial(pathlib.Path(sys.argv[1])); "
+    script = "import sys, pathlib; from featcli.dump.atomic_file import *; create_partial(pathlib.Path(sys.argv[1])); "
     dead = [sys.executable, "-c", script + "import os; os._exit(1)", str(tmp_path / "dead")]
     subprocess.run(dead, check=False)
     living = [sys.executable, "-c", script + "print(flush=True); input()", str(tmp_path / "living")]

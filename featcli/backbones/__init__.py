@@ -46,7 +46,7 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     from featcli.backbones.checkpoint import Request, resolve, sizes_asked
     from featcli.backbones.source import ready
     from featcli.backbones.stages import given_features, given_indices
-    from featcli.device import resolve_device
+    from featcli.system.device import resolve_device
 
     one_of("precision", precision, tuple(PRECISIONS))
     one_of("layout", layout, tuple(LAYOUTS))

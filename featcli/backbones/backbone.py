@@ -12,10 +12,10 @@ import xxhash
 from torch import nn
 
 from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
-from featcli.backbones.fitting import Fitting
 from featcli.backbones.stages import Stage
 from featcli.errors import CheckpointError, UsageError, shown
-from featcli.upright import UnreadableError, upright_rgb
+from featcli.pixels.resize import Fitting
+from featcli.pixels.upright import UnreadableError, upright_rgb
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcli.backbones.fitting import FITS, NATIVE
 from featcli.backbones.input_size import Size, parse_size, refuse_unfit
 from featcli.errors import CheckpointError, UsageError, one_line, one_of, shown
+from featcli.pixels.resize import FITS, NATIVE
 
 if TYPE_CHECKING:
     from featcli.backbones.source import Source

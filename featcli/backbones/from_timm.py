@@ -26,7 +26,6 @@ from timm.data import resolve_data_config  # noqa: E402
 
 from featcli.backbones.backbone import Network, Preprocessing, Weights  # noqa: E402
 from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
-from featcli.backbones.fitting import NATIVE  # noqa: E402
 from featcli.backbones.hub import hub_or_cache, hub_weights  # noqa: E402
 from featcli.backbones.source import Source  # noqa: E402
 from featcli.backbones.stages import names_by_stride  # noqa: E402
@@ -40,6 +39,7 @@ from featcli.backbones.weights import (  # noqa: E402
     weights_files,
 )
 from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown  # noqa: E402
+from featcli.pixels.resize import NATIVE  # noqa: E402
 
 
 class TimmSource(Source):

@@ -20,9 +20,9 @@ declare_missing_operators()  # before transformers, which imports torchvision
 import transformers  # noqa: E402
 
 from featcli.backbones.backbone import Preprocessing  # noqa: E402
-from featcli.backbones.fitting import Fitting, fill_of, within_reason  # noqa: E402
 from featcli.backbones.hub import hub_or_cache  # noqa: E402
 from featcli.errors import CheckpointError, UsageError, one_line, shown  # noqa: E402
+from featcli.pixels.resize import Fitting, fill_of, within_reason  # noqa: E402
 
 Fit = Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W)
 

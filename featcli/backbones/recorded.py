@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featcli.backbones.backbone import Preprocessing
-from featcli.backbones.fitting import NATIVE, Fitting
+from featcli.pixels.resize import NATIVE, Fitting
 
 OF_TIMM = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 

@@ -21,10 +21,10 @@ from featcli.backbones.backbone import (
     weights_digest,
 )
 from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
-from featcli.backbones.fitting import NATIVE, Fitting, Size
 from featcli.backbones.folding import fold
 from featcli.backbones.stages import Stage, select
 from featcli.errors import UsageError, one_line
+from featcli.pixels.resize import NATIVE, Fitting, Size
 
 
 class Source(ABC):

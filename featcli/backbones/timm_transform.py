@@ -18,7 +18,7 @@ from timm.data.loader import adapt_to_chs  # noqa: E402
 from timm.data.transforms import str_to_pil_interp  # noqa: E402
 
 from featcli.backbones.backbone import Preprocessing  # noqa: E402
-from featcli.backbones.fitting import Fitting, fill_of, within_reason  # noqa: E402
+from featcli.pixels.resize import Fitting, fill_of, within_reason  # noqa: E402
 
 if TYPE_CHECKING:
     from PIL import Image

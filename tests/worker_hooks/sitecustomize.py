@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 if {"DIES_AT", "WAITS_AT"} & os.environ.keys():
-    from featcli import images
+    from featcli.pixels import decode as images
 
     whole = images.read_pixels
 

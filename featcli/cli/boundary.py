@@ -1,0 +1,119 @@
+"""The command line: runs a command and ends in a documented exit code. The one place that catches FeatcliError."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import typer
+
+from featcli.cli import dump_commands  # noqa: F401  (adds its commands)
+from featcli.cli.commands import app
+from featcli.errors import FeatcliError, MachineError, shown
+
+INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
+
+
+@contextmanager
+def _heeding_signals() -> Iterator[list[int]]:
+    """Let SIGTERM clean up on its way out as Ctrl-C does; a second signal ends at once. The list says what came."""
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_DFL)
+        received.append(number)
+        raise KeyboardInterrupt
+
+    heeded = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) != signal.SIG_IGN]
+    before = {one: signal.signal(one, stop) for one in heeded}
+    try:
+        yield received
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; always ends in SystemExit with a documented code."""
+    # Threads of the backbone that wait for one another sleep instead of spinning: decoding can use their core. It is
+    # read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.filterwarnings("ignore", module="PIL")  # what matters of them is a recorded failure
+    with _heeding_signals() as received:
+        code = _run(arguments)
+        if code == INTERRUPTED:
+            what, code = ("terminated", TERMINATED) if signal.SIGTERM in received else ("interrupted", INTERRUPTED)
+            again = "the same command without --overwrite" if "--overwrite" in _given(arguments) else "the same command"
+            is_run = "extract" in _given(arguments)[:1]
+            hint = f"what is committed stays; {again} goes on" if is_run else "nothing that was there is lost"
+            _fail(what, hint, code, arguments)
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    command = typer.main.get_command(app)
+    try:
+        # Not standalone: usage errors come as exceptions and are worded like all others.
+        result = command.main(arguments, prog_name="featcli", standalone_mode=False)
+        if sys.stdout is not None:  # closed by whoever started us
+            sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except FeatcliError as error:
+        return _fail(error.message, error.hint, error.exit_code, arguments)
+    except KeyboardInterrupt:  # Typer makes it an exit code of its own; this one came a moment before or after
+        return INTERRUPTED
+    except (BrokenPipeError, SystemExit) as error:
+        if not isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
+            raise
+        _let_go_of_stdout()  # whoever read it has seen enough
+        return BROKEN_PIPE
+    except OSError as error:
+        code = _fail(*_explained(error), MachineError.exit_code, arguments)
+        _let_go_of_stdout()
+        return code
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not Typer's: a bug, which shows its traceback
+            raise
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "featcli"
+        return _fail(error.format_message(), f"see '{path} --help'", getattr(error, "exit_code", 2), arguments)
+
+
+def _let_go_of_stdout() -> None:
+    """Drop what it does not take: Python would try once more, and complain, when it closes it."""
+    try:
+        if sys.stdout is not None:  # closed by whoever started us
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _explained(error: OSError) -> tuple[str, str]:
+    """A system error that reached the command line, as message and hint; one that is a bug goes on."""
+    if error.filename is not None:  # a path in somebody else's folder, a name too long
+        return f"{shown(error.filename)}: {error.strerror}", "check the path and its rights"
+    if error.errno == errno.ENOSPC:
+        return "cannot write the results: no space left", "see to where stdout goes"
+    raise error
+
+
+def _fail(message: str, hint: str, code: int, arguments: list[str] | None) -> int:
+    print(f"featcli: error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    if "--json" in _given(arguments):
+        with suppress(OSError):
+            from featcli.cli.terminal import json_lines
+
+            json_lines("error", message=message, hint=hint, exit_code=code)
+    return code
+
+
+def _given(arguments: list[str] | None) -> list[str]:
+    return sys.argv[1:] if arguments is None else arguments

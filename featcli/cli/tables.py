@@ -1,0 +1,147 @@
+"""What `featcli inspect` prints for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from featcli.cli.terminal import folded, size
+from featcli.dump.plan import shown_shape
+from featcli.errors import counted, printable
+
+WIDE = 240
+
+
+def print_checkpoint(facts: Mapping[str, Any]) -> None:
+    """The stages of a checkpoint, from `inspect_checkpoint`."""
+    height, width = facts["input_size"]
+    millions = facts["parameters"] / 1e6
+    pixels = f"{facts['num_channels']}x{height}x{width}"
+    _say(f"{facts['name']} ({facts['library']}, {millions:.1f} M parameters without head), input {pixels}")
+    if facts["inside"]:
+        _say(f"inside         {facts['inside']}")
+    rows = [
+        (
+            f"{'*' if stage['selected'] else ' '} {stage['index']}",
+            stage["name"],
+            stage["module"],
+            str(stage["channels"]),
+            _stride(stage["stride"]),
+            "x".join(map(str, stage["shape"])),
+            size(stage["bytes_per_image"]),
+        )
+        for stage in facts["stages"]
+    ]
+    _print_table(("index", "stage", "module", "channels", "stride", "shape", f"{facts['dtype']}/image"), rows)
+    selected = sum(stage["selected"] for stage in facts["stages"])
+    _say(
+        f"{selected} of {len(rows)} stages selected (*), {size(facts['bytes_per_image'])} per image,"
+        f" computes {facts['share_computed']:.0%} of the model"
+    )
+    origin = facts["preprocessing"]["origin"]
+    _say(f"preprocessing  {facts['preprocessing']['summary']}{f'  ({origin})' if origin else ''}")
+
+
+def print_models(models: Sequence[Mapping[str, Any]]) -> None:
+    """The rows of `list_models`."""
+    rows = [
+        (
+            model["name"],
+            model["library"],
+            f"{model['parameters'] / 1e6:.1f} M" if model["parameters"] is not None else "",
+            "x".join(map(str, model["input"] or ())),
+            model["stages"] or "",
+            " ".join(map(str, _shortened(model["strides"] or []))),
+            " ".join(model["tags"][:1]) + (f" and {len(model['tags']) - 1} more" if len(model["tags"]) > 1 else ""),
+        )
+        for model in models
+    ]
+    _print_table(("model", "library", "parameters", "input", "stages", "strides", "trained"), rows)
+
+
+def _shortened(strides: list[int]) -> list[int]:
+    """One number where all stages have the same stride."""
+    return strides[:1] if len(set(strides)) == 1 else strides
+
+
+def print_dump(facts: Mapping[str, Any]) -> None:
+    """The state of a dump, from `inspect_dump`."""
+    _say(f"{facts['path']}: {facts['state']}, {facts['committed_shards']} of {facts['shards']} shards")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in facts["failed_by_reason"].items())
+    _say(f"images         {facts['images']:,}: {facts['written']:,} written, {facts['failed']:,} failed", end="")
+    _say(f" ({reasons})" if reasons else "")
+    _say(f"checkpoint     {facts['checkpoint']}: {facts['weights']}")
+    _say(f"stored         {facts['format']}, {size(facts['bytes'])}, pool {facts['pool']}")
+    rows = [
+        (
+            str(stage["index"]),
+            stage["name"],
+            stage["module"],
+            shown_shape(stage["map_shape"]),
+            shown_shape(stage["shape"]),
+            stage["dtype"],
+        )
+        for stage in facts["stages"]
+    ]
+    _print_table(("index", "stage", "module", "map", "stored", "dtype"), rows)
+    if facts["damaged_files"]:
+        _say(f"gone or damaged: {', '.join(facts['damaged_files'])}; featcli verify says more")
+    if facts["state"] == "incomplete" and facts["committed_shards"] == facts["shards"]:
+        _say("featcli finalize writes its last files")
+    elif facts["state"] != "complete":
+        _say("run its extract command again to complete it")
+
+
+def print_verdict(facts: Mapping[str, Any]) -> None:
+    """What `verify` found: every damage a line, then the sum of it."""
+    for damage in facts["damages"]:
+        _say(f"{damage['file']}: {damage['what']}")
+    for kind in ("nan", "inf"):
+        for stage, count in facts[kind].items():
+            _say(f"{stage}: {count:,} values are {kind} in rows of images that were read")
+    there = facts["shards"] - facts["missing_shards"]
+    _say(
+        f"{facts['dump']}: {facts['state']}, {there:,} of {facts['shards']:,} shards, {size(facts['bytes'])} checked,"
+        f" {counted(len(facts['damages']), 'damage')}"
+    )
+    if facts["state"] == "incomplete":
+        _say("run its extract command again to complete it")
+
+
+def comparison_line(comparison: Any) -> str:
+    """What came of `--recompute`."""
+    return (
+        f"{comparison.images} images extracted anew: {comparison.equal} equal bit for bit, largest difference"
+        f" {comparison.largest:.2g} of the largest number in a row (tolerance {comparison.tolerance:.2g})"
+    )
+
+
+def _say(text: str, end: str = "\n") -> None:
+    """Print what may hold anybody's names."""
+    print(folded(printable(text), sys.stdout), end=end)
+
+
+def _stride(stride: list[int]) -> str:
+    return str(stride[0]) if stride[0] == stride[1] else "x".join(map(str, stride))
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table; on a terminal that is narrower than it, a paragraph for each row: nothing is ever cut."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*map(printable, row))
+    console = Console(highlight=False, width=WIDE, markup=False)
+    if sys.stdout.isatty() and console.measure(table).maximum > Console().width:
+        for row in rows:
+            _say(
+                f"{row[0]}  "
+                + ", ".join(f"{name} {cell}" for name, cell in zip(header[1:], row[1:], strict=True) if cell)
+            )
+        return
+    with console.capture() as drawn:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))  # its own styles, on a terminal

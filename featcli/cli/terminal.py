@@ -1,0 +1,183 @@
+"""What a run says while it goes on: events for programs, lines and a bar for people. All but results goes to stderr."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from featcli.errors import counted, printable, shown
+from featcli.run.stats import Pace
+
+Report = Callable[..., None]  # report(kind, **facts)
+FAILURES_SHOWN = 5
+LABEL = re.compile(r"[a-z_ ]{14} (?=\S)")  # begins a line that says what was chosen
+_one_line_at_a_time = threading.Lock()
+
+
+def silent(kind: str, **facts: Any) -> None:
+    """Say nothing."""
+
+
+def json_lines(kind: str, **facts: Any) -> None:
+    """One JSON object a line on stdout: results for programs."""
+    if kind != "batch":
+        with _one_line_at_a_time:  # events come from the main and the writer thread
+            sys.stdout.write(json.dumps({"type": kind, **facts}) + "\n")
+            sys.stdout.flush()
+
+
+def tee(*reports: Report) -> Report:
+    """Tell several."""
+
+    def report(kind: str, **facts: Any) -> None:
+        for one in reports:
+            one(kind, **facts)
+
+    return report
+
+
+class Terminal:
+    """Choices, a bar where stderr is a terminal, the first failures, and a summary."""
+
+    def __init__(
+        self, verbose: bool = False, stream: TextIO | None = None, work: str = "extracting", unit: str = "images"
+    ) -> None:
+        self._work, self._unit = work, unit
+        self._stream = stream or sys.stderr or io.StringIO()  # closed by whoever started us
+        self._verbose = verbose
+        self._bar: Any = None
+        self._failures = 0
+
+    def __call__(self, kind: str, **facts: Any) -> None:
+        """Handle an event by the method of its name."""
+        getattr(self, f"_{kind}")(**facts)
+
+    def close(self) -> None:
+        """Leave the terminal as it was, whatever happened."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _choice(self, name: str, value: Any, reason: str = "") -> None:
+        if reason != "default" or self._verbose:  # what nobody chose need not be said
+            self._say(f"{name:<14} {value}{f'  ({reason})' if reason else ''}")
+
+    def _warning(self, text: str) -> None:
+        self._say(f"warning: {text}")
+
+    def _start(self, images: int, done: int, **_: Any) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=images, initial=done, desc=self._work, unit=f" {self._unit}", file=self._stream, leave=False,
+            disable=None if self._stream.isatty() else True, dynamic_ncols=True,
+        )  # fmt: skip
+
+    def _batch(self, images: int) -> None:
+        self._bar.update(images)
+
+    def _failure(self, key: str, reason: str, detail: str, **_: Any) -> None:
+        self._failures += 1
+        self._bar.set_postfix_str(f"{self._failures} failed")
+        if self._verbose or self._failures <= FAILURES_SHOWN:
+            self._say(f"failed {shown(key)}: {reason} ({detail})")
+        elif self._failures == FAILURES_SHOWN + 1:
+            self._say("more images failed: failures.jsonl will name all, -v shows them here")
+
+    def _shard(self, shard: int, rows: int, file: str, **_: Any) -> None:
+        if self._verbose:
+            self._say(f"committed {file}: {rows} images")
+
+    def _there(self, images: int, **_: Any) -> None:
+        self._bar.update(images)  # by another process
+
+    def _end(self, **facts: Any) -> None:
+        self.close()
+        self._say(summary(facts))
+
+    def _dry_run(
+        self, bytes: int, free_bytes: int, shards: int, images: int, workers: int, seconds: float | None, **_: Any
+    ) -> None:
+        self._say(
+            f"{'would write':<14} {images:,} images in {counted(shards, 'shard')}, {size(bytes)}"
+            f"; {size(free_bytes)} free"
+        )
+        if seconds is not None:
+            self._say(f"{'would take':<14} {duration(seconds)} with {counted(workers, 'worker')}")
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        print(folded(printable(text), self._stream), file=self._stream, flush=True)
+        if self._bar is not None:
+            self._bar.refresh()
+
+
+def summary(end: dict[str, Any]) -> str:
+    """The last words of a run, for people."""
+    lines = []
+    counts = most_first(end["failed_by_reason"])
+    failed = f", {end['failed']:,} failed ({', '.join(f'{n} {reason}' for reason, n in counts.items())})"
+    if end["extracted"]:
+        pace = Pace(**end["pace"])
+        rate = f"{end['extracted'] / pace.seconds:.1f} images/s"
+        before = f" after {pace.preparation:.1f} s of preparation"
+        lines.append(f"extracted {counted(end['extracted'], 'image')} in {pace.seconds:.1f} s{before}, {rate}")
+        lines += [f"  {line}" for line in pace.lines()]
+    else:
+        lines.append("nothing left to do: every shard was there")
+    lines.append(f"{end['dump']}: {counted(end['written'], 'image')}{failed if end['failed'] else ''}")
+    if not end["is_complete"]:
+        missing = f"{end['missing_shards']:,} of {counted(end['shards'], 'shard')}"
+        lines.append(f"still missing, of other parts: {missing}; the last of them writes the manifest")
+    elif end["part"]:
+        lines.append(f"this was the last part: all {counted(end['shards'], 'shard')} of the dump are there")
+    if end["failed"] and end["is_complete"]:
+        lines.append(f"see {end['dump']}/failures.jsonl")
+    return "\n".join(lines)
+
+
+def most_first(counts: Mapping[str, int]) -> dict[str, int]:
+    """The counts, the largest first, equal ones by name."""
+    return dict(sorted(counts.items(), key=lambda count: (-count[1], count[0])))
+
+
+def folded(text: str, stream: TextIO) -> str:
+    """The text as it fits on a terminal, its lines folded under what they say; as it is for a file or a pipe."""
+    if not stream.isatty():
+        return text
+    width = max(40, shutil.get_terminal_size().columns)
+    lines = text.split("\n")
+    return "\n".join(line if len(line) <= width else _folded_line(line, width) for line in lines)
+
+
+def _folded_line(line: str, width: int) -> str:
+    label = LABEL.match(line)
+    return textwrap.fill(
+        line, width, subsequent_indent=" " * (label.end() if label else 2), replace_whitespace=False,
+        drop_whitespace=True, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """For people: `40 s`, `12 min`, `3.5 hours`, `2.1 days`."""
+    for unit, length, least in (("days", 86400, 2), ("hours", 3600, 2), ("min", 60, 2)):
+        if seconds >= least * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} TB"

@@ -1,0 +1,53 @@
+"""JSON files of a dump: equal content is equal bytes, and a changed byte is noticed by whoever reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from featcli.dump.atomic_file import publish_lines
+from featcli.system.files import read_regular
+
+CHECKSUM = "checksum"  # the last field: hash_json of all others
+MAX_BYTES = 1 << 30  # of a file that is read whole
+
+
+def hash_json(content: Any) -> str:
+    """xxh3-128 of JSON content as ASCII with sorted keys: whatever order its fields are in."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode("ascii"))
+
+
+def sealed(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a file with this content."""
+    return json.dumps({**content, CHECKSUM: hash_json(content)}, indent=1).encode("ascii") + b"\n"
+
+
+def publish_sealed(final: Path, content: Mapping[str, Any], replace: bool = False) -> bool:
+    """Write and publish such a file; whether its name was free."""
+    return publish_lines(final, [sealed(content)], replace)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The content of such a file. Raises ValueError where a single byte is not as it was written."""
+    try:
+        raw = read_regular(path, MAX_BYTES)
+    except OSError as error:
+        raise ValueError(error.strerror) from error
+    try:
+        content = json.loads(raw)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    content.pop(CHECKSUM, None)
+    try:
+        is_whole = raw == sealed(content)
+    except (RecursionError, ValueError):  # what JSON can say and ASCII JSON without surprises cannot
+        is_whole = False
+    if not is_whole:
+        raise ValueError("its checksum does not fit its content")
+    return content

@@ -1,0 +1,326 @@
+"""The dump folder: plan first, then a file and a record for each shard, the manifest last.
+
+A record is published after its shard file, the manifest after all records: what exists is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from featcli.dump.atomic_file import PARTIAL_NAME, disk_errors, publish_lines, sync_folder
+from featcli.dump.checksummed_json import publish_sealed, read_sealed
+from featcli.dump.committed import Committed
+from featcli.dump.formats import FORMATS
+from featcli.dump.formats.layout import ITEM_BYTES
+from featcli.dump.lock import one_at_a_time
+from featcli.dump.plan import OtherVersionError, Plan, image_lines, other_images, refuse_other_plan, with_fingerprint
+from featcli.dump.records import read_record, record_content
+from featcli.dump.shard import ShardWriter, hash_rest
+from featcli.errors import ConflictError, DamagedError, UsageError, counted, shown
+from featcli.inputs.image_list import MISSING, ImageList
+from featcli.pixels.decode import Failure
+from featcli.system.files import open_regular
+
+PLAN, IMAGES, SHARDS, FAILURES, MANIFEST = "plan.json", "images.jsonl", "shards", "failures.jsonl", "manifest.json"
+ASIDE = ".damaged"  # ends the name of what verify --repair has put aside
+# What featcli writes into SHARDS.
+SHARD_FILE = re.compile(r"\d{5,}\.(json|h5|safetensors)(\.damaged|\.before)?")
+OURS = re.compile(SHARD_FILE.pattern + "|" + PARTIAL_NAME.pattern)
+BEFORE = ".before"  # ends the name of a record while its shard is made again
+LONGEST_LINE = 1 << 16  # of images.jsonl: names have 255 bytes, paths 4096
+RELIST = "its extract command lists the images again, if they are as they were"
+
+
+class Dump:
+    """A dump folder with a plan, complete or not."""
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path = path
+        self.plan = plan
+        self.format = FORMATS[plan.settings["format"]]
+        self.resized: dict[int, int] = {}  # row -> size in bytes, of images that are not as they were listed
+        self.environment: Mapping[str, str] = plan.environment  # of this process
+        self.again: frozenset[int] = frozenset()  # committed shards that are to be made again
+
+    @cached_property
+    def found(self) -> Committed:
+        """What was committed when this was first asked for."""
+        return self.committed()
+
+    @classmethod
+    def existing(cls, path: Path) -> Dump | None:
+        """The dump in a folder, or None where there is none. Raises DamagedError for a plan that is damaged or gone."""
+        if os.path.lexists(path / PLAN):
+            return cls(path, cls.plan_in(path))
+        if (path / MANIFEST).exists() or any(SHARD_FILE.fullmatch(name) for name in _listed(path / SHARDS)):
+            raise DamagedError(f"dump {shown(path)}: plan.json is gone", _way_out(path))
+        return None
+
+    @classmethod
+    def at(cls, path: Path) -> Dump:
+        """The dump in a folder, to be read. Raises UsageError where there is none, DamagedError as `existing` does."""
+        dump = cls.existing(path)
+        if dump is None:
+            raise no_dump(path)
+        listed = path / IMAGES
+        if not listed.is_file() or dump.plan.num_images > listed.stat().st_size:
+            raise DamagedError(f"dump {shown(path)}: images.jsonl is gone, or too short for its plan", RELIST)
+        return dump
+
+    @staticmethod
+    def plan_in(path: Path) -> Plan:
+        """The plan in a folder. Raises DamagedError."""
+        try:
+            plan = Plan.from_json(read_sealed(path / PLAN))
+            if plan.settings["format"] not in FORMATS or any(stage.dtype not in ITEM_BYTES for stage in plan.stages):
+                raise ValueError("a format or a type that this featcli does not know")
+            return plan
+        except OtherVersionError as error:
+            raise ConflictError(f"dump {shown(path)}: {error}", "use the featcli that made it") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise DamagedError(f"dump {shown(path)}: plan.json is damaged ({error})", _way_out(path)) from error
+
+    @classmethod
+    def create(cls, path: Path, plan: Plan, images: ImageList) -> bool:
+        """Freeze the plan; False where another is there by now, as can be where there are no locks. MachineError."""
+        with disk_errors(path):
+            # The list before the plan: where there is a plan, the list it froze is there.
+            publish_lines(path / IMAGES, image_lines(images), replace=True)
+            return publish_sealed(path / PLAN, with_fingerprint(plan))
+
+    @classmethod
+    def resume(cls, path: Path, plan: Plan, images: ImageList, retry_failed: bool = False) -> Dump:
+        """The dump that is there, if its plan is this one. Raises ConflictError, DamagedError and MachineError.
+
+        Images may not have changed since, but for those that failed where they are to be tried again.
+        """
+        dump = cls.existing(path)
+        if dump is None:
+            raise no_dump(path)
+        dump.refuse_other_plan(plan, images)
+        dump.environment = plan.environment
+        if plan.images_digest == dump.plan.images_digest and not dump._has_its_list():
+            with disk_errors(path):
+                publish_lines(path / IMAGES, image_lines(images), replace=True)
+        dump.resized = dump.refuse_changed_images(plan, images, retry_failed)
+        for number in dump.numbered(".json" + BEFORE):
+            if dump.is_committed(number):  # a kill left it: what has come in its place was there already
+                path.joinpath(SHARDS, f"{number:05d}.json{BEFORE}").unlink(missing_ok=True)
+        return dump
+
+    def refuse_other_plan(self, plan: Plan, images: ImageList) -> None:
+        """Raise ConflictError where the plan is not this one, naming what differs."""
+        if (
+            plan.keys_digest != self.plan.keys_digest
+            and replace(plan, keys_digest=self.plan.keys_digest, num_images=self.plan.num_images).fingerprint
+            == self.plan.fingerprint
+        ):
+            with suppress(DamagedError):
+                raise other_images(shown(self.path), self.keys(), images.keys)
+        refuse_other_plan(shown(self.path), self.plan, plan)
+
+    def refuse_changed_images(self, plan: Plan, images: ImageList, retry_failed: bool) -> dict[int, int]:
+        """The keys are those of the plan, or its fingerprint would differ; the files behind them may be others.
+
+        `plan`: of these images. Returns row -> size now, of the images that are not as they were listed: repaired ones.
+        """
+        sizes, failed = self.found.sizes, self.found.failed_rows
+        if plan.images_digest == self.plan.images_digest and not sizes:
+            return {}
+        planned = [size for _, size in self.images()]
+        resized = {row: now for row, now in enumerate(images.sizes) if planned[row] != now}
+        for row, size in sizes.items():
+            planned[row] = size
+        may_differ = failed if retry_failed else ()
+        pairs = enumerate(zip(planned, images.sizes, strict=True))
+        changed = [row for row, (before, now) in pairs if before != now and row not in may_differ]
+        if changed:
+            row = changed[0]
+            raise ConflictError(
+                f"dump {shown(self.path)}: {counted(len(changed), 'image')} changed since its plan was made, first"
+                f" {shown(images.keys[row])}: {_size(planned[row])} there, {_size(images.sizes[row])} now",
+                "put the images back, use another -o, or --overwrite to start anew"
+                if not failed.issuperset(changed)
+                else "they failed before: --retry-failed tries such images again",
+            )
+        return resized
+
+    def images(self) -> Iterator[tuple[str, int]]:
+        """(key, size in bytes when listed) of each row. Raises DamagedError if it is not the list that was planned."""
+        digest, count = xxhash.xxh3_128(), 0
+        try:
+            with os.fdopen(open_regular(self.path / IMAGES), "rb") as file:
+                while line := file.readline(LONGEST_LINE):
+                    image = json.loads(line)
+                    if not isinstance(image["key"], str) or type(image["bytes"]) is not int:
+                        raise ValueError("a key or a size that is none")
+                    os.fsencode(image["key"])  # raises for what no file can be named
+                    digest.update(line)
+                    count += 1
+                    yield image["key"], image["bytes"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedError(f"dump {shown(self.path)}: images.jsonl is damaged ({error})", RELIST) from error
+        if (digest.hexdigest(), count) != (self.plan.images_digest, self.plan.num_images):
+            raise DamagedError(f"dump {shown(self.path)}: images.jsonl is not the list that was planned", RELIST)
+
+    def _has_its_list(self) -> bool:
+        """Whether images.jsonl is what was planned, to the byte."""
+        try:
+            with os.fdopen(open_regular(self.path / IMAGES), "rb") as file:
+                return hash_rest(file.fileno(), os.fstat(file.fileno()).st_size, ()) == self.plan.images_digest
+        except (OSError, ValueError, EOFError):
+            return False
+
+    def keys(self) -> list[str]:
+        """The key of each row. Raises FeatcliError."""
+        return [key for key, _ in self.images()]
+
+    def shard_path(self, number: int) -> Path:
+        """Where the file of a shard is, or will be."""
+        return self.path / SHARDS / f"{number:05d}{self.format.SUFFIX}"
+
+    def record_path(self, number: int) -> Path:
+        """Where the record of a shard is, or will be."""
+        return self.path / SHARDS / f"{number:05d}.json"
+
+    def committed(self) -> Committed:
+        """What is there, from one look at every record. Raises DamagedError for one that is damaged or foreign."""
+        found = Committed(self.plan.num_shards)
+        found.remember(self._records_before())
+        for record in self.records():
+            found.add(record, self._is_damaged(record))
+        return found
+
+    def _is_damaged(self, record: Mapping[str, Any]) -> bool:
+        try:
+            return bool(self.shard_path(record["shard"]).stat().st_size != record["bytes"])
+        except OSError:
+            return True
+
+    def attributes(self, number: int) -> dict[str, str]:
+        """What the file of a shard says about itself."""
+        return {
+            "featcli_format_version": "1",
+            "fingerprint": self.plan.fingerprint,
+            "shard": str(number),
+            "first_row": str(self.plan.shard(number).start),
+        }
+
+    def start_shard(self, number: int, keys: Sequence[str], shapes: Mapping[str, np.ndarray]) -> ShardWriter:
+        """A writer for one shard, under a partial name. `shapes`: (rows, 3) of stages whose maps differ in size."""
+        arrays = self.plan.arrays(number, shapes)
+        return ShardWriter(self.shard_path(number), self.plan.settings["format"], arrays, keys, self.attributes(number))
+
+    def commit(
+        self,
+        number: int,
+        writer: ShardWriter,
+        beside: Mapping[str, np.ndarray],
+        failures: Sequence[Failure],
+        at_once: int,
+    ) -> dict[str, Any] | None:
+        """Commit a shard whose rows are written: name its file, then publish its record. Returns the record.
+
+        None where another process was first. `beside`: the arrays that are not of stages. `at_once`: how many images
+        went through the backbone together, where memory did not allow for a whole batch.
+        """
+        written = writer.finish(beside)
+        record = record_content(self.plan, number, written, failures)
+        if sizes := {str(row): size for row, size in self.resized.items() if row in self.plan.shard(number)}:
+            record["sizes"] = sizes
+        if at_once < self.plan.settings["batch_size"]:
+            record["batch_size"] = at_once
+        if self.environment != self.plan.environment:
+            record["environment"] = dict(self.environment)
+        path = self.record_path(number)
+        before = path.with_name(path.name + BEFORE)
+        with one_at_a_time(self.path / SHARDS):
+            if number not in self.again and self.is_committed(number):
+                writer.abort()
+                return None
+            if path.exists():  # from here on the shard is not committed; what it says of failed images is kept
+                path.replace(before)
+                sync_folder(self.path / SHARDS)
+            writer.publish()
+            publish_sealed(path, record, replace=True)
+            before.unlink(missing_ok=True)
+        return record
+
+    def numbered(self, suffix: str) -> list[int]:
+        """The shards of which a file of this kind is there, in order."""
+        names = (re.fullmatch(r"(\d{5,})" + re.escape(suffix), name) for name in _listed(self.path / SHARDS))
+        numbers = {int(name[1]) for name in names if name and name[1] == f"{int(name[1]):05d}"}
+        return sorted(number for number in numbers if number < self.plan.num_shards)
+
+    def _records_before(self) -> Iterator[dict[str, Any]]:
+        """Of shards that are to be made again, the records before: they know which images failed, as far as they can
+        be read.
+        """
+        committed = {*self.numbered(".json")}
+        for suffix in (".json" + ASIDE, ".json" + BEFORE):
+            for number in {*self.numbered(suffix)} - committed:
+                path = self.path / SHARDS / f"{number:05d}{suffix}"
+                with suppress(DamagedError):
+                    yield read_record(path, self.plan, number, self.shard_path(number).name)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The records there are, in shard order. Raises DamagedError for one that is damaged or foreign."""
+        for number in self.numbered(".json"):
+            yield self.record_of(number)
+
+    def record_of(self, number: int) -> dict[str, Any]:
+        """The record of a shard. Raises DamagedError for one that is damaged or foreign."""
+        return read_record(self.record_path(number), self.plan, number, self.shard_path(number).name)
+
+    def is_committed(self, number: int) -> bool:
+        """Whether a shard has a record, and its file is as the record says."""
+        return self.record_path(number).exists() and not self._is_damaged(self.record_of(number))
+
+    def reopen(self) -> None:
+        """There is work to do: what says that the dump is complete goes first."""
+        with disk_errors(self.path):
+            (self.path / MANIFEST).unlink(missing_ok=True)
+            sync_folder(self.path)  # before any shard that it speaks of is another
+
+    def is_complete(self) -> bool:
+        """Whether the manifest is there."""
+        return (self.path / MANIFEST).exists()
+
+
+def _way_out(path: Path) -> str:
+    """What can be done about a plan that cannot be read."""
+    if (path / MANIFEST).exists():
+        return "featcli verify --repair writes it anew from manifest.json"
+    return "start anew with --overwrite: what cannot be trusted cannot be gone on with"
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def no_dump(path: object) -> UsageError:
+    """Where a dump was named and none is."""
+    return UsageError(f"dump {shown(path)}: no plan.json there", "a dump is the folder that extract -o made")
+
+
+def in_use(path: Path) -> ConflictError:
+    """Another process is at work there, and what is asked for does not go beside it."""
+    return ConflictError(f"dump {shown(path)}: in use by another process", "wait until it has ended, or use another -o")
+
+
+def _size(num_bytes: int) -> str:
+    return "no file" if num_bytes == MISSING else f"{num_bytes} bytes"

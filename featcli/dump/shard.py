@@ -1,0 +1,108 @@
+"""One shard file from its layout to its name: rows are written where they belong and hashed on the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from featcli.dump.atomic_file import create_partial, publish
+from featcli.dump.direct import DirectFile
+from featcli.dump.formats import FORMATS
+from featcli.dump.formats.layout import Array, is_stage
+from featcli.system.files import write_all
+
+PIECE_BYTES = 1 << 24  # that are hashed at once
+REST = "rest"  # the hash of everything in the file that is not a stage: header, keys, valid
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a shard file."""
+
+    file: str
+    bytes: int
+    hashes: Mapping[str, str]  # stage -> xxh3-128 of its rows in order; REST -> of all other bytes in order
+
+
+class ShardWriter:
+    """A shard being written under a partial name. Nothing exists under its own name before `commit`."""
+
+    def __init__(
+        self,
+        final: Path,
+        format_name: str,
+        arrays: Mapping[str, tuple[str, tuple[int, ...]]],  # name -> (dtype, shape)
+        keys: Sequence[str],
+        attributes: Mapping[str, str],
+    ) -> None:
+        self.final = final
+        self._descriptor, self._partial = create_partial(final)
+        self._file = DirectFile(self._descriptor, self._partial)
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hash")  # while the disk is waited for
+        try:
+            self.layout = FORMATS[format_name].lay_out(str(self._partial), arrays, keys, attributes)
+        except BaseException:
+            self.abort()
+            raise
+        self._digests = {name: xxhash.xxh3_128() for name in arrays if is_stage(name)}
+        self._ends = {name: array.offset for name, array in self.layout.arrays.items()}  # of what is written of each
+
+    def write(self, maps: Mapping[str, np.ndarray]) -> None:
+        """Write the next rows of each stage."""
+        hashing = [self._hasher.submit(self._digests[name].update, rows.data.cast("B")) for name, rows in maps.items()]
+        try:
+            for name, rows in maps.items():
+                assert self._ends[name] + rows.nbytes <= self.layout.arrays[name].end
+                self._file.write(rows, self._ends[name])
+                self._ends[name] += rows.nbytes
+        finally:
+            wait(hashing)  # the rows are the caller's again
+        for hashed in hashing:
+            hashed.result()
+
+    def finish(self, beside: Mapping[str, np.ndarray]) -> Written:
+        """Write the arrays that are not of stages. Afterwards all is on the disk but the name."""
+        layout = self.layout
+        assert all(self._ends[name] == layout.arrays[name].end for name in self._digests)  # every row, and no more
+        for name, content in beside.items():
+            write_all(self._descriptor, content.data.cast("B"), layout.arrays[name].offset)
+        write_all(self._descriptor, memoryview(layout.header), 0)  # last: it makes the file a file
+        os.fsync(self._descriptor)
+        hashes = {name: digest.hexdigest() for name, digest in self._digests.items()}
+        hashes[REST] = hash_rest(self._descriptor, self.layout.size, [layout.arrays[name] for name in self._digests])
+        return Written(self.final.name, layout.size, hashes)
+
+    def publish(self) -> None:
+        """Give the file its name, which whoever calls knows to be free of committed shards. It is then on the disk."""
+        publish(self._partial, self.final, replace=os.path.lexists(self.final))
+        self._close()
+
+    def abort(self) -> None:
+        """Remove the partial file, if it has not got its name."""
+        self._partial.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        self._hasher.shutdown()
+        self._file.close()
+
+
+def hash_rest(descriptor: int, size: int, arrays: Sequence[Array]) -> str:
+    """xxh3-128 over the bytes of a file that lie outside the given arrays, in file order."""
+    digest, position = xxhash.xxh3_128(), 0
+    spans = sorted((array.offset, array.end) for array in arrays)
+    for begin, end in [*spans, (size, size)]:
+        while position < begin:
+            piece = os.pread(descriptor, min(begin - position, PIECE_BYTES), position)
+            if not piece:
+                raise EOFError("cut short while it was read")
+            digest.update(piece)
+            position += len(piece)
+        position = max(position, end)
+    return digest.hexdigest()

@@ -1,0 +1,105 @@
+"""The folder that `-o` names: what may be written there, who is at work in it, and what may be deleted."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from featcli.dump.atomic_file import PARTIAL, PARTIAL_NAME, disk_errors, remove_stale, sync_folder
+from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, OURS, PLAN, SHARDS, Dump, in_use
+from featcli.dump.lock import FolderLock
+from featcli.errors import ConflictError, MachineError, shown
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Whether a dump may come to be at `path`; looks only. Raises ConflictError, DamagedError and MachineError."""
+    if path.exists() and not path.is_dir():
+        raise ConflictError(f"dump {shown(path)}: there is a file of that name", "use another -o")
+    if path.is_dir() and not overwrite:
+        Dump.existing(path)  # a plan that cannot be read is said before anything is loaded
+    if path.is_dir() and not _is_ours(path):
+        raise ConflictError(
+            f"dump {shown(path)}: the folder holds other files and no plan.json",
+            "use another -o: featcli only writes into an empty folder or a dump of its own",
+        )
+    if overwrite and (path / SHARDS).is_symlink():
+        raise ConflictError(
+            f"dump {shown(path)}: its shards folder is a link, and what it leads to may be somebody else's",
+            "remove the link yourself",
+        )
+    folder = existing_parent(path)
+    probe = folder / f".featcli-probe.{secrets.token_hex(8)}{PARTIAL}"
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise MachineError(
+            f"dump {shown(path)}: cannot write in {shown(folder)}: {error.strerror}", "use another -o"
+        ) from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is empty, a dump, or what a start leaves that was killed before its plan was there."""
+    if (path / PLAN).exists():
+        return True
+    names = {name for name in os.listdir(path) if not PARTIAL_NAME.fullmatch(name)}
+    if not names:
+        return True
+    shards = os.listdir(path / SHARDS) if (path / SHARDS).is_dir() else [""]  # made before any file
+    return names <= {IMAGES, SHARDS, MANIFEST, FAILURES} and all(map(OURS.fullmatch, shards))
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of a dump, with a place for its shards, on the disk. Raises MachineError."""
+    with disk_errors(path):
+        above, folder = existing_parent(path), path / SHARDS
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+        while folder != above.parent and folder != folder.parent:
+            with suppress(PermissionError):  # a folder above may be somebody else's, who lets us in but not look
+                sync_folder(folder)
+            folder = folder.parent
+
+
+def occupy(path: Path, lock: FolderLock, overwrite: bool) -> bool:
+    """Take the folder for a run: whether nobody else is at work in it. Deletes what is there with `overwrite`.
+
+    Raises ConflictError where that is not possible beside another process.
+    """
+    is_alone = lock.alone()
+    if overwrite and not is_alone:
+        raise in_use(path)
+    if not is_alone and not lock.together():
+        raise in_use(path)
+    with disk_errors(path):
+        if overwrite:
+            remove_dump(path)
+        for folder in (path, path / SHARDS):
+            remove_stale(folder)
+    return is_alone
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself or the nearest folder above it that is there."""
+    return path if path.exists() else existing_parent(path.parent)
+
+
+def stored_bytes(path: Path) -> int:
+    """Bytes of the shard files in a folder, whatever state the dump is in."""
+    return sum(file.lstat().st_size for file in (path / SHARDS).glob("*") if OURS.fullmatch(file.name))
+
+
+def remove_dump(path: Path) -> None:
+    """Delete the files of a dump, and nothing else, in the reverse of the order in which they came to be.
+
+    So what is left if that is cut short is an incomplete dump, or what a start leaves that was cut short.
+    """
+    (path / MANIFEST).unlink(missing_ok=True)
+    shards = [*(path / SHARDS).iterdir()] if (path / SHARDS).is_dir() else []
+    for file in sorted(shards, key=lambda file: ".json" not in file.name):  # records first
+        if OURS.fullmatch(file.name):
+            file.unlink()
+    for name in (FAILURES, PLAN, IMAGES):
+        (path / name).unlink(missing_ok=True)

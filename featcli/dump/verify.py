@@ -1,0 +1,256 @@
+"""Every byte of a dump against what was written: all damage is found before anything is said."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from featcli.cli.terminal import Report, silent
+from featcli.dump.atomic_file import disk_errors, sync_folder
+from featcli.dump.checksummed_json import publish_sealed, read_sealed, sealed
+from featcli.dump.folder import ASIDE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump
+from featcli.dump.formats.layout import VALID, Array, Layout, is_stage
+from featcli.dump.formats.rows import read_rows, values_of
+from featcli.dump.lock import FolderLock
+from featcli.dump.manifest import failure_lines, manifest_content
+from featcli.dump.plan import Plan, with_fingerprint
+from featcli.dump.shard import REST, hash_rest
+from featcli.errors import ConflictError, DamagedError, counted, printable, shown
+from featcli.reading.open_shards import checked_shapes
+
+PIECE_BYTES = 64 * 1024**2  # that are read at once
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something in a dump that is not as it was written."""
+
+    file: str  # below the dump
+    what: str
+    shard: int | None = None  # the shard that has to be made again, where that is the way out
+
+
+@dataclass
+class Verdict:
+    """What `verify` found."""
+
+    dump: str
+    images: int = 0
+    shards: int = 0
+    missing_shards: int = 0
+    has_manifest: bool = False
+    bytes: int = 0
+    damages: list[Damage] = field(default_factory=list)
+    nan: Counter[str] = field(default_factory=Counter)  # stage -> values in rows of images that were read
+    inf: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def state(self) -> str:
+        """damaged, incomplete or whole."""
+        return "damaged" if self.damages else "whole" if self.has_manifest else "incomplete"
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {"type": "verdict", "state": self.state, **vars(self), "damages": [vars(d) for d in self.damages]}
+
+
+def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
+    """Check structure, plan, counts and every byte of a dump. Reads the dump alone; changes nothing.
+
+    Raises UsageError where there is no dump.
+    """
+    folder = Path(path)
+    verdict = Verdict(str(path))
+    if not any((folder / name).exists() for name in (PLAN, MANIFEST, SHARDS)):
+        raise no_dump(path)
+    dump = None
+    with _noting(verdict, PLAN):
+        dump = Dump.existing(folder)
+    if dump is None:
+        return verdict
+    with _noting(verdict, IMAGES):
+        Dump.at(folder)
+    if verdict.damages:
+        return verdict
+    verdict.images, verdict.shards = dump.plan.num_images, dump.plan.num_shards
+    keys: list[str] | None = None
+    with _noting(verdict, IMAGES):
+        keys = dump.keys()
+    records = []
+    verdict.has_manifest = (folder / MANIFEST).exists()  # first: a run may come to its end meanwhile
+    numbers = dump.numbered(".json")
+    verdict.missing_shards = dump.plan.num_shards - len(numbers)
+    report("start", images=dump.plan.num_images, done=0)
+    for number in numbers:
+        record = _checked_shard(dump, number, keys, verdict)
+        if record is not None:
+            records.append(record)
+        report("batch", images=len(dump.plan.shard(number)))
+    _check_last_files(dump, records, verdict)
+    return verdict
+
+
+@contextmanager
+def _noting(verdict: Verdict, file: str, shard: int | None = None) -> Iterator[None]:
+    """What is damaged inside the block goes into the verdict."""
+    try:
+        yield
+    except (DamagedError, OSError, EOFError, ValueError) as error:
+        text = error.message if isinstance(error, DamagedError) else str(error)
+        verdict.damages.append(Damage(file, printable(text), shard))
+
+
+def _checked_shard(dump: Dump, number: int, keys: Sequence[str] | None, verdict: Verdict) -> dict[str, Any] | None:
+    """The record of a shard, if it can be read; whatever is wrong with it or its file goes into the verdict."""
+    name = f"{SHARDS}/{dump.record_path(number).name}"
+    record = None
+    with _noting(verdict, name, number):
+        record = dump.record_of(number)
+    if record is None:
+        return None
+    for failure in record["failures"]:
+        if keys is not None and keys[failure["row"]] != failure["key"]:
+            verdict.damages.append(Damage(name, f"row {failure['row']} is another image", number))
+    file = f"{SHARDS}/{record['file']}"
+    with _noting(verdict, file, number):
+        for what in _wrong_in_shard(dump, record, keys, verdict):
+            verdict.damages.append(Damage(file, what, number))
+    return record
+
+
+def _wrong_in_shard(
+    dump: Dump, record: Mapping[str, Any], keys: Sequence[str] | None, verdict: Verdict
+) -> Iterator[str]:
+    path, rows = dump.shard_path(record["shard"]), dump.plan.shard(record["shard"])
+    if not path.exists():
+        yield "gone"
+        return
+    size = path.stat().st_size
+    if size != record["bytes"]:
+        yield f"{size} bytes, {record['bytes']} were written"
+        return
+    layout = dump.format.read_layout(str(path), len(rows))
+    verdict.bytes += size
+    if layout.attributes != dump.attributes(record["shard"]):
+        yield "it says that it belongs elsewhere"
+    if keys is not None and list(layout.keys) != list(keys[rows.start : rows.stop]):
+        yield "its keys are not those of the image list"
+    valid = np.ones(len(rows), np.uint8)
+    valid[[failure["row"] - rows.start for failure in record["failures"]]] = 0
+    with path.open("rb") as file:
+        _, starts = checked_shapes(dump, record["shard"], file.fileno(), layout)
+        yield from _wrong_bytes(file.fileno(), layout, record, valid, starts, verdict)
+
+
+def _wrong_bytes(
+    descriptor: int,
+    layout: Layout,
+    record: Mapping[str, Any],
+    valid: np.ndarray,
+    starts: Mapping[str, np.ndarray],
+    verdict: Verdict,
+) -> Iterator[str]:
+    if os.pread(descriptor, len(valid), layout.arrays[VALID].offset) != valid.tobytes():
+        yield "its valid rows are not those of its record"
+    stages = {name: array for name, array in layout.arrays.items() if is_stage(name)}
+    for name, array in stages.items():
+        digest, nan, inf = xxhash.xxh3_128(), 0, 0
+        for first, rows in _pieces(descriptor, array):
+            digest.update(rows.data)
+            values = values_of(rows[_of_valid(valid, starts.get(name), first, len(rows))])
+            nan, inf = nan + int(np.isnan(values).sum()), inf + int(np.isinf(values).sum())
+        if digest.hexdigest() != record["hashes"][name]:
+            yield f"bytes of {name} are not those that were written"
+        verdict.nan.update({name: nan} if nan else {})
+        verdict.inf.update({name: inf} if inf else {})
+    if hash_rest(descriptor, layout.size, list(stages.values())) != record["hashes"][REST]:
+        yield "bytes beside its maps are not those that were written"
+
+
+def _of_valid(valid: np.ndarray, starts: np.ndarray | None, first: int, count: int) -> np.ndarray:
+    """Which of `count` rows from `first` on are of images that were read; of values, where maps differ in size."""
+    if starts is None:
+        return np.asarray(valid[first : first + count] == 1)
+    of_values: np.ndarray = np.repeat(valid == 1, np.diff(starts.clip(first, first + count)))
+    return of_values
+
+
+def _pieces(descriptor: int, array: Array) -> Iterator[tuple[int, np.ndarray]]:
+    """Runs of rows of an array: (first row, rows)."""
+    step = max(1, PIECE_BYTES // max(1, array.row_bytes))
+    for first in range(0, array.shape[0], step):
+        yield first, read_rows(descriptor, array, first, min(step, array.shape[0] - first))
+
+
+def _check_last_files(dump: Dump, records: Sequence[dict[str, Any]], verdict: Verdict) -> None:
+    """failures.jsonl and manifest.json say again what the records say."""
+    if not verdict.has_manifest:
+        return
+    if len(records) < dump.plan.num_shards:
+        if verdict.missing_shards:
+            verdict.damages.append(Damage(MANIFEST, f"there, though {counted(verdict.missing_shards, 'shard')} not"))
+        return
+    expected = {MANIFEST: sealed(manifest_content(dump.plan, records)), FAILURES: b"".join(failure_lines(records))}
+    for name, content in expected.items():
+        path = dump.path / name
+        if not path.is_file():
+            verdict.damages.append(Damage(name, "gone"))
+        elif path.stat().st_size != len(content) or path.read_bytes() != content:
+            verdict.damages.append(Damage(name, "not what the records say"))
+
+
+def repair(verdict: Verdict) -> list[str]:
+    """Put what is damaged aside, so that the next `extract` makes it again. Returns what was done, file by file.
+
+    A plan is written anew from a whole manifest. An image list is for `extract` to make again: DamagedError.
+    """
+    folder, done = Path(verdict.dump), []
+    if any(damage.file == IMAGES for damage in verdict.damages):
+        raise DamagedError(
+            f"dump {shown(folder)}: images.jsonl cannot be made again without the images",
+            "run its extract command again: it writes the list anew, if the images are as they were",
+        )
+    if (folder / SHARDS).is_symlink():
+        raise ConflictError(
+            f"dump {shown(folder)}: its shards folder is a link, and what it leads to may be another dump's",
+            "repair the dump that the shards are of",
+        )
+    with disk_errors(folder), FolderLock(folder) as lock:
+        if not lock.alone():
+            raise in_use(folder)
+        verdict = verify(folder)  # again: what was damaged may have been made again by one who is gone now
+        if any(damage.file == PLAN for damage in verdict.damages):
+            _restore_plan(folder)
+            return [f"{PLAN} written anew from {MANIFEST}: verify again"]
+        for name in (MANIFEST, FAILURES):  # what says that the dump is complete goes first
+            if verdict.damages and (folder / name).exists():
+                (folder / name).unlink()
+                done.append(f"{name} taken away: the next extract writes it anew")
+        sync_folder(folder)
+        for number in sorted({damage.shard for damage in verdict.damages if damage.shard is not None}):
+            for path in sorted((folder / SHARDS).glob(f"{number:05d}.*"), key=lambda path: path.suffix != ".json"):
+                if path.suffix != ASIDE:  # the record first: a shard without one is not committed
+                    path.replace(path.with_name(path.name + ASIDE))
+                    sync_folder(folder / SHARDS)
+                    done.append(f"{SHARDS}/{path.name} put aside as {path.name}{ASIDE}")
+    return done
+
+
+def _restore_plan(folder: Path) -> None:
+    try:
+        manifest = read_sealed(folder / MANIFEST)
+        plan = Plan.from_json(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedError(
+            f"dump {shown(folder)}: plan.json is damaged, and manifest.json cannot stand in for it ({error})",
+            "start anew with --overwrite",
+        ) from error
+    publish_sealed(folder / PLAN, with_fingerprint(plan), replace=True)

@@ -1,0 +1,114 @@
+"""What is exported: rows of a dump in its order, without failed ones unless they are wanted, pooled, of one type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from featcli.cli.terminal import Report, silent
+from featcli.dump.formats.rows import NUMPY_TYPES
+from featcli.dump.plan import StoredStage, shown_shape
+from featcli.errors import UsageError, shown
+from featcli.reading.reader import DumpReader, Run
+from featcli.run.pooling import pooling
+
+LARGEST_GRID = 1024  # where maps have sizes of their own
+
+
+@dataclass(frozen=True)
+class Content:
+    """Rows of a dump. `stages` are as they are exported, with the shape and type that they have there."""
+
+    dump: DumpReader
+    stages: tuple[StoredStage, ...]
+    rows: Sequence[int]
+    pool: str
+    keeps_failed: bool
+    report: Report = silent
+
+    @property
+    def keys(self) -> list[str]:
+        """The key of each row."""
+        return [self.dump.keys[row] for row in self.rows]
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(rows,) bool: false for failed images that were kept, of which all values are NaN."""
+        return np.asarray(self.dump.valid[self.rows])
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What the file should say about itself, in ASCII."""
+        provenance = self.dump.plan.provenance
+        attributes = {
+            "featcli_export_version": "1",
+            "fingerprint": self.dump.plan.fingerprint,
+            "checkpoint": provenance["checkpoint"],
+            "weights": provenance["weights"],
+            "pool": self.pool,
+            "images": f"{len(self.rows)} of {self.dump.plan.num_images}",
+        }
+        return {name: text.encode("ascii", "backslashreplace").decode() or "-" for name, text in attributes.items()}
+
+    def shapes(self, stage: StoredStage) -> np.ndarray:
+        """(rows, 3) the (C, H, W) of each row, of a stage whose maps differ in size."""
+        return self.dump[stage.name].map_shapes(self.rows)
+
+    def runs(self) -> Iterator[Run]:
+        """Some rows at a time, in the type in which they are written: bfloat16 as uint16."""
+        names = [stage.name for stage in self.stages]
+        for run in self.dump.walk(names, failed=self.keeps_failed):
+            maps = {stage.name: self._converted(stage, run.maps[stage.name]) for stage in self.stages}
+            yield Run(run.rows, run.keys, maps)
+            self.report("batch", images=len(run.rows))
+
+    def _converted(self, stage: StoredStage, found: Any) -> Any:
+        """Maps as numpy has them (bfloat16 as float32) -> pooled, in the type of the stage. Raises UsageError."""
+        if isinstance(found, list):
+            converted = [self._converted(stage, maps[None])[0] for maps in found]
+            return converted if stage.is_ragged else np.stack(converted)
+        is_pooled = self.pool == self.dump.plan.settings["pool"]
+        if is_pooled and NUMPY_TYPES[stage.dtype] == found.dtype:
+            return found
+        import torch
+
+        maps = torch.from_numpy(found)
+        pooled = maps if is_pooled else pooling(self.pool).reduce(maps)
+        cast = pooled.to(getattr(torch, stage.dtype))
+        if not bool((cast.isfinite() | ~pooled.isfinite()).all()):
+            raise UsageError(
+                f"stage {shown(stage.name)}: a value is too large for {stage.dtype}", "use --dtype bfloat16 or float32"
+            )
+        return (cast.view(torch.uint16) if cast.dtype is torch.bfloat16 else cast).numpy()
+
+
+def content_of(dump: DumpReader, names: Sequence[str], pool: str | None, dtype: str, keeps_failed: bool) -> Content:
+    """The content that is asked for; `dtype` is '' for what is stored. Raises UsageError."""
+    stored = dump.plan.settings["pool"]
+    pooled = pooling(pool or stored).shape
+    if pool not in (None, stored):
+        if stored != "none":
+            raise UsageError(
+                f"--pool {shown(pool)}: this dump was pooled by {stored} already", "leave --pool out, or extract anew"
+            )
+        if pooling(str(pool)).of_class_token:
+            raise UsageError("--pool cls: maps hold no class token", "extract with --pool cls")
+        for stage in (dump.stages[name] for name in names):
+            edges = zip(pooled(stage.shape), stage.shape, strict=False)
+            if any((made or 0) > (there or LARGEST_GRID) for made, there in edges):
+                raise UsageError(
+                    f"--pool {pool}: finer than stage {shown(stage.name)}, {shown_shape(stage.shape)}",
+                    "use a coarser grid, or choose stages with --stage",
+                )
+    stages = tuple(dump.stages[name] for name in names)
+    if pool not in (None, stored):
+        stages = tuple(replace(stage, shape=pooled(stage.shape)) for stage in stages)
+    stages = tuple(replace(stage, dtype=dtype or stage.dtype) for stage in stages)
+    if keeps_failed:
+        rows = [row for number in sorted(dump.records) for row in dump.plan.shard(number)]
+    else:
+        rows = np.flatnonzero(dump.valid).tolist()
+    return Content(dump, stages, rows, pool or stored, keeps_failed)

@@ -1,0 +1,154 @@
+"""A dump as one file (or a folder of arrays): never all of it in memory, never half a file under the final name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial as partial_call
+from pathlib import Path
+
+from featcli.cli.terminal import Report, silent
+from featcli.dump.atomic_file import PARTIAL, PARTIAL_NAME, create_partial, disk_errors, remove_stale, sync_folder
+from featcli.dump.output_file import refuse_inside, refuse_taken, write_files
+from featcli.errors import ConflictError, MachineError, UsageError, one_of, shown
+from featcli.export.content import Content, content_of
+from featcli.export.formats import SUFFIXES, export_format, format_of
+from featcli.reading.reader import DumpReader
+from featcli.spec.config import DTYPES
+
+STDOUT = "-"
+FOLDER = ".folder"  # ends the name of a folder that is not whole yet
+IMAGES = "images.jsonl"  # beside arrays that hold no keys: which image each of their rows is
+
+
+def export(  # noqa: PLR0913  (a keyword for each option)
+    dump: DumpReader,
+    output: str,
+    to: str | None = None,
+    stages: Sequence[str] | None = None,
+    pool: str | None = None,
+    dtype: str | None = None,
+    keep_failed: bool = False,
+    overwrite: bool = False,
+    report: Report = silent,
+) -> Content:
+    """Write the chosen stages of a dump to `output`: a file, a folder of .npy files, or `-` for JSON lines on stdout.
+
+    `to` is told by the suffix where it is None. Returns what was written. Raises UsageError, ConflictError where
+    `output` is there already, DamagedError and MachineError.
+    """
+    name = _format(output, to)
+    if dtype is not None:
+        one_of("--dtype", dtype, DTYPES)
+        if dtype not in export_format(name).DTYPES:
+            raise UsageError(
+                f"--dtype {dtype}: {name} has no such type", f"use {', '.join(export_format(name).DTYPES)}"
+            )
+    content = content_of(dump, dump.chosen_stages(stages), pool, dtype or "", keep_failed)
+    known = export_format(name).DTYPES
+    stages_there = tuple(s if s.dtype in known else replace(s, dtype="float32") for s in content.stages)
+    content = replace(content, stages=stages_there, report=report)
+    report("start", images=len(content.rows), done=0)
+    if output == STDOUT:
+        _stream(content)
+    elif name == "npy" and (not Path(output).suffix or Path(output).is_dir()):
+        _write_folder(content, Path(os.path.abspath(output)))
+    else:
+        _write_file(content, Path(output), name, overwrite)
+    return content
+
+
+def _format(output: str, to: str | None) -> str:
+    """Which format is meant. Raises UsageError where that cannot be told, or does not go together."""
+    if to is not None:
+        one_of("--to", to, tuple(SUFFIXES))
+    if output == STDOUT:
+        if to not in (None, "jsonl"):
+            raise UsageError(f"-o - --to {to}: only JSON lines can be streamed", "use --to jsonl, or name a file")
+        return "jsonl"
+    if to and format_of(output) not in (None, to):
+        raise UsageError(f"-o {shown(output)} --to {to}: its suffix says {format_of(output)}", "give one of the two")
+    name = to or format_of(output) or ("" if Path(output).suffix and not Path(output).is_dir() else "npy")
+    if not name:
+        known = " ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+        raise UsageError(
+            f"-o {shown(output)}: no format has that suffix", f"use one of {known}, or none for a folder, or --to"
+        )
+    return name
+
+
+def _stream(content: Content) -> None:
+    from featcli.export.jsonl import lines
+
+    if sys.stdout is None:
+        raise MachineError("-o -: stdout is closed", "name a file")
+    sys.stdout.flush()
+    for line in lines(content):
+        sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
+
+
+def _write_file(content: Content, path: Path, name: str, overwrite: bool) -> None:
+    """A file that has its name once it is whole and on the disk; of an array with its list of images."""
+    refuse_taken(path, overwrite)
+    if name == "npy" and len(content.stages) > 1:
+        raise UsageError(
+            f"-o {shown(path)}: a .npy file holds one stage, not {len(content.stages)}",
+            "choose it with --stage, or name a folder: it gets a file for each",
+        )
+    files = {path: partial_call(export_format(name).write, content)}
+    if name == "npy":
+        refuse_taken(images_beside(path), overwrite)
+        files = {images_beside(path): partial_call(_write_images, content), **files}
+    write_files(files, overwrite)
+
+
+def images_beside(path: Path) -> Path:
+    """Where a .npy file's list of images lies."""
+    return path.with_suffix(f".{IMAGES}")
+
+
+def _write_folder(content: Content, path: Path) -> None:
+    """A folder with a .npy file for each stage, which has its name once all is in it and on the disk."""
+    refuse_inside(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ConflictError(f"-o {shown(path)}: not an empty folder", "name another; none is overwritten")
+    with disk_errors(path, "-o"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale_folders(path)
+        descriptor, lock = create_partial(path)
+        partial = lock.with_name(lock.name + FOLDER)
+        try:
+            partial.mkdir()
+            write = {partial / IMAGES: partial_call(_write_images, content)}
+            for stage in content.stages:
+                of_stage = replace(content, stages=(stage,))
+                write[partial / f"{stage.name}.npy"] = partial_call(export_format("npy").write, of_stage)
+            write_files(write)
+            os.replace(partial, path)
+            sync_folder(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _remove_stale_folders(path: Path) -> None:
+    """What kills have left of earlier exports to this folder: those whose lock nobody holds."""
+    remove_stale(path.parent, path.name)
+    for left in path.parent.glob(f".*{PARTIAL}{FOLDER}"):
+        lock = left.name.removesuffix(FOLDER)
+        named = PARTIAL_NAME.fullmatch(lock)
+        if named is not None and named[1] == path.name and not left.with_name(lock).exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _write_images(content: Content, path: Path) -> None:
+    with path.open("wb") as file:
+        for row, key, is_valid in zip(content.rows, content.keys, content.valid.tolist(), strict=True):
+            line = {"key": key, "row": int(row), **({"valid": is_valid} if content.keeps_failed else {})}
+            file.write(json.dumps(line).encode("ascii") + b"\n")

@@ -1,0 +1,38 @@
+"""JSON lines: one object for each image, its key first. For jq and whatever else reads a line at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from featcli.export.content import Content
+
+DTYPES = ("float32", "float16")
+
+
+def write(content: Content, path: Path) -> None:
+    """See exports.Format."""
+    with path.open("wb") as file:
+        file.writelines(lines(content))
+
+
+def lines(content: Content) -> Iterator[bytes]:
+    """A line for each row. Stages of failed images are null; so are values that are not finite: JSON has none."""
+    valid = content.dump.valid
+    for run in content.runs():
+        for place, (row, key) in enumerate(zip(run.rows, run.keys, strict=True)):
+            maps = {name: _numbers(found[place]) if valid[row] else "null" for name, found in run.maps.items()}
+            fields = [f"{json.dumps(name)}: {text}" for name, text in maps.items()]
+            yield f'{{"key": {json.dumps(key)}, {", ".join(fields)}}}\n'.encode("ascii")
+
+
+def _numbers(array: np.ndarray) -> str:
+    """Nested lists, each number in as few digits as give it back as float32."""
+    if array.ndim > 1:
+        return f"[{', '.join(map(_numbers, array))}]"
+    wide = array.astype(np.float32)  # of float16 a few digits would do, for those who read them as float16 again
+    pairs = zip(wide.astype("U").tolist(), np.isfinite(array).tolist(), strict=True)
+    return f"[{', '.join([text if is_finite else 'null' for text, is_finite in pairs])}]"

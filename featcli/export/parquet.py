@@ -1,0 +1,71 @@
+"""Parquet, by pyarrow: a row group at a time; columns `key`, `row` and one of lists for each stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcli.dump.plan import StoredStage
+from featcli.errors import UsageError
+from featcli.export.content import Content
+from featcli.reading.reader import Run
+
+DTYPES = ("float32", "float16")
+ROWS, BYTES = 1024, 1 << 24  # that make a row group
+MOST_ROWS = 1 << 20  # never divided by pyarrow
+
+
+def write(content: Content, path: Path) -> None:
+    """See exports.Format. `row` is the row in the dump; a key that is not UTF-8 is escaped. Failed rows are null."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UsageError("--to parquet: pyarrow is not installed", "pip install 'featcli[parquet]'") from error
+    fields = [pyarrow.field("key", pyarrow.string()), pyarrow.field("row", pyarrow.int64())]
+    for stage in content.stages:
+        kind = getattr(pyarrow, stage.dtype)()
+        length = -1 if stage.is_ragged else int(np.prod(stage.shape_at((0, 0))))
+        shape = {"shape": json.dumps(stage.shape)}
+        fields.append(pyarrow.field(stage.name, pyarrow.list_(kind, length), metadata=shape))
+        if stage.is_ragged:
+            fields.append(pyarrow.field(f"{stage.name}.shape", pyarrow.list_(pyarrow.int32(), 3)))
+    schema = pyarrow.schema(fields, metadata=content.attributes)
+    with parquet.ParquetWriter(path, schema, compression="none") as file:
+        waiting: list[Any] = []  # a group has costs of its own
+        for run in content.runs():
+            waiting.append(_batch(content, run, schema))
+            if sum(batch.num_rows for batch in waiting) >= ROWS or sum(batch.nbytes for batch in waiting) >= BYTES:
+                file.write_table(pyarrow.Table.from_batches(waiting), row_group_size=MOST_ROWS)
+                waiting.clear()
+        file.write_table(pyarrow.Table.from_batches(waiting, schema), row_group_size=MOST_ROWS)
+
+
+def _batch(content: Content, run: Run, schema: Any) -> Any:
+    import pyarrow
+
+    valid = content.dump.valid[run.rows]
+    keys = [key.encode("utf-8", "backslashreplace").decode() for key in run.keys]
+    columns = [pyarrow.array(keys), pyarrow.array(run.rows, pyarrow.int64())]
+    for stage in content.stages:
+        maps = run.maps[stage.name]
+        columns.append(_lists(stage, maps, valid, schema.field(stage.name).type))
+        if stage.is_ragged:
+            shapes = [list(one.shape) for one in maps]
+            columns.append(pyarrow.array(shapes, schema.field(f"{stage.name}.shape").type))
+    return pyarrow.record_batch(columns, schema=schema)
+
+
+def _lists(stage: StoredStage, maps: Any, valid: np.ndarray, kind: Any) -> Any:
+    """A column of lists over the values as they lie, without a copy; null where a row is not valid."""
+    import pyarrow
+
+    mask = None if valid.all() else pyarrow.array(~valid)
+    if stage.is_ragged:
+        ends = np.cumsum([0, *(one.size for one in maps)], dtype=np.int32)
+        values = pyarrow.array(np.concatenate([one.ravel() for one in maps]))
+        return pyarrow.ListArray.from_arrays(pyarrow.array(ends), values, type=kind, mask=mask)
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(maps.reshape(-1)), type=kind, mask=mask)

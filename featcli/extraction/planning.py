@@ -1,0 +1,231 @@
+"""Options -> a job: images found, backbone loaded, every choice made and said with its reason. Writes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featcli.backbones.source import Source
+from featcli.cli.terminal import Report, silent, size
+from featcli.dump.folder import Dump
+from featcli.dump.plan import Plan, StoredStage, digest_images, digest_keys
+from featcli.dump.target import check_target, existing_parent
+from featcli.errors import UsageError, counted, shown
+from featcli.inputs import listing as inputs
+from featcli.inputs.image_list import ImageList
+from featcli.pixels.batches import Pictures
+from featcli.pixels.colour import Decoding
+from featcli.pixels.sizes import Sizes, native_sizes
+from featcli.run.loading import Asked, Loaded, ask, decode_threads_of, load_asked, num_workers
+from featcli.run.trials import expected
+from featcli.spec.config import AUTO, DEFAULT_BATCH_SIZE, MAX_SHARD_ROWS, MOST, SHARD_BYTES, ExtractConfig
+from featcli.system.device import device_names, memory_errors, resolve_device
+from featcli.system.scheduler import AUTO as PART_AUTO
+from featcli.system.scheduler import local_rank, parse_part
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a run needs, resolved: nothing is guessed after this."""
+
+    listing: inputs.Listing
+    pictures: Pictures
+    plan: Plan
+
+    @property
+    def images(self) -> ImageList:
+        """In row order."""
+        return self.listing.images
+
+
+def prepare(
+    config: ExtractConfig, existing: Dump | None, report: Report = silent, listing: inputs.Listing | None = None
+) -> tuple[Job, Loaded]:
+    """Find the images, load the backbone, make the plan. Writes nothing. Raises FeatcliError.
+
+    `existing`: the dump that is to be gone on with. What may be chosen is chosen as it was for that one. `listing`: the
+    images, where they were found before: stdin can be read once.
+    """
+    listing, asked = _resolve(config, report, listing)
+    begun = None if existing is None else existing.plan.settings
+    loading = load_asked(config, asked, len(listing.images), begun, report)
+    backbone, source = loading.backbone, asked.source
+    if config.fold and not backbone.execution.folded:
+        report("warning", text="no norms were folded: there are none that can be without moving the maps")
+    report("choice", name="weights", value=backbone.weights.summary())
+    report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
+    share = f"{source.share(asked.positions):.0%} of the model"
+    report("choice", name="computes", value=share, reason="up to the deepest stage")
+    rules, decode_threads = loading.reading.rules, loading.reading.threads
+    report("choice", name="pictures", value=rules.summary, reason="default" if rules == Decoding() else "as asked")
+    sizes = _sizes(source, listing.images, rules, decode_threads, report)
+    provenance = {
+        "checkpoint": backbone.name,
+        "weights": backbone.weights.summary(),
+        "weights_files": dict(backbone.weights.files),
+        "preprocessing": backbone.preprocessing.origin,
+    }
+    rows = _shard_rows(config, loading.batch_size, asked.stages, sizes, len(listing.images), existing)
+    plan = _plan(listing.images, rows, asked.stages, loading.settings, provenance, loading.environment)
+    threads = loading.threads
+    report("choice", name="threads", value=threads.value, reason=f"{threads.reason}; {decode_threads} decode")
+    return Job(listing, Pictures(listing.images, sizes), plan), loading.loaded(config, plan)
+
+
+def dry_run(config: ExtractConfig, report: Report = silent, rate: float | None = None) -> Plan:
+    """Say what `extract` would do, with stages, shapes and bytes. Loads no weights and writes nothing.
+
+    `rate`: images a second of one worker, for how long it would take.
+    """
+    listing, asked = _resolve(config, report)
+    stages = asked.stages
+    sizes = _sizes(asked.source, listing.images, config.decoding(), decode_threads_of(config), report)
+    existing = None if config.overwrite else Dump.existing(Path(config.output))
+    begun = existing.plan.settings if existing is not None else None
+    for name, choice in expected(config, asked.source, asked.positions, len(listing.images), begun):
+        report("choice", name=name, value=choice.value, reason=choice.reason)
+    if config.batch_size == AUTO and existing is None:
+        report("warning", text=f"batches of {DEFAULT_BATCH_SIZE} are assumed: only a run measures")
+    rows = _shard_rows(config, _batch_size(config, existing), stages, sizes, len(listing.images), existing)
+    plan = _plan(listing.images, rows, stages, {}, {}, {})
+    is_same = existing is not None and _seems_same(existing.plan, plan)
+    todo = existing.found.unfinished if existing is not None and is_same else list(range(plan.num_shards))
+    _report_existing(config, existing, plan.num_shards - len(todo) if is_same else None, report)
+    part = parse_part(config.part)
+    if part is not None:
+        todo = part.of(todo)
+        report("choice", name="part", value=str(part), reason=part.reason)
+    total = sum(sizes.stored_bytes(plan.stages, plan.shard(number)) for number in todo)
+    free = shutil.disk_usage(existing_parent(Path(config.output))).free
+    if total > free:
+        report("warning", text=f"{size(total)} needed, {size(free)} free: it would be refused")
+    images = sum(len(plan.shard(number)) for number in todo)
+    workers = config.workers or num_workers(config)
+    report(
+        "dry_run",
+        stages=plan.to_json()["stages"],
+        images=images,
+        shards=len(todo),
+        bytes=total,
+        free_bytes=free,
+        workers=workers,
+        # Shards are made whole: of one shard, or the last of an odd number, several workers make no more than one.
+        seconds=None if rate is None else round(min(images, -(-len(todo) // workers) * plan.shard_rows) / rate, 3),
+    )
+    return plan
+
+
+def _resolve(
+    config: ExtractConfig, report: Report, listing: inputs.Listing | None = None
+) -> tuple[inputs.Listing, Asked]:
+    """What is cheap to find out, before any weight is read."""
+    if not config.checkpoint or not config.output:
+        raise UsageError("checkpoint and output are needed", "give -c/--checkpoint and -o/--output")
+    check_target(Path(config.output), config.overwrite)
+    rank = local_rank() if config.part == PART_AUTO else None
+    devices = [resolve_device(name, rank) for name in device_names(config.device)]
+    listing = listing or inputs.find(config.given())
+    asked = ask(config, devices[0])
+    source, positions = asked.source, asked.positions
+    report("choice", name="checkpoint", value=f"{source.name} ({source.library})")
+    names = ", ".join(f"{s.name} {'x'.join(map(str, s.shape))}" for s in (source.stages[i] for i in positions))
+    default = config.out_features is None and config.out_indices is None
+    reason = _stages_reason(source, positions) if default else "as asked"
+    report("choice", name="stages", value=names, reason=reason)
+    report("choice", name="norm", value=source.norm, reason=source.norm_reason)
+    names = ", ".join(str(device.value) for device in devices)
+    reason = devices[0].reason + (": a process for each" if len(devices) > 1 else "")
+    report("choice", name="device", value=names, reason=reason)
+    linked = listing.ignored.pop(inputs.LINKED, 0)
+    passed_over = sum(listing.ignored.values())
+    notes = [f"{counted(passed_over, 'other file')} passed over"] if passed_over else []
+    notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
+    notes += [f"{counted(listing.repeated, 'name')} listed again"] if listing.repeated else []
+    report("choice", name="images", value=f"{len(listing.images):,}", reason="; ".join(notes))
+    return listing, asked
+
+
+def _stages_reason(source: Source, positions: Sequence[int]) -> str:
+    if tuple(positions) == (len(source.stage_names) - 1,):
+        return "default: the last"
+    return "those the model uses" if source.inside else "those its configuration names"
+
+
+def _batch_size(config: ExtractConfig, existing: Dump | None) -> int:
+    """What a dry run goes by, which measures nothing."""
+    if config.batch_size != AUTO:
+        return int(config.batch_size)
+    return DEFAULT_BATCH_SIZE if existing is None else int(existing.plan.settings["batch_size"])
+
+
+def _sizes(source: Source, images: ImageList, rules: Decoding, threads: int, report: Report) -> Sizes:
+    if source.fitting is None or not source.fitting.is_native:
+        return Sizes(source.input_size)
+    with memory_errors("the headers of the images do", torch.device("cpu")):
+        sizes = native_sizes(images, rules, source.fitting, source.input_size, threads)
+    report("choice", name="sizes", value=sizes.summary, reason="each picture's own, from its header")
+    return sizes
+
+
+def _plan(
+    images: ImageList,
+    shard_rows: int,
+    stages: tuple[StoredStage, ...],
+    settings: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    environment: Mapping[str, str],
+) -> Plan:
+    return Plan(
+        settings=settings,
+        stages=stages,
+        num_images=len(images),
+        keys_digest=digest_keys(images.keys),
+        images_digest=digest_images(images),
+        shard_rows=shard_rows,
+        provenance=provenance,
+        environment=environment,
+    )
+
+
+def _shard_rows(
+    config: ExtractConfig,
+    batch_size: int,
+    stages: Sequence[StoredStage],
+    sizes: Sizes,
+    num_images: int,
+    existing: Dump | None,
+) -> int:
+    if sizes.own is not None and existing is not None and config.shard_size is None:
+        return existing.plan.shard_rows  # an average, which one repaired picture can move
+    return shard_rows(config.shard_size, batch_size, sizes.stored_bytes(stages, range(num_images)) // num_images)
+
+
+def shard_rows(asked: int | None, batch_size: int, bytes_per_image: int) -> int:
+    """Images per shard: as asked, or about SHARD_BYTES; always whole batches, so that batches do not span shards."""
+    wanted = asked or min(SHARD_BYTES // max(1, bytes_per_image), MAX_SHARD_ROWS)
+    num_batches = max(1, -(-wanted // batch_size) if asked else wanted // batch_size)
+    return min(num_batches, max(1, MOST // batch_size)) * batch_size
+
+
+def _report_existing(config: ExtractConfig, existing: Dump | None, done: int | None, report: Report) -> None:
+    """What is there where a dry run would write; `done` shards of it, None where it is of other work."""
+    if config.overwrite and Path(config.output).exists():
+        report("warning", text=f"{shown(config.output)}: the dump that is there would be deleted")
+    if existing is None:
+        return
+    count = len(existing.numbered(".json")) if done is None else done
+    there = f"{shown(config.output)} is a dump with {count:,} of {existing.plan.num_shards:,} shards"
+    if done is None:
+        report("warning", text=f"{there}, of other stages or images: it would be refused")
+    else:
+        report("warning", text=f"{there}: it would be gone on with, if weights and settings are the same")
+
+
+def _seems_same(one: Plan, other: Plan) -> bool:
+    """Whether two plans are of the same work, so far as that is known without weights."""
+    return (one.stages, one.keys_digest, one.shard_rows) == (other.stages, other.keys_digest, other.shard_rows)

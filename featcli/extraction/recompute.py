@@ -1,0 +1,146 @@
+"""A few images of a dump extracted anew, and compared with what it holds."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcli.cli.terminal import Report, silent
+from featcli.dump.folder import Dump
+from featcli.dump.formats.rows import values_of
+from featcli.errors import ConflictError, shown
+from featcli.extraction.planning import Job, prepare
+from featcli.pixels import batches
+from featcli.pixels.resize import NATIVE
+from featcli.reading.reader import DumpReader
+from featcli.run.forward import Forward
+from featcli.run.loading import Loaded
+from featcli.spec.config import ExtractConfig
+from featcli.system.device import memory_errors, settled_arithmetic
+
+LARGEST = 1e300  # JSON knows no infinity
+# How far a number may be off on another machine, as a share of the largest number in its row.
+TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of it. `largest` is the largest difference, as a share of the largest number in its row."""
+
+    images: int
+    equal: int  # bit for bit
+    largest: float
+    tolerance: float
+    off: tuple[str, ...]  # the keys of images that are further off than the tolerance
+
+
+def recompute(dump: Dump, config: ExtractConfig, count: int, report: Report = silent) -> Comparison:
+    """Extract `count` images again, drawn by chance, in the very batches that they were in, and compare.
+
+    `config` says where the images and the checkpoint are, all else is the plan's. Raises ConflictError where they
+    are not those of the plan, and what `extract` raises.
+    """
+    job, loaded = _same_job(dump, config, report)
+    reader = DumpReader(dump)
+    valid = np.flatnonzero(reader.valid).tolist()
+    if not valid:
+        raise ConflictError(f"dump {shown(dump.path)}: it holds no image that could be extracted again", "")
+    chosen = sorted(random.SystemRandom().sample(valid, min(count, len(valid))))
+    wanted: dict[range, list[int]] = {}
+    for row in chosen:
+        wanted.setdefault(_batch(job, row), []).append(row)
+    decoded = batches.read(loaded.reading, ((job.pictures, rows) for rows in wanted))
+    forward = Forward(loaded)
+    equal, largest, off = 0, 0.0, []
+    limit = TOLERANCES[dump.plan.settings["precision"]]
+    device = loaded.backbone.device
+    with settled_arithmetic(loaded.threads, device), memory_errors("the images do", device), closing(decoded):
+        if loaded.backbone.execution.compiled:
+            forward.compile()
+        for batch in decoded:
+            shard = batch.rows.start // dump.plan.shard_rows
+            forward.at_once = reader.records[shard].get("batch_size", dump.plan.settings["batch_size"])
+            rows = forward(batch)
+            maps = rows.finished()
+            for row in wanted[batch.rows]:
+                stored = {name: reader[name][row] for name in reader.stages}
+                difference = _difference(stored, maps, row - batch.rows.start)
+                equal += difference == 0
+                largest = max(largest, difference)
+                off += [reader.keys[row]] if not difference <= limit else []
+            rows.release()
+    return Comparison(len(chosen), equal, largest, limit, tuple(off))
+
+
+def _batch(job: Job, row: int) -> range:
+    """The rows that went through the backbone together with this one."""
+    shard = job.plan.shard(row // job.plan.shard_rows)
+    batches_of_shard = job.pictures.sizes.batches(shard, job.plan.settings["batch_size"])
+    return next(batch for batch in batches_of_shard if row in batch)
+
+
+def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> tuple[Job, Loaded]:
+    """The job that the dump's plan is of. Its input size is the checkpoint's own, or was asked for: either will do."""
+    plan = dump.plan
+    backbone: Mapping[str, Any] = plan.settings["backbone"]
+    pixels: Mapping[str, Any] = plan.settings["preprocessing"]
+    if not {"norm", "input_size"} <= backbone.keys() or not {"depth_range", "decode"} <= pixels.keys():
+        raise ConflictError(f"dump {shown(dump.path)}: made by another version of featcli", "use that one")
+    depth = pixels["depth_range"]
+    with tempfile.TemporaryDirectory() as elsewhere:  # nothing is written, least of all into the dump
+        same = replace(
+            config,
+            output=str(Path(elsewhere) / "dump"),
+            out_indices=tuple(stage.index for stage in plan.stages),
+            norm=backbone["norm"],
+            num_channels=backbone.get("options", {}).get("in_chans", backbone.get("config", {}).get("num_channels")),
+            fit=pixels.get("fit"),
+            image_size=pixels.get("largest"),
+            orientation=pixels["orientation"],
+            alpha=pixels["alpha"],
+            depth_range=":".join(map(str, depth)) if isinstance(depth, list) else None,
+            max_pixels=pixels["max_pixels"],
+            decode=pixels["decode"],
+            **{name: plan.settings[name] for name in ("precision", "layout")},
+            fold=plan.settings["folded"],
+            compile=plan.settings["compiled"],
+            batch_size=plan.settings["batch_size"],
+            threads=plan.settings["threads"],
+            pool=plan.settings["pool"],
+            dtype=plan.stages[0].dtype,
+            format=plan.settings["format"],
+            shard_size=plan.shard_rows,
+        )
+        job, loaded = prepare(same, None, report)
+        if same.fit != NATIVE and (job.plan.settings["backbone"] != backbone or job.plan.stages != plan.stages):
+            job, loaded = prepare(replace(same, image_size=tuple(backbone["input_size"])), None, report)
+    try:
+        dump.refuse_other_plan(job.plan, job.images)
+        dump.refuse_changed_images(job.plan, job.images, retry_failed=True)
+    except ConflictError as error:
+        raise ConflictError(
+            error.message, "give the checkpoint, seed and images that the dump was made with"
+        ) from error
+    return job, loaded
+
+
+def _difference(stored: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray], place: int) -> float:
+    """The largest difference over the stages of one image, as a share of the largest number; LARGEST for NaN."""
+    largest = 0.0
+    for name, before in stored.items():
+        now = values_of(maps[name][place])
+        if now.shape != before.shape:  # a picture of other edges
+            return LARGEST
+        same = (before == now) | (np.isnan(before) & np.isnan(now))  # infinity is equal to itself
+        if same.all():
+            continue
+        off = np.abs(before[~same].astype(np.float64) - now[~same]).max() / max(float(np.abs(before).max()), 1e-30)
+        largest = max(largest, float(off) if np.isfinite(off) else LARGEST)
+    return largest

@@ -1,0 +1,133 @@
+"""Decode threads filling batch buffers in order, ahead of the backbone. Pillow releases the GIL while it decodes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from featcli.inputs.image_list import Image, ImageList
+from featcli.pixels.colour import Decoding
+from featcli.pixels.decode import Failure, read_pixels
+from featcli.pixels.sizes import Sizes
+from featcli.pixels.upright import UnreadableError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image as Picture
+
+AHEAD = 2  # batches that are being decoded while the backbone works on another
+
+
+class Pixels(Protocol):
+    """What must be known of a backbone's preprocessing to fill a buffer."""
+
+    @property
+    def fit(self) -> Callable[[Picture], np.ndarray]:
+        """RGB picture -> (C, H, W) of `dtype`."""
+
+    @property
+    def channels(self) -> int:
+        """C."""
+
+    @property
+    def dtype(self) -> str:
+        """Of torch and numpy, by name."""
+
+    @property
+    def is_native(self) -> bool:
+        """Whether every picture gives a size of its own."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images, all of a run or some of them by row, and the sizes of what the backbone is given of each."""
+
+    images: ImageList | Mapping[int, Image]
+    sizes: Sizes
+
+    def of(self, rows: range) -> Pictures:
+        """Those of some neighbouring rows alone, which can be sent to another process."""
+        return Pictures({row: self.images[row] for row in rows}, self.sizes.of(rows))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an image becomes pixels."""
+
+    rules: Decoding
+    preprocessing: Pixels
+    threads: int
+    pinned: bool = False  # in memory that a GPU can copy from by itself
+
+
+@dataclass
+class Batch:
+    """Images that go through the backbone together. Valid until the next one is asked for: buffers are used again."""
+
+    rows: range
+    pixels: torch.Tensor  # (B, 3, H, W)
+    failures: list[Failure] = field(default_factory=list)  # in row order; their pixels are zero
+    with_more_frames: int = 0  # images of which the file holds more frames or pages than the first
+    decode_seconds: float = 0.0  # summed over threads
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What came of one image."""
+
+    failure: Failure | None
+    has_more_frames: bool
+    seconds: float
+
+
+def read(reading: Reading, batches: Iterable[tuple[Pictures, range]]) -> Generator[Batch, None, None]:
+    """The batches (rows of one size) in their order, each decoded by several threads at most AHEAD batches early."""
+    left, dtype = iter(batches), getattr(torch, reading.preprocessing.dtype)
+    buffers: list[torch.Tensor] = []  # flat: the sizes of batches may differ
+    waiting: deque[tuple[range, torch.Tensor, torch.Tensor, list[Future[_Read]]]] = deque()
+    with ThreadPoolExecutor(reading.threads, thread_name_prefix="decode") as pool:
+
+        def start_next() -> None:
+            pictures, rows = next(left, (None, range(0)))
+            if pictures is None:
+                return
+            shape = (len(rows), reading.preprocessing.channels, *pictures.sizes[rows.start])
+            buffer = buffers.pop() if buffers else torch.empty(0, dtype=dtype)
+            if len(buffer) < prod(shape):
+                buffer = torch.empty(prod(shape), dtype=dtype, pin_memory=reading.pinned)
+            pixels = buffer[: prod(shape)].view(shape)
+            array = pixels.numpy()
+            futures = [pool.submit(_fill, reading, pictures.images[row], row, array[i]) for i, row in enumerate(rows)]
+            waiting.append((rows, buffer, pixels, futures))
+
+        try:
+            for _ in range(AHEAD + 1):
+                start_next()
+            while waiting:
+                rows, buffer, pixels, futures = waiting.popleft()
+                results = [future.result() for future in futures]
+                failures = [result.failure for result in results if result.failure is not None]
+                with_more_frames = sum(result.has_more_frames for result in results)
+                yield Batch(rows, pixels, failures, with_more_frames, sum(result.seconds for result in results))
+                buffers.append(buffer)
+                start_next()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _fill(reading: Reading, image: Image, row: int, out: np.ndarray) -> _Read:
+    started = time.perf_counter()
+    preprocessing, failure, has_more = reading.preprocessing, None, False
+    try:
+        has_more = read_pixels(image, reading.rules, preprocessing.fit, out, preprocessing.is_native)
+    except UnreadableError as error:
+        out[...] = 0  # never the pixels of the image that used this buffer before
+        failure = Failure(image.key, row, error.reason, error.detail)
+    return _Read(failure, has_more, time.perf_counter() - started)

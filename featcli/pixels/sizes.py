@@ -1,0 +1,109 @@
+"""The input size of each image: one for all, or each its own from the file's header; and which images go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from featcli.dump.plan import StoredStage
+from featcli.inputs.image_list import ImageList
+from featcli.pixels.colour import Decoding
+from featcli.pixels.decode import read_size
+from featcli.pixels.resize import Fitting, Size
+from featcli.pixels.upright import UnreadableError
+
+AT_ONCE = 4096  # headers that are asked for together
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """(H, W) of the input of every image."""
+
+    common: Size  # of all images; where they have their own, what batches are measured by
+    own: np.ndarray | None = None  # (N, 2), one row per image
+    first: int = 0  # which row the first of them is of
+
+    def __getitem__(self, row: int) -> Size:
+        if self.own is None:
+            return self.common
+        height, width = self.own[row - self.first].tolist()
+        return height, width
+
+    def of(self, rows: range) -> Sizes:
+        """Those of some neighbouring rows alone."""
+        return self if self.own is None else Sizes(self.common, self._own(rows), rows.start)
+
+    def _own(self, rows: range) -> np.ndarray:
+        assert self.own is not None
+        return self.own[rows.start - self.first : rows.stop - self.first]
+
+    @property
+    def summary(self) -> str:
+        """For people, in one line."""
+        if self.own is None:
+            return "{}x{}".format(*self.common)
+        least, most, different = self.own.min(0), self.own.max(0), len(np.unique(self.own, axis=0))
+        return f"{different:,} different, heights {least[0]} to {most[0]}, widths {least[1]} to {most[1]}"
+
+    def batches(self, rows: range, batch_size: int) -> Iterator[range]:
+        """The rows cut into batches: of one size each, and of no more pixels than `batch_size` common ones have.
+
+        An image that is larger by itself makes a batch by itself.
+        """
+        first = rows.start
+        while first < rows.stop:
+            height, width = self[first]
+            most = max(1, batch_size * self.common[0] * self.common[1] // (height * width))
+            stop = min(first + min(most, batch_size), rows.stop)
+            if self.own is not None:
+                own = self._own(range(first, stop))
+                other = (own != own[0]).any(1)
+                stop = first + int(other.argmax()) if other.any() else stop
+            yield range(first, stop)
+            first = stop
+
+    def stored_bytes(self, stages: Iterable[StoredStage], rows: range) -> int:
+        """Bytes of what is stored of these rows over all stages."""
+        return sum(self._bytes(stage, rows) for stage in stages)
+
+    def _bytes(self, stage: StoredStage, rows: range) -> int:
+        if self.own is None or not stage.is_ragged:
+            return stage.row_bytes() * len(rows)
+        return stage.row_bytes(stage.stride) * int(self._cells(stage, rows).prod(1).sum())
+
+    def shapes(self, stage: StoredStage, rows: range) -> np.ndarray:
+        """(rows, 3): the (C, H, W) that is stored of each row, for a stage whose maps differ in size."""
+        cells = self._cells(stage, rows)
+        return np.column_stack([np.full(len(cells), stage.shape[0]), cells]).astype("<u4")
+
+    def _cells(self, stage: StoredStage, rows: range) -> np.ndarray:
+        cells: np.ndarray = self._own(rows).astype(np.int64) // np.array(stage.stride)
+        return cells
+
+
+def native_sizes(images: ImageList, rules: Decoding, fitting: Fitting, common: Size, threads: int) -> Sizes:
+    """The size that each image keeps, by `threads` threads from the headers of the files.
+
+    An image that cannot be read gets the size of the one before it, so that no batch has to end for it; the first of
+    them gets the common one, as a picture of that size would. Raises MachineError where no image could be opened.
+    """
+    own = np.zeros((len(images), 2), np.int32)
+
+    def read(row: int) -> Size:
+        try:
+            return fitting.native_size(read_size(images[row], rules))
+        except UnreadableError:
+            return 0, 0
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="header") as pool:
+        for first in range(0, len(images), AT_ONCE):
+            rows = range(first, min(first + AT_ONCE, len(images)))
+            own[rows.start : rows.stop] = list(pool.map(read, rows))
+    readable = own[:, 0] > 0
+    if not readable.all():
+        before = np.maximum.accumulate(np.where(readable, np.arange(len(own)), 0))
+        own = np.where(readable[before][:, None], own[before], np.array(fitting.native_size(common), np.int32))
+    return Sizes(common, own)

@@ -1,0 +1,1 @@
+"""Reading back: the folder of a dump comes in; arrays by stage, keys, labels and torch datasets go out."""

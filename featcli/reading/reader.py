@@ -1,0 +1,251 @@
+"""Reading a dump back: `open_dump(path)`, arrays by stage, rows by number or key. One way for both formats."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcli.dump.folder import Dump
+from featcli.dump.formats.layout import VALID
+from featcli.dump.plan import Plan, StoredStage
+from featcli.errors import CheckpointError, IncompleteError, UsageError, nearest, one_line, shown
+from featcli.reading.open_shards import OpenShards
+from featcli.reading.row_index import RowIndex
+from featcli.reading.stage_array import StageArray
+
+if TYPE_CHECKING:
+    from featcli.backbones.backbone import Preprocessing
+    from featcli.reading.torch_dataset import StageDataset
+
+WALK_BYTES = 4 * 1024**2  # that are read at once, about, when rows are walked through
+
+
+def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpReader:
+    """Open a dump for reading. With `incomplete`, one that still misses shards: their rows are not valid.
+
+    Raises UsageError where there is no dump, IncompleteError where it is not complete, DamagedError where its
+    files are damaged.
+    """
+    dump = Dump.at(Path(path))
+    if not (dump.is_complete() or incomplete):
+        raise IncompleteError(
+            f"dump {shown(path)}: not complete",
+            "run its extract command again, or take what is there: --incomplete, in Python incomplete=True",
+        )
+    return DumpReader(dump)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows of a dump in the order in which they are stored."""
+
+    rows: list[int]
+    keys: list[str]
+    maps: dict[str, Any]  # stage -> [rows, ...], a list of arrays where maps differ in size
+
+
+class DumpReader:
+    """A dump: `stages`, `keys`, `labels`, `failures`, `valid`, and `dump["stage4"]`, an array with one row per image.
+
+    May be used from any number of threads, after a fork, and pickled.
+    """
+
+    def __init__(self, dump: Dump) -> None:
+        self._dump = dump
+        self._index = RowIndex(dump)
+        self._shards = OpenShards(dump)
+
+    def __reduce__(self) -> tuple[Callable[..., DumpReader], tuple[Path, bool]]:
+        return open_dump, (self.path.absolute(), True)
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._dump.path
+
+    @property
+    def plan(self) -> Plan:
+        """What was asked."""
+        return self._dump.plan
+
+    @cached_property
+    def stages(self) -> dict[str, StoredStage]:
+        """The stored stages by name, in network order: shape, dtype, stride, index and module of each."""
+        return {stage.name: stage for stage in self.plan.stages}
+
+    @property
+    def norm(self) -> str:
+        """Whether maps are those before (`raw`) or after (`model`) the model's final norm, where it has one."""
+        return str(self.plan.settings["backbone"].get("norm", "raw"))
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How pictures became the backbone's input, made again from the plan: `fit`, `normalize` and the numbers.
+
+        Raises CheckpointError where the library that it is of is not here, or does not know these settings.
+        """
+        from featcli.backbones.recorded import recorded_preprocessing
+
+        try:
+            return recorded_preprocessing(self.plan.settings)
+        except Exception as error:  # settings of anybody, read by libraries
+            raise CheckpointError(
+                f"dump {shown(self.path)}: its preprocessing cannot be repeated here: {one_line(error)}",
+                "is its library installed, in the version that it was made with?",
+            ) from error
+
+    @property
+    def keys(self) -> list[str]:
+        """The key of each row."""
+        return self._index.keys
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """The row of each key."""
+        return self._index.row_of_key
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The size in bytes of the file of each row, as it was read."""
+        sizes = [size for _, size in self._dump.images()]
+        for record in self.records.values():
+            for row, size in record.get("sizes", {}).items():  # of images that failed, and were read later
+                sizes[int(row)] = size
+        return sizes
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The class of each row where images lie in a folder for each class: the first folder of the key, or ''."""
+        return [key.partition("/")[0] if "/" in key else "" for key in self.keys]
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """The classes that occur, sorted: their places are the numbers that a dataset gives."""
+        return sorted({*self.labels})
+
+    @cached_property
+    def records(self) -> dict[int, dict[str, Any]]:
+        """The record of each committed shard by number."""
+        return {record["shard"]: record for record in self._dump.records()}
+
+    @cached_property
+    def failures(self) -> list[dict[str, Any]]:
+        """The images that could not be read: key, row, reason, detail."""
+        return [failure for record in self.records.values() for failure in record["failures"]]
+
+    @cached_property
+    def valid(self) -> np.ndarray:
+        """(N,) bool: whether a row holds maps. It does not for failures, nor for shards that are missing."""
+        valid = np.zeros(len(self.keys), bool)  # of the list that is there, whatever the plan claims
+        for number in self.records:
+            rows = self.plan.shard(number)
+            valid[rows.start : rows.stop] = self._shards.read(number, VALID, 0, len(rows)) == 1
+        return valid
+
+    def __len__(self) -> int:
+        """Images, failed ones too: row i is image i."""
+        return self.plan.num_images
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the stages, in network order."""
+        return iter(self.stages)
+
+    def __contains__(self, stage: object) -> bool:
+        return stage in self.stages
+
+    def __getitem__(self, stage: str) -> StageArray:
+        """The maps of a stage. Raises UsageError for an unknown one."""
+        if stage not in self.stages:
+            near = (nearest(stage, self.stages) if isinstance(stage, str) else []) or list(self.stages)
+            raise UsageError(f"stage {shown(str(stage))} is not in this dump", f"it has {', '.join(near)}")
+        return StageArray(self.stages[stage], self.plan, self._index, self._shards, self.records)
+
+    def as_numpy(self, stage: str, shard: int | None = None) -> np.ndarray:
+        """A stage mapped into memory, without a copy, where that can be: see StageArray.as_numpy."""
+        return self[stage].as_numpy(shard)
+
+    def walk(
+        self, stages: Sequence[str] | str | None = None, at_once: int = 0, rows: Any = None, failed: bool = False
+    ) -> Iterator[Run]:
+        """All rows in the order in which they are stored, some at a time (by default as many as make 4 MB).
+
+        Without rows of failed images, unless `failed`, and without shards that are missing. `stages`: all by default;
+        `rows`: those alone, by row, key or mask.
+        """
+        if at_once < 0:
+            raise UsageError(f"at_once={at_once}: must be at least 1", "leave it out for the default")
+        names = [stages] if isinstance(stages, str) else list(self.stages if stages is None else stages)
+        arrays = {stage: self[stage] for stage in names}
+        size = sum(array.stage.row_bytes(self.plan.settings["backbone"]["input_size"]) for array in arrays.values())
+        step = at_once or max(1, WALK_BYTES // max(1, size))
+        chosen = self.chosen(rows) if failed else self.chosen(rows) & self.valid
+        for number in sorted(self.records):
+            shard = self.plan.shard(number)
+            left = (shard.start + np.flatnonzero(chosen[shard.start : shard.stop])).tolist()
+            for first in range(0, len(left), step):
+                some = left[first : first + step]
+                maps = {stage: array[some] for stage, array in arrays.items()}
+                yield Run(some, [self.keys[row] for row in some], maps)
+
+    def chosen_stages(self, asked: Sequence[str] | None = None) -> list[str]:
+        """Names and ranges such as `stage2:stage4` as names, in network order; all where it is None. UsageError."""
+        from featcli.backbones.stages import select
+
+        stages = [(stage.name, stage.module) for stage in self.plan.stages]
+        return [stages[position][0] for position in (range(len(stages)) if asked is None else select(stages, asked))]
+
+    def chosen(self, rows: Any = None) -> np.ndarray:
+        """(N,) bool: these rows, given by row, key or mask; all where it is None. Raises KeyError and IndexError."""
+        if rows is None:
+            return np.ones(len(self), bool)
+        chosen = np.zeros(len(self), bool)
+        chosen[self._index.rows_of(rows)] = True
+        return chosen
+
+    def pooled(self, stage: str, rows: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """(n, C) float32, the average of each map over its positions, and the n rows they are of; failed ones are out.
+
+        Vectors that were pooled before are given as they are. `rows`: those alone, by row, key or mask.
+        """
+        features: list[np.ndarray] = []
+        found: list[int] = []
+        for run in self.walk(stage, rows=rows):
+            features += [maps.reshape(len(maps), -1).mean(1, dtype=np.float32) for maps in run.maps[stage]]
+            found += run.rows
+        channels = int(self[stage].stage.shape[0] or 0)
+        return np.array(features, np.float32).reshape(len(found), channels), np.array(found, int)
+
+    def as_torch_dataset(
+        self, stages: Sequence[str] | str | None = None, labels: Any = None, rows: Any = None
+    ) -> StageDataset:
+        """The images as a torch Dataset, failed ones left out: see featcli.reading.torch_dataset.StageDataset.
+
+        `stages`: one by name, whose maps are then given alone, or several (all by default), given by name. `labels`:
+        True for the number of the image's class in `classes`; or a label for each key, in a mapping; or one for each
+        row, in a sequence. `rows`: those images alone, by row, key or mask, in the order of the dump.
+        """
+        from featcli.reading.torch_dataset import StageDataset
+
+        return StageDataset(self, stages, labels, rows)
+
+    def __repr__(self) -> str:
+        return f"<dump {shown(self.path)}: {len(self)} images, stages {', '.join(self.stages)}>"
+
+    def close(self) -> None:
+        """Close the shard files; they are opened again when needed."""
+        self._shards.close()
+
+    def __enter__(self) -> DumpReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()

@@ -1,0 +1,183 @@
+"""The maps of one stage over all images, read when asked for: by row, key, slice, list or mask; for numpy and torch."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Container, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcli.dump.formats.rows import NUMPY_TYPES, values_of
+from featcli.dump.plan import Plan, StoredStage, shown_shape
+from featcli.errors import IncompleteError, UsageError, shown
+from featcli.reading.open_shards import OpenShards
+from featcli.reading.row_index import RowIndex
+
+if TYPE_CHECKING:
+    import torch
+
+Index = int | str | slice | Sequence[int | str] | np.ndarray
+
+
+class StageArray:
+    """The maps of one stage. Rows of failed images are NaN.
+
+    Where maps differ in size (`--fit native`), several are a list of arrays, and `shape` has None for both edges.
+    """
+
+    def __init__(
+        self, stage: StoredStage, plan: Plan, index: RowIndex, shards: OpenShards, committed: Container[int]
+    ) -> None:
+        self.stage = stage
+        self._plan = plan
+        self._index = index
+        self._shards = shards
+        self._committed = committed
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """(N, C, H, W), or less where the maps were pooled."""
+        return (len(self), *self.stage.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what indexing gives. numpy has no bfloat16: its values come as float32, exactly."""
+        return np.dtype(np.float32 if self.stage.dtype == "bfloat16" else NUMPY_TYPES[self.stage.dtype])
+
+    def __len__(self) -> int:
+        return self._plan.num_images
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<stage {shown(self.stage.name)}: {shown_shape(self.shape)} {self.stage.dtype}>"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All rows, for numpy's functions. Raises UsageError where maps differ in size."""
+        if self.stage.is_ragged:
+            raise UsageError(f"stage {shown(self.stage.name)}: maps of many sizes are no array", "take them one by one")
+        if copy is False:
+            raise ValueError("a stage is read, never shared: see as_numpy")
+        return np.asarray(self[:], dtype)
+
+    def __getitem__(self, index: Index) -> Any:
+        """One image by row or key, or several by slice, list of rows or keys, or mask, as numpy arrays.
+
+        Raises KeyError and IndexError as a dict and an array do, IncompleteError for rows not extracted yet.
+        """
+        rows = self._index.rows_of(index)
+        if isinstance(rows, int):
+            return values_of(self._run(rows, 1)[0])
+        if self.stage.is_ragged:
+            return [values_of(found) for run in self._neighbours(rows) for found in self._run(run.start, len(run))]
+        self._open_first(rows)
+        stored = np.empty((len(rows), *self.stage.shape_at((0, 0))), NUMPY_TYPES[self.stage.dtype])
+        self._fill(stored, rows)
+        return values_of(stored)
+
+    def tensor(self, index: Index = slice(None), out: torch.Tensor | None = None) -> Any:
+        """The same as torch tensors, in the type that is stored, bfloat16 too. Raises as indexing does.
+
+        `out`: a contiguous tensor of this shape and type, to be filled instead of a new one.
+        """
+        import torch
+
+        rows, kind = self._index.rows_of(index), getattr(torch, self.stage.dtype)
+        several = [rows] if isinstance(rows, int) else rows
+        if self.stage.is_ragged:
+            found = [row for run in self._neighbours(several) for row in self._run(run.start, len(run))]
+            tensors = [torch.from_numpy(row).view(kind) for row in found]
+            return tensors[0] if isinstance(rows, int) else tensors
+        self._open_first(several)
+        shape = self.stage.shape_at((0, 0)) if isinstance(rows, int) else (len(several), *self.stage.shape_at((0, 0)))
+        # numpy asks for large pages, which take less time to come by.
+        whole = torch.from_numpy(np.empty(shape, NUMPY_TYPES[self.stage.dtype])).view(kind) if out is None else out
+        if (tuple(whole.shape), whole.dtype) != (shape, kind) or not whole.is_contiguous():
+            raise UsageError(
+                f"out: a contiguous {kind} tensor of shape {shape} is needed", "leave it out for a new one"
+            )
+        stored = (whole.detach().view(torch.uint16) if kind is torch.bfloat16 else whole.detach()).numpy()
+        self._fill(stored.reshape(len(several), *self.stage.shape_at((0, 0))), several)
+        return whole
+
+    def as_numpy(self, shard: int | None = None) -> np.ndarray:
+        """The rows of a shard, or of a dump that has only one, mapped into memory: nothing is read or copied yet.
+
+        Read-only, [rows, ...]. Raises UsageError where that cannot be: more shards than one and none named, bfloat16
+        (numpy has none), maps of many sizes; IncompleteError for a shard that is not there yet.
+        """
+        name = shown(self.stage.name)
+        if self.stage.is_ragged or self.stage.dtype == "bfloat16":
+            what = "bfloat16, which numpy has not" if self.stage.dtype == "bfloat16" else "maps of many sizes"
+            raise UsageError(f"stage {name}: {what}: there is no array to map", "take rows by index, or .tensor()")
+        if shard is None and self._plan.num_shards > 1:
+            raise UsageError(
+                f"stage {name}: in {self._plan.num_shards} shards, and one array can map only one",
+                f"name it, from 0 to {self._plan.num_shards - 1}, or take rows by index",
+            )
+        number = operator.index(shard or 0)
+        if not 0 <= number < self._plan.num_shards:
+            raise IndexError(f"shard {number} of {self._plan.num_shards}")
+        if number not in self._committed:
+            raise _not_yet(f"shard {number}")
+        path, array = self._shards.place(number, self.stage.name)
+        return np.memmap(path, self.dtype, "r", array.offset, array.shape)
+
+    def _open_first(self, rows: Sequence[int]) -> None:
+        """A plan may claim any shape: the file, which is compared with it, has a word before memory is taken."""
+        if len(rows):
+            shard, _ = self._located(rows[0])
+            self._shards.place(shard, self.stage.name)
+
+    def map_shapes(self, rows: Sequence[int]) -> np.ndarray:
+        """(rows, 3): the (C, H, W) of each, of a stage whose maps differ in size. Failed images have one too."""
+        out, done = np.empty((len(rows), 3), np.uint32), 0
+        for run in self._neighbours(rows):
+            shard, first = self._located(run.start)
+            shapes, _ = self._shards.starts(shard, self.stage.name)
+            out[done : done + len(run)] = shapes[first : first + len(run)]
+            done += len(run)
+        return out
+
+    def _neighbours(self, rows: Sequence[int]) -> Iterator[range]:
+        """The rows, in their order, as runs of neighbours within one shard."""
+        done = 0
+        while done < len(rows):
+            first, count = rows[done], 1
+            room = self._plan.shard_rows - first % self._plan.shard_rows
+            while done + count < len(rows) and count < room and rows[done + count] == first + count:
+                count += 1
+            yield range(first, first + count)
+            done += count
+
+    def _run(self, first: int, count: int) -> np.ndarray | list[np.ndarray]:
+        """Neighbouring rows within one shard, as they are stored: bfloat16 as uint16."""
+        shard, row = self._located(first)
+        name = self.stage.name
+        if not self.stage.is_ragged:
+            return self._shards.read(shard, name, row, count)
+        shapes, starts = self._shards.starts(shard, name)
+        begin, end = int(starts[row]), int(starts[row + count])
+        stored = self._shards.read(shard, name, begin, end - begin)
+        return [stored[starts[i] - begin : starts[i + 1] - begin].reshape(shapes[i]) for i in range(row, row + count)]
+
+    def _fill(self, out: np.ndarray, rows: Sequence[int]) -> None:
+        """`out` with rows in any order, as they are stored, of a stage whose maps are of one size."""
+        done = 0
+        for run in self._neighbours(rows):
+            shard, row = self._located(run.start)
+            self._shards.read_into(out[done : done + len(run)], shard, self.stage.name, row)
+            done += len(run)
+
+    def _located(self, row: int) -> tuple[int, int]:
+        """The shard of a row, and its place in there. Raises IncompleteError."""
+        shard, place = divmod(row, self._plan.shard_rows)
+        if shard not in self._committed:
+            raise _not_yet(f"row {row}")
+        return shard, place
+
+
+def _not_yet(what: str) -> IncompleteError:
+    return IncompleteError(f"{what} is not extracted yet", "run the extract command of this dump again")

@@ -1,0 +1,210 @@
+"""The maps of a dump as a torch Dataset, safe in worker processes, and a loader whose workers are threads."""
+
+from __future__ import annotations
+
+import operator
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from featcli.errors import UsageError, shown
+
+if TYPE_CHECKING:
+    from featcli.reading.reader import DumpReader
+
+
+class StageDataset(Dataset[Any]):
+    """The images of a dump that could be read, in its order: `rows[i]` and `keys[i]` say which item i is.
+
+    An item is the map of the stage, or a dict of them by stage; with labels a pair of that and the label. Several
+    items at once, by a list of them, come stacked. Raises UsageError for stages and labels that do not fit the dump.
+    """
+
+    def __init__(
+        self, dump: DumpReader, stages: Sequence[str] | str | None = None, labels: Any = None, rows: Any = None
+    ) -> None:
+        self.dump = dump
+        self.stages = [stages] if isinstance(stages, str) else list(dump.stages if stages is None else stages)
+        self._is_single = isinstance(stages, str)
+        for stage in self.stages:
+            if dump[stage].stage.is_ragged:
+                raise UsageError(
+                    f"stage {shown(stage)}: maps of many sizes make no batch",
+                    "read them by dump[stage].tensor(row), or extract with --pool avg or another --fit",
+                )
+        self.rows = (dump.valid & dump.chosen(rows)).nonzero()[0]
+        self._labels = None if labels is None or labels is False else self._labels_of(labels)
+
+    def _labels_of(self, labels: Any) -> torch.Tensor | list[Any]:
+        """One for each item."""
+        dump = self.dump
+        if labels is True:
+            numbers = {name: number for number, name in enumerate(dump.classes)}
+            names = dump.labels
+            return torch.tensor([numbers[names[row]] for row in self.rows])
+        if isinstance(labels, Mapping):
+            missing = next((dump.keys[row] for row in self.rows if dump.keys[row] not in labels), None)
+            if missing is not None:
+                raise UsageError(f"labels: none for {shown(missing)}", "give one for each key of the dump")
+            found = [labels[dump.keys[row]] for row in self.rows]
+        else:
+            if not (hasattr(labels, "__len__") and hasattr(labels, "__getitem__")):
+                raise UsageError(f"labels={labels!r}: no labels", "give True, a mapping by key, or one for each row")
+            if len(labels) != len(dump):
+                raise UsageError(f"labels: {len(labels)} for {len(dump)} rows", "give one for each row of the dump")
+            found = [labels[row] for row in self.rows]
+        if found and isinstance(found[0], torch.Tensor):
+            return torch.stack(found)
+        try:
+            as_array = np.asarray(found)
+        except ValueError:  # lists of several lengths
+            return found
+        return torch.from_numpy(as_array) if as_array.dtype.kind in "biuf" else found  # names are given as they are
+
+    @property
+    def keys(self) -> list[str]:
+        """The key of each item."""
+        return [self.dump.keys[row] for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"<dataset of {self.dump!r}: {len(self)} items of {', '.join(self.stages)}>"
+
+    def __getitem__(self, item: int | slice | Sequence[int]) -> Any:
+        if isinstance(item, slice):
+            return self.read(range(len(self))[item])
+        if getattr(item, "ndim", 1) and hasattr(item, "__len__"):
+            return self.read(item)  # type: ignore[arg-type]
+        item = operator.index(item)  # type: ignore[arg-type]
+        labels, row = self._labels_at([item]), int(self.rows[item])
+        found = {stage: self.dump[stage].tensor(row) for stage in self.stages}
+        maps = found[self.stages[0]] if self._is_single else found
+        return maps if labels is None else (maps, labels[0])
+
+    def read(self, items: Sequence[int], memory: BatchMemory | None = None) -> Any:
+        """Several items, stacked."""
+        maps, labels = self._maps(items, memory), self._labels_at(items)
+        return maps if labels is None else (maps, labels)
+
+    def _maps(self, items: Sequence[int], memory: BatchMemory | None = None) -> Any:
+        rows = self.rows[list(items)]
+        found = {stage: self._read(stage, rows, memory) for stage in self.stages}
+        return found[self.stages[0]] if self._is_single else found
+
+    def _labels_at(self, items: Sequence[int]) -> Any:
+        if self._labels is None or isinstance(self._labels, list):
+            return self._labels and [self._labels[item] for item in items]
+        return self._labels[torch.as_tensor(items)]
+
+    def _read(self, stage: str, rows: np.ndarray, memory: BatchMemory | None) -> torch.Tensor:
+        """A batch; in a worker process in memory that the main process has too, without another copy."""
+        array = self.dump[stage]
+        shape, out = (len(rows), *array.stage.shape_at((0, 0))), None
+        if memory is not None:
+            out = memory.take(shape, array.stage.dtype)
+        elif get_worker_info() is not None:
+            kind = getattr(torch, array.stage.dtype)
+            # As torch's own collate makes it; share_memory_() would copy what is not there yet.
+            storage = torch.UntypedStorage._new_shared(prod(shape) * kind.itemsize)  # type: ignore[no-untyped-call]
+            out = torch.empty(0, dtype=kind).set_(storage, 0, shape)  # type: ignore[call-overload]
+        found: torch.Tensor = array.tensor(rows, out)
+        return found
+
+    def loader(
+        self,
+        batch_size: int = 64,
+        shuffle: bool = False,
+        num_workers: int = 2,
+        drop_last: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> BatchLoader:
+        """Batches of items, read ahead by `num_workers` threads, 0 for none: see BatchLoader."""
+        return BatchLoader(self, batch_size, shuffle, num_workers, drop_last, generator)
+
+
+class BatchMemory:
+    """The memory of batches that nobody holds any more is used again: a system takes long to give new memory."""
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def take(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+        """A tensor of this shape and type; what is in it is nobody's."""
+        kind = getattr(torch, dtype)
+        size = prod(shape) * kind.itemsize
+        with self._lock:
+            places = range(len(self._arrays))
+            place = next((at for at in places if self._is_free(at) and self._arrays[at].nbytes == size), None)
+            if place is None:
+                self._arrays = [self._arrays[at] for at in places if not self._is_free(at)]
+                self._arrays.append(np.empty(size, np.uint8))
+                place = -1
+            return torch.from_numpy(self._arrays[place]).view(kind).view(shape)
+
+    def _is_free(self, place: int) -> bool:
+        """Two know the array: the list and this question. Whoever holds a tensor over it, or a part of one, is more."""
+        return sys.getrefcount(self._arrays[place]) == 2
+
+
+class BatchLoader:
+    """Iterates over the batches of a dataset as DataLoader does, in a new order each time where it shuffles.
+
+    Its workers are threads: reading lets go of the interpreter, and what processes read would have to be copied, or
+    its memory made anew for every batch, to get it across. Batches come in their order, some are read ahead.
+    """
+
+    def __init__(
+        self,
+        data: StageDataset,
+        batch_size: int,
+        shuffle: bool,
+        num_workers: int,
+        drop_last: bool,
+        generator: torch.Generator | None,
+    ) -> None:
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise UsageError(f"{name}={value}: must be at least {least}", "leave it out for the default")
+        self._data = data
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._num_workers = num_workers
+        self._drop_last = drop_last
+        self._generator = generator
+        self._memory = BatchMemory()  # from epoch to epoch
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        whole, rest = divmod(len(self._data), self._batch_size)
+        return whole + (rest > 0 and not self._drop_last)
+
+    def __iter__(self) -> Iterator[Any]:
+        count = len(self._data)
+        order = torch.randperm(count, generator=self._generator) if self._shuffle else torch.arange(count)
+        batches = iter(torch.split(order, self._batch_size)[: len(self)])
+        waiting: deque[Future[Any]] = deque()
+        if not self._num_workers:
+            yield from (self._data.read(batch.tolist(), self._memory) for batch in batches)
+            return
+        pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="reader")
+        try:
+            while True:
+                for batch in islice(batches, self._num_workers + 1 - len(waiting)):
+                    waiting.append(pool.submit(self._data.read, batch.tolist(), self._memory))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()  # nothing here holds it then
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

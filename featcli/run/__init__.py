@@ -1,0 +1,1 @@
+"""What a worker runs: shards to make come in; decoded, computed and committed shards go out."""

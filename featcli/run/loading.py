@@ -1,0 +1,200 @@
+"""Options -> a loaded backbone and all that goes with it: in the process that plans a run, and in its workers."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+import featcli
+from featcli.backbones.backbone import Backbone
+from featcli.backbones.checkpoint import resolve
+from featcli.backbones.execution import Execution
+from featcli.backbones.source import Source, ready
+from featcli.cli.terminal import Report, silent
+from featcli.dump.plan import Plan, StoredStage
+from featcli.errors import UsageError
+from featcli.pixels.batches import Reading
+from featcli.pixels.colour import Decoding
+from featcli.pixels.decode import plugin_versions
+from featcli.pixels.resize import NATIVE
+from featcli.run.pooling import Pooling, pooling
+from featcli.run.trials import AS_BEGUN, Trials, Tuning, named, tune
+from featcli.spec.config import AUTO, ExtractConfig
+from featcli.system.device import Resolved, device_names, memory_errors, resolve_device, settled_arithmetic
+from featcli.system.machine import available_cores
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What makes rows of images in a process: loaded once, used for every shard."""
+
+    backbone: Backbone
+    plan: Plan
+    pooling: Pooling
+    reading: Reading
+    threads: int
+
+
+def load(config: ExtractConfig, plan: Plan) -> Loaded:
+    """What a run has loaded, in another process, from the plan of its dump. Raises what `prepare` raises.
+
+    The plan in it is the one that these options come to here, to be compared.
+    """
+    asked = ask(config, resolve_device(config.device))
+    loading = load_asked(config, asked, plan.num_images, plan.settings, silent)
+    found = replace(plan, settings=loading.settings, stages=asked.stages, environment=loading.environment)
+    return loading.loaded(config, found)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which stages of which checkpoint, and where they are to be computed."""
+
+    source: Source
+    positions: tuple[int, ...]
+    stages: tuple[StoredStage, ...]
+    device: Resolved[torch.device]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A backbone that was loaded, and all that goes with it."""
+
+    backbone: Backbone
+    reading: Reading
+    threads: Resolved[int]
+    batch_size: int
+    settings: Mapping[str, Any]
+    environment: Mapping[str, str]
+
+    def loaded(self, config: ExtractConfig, plan: Plan) -> Loaded:
+        """What makes the rows of that plan."""
+        return Loaded(self.backbone, plan, pooling(config.pool), self.reading, self.threads.value)
+
+
+def ask(config: ExtractConfig, device: Resolved[torch.device]) -> Asked:
+    """Which stages the options mean. Reads no weights. Raises UsageError and CheckpointError."""
+    source = resolve(config.request())
+    positions = source.select(config.out_features, config.out_indices)
+    if config.fit == NATIVE:
+        source.refuse_other_sizes(positions)
+    if pooling(config.pool).of_class_token and source.build(positions, "meta").class_tokens is None:
+        raise UsageError(f"--pool cls: {source.name} gives no class token", "use --pool avg for one vector per image")
+    return Asked(source, positions, _stored_stages(config, source, positions), device)
+
+
+def load_asked(
+    config: ExtractConfig, asked: Asked, num_images: int, begun: Mapping[str, Any] | None, report: Report
+) -> Loading:
+    """Load the backbone. `begun`: the settings of the dump that is gone on with."""
+    source, device, threads = asked.source, asked.device.value, _threads(config, begun)
+    with memory_errors("the backbone does", device), settled_arithmetic(threads.value, device):
+        trials = Trials(source, asked.positions, asked.stages, device, partial(_report_trials, report))
+        tuning = tune(config, trials, num_images, begun)
+        backbone = ready(source, asked.positions, device, tuning.execution)
+    _report_tuning(device, backbone.execution, tuning, report)
+    rules = config.decoding()
+    reading = Reading(rules, backbone.preprocessing, decode_threads_of(config), pinned=device.type == "cuda")
+    settings = _settings(config, backbone, rules, threads.value, tuning.batch_size)
+    return Loading(backbone, reading, threads, tuning.batch_size, settings, _environment(device, source.library))
+
+
+def _report_trials(report: Report) -> None:
+    report("choice", name="trying", value="ways to run the network", reason="some short runs of each")
+
+
+def _report_tuning(device: torch.device, execution: Execution, tuning: Tuning, report: Report) -> None:
+    reasons = tuning.reasons
+    report("choice", name="precision", value=execution.precision, reason=reasons["precision"])
+    report("choice", name="layout", value=named(execution), reason=reasons["layout"])
+    if device.type == "cpu" and execution.precision == "fp16":
+        report("warning", text="fp16 is slow on most CPUs; bf16 is what newer ones are built for")
+    if execution.compiled:
+        report("choice", name="compile", value="yes", reason="as asked; takes its time before the first batch")
+    report("choice", name="batch size", value=tuning.batch_size, reason=reasons["batch_size"])
+
+
+def _threads(config: ExtractConfig, begun: Mapping[str, Any] | None) -> Resolved[int]:
+    """Threads of the forward pass. They can move the last bits, so a dump keeps those it was begun with."""
+    if config.threads != AUTO:
+        return Resolved(int(config.threads), "as asked")
+    if begun is not None:
+        return Resolved(begun["threads"], AS_BEGUN)
+    cores = available_cores()
+    if (workers := num_workers(config)) > 1:
+        return Resolved(max(1, cores // workers), f"auto: {cores} cores, {workers} workers")
+    if torch.get_num_threads() > cores:  # torch does not know of quotas
+        return Resolved(cores, "auto: the cores that may be used")
+    return Resolved(torch.get_num_threads(), "auto: torch's own choice")
+
+
+def num_workers(config: ExtractConfig) -> int:
+    """Of this machine, each with a process of its own."""
+    return len(device_names(config.device))
+
+
+def decode_threads_of(config: ExtractConfig) -> int:
+    """Of each worker."""
+    if config.decode_threads != AUTO:
+        return int(config.decode_threads)
+    return max(1, available_cores() // num_workers(config))
+
+
+def _stored_stages(config: ExtractConfig, source: Source, positions: Sequence[int]) -> tuple[StoredStage, ...]:
+    stored = pooling(config.pool).shape
+    stages = [source.stages[i] for i in positions]
+    for stage in stages if config.fit != NATIVE else ():
+        if any((edge or 0) > own for edge, own in zip(stored(stage.shape), stage.shape, strict=False)):
+            raise UsageError(
+                f"--pool {config.pool}: the maps of {stage.name} have {stage.shape[1]}x{stage.shape[2]} cells only",
+                "use a smaller grid, or --pool none",
+            )
+    shapes = [(s.channels, None, None) if config.fit == NATIVE else s.shape for s in stages]
+    return tuple(
+        StoredStage(s.name, s.index, s.module, s.stride, shape, stored(shape), config.dtype)
+        for s, shape in zip(stages, shapes, strict=True)
+    )
+
+
+def _settings(
+    config: ExtractConfig, backbone: Backbone, rules: Decoding, threads: int, batch_size: int
+) -> dict[str, Any]:
+    """All that can change a byte of the result, besides stages and images."""
+    return {
+        "backbone": dict(backbone.settings),
+        "weights_digest": backbone.digest,
+        "preprocessing": {**backbone.preprocessing.settings, **rules.settings},
+        **backbone.execution.settings,
+        "batch_size": batch_size,
+        "threads": threads,
+        "pool": config.pool,
+        "format": config.format,
+    }
+
+
+def _environment(device: torch.device, library: str) -> dict[str, str]:
+    """What can move the last bits of a result and cannot be repeated at will."""
+    import h5py
+    import PIL
+    import timm
+
+    return {
+        "featcli": featcli.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "pillow": PIL.__version__,
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        **plugin_versions(),
+        **({"transformers": sys.modules["transformers"].__version__} if library == "transformers" else {}),
+        **({"cuda": str(torch.version.cuda)} if device.type == "cuda" else {}),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }

@@ -1,0 +1,1 @@
+"""The machine: questions about cores, memory, devices, files and schedulers come in; answers with reasons go out."""

@@ -1,0 +1,90 @@
+"""The pictures of a dump as its backbone saw them: found again below a folder, sized and cut as the plan records."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featcli.errors import CheckpointError, UsageError, shown
+from featcli.inputs.image_list import MISSING
+from featcli.inputs.image_list import Image as Input
+from featcli.pixels.colour import Decoding
+from featcli.pixels.decode import read_pixels, read_size
+from featcli.pixels.upright import UnreadableError
+from featcli.reading.reader import DumpReader
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+
+class DumpPictures:
+    """`pictures[row]` is the picture of a row, or None where it cannot be shown; `missing` counts why.
+
+    A dump knows keys, not folders: `root` is what they are relative to. A key that leads out of it is only followed
+    with `allow_outside`: a dump may be anybody's. Raises UsageError for a folder that is none.
+    """
+
+    def __init__(self, dump: DumpReader, root: str | None, allow_outside: bool = False) -> None:
+        self.missing: Counter[str] = Counter()
+        self._dump = dump
+        self._root = root or os.curdir
+        self._allow_outside = allow_outside
+        if not Path(self._root).is_dir():
+            raise UsageError(f"--root {shown(self._root)}: no such folder", "give the one that extract was given")
+
+    def __getitem__(self, row: int) -> Picture | None:
+        key = self._dump.keys[row]
+        path = str(Path(self._root, key))
+        is_outside = os.path.isabs(key) or ".." in key.split("/")
+        try:
+            if is_outside and not self._allow_outside:
+                raise UnreadableError("outside of it (see --allow-outside)", key)
+            if not os.path.isfile(path):
+                raise UnreadableError("not there (see --root)", key)
+            if os.stat(path).st_size != self._dump.sizes[row]:
+                raise UnreadableError("not the file that was extracted", key)
+            return self._read(Input(key, path, MISSING, self._root))
+        except UnreadableError as error:
+            self.missing[error.reason] += 1
+        except CheckpointError as error:
+            self.missing[error.message] += 1
+        return None
+
+    def _read(self, image: Input) -> Picture:
+        from PIL import Image
+
+        seen, rules = self._dump.preprocessing, self._rules
+        size = seen.size
+        if seen.fitting is not None and seen.is_native:
+            size = seen.fitting.native_size(read_size(image, rules))
+        if size[0] * size[1] > rules.max_pixels:
+            raise UnreadableError("larger than can be", f"{size[0]}x{size[1]}")
+        pixels = np.empty((seen.channels, *size), seen.dtype)
+        read_pixels(image, rules, seen.fit, pixels, seen.is_native)
+        if pixels.dtype != np.uint8:  # of a processor that normalises by itself: from its darkest to its brightest
+            low, high = float(pixels.min()), float(pixels.max())
+            pixels = ((pixels - low) * (255 / max(high - low, 1e-30))).astype(np.uint8)
+        colours = np.broadcast_to(pixels, (3, *size))  # of greys, the same three times
+        return Image.fromarray(np.ascontiguousarray(colours.transpose(1, 2, 0)))
+
+    @cached_property
+    def _rules(self) -> Decoding:
+        pixels = self._dump.plan.settings["preprocessing"]
+        try:
+            depth = pixels["depth_range"]
+            return Decoding(
+                orientation=pixels["orientation"],
+                alpha=pixels["alpha"],
+                depth_range=tuple(depth) if isinstance(depth, list) else None,
+                max_pixels=pixels["max_pixels"],
+                decode=pixels["decode"],
+            )
+        except (KeyError, TypeError, UsageError) as error:
+            raise CheckpointError(
+                "preprocessed by rules that are not known here", "use the featcli that made it"
+            ) from error

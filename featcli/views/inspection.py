@@ -1,0 +1,114 @@
+"""What `featcli inspect` shows: the stages of a checkpoint before anything is run, or the state of a dump."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featcli.cli.terminal import most_first
+from featcli.dump.checksummed_json import read_sealed
+from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
+from featcli.dump.formats.layout import ITEM_BYTES
+from featcli.dump.manifest import totals_of
+from featcli.errors import CheckpointError, IncompleteError, UsageError, shown
+
+if TYPE_CHECKING:
+    from featcli.backbones.checkpoint import Request
+
+
+def inspect_checkpoint(
+    request: Request,
+    *,
+    out_features: Sequence[str] | None = None,
+    out_indices: Sequence[int] | str | None = None,
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """Stages, what would be selected, its size and its share of the computation. Reads no weights.
+
+    Raises UsageError and CheckpointError.
+    """
+    from featcli.backbones.checkpoint import resolve
+
+    source = resolve(request)
+    chosen = source.select(out_features, out_indices)
+    try:
+        found = source.preprocessing()
+        preprocessing = {"summary": found.summary, "origin": found.origin, "settings": dict(found.settings)}
+    except (CheckpointError, UsageError) as error:  # the stages can be shown without; extract will refuse
+        preprocessing = {"summary": f"none: {error.message}", "origin": "", "settings": {}}
+    stages = [
+        {
+            "index": stage.index,
+            "name": stage.name,
+            "module": stage.module,
+            "channels": stage.channels,
+            "stride": list(stage.stride),
+            "shape": list(stage.shape),
+            "bytes_per_image": math.prod(stage.shape) * ITEM_BYTES[dtype],
+            "selected": position in chosen,
+        }
+        for position, stage in enumerate(source.stages)
+    ]
+    return {
+        "type": "checkpoint",
+        "name": source.name,
+        "library": source.library,
+        "inside": source.inside,
+        "norm": source.norm,
+        "num_channels": source.channels,
+        "parameters": source.num_parameters,
+        "input_size": list(source.input_size),
+        "dtype": dtype,
+        "stages": stages,
+        "bytes_per_image": sum(s["bytes_per_image"] for s in stages if s["selected"]),
+        "share_computed": source.share(chosen),
+        "preprocessing": preprocessing,
+    }
+
+
+def inspect_dump(path: Path) -> dict[str, Any] | None:
+    """The state of a dump: stages, rows, failures, what is missing. None where there is no dump."""
+    dump = Dump.existing(path)
+    if dump is None:
+        if (path / SHARDS).is_dir():
+            raise IncompleteError(f"dump {shown(path)}: no plan.json yet", "run its extract command again")
+        return None
+    records = list(dump.records())
+    totals = totals_of(records)
+    settings = dump.plan.settings
+    damaged = [dump.shard_path(number).name for number in sorted(dump.committed().damaged)] + _damaged_files(dump)
+    is_complete = dump.is_complete() and len(records) == dump.plan.num_shards
+    return {
+        "type": "dump",
+        "path": str(path),
+        "state": "damaged" if damaged else "complete" if is_complete else "incomplete",
+        "images": dump.plan.num_images,
+        "written": totals["written"],
+        "failed": totals["failed"],
+        "failed_by_reason": most_first(totals["failed_by_reason"]),
+        "shards": dump.plan.num_shards,
+        "committed_shards": len(records),
+        "damaged_files": damaged,
+        "bytes": totals["bytes"],
+        "format": settings["format"],
+        "checkpoint": dump.plan.provenance["checkpoint"],
+        "weights": dump.plan.provenance["weights"],
+        "pool": settings["pool"],
+        "fingerprint": dump.plan.fingerprint,
+        "stages": dump.plan.to_json()["stages"],
+    }
+
+
+def _damaged_files(dump: Dump) -> list[str]:
+    """What beside the shards can be seen to be gone or damaged without reading the shards."""
+    wrong = [] if (dump.path / IMAGES).is_file() else [IMAGES]
+    if dump.is_complete():
+        wrong += [] if (dump.path / FAILURES).is_file() else [FAILURES]
+        try:
+            is_ours = read_sealed(dump.path / MANIFEST).get("fingerprint") == dump.plan.fingerprint
+        except ValueError:
+            is_ours = False
+        wrong += [] if is_ours else [MANIFEST]
+    return wrong

@@ -1,0 +1,196 @@
+"""Images of a dump beside their maps, as one PNG or JPEG: components as colours, and the mean over channels as heat."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featcli.cli.terminal import Report, silent
+from featcli.dump.output_file import refuse_taken, write_files
+from featcli.dump.plan import shown_shape
+from featcli.errors import UsageError, counted, nearest, printable, shown
+from featcli.reading.reader import DumpReader
+from featcli.views.dump_pictures import DumpPictures
+from featcli.views.stage_view import HIGH, LOW, Colours, evenly_spaced, study
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
+
+STUDIED = 256  # images that colours are fitted to
+PANEL, GAP, MARGIN = 224, 10, 20  # pixels
+TITLE, LINE = 40, 20
+SIZE, CHARACTER = 14, 7  # of the text: its height, and the width that a character takes as a rule
+PAPER, INK, FAINT = "#ffffff", "#1b1b1b", "#6b6b6b"
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+MOST_PIXELS = {"PNG": 40_000, "JPEG": 65_500, "WEBP": 16_383}  # of an edge; of PNG what others still open
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn: these rows and stages of a dump, and where their pictures are."""
+
+    dump: DumpReader
+    rows: Sequence[int]
+    stages: Sequence[str]
+    pictures: DumpPictures
+
+
+def show(drawing: Drawing, output: str, overwrite: bool = False, report: Report = silent) -> None:
+    """Draw these images and their maps into the file `output`.
+
+    Raises UsageError for dumps without maps, ConflictError where `output` is there already, MachineError.
+    """
+    path = Path(output)
+    if path.suffix.lower() not in FORMATS:
+        known = f"{' '.join(FORMATS)}, or .html for a page"
+        raise UsageError(f"-o {shown(output)}: no picture has that suffix", f"use one of {known}")
+    refuse_taken(path, overwrite)
+    dump, rows = drawing.dump, drawing.rows
+    if not rows:
+        raise UsageError(f"dump {shown(dump.path)}: no image of it has maps", "-o page.html says why they have not")
+    colours = _fitted(dump, drawing.stages, report)
+    found = [drawing.pictures[row] for row in rows]
+    kind = FORMATS[path.suffix.lower()]
+    sheet = _sheet(dump, rows, found, colours, MOST_PIXELS[kind])
+    write_files({path: lambda partial: sheet.save(partial, kind)}, overwrite)
+
+
+def rows_of(dump: DumpReader, keys: Sequence[str]) -> list[int]:
+    """The rows of these keys. Raises UsageError for one that is not there, or has no maps."""
+    return [_row(dump, key) for key in keys]
+
+
+def rows_to_draw(dump: DumpReader, count: int) -> list[int]:
+    """So many rows with maps, evenly spaced over the dump."""
+    return evenly_spaced(np.flatnonzero(dump.valid).tolist(), count)
+
+
+def _row(dump: DumpReader, key: str) -> int:
+    if key not in dump.rows:
+        near = nearest(key, dump.keys) if len(dump) <= 10_000 else []  # it takes long among many
+        hint = f"did you mean {shown(near[0])}?" if near else f"there is {shown(dump.keys[0])}, for one;"
+        raise UsageError(f"key {shown(key)}: not in this dump", f"{hint} all keys are in its images.jsonl")
+    row = dump.rows[key]
+    if not dump.valid[row]:
+        failure = next((f for f in dump.failures if f["row"] == row), None)
+        why = f"{failure['reason']} ({failure['detail']})" if failure else "its shard is missing"
+        raise UsageError(f"key {shown(key)}: it has no maps: {why}", "choose another")
+    return row
+
+
+def _fitted(dump: DumpReader, stages: Sequence[str], report: Report) -> dict[str, Colours]:
+    """The colours of each stage that has maps."""
+    rows = evenly_spaced(np.flatnonzero(dump.valid).tolist(), STUDIED)
+    found = {}
+    report("start", images=len(stages), done=0)
+    for name in stages:
+        colours = study(dump[name], rows)[1]
+        if colours is not None:
+            found[name] = colours
+        report("batch", images=1)
+    if not found:
+        raise UsageError(
+            f"dump {shown(dump.path)}: its maps were pooled to vectors, there is nothing to draw",
+            "featcli show DUMP -o page.html surveys such a dump; or extract with --pool none or 7x7",
+        )
+    return found
+
+
+def _sheet(
+    dump: DumpReader,
+    rows: Sequence[int],
+    pictures: Sequence[Image.Image | None],
+    colours: dict[str, Colours],
+    limit: int,
+) -> Image.Image:
+    """The panels: for each image two rows, its picture on the left, its maps stage by stage to the right.
+
+    Raises UsageError where it would have more than `limit` pixels in a direction.
+    """
+    from PIL import Image, ImageDraw
+
+    width = 2 * MARGIN + (1 + len(colours)) * (PANEL + GAP) - GAP
+    characters = (width - 2 * MARGIN) // CHARACTER
+    lines = textwrap.wrap(_caption(dump), characters)
+    height = MARGIN + TITLE + len(rows) * (2 * (PANEL + GAP) + LINE) + len(lines) * LINE + MARGIN
+    if max(width, height) > limit:
+        raise UsageError(
+            f"{counted(len(rows), 'image')} of {counted(len(colours), 'stage')} make a picture of {width}x{height}"
+            f" pixels, the format ends at {limit}",
+            "draw fewer images or stages (--num-images, --stage), or a page: -o page.html",
+        )
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, name in enumerate(colours, 1):
+        left = MARGIN + column * (PANEL + GAP)
+        _write(draw, (left, MARGIN), name, INK)
+        _write(draw, (left, MARGIN + LINE - 2), shown_shape(dump.stages[name].shape), FAINT)
+    top = MARGIN + TITLE
+    for row, picture in zip(rows, pictures, strict=True):
+        _write(draw, (MARGIN, top), _cut(_plain(dump.keys[row]), width - 2 * MARGIN), INK)
+        top += LINE
+        if picture is None:
+            draw.rectangle((MARGIN, top, MARGIN + PANEL - 1, top + PANEL - 1), outline=FAINT)
+            _write(draw, (MARGIN + 12, top + PANEL // 2 - 18), "its picture cannot be shown", FAINT)
+        else:
+            sheet.paste(_panel(np.asarray(picture), smooth=True), (MARGIN, top))
+        for column, (name, of_stage) in enumerate(colours.items(), 1):
+            maps = dump[name][row]
+            left = MARGIN + column * (PANEL + GAP)
+            sheet.paste(_panel(of_stage.components_of(maps)), (left, top))
+            sheet.paste(_panel(of_stage.mean_of(maps)), (left, top + PANEL + GAP))
+        top += 2 * (PANEL + GAP)
+    for line in lines:
+        _write(draw, (MARGIN, top), line, FAINT)
+        top += LINE
+    return sheet
+
+
+def _caption(dump: DumpReader) -> str:
+    studied = min(STUDIED, int(dump.valid.sum()))
+    return (
+        "Above: the first three principal components of each stage as red, green and blue. Below: the mean over"
+        f" channels, dark to bright. Both are fitted to {counted(studied, 'image')} of the dump, so a colour means the"
+        f" same in every picture; the lowest {LOW}% and the highest {100 - HIGH}% are cut off."
+        f" {printable(dump.plan.provenance['checkpoint'])}: {printable(dump.plan.provenance['weights'])}"
+    )
+
+
+def _panel(pixels: np.ndarray, smooth: bool = False) -> Image.Image:
+    """(H, W, 3) as a square panel's picture: cells stay cells, proportions stay, the rest is paper."""
+    from PIL import Image
+
+    height, width = pixels.shape[:2]
+    scale = PANEL / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    panel = Image.new("RGB", (PANEL, PANEL), PAPER)
+    panel.paste(Image.fromarray(pixels).resize(size, how))
+    return panel
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: str) -> None:
+    from PIL import ImageFont
+
+    draw.text(place, text, colour, ImageFont.load_default(SIZE))
+
+
+def _plain(key: str) -> str:
+    """The key in one line and as the font has it, which is Latin without accents: all else is escaped."""
+    return printable(key).replace("\n", "\\n").encode("ascii", "backslashreplace").decode()
+
+
+def _cut(text: str, width: int) -> str:
+    """The text, without its middle where it is wider than so many pixels."""
+    from PIL import ImageFont
+
+    half, shown = len(text) // 2, text
+    while half and ImageFont.load_default(SIZE).getlength(shown) > width:
+        half -= 1
+        shown = f"{text[:half]}...{text[-half:]}"
+    return shown

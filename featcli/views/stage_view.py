@@ -1,0 +1,149 @@
+"""What the maps of a stage look like over a dump: its statistics, and colours that mean the same for every picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featcli.reading.stage_array import StageArray
+
+MOST_NUMBERS = 1 << 22  # that components and histograms are made of: 16 MB
+BINS = 40
+LOW, HIGH = 1, 99  # percent: what lies beyond is darkest, or brightest
+OUTERMOST = 0.1  # percent that a histogram leaves out at either end
+HEAT = ("#0b0b2e", "#c8375e", "#fff3b8")  # from low to high, readable without telling red from green
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of all values of a stage over the studied images."""
+
+    mean: float
+    std: float
+    least: float
+    most: float
+    zeros: float  # the share of values that are exactly zero
+    not_finite: int  # values that are infinite or undefined: in none of the numbers above
+    channels: int
+    dead: list[int]  # the channels that are zero everywhere
+    counts: list[int]  # histogram of what is not zero, BINS from `low` to `high`
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How maps become pictures: the same for every image of the dump."""
+
+    mean: np.ndarray  # (C,)
+    components: np.ndarray  # (3, C): the first principal components; rows of zeros where there are fewer
+    low: np.ndarray  # (3,): what becomes 0
+    high: np.ndarray  # (3,): what becomes 255
+    heat_low: float
+    heat_high: float
+
+    def components_of(self, maps: np.ndarray) -> np.ndarray:
+        """A map (C, H, W) -> (H, W, 3) uint8, the first three components as red, green and blue."""
+        with np.errstate(invalid="ignore"):  # infinite values
+            projected = (maps.reshape(len(maps), -1).T - self.mean) @ self.components.T
+        return _scaled(projected, self.low, self.high).reshape(*maps.shape[1:], 3)
+
+    def mean_of(self, maps: np.ndarray) -> np.ndarray:
+        """A map (C, H, W) -> (H, W, 3) uint8, the mean over its channels from dark to bright."""
+        from PIL import Image, ImageOps
+
+        with np.errstate(invalid="ignore"):
+            means = _scaled(maps.mean(0, dtype=np.float64), self.heat_low, self.heat_high)
+        black, mid, white = HEAT
+        return np.asarray(ImageOps.colorize(Image.fromarray(means), black, white, mid))
+
+
+def study(array: StageArray, rows: Sequence[int]) -> tuple[Statistics, Colours | None]:
+    """Statistics over these rows, and the colours; None where maps were pooled to vectors. Reads one map at a time.
+
+    Values that are not finite are counted, and left out of all else.
+    """
+    channels = array.stage.shape[0] or 1
+    share = max(1, MOST_NUMBERS // (len(rows) * channels))  # positions of an image that points are drawn from
+    total = squares = zeros = count = not_finite = 0.0
+    least, most = np.inf, -np.inf
+    alive = np.zeros(channels, bool)
+    chance = np.random.default_rng(0)
+    drawn = [np.empty((0, channels), np.float32)]
+    for row in rows:
+        vectors = array[row].astype(np.float64).reshape(channels, -1)  # (C, positions)
+        finite = np.isfinite(vectors)
+        values = vectors[finite]
+        not_finite += vectors.size - values.size
+        if not values.size:
+            continue
+        total, squares = total + values.sum(), squares + np.square(values).sum()
+        zeros, count = zeros + (values == 0).sum(), count + values.size
+        least, most = min(least, values.min()), max(most, values.max())
+        alive |= ((vectors != 0) & finite).any(1)
+        places = chance.permutation(vectors.shape[1])[:share]  # of the whole map: borders are unlike the rest
+        drawn.append(vectors[:, places[finite[:, places].all(0)]].T.astype(np.float32))
+    points = np.concatenate(drawn)  # (n, C)
+    points = points if len(points) else np.zeros((1, channels), np.float32)
+    mean = total / max(count, 1)
+    counts, low, high = _histogram(points)
+    statistics = Statistics(
+        mean=float(mean),
+        std=float(max(squares / max(count, 1) - mean**2, 0.0) ** 0.5),
+        least=float(least) if count else 0.0,
+        most=float(most) if count else 0.0,
+        zeros=float(zeros / max(count, 1)),
+        not_finite=int(not_finite),
+        channels=channels,
+        dead=np.flatnonzero(~alive).tolist(),
+        counts=counts,
+        low=low,
+        high=high,
+    )
+    return statistics, _colours(points) if len(array.stage.shape) == 3 else None
+
+
+def _histogram(points: np.ndarray) -> tuple[list[int], float, float]:
+    """Of the values that are not zero, without the outermost at either end: counts, where they begin and end."""
+    values = points[points != 0].astype(np.float64) if points.any() else np.zeros(1)
+    low, high = (float(edge) for edge in np.percentile(values, (OUTERMOST, 100 - OUTERMOST)))
+    high = low + max(high - low, abs(low) * 1e-6, 1e-30)
+    return np.histogram(values, BINS, (low, high))[0].tolist(), low, high
+
+
+def _colours(points: np.ndarray) -> Colours:
+    import torch
+
+    centre = points.mean(0, dtype=np.float64)
+    centred = points - centre
+    scale = max(float(np.abs(centred).max()), 1e-30)
+    wanted = min(12, *centred.shape)  # more than the three that are kept: it finds those better
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(0)
+        _, _, directions = torch.pca_lowrank(torch.from_numpy(centred / scale).float(), q=wanted, center=False, niter=8)
+    components = np.zeros((3, points.shape[1]))
+    components[: min(3, wanted)] = directions.T[:3].double().numpy()
+    # Either sign would do; this one does not depend on chance.
+    signs = np.sign(components[np.arange(3), np.abs(components).argmax(1)])
+    components *= np.where(signs == 0, 1, signs)[:, None]
+    low, high = np.percentile(centred @ components.T, (LOW, HIGH), axis=0)
+    heat_low, heat_high = np.percentile(points.mean(1, dtype=np.float64), (LOW, HIGH))
+    return Colours(centre, components, low, high, float(heat_low), float(heat_high))
+
+
+def _scaled(values: np.ndarray, low: Any, high: Any) -> np.ndarray:
+    """From `low` to `high` as 0 to 255; where the two are one, all is in the middle."""
+    span = np.asarray(high - low)
+    flat = span <= 1e-30
+    scaled = np.where(flat & np.isfinite(values), 0.5, (values - low) / np.where(flat, 1, span))
+    return np.asarray(np.nan_to_num(scaled, nan=0.0).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def evenly_spaced(rows: Sequence[int], most: int) -> list[int]:
+    """At most so many of the rows, from the first to the last."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(place)] for place in np.linspace(0, len(rows) - 1, most)]

@@ -1,0 +1,178 @@
+"""A dump as one HTML page that needs nothing else: what it is, its numbers, images with their maps, failures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcli.cli.terminal import Report, silent, size
+from featcli.dump.output_file import refuse_taken, write_files
+from featcli.dump.plan import shown_shape
+from featcli.errors import CheckpointError, UsageError, counted, printable
+from featcli.pixels.resize import NATIVE
+from featcli.reading.reader import DumpReader
+from featcli.views.show import STUDIED, Drawing
+from featcli.views.stage_view import HIGH, LOW, Colours, Statistics, evenly_spaced, study
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = (".html", ".htm")
+PICTURE, MAP = 224, 64  # the longer edge at the most, in pixels
+NEIGHBOURS = 6
+MOST_IMAGES = 1000
+MOST_FAILURES = 200  # that are named
+TEMPLATE, TITLE, FACTS = "survey.html", "FEATCLI-TITLE", "FEATCLI-FACTS"
+
+
+def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Report = silent) -> None:
+    """Write the page with these images.
+
+    Raises UsageError for too many images, ConflictError where `output` is there already, MachineError.
+    """
+    path = Path(output)
+    refuse_taken(path, overwrite)
+    if len(drawing.rows) > MOST_IMAGES:
+        raise UsageError(f"{len(drawing.rows):,} images: a page holds at most {MOST_IMAGES:,}", "choose fewer")
+    dump, rows, stages = drawing.dump, drawing.rows, drawing.stages
+    report("start", images=len(stages) + len(rows), done=0)
+    studied = evenly_spaced(np.flatnonzero(dump.valid).tolist(), STUDIED)
+    of_stage: dict[str, tuple[Statistics, Colours | None]] = {}
+    for name in stages if studied else ():
+        of_stage[name] = study(dump[name], studied)
+        report("batch", images=1)
+    images: list[dict[str, Any]] = []
+    pooled: dict[str, list[np.ndarray]] = {name: [] for name in of_stage}
+    for row in rows:
+        images.append(_image(dump, row, drawing.pictures[row], of_stage, pooled))
+        report("batch", images=1)
+    for name, vectors in pooled.items():
+        for image, near in zip(images, _neighbours(np.array(vectors)), strict=True):
+            image["near"][name] = near
+    facts = {
+        "title": printable(dump.path.absolute().name),
+        "about": _about(dump),
+        "stages": [_stage(dump, name, statistics) for name, (statistics, _) in of_stage.items()],
+        "studied": len(studied),
+        "cut": [LOW, 100 - HIGH],
+        "images": images,
+        "valid": int(dump.valid.sum()),
+        "failures": [_failure(failure) for failure in dump.failures[:MOST_FAILURES]],
+        "failed": dict(Counter(failure["reason"] for failure in dump.failures).most_common()),
+    }
+    page = _page(facts)
+    write_files({path: lambda partial: partial.write_bytes(page)}, overwrite)
+
+
+def _about(dump: DumpReader) -> list[tuple[str, str]]:
+    """What the dump is, as its plan and records say."""
+    plan, settings = dump.plan, dump.plan.settings
+    state = "" if len(dump.records) == plan.num_shards else f"; {plan.num_shards - len(dump.records)} shards missing"
+    pixels = settings["preprocessing"]
+    edges = pixels["largest"] if pixels.get("fit") == NATIVE else settings["backbone"]["input_size"]
+    try:
+        preprocessing = dump.preprocessing.summary
+    except CheckpointError:
+        preprocessing = "as its checkpoint says"
+    stored = sum(record["bytes"] for record in dump.records.values())
+    facts = [
+        ("checkpoint", plan.provenance["checkpoint"]),
+        ("weights", plan.provenance["weights"]),
+        ("images", f"{plan.num_images:,}: {int(dump.valid.sum()):,} written, {len(dump.failures):,} failed{state}"),
+        ("input", f"{'x'.join(map(str, edges)) if edges else 'any size'}: {preprocessing}"),
+        ("maps", f"pool {settings['pool']}, norm {dump.norm}, computed in {settings['precision']}"),
+        ("stored", f"{settings['format']}, {size(stored)} in {counted(len(dump.records), 'shard')}"),
+        ("made by", ", ".join(f"{name} {version}" for name, version in plan.environment.items())),
+        ("fingerprint", plan.fingerprint),
+    ]
+    return [(name, printable(str(text))) for name, text in facts]
+
+
+def _stage(dump: DumpReader, name: str, statistics: Statistics) -> dict[str, Any]:
+    stage = dump.stages[name]
+    numbers = asdict(statistics) | {"dead": statistics.dead[:50], "num_dead": len(statistics.dead)}
+    return {
+        "name": printable(name),
+        "shape": shown_shape(stage.shape),
+        "module": printable(stage.module),
+        "stride": "x".join(map(str, stage.stride)),
+        "dtype": stage.dtype,
+        **numbers,
+    }
+
+
+def _failure(failure: Mapping[str, Any]) -> dict[str, str]:
+    return {name: printable(str(failure[name])) for name in ("key", "reason", "detail")}
+
+
+def _image(
+    dump: DumpReader,
+    row: int,
+    picture: Image.Image | None,
+    of_stage: Mapping[str, tuple[Statistics, Colours | None]],
+    pooled: dict[str, list[np.ndarray]],
+) -> dict[str, Any]:
+    """An image with its pictures as data; its average over all positions goes into `pooled`, stage by stage."""
+    maps = {}
+    for name, (_, colours) in of_stage.items():
+        found = dump[name][row]
+        finite = np.where(np.isfinite(found), found, 0)
+        pooled[name].append(finite.reshape(len(found), -1).mean(1, dtype=np.float64))
+        if colours is not None:
+            drawn = (colours.components_of(found), colours.mean_of(found))
+            maps[name] = [_as_data(_small(pixels, MAP), "PNG") for pixels in drawn]
+    seen = None if picture is None else _as_data(_small(np.asarray(picture), PICTURE), "JPEG")
+    key = dump.keys[row]
+    return {
+        "key": printable(key),
+        "row": row,
+        "label": printable(dump.labels[row]),
+        "picture": seen,
+        "maps": maps,
+        "near": {},
+    }
+
+
+def _neighbours(vectors: np.ndarray) -> list[list[tuple[int, float]]]:
+    """For each of (N, C) vectors the others that are nearest by cosine: (place, similarity), the nearest first."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.maximum(lengths, 1e-30)
+    similar = unit @ unit.T
+    np.fill_diagonal(similar, -np.inf)
+    order = np.argsort(-similar, 1, kind="stable")[:, : min(NEIGHBOURS, len(vectors) - 1)]
+    return [[(int(place), round(float(similar[i, place]), 4)) for place in row] for i, row in enumerate(order)]
+
+
+def _small(pixels: np.ndarray, most: int) -> Image.Image:
+    from PIL import Image
+
+    picture = Image.fromarray(pixels)
+    scale = most / max(picture.size)
+    if scale >= 1:
+        return picture
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.BOX)
+
+
+def _as_data(picture: Image.Image, kind: str) -> str:
+    file = io.BytesIO()
+    picture.save(file, kind, **({"quality": 82} if kind == "JPEG" else {"optimize": True}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _page(facts: Mapping[str, Any]) -> bytes:
+    """The template with the facts in it. They are JSON inside a script element, which only `<` could end."""
+    template = resources.files("featcli.views").joinpath(TEMPLATE).read_text("utf-8")
+    content = json.dumps(facts, allow_nan=False).replace("<", "\\u003c")
+    before, _, after = template.partition(FACTS)
+    return (before.replace(TITLE, html.escape(facts["title"])) + content + after).encode()

@@ -1,0 +1,188 @@
+"""A process for each device of this machine, fed and watched by the one that was started; who dies is replaced."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from signal import Signals
+from typing import Any
+
+import torch
+
+from featcli.cli.terminal import Report
+from featcli.dump.atomic_file import remove_stale
+from featcli.dump.folder import SHARDS
+from featcli.run.pipeline import Shard, Tally
+from featcli.spec.config import ExtractConfig
+from featcli.workers.engine import ToDo
+from featcli.workers.shard_progress import ShardProgress
+from featcli.workers.shard_queue import ShardQueue, at_shards
+from featcli.workers.worker import Task
+
+PATIENCE = 10.0  # seconds that a worker may take to end when it is told to
+PROGRAM = "import sys; sys.path[:] = {path!r}; from featcli.workers.worker import main; main({socket}, {lock})"
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A worker process, and what it is at."""
+
+    place: int  # which of the devices it has
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    progress: ShardProgress
+    at_work: set[int] = field(default_factory=set)
+    has_started: bool = False
+    is_idle: bool = False  # waits for a shard
+    is_alone: bool = False  # has one that is to be the only one
+    crash: str = ""  # what it said of its end
+
+
+class ProcessEngine:
+    """Workers of this machine, each for one device, which may be named more than once."""
+
+    def __init__(self, config: ExtractConfig, devices: Sequence[str], decode_threads: int, report: Report) -> None:
+        self.workers = len(devices)
+        self.decode_threads = decode_threads
+        self._config = replace(config, decode_threads=decode_threads)
+        self._devices = devices
+        self._report = report
+        self._living: list[_Worker] = []
+
+    def start(self) -> None:
+        """Workers start with the first shards: they read the plan. Here only their room is made."""
+        torch.cuda.empty_cache()  # nothing where there is no GPU
+
+    def run(self, todo: ToDo) -> Tally:
+        """Raises FeatcliError: a worker's own, or WorkerError."""
+        tally, queue = Tally(), ShardQueue(todo.shards)
+        for place in range(min(self.workers, len(todo.shards))):
+            self._start_worker(place, todo)
+        while self._living:
+            for connection in wait([worker.connection for worker in self._living]):
+                worker = next(one for one in self._living if one.connection is connection)
+                try:
+                    kind, content = worker.connection.recv()
+                except (EOFError, OSError):
+                    self._bury(worker, queue, todo)
+                else:
+                    self._hear(worker, kind, content, queue, tally, todo)
+                self._serve_idle(queue, todo)
+        queue.refuse_given_up()
+        return tally
+
+    def close(self) -> None:
+        """End all workers: what they have not committed is left out."""
+        for worker in self._living:
+            worker.process.terminate()
+        for worker in self._living:
+            _ended(worker.process)
+            worker.connection.close()
+        self._living.clear()
+
+    def _start_worker(self, place: int, todo: ToDo) -> None:
+        ours, theirs = socket.socketpair()
+        device, environment = _as_the_only_one(self._devices[place])
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM.format(path=sys.path, socket=theirs.fileno(), lock=todo.lock)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), todo.lock),
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **environment},  # as the command line sets it for itself
+        )
+        theirs.close()
+        worker = _Worker(place, process, Connection(ours.detach()), ShardProgress(todo.dump.plan, self._report))
+        self._living.append(worker)
+        config = replace(self._config, device=device)
+        _tell(worker, Task(config, str(todo.dump.path), todo.dump.again, todo.dump.resized))
+
+    def _hear(self, worker: _Worker, kind: str, content: Any, queue: ShardQueue, tally: Tally, todo: ToDo) -> None:
+        if kind == "event":
+            done = worker.progress.hear(*content)
+            if done is not None:
+                worker.at_work.discard(done)
+                queue.done(done)
+        elif kind == "more":
+            self._answer(worker, None if worker.is_alone else queue.take_new(), todo)
+        elif kind == "idle":
+            worker.has_started = True
+            queue.worker_started()
+            if not tally.clock.preparation:
+                tally.clock.preparation = time.perf_counter() - tally.clock.started
+            worker.is_idle, worker.is_alone = True, False
+        elif kind == "tally":
+            tally.add(content)
+        elif kind == "crash":
+            worker.crash = content
+        else:
+            raise content  # a FeatcliError
+
+    def _serve_idle(self, queue: ShardQueue, todo: ToDo) -> None:
+        for worker in [one for one in self._living if one.is_idle]:
+            number = queue.take_new()
+            if number is None:
+                number = queue.take_again()
+                worker.is_alone = number is not None
+            if number is not None or queue.is_over:
+                worker.is_idle = False
+                self._answer(worker, number, todo)
+
+    def _answer(self, worker: _Worker, number: int | None, todo: ToDo) -> None:
+        if number is None:
+            _tell(worker, None)
+            return
+        worker.at_work.add(number)
+        _tell(worker, Shard(number, todo.pictures.of(todo.dump.plan.shard(number))))
+
+    def _bury(self, worker: _Worker, queue: ShardQueue, todo: ToDo) -> None:
+        """A worker is gone: because there was no more to do, or it died; another takes its place if it is needed."""
+        self._living.remove(worker)
+        worker.connection.close()
+        code = _ended(worker.process)
+        worker.progress.take_back()
+        if code == 0 and not worker.at_work:
+            return
+        why = worker.crash or (f"killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}")
+        name = f"worker {worker.place} ({self._devices[worker.place]})"
+        self._report("warning", text=f"{name} died{at_shards(worker.at_work)}: {why}")
+        remove_stale(todo.dump.path / SHARDS)  # the file that it was writing
+        queue.died(worker.at_work, why, worker.has_started, is_last=not self._living)
+        self._serve_idle(queue, todo)
+        if queue.wants_workers:  # else those that live go on without it
+            self._start_worker(worker.place, todo)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return Signals(number).name
+    except ValueError:  # real-time signals have none
+        return f"signal {number}"
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """What a process that is about to end ends with; one that hangs is killed."""
+    try:
+        return process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _tell(worker: _Worker, content: Any) -> None:
+    with suppress(OSError):  # it is dead: that will be found when it is listened to
+        worker.connection.send(content)
+
+
+def _as_the_only_one(device: str) -> tuple[str, dict[str, str]]:
+    """The name of a GPU for a process that sees no other: libraries take memory of the first one they see."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return device, {}
+    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    return "cuda:0", {"CUDA_VISIBLE_DEVICES": visible[int(number or 0)] if visible else number or "0"}

@@ -1,0 +1,291 @@
+"""Workers as actors of a Ray cluster: placed, and counted as dead, by Ray; fed and replaced by the driver here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import featcli
+from featcli.cli.terminal import Report
+from featcli.dump.atomic_file import remove_stale
+from featcli.dump.folder import SHARDS
+from featcli.dump.plan import Plan
+from featcli.errors import FeatcliError, MachineError, UsageError, counted, one_line, shown
+from featcli.inputs.image_list import is_url
+from featcli.pixels.batches import Pictures
+from featcli.run.pipeline import Shard, Tally
+from featcli.spec.config import AUTO, MOST_THREADS, ExtractConfig
+from featcli.workers.engine import ToDo
+from featcli.workers.ray_worker import IN_WORKERS, ONE_ARENA, RayWorker
+from featcli.workers.shard_progress import ShardProgress
+from featcli.workers.shard_queue import ShardQueue, at_shards
+from featcli.workers.worker import Task
+
+CONNECT_SECONDS = 10.0
+START_SECONDS = 120.0  # in which one worker at least has to be ready
+STORE_BYTES = 80 << 20  # of Ray's object store, where only names go through it: nearly its least
+HOUSEKEEPING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+MOST_SHARDS, MOST_ROWS = 8, 100_000  # that a worker is given together
+
+
+@dataclass(eq=False)
+class _Actor:
+    """A worker and what it is at: nothing since it has no place yet, loading, or shards."""
+
+    handle: Any
+    waiting_for: Any  # a reference to what `ping` or `load` returns, or the generator of `make`
+    progress: ShardProgress
+    at_work: set[int] = field(default_factory=set)
+    is_placed: bool = False
+    is_ready: bool = False
+
+
+class RayEngine:
+    """Workers of a Ray that is started for this run, or of the cluster at `--ray-address`."""
+
+    def __init__(self, config: ExtractConfig, device: str, plan: Plan, report: Report) -> None:
+        """`device`: the kind of device that workers have, as the driver does."""
+        self.workers = config.workers or 1
+        self.decode_threads = 1  # until it is known what the cluster has
+        self._cpus: float = plan.settings["threads"] if config.cpus_per_worker is None else config.cpus_per_worker
+        self._gpus = (1.0 if device == "cuda" else 0.0) if config.gpus_per_worker is None else config.gpus_per_worker
+        self._config = replace(config, checkpoint=_whole_path(config.checkpoint), device=device)
+        self._report = report
+        self._living: list[_Actor] = []
+        self._has_begun_ray = False
+        self._warned: set[str] = set()
+        self._shards: Path | None = None  # their folder, once there is one
+
+    def start(self) -> None:
+        """Find the cluster, or start one. Raises UsageError without the extra, MachineError without a cluster."""
+        for name, value in HOUSEKEEPING.items():
+            os.environ.setdefault(name, value)
+        try:
+            import ray
+        except ImportError as error:
+            raise UsageError("--engine ray: ray is not installed", "pip install 'featcli[ray]'") from error
+        self._ray: Any = ray
+        if not ray.is_initialized():
+            self._begin_ray()
+        torch.cuda.empty_cache()  # the backbone of this process is gone, and a worker may be given its GPU
+        offered = self._offered()
+        if self._gpus and self._config.cpus_per_worker is None:
+            self._cpus = self._cpus_for_a_gpu()
+        fitting = [int(offered.get("CPU", 0) // self._cpus)] if self._cpus else []
+        fitting += [int(offered.get("GPU", 0) / self._gpus)] if self._gpus else []
+        fits = min(fitting, default=1)
+        if fits < 1 and self._has_begun_ray and self._config.ray_address is None:  # no other node can come
+            raise MachineError(
+                f"a worker wants {self._cpus:g} CPUs and {self._gpus:g} GPUs, this machine has {_resources(offered)}",
+                "ask for less with --threads, --cpus-per-worker and --gpus-per-worker, or name a cluster",
+            )
+        if self._config.workers is None:
+            self.workers = max(1, fits)
+        if self._config.decode_threads == AUTO:
+            self._config = replace(self._config, decode_threads=max(1, min(int(self._cpus), MOST_THREADS)))
+        self.decode_threads = int(self._config.decode_threads)
+        each = f"{self._cpus:g} CPUs" + (f", {self._gpus:g} GPUs" if self._gpus else "")
+        where = f"{self._config.ray_address or 'a Ray of its own'}: {_resources(offered)}"
+        self._report("choice", name="engine", value=f"ray, {counted(self.workers, 'worker')} of {each}", reason=where)
+
+    def _offered(self) -> dict[str, float]:
+        return self._ray.cluster_resources()  # type: ignore[no-any-return]
+
+    def _cpus_for_a_gpu(self) -> float:
+        """The cores are for decoding: as many as every node with GPUs has for a worker's share of them."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        shares = [node.get("CPU", 0) * self._gpus // node["GPU"] for node in nodes if node.get("GPU", 0) >= self._gpus]
+        return max(1, min(shares, default=1))
+
+    def _begin_ray(self) -> None:
+        ray, address = self._ray, self._config.ray_address
+        options: dict[str, Any] = {"address": address or "local", "logging_level": "ERROR", "log_to_driver": False}
+        if address is None:
+            options |= {"object_store_memory": STORE_BYTES, "include_dashboard": False}
+        else:
+            _refuse_if_nobody_is_there(address)
+        before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            ray.init(**options)
+        except (ConnectionError, RuntimeError, OSError, TimeoutError) as error:
+            raise _no_cluster(address or "local", error) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for one, handler in before.items():  # Ray has its own, which know nothing of what is to be tidied up
+                    signal.signal(one, handler)
+        self._has_begun_ray = True
+
+    def run(self, todo: ToDo) -> Tally:
+        """Raises FeatcliError: a worker's own, WorkerError, or MachineError where no worker starts."""
+        self._shards = todo.dump.path / SHARDS
+        tally, queue, began = Tally(), ShardQueue(todo.shards), time.monotonic()
+        self._fill_up(queue, todo)
+        has_started, placed = False, began
+        while not queue.is_over or any(one.is_ready and one.waiting_for is not None for one in self._living):
+            ready, _ = self._ray.wait([one.waiting_for for one in self._living], timeout=1.0)
+            for reference in ready:
+                actor = next(one for one in self._living if one.waiting_for == reference)
+                self._hear(actor, queue, tally, todo)
+            if not has_started and any(one.is_ready for one in self._living):
+                has_started, tally.clock.preparation = True, time.monotonic() - began
+            if any(one.is_placed for one in self._living):
+                placed = time.monotonic()
+            elif time.monotonic() - placed > START_SECONDS:
+                raise MachineError(
+                    f"no worker has had a place for {START_SECONDS:.0f} s: each asks for {self._cpus:g} CPUs and"
+                    f" {self._gpus:g} GPUs, the cluster offers {_resources(self._offered())}",
+                    "ask for less with --cpus-per-worker and --gpus-per-worker, or see ray status",
+                )
+            self._fill_up(queue, todo)
+        queue.refuse_given_up()
+        return tally
+
+    def close(self) -> None:
+        """End all workers, and the Ray that was started here."""
+        for actor in self._living:
+            with suppress(Exception):  # whatever state the cluster is in
+                self._ray.kill(actor.handle)
+        self._living.clear()
+        if self._has_begun_ray:
+            self._ray.shutdown()
+            self._has_begun_ray = False
+        if self._shards is not None:
+            remove_stale(self._shards)  # of workers that were ended
+
+    def _fill_up(self, queue: ShardQueue, todo: ToDo) -> None:
+        """Shards to each worker that has none, and workers for what is left."""
+        for actor in [one for one in self._living if one.waiting_for is None]:
+            # Together, since a worker prefetches from one to the next; fewer towards the end, for all to end together.
+            most = min(MOST_SHARDS, MOST_ROWS // todo.dump.plan.shard_rows, queue.num_new // (4 * self.workers))
+            together = max(1, most)
+            numbers = [number for _ in range(together) if (number := queue.take_new()) is not None]
+            if not numbers and (number := queue.take_again()) is not None:
+                numbers = [number]
+            if numbers:
+                actor.at_work.update(numbers)
+                pictures = [with_whole_paths(todo.pictures.of(todo.dump.plan.shard(number))) for number in numbers]
+                actor.waiting_for = actor.handle.make.remote(list(map(Shard, numbers, pictures)))
+        while queue.wants_workers and len(self._living) < min(self.workers, len(todo.shards)):
+            self._start_worker(todo)
+        for actor in [one for one in self._living if one.waiting_for is None]:  # nothing is left for it
+            self._end(actor)
+
+    def _start_worker(self, todo: ToDo) -> None:
+        ray = self._ray
+        environment = IN_WORKERS | ({} if self._gpus else ONE_ARENA)
+        wants = {"num_cpus": self._cpus, "num_gpus": self._gpus, "runtime_env": {"env_vars": environment}}
+        kind = ray.remote(max_restarts=0, max_task_retries=0, **wants)(RayWorker)
+        path = os.path.abspath(todo.dump.path)
+        task = Task(self._config, path, todo.dump.again, todo.dump.resized)
+        handle = kind.options(scheduling_strategy="SPREAD").remote(task)
+        self._living.append(_Actor(handle, handle.ping.remote(), ShardProgress(todo.dump.plan, self._report)))
+
+    def _hear(self, actor: _Actor, queue: ShardQueue, tally: Tally, todo: ToDo) -> None:
+        exceptions = self._ray.exceptions
+        try:
+            if actor.is_ready:
+                self._hear_of_shard(actor, queue, tally)
+            elif actor.is_placed:
+                self._check(self._ray.get(actor.waiting_for), todo)
+                actor.is_ready, actor.waiting_for = True, None
+                queue.worker_started()
+            else:
+                self._ray.get(actor.waiting_for)
+                actor.is_placed, actor.waiting_for = True, actor.handle.load.remote()
+        except exceptions.RayTaskError as error:
+            if isinstance(error.cause, FeatcliError):
+                raise error.cause from None
+            self._bury(actor, queue, f"{type(error.cause).__name__}: {one_line(error.cause)}", todo)
+        except exceptions.RayError as error:  # killed, out of memory, its node gone, not to be reached
+            self._bury(actor, queue, f"lost ({type(error).__name__})", todo)
+
+    def _hear_of_shard(self, actor: _Actor, queue: ShardQueue, tally: Tally) -> None:
+        kind, content = self._ray.get(next(actor.waiting_for))
+        if kind == "tally":
+            tally.add(content)
+        elif kind == "done":
+            actor.waiting_for = None
+        else:
+            done = actor.progress.hear(*content)
+            if done is not None:
+                actor.at_work.discard(done)
+                queue.done(done)
+
+    def _check(self, environment: dict[str, str], todo: ToDo) -> None:
+        """Raises UsageError where a worker is of another version; says what else may move the last bits."""
+        if environment.get("featcli") != featcli.__version__:
+            raise UsageError(
+                f"a worker has featcli {environment.get('featcli')}, this is {featcli.__version__}",
+                "install the same version on all nodes of the cluster",
+            )
+        planned = todo.dump.plan.environment
+        other = [f"{k} {planned.get(k)} -> {v}" for k, v in environment.items() if planned.get(k) != v]
+        if other and (text := ", ".join(other)) not in self._warned:
+            self._warned.add(text)
+            self._report("warning", text=f"a worker is not like the others, last bits may differ: {text}")
+
+    def _bury(self, actor: _Actor, queue: ShardQueue, why: str, todo: ToDo) -> None:
+        self._report("warning", text=f"a worker died{at_shards(actor.at_work)}: {why}")
+        actor.progress.take_back()
+        self._end(actor)
+        remove_stale(todo.dump.path / SHARDS)  # the file that it was writing
+        queue.died(actor.at_work, why, actor.is_ready, is_last=not self._living)
+
+    def _end(self, actor: _Actor) -> None:
+        self._living.remove(actor)
+        with suppress(Exception):  # it may be gone already
+            self._ray.kill(actor.handle)
+
+
+def _refuse_if_nobody_is_there(address: str) -> None:
+    """Where nobody answers, Ray ends the process without a word to it. Raises UsageError and MachineError."""
+    if address == "auto":
+        return  # Ray looks for a cluster of this machine by itself
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise UsageError(f"--ray-address {shown(address)}: no host:port", "give that of the head node, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> MachineError:
+    return MachineError(
+        f"--ray-address {shown(address)}: {one_line(error)}",
+        "see ray status there; Python and Ray have to be of the same versions as the cluster's",
+    )
+
+
+def with_whole_paths(pictures: Pictures) -> Pictures:
+    """The same pictures for a process that is in another folder."""
+    assert isinstance(pictures.images, Mapping)  # those of a shard
+    images = {
+        row: image._replace(path=_from_the_root(image.path), folder=_from_the_root(image.folder or os.curdir))
+        for row, image in pictures.images.items()
+    }
+    return replace(pictures, images=images)
+
+
+def _from_the_root(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(path)
+
+
+def _whole_path(checkpoint: Any) -> Any:
+    """The path of a checkpoint that is a file or folder here: others are names of models, or configurations."""
+    is_path = isinstance(checkpoint, str) and os.path.lexists(checkpoint)
+    return os.path.abspath(checkpoint) if is_path else checkpoint
+
+
+def _resources(offered: dict[str, float]) -> str:
+    return f"{offered.get('CPU', 0):g} CPUs, {offered.get('GPU', 0):g} GPUs"

@@ -1,0 +1,43 @@
+"""What a worker elsewhere reports, as a run says it: nothing twice where a worker dies and another begins again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from featcli.cli.terminal import Report
+from featcli.dump.plan import Plan
+
+
+class ShardProgress:
+    """Events of one worker on their way to the user. Failures are passed on when their shard is committed."""
+
+    def __init__(self, plan: Plan, report: Report) -> None:
+        self._plan = plan
+        self._report = report
+        self._images = 0  # passed on, of shards that are not committed
+        self._failures: list[dict[str, Any]] = []  # likewise, and not passed on
+
+    def hear(self, kind: str, facts: dict[str, Any]) -> int | None:
+        """Pass an event on as far as that is due; the number of a shard that is there now."""
+        if kind == "failure":
+            self._failures.append(facts)
+            return None
+        if kind == "batch":
+            self._images += facts["images"]
+        if kind in ("shard", "there"):
+            rows = self._plan.shard(facts["shard"])
+            mine = [failure for failure in self._failures if failure["row"] in rows]
+            self._failures = [failure for failure in self._failures if failure["row"] not in rows]
+            if kind == "shard" or not facts["images"]:
+                self._images -= len(rows)
+            for failure in mine if kind == "shard" else ():
+                self._report("failure", **failure)
+        self._report(kind, **facts)
+        return facts.get("shard")
+
+    def take_back(self) -> None:
+        """The worker is gone: what it had not committed is done anew."""
+        if self._images:
+            self._report("batch", images=-self._images)
+        self._images = 0
+        self._failures.clear()
