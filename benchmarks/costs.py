@@ -19,8 +19,8 @@ import featcli
 from featcli.extraction.planning import shard_rows
 from featcli.inputs.listing import Given, find
 from featcli.pixels import batches
-from featcli.pixels.batches import Pictures, Reading
-from featcli.pixels.colour import Decoding
+from featcli.pixels.batches import Decoder, SizedImages
+from featcli.pixels.colour import PixelRules
 from featcli.pixels.sizes import Sizes
 
 BATCH, BATCHES = 32, 4
@@ -45,8 +45,8 @@ def cpu_seconds(work):
 
 def decoding(paths, backbone):
     images = find(Given(tuple(map(str, paths)))).images
-    pictures = Pictures(images, Sizes(backbone.preprocessing.size))
-    reading = Reading(Decoding(), backbone.preprocessing, 1)
+    pictures = SizedImages(images, Sizes(backbone.preprocessing.size))
+    reading = Decoder(PixelRules(), backbone.preprocessing, 1)
 
     def work():
         with closing(batches.read(reading, [(pictures, range(len(paths)))])) as decoded:

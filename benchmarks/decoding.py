@@ -19,7 +19,7 @@ from PIL import Image
 
 import featcli
 from featcli.inputs.listing import Given, find
-from featcli.pixels.colour import Decoding
+from featcli.pixels.colour import PixelRules
 from featcli.pixels.decode import read_pixels
 
 
@@ -28,7 +28,7 @@ def pixels(folder, decode, fit):
     found, images = [], find(Given((str(folder),))).images
     for row in range(min(16, len(images))):
         out = np.empty((3, 224, 224), np.uint8)
-        read_pixels(images[row], Decoding(decode=decode), fit, out, False)
+        read_pixels(images[row], PixelRules(decode=decode), fit, out, False)
         found.append(out)
     return np.stack(found).astype(float)
 

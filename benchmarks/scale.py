@@ -15,13 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import featcli
-from featcli.dump.checksummed_json import publish_sealed, sealed
+from featcli.dump.checksummed_json import checksummed, publish_checksummed
 from featcli.dump.folder import Dump
-from featcli.dump.manifest import finalize
 from featcli.dump.plan import digest_images, digest_keys, with_fingerprint
 from featcli.dump.records import record_content
-from featcli.dump.shard import REST, Written
-from featcli.inputs.image_list import Found, ImageList, Origin
+from featcli.dump.shard import REST, ShardSummary
+from featcli.inputs.image_list import ImageList, ListedImage, Origin
 
 ROWS = 1000
 
@@ -43,12 +42,14 @@ def simulated(folder, num_shards):
     plan = replace(Dump.plan_in(Path(sample.dump)), num_images=num_shards * ROWS, shard_rows=ROWS)
     path = folder / "dump"
     (path / "shards").mkdir(parents=True)
-    publish_sealed(path / "plan.json", with_fingerprint(plan))
+    publish_checksummed(path / "plan.json", with_fingerprint(plan))
     dump = Dump(path, plan)
     hashes = {stage.name: "0" * 32 for stage in plan.stages} | {REST: "0" * 32}
     for number in range(num_shards):
         file = dump.shard_path(number)
-        dump.record_path(number).write_bytes(sealed(record_content(plan, number, Written(file.name, 0, hashes), [])))
+        dump.record_path(number).write_bytes(
+            checksummed(record_content(plan, number, ShardSummary(file.name, 0, hashes), []))
+        )
         file.touch()
     return dump
 
@@ -56,7 +57,7 @@ def simulated(folder, num_shards):
 def planned(num_images):
     """What planning does with the names of images, once they are listed."""
     images = ImageList(
-        [Found(f"class{i % 1000:04d}/image{i:09d}.jpg", 0, 100_000) for i in range(num_images)], [Origin("")]
+        [ListedImage(f"class{i % 1000:04d}/image{i:09d}.jpg", 0, 100_000) for i in range(num_images)], [Origin("")]
     )
     digest_keys(images.keys)
     digest_images(images)
@@ -71,7 +72,7 @@ def main():
         dump = simulated(Path(folder), chosen.shards)
         name = f"{chosen.shards:,} shards, {chosen.shards * ROWS:,} rows"
         timed(f"{name}: all records", lambda: dump.found)
-        timed(f"{name}: finalize", lambda: finalize(dump))
+        timed(f"{name}: finalize", lambda: dump.finalize())
     timed(f"{chosen.images:,} names: sorted, digested", lambda: planned(chosen.images))
 
 

@@ -45,8 +45,8 @@ from featcli.backbones.backbone import as_run
 from featcli.extraction.planning import prepare
 from featcli.inputs.listing import Given, find
 from featcli.pixels import batches
-from featcli.pixels.batches import Pictures, Reading
-from featcli.pixels.colour import Decoding
+from featcli.pixels.batches import Decoder, SizedImages
+from featcli.pixels.colour import PixelRules
 from featcli.pixels.sizes import Sizes
 from featcli.spec.config import ExtractConfig
 from featcli.system.machine import available_cores, kept_memory
@@ -157,8 +157,8 @@ class Ways:
         """Core-seconds of files into pixels, featcli's own threads."""
         backbone = self.backbone("fp32")
         images = find(Given(tuple(map(str, self.paths[:count])))).images
-        pictures = Pictures(images, Sizes(backbone.preprocessing.size))
-        reading = Reading(Decoding(), backbone.preprocessing, available_cores())
+        pictures = SizedImages(images, Sizes(backbone.preprocessing.size))
+        reading = Decoder(PixelRules(), backbone.preprocessing, available_cores())
         began = time.process_time()
         rows = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
         with closing(batches.read(reading, ((pictures, some) for some in rows))) as decoded:

@@ -100,6 +100,23 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def size(num_bytes: float) -> str:
+    """Bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """For people: `40 s`, `12 min`, `3.5 hours`, `2.1 days`."""
+    for unit, length, least in (("days", 86400, 2), ("hours", 3600, 2), ("min", 60, 2)):
+        if seconds >= least * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def one_line(error: Exception, count: int = 1) -> str:
     """The first `count` lines of a library's message as one, fit for a terminal; its type where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

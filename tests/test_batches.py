@@ -6,7 +6,7 @@ import pytest
 from conftest import draw
 from featcli.inputs import listing as inputs
 from featcli.pixels import batches
-from featcli.pixels.colour import Decoding
+from featcli.pixels.colour import PixelRules
 from featcli.pixels.sizes import Sizes
 
 SIZE = (8, 10)
@@ -32,7 +32,7 @@ def pictures(folder):
 
 
 def read(images, ranges, threads):
-    return batches.read(batches.Reading(Decoding(), Pixels(), threads), ((images, rows) for rows in ranges))
+    return batches.read(batches.Reading(PixelRules(), Pixels(), threads), ((images, rows) for rows in ranges))
 
 
 def ranges(count, size):

@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 import featcli
 from conftest import Featcli, draw, little_memory, tree
 from featcli import open_dump
-from featcli.dump.checksummed_json import hash_json, publish_sealed, read_sealed
+from featcli.dump.checksummed_json import hash_json, publish_checksummed, read_checksummed
 from featcli.errors import UsageError
 from featcli.export.export import export
 
@@ -321,11 +321,11 @@ def test_hostile_names_of_stages(dump, tmp_path, cli):
     for name in ("../../escaped", "/tmp/escaped", "a/b", "..", "", "keys", "x.shapes", "new\nline", "\ud800"):
         shutil.rmtree(tmp_path / "d", ignore_errors=True)
         shutil.copytree(dump.path, tmp_path / "d")
-        plan = read_sealed(tmp_path / "d" / "plan.json")
+        plan = read_checksummed(tmp_path / "d" / "plan.json")
         plan["stages"][0]["name"] = name
         body = {k: v for k, v in plan.items() if k not in ("fingerprint", "images_digest", "provenance", "environment")}
         plan["fingerprint"] = hash_json(body)
-        publish_sealed(tmp_path / "d" / "plan.json", plan, replace=True)
+        publish_checksummed(tmp_path / "d" / "plan.json", plan, replace=True)
         before = tree(tmp_path)
         run = cli("export", tmp_path / "d", "-o", tmp_path / "out")
         assert run.code == 4

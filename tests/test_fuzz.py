@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import featcli
 from conftest import draw, little_memory
 from featcli import open_dump
-from featcli.dump.checksummed_json import CHECKSUM, sealed
+from featcli.dump.checksummed_json import CHECKSUM, checksummed
 from featcli.dump.verify import verify
 from featcli.errors import FeatcliError
 from featcli.views.inspection import inspect_dump
@@ -138,8 +138,8 @@ def test_any_values(made, tmp_path_factory, data):
         for record in (folder / "shards").glob("*.json"):  # so that they are read, too
             said = json.loads(record.read_bytes())
             del said[CHECKSUM]
-            record.write_bytes(sealed({**said, "fingerprint": content["fingerprint"]}))
-    path.write_bytes(sealed(content))
+            record.write_bytes(checksummed({**said, "fingerprint": content["fingerprint"]}))
+    path.write_bytes(checksummed(content))
     read_all(folder)
     shutil.rmtree(folder)
 

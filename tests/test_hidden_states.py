@@ -10,7 +10,7 @@ from tiny_transformers import PYRAMID, TOKENS, randomize
 from conftest import SAMPLES, upright
 from featcli import extract, load_backbone, open_dump
 from featcli.backbones.checkpoint import Request, resolve
-from featcli.backbones.hidden_states import HiddenStatesSource
+from featcli.backbones.hidden_states import HiddenStatesModelSpec
 from featcli.errors import CheckpointError, FeatcliError, UsageError
 
 T = pytest.importorskip("transformers")
@@ -277,7 +277,7 @@ def test_what_was_taken_for_idle_is_put_back(tmp_path, monkeypatch):
     model = save("vit", tmp_path)
     whole = load_backbone(tmp_path, norm="model")
     norm = {name for name, _ in model.named_parameters() if name.startswith("layernorm.")}
-    monkeypatch.setattr(HiddenStatesSource, "_idle", lambda *_: frozenset(norm))
+    monkeypatch.setattr(HiddenStatesModelSpec, "_idle", lambda *_: frozenset(norm))
     again = load_backbone(tmp_path, norm="model")
     pixels = whole.preprocess(PICTURES[0])[None]
     assert torch.equal(whole(pixels)["stage3"], again(pixels)["stage3"])

@@ -225,11 +225,11 @@ def test_a_million_names(tmp_path):
     import tracemalloc
 
     from featcli.dump.plan import digest_images, digest_keys
-    from featcli.inputs.image_list import Found, ImageList, Origin
+    from featcli.inputs.image_list import ImageList, ListedImage, Origin
 
     tracemalloc.start()
     images = ImageList(
-        [Found(f"class{i % 1000:04d}/{i:07d}.jpg", 0, 100_000 + i) for i in range(100_000)], [Origin("")]
+        [ListedImage(f"class{i % 1000:04d}/{i:07d}.jpg", 0, 100_000 + i) for i in range(100_000)], [Origin("")]
     )
     assert digest_images(images) != digest_keys(images.keys)
     assert tracemalloc.get_traced_memory()[0] / len(images) < 200

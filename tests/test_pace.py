@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from featcli.run.stats import Clock
+from featcli.run.stats import Timings
 from featcli.system.machine import available_cores
 
 SETTINGS = {
@@ -33,7 +33,7 @@ def plan(settings=SETTINGS, dtype="float32", device="cpu"):
 )
 def test_the_slowest_part_sets_the_pace(worked, expected, advice):
     """The part that is busiest, its threads taken together, is named with what could help."""
-    pace = Clock(**worked).pace(1, 2, plan())
+    pace = Timings(**worked).pace(1, 2, plan())
     assert pace.set_by == expected
     assert pace.advice.startswith(advice)
     assert [line.split()[0] for line in pace.lines()] == ["decode", "compute", "write", "pace"]
@@ -51,27 +51,27 @@ def test_advice_names_nothing_that_is_in_use_or_refused(part):
     }
     native = SETTINGS | {"preprocessing": {"decode": "exact", "fit": "native"}}
     for settings, dtype in ((used, "float16"), (native, "float16")):
-        advice = Clock(**{part: 5.0}).pace(1, 1, plan(settings, dtype)).advice
+        advice = Timings(**{part: 5.0}).pace(1, 1, plan(settings, dtype)).advice
         for option in ("--compile", "--decode scaled", "--dtype"):
             assert option not in advice
-    assert "--p" not in Clock(**{part: 5.0}).pace(1, 1, plan(used, "float16")).advice
+    assert "--p" not in Timings(**{part: 5.0}).pace(1, 1, plan(used, "float16")).advice
 
 
 def test_preparation_is_no_part_of_the_rate():
     """It is said beside the seconds of the run."""
-    assert Clock(preparation=3.0).pace(1, 1, plan()).preparation == 3.0
+    assert Timings(preparation=3.0).pace(1, 1, plan()).preparation == 3.0
 
 
 def test_waits_are_said():
     """Who stood still for whom, and how long."""
-    clock = Clock(compute=3.0, waited_for_decode=1.25, waited_for_write=0.0)
+    clock = Timings(compute=3.0, waited_for_decode=1.25, waited_for_write=0.0)
     lines = list(clock.pace(1, 1, plan()).lines())
     assert lines[1].endswith("waited 1.2 s for decode")
 
 
 def test_advice_for_a_gpu():
     """There a larger batch may help; decoding takes nothing from it, so advice about that is left out."""
-    clock = Clock(decode=4.0, compute=3.0)
+    clock = Timings(decode=4.0, compute=3.0)
     assert "--decode scaled" in clock.pace(1, 2, plan()).advice
     advice = clock.pace(1, 2, plan(device="NVIDIA H200")).advice
     assert "--batch-size auto" in advice
@@ -80,10 +80,10 @@ def test_advice_for_a_gpu():
 
 def test_several_workers():
     """Busy shares are averages over workers; what they did and waited is summed, and said to be."""
-    clock = Clock()
+    clock = Timings()
     clock.started -= 10.0
     for _ in range(2):
-        other = Clock(preparation=0.0, compute=8.0, decode=4.0, waited_for_decode=2.0)
+        other = Timings(preparation=0.0, compute=8.0, decode=4.0, waited_for_decode=2.0)
         clock.add(other)
     pace = clock.pace(2, 4, plan())
     assert pace.busy["compute"] == pytest.approx(0.8, abs=0.01)
@@ -93,9 +93,9 @@ def test_several_workers():
 
 def test_advice_where_parts_share_the_cores():
     """On a CPU more threads than cores help nothing, and a lighter forward pass leaves more for decoding."""
-    clock, cores = Clock(decode=9.0, compute=1.0), available_cores()
+    clock, cores = Timings(decode=9.0, compute=1.0), available_cores()
     assert "--decode-threads" not in clock.pace(1, cores, plan()).advice
     assert "--precision bf16" in clock.pace(1, cores, plan()).advice
     assert ("--decode-threads" in clock.pace(1, 1, plan()).advice) == (cores > 1)
-    slow = Clock(compute=3.0).pace(1, cores, plan(SETTINGS | {"precision": "fp16"}))
+    slow = Timings(compute=3.0).pace(1, cores, plan(SETTINGS | {"precision": "fp16"}))
     assert "--precision bf16" in slow.advice

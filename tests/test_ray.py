@@ -12,9 +12,9 @@ import pytest
 
 from conftest import MANY_SHARDS, SHARDS, at_work, content, finished, hooked
 from featcli.errors import MachineError, UsageError
-from featcli.pixels.batches import Pictures
-from featcli.run.pipeline import Tally
-from featcli.run.stats import Clock
+from featcli.pixels.batches import SizedImages
+from featcli.run.pipeline import RunStats
+from featcli.run.stats import Timings
 from featcli.workers.ray import MOST_SHARDS, _Actor
 from featcli.workers.shard_progress import ShardProgress
 from featcli.workers.shard_queue import ShardQueue
@@ -119,13 +119,13 @@ def engine(whole):
     """An engine for that dump, and what there is to do in it."""
     from featcli.dump.folder import Dump
     from featcli.spec.config import ExtractConfig
-    from featcli.workers.engine import ToDo
+    from featcli.workers.engine import WorkOrder
     from featcli.workers.ray import RayEngine
 
     dump, said = Dump.at(whole), []
     config = ExtractConfig(("x",), checkpoint="test_resnet", output=str(whole), engine="ray", gpus_per_worker=1)
     engine = RayEngine(config, "cpu", dump.plan, lambda kind, **facts: said.append(facts.get("text")))
-    return engine, ToDo(dump, [0], None, 0), said
+    return engine, WorkOrder(dump, [0], None, 0), said
 
 
 def test_no_place_for_a_worker(engine, monkeypatch):
@@ -180,7 +180,7 @@ def idle(engine, make):
     return actor
 
 
-NO_PICTURES = SimpleNamespace(of=lambda rows: Pictures({}, None))
+NO_PICTURES = SimpleNamespace(of=lambda rows: SizedImages({}, None))
 
 
 def test_several_shards_together(engine):
@@ -199,7 +199,7 @@ def test_several_shards_together(engine):
 def test_the_last_times_are_heard(engine):
     """What a worker was busy with counts, though it says so after its last shard."""
     shard = {"shard": 0, "rows": 1, "file": "", "bytes": 0, "failed": 0}
-    said = [("event", ("shard", shard)), ("tally", Tally(clock=Clock(compute=5.0))), ("done", None)]
+    said = [("event", ("shard", shard)), ("tally", RunStats(clock=Timings(compute=5.0))), ("done", None)]
     idle(engine, lambda shards: iter(said))
     exceptions = SimpleNamespace(RayTaskError=RuntimeError, RayError=RuntimeError)
     engine[0]._ray = SimpleNamespace(

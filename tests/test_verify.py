@@ -11,7 +11,6 @@ import featcli
 from conftest import SAMPLES, draw, tree
 from featcli import open_dump
 from featcli.dump.folder import Dump
-from featcli.dump.manifest import finalize
 from featcli.dump.verify import repair, verify
 from featcli.errors import ConflictError, DamagedError, IncompleteError, UsageError
 
@@ -190,7 +189,7 @@ def test_recompute_of_greys(made, tmp_path, cli):
 def test_recompute_finds_what_hashes_cannot(made, dump, cli):
     """A dump of other values, hashed and sealed as if it were right, comes out otherwise."""
     found = Dump.existing(dump)
-    from featcli.dump.checksummed_json import publish_sealed
+    from featcli.dump.checksummed_json import publish_checksummed
     from featcli.dump.shard import REST, hash_rest
 
     for number in range(found.plan.num_shards):
@@ -207,8 +206,8 @@ def test_recompute_finds_what_hashes_cannot(made, dump, cli):
         stages = [a for name, a in layout.arrays.items() if name != "valid"]
         with path.open("rb") as file:
             record["hashes"][REST] = hash_rest(file.fileno(), layout.size, stages)
-        publish_sealed(found.record_path(number), record, replace=True)
-    finalize(found)
+        publish_checksummed(found.record_path(number), record, replace=True)
+    found.finalize()
     assert verify(dump).state == "whole"
     shown = cli("verify", dump, made / "photos", "-c", "test_resnet", "--random-init", "--recompute", 3)
     assert (shown.code, "other values for 3 images" in shown.err) == (4, True)
@@ -253,7 +252,7 @@ def test_finalize(dump, cli):
     assert tree(dump) == before
     (dump / "shards" / "00001.json").unlink()
     with pytest.raises(IncompleteError, match="1 of 3 shards"):
-        finalize(Dump.existing(dump))
+        Dump.existing(dump).finalize()
     assert cli("finalize", dump).code == 8
     Dump.existing(dump).shard_path(0).unlink()
     assert cli("finalize", dump).code == 4
@@ -261,7 +260,7 @@ def test_finalize(dump, cli):
 
 def test_records_say_what_they_must(dump):
     """A record of other types, sealed as if it were right, is damage and no exception."""
-    from featcli.dump.checksummed_json import publish_sealed
+    from featcli.dump.checksummed_json import publish_checksummed
 
     found = Dump.existing(dump)
     record = json.loads((dump / "shards" / "00000.json").read_text())
@@ -272,7 +271,7 @@ def test_records_say_what_they_must(dump):
         {"file": "../../etc/passwd"}, {"sizes": {"-1": 3}},
     ]  # fmt: skip
     for change in changes:
-        publish_sealed(found.record_path(0), record | change, replace=True)
+        publish_checksummed(found.record_path(0), record | change, replace=True)
         assert verify(dump).state == "damaged", change
         with pytest.raises(DamagedError):
             list(found.records())
@@ -292,11 +291,11 @@ def test_a_reader_written_from_the_format_page(made):
 
 def test_a_dump_of_a_later_version(tmp_path, photos, cli):
     """It is not called damaged, and nobody is led into starting anew: each command names the way out."""
-    from featcli.dump.checksummed_json import publish_sealed, read_sealed
+    from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
 
     featcli.extract(photos, output=tmp_path / "d", checkpoint="test_resnet", random_init=True)
     plan = tmp_path / "d" / "plan.json"
-    publish_sealed(plan, {**read_sealed(plan), "format_version": 2}, replace=True)
+    publish_checksummed(plan, {**read_checksummed(plan), "format_version": 2}, replace=True)
     for command in (["verify"], ["inspect"], ["verify", "--repair"], ["export", "-o", tmp_path / "x.h5"]):
         run = cli(command[0], tmp_path / "d", *command[1:])
         assert run.code == 5

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from conftest import little_memory
 from featcli.dump.atomic_file import PARTIAL, create_partial, publish, remove_stale
-from featcli.dump.checksummed_json import publish_sealed
+from featcli.dump.checksummed_json import publish_checksummed
 from featcli.dump.formats import FORMATS
 from featcli.dump.shard import REST, ShardWriter
 from featcli.errors import DamagedError, FeatcliError, UsageError
@@ -284,8 +284,8 @@ def test_files_of_others_are_not_cleaned_up(tmp_path):
 
 def test_publish_never_overwrites(tmp_path):
     """The first to publish a name wins; what is there stays as it is."""
-    assert publish_sealed(tmp_path / "x.json", {"a": 1})
-    assert not publish_sealed(tmp_path / "x.json", {"a": 2})
+    assert publish_checksummed(tmp_path / "x.json", {"a": 1})
+    assert not publish_checksummed(tmp_path / "x.json", {"a": 2})
     assert json.loads((tmp_path / "x.json").read_text())["a"] == 1
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -44,7 +44,7 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
     Raises UsageError, CheckpointError and MachineError.
     """
     from featcli.backbones.checkpoint import Request, resolve, sizes_asked
-    from featcli.backbones.source import ready
+    from featcli.backbones.model_spec import ready
     from featcli.backbones.stages import given_features, given_indices
     from featcli.system.device import resolve_device
 

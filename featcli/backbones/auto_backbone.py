@@ -16,10 +16,10 @@ from torch import nn
 from featcli.backbones.backbone import Network
 from featcli.backbones.checkpoint import Request
 from featcli.backbones.image_processor import quiet
-from featcli.backbones.transformers_source import TransformersSource, copied
+from featcli.backbones.transformers_model import TransformersModelSpec, copied
 from featcli.errors import CheckpointError, one_line, shown
 
-import transformers  # isort: skip  (transformers_source has seen to what its import needs)
+import transformers  # isort: skip  (transformers_model has seen to what its import needs)
 
 
 MAPPING = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING
@@ -54,7 +54,7 @@ def is_mapped(config: Any) -> bool:
     return type(config) in MAPPING
 
 
-class AutoBackboneSource(TransformersSource):
+class AutoBackboneModelSpec(TransformersModelSpec):
     """A checkpoint of a mapped type, or of a larger model with one inside, before its weights are read."""
 
     def __init__(self, request: Request, config: Any, outer: Any = None) -> None:

@@ -14,8 +14,8 @@ from torch import nn
 from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
 from featcli.backbones.stages import Stage
 from featcli.errors import CheckpointError, UsageError, shown
-from featcli.pixels.resize import Fitting
-from featcli.pixels.upright import UnreadableError, upright_rgb
+from featcli.pixels.colour import UnreadableError, upright_rgb
+from featcli.pixels.resize import ResizeMode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,7 @@ class Preprocessing:
     settings: Mapping[str, Any]  # the checkpoint's own words for them, stored in the plan
     summary: str  # the same for people, in one line
     channels: int = 3  # C: the picture's colours, or 1 for its greys
-    fitting: Fitting | None = None  # where the size does not come about in the checkpoint's own way
+    fitting: ResizeMode | None = None  # where the size does not come about in the checkpoint's own way
 
     @property
     def is_native(self) -> bool:

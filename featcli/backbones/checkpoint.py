@@ -15,7 +15,7 @@ from featcli.errors import CheckpointError, UsageError, one_line, one_of, shown
 from featcli.pixels.resize import FITS, NATIVE
 
 if TYPE_CHECKING:
-    from featcli.backbones.source import Source
+    from featcli.backbones.model_spec import ModelSpec
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What the hub's client means by its exceptions, by their names: it need not be imported to say so.
@@ -80,7 +80,7 @@ def sizes_asked(image_size: Any, fit: str | None) -> dict[str, Any]:
     return {"largest": size} if fit == NATIVE else {"image_size": size}
 
 
-def resolve(request: Request) -> Source:
+def resolve(request: Request) -> ModelSpec:
     """The source that can read this checkpoint. Reads configurations, never weights.
 
     Raises UsageError for names that do not exist and sizes that do not fit, CheckpointError for files that cannot
@@ -92,7 +92,7 @@ def resolve(request: Request) -> Source:
     return source
 
 
-def _open(request: Request) -> Source:
+def _open(request: Request) -> ModelSpec:
     if request.config is not None:
         return _transformers(request)
     path = Path(request.checkpoint)
@@ -121,7 +121,7 @@ def _open(request: Request) -> Source:
     return _timm(request)
 
 
-def _from_config(request: Request, path: Path) -> Source:
+def _from_config(request: Request, path: Path) -> ModelSpec:
     """A configuration by itself: it can be inspected, and give random weights."""
     if request.arch is not None:
         raise UsageError("--arch goes with a weights file", "leave --arch out: this configuration says what it is")
@@ -130,7 +130,7 @@ def _from_config(request: Request, path: Path) -> Source:
     return _transformers(request)
 
 
-def _from_file(request: Request, path: Path) -> Source:
+def _from_file(request: Request, path: Path) -> ModelSpec:
     if path.suffix not in WEIGHTS_SUFFIXES:
         raise CheckpointError(
             f"checkpoint {shown(path)}: not a weights file", f"weights files end in {', '.join(WEIGHTS_SUFFIXES)}"
@@ -143,7 +143,7 @@ def _from_file(request: Request, path: Path) -> Source:
     return _timm(request)
 
 
-def _from_folder(request: Request, path: Path) -> Source:
+def _from_folder(request: Request, path: Path) -> ModelSpec:
     if len(path.parts) == 1 and not request.checkpoint.startswith(".") and _is_timm_name(request.checkpoint):
         raise UsageError(
             f"checkpoint {shown(request.checkpoint)}: both a folder here and a timm model",
@@ -157,7 +157,7 @@ def _from_folder(request: Request, path: Path) -> Source:
     return _transformers(request)
 
 
-def _from_hub(request: Request) -> Source:
+def _from_hub(request: Request) -> ModelSpec:
     from huggingface_hub import hf_hub_download
 
     try:
@@ -205,22 +205,22 @@ def _is_timm_name(name: str) -> bool:
     return is_timm_name(name)
 
 
-def _timm(request: Request, local: bool = False, hub: bool = False) -> Source:
-    from featcli.backbones.from_timm import TimmSource
+def _timm(request: Request, local: bool = False, hub: bool = False) -> ModelSpec:
+    from featcli.backbones.from_timm import TimmModelSpec
 
     prefix = "local-dir:" if local else "hf-hub:" if hub else ""
-    return TimmSource(request, prefix + request.checkpoint)
+    return TimmModelSpec(request, prefix + request.checkpoint)
 
 
-def _timm_wrapper(request: Request, path: Path, config: dict[str, Any]) -> Source:
+def _timm_wrapper(request: Request, path: Path, config: dict[str, Any]) -> ModelSpec:
     """What transformers' TimmWrapper saves: timm's configuration in its own words, and weights under `timm_model.`"""
-    from featcli.backbones.from_timm import TimmSource
+    from featcli.backbones.from_timm import TimmModelSpec
     from featcli.backbones.weights import weights_files
 
     files = weights_files(path)
     if not (files or request.random_init):
         raise CheckpointError(f"checkpoint {shown(path)}: no weights in it", "is the folder whole?")
-    source = TimmSource(
+    source = TimmModelSpec(
         replace(request, arch=config["architecture"]),
         "",
         config.get("model_args") or {},
@@ -230,7 +230,7 @@ def _timm_wrapper(request: Request, path: Path, config: dict[str, Any]) -> Sourc
     return source
 
 
-def _transformers(request: Request) -> Source:
+def _transformers(request: Request) -> ModelSpec:
     try:
         import transformers  # noqa: F401  (an extra: its absence is the user's to mend, not a bug)
     except ModuleNotFoundError:

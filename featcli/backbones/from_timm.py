@@ -27,7 +27,7 @@ from timm.data import resolve_data_config  # noqa: E402
 from featcli.backbones.backbone import Network, Preprocessing, Weights  # noqa: E402
 from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
 from featcli.backbones.hub import hub_or_cache, hub_weights  # noqa: E402
-from featcli.backbones.source import Source  # noqa: E402
+from featcli.backbones.model_spec import ModelSpec  # noqa: E402
 from featcli.backbones.stages import names_by_stride  # noqa: E402
 from featcli.backbones.timm_transform import silent_timm, timm_preprocessing  # noqa: E402
 from featcli.backbones.weights import (  # noqa: E402
@@ -42,7 +42,7 @@ from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown
 from featcli.pixels.resize import NATIVE  # noqa: E402
 
 
-class TimmSource(Source):
+class TimmModelSpec(ModelSpec):
     """A timm model by whatever name, before its weights are read."""
 
     library = "timm"

@@ -20,11 +20,11 @@ from featcli.backbones.backbone import Network
 from featcli.backbones.checkpoint import Request
 from featcli.backbones.image_processor import quiet
 from featcli.backbones.stages import names_by_stride
-from featcli.backbones.transformers_source import TransformersSource, config_size
+from featcli.backbones.transformers_model import TransformersModelSpec, config_size
 from featcli.backbones.weights import find_prefix
 from featcli.errors import CheckpointError, UsageError, one_line, shown
 
-import transformers  # isort: skip  (transformers_source has seen to what its import needs)
+import transformers  # isort: skip  (transformers_model has seen to what its import needs)
 
 
 MAPPING = transformers.models.auto.modeling_auto.MODEL_MAPPING
@@ -35,7 +35,7 @@ FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")
 MOST_PREFIX_TOKENS = 16  # class token, distillation token, registers
 
 
-class HiddenStatesSource(TransformersSource):
+class HiddenStatesModelSpec(TransformersModelSpec):
     """A checkpoint whose hidden states are its stages, before its weights are read."""
 
     def __init__(self, request: Request, config: Any) -> None:

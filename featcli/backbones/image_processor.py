@@ -22,7 +22,7 @@ import transformers  # noqa: E402
 from featcli.backbones.backbone import Preprocessing  # noqa: E402
 from featcli.backbones.hub import hub_or_cache  # noqa: E402
 from featcli.errors import CheckpointError, UsageError, one_line, shown  # noqa: E402
-from featcli.pixels.resize import Fitting, fill_of, within_reason  # noqa: E402
+from featcli.pixels.resize import ResizeMode, fill_of, within_reason  # noqa: E402
 
 Fit = Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W)
 
@@ -80,7 +80,7 @@ def output_sizes(processor: Any) -> set[tuple[int, int]]:
 
 
 def preprocessing_of(
-    processor: Any, size: tuple[int, int], channels: int = 3, fitting: Fitting | None = None
+    processor: Any, size: tuple[int, int], channels: int = 3, fitting: ResizeMode | None = None
 ) -> Preprocessing:
     """The processor up to the point where it would leave uint8, and what is left of it; `fitting` in place of its
     resizing and cropping.
@@ -127,7 +127,7 @@ def preprocessing_of(
     return ours if _equals(ours, whole) else replace(ours, fit=whole, dtype="float32")
 
 
-def _resizing(processor: Any, fitting: Fitting | None, size: tuple[int, int], channels: int) -> Callable[[Fit], Fit]:
+def _resizing(processor: Any, fitting: ResizeMode | None, size: tuple[int, int], channels: int) -> Callable[[Fit], Fit]:
     """What goes before (or around) the processor's own steps."""
     if fitting is not None:
         mean = _three(processor.image_mean if processor.do_normalize else 0.5)
@@ -222,7 +222,7 @@ def _test_pictures() -> list[Image.Image]:
     return [Image.fromarray(noise), Image.fromarray(noise.transpose(1, 0, 2).copy())]
 
 
-def _summary(processor: Any, size: tuple[int, int], fitting: Fitting | None) -> str:
+def _summary(processor: Any, size: tuple[int, int], fitting: ResizeMode | None) -> str:
     steps = [fitting.summary(Image.Resampling(int(processor.resample)).name.lower())] if fitting else []
     if processor.do_resize:
         wanted = " ".join(f"{k} {v}" for k, v in dict(processor.size).items() if v)

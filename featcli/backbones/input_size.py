@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from featcli.errors import FeatcliError, UsageError, shown
 
 if TYPE_CHECKING:
-    from featcli.backbones.source import Source
+    from featcli.backbones.model_spec import ModelSpec
 
 Size = tuple[int, int]  # (H, W)
 TRIES = 8  # multiples of the stride, each way: windows of 7 patches and three halvings repeat after 7
@@ -28,7 +28,7 @@ def parse_size(text: str | int | Size | None) -> Size | None:
     return int(match[1]), int(match[2] or match[1])
 
 
-def refuse_unfit(source: Source, at_size: Callable[[Size | None], Source]) -> None:
+def refuse_unfit(source: ModelSpec, at_size: Callable[[Size | None], ModelSpec]) -> None:
     """Raise UsageError where the backbone cannot be run at the size that was asked for, naming the nearest that do.
 
     `at_size` opens the same checkpoint at another size, None being its own. A patch that does not fit would be cut off
@@ -50,7 +50,7 @@ def refuse_unfit(source: Source, at_size: Callable[[Size | None], Source]) -> No
     raise UsageError(f"--image-size {_said((height, width))}: {source.name} does not take it: {cause}", hint)
 
 
-def _stride(at_size: Callable[[Size | None], Source]) -> Size:
+def _stride(at_size: Callable[[Size | None], ModelSpec]) -> Size:
     """The largest stride, in which sizes go that fit; at the checkpoint's own size, if it has one."""
     try:
         return at_size(None).stages[-1].stride
@@ -66,7 +66,7 @@ def _nearest(size: Size, step: Size) -> Iterator[list[Size]]:
     yield [(above[0] * step[0] + k * step[0], above[1] * step[1] + k * step[1]) for k in range(TRIES)]
 
 
-def _first(sizes: list[Size], at_size: Callable[[Size | None], Source]) -> Size | None:
+def _first(sizes: list[Size], at_size: Callable[[Size | None], ModelSpec]) -> Size | None:
     for size in sizes:
         if min(size) <= 0:
             return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featcli.backbones.backbone import Preprocessing
-from featcli.pixels.resize import NATIVE, Fitting
+from featcli.pixels.resize import NATIVE, ResizeMode
 
 OF_TIMM = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
@@ -22,7 +22,7 @@ def recorded_preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
     fitting = None
     if "fit" in pixels:
         largest = pixels["largest"] if pixels["fit"] == NATIVE else size
-        fitting = Fitting(pixels["fit"], largest and tuple(largest), tuple(pixels.get("step", (1, 1))))
+        fitting = ResizeMode(pixels["fit"], largest and tuple(largest), tuple(pixels.get("step", (1, 1))))
     if "image_processor_type" in pixels:
         from featcli.backbones.image_processor import preprocessing_of, read_processor
 

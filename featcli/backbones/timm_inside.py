@@ -9,9 +9,9 @@ from typing import Any
 
 from featcli.backbones.backbone import Network, Preprocessing, Weights
 from featcli.backbones.checkpoint import Request
-from featcli.backbones.from_timm import TimmSource
+from featcli.backbones.from_timm import TimmModelSpec
 from featcli.backbones.image_processor import preprocessing_of
-from featcli.backbones.transformers_source import (
+from featcli.backbones.transformers_model import (
     files_of,
     freezer,
     inside,
@@ -24,7 +24,7 @@ from featcli.backbones.transformers_source import (
 from featcli.errors import CheckpointError, UsageError, shown
 
 
-class TimmInside(TimmSource):
+class TimmInsideModelSpec(TimmModelSpec):
     """See the module. Everything about the network is timm's, pixels and default stages are the checkpoint's."""
 
     def __init__(self, request: Request, config: Any, outer: Any) -> None:

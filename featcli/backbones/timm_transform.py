@@ -18,13 +18,13 @@ from timm.data.loader import adapt_to_chs  # noqa: E402
 from timm.data.transforms import str_to_pil_interp  # noqa: E402
 
 from featcli.backbones.backbone import Preprocessing  # noqa: E402
-from featcli.pixels.resize import Fitting, fill_of, within_reason  # noqa: E402
+from featcli.pixels.resize import ResizeMode, fill_of, within_reason  # noqa: E402
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-def timm_preprocessing(config: Mapping[str, Any], channels: int, tag: str, fitting: Fitting | None) -> Preprocessing:
+def timm_preprocessing(config: Mapping[str, Any], channels: int, tag: str, fitting: ResizeMode | None) -> Preprocessing:
     """What a resolved data configuration of timm says; `fitting` in place of its resizing and cropping."""
     transform = create_transform(**config, is_training=False, use_prefetcher=True)
     with silent_timm():  # greys are normalised by the average of the colours, as timm's own loader does it

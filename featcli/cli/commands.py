@@ -207,7 +207,8 @@ def extract(
         cpus_per_worker=cpus_per_worker,
         gpus_per_worker=gpus_per_worker,
     )
-    from featcli.cli.terminal import Terminal, json_lines, tee
+    from featcli.cli.terminal import Terminal, json_lines
+    from featcli.events import tee
 
     terminal = Terminal(verbose)
     reports = ([] if quiet else [terminal]) + ([json_lines] if as_json else [])

@@ -61,9 +61,10 @@ def verify(
     featcli verify feats --recompute 8 -c resnet50 photos
     """
     from featcli.cli.tables import print_verdict
-    from featcli.cli.terminal import Terminal, silent
+    from featcli.cli.terminal import Terminal
     from featcli.dump.verify import repair as put_aside
     from featcli.dump.verify import verify as check
+    from featcli.events import silent
 
     if recompute < 0:
         raise UsageError(f"--recompute {recompute}: must be at least 0", "say how many images")
@@ -150,8 +151,10 @@ def export(
     featcli export feats --pool avg -o - | jq -c '[.key, .stage4[0]]'
     """
     from featcli.backbones.stages import given_features
-    from featcli.cli.terminal import Terminal, silent, size
+    from featcli.cli.terminal import Terminal
     from featcli.dump.plan import shown_shape
+    from featcli.errors import size
+    from featcli.events import silent
     from featcli.export.export import STDOUT, images_beside
     from featcli.export.export import export as write
     from featcli.reading.reader import open_dump
@@ -214,7 +217,8 @@ def show(
     featcli show feats --root sample_images -o feats.html
     """
     from featcli.backbones.stages import given_features
-    from featcli.cli.terminal import Terminal, silent
+    from featcli.cli.terminal import Terminal
+    from featcli.events import silent
     from featcli.reading.reader import open_dump
     from featcli.views.dump_pictures import DumpPictures
     from featcli.views.show import Drawing, rows_of, rows_to_draw
@@ -255,7 +259,6 @@ def finalize(
     from featcli.dump.atomic_file import disk_errors
     from featcli.dump.folder import Dump, in_use
     from featcli.dump.lock import FolderLock
-    from featcli.dump.manifest import finalize as write_last_files
 
     found = Dump.at(Path(dump))
     if damaged := sorted(found.committed().damaged):
@@ -266,7 +269,7 @@ def finalize(
     with disk_errors(found.path), FolderLock(found.path) as lock:
         if not lock.alone():
             raise in_use(found.path)
-        totals = write_last_files(found)["totals"]
+        totals = found.finalize()["totals"]
     if as_json:
         print(json.dumps({"type": "finalized", "dump": dump, **totals}))
     elif not quiet:

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from featcli.cli.terminal import folded, size
+from featcli.cli.terminal import folded
 from featcli.dump.plan import shown_shape
-from featcli.errors import counted, printable
+from featcli.errors import counted, printable, size
 
 WIDE = 240
 

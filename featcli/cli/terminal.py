@@ -9,20 +9,15 @@ import shutil
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-from featcli.errors import counted, printable, shown
-from featcli.run.stats import Pace
+from featcli.dump.records import most_first
+from featcli.errors import counted, duration, printable, shown, size
+from featcli.run.stats import Throughput
 
-Report = Callable[..., None]  # report(kind, **facts)
 FAILURES_SHOWN = 5
 LABEL = re.compile(r"[a-z_ ]{14} (?=\S)")  # begins a line that says what was chosen
 _one_line_at_a_time = threading.Lock()
-
-
-def silent(kind: str, **facts: Any) -> None:
-    """Say nothing."""
 
 
 def json_lines(kind: str, **facts: Any) -> None:
@@ -31,16 +26,6 @@ def json_lines(kind: str, **facts: Any) -> None:
         with _one_line_at_a_time:  # events come from the main and the writer thread
             sys.stdout.write(json.dumps({"type": kind, **facts}) + "\n")
             sys.stdout.flush()
-
-
-def tee(*reports: Report) -> Report:
-    """Tell several."""
-
-    def report(kind: str, **facts: Any) -> None:
-        for one in reports:
-            one(kind, **facts)
-
-    return report
 
 
 class Terminal:
@@ -126,7 +111,7 @@ def summary(end: dict[str, Any]) -> str:
     counts = most_first(end["failed_by_reason"])
     failed = f", {end['failed']:,} failed ({', '.join(f'{n} {reason}' for reason, n in counts.items())})"
     if end["extracted"]:
-        pace = Pace(**end["pace"])
+        pace = Throughput(**end["pace"])
         rate = f"{end['extracted'] / pace.seconds:.1f} images/s"
         before = f" after {pace.preparation:.1f} s of preparation"
         lines.append(f"extracted {counted(end['extracted'], 'image')} in {pace.seconds:.1f} s{before}, {rate}")
@@ -144,11 +129,6 @@ def summary(end: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def most_first(counts: Mapping[str, int]) -> dict[str, int]:
-    """The counts, the largest first, equal ones by name."""
-    return dict(sorted(counts.items(), key=lambda count: (-count[1], count[0])))
-
-
 def folded(text: str, stream: TextIO) -> str:
     """The text as it fits on a terminal, its lines folded under what they say; as it is for a file or a pipe."""
     if not stream.isatty():
@@ -164,20 +144,3 @@ def _folded_line(line: str, width: int) -> str:
         line, width, subsequent_indent=" " * (label.end() if label else 2), replace_whitespace=False,
         drop_whitespace=True, break_on_hyphens=False,
     )  # fmt: skip
-
-
-def duration(seconds: float) -> str:
-    """For people: `40 s`, `12 min`, `3.5 hours`, `2.1 days`."""
-    for unit, length, least in (("days", 86400, 2), ("hours", 3600, 2), ("min", 60, 2)):
-        if seconds >= least * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def size(num_bytes: float) -> str:
-    """Bytes for people, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 999.5:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.1f} TB"

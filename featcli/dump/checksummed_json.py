@@ -21,17 +21,17 @@ def hash_json(content: Any) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode("ascii"))
 
 
-def sealed(content: Mapping[str, Any]) -> bytes:
+def checksummed(content: Mapping[str, Any]) -> bytes:
     """The bytes of a file with this content."""
     return json.dumps({**content, CHECKSUM: hash_json(content)}, indent=1).encode("ascii") + b"\n"
 
 
-def publish_sealed(final: Path, content: Mapping[str, Any], replace: bool = False) -> bool:
+def publish_checksummed(final: Path, content: Mapping[str, Any], replace: bool = False) -> bool:
     """Write and publish such a file; whether its name was free."""
-    return publish_lines(final, [sealed(content)], replace)
+    return publish_lines(final, [checksummed(content)], replace)
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_checksummed(path: Path) -> dict[str, Any]:
     """The content of such a file. Raises ValueError where a single byte is not as it was written."""
     try:
         raw = read_regular(path, MAX_BYTES)
@@ -45,7 +45,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise ValueError("not a JSON object")
     content.pop(CHECKSUM, None)
     try:
-        is_whole = raw == sealed(content)
+        is_whole = raw == checksummed(content)
     except (RecursionError, ValueError):  # what JSON can say and ASCII JSON without surprises cannot
         is_whole = False
     if not is_whole:

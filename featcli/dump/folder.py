@@ -19,15 +19,14 @@ import numpy as np
 import xxhash
 
 from featcli.dump.atomic_file import PARTIAL_NAME, disk_errors, publish_lines, sync_folder
-from featcli.dump.checksummed_json import publish_sealed, read_sealed
-from featcli.dump.committed import Committed
+from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
 from featcli.dump.formats import FORMATS
 from featcli.dump.formats.layout import ITEM_BYTES
 from featcli.dump.lock import one_at_a_time
 from featcli.dump.plan import OtherVersionError, Plan, image_lines, other_images, refuse_other_plan, with_fingerprint
-from featcli.dump.records import read_record, record_content
+from featcli.dump.records import CommittedShards, failure_lines, manifest_content, read_record, record_content
 from featcli.dump.shard import ShardWriter, hash_rest
-from featcli.errors import ConflictError, DamagedError, UsageError, counted, shown
+from featcli.errors import ConflictError, DamagedError, IncompleteError, UsageError, counted, shown
 from featcli.inputs.image_list import MISSING, ImageList
 from featcli.pixels.decode import Failure
 from featcli.system.files import open_regular
@@ -54,7 +53,7 @@ class Dump:
         self.again: frozenset[int] = frozenset()  # committed shards that are to be made again
 
     @cached_property
-    def found(self) -> Committed:
+    def found(self) -> CommittedShards:
         """What was committed when this was first asked for."""
         return self.committed()
 
@@ -82,7 +81,7 @@ class Dump:
     def plan_in(path: Path) -> Plan:
         """The plan in a folder. Raises DamagedError."""
         try:
-            plan = Plan.from_json(read_sealed(path / PLAN))
+            plan = Plan.from_json(read_checksummed(path / PLAN))
             if plan.settings["format"] not in FORMATS or any(stage.dtype not in ITEM_BYTES for stage in plan.stages):
                 raise ValueError("a format or a type that this featcli does not know")
             return plan
@@ -97,7 +96,7 @@ class Dump:
         with disk_errors(path):
             # The list before the plan: where there is a plan, the list it froze is there.
             publish_lines(path / IMAGES, image_lines(images), replace=True)
-            return publish_sealed(path / PLAN, with_fingerprint(plan))
+            return publish_checksummed(path / PLAN, with_fingerprint(plan))
 
     @classmethod
     def resume(cls, path: Path, plan: Plan, images: ImageList, retry_failed: bool = False) -> Dump:
@@ -194,9 +193,9 @@ class Dump:
         """Where the record of a shard is, or will be."""
         return self.path / SHARDS / f"{number:05d}.json"
 
-    def committed(self) -> Committed:
+    def committed(self) -> CommittedShards:
         """What is there, from one look at every record. Raises DamagedError for one that is damaged or foreign."""
-        found = Committed(self.plan.num_shards)
+        found = CommittedShards(self.plan.num_shards)
         found.remember(self._records_before())
         for record in self.records():
             found.add(record, self._is_damaged(record))
@@ -253,7 +252,7 @@ class Dump:
                 path.replace(before)
                 sync_folder(self.path / SHARDS)
             writer.publish()
-            publish_sealed(path, record, replace=True)
+            publish_checksummed(path, record, replace=True)
             before.unlink(missing_ok=True)
         return record
 
@@ -296,6 +295,24 @@ class Dump:
     def is_complete(self) -> bool:
         """Whether the manifest is there."""
         return (self.path / MANIFEST).exists()
+
+    def finalize(self) -> dict[str, Any]:
+        """Write failures.jsonl, then manifest.json, from the records. Returns the content of the manifest.
+
+        Raises IncompleteError while a record is missing, and MachineError.
+        """
+        records = list(self.records())
+        if len(records) < self.plan.num_shards:
+            raise IncompleteError(
+                f"dump {shown(self.path)}: {self.plan.num_shards - len(records):,} of"
+                f" {counted(self.plan.num_shards, 'shard')} missing",
+                "run its extract command again to complete it",
+            )
+        manifest = manifest_content(self.plan, records)
+        with disk_errors(self.path):
+            publish_lines(self.path / FAILURES, failure_lines(records), replace=True)
+            publish_checksummed(self.path / MANIFEST, manifest, replace=True)
+        return manifest
 
 
 def _way_out(path: Path) -> str:

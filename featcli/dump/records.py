@@ -1,19 +1,25 @@
-"""The record of a shard: what it says, and whether one that is read can be trusted. It makes its shard committed."""
+"""What is said of shards on disk: the record of each, what is committed, failures.jsonl and manifest.json.
+
+A record makes its shard committed; the manifest, written from all of them, says that the dump is complete.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featcli.dump.checksummed_json import read_sealed
-from featcli.dump.plan import Plan
-from featcli.dump.shard import REST, Written
+from featcli.dump.checksummed_json import read_checksummed
+from featcli.dump.plan import Plan, with_fingerprint
+from featcli.dump.shard import REST, ShardSummary
 from featcli.errors import DamagedError, shown
 from featcli.pixels.decode import Failure
 
 
-def record_content(plan: Plan, number: int, written: Written, failures: Sequence[Failure]) -> dict[str, Any]:
+def record_content(plan: Plan, number: int, written: ShardSummary, failures: Sequence[Failure]) -> dict[str, Any]:
     """What every record says."""
     rows = plan.shard(number)
     return {
@@ -31,7 +37,7 @@ def record_content(plan: Plan, number: int, written: Written, failures: Sequence
 def read_record(path: Path, plan: Plan, number: int, file_name: str) -> dict[str, Any]:
     """The record of a shard whose file has this name. Raises DamagedError for one that is damaged or foreign."""
     try:
-        record = read_sealed(path)
+        record = read_checksummed(path)
         _check(record, plan, number, file_name)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(
@@ -64,3 +70,72 @@ def _check(record: Mapping[str, Any], plan: Plan, number: int, file_name: str) -
         texts = [failure[name] for name in ("key", "reason", "detail")]
         if type(failure["row"]) is not int or failure["row"] not in rows or not all(map(str.__instancecheck__, texts)):
             raise ValueError("a failure in it is of no image of its")
+
+
+@dataclass
+class CommittedShards:
+    """Shards with a record, and what those records say that matters to a run that goes on."""
+
+    num_shards: int  # of the plan
+    damaged: set[int] = field(default_factory=set)  # their file is gone, or of another size than the record says
+    failed: set[int] = field(default_factory=set)  # they have images that could not be read
+    failed_rows: set[int] = field(default_factory=set)  # those images, and those of shards that are being made again
+    sizes: dict[int, int] = field(default_factory=dict)  # row -> bytes, of images that failed, and were read later
+    _there: set[int] = field(default_factory=set)
+
+    def add(self, record: Mapping[str, Any], is_damaged: bool) -> None:
+        """A shard that is there."""
+        self._there.add(record["shard"])
+        if is_damaged:
+            self.damaged.add(record["shard"])
+        if record["failures"]:
+            self.failed.add(record["shard"])
+        self.remember((record,))
+
+    def remember(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """What is said of images, by records of shards that need not be there any more."""
+        for record in records:
+            self.failed_rows.update(failure["row"] for failure in record["failures"])
+            self.sizes.update((int(row), size) for row, size in record.get("sizes", {}).items())
+
+    @property
+    def unfinished(self) -> list[int]:
+        """The shards that are not there whole, in order."""
+        whole = self._there - self.damaged
+        return [number for number in range(self.num_shards) if number not in whole]
+
+
+def manifest_content(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What manifest.json says once these are all records."""
+    return {
+        **with_fingerprint(plan),
+        "shards": [{k: v for k, v in record.items() if k not in ("fingerprint", "failures")} for record in records],
+        "totals": totals_of(records),
+    }
+
+
+def totals_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the records come to: images, written and failed ones, bytes."""
+    images = num_bytes = 0
+    reasons: Counter[str] = Counter()
+    for record in records:
+        images += record["rows"]
+        num_bytes += record["bytes"]
+        reasons.update(failure["reason"] for failure in record["failures"])
+    return {
+        "images": images,
+        "written": images - reasons.total(),
+        "failed": reasons.total(),
+        "failed_by_reason": dict(sorted(reasons.items())),
+        "bytes": num_bytes,
+    }
+
+
+def failure_lines(records: Iterable[Mapping[str, Any]]) -> list[bytes]:
+    """The lines of failures.jsonl."""
+    return [json.dumps(failure).encode("ascii") + b"\n" for record in records for failure in record["failures"]]
+
+
+def most_first(counts: Mapping[str, int]) -> dict[str, int]:
+    """The counts, the largest first, equal ones by name."""
+    return dict(sorted(counts.items(), key=lambda count: (-count[1], count[0])))

@@ -22,7 +22,7 @@ REST = "rest"  # the hash of everything in the file that is not a stage: header,
 
 
 @dataclass(frozen=True)
-class Written:
+class ShardSummary:
     """What became of a shard file."""
 
     file: str
@@ -66,7 +66,7 @@ class ShardWriter:
         for hashed in hashing:
             hashed.result()
 
-    def finish(self, beside: Mapping[str, np.ndarray]) -> Written:
+    def finish(self, beside: Mapping[str, np.ndarray]) -> ShardSummary:
         """Write the arrays that are not of stages. Afterwards all is on the disk but the name."""
         layout = self.layout
         assert all(self._ends[name] == layout.arrays[name].end for name in self._digests)  # every row, and no more
@@ -76,7 +76,7 @@ class ShardWriter:
         os.fsync(self._descriptor)
         hashes = {name: digest.hexdigest() for name, digest in self._digests.items()}
         hashes[REST] = hash_rest(self._descriptor, self.layout.size, [layout.arrays[name] for name in self._digests])
-        return Written(self.final.name, layout.size, hashes)
+        return ShardSummary(self.final.name, layout.size, hashes)
 
     def publish(self) -> None:
         """Give the file its name, which whoever calls knows to be free of committed shards. It is then on the disk."""

@@ -1,13 +1,22 @@
-"""The folder that `-o` names: what may be written there, who is at work in it, and what may be deleted."""
+"""Where a command writes: the folder of a dump or a file. What may be written there, and what may be deleted."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from featcli.dump.atomic_file import PARTIAL, PARTIAL_NAME, disk_errors, remove_stale, sync_folder
+from featcli.dump.atomic_file import (
+    PARTIAL,
+    PARTIAL_NAME,
+    create_partial,
+    disk_errors,
+    publish,
+    remove_stale,
+    sync_folder,
+)
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, OURS, PLAN, SHARDS, Dump, in_use
 from featcli.dump.lock import FolderLock
 from featcli.errors import ConflictError, MachineError, shown
@@ -103,3 +112,52 @@ def remove_dump(path: Path) -> None:
             file.unlink()
     for name in (FAILURES, PLAN, IMAGES):
         (path / name).unlink(missing_ok=True)
+
+
+Write = Callable[[Path], object]  # fills the empty file at a path
+
+
+def refuse_taken(path: Path, overwrite: bool) -> None:
+    """Raise ConflictError where something is there that may not be replaced, and inside any dump."""
+    refuse_inside(path)
+    if path.is_dir():
+        raise ConflictError(f"-o {shown(path)}: there is a folder of that name", "name a file")
+    if path.exists() and not path.is_file():
+        raise ConflictError(f"-o {shown(path)}: not a regular file", "name another; export streams with -o -")
+    if path.exists() and not overwrite:
+        raise _there(path)
+
+
+def refuse_inside(path: Path) -> None:
+    """Raise ConflictError where a path leads into a dump: what is there must not be overwritten by what it holds."""
+    for folder in (path.resolve(), *path.resolve().parents):
+        if (folder / PLAN).is_file() and (folder / SHARDS).is_dir():
+            raise ConflictError(f"-o {shown(path)}: inside the dump {shown(folder)}", "name a place outside of it")
+
+
+def write_files(files: Mapping[Path, Write], overwrite: bool = False) -> None:
+    """Fill files of one folder, and give them their names, in this order, when all of them are on the disk.
+
+    With `overwrite` the last one that is there goes before any other is replaced: it never lies beside what belongs to
+    another. Raises ConflictError where a name is taken by then, and MachineError.
+    """
+    *beside, last = files
+    with disk_errors(last, "-o"), ExitStack() as stack:
+        last.parent.mkdir(parents=True, exist_ok=True)
+        partials = {}
+        for path, write in files.items():
+            remove_stale(path.parent, path.name)
+            descriptor, partials[path] = create_partial(path)
+            stack.callback(os.close, descriptor)
+            stack.callback(partials[path].unlink, missing_ok=True)
+            write(partials[path])
+            os.fsync(descriptor)
+        if beside and overwrite:
+            last.unlink(missing_ok=True)
+        for path, partial in partials.items():
+            if not publish(partial, path, overwrite):
+                raise _there(path)
+
+
+def _there(path: Path) -> ConflictError:
+    return ConflictError(f"-o {shown(path)}: it is there already", "name another file, or give --overwrite")

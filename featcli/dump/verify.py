@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from featcli.cli.terminal import Report, silent
 from featcli.dump.atomic_file import disk_errors, sync_folder
-from featcli.dump.checksummed_json import publish_sealed, read_sealed, sealed
+from featcli.dump.checksummed_json import checksummed, publish_checksummed, read_checksummed
 from featcli.dump.folder import ASIDE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump
 from featcli.dump.formats.layout import VALID, Array, Layout, is_stage
 from featcli.dump.formats.rows import read_rows, values_of
 from featcli.dump.lock import FolderLock
-from featcli.dump.manifest import failure_lines, manifest_content
 from featcli.dump.plan import Plan, with_fingerprint
+from featcli.dump.records import failure_lines, manifest_content
 from featcli.dump.shard import REST, hash_rest
 from featcli.errors import ConflictError, DamagedError, counted, printable, shown
+from featcli.events import Report, silent
 from featcli.reading.open_shards import checked_shapes
 
 PIECE_BYTES = 64 * 1024**2  # that are read at once
@@ -198,7 +198,7 @@ def _check_last_files(dump: Dump, records: Sequence[dict[str, Any]], verdict: Ve
         if verdict.missing_shards:
             verdict.damages.append(Damage(MANIFEST, f"there, though {counted(verdict.missing_shards, 'shard')} not"))
         return
-    expected = {MANIFEST: sealed(manifest_content(dump.plan, records)), FAILURES: b"".join(failure_lines(records))}
+    expected = {MANIFEST: checksummed(manifest_content(dump.plan, records)), FAILURES: b"".join(failure_lines(records))}
     for name, content in expected.items():
         path = dump.path / name
         if not path.is_file():
@@ -246,11 +246,11 @@ def repair(verdict: Verdict) -> list[str]:
 
 def _restore_plan(folder: Path) -> None:
     try:
-        manifest = read_sealed(folder / MANIFEST)
+        manifest = read_checksummed(folder / MANIFEST)
         plan = Plan.from_json(manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(
             f"dump {shown(folder)}: plan.json is damaged, and manifest.json cannot stand in for it ({error})",
             "start anew with --overwrite",
         ) from error
-    publish_sealed(folder / PLAN, with_fingerprint(plan), replace=True)
+    publish_checksummed(folder / PLAN, with_fingerprint(plan), replace=True)

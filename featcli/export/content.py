@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from featcli.cli.terminal import Report, silent
 from featcli.dump.formats.rows import NUMPY_TYPES
 from featcli.dump.plan import StoredStage, shown_shape
 from featcli.errors import UsageError, shown
+from featcli.events import Report, silent
 from featcli.reading.reader import DumpReader, Run
 from featcli.run.pooling import pooling
 

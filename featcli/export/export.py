@@ -11,10 +11,10 @@ from dataclasses import replace
 from functools import partial as partial_call
 from pathlib import Path
 
-from featcli.cli.terminal import Report, silent
 from featcli.dump.atomic_file import PARTIAL, PARTIAL_NAME, create_partial, disk_errors, remove_stale, sync_folder
-from featcli.dump.output_file import refuse_inside, refuse_taken, write_files
+from featcli.dump.target import refuse_inside, refuse_taken, write_files
 from featcli.errors import ConflictError, MachineError, UsageError, one_of, shown
+from featcli.events import Report, silent
 from featcli.export.content import Content, content_of
 from featcli.export.formats import SUFFIXES, export_format, format_of
 from featcli.reading.reader import DumpReader

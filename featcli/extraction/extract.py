@@ -17,23 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from featcli.backbones.stages import given_features, given_indices
-from featcli.cli.terminal import Report, silent, size
 from featcli.dump.folder import Dump, in_use
 from featcli.dump.lock import FolderLock
-from featcli.dump.manifest import finalize, totals_of
 from featcli.dump.plan import Plan
+from featcli.dump.records import totals_of
 from featcli.dump.target import existing_parent, make_folder, occupy, stored_bytes
-from featcli.errors import FeatcliError, MachineError, counted, shown
+from featcli.errors import FeatcliError, MachineError, counted, shown, size
+from featcli.events import Report, silent
 from featcli.extraction.planning import Job, prepare
 from featcli.inputs.listing import Listing
-from featcli.run.loading import Loaded
-from featcli.run.pipeline import Tally
-from featcli.run.stats import Pace
+from featcli.run.loading import Setup
+from featcli.run.pipeline import RunStats
+from featcli.run.stats import Throughput
 from featcli.spec.config import ExtractConfig
 from featcli.system.device import device_names
 from featcli.system.scheduler import Part, parse_part
-from featcli.workers.engine import Engine, ToDo
-from featcli.workers.local import LocalEngine
+from featcli.workers.engine import Engine, LocalEngine, WorkOrder
 from featcli.workers.processes import ProcessEngine
 
 
@@ -47,7 +46,7 @@ class Outcome:
     failed_by_reason: Mapping[str, int]
     extracted: int
     is_complete: bool  # the dump, with its manifest: other parts may still be missing
-    pace: Pace
+    pace: Throughput
 
     @property
     def seconds(self) -> float:
@@ -120,7 +119,7 @@ def run(config: ExtractConfig, report: Report = silent, listing: Listing | None 
     return run(config, report, listing)
 
 
-def _engine(config: ExtractConfig, plan: Plan, loaded: Loaded, report: Report) -> Engine:
+def _engine(config: ExtractConfig, plan: Plan, loaded: Setup, report: Report) -> Engine:
     devices = device_names(config.device)
     if config.engine == "ray":
         from featcli.workers.ray import RayEngine
@@ -133,7 +132,7 @@ def _engine(config: ExtractConfig, plan: Plan, loaded: Loaded, report: Report) -
 
 def _claimed(
     path: Path, job: Job, lock: FolderLock, is_alone: bool, config: ExtractConfig, part: Part | None
-) -> ToDo | None:
+) -> WorkOrder | None:
     """The dump, held as it has to be for what there is to do, and the shards to do; None where another has begun it.
 
     Raises ConflictError where another process is in the way.
@@ -155,7 +154,7 @@ def _claimed(
     if shards and not is_alone:  # another begins at the first: begin elsewhere
         start = random.randrange(len(shards))
         shards = shards[start:] + shards[:start]
-    return ToDo(dump, shards, job.pictures, lock.descriptor)
+    return WorkOrder(dump, shards, job.pictures, lock.descriptor)
 
 
 def _left(path: Path, job: Job, config: ExtractConfig, part: Part | None) -> tuple[Dump, list[int], list[int]]:
@@ -165,14 +164,14 @@ def _left(path: Path, job: Job, config: ExtractConfig, part: Part | None) -> tup
 
 
 def _run_claimed(
-    todo: ToDo, job: Job, engine: Engine, part: Part | None, preparation: float, report: Report
+    todo: WorkOrder, job: Job, engine: Engine, part: Part | None, preparation: float, report: Report
 ) -> Outcome:
     dump, plan = todo.dump, todo.dump.plan
     _warn_of_environment(plan.environment, job.plan.environment, report)
     if todo.shards:
         dump.reopen()
     _report_dump(todo, part, report)
-    tally = Tally()
+    tally = RunStats()
     tally.clock.preparation = preparation
     mine = _in_part(range(plan.num_shards), part)
     workers = min(engine.workers, max(1, len(todo.shards)))  # a shard is not divided
@@ -183,7 +182,7 @@ def _run_claimed(
         tally.add(engine.run(todo))
     missing = [] if part is None else dump.committed().unfinished
     is_complete = not missing
-    totals = finalize(dump)["totals"] if is_complete else {}
+    totals = dump.finalize()["totals"] if is_complete else {}
     if part is not None:
         totals = totals_of(dump.record_of(number) for number in mine)
     _warn_of_overflow(tally.overflown, plan, report)
@@ -225,7 +224,7 @@ def _told_if_interrupted(path: Path, plan: Plan, report: Report) -> Iterator[Non
         raise
 
 
-def _report_dump(todo: ToDo, part: Part | None, report: Report) -> None:
+def _report_dump(todo: WorkOrder, part: Part | None, report: Report) -> None:
     plan, again, shards = todo.dump.plan, todo.dump.again, {*todo.shards}
     mine = _in_part(range(plan.num_shards), part)
     if part is not None:

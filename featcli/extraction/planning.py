@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from featcli.backbones.source import Source
-from featcli.cli.terminal import Report, silent, size
+from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.folder import Dump
 from featcli.dump.plan import Plan, StoredStage, digest_images, digest_keys
 from featcli.dump.target import check_target, existing_parent
-from featcli.errors import UsageError, counted, shown
+from featcli.errors import UsageError, counted, shown, size
+from featcli.events import Report, silent
 from featcli.inputs import listing as inputs
 from featcli.inputs.image_list import ImageList
-from featcli.pixels.batches import Pictures
-from featcli.pixels.colour import Decoding
+from featcli.pixels.batches import SizedImages
+from featcli.pixels.colour import PixelRules
 from featcli.pixels.sizes import Sizes, native_sizes
-from featcli.run.loading import Asked, Loaded, ask, decode_threads_of, load_asked, num_workers
+from featcli.run.loading import Asked, Setup, ask, decode_threads_of, load_asked, num_workers
 from featcli.run.trials import expected
 from featcli.spec.config import AUTO, DEFAULT_BATCH_SIZE, MAX_SHARD_ROWS, MOST, SHARD_BYTES, ExtractConfig
 from featcli.system.device import device_names, memory_errors, resolve_device
@@ -34,7 +34,7 @@ class Job:
     """All that a run needs, resolved: nothing is guessed after this."""
 
     listing: inputs.Listing
-    pictures: Pictures
+    pictures: SizedImages
     plan: Plan
 
     @property
@@ -45,7 +45,7 @@ class Job:
 
 def prepare(
     config: ExtractConfig, existing: Dump | None, report: Report = silent, listing: inputs.Listing | None = None
-) -> tuple[Job, Loaded]:
+) -> tuple[Job, Setup]:
     """Find the images, load the backbone, make the plan. Writes nothing. Raises FeatcliError.
 
     `existing`: the dump that is to be gone on with. What may be chosen is chosen as it was for that one. `listing`: the
@@ -62,7 +62,7 @@ def prepare(
     share = f"{source.share(asked.positions):.0%} of the model"
     report("choice", name="computes", value=share, reason="up to the deepest stage")
     rules, decode_threads = loading.reading.rules, loading.reading.threads
-    report("choice", name="pictures", value=rules.summary, reason="default" if rules == Decoding() else "as asked")
+    report("choice", name="pictures", value=rules.summary, reason="default" if rules == PixelRules() else "as asked")
     sizes = _sizes(source, listing.images, rules, decode_threads, report)
     provenance = {
         "checkpoint": backbone.name,
@@ -74,7 +74,7 @@ def prepare(
     plan = _plan(listing.images, rows, asked.stages, loading.settings, provenance, loading.environment)
     threads = loading.threads
     report("choice", name="threads", value=threads.value, reason=f"{threads.reason}; {decode_threads} decode")
-    return Job(listing, Pictures(listing.images, sizes), plan), loading.loaded(config, plan)
+    return Job(listing, SizedImages(listing.images, sizes), plan), loading.loaded(config, plan)
 
 
 def dry_run(config: ExtractConfig, report: Report = silent, rate: float | None = None) -> Plan:
@@ -150,7 +150,7 @@ def _resolve(
     return listing, asked
 
 
-def _stages_reason(source: Source, positions: Sequence[int]) -> str:
+def _stages_reason(source: ModelSpec, positions: Sequence[int]) -> str:
     if tuple(positions) == (len(source.stage_names) - 1,):
         return "default: the last"
     return "those the model uses" if source.inside else "those its configuration names"
@@ -163,7 +163,7 @@ def _batch_size(config: ExtractConfig, existing: Dump | None) -> int:
     return DEFAULT_BATCH_SIZE if existing is None else int(existing.plan.settings["batch_size"])
 
 
-def _sizes(source: Source, images: ImageList, rules: Decoding, threads: int, report: Report) -> Sizes:
+def _sizes(source: ModelSpec, images: ImageList, rules: PixelRules, threads: int, report: Report) -> Sizes:
     if source.fitting is None or not source.fitting.is_native:
         return Sizes(source.input_size)
     with memory_errors("the headers of the images do", torch.device("cpu")):

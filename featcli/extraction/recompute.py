@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from featcli.cli.terminal import Report, silent
 from featcli.dump.folder import Dump
 from featcli.dump.formats.rows import values_of
 from featcli.errors import ConflictError, shown
+from featcli.events import Report, silent
 from featcli.extraction.planning import Job, prepare
 from featcli.pixels import batches
 from featcli.pixels.resize import NATIVE
 from featcli.reading.reader import DumpReader
 from featcli.run.forward import Forward
-from featcli.run.loading import Loaded
+from featcli.run.loading import Setup
 from featcli.spec.config import ExtractConfig
 from featcli.system.device import memory_errors, settled_arithmetic
 
@@ -86,7 +86,7 @@ def _batch(job: Job, row: int) -> range:
     return next(batch for batch in batches_of_shard if row in batch)
 
 
-def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> tuple[Job, Loaded]:
+def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> tuple[Job, Setup]:
     """The job that the dump's plan is of. Its input size is the checkpoint's own, or was asked for: either will do."""
     plan = dump.plan
     backbone: Mapping[str, Any] = plan.settings["backbone"]

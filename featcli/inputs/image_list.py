@@ -35,7 +35,7 @@ class Origin(NamedTuple):
     tar_state: str = ""  # size and time of the last change, or what a file system elsewhere has for that
 
 
-class Found(NamedTuple):
+class ListedImage(NamedTuple):
     """An image as it was found."""
 
     key: str
@@ -51,7 +51,7 @@ class ImageList:
     in the order in which they lie there.
     """
 
-    def __init__(self, found: Sequence[Found], origins: Sequence[Origin]) -> None:
+    def __init__(self, found: Sequence[ListedImage], origins: Sequence[Origin]) -> None:
         is_in_tar = any(origin.tar for origin in origins)
         ordered = sorted(found, key=_tar_order if is_in_tar else lambda image: os.fsencode(image.key))
         self.keys = [image.key for image in ordered]
@@ -84,5 +84,5 @@ def joined(folder: str, rest: str) -> str:
     return folder + rest if folder.endswith("/") else f"{folder}/{rest}"
 
 
-def _tar_order(image: Found) -> tuple[int, Any]:
+def _tar_order(image: ListedImage) -> tuple[int, Any]:
     return (0, os.fsencode(image.key)) if image.place == WHOLE else (1 + image.origin, image.place)

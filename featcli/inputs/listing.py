@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from featcli.errors import UsageError, counted, shown
 from featcli.inputs.archives import SUFFIX, is_tar, members, state_of
-from featcli.inputs.image_list import MISSING, WHOLE, Found, ImageList, Origin, is_url, joined
+from featcli.inputs.image_list import MISSING, WHOLE, ImageList, ListedImage, Origin, is_url, joined
 from featcli.inputs.urls import CHAINED, Remote, out_of_reach
 from featcli.system.files import open_regular
 
@@ -60,15 +60,15 @@ def find(given: Given) -> Listing:
     inputs, files_from = given.inputs, given.files_from
     origins: list[Origin] = []
     listing = Listing(ImageList([], []))
-    found: list[Found] = []
+    found: list[ListedImage] = []
     is_one = len(inputs) == 1 and files_from is None
     for name in inputs:
         origin, images = (_remote if is_url(name) else _local)(name, is_one, given.follow_links, listing.ignored)
-        found += (Found(origin.leads + key, len(origins), size, place) for key, size, place in images)
+        found += (ListedImage(origin.leads + key, len(origins), size, place) for key, size, place in images)
         origins.append(origin)
     if files_from is not None:
         for folder, names in _listed(given, files_from).items():
-            found += (Found(key, len(origins), size) for key, size in names)
+            found += (ListedImage(key, len(origins), size) for key, size in names)
             origins.append(Origin(folder))
     found, listing.repeated = _unique(found, origins)
     if not found:
@@ -280,9 +280,9 @@ def _read_names(files_from: str) -> bytes:
         ) from error
 
 
-def _unique(found: list[Found], origins: Sequence[Origin]) -> tuple[list[Found], int]:
+def _unique(found: list[ListedImage], origins: Sequence[Origin]) -> tuple[list[ListedImage], int]:
     """One of each key, and how many names were repeated. Raises UsageError where two files share a key."""
-    first: dict[str, Found] = {}
+    first: dict[str, ListedImage] = {}
     kept = []
     for image in found:
         before = first.setdefault(image.key, image)
@@ -301,5 +301,5 @@ def _unique(found: list[Found], origins: Sequence[Origin]) -> tuple[list[Found],
     return kept, len(found) - len(kept)
 
 
-def _named(image: Found, origin: Origin) -> str:
+def _named(image: ListedImage, origin: Origin) -> str:
     return joined(origin.tar or origin.folder, image.key[len(origin.leads) :])

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from featcli.inputs.image_list import Image, ImageList
-from featcli.pixels.colour import Decoding
+from featcli.pixels.colour import PixelRules, UnreadableError
 from featcli.pixels.decode import Failure, read_pixels
 from featcli.pixels.sizes import Sizes
-from featcli.pixels.upright import UnreadableError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,22 +45,22 @@ class Pixels(Protocol):
 
 
 @dataclass(frozen=True)
-class Pictures:
+class SizedImages:
     """Images, all of a run or some of them by row, and the sizes of what the backbone is given of each."""
 
     images: ImageList | Mapping[int, Image]
     sizes: Sizes
 
-    def of(self, rows: range) -> Pictures:
+    def of(self, rows: range) -> SizedImages:
         """Those of some neighbouring rows alone, which can be sent to another process."""
-        return Pictures({row: self.images[row] for row in rows}, self.sizes.of(rows))
+        return SizedImages({row: self.images[row] for row in rows}, self.sizes.of(rows))
 
 
 @dataclass(frozen=True)
-class Reading:
+class Decoder:
     """How an image becomes pixels."""
 
-    rules: Decoding
+    rules: PixelRules
     preprocessing: Pixels
     threads: int
     pinned: bool = False  # in memory that a GPU can copy from by itself
@@ -79,7 +78,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Read:
+class _Outcome:
     """What came of one image."""
 
     failure: Failure | None
@@ -87,11 +86,11 @@ class _Read:
     seconds: float
 
 
-def read(reading: Reading, batches: Iterable[tuple[Pictures, range]]) -> Generator[Batch, None, None]:
+def read(reading: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Generator[Batch, None, None]:
     """The batches (rows of one size) in their order, each decoded by several threads at most AHEAD batches early."""
     left, dtype = iter(batches), getattr(torch, reading.preprocessing.dtype)
     buffers: list[torch.Tensor] = []  # flat: the sizes of batches may differ
-    waiting: deque[tuple[range, torch.Tensor, torch.Tensor, list[Future[_Read]]]] = deque()
+    waiting: deque[tuple[range, torch.Tensor, torch.Tensor, list[Future[_Outcome]]]] = deque()
     with ThreadPoolExecutor(reading.threads, thread_name_prefix="decode") as pool:
 
         def start_next() -> None:
@@ -122,7 +121,7 @@ def read(reading: Reading, batches: Iterable[tuple[Pictures, range]]) -> Generat
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _fill(reading: Reading, image: Image, row: int, out: np.ndarray) -> _Read:
+def _fill(reading: Decoder, image: Image, row: int, out: np.ndarray) -> _Outcome:
     started = time.perf_counter()
     preprocessing, failure, has_more = reading.preprocessing, None, False
     try:
@@ -130,4 +129,4 @@ def _fill(reading: Reading, image: Image, row: int, out: np.ndarray) -> _Read:
     except UnreadableError as error:
         out[...] = 0  # never the pixels of the image that used this buffer before
         failure = Failure(image.key, row, error.reason, error.detail)
-    return _Read(failure, has_more, time.perf_counter() - started)
+    return _Outcome(failure, has_more, time.perf_counter() - started)

@@ -20,7 +20,7 @@ Size = tuple[int, int]  # (H, W)
 
 
 @dataclass(frozen=True)
-class Fitting:
+class ResizeMode:
     """A way to bring pictures to the size of the input.
 
     `crop` covers the size and cuts off what is too much on both sides; `squash` changes the proportions; `pad` keeps

@@ -10,10 +10,9 @@ import numpy as np
 
 from featcli.dump.plan import StoredStage
 from featcli.inputs.image_list import ImageList
-from featcli.pixels.colour import Decoding
+from featcli.pixels.colour import PixelRules, UnreadableError
 from featcli.pixels.decode import read_size
-from featcli.pixels.resize import Fitting, Size
-from featcli.pixels.upright import UnreadableError
+from featcli.pixels.resize import ResizeMode, Size
 
 AT_ONCE = 4096  # headers that are asked for together
 
@@ -84,7 +83,7 @@ class Sizes:
         return cells
 
 
-def native_sizes(images: ImageList, rules: Decoding, fitting: Fitting, common: Size, threads: int) -> Sizes:
+def native_sizes(images: ImageList, rules: PixelRules, fitting: ResizeMode, common: Size, threads: int) -> Sizes:
     """The size that each image keeps, by `threads` threads from the headers of the files.
 
     An image that cannot be read gets the size of the one before it, so that no batch has to end for it; the first of

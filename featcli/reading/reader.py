@@ -16,8 +16,7 @@ from featcli.dump.formats.layout import VALID
 from featcli.dump.plan import Plan, StoredStage
 from featcli.errors import CheckpointError, IncompleteError, UsageError, nearest, one_line, shown
 from featcli.reading.open_shards import OpenShards
-from featcli.reading.row_index import RowIndex
-from featcli.reading.stage_array import StageArray
+from featcli.reading.stage_array import RowIndex, StageArray
 
 if TYPE_CHECKING:
     from featcli.backbones.backbone import Preprocessing

@@ -11,16 +11,16 @@ from math import prod
 import numpy as np
 import torch
 
-from featcli.cli.terminal import Report, silent
 from featcli.errors import FeatcliError, MachineError, UsageError, one_line
+from featcli.events import Report, silent
 from featcli.pixels.batches import Batch
-from featcli.run.loading import Loaded
+from featcli.run.loading import Setup
 from featcli.run.transfers import Buffers, transfers
 from featcli.system.device import is_out_of_memory, out_of_memory
 
 
 @dataclass
-class Rows:
+class BatchRows:
     """What is stored of a batch, on its way from the device. `finished` is for the thread that writes it."""
 
     arrays: Mapping[str, torch.Tensor]  # by stage, in the stored type
@@ -62,7 +62,7 @@ class Forward:
     and stays so. `overflown`: how many values were not finite, by stage.
     """
 
-    def __init__(self, loaded: Loaded, report: Report = silent) -> None:
+    def __init__(self, loaded: Setup, report: Report = silent) -> None:
         self.loaded = loaded
         self._report = report
         self._forward = loaded.backbone.class_tokens if loaded.pooling.of_class_token else loaded.backbone.forward
@@ -92,7 +92,7 @@ class Forward:
             return False
         return True
 
-    def __call__(self, batch: Batch) -> Rows:
+    def __call__(self, batch: Batch) -> BatchRows:
         """What is stored of each image. Raises MachineError where not even one image fits into memory."""
         taken, arrays = {}, {}
         for stage in self.loaded.plan.stages:
@@ -122,7 +122,7 @@ class Forward:
             if extremes is None:
                 self._forget_tensors()
         failed = [failure.row - batch.rows.start for failure in batch.failures]
-        return Rows(arrays, extremes, failed, self.overflown, self._transfers.arrival(since), release)
+        return BatchRows(arrays, extremes, failed, self.overflown, self._transfers.arrival(since), release)
 
     def _refused(self, error: Exception, batch: Batch) -> UsageError:
         """What an error means where pictures keep their own sizes, which not every network takes."""

@@ -16,33 +16,33 @@ import featcli
 from featcli.backbones.backbone import Backbone
 from featcli.backbones.checkpoint import resolve
 from featcli.backbones.execution import Execution
-from featcli.backbones.source import Source, ready
-from featcli.cli.terminal import Report, silent
+from featcli.backbones.model_spec import ModelSpec, ready
 from featcli.dump.plan import Plan, StoredStage
 from featcli.errors import UsageError
-from featcli.pixels.batches import Reading
-from featcli.pixels.colour import Decoding
+from featcli.events import Choice, Report, silent
+from featcli.pixels.batches import Decoder
+from featcli.pixels.colour import PixelRules
 from featcli.pixels.decode import plugin_versions
 from featcli.pixels.resize import NATIVE
 from featcli.run.pooling import Pooling, pooling
 from featcli.run.trials import AS_BEGUN, Trials, Tuning, named, tune
 from featcli.spec.config import AUTO, ExtractConfig
-from featcli.system.device import Resolved, device_names, memory_errors, resolve_device, settled_arithmetic
+from featcli.system.device import device_names, memory_errors, resolve_device, settled_arithmetic
 from featcli.system.machine import available_cores
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Setup:
     """What makes rows of images in a process: loaded once, used for every shard."""
 
     backbone: Backbone
     plan: Plan
     pooling: Pooling
-    reading: Reading
+    reading: Decoder
     threads: int
 
 
-def load(config: ExtractConfig, plan: Plan) -> Loaded:
+def load(config: ExtractConfig, plan: Plan) -> Setup:
     """What a run has loaded, in another process, from the plan of its dump. Raises what `prepare` raises.
 
     The plan in it is the one that these options come to here, to be compared.
@@ -57,10 +57,10 @@ def load(config: ExtractConfig, plan: Plan) -> Loaded:
 class Asked:
     """Which stages of which checkpoint, and where they are to be computed."""
 
-    source: Source
+    source: ModelSpec
     positions: tuple[int, ...]
     stages: tuple[StoredStage, ...]
-    device: Resolved[torch.device]
+    device: Choice[torch.device]
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,18 @@ class Loading:
     """A backbone that was loaded, and all that goes with it."""
 
     backbone: Backbone
-    reading: Reading
-    threads: Resolved[int]
+    reading: Decoder
+    threads: Choice[int]
     batch_size: int
     settings: Mapping[str, Any]
     environment: Mapping[str, str]
 
-    def loaded(self, config: ExtractConfig, plan: Plan) -> Loaded:
+    def loaded(self, config: ExtractConfig, plan: Plan) -> Setup:
         """What makes the rows of that plan."""
-        return Loaded(self.backbone, plan, pooling(config.pool), self.reading, self.threads.value)
+        return Setup(self.backbone, plan, pooling(config.pool), self.reading, self.threads.value)
 
 
-def ask(config: ExtractConfig, device: Resolved[torch.device]) -> Asked:
+def ask(config: ExtractConfig, device: Choice[torch.device]) -> Asked:
     """Which stages the options mean. Reads no weights. Raises UsageError and CheckpointError."""
     source = resolve(config.request())
     positions = source.select(config.out_features, config.out_indices)
@@ -101,7 +101,7 @@ def load_asked(
         backbone = ready(source, asked.positions, device, tuning.execution)
     _report_tuning(device, backbone.execution, tuning, report)
     rules = config.decoding()
-    reading = Reading(rules, backbone.preprocessing, decode_threads_of(config), pinned=device.type == "cuda")
+    reading = Decoder(rules, backbone.preprocessing, decode_threads_of(config), pinned=device.type == "cuda")
     settings = _settings(config, backbone, rules, threads.value, tuning.batch_size)
     return Loading(backbone, reading, threads, tuning.batch_size, settings, _environment(device, source.library))
 
@@ -121,18 +121,18 @@ def _report_tuning(device: torch.device, execution: Execution, tuning: Tuning, r
     report("choice", name="batch size", value=tuning.batch_size, reason=reasons["batch_size"])
 
 
-def _threads(config: ExtractConfig, begun: Mapping[str, Any] | None) -> Resolved[int]:
+def _threads(config: ExtractConfig, begun: Mapping[str, Any] | None) -> Choice[int]:
     """Threads of the forward pass. They can move the last bits, so a dump keeps those it was begun with."""
     if config.threads != AUTO:
-        return Resolved(int(config.threads), "as asked")
+        return Choice(int(config.threads), "as asked")
     if begun is not None:
-        return Resolved(begun["threads"], AS_BEGUN)
+        return Choice(begun["threads"], AS_BEGUN)
     cores = available_cores()
     if (workers := num_workers(config)) > 1:
-        return Resolved(max(1, cores // workers), f"auto: {cores} cores, {workers} workers")
+        return Choice(max(1, cores // workers), f"auto: {cores} cores, {workers} workers")
     if torch.get_num_threads() > cores:  # torch does not know of quotas
-        return Resolved(cores, "auto: the cores that may be used")
-    return Resolved(torch.get_num_threads(), "auto: torch's own choice")
+        return Choice(cores, "auto: the cores that may be used")
+    return Choice(torch.get_num_threads(), "auto: torch's own choice")
 
 
 def num_workers(config: ExtractConfig) -> int:
@@ -147,7 +147,7 @@ def decode_threads_of(config: ExtractConfig) -> int:
     return max(1, available_cores() // num_workers(config))
 
 
-def _stored_stages(config: ExtractConfig, source: Source, positions: Sequence[int]) -> tuple[StoredStage, ...]:
+def _stored_stages(config: ExtractConfig, source: ModelSpec, positions: Sequence[int]) -> tuple[StoredStage, ...]:
     stored = pooling(config.pool).shape
     stages = [source.stages[i] for i in positions]
     for stage in stages if config.fit != NATIVE else ():
@@ -164,7 +164,7 @@ def _stored_stages(config: ExtractConfig, source: Source, positions: Sequence[in
 
 
 def _settings(
-    config: ExtractConfig, backbone: Backbone, rules: Decoding, threads: int, batch_size: int
+    config: ExtractConfig, backbone: Backbone, rules: PixelRules, threads: int, batch_size: int
 ) -> dict[str, Any]:
     """All that can change a byte of the result, besides stages and images."""
     return {

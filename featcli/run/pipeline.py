@@ -14,18 +14,18 @@ from functools import partial
 
 import numpy as np
 
-from featcli.cli.terminal import Report
 from featcli.dump.atomic_file import disk_errors
 from featcli.dump.folder import Dump
 from featcli.dump.formats.layout import SHAPES, VALID
 from featcli.dump.shard import ShardWriter
+from featcli.events import Report
 from featcli.pixels import batches
-from featcli.pixels.batches import Batch, Pictures
+from featcli.pixels.batches import Batch, SizedImages
 from featcli.pixels.decode import Failure
 from featcli.run.background import Background
-from featcli.run.forward import Forward, Rows
-from featcli.run.loading import Loaded
-from featcli.run.stats import Clock
+from featcli.run.forward import BatchRows, Forward
+from featcli.run.loading import Setup
+from featcli.run.stats import Timings
 from featcli.system.device import memory_errors, settled_arithmetic
 from featcli.system.machine import give_memory_back, kept_memory
 
@@ -38,19 +38,19 @@ class Shard:
     """A shard that is to be made, and its images; what an engine gives to a worker."""
 
     number: int
-    pictures: Pictures  # of its rows at least
+    pictures: SizedImages  # of its rows at least
 
 
 @dataclass
-class Tally:
+class RunStats:
     """What was done, to be added up over processes."""
 
     images: int = 0  # in shards that were committed
     with_more_frames: int = 0  # images of which a frame or page was left out
     overflown: Counter[str] = field(default_factory=Counter)  # values that are not finite, by stage
-    clock: Clock = field(default_factory=Clock)
+    clock: Timings = field(default_factory=Timings)
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: RunStats) -> None:
         """What another process has done."""
         self.images += other.images
         self.with_more_frames += other.with_more_frames
@@ -61,7 +61,7 @@ class Tally:
 class ShardRunner:
     """Makes shards of a dump with what is loaded. Used for any number of them."""
 
-    def __init__(self, loaded: Loaded, report: Report) -> None:
+    def __init__(self, loaded: Setup, report: Report) -> None:
         self._loaded = loaded
         self._report = report
         self._forward = Forward(loaded, report)
@@ -72,13 +72,13 @@ class ShardRunner:
             with settled_arithmetic(self._loaded.threads, self._loaded.backbone.device):
                 self._forward.compile()
 
-    def run(self, dump: Dump, shards: Iterable[Shard], count: Callable[[Tally], None]) -> None:
+    def run(self, dump: Dump, shards: Iterable[Shard], count: Callable[[RunStats], None]) -> None:
         """Extract these shards and commit each; those that another process has committed meanwhile are passed over.
 
         The next ones are asked for while those before are still at work. `count` is given what was done, shard by
         shard as each is committed, and the times at the end. Raises FeatcliError.
         """
-        tally, device = Tally(), self._loaded.backbone.device
+        tally, device = RunStats(), self._loaded.backbone.device
         into = _Files(dump, self._report, self._forward.overflown, count)
         decoded = batches.read(self._loaded.reading, into.batches(shards))
         with (
@@ -97,7 +97,7 @@ class ShardRunner:
         tally.clock.waited_for_write = max(0.0, writer.waited_seconds - into.waited_seconds)
         count(tally)
 
-    def _stream(self, decoded: Iterator[Batch], into: _Files, writer: Background, tally: Tally) -> None:
+    def _stream(self, decoded: Iterator[Batch], into: _Files, writer: Background, tally: RunStats) -> None:
         began = tidied = time.perf_counter()
         for batch in decoded:
             ready = time.perf_counter()
@@ -114,7 +114,7 @@ class ShardRunner:
 class _Files:
     """The shard files that batches go to, one after the other, all work on files done by the writer thread."""
 
-    def __init__(self, dump: Dump, report: Report, overflown: Counter[str], count: Callable[[Tally], None]) -> None:
+    def __init__(self, dump: Dump, report: Report, overflown: Counter[str], count: Callable[[RunStats], None]) -> None:
         """`overflown`: what the writer thread counts on as it finishes rows."""
         self.compute_seconds = 0.0
         self.waited_seconds = 0.0  # that the writer waited for a device that was still at work
@@ -123,7 +123,7 @@ class _Files:
         self._overflown = overflown
         self._count = count
         self._with_more_frames = 0
-        self._shards: dict[int, Pictures] = {}  # that are at work
+        self._shards: dict[int, SizedImages] = {}  # that are at work
         self._file: ShardWriter | None = None
         self._failures: list[Failure] = []
 
@@ -143,7 +143,7 @@ class _Files:
         row_bytes = sum(s.row_bytes((size[0], size[1])) for s in plan.stages)
         return QUEUED_BATCHES * batch_size * row_bytes
 
-    def batches(self, shards: Iterable[Shard]) -> Iterator[tuple[Pictures, range]]:
+    def batches(self, shards: Iterable[Shard]) -> Iterator[tuple[SizedImages, range]]:
         """The batches of the shards, without those that another process has committed by the time they are reached."""
         plan = self._dump.plan
         for shard in shards:
@@ -155,7 +155,7 @@ class _Files:
             for some in shard.pictures.sizes.batches(rows, plan.settings["batch_size"]):
                 yield shard.pictures, some
 
-    def write(self, batch: Batch, rows: Rows, at_once: int, writer: Background) -> None:
+    def write(self, batch: Batch, rows: BatchRows, at_once: int, writer: Background) -> None:
         """Queue the rows of a batch; where it ends its shard, the commit too."""
         number = batch.rows.start // self._dump.plan.shard_rows
         for failure in batch.failures:
@@ -167,7 +167,7 @@ class _Files:
             writer.give(partial(self._commit, number, self._failures, self._with_more_frames, at_once))
             self._failures, self._with_more_frames = [], 0
 
-    def _write(self, number: int, rows: Rows) -> None:
+    def _write(self, number: int, rows: BatchRows) -> None:
         maps = rows.finished()
         self.waited_seconds += rows.waited_seconds
         self.compute_seconds += rows.compute_seconds
@@ -196,5 +196,5 @@ class _Files:
         if record is None:  # another process was first
             self._report("there", shard=number, images=0)
             return
-        self._count(Tally(len(rows), with_more_frames, overflown))
+        self._count(RunStats(len(rows), with_more_frames, overflown))
         self._report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=len(failures))

@@ -32,7 +32,7 @@ class Settled(Protocol):
 
 
 @dataclass
-class Clock:
+class Timings:
     """Seconds of a run, added to as it goes on."""
 
     preparation: float = 0.0  # before: loading, trials, compilation
@@ -44,21 +44,21 @@ class Clock:
     waited_for_write: float = 0.0
     waited_for_compute: float = 0.0  # that the writer stood still for a device
 
-    def add(self, other: Clock) -> None:
+    def add(self, other: Timings) -> None:
         """What other processes were busy with, and waited for, and what their start took."""
         self.preparation += other.preparation
         self.started += other.preparation
         for part in (*PARTS, "waited_for_decode", "waited_for_write", "waited_for_compute"):
             setattr(self, part, getattr(self, part) + getattr(other, part))
 
-    def pace(self, workers: int, decode_threads: int, plan: Settled) -> Pace:
+    def pace(self, workers: int, decode_threads: int, plan: Settled) -> Throughput:
         """What the run comes to, by now. `decode_threads`: of all workers together."""
         seconds = time.perf_counter() - self.started
         worked = {"decode": self.decode, "compute": self.compute, "write": self.write}
         threads = {"decode": decode_threads, "compute": workers, "write": workers}
         busy = {part: worked[part] / threads[part] for part in PARTS}
         slowest = max(busy, key=lambda part: busy[part])
-        return Pace(
+        return Throughput(
             seconds,
             round(self.preparation, 3),
             {part: round(worked[part], 3) for part in PARTS},
@@ -75,7 +75,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Where the time of a run went."""
 
     seconds: float

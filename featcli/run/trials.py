@@ -13,10 +13,11 @@ import torch
 from featcli.backbones.backbone import Network, as_run
 from featcli.backbones.execution import DEFAULT_LAYOUT, LAYOUTS, Execution
 from featcli.backbones.folding import has_norms
-from featcli.backbones.source import Source, arranged
+from featcli.backbones.model_spec import ModelSpec, arranged
 from featcli.dump.plan import StoredStage
+from featcli.events import Choice
 from featcli.spec.config import AUTO, DEFAULT_BATCH_SIZE, ExtractConfig
-from featcli.system.device import Resolved, is_out_of_memory
+from featcli.system.device import is_out_of_memory
 from featcli.system.machine import available_memory, kept_memory
 
 FEWEST = 1000  # images for which it pays to try layouts: the trials take as long as some hundred
@@ -59,8 +60,8 @@ def tune(config: ExtractConfig, trials: Trials, num_images: int, begun: Mapping[
 def _as_begun(config: ExtractConfig, begun: Mapping[str, Any]) -> Tuning:
     """Parts and resumed runs do as the first one did, whatever they would measure."""
 
-    def settled(name: str, asked: Any) -> Resolved[Any]:
-        return Resolved(begun[name], AS_BEGUN) if asked in (None, AUTO) else Resolved(asked, reason_for(name, asked))
+    def settled(name: str, asked: Any) -> Choice[Any]:
+        return Choice(begun[name], AS_BEGUN) if asked in (None, AUTO) else Choice(asked, reason_for(name, asked))
 
     precision, layout = settled("precision", config.precision), settled("layout", config.layout)
     folded, batch_size = settled("folded", config.fold), settled("batch_size", config.batch_size)
@@ -76,22 +77,22 @@ def reason_for(name: str, asked: Any) -> str:
 
 
 def expected(
-    config: ExtractConfig, source: Source, positions: Sequence[int], num_images: int, begun: Mapping[str, Any] | None
-) -> Iterator[tuple[str, Resolved[Any]]]:
+    config: ExtractConfig, source: ModelSpec, positions: Sequence[int], num_images: int, begun: Mapping[str, Any] | None
+) -> Iterator[tuple[str, Choice[Any]]]:
     """What a run would choose, by name, as far as that is known before anything is measured."""
     if begun is not None:
         tuning = _as_begun(config, begun)
-        yield "precision", Resolved(tuning.execution.precision, tuning.reasons["precision"])
-        yield "layout", Resolved(named(tuning.execution), tuning.reasons["layout"])
-        yield "batch size", Resolved(tuning.batch_size, tuning.reasons["batch_size"])
+        yield "precision", Choice(tuning.execution.precision, tuning.reasons["precision"])
+        yield "layout", Choice(named(tuning.execution), tuning.reasons["layout"])
+        yield "batch size", Choice(tuning.batch_size, tuning.reasons["batch_size"])
         return
-    to_measure, layout = Resolved(AUTO, TO_MEASURE), untried_layout(config, source, positions, num_images)
+    to_measure, layout = Choice(AUTO, TO_MEASURE), untried_layout(config, source, positions, num_images)
     precision, batch_size = (
-        to_measure if asked == AUTO else Resolved(asked, reason_for(name, asked))
+        to_measure if asked == AUTO else Choice(asked, reason_for(name, asked))
         for name, asked in (("precision", config.precision), ("batch_size", config.batch_size))
     )
     yield "precision", precision
-    yield "layout", to_measure if layout is None else Resolved(named(layout.value), layout.reason)
+    yield "layout", to_measure if layout is None else Choice(named(layout.value), layout.reason)
     yield "batch size", batch_size
 
 
@@ -99,7 +100,7 @@ def expected(
 class Trials:
     """How fast throwaway networks of a kind are: speed does not ask what the weights are."""
 
-    source: Source
+    source: ModelSpec
     positions: Sequence[int]
     stages: Sequence[StoredStage]
     device: torch.device
@@ -189,8 +190,8 @@ def _execution(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[
 
 
 def untried_layout(
-    config: ExtractConfig, source: Source, positions: Sequence[int], num_images: int
-) -> Resolved[Execution] | None:
+    config: ExtractConfig, source: ModelSpec, positions: Sequence[int], num_images: int
+) -> Choice[Execution] | None:
     """The layout where no other is tried, and why not; None where some are."""
     asked = _layout_asked(config)
     if config.layout != AUTO and config.fold is not None:
@@ -203,12 +204,12 @@ def untried_layout(
     return None
 
 
-def _layout_asked(config: ExtractConfig) -> Resolved[Execution]:
+def _layout_asked(config: ExtractConfig) -> Choice[Execution]:
     """What the options say of it; the library's own way where they say nothing."""
     layout, folded = DEFAULT_LAYOUT if config.layout == AUTO else config.layout, bool(config.fold)
     layout_is_open, fold_is_open = config.layout == AUTO, config.fold is None
     reasons = {(True, True): AUTO, (True, False): "folding as asked; auto", (False, True): "as asked; folding auto"}
-    return Resolved(Execution(layout=layout, folded=folded), reasons.get((layout_is_open, fold_is_open), "as asked"))
+    return Choice(Execution(layout=layout, folded=folded), reasons.get((layout_is_open, fold_is_open), "as asked"))
 
 
 def _layouts(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[list[Execution], str]:
@@ -239,10 +240,10 @@ def _times(gain: float) -> str:
     return "more than 100 x" if gain > 100 else f"{gain:.1f} x"  # where the other does not fit into memory
 
 
-def _batch_size(config: ExtractConfig, trials: Trials, execution: Execution) -> Resolved[int]:
+def _batch_size(config: ExtractConfig, trials: Trials, execution: Execution) -> Choice[int]:
     """Twice as many as long as that is faster, and the maps of three batches stay a small part of the memory."""
     if config.batch_size != AUTO:
-        return Resolved(int(config.batch_size), reason_for("batch_size", config.batch_size))
+        return Choice(int(config.batch_size), reason_for("batch_size", config.batch_size))
     row_bytes = sum(stage.row_bytes(trials.source.input_size) for stage in trials.stages)
     most = int(available_memory() * SHARE_OF_MEMORY / max(1, row_bytes))
     most = max(1, min(most, MOST_ON_CPU if trials.device.type == "cpu" else MOST))
@@ -252,7 +253,7 @@ def _batch_size(config: ExtractConfig, trials: Trials, execution: Execution) -> 
     while best * 2 <= most and trials.rate(execution, best * 2) >= max(BATCH_GAIN * trials.rate(execution, best), 1e-9):
         best *= 2
     tried = sorted((images, rate) for (one, images), rate in trials.rates.items() if one == execution)
-    return Resolved(best, f"auto: {', '.join(f'{images} at {rate:.0f} images/s' for images, rate in tried)}")
+    return Choice(best, f"auto: {', '.join(f'{images} at {rate:.0f} images/s' for images, rate in tried)}")
 
 
 def named(execution: Execution) -> str:

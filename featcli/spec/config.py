@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from featcli.backbones.execution import DEFAULT_PRECISION, LAYOUTS, PRECISIONS
 from featcli.dump.formats import FORMATS
 from featcli.errors import UsageError, one_of, shown
-from featcli.pixels.colour import MAX_PIXELS, Decoding, parse_depth_range
+from featcli.pixels.colour import MAX_PIXELS, PixelRules, parse_depth_range
 from featcli.pixels.resize import NATIVE
 from featcli.run.pooling import pooling
 
@@ -187,6 +187,8 @@ class ExtractConfig:
             **sizes_asked(self.image_size, self.fit),
         )
 
-    def decoding(self) -> Decoding:
+    def decoding(self) -> PixelRules:
         """The rules by which pictures are read. Raises UsageError."""
-        return Decoding(self.orientation, self.alpha, parse_depth_range(self.depth_range), self.max_pixels, self.decode)
+        return PixelRules(
+            self.orientation, self.alpha, parse_depth_range(self.depth_range), self.max_pixels, self.decode
+        )

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 from featcli.errors import MachineError, UsageError, counted, shown
+from featcli.events import Choice
 
 if TYPE_CHECKING:
     import torch
 
-T = TypeVar("T")
 # How allocators, CUDA and its libraries say that there is no memory left, in errors of no type of their own.
 MEMORY_SAID = (
     "can't allocate memory",
@@ -24,15 +23,7 @@ MEMORY_SAID = (
 )
 
 
-@dataclass(frozen=True)
-class Resolved(Generic[T]):
-    """A value and why it is that value."""
-
-    value: T
-    reason: str
-
-
-def resolve_device(wanted: str, rank: int | None = None) -> Resolved[torch.device]:
+def resolve_device(wanted: str, rank: int | None = None) -> Choice[torch.device]:
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` as a device that works. Raises UsageError and MachineError.
 
     `rank`: which of several processes on this machine asks: `auto` gives each a GPU of its own.
@@ -43,10 +34,10 @@ def resolve_device(wanted: str, rank: int | None = None) -> Resolved[torch.devic
     if wanted == "auto":
         if gpus:
             reason = f"auto: {counted(gpus, 'GPU')}" + ("" if rank is None else f", local rank {rank}")
-            return Resolved(torch.device("cuda", (rank or 0) % gpus), reason)
+            return Choice(torch.device("cuda", (rank or 0) % gpus), reason)
         if torch.backends.mps.is_available():
-            return Resolved(torch.device("mps"), "auto: Apple GPU")
-        return Resolved(torch.device("cpu"), "auto: no GPU found")
+            return Choice(torch.device("mps"), "auto: Apple GPU")
+        return Choice(torch.device("cpu"), "auto: no GPU found")
     kind, _, number = wanted.partition(":")
     if not re.fullmatch(r"cpu|mps|cuda(:\d{1,4})?", wanted):
         raise UsageError(
@@ -60,7 +51,7 @@ def resolve_device(wanted: str, rank: int | None = None) -> Resolved[torch.devic
         raise MachineError(f"--device {wanted}: there are {gpus} GPUs", f"use cuda:0 to cuda:{gpus - 1}")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise MachineError("--device mps: torch finds no Apple GPU", "use --device cpu")
-    return Resolved(torch.device(wanted if number or kind != "cuda" else "cuda:0"), "as asked")
+    return Choice(torch.device(wanted if number or kind != "cuda" else "cuda:0"), "as asked")
 
 
 def device_names(wanted: str) -> tuple[str, ...]:

@@ -13,9 +13,8 @@ import numpy as np
 from featcli.errors import CheckpointError, UsageError, shown
 from featcli.inputs.image_list import MISSING
 from featcli.inputs.image_list import Image as Input
-from featcli.pixels.colour import Decoding
+from featcli.pixels.colour import PixelRules, UnreadableError
 from featcli.pixels.decode import read_pixels, read_size
-from featcli.pixels.upright import UnreadableError
 from featcli.reading.reader import DumpReader
 
 if TYPE_CHECKING:
@@ -73,11 +72,11 @@ class DumpPictures:
         return Image.fromarray(np.ascontiguousarray(colours.transpose(1, 2, 0)))
 
     @cached_property
-    def _rules(self) -> Decoding:
+    def _rules(self) -> PixelRules:
         pixels = self._dump.plan.settings["preprocessing"]
         try:
             depth = pixels["depth_range"]
-            return Decoding(
+            return PixelRules(
                 orientation=pixels["orientation"],
                 alpha=pixels["alpha"],
                 depth_range=tuple(depth) if isinstance(depth, list) else None,

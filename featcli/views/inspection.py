@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcli.cli.terminal import most_first
-from featcli.dump.checksummed_json import read_sealed
+from featcli.dump.checksummed_json import read_checksummed
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
 from featcli.dump.formats.layout import ITEM_BYTES
-from featcli.dump.manifest import totals_of
+from featcli.dump.records import most_first, totals_of
 from featcli.errors import CheckpointError, IncompleteError, UsageError, shown
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def _damaged_files(dump: Dump) -> list[str]:
     if dump.is_complete():
         wrong += [] if (dump.path / FAILURES).is_file() else [FAILURES]
         try:
-            is_ours = read_sealed(dump.path / MANIFEST).get("fingerprint") == dump.plan.fingerprint
+            is_ours = read_checksummed(dump.path / MANIFEST).get("fingerprint") == dump.plan.fingerprint
         except ValueError:
             is_ours = False
         wrong += [] if is_ours else [MANIFEST]

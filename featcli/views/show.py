@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcli.cli.terminal import Report, silent
-from featcli.dump.output_file import refuse_taken, write_files
 from featcli.dump.plan import shown_shape
+from featcli.dump.target import refuse_taken, write_files
 from featcli.errors import UsageError, counted, nearest, printable, shown
+from featcli.events import Report, silent
 from featcli.reading.reader import DumpReader
 from featcli.views.dump_pictures import DumpPictures
 from featcli.views.stage_view import HIGH, LOW, Colours, evenly_spaced, study

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcli.cli.terminal import Report, silent, size
-from featcli.dump.output_file import refuse_taken, write_files
 from featcli.dump.plan import shown_shape
-from featcli.errors import CheckpointError, UsageError, counted, printable
+from featcli.dump.target import refuse_taken, write_files
+from featcli.errors import CheckpointError, UsageError, counted, printable, size
+from featcli.events import Report, silent
 from featcli.pixels.resize import NATIVE
 from featcli.reading.reader import DumpReader
 from featcli.views.show import STUDIED, Drawing

@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from featcli.dump.folder import Dump
-from featcli.pixels.batches import Pictures
-from featcli.run.pipeline import Tally
+from featcli.events import Report
+from featcli.pixels.batches import SizedImages
+from featcli.run.loading import Setup
+from featcli.run.pipeline import RunStats, Shard, ShardRunner
 
 
 @dataclass(frozen=True)
-class ToDo:
+class WorkOrder:
     """The shards of a dump that are to be made, and the images of all rows."""
 
     dump: Dump
     shards: Sequence[int]
-    pictures: Pictures
+    pictures: SizedImages
     lock: int  # the descriptor of the lock on the folder, which holds as long as any process has it
 
 
@@ -33,8 +35,31 @@ class Engine(Protocol):
     def start(self) -> None:
         """Whatever can fail before anything is written. Raises FeatcliError."""
 
-    def run(self, todo: ToDo) -> Tally:
+    def run(self, todo: WorkOrder) -> RunStats:
         """Make and commit the shards. Raises FeatcliError; WorkerError where shards were given up."""
 
     def close(self) -> None:
         """End what was started, whatever happened."""
+
+
+class LocalEngine:
+    """One worker: this process, which has loaded the backbone already."""
+
+    workers = 1
+
+    def __init__(self, loaded: Setup, report: Report) -> None:
+        self.decode_threads = loaded.reading.threads
+        self._runner = ShardRunner(loaded, report)
+
+    def start(self) -> None:
+        """Compile, where that was asked for. Raises MachineError."""
+        self._runner.compile()
+
+    def run(self, todo: WorkOrder) -> RunStats:
+        """Raises FeatcliError."""
+        tally = RunStats()
+        self._runner.run(todo.dump, (Shard(number, todo.pictures) for number in todo.shards), tally.add)
+        return tally
+
+    def close(self) -> None:
+        """There is nothing to end."""

@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from featcli.cli.terminal import Report
 from featcli.dump.atomic_file import remove_stale
 from featcli.dump.folder import SHARDS
-from featcli.run.pipeline import Shard, Tally
+from featcli.events import Report
+from featcli.run.pipeline import RunStats, Shard
 from featcli.spec.config import ExtractConfig
-from featcli.workers.engine import ToDo
+from featcli.workers.engine import WorkOrder
 from featcli.workers.shard_progress import ShardProgress
 from featcli.workers.shard_queue import ShardQueue, at_shards
-from featcli.workers.worker import Task
+from featcli.workers.worker import WorkerSpec
 
 PATIENCE = 10.0  # seconds that a worker may take to end when it is told to
 PROGRAM = "import sys; sys.path[:] = {path!r}; from featcli.workers.worker import main; main({socket}, {lock})"
@@ -60,9 +60,9 @@ class ProcessEngine:
         """Workers start with the first shards: they read the plan. Here only their room is made."""
         torch.cuda.empty_cache()  # nothing where there is no GPU
 
-    def run(self, todo: ToDo) -> Tally:
+    def run(self, todo: WorkOrder) -> RunStats:
         """Raises FeatcliError: a worker's own, or WorkerError."""
-        tally, queue = Tally(), ShardQueue(todo.shards)
+        tally, queue = RunStats(), ShardQueue(todo.shards)
         for place in range(min(self.workers, len(todo.shards))):
             self._start_worker(place, todo)
         while self._living:
@@ -87,7 +87,7 @@ class ProcessEngine:
             worker.connection.close()
         self._living.clear()
 
-    def _start_worker(self, place: int, todo: ToDo) -> None:
+    def _start_worker(self, place: int, todo: WorkOrder) -> None:
         ours, theirs = socket.socketpair()
         device, environment = _as_the_only_one(self._devices[place])
         process = subprocess.Popen(
@@ -100,9 +100,11 @@ class ProcessEngine:
         worker = _Worker(place, process, Connection(ours.detach()), ShardProgress(todo.dump.plan, self._report))
         self._living.append(worker)
         config = replace(self._config, device=device)
-        _tell(worker, Task(config, str(todo.dump.path), todo.dump.again, todo.dump.resized))
+        _tell(worker, WorkerSpec(config, str(todo.dump.path), todo.dump.again, todo.dump.resized))
 
-    def _hear(self, worker: _Worker, kind: str, content: Any, queue: ShardQueue, tally: Tally, todo: ToDo) -> None:
+    def _hear(
+        self, worker: _Worker, kind: str, content: Any, queue: ShardQueue, tally: RunStats, todo: WorkOrder
+    ) -> None:
         if kind == "event":
             done = worker.progress.hear(*content)
             if done is not None:
@@ -123,7 +125,7 @@ class ProcessEngine:
         else:
             raise content  # a FeatcliError
 
-    def _serve_idle(self, queue: ShardQueue, todo: ToDo) -> None:
+    def _serve_idle(self, queue: ShardQueue, todo: WorkOrder) -> None:
         for worker in [one for one in self._living if one.is_idle]:
             number = queue.take_new()
             if number is None:
@@ -133,14 +135,14 @@ class ProcessEngine:
                 worker.is_idle = False
                 self._answer(worker, number, todo)
 
-    def _answer(self, worker: _Worker, number: int | None, todo: ToDo) -> None:
+    def _answer(self, worker: _Worker, number: int | None, todo: WorkOrder) -> None:
         if number is None:
             _tell(worker, None)
             return
         worker.at_work.add(number)
         _tell(worker, Shard(number, todo.pictures.of(todo.dump.plan.shard(number))))
 
-    def _bury(self, worker: _Worker, queue: ShardQueue, todo: ToDo) -> None:
+    def _bury(self, worker: _Worker, queue: ShardQueue, todo: WorkOrder) -> None:
         """A worker is gone: because there was no more to do, or it died; another takes its place if it is needed."""
         self._living.remove(worker)
         worker.connection.close()

@@ -16,20 +16,20 @@ from typing import Any
 import torch
 
 import featcli
-from featcli.cli.terminal import Report
 from featcli.dump.atomic_file import remove_stale
 from featcli.dump.folder import SHARDS
 from featcli.dump.plan import Plan
 from featcli.errors import FeatcliError, MachineError, UsageError, counted, one_line, shown
+from featcli.events import Report
 from featcli.inputs.image_list import is_url
-from featcli.pixels.batches import Pictures
-from featcli.run.pipeline import Shard, Tally
+from featcli.pixels.batches import SizedImages
+from featcli.run.pipeline import RunStats, Shard
 from featcli.spec.config import AUTO, MOST_THREADS, ExtractConfig
-from featcli.workers.engine import ToDo
+from featcli.workers.engine import WorkOrder
 from featcli.workers.ray_worker import IN_WORKERS, ONE_ARENA, RayWorker
 from featcli.workers.shard_progress import ShardProgress
 from featcli.workers.shard_queue import ShardQueue, at_shards
-from featcli.workers.worker import Task
+from featcli.workers.worker import WorkerSpec
 
 CONNECT_SECONDS = 10.0
 START_SECONDS = 120.0  # in which one worker at least has to be ready
@@ -125,10 +125,10 @@ class RayEngine:
                     signal.signal(one, handler)
         self._has_begun_ray = True
 
-    def run(self, todo: ToDo) -> Tally:
+    def run(self, todo: WorkOrder) -> RunStats:
         """Raises FeatcliError: a worker's own, WorkerError, or MachineError where no worker starts."""
         self._shards = todo.dump.path / SHARDS
-        tally, queue, began = Tally(), ShardQueue(todo.shards), time.monotonic()
+        tally, queue, began = RunStats(), ShardQueue(todo.shards), time.monotonic()
         self._fill_up(queue, todo)
         has_started, placed = False, began
         while not queue.is_over or any(one.is_ready and one.waiting_for is not None for one in self._living):
@@ -162,7 +162,7 @@ class RayEngine:
         if self._shards is not None:
             remove_stale(self._shards)  # of workers that were ended
 
-    def _fill_up(self, queue: ShardQueue, todo: ToDo) -> None:
+    def _fill_up(self, queue: ShardQueue, todo: WorkOrder) -> None:
         """Shards to each worker that has none, and workers for what is left."""
         for actor in [one for one in self._living if one.waiting_for is None]:
             # Together, since a worker prefetches from one to the next; fewer towards the end, for all to end together.
@@ -180,17 +180,17 @@ class RayEngine:
         for actor in [one for one in self._living if one.waiting_for is None]:  # nothing is left for it
             self._end(actor)
 
-    def _start_worker(self, todo: ToDo) -> None:
+    def _start_worker(self, todo: WorkOrder) -> None:
         ray = self._ray
         environment = IN_WORKERS | ({} if self._gpus else ONE_ARENA)
         wants = {"num_cpus": self._cpus, "num_gpus": self._gpus, "runtime_env": {"env_vars": environment}}
         kind = ray.remote(max_restarts=0, max_task_retries=0, **wants)(RayWorker)
         path = os.path.abspath(todo.dump.path)
-        task = Task(self._config, path, todo.dump.again, todo.dump.resized)
+        task = WorkerSpec(self._config, path, todo.dump.again, todo.dump.resized)
         handle = kind.options(scheduling_strategy="SPREAD").remote(task)
         self._living.append(_Actor(handle, handle.ping.remote(), ShardProgress(todo.dump.plan, self._report)))
 
-    def _hear(self, actor: _Actor, queue: ShardQueue, tally: Tally, todo: ToDo) -> None:
+    def _hear(self, actor: _Actor, queue: ShardQueue, tally: RunStats, todo: WorkOrder) -> None:
         exceptions = self._ray.exceptions
         try:
             if actor.is_ready:
@@ -209,7 +209,7 @@ class RayEngine:
         except exceptions.RayError as error:  # killed, out of memory, its node gone, not to be reached
             self._bury(actor, queue, f"lost ({type(error).__name__})", todo)
 
-    def _hear_of_shard(self, actor: _Actor, queue: ShardQueue, tally: Tally) -> None:
+    def _hear_of_shard(self, actor: _Actor, queue: ShardQueue, tally: RunStats) -> None:
         kind, content = self._ray.get(next(actor.waiting_for))
         if kind == "tally":
             tally.add(content)
@@ -221,7 +221,7 @@ class RayEngine:
                 actor.at_work.discard(done)
                 queue.done(done)
 
-    def _check(self, environment: dict[str, str], todo: ToDo) -> None:
+    def _check(self, environment: dict[str, str], todo: WorkOrder) -> None:
         """Raises UsageError where a worker is of another version; says what else may move the last bits."""
         if environment.get("featcli") != featcli.__version__:
             raise UsageError(
@@ -234,7 +234,7 @@ class RayEngine:
             self._warned.add(text)
             self._report("warning", text=f"a worker is not like the others, last bits may differ: {text}")
 
-    def _bury(self, actor: _Actor, queue: ShardQueue, why: str, todo: ToDo) -> None:
+    def _bury(self, actor: _Actor, queue: ShardQueue, why: str, todo: WorkOrder) -> None:
         self._report("warning", text=f"a worker died{at_shards(actor.at_work)}: {why}")
         actor.progress.take_back()
         self._end(actor)
@@ -267,7 +267,7 @@ def _no_cluster(address: str, error: Exception) -> MachineError:
     )
 
 
-def with_whole_paths(pictures: Pictures) -> Pictures:
+def with_whole_paths(pictures: SizedImages) -> SizedImages:
     """The same pictures for a process that is in another folder."""
     assert isinstance(pictures.images, Mapping)  # those of a shard
     images = {

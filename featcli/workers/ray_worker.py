@@ -9,7 +9,7 @@ from typing import Any
 
 from featcli.dump.lock import FolderLock
 from featcli.run.pipeline import Shard
-from featcli.workers.worker import Task, runner_for
+from featcli.workers.worker import WorkerSpec, runner_for
 
 IN_WORKERS = {"OMP_WAIT_POLICY": "PASSIVE"}  # as the command line sets it for itself
 # Shards are made in a thread that is not the first of its process, and only of the first arena does glibc keep the
@@ -20,7 +20,7 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 class RayWorker:
     """The actor: loads the backbone once, then makes the shards that it is given."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: WorkerSpec) -> None:
         self._task = task
         self._events: queues.SimpleQueue[Any] = queues.SimpleQueue()
         self._lock: FolderLock | None = None

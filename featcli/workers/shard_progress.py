@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from featcli.cli.terminal import Report
 from featcli.dump.plan import Plan
+from featcli.events import Report
 
 
 class ShardProgress:

@@ -20,10 +20,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from featcli.cli.terminal import Report
 from featcli.dump.folder import Dump, no_dump
 from featcli.dump.plan import refuse_other_plan
 from featcli.errors import FeatcliError, one_line, shown
+from featcli.events import Report
 from featcli.run.loading import load
 from featcli.run.pipeline import Shard, ShardRunner
 from featcli.spec.config import ExtractConfig
@@ -32,7 +32,7 @@ UNHEARD = ("choice", "start", "end")  # the driver says those
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkerSpec:
     """What a worker is told when it starts."""
 
     config: ExtractConfig  # for its one device
@@ -41,7 +41,7 @@ class Task:
     resized: Mapping[int, int]  # row -> bytes, of images that are not as they were listed
 
 
-def runner_for(task: Task, report: Report) -> tuple[Dump, ShardRunner]:
+def runner_for(task: WorkerSpec, report: Report) -> tuple[Dump, ShardRunner]:
     """The dump, and what makes its shards. Raises ConflictError unless that comes to the same plan here."""
     warnings.filterwarnings("ignore", module="PIL")  # as the command line does
     dump = Dump.existing(Path(task.path))

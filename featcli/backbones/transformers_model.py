@@ -31,8 +31,8 @@ from featcli.backbones.image_processor import (  # noqa: E402
     quiet,
     read_processor,
 )
+from featcli.backbones.model_spec import ModelSpec  # noqa: E402
 from featcli.backbones.replay import place_of_backbone  # noqa: E402
-from featcli.backbones.source import Source  # noqa: E402
 from featcli.backbones.weights import hash_files, refuse_pretenders, weights_files  # noqa: E402
 from featcli.errors import CheckpointError, FeatcliError, UsageError, one_line, shown  # noqa: E402
 
@@ -44,7 +44,7 @@ NOT_ARCHITECTURE = frozenset(
 )
 
 
-class TransformersSource(Source):
+class TransformersModelSpec(ModelSpec):
     """A transformers checkpoint before its weights are read. A subclass says which class, and how it yields maps."""
 
     library = "transformers"

@@ -24,10 +24,10 @@ from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
 from featcli.backbones.folding import fold
 from featcli.backbones.stages import Stage, select
 from featcli.errors import UsageError, one_line
-from featcli.pixels.resize import NATIVE, Fitting, Size
+from featcli.pixels.resize import NATIVE, ResizeMode, Size
 
 
-class Source(ABC):
+class ModelSpec(ABC):
     """A checkpoint of one library, before its weights are read.
 
     A subclass sets the first attributes and says how to build the network; everything that can be learnt
@@ -65,15 +65,15 @@ class Source(ABC):
         """What the architecture is, in the library's words, wherever the checkpoint lies: part of the plan."""
 
     @property
-    def fitting(self) -> Fitting | None:
+    def fitting(self) -> ResizeMode | None:
         """How pictures get their size, where that was asked for. None is the checkpoint's own way."""
         if self.request.fit is None:
             return None
         if self.request.fit != NATIVE:
-            return Fitting(self.request.fit, self.input_size, (1, 1))
+            return ResizeMode(self.request.fit, self.input_size, (1, 1))
         patch, strides = self.patch or (1, 1), [stage.stride for stage in self.stages]
         step = [lcm(side, max(stride[axis] for stride in strides)) for axis, side in enumerate(patch)]
-        return Fitting(NATIVE, self.request.largest, (step[0], step[1]))
+        return ResizeMode(NATIVE, self.request.largest, (step[0], step[1]))
 
     def refuse_other_sizes(self, positions: Sequence[int]) -> None:
         """Raise UsageError unless the maps of these stages follow the size of the input, which `native` relies on."""
@@ -103,7 +103,7 @@ class Source(ABC):
                 )
 
     @cached_property
-    def _whole(self) -> _Probed:
+    def _whole(self) -> _Probe:
         return self._probe(range(len(self.stage_names)))
 
     @cached_property
@@ -148,17 +148,17 @@ class Source(ABC):
         return found.convolutions / found.operations if found.operations else 0.0
 
     @cached_property
-    def _probed(self) -> dict[tuple[tuple[int, ...], Size | None], _Probed]:
+    def _probed(self) -> dict[tuple[tuple[int, ...], Size | None], _Probe]:
         return {}
 
-    def _probe(self, positions: Sequence[int], at: Size | None = None) -> _Probed:
+    def _probe(self, positions: Sequence[int], at: Size | None = None) -> _Probe:
         """Shapes and costs, from one forward pass that computes nothing."""
         key = tuple(positions), at
         if key not in self._probed:
             self._probed[key] = self._run_once(positions, (1, self.channels, *(at or self.input_size)))
         return self._probed[key]
 
-    def _run_once(self, positions: Sequence[int], size: tuple[int, ...]) -> _Probed:
+    def _run_once(self, positions: Sequence[int], size: tuple[int, ...]) -> _Probe:
         try:
             return _forward_once(self.build(positions, "meta"), torch.empty(size, device="meta"))
         except UsageError:
@@ -184,7 +184,7 @@ class Source(ABC):
 
 
 @dataclass(frozen=True)
-class _Probed:
+class _Probe:
     """What one forward pass showed."""
 
     shapes: list[torch.Size]  # (B, C, H, W) of each map
@@ -193,7 +193,7 @@ class _Probed:
     parameters: int
 
 
-def _forward_once(network: Network, pixels: torch.Tensor) -> _Probed:
+def _forward_once(network: Network, pixels: torch.Tensor) -> _Probe:
     network.module.eval()
     # With gradients: under inference_mode no operation reaches the counter, under no_grad some models fail in it.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
@@ -204,10 +204,12 @@ def _forward_once(network: Network, pixels: torch.Tensor) -> _Probed:
     parameters = sum(p.numel() for p in network.module.parameters())
     operations = counter.get_flop_counts().get("Global", {})
     convolutions = sum(count for name, count in operations.items() if "convolution" in str(name))
-    return _Probed([found.shape for found in maps], counter.get_total_flops(), convolutions, parameters)
+    return _Probe([found.shape for found in maps], counter.get_total_flops(), convolutions, parameters)
 
 
-def arranged(source: Source, network: Network, device: torch.device, execution: Execution) -> tuple[Network, Execution]:
+def arranged(
+    source: ModelSpec, network: Network, device: torch.device, execution: Execution
+) -> tuple[Network, Execution]:
     """A network on the CPU, made to be run so on a device, and how it is run then. The module is changed in place.
 
     Norms are not folded where there are none, or where the maps would move by more than rounding.
@@ -230,7 +232,7 @@ def arranged(source: Source, network: Network, device: torch.device, execution: 
     return replace(network, maps=compiled(network.maps), class_tokens=tokens), execution
 
 
-def ready(source: Source, positions: Sequence[int], device: torch.device, execution: Execution) -> Backbone:
+def ready(source: ModelSpec, positions: Sequence[int], device: torch.device, execution: Execution) -> Backbone:
     """Load the weights of these stages and freeze the network on the device. Raises CheckpointError."""
     network, weights = source.load(positions)
     refuse_not_finite(source.name, network)
