@@ -17,11 +17,12 @@ from photographs import SMALL, draw
 
 import featcli
 from featcli.extraction.planning import shard_rows
-from featcli.inputs.listing import Given, find
+from featcli.inputs.listing import find
 from featcli.pixels import batches
 from featcli.pixels.batches import Decoder, SizedImages
 from featcli.pixels.colour import PixelRules
 from featcli.pixels.sizes import Sizes
+from featcli.spec.groups import InputSpec
 
 BATCH, BATCHES = 32, 4
 STORED = {  # what is stored: (name, bytes of an image)
@@ -44,7 +45,7 @@ def cpu_seconds(work):
 
 
 def decoding(paths, backbone):
-    images = find(Given(tuple(map(str, paths)))).images
+    images = find(InputSpec(tuple(map(str, paths)))).images
     pictures = SizedImages(images, Sizes(backbone.preprocessing.size))
     reading = Decoder(PixelRules(), backbone.preprocessing, 1)
 

@@ -18,14 +18,15 @@ from photographs import LARGE, draw
 from PIL import Image
 
 import featcli
-from featcli.inputs.listing import Given, find
+from featcli.inputs.listing import find
 from featcli.pixels.colour import PixelRules
 from featcli.pixels.decode import read_pixels
+from featcli.spec.groups import InputSpec
 
 
 def pixels(folder, decode, fit):
     """(N, 3, 224, 224) of the first pictures."""
-    found, images = [], find(Given((str(folder),))).images
+    found, images = [], find(InputSpec((str(folder),))).images
     for row in range(min(16, len(images))):
         out = np.empty((3, 224, 224), np.uint8)
         read_pixels(images[row], PixelRules(decode=decode), fit, out, False)

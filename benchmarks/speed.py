@@ -43,12 +43,13 @@ from PIL import Image
 import featcli
 from featcli.backbones.backbone import as_run
 from featcli.extraction.planning import prepare
-from featcli.inputs.listing import Given, find
+from featcli.inputs.listing import find
 from featcli.pixels import batches
 from featcli.pixels.batches import Decoder, SizedImages
 from featcli.pixels.colour import PixelRules
 from featcli.pixels.sizes import Sizes
-from featcli.spec.config import ExtractConfig
+from featcli.spec.commands import ExtractSpec
+from featcli.spec.groups import InputSpec
 from featcli.system.machine import available_cores, kept_memory
 
 BATCH = 32
@@ -113,7 +114,7 @@ class Ways:
     def _choose(self, precision):
         events = {}
         output = str(self.scratch / "chosen")
-        config = ExtractConfig((str(self.folder),), output=output, precision=precision, **self.options)
+        config = ExtractSpec((str(self.folder),), output=output, precision=precision, **self.options)
         prepare(config, None, lambda kind, **facts: events.setdefault(facts.get("name"), facts))
         layout, _, folded = events["layout"]["value"].partition(", ")
         return {"layout": layout, "fold": bool(folded), "precision": precision}
@@ -156,7 +157,7 @@ class Ways:
     def decode(self, count):
         """Core-seconds of files into pixels, featcli's own threads."""
         backbone = self.backbone("fp32")
-        images = find(Given(tuple(map(str, self.paths[:count])))).images
+        images = find(InputSpec(tuple(map(str, self.paths[:count])))).images
         pictures = SizedImages(images, Sizes(backbone.preprocessing.size))
         reading = Decoder(PixelRules(), backbone.preprocessing, available_cores())
         began = time.process_time()

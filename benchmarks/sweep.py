@@ -68,19 +68,21 @@ def sweep_one(task: tuple[str, str]) -> dict:
 
 def timm_architecture(name: str) -> dict:
     """What `inspect` says of an architecture, and what the first half of its stages costs."""
-    from featcli.backbones.checkpoint import Request, resolve
+    from featcli.backbones.checkpoint import resolve
+    from featcli.spec.groups import CheckpointSpec
 
-    return facts_of(resolve(Request(name, random_init=True)))
+    return facts_of(resolve(CheckpointSpec(checkpoint=name, random_init=True)))
 
 
 def transformers_type(name: str) -> dict:
     """The type's own configuration as `inspect` has it; a small one saved, extracted and compared, stage by stage."""
     import transformers
 
-    from featcli.backbones.checkpoint import Request, resolve
+    from featcli.backbones.checkpoint import resolve
+    from featcli.spec.groups import CheckpointSpec
 
     config = transformers.CONFIG_MAPPING[name]()
-    return facts_of(resolve(Request(config))) | {"differences": compare_rows(name)}
+    return facts_of(resolve(CheckpointSpec(checkpoint=config))) | {"differences": compare_rows(name)}
 
 
 def facts_of(source) -> dict:

@@ -3,47 +3,57 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import typer.main
-
-from featcli.cli.boundary import app
+from featcli.cli.signature import in_order_of_help
+from featcli.spec import commands
+from featcli.spec.option import OptionField, Spec
 
 DOCS = Path(__file__).parent
-COMMANDS = ("extract", "inspect", "models", "export", "show", "verify", "finalize")
+SPECS: dict[str, type[Spec]] = {
+    "extract": commands.ExtractCommand,
+    "inspect": commands.InspectCommand,
+    "models": commands.ModelsCommand,
+    "export": commands.ExportCommand,
+    "show": commands.ShowCommand,
+    "verify": commands.VerifyCommand,
+    "finalize": commands.FinalizeCommand,
+}
 TABLE = re.compile(r"(<!-- options: written by make docs -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
 def pages() -> dict[Path, str]:
     """Every page with a table, as it should be."""
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     found = {}
-    for name in COMMANDS:
+    for name, spec in SPECS.items():
         page = DOCS / f"{name}.md"
-        found[page] = TABLE.sub(lambda match, name=name: match[1] + _table(commands[name]) + match[2], page.read_text())
+        table = _table(in_order_of_help(spec))
+        found[page] = TABLE.sub(lambda match, table=table: match[1] + table + match[2], page.read_text())
     return found
 
 
-def _table(command: Any) -> str:
+def _table(options: Sequence[OptionField]) -> str:
     """Arguments, then options: name, what it is for, default."""
     lines = ["| argument or option | |", "|---|---|"]
-    parameters = [parameter for parameter in command.params if parameter.name != "help"]
-    for parameter in sorted(parameters, key=lambda parameter: parameter.opts[0].startswith("-")):
-        is_option = parameter.opts[0].startswith("-")
-        names = [*parameter.opts, *parameter.secondary_opts] if is_option else [parameter.metavar or parameter.name]
+    for option in options:
+        names = (
+            [option.option.metavar]
+            if option.option.is_argument
+            else [f for one in option.flags for f in one.split("/")]
+        )
         shown = ", ".join(f"`{name}`" for name in names)
-        lines.append(f"| {shown} | {_text(parameter)} |")
+        lines.append(f"| {shown} | {_text(option)} |")
     return "\n".join(lines) + "\n"
 
 
-def _text(parameter: Any) -> str:
-    text = (parameter.help or "").replace("|", "\\|")
-    if parameter.required and parameter.opts[0].startswith("-"):
+def _text(option: OptionField) -> str:
+    text, default = option.option.help.replace("|", "\\|"), option.default
+    if option.is_required and not option.option.is_argument:
         return f"{text} **Must be given.**"
-    if parameter.default is None or parameter.default is False or not str(parameter.default) or "efault" in text:
+    if option.is_required or default is False or default in (None, "", ()) or "efault" in text:
         return text
-    return f"{text} Default: `{parameter.default}`."
+    return f"{text} Default: `{default}`."
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def test_tables_of_types_agree():
     from featcli.backbones.execution import LAYOUTS, PRECISIONS
     from featcli.dump.formats import hdf5, layout, safetensors
     from featcli.dump.formats.rows import NUMPY_TYPES
-    from featcli.spec.config import DTYPES
+    from featcli.spec.words import DTYPES
 
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in (*DTYPES, *PRECISIONS.values()))
     assert all(isinstance(getattr(torch, name), torch.memory_format) for name in LAYOUTS.values())

@@ -12,10 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import SAMPLES, upright
 from featcli import load_backbone
-from featcli.backbones.checkpoint import Request, resolve
+from featcli.backbones.checkpoint import resolve
 from featcli.backbones.stages import names_by_stride
 from featcli.backbones.torchvision_operators import declare_missing_operators
 from featcli.errors import CheckpointError, MachineError, UsageError
+from featcli.spec.groups import CheckpointSpec
 
 PICTURES = [upright(path) for path in sorted(SAMPLES.rglob("*.jpg"))[:3]]
 
@@ -41,7 +42,7 @@ def test_timm_maps_equal_timms_own(name):
         expected = model.forward_intermediates(
             torch.stack([transform(picture) for picture in PICTURES]), output_fmt="NCHW", intermediates_only=True
         )
-    source = resolve(Request(name, random_init=True))
+    source = resolve(CheckpointSpec(checkpoint=name, random_init=True))
     assert [stage.shape for stage in source.stages] == [tuple(maps.shape[1:]) for maps in expected]
     for index in range(len(expected)):
         backbone = load_backbone(name, random_init=True, out_indices=[index])
@@ -94,7 +95,7 @@ def test_only_what_is_needed_is_computed(name, stage):
     backbone = load_backbone(name, random_init=True, out_features=[stage])
     assert flops_of(backbone.network.maps) == pytest.approx(flops_of(prefix), rel=0.03)
     whole = load_backbone(name, random_init=True).network.maps
-    share = resolve(Request(name, random_init=True)).share([backbone.selected[0].index])
+    share = resolve(CheckpointSpec(checkpoint=name, random_init=True)).share([backbone.selected[0].index])
     assert share == pytest.approx(flops_of(prefix) / flops_of(whole), rel=0.03)
     kept = backbone.network.module
     assert sum(p.numel() for p in kept.parameters()) == sum(p.numel() for p in prefix.parameters())
@@ -127,7 +128,7 @@ def test_random_weights_follow_the_seed():
 @pytest.mark.parametrize(("name", "size"), [("resnet18", (96, 160)), ("vit_tiny_patch16_224", (64, 96))])
 def test_image_size(name, size):
     """Another input size is timm's own model and transform at that size."""
-    source = resolve(Request(name, image_size=size))
+    source = resolve(CheckpointSpec(checkpoint=name, image_size=size))
     kwargs = {"img_size": size} if name.startswith("vit") else {}
     model = reference(name, **kwargs)
     transform = create_transform(**resolve_data_config({"input_size": (3, *size)}, model=model), is_training=False)
@@ -355,8 +356,8 @@ def test_pixels_are_left_alone():
 @pytest.mark.parametrize(("name", "size"), [("pvt_v2_b0", 256), ("twins_pcpvt_small", 240), ("levit_128s", 256)])
 def test_sizes_that_timm_takes(name, size):
     """Overlapping patches are padded, and a size is only refused where timm's model cannot be run at it."""
-    shapes = [stage.shape[1] for stage in resolve(Request(name, image_size=(size, size))).stages]
-    assert shapes[0] == size // resolve(Request(name)).stages[0].stride[0]
+    shapes = [stage.shape[1] for stage in resolve(CheckpointSpec(checkpoint=name, image_size=(size, size))).stages]
+    assert shapes[0] == size // resolve(CheckpointSpec(checkpoint=name)).stages[0].stride[0]
 
 
 def test_grey_models_of_folders(tmp_path):

@@ -8,6 +8,7 @@ from featcli.inputs import listing as inputs
 from featcli.pixels import batches
 from featcli.pixels.colour import PixelRules
 from featcli.pixels.sizes import Sizes
+from featcli.spec.groups import InputSpec
 
 SIZE = (8, 10)
 
@@ -28,11 +29,11 @@ def listing(folder, count):
 
 
 def pictures(folder):
-    return batches.Pictures(inputs.find(inputs.Given([str(folder)])).images, Sizes(SIZE))
+    return batches.SizedImages(inputs.find(InputSpec([str(folder)])).images, Sizes(SIZE))
 
 
 def read(images, ranges, threads):
-    return batches.read(batches.Reading(PixelRules(), Pixels(), threads), ((images, rows) for rows in ranges))
+    return batches.read(batches.Decoder(PixelRules(), Pixels(), threads), ((images, rows) for rows in ranges))
 
 
 def ranges(count, size):

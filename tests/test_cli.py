@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 
 from conftest import SAMPLES, Featcli, draw, finished, tree
 from featcli.run import trials as tuning
-from featcli.spec.config import ExtractConfig
+from featcli.spec.commands import ExtractSpec
 
 TINY = "-c test_resnet --random-init".split()
 
@@ -32,14 +33,14 @@ def test_help_imports_no_torch():
         assert out.stdout.splitlines()[-1] == "set()", arguments
 
 
-def test_options_are_the_configurations(cli):
-    """Each option of `extract` is a field of its configuration, with the same default, and each field an option."""
-    import inspect
+def test_options_are_the_configurations():
+    """Each option of `extract` is a field of its spec, with the same default, and each field an option."""
+    import typer.main
 
-    from featcli.cli.commands import extract
+    from featcli.cli.commands import app
 
-    parameters = inspect.signature(extract).parameters
-    fields = ExtractConfig.__dataclass_fields__
+    parameters = {one.name: one for one in typer.main.get_command(app).commands["extract"].params}
+    fields = {field.name: field for field in dataclasses.fields(ExtractSpec)}
     assert set(parameters) - set(fields) == {"dry_run", "rate", "as_json", "quiet", "verbose"}
     assert set(fields) <= set(parameters)
     for name, field in fields.items():

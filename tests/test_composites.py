@@ -7,8 +7,9 @@ from tiny_transformers import TOKENS
 
 from conftest import SAMPLES, upright
 from featcli import extract, load_backbone, open_dump, replay
-from featcli.backbones.checkpoint import Request, resolve
+from featcli.backbones.checkpoint import resolve
 from featcli.errors import CheckpointError, UsageError
+from featcli.spec.groups import CheckpointSpec
 
 T = pytest.importorskip("transformers")
 
@@ -200,7 +201,7 @@ def test_backbone_inside(composite, tmp_path):
     for found, maps in zip(backbone(pixels).values(), expected, strict=True):
         assert torch.equal(found, maps)
     assert " in a " in backbone.name
-    assert resolve(Request(str(folder))).inside == f"{place} of {type(model).__name__}"
+    assert resolve(CheckpointSpec(checkpoint=str(folder))).inside == f"{place} of {type(model).__name__}"
     assert backbone.weights.matched == backbone.weights.total > 0
 
 
@@ -283,7 +284,7 @@ def test_other_stages_can_be_asked_for(tmp_path):
     T.ViTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(tmp_path)
     backbone = load_backbone(str(tmp_path), out_features=["stem", "stage2"])
     assert [stage.name for stage in backbone.selected] == ["stem", "stage2"]
-    assert resolve(Request(str(tmp_path))).share([0, 2]) < 1
+    assert resolve(CheckpointSpec(checkpoint=str(tmp_path))).share([0, 2]) < 1
 
 
 def test_processors_that_give_every_picture_another_size(tmp_path):
@@ -317,6 +318,6 @@ def test_random_weights_for_a_composite(tmp_path):
     T.DetrConfig(**DETR, backbone_config=T.ResNetConfig(**RESNET, out_features=["stage4"])).save_pretrained(tmp_path)
     T.ViTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(tmp_path)
     assert load_backbone(str(tmp_path), random_init=True).weights.random
-    assert resolve(Request(str(tmp_path))).stages[-1].shape == (64, 2, 2)
+    assert resolve(CheckpointSpec(checkpoint=str(tmp_path))).stages[-1].shape == (64, 2, 2)
     with pytest.raises(CheckpointError):
         load_backbone(str(tmp_path))

@@ -108,12 +108,12 @@ def test_tables_of_options_are_fresh():
     """Every command has a page, whose table of options is that of the command; `make docs` writes it anew."""
     sys.path.insert(0, str(REPOSITORY / "docs"))
     try:
-        from write_options import COMMANDS, pages
+        from write_options import SPECS, pages
     finally:
         sys.path.pop(0)
     assert {path.name: path.read_text() for path in pages()} == {path.name: text for path, text in pages().items()}
     helped = subprocess.run([sys.executable, "-m", "featcli", "--help"], capture_output=True, text=True, check=True)
-    assert set(re.findall(r"^  ([a-z]+)  +[A-Z]", helped.stdout, re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^  ([a-z]+)  +[A-Z]", helped.stdout, re.MULTILINE)) == set(SPECS)
 
 
 def test_first_screen_of_the_readme():

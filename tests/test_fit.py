@@ -12,8 +12,10 @@ from featcli.dump.formats import FORMATS
 from featcli.dump.verify import verify
 from featcli.errors import DamagedError, UsageError
 from featcli.pixels.colour import PixelRules
-from featcli.pixels.resize import FITS, WIDEST, ResizeMode
+from featcli.pixels.resize import WIDEST, ResizeMode
 from featcli.pixels.sizes import Sizes
+from featcli.spec.groups import InputSpec
+from featcli.spec.words import FITS
 
 TINY = {"checkpoint": "test_resnet", "random_init": True}
 EDGES = [(96, 80), (200, 120), (64, 64), (64, 65), (300, 40), (20, 20), (1, 1)]
@@ -160,7 +162,7 @@ def test_images_that_cannot_be_read_have_a_size(tmp_path):
     for name in ("a", "c", "d"):
         (tmp_path / f"{name}.png").write_bytes(b"broken")
     draw(tmp_path / "b.png", 0, (64, 100))
-    images = inputs.find(inputs.Given([str(tmp_path)])).images
+    images = inputs.find(InputSpec([str(tmp_path)])).images
     sizes = native_sizes(images, PixelRules(), ResizeMode("native", None, (32, 32)), (224, 224), 2)
     assert [sizes[row] for row in range(4)] == [(224, 224), (96, 64), (96, 64), (96, 64)]
     (tmp_path / "b.png").write_bytes(b"")

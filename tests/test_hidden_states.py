@@ -9,9 +9,10 @@ from tiny_transformers import PYRAMID, TOKENS, randomize
 
 from conftest import SAMPLES, upright
 from featcli import extract, load_backbone, open_dump
-from featcli.backbones.checkpoint import Request, resolve
+from featcli.backbones.checkpoint import resolve
 from featcli.backbones.hidden_states import HiddenStatesModelSpec
 from featcli.errors import CheckpointError, FeatcliError, UsageError
+from featcli.spec.groups import CheckpointSpec
 
 T = pytest.importorskip("transformers")
 
@@ -115,7 +116,7 @@ def test_every_hidden_state_is_a_stage(tmp_path, model_type):
         (found,) = cut(pixels).values()
         torch.testing.assert_close(found, expected[i], **tolerance)
         assert cut.weights.matched == cut.weights.total > 0
-    assert resolve(Request(tmp_path)).share([0]) < 1 or model_type in COMPUTES_ALL
+    assert resolve(CheckpointSpec(checkpoint=tmp_path)).share([0]) < 1 or model_type in COMPUTES_ALL
 
 
 TOWER = VIT | {"projection_dim": 16}

@@ -11,7 +11,8 @@ import featcli
 from conftest import SAMPLES, Featcli, draw
 from featcli import open_dump
 from featcli.errors import MachineError, UsageError
-from featcli.inputs.listing import Given, find
+from featcli.inputs.listing import find
+from featcli.spec.groups import InputSpec
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "pool": "avg", "batch_size": 4, "threads": 1}
 NAMES = {
@@ -68,8 +69,8 @@ def test_names_in_a_list(tmp_path, photos):
     """A list from `find -print0` gives the keys that the folder gives, whatever the names."""
     listed = subprocess.run(["find", ".", "-type", "f", "-print0"], cwd=photos, capture_output=True, check=True).stdout
     (tmp_path / "list").write_bytes(listed)
-    found = find(Given((), str(tmp_path / "list"), null=True, root=str(photos)))
-    assert found.images.keys == find(Given([str(photos)])).images.keys
+    found = find(InputSpec(files_from=str(tmp_path / "list"), null=True, root=str(photos)))
+    assert found.images.keys == find(InputSpec([str(photos)])).images.keys
 
 
 def test_names_never_reach_the_terminal_raw(tmp_path, photos, cli):
@@ -105,7 +106,7 @@ def test_linked_folders(tmp_path, cli):
     given = ("extract", tmp_path / "p", "-c", "test_resnet", "--random-init", "--dry-run", "-o", tmp_path / "d")
     run = cli(*given)
     assert "1  (3 linked folders not looked into: --follow-links would)" in run.err
-    found = find(Given([str(tmp_path / "p")], follow_links=True))
+    found = find(InputSpec([str(tmp_path / "p")], follow_links=True))
     assert {"x.png", "there/y.png", "again/y.png"} <= set(found.images.keys)
     assert len(found.images) < 20
     assert found.ignored["links back"] >= 1
@@ -125,7 +126,7 @@ def test_a_deep_folder(tmp_path):
     os.close(place)
     draw(folder / "x.png", 0)
     try:
-        assert find(Given([str(folder)])).images.keys == ["x.png"]
+        assert find(InputSpec([str(folder)])).images.keys == ["x.png"]
     finally:
         subprocess.run(["rm", "-rf", folder], check=True)  # shutil.rmtree would go as deep as the folders
 
@@ -137,18 +138,18 @@ def test_names_that_lead_outside(tmp_path):
     for name in ("../y.png", str(outside), "a/../../y.png"):
         listed.write_text(name)
         with pytest.raises(UsageError, match="outside") as refused:
-            find(Given((), str(listed), root=str(tmp_path / "root")))
+            find(InputSpec(files_from=str(listed), root=str(tmp_path / "root")))
         assert "--allow-outside" in refused.value.hint
-        images = find(Given((), str(listed), root=str(tmp_path / "root"), allow_outside=True)).images
+        images = find(InputSpec(files_from=str(listed), root=str(tmp_path / "root"), allow_outside=True)).images
         assert [tuple(images[0])[:2]] == [(str(outside), str(outside))]
     (tmp_path / "far" / "away").mkdir(parents=True)
     (tmp_path / "root" / "link").symlink_to(tmp_path / "far" / "away")
     draw(tmp_path / "far" / "x.png", 2)
     listed.write_text("link/../x.png\n")
-    images = find(Given((), str(listed), root=str(tmp_path / "root"), allow_outside=True)).images
+    images = find(InputSpec(files_from=str(listed), root=str(tmp_path / "root"), allow_outside=True)).images
     assert os.path.samefile(images[0].path, tmp_path / "far" / "x.png")  # as the system opens it
     listed.write_text(f"x.png\n./x.png\n{inside}\na/../x.png\n")
-    found = find(Given((), str(listed), root=str(tmp_path / "root"), allow_outside=True))
+    found = find(InputSpec(files_from=str(listed), root=str(tmp_path / "root"), allow_outside=True))
     assert (found.images.keys, found.repeated) == (["x.png"], 3)
 
 

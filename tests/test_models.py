@@ -5,8 +5,9 @@ import pytest
 import timm
 from tiny_transformers import TINY
 
-from featcli.backbones.checkpoint import Request, resolve
+from featcli.backbones.checkpoint import resolve
 from featcli.errors import UsageError
+from featcli.spec.groups import CheckpointSpec
 from featcli.views import models
 from featcli.views.models import list_models
 
@@ -23,7 +24,7 @@ def test_every_architecture_of_timm_is_listed():
 def test_facts_are_those_of_inspect(name):
     """Parameters, input, strides and stages of a listed model are what the model itself has."""
     (model,) = [model for model in list_models(name) if model["name"] == name]
-    source = resolve(Request(name, random_init=True))
+    source = resolve(CheckpointSpec(checkpoint=name, random_init=True))
     assert model["parameters"] == source.num_parameters
     assert model["input"] == [3, *source.input_size]
     assert model["strides"] == [stage.stride[0] for stage in source.stages]

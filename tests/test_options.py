@@ -12,8 +12,9 @@ from tiny_transformers import PYRAMID, TINY, TOKENS, randomize
 
 from conftest import SAMPLES, upright
 from featcli import extract, load_backbone, open_dump
-from featcli.backbones.checkpoint import Request, resolve
+from featcli.backbones.checkpoint import resolve
 from featcli.errors import CheckpointError, UsageError
+from featcli.spec.groups import CheckpointSpec
 
 T = pytest.importorskip("transformers")
 PICTURE = upright(SAMPLES / "nature" / "sea.jpg")
@@ -248,7 +249,7 @@ def test_configuration_instead_of_a_checkpoint(tmp_path, random_init):
 def test_a_configuration_has_no_weights(tmp_path):
     """A config.json by itself can be inspected; its weights are random or none."""
     T.SwinConfig(**TINY["swin"]).save_pretrained(tmp_path)
-    assert len(resolve(Request(str(tmp_path / "config.json"))).stages) == 5
+    assert len(resolve(CheckpointSpec(checkpoint=str(tmp_path / "config.json"))).stages) == 5
     with pytest.raises(CheckpointError, match="a configuration without weights") as refused:
         load_backbone(tmp_path / "config.json")
     assert "--random-init" in refused.value.hint

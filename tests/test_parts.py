@@ -3,7 +3,7 @@ from itertools import chain
 import pytest
 
 from featcli.errors import UsageError
-from featcli.system.scheduler import parse_part
+from featcli.system.scheduler import part_of
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "8"}
 ARRAY = {f"SLURM_ARRAY_TASK_{name}": text for name, text in (("ID", "5"), ("MIN", "2"), ("MAX", "9"), ("COUNT", "8"))}
@@ -15,7 +15,7 @@ KUBERNETES = {"JOB_COMPLETION_INDEX": "6", "FEATCLI_PARTS": "7"}
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
 def test_parts_are_all_and_apart(count):
     """Every shard is in exactly one part, and parts differ by one shard at most."""
-    parts = [parse_part(f"{index}/{count}").of(range(23)) for index in range(count)]
+    parts = [part_of(f"{index}/{count}").of(range(23)) for index in range(count)]
     assert sorted(chain(*parts)) == list(range(23))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert all(part == list(range(23))[index::count] for index, part in enumerate(parts))
@@ -39,7 +39,7 @@ def test_parts_are_all_and_apart(count):
 )  # fmt: skip
 def test_what_schedulers_say(environment, expected, says):
     """auto takes the part from Slurm arrays, srun, torchrun, Open MPI and Kubernetes, and says from which."""
-    part = parse_part("auto", environment)
+    part = part_of("auto", environment)
     assert str(part) == expected
     assert part.reason.startswith("auto: ")
     assert says in part.reason
@@ -62,11 +62,11 @@ def test_what_schedulers_say(environment, expected, says):
 def test_nothing_is_guessed(environment, says):
     """auto refuses what does not say how many parts there are, above all an array of which some tasks run again."""
     with pytest.raises(UsageError, match=says):
-        parse_part("auto", environment)
+        part_of("auto", environment)
 
 
 @pytest.mark.parametrize("text", ["", "1", "1/", "/2", "2/2", "-1/2", "1/0", "0/0", "a/b", "1/2/3", "٣/٤", "1.0/2"])
 def test_what_is_no_part(text):
     """Anything but i/n with i below n is refused before anything is loaded."""
     with pytest.raises(UsageError, match="part"):
-        parse_part(text)
+        part_of(text)

@@ -118,12 +118,12 @@ class NoRoom:
 def engine(whole):
     """An engine for that dump, and what there is to do in it."""
     from featcli.dump.folder import Dump
-    from featcli.spec.config import ExtractConfig
+    from featcli.spec.commands import ExtractSpec
     from featcli.workers.engine import WorkOrder
     from featcli.workers.ray import RayEngine
 
     dump, said = Dump.at(whole), []
-    config = ExtractConfig(("x",), checkpoint="test_resnet", output=str(whole), engine="ray", gpus_per_worker=1)
+    config = ExtractSpec(("x",), checkpoint="test_resnet", output=str(whole), engine="ray", gpus_per_worker=1)
     engine = RayEngine(config, "cpu", dump.plan, lambda kind, **facts: said.append(facts.get("text")))
     return engine, WorkOrder(dump, [0], None, 0), said
 

@@ -1,7 +1,8 @@
 import pytest
 
-from featcli.backbones.stages import parse_features, parse_indices, select
+from featcli.backbones.stages import select
 from featcli.errors import UsageError
+from featcli.spec.parsers import parse_features, parse_indices
 
 PYRAMID = [("stem", "act1"), ("stage1", "layer1"), ("stage2", "layer2"), ("stage3", "layer3"), ("stage4", "layer4")]
 NAMES = [name for name, _ in PYRAMID]
@@ -76,9 +77,9 @@ def test_disagreement_names_both_sides():
 
 def test_parsing():
     """The command line's spellings are taken apart as written."""
-    assert parse_indices("1, 2,-1") == [1, 2, -1]
+    assert parse_indices("1, 2,-1") == (1, 2, -1)
     assert parse_indices("all") == "all"
-    assert parse_features("stem, stage2:stage4") == ["stem", "stage2:stage4"]
+    assert parse_features("stem, stage2:stage4") == ("stem", "stage2:stage4")
 
 
 @pytest.mark.parametrize("text", ["", "1,", "stage1", "1.5"])

@@ -10,7 +10,8 @@ import pytest
 from conftest import SAMPLES, draw
 from featcli import extract, open_dump
 from featcli.errors import MachineError, UsageError
-from featcli.inputs.listing import Given, find
+from featcli.inputs.listing import find
+from featcli.spec.groups import InputSpec
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "batch_size": 1, "shard_size": 4}
 
@@ -37,7 +38,7 @@ def packed(path, entries):
 
 
 def names(*inputs, **options):
-    return find(Given([str(name) for name in inputs], **options)).images.keys
+    return find(InputSpec([str(name) for name in inputs], **options)).images.keys
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_a_tar_gives_what_its_folder_gives(tmp_path, folder, tar, format):
 def test_tars_and_folders_together(folder, tar):
     """Several inputs lead the keys by their names; folders come first, then the tars as they were given."""
     other = packed(tar.parent / "other.tar", [("a/b.JPG", b"x"), ("a/._b.jpg", b"x"), ("a/b.txt", b"x")])
-    listing = find(Given([str(other), str(tar), str(folder)]))
+    listing = find(InputSpec([str(other), str(tar), str(folder)]))
     assert listing.images.keys[:9] == [f"{folder.name}/{i:02d}.png" for i in range(9)]
     assert listing.images.keys[9:12] == ["other/a/b.JPG", "train/03.png", "train/01.png"]
     assert dict(listing.ignored) == {"hidden": 1, ".txt": 1, ".cls": 9}
@@ -227,7 +228,7 @@ def test_urls_give_what_files_give(tmp_path, folder, tar, memory, protocol):
 def test_listed_urls_without_a_root(tmp_path, memory):
     """Their keys are the URLs without their protocols, beside local names whose keys are as ever."""
     (tmp_path / "list").write_text(f"memory://bucket/photos/01.png\n{SAMPLES / 'nature' / 'sea.jpg'}\n")
-    images = find(Given([], str(tmp_path / "list"), root=str(SAMPLES))).images
+    images = find(InputSpec(files_from=str(tmp_path / "list"), root=str(SAMPLES))).images
     assert images.keys == ["bucket/photos/01.png", "nature/sea.jpg"]
     assert images[0].path == "memory://bucket/photos/01.png"
     (tmp_path / "list").write_text("memory://bucket/../01.png\n")
@@ -261,7 +262,7 @@ def test_listed_urls_that_are_files(tmp_path, folder):
     with pytest.raises(UsageError, match="a file of this machine"):
         names(files_from=str(tmp_path / "list"))
     (tmp_path / "list").write_text(f"memory://{folder}/01.png\n")
-    images = find(Given([], str(tmp_path / "list"))).images
+    images = find(InputSpec(files_from=str(tmp_path / "list"))).images
     assert images[0].path == f"memory://{folder}/01.png"
     assert images.keys == [f"{folder}/01.png".lstrip("/")]
 

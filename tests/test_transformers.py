@@ -6,8 +6,9 @@ import torch
 
 from conftest import SAMPLES, upright
 from featcli import load_backbone
-from featcli.backbones.checkpoint import Request, resolve
+from featcli.backbones.checkpoint import resolve
 from featcli.errors import CheckpointError
+from featcli.spec.groups import CheckpointSpec
 
 transformers = pytest.importorskip("transformers")
 
@@ -33,7 +34,7 @@ def run(backbone):
 def test_maps_equal_transformers_own(name, request):
     """Every stage of a cut backbone equals the whole backbone's, on the processor's own pixels."""
     folder = str(request.getfixturevalue(name))
-    source = resolve(Request(folder))
+    source = resolve(CheckpointSpec(checkpoint=folder))
     everything = reference(folder, list(range(len(source.stages))))
     assert [stage.shape for stage in source.stages] == [tuple(maps.shape[1:]) for maps in everything]
     for index, expected in enumerate(everything):
@@ -43,7 +44,7 @@ def test_maps_equal_transformers_own(name, request):
 
 def test_default_stage_and_names(swin_folder):
     """Stage names are transformers' own, the last is the default, and each names its module."""
-    source = resolve(Request(str(swin_folder)))
+    source = resolve(CheckpointSpec(checkpoint=str(swin_folder)))
     assert [stage.name for stage in source.stages] == ["stem", "stage1", "stage2", "stage3", "stage4"]
     assert [stage.module for stage in source.stages][1] == "swin.encoder.layers.0"
     assert [stage.name for stage in load_backbone(str(swin_folder)).selected] == ["stage4"]
@@ -111,7 +112,7 @@ def test_without_a_processor(tmp_path, dinov2_folder):
     for file in dinov2_folder.iterdir():
         if file.name != "preprocessor_config.json":
             shutil.copy(file, tmp_path)
-    assert resolve(Request(str(tmp_path))).stages[-1].shape == (48, 5, 5)
+    assert resolve(CheckpointSpec(checkpoint=str(tmp_path))).stages[-1].shape == (48, 5, 5)
     with pytest.raises(CheckpointError, match=r"no preprocessor_config\.json"):
         load_backbone(str(tmp_path))
 

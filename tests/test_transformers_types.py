@@ -6,8 +6,9 @@ from tiny_transformers import TINY, randomize
 
 from conftest import SAMPLES, upright
 from featcli import load_backbone
-from featcli.backbones.checkpoint import Request, resolve
+from featcli.backbones.checkpoint import resolve
 from featcli.errors import CheckpointError, UsageError
+from featcli.spec.groups import CheckpointSpec
 
 transformers = pytest.importorskip("transformers")
 MAPPING = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING
@@ -66,7 +67,7 @@ def test_every_stage_of_every_type(tmp_path, model_type):
     config = configured(model_type)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     expected = reference(model_type, tmp_path, processor(PICTURES, return_tensors="pt").pixel_values)
-    source = resolve(Request(str(tmp_path)))
+    source = resolve(CheckpointSpec(checkpoint=str(tmp_path)))
     assert [stage.name for stage in source.stages] == stages
     assert [stage.index for stage in source.stages] == [config.stage_names.index(stage) for stage in stages]
     assert [stage.shape for stage in source.stages] == [tuple(maps.shape[1:]) for maps in expected]

@@ -1,12 +1,11 @@
-"""Checkpoints in, one kind of `Backbone` out: `load_backbone` does it all, for Python."""
+"""Backbones: a checkpoint and its options come in; one kind of `Backbone`, loaded, cut and frozen, goes out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from featcli.backbones.execution import DEFAULT_LAYOUT, DEFAULT_PRECISION, LAYOUTS, PRECISIONS, Execution
-from featcli.errors import one_of
+from featcli.spec.commands import BackboneCall
+from featcli.spec.option import takes
 
 if TYPE_CHECKING:
     from featcli.backbones.backbone import Backbone
@@ -14,23 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["load_backbone"]
 
 
-def load_backbone(  # noqa: PLR0913  (a keyword for each option)
-    checkpoint: Any,
-    *,
-    out_features: Sequence[str] | str | None = None,
-    out_indices: Sequence[int] | int | str | None = None,
-    arch: str | None = None,
-    random_init: bool = False,
-    seed: int = 0,
-    image_size: tuple[int, int] | int | str | None = None,
-    num_channels: int | None = None,
-    norm: str | None = None,
-    fit: str | None = None,
-    device: str = "cpu",
-    precision: str = DEFAULT_PRECISION,
-    layout: str = DEFAULT_LAYOUT,
-    fold: bool = False,
-) -> Backbone:
+@takes(BackboneCall)
+def load_backbone(asked: BackboneCall) -> Backbone:
     """Load the backbone that `featcli extract` would run, cut after the deepest selected stage.
 
     The last stage is selected where neither `out_features` nor `out_indices` is given. `image_size` is
@@ -43,16 +27,13 @@ def load_backbone(  # noqa: PLR0913  (a keyword for each option)
 
     Raises UsageError, CheckpointError and MachineError.
     """
-    from featcli.backbones.checkpoint import Request, resolve, sizes_asked
+    from featcli.backbones.checkpoint import resolve
+    from featcli.backbones.execution import Execution
     from featcli.backbones.model_spec import ready
-    from featcli.backbones.stages import given_features, given_indices
+    from featcli.spec.parsers import parse_features, parse_indices
     from featcli.system.device import resolve_device
 
-    one_of("precision", precision, tuple(PRECISIONS))
-    one_of("layout", layout, tuple(LAYOUTS))
-    sizes = sizes_asked(image_size, fit)
-    source = resolve(
-        Request(checkpoint, arch, random_init, seed, num_channels=num_channels, norm=norm, fit=fit, **sizes)
-    )
-    positions = source.select(given_features(out_features), given_indices(out_indices))
-    return ready(source, positions, resolve_device(device).value, Execution(precision, layout, fold))
+    source = resolve(asked)
+    positions = source.select(parse_features(asked.out_features), parse_indices(asked.out_indices))
+    execution = Execution(precision=asked.precision, layout=asked.layout, folded=asked.fold)
+    return ready(source, positions, resolve_device(asked.device).value, execution)

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from featcli.backbones.backbone import Network
-from featcli.backbones.checkpoint import Request
 from featcli.backbones.image_processor import quiet
 from featcli.backbones.transformers_model import TransformersModelSpec, copied
 from featcli.errors import CheckpointError, one_line, shown
+from featcli.spec.groups import CheckpointSpec
 
 import transformers  # isort: skip  (transformers_model has seen to what its import needs)
 
@@ -57,16 +57,16 @@ def is_mapped(config: Any) -> bool:
 class AutoBackboneModelSpec(TransformersModelSpec):
     """A checkpoint of a mapped type, or of a larger model with one inside, before its weights are read."""
 
-    def __init__(self, request: Request, config: Any, outer: Any = None) -> None:
-        super().__init__(request, config, outer)
+    def __init__(self, asked: CheckpointSpec, config: Any, outer: Any = None) -> None:
+        super().__init__(asked, config, outer)
         self._class = MAPPING[type(self.config)]
-        self.norm = request.norm or "model"
-        self.norm_reason = "as asked" if request.norm else "default: AutoBackbone's own"
+        self.norm = asked.norm or "model"
+        self.norm_reason = "as asked" if asked.norm else "default: AutoBackbone's own"
         self.first_index = int(self.model_type in NO_STEM)
         names = list(getattr(self.config, "stage_names", None) or [])
         if not names:
             raise CheckpointError(
-                f"checkpoint {shown(request.checkpoint)}: model type {shown(self.model_type)} names no stages",
+                f"checkpoint {shown(asked.checkpoint_name)}: model type {shown(self.model_type)} names no stages",
                 "is config.json whole?",
             )
         self.stage_names = tuple(zip(names, self._module_names(names), strict=True))[self.first_index :]
@@ -83,8 +83,8 @@ class AutoBackboneModelSpec(TransformersModelSpec):
             return self._class(self._config_for(positions))
         except ImportError as error:  # dinat needs natten
             raise CheckpointError(
-                f"checkpoint {shown(self.request.checkpoint)}: model type {shown(self.model_type)} needs a library that"
-                f" is not installed ({one_line(error)})",
+                f"checkpoint {shown(self.asked.checkpoint_name)}: model type {shown(self.model_type)} needs a library"
+                f" that is not installed ({one_line(error)})",
                 "install it, or choose another backbone",
             ) from error
 

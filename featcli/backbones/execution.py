@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # -> torch's name
-LAYOUTS = {"channels-first": "contiguous_format", "channels-last": "channels_last"}  # likewise
-DEFAULT_PRECISION, DEFAULT_LAYOUT = next(iter(PRECISIONS)), next(iter(LAYOUTS))
+from featcli.spec.words import DEFAULT_LAYOUT, DEFAULT_PRECISION
+
+# The words of the options -> torch's names.
+PRECISIONS: Mapping[str, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+LAYOUTS: Mapping[str, str] = {"channels-first": "contiguous_format", "channels-last": "channels_last"}
 
 
 @dataclass(frozen=True)

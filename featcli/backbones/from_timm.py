@@ -25,7 +25,7 @@ import timm  # noqa: E402
 from timm.data import resolve_data_config  # noqa: E402
 
 from featcli.backbones.backbone import Network, Preprocessing, Weights  # noqa: E402
-from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
+from featcli.backbones.checkpoint import unreachable  # noqa: E402
 from featcli.backbones.hub import hub_or_cache, hub_weights  # noqa: E402
 from featcli.backbones.model_spec import ModelSpec  # noqa: E402
 from featcli.backbones.stages import names_by_stride  # noqa: E402
@@ -39,7 +39,8 @@ from featcli.backbones.weights import (  # noqa: E402
     weights_files,
 )
 from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown  # noqa: E402
-from featcli.pixels.resize import NATIVE  # noqa: E402
+from featcli.spec.groups import CheckpointSpec  # noqa: E402
+from featcli.spec.words import NATIVE  # noqa: E402
 
 
 class TimmModelSpec(ModelSpec):
@@ -49,29 +50,29 @@ class TimmModelSpec(ModelSpec):
 
     def __init__(
         self,
-        request: Request,
+        asked: CheckpointSpec,
         checkpoint: str,
         options: Mapping[str, Any] | None = None,
         preprocessing: Mapping[str, Any] | None = None,
     ) -> None:
-        """`checkpoint` is the request's, with `local-dir:` or `hf-hub:` before it where timm wants that; `options`
+        """`checkpoint` is the asked's, with `local-dir:` or `hf-hub:` before it where timm wants that; `options`
         go to the model's constructor, `preprocessing` is what the checkpoint says of its pixels in place of timm.
         """
-        self.request = request
-        self.model_name = request.arch or checkpoint
-        self.files = [Path(checkpoint)] if request.arch else []
+        self.asked = asked
+        self.model_name = asked.arch or checkpoint
+        self.files = [Path(checkpoint)] if asked.arch else []
         self._place = ""  # of the weights in their file
         self._options = dict(options or {})
         plain = self._create("meta")
-        if request.num_channels not in (None, _in_chans(plain)):  # what changes nothing is no part of the plan
-            self._options["in_chans"] = request.num_channels
+        if asked.num_channels not in (None, _in_chans(plain)):  # what changes nothing is no part of the plan
+            self._options["in_chans"] = asked.num_channels
             plain = self._create("meta")
         own = dict(preprocessing or {}) or plain.pretrained_cfg
         own_size = tuple(resolve_data_config({}, pretrained_cfg=own)["input_size"][1:])
-        self._options |= self._size_option(plain) if request.image_size != own_size else {}
-        if request.fit == NATIVE and _takes(plain, "dynamic_img_size"):
+        self._options |= self._size_option(plain) if asked.input_size != own_size else {}
+        if asked.fit == NATIVE and _takes(plain, "dynamic_img_size"):
             self._options["dynamic_img_size"] = True
-        self.config = resolve_data_config(_size_override(request.image_size), pretrained_cfg=own)
+        self.config = resolve_data_config(_size_override(asked.input_size), pretrained_cfg=own)
         self.channels = self._options.get("in_chans") or _in_chans(plain)
         self.input_size = self.config["input_size"][1:]
         strides = tuple(info["reduction"] for info in plain.feature_info)
@@ -79,19 +80,19 @@ class TimmModelSpec(ModelSpec):
         names = names_by_stride(strides)
         self.stage_names = tuple(zip(names, (str(info["module"]) for info in plain.feature_info), strict=True))
         self.patch = _patch(plain, strides)
-        self.norm = request.norm or "raw"
-        self.norm_reason = "as asked" if request.norm else "default: timm's own"
+        self.norm = asked.norm or "raw"
+        self.norm_reason = "as asked" if asked.norm else "default: timm's own"
         # A folder's model_args can change the network without changing a weight: the plan must know.
         self._structure = xxhash.xxh3_128_hexdigest(repr(plain).encode())
         self.tag = plain.pretrained_cfg.get("tag") or ""
         self.architecture = plain.pretrained_cfg.get("architecture") or self.model_name
-        path = Path(request.checkpoint.removeprefix("local-dir:"))
+        path = Path(asked.checkpoint_name.removeprefix("local-dir:"))
         if path.exists():  # a private file or folder is not the checkpoint that timm has under that tag
             self.name = f"{path.resolve().name} ({self.architecture})"
         elif self.model_name.startswith("hf-hub:"):
             self.name = f"{self.model_name.removeprefix('hf-hub:')} ({self.architecture})"
         else:
-            self.name = f"{self.architecture}.{self.tag}" if self.tag and not request.random_init else self.architecture
+            self.name = f"{self.architecture}.{self.tag}" if self.tag and not asked.is_random else self.architecture
 
     def settings(self) -> dict[str, Any]:
         """See Source."""
@@ -110,10 +111,10 @@ class TimmModelSpec(ModelSpec):
 
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
         """See Source. Weights are proven: any tensor of the cut network that was not loaded is a refusal."""
-        if self.request.random_init:
-            torch.manual_seed(self.request.seed)
+        if self.asked.is_random:
+            torch.manual_seed(self.asked.seed)
             network = self._cut(self._create("cpu"), positions)
-            return network, Weights(f"random weights, seed {self.request.seed}", random=True)
+            return network, Weights(f"random weights, seed {self.asked.seed}", random=True)
         overlay: dict[str, Any] = {}
         strangers: list[str] = []
         if self.files:
@@ -157,9 +158,9 @@ class TimmModelSpec(ModelSpec):
 
     def _size_option(self, plain: nn.Module) -> dict[str, Any]:
         """`img_size` for constructors that take one; convolution nets refuse it and do not need it."""
-        if self.request.image_size is None or not _takes(plain, "img_size"):
+        if self.asked.input_size is None or not _takes(plain, "img_size"):
             return {}
-        option = {"img_size": self.request.image_size}
+        option = {"img_size": self.asked.input_size}
         try:
             self._create("meta", **option)
         except UsageError:  # not for that size: the model as it is may take it all the same
@@ -181,11 +182,11 @@ class TimmModelSpec(ModelSpec):
             ) from error
         except Exception as error:  # a configuration that is off; files, the hub, its HTTP library
             if str(error).startswith(("Unknown model", "Invalid pretrained tag")):
-                raise _unknown(self.model_name, "--arch" if self.request.arch else "checkpoint") from None
+                raise _unknown(self.model_name, "--arch" if self.asked.arch else "checkpoint") from None
             if self.model_name.startswith("hf-hub:"):
                 raise unreachable(self.model_name, error) from error
             raise CheckpointError(
-                f"checkpoint {shown(self.request.checkpoint)}: {one_line(error)}", "is the folder whole?"
+                f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error)}", "is the folder whole?"
             ) from error
 
     def _create_pretrained(self, **overlay: Any) -> Any:
@@ -198,7 +199,7 @@ class TimmModelSpec(ModelSpec):
             if at_hub:
                 raise unreachable(self.model_name, error, ", or try --random-init") from error
             raise CheckpointError(
-                f"checkpoint {shown(self.request.checkpoint)}: {one_line(error, 2)}",
+                f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error, 2)}",
                 f"do these weights belong to {self.architecture}?",
             ) from error
 
@@ -208,14 +209,14 @@ class TimmModelSpec(ModelSpec):
         tensors, hashes = module.state_dict().keys(), hash_files(files)
         if not loads:
             if not module.pretrained_cfg.get("custom_load"):
-                raise CheckpointError(f"checkpoint {shown(self.request.checkpoint)}: timm loaded nothing from it")
+                raise CheckpointError(f"checkpoint {shown(self.asked.checkpoint_name)}: timm loaded nothing from it")
             origin += ", by timm's reader for its format, which does not say which"
             return Weights(origin, 0, len(tensors), files=hashes)
         absent = [key for result in loads for key in result.missing_keys if key in tensors]
         absent = [key for key in absent if not key.endswith("num_batches_tracked")]  # a counter, used in training only
         if absent:
             raise CheckpointError(
-                f"checkpoint {shown(self.request.checkpoint)}: {len(absent)} of {len(tensors)} tensors of"
+                f"checkpoint {shown(self.asked.checkpoint_name)}: {len(absent)} of {len(tensors)} tensors of"
                 f" {self.name} are not in it, first {', '.join(absent[:3])}",
                 f"do these weights belong to {self.architecture}?",
             )

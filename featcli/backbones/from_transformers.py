@@ -10,35 +10,35 @@ from collections.abc import Mapping
 from typing import Any
 
 from featcli.backbones.auto_backbone import AutoBackboneModelSpec, is_mapped
-from featcli.backbones.checkpoint import Request
 from featcli.backbones.hidden_states import HiddenStatesModelSpec
 from featcli.backbones.model_spec import ModelSpec
 from featcli.backbones.timm_inside import TimmInsideModelSpec
 from featcli.backbones.transformers_model import reading
+from featcli.spec.groups import CheckpointSpec
 
 import transformers  # isort: skip  (transformers_model has seen to what its import needs)
 
 
-def open_transformers(request: Request) -> ModelSpec:
+def open_transformers(asked: CheckpointSpec) -> ModelSpec:
     """The source for a transformers folder, hub id or configuration. Raises CheckpointError and UsageError."""
-    with reading(request):
-        config = _config(request)
+    with reading(asked):
+        config = _config(asked)
         inner = getattr(config, "backbone_config", None)
         tower = getattr(config, "vision_config", None)
         if "timm_backbone" in (config.model_type, getattr(inner, "model_type", None)):
-            return TimmInsideModelSpec(request, inner or config, None if inner is None else config)
+            return TimmInsideModelSpec(asked, inner or config, None if inner is None else config)
         if tower is not None and is_mapped(tower):
-            return AutoBackboneModelSpec(request, tower, config)
+            return AutoBackboneModelSpec(asked, tower, config)
         if is_mapped(config):
-            return AutoBackboneModelSpec(request, config)
+            return AutoBackboneModelSpec(asked, config)
         if inner is not None and is_mapped(inner):
-            return AutoBackboneModelSpec(request, inner, config)
-        return HiddenStatesModelSpec(request, config)
+            return AutoBackboneModelSpec(asked, inner, config)
+        return HiddenStatesModelSpec(asked, config)
 
 
-def _config(request: Request) -> Any:
-    if request.config is None:
-        return transformers.AutoConfig.from_pretrained(request.checkpoint, trust_remote_code=False)
-    if isinstance(request.config, Mapping):
-        return transformers.AutoConfig.for_model(**request.config)
-    return request.config
+def _config(asked: CheckpointSpec) -> Any:
+    if asked.config is None:
+        return transformers.AutoConfig.from_pretrained(asked.checkpoint_name, trust_remote_code=False)
+    if isinstance(asked.config, Mapping):
+        return transformers.AutoConfig.for_model(**asked.config)
+    return asked.config

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from featcli.backbones.backbone import Network
-from featcli.backbones.checkpoint import Request
 from featcli.backbones.image_processor import quiet
 from featcli.backbones.stages import names_by_stride
 from featcli.backbones.transformers_model import TransformersModelSpec, config_size
 from featcli.backbones.weights import find_prefix
 from featcli.errors import CheckpointError, UsageError, one_line, shown
+from featcli.spec.groups import CheckpointSpec
 
 import transformers  # isort: skip  (transformers_model has seen to what its import needs)
 
@@ -38,16 +38,16 @@ MOST_PREFIX_TOKENS = 16  # class token, distillation token, registers
 class HiddenStatesModelSpec(TransformersModelSpec):
     """A checkpoint whose hidden states are its stages, before its weights are read."""
 
-    def __init__(self, request: Request, config: Any) -> None:
+    def __init__(self, asked: CheckpointSpec, config: Any) -> None:
         tower = getattr(config, "vision_config", None)
-        super().__init__(request, tower or config, config if tower is not None else None)
+        super().__init__(asked, tower or config, config if tower is not None else None)
         if self.model_type in READ_AS:
             fields = {k: v for k, v in self.config.to_dict().items() if k not in ("model_type", "architectures")}
             self.config = transformers.CONFIG_MAPPING[READ_AS[self.model_type]].from_dict(fields)
         self.config.tie_last_hidden_states = False  # the last one as the others: before the final norm
         self._class = self._find_class()
-        self.norm = request.norm or "raw"
-        self.norm_reason = "as asked" if request.norm else "default: hidden states, which no final norm has seen"
+        self.norm = asked.norm or "raw"
+        self.norm_reason = "as asked" if asked.norm else "default: hidden states, which no final norm has seen"
         self.patch = _patch(self.config)
         self._is_trimmed = True
         self._is_channels_last = False
@@ -61,8 +61,8 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         kind = kind[0] if isinstance(kind, tuple) else kind
         if kind is None or getattr(kind, "main_input_name", "") != "pixel_values":
             raise CheckpointError(
-                f"checkpoint {shown(self.request.checkpoint)}: model type {shown(self.model_type)} has no vision model"
-                " whose stages could be dumped",
+                f"checkpoint {shown(self.asked.checkpoint_name)}: model type {shown(self.model_type)} has no vision"
+                " model whose stages could be dumped",
                 "use a vision model (swin, resnet, dinov2, vit, clip ...), or a timm model",
             )
         return kind
@@ -142,7 +142,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         raise ValueError(f"{tokens} tokens of an input of {height}x{width} are no grid of patches")
 
     def _name_stages(self) -> tuple[tuple[str, str], ...]:
-        size = config_size(self.config) if self.request.image_size else self.input_size
+        size = config_size(self.config) if self.asked.input_size else self.input_size
         module, maps = self._first_maps(size)
         strides = [round(size[0] / found.shape[2]) for found in maps]
         if len(set(strides)) > 1:
@@ -169,7 +169,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
                 cause = error
         assert cause is not None
         raise CheckpointError(
-            f"checkpoint {shown(self.request.checkpoint)}: {self._class.__name__} does not give the hidden states of"
+            f"checkpoint {shown(self.asked.checkpoint_name)}: {self._class.__name__} does not give the hidden states of"
             f" a picture: {one_line(cause)}",
             "use another vision model",
         ) from cause

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from featcli.errors import FeatcliError, UsageError, shown
+from featcli.errors import FeatcliError, UsageError
+from featcli.spec.parsers import Size
 
 if TYPE_CHECKING:
     from featcli.backbones.model_spec import ModelSpec
 
-Size = tuple[int, int]  # (H, W)
 TRIES = 8  # multiples of the stride, each way: windows of 7 patches and three halvings repeat after 7
-
-
-def parse_size(text: str | int | Size | None) -> Size | None:
-    """`"224"`, `"224x288"`, 224 or (224, 288) as (H, W), None as None. Raises UsageError."""
-    if text is None:
-        return None
-    text = "x".join(map(str, text)) if isinstance(text, tuple | list) else str(text)
-    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
-    if match is None:
-        raise UsageError(
-            f"--image-size {shown(text)}: not a size", "write for example 224, or 224x288 (height first), up to 99999"
-        )
-    return int(match[1]), int(match[2] or match[1])
 
 
 def refuse_unfit(source: ModelSpec, at_size: Callable[[Size | None], ModelSpec]) -> None:

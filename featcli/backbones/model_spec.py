@@ -24,7 +24,9 @@ from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
 from featcli.backbones.folding import fold
 from featcli.backbones.stages import Stage, select
 from featcli.errors import UsageError, one_line
-from featcli.pixels.resize import NATIVE, ResizeMode, Size
+from featcli.pixels.resize import ResizeMode
+from featcli.spec.parsers import Size
+from featcli.spec.words import NATIVE
 
 
 class ModelSpec(ABC):
@@ -34,7 +36,7 @@ class ModelSpec(ABC):
     without weights is learnt here, from one forward pass on the meta device.
     """
 
-    request: Any  # checkpoint.Request
+    asked: Any  # checkpoint.CheckpointSpec
     name: str
     library: str  # "timm" or "transformers"
     input_size: tuple[int, int]  # (H, W)
@@ -67,13 +69,13 @@ class ModelSpec(ABC):
     @property
     def fitting(self) -> ResizeMode | None:
         """How pictures get their size, where that was asked for. None is the checkpoint's own way."""
-        if self.request.fit is None:
+        if self.asked.fit is None:
             return None
-        if self.request.fit != NATIVE:
-            return ResizeMode(self.request.fit, self.input_size, (1, 1))
+        if self.asked.fit != NATIVE:
+            return ResizeMode(self.asked.fit, self.input_size, (1, 1))
         patch, strides = self.patch or (1, 1), [stage.stride for stage in self.stages]
         step = [lcm(side, max(stride[axis] for stride in strides)) for axis, side in enumerate(patch)]
-        return ResizeMode(NATIVE, self.request.largest, (step[0], step[1]))
+        return ResizeMode(NATIVE, self.asked.largest_size, (step[0], step[1]))
 
     def refuse_other_sizes(self, positions: Sequence[int]) -> None:
         """Raise UsageError unless the maps of these stages follow the size of the input, which `native` relies on."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from featcli.backbones.backbone import Preprocessing
-from featcli.pixels.resize import NATIVE, ResizeMode
+from featcli.pixels.resize import ResizeMode
+from featcli.spec.words import NATIVE
 
 OF_TIMM = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from featcli.errors import UsageError, nearest, shown
-
-ALL = "all"
+from featcli.spec.words import ALL
 
 
 @dataclass(frozen=True)
@@ -47,39 +46,6 @@ def names_by_stride(strides: Sequence[int]) -> list[str]:
     strides = list(strides)
     stems = ["stem0", "stem"] if strides[:3] == [1, 2, 4] else ["stem"] if strides[:2] == [2, 4] else []
     return stems + [f"stage{i + 1}" for i in range(len(strides) - len(stems))]
-
-
-def parse_indices(text: str) -> list[int] | str:
-    """`"1,2,-1"` as `[1, 2, -1]`; `"all"` as it is. Raises UsageError."""
-    if text.strip() == ALL:
-        return ALL
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(
-            f"--out-indices {shown(text)}: not a list of whole numbers",
-            "write for example --out-indices 1,2,-1, or name stages with --out-features stage1,stage2",
-        ) from None
-
-
-def parse_features(text: str) -> list[str]:
-    """`"stem,stage2:stage4"` as its parts; ranges are opened when the names are known. Raises UsageError."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise UsageError(f"--out-features {shown(text)}: an empty name", "write for example --out-features stem,stage2")
-    return parts
-
-
-def given_indices(asked: Sequence[int] | int | str | None) -> Sequence[int] | str | None:
-    """Indices as Python callers may give them: in a list, alone, or in one text. Raises UsageError."""
-    if isinstance(asked, str):
-        return parse_indices(asked)
-    return [asked] if isinstance(asked, int) else asked
-
-
-def given_features(asked: Sequence[str] | str | None) -> Sequence[str] | None:
-    """Names likewise."""
-    return parse_features(asked) if isinstance(asked, str) else asked
 
 
 def select(

@@ -21,7 +21,7 @@ declare_missing_operators()  # before transformers, which imports torchvision
 import transformers  # noqa: E402
 
 from featcli.backbones.backbone import Network, Preprocessing, Weights  # noqa: E402
-from featcli.backbones.checkpoint import Request, unreachable  # noqa: E402
+from featcli.backbones.checkpoint import unreachable  # noqa: E402
 from featcli.backbones.hub import hub_or_cache, hub_weights  # noqa: E402
 from featcli.backbones.image_processor import (  # noqa: E402
     default_processor,
@@ -35,6 +35,7 @@ from featcli.backbones.model_spec import ModelSpec  # noqa: E402
 from featcli.backbones.replay import place_of_backbone  # noqa: E402
 from featcli.backbones.weights import hash_files, refuse_pretenders, weights_files  # noqa: E402
 from featcli.errors import CheckpointError, FeatcliError, UsageError, one_line, shown  # noqa: E402
+from featcli.spec.groups import CheckpointSpec  # noqa: E402
 
 DEFAULT_SIZE = 224
 # Fields of a configuration that do not change what the backbone computes.
@@ -49,20 +50,20 @@ class TransformersModelSpec(ModelSpec):
 
     library = "transformers"
 
-    def __init__(self, request: Request, config: Any, outer: Any = None) -> None:
+    def __init__(self, asked: CheckpointSpec, config: Any, outer: Any = None) -> None:
         """`config` is the vision model's own; `outer` that of the larger model around it, where there is one."""
-        self.request = request
-        self.name = name_of(request)
+        self.asked = asked
+        self.name = name_of(asked)
         self.config = copied(config)
         self.outer = outer
         self.model_type = config.model_type
-        if request.num_channels is not None:
-            self.config.num_channels = request.num_channels
+        if asked.num_channels is not None:
+            self.config.num_channels = asked.num_channels
         self.channels = getattr(self.config, "num_channels", 3)
-        self.processor = processor_of(request)
+        self.processor = processor_of(asked)
         self._has_processor = self.processor is not None
-        self.input_size = request.image_size or own_size(request, self.processor) or config_size(self.config)
-        if self.processor is None and request.random_init:  # nothing was trained on other pixels
+        self.input_size = asked.input_size or own_size(asked, self.processor) or config_size(self.config)
+        if self.processor is None and asked.is_random:  # nothing was trained on other pixels
             self.processor = default_processor(self.model_type, self.input_size)
         if outer is not None:
             self.name += f" (the {self.model_type} in a {outer.model_type})"
@@ -92,17 +93,17 @@ class TransformersModelSpec(ModelSpec):
 
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
         """See Source. Only norms that plain checkpoints do not have may be absent; they are named."""
-        if self.request.random_init:
-            torch.manual_seed(self.request.seed)
-            origin = f"random weights, seed {self.request.seed}"
+        if self.asked.is_random:
+            torch.manual_seed(self.asked.seed)
+            origin = f"random weights, seed {self.asked.seed}"
             return self.build(positions, "cpu"), Weights(origin, random=True)
-        if Path(self.request.checkpoint).is_file():
+        if Path(self.asked.checkpoint_name).is_file():
             raise CheckpointError(
-                f"checkpoint {shown(self.request.checkpoint)}: a configuration without weights",
+                f"checkpoint {shown(self.asked.checkpoint_name)}: a configuration without weights",
                 "give the folder that holds its weights too, or --random-init",
             )
-        if Path(self.request.checkpoint).is_dir():
-            refuse_pretenders(files_of(self.request))
+        if Path(self.asked.checkpoint_name).is_dir():
+            refuse_pretenders(files_of(self.asked))
         module, report = self._read(positions)
         network = self._network(module, positions)
         return network, self._proven(network, report)
@@ -111,10 +112,10 @@ class TransformersModelSpec(ModelSpec):
         """transformers' own loader for any class, with its report. Raises CheckpointError."""
         # Some classes override from_pretrained with one that cannot read a folder; this is the plain one.
         plain = transformers.PreTrainedModel.from_pretrained.__func__
-        with reading(self.request):
+        with reading(self.asked):
             module, report = plain(
                 kind,
-                self.request.checkpoint,
+                self.asked.checkpoint_name,
                 config=config,
                 key_mapping=renamed,
                 dtype=torch.float32,
@@ -126,13 +127,13 @@ class TransformersModelSpec(ModelSpec):
     def preprocessing(self) -> Preprocessing:
         """See Source; the image processor's own."""
         if self.processor is None:
-            raise no_processor(self.request)
+            raise no_processor(self.asked)
         if self.channels not in (1, 3):
             raise UsageError(
                 f"{self.name}: takes {self.channels} channels, a picture has 1 or 3",
                 "such a backbone can only be inspected",
             )
-        with reading(self.request):
+        with reading(self.asked):
             found = preprocessing_of(self.processor, self.input_size, self.channels, self.fitting)
         return found if self._has_processor else replace(found, origin="default of its type: it has none")
 
@@ -155,30 +156,30 @@ class TransformersModelSpec(ModelSpec):
         if misfits:
             key, there, here = misfits[0]
             raise CheckpointError(
-                f"checkpoint {shown(self.request.checkpoint)}: {len(misfits)} of {len(tensors)} tensors of its"
+                f"checkpoint {shown(self.asked.checkpoint_name)}: {len(misfits)} of {len(tensors)} tensors of its"
                 f" {self.model_type} backbone have another shape, first {key}: {tuple(there)}, not {tuple(here)}",
                 "does config.json belong to these weights? Trained weights are for the channels that they name"
-                if self.request.num_channels is None
+                if self.asked.num_channels is None
                 else "these weights are for another number of channels: leave --num-channels out",
             )
         if lost:
             raise CheckpointError(
-                f"checkpoint {shown(self.request.checkpoint)}: {len(lost)} of {len(tensors)} tensors of its"
+                f"checkpoint {shown(self.asked.checkpoint_name)}: {len(lost)} of {len(tensors)} tensors of its"
                 f" {self.model_type} backbone are not in it, first {', '.join(lost[:3])}",
                 "is the folder whole, and are these the weights its config.json describes?",
             )
         with hub_or_cache(wanted=False):  # all of it has just been read
-            files = files_of(self.request)
+            files = files_of(self.asked)
         unexpected = tuple(sorted(report["unexpected_keys"]))
         return Weights(
-            name_of(self.request), len(tensors) - len(missing), len(tensors), missing, unexpected, hash_files(files)
+            name_of(self.asked), len(tensors) - len(missing), len(tensors), missing, unexpected, hash_files(files)
         )
 
 
 @contextmanager
-def reading(request: Request) -> Iterator[None]:
+def reading(asked: CheckpointSpec) -> Iterator[None]:
     """Whatever transformers raises in here is about the checkpoint."""
-    is_here = request.config is not None or Path(request.checkpoint).exists()
+    is_here = asked.config is not None or Path(asked.checkpoint_name).exists()
     try:
         with quiet(), hub_or_cache(wanted=not is_here):
             yield
@@ -186,8 +187,8 @@ def reading(request: Request) -> Iterator[None]:
         raise
     except Exception as error:  # files, hub, HTTP, unpickling, unknown types: there is no common type
         if not is_here:
-            raise unreachable(request.checkpoint, error) from error
-        raise CheckpointError(f"checkpoint {shown(request.checkpoint)}: {cause(error)}", hint_of(error)) from error
+            raise unreachable(asked.checkpoint_name, error) from error
+        raise CheckpointError(f"checkpoint {shown(asked.checkpoint_name)}: {cause(error)}", hint_of(error)) from error
 
 
 def cause(error: Exception) -> str:
@@ -207,40 +208,40 @@ def hint_of(error: Exception) -> str:
     return "use another checkpoint" if "of its own" in cause(error) else "is the folder whole?"
 
 
-def name_of(request: Request) -> str:
+def name_of(asked: CheckpointSpec) -> str:
     """A folder or file by its name alone, a hub id as it is."""
-    path = Path(request.checkpoint)
-    return path.resolve().name if path.exists() else request.checkpoint
+    path = Path(asked.checkpoint_name)
+    return path.resolve().name if path.exists() else asked.checkpoint_name
 
 
-def files_of(request: Request) -> list[Path]:
+def files_of(asked: CheckpointSpec) -> list[Path]:
     """The weights files of a folder or a hub id. Call it inside `hub_or_cache`. Raises CheckpointError."""
-    path = Path(request.checkpoint)
-    return weights_files(path) if path.exists() else hub_weights(request.checkpoint)
+    path = Path(asked.checkpoint_name)
+    return weights_files(path) if path.exists() else hub_weights(asked.checkpoint_name)
 
 
-def processor_of(request: Request) -> Any:
+def processor_of(asked: CheckpointSpec) -> Any:
     """The image processor of a folder or hub id; None where it has none, and for configurations by themselves."""
-    if request.config is not None or Path(request.checkpoint).is_file():
+    if asked.config is not None or Path(asked.checkpoint_name).is_file():
         return None
-    return read_processor(request.checkpoint, None if request.fit else request.image_size)  # --fit sizes by itself
+    return read_processor(asked.checkpoint_name, None if asked.fit else asked.input_size)  # --fit sizes by itself
 
 
-def no_processor(request: Request) -> CheckpointError:
+def no_processor(asked: CheckpointSpec) -> CheckpointError:
     """A checkpoint without an image processor."""
     return CheckpointError(
-        f"checkpoint {shown(request.checkpoint)}: no preprocessor_config.json beside its config.json,"
+        f"checkpoint {shown(asked.checkpoint_name)}: no preprocessor_config.json beside its config.json,"
         " so nobody can tell which pixels it was trained on",
         "save the processor it belongs to there: AutoImageProcessor.from_pretrained(...).save_pretrained(...)",
     )
 
 
-def own_size(request: Request, processor: Any) -> tuple[int, int] | None:
+def own_size(asked: CheckpointSpec, processor: Any) -> tuple[int, int] | None:
     """The (H, W) that a processor gives every picture, None without a processor. Raises CheckpointError."""
     sizes = output_sizes(processor) if processor is not None else {None}
     if len(sizes) > 1:
         raise CheckpointError(
-            f"checkpoint {shown(request.checkpoint)}: its image processor gives every picture another size",
+            f"checkpoint {shown(asked.checkpoint_name)}: its image processor gives every picture another size",
             "give one size for all with --image-size",
         )
     return sizes.pop()

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 
 import typer
 
-from featcli.cli import dump_commands  # noqa: F401  (adds its commands)
 from featcli.cli.commands import app
+from featcli.cli.internals import error_of_typer
 from featcli.errors import FeatcliError, MachineError, shown
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
@@ -78,11 +78,11 @@ def _run(arguments: list[str] | None) -> int:
         _let_go_of_stdout()
         return code
     except Exception as error:
-        if not hasattr(error, "format_message"):  # not Typer's: a bug, which shows its traceback
+        found = error_of_typer(error)
+        if found is None:  # a bug, which shows its traceback
             raise
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context is not None else "featcli"
-        return _fail(error.format_message(), f"see '{path} --help'", getattr(error, "exit_code", 2), arguments)
+        message, command_path, code = found
+        return _fail(message, f"see '{command_path} --help'", code, arguments)
 
 
 def _let_go_of_stdout() -> None:

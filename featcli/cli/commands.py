@@ -1,57 +1,64 @@
-"""The commands: parse, call one function, print. What goes wrong is for cli.py to say."""
+"""The commands: each takes its spec, calls one function, and prints. What goes wrong is for boundary.py to say."""
 
-# Annotations are evaluated here, not kept as text: Typer would take longer over the text than all of --help may.
+from __future__ import annotations
+
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featcli import __version__
-from featcli.backbones.execution import LAYOUTS, PRECISIONS
-from featcli.cli.options import (
-    EPILOG,
-    AllowOutside,
-    Alpha,
-    Arch,
-    Checkpoint,
-    Decode,
-    DepthRange,
-    Device,
-    Dtype,
-    FilesFrom,
-    Fit,
-    FollowLinks,
-    ImageSize,
-    Json,
-    MaxPixels,
-    Norm,
-    Null,
-    NumChannels,
-    Orientation,
-    OutFeatures,
-    OutIndices,
-    Quiet,
-    RandomInit,
-    Root,
-    Seed,
+from featcli.cli.signature import command_of
+from featcli.errors import DamagedError, UsageError, counted, printable, shown, size
+from featcli.spec.commands import (
+    PAGE_IMAGES,
+    SHEET_IMAGES,
+    ExportCommand,
+    ExtractCommand,
+    ExtractSpec,
+    FinalizeCommand,
+    InspectCommand,
+    ModelsCommand,
+    ShowCommand,
+    VerifyCommand,
 )
-from featcli.dump.formats import FORMATS
-from featcli.errors import UsageError, one_of
-from featcli.run.pooling import POOLINGS
-from featcli.spec.config import AUTO, DTYPES, ENGINES, ExtractConfig, parse_count
+from featcli.spec.groups import CheckpointSpec
+from featcli.spec.option import narrowed
+from featcli.spec.parsers import parse_features
+
+if TYPE_CHECKING:
+    from featcli.cli.terminal import Terminal
 
 # What the work needs is imported inside the commands: `--help` must not wait for it.
+
+EPILOG = """\b
+Exit codes:
+  0        done
+  1        unexpected: a bug, or workers that died too often
+  2        usage: a bad option, no images, an unknown stage or checkpoint name
+  3        done, but some images failed and are recorded
+  4        the dump is damaged, or --recompute found other values
+  5        a dump of another plan, or in use; or a file that is there already
+  6        the checkpoint is refused
+  7        disk, device or memory
+  8        the dump is incomplete, or shards of it are gone
+  130/143  interrupted, terminated: the same command goes on
+  141      whoever read stdout went away
+"""
 
 app = typer.Typer(
     help="Dump the feature maps of frozen vision backbones.",
     rich_markup_mode=None,  # plain help and plain errors, which documents and logs can hold
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
 )
-DEFAULT = ExtractConfig(inputs=(".",))
+command = partial(command_of, app, epilog=EPILOG)
 
 
 @app.callback(invoke_without_command=True)
@@ -66,199 +73,65 @@ def root(
         print(context.get_help())
 
 
-@app.command(epilog=EPILOG, short_help="Write the feature maps of images to a dump.")
-def extract(
-    checkpoint: Checkpoint,
-    output: Annotated[str, typer.Option("-o", "--output", help="The dump: a folder to make or to go on with.")],
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="INPUT", help="Folders (recursive), tar files, images; or URLs of such."),
-    ] = None,
-    files_from: FilesFrom = None,
-    null: Null = False,
-    root: Root = None,
-    allow_outside: AllowOutside = False,
-    follow_links: FollowLinks = False,
-    arch: Arch = None,
-    random_init: RandomInit = False,
-    seed: Seed = DEFAULT.seed,
-    out_indices: OutIndices = None,
-    out_features: OutFeatures = None,
-    image_size: ImageSize = None,
-    num_channels: NumChannels = None,
-    norm: Norm = None,
-    fit: Fit = None,
-    orientation: Orientation = DEFAULT.orientation,
-    alpha: Alpha = DEFAULT.alpha,
-    depth_range: DepthRange = None,
-    max_pixels: MaxPixels = DEFAULT.max_pixels,
-    decode: Decode = DEFAULT.decode,
-    device: Device = DEFAULT.device,
-    precision: Annotated[
-        str, typer.Option(help=f"Of the computation: {', '.join(PRECISIONS)}, or {AUTO}: the fastest here.")
-    ] = DEFAULT.precision,
-    layout: Annotated[
-        str, typer.Option(help=f"Of maps while they are computed: {', '.join(LAYOUTS)}, or {AUTO}: the fastest here.")
-    ] = DEFAULT.layout,
-    fold: Annotated[
-        bool | None,
-        typer.Option(
-            help="Batch norms into convolutions. Default: where it is faster. With --layout channels-first"
-            " --no-fold numbers are the library's to the last bit."
-        ),
-    ] = None,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Let torch.compile make it faster: up to half a minute at the start.")
-    ] = False,
-    batch_size: Annotated[
-        str, typer.Option(help=f"Images that go through the backbone together, or {AUTO}: the fastest here.")
-    ] = str(DEFAULT.batch_size),
-    threads: Annotated[str, typer.Option(help=f"Of the forward pass on a CPU, or {AUTO}: torch's choice.")] = AUTO,
-    decode_threads: Annotated[
-        str, typer.Option(help=f"Of each process, or {AUTO}: the cores that may be used, divided by the processes.")
-    ] = AUTO,
-    pool: Annotated[
-        str, typer.Option(help=f"{', '.join(POOLINGS)}, or a grid HxW of averages such as 7x7.")
-    ] = DEFAULT.pool,
-    dtype: Dtype = DEFAULT.dtype,
-    format: Annotated[str, typer.Option("-f", "--format", help=f"{', '.join(FORMATS)}.")] = DEFAULT.format,
-    shard_size: Annotated[
-        int | None, typer.Option(help="Images in a shard, rounded up to whole batches. Default: about 1 GiB.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the dump that is there; start anew.")] = False,
-    part: Annotated[
-        str | None,
-        typer.Option(metavar="I/N", help="The I-th of N parts of the shards, from 0; auto: as the scheduler says."),
-    ] = None,
-    engine: Annotated[str, typer.Option(help=f"Who makes the shards: {', '.join(ENGINES)}.")] = DEFAULT.engine,
-    ray_address: Annotated[
-        str | None,
-        typer.Option(help="The Ray cluster: auto, or host:port. Default: a Ray of its own, on this machine."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="With --engine ray. Default: as many as the cluster has room for.")
-    ] = None,
-    cpus_per_worker: Annotated[
-        float | None,
-        typer.Option(help="With --engine ray. Default: those of --threads; with GPUs what a node has for each."),
-    ] = None,
-    gpus_per_worker: Annotated[
-        float | None, typer.Option(help="With --engine ray. Default: 1 with --device cuda, else 0.")
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Do the shards with failed images again; others stay.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; read no weights.")] = False,
-    rate: Annotated[
-        float | None,
-        typer.Option(min=1e-6, max=1e9, help="Images a second of one worker: --dry-run says how long it would take."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.")] = False,
-    quiet: Quiet = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also every failure and shard.")] = False,
-) -> None:
+@contextmanager
+def _terminal(**words: str | bool) -> Iterator[Terminal]:
+    """A terminal that is left as it was, whatever happens."""
+    from featcli.cli.terminal import Terminal
+
+    terminal = Terminal(**words)  # type: ignore[arg-type]
+    try:
+        yield terminal
+    finally:
+        terminal.close()
+
+
+@command(ExtractCommand, short_help="Write the feature maps of images to a dump.")
+def extract(asked: ExtractCommand) -> None:
     """Write the feature map of each chosen stage, for every image, to a dump.
 
     The same command again goes on where it stopped.
 
     featcli extract photos -c resnet50 --out-indices 2,-1 -o feats
     """
-    config = ExtractConfig(
-        inputs=tuple(inputs or ()),
-        checkpoint=checkpoint,
-        output=output,
-        files_from=files_from,
-        null=null,
-        root=root,
-        allow_outside=allow_outside,
-        follow_links=follow_links,
-        arch=arch,
-        random_init=random_init,
-        seed=seed,
-        out_indices=_indices(out_indices),
-        out_features=_features(out_features),
-        image_size=image_size,
-        num_channels=num_channels,
-        norm=norm,
-        fit=fit,
-        orientation=orientation,
-        alpha=alpha,
-        depth_range=depth_range,
-        max_pixels=max_pixels,
-        decode=decode,
-        device=device,
-        precision=precision,
-        layout=layout,
-        fold=fold,
-        compile=compile,
-        batch_size=parse_count("--batch-size", batch_size),
-        threads=parse_count("--threads", threads),
-        decode_threads=parse_count("--decode-threads", decode_threads),
-        pool=pool,
-        dtype=dtype,
-        format=format,
-        shard_size=shard_size,
-        part=part,
-        overwrite=overwrite,
-        retry_failed=retry_failed,
-        engine=engine,
-        ray_address=ray_address,
-        workers=workers,
-        cpus_per_worker=cpus_per_worker,
-        gpus_per_worker=gpus_per_worker,
-    )
-    from featcli.cli.terminal import Terminal, json_lines
+    from featcli.cli.terminal import json_lines
     from featcli.events import tee
 
-    terminal = Terminal(verbose)
-    reports = ([] if quiet else [terminal]) + ([json_lines] if as_json else [])
-    try:
-        if dry_run:
-            from featcli.extraction.planning import dry_run as plan_only
+    spec = narrowed(asked, ExtractSpec)
+    with _terminal(verbose=asked.verbose) as terminal:
+        report = tee(*([] if asked.quiet else [terminal]), *([json_lines] if asked.as_json else []))
+        if asked.dry_run:
+            from featcli.extraction.planning import dry_run
 
-            plan_only(config, tee(*reports), rate)
+            dry_run(spec, report, asked.rate)
             return
-        if rate is not None:
+        if asked.rate is not None:
             raise UsageError("--rate goes with --dry-run", "a run measures its own")
         from featcli.extraction.extract import run
 
-        outcome = run(config, tee(*reports))
-    finally:
-        terminal.close()
+        outcome = run(spec, report)
     raise typer.Exit(outcome.exit_code)
 
 
-@app.command(epilog=EPILOG, short_help="List the stages of a checkpoint, or the state of a dump.")
-def inspect(
-    target: Annotated[str, typer.Argument(metavar="CHECKPOINT|DUMP", help="What extract -c or -o take.")],
-    arch: Arch = None,
-    out_indices: OutIndices = None,
-    out_features: OutFeatures = None,
-    image_size: ImageSize = None,
-    num_channels: NumChannels = None,
-    norm: Norm = None,
-    dtype: Dtype = DEFAULT.dtype,
-    as_json: Json = False,
-) -> None:
+@command(InspectCommand, short_help="List the stages of a checkpoint, or the state of a dump.")
+def inspect(asked: InspectCommand) -> None:
     """List the stages of a checkpoint with names and shapes, or the state of a dump. Reads no weights.
 
     featcli inspect resnet50 --out-indices 2,-1
     """
-    from featcli.backbones.checkpoint import Request
-    from featcli.backbones.input_size import parse_size
     from featcli.cli.tables import print_checkpoint, print_dump
     from featcli.views.inspection import inspect_checkpoint, inspect_dump
 
-    one_of("--dtype", dtype, DTYPES)
-    facts = inspect_dump(Path(target))
+    facts = inspect_dump(Path(asked.target))
     if facts is None:
-        facts = inspect_checkpoint(
-            Request(target, arch, image_size=parse_size(image_size), num_channels=num_channels, norm=norm),
-            out_indices=_indices(out_indices),
-            out_features=_features(out_features),
-            dtype=dtype,
+        checkpoint = CheckpointSpec(
+            checkpoint=asked.target,
+            arch=asked.arch,
+            image_size=asked.image_size,
+            num_channels=asked.num_channels,
+            norm=asked.norm,
         )
-    if as_json:
+        facts = inspect_checkpoint(checkpoint, asked, dtype=asked.dtype)
+    if asked.as_json:
         print(json.dumps(facts))
     elif facts["type"] == "dump":
         print_dump(facts)
@@ -268,13 +141,8 @@ def inspect(
         raise typer.Exit(8)
 
 
-@app.command(epilog=EPILOG, short_help="List the models whose stages can be dumped.")
-def models(
-    pattern: Annotated[
-        str | None, typer.Argument(metavar="PATTERN", help="A part of the name, or a pattern such as '*vit*patch14*'.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
+@command(ModelsCommand, short_help="List the models whose stages can be dumped.")
+def models(asked: ModelsCommand) -> None:
     """List timm's architectures, and the model types of transformers whose folders and hub ids can be given.
 
     featcli models convnext
@@ -282,21 +150,140 @@ def models(
     from featcli.cli.tables import print_models
     from featcli.views.models import list_models
 
-    found = list_models(pattern)
-    if as_json:
+    found = list_models(asked.pattern)
+    if asked.as_json:
         print("\n".join(json.dumps(model) for model in found))
     else:
         print_models(found)
 
 
-def _indices(text: str | None) -> tuple[int, ...] | str | None:
-    from featcli.backbones.stages import parse_indices
+@command(VerifyCommand, short_help="Check every byte of a dump.")
+def verify(asked: VerifyCommand) -> None:
+    """Check structure, counts and every byte of a dump against its hashes, and count values that are not finite.
 
-    indices = None if text is None else parse_indices(text)
-    return tuple(indices) if isinstance(indices, list) else indices
+    Exit code 4 where something is damaged, 8 where the dump is whole but not complete.
+
+    featcli verify feats --recompute 8 -c resnet50 photos
+    """
+    from featcli.cli.tables import print_verdict
+    from featcli.dump.verify import repair
+    from featcli.dump.verify import verify as check
+    from featcli.events import silent
+
+    with _terminal(work="verifying") as terminal:
+        verdict = check(asked.dump, silent if asked.quiet else terminal)
+    if asked.as_json:
+        print(json.dumps(verdict.to_json()))
+    elif not asked.quiet:
+        print_verdict(verdict.to_json())
+    if verdict.damages and not asked.repair:
+        raise DamagedError(
+            f"dump {shown(asked.dump)}: {counted(len(verdict.damages), 'damage')} found",
+            "featcli verify --repair puts shards aside, for the next extract to make again, and mends a plan",
+        )
+    for line in repair(verdict) if verdict.damages else ():
+        print(printable(line), file=sys.stderr)
+    if verdict.damages or verdict.state == "incomplete":
+        if asked.recompute:
+            print("nothing was extracted anew: complete the dump first", file=sys.stderr)
+        raise typer.Exit(8)
+    if asked.recompute:
+        _recompute(asked)
 
 
-def _features(text: str | None) -> tuple[str, ...] | None:
-    from featcli.backbones.stages import parse_features
+def _recompute(asked: VerifyCommand) -> None:
+    from featcli.cli.tables import comparison_line
+    from featcli.dump.folder import Dump
+    from featcli.extraction.recompute import recompute
 
-    return None if text is None else tuple(parse_features(text))
+    comparison = recompute(Dump.at(Path(asked.dump)), asked)
+    print(json.dumps({"type": "recompute", **vars(comparison)}) if asked.as_json else comparison_line(comparison))
+    if comparison.off:
+        raise DamagedError(
+            f"dump {shown(asked.dump)}: other values for {counted(len(comparison.off), 'image')}, first"
+            f" {shown(comparison.off[0])}",
+            "is it the same checkpoint, and are the pictures what they were?",
+        )
+
+
+@command(ExportCommand, short_help="Write a dump as one file, or as JSON lines.")
+def export(asked: ExportCommand) -> None:
+    """Write the maps of a dump with their keys to one file, or as JSON lines to stdout.
+
+    \b
+    featcli export feats --stage stage4 --pool avg -o stage4.h5
+    featcli export feats --pool avg -o - | jq -c '[.key, .stage4[0]]'
+    """
+    from featcli.dump.plan import shown_shape
+    from featcli.events import silent
+    from featcli.export.export import STDOUT, images_beside
+    from featcli.export.export import export as write
+    from featcli.reading.reader import open_dump
+
+    with _terminal(work="exporting") as terminal:
+        content = write(open_dump(asked.dump, asked.incomplete), asked, silent if asked.quiet else terminal)
+    if not asked.quiet and asked.output != STDOUT:
+        path = Path(asked.output)
+        num_bytes = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+        stages = ", ".join(f"{one.name} {shown_shape(one.shape)} {one.dtype}" for one in content.stages)
+        there = len(content.dump)
+        images = counted(there, "image") if len(content.rows) == there else f"{len(content.rows):,} of {there:,} images"
+        beside = f" with {images_beside(path).name}" if path.suffix == ".npy" else ""
+        print(printable(f"{asked.output}{beside}: {images}, {stages}, {size(num_bytes)}"))
+
+
+@command(ShowCommand, short_help="Draw the maps of a dump: a picture, or a page.")
+def show(asked: ShowCommand) -> None:
+    """Draw images beside their maps, or survey a dump on one page that works offline.
+
+    \b
+    featcli show feats nature/sea.jpg --root sample_images -o sea.png
+    featcli show feats --root sample_images -o feats.html
+    """
+    from featcli.events import silent
+    from featcli.reading.reader import open_dump
+    from featcli.views.dump_pictures import DumpPictures
+    from featcli.views.show import Drawing, rows_of, rows_to_draw
+    from featcli.views.show import show as draw
+    from featcli.views.survey import SUFFIXES as PAGES
+    from featcli.views.survey import survey
+
+    is_page = asked.output.lower().endswith(PAGES)
+    found = open_dump(asked.dump, asked.incomplete)
+    count = asked.num_images or (PAGE_IMAGES if is_page else SHEET_IMAGES)
+    rows = rows_of(found, asked.keys) if asked.keys else rows_to_draw(found, count)
+    with _terminal(work="drawing", unit="steps") as terminal:
+        pictures = DumpPictures(found, asked.root, asked.allow_outside)
+        drawing = Drawing(found, rows, found.chosen_stages(parse_features(asked.stage)), pictures)
+        (survey if is_page else draw)(drawing, asked.output, asked.overwrite, silent if asked.quiet else terminal)
+    if not asked.quiet:
+        for why, number in pictures.missing.most_common():
+            missing = f"{counted(number, 'picture')} of {shown(asked.root or '.')} not shown: {why}"
+            print(printable(missing), file=sys.stderr)
+        print(printable(f"{asked.output}: {counted(len(rows), 'image')}, {counted(len(drawing.stages), 'stage')}"))
+
+
+@command(FinalizeCommand, short_help="Write the manifest of a dump whose shards are all there.")
+def finalize(asked: FinalizeCommand) -> None:
+    """Write failures.jsonl and manifest.json from the records of the shards. `extract` does so by itself.
+
+    featcli finalize feats
+    """
+    from featcli.dump.atomic_file import disk_errors
+    from featcli.dump.folder import Dump, in_use
+    from featcli.dump.lock import FolderLock
+
+    found = Dump.at(Path(asked.dump))
+    if damaged := sorted(found.committed().damaged):
+        raise DamagedError(
+            f"dump {shown(asked.dump)}: {counted(len(damaged), 'shard file')} gone or of another size",
+            "run its extract command again: it makes them again",
+        )
+    with disk_errors(found.path), FolderLock(found.path) as lock:
+        if not lock.alone():
+            raise in_use(found.path)
+        totals = found.finalize()["totals"]
+    if asked.as_json:
+        print(json.dumps({"type": "finalized", "dump": asked.dump, **totals}))
+    elif not asked.quiet:
+        print(printable(f"{asked.dump}: complete, {totals['written']:,} images written, {totals['failed']:,} failed"))

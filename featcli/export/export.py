@@ -6,50 +6,37 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial as partial_call
 from pathlib import Path
 
 from featcli.dump.atomic_file import PARTIAL, PARTIAL_NAME, create_partial, disk_errors, remove_stale, sync_folder
 from featcli.dump.target import refuse_inside, refuse_taken, write_files
-from featcli.errors import ConflictError, MachineError, UsageError, one_of, shown
+from featcli.errors import ConflictError, MachineError, UsageError, shown
 from featcli.events import Report, silent
 from featcli.export.content import Content, content_of
 from featcli.export.formats import SUFFIXES, export_format, format_of
 from featcli.reading.reader import DumpReader
-from featcli.spec.config import DTYPES
+from featcli.spec.commands import ExportCommand
+from featcli.spec.parsers import parse_features
 
 STDOUT = "-"
 FOLDER = ".folder"  # ends the name of a folder that is not whole yet
 IMAGES = "images.jsonl"  # beside arrays that hold no keys: which image each of their rows is
 
 
-def export(  # noqa: PLR0913  (a keyword for each option)
-    dump: DumpReader,
-    output: str,
-    to: str | None = None,
-    stages: Sequence[str] | None = None,
-    pool: str | None = None,
-    dtype: str | None = None,
-    keep_failed: bool = False,
-    overwrite: bool = False,
-    report: Report = silent,
-) -> Content:
-    """Write the chosen stages of a dump to `output`: a file, a folder of .npy files, or `-` for JSON lines on stdout.
+def export(dump: DumpReader, asked: ExportCommand, report: Report = silent) -> Content:
+    """Write the chosen stages of a dump: to a file, a folder of .npy files, or `-` for JSON lines on stdout.
 
-    `to` is told by the suffix where it is None. Returns what was written. Raises UsageError, ConflictError where
-    `output` is there already, DamagedError and MachineError.
+    The suffix tells the format where `asked.to` does not. Returns what was written. Raises UsageError, ConflictError
+    where the output is there already, DamagedError and MachineError.
     """
-    name = _format(output, to)
-    if dtype is not None:
-        one_of("--dtype", dtype, DTYPES)
-        if dtype not in export_format(name).DTYPES:
-            raise UsageError(
-                f"--dtype {dtype}: {name} has no such type", f"use {', '.join(export_format(name).DTYPES)}"
-            )
-    content = content_of(dump, dump.chosen_stages(stages), pool, dtype or "", keep_failed)
+    output, name = asked.output, _format(asked.output, asked.to)
     known = export_format(name).DTYPES
+    if asked.dtype is not None and asked.dtype not in known:
+        raise UsageError(f"--dtype {asked.dtype}: {name} has no such type", f"use {', '.join(known)}")
+    stages = dump.chosen_stages(parse_features(asked.stage))
+    content = content_of(dump, stages, asked.pool, asked.dtype or "", asked.keep_failed)
     stages_there = tuple(s if s.dtype in known else replace(s, dtype="float32") for s in content.stages)
     content = replace(content, stages=stages_there, report=report)
     report("start", images=len(content.rows), done=0)
@@ -58,14 +45,12 @@ def export(  # noqa: PLR0913  (a keyword for each option)
     elif name == "npy" and (not Path(output).suffix or Path(output).is_dir()):
         _write_folder(content, Path(os.path.abspath(output)))
     else:
-        _write_file(content, Path(output), name, overwrite)
+        _write_file(content, Path(output), name, asked.overwrite)
     return content
 
 
 def _format(output: str, to: str | None) -> str:
     """Which format is meant. Raises UsageError where that cannot be told, or does not go together."""
-    if to is not None:
-        one_of("--to", to, tuple(SUFFIXES))
     if output == STDOUT:
         if to not in (None, "jsonl"):
             raise UsageError(f"-o - --to {to}: only JSON lines can be streamed", "use --to jsonl, or name a file")

@@ -5,18 +5,15 @@ inputs -> sizes -> [engine: batches (images) -> forward (backbones, pooling) -> 
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from featcli.backbones.stages import given_features, given_indices
 from featcli.dump.folder import Dump, in_use
 from featcli.dump.lock import FolderLock
 from featcli.dump.plan import Plan
@@ -29,9 +26,10 @@ from featcli.inputs.listing import Listing
 from featcli.run.loading import Setup
 from featcli.run.pipeline import RunStats
 from featcli.run.stats import Throughput
-from featcli.spec.config import ExtractConfig
+from featcli.spec.commands import ExtractCall, ExtractSpec
+from featcli.spec.option import narrowed, takes
 from featcli.system.device import device_names
-from featcli.system.scheduler import Part, parse_part
+from featcli.system.scheduler import Part, part_of
 from featcli.workers.engine import Engine, LocalEngine, WorkOrder
 from featcli.workers.processes import ProcessEngine
 
@@ -59,36 +57,23 @@ class Outcome:
         return 3 if self.failed else 0
 
 
-def extract(
-    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
-    *,
-    checkpoint: Any,
-    output: str | os.PathLike[str],
-    report: Report = silent,
-    **options: Any,
-) -> Outcome:
+@takes(ExtractCall)
+def extract(asked: ExtractCall) -> Outcome:
     """Dump the feature maps of images: `featcli extract` from Python.
 
-    `options` are the fields of `featcli.spec.config.ExtractConfig`, named as on the command line. `report` is
-    called with every event of the run. Raises FeatcliError.
+    The keywords are the options of the command line. `report` is called with every event of the run. Raises
+    FeatcliError.
     """
-    names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    for choice, given in (("out_indices", given_indices), ("out_features", given_features)):
-        asked = given(options.get(choice))
-        options[choice] = tuple(asked) if isinstance(asked, list | range) else asked
-    config = ExtractConfig(
-        inputs=tuple(os.fspath(name) for name in names), checkpoint=checkpoint, output=os.fspath(output), **options
-    )
-    return run(config, report)
+    return run(narrowed(asked, ExtractSpec), asked.report)
 
 
-def run(config: ExtractConfig, report: Report = silent, listing: Listing | None = None) -> Outcome:
+def run(config: ExtractSpec, report: Report = silent, listing: Listing | None = None) -> Outcome:
     """Dump the feature maps of the images, or what is missing of them. Raises FeatcliError.
 
     `listing`: the images, where they were found before.
     """
-    began, path = time.perf_counter(), Path(config.output)
-    part = parse_part(config.part)
+    began, path = time.perf_counter(), config.dump_path
+    part = part_of(config.part)
     existing = None if config.overwrite else Dump.existing(path)
     job, loaded = prepare(config, existing, report, listing)
     if existing is not None:
@@ -119,7 +104,7 @@ def run(config: ExtractConfig, report: Report = silent, listing: Listing | None 
     return run(config, report, listing)
 
 
-def _engine(config: ExtractConfig, plan: Plan, loaded: Setup, report: Report) -> Engine:
+def _engine(config: ExtractSpec, plan: Plan, loaded: Setup, report: Report) -> Engine:
     devices = device_names(config.device)
     if config.engine == "ray":
         from featcli.workers.ray import RayEngine
@@ -131,7 +116,7 @@ def _engine(config: ExtractConfig, plan: Plan, loaded: Setup, report: Report) ->
 
 
 def _claimed(
-    path: Path, job: Job, lock: FolderLock, is_alone: bool, config: ExtractConfig, part: Part | None
+    path: Path, job: Job, lock: FolderLock, is_alone: bool, config: ExtractSpec, part: Part | None
 ) -> WorkOrder | None:
     """The dump, held as it has to be for what there is to do, and the shards to do; None where another has begun it.
 
@@ -157,7 +142,7 @@ def _claimed(
     return WorkOrder(dump, shards, job.pictures, lock.descriptor)
 
 
-def _left(path: Path, job: Job, config: ExtractConfig, part: Part | None) -> tuple[Dump, list[int], list[int]]:
+def _left(path: Path, job: Job, config: ExtractSpec, part: Part | None) -> tuple[Dump, list[int], list[int]]:
     """The dump, and the shards that are not there and those that are to be made again."""
     dump = Dump.resume(path, job.plan, job.images, config.retry_failed)
     return dump, *_to_do(dump, config.retry_failed, part)
@@ -264,7 +249,7 @@ def _in_part(shards: Iterable[int], part: Part | None) -> list[int]:
 
 
 def _refuse_if_too_large(
-    path: Path, job: Job, existing: Dump | None, config: ExtractConfig, part: Part | None
+    path: Path, job: Job, existing: Dump | None, config: ExtractSpec, part: Part | None
 ) -> list[int]:
     """Before anything is deleted or made: whether the shards to do, which are returned, fit into what is free."""
     plan = job.plan

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.folder import Dump
 from featcli.dump.plan import Plan, StoredStage, digest_images, digest_keys
 from featcli.dump.target import check_target, existing_parent
-from featcli.errors import UsageError, counted, shown, size
+from featcli.errors import counted, shown, size
 from featcli.events import Report, silent
 from featcli.inputs import listing as inputs
 from featcli.inputs.image_list import ImageList
@@ -23,10 +22,13 @@ from featcli.pixels.colour import PixelRules
 from featcli.pixels.sizes import Sizes, native_sizes
 from featcli.run.loading import Asked, Setup, ask, decode_threads_of, load_asked, num_workers
 from featcli.run.trials import expected
-from featcli.spec.config import AUTO, DEFAULT_BATCH_SIZE, MAX_SHARD_ROWS, MOST, SHARD_BYTES, ExtractConfig
+from featcli.spec.commands import ExtractSpec
+from featcli.spec.words import AUTO, DEFAULT_BATCH_SIZE, MOST
 from featcli.system.device import device_names, memory_errors, resolve_device
-from featcli.system.scheduler import AUTO as PART_AUTO
-from featcli.system.scheduler import local_rank, parse_part
+from featcli.system.scheduler import local_rank, part_of
+
+SHARD_BYTES = 1024**3  # about 1 GiB: minutes of work, a commit that costs nothing beside it
+MAX_SHARD_ROWS = 4096  # where rows are small: what a kill can cost is minutes of work, not a gigabyte
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Job:
 
 
 def prepare(
-    config: ExtractConfig, existing: Dump | None, report: Report = silent, listing: inputs.Listing | None = None
+    config: ExtractSpec, existing: Dump | None, report: Report = silent, listing: inputs.Listing | None = None
 ) -> tuple[Job, Setup]:
     """Find the images, load the backbone, make the plan. Writes nothing. Raises FeatcliError.
 
@@ -77,15 +79,15 @@ def prepare(
     return Job(listing, SizedImages(listing.images, sizes), plan), loading.loaded(config, plan)
 
 
-def dry_run(config: ExtractConfig, report: Report = silent, rate: float | None = None) -> Plan:
+def dry_run(config: ExtractSpec, report: Report = silent, rate: float | None = None) -> Plan:
     """Say what `extract` would do, with stages, shapes and bytes. Loads no weights and writes nothing.
 
     `rate`: images a second of one worker, for how long it would take.
     """
     listing, asked = _resolve(config, report)
     stages = asked.stages
-    sizes = _sizes(asked.source, listing.images, config.decoding(), decode_threads_of(config), report)
-    existing = None if config.overwrite else Dump.existing(Path(config.output))
+    sizes = _sizes(asked.source, listing.images, PixelRules.of(config), decode_threads_of(config), report)
+    existing = None if config.overwrite else Dump.existing(config.dump_path)
     begun = existing.plan.settings if existing is not None else None
     for name, choice in expected(config, asked.source, asked.positions, len(listing.images), begun):
         report("choice", name=name, value=choice.value, reason=choice.reason)
@@ -96,12 +98,12 @@ def dry_run(config: ExtractConfig, report: Report = silent, rate: float | None =
     is_same = existing is not None and _seems_same(existing.plan, plan)
     todo = existing.found.unfinished if existing is not None and is_same else list(range(plan.num_shards))
     _report_existing(config, existing, plan.num_shards - len(todo) if is_same else None, report)
-    part = parse_part(config.part)
+    part = part_of(config.part)
     if part is not None:
         todo = part.of(todo)
         report("choice", name="part", value=str(part), reason=part.reason)
     total = sum(sizes.stored_bytes(plan.stages, plan.shard(number)) for number in todo)
-    free = shutil.disk_usage(existing_parent(Path(config.output))).free
+    free = shutil.disk_usage(existing_parent(config.dump_path)).free
     if total > free:
         report("warning", text=f"{size(total)} needed, {size(free)} free: it would be refused")
     images = sum(len(plan.shard(number)) for number in todo)
@@ -121,15 +123,13 @@ def dry_run(config: ExtractConfig, report: Report = silent, rate: float | None =
 
 
 def _resolve(
-    config: ExtractConfig, report: Report, listing: inputs.Listing | None = None
+    config: ExtractSpec, report: Report, listing: inputs.Listing | None = None
 ) -> tuple[inputs.Listing, Asked]:
     """What is cheap to find out, before any weight is read."""
-    if not config.checkpoint or not config.output:
-        raise UsageError("checkpoint and output are needed", "give -c/--checkpoint and -o/--output")
-    check_target(Path(config.output), config.overwrite)
-    rank = local_rank() if config.part == PART_AUTO else None
+    check_target(config.dump_path, config.overwrite)
+    rank = local_rank() if config.part == AUTO else None
     devices = [resolve_device(name, rank) for name in device_names(config.device)]
-    listing = listing or inputs.find(config.given())
+    listing = listing or inputs.find(config)
     asked = ask(config, devices[0])
     source, positions = asked.source, asked.positions
     report("choice", name="checkpoint", value=f"{source.name} ({source.library})")
@@ -156,7 +156,7 @@ def _stages_reason(source: ModelSpec, positions: Sequence[int]) -> str:
     return "those the model uses" if source.inside else "those its configuration names"
 
 
-def _batch_size(config: ExtractConfig, existing: Dump | None) -> int:
+def _batch_size(config: ExtractSpec, existing: Dump | None) -> int:
     """What a dry run goes by, which measures nothing."""
     if config.batch_size != AUTO:
         return int(config.batch_size)
@@ -193,7 +193,7 @@ def _plan(
 
 
 def _shard_rows(
-    config: ExtractConfig,
+    config: ExtractSpec,
     batch_size: int,
     stages: Sequence[StoredStage],
     sizes: Sizes,
@@ -212,9 +212,9 @@ def shard_rows(asked: int | None, batch_size: int, bytes_per_image: int) -> int:
     return min(num_batches, max(1, MOST // batch_size)) * batch_size
 
 
-def _report_existing(config: ExtractConfig, existing: Dump | None, done: int | None, report: Report) -> None:
+def _report_existing(config: ExtractSpec, existing: Dump | None, done: int | None, report: Report) -> None:
     """What is there where a dry run would write; `done` shards of it, None where it is of other work."""
-    if config.overwrite and Path(config.output).exists():
+    if config.overwrite and config.dump_path.exists():
         report("warning", text=f"{shown(config.output)}: the dump that is there would be deleted")
     if existing is None:
         return

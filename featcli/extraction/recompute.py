@@ -18,11 +18,11 @@ from featcli.errors import ConflictError, shown
 from featcli.events import Report, silent
 from featcli.extraction.planning import Job, prepare
 from featcli.pixels import batches
-from featcli.pixels.resize import NATIVE
 from featcli.reading.reader import DumpReader
 from featcli.run.forward import Forward
 from featcli.run.loading import Setup
-from featcli.spec.config import ExtractConfig
+from featcli.spec.commands import ExtractSpec, VerifyCommand
+from featcli.spec.words import NATIVE
 from featcli.system.device import memory_errors, settled_arithmetic
 
 LARGEST = 1e300  # JSON knows no infinity
@@ -41,18 +41,18 @@ class Comparison:
     off: tuple[str, ...]  # the keys of images that are further off than the tolerance
 
 
-def recompute(dump: Dump, config: ExtractConfig, count: int, report: Report = silent) -> Comparison:
-    """Extract `count` images again, drawn by chance, in the very batches that they were in, and compare.
+def recompute(dump: Dump, asked: VerifyCommand, report: Report = silent) -> Comparison:
+    """Extract some images again, drawn by chance, in the very batches that they were in, and compare.
 
-    `config` says where the images and the checkpoint are, all else is the plan's. Raises ConflictError where they
-    are not those of the plan, and what `extract` raises.
+    `asked` says how many, and where images and checkpoint are; all else is the plan's. Raises ConflictError where
+    they are not those of the plan, and what `extract` raises.
     """
-    job, loaded = _same_job(dump, config, report)
+    job, loaded = _same_job(dump, asked, report)
     reader = DumpReader(dump)
     valid = np.flatnonzero(reader.valid).tolist()
     if not valid:
         raise ConflictError(f"dump {shown(dump.path)}: it holds no image that could be extracted again", "")
-    chosen = sorted(random.SystemRandom().sample(valid, min(count, len(valid))))
+    chosen = sorted(random.SystemRandom().sample(valid, min(asked.recompute, len(valid))))
     wanted: dict[range, list[int]] = {}
     for row in chosen:
         wanted.setdefault(_batch(job, row), []).append(row)
@@ -86,7 +86,7 @@ def _batch(job: Job, row: int) -> range:
     return next(batch for batch in batches_of_shard if row in batch)
 
 
-def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> tuple[Job, Setup]:
+def _same_job(dump: Dump, asked: VerifyCommand, report: Report) -> tuple[Job, Setup]:
     """The job that the dump's plan is of. Its input size is the checkpoint's own, or was asked for: either will do."""
     plan = dump.plan
     backbone: Mapping[str, Any] = plan.settings["backbone"]
@@ -95,8 +95,18 @@ def _same_job(dump: Dump, config: ExtractConfig, report: Report) -> tuple[Job, S
         raise ConflictError(f"dump {shown(dump.path)}: made by another version of featcli", "use that one")
     depth = pixels["depth_range"]
     with tempfile.TemporaryDirectory() as elsewhere:  # nothing is written, least of all into the dump
-        same = replace(
-            config,
+        same = ExtractSpec(
+            inputs=asked.inputs,
+            files_from=asked.files_from,
+            null=asked.null,
+            root=asked.root,
+            allow_outside=asked.allow_outside,
+            follow_links=asked.follow_links,
+            checkpoint=asked.checkpoint,
+            arch=asked.arch,
+            random_init=asked.random_init,
+            seed=asked.seed,
+            device=asked.device,
             output=str(Path(elsewhere) / "dump"),
             out_indices=tuple(stage.index for stage in plan.stages),
             norm=backbone["norm"],

@@ -15,6 +15,7 @@ from featcli.errors import UsageError, counted, shown
 from featcli.inputs.archives import SUFFIX, is_tar, members, state_of
 from featcli.inputs.image_list import MISSING, WHOLE, ImageList, ListedImage, Origin, is_url, joined
 from featcli.inputs.urls import CHAINED, Remote, out_of_reach
+from featcli.spec.groups import InputSpec
 from featcli.system.files import open_regular
 
 # What is collected from a folder. The content decides how a file is read (images.py); a suffix only says that
@@ -35,19 +36,7 @@ class Listing:
     repeated: int = 0  # names listed more than once
 
 
-@dataclass(frozen=True)
-class Given:
-    """Where images are looked for."""
-
-    inputs: Sequence[str]  # folders, tar files and images; paths or URLs
-    files_from: str | None = None  # a list of names; - is stdin
-    null: bool = False  # names in the list end in a zero byte
-    root: str | None = None  # what they are relative to; None is the current folder
-    allow_outside: bool = False  # whether a listed name may lead out of it
-    follow_links: bool = False  # whether folders that are links are looked into
-
-
-def find(given: Given) -> Listing:
+def find(asked: InputSpec) -> Listing:
     """The images of folders (recursive), tar files, image files, and a list of names.
 
     A key is the path below the input folder, or in the tar file, led by the folder's name or the tar's without suffix
@@ -57,17 +46,17 @@ def find(given: Given) -> Listing:
     names that begin with a dot are passed over. Raises UsageError: nothing found, an input that is not there, a
     folder that cannot be read, names outside `root`, two files with one key.
     """
-    inputs, files_from = given.inputs, given.files_from
+    inputs, files_from = asked.input_names, asked.files_from
     origins: list[Origin] = []
     listing = Listing(ImageList([], []))
     found: list[ListedImage] = []
     is_one = len(inputs) == 1 and files_from is None
     for name in inputs:
-        origin, images = (_remote if is_url(name) else _local)(name, is_one, given.follow_links, listing.ignored)
+        origin, images = (_remote if is_url(name) else _local)(name, is_one, asked.follow_links, listing.ignored)
         found += (ListedImage(origin.leads + key, len(origins), size, place) for key, size, place in images)
         origins.append(origin)
     if files_from is not None:
-        for folder, names in _listed(given, files_from).items():
+        for folder, names in _listed(asked, files_from).items():
             found += (ListedImage(key, len(origins), size) for key, size in names)
             origins.append(Origin(folder))
     found, listing.repeated = _unique(found, origins)
@@ -204,14 +193,14 @@ def _size(path: str) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else MISSING
 
 
-def _listed(given: Given, files_from: str) -> dict[str, list[tuple[str, int]]]:
+def _listed(asked: InputSpec, files_from: str) -> dict[str, list[tuple[str, int]]]:
     """(key, size) of the names in a list, by the folder that they are below: a path or, of URLs, what leads them."""
-    root = given.root or ""
+    root = asked.root or ""
     if root and not is_url(root) and not os.path.isdir(root):
         raise UsageError(f"--root {shown(root)}: no such folder", "names in the list are relative to it")
     found: dict[str, list[tuple[str, int]]] = {}
-    for name in _names(given, files_from):
-        folder, key, size = _listed_url(root, name) if is_url(root) or is_url(name) else _listed_path(given, name)
+    for name in _names(asked, files_from):
+        folder, key, size = _listed_url(root, name) if is_url(root) or is_url(name) else _listed_path(asked, name)
         found.setdefault(folder, []).append((key, size))
     for folder in filter(is_url, found):
         Remote(folder)  # whatever it needs is said before anything is planned
@@ -234,28 +223,28 @@ def _listed_url(root: str, name: str) -> tuple[str, str, int]:
     return folder, key, MISSING
 
 
-def _listed_path(given: Given, name: str) -> tuple[str, str, int]:
-    base = os.path.abspath(given.root or os.curdir)
+def _listed_path(asked: InputSpec, name: str) -> tuple[str, str, int]:
+    base = os.path.abspath(asked.root or os.curdir)
     key = os.path.relpath(_without_dots(os.path.join(base, name)), base)
     if key == os.pardir or key.startswith(os.pardir + os.sep) or os.path.isabs(key):
-        if not given.allow_outside:
+        if not asked.allow_outside:
             raise UsageError(
-                f"listed image {shown(name)}: outside {shown(given.root or os.curdir)}",
+                f"listed image {shown(name)}: outside {shown(asked.root or os.curdir)}",
                 "give a folder that holds all listed images with --root (keys are relative to it), or --allow-outside",
             )
         key = _without_dots(os.path.join(base, name))
-    return given.root or "", key.replace(os.sep, "/"), _size(os.path.join(base, key))
+    return asked.root or "", key.replace(os.sep, "/"), _size(os.path.join(base, key))
 
 
-def _names(given: Given, files_from: str) -> Iterator[str]:
+def _names(asked: InputSpec, files_from: str) -> Iterator[str]:
     names = _read_names(files_from)
-    if b"\0" in names and not given.null:
+    if b"\0" in names and not asked.null:
         raise UsageError(
             f"--files-from {shown(files_from)}: zero bytes in the list",
             "for a list from find -print0 give -0; otherwise it is no list of names in UTF-8",
         )
-    for line in names.removeprefix(b"\xef\xbb\xbf").split(b"\0" if given.null else b"\n"):
-        name = os.fsdecode(line if given.null else line.removesuffix(b"\r"))
+    for line in names.removeprefix(b"\xef\xbb\xbf").split(b"\0" if asked.null else b"\n"):
+        name = os.fsdecode(line if asked.null else line.removesuffix(b"\r"))
         if name:
             yield name
 

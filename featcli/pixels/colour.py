@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from featcli.errors import UsageError, one_of, shown
-
-ORIENTATIONS = ("apply", "ignore")
-ALPHAS = ("drop", "white", "black")
-DECODES = ("exact", "scaled")
-MAX_PIXELS = 89_478_485  # where Pillow begins to warn; a picture of that size takes 270 MB as RGB
+from featcli.spec.groups import PixelSpec
+from featcli.spec.parsers import parse_depth_range
+from featcli.spec.words import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -28,12 +24,16 @@ class PixelRules:
     max_pixels: int = MAX_PIXELS
     decode: str = "exact"  # or scaled: large JPEGs are unpacked at a half, a quarter or an eighth of their size
 
-    def __post_init__(self) -> None:
-        one_of("--orientation", self.orientation, ORIENTATIONS)
-        one_of("--alpha", self.alpha, ALPHAS)
-        one_of("--decode", self.decode, DECODES)
-        if self.max_pixels < 1:
-            raise UsageError(f"--max-pixels {self.max_pixels}: must be at least 1", "leave it out for the default")
+    @classmethod
+    def of(cls, asked: PixelSpec) -> PixelRules:
+        """The rules that options ask for. Raises UsageError."""
+        return cls(
+            orientation=asked.orientation,
+            alpha=asked.alpha,
+            depth_range=parse_depth_range(asked.depth_range),
+            max_pixels=asked.max_pixels,
+            decode=asked.decode,
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -55,22 +55,6 @@ class PixelRules:
         turned = "applied" if self.orientation == "apply" else "ignored"
         large = ", large JPEGs decoded smaller" if self.decode == "scaled" else ""
         return f"EXIF orientation {turned}, alpha {self.alpha}, {depth} scaled to 8{large}"
-
-
-def parse_depth_range(text: str | None) -> tuple[float, float] | None:
-    """`"0:4095"` as (0, 4095), None as None. Raises UsageError."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(-?[\d.]+(?:e[+-]?\d+)?):(-?[\d.]+(?:e[+-]?\d+)?)", text)
-    try:
-        low, high = (float(value) for value in match.groups()) if match else (0.0, 0.0)
-    except ValueError:
-        low = high = 0.0
-    if not -1e38 < low < high < 1e38:
-        raise UsageError(
-            f"--depth-range {shown(text)}: not a range", "write the values of black and white, such as 0:4095"
-        )
-    return low, high
 
 
 ORIENTATION_TAG = 0x0112

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from featcli.spec.parsers import Size
+from featcli.spec.words import NATIVE
+
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-FITS = ("crop", "squash", "pad", "native")
-NATIVE = "native"
 WIDEST = 32  # beyond this ratio of its edges, only the middle of a picture is resized before the centre is cut out
 
 LONGEST = 65_536  # edge of an input, in pixels
-Size = tuple[int, int]  # (H, W)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from featcli.dump.plan import StoredStage
 from featcli.inputs.image_list import ImageList
 from featcli.pixels.colour import PixelRules, UnreadableError
 from featcli.pixels.decode import read_size
-from featcli.pixels.resize import ResizeMode, Size
+from featcli.pixels.resize import ResizeMode
+from featcli.spec.parsers import Size
 
 AT_ONCE = 4096  # headers that are asked for together
 

@@ -23,10 +23,11 @@ from featcli.events import Choice, Report, silent
 from featcli.pixels.batches import Decoder
 from featcli.pixels.colour import PixelRules
 from featcli.pixels.decode import plugin_versions
-from featcli.pixels.resize import NATIVE
 from featcli.run.pooling import Pooling, pooling
 from featcli.run.trials import AS_BEGUN, Trials, Tuning, named, tune
-from featcli.spec.config import AUTO, ExtractConfig
+from featcli.spec.commands import ExtractSpec
+from featcli.spec.parsers import parse_features, parse_indices
+from featcli.spec.words import AUTO, NATIVE
 from featcli.system.device import device_names, memory_errors, resolve_device, settled_arithmetic
 from featcli.system.machine import available_cores
 
@@ -42,7 +43,7 @@ class Setup:
     threads: int
 
 
-def load(config: ExtractConfig, plan: Plan) -> Setup:
+def load(config: ExtractSpec, plan: Plan) -> Setup:
     """What a run has loaded, in another process, from the plan of its dump. Raises what `prepare` raises.
 
     The plan in it is the one that these options come to here, to be compared.
@@ -74,15 +75,15 @@ class Loading:
     settings: Mapping[str, Any]
     environment: Mapping[str, str]
 
-    def loaded(self, config: ExtractConfig, plan: Plan) -> Setup:
+    def loaded(self, config: ExtractSpec, plan: Plan) -> Setup:
         """What makes the rows of that plan."""
         return Setup(self.backbone, plan, pooling(config.pool), self.reading, self.threads.value)
 
 
-def ask(config: ExtractConfig, device: Choice[torch.device]) -> Asked:
+def ask(config: ExtractSpec, device: Choice[torch.device]) -> Asked:
     """Which stages the options mean. Reads no weights. Raises UsageError and CheckpointError."""
-    source = resolve(config.request())
-    positions = source.select(config.out_features, config.out_indices)
+    source = resolve(config)
+    positions = source.select(parse_features(config.out_features), parse_indices(config.out_indices))
     if config.fit == NATIVE:
         source.refuse_other_sizes(positions)
     if pooling(config.pool).of_class_token and source.build(positions, "meta").class_tokens is None:
@@ -91,7 +92,7 @@ def ask(config: ExtractConfig, device: Choice[torch.device]) -> Asked:
 
 
 def load_asked(
-    config: ExtractConfig, asked: Asked, num_images: int, begun: Mapping[str, Any] | None, report: Report
+    config: ExtractSpec, asked: Asked, num_images: int, begun: Mapping[str, Any] | None, report: Report
 ) -> Loading:
     """Load the backbone. `begun`: the settings of the dump that is gone on with."""
     source, device, threads = asked.source, asked.device.value, _threads(config, begun)
@@ -100,7 +101,7 @@ def load_asked(
         tuning = tune(config, trials, num_images, begun)
         backbone = ready(source, asked.positions, device, tuning.execution)
     _report_tuning(device, backbone.execution, tuning, report)
-    rules = config.decoding()
+    rules = PixelRules.of(config)
     reading = Decoder(rules, backbone.preprocessing, decode_threads_of(config), pinned=device.type == "cuda")
     settings = _settings(config, backbone, rules, threads.value, tuning.batch_size)
     return Loading(backbone, reading, threads, tuning.batch_size, settings, _environment(device, source.library))
@@ -121,7 +122,7 @@ def _report_tuning(device: torch.device, execution: Execution, tuning: Tuning, r
     report("choice", name="batch size", value=tuning.batch_size, reason=reasons["batch_size"])
 
 
-def _threads(config: ExtractConfig, begun: Mapping[str, Any] | None) -> Choice[int]:
+def _threads(config: ExtractSpec, begun: Mapping[str, Any] | None) -> Choice[int]:
     """Threads of the forward pass. They can move the last bits, so a dump keeps those it was begun with."""
     if config.threads != AUTO:
         return Choice(int(config.threads), "as asked")
@@ -135,19 +136,19 @@ def _threads(config: ExtractConfig, begun: Mapping[str, Any] | None) -> Choice[i
     return Choice(torch.get_num_threads(), "auto: torch's own choice")
 
 
-def num_workers(config: ExtractConfig) -> int:
+def num_workers(config: ExtractSpec) -> int:
     """Of this machine, each with a process of its own."""
     return len(device_names(config.device))
 
 
-def decode_threads_of(config: ExtractConfig) -> int:
+def decode_threads_of(config: ExtractSpec) -> int:
     """Of each worker."""
     if config.decode_threads != AUTO:
         return int(config.decode_threads)
     return max(1, available_cores() // num_workers(config))
 
 
-def _stored_stages(config: ExtractConfig, source: ModelSpec, positions: Sequence[int]) -> tuple[StoredStage, ...]:
+def _stored_stages(config: ExtractSpec, source: ModelSpec, positions: Sequence[int]) -> tuple[StoredStage, ...]:
     stored = pooling(config.pool).shape
     stages = [source.stages[i] for i in positions]
     for stage in stages if config.fit != NATIVE else ():
@@ -164,7 +165,7 @@ def _stored_stages(config: ExtractConfig, source: ModelSpec, positions: Sequence
 
 
 def _settings(
-    config: ExtractConfig, backbone: Backbone, rules: PixelRules, threads: int, batch_size: int
+    config: ExtractSpec, backbone: Backbone, rules: PixelRules, threads: int, batch_size: int
 ) -> dict[str, Any]:
     """All that can change a byte of the result, besides stages and images."""
     return {

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featcli.errors import UsageError, shown
+from featcli.spec.parsers import parse_pool
 
 if TYPE_CHECKING:
     import torch
-
-GRID = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,5 @@ POOLINGS = {
 
 def pooling(name: str) -> Pooling:
     """A pooling by its name: one of POOLINGS, or a grid `HxW` of averages such as `7x7`. Raises UsageError."""
-    if name in POOLINGS:
-        return POOLINGS[name]
-    if grid := GRID.fullmatch(name):
-        return _grid(int(grid[1]), int(grid[2]))
-    raise UsageError(f"--pool {shown(name)}: no such pooling", f"use {', '.join(POOLINGS)} or a grid such as 7x7")
+    grid = parse_pool(name)
+    return POOLINGS[name] if grid is None else _grid(*grid)

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from featcli.backbones.backbone import Network, as_run
-from featcli.backbones.execution import DEFAULT_LAYOUT, LAYOUTS, Execution
+from featcli.backbones.execution import LAYOUTS, Execution
 from featcli.backbones.folding import has_norms
 from featcli.backbones.model_spec import ModelSpec, arranged
 from featcli.dump.plan import StoredStage
 from featcli.events import Choice
-from featcli.spec.config import AUTO, DEFAULT_BATCH_SIZE, ExtractConfig
+from featcli.spec.commands import ExtractSpec
+from featcli.spec.words import AUTO, DEFAULT_BATCH_SIZE, DEFAULT_LAYOUT
 from featcli.system.device import is_out_of_memory
 from featcli.system.machine import available_memory, kept_memory
 
@@ -43,7 +44,7 @@ class Tuning:
     reasons: Mapping[str, str]  # of precision, layout and batch_size
 
 
-def tune(config: ExtractConfig, trials: Trials, num_images: int, begun: Mapping[str, Any] | None) -> Tuning:
+def tune(config: ExtractSpec, trials: Trials, num_images: int, begun: Mapping[str, Any] | None) -> Tuning:
     """Choose all that was left open. `begun`: the settings of the plan that is to be gone on with."""
     if begun is not None:
         return _as_begun(config, begun)
@@ -57,7 +58,7 @@ def tune(config: ExtractConfig, trials: Trials, num_images: int, begun: Mapping[
     return Tuning(replace(execution, compiled=config.compile), batch_size.value, reasons)
 
 
-def _as_begun(config: ExtractConfig, begun: Mapping[str, Any]) -> Tuning:
+def _as_begun(config: ExtractSpec, begun: Mapping[str, Any]) -> Tuning:
     """Parts and resumed runs do as the first one did, whatever they would measure."""
 
     def settled(name: str, asked: Any) -> Choice[Any]:
@@ -77,7 +78,7 @@ def reason_for(name: str, asked: Any) -> str:
 
 
 def expected(
-    config: ExtractConfig, source: ModelSpec, positions: Sequence[int], num_images: int, begun: Mapping[str, Any] | None
+    config: ExtractSpec, source: ModelSpec, positions: Sequence[int], num_images: int, begun: Mapping[str, Any] | None
 ) -> Iterator[tuple[str, Choice[Any]]]:
     """What a run would choose, by name, as far as that is known before anything is measured."""
     if begun is not None:
@@ -170,7 +171,7 @@ class Trials:
         return self._last[1]
 
 
-def _execution(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[Execution, str, str]:
+def _execution(config: ExtractSpec, trials: Trials, num_images: int) -> tuple[Execution, str, str]:
     """How to run, and the reasons for the precision and for the layout."""
     layouts, why_not = _layouts(config, trials, num_images)
     is_open = config.precision == AUTO and trials.device.type in ("cpu", "cuda")
@@ -190,7 +191,7 @@ def _execution(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[
 
 
 def untried_layout(
-    config: ExtractConfig, source: ModelSpec, positions: Sequence[int], num_images: int
+    config: ExtractSpec, source: ModelSpec, positions: Sequence[int], num_images: int
 ) -> Choice[Execution] | None:
     """The layout where no other is tried, and why not; None where some are."""
     asked = _layout_asked(config)
@@ -204,7 +205,7 @@ def untried_layout(
     return None
 
 
-def _layout_asked(config: ExtractConfig) -> Choice[Execution]:
+def _layout_asked(config: ExtractSpec) -> Choice[Execution]:
     """What the options say of it; the library's own way where they say nothing."""
     layout, folded = DEFAULT_LAYOUT if config.layout == AUTO else config.layout, bool(config.fold)
     layout_is_open, fold_is_open = config.layout == AUTO, config.fold is None
@@ -212,7 +213,7 @@ def _layout_asked(config: ExtractConfig) -> Choice[Execution]:
     return Choice(Execution(layout=layout, folded=folded), reasons.get((layout_is_open, fold_is_open), "as asked"))
 
 
-def _layouts(config: ExtractConfig, trials: Trials, num_images: int) -> tuple[list[Execution], str]:
+def _layouts(config: ExtractSpec, trials: Trials, num_images: int) -> tuple[list[Execution], str]:
     """What is to be tried, the library's own way first; and where that is all there is, why."""
     untried = untried_layout(config, trials.source, trials.positions, num_images)
     if untried is not None:
@@ -240,7 +241,7 @@ def _times(gain: float) -> str:
     return "more than 100 x" if gain > 100 else f"{gain:.1f} x"  # where the other does not fit into memory
 
 
-def _batch_size(config: ExtractConfig, trials: Trials, execution: Execution) -> Choice[int]:
+def _batch_size(config: ExtractSpec, trials: Trials, execution: Execution) -> Choice[int]:
     """Twice as many as long as that is faster, and the maps of three batches stay a small part of the memory."""
     if config.batch_size != AUTO:
         return Choice(int(config.batch_size), reason_for("batch_size", config.batch_size))

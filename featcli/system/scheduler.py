@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from featcli.errors import UsageError, shown
+from featcli.spec.parsers import HOW_PARTS, parse_part, refuse_no_part
+from featcli.spec.words import AUTO
 
-AUTO = "auto"
 COUNT = "FEATCLI_PARTS"  # where a scheduler tells the index alone
-HOW = "give it as i/n, such as 0/4: the first of four parts"
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Part:
     reason: str = "as asked"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise UsageError(f"part {self.index}/{self.count}: i/n needs 0 <= i < n", HOW)
+        refuse_no_part(self.index, self.count)
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
@@ -34,16 +33,15 @@ class Part:
         return [number for number in shards if number % self.count == self.index]
 
 
-def parse_part(text: str | None, environment: Mapping[str, str] = os.environ) -> Part | None:
-    """`i/n`, or `auto` for what the scheduler that started this process says. None for None. Raises UsageError."""
-    if text is None:
+def part_of(text: str | None, environment: Mapping[str, str] = os.environ) -> Part | None:
+    """`i/n` as that part, or `auto` as what the scheduler that started this process says; None for None.
+
+    Raises UsageError.
+    """
+    asked = None if text is None else parse_part(text)
+    if asked is None:
         return None
-    if text == AUTO:
-        return _scheduled(environment)
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
-    if found is None:
-        raise UsageError(f"--part {shown(text)}: no part", f"{HOW}, or {AUTO}")
-    return Part(int(found[1]), int(found[2]))
+    return _scheduled(environment) if asked == AUTO else Part(*asked)
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int | None:
@@ -74,7 +72,7 @@ def _scheduled(environment: Mapping[str, str]) -> Part:
     )
     if outer is None and inner is None:
         raise UsageError(
-            f"--part {AUTO}: no Slurm array, Kubernetes indexed job, torchrun, Open MPI or srun started this", HOW
+            f"--part {AUTO}: no Slurm array, Kubernetes indexed job, torchrun, Open MPI or srun started this", HOW_PARTS
         )
     if outer is None or inner is None:
         part = outer or inner
@@ -117,5 +115,5 @@ def number(environment: Mapping[str, str], name: str, default: int | None = None
     if text is None and default is not None:
         return default
     if text is None or not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        raise UsageError(f"--part {AUTO}: {name} is {'not set' if text is None else shown(text)}", HOW)
+        raise UsageError(f"--part {AUTO}: {name} is {'not set' if text is None else shown(text)}", HOW_PARTS)
     return max(1, int(text)) if name.endswith("STEP") else int(text)

@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from featcli.dump.checksummed_json import read_checksummed
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
 from featcli.dump.formats.layout import ITEM_BYTES
 from featcli.dump.records import most_first, totals_of
 from featcli.errors import CheckpointError, IncompleteError, UsageError, shown
+from featcli.spec.groups import CheckpointSpec, StageSpec
+from featcli.spec.parsers import parse_features, parse_indices
 
-if TYPE_CHECKING:
-    from featcli.backbones.checkpoint import Request
 
-
-def inspect_checkpoint(
-    request: Request,
-    *,
-    out_features: Sequence[str] | None = None,
-    out_indices: Sequence[int] | str | None = None,
-    dtype: str = "float32",
-) -> dict[str, Any]:
+def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: str = "float32") -> dict[str, Any]:
     """Stages, what would be selected, its size and its share of the computation. Reads no weights.
 
     Raises UsageError and CheckpointError.
     """
     from featcli.backbones.checkpoint import resolve
 
-    source = resolve(request)
-    chosen = source.select(out_features, out_indices)
+    source = resolve(checkpoint)
+    chosen = source.select(parse_features(stages.out_features), parse_indices(stages.out_indices))
     try:
         found = source.preprocessing()
         preprocessing = {"summary": found.summary, "origin": found.origin, "settings": dict(found.settings)}
     except (CheckpointError, UsageError) as error:  # the stages can be shown without; extract will refuse
         preprocessing = {"summary": f"none: {error.message}", "origin": "", "settings": {}}
-    stages = [
+    listed = [
         {
             "index": stage.index,
             "name": stage.name,
@@ -60,8 +52,8 @@ def inspect_checkpoint(
         "parameters": source.num_parameters,
         "input_size": list(source.input_size),
         "dtype": dtype,
-        "stages": stages,
-        "bytes_per_image": sum(s["bytes_per_image"] for s in stages if s["selected"]),
+        "stages": listed,
+        "bytes_per_image": sum(s["bytes_per_image"] for s in listed if s["selected"]),
         "share_computed": source.share(chosen),
         "preprocessing": preprocessing,
     }

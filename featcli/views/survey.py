@@ -19,8 +19,8 @@ from featcli.dump.plan import shown_shape
 from featcli.dump.target import refuse_taken, write_files
 from featcli.errors import CheckpointError, UsageError, counted, printable, size
 from featcli.events import Report, silent
-from featcli.pixels.resize import NATIVE
 from featcli.reading.reader import DumpReader
+from featcli.spec.words import NATIVE
 from featcli.views.show import STUDIED, Drawing
 from featcli.views.stage_view import HIGH, LOW, Colours, Statistics, evenly_spaced, study
 

@@ -20,7 +20,7 @@ from featcli.dump.atomic_file import remove_stale
 from featcli.dump.folder import SHARDS
 from featcli.events import Report
 from featcli.run.pipeline import RunStats, Shard
-from featcli.spec.config import ExtractConfig
+from featcli.spec.commands import ExtractSpec
 from featcli.workers.engine import WorkOrder
 from featcli.workers.shard_progress import ShardProgress
 from featcli.workers.shard_queue import ShardQueue, at_shards
@@ -48,7 +48,7 @@ class _Worker:
 class ProcessEngine:
     """Workers of this machine, each for one device, which may be named more than once."""
 
-    def __init__(self, config: ExtractConfig, devices: Sequence[str], decode_threads: int, report: Report) -> None:
+    def __init__(self, config: ExtractSpec, devices: Sequence[str], decode_threads: int, report: Report) -> None:
         self.workers = len(devices)
         self.decode_threads = decode_threads
         self._config = replace(config, decode_threads=decode_threads)

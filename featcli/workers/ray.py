@@ -24,7 +24,8 @@ from featcli.events import Report
 from featcli.inputs.image_list import is_url
 from featcli.pixels.batches import SizedImages
 from featcli.run.pipeline import RunStats, Shard
-from featcli.spec.config import AUTO, MOST_THREADS, ExtractConfig
+from featcli.spec.commands import ExtractSpec
+from featcli.spec.words import AUTO, MOST_THREADS
 from featcli.workers.engine import WorkOrder
 from featcli.workers.ray_worker import IN_WORKERS, ONE_ARENA, RayWorker
 from featcli.workers.shard_progress import ShardProgress
@@ -53,7 +54,7 @@ class _Actor:
 class RayEngine:
     """Workers of a Ray that is started for this run, or of the cluster at `--ray-address`."""
 
-    def __init__(self, config: ExtractConfig, device: str, plan: Plan, report: Report) -> None:
+    def __init__(self, config: ExtractSpec, device: str, plan: Plan, report: Report) -> None:
         """`device`: the kind of device that workers have, as the driver does."""
         self.workers = config.workers or 1
         self.decode_threads = 1  # until it is known what the cluster has
@@ -283,7 +284,7 @@ def _from_the_root(path: str) -> str:
 
 def _whole_path(checkpoint: Any) -> Any:
     """The path of a checkpoint that is a file or folder here: others are names of models, or configurations."""
-    is_path = isinstance(checkpoint, str) and os.path.lexists(checkpoint)
+    is_path = isinstance(checkpoint, str | os.PathLike) and os.path.lexists(checkpoint)
     return os.path.abspath(checkpoint) if is_path else checkpoint
 
 

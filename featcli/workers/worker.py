@@ -26,7 +26,7 @@ from featcli.errors import FeatcliError, one_line, shown
 from featcli.events import Report
 from featcli.run.loading import load
 from featcli.run.pipeline import Shard, ShardRunner
-from featcli.spec.config import ExtractConfig
+from featcli.spec.commands import ExtractSpec
 
 UNHEARD = ("choice", "start", "end")  # the driver says those
 
@@ -35,7 +35,7 @@ UNHEARD = ("choice", "start", "end")  # the driver says those
 class WorkerSpec:
     """What a worker is told when it starts."""
 
-    config: ExtractConfig  # for its one device
+    config: ExtractSpec  # for its one device
     path: str  # of the dump
     again: frozenset[int]  # committed shards that are to be made again
     resized: Mapping[int, int]  # row -> bytes, of images that are not as they were listed

@@ -1,0 +1,104 @@
+"""Commands made from specs: every option of a spec becomes one of the command, with its help and its default."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from featcli.cli.internals import GroupedCommand
+from featcli.spec.groups import GROUPS
+from featcli.spec.option import OptionField, Spec, options_of
+
+S = TypeVar("S", bound=Spec)
+FEW = 10  # options that need no headings
+
+
+def command_of(app: typer.Typer, spec: type[S], **more: Any) -> Callable[[Callable[[S], None]], Callable[[S], None]]:
+    """Add a function of one spec to the command line, under its own name. Its docstring is the help of the command.
+
+    `more` goes to `typer.Typer.command`.
+    """
+
+    def decorate(function: Callable[[S], None]) -> Callable[[S], None]:
+        options = in_order_of_help(spec)
+
+        def command(**values: Any) -> None:
+            function(spec(**{option.name: _value(option, values[option.name]) for option in options}))
+
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__signature__ = inspect.Signature([_parameter(option) for option in options])  # type: ignore[attr-defined]
+        command.__annotations__ = {}
+        app.command(cls=_grouped(options), **more)(command)
+        return function
+
+    return decorate
+
+
+def in_order_of_help(spec: type[Spec]) -> list[OptionField]:
+    """The options of a spec as its help has them: arguments, then the others, by group where they are many."""
+    options = options_of(spec)
+    arguments = sorted((one for one in options if one.option.is_argument), key=lambda one: not one.is_required)
+    others = [one for one in options if not one.option.is_argument]
+    if len(others) > FEW:
+        others.sort(key=lambda one: GROUPS.index(one.option.group))
+    return arguments + others
+
+
+def _grouped(options: Sequence[OptionField]) -> type[GroupedCommand]:
+    headings = {one.name: one.option.group for one in options if not one.option.is_argument}
+    return type("Command", (GroupedCommand,), {"headings": headings if len(headings) > FEW else {}})
+
+
+def _parameter(option: OptionField) -> inspect.Parameter:
+    """The option as Typer wants it: its type there is the one that a shell's text is turned into."""
+    default = inspect.Parameter.empty if option.is_required else _default(option)
+    annotated = Annotated[_type(option), _info(option)]  # type: ignore[valid-type]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotated)
+
+
+def _type(option: OptionField) -> Any:
+    """bool, int or float where nothing else can be given; a list of texts for arguments that repeat; else text."""
+    kinds = option.kinds - {type(None)}
+    only = next(iter(kinds)) if len(kinds) == 1 else str
+    plain = list[str] if option.default == () else only if only in (bool, int, float) else str
+    return plain if option.default is not None and option.default != () else plain | None
+
+
+def _default(option: OptionField) -> Any:
+    if option.default == ():
+        return None
+    return str(option.default) if option.option.parse is not None else option.default
+
+
+def _info(option: OptionField) -> Any:
+    one = option.option
+    if one.is_argument:
+        return typer.Argument(metavar=one.metavar, help=one.help)
+    return typer.Option(
+        *option.flags,
+        help=one.help,
+        metavar=one.metavar,
+        min=one.least,
+        max=one.most,
+        autocompletion=_completion(option),
+    )
+
+
+def _completion(option: OptionField) -> Callable[[str], list[str]] | None:
+    """What a shell offers for what was begun: words, or names of models."""
+    if option.name == "checkpoint":
+        from featcli.cli.completion import model_names
+
+        return model_names
+    words = option.words
+    return (lambda incomplete: [word for word in words if word.startswith(incomplete)]) if words else None
+
+
+def _value(option: OptionField, given: Any) -> Any:
+    """What the shell gave as the value of the field."""
+    if given is None:
+        return () if option.default == () else None
+    return option.option.parse(option.called, given) if option.option.parse is not None else given

@@ -1,0 +1,425 @@
+"""The options by group: mixins that specs are made of. An option's help, words, default and check stand here alone."""
+
+# Annotations are evaluated as they stand: specs are looked into whenever a command starts.
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from featcli.errors import UsageError, shown
+from featcli.spec.option import Option, Spec
+from featcli.spec.parsers import (
+    Size,
+    at_least,
+    between,
+    count_up_to,
+    parse_count,
+    parse_depth_range,
+    parse_features,
+    parse_indices,
+    parse_part,
+    parse_pool,
+    parse_size,
+)
+from featcli.spec.words import (
+    AUTO,
+    DEFAULT_BATCH_SIZE,
+    DTYPES,
+    ENGINES,
+    FITS,
+    FORMATS,
+    LAYOUTS,
+    MAX_PIXELS,
+    MOST,
+    MOST_CHANNELS,
+    MOST_THREADS,
+    NATIVE,
+    POOLS,
+    PRECISIONS,
+    Alpha,
+    Auto,
+    Decode,
+    Dtype,
+    EngineName,
+    Fit,
+    Format,
+    Layout,
+    Norm,
+    Orientation,
+    Precision,
+)
+
+# The headings of the help, in its order.
+IMAGES, CHECKPOINT, STAGES, PIXELS = "Images", "Checkpoint", "Stages", "Pixels"
+COMPUTATION, DUMP, WORKERS, REPORT = "Computation", "Dump", "Workers", "Report"
+GROUPS = (IMAGES, CHECKPOINT, STAGES, PIXELS, COMPUTATION, DUMP, WORKERS, REPORT)
+
+Path = str | os.PathLike[str]
+
+
+# Options that several specs have, in one group or another.
+Arch = Annotated[str | None, Option("timm architecture, for a bare weights file.", group=CHECKPOINT)]
+RandomInit = Annotated[bool, Option("Random weights instead of trained ones.", group=CHECKPOINT)]
+Seed = Annotated[
+    int,
+    Option(
+        "Of the random weights.",
+        group=CHECKPOINT,
+        check=between(0, 2**63 - 1, most_said="2**63 - 1"),
+    ),
+]
+NumChannels = Annotated[
+    int | None,
+    Option(
+        "Of the input: 1 is grey. Default: the checkpoint's own, 3 as a rule.",
+        group=CHECKPOINT,
+        check=between(1, MOST_CHANNELS, "1 is grey"),
+    ),
+]
+ModelNorm = Annotated[
+    Norm | None,
+    Option(
+        "Maps before (raw) or after (model) the model's final norm. Default: as its library gives them.",
+        group=STAGES,
+    ),
+]
+ImageSize = Annotated[
+    str | int | Size | None,
+    Option(
+        "Input size N or HxW; with --fit native the most. Default: the checkpoint's own.",
+        group=PIXELS,
+        check=lambda option, value: parse_size(value, option),
+    ),
+]
+StoredDtype = Annotated[Dtype, Option(f"Type that is stored: {', '.join(DTYPES)}.", group=DUMP)]
+Device = Annotated[
+    str,
+    Option(
+        "auto, cpu, cuda, cuda:N or mps; cuda:0,cuda:1 or cuda:all for a process each.",
+        group=COMPUTATION,
+    ),
+]
+Incomplete = Annotated[bool, Option("Take what is there of a dump that still misses shards.", group=DUMP)]
+Quiet = Annotated[bool, Option("Errors only.", flags=("-q", "--quiet"), group=REPORT)]
+Json = Annotated[bool, Option("JSON on stdout.", flags=("--json",), group=REPORT)]
+Replace = Annotated[bool, Option("Take the place of a file that is there.", group=DUMP)]
+DumpFolder = Annotated[str, Option("The folder that extract -o made.", metavar="DUMP", is_argument=True)]
+StageNames = Annotated[
+    Sequence[str] | str | None,
+    Option(
+        "Stages by name, such as stage2,stage4 or stage2:stage4. Default: all.",
+        group=STAGES,
+        check=lambda _, value: parse_features(value),
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec(Spec):
+    """Where images are looked for."""
+
+    inputs: Annotated[
+        Path | Sequence[Path],
+        Option("Folders (recursive), tar files, images; or URLs of such.", metavar="INPUT", is_argument=True),
+    ] = field(default=(), kw_only=False)
+    files_from: Annotated[
+        str | None, Option("A list of paths or URLs of images, one a line; - is stdin.", group=IMAGES)
+    ] = None
+    null: Annotated[bool, Option("Names in the list end in a zero byte.", flags=("-0", "--null"), group=IMAGES)] = False
+    root: Annotated[
+        str | None,
+        Option("Folder or URL that listed names, and their keys, are relative to. Default: here.", group=IMAGES),
+    ] = None
+    allow_outside: Annotated[
+        bool, Option("Listed names may lead out of that folder; their keys are whole paths.", group=IMAGES)
+    ] = False
+    follow_links: Annotated[bool, Option("Look into folders that are links, too.", group=IMAGES)] = False
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The inputs as text."""
+        inputs = (self.inputs,) if isinstance(self.inputs, str | os.PathLike) else self.inputs
+        return tuple(os.fspath(name) for name in inputs)
+
+    def refuse_conflicts(self) -> None:
+        """See Spec: there is an input, and what is said of a list goes with one."""
+        super().refuse_conflicts()
+        if not self.input_names and self.files_from is None:
+            raise UsageError("no input", "name a folder or images, or a list with --files-from")
+        if "" in self.input_names:
+            raise UsageError("an input is empty", "is a shell variable unset? Write . for the current folder")
+        for option, is_given, hint in (
+            ("-0/--null", self.null, "it says how the names in the list are separated"),
+            ("--root", self.root is not None, "names in a list are relative to it"),
+            ("--allow-outside", self.allow_outside, "images in a folder are never outside it"),
+        ):
+            if is_given and self.files_from is None:
+                raise UsageError(f"{option} goes with --files-from", hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSpec(Spec):
+    """Which checkpoint, with which weights, and the input that it is to take.
+
+    In Python the checkpoint may be a path, or a transformers configuration (an object, or its dictionary), which has
+    no weights: it stands for `random_init`, as in `AutoBackbone.from_config`.
+    """
+
+    checkpoint: Annotated[
+        Any,
+        Option(
+            "timm model, local folder, weights file (with --arch) or hub id.",
+            flags=("-c", "--checkpoint"),
+            group=CHECKPOINT,
+        ),
+    ]
+    arch: Arch = None
+    random_init: RandomInit = False
+    seed: Seed = 0
+    num_channels: NumChannels = None
+    norm: ModelNorm = None
+    image_size: ImageSize = None
+    fit: Annotated[
+        Fit | None,
+        Option(
+            f"How pictures get that size: {', '.join(FITS)} (each its own). Default: the checkpoint's way.",
+            group=PIXELS,
+        ),
+    ] = None
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration that was given in place of a checkpoint, or None."""
+        return None if isinstance(self.checkpoint, str | os.PathLike) else self.checkpoint
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The checkpoint as text; of a configuration, the name of its class."""
+        return os.fspath(self.checkpoint) if self.config is None else type(self.checkpoint).__name__
+
+    @property
+    def is_random(self) -> bool:
+        """Whether weights are drawn by chance."""
+        return self.random_init or self.config is not None
+
+    @property
+    def input_size(self) -> Size | None:
+        """(H, W) of the input as asked for; None is the checkpoint's own."""
+        return None if self.fit == NATIVE else parse_size(self.image_size)
+
+    @property
+    def largest_size(self) -> Size | None:
+        """(H, W) that pictures of sizes of their own are shrunk into; None is no limit."""
+        return parse_size(self.image_size) if self.fit == NATIVE else None
+
+    def refuse_conflicts(self) -> None:
+        """See Spec: a checkpoint is a name, a path or a configuration."""
+        super().refuse_conflicts()
+        config = self.config
+        if config is not None and not (
+            "model_type" in config if isinstance(config, Mapping) else hasattr(config, "model_type")
+        ):
+            raise UsageError(
+                f"checkpoint {shown(config)}: neither a name, a path nor a configuration of transformers",
+                "a configuration is an object, or its dictionary with a model_type",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec(Spec):
+    """Which stages."""
+
+    out_indices: Annotated[
+        Sequence[int] | int | str | None,
+        Option(
+            "Stages by index, such as 1,2,-1, or all. Default: the last stage.",
+            group=STAGES,
+            check=lambda _, value: parse_indices(value),
+        ),
+    ] = None
+    out_features: Annotated[
+        Sequence[str] | str | None,
+        Option(
+            "Stages by name, such as stem,stage2 or stage2:stage4 (both ends) or all.",
+            group=STAGES,
+            check=lambda _, value: parse_features(value),
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelSpec(Spec):
+    """What becomes of a picture before the checkpoint's own preprocessing."""
+
+    orientation: Annotated[
+        Orientation, Option("What EXIF says about which way is up: apply, ignore.", group=PIXELS)
+    ] = "apply"
+    alpha: Annotated[Alpha, Option("What becomes of transparency: drop, white, black.", group=PIXELS)] = "drop"
+    depth_range: Annotated[
+        str | None,
+        Option(
+            "Black and white of pictures deeper than 8 bits, such as 0:4095. Default: all of 16 bits.",
+            group=PIXELS,
+            check=lambda option, value: parse_depth_range(value, option),
+        ),
+    ] = None
+    max_pixels: Annotated[int, Option("Larger pictures are failures.", group=PIXELS, check=at_least(1))] = MAX_PIXELS
+    decode: Annotated[
+        Decode,
+        Option(
+            "exact; or scaled: large JPEGs are unpacked smaller, which is faster and nearly the same.", group=PIXELS
+        ),
+    ] = "exact"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputationSpec(Spec):
+    """How and where the network is run."""
+
+    device: Device = AUTO
+    precision: Annotated[
+        Precision | Auto,
+        Option(f"Of the computation: {', '.join(PRECISIONS)}, or {AUTO}: the fastest here.", group=COMPUTATION),
+    ] = "fp32"
+    layout: Annotated[
+        Layout | Auto,
+        Option(
+            f"Of maps while they are computed: {', '.join(LAYOUTS)}, or {AUTO}: the fastest here.", group=COMPUTATION
+        ),
+    ] = AUTO
+    fold: Annotated[
+        bool | None,
+        Option(
+            "Batch norms into convolutions. Default: where it is faster. With --layout channels-first"
+            " --no-fold numbers are the library's to the last bit.",
+            group=COMPUTATION,
+        ),
+    ] = None
+    compile: Annotated[
+        bool, Option("Let torch.compile make it faster: up to half a minute at the start.", group=COMPUTATION)
+    ] = False
+    batch_size: Annotated[
+        int | Auto,
+        Option(
+            f"Images that go through the backbone together, or {AUTO}: the fastest here.",
+            group=COMPUTATION,
+            parse=parse_count,
+            check=count_up_to(MOST),
+        ),
+    ] = DEFAULT_BATCH_SIZE
+    threads: Annotated[
+        int | Auto,
+        Option(
+            f"Of the forward pass on a CPU, or {AUTO}: torch's choice.",
+            group=COMPUTATION,
+            parse=parse_count,
+            check=count_up_to(MOST_THREADS),
+        ),
+    ] = AUTO
+    decode_threads: Annotated[
+        int | Auto,
+        Option(
+            f"Of each process, or {AUTO}: the cores that may be used, divided by the processes.",
+            group=COMPUTATION,
+            parse=parse_count,
+            check=count_up_to(MOST_THREADS),
+        ),
+    ] = AUTO
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpSpec(Spec):
+    """What is stored, and where."""
+
+    output: Annotated[
+        str | os.PathLike[str],
+        Option("The dump: a folder to make or to go on with.", flags=("-o", "--output"), group=DUMP),
+    ]
+    pool: Annotated[
+        str,
+        Option(
+            f"{', '.join(POOLS)}, or a grid HxW of averages such as 7x7.",
+            group=DUMP,
+            check=lambda _, value: parse_pool(value),
+        ),
+    ] = "none"
+    dtype: StoredDtype = "float32"
+    format: Annotated[Format, Option(f"{', '.join(FORMATS)}.", flags=("-f", "--format"), group=DUMP)] = "hdf5"
+    shard_size: Annotated[
+        int | None,
+        Option(
+            "Images in a shard, rounded up to whole batches. Default: about 1 GiB.",
+            group=DUMP,
+            check=count_up_to(MOST, or_auto=False),
+        ),
+    ] = None
+    overwrite: Annotated[bool, Option("Delete the dump that is there; start anew.", group=DUMP)] = False
+    retry_failed: Annotated[bool, Option("Do the shards with failed images again; others stay.", group=DUMP)] = False
+
+    @property
+    def dump_path(self) -> pathlib.Path:
+        """The folder of the dump."""
+        return pathlib.Path(self.output)
+
+    def refuse_conflicts(self) -> None:
+        """See Spec: a dump is a local folder, and anew is not again."""
+        super().refuse_conflicts()
+        if "://" in os.fspath(self.output):
+            raise UsageError(
+                f"-o {shown(os.fspath(self.output))}: a dump is a local folder", "copy it there when it is complete"
+            )
+        if self.retry_failed and self.overwrite:
+            raise UsageError("--retry-failed and --overwrite exclude each other", "--overwrite tries all images anyway")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec(Spec):
+    """Who makes the shards."""
+
+    part: Annotated[
+        str | None,
+        Option(
+            "The I-th of N parts of the shards, from 0; auto: as the scheduler says.",
+            group=WORKERS,
+            metavar="I/N",
+            check=lambda _, value: parse_part(value),
+        ),
+    ] = None
+    engine: Annotated[EngineName, Option(f"Who makes the shards: {', '.join(ENGINES)}.", group=WORKERS)] = "local"
+    ray_address: Annotated[
+        str | None,
+        Option("The Ray cluster: auto, or host:port. Default: a Ray of its own, on this machine.", group=WORKERS),
+    ] = None
+    workers: Annotated[
+        int | None,
+        Option(
+            "With --engine ray. Default: as many as the cluster has room for.", group=WORKERS, check=between(1, MOST)
+        ),
+    ] = None
+    cpus_per_worker: Annotated[
+        float | None,
+        Option(
+            "With --engine ray. Default: those of --threads; with GPUs what a node has for each.",
+            group=WORKERS,
+            check=between(0, MOST),
+        ),
+    ] = None
+    gpus_per_worker: Annotated[
+        float | None,
+        Option("With --engine ray. Default: 1 with --device cuda, else 0.", group=WORKERS, check=between(0, MOST)),
+    ] = None
+
+    def refuse_conflicts(self) -> None:
+        """See Spec: what is said of a cluster goes with one."""
+        super().refuse_conflicts()
+        if self.engine == "ray":
+            return
+        for option, given in (
+            ("--ray-address", self.ray_address),
+            ("--workers", self.workers),
+            ("--cpus-per-worker", self.cpus_per_worker),
+            ("--gpus-per-worker", self.gpus_per_worker),
+        ):
+            if given is not None:
+                raise UsageError(f"{option} goes with --engine ray", "on this machine name devices: --device cpu,cpu")

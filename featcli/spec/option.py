@@ -1,0 +1,142 @@
+"""What a spec is made of: dataclass fields whose annotation says how the option looks in a shell, and what is right."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+
+from featcli.errors import one_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Check = Callable[[str, Any], object]  # (how the option is called, its value); raises UsageError
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field is given in a shell: `Annotated[int, Option("Larger pictures are failures.")]`."""
+
+    help: str
+    flags: tuple[str, ...] = ()  # --name-of-the-field where there are none
+    group: str = ""  # the heading of the help under which it stands
+    metavar: str | None = None
+    is_argument: bool = False  # given by its place, without a flag
+    parse: Check | None = None  # text from the shell -> value, where the text itself is not the value
+    check: Check | None = None  # for what the type does not say
+    least: float | None = None  # numbers that the shell's own check allows
+    most: float | None = None
+
+
+@dataclass(frozen=True)
+class OptionField:
+    """A field of a spec with all that is known of it."""
+
+    name: str
+    type: Any  # without the Option
+    option: Option
+    default: Any  # dataclasses.MISSING where it must be given
+
+    @property
+    def is_required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is dataclasses.MISSING
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """As they are written in a shell; a switch that is on or off has two, `--fold/--no-fold`."""
+        name = self.name.replace("_", "-")
+        return self.option.flags or (f"--{name}/--no-{name}" if self.kinds == {bool, type(None)} else f"--{name}",)
+
+    @property
+    def called(self) -> str:
+        """What messages call it: its long flag."""
+        return self.flags[-1].partition("/")[0]
+
+    @property
+    def kinds(self) -> set[Any]:
+        """The types that make up its type; words count as one, `Literal`."""
+        parts = get_args(self.type) if get_origin(self.type) not in (None, Literal, list) else (self.type,)
+        return {get_origin(part) or part for part in parts if not isinstance(part, str)}
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that it takes, where its type names them."""
+        parts = (self.type,) if get_origin(self.type) is Literal else get_args(self.type)
+        return tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
+
+    def refuse_wrong(self, value: Any) -> None:
+        """Raise UsageError for a value that can be seen to be wrong by itself."""
+        if value is None or value == self.default:
+            return
+        if self.words and isinstance(value, str) and str not in self.kinds and int not in self.kinds:
+            one_of(self.called, value, self.words)
+        if self.option.check is not None:
+            self.option.check(self.called, value)
+
+
+class Spec:
+    """Something that can be asked for: a frozen dataclass of options, right in itself once it is made."""
+
+    def __post_init__(self) -> None:
+        for field in options_of(type(self)):
+            field.refuse_wrong(getattr(self, field.name))
+        self.refuse_conflicts()
+
+    def refuse_conflicts(self) -> None:
+        """Raise UsageError for options that do not go together. Mixins add theirs."""
+
+
+def options_of(spec: type[Spec]) -> tuple[OptionField, ...]:
+    """The options of a spec in the order of its fields; fields that are no options are left out."""
+    return _options_of(spec)  # type: ignore[arg-type]  # mypy takes the hash of a spec for that of its class
+
+
+@functools.cache
+def _options_of(spec: type[Spec]) -> tuple[OptionField, ...]:
+    hints = get_type_hints(spec, include_extras=True)
+    found = []
+    for field in dataclasses.fields(spec):  # type: ignore[arg-type]  # every spec is a dataclass
+        if get_origin(hints[field.name]) is Annotated:
+            kind, option = get_args(hints[field.name])[:2]
+            found.append(OptionField(field.name, kind, option, field.default))
+    return tuple(found)
+
+
+def narrowed(asked: Any, spec: Callable[P, R]) -> R:
+    """The fields of a smaller spec out of a larger one, as an instance of the smaller one."""
+    return spec(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(spec)})  # type: ignore
+
+
+def takes(spec: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Give a function of one spec the keywords of that spec.
+
+    Editors, type checkers, `help()` and `typing.get_type_hints` see every keyword with its type. A keyword that is
+    unknown or missing raises TypeError with the name of the function, as Python itself would.
+    """
+
+    def decorate(function: Callable[..., R]) -> Callable[P, R]:
+        hints = get_type_hints(spec)  # without the options
+        parameters = [
+            parameter.replace(annotation=hints[parameter.name])
+            for parameter in inspect.signature(spec).parameters.values()
+        ]
+        returned = inspect.signature(function).return_annotation
+        signature = inspect.Signature(parameters, return_annotation=returned)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}() {error}") from None
+            return function(spec(*args, **kwargs))
+
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        call.__annotations__ = {**{one.name: one.annotation for one in parameters}, "return": returned}
+        return call
+
+    return decorate

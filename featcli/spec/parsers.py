@@ -1,0 +1,144 @@
+"""What options say, as values: counts, sizes, ranges, stages, grids, parts. Pure functions; each raises UsageError."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from featcli.errors import UsageError, shown
+from featcli.spec.option import Check
+from featcli.spec.words import ALL, AUTO, POOLS
+
+Size = tuple[int, int]  # (H, W)
+GRID = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+HOW_PARTS = "give it as i/n, such as 0/4: the first of four parts"
+
+
+def parse_count(option: str, text: str) -> int | str:
+    """`auto`, or how many."""
+    try:
+        return text if text == AUTO else int(text)
+    except ValueError:
+        raise UsageError(
+            f"{option} {shown(text)}: neither a number nor {AUTO}", "leave it out for the default"
+        ) from None
+
+
+def count_up_to(most: int, or_auto: bool = True) -> Check:
+    """A check: a whole number from 1 to `most`, or `auto`."""
+
+    def check(option: str, value: Any) -> None:
+        if or_auto and value == AUTO:
+            return
+        if not isinstance(value, int):
+            raise UsageError(f"{option} {shown(str(value))}: not a number", "leave it out for the default")
+        if value < 1:
+            raise UsageError(f"{option} {value}: must be at least 1", "leave it out for the default")
+        if value > most:
+            raise UsageError(f"{option} {value}: must be at most {most}", "leave it out for the default")
+
+    return check
+
+
+def at_least(least: int, hint: str = "leave it out for the default") -> Check:
+    """A check: a number that is not smaller."""
+
+    def check(option: str, value: Any) -> None:
+        if value < least:
+            raise UsageError(f"{option} {value}: must be at least {least}", hint)
+
+    return check
+
+
+def between(least: int, most: int, hint: str = "leave it out for the default", most_said: str = "") -> Check:
+    """A check: a number from `least` to `most`, which messages may write in another way."""
+
+    def check(option: str, value: Any) -> None:
+        if not least <= value <= most:
+            raise UsageError(f"{option} {value}: must be from {least} to {most_said or most}", hint)
+
+    return check
+
+
+def parse_size(text: str | int | Size | None, option: str = "--image-size") -> Size | None:
+    """`"224"`, `"224x288"`, 224 or (224, 288) as (H, W), None as None."""
+    if text is None:
+        return None
+    text = "x".join(map(str, text)) if isinstance(text, tuple | list) else str(text)
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if match is None:
+        raise UsageError(
+            f"{option} {shown(text)}: not a size", "write for example 224, or 224x288 (height first), up to 99999"
+        )
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_depth_range(text: str | None, option: str = "--depth-range") -> tuple[float, float] | None:
+    """`"0:4095"` as (0, 4095), None as None."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(-?[\d.]+(?:e[+-]?\d+)?):(-?[\d.]+(?:e[+-]?\d+)?)", text)
+    try:
+        low, high = (float(value) for value in match.groups()) if match else (0.0, 0.0)
+    except ValueError:
+        low = high = 0.0
+    if not -1e38 < low < high < 1e38:
+        raise UsageError(f"{option} {shown(text)}: not a range", "write the values of black and white, such as 0:4095")
+    return low, high
+
+
+def parse_indices(asked: Sequence[int] | int | str | None) -> tuple[int, ...] | Literal["all"] | None:
+    """`"1,2,-1"`, (1, 2, -1) or one number as (1, 2, -1); `"all"` and None as they are."""
+    if asked is None or isinstance(asked, int):
+        return asked if asked is None else (asked,)
+    if not isinstance(asked, str):
+        return tuple(asked)
+    if asked.strip() == ALL:
+        return ALL
+    try:
+        return tuple(int(part) for part in asked.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--out-indices {shown(asked)}: not a list of whole numbers",
+            "write for example --out-indices 1,2,-1, or name stages with --out-features stage1,stage2",
+        ) from None
+
+
+def parse_features(asked: Sequence[str] | str | None) -> tuple[str, ...] | None:
+    """`"stem,stage2:stage4"` or a sequence as its parts, None as None; ranges are opened when the names are known."""
+    if asked is None or not isinstance(asked, str):
+        return None if asked is None else tuple(asked)
+    parts = tuple(part.strip() for part in asked.split(","))
+    if not all(parts):
+        raise UsageError(
+            f"--out-features {shown(asked)}: an empty name", "write for example --out-features stem,stage2"
+        )
+    return parts
+
+
+def parse_pool(name: str) -> Size | None:
+    """The grid (H, W) that `7x7` means; None for a name of POOLS."""
+    if name in POOLS:
+        return None
+    if grid := GRID.fullmatch(name):
+        return int(grid[1]), int(grid[2])
+    raise UsageError(f"--pool {shown(name)}: no such pooling", f"use {', '.join(POOLS)} or a grid such as 7x7")
+
+
+def parse_part(text: str) -> tuple[int, int] | Literal["auto"]:
+    """`"1/4"` as (1, 4): the second of four parts; `"auto"` as it is."""
+    if text == AUTO:
+        return AUTO
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+    if found is None:
+        raise UsageError(f"--part {shown(text)}: no part", f"{HOW_PARTS}, or {AUTO}")
+    index, count = int(found[1]), int(found[2])
+    refuse_no_part(index, count)
+    return index, count
+
+
+def refuse_no_part(index: int, count: int) -> None:
+    """Raise UsageError unless there is such a part."""
+    if not 0 <= index < count:
+        raise UsageError(f"part {index}/{count}: i/n needs 0 <= i < n", HOW_PARTS)

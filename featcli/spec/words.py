@@ -1,0 +1,39 @@
+"""The words that options take, their defaults and their limits. Tables elsewhere are keyed by these words."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+Auto = Literal["auto"]
+AUTO: Final = "auto"  # featcli chooses, says so, and what can move a bit is kept by the dump
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Layout = Literal["channels-first", "channels-last"]
+Fit = Literal["crop", "squash", "pad", "native"]
+Norm = Literal["raw", "model"]  # maps before, or after, the final norm of the model
+Orientation = Literal["apply", "ignore"]
+Alpha = Literal["drop", "white", "black"]
+Decode = Literal["exact", "scaled"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Format = Literal["hdf5", "safetensors"]
+ExportFormat = Literal["hdf5", "safetensors", "npy", "jsonl", "parquet"]
+EngineName = Literal["local", "ray"]
+
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
+FITS: Final[tuple[Fit, ...]] = get_args(Fit)
+NATIVE: Final = "native"  # the one fit under which pictures keep sizes of their own
+DTYPES: Final[tuple[Dtype, ...]] = get_args(Dtype)
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+EXPORT_FORMATS: Final[tuple[ExportFormat, ...]] = get_args(ExportFormat)
+ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)
+POOLS: Final = ("none", "avg", "max", "cls")  # besides grids such as 7x7
+ALL: Final = "all"  # every stage
+
+DEFAULT_PRECISION: Final[Precision] = "fp32"
+DEFAULT_LAYOUT: Final[Layout] = "channels-first"
+DEFAULT_BATCH_SIZE: Final = 32
+MAX_PIXELS: Final = 89_478_485  # where Pillow begins to warn; a picture of that size takes 270 MB as RGB
+MOST: Final = 200_000  # of anything that is counted: the keys of a shard must fit into a safetensors header
+MOST_THREADS: Final = 1024  # far more than helps, and far fewer than some libraries die of
+MOST_CHANNELS: Final = 1024
