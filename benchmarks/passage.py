@@ -7,7 +7,8 @@ One command is run and traced, in all its threads: `extract` of a single JPEG wi
 Functions are those of the package that are called, lambdas and generators too, but neither comprehensions nor the
 bodies of modules and classes; modules are those that such functions are of. The image's own way begins when its file
 is opened first (the other threads are given a moment to come to rest) and ends when the shard's record gets its name.
-It consists of what is called between the two, in any thread, and of what is on the threads' stacks at the beginning.
+It consists of what is called between the two, in any thread, and of what is on the stack of the thread that opens the
+file. Callers elsewhere that only wait for what they have called are not on its way.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ class Trace:
             self.began = os.fsdecode(arguments[0]).endswith(IMAGE.name)
             if self.began:
                 time.sleep(REST)
-                for frame in sys._current_frames().values():
-                    while frame is not None:
-                        self.way[id(frame.f_code)] = frame.f_code
-                        frame = frame.f_back
+                frame = sys._getframe(1)
+                while frame is not None:
+                    self.way[id(frame.f_code)] = frame.f_code
+                    frame = frame.f_back
                 self._is_under_way = True
         elif event in ("os.rename", "os.link") and Path(os.fsdecode(arguments[1])).name == RECORD:
             self.ended, self._is_under_way = True, False

@@ -16,6 +16,7 @@ from featcli.dump.target import check_target, existing_parent
 from featcli.errors import counted, shown, size
 from featcli.events import Report, silent
 from featcli.inputs import listing as inputs
+from featcli.inputs.folders import LINKED
 from featcli.inputs.image_list import ImageList
 from featcli.pixels.batches import SizedImages
 from featcli.pixels.colour import PixelRules
@@ -141,7 +142,7 @@ def _resolve(
     names = ", ".join(str(device.value) for device in devices)
     reason = devices[0].reason + (": a process for each" if len(devices) > 1 else "")
     report("choice", name="device", value=names, reason=reason)
-    linked = listing.ignored.pop(inputs.LINKED, 0)
+    linked = listing.ignored.pop(LINKED, 0)
     passed_over = sum(listing.ignored.values())
     notes = [f"{counted(passed_over, 'other file')} passed over"] if passed_over else []
     notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
