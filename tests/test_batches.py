@@ -28,11 +28,11 @@ def listing(folder, count):
 
 
 def pictures(folder):
-    return batches.Pictures(inputs.find(inputs.Given([str(folder)])).images, Sizes(SIZE))
+    return batches.SizedImages(inputs.find(inputs.Given([str(folder)])).images, Sizes(SIZE))
 
 
 def read(images, ranges, threads):
-    return batches.read(batches.Reading(PixelRules(), Pixels(), threads), ((images, rows) for rows in ranges))
+    return batches.read(batches.Decoder(PixelRules(), Pixels(), threads), ((images, rows) for rows in ranges))
 
 
 def ranges(count, size):

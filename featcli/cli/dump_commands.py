@@ -259,6 +259,7 @@ def finalize(
     from featcli.dump.atomic_file import disk_errors
     from featcli.dump.folder import Dump, in_use
     from featcli.dump.lock import FolderLock
+    from featcli.dump.writer import finalize as write_last_files
 
     found = Dump.at(Path(dump))
     if damaged := sorted(found.committed().damaged):
@@ -269,7 +270,7 @@ def finalize(
     with disk_errors(found.path), FolderLock(found.path) as lock:
         if not lock.alone():
             raise in_use(found.path)
-        totals = found.finalize()["totals"]
+        totals = write_last_files(found)["totals"]
     if as_json:
         print(json.dumps({"type": "finalized", "dump": dump, **totals}))
     elif not quiet:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 GRID = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+LARGEST_GRID = 1024  # cells of an edge, where maps have sizes of their own
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Pooling:
     reduce: Callable[[torch.Tensor], torch.Tensor]
     shape: Callable[[tuple[int | None, ...]], tuple[int | None, ...]]  # (C, H, W) -> what is stored of one image
     of_class_token: bool = False
+
+    def is_finer_than(self, shape: tuple[int | None, ...]) -> bool:
+        """Whether it makes more cells than a map (C, H, W) has; LARGEST_GRID where maps have sizes of their own."""
+        edges = zip(self.shape(shape), shape, strict=False)
+        return any((made or 0) > (there or LARGEST_GRID) for made, there in edges)
 
 
 def _grid(height: int, width: int) -> Pooling:

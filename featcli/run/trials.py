@@ -15,6 +15,7 @@ from featcli.backbones.execution import DEFAULT_LAYOUT, LAYOUTS, Execution
 from featcli.backbones.folding import has_norms
 from featcli.backbones.model_spec import ModelSpec, arranged
 from featcli.dump.plan import StoredStage
+from featcli.dump.settings import Settings
 from featcli.events import Choice
 from featcli.spec.config import AUTO, DEFAULT_BATCH_SIZE, ExtractConfig
 from featcli.system.device import is_out_of_memory
@@ -43,7 +44,7 @@ class Tuning:
     reasons: Mapping[str, str]  # of precision, layout and batch_size
 
 
-def tune(config: ExtractConfig, trials: Trials, num_images: int, begun: Mapping[str, Any] | None) -> Tuning:
+def tune(config: ExtractConfig, trials: Trials, num_images: int, begun: Settings | None) -> Tuning:
     """Choose all that was left open. `begun`: the settings of the plan that is to be gone on with."""
     if begun is not None:
         return _as_begun(config, begun)
@@ -57,17 +58,20 @@ def tune(config: ExtractConfig, trials: Trials, num_images: int, begun: Mapping[
     return Tuning(replace(execution, compiled=config.compile), batch_size.value, reasons)
 
 
-def _as_begun(config: ExtractConfig, begun: Mapping[str, Any]) -> Tuning:
+def _as_begun(config: ExtractConfig, begun: Settings) -> Tuning:
     """Parts and resumed runs do as the first one did, whatever they would measure."""
 
     def settled(name: str, asked: Any) -> Choice[Any]:
-        return Choice(begun[name], AS_BEGUN) if asked in (None, AUTO) else Choice(asked, reason_for(name, asked))
+        return (
+            Choice(getattr(begun, name), AS_BEGUN) if asked in (None, AUTO) else Choice(asked, reason_for(name, asked))
+        )
 
     precision, layout = settled("precision", config.precision), settled("layout", config.layout)
     folded, batch_size = settled("folded", config.fold), settled("batch_size", config.batch_size)
     layout_reason = layout.reason if layout.reason == folded.reason else f"{layout.reason}; folding {folded.reason}"
     reasons = {"precision": precision.reason, "layout": layout_reason, "batch_size": batch_size.reason}
-    return Tuning(Execution(precision.value, layout.value, folded.value, config.compile), batch_size.value, reasons)
+    execution = Execution(precision=precision.value, layout=layout.value, folded=folded.value, compiled=config.compile)
+    return Tuning(execution, batch_size.value, reasons)
 
 
 def reason_for(name: str, asked: Any) -> str:
@@ -77,7 +81,7 @@ def reason_for(name: str, asked: Any) -> str:
 
 
 def expected(
-    config: ExtractConfig, source: ModelSpec, positions: Sequence[int], num_images: int, begun: Mapping[str, Any] | None
+    config: ExtractConfig, source: ModelSpec, positions: Sequence[int], num_images: int, begun: Settings | None
 ) -> Iterator[tuple[str, Choice[Any]]]:
     """What a run would choose, by name, as far as that is known before anything is measured."""
     if begun is not None:
