@@ -10,20 +10,18 @@ from typing import Any
 
 from featcli.backbones.backbone import Preprocessing
 from featcli.pixels.resize import ResizeMode
-from featcli.spec.words import NATIVE
+from featcli.spec.parsers import Size
 
 OF_TIMM = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
-def recorded_preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
-    """From the settings of a plan. Raises CheckpointError, and whatever libraries say of what they do not know."""
-    pixels, backbone = settings["preprocessing"], settings["backbone"]
-    size = tuple(backbone["input_size"])
-    channels = backbone.get("options", {}).get("in_chans") or backbone.get("config", {}).get("num_channels") or 3
-    fitting = None
-    if "fit" in pixels:
-        largest = pixels["largest"] if pixels["fit"] == NATIVE else size
-        fitting = ResizeMode(pixels["fit"], largest and tuple(largest), tuple(pixels.get("step", (1, 1))))
+def recorded_preprocessing(
+    pixels: Mapping[str, Any], *, size: Size, channels: int, fitting: ResizeMode | None
+) -> Preprocessing:
+    """From the library's own words in a plan, for inputs of that (H, W) and so many channels.
+
+    Raises CheckpointError, and whatever libraries say of what they do not know.
+    """
     if "image_processor_type" in pixels:
         from featcli.backbones.image_processor import preprocessing_of, read_processor
 

@@ -24,7 +24,6 @@ from featcli.dump.records import failure_lines, manifest_content
 from featcli.dump.shard import REST, hash_rest
 from featcli.errors import ConflictError, DamagedError, counted, printable, shown
 from featcli.events import Report, silent
-from featcli.reading.open_shards import checked_shapes
 
 PIECE_BYTES = 64 * 1024**2  # that are read at once
 
@@ -146,7 +145,7 @@ def _wrong_in_shard(
     valid = np.ones(len(rows), np.uint8)
     valid[[failure["row"] - rows.start for failure in record["failures"]]] = 0
     with path.open("rb") as file:
-        _, starts = checked_shapes(dump, record["shard"], file.fileno(), layout)
+        _, starts = dump.checked_shapes(record["shard"], file.fileno(), layout)
         yield from _wrong_bytes(file.fileno(), layout, record, valid, starts, verdict)
 
 

@@ -81,7 +81,7 @@ class DumpReader:
     @property
     def norm(self) -> str:
         """Whether maps are those before (`raw`) or after (`model`) the model's final norm, where it has one."""
-        return str(self.plan.settings["backbone"].get("norm", "raw"))
+        return self.plan.settings.norm
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -92,7 +92,13 @@ class DumpReader:
         from featcli.backbones.recorded import recorded_preprocessing
 
         try:
-            return recorded_preprocessing(self.plan.settings)
+            settings = self.plan.settings
+            return recorded_preprocessing(
+                settings.preprocessing,
+                size=settings.input_size,
+                channels=settings.channels,
+                fitting=settings.resize_mode,
+            )
         except Exception as error:  # settings of anybody, read by libraries
             raise CheckpointError(
                 f"dump {shown(self.path)}: its preprocessing cannot be repeated here: {one_line(error)}",
@@ -181,7 +187,7 @@ class DumpReader:
             raise UsageError(f"at_once={at_once}: must be at least 1", "leave it out for the default")
         names = [stages] if isinstance(stages, str) else list(self.stages if stages is None else stages)
         arrays = {stage: self[stage] for stage in names}
-        size = sum(array.stage.row_bytes(self.plan.settings["backbone"]["input_size"]) for array in arrays.values())
+        size = sum(array.stage.row_bytes(self.plan.settings.input_size) for array in arrays.values())
         step = at_once or max(1, WALK_BYTES // max(1, size))
         chosen = self.chosen(rows) if failed else self.chosen(rows) & self.valid
         for number in sorted(self.records):
