@@ -262,7 +262,7 @@ def test_overwrite_starts_anew_and_touches_nothing_else(tmp_path, photos):
         featcli.extract(photos, output=tmp_path / "d", overwrite=True, out_indices=[9], **TINY)
     assert tree(tmp_path / "d") == before
     featcli.extract(photos, output=tmp_path / "d", overwrite=True, seed=4, **TINY)
-    assert open_dump(tmp_path / "d").plan.settings.to_json() != json.loads(before["plan.json"])["settings"]
+    assert open_dump(tmp_path / "d").plan.settings != json.loads(before["plan.json"])["settings"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     for overwrite in (False, True):

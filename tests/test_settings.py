@@ -1,7 +1,9 @@
 """What plan.json says of the choices of a run: read back whole, whatever wrote it, and compared by name."""
 
 import json
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +22,7 @@ WRONG = "number|precision|choice|name|size"  # what is said of each
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "shard_size": 4}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LaterSettings(Settings):
     """Those of a featcli to come, with a choice that this one has not."""
 
@@ -52,6 +54,23 @@ def test_settings_come_back_as_they_were_written(content):
     turned = dict(reversed(content.items()))
     assert json.dumps(Settings.from_json(turned).to_json()) == json.dumps(turned)
     assert Settings.from_json(turned) == Settings.from_json(content)
+
+
+def test_settings_are_a_mapping_for_users(content):
+    """As examples and notebooks have it, by the names of plan.json, whatever is behind them."""
+    settings = Settings.from_json(content | {"filter": "sharp"})
+    assert (settings["batch_size"], settings["backbone"]["norm"], settings["filter"]) == (32, "raw", "sharp")
+    assert settings.get("unknown") is None
+    assert dict(settings) == content | {"filter": "sharp"}
+    assert settings != content
+
+
+def test_nobody_else_knows_where_a_setting_stands():
+    """Within featcli settings are asked for by name: what plan.json calls them is known in one module."""
+    package = Path(featcli.__file__).parent
+    for path in {*package.rglob("*.py")} - {package / "dump" / "settings.py"}:
+        found = re.findall(r"settings(?:\[|\.get\().*", path.read_text())
+        assert found == [], path
 
 
 def test_the_order_of_a_plan_that_is_new(tmp_path, photos):

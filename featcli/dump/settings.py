@@ -21,12 +21,14 @@ BESIDE = ("unknown", "as_read")  # the fields that are not settings
 S = TypeVar("S", bound="Settings")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Settings(Mapping[str, Any]):
     """All that can change a byte of the result, besides stages and images.
 
     A field with a default is a later one: plans that lack it mean the default, and it is written only where it
     differs from that, so that plans made before it keep their fingerprint.
+
+    For users it is a mapping as well, `dump.plan.settings["batch_size"]`: by the names of plan.json.
     """
 
     backbone: Mapping[str, Any]  # what the architecture is, in the library's words
@@ -41,7 +43,7 @@ class Settings:
     pool: str
     format: Format
     unknown: Mapping[str, Any] = field(default_factory=dict)  # settings of another featcli: kept, and compared
-    as_read: tuple[str, ...] = field(default=(), compare=False)  # the names in the order in which they were read
+    as_read: tuple[str, ...] = ()  # the names in the order in which they were read
 
     @classmethod
     def from_json(cls: type[S], content: Mapping[str, Any]) -> S:
@@ -61,6 +63,15 @@ class Settings:
         written = [one.name for one in self._settings() if getattr(self, one.name) != one.default]
         names = dict.fromkeys([*self.as_read, *written, *self.unknown])
         return {name: self.unknown[name] if name in self.unknown else getattr(self, name) for name in names}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.to_json()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_json())
+
+    def __len__(self) -> int:
+        return len(self.to_json())
 
     @classmethod
     def _settings(cls) -> Iterator[Field[Any]]:

@@ -27,7 +27,7 @@ class ArrayFile:
         self._format = FORMATS[name]
 
     def write(self, content: Content, path: Path) -> None:
-        """See exports.Format. Lays the file out, fills the arrays, and writes what makes it readable last."""
+        """See formats.Format. Lays the file out, fills the arrays, and writes what makes it readable last."""
         shapes = {stage.name: content.shapes(stage) for stage in content.stages if stage.is_ragged}
         arrays = arrays_of(content.stages, len(content.rows), shapes)
         beside = {VALID: content.valid.astype(np.uint8), **{name + SHAPES: found for name, found in shapes.items()}}

@@ -96,7 +96,8 @@ class OpenShards:
             attributes = layout.attributes.get("fingerprint"), layout.attributes.get("shard")
             if attributes != (self._dump.plan.fingerprint, str(number)):
                 raise DamagedError(f"shard {shown(path)}: it belongs elsewhere", "see featcli inspect for its state")
-            return OpenShard(descriptor, layout, *self._dump.checked_shapes(number, descriptor, layout))
+            shapes, starts = self._dump.checked_shapes(number, descriptor, layout)
+            return OpenShard(descriptor=descriptor, layout=layout, shapes=shapes, starts=starts)
         except BaseException:
             os.close(descriptor)
             raise

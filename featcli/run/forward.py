@@ -121,7 +121,8 @@ class Forward:
             if extremes is None:
                 self._forget_tensors()
         failed = [failure.row - batch.rows.start for failure in batch.failures]
-        return BatchRows(arrays, extremes, failed, self._transfers.arrival(since), release)
+        arrive = self._transfers.arrival(since)
+        return BatchRows(arrays=arrays, extremes=extremes, failed=failed, arrive=arrive, release=release)
 
     def _refused(self, error: Exception, batch: Batch) -> UsageError:
         """What an error means where pictures keep their own sizes, which not every network takes."""

@@ -189,7 +189,8 @@ class RayEngine:
         path, into = os.path.abspath(order.dump.path), order.into
         spec = WorkerSpec(config=self._config, path=path, again=into.again, resized=into.resized)
         handle = kind.options(scheduling_strategy="SPREAD").remote(spec)
-        self._living.append(_Actor(handle, handle.ping.remote(), ShardProgress(order.dump.plan, self._report)))
+        progress = ShardProgress(order.dump.plan, self._report)
+        self._living.append(_Actor(handle=handle, waiting_for=handle.ping.remote(), progress=progress))
 
     def _hear(self, actor: _Actor, queue: ShardQueue, stats: RunStats, order: WorkOrder) -> None:
         exceptions = self._ray.exceptions
