@@ -237,7 +237,7 @@ def _modified(file: IO[bytes]) -> int | None:
 
 def _identified(file: IO[bytes], rules: PixelRules) -> Image.Image:
     """The picture as its header describes it, no pixel unpacked."""
-    formats = _formats(rules.max_pixels)
+    formats = readable_formats(rules.max_pixels)
     try:
         picture = Image.open(file, formats=formats)
     except UnidentifiedImageError:
@@ -263,7 +263,7 @@ def _begins_as(start: bytes, marks: tuple[tuple[bytes, int, str], ...]) -> str:
 
 
 @cache
-def _formats(max_pixels: int) -> tuple[str, ...]:
+def readable_formats(max_pixels: int) -> tuple[str, ...]:
     """The formats that are read, once Pillow is set up: with plugins, without libtiff's messages, with this limit."""
     Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)  # Pillow's guards the frames inside a file
     silence_libtiff()

@@ -125,7 +125,7 @@ class Trials:
         images = images or self.images
         if (execution, images) not in self.rates:
             try:
-                self.rates[execution, images] = self._measure(execution, images)
+                self.rates[execution, images] = self.measure(execution, images)
             except Exception as error:  # networks refuse layouts and precisions in many ways
                 if not self.rates and not is_out_of_memory(error):
                     raise
@@ -149,7 +149,8 @@ class Trials:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _measure(self, execution: Execution, images: int) -> float:
+    def measure(self, execution: Execution, images: int) -> float:
+        """Images a second, measured now. Raises whatever the network does where it does not take that."""
         if not self.rates:
             self.began()
         network = self._network(execution)
