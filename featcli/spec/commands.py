@@ -107,12 +107,12 @@ class BackboneCall(StageSpec, CheckpointSpec):
 
     checkpoint: Any = field(kw_only=False)
     device: str = "cpu"
-    precision: Annotated[Precision, Option(f"Of the computation: {', '.join(PRECISIONS)}.", group=COMPUTATION)] = (
-        DEFAULT_PRECISION
-    )
-    layout: Annotated[Layout, Option(f"Of maps while they are computed: {', '.join(LAYOUTS)}.", group=COMPUTATION)] = (
-        DEFAULT_LAYOUT
-    )
+    precision: Annotated[
+        Precision, Option(f"Of the computation: {', '.join(PRECISIONS)}.", flags=("precision",), group=COMPUTATION)
+    ] = DEFAULT_PRECISION
+    layout: Annotated[
+        Layout, Option(f"Of maps while they are computed: {', '.join(LAYOUTS)}.", flags=("layout",), group=COMPUTATION)
+    ] = DEFAULT_LAYOUT
     fold: bool = False
 
 
