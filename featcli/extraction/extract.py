@@ -66,41 +66,41 @@ def extract(asked: ExtractCall) -> Outcome:
     return run(narrowed(asked, ExtractSpec), asked.report)
 
 
-def run(config: ExtractSpec, report: Report = silent, listing: Listing | None = None) -> Outcome:
+def run(asked: ExtractSpec, report: Report = silent, listing: Listing | None = None) -> Outcome:
     """Dump the feature maps of the images, or what is missing of them. Raises FeatcliError.
 
     `listing`: the images, where they were found before.
     """
     while True:
         try:
-            return _run_once(config, report, listing)
+            return _run_once(asked, report, listing)
         except BegunMeanwhileError as begun:
             listing = begun.listing
         report("warning", text="another run has begun this dump meanwhile: its choices are taken")
 
 
-def _run_once(config: ExtractSpec, report: Report, listing: Listing | None) -> Outcome:
+def _run_once(asked: ExtractSpec, report: Report, listing: Listing | None) -> Outcome:
     """Plan the run, claim the dump, make its shards. Raises BegunMeanwhileError, and FeatcliError."""
-    began, path = time.perf_counter(), config.dump_path
-    part = part_of(config.part)
-    existing = None if config.overwrite else Dump.existing(path)
-    job, setup = prepare(config, existing, report, listing)
+    began, path = time.perf_counter(), asked.dump_path
+    part = part_of(asked.part)
+    existing = None if asked.overwrite else Dump.existing(path)
+    job, setup = prepare(asked, existing, report, listing)
     if existing is not None:
         existing.refuse_other_plan(job.plan, job.images)
-        shards = shards_to_make(existing, config.retry_failed, part).all
+        shards = shards_to_make(existing, asked.retry_failed, part).all
     else:
         shards = list(in_part(range(job.plan.num_shards), part))
-    _refuse_if_too_large(path, job, shards, config.overwrite, existing is None)
+    _refuse_if_too_large(path, job, shards, asked.overwrite, existing is None)
     with (
         _told_if_interrupted(path, job.plan, report),  # when no worker is at work any more
-        closing(_engine(config, job.plan, setup, report)) as engine,
+        closing(_engine(asked, job.plan, setup, report)) as engine,
     ):
         del setup  # an engine that needs it has it
         if shards:
             engine.start()
         make_folder(path)
         with FolderLock(path) as lock:
-            order = claim(job, config, existing, lock)
+            order = claim(job, asked, existing, lock)
             if not lock.is_real:
                 text = "this file system knows no locks: see to it that nobody deletes or repairs this dump meanwhile"
                 report("warning", text=text)
@@ -119,14 +119,14 @@ def _refuse_if_too_large(path: Path, job: Job, shards: Sequence[int], overwrite:
         )
 
 
-def _engine(config: ExtractSpec, plan: Plan, setup: Setup, report: Report) -> Engine:
-    devices = device_names(config.device)
-    if config.engine == "ray":
+def _engine(asked: ExtractSpec, plan: Plan, setup: Setup, report: Report) -> Engine:
+    devices = device_names(asked.device)
+    if asked.engine == "ray":
         from featcli.workers.ray import RayEngine
 
-        return RayEngine(config, setup.backbone.device.type, plan, report)
+        return RayEngine(asked, setup.backbone.device.type, plan, report)
     if len(devices) > 1:
-        return ProcessEngine(config, devices, setup.decoder.threads, report)
+        return ProcessEngine(asked, devices, setup.decoder.threads, report)
     return LocalEngine(setup, report)
 
 

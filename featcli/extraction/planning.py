@@ -20,7 +20,7 @@ from featcli.inputs.image_list import ImageList
 from featcli.pixels.batches import SizedImages
 from featcli.pixels.colour import PixelRules
 from featcli.pixels.sizes import Sizes, native_sizes
-from featcli.run.loading import Asked, Setup, ask, decode_threads_of, load_asked, num_workers
+from featcli.run.loading import Selection, Setup, decode_threads_of, load_selected, num_workers, select
 from featcli.run.tuning import expected
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.words import AUTO, DEFAULT_BATCH_SIZE, MOST
@@ -46,22 +46,22 @@ class Job:
 
 
 def prepare(
-    config: ExtractSpec, existing: Dump | None, report: Report = silent, listing: inputs.Listing | None = None
+    asked: ExtractSpec, existing: Dump | None, report: Report = silent, listing: inputs.Listing | None = None
 ) -> tuple[Job, Setup]:
     """Find the images, load the backbone, make the plan. Writes nothing. Raises FeatcliError.
 
     `existing`: the dump that is to be gone on with. What may be chosen is chosen as it was for that one. `listing`: the
     images, where they were found before: stdin can be read once.
     """
-    listing, asked = _resolve(config, report, listing)
+    listing, selection = _resolve(asked, report, listing)
     begun = None if existing is None else existing.plan.settings
-    loading = load_asked(config, asked, len(listing.images), begun, report)
-    backbone, source = loading.backbone, asked.source
-    if config.fold and not backbone.execution.folded:
+    loading = load_selected(asked, selection, len(listing.images), begun, report)
+    backbone, source = loading.backbone, selection.source
+    if asked.fold and not backbone.execution.folded:
         report("warning", text="no norms were folded: there are none that can be without moving the maps")
     report("choice", name="weights", value=backbone.weights.summary())
     report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
-    share = f"{source.share(asked.positions):.0%} of the model"
+    share = f"{source.share(selection.positions):.0%} of the model"
     report("choice", name="computes", value=share, reason="up to the deepest stage")
     rules, decode_threads = loading.decoder.rules, loading.decoder.threads
     report("choice", name="pictures", value=rules.summary, reason="default" if rules == PixelRules() else "as asked")
@@ -75,52 +75,52 @@ def prepare(
     batch_size = loading.settings.batch_size
     plan = Plan(
         settings=loading.settings,
-        stages=asked.stages,
+        stages=selection.stages,
         num_images=len(listing.images),
         keys_digest=digest_keys(listing.images.keys),
         images_digest=digest_images(listing.images),
-        shard_rows=_shard_rows(config, batch_size, asked.stages, sizes, len(listing.images), existing),
+        shard_rows=_shard_rows(asked, batch_size, selection.stages, sizes, len(listing.images), existing),
         provenance=provenance,
         environment=loading.environment,
     )
     threads = loading.threads
     report("choice", name="threads", value=threads.value, reason=f"{threads.reason}; {decode_threads} decode")
-    return Job(listing, SizedImages(listing.images, sizes), plan), loading.setup(config, plan)
+    return Job(listing, SizedImages(listing.images, sizes), plan), loading.setup(asked, plan)
 
 
-def dry_run(config: ExtractSpec, report: Report = silent, rate: float | None = None) -> Outline:
+def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = None) -> Outline:
     """Say what `extract` would do, with stages, shapes and bytes. Loads no weights and writes nothing.
 
     `rate`: images a second of one worker, for how long it would take.
     """
-    listing, asked = _resolve(config, report)
-    stages = asked.stages
-    sizes = _sizes(asked.source, listing.images, PixelRules.of(config), decode_threads_of(config), report)
-    existing = None if config.overwrite else Dump.existing(config.dump_path)
+    listing, selection = _resolve(asked, report)
+    stages = selection.stages
+    sizes = _sizes(selection.source, listing.images, PixelRules.of(asked), decode_threads_of(asked), report)
+    existing = None if asked.overwrite else Dump.existing(asked.dump_path)
     begun = existing.plan.settings if existing is not None else None
-    for name, choice in expected(config, asked.source, asked.positions, len(listing.images), begun).items():
+    for name, choice in expected(asked, selection.source, selection.positions, len(listing.images), begun).items():
         report("choice", name=name, value=choice.value, reason=choice.reason)
-    if config.batch_size == AUTO and existing is None:
+    if asked.batch_size == AUTO and existing is None:
         report("warning", text=f"batches of {DEFAULT_BATCH_SIZE} are assumed: only a run measures")
     plan = Outline(
         stages=stages,
         num_images=len(listing.images),
         keys_digest=digest_keys(listing.images.keys),
-        shard_rows=_shard_rows(config, _batch_size(config, existing), stages, sizes, len(listing.images), existing),
+        shard_rows=_shard_rows(asked, _batch_size(asked, existing), stages, sizes, len(listing.images), existing),
     )
     is_same = existing is not None and _seems_same(existing.plan, plan)
     todo = existing.found.unfinished if existing is not None and is_same else list(range(plan.num_shards))
-    _report_existing(config, existing, plan.num_shards - len(todo) if is_same else None, report)
-    part = part_of(config.part)
+    _report_existing(asked, existing, plan.num_shards - len(todo) if is_same else None, report)
+    part = part_of(asked.part)
     if part is not None:
         todo = part.of(todo)
         report("choice", name="part", value=str(part), reason=part.reason)
     total = sum(plan.shard_bytes(number, sizes) for number in todo)
-    free = shutil.disk_usage(existing_parent(config.dump_path)).free
+    free = shutil.disk_usage(existing_parent(asked.dump_path)).free
     if total > free:
         report("warning", text=f"{size(total)} needed, {size(free)} free: it would be refused")
     images = sum(len(plan.shard(number)) for number in todo)
-    workers = config.workers or num_workers(config)
+    workers = asked.workers or num_workers(asked)
     report(
         "dry_run",
         stages=[stage.to_json() for stage in plan.stages],
@@ -136,18 +136,18 @@ def dry_run(config: ExtractSpec, report: Report = silent, rate: float | None = N
 
 
 def _resolve(
-    config: ExtractSpec, report: Report, listing: inputs.Listing | None = None
-) -> tuple[inputs.Listing, Asked]:
+    asked: ExtractSpec, report: Report, listing: inputs.Listing | None = None
+) -> tuple[inputs.Listing, Selection]:
     """What is cheap to find out, before any weight is read."""
-    check_target(config.dump_path, config.overwrite)
-    rank = local_rank() if config.part == AUTO else None
-    devices = [resolve_device(name, rank) for name in device_names(config.device)]
-    listing = listing or inputs.find(config)
-    asked = ask(config, devices[0])
-    source, positions = asked.source, asked.positions
+    check_target(asked.dump_path, asked.overwrite)
+    rank = local_rank() if asked.part == AUTO else None
+    devices = [resolve_device(name, rank) for name in device_names(asked.device)]
+    listing = listing or inputs.find(asked)
+    selection = select(asked, devices[0])
+    source, positions = selection.source, selection.positions
     report("choice", name="checkpoint", value=f"{source.name} ({source.library})")
     names = ", ".join(f"{s.name} {'x'.join(map(str, s.shape))}" for s in (source.stages[i] for i in positions))
-    default = config.out_features is None and config.out_indices is None
+    default = asked.out_features is None and asked.out_indices is None
     reason = _stages_reason(source, positions) if default else "as asked"
     report("choice", name="stages", value=names, reason=reason)
     report("choice", name="norm", value=source.norm, reason=source.norm_reason)
@@ -160,7 +160,7 @@ def _resolve(
     notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
     notes += [f"{counted(listing.repeated, 'name')} listed again"] if listing.repeated else []
     report("choice", name="images", value=f"{len(listing.images):,}", reason="; ".join(notes))
-    return listing, asked
+    return listing, selection
 
 
 def _stages_reason(source: ModelSpec, positions: Sequence[int]) -> str:
@@ -169,10 +169,10 @@ def _stages_reason(source: ModelSpec, positions: Sequence[int]) -> str:
     return "those the model uses" if source.inside else "those its configuration names"
 
 
-def _batch_size(config: ExtractSpec, existing: Dump | None) -> int:
+def _batch_size(asked: ExtractSpec, existing: Dump | None) -> int:
     """What a dry run goes by, which measures nothing."""
-    if config.batch_size != AUTO:
-        return int(config.batch_size)
+    if asked.batch_size != AUTO:
+        return int(asked.batch_size)
     return DEFAULT_BATCH_SIZE if existing is None else existing.plan.settings.batch_size
 
 
@@ -186,33 +186,33 @@ def _sizes(source: ModelSpec, images: ImageList, rules: PixelRules, threads: int
 
 
 def _shard_rows(
-    config: ExtractSpec,
+    asked: ExtractSpec,
     batch_size: int,
     stages: Sequence[StoredStage],
     sizes: Sizes,
     num_images: int,
     existing: Dump | None,
 ) -> int:
-    if sizes.own is not None and existing is not None and config.shard_size is None:
+    if sizes.own is not None and existing is not None and asked.shard_size is None:
         return existing.plan.shard_rows  # an average, which one repaired picture can move
-    return shard_rows(config.shard_size, batch_size, bytes_of_rows(stages, sizes, range(num_images)) // num_images)
+    return shard_rows(asked.shard_size, batch_size, bytes_of_rows(stages, sizes, range(num_images)) // num_images)
 
 
-def shard_rows(asked: int | None, batch_size: int, bytes_per_image: int) -> int:
+def shard_rows(wanted: int | None, batch_size: int, bytes_per_image: int) -> int:
     """Images per shard: as asked, or about SHARD_BYTES; always whole batches, so that batches do not span shards."""
-    wanted = asked or min(SHARD_BYTES // max(1, bytes_per_image), MAX_SHARD_ROWS)
-    num_batches = max(1, -(-wanted // batch_size) if asked else wanted // batch_size)
+    most = wanted or min(SHARD_BYTES // max(1, bytes_per_image), MAX_SHARD_ROWS)
+    num_batches = max(1, -(-most // batch_size) if wanted else most // batch_size)
     return min(num_batches, max(1, MOST // batch_size)) * batch_size
 
 
-def _report_existing(config: ExtractSpec, existing: Dump | None, done: int | None, report: Report) -> None:
+def _report_existing(asked: ExtractSpec, existing: Dump | None, done: int | None, report: Report) -> None:
     """What is there where a dry run would write; `done` shards of it, None where it is of other work."""
-    if config.overwrite and config.dump_path.exists():
-        report("warning", text=f"{shown(config.output)}: the dump that is there would be deleted")
+    if asked.overwrite and asked.dump_path.exists():
+        report("warning", text=f"{shown(asked.output)}: the dump that is there would be deleted")
     if existing is None:
         return
     count = len(existing.numbered(".json")) if done is None else done
-    there = f"{shown(config.output)} is a dump with {count:,} of {existing.plan.num_shards:,} shards"
+    there = f"{shown(asked.output)} is a dump with {count:,} of {existing.plan.num_shards:,} shards"
     if done is None:
         report("warning", text=f"{there}, of other stages or images: it would be refused")
     else:

@@ -44,19 +44,19 @@ class Setup:
     threads: int
 
 
-def load(config: ExtractSpec, plan: Plan) -> Setup:
+def load(asked: ExtractSpec, plan: Plan) -> Setup:
     """What a run has loaded, in another process, from the plan of its dump. Raises what `prepare` raises.
 
     The plan in it is the one that these options come to here, to be compared.
     """
-    asked = ask(config, resolve_device(config.device))
-    loading = load_asked(config, asked, plan.num_images, plan.settings, silent)
-    found = replace(plan, settings=loading.settings, stages=asked.stages, environment=loading.environment)
-    return loading.setup(config, found)
+    selection = select(asked, resolve_device(asked.device))
+    loading = load_selected(asked, selection, plan.num_images, plan.settings, silent)
+    found = replace(plan, settings=loading.settings, stages=selection.stages, environment=loading.environment)
+    return loading.setup(asked, found)
 
 
 @dataclass(frozen=True)
-class Asked:
+class Selection:
     """Which stages of which checkpoint, and where they are to be computed."""
 
     source: ModelSpec
@@ -66,7 +66,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Loading:
+class LoadedBackbone:
     """A backbone that was loaded, and all that goes with it."""
 
     backbone: Backbone
@@ -75,34 +75,36 @@ class Loading:
     settings: Settings
     environment: Mapping[str, str]
 
-    def setup(self, config: ExtractSpec, plan: Plan) -> Setup:
+    def setup(self, asked: ExtractSpec, plan: Plan) -> Setup:
         """What makes the rows of that plan."""
-        return Setup(self.backbone, plan, pooling(config.pool), self.decoder, self.threads.value)
+        return Setup(self.backbone, plan, pooling(asked.pool), self.decoder, self.threads.value)
 
 
-def ask(config: ExtractSpec, device: Choice[torch.device]) -> Asked:
+def select(asked: ExtractSpec, device: Choice[torch.device]) -> Selection:
     """Which stages the options mean. Reads no weights. Raises UsageError and CheckpointError."""
-    source = resolve(config)
-    positions = source.select(parse_features(config.out_features), parse_indices(config.out_indices))
-    if config.fit == NATIVE:
+    source = resolve(asked)
+    positions = source.select(parse_features(asked.out_features), parse_indices(asked.out_indices))
+    if asked.fit == NATIVE:
         source.refuse_other_sizes(positions)
-    if pooling(config.pool).of_class_token and source.build(positions, "meta").class_tokens is None:
+    if pooling(asked.pool).of_class_token and source.build(positions, "meta").class_tokens is None:
         raise UsageError(f"--pool cls: {source.name} gives no class token", "use --pool avg for one vector per image")
-    return Asked(source, positions, _stored_stages(config, source, positions), device)
+    return Selection(source, positions, _stored_stages(asked, source, positions), device)
 
 
-def load_asked(config: ExtractSpec, asked: Asked, num_images: int, begun: Settings | None, report: Report) -> Loading:
+def load_selected(
+    asked: ExtractSpec, selection: Selection, num_images: int, begun: Settings | None, report: Report
+) -> LoadedBackbone:
     """Load the backbone. `begun`: the settings of the dump that is gone on with."""
-    source, device, threads = asked.source, asked.device.value, _threads(config, begun)
+    source, device, threads = selection.source, selection.device.value, _threads(asked, begun)
     with memory_errors("the backbone does", device), settled_arithmetic(threads.value, device):
-        trials = Trials(source, asked.positions, asked.stages, device, partial(_report_trials, report))
-        tuning = tune(config, trials, num_images, begun)
-        backbone = ready(source, asked.positions, device, tuning.execution)
+        trials = Trials(source, selection.positions, selection.stages, device, partial(_report_trials, report))
+        tuning = tune(asked, trials, num_images, begun)
+        backbone = ready(source, selection.positions, device, tuning.execution)
     _report_tuning(device, backbone.execution, tuning, report)
-    rules = PixelRules.of(config)
-    decoder = Decoder(rules, backbone.preprocessing, decode_threads_of(config), pinned=device.type == "cuda")
-    settings = _settings(config, backbone, rules, threads.value, tuning.batch_size.value)
-    return Loading(backbone, decoder, threads, settings, _environment(device, source.library))
+    rules = PixelRules.of(asked)
+    decoder = Decoder(rules, backbone.preprocessing, decode_threads_of(asked), pinned=device.type == "cuda")
+    settings = _settings(asked, backbone, rules, threads.value, tuning.batch_size.value)
+    return LoadedBackbone(backbone, decoder, threads, settings, _environment(device, source.library))
 
 
 def _report_trials(report: Report) -> None:
@@ -119,42 +121,42 @@ def _report_tuning(device: torch.device, execution: Execution, tuning: Tuning, r
     report("choice", name="batch size", value=tuning.batch_size.value, reason=tuning.batch_size.reason)
 
 
-def _threads(config: ExtractSpec, begun: Settings | None) -> Choice[int]:
+def _threads(asked: ExtractSpec, begun: Settings | None) -> Choice[int]:
     """Threads of the forward pass. They can move the last bits, so a dump keeps those it was begun with."""
-    if config.threads != AUTO:
-        return Choice(int(config.threads), "as asked")
+    if asked.threads != AUTO:
+        return Choice(int(asked.threads), "as asked")
     if begun is not None:
         return Choice(begun.threads, AS_BEGUN)
     cores = available_cores()
-    if (workers := num_workers(config)) > 1:
+    if (workers := num_workers(asked)) > 1:
         return Choice(max(1, cores // workers), f"auto: {cores} cores, {workers} workers")
     if torch.get_num_threads() > cores:  # torch does not know of quotas
         return Choice(cores, "auto: the cores that may be used")
     return Choice(torch.get_num_threads(), "auto: torch's own choice")
 
 
-def num_workers(config: ExtractSpec) -> int:
+def num_workers(asked: ExtractSpec) -> int:
     """Of this machine, each with a process of its own."""
-    return len(device_names(config.device))
+    return len(device_names(asked.device))
 
 
-def decode_threads_of(config: ExtractSpec) -> int:
+def decode_threads_of(asked: ExtractSpec) -> int:
     """Of each worker."""
-    if config.decode_threads != AUTO:
-        return int(config.decode_threads)
-    return max(1, available_cores() // num_workers(config))
+    if asked.decode_threads != AUTO:
+        return int(asked.decode_threads)
+    return max(1, available_cores() // num_workers(asked))
 
 
-def _stored_stages(config: ExtractSpec, source: ModelSpec, positions: Sequence[int]) -> tuple[StoredStage, ...]:
-    pooled = pooling(config.pool)
+def _stored_stages(asked: ExtractSpec, source: ModelSpec, positions: Sequence[int]) -> tuple[StoredStage, ...]:
+    pooled = pooling(asked.pool)
     stages = [source.stages[i] for i in positions]
-    for stage in stages if config.fit != NATIVE else ():
+    for stage in stages if asked.fit != NATIVE else ():
         if pooled.is_finer_than(stage.shape):
             raise UsageError(
-                f"--pool {config.pool}: the maps of {stage.name} have {stage.shape[1]}x{stage.shape[2]} cells only",
+                f"--pool {asked.pool}: the maps of {stage.name} have {stage.shape[1]}x{stage.shape[2]} cells only",
                 "use a smaller grid, or --pool none",
             )
-    shapes = [(s.channels, None, None) if config.fit == NATIVE else s.shape for s in stages]
+    shapes = [(s.channels, None, None) if asked.fit == NATIVE else s.shape for s in stages]
     return tuple(
         StoredStage(
             name=s.name,
@@ -163,13 +165,13 @@ def _stored_stages(config: ExtractSpec, source: ModelSpec, positions: Sequence[i
             stride=s.stride,
             map_shape=shape,
             shape=pooled.shape(shape),
-            dtype=config.dtype,
+            dtype=asked.dtype,
         )
         for s, shape in zip(stages, shapes, strict=True)
     )
 
 
-def _settings(config: ExtractSpec, backbone: Backbone, rules: PixelRules, threads: int, batch_size: int) -> Settings:
+def _settings(asked: ExtractSpec, backbone: Backbone, rules: PixelRules, threads: int, batch_size: int) -> Settings:
     """What was chosen, as the plan keeps it."""
     execution = backbone.execution
     return Settings(
@@ -182,8 +184,8 @@ def _settings(config: ExtractSpec, backbone: Backbone, rules: PixelRules, thread
         compiled=execution.compiled,
         batch_size=batch_size,
         threads=threads,
-        pool=config.pool,
-        format=config.format,
+        pool=asked.pool,
+        format=asked.format,
     )
 
 

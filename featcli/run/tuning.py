@@ -45,32 +45,32 @@ class Tuning:
         return replace(self.layout.value, precision=self.precision.value, compiled=self.compiled)
 
 
-def tune(config: ExtractSpec, trials: Trials, num_images: int, begun: Settings | None) -> Tuning:
+def tune(asked: ExtractSpec, trials: Trials, num_images: int, begun: Settings | None) -> Tuning:
     """Choose all that was left open. `begun`: the settings of the plan that is to be gone on with."""
     if begun is not None:
-        return _as_begun(config, begun)
-    if config.batch_size != AUTO:
-        trials.images = min(trials.images, int(config.batch_size))
+        return _as_begun(asked, begun)
+    if asked.batch_size != AUTO:
+        trials.images = min(trials.images, int(asked.batch_size))
     with kept_memory():
-        precision, layout = _precision_and_layout(config, trials, num_images)
-        batch_size = _batch_size(config, trials, layout.value)
+        precision, layout = _precision_and_layout(asked, trials, num_images)
+        batch_size = _batch_size(asked, trials, layout.value)
     trials.forget()
-    return Tuning(precision=precision, layout=layout, batch_size=batch_size, compiled=config.compile)
+    return Tuning(precision=precision, layout=layout, batch_size=batch_size, compiled=asked.compile)
 
 
 def expected(
-    config: ExtractSpec, source: ModelSpec, positions: Sequence[int], num_images: int, begun: Settings | None
+    asked: ExtractSpec, source: ModelSpec, positions: Sequence[int], num_images: int, begun: Settings | None
 ) -> Mapping[str, Choice[Any]]:
     """What a run would choose, by name, as far as that is known before anything is measured."""
     if begun is not None:
-        tuning = _as_begun(config, begun)
+        tuning = _as_begun(asked, begun)
         precision: Choice[Any] = tuning.precision
         layout: Choice[Execution] | None = tuning.layout
         batch_size: Choice[Any] = tuning.batch_size
     else:
-        precision = _as_asked("precision", config.precision)
-        layout = untried_layout(config, source, positions, num_images)
-        batch_size = _as_asked("batch_size", config.batch_size)
+        precision = _as_asked("precision", asked.precision)
+        layout = untried_layout(asked, source, positions, num_images)
+        batch_size = _as_asked("batch_size", asked.batch_size)
     named_layout = _to_measure() if layout is None else Choice(named(layout.value), layout.reason)
     return {"precision": precision, "layout": named_layout, "batch size": batch_size}
 
@@ -81,42 +81,42 @@ def named(execution: Execution) -> str:
 
 
 def untried_layout(
-    config: ExtractSpec, source: ModelSpec, positions: Sequence[int], num_images: int
+    asked: ExtractSpec, source: ModelSpec, positions: Sequence[int], num_images: int
 ) -> Choice[Execution] | None:
     """The layout where no other is tried, and why not; None where some are."""
-    asked = _layout_asked(config)
-    if config.layout != AUTO and config.fold is not None:
-        return asked
+    plain = _layout_asked(asked)
+    if asked.layout != AUTO and asked.fold is not None:
+        return plain
     if source.share_of_convolutions(positions) < CONVOLUTIONS:
-        return replace(asked, reason=f"{asked.reason}: few convolutions")
+        return replace(plain, reason=f"{plain.reason}: few convolutions")
     if num_images < FEWEST:
-        faster = "; --layout channels-last --fold may be faster" if asked.reason == AUTO else ""
-        return replace(asked, reason=f"{asked.reason}: fewer than {FEWEST:,} images{faster}")
+        faster = "; --layout channels-last --fold may be faster" if plain.reason == AUTO else ""
+        return replace(plain, reason=f"{plain.reason}: fewer than {FEWEST:,} images{faster}")
     return None
 
 
-def _as_begun(config: ExtractSpec, begun: Settings) -> Tuning:
+def _as_begun(asked: ExtractSpec, begun: Settings) -> Tuning:
     """Parts and resumed runs do as the first one did, whatever they would measure."""
 
-    def settled(name: str, asked: Any) -> Choice[Any]:
-        is_open = asked is None or asked == AUTO
-        return Choice(getattr(begun, name), AS_BEGUN) if is_open else _as_asked(name, asked)
+    def settled(name: str, value: Any) -> Choice[Any]:
+        is_open = value is None or value == AUTO
+        return Choice(getattr(begun, name), AS_BEGUN) if is_open else _as_asked(name, value)
 
-    layout, folded = settled("layout", config.layout), settled("folded", config.fold)
+    layout, folded = settled("layout", asked.layout), settled("folded", asked.fold)
     reason = layout.reason if layout.reason == folded.reason else f"{layout.reason}; folding {folded.reason}"
     return Tuning(
-        precision=settled("precision", config.precision),
+        precision=settled("precision", asked.precision),
         layout=Choice(Execution(layout=layout.value, folded=folded.value), reason),
-        batch_size=settled("batch_size", config.batch_size),
-        compiled=config.compile,
+        batch_size=settled("batch_size", asked.batch_size),
+        compiled=asked.compile,
     )
 
 
-def _as_asked(name: str, asked: Any) -> Choice[Any]:
+def _as_asked(name: str, value: Any) -> Choice[Any]:
     """The value of an option; where it is left to featcli, that a run measures it."""
-    if asked == AUTO:
+    if value == AUTO:
         return _to_measure()
-    return Choice(asked, "default" if DEFAULTS.get(name) == asked else "as asked")
+    return Choice(value, "default" if DEFAULTS.get(name) == value else "as asked")
 
 
 def _to_measure() -> Choice[str]:
@@ -124,19 +124,19 @@ def _to_measure() -> Choice[str]:
 
 
 def _precision_and_layout(
-    config: ExtractSpec, trials: Trials, num_images: int
+    asked: ExtractSpec, trials: Trials, num_images: int
 ) -> tuple[Choice[Precision], Choice[Execution]]:
     """The precision, and in it the layout. One depends on the other: a layout may be fast in one precision alone."""
-    layouts, why_alone = _layouts(config, trials, num_images)
-    precisions = _precisions(config, trials.device.type)
+    layouts, why_alone = _layouts(asked, trials, num_images)
+    precisions = _precisions(asked, trials.device.type)
     if len(layouts) * len(precisions) > 1:
         trials.make_room(layouts[0])
     fastest = {
         one: _fastest([replace(layout, precision=one) for layout in layouts], trials, why_alone) for one in precisions
     }
     first = precisions[0]
-    if config.precision != AUTO:
-        return _as_asked("precision", config.precision), fastest[first]
+    if asked.precision != AUTO:
+        return _as_asked("precision", asked.precision), fastest[first]
     if len(precisions) == 1:
         return Choice(first, f"auto: the one to use on {trials.device.type}"), fastest[first]
     other = precisions[1]
@@ -147,31 +147,31 @@ def _precision_and_layout(
     return Choice(first, reason), fastest[first]
 
 
-def _precisions(config: ExtractSpec, device: str) -> tuple[Precision, ...]:
+def _precisions(asked: ExtractSpec, device: str) -> tuple[Precision, ...]:
     """What is to be tried; the one to keep first."""
-    if config.precision != AUTO:
-        return (config.precision,)
+    if asked.precision != AUTO:
+        return (asked.precision,)
     return ("fp32", "bf16") if device in ("cpu", "cuda") else ("fp32",)
 
 
-def _layout_asked(config: ExtractSpec) -> Choice[Execution]:
+def _layout_asked(asked: ExtractSpec) -> Choice[Execution]:
     """What the options say of it; the library's own way where they say nothing."""
-    layout, folded = DEFAULT_LAYOUT if config.layout == AUTO else config.layout, bool(config.fold)
-    layout_is_open, fold_is_open = config.layout == AUTO, config.fold is None
+    layout, folded = DEFAULT_LAYOUT if asked.layout == AUTO else asked.layout, bool(asked.fold)
+    layout_is_open, fold_is_open = asked.layout == AUTO, asked.fold is None
     reasons = {(True, True): AUTO, (True, False): "folding as asked; auto", (False, True): "as asked; folding auto"}
     return Choice(Execution(layout=layout, folded=folded), reasons.get((layout_is_open, fold_is_open), "as asked"))
 
 
-def _layouts(config: ExtractSpec, trials: Trials, num_images: int) -> tuple[list[Execution], str]:
+def _layouts(asked: ExtractSpec, trials: Trials, num_images: int) -> tuple[list[Execution], str]:
     """What is to be tried, the library's own way first; and where that is all there is, why."""
-    untried = untried_layout(config, trials.source, trials.positions, num_images)
+    untried = untried_layout(asked, trials.source, trials.positions, num_images)
     if untried is not None:
         return [untried.value], untried.reason
-    asked = _layout_asked(config)
-    can_fold = config.fold is None and has_norms(trials.source.build(trials.positions, "meta"))
-    folded = replace(asked.value, folded=asked.value.folded or can_fold)
-    layouts = LAYOUTS if config.layout == AUTO else (asked.value.layout,)
-    return list(dict.fromkeys([asked.value, *(replace(folded, layout=layout) for layout in layouts)])), asked.reason
+    plain = _layout_asked(asked)
+    can_fold = asked.fold is None and has_norms(trials.source.build(trials.positions, "meta"))
+    folded = replace(plain.value, folded=plain.value.folded or can_fold)
+    layouts = LAYOUTS if asked.layout == AUTO else (plain.value.layout,)
+    return list(dict.fromkeys([plain.value, *(replace(folded, layout=layout) for layout in layouts)])), plain.reason
 
 
 def _fastest(candidates: Sequence[Execution], trials: Trials, why_alone: str) -> Choice[Execution]:
@@ -190,10 +190,10 @@ def _times(gain: float) -> str:
     return "more than 100 x" if gain > 100 else f"{gain:.1f} x"  # where the other does not fit into memory
 
 
-def _batch_size(config: ExtractSpec, trials: Trials, execution: Execution) -> Choice[int]:
+def _batch_size(asked: ExtractSpec, trials: Trials, execution: Execution) -> Choice[int]:
     """Twice as many as long as that is faster, and the maps of three batches stay a small part of the memory."""
-    if config.batch_size != AUTO:
-        return _as_asked("batch_size", int(config.batch_size))
+    if asked.batch_size != AUTO:
+        return _as_asked("batch_size", int(asked.batch_size))
     row_bytes = sum(stage.row_bytes(trials.source.input_size) for stage in trials.stages)
     most = int(available_memory() * SHARE_OF_MEMORY / max(1, row_bytes))
     most = max(1, min(most, MOST_ON_CPU if trials.device.type == "cpu" else MOST))

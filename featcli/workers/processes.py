@@ -49,10 +49,10 @@ class _Worker:
 class ProcessEngine:
     """Workers of this machine, each for one device, which may be named more than once."""
 
-    def __init__(self, config: ExtractSpec, devices: Sequence[str], decode_threads: int, report: Report) -> None:
+    def __init__(self, asked: ExtractSpec, devices: Sequence[str], decode_threads: int, report: Report) -> None:
         self.workers = len(devices)
         self.decode_threads = decode_threads
-        self._config = replace(config, decode_threads=decode_threads)
+        self._asked = replace(asked, decode_threads=decode_threads)
         self._devices = devices
         self._report = report
         self._living: list[_Worker] = []
@@ -100,8 +100,8 @@ class ProcessEngine:
         theirs.close()
         worker = _Worker(place, process, Connection(ours.detach()), ShardProgress(order.dump.plan, self._report))
         self._living.append(worker)
-        config, path, into = replace(self._config, device=device), str(order.dump.path), order.into
-        _tell(worker, WorkerSpec(config=config, path=path, again=into.again, resized=into.resized))
+        asked, path, into = replace(self._asked, device=device), str(order.dump.path), order.into
+        _tell(worker, WorkerSpec(asked=asked, path=path, again=into.again, resized=into.resized))
 
     def _hear(
         self, worker: _Worker, kind: str, content: Any, queue: ShardQueue, stats: RunStats, order: WorkOrder

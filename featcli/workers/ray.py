@@ -52,14 +52,14 @@ class _Actor:
 class RayEngine:
     """Workers of a Ray that is started for this run, or of the cluster at `--ray-address`."""
 
-    def __init__(self, config: ExtractSpec, device: str, plan: Plan, report: Report, ray: Any = None) -> None:
+    def __init__(self, asked: ExtractSpec, device: str, plan: Plan, report: Report, ray: Any = None) -> None:
         """`device`: the kind of device that workers have, as the driver does. `ray`: what stands for it in a test."""
         self._ray = ray
-        self.workers = config.workers or 1
+        self.workers = asked.workers or 1
         self.decode_threads = 1  # until it is known what the cluster has
-        self._cpus: float = plan.settings.threads if config.cpus_per_worker is None else config.cpus_per_worker
-        self._gpus = (1.0 if device == "cuda" else 0.0) if config.gpus_per_worker is None else config.gpus_per_worker
-        self._config = replace(config, checkpoint=_whole_path(config.checkpoint), device=device)
+        self._cpus: float = plan.settings.threads if asked.cpus_per_worker is None else asked.cpus_per_worker
+        self._gpus = (1.0 if device == "cuda" else 0.0) if asked.gpus_per_worker is None else asked.gpus_per_worker
+        self._asked = replace(asked, checkpoint=_whole_path(asked.checkpoint), device=device)
         self._report = report
         self._living: list[_Actor] = []
         self._has_begun_ray = False
@@ -73,23 +73,23 @@ class RayEngine:
             self._begin_ray()
         torch.cuda.empty_cache()  # the backbone of this process is gone, and a worker may be given its GPU
         offered = self._offered()
-        if self._gpus and self._config.cpus_per_worker is None:
+        if self._gpus and self._asked.cpus_per_worker is None:
             self._cpus = self._cpus_for_a_gpu()
         fitting = [int(offered.get("CPU", 0) // self._cpus)] if self._cpus else []
         fitting += [int(offered.get("GPU", 0) / self._gpus)] if self._gpus else []
         fits = min(fitting, default=1)
-        if fits < 1 and self._has_begun_ray and self._config.ray_address is None:  # no other node can come
+        if fits < 1 and self._has_begun_ray and self._asked.ray_address is None:  # no other node can come
             raise MachineError(
                 f"a worker wants {self._cpus:g} CPUs and {self._gpus:g} GPUs, this machine has {_resources(offered)}",
                 "ask for less with --threads, --cpus-per-worker and --gpus-per-worker, or name a cluster",
             )
-        if self._config.workers is None:
+        if self._asked.workers is None:
             self.workers = max(1, fits)
-        if self._config.decode_threads == AUTO:
-            self._config = replace(self._config, decode_threads=max(1, min(int(self._cpus), MOST_THREADS)))
-        self.decode_threads = int(self._config.decode_threads)
+        if self._asked.decode_threads == AUTO:
+            self._asked = replace(self._asked, decode_threads=max(1, min(int(self._cpus), MOST_THREADS)))
+        self.decode_threads = int(self._asked.decode_threads)
         each = f"{self._cpus:g} CPUs" + (f", {self._gpus:g} GPUs" if self._gpus else "")
-        where = f"{self._config.ray_address or 'a Ray of its own'}: {_resources(offered)}"
+        where = f"{self._asked.ray_address or 'a Ray of its own'}: {_resources(offered)}"
         self._report("choice", name="engine", value=f"ray, {counted(self.workers, 'worker')} of {each}", reason=where)
 
     def _offered(self) -> dict[str, float]:
@@ -102,7 +102,7 @@ class RayEngine:
         return max(1, min(shares, default=1))
 
     def _begin_ray(self) -> None:
-        address = self._config.ray_address
+        address = self._asked.ray_address
         if address is not None:
             _refuse_if_nobody_is_there(address)
         try:
@@ -168,7 +168,7 @@ class RayEngine:
     def _start_worker(self, order: WorkOrder) -> None:
         environment = SLEEPING_THREADS | ({} if self._gpus else ONE_ARENA)
         path, into = os.path.abspath(order.dump.path), order.into
-        spec = WorkerSpec(config=self._config, path=path, again=into.again, resized=into.resized)
+        spec = WorkerSpec(asked=self._asked, path=path, again=into.again, resized=into.resized)
         wants = {"num_cpus": self._cpus, "num_gpus": self._gpus}
         handle = started_worker(self._ray, RayWorker, spec, wants, environment)
         progress = ShardProgress(order.dump.plan, self._report)

@@ -37,7 +37,7 @@ UNHEARD = ("choice", "start", "end")  # the driver says those
 class WorkerSpec:
     """What a worker is told when it starts."""
 
-    config: ExtractSpec  # for its one device
+    asked: ExtractSpec  # for its one device
     path: str  # of the dump
     again: frozenset[int]  # committed shards that are to be made again
     resized: Mapping[int, int]  # row -> bytes, of images that are not as they were listed
@@ -49,7 +49,7 @@ def runner_for(spec: WorkerSpec, report: Report) -> tuple[DumpWriter, ShardRunne
     dump = Dump.existing(Path(spec.path))
     if dump is None:
         raise no_dump(spec.path)
-    setup = load(spec.config, dump.plan)
+    setup = load(spec.asked, dump.plan)
     refuse_other_plan(shown(spec.path), dump.plan, setup.plan)
     runner = ShardRunner(setup, report)
     runner.compile()
