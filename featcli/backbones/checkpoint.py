@@ -147,13 +147,13 @@ def _is_timm_config(config: dict[str, Any]) -> bool:
 
 
 def _is_timm_name(name: str) -> bool:
-    from featcli.backbones.from_timm import is_timm_name
+    from featcli.backbones.timm_model import is_timm_name
 
     return is_timm_name(name)
 
 
 def _timm(asked: CheckpointSpec, local: bool = False, hub: bool = False) -> ModelSpec:
-    from featcli.backbones.from_timm import TimmModelSpec
+    from featcli.backbones.timm_model import TimmModelSpec
 
     prefix = "local-dir:" if local else "hf-hub:" if hub else ""
     return TimmModelSpec(asked, prefix + asked.checkpoint_name)
@@ -161,7 +161,7 @@ def _timm(asked: CheckpointSpec, local: bool = False, hub: bool = False) -> Mode
 
 def _timm_wrapper(asked: CheckpointSpec, path: Path, config: dict[str, Any]) -> ModelSpec:
     """What transformers' TimmWrapper saves: timm's configuration in its own words, and weights under `timm_model.`"""
-    from featcli.backbones.from_timm import TimmModelSpec
+    from featcli.backbones.timm_model import TimmModelSpec
     from featcli.backbones.weights import weights_files
 
     files = weights_files(path)

@@ -12,7 +12,7 @@ from typing import Any
 from featcli.backbones.auto_backbone import AutoBackboneModelSpec, is_mapped
 from featcli.backbones.hidden_states import HiddenStatesModelSpec
 from featcli.backbones.model_spec import ModelSpec
-from featcli.backbones.timm_inside import TimmInsideModelSpec
+from featcli.backbones.timm_in_transformers import TimmInTransformersModelSpec
 from featcli.backbones.transformers_model import reading
 from featcli.spec.groups import CheckpointSpec
 
@@ -26,7 +26,7 @@ def open_transformers(asked: CheckpointSpec) -> ModelSpec:
         inner = getattr(config, "backbone_config", None)
         tower = getattr(config, "vision_config", None)
         if "timm_backbone" in (config.model_type, getattr(inner, "model_type", None)):
-            return TimmInsideModelSpec(asked, inner or config, None if inner is None else config)
+            return TimmInTransformersModelSpec(asked, inner or config, None if inner is None else config)
         if tower is not None and is_mapped(tower):
             return AutoBackboneModelSpec(asked, tower, config)
         if is_mapped(config):

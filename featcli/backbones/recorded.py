@@ -33,7 +33,7 @@ def recorded_preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
                 config["do_resize"] = True
             (Path(folder) / "preprocessor_config.json").write_text(json.dumps(config))
             return preprocessing_of(read_processor(folder, None), size, channels, fitting)
-    from featcli.backbones.timm_transform import timm_preprocessing
+    from featcli.backbones.preprocessing import timm_preprocessing
 
     config = {name: tuple(v) if isinstance(v := pixels[name], list) else v for name in OF_TIMM if name in pixels}
     return timm_preprocessing({**config, "input_size": (channels, *size)}, channels, "", fitting)

@@ -28,8 +28,8 @@ from featcli.backbones.backbone import Network, Preprocessing, Weights  # noqa: 
 from featcli.backbones.checkpoint import unreachable  # noqa: E402
 from featcli.backbones.hub import hub_or_cache, hub_weights  # noqa: E402
 from featcli.backbones.model_spec import ModelSpec  # noqa: E402
+from featcli.backbones.preprocessing import silent_timm, timm_preprocessing  # noqa: E402
 from featcli.backbones.stages import names_by_stride  # noqa: E402
-from featcli.backbones.timm_transform import silent_timm, timm_preprocessing  # noqa: E402
 from featcli.backbones.weights import (  # noqa: E402
     captured_loads,
     hash_files,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from featcli.backbones.backbone import Network, Preprocessing, Weights
-from featcli.backbones.from_timm import TimmModelSpec
 from featcli.backbones.image_processor import preprocessing_of
+from featcli.backbones.timm_model import TimmModelSpec
 from featcli.backbones.transformers_model import (
     files_of,
     freezer,
@@ -24,7 +24,7 @@ from featcli.errors import CheckpointError, UsageError, shown
 from featcli.spec.groups import CheckpointSpec
 
 
-class TimmInsideModelSpec(TimmModelSpec):
+class TimmInTransformersModelSpec(TimmModelSpec):
     """See the module. Everything about the network is timm's, pixels and default stages are the checkpoint's."""
 
     def __init__(self, asked: CheckpointSpec, config: Any, outer: Any) -> None:
