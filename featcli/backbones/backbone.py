@@ -40,12 +40,12 @@ class Preprocessing:
     settings: Mapping[str, Any]  # the checkpoint's own words for them, stored in the plan
     summary: str  # the same for people, in one line
     channels: int = 3  # C: the picture's colours, or 1 for its greys
-    fitting: ResizeMode | None = None  # where the size does not come about in the checkpoint's own way
+    resize_mode: ResizeMode | None = None  # where the size does not come about in the checkpoint's own way
 
     @property
     def is_native(self) -> bool:
         """Whether every picture gives pixels of a size of its own; `size` is then the checkpoint's."""
-        return self.fitting is not None and self.fitting.is_native
+        return self.resize_mode is not None and self.resize_mode.is_native
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) of `dtype` -> float32. The operations and their order are torchvision's, so the bits are too."""
@@ -214,8 +214,8 @@ class Backbone:
     def _takes(self, shape: tuple[int, ...]) -> bool:
         """Whether an input (C, H, W) is one that `preprocess` can give."""
         channels, size = self.preprocessing.channels, self.preprocessing.size
-        if self.preprocessing.fitting is not None and self.preprocessing.is_native:
-            step = self.preprocessing.fitting.step
+        if self.preprocessing.resize_mode is not None and self.preprocessing.is_native:
+            step = self.preprocessing.resize_mode.step
             return shape[0] == channels and not (shape[1] % step[0] or shape[2] % step[1])
         return shape == (channels, *size)
 

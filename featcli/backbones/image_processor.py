@@ -80,21 +80,21 @@ def output_sizes(processor: Any) -> set[tuple[int, int]]:
 
 
 def preprocessing_of(
-    processor: Any, size: tuple[int, int], channels: int = 3, fitting: ResizeMode | None = None
+    processor: Any, size: tuple[int, int], channels: int = 3, resize_mode: ResizeMode | None = None
 ) -> Preprocessing:
-    """The processor up to the point where it would leave uint8, and what is left of it; `fitting` in place of its
+    """The processor up to the point where it would leave uint8, and what is left of it; `resize_mode` in place of its
     resizing and cropping.
 
     One channel is the grey of the picture, normalised by the average of what the processor has for its colours.
     """
     own = processor
-    if fitting is not None:
+    if resize_mode is not None:
         processor = copy.deepcopy(own)
         for step in ("do_resize", "do_center_crop", "do_pad"):
             if getattr(processor, step, None):
                 setattr(processor, step, False)
-        processor.resample = _resample(own)  # with which `fitting` resizes, and which is to be on record
-    resize = _resizing(own, fitting, size, channels)
+        processor.resample = _resample(own)  # with which `resize_mode` resizes, and which is to be on record
+    resize = _resizing(own, resize_mode, size, channels)
     mean = _three(processor.image_mean if processor.do_normalize else 0.0)
     std = _three(processor.image_std if processor.do_normalize else 1.0)
     ours = Preprocessing(
@@ -107,15 +107,15 @@ def preprocessing_of(
         origin="preprocessor_config.json",
         settings=plain_json(processor.to_dict())
         | {"backend": str(processor.backend)}  # a few types have no PIL one
-        | (fitting.settings if fitting else {}),
-        summary=_summary(processor, size, fitting) + (", grey" if channels == 1 else ""),
+        | (resize_mode.settings if resize_mode else {}),
+        summary=_summary(processor, size, resize_mode) + (", grey" if channels == 1 else ""),
         channels=channels,
-        fitting=fitting,
+        resize_mode=resize_mode,
     )
-    if fitting is not None:
+    if resize_mode is not None:
         _refuse_other_pixels(own, ours)
     if channels == 1:
-        colours = preprocessing_of(own, size, fitting=fitting)
+        colours = preprocessing_of(own, size, resize_mode=resize_mode)
         if colours.dtype != ours.dtype:
             raise UsageError(
                 f"{type(processor).__name__} prepares colours in a way of its own, and no greys",
@@ -127,12 +127,14 @@ def preprocessing_of(
     return ours if _equals(ours, whole) else replace(ours, fit=whole, dtype="float32")
 
 
-def _resizing(processor: Any, fitting: ResizeMode | None, size: tuple[int, int], channels: int) -> Callable[[Fit], Fit]:
+def _resizing(
+    processor: Any, resize_mode: ResizeMode | None, size: tuple[int, int], channels: int
+) -> Callable[[Fit], Fit]:
     """What goes before (or around) the processor's own steps."""
-    if fitting is not None:
+    if resize_mode is not None:
         mean = _three(processor.image_mean if processor.do_normalize else 0.5)
         fill = fill_of(mean, channels)
-        resized = fitting.fitted(_resample(processor), fill)
+        resized = resize_mode.fitted(_resample(processor), fill)
         return lambda fit: lambda picture: fit(resized(picture))
     shorter = (dict(processor.size).get("shortest_edge") or 0) if processor.do_resize else 0
     # ConvNext's kind cuts out the centre below this size, and squashes from there on.
@@ -148,12 +150,12 @@ def _resample(processor: Any) -> Image.Resampling:
 def _refuse_other_pixels(processor: Any, ours: Preprocessing) -> None:
     """Raise UsageError for a processor that resizes or cuts in ways of its own, whatever it is told."""
     for picture in _test_pictures():
-        fitting = ours.fitting
-        assert fitting is not None
-        size = fitting.native_size((picture.height, picture.width)) if fitting.is_native else ours.size
+        resize_mode = ours.resize_mode
+        assert resize_mode is not None
+        size = resize_mode.native_size((picture.height, picture.width)) if resize_mode.is_native else ours.size
         if ours.fit(picture).shape[1:] != size:
             raise UsageError(
-                f"--fit {fitting.name}: {type(processor).__name__} sizes pictures in a way of its own",
+                f"--fit {resize_mode.name}: {type(processor).__name__} sizes pictures in a way of its own",
                 "leave --fit out, or save another image processor there",
             )
 
@@ -222,8 +224,8 @@ def _test_pictures() -> list[Image.Image]:
     return [Image.fromarray(noise), Image.fromarray(noise.transpose(1, 0, 2).copy())]
 
 
-def _summary(processor: Any, size: tuple[int, int], fitting: ResizeMode | None) -> str:
-    steps = [fitting.summary(Image.Resampling(int(processor.resample)).name.lower())] if fitting else []
+def _summary(processor: Any, size: tuple[int, int], resize_mode: ResizeMode | None) -> str:
+    steps = [resize_mode.summary(Image.Resampling(int(processor.resample)).name.lower())] if resize_mode else []
     if processor.do_resize:
         wanted = " ".join(f"{k} {v}" for k, v in dict(processor.size).items() if v)
         steps.append(f"resize {wanted} {Image.Resampling(int(processor.resample)).name.lower()}")
@@ -232,7 +234,7 @@ def _summary(processor: Any, size: tuple[int, int], fitting: ResizeMode | None) 
     if processor.do_normalize:
         mean, std = (" ".join(f"{v:.4g}" for v in _three(w)) for w in (processor.image_mean, processor.image_std))
         steps.append(f"mean {mean}, std {std}")
-    result = f" -> {size[0]}x{size[1]}" if fitting is None else ""
+    result = f" -> {size[0]}x{size[1]}" if resize_mode is None else ""
     return f"{type(processor).__name__}: {', '.join(steps)}{result}"
 
 

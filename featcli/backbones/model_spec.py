@@ -60,14 +60,14 @@ class ModelSpec(ABC):
 
     @abstractmethod
     def preprocessing(self) -> Preprocessing:
-        """The checkpoint's own preprocessing at `input_size`, or with `fitting`. Raises CheckpointError."""
+        """The checkpoint's own preprocessing at `input_size`, or with `resize_mode`. Raises CheckpointError."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What the architecture is, in the library's words, wherever the checkpoint lies: part of the plan."""
 
     @property
-    def fitting(self) -> ResizeMode | None:
+    def resize_mode(self) -> ResizeMode | None:
         """How pictures get their size, where that was asked for. None is the checkpoint's own way."""
         if self.asked.fit is None:
             return None
@@ -79,18 +79,22 @@ class ModelSpec(ABC):
 
     def refuse_other_sizes(self, positions: Sequence[int]) -> None:
         """Raise UsageError unless the maps of these stages follow the size of the input, which `native` relies on."""
-        fitting = self.fitting
-        assert fitting is not None
-        if fitting.size is not None and (fitting.size[0] < fitting.step[0] or fitting.size[1] < fitting.step[1]):
+        resize_mode = self.resize_mode
+        assert resize_mode is not None
+        if resize_mode.size is not None and (
+            resize_mode.size[0] < resize_mode.step[0] or resize_mode.size[1] < resize_mode.step[1]
+        ):
             raise UsageError(
-                f"--image-size {fitting.size[0]}x{fitting.size[1]}: the step of {self.name} is"
-                f" {fitting.step[0]}x{fitting.step[1]}",
-                f"give at least {fitting.step[0]}x{fitting.step[1]}",
+                f"--image-size {resize_mode.size[0]}x{resize_mode.size[1]}: the step of {self.name} is"
+                f" {resize_mode.step[0]}x{resize_mode.step[1]}",
+                f"give at least {resize_mode.step[0]}x{resize_mode.step[1]}",
             )
         stages = [self.stages[position] for position in positions]
         for by in ((2, 1), (1, 3)):
-            size = tuple(edge + more * step for edge, more, step in zip(self.input_size, by, fitting.step, strict=True))
-            height, width = (edge - edge % step for edge, step in zip(size, fitting.step, strict=True))
+            size = tuple(
+                edge + more * step for edge, more, step in zip(self.input_size, by, resize_mode.step, strict=True)
+            )
+            height, width = (edge - edge % step for edge, step in zip(size, resize_mode.step, strict=True))
             expected = [stage.shape_at((height, width)) for stage in stages]
             try:
                 found = [tuple(shape[1:]) for shape in self._probe(positions, (height, width)).shapes]

@@ -24,25 +24,27 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def timm_preprocessing(config: Mapping[str, Any], channels: int, tag: str, fitting: ResizeMode | None) -> Preprocessing:
-    """What a resolved data configuration of timm says; `fitting` in place of its resizing and cropping."""
+def timm_preprocessing(
+    config: Mapping[str, Any], channels: int, tag: str, resize_mode: ResizeMode | None
+) -> Preprocessing:
+    """What a resolved data configuration of timm says; `resize_mode` in place of its resizing and cropping."""
     transform = create_transform(**config, is_training=False, use_prefetcher=True)
     with silent_timm():  # greys are normalised by the average of the colours, as timm's own loader does it
         mean, std = (adapt_to_chs(config[name], channels) for name in ("mean", "std"))
     is_grey = channels == 1
-    if fitting is None:
+    if resize_mode is None:
         steps = [_step(step, config["interpolation"]) for step in transform.transforms[:-1]]  # the last: type only
     else:
-        resize = fitting.fitted(str_to_pil_interp(config["interpolation"]), fill_of(config["mean"], channels))
-        steps = [fitting.summary(config["interpolation"])]
+        resize = resize_mode.fitted(str_to_pil_interp(config["interpolation"]), fill_of(config["mean"], channels))
+        steps = [resize_mode.summary(config["interpolation"])]
 
     def fit(picture: Image.Image) -> np.ndarray:
-        if fitting is None:
+        if resize_mode is None:
             return np.asarray(transform(picture.convert("L") if is_grey else picture))
         fitted = np.asarray(resize(picture).convert("L" if is_grey else "RGB"))
         return fitted[None] if is_grey else fitted.transpose(2, 0, 1)
 
-    cuts_centre = fitting is None and config.get("crop_mode", "center") == "center"
+    cuts_centre = resize_mode is None and config.get("crop_mode", "center") == "center"
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
     return Preprocessing(
         fit=within_reason(fit, config["input_size"][1:]) if cuts_centre else fit,
@@ -52,10 +54,10 @@ def timm_preprocessing(config: Mapping[str, Any], channels: int, tag: str, fitti
         mean=tuple(mean),
         std=tuple(std),
         origin=f"timm, tag {tag}" if tag else "timm",
-        settings={**settings, **(fitting.settings if fitting else {})},
+        settings={**settings, **(resize_mode.settings if resize_mode else {})},
         summary=f"{', '.join(steps)}, mean {_row(mean)}, std {_row(std)}" + (", grey" if is_grey else ""),
         channels=channels,
-        fitting=fitting,
+        resize_mode=resize_mode,
     )
 
 

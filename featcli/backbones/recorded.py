@@ -20,20 +20,21 @@ def recorded_preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
     pixels, backbone = settings["preprocessing"], settings["backbone"]
     size = tuple(backbone["input_size"])
     channels = backbone.get("options", {}).get("in_chans") or backbone.get("config", {}).get("num_channels") or 3
-    fitting = None
+    resize_mode = None
     if "fit" in pixels:
         largest = pixels["largest"] if pixels["fit"] == NATIVE else size
-        fitting = ResizeMode(pixels["fit"], largest and tuple(largest), tuple(pixels.get("step", (1, 1))))
+        resize_mode = ResizeMode(pixels["fit"], largest and tuple(largest), tuple(pixels.get("step", (1, 1))))
     if "image_processor_type" in pixels:
         from featcli.backbones.image_processor import preprocessing_of, read_processor
 
         with tempfile.TemporaryDirectory() as folder:
             config = {name: value for name, value in pixels.items() if name != "backend"}
-            if fitting is not None:  # recorded as false, for `fitting` resizes; but in the processor's own manner
+            # Recorded as false, for `resize_mode` resizes; but in the processor's own manner.
+            if resize_mode is not None:
                 config["do_resize"] = True
             (Path(folder) / "preprocessor_config.json").write_text(json.dumps(config))
-            return preprocessing_of(read_processor(folder, None), size, channels, fitting)
+            return preprocessing_of(read_processor(folder, None), size, channels, resize_mode)
     from featcli.backbones.preprocessing import timm_preprocessing
 
     config = {name: tuple(v) if isinstance(v := pixels[name], list) else v for name in OF_TIMM if name in pixels}
-    return timm_preprocessing({**config, "input_size": (channels, *size)}, channels, "", fitting)
+    return timm_preprocessing({**config, "input_size": (channels, *size)}, channels, "", resize_mode)

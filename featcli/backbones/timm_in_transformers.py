@@ -74,4 +74,4 @@ class TimmInTransformersModelSpec(TimmModelSpec):
             raise no_processor(self.asked)
         if self._processor is None:
             return super().preprocessing()
-        return preprocessing_of(self._processor, self.input_size, self.channels, self.fitting)
+        return preprocessing_of(self._processor, self.input_size, self.channels, self.resize_mode)

@@ -119,9 +119,9 @@ class TimmModelSpec(ModelSpec):
         strangers: list[str] = []
         if self.files:
             container, found = read_weights(self.files)
-            prefix, fitting, strangers = strip_prefix(self.files[0], found, self._create("meta").state_dict())
+            prefix, under_prefix, strangers = strip_prefix(self.files[0], found, self._create("meta").state_dict())
             self._place = ", ".join([*([container] if container else []), *([f"{prefix}*"] if prefix else [])])
-            overlay = {"pretrained_cfg_overlay": {"state_dict": fitting}}
+            overlay = {"pretrained_cfg_overlay": {"state_dict": under_prefix}}
         if self.model_name.startswith("local-dir:"):
             refuse_pretenders(weights_files(Path(self.model_name.removeprefix("local-dir:"))))
         with captured_loads() as loads:
@@ -138,7 +138,7 @@ class TimmModelSpec(ModelSpec):
             raise UsageError(
                 f"--num-channels {self.channels}: a picture has 1 or 3", "such a backbone can only be inspected"
             )
-        return timm_preprocessing(self.config, self.channels, self.tag, self.fitting)
+        return timm_preprocessing(self.config, self.channels, self.tag, self.resize_mode)
 
     def _cut(self, model: Any, positions: Sequence[int]) -> Network:
         """The model without what comes after the deepest of these stages."""

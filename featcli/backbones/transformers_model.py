@@ -134,7 +134,7 @@ class TransformersModelSpec(ModelSpec):
                 "such a backbone can only be inspected",
             )
         with reading(self.asked):
-            found = preprocessing_of(self.processor, self.input_size, self.channels, self.fitting)
+            found = preprocessing_of(self.processor, self.input_size, self.channels, self.resize_mode)
         return found if self._has_processor else replace(found, origin="default of its type: it has none")
 
     def settings(self) -> dict[str, Any]:
