@@ -14,7 +14,6 @@ from PIL import Image
 import featcli
 from conftest import draw, tree
 from featcli import open_dump
-from featcli.backbones.recorded import recorded_preprocessing
 from featcli.views.dump_pictures import DumpPictures
 from featcli.views.stage_view import evenly_spaced, study
 from featcli.views.survey import _neighbours
@@ -70,7 +69,7 @@ def test_pictures_are_those_that_the_backbone_saw(tmp_path, folder, request, che
     for row in (0, 4):
         expected = backbone.preprocess(Image.open(folder / "things" / dump.keys[row]))
         assert torch.equal(torch.from_numpy(np.array(pictures[row])).permute(2, 0, 1), expected)
-    made = recorded_preprocessing(dump.plan.settings)
+    made = dump.preprocessing
     assert (made.mean, made.std, made.size) == tuple(
         getattr(backbone.preprocessing, n) for n in ("mean", "std", "size")
     )

@@ -1,39 +1,36 @@
-"""The input size that was asked for: read from the command line, and refused with the nearest that would do."""
+"""The input size that was asked for, refused where the backbone does not take it, with the nearest that would do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
+from featcli.backbones.model_spec import ModelSpec
 from featcli.errors import FeatcliError, UsageError
 from featcli.spec.parsers import Size
-
-if TYPE_CHECKING:
-    from featcli.backbones.model_spec import ModelSpec
 
 TRIES = 8  # multiples of the stride, each way: windows of 7 patches and three halvings repeat after 7
 
 
-def refuse_unfit(source: ModelSpec, at_size: Callable[[Size | None], ModelSpec]) -> None:
+def refuse_unfit(model: ModelSpec, at_size: Callable[[Size | None], ModelSpec]) -> None:
     """Raise UsageError where the backbone cannot be run at the size that was asked for, naming the nearest that do.
 
     `at_size` opens the same checkpoint at another size, None being its own. A patch that does not fit would be cut off
     without a word by some models and is an error in others: here it is always an error.
     """
-    height, width = source.input_size
-    if source.patch is not None and (height % source.patch[0] or width % source.patch[1]):
-        cause = f"not a multiple of its patch of {_said(source.patch)}"
-        step = source.patch
+    height, width = model.input_size
+    if model.patch is not None and (height % model.patch[0] or width % model.patch[1]):
+        cause = f"not a multiple of its patch of {_said(model.patch)}"
+        step = model.patch
     else:
         try:
-            _ = source.stages
+            _ = model.stages
         except FeatcliError as error:
             cause, step = error.message, _stride(at_size)
         else:
             return
     good = [found for found in (_first(sizes, at_size) for sizes in _nearest((height, width), step)) if found]
     hint = f"{' or '.join(map(_said, good))} would do" if good else "leave it out for the checkpoint's own"
-    raise UsageError(f"--image-size {_said((height, width))}: {source.name} does not take it: {cause}", hint)
+    raise UsageError(f"--image-size {_said((height, width))}: {model.name} does not take it: {cause}", hint)
 
 
 def _stride(at_size: Callable[[Size | None], ModelSpec]) -> Size:

@@ -7,40 +7,76 @@ asked for, and run by `forward_intermediates(output_fmt="NCHW")`.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
-from torch import nn
 
-from featcli.backbones.torchvision_operators import declare_missing_operators
-
-declare_missing_operators()  # before timm, which imports torchvision
-
-import timm  # noqa: E402
-from timm.data import resolve_data_config  # noqa: E402
-
-from featcli.backbones.backbone import Network, Preprocessing, Weights  # noqa: E402
-from featcli.backbones.checkpoint import unreachable  # noqa: E402
-from featcli.backbones.hub import hub_or_cache, hub_weights  # noqa: E402
-from featcli.backbones.model_spec import ModelSpec  # noqa: E402
-from featcli.backbones.preprocessing import silent_timm, timm_preprocessing  # noqa: E402
-from featcli.backbones.stages import names_by_stride  # noqa: E402
-from featcli.backbones.weights import (  # noqa: E402
+from featcli.backbones.backbone import Network, Weights
+from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
+from featcli.backbones.internals import (
     captured_loads,
+    class_tokens_of_timm,
+    facts_of_timm,
+    forget_weights,
+    has_class_token_of_timm,
+    in_chans_of_timm,
+    is_option_of_timm,
+    is_unknown_to_timm,
+    maps_of_timm,
+    option_for_weights,
+    patch_of_timm,
+    prune_timm,
+    silent_timm,
+    stages_of_timm,
+)
+from featcli.backbones.model_spec import ModelSpec
+from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
+from featcli.backbones.stages import names_by_stride
+from featcli.backbones.torchvision_operators import import_timm
+from featcli.backbones.weights import (
     hash_files,
+    is_counter,
     read_weights,
     refuse_pretenders,
     strip_prefix,
     weights_files,
 )
-from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown  # noqa: E402
-from featcli.spec.groups import CheckpointSpec  # noqa: E402
-from featcli.spec.words import NATIVE  # noqa: E402
+from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown
+from featcli.spec.groups import CheckpointSpec
+from featcli.spec.parsers import Size
+from featcli.spec.words import NATIVE
+
+timm = import_timm()
+
+AT_HUB, IN_FOLDER = "hf-hub:", "local-dir:"  # what timm wants before the names of such checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmRequest:
+    """What timm is asked for."""
+
+    model_name: str  # as timm takes it: with AT_HUB or IN_FOLDER before it where it is no architecture
+    is_architecture: bool = False  # named as such, by --arch or by a configuration
+    files: tuple[Path, ...] = ()  # weights that are read here; none: timm finds its own
+    options: Mapping[str, Any] = field(default_factory=dict)  # for the model's constructor
+    pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)  # of the pixels, in place of the model's own
+    input_size: Size | None = None  # (H, W); None is the model's own
+    num_channels: int | None = None  # of the pixels; None likewise
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FileWeights:
+    """What was read of weights files."""
+
+    files: Sequence[Path]
+    place: str  # in the files: container and prefix, empty where the tensors lie open
+    tensors: Mapping[str, torch.Tensor]  # as the model names them
+    strangers: Sequence[str]  # names of all others
 
 
 class TimmModelSpec(ModelSpec):
@@ -48,54 +84,77 @@ class TimmModelSpec(ModelSpec):
 
     library = "timm"
 
-    def __init__(
-        self,
-        asked: CheckpointSpec,
-        checkpoint: str,
-        options: Mapping[str, Any] | None = None,
-        preprocessing: Mapping[str, Any] | None = None,
-    ) -> None:
-        """`checkpoint` is the asked's, with `local-dir:` or `hf-hub:` before it where timm wants that; `options`
-        go to the model's constructor, `preprocessing` is what the checkpoint says of its pixels in place of timm.
+    def __init__(self, asked: CheckpointSpec, request: TimmRequest) -> None:
+        """Build the model without weights, as often as it takes to find which options its constructor needs.
+
+        Of `asked` size and channels do not count, but those of the request. Raises UsageError and CheckpointError.
         """
         self.asked = asked
-        self.model_name = asked.arch or checkpoint
-        self.files = [Path(checkpoint)] if asked.arch else []
-        self._place = ""  # of the weights in their file
-        self._options = dict(options or {})
-        plain = self._create("meta")
-        if asked.num_channels not in (None, _in_chans(plain)):  # what changes nothing is no part of the plan
-            self._options["in_chans"] = asked.num_channels
-            plain = self._create("meta")
-        own = dict(preprocessing or {}) or plain.pretrained_cfg
-        own_size = tuple(resolve_data_config({}, pretrained_cfg=own)["input_size"][1:])
-        self._options |= self._size_option(plain) if asked.input_size != own_size else {}
-        if asked.fit == NATIVE and _takes(plain, "dynamic_img_size"):
-            self._options["dynamic_img_size"] = True
-        self.config = resolve_data_config(_size_override(asked.input_size), pretrained_cfg=own)
-        self.channels = self._options.get("in_chans") or _in_chans(plain)
+        self.request = request
+        plain, options = self._with_channels(dict(request.options))
+        own = dict(request.pretrained_cfg) or plain.pretrained_cfg
+        self._options = options | self._size_options(plain, options, own)
+        self.config = self._data_config(request.input_size, own)
+        self.channels = self._options.get("in_chans") or in_chans_of_timm(plain)
         self.input_size = self.config["input_size"][1:]
-        strides = tuple(info["reduction"] for info in plain.feature_info)
-        self.strides, self._is_isotropic = strides, len(set(strides)) == 1
-        names = names_by_stride(strides)
-        self.stage_names = tuple(zip(names, (str(info["module"]) for info in plain.feature_info), strict=True))
-        self.patch = _patch(plain, strides)
+        stages = stages_of_timm(plain)
+        self.strides = tuple(stride for _, stride in stages)
+        self._is_isotropic = len(set(self.strides)) == 1
+        modules = [module for module, _ in stages]
+        self.stage_names = tuple(zip(names_by_stride(self.strides), modules, strict=True))
+        self.patch = _patch(plain, self.strides)
         self.norm = asked.norm or "raw"
         self.norm_reason = "as asked" if asked.norm else "default: timm's own"
         # A folder's model_args can change the network without changing a weight: the plan must know.
         self._structure = xxhash.xxh3_128_hexdigest(repr(plain).encode())
-        self.tag = plain.pretrained_cfg.get("tag") or ""
-        self.architecture = plain.pretrained_cfg.get("architecture") or self.model_name
-        path = Path(asked.checkpoint_name.removeprefix("local-dir:"))
+        facts = facts_of_timm(plain)
+        self.tag = facts.tag
+        self.architecture = facts.architecture or request.model_name
+        self.name = self._name()
+
+    def _with_channels(self, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The model for the channels that are asked for, and its options: what changes nothing is no part of a plan."""
+        model = self._create("meta", options)
+        if self.request.num_channels in (None, in_chans_of_timm(model)):
+            return model, options
+        options = options | {"in_chans": self.request.num_channels}
+        return self._create("meta", options), options
+
+    def _size_options(self, model: Any, options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        """`img_size` for constructors that take one; convolution nets refuse it and do not need it.
+
+        With --fit native `dynamic_img_size` too, which some transformers have for inputs of any size.
+        """
+        wanted = self.request.input_size
+        more: dict[str, Any] = {}
+        own_size = tuple(self._data_config(None, own)["input_size"][1:])
+        if wanted not in (None, own_size) and is_option_of_timm(model, "img_size"):
+            try:
+                self._create("meta", {**options, "img_size": wanted})
+                more["img_size"] = wanted
+            except UsageError:  # not for that size: the model as it is may take it all the same
+                pass
+        if self.asked.fit == NATIVE and is_option_of_timm(model, "dynamic_img_size"):
+            more["dynamic_img_size"] = True
+        return more
+
+    @staticmethod
+    def _data_config(size: Size | None, own: Mapping[str, Any]) -> dict[str, Any]:
+        """timm's preprocessing, resolved: what the checkpoint says, at another (H, W) where one is given."""
+        args = {} if size is None else {"input_size": (3, *size)}
+        config: dict[str, Any] = timm.data.resolve_data_config(args, pretrained_cfg=own)
+        return config
+
+    def _name(self) -> str:
+        path = Path(self.asked.checkpoint_name.removeprefix(IN_FOLDER))
         if path.exists():  # a private file or folder is not the checkpoint that timm has under that tag
-            self.name = f"{path.resolve().name} ({self.architecture})"
-        elif self.model_name.startswith("hf-hub:"):
-            self.name = f"{self.model_name.removeprefix('hf-hub:')} ({self.architecture})"
-        else:
-            self.name = f"{self.architecture}.{self.tag}" if self.tag and not asked.is_random else self.architecture
+            return f"{path.resolve().name} ({self.architecture})"
+        if self.request.model_name.startswith(AT_HUB):
+            return f"{self.request.model_name.removeprefix(AT_HUB)} ({self.architecture})"
+        return f"{self.architecture}.{self.tag}" if self.tag and not self.asked.is_random else self.architecture
 
     def settings(self) -> dict[str, Any]:
-        """See Source."""
+        """See ModelSpec."""
         return {
             "library": "timm",
             "architecture": self.architecture,
@@ -106,34 +165,27 @@ class TimmModelSpec(ModelSpec):
         }
 
     def build(self, positions: Sequence[int], device: str) -> Network:
-        """See Source."""
-        return self._cut(self._create(device), positions)
+        """See ModelSpec."""
+        return self._cut(self._create(device, self._options), positions)
 
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
-        """See Source. Weights are proven: any tensor of the cut network that was not loaded is a refusal."""
+        """See ModelSpec. Any tensor of the cut network that was not loaded is a refusal."""
         if self.asked.is_random:
             torch.manual_seed(self.asked.seed)
-            network = self._cut(self._create("cpu"), positions)
-            return network, Weights(f"random weights, seed {self.asked.seed}", random=True)
-        overlay: dict[str, Any] = {}
-        strangers: list[str] = []
-        if self.files:
-            container, found = read_weights(self.files)
-            prefix, under_prefix, strangers = strip_prefix(self.files[0], found, self._create("meta").state_dict())
-            self._place = ", ".join([*([container] if container else []), *([f"{prefix}*"] if prefix else [])])
-            overlay = {"pretrained_cfg_overlay": {"state_dict": under_prefix}}
-        if self.model_name.startswith("local-dir:"):
-            refuse_pretenders(weights_files(Path(self.model_name.removeprefix("local-dir:"))))
+            network = self._cut(self._create("cpu", self._options), positions)
+            return network, Weights(origin=f"random weights, seed {self.asked.seed}", random=True)
+        read = self._read()
+        if self.request.model_name.startswith(IN_FOLDER):
+            refuse_pretenders(weights_files(Path(self.request.model_name.removeprefix(IN_FOLDER))))
         with captured_loads() as loads:
-            model = self._create_pretrained(**overlay)
-        model.pretrained_cfg.pop("state_dict", None)
-        files = self.files or _files_of(self.model_name, model.pretrained_cfg)
-        unexpected = strangers + [key for result in loads for key in result.unexpected_keys]
+            model = self._create_pretrained(read)
+        forget_weights(model)
+        files = read.files if read else self._files_of_timm(model)
         network = self._cut(model, positions)
-        return network, self._proven(network.module, loads, unexpected, files)
+        return network, self._proven(network.module, loads, read, hash_files(files))
 
     def preprocessing(self) -> Preprocessing:
-        """timm's own evaluation transform, up to the point where it would leave uint8."""
+        """See ModelSpec: timm's own evaluation transform, up to the point where it would leave uint8."""
         if self.channels not in (1, 3):
             raise UsageError(
                 f"--num-channels {self.channels}: a picture has 1 or 3", "such a backbone can only be inspected"
@@ -144,133 +196,111 @@ class TimmModelSpec(ModelSpec):
         """The model without what comes after the deepest of these stages."""
         # A final norm fits every block of a transformer, but only the last stage of a pyramid.
         normed = self.norm == "model" and (self._is_isotropic or len(self.stage_names) - 1 in positions)
-        indices = model.prune_intermediate_layers(list(positions), prune_norm=not normed, prune_head=True)
+        indices = prune_timm(model, positions, keeps_norm=normed)
 
-        def intermediates(pixels: torch.Tensor, **kwargs: Any) -> Any:
-            return model.forward_intermediates(
-                pixels, indices=indices, norm=normed, output_fmt="NCHW", intermediates_only=True, **kwargs
-            )
+        def maps(pixels: torch.Tensor) -> list[torch.Tensor]:
+            return maps_of_timm(model, pixels, indices, normed)
 
         def class_tokens(pixels: torch.Tensor) -> list[torch.Tensor]:
-            return [prefix[:, 0] for _, prefix in intermediates(pixels, return_prefix_tokens=True)]
+            return class_tokens_of_timm(model, pixels, indices, normed)
 
-        return Network(model, intermediates, class_tokens if _has_class_token(model) else None)
+        return Network(module=model, maps=maps, class_tokens=class_tokens if has_class_token_of_timm(model) else None)
 
-    def _size_option(self, plain: nn.Module) -> dict[str, Any]:
-        """`img_size` for constructors that take one; convolution nets refuse it and do not need it."""
-        if self.asked.input_size is None or not _takes(plain, "img_size"):
-            return {}
-        option = {"img_size": self.asked.input_size}
-        try:
-            self._create("meta", **option)
-        except UsageError:  # not for that size: the model as it is may take it all the same
-            return {}
-        return option
-
-    def _create(self, device: str, **more: Any) -> Any:
+    def _create(self, device: str, options: Mapping[str, Any]) -> Any:
         """A headless model without weights. Raises UsageError for names that timm does not know."""
-        options = {**self._options, **more}
+        name = self.request.model_name
         try:
-            at_hub = self.model_name.startswith("hf-hub:")
-            with torch.device(device), hub_or_cache(wanted=at_hub), warnings.catch_warnings():
+            with torch.device(device), hub_or_cache(wanted=name.startswith(AT_HUB)), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of architectures that have another name by now
-                return timm.create_model(self.model_name, pretrained=False, num_classes=0, **options)
+                return timm.create_model(name, pretrained=False, num_classes=0, **options)
         except (AssertionError, ZeroDivisionError) as error:
-            asked = ", ".join(f"{name} {value}" for name, value in options.items())
-            raise UsageError(
-                f"{self.model_name} with {asked}: {one_line(error)}", "choose another --image-size"
-            ) from error
+            asked = ", ".join(f"{option} {value}" for option, value in options.items())
+            raise UsageError(f"{name} with {asked}: {one_line(error)}", "choose another --image-size") from error
         except Exception as error:  # a configuration that is off; files, the hub, its HTTP library
-            if str(error).startswith(("Unknown model", "Invalid pretrained tag")):
-                raise _unknown(self.model_name, "--arch" if self.asked.arch else "checkpoint") from None
-            if self.model_name.startswith("hf-hub:"):
-                raise unreachable(self.model_name, error) from error
+            if is_unknown_to_timm(error):
+                raise _unknown(name, "--arch" if self.request.is_architecture else "checkpoint") from None
+            if name.startswith(AT_HUB):
+                raise unreachable(name, error) from error
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error)}", "is the folder whole?"
             ) from error
 
-    def _create_pretrained(self, **overlay: Any) -> Any:
+    def _own_files(self) -> Sequence[Path]:
+        """The weights files that are read here, empty where timm finds its own."""
+        return self.request.files
+
+    def _read(self) -> _FileWeights | None:
+        """The tensors of the weights files, as the model names them; None where timm reads its own."""
+        files = self._own_files()
+        if not files:
+            return None
+        container, found = read_weights(files)
+        expected = self._create("meta", self._options).state_dict()
+        prefix, tensors, strangers = strip_prefix(files[0], found, expected)
+        place = ", ".join([*([container] if container else []), *([f"{prefix}*"] if prefix else [])])
+        return _FileWeights(files=files, place=place, tensors=tensors, strangers=strangers)
+
+    def _create_pretrained(self, read: _FileWeights | None) -> Any:
         """The same model with weights. Whatever timm raises here is about the checkpoint."""
-        at_hub = not self.files and not self.model_name.startswith("local-dir:")
+        name, options = self.request.model_name, dict(self._options)
+        at_hub = read is None and not name.startswith(IN_FOLDER)
+        if read is not None:
+            options |= option_for_weights(read.tensors)
         try:
             with silent_timm(), hub_or_cache(wanted=at_hub):
-                return timm.create_model(self.model_name, pretrained=True, num_classes=0, **self._options, **overlay)
+                return timm.create_model(name, pretrained=True, num_classes=0, **options)
         except Exception as error:  # files, hub, HTTP, unpickling and shapes: timm lets all of them through
             if at_hub:
-                raise unreachable(self.model_name, error, ", or try --random-init") from error
+                raise unreachable(name, error, ", or try --random-init") from error
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error, 2)}",
                 f"do these weights belong to {self.architecture}?",
             ) from error
 
-    def _proven(self, module: Any, loads: list[Any], unexpected: Sequence[str], files: Sequence[Path]) -> Weights:
-        origin = self.files[0].name if self.files else self.name.partition(" (")[0]
-        origin += f" ({self._place})" if self._place else ""
-        tensors, hashes = module.state_dict().keys(), hash_files(files)
+    def _files_of_timm(self, model: Any) -> Sequence[Path]:
+        """The files that timm has just read: those of its folder, or the hub's cache."""
+        name, facts = self.request.model_name, facts_of_timm(model)
+        if name.startswith(IN_FOLDER):
+            return weights_files(Path(name.removeprefix(IN_FOLDER)))
+        with hub_or_cache(wanted=False):  # all of it has just been read
+            return hub_weights(facts.hub_id, facts.hub_filename) if facts.hub_id else []
+
+    def _proven(
+        self, module: Any, loads: Sequence[Any], read: _FileWeights | None, hashes: Mapping[str, str]
+    ) -> Weights:
+        """What timm loaded, if it is all that the cut network has. Raises CheckpointError."""
+        origin = read.files[0].name if read else self.name.partition(" (")[0]
+        origin += f" ({read.place})" if read and read.place else ""
+        tensors = module.state_dict().keys()
         if not loads:
-            if not module.pretrained_cfg.get("custom_load"):
+            if not facts_of_timm(module).has_reader_of_its_own:
                 raise CheckpointError(f"checkpoint {shown(self.asked.checkpoint_name)}: timm loaded nothing from it")
             origin += ", by timm's reader for its format, which does not say which"
-            return Weights(origin, 0, len(tensors), files=hashes)
-        absent = [key for result in loads for key in result.missing_keys if key in tensors]
-        absent = [key for key in absent if not key.endswith("num_batches_tracked")]  # a counter, used in training only
+            return Weights(origin=origin, total=len(tensors), files=hashes)
+        absent = [key for load in loads for key in load.missing_keys if key in tensors and not is_counter(key)]
         if absent:
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {len(absent)} of {len(tensors)} tensors of"
                 f" {self.name} are not in it, first {', '.join(absent[:3])}",
                 f"do these weights belong to {self.architecture}?",
             )
-        return Weights(origin, len(tensors), len(tensors), unexpected=tuple(unexpected), files=hashes)
+        strangers = [*(read.strangers if read else ()), *(key for load in loads for key in load.unexpected_keys)]
+        return Weights(
+            origin=origin, matched=len(tensors), total=len(tensors), unexpected=tuple(strangers), files=hashes
+        )
 
 
 def is_timm_name(name: str) -> bool:
-    """Whether timm has such a model; whatever comes after the first dot is a tag."""
+    """Tell whether timm has such a model; whatever comes after the first dot is a tag."""
     return bool(timm.is_model(name.partition(".")[0]))
 
 
-def _takes(model: nn.Module, option: str) -> bool:
-    """Whether a constructor of the model has such a parameter."""
-    kinds = [kind for kind in type(model).__mro__ if issubclass(kind, nn.Module)]
-    return any(option in inspect.signature(kind.__init__).parameters for kind in kinds)
-
-
-def _has_class_token(model: Any) -> bool:
-    """Whether token 0 is a class token: some models have only registers in front of their patches."""
-    has_prefix = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
-    return has_prefix and getattr(model, "cls_token", None) is not None and getattr(model, "num_prefix_tokens", 0) > 0
-
-
-def _size_override(size: tuple[int, int] | None) -> dict[str, Any]:
-    return {} if size is None else {"input_size": (3, *size)}
-
-
-def _patch(model: Any, strides: Sequence[int]) -> tuple[int, int] | None:
+def _patch(model: Any, strides: Sequence[int]) -> Size | None:
     """(height, width) of the patches that a model cuts its input into; what does not fill one is lost in some."""
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    sides = (patch, patch) if isinstance(patch, int) else tuple(patch or ())
+    sides = patch_of_timm(model)
     if len(sides) == 2 and sides[0] == strides[0]:  # else patches overlap, and borders are padded
         return int(sides[0]), int(sides[1])
     return (strides[0], strides[0]) if len(set(strides)) == 1 else None
-
-
-def _files_of(model_name: str, pretrained_cfg: Mapping[str, Any]) -> list[Path]:
-    """The files that timm has just read: those of its folder, or the hub's cache."""
-    if model_name.startswith("local-dir:"):
-        return weights_files(Path(model_name.removeprefix("local-dir:")))
-    hub_id = str(pretrained_cfg.get("hf_hub_id") or "")
-    with hub_or_cache(wanted=False):  # all of it has just been read
-        return hub_weights(hub_id, pretrained_cfg.get("hf_hub_filename")) if hub_id else []
-
-
-def _in_chans(model: Any) -> int:
-    """Channels of the pixels, from the first layer: a folder's model_args may say anything."""
-    first = model.pretrained_cfg.get("first_conv")
-    path = first[0] if isinstance(first, list | tuple) else first
-    try:
-        weight = model.get_submodule(path).weight
-    except (AttributeError, TypeError):
-        return 3
-    return int(weight.shape[1]) if weight.ndim == 4 else 3
 
 
 def _unknown(name: str, option: str) -> UsageError:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
-import threading
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from featcli.backbones.hub import find_weights
+from featcli.backbones.internals import ends_too_early, numpy_numbers
 from featcli.errors import CheckpointError, shown
 
 # Training checkpoints hold the weights beside optimizers and counters; the averaged ones are the better model. What
@@ -27,7 +24,6 @@ CONTAINERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema", "state_dict", "model_state_dict", "model",
     "teacher", "module", "net", "network", "params", "weights", "backbone", "student",
 )  # fmt: skip
-_one_at_a_time = threading.RLock()  # `captured_loads` changes a method of all modules
 DEEPEST = 3  # containers in containers
 # What stands in a file that is not the weights but tells where they are: (first bytes, what it is, what to do).
 POINTERS = (
@@ -72,7 +68,7 @@ def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
     try:
         content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except pickle.UnpicklingError as error:
-        if not _begins(path).startswith((b"PK", b"\x80")) or "EOF" in str(error):  # neither an archive nor a pickle
+        if not _begins(path).startswith((b"PK", b"\x80")) or ends_too_early(error):  # neither an archive nor a pickle
             raise CheckpointError(
                 f"checkpoint {shown(path)}: not a readable weights file", "is the file whole?"
             ) from error
@@ -144,7 +140,7 @@ def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
 
 def _read_pickle(path: Path) -> Mapping[str, object]:
     # timm's training script stores its options beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace, *_numbers()]), warnings.catch_warnings():
+    with torch.serialization.safe_globals([argparse.Namespace, *numpy_numbers()]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old pickles, which are read all the same or refused
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
@@ -152,11 +148,9 @@ def _read_pickle(path: Path) -> Mapping[str, object]:
     return content
 
 
-def _numbers() -> list[Any]:
-    """numpy's single numbers, which training scripts keep beside the weights: a best accuracy, a loss."""
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
-    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
+def is_counter(key: str) -> bool:
+    """Tell whether a tensor is a norm's count of batches, which only training uses: checkpoints may lack it."""
+    return key.endswith("num_batches_tracked")
 
 
 def strip_prefix(
@@ -197,20 +191,3 @@ def find_prefix(found: Iterable[str], expected: Collection[str]) -> str:
 def most_fitting(fits: Counter[str]) -> str:
     """The prefix with the highest count, the first by name among equals, empty without any."""
     return max(sorted(fits), key=fits.__getitem__, default="")
-
-
-@contextmanager
-def captured_loads() -> Iterator[list[Any]]:
-    """What every `load_state_dict` inside the block returned: libraries only log it."""
-    original, results = nn.Module.load_state_dict, []
-
-    def capturing(module: nn.Module, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        results.append(original(module, state, *args, **kwargs))
-        return results[-1]
-
-    with _one_at_a_time:
-        nn.Module.load_state_dict = capturing  # type: ignore[assignment, method-assign]
-        try:
-            yield results
-        finally:
-            nn.Module.load_state_dict = original  # type: ignore[method-assign]

@@ -15,11 +15,14 @@ from featcli.dump.folder import Dump
 from featcli.dump.formats.layout import VALID
 from featcli.dump.plan import Plan, StoredStage
 from featcli.errors import CheckpointError, IncompleteError, UsageError, nearest, one_line, shown
+from featcli.pixels.resize import ResizeMode
 from featcli.reading.open_shards import OpenShards
 from featcli.reading.stage_array import RowIndex, StageArray
+from featcli.spec.parsers import Size
+from featcli.spec.words import NATIVE
 
 if TYPE_CHECKING:
-    from featcli.backbones.backbone import Preprocessing
+    from featcli.backbones.preprocessing import Preprocessing
     from featcli.reading.torch_dataset import StageDataset
 
 WALK_BYTES = 4 * 1024**2  # that are read at once, about, when rows are walked through
@@ -89,10 +92,11 @@ class DumpReader:
 
         Raises CheckpointError where the library that it is of is not here, or does not know these settings.
         """
-        from featcli.backbones.recorded import recorded_preprocessing
+        from featcli.backbones.preprocessing import recorded_preprocessing
 
         try:
-            return recorded_preprocessing(self.plan.settings)
+            settings, size, channels, resize_mode = _recorded(self.plan)
+            return recorded_preprocessing(settings, size, channels, resize_mode)
         except Exception as error:  # settings of anybody, read by libraries
             raise CheckpointError(
                 f"dump {shown(self.path)}: its preprocessing cannot be repeated here: {one_line(error)}",
@@ -248,3 +252,15 @@ class DumpReader:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _recorded(plan: Plan) -> tuple[Mapping[str, Any], Size, int, ResizeMode | None]:
+    """What a plan says of preprocessing: its settings, (H, W) and channels of the input, and how it got that size."""
+    pixels, backbone = plan.settings["preprocessing"], plan.settings["backbone"]
+    size = tuple(backbone["input_size"])
+    channels = backbone.get("options", {}).get("in_chans") or backbone.get("config", {}).get("num_channels") or 3
+    if "fit" not in pixels:
+        return pixels, size, channels, None
+    largest = pixels["largest"] if pixels["fit"] == NATIVE else size
+    step = tuple(pixels.get("step", (1, 1)))
+    return pixels, size, channels, ResizeMode(name=pixels["fit"], size=largest and tuple(largest), step=step)
