@@ -20,6 +20,7 @@ from featcli.dump.folder import Dump
 from featcli.dump.plan import digest_images, digest_keys, with_fingerprint
 from featcli.dump.records import record_content
 from featcli.dump.shard import REST, ShardSummary
+from featcli.dump.writer import finalize
 from featcli.inputs.image_list import ImageList, ListedImage, Origin
 
 ROWS = 1000
@@ -72,7 +73,7 @@ def main():
         dump = simulated(Path(folder), chosen.shards)
         name = f"{chosen.shards:,} shards, {chosen.shards * ROWS:,} rows"
         timed(f"{name}: all records", lambda: dump.found)
-        timed(f"{name}: finalize", lambda: dump.finalize())
+        timed(f"{name}: finalize", lambda: finalize(dump))
     timed(f"{chosen.images:,} names: sorted, digested", lambda: planned(chosen.images))
 
 

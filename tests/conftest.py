@@ -213,7 +213,8 @@ def content(dump: Path) -> dict[str, bytes]:
 def hooked(**variables: object) -> dict[str, str]:
     """The environment in which workers have those hooks."""
     hooks = Path(__file__).parent / "worker_hooks"
-    return {**os.environ, "PYTHONPATH": str(hooks), **{name: str(value) for name, value in variables.items()}}
+    path = os.pathsep.join([str(hooks), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, **{name: str(value) for name, value in variables.items()}}
 
 
 def finished(*arguments: object, **options) -> tuple[int, str]:

@@ -1,79 +1,33 @@
+"""The house: which package may import which, no circles, and a page on which a newcomer finds every module."""
+
 import ast
+import re
 from pathlib import Path
 
 import featcli
 
 PACKAGE = Path(featcli.__file__).parent
+REPOSITORY = PACKAGE.parent
 
-# Reading order, from the command line down. A module may import only from rows below its own; modules in one
-# row know nothing of each other. A module without a row fails until someone gives it one.
-ROWS = [
-    {"__main__"},
-    {"cli"},
-    {"dump_commands"},
-    {"commands"},
-    {"recompute", "extraction", "tables", "export", "survey"},
-    {"engines.local", "engines.processes", "engines.ray"},
-    {"engines.ray_worker"},
-    {"engines.worker", "engines.queue", "engines.progress", "engines"},
-    {"shard_runner"},
-    {"show"},
-    {"dump_pictures", "stage_view", "output_file"},
-    {"forward"},
-    {"planning"},
-    {"transfers", "loading"},
-    {"tuning"},
-    {"options"},
-    {"exports"},
-    {"exports.hdf5", "exports.safetensors", "exports.npy", "exports.jsonl", "exports.parquet"},
-    {"exports.arrays"},
-    {"exports.content"},
-    {"inspection", "models", "verify", "target"},
-    {"manifest", "reader"},
-    {"torch_dataset"},
-    {"stage_array"},
-    {"open_shards", "row_index"},
-    {"config"},
-    {"dump", "batches"},
-    {"records", "sizes", "committed"},
-    {"plan"},
-    {"writers.shard"},
-    {"writers.direct", "writers"},
-    {"writers.hdf5", "writers.safetensors"},
-    {"writers.sealed", "writers.rows"},
-    {"writers.layout", "writers.background", "writers.publish", "writers.lock"},
-    {"pooling", "parts"},
-    {"backbones", "backbones.recorded"},
-    {"backbones.from_transformers"},
-    {"backbones.auto_backbone", "backbones.hidden_states", "backbones.timm_inside"},
-    {"backbones.transformers_source"},
-    {"backbones.from_timm"},
-    {"backbones.checkpoint", "backbones.image_processor", "backbones.timm_transform"},
-    {"backbones.input_size"},
-    {"backbones.source"},
-    {"backbones.folding"},
-    {"backbones.backbone"},
-    {"backbones.execution"},
-    {"backbones.weights", "backbones.fitting"},
-    {"backbones.stages", "backbones.hub", "backbones.torchvision_operators", "backbones.replay"},
-    {"images"},
-    {"inputs", "upright"},
-    {"tars", "remote"},
-    {"image_list"},
-    {"files"},
-    {"decoding"},
-    {"device", "progress"},
-    {"pace"},
-    {"machine"},
-    {"errors"},
+# From the command line down. A package imports itself and those below it, late imports counted.
+PACKAGES = [
+    "cli",  # commands made from the spec; the one place that catches
+    "extraction",  # a run as a whole
+    "views",  # what people look at
+    "export",  # other files
+    "workers",  # processes, Ray
+    "run",  # what a worker runs
+    "reading",  # open_dump
+    "dump",  # the folder
+    "backbones",  # checkpoint -> Backbone
+    "pixels",  # file -> pixels
+    "inputs",  # what was named -> images
+    "system",  # the machine
+    "spec",  # what can be asked
+    "events",  # what a run reports
+    "errors",
 ]
-# checkpoint.py decides which source to import, when it is needed; a dataset is of the reader that makes it.
-LATE = {
-    ("backbones.checkpoint", "backbones.from_timm"),
-    ("backbones.checkpoint", "backbones.from_transformers"),
-    ("torch_dataset", "reader"),
-}
-ROW = {module: number for number, row in enumerate(ROWS) for module in row}
+LONGEST_FUNCTION = 60
 PUBLIC = [
     "CheckpointError",
     "ConflictError",
@@ -90,49 +44,110 @@ PUBLIC = [
 
 
 def modules():
+    """Name below the package -> path. A package itself has the name of its folder."""
+    found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
 
 
-def imported(path):
-    """The modules of the package that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported(path, known):
+    """The modules of the package that a file imports, wherever in it, but for what only type checkers see."""
+    waiting = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
         names = []
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("featcli"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "featcli":
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names if alias.name.startswith("featcli.")]
+            names = [alias.name for alias in node.names]
         for name in names:
-            below = name.removeprefix("featcli.")
-            while below and below not in ROW:
+            below = name.removeprefix("featcli.") if name.startswith("featcli.") else ""
+            while below and below not in known:
                 below = below.rpartition(".")[0]
             if below:
                 yield below
 
 
-def test_every_module_has_a_row():
-    """Each module has its place in the order, and each place a module."""
-    assert {name for name, _ in modules() if name} == set(ROW)
+def test_packages_import_what_is_below_them():
+    """The flow is one way: nothing imports what stands above it, not even late or for its types."""
+    known, place = modules(), {name: number for number, name in enumerate(PACKAGES)}
+    assert {name.partition(".")[0] for name in known} - {"", "__main__"} == set(PACKAGES)
+    wrong = []
+    for name, path in known.items():
+        if name in ("", "__main__"):  # the front doors
+            continue
+        text = re.findall(r"(?:from|import) featcli\.(\w+)", path.read_text())  # what type checkers see, too
+        wrong += [(name, below) for below in text if place[below] < place[name.partition(".")[0]]]
+    assert wrong == []
 
 
-def test_imports_point_down():
-    """The flow is one way: nothing imports what stands above it or beside it."""
+def test_there_are_no_circles():
+    """No module needs, by way of others, itself: late imports hide no circle."""
+    known = modules()
+    left = {name: {below for below in imported(path, known) if below != name} for name, path in known.items()}
+    del left[""]  # the front door imports late, by name
+    while left:
+        free = {name for name, needs in left.items() if not needs & left.keys()}
+        assert free, f"in or behind a circle: {sorted(left)}"
+        for name in free:
+            del left[name]
+
+
+def test_packages_say_what_comes_in_and_what_goes_out():
+    """The first line of each package tells what it is given and what it gives."""
+    for name in PACKAGES[:-2]:
+        text = ast.get_docstring(ast.parse((PACKAGE / name / "__init__.py").read_text())) or ""
+        assert "come in" in text or "comes in" in text, name
+        assert "go out" in text or "goes out" in text, name
+
+
+def test_the_architecture_page_has_a_line_for_every_module():
+    """A newcomer finds every module in the tree of docs/architecture.md, and none that is gone."""
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    tree = page[page.index("```text") : page.index("```", page.index("```text") + 3)]
+    listed = set(re.findall(r"(\w+\.(?:py|csv|html))\b", tree))
+    there = {path.name for path in PACKAGE.rglob("*") if path.suffix in (".py", ".csv", ".html")} - {"__init__.py"}
+    assert listed == there
+
+
+def test_no_function_is_long():
+    """Every function can be read without turning a page."""
+    long = {
+        f"{name}.{node.name}": lines
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (lines := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION
+    }
+    assert long == {}
+
+
+def test_settings_are_read_in_one_place():
+    """Nobody but dump/settings.py takes what was chosen for a run out of it by a text."""
     wrong = [
-        (name, below)
-        for name, path in modules()
-        if name
-        for below in imported(path)
-        if ROW[below] <= ROW[name] and (name, below) not in LATE
+        f"{name}:{number}: {line.strip()}"
+        for name, path in modules().items()
+        if name != "dump.settings"
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"\bsettings(\[|\.get\()", line)
     ]
     assert wrong == []
 
 
-def test_the_readme_has_a_line_for_every_module():
-    """A newcomer finds every module in the README's tree."""
-    readme = (PACKAGE.parent / "README.md").read_text()
-    missing = [path.name for name, path in modules() if path.name != "__init__.py" and f" {path.name} " not in readme]
-    assert missing == []
+def test_an_option_is_declared_once():
+    """Flags and help of an option stand in spec/ alone, and no module takes the options one by one as parameters."""
+    outside = [
+        name
+        for name, path in modules().items()
+        if not name.startswith(("spec", "cli.signature", "cli.commands"))
+        and re.search(r"\b(typer\.)?Option\(", path.read_text())
+    ]
+    assert outside == []
 
 
 def test_public_names():
@@ -151,25 +166,3 @@ def test_tests_are_promises():
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and not ast.get_docstring(node)
     ]
     assert silent == []
-
-
-def test_sizes():
-    """No module grows past what can be read in one sitting."""
-    long = {str(p.relative_to(PACKAGE)): n for _, p in modules() if (n := len(p.read_text().splitlines())) > 330}
-    assert long == {}
-
-
-def test_tables_of_types_agree():
-    """A precision or a stored type is known everywhere or nowhere."""
-    import torch
-
-    from featcli.backbones.execution import LAYOUTS, PRECISIONS
-    from featcli.dump.formats import hdf5, layout, safetensors
-    from featcli.dump.formats.rows import NUMPY_TYPES
-    from featcli.spec.words import DTYPES
-
-    assert all(isinstance(getattr(torch, name), torch.dtype) for name in (*DTYPES, *PRECISIONS.values()))
-    assert all(isinstance(getattr(torch, name), torch.memory_format) for name in LAYOUTS.values())
-    stored = {*DTYPES, "uint8", "uint32"}
-    for table in (layout.ITEM_BYTES, safetensors.NAMES, hdf5._types(), NUMPY_TYPES):
-        assert set(table) == stored

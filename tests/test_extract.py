@@ -251,7 +251,7 @@ def test_threads_are_kept_on_resume(tmp_path, photos):
     """A dump goes on with the number of threads it was begun with, since threads can move the last bits."""
     featcli.extract(photos, output=tmp_path / "d", threads=1, **TINY)
     assert featcli.extract(photos, output=tmp_path / "d", **TINY).extracted == 0
-    assert open_dump(tmp_path / "d").plan.settings["threads"] == 1
+    assert open_dump(tmp_path / "d").plan.settings.threads == 1
 
 
 def test_overwrite_starts_anew_and_touches_nothing_else(tmp_path, photos):

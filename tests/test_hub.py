@@ -42,7 +42,7 @@ def test_transformers_hub_id_from_the_cache(tmp_path, dinov2_folder, offline):
     assert done.returncode == 0, done.stderr
     dump = open_dump(tmp_path / "d")
     backbone = load_backbone(str(dinov2_folder))
-    assert dump.plan.settings["weights_digest"] == backbone.digest
+    assert dump.plan.settings.weights_digest == backbone.digest
     assert dump.plan.provenance["checkpoint"] == "lab/tiny-dino"
     assert dump.plan.provenance["weights_files"] == backbone.weights.files
     assert list(backbone.weights.files) == ["model.safetensors"]
@@ -62,7 +62,7 @@ def test_a_timm_backbone_in_a_hub_checkpoint(tmp_path):
     assert done.returncode == 0, done.stderr
     dump = open_dump(tmp_path / "d")
     backbone = load_backbone(str(tmp_path / "files"))
-    assert dump.plan.settings["weights_digest"] == backbone.digest
+    assert dump.plan.settings.weights_digest == backbone.digest
     assert dump.plan.provenance["weights_files"] == backbone.weights.files
     assert len(backbone.weights.files) > 1
 
@@ -82,7 +82,7 @@ def test_timm_weights_from_the_cache(tmp_path):
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     expected = load_backbone(str(tmp_path / "w.safetensors"), arch="test_resnet").digest
     dump = open_dump(tmp_path / "d")
-    assert dump.plan.settings["weights_digest"] == expected
+    assert dump.plan.settings.weights_digest == expected
     whole = hashlib.sha256((tmp_path / "files" / "model.safetensors").read_bytes()).hexdigest()
     assert dump.plan.provenance["weights_files"] == {"model.safetensors": whole}
 

@@ -7,8 +7,7 @@ import pytest
 from conftest import draw
 from featcli.errors import UsageError
 from featcli.inputs import listing as inputs
-from featcli.inputs.image_list import MISSING
-from featcli.inputs.listing import SUFFIXES
+from featcli.inputs.image_list import MISSING, SUFFIXES
 from featcli.pixels.decode import FORMATS
 from featcli.spec.groups import InputSpec
 

@@ -1,19 +1,27 @@
 """What a run says about where its time went."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from featcli.dump.settings import Settings
 from featcli.run.stats import Timings
 from featcli.system.machine import available_cores
 
-SETTINGS = {
-    "batch_size": 32,
-    "precision": "fp32",
-    "compiled": False,
-    "pool": "none",
-    "preprocessing": {"decode": "exact"},
-}
+SETTINGS = Settings(
+    backbone={},
+    weights_digest="",
+    preprocessing={"decode": "exact"},
+    precision="fp32",
+    layout="channels-first",
+    folded=False,
+    compiled=False,
+    batch_size=32,
+    threads=1,
+    pool="none",
+    format="hdf5",
+)
 
 
 def plan(settings=SETTINGS, dtype="float32", device="cpu"):
@@ -42,14 +50,15 @@ def test_the_slowest_part_sets_the_pace(worked, expected, advice):
 @pytest.mark.parametrize("part", ["decode", "compute", "write"])
 def test_advice_names_nothing_that_is_in_use_or_refused(part):
     """What was given already, or does not go with the rest, is not advised."""
-    used = {
-        "batch_size": 64,
-        "precision": "bf16",
-        "compiled": True,
-        "pool": "avg",
-        "preprocessing": {"decode": "scaled"},
-    }
-    native = SETTINGS | {"preprocessing": {"decode": "exact", "fit": "native"}}
+    used = replace(
+        SETTINGS,
+        batch_size=64,
+        precision="bf16",
+        compiled=True,
+        pool="avg",
+        preprocessing={"decode": "scaled"},
+    )
+    native = replace(SETTINGS, preprocessing={"decode": "exact", "fit": "native"})
     for settings, dtype in ((used, "float16"), (native, "float16")):
         advice = Timings(**{part: 5.0}).pace(1, 1, plan(settings, dtype)).advice
         for option in ("--compile", "--decode scaled", "--dtype"):
@@ -64,28 +73,28 @@ def test_preparation_is_no_part_of_the_rate():
 
 def test_waits_are_said():
     """Who stood still for whom, and how long."""
-    clock = Timings(compute=3.0, waited_for_decode=1.25, waited_for_write=0.0)
-    lines = list(clock.pace(1, 1, plan()).lines())
+    timings = Timings(compute=3.0, waited_for_decode=1.25, waited_for_write=0.0)
+    lines = list(timings.pace(1, 1, plan()).lines())
     assert lines[1].endswith("waited 1.2 s for decode")
 
 
 def test_advice_for_a_gpu():
     """There a larger batch may help; decoding takes nothing from it, so advice about that is left out."""
-    clock = Timings(decode=4.0, compute=3.0)
-    assert "--decode scaled" in clock.pace(1, 2, plan()).advice
-    advice = clock.pace(1, 2, plan(device="NVIDIA H200")).advice
+    timings = Timings(decode=4.0, compute=3.0)
+    assert "--decode scaled" in timings.pace(1, 2, plan()).advice
+    advice = timings.pace(1, 2, plan(device="NVIDIA H200")).advice
     assert "--batch-size auto" in advice
     assert "--decode" not in advice
 
 
 def test_several_workers():
     """Busy shares are averages over workers; what they did and waited is summed, and said to be."""
-    clock = Timings()
-    clock.started -= 10.0
+    timings = Timings()
+    timings.started -= 10.0
     for _ in range(2):
         other = Timings(preparation=0.0, compute=8.0, decode=4.0, waited_for_decode=2.0)
-        clock.add(other)
-    pace = clock.pace(2, 4, plan())
+        timings.add(other)
+    pace = timings.pace(2, 4, plan())
     assert pace.busy["compute"] == pytest.approx(0.8, abs=0.01)
     assert pace.busy["decode"] == pytest.approx(0.2, abs=0.01)
     assert list(pace.lines())[1].endswith("16.0 s of work on 2 threads; waited 4.0 s for decode in all")
@@ -93,9 +102,9 @@ def test_several_workers():
 
 def test_advice_where_parts_share_the_cores():
     """On a CPU more threads than cores help nothing, and a lighter forward pass leaves more for decoding."""
-    clock, cores = Timings(decode=9.0, compute=1.0), available_cores()
-    assert "--decode-threads" not in clock.pace(1, cores, plan()).advice
-    assert "--precision bf16" in clock.pace(1, cores, plan()).advice
-    assert ("--decode-threads" in clock.pace(1, 1, plan()).advice) == (cores > 1)
-    slow = Timings(compute=3.0).pace(1, cores, plan(SETTINGS | {"precision": "fp16"}))
+    timings, cores = Timings(decode=9.0, compute=1.0), available_cores()
+    assert "--decode-threads" not in timings.pace(1, cores, plan()).advice
+    assert "--precision bf16" in timings.pace(1, cores, plan()).advice
+    assert ("--decode-threads" in timings.pace(1, 1, plan()).advice) == (cores > 1)
+    slow = Timings(compute=3.0).pace(1, cores, plan(replace(SETTINGS, precision="fp16")))
     assert "--precision bf16" in slow.advice

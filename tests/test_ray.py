@@ -13,8 +13,7 @@ import pytest
 from conftest import MANY_SHARDS, SHARDS, at_work, content, finished, hooked
 from featcli.errors import MachineError, UsageError
 from featcli.pixels.batches import SizedImages
-from featcli.run.pipeline import RunStats
-from featcli.run.stats import Timings
+from featcli.run.stats import RunStats, Timings
 from featcli.workers.ray import MOST_SHARDS, _Actor
 from featcli.workers.shard_progress import ShardProgress
 from featcli.workers.shard_queue import ShardQueue
@@ -118,6 +117,7 @@ class NoRoom:
 def engine(whole):
     """An engine for that dump, and what there is to do in it."""
     from featcli.dump.folder import Dump
+    from featcli.dump.writer import DumpWriter
     from featcli.spec.commands import ExtractSpec
     from featcli.workers.engine import WorkOrder
     from featcli.workers.ray import RayEngine
@@ -125,7 +125,7 @@ def engine(whole):
     dump, said = Dump.at(whole), []
     config = ExtractSpec(("x",), checkpoint="test_resnet", output=str(whole), engine="ray", gpus_per_worker=1)
     engine = RayEngine(config, "cpu", dump.plan, lambda kind, **facts: said.append(facts.get("text")))
-    return engine, WorkOrder(dump, [0], None, 0), said
+    return engine, WorkOrder(DumpWriter(dump, dump.plan.environment), [0], None, 0), said
 
 
 def test_no_place_for_a_worker(engine, monkeypatch):
@@ -133,23 +133,23 @@ def test_no_place_for_a_worker(engine, monkeypatch):
     from featcli.workers import ray
 
     monkeypatch.setattr(ray, "START_SECONDS", -1.0)
-    engine, todo, _ = engine
+    engine, order, _ = engine
     engine._ray = NoRoom()
     with pytest.raises(MachineError, match="each asks for 1 CPUs and 1 GPUs, the cluster offers 2 CPUs, 0 GPUs"):
-        engine.run(todo)
+        engine.run(order)
 
 
 def test_workers_of_other_versions(engine):
     """A worker with another featcli is refused; other libraries that differ are warned about, once."""
-    engine, todo, said = engine
-    same = dict(todo.dump.plan.environment)
-    engine._check(same, todo)
+    engine, order, said = engine
+    same = dict(order.dump.plan.environment)
+    engine._check(same, order)
     assert said == []
     for _ in range(2):
-        engine._check({**same, "torch": "1.0"}, todo)
+        engine._check({**same, "torch": "1.0"}, order)
     assert said == [f"a worker is not like the others, last bits may differ: torch {same['torch']} -> 1.0"]
     with pytest.raises(UsageError, match=r"a worker has featcli 0\.0\.1"):
-        engine._check({**same, "featcli": "0.0.1"}, todo)
+        engine._check({**same, "featcli": "0.0.1"}, order)
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,13 @@ def test_several_shards_together(engine):
 def test_the_last_times_are_heard(engine):
     """What a worker was busy with counts, though it says so after its last shard."""
     shard = {"shard": 0, "rows": 1, "file": "", "bytes": 0, "failed": 0}
-    said = [("event", ("shard", shard)), ("tally", RunStats(clock=Timings(compute=5.0))), ("done", None)]
+    said = [("event", ("shard", shard)), ("stats", RunStats(timings=Timings(compute=5.0))), ("done", None)]
     idle(engine, lambda shards: iter(said))
     exceptions = SimpleNamespace(RayTaskError=RuntimeError, RayError=RuntimeError)
     engine[0]._ray = SimpleNamespace(
         wait=lambda references, timeout: (references, []), get=lambda found: found, exceptions=exceptions
     )
-    assert engine[0].run(replace(engine[1], pictures=NO_PICTURES)).clock.compute == 5.0
+    assert engine[0].run(replace(engine[1], pictures=NO_PICTURES)).timings.compute == 5.0
 
 
 def test_cpus_of_workers_with_a_gpu(engine):

@@ -12,6 +12,7 @@ from conftest import SAMPLES, draw, tree
 from featcli import open_dump
 from featcli.dump.folder import Dump
 from featcli.dump.verify import repair, verify
+from featcli.dump.writer import finalize
 from featcli.errors import ConflictError, DamagedError, IncompleteError, UsageError
 
 TINY = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "shard_size": 4}
@@ -38,7 +39,7 @@ def dump(made, tmp_path):
 
 
 def again(made, dump, **options):
-    format_name = open_dump(made / "d").plan.settings["format"]
+    format_name = open_dump(made / "d").plan.settings.format
     return featcli.extract(made / "photos", output=dump, format=format_name, out_indices="all", **TINY, **options)
 
 
@@ -207,7 +208,7 @@ def test_recompute_finds_what_hashes_cannot(made, dump, cli):
         with path.open("rb") as file:
             record["hashes"][REST] = hash_rest(file.fileno(), layout.size, stages)
         publish_checksummed(found.record_path(number), record, replace=True)
-    found.finalize()
+    finalize(found)
     assert verify(dump).state == "whole"
     shown = cli("verify", dump, made / "photos", "-c", "test_resnet", "--random-init", "--recompute", 3)
     assert (shown.code, "other values for 3 images" in shown.err) == (4, True)
@@ -252,7 +253,7 @@ def test_finalize(dump, cli):
     assert tree(dump) == before
     (dump / "shards" / "00001.json").unlink()
     with pytest.raises(IncompleteError, match="1 of 3 shards"):
-        Dump.existing(dump).finalize()
+        finalize(Dump.existing(dump))
     assert cli("finalize", dump).code == 8
     Dump.existing(dump).shard_path(0).unlink()
     assert cli("finalize", dump).code == 4

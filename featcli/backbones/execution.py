@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from featcli.spec.words import DEFAULT_LAYOUT, DEFAULT_PRECISION
+from featcli.spec.words import DEFAULT_LAYOUT, DEFAULT_PRECISION, Layout, Precision
 
 # The words of the options -> torch's names.
-PRECISIONS: Mapping[str, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-LAYOUTS: Mapping[str, str] = {"channels-first": "contiguous_format", "channels-last": "channels_last"}
+PRECISIONS: Mapping[Precision, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+LAYOUTS: Mapping[Layout, str] = {"channels-first": "contiguous_format", "channels-last": "channels_last"}
 
 
 @dataclass(frozen=True)
 class Execution:
     """As the library runs it, or faster. Frozen in the plan, since each of these can move the last bits."""
 
-    precision: str = DEFAULT_PRECISION
-    layout: str = DEFAULT_LAYOUT  # of maps in memory on their way through the network; on disk it is channels first
+    precision: Precision = DEFAULT_PRECISION
+    layout: Layout = DEFAULT_LAYOUT  # of maps in memory on their way through the network; on disk it is channels first
     folded: bool = False  # batch norms into the convolutions before them
     compiled: bool = False  # by torch.compile, for one batch size, with the weights as constants
 

@@ -204,7 +204,7 @@ def _are_equal(ours: Preprocessing, whole: Fit) -> bool:
 
 
 def recorded_preprocessing(
-    preprocessing: Mapping[str, Any], size: Size, channels: int, resize_mode: ResizeMode | None
+    preprocessing: Mapping[str, Any], *, size: Size, channels: int, resize_mode: ResizeMode | None
 ) -> Preprocessing:
     """Make again, without the checkpoint, what a plan has on record: `preprocessing` is the settings that it gave then.
 

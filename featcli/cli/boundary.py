@@ -15,6 +15,7 @@ import typer
 from featcli.cli.commands import app
 from featcli.cli.internals import error_of_typer
 from featcli.errors import FeatcliError, MachineError, shown
+from featcli.system.machine import SLEEPING_THREADS
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 
@@ -41,9 +42,8 @@ def _heeding_signals() -> Iterator[list[int]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; always ends in SystemExit with a documented code."""
-    # Threads of the backbone that wait for one another sleep instead of spinning: decoding can use their core. It is
-    # read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, value in SLEEPING_THREADS.items():
+        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module="PIL")  # what matters of them is a recorded failure
     with _heeding_signals() as received:
         code = _run(arguments)

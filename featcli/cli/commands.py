@@ -272,6 +272,7 @@ def finalize(asked: FinalizeCommand) -> None:
     from featcli.dump.atomic_file import disk_errors
     from featcli.dump.folder import Dump, in_use
     from featcli.dump.lock import FolderLock
+    from featcli.dump.writer import finalize as write_last_files
 
     found = Dump.at(Path(asked.dump))
     if damaged := sorted(found.committed().damaged):
@@ -282,7 +283,7 @@ def finalize(asked: FinalizeCommand) -> None:
     with disk_errors(found.path), FolderLock(found.path) as lock:
         if not lock.alone():
             raise in_use(found.path)
-        totals = found.finalize()["totals"]
+        totals = write_last_files(found)["totals"]
     if asked.as_json:
         print(json.dumps({"type": "finalized", "dump": asked.dump, **totals}))
     elif not asked.quiet:

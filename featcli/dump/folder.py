@@ -1,6 +1,6 @@
-"""The dump folder: plan first, then a file and a record for each shard, the manifest last.
+"""The dump folder as it is read: where things are in it, what it says of itself, and whether it fits what is asked.
 
-A record is published after its shard file, the manifest after all records: what exists is complete.
+Nothing here writes: see featcli.dump.writer.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -18,17 +18,16 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from featcli.dump.atomic_file import PARTIAL_NAME, disk_errors, publish_lines, sync_folder
-from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
+from featcli.dump.atomic_file import PARTIAL_NAME
+from featcli.dump.checksummed_json import read_checksummed
 from featcli.dump.formats import FORMATS
-from featcli.dump.formats.layout import ITEM_BYTES
-from featcli.dump.lock import one_at_a_time
-from featcli.dump.plan import OtherVersionError, Plan, image_lines, other_images, refuse_other_plan, with_fingerprint
-from featcli.dump.records import CommittedShards, failure_lines, manifest_content, read_record, record_content
-from featcli.dump.shard import ShardWriter, hash_rest
-from featcli.errors import ConflictError, DamagedError, IncompleteError, UsageError, counted, shown
+from featcli.dump.formats.layout import ITEM_BYTES, SHAPES, Layout
+from featcli.dump.formats.rows import read_rows, starts_of
+from featcli.dump.plan import OtherVersionError, Plan, other_images, refuse_other_plan
+from featcli.dump.records import CommittedShards, read_record
+from featcli.dump.shard import hash_rest
+from featcli.errors import ConflictError, DamagedError, UsageError, counted, shown
 from featcli.inputs.image_list import MISSING, ImageList
-from featcli.pixels.decode import Failure
 from featcli.system.files import open_regular
 
 PLAN, IMAGES, SHARDS, FAILURES, MANIFEST = "plan.json", "images.jsonl", "shards", "failures.jsonl", "manifest.json"
@@ -47,10 +46,7 @@ class Dump:
     def __init__(self, path: Path, plan: Plan) -> None:
         self.path = path
         self.plan = plan
-        self.format = FORMATS[plan.settings["format"]]
-        self.resized: dict[int, int] = {}  # row -> size in bytes, of images that are not as they were listed
-        self.environment: Mapping[str, str] = plan.environment  # of this process
-        self.again: frozenset[int] = frozenset()  # committed shards that are to be made again
+        self.format = FORMATS[plan.settings.format]
 
     @cached_property
     def found(self) -> CommittedShards:
@@ -82,41 +78,13 @@ class Dump:
         """The plan in a folder. Raises DamagedError."""
         try:
             plan = Plan.from_json(read_checksummed(path / PLAN))
-            if plan.settings["format"] not in FORMATS or any(stage.dtype not in ITEM_BYTES for stage in plan.stages):
+            if plan.settings.format not in FORMATS or any(stage.dtype not in ITEM_BYTES for stage in plan.stages):
                 raise ValueError("a format or a type that this featcli does not know")
             return plan
         except OtherVersionError as error:
             raise ConflictError(f"dump {shown(path)}: {error}", "use the featcli that made it") from error
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DamagedError(f"dump {shown(path)}: plan.json is damaged ({error})", _way_out(path)) from error
-
-    @classmethod
-    def create(cls, path: Path, plan: Plan, images: ImageList) -> bool:
-        """Freeze the plan; False where another is there by now, as can be where there are no locks. MachineError."""
-        with disk_errors(path):
-            # The list before the plan: where there is a plan, the list it froze is there.
-            publish_lines(path / IMAGES, image_lines(images), replace=True)
-            return publish_checksummed(path / PLAN, with_fingerprint(plan))
-
-    @classmethod
-    def resume(cls, path: Path, plan: Plan, images: ImageList, retry_failed: bool = False) -> Dump:
-        """The dump that is there, if its plan is this one. Raises ConflictError, DamagedError and MachineError.
-
-        Images may not have changed since, but for those that failed where they are to be tried again.
-        """
-        dump = cls.existing(path)
-        if dump is None:
-            raise no_dump(path)
-        dump.refuse_other_plan(plan, images)
-        dump.environment = plan.environment
-        if plan.images_digest == dump.plan.images_digest and not dump._has_its_list():
-            with disk_errors(path):
-                publish_lines(path / IMAGES, image_lines(images), replace=True)
-        dump.resized = dump.refuse_changed_images(plan, images, retry_failed)
-        for number in dump.numbered(".json" + BEFORE):
-            if dump.is_committed(number):  # a kill left it: what has come in its place was there already
-                path.joinpath(SHARDS, f"{number:05d}.json{BEFORE}").unlink(missing_ok=True)
-        return dump
 
     def refuse_other_plan(self, plan: Plan, images: ImageList) -> None:
         """Raise ConflictError where the plan is not this one, naming what differs."""
@@ -173,7 +141,7 @@ class Dump:
         if (digest.hexdigest(), count) != (self.plan.images_digest, self.plan.num_images):
             raise DamagedError(f"dump {shown(self.path)}: images.jsonl is not the list that was planned", RELIST)
 
-    def _has_its_list(self) -> bool:
+    def has_its_list(self) -> bool:
         """Whether images.jsonl is what was planned, to the byte."""
         try:
             with os.fdopen(open_regular(self.path / IMAGES), "rb") as file:
@@ -216,45 +184,34 @@ class Dump:
             "first_row": str(self.plan.shard(number).start),
         }
 
-    def start_shard(self, number: int, keys: Sequence[str], shapes: Mapping[str, np.ndarray]) -> ShardWriter:
-        """A writer for one shard, under a partial name. `shapes`: (rows, 3) of stages whose maps differ in size."""
-        arrays = self.plan.arrays(number, shapes)
-        return ShardWriter(self.shard_path(number), self.plan.settings["format"], arrays, keys, self.attributes(number))
+    def checked_shapes(
+        self, number: int, descriptor: int, layout: Layout
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """For the stages of a shard whose maps differ in size: (rows, 3) shapes, and where each map begins.
 
-    def commit(
-        self,
-        number: int,
-        writer: ShardWriter,
-        beside: Mapping[str, np.ndarray],
-        failures: Sequence[Failure],
-        at_once: int,
-    ) -> dict[str, Any] | None:
-        """Commit a shard whose rows are written: name its file, then publish its record. Returns the record.
-
-        None where another process was first. `beside`: the arrays that are not of stages. `at_once`: how many images
-        went through the backbone together, where memory did not allow for a whole batch.
+        `descriptor`, `layout`: of its file. Raises DamagedError where its arrays are not those of the plan.
         """
-        written = writer.finish(beside)
-        record = record_content(self.plan, number, written, failures)
-        if sizes := {str(row): size for row, size in self.resized.items() if row in self.plan.shard(number)}:
-            record["sizes"] = sizes
-        if at_once < self.plan.settings["batch_size"]:
-            record["batch_size"] = at_once
-        if self.environment != self.plan.environment:
-            record["environment"] = dict(self.environment)
-        path = self.record_path(number)
-        before = path.with_name(path.name + BEFORE)
-        with one_at_a_time(self.path / SHARDS):
-            if number not in self.again and self.is_committed(number):
-                writer.abort()
-                return None
-            if path.exists():  # from here on the shard is not committed; what it says of failed images is kept
-                path.replace(before)
-                sync_folder(self.path / SHARDS)
-            writer.publish()
-            publish_checksummed(path, record, replace=True)
-            before.unlink(missing_ok=True)
-        return record
+        shapes: dict[str, np.ndarray] = {}
+        starts: dict[str, np.ndarray] = {}
+        try:
+            for stage in self.plan.stages:
+                if stage.is_ragged:
+                    array = layout.arrays[stage.name + SHAPES]
+                    if array.dtype != "uint32" or array.shape != (len(self.plan.shard(number)), 3):
+                        raise ValueError("shapes that are none")
+                    shapes[stage.name] = read_rows(descriptor, array, 0, array.shape[0])
+                    if (shapes[stage.name][:, 0] != stage.shape[0]).any():
+                        raise ValueError("shapes of other channels")
+                    starts[stage.name] = starts_of(shapes[stage.name], layout.arrays[stage.name].shape[0])
+            found = {name: (array.dtype, array.shape) for name, array in layout.arrays.items()}
+            if found != self.plan.arrays(number, shapes):
+                raise ValueError("other arrays")
+        except (KeyError, IndexError, ValueError, EOFError) as error:
+            raise DamagedError(
+                f"shard {shown(self.shard_path(number))}: its arrays are not as planned",
+                "delete its record: the shard is redone by the next extract",
+            ) from error
+        return shapes, starts
 
     def numbered(self, suffix: str) -> list[int]:
         """The shards of which a file of this kind is there, in order."""
@@ -286,33 +243,9 @@ class Dump:
         """Whether a shard has a record, and its file is as the record says."""
         return self.record_path(number).exists() and not self._is_damaged(self.record_of(number))
 
-    def reopen(self) -> None:
-        """There is work to do: what says that the dump is complete goes first."""
-        with disk_errors(self.path):
-            (self.path / MANIFEST).unlink(missing_ok=True)
-            sync_folder(self.path)  # before any shard that it speaks of is another
-
     def is_complete(self) -> bool:
         """Whether the manifest is there."""
         return (self.path / MANIFEST).exists()
-
-    def finalize(self) -> dict[str, Any]:
-        """Write failures.jsonl, then manifest.json, from the records. Returns the content of the manifest.
-
-        Raises IncompleteError while a record is missing, and MachineError.
-        """
-        records = list(self.records())
-        if len(records) < self.plan.num_shards:
-            raise IncompleteError(
-                f"dump {shown(self.path)}: {self.plan.num_shards - len(records):,} of"
-                f" {counted(self.plan.num_shards, 'shard')} missing",
-                "run its extract command again to complete it",
-            )
-        manifest = manifest_content(self.plan, records)
-        with disk_errors(self.path):
-            publish_lines(self.path / FAILURES, failure_lines(records), replace=True)
-            publish_checksummed(self.path / MANIFEST, manifest, replace=True)
-        return manifest
 
 
 def _way_out(path: Path) -> str:

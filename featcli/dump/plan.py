@@ -8,23 +8,22 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import xxhash
 
-from featcli.backbones.execution import LAYOUTS, PRECISIONS
 from featcli.dump.checksummed_json import hash_json
 from featcli.dump.formats.layout import ITEM_BYTES, SHAPES, VALID
+from featcli.dump.settings import Settings, is_count
 from featcli.errors import ConflictError, shown
 from featcli.inputs.image_list import ImageList
-
-if TYPE_CHECKING:
-    import numpy as np
+from featcli.pixels.sizes import Sizes
+from featcli.spec.words import Dtype
 
 FORMAT_VERSION = 1
 STAGE_NAME = re.compile(r"\w[\w.-]*(?<!\.shapes)(?<!\.shape)", re.ASCII)
 NOT_STAGES = ("keys", "key", "row", VALID)  # what else there is in a shard and in exports
-MOST = 1 << 53  # of anything that is counted: what every reader of JSON has exactly
 
 
 class OtherVersionError(ValueError):
@@ -41,7 +40,7 @@ class StoredStage:
     stride: tuple[int, int]
     map_shape: tuple[int | None, ...]  # (C, H, W) before pooling; None where it is the image's own
     shape: tuple[int | None, ...]  # what is stored of one image; None likewise
-    dtype: str
+    dtype: Dtype
 
     @property
     def is_ragged(self) -> bool:
@@ -57,19 +56,51 @@ class StoredStage:
         """Bytes of what is stored of an image; where maps differ in size, of one whose input has this (H, W)."""
         return math.prod(self.shape_at(size)) * ITEM_BYTES[self.dtype]
 
+    def shapes(self, sizes: np.ndarray) -> np.ndarray:
+        """(rows, 3): the (C, H, W) of each row, of a stage whose maps differ in size. `sizes`: (rows, 2) of inputs."""
+        cells = self._cells(sizes)
+        return np.column_stack([np.full(len(cells), self.shape[0]), cells]).astype("<u4")
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything that decides the bytes of a dump. Holds no times, hosts or absolute paths."""
+    def _bytes_of(self, sizes: Sizes, rows: range) -> int:
+        if sizes.own is None or not self.is_ragged:
+            return self.row_bytes() * len(rows)
+        return self.row_bytes(self.stride) * int(self._cells(sizes.own_of(rows)).prod(1).sum())
 
-    settings: Mapping[str, Any]
+    def _cells(self, sizes: np.ndarray) -> np.ndarray:
+        cells: np.ndarray = sizes.astype(np.int64) // np.array(self.stride)
+        return cells
+
+    def to_json(self) -> dict[str, Any]:
+        """As plan.json has it."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]  # tuples as lists
+
+
+def bytes_of_rows(stages: Iterable[StoredStage], sizes: Sizes, rows: range) -> int:
+    """Bytes of what is stored of these rows over all stages. `sizes`: of the images' inputs."""
+    return sum(stage._bytes_of(sizes, rows) for stage in stages)
+
+
+Arrays = dict[str, tuple[str, tuple[int, ...]]]  # name -> (dtype, shape)
+
+
+def arrays_of(stages: Sequence[StoredStage], num_rows: int, shapes: Mapping[str, np.ndarray]) -> Arrays:
+    """Every array of so many rows, as a file has them. `shapes`: (rows, 3) of stages whose maps differ in size."""
+    arrays: Arrays = {}
+    for stage in stages:
+        values = (int(shapes[stage.name].astype("int64").prod(1).sum()),) if stage.is_ragged else None
+        arrays[stage.name] = stage.dtype, values or (num_rows, *stage.shape_at((0, 0)))
+    arrays[VALID] = "uint8", (num_rows,)
+    return arrays | {f"{stage.name}{SHAPES}": ("uint32", (num_rows, 3)) for stage in stages if stage.is_ragged}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What of a plan is known before any weight is read: which rows of which stages, shard by shard."""
+
     stages: tuple[StoredStage, ...]
     num_images: int
     keys_digest: str  # xxh3-128 over the keys in row order
-    images_digest: str  # xxh3-128 over images.jsonl: the keys and the sizes of their files when they were listed
     shard_rows: int
-    provenance: Mapping[str, Any]  # names for people: the same bytes may come from a file of another name
-    environment: Mapping[str, str]  # what can move the last bits and cannot be repeated at will
 
     @property
     def num_shards(self) -> int:
@@ -81,15 +112,28 @@ class Plan:
         first = number * self.shard_rows
         return range(first, min(first + self.shard_rows, self.num_images))
 
-    def arrays(self, number: int, shapes: Mapping[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def arrays(self, number: int, shapes: Mapping[str, np.ndarray]) -> Arrays:
         """Every array of a shard: name -> (dtype, shape). `shapes`: (rows, 3) of stages whose maps differ."""
-        rows = len(self.shard(number))
-        arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for stage in self.stages:
-            values = (int(shapes[stage.name].astype("int64").prod(1).sum()),) if stage.is_ragged else None
-            arrays[stage.name] = stage.dtype, values or (rows, *stage.shape_at((0, 0)))
-        arrays[VALID] = "uint8", (rows,)
-        return arrays | {f"{s.name}{SHAPES}": ("uint32", (rows, 3)) for s in self.stages if s.is_ragged}
+        return arrays_of(self.stages, len(self.shard(number)), shapes)
+
+    def shard_bytes(self, number: int, sizes: Sizes) -> int:
+        """Bytes of what is stored of the rows of a shard over all stages."""
+        return bytes_of_rows(self.stages, sizes, self.shard(number))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Outline):
+    """Everything that decides the bytes of a dump. Holds no times, hosts or absolute paths."""
+
+    settings: Settings
+    images_digest: str  # xxh3-128 over images.jsonl: the keys and the sizes of their files when they were listed
+    provenance: Mapping[str, Any]  # names for people: the same bytes may come from a file of another name
+    environment: Mapping[str, str]  # what can move the last bits and cannot be repeated at will
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of what is stored of an image over all stages; where maps differ in size, of one of the common size."""
+        return sum(stage.row_bytes(self.settings.input_size) for stage in self.stages)
 
     @property
     def fingerprint(self) -> str:
@@ -104,7 +148,7 @@ class Plan:
         content = {
             "format_version": FORMAT_VERSION,
             "fingerprint": "",
-            "settings": dict(self.settings),
+            "settings": self.settings.to_json(),
             "stages": [asdict(stage) for stage in self.stages],
             "num_images": self.num_images,
             "keys_digest": self.keys_digest,
@@ -124,9 +168,10 @@ class Plan:
             StoredStage(**{**stage, **{name: tuple(stage[name]) for name in ("stride", "map_shape", "shape")}})
             for stage in content["stages"]
         )
+        settings = Settings.from_json(content["settings"])
         _check_types(content, stages)
         plan = cls(
-            settings=content["settings"],
+            settings=settings,
             stages=stages,
             num_images=content["num_images"],
             keys_digest=content["keys_digest"],
@@ -142,25 +187,17 @@ class Plan:
 
 def _check_types(content: Mapping[str, Any], stages: Sequence[StoredStage]) -> None:
     """Raise ValueError where a field is not what its readers rely on: the file may be anybody's."""
-    settings = content["settings"]
-    counts = [content["num_images"], content["shard_rows"], settings["batch_size"], settings["threads"]]
+    counts = [content["num_images"], content["shard_rows"]]
     counts += [edge for stage in stages for edge in (*_known(stage.shape), *_known(stage.map_shape), *stage.stride)]
-    if not all(type(count) is int and 0 < count < MOST for count in counts):
+    if not all(map(is_count, counts)):
         raise ValueError("a number that is not a whole one above zero")
-    if settings["precision"] not in PRECISIONS or settings["layout"] not in LAYOUTS:
-        raise ValueError("a precision or layout of another version")
-    if not all(isinstance(settings[name], bool) for name in ("folded", "compiled")):
-        raise ValueError("a choice that is neither true nor false")
-    texts = [content["keys_digest"], content["images_digest"], content["settings"]["format"]]
+    texts = [content["keys_digest"], content["images_digest"]]
     texts += [text for stage in stages for text in (stage.name, stage.module, stage.dtype)]
-    texts += [content["settings"]["pool"], content["provenance"]["checkpoint"], content["provenance"]["weights"]]
+    texts += [content["provenance"]["checkpoint"], content["provenance"]["weights"]]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a name that is not a text")
     if not all(STAGE_NAME.fullmatch(stage.name) and stage.name not in NOT_STAGES for stage in stages):
         raise ValueError("a stage whose name is none")  # names become those of files, arrays and columns
-    size = settings["backbone"]["input_size"]
-    if not (isinstance(size, list) and len(size) == 2 and all(type(edge) is int and 0 < edge < MOST for edge in size)):
-        raise ValueError("an input size that is none")
     if (
         not stages
         or len({stage.name for stage in stages}) < len(stages)
@@ -211,6 +248,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "")
             yield above + name, one, two
 
 
+def environment_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """`torch 2.9 -> 2.10` for everything in which an environment differs from the one before."""
+    return [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+
+
 def refuse_other_plan(path: str, old: Plan, new: Plan) -> None:
     """Raise ConflictError naming the fields in which the plan of an existing dump differs from the one asked for."""
     if old.fingerprint == new.fingerprint:
@@ -244,7 +286,13 @@ def _for_people(plan: Plan) -> dict[str, Any]:
     """The fields of a plan by which people tell one from another."""
     stages = [f"{s.name} {shown_shape(s.shape)} {s.dtype}" for s in plan.stages]
     images = {"images": plan.num_images, "keys_digest": plan.keys_digest}
-    return {"stages": ", ".join(stages), **plan.provenance, **plan.settings, **images, "shard_rows": plan.shard_rows}
+    return {
+        "stages": ", ".join(stages),
+        **plan.provenance,
+        **plan.settings.to_json(),
+        **images,
+        "shard_rows": plan.shard_rows,
+    }
 
 
 def _short(value: Any) -> str:

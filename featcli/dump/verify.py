@@ -24,7 +24,6 @@ from featcli.dump.records import failure_lines, manifest_content
 from featcli.dump.shard import REST, hash_rest
 from featcli.errors import ConflictError, DamagedError, counted, printable, shown
 from featcli.events import Report, silent
-from featcli.reading.open_shards import checked_shapes
 
 PIECE_BYTES = 64 * 1024**2  # that are read at once
 
@@ -105,7 +104,7 @@ def _noting(verdict: Verdict, file: str, shard: int | None = None) -> Iterator[N
         yield
     except (DamagedError, OSError, EOFError, ValueError) as error:
         text = error.message if isinstance(error, DamagedError) else str(error)
-        verdict.damages.append(Damage(file, printable(text), shard))
+        verdict.damages.append(Damage(file=file, what=printable(text), shard=shard))
 
 
 def _checked_shard(dump: Dump, number: int, keys: Sequence[str] | None, verdict: Verdict) -> dict[str, Any] | None:
@@ -118,11 +117,12 @@ def _checked_shard(dump: Dump, number: int, keys: Sequence[str] | None, verdict:
         return None
     for failure in record["failures"]:
         if keys is not None and keys[failure["row"]] != failure["key"]:
-            verdict.damages.append(Damage(name, f"row {failure['row']} is another image", number))
+            what = f"row {failure['row']} is another image"
+            verdict.damages.append(Damage(file=name, what=what, shard=number))
     file = f"{SHARDS}/{record['file']}"
     with _noting(verdict, file, number):
         for what in _wrong_in_shard(dump, record, keys, verdict):
-            verdict.damages.append(Damage(file, what, number))
+            verdict.damages.append(Damage(file=file, what=what, shard=number))
     return record
 
 
@@ -146,7 +146,7 @@ def _wrong_in_shard(
     valid = np.ones(len(rows), np.uint8)
     valid[[failure["row"] - rows.start for failure in record["failures"]]] = 0
     with path.open("rb") as file:
-        _, starts = checked_shapes(dump, record["shard"], file.fileno(), layout)
+        _, starts = dump.checked_shapes(record["shard"], file.fileno(), layout)
         yield from _wrong_bytes(file.fileno(), layout, record, valid, starts, verdict)
 
 
@@ -196,15 +196,16 @@ def _check_last_files(dump: Dump, records: Sequence[dict[str, Any]], verdict: Ve
         return
     if len(records) < dump.plan.num_shards:
         if verdict.missing_shards:
-            verdict.damages.append(Damage(MANIFEST, f"there, though {counted(verdict.missing_shards, 'shard')} not"))
+            what = f"there, though {counted(verdict.missing_shards, 'shard')} not"
+            verdict.damages.append(Damage(file=MANIFEST, what=what))
         return
     expected = {MANIFEST: checksummed(manifest_content(dump.plan, records)), FAILURES: b"".join(failure_lines(records))}
     for name, content in expected.items():
         path = dump.path / name
         if not path.is_file():
-            verdict.damages.append(Damage(name, "gone"))
+            verdict.damages.append(Damage(file=name, what="gone"))
         elif path.stat().st_size != len(content) or path.read_bytes() != content:
-            verdict.damages.append(Damage(name, "not what the records say"))
+            verdict.damages.append(Damage(file=name, what="not what the records say"))
 
 
 def repair(verdict: Verdict) -> list[str]:

@@ -1,4 +1,7 @@
-"""Formats in which every array has its place before a row is written: what the shards of a dump are, in one file."""
+"""HDF5 and safetensors: every array has its place before a row is written, as in the shards of a dump, in one file.
+
+Of each stage one array, beside it `valid`; keys and attributes as the shards have them.
+"""
 
 from __future__ import annotations
 
@@ -10,38 +13,40 @@ import numpy as np
 
 from featcli.dump.formats import FORMATS
 from featcli.dump.formats.layout import SHAPES, VALID
+from featcli.dump.plan import arrays_of
 from featcli.export.content import Content
 from featcli.system.files import write_all
 
 
-def write_arrays(content: Content, path: Path, format_name: str) -> None:
-    """Lay the file out, fill the arrays some rows at a time, and write what makes it readable last."""
-    arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
-    beside = {VALID: content.valid.astype(np.uint8)}
-    for stage in content.stages:
-        if stage.is_ragged:
-            shapes = content.shapes(stage)
-            arrays[stage.name] = stage.dtype, (int(shapes.astype(np.int64).prod(1).sum()),)
-            beside[stage.name + SHAPES] = shapes
-        else:
-            arrays[stage.name] = stage.dtype, (len(content.rows), *stage.shape_at((0, 0)))
-    arrays |= {name: (array.dtype.name, array.shape) for name, array in beside.items()}
-    layout = FORMATS[format_name].lay_out(str(path), arrays, content.keys, content.attributes)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        ends = {name: array.offset for name, array in layout.arrays.items()}  # of what is written so far
+class ArrayFile:
+    """A format of shards, as one of exports."""
 
-        def append(name: str, rows: Any) -> None:
-            content = np.ascontiguousarray(rows).data.cast("B")
-            write_all(descriptor, content, ends[name])
-            ends[name] += len(content)
+    DTYPES: tuple[str, ...] = ("float32", "float16", "bfloat16")
 
-        for run in content.runs():
-            for name, maps in run.maps.items():
-                for rows in maps if isinstance(maps, list) else [maps]:
-                    append(name, rows)
-        for name, array in beside.items():
-            append(name, array)
-        write_all(descriptor, memoryview(layout.header), 0)
-    finally:
-        os.close(descriptor)
+    def __init__(self, name: str) -> None:
+        self._format = FORMATS[name]
+
+    def write(self, content: Content, path: Path) -> None:
+        """See formats.Format. Lays the file out, fills the arrays, and writes what makes it readable last."""
+        shapes = {stage.name: content.shapes(stage) for stage in content.stages if stage.is_ragged}
+        arrays = arrays_of(content.stages, len(content.rows), shapes)
+        beside = {VALID: content.valid.astype(np.uint8), **{name + SHAPES: found for name, found in shapes.items()}}
+        layout = self._format.lay_out(str(path), arrays, content.keys, content.attributes)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            ends = {name: array.offset for name, array in layout.arrays.items()}  # of what is written so far
+
+            def append(name: str, rows: Any) -> None:
+                content = np.ascontiguousarray(rows).data.cast("B")
+                write_all(descriptor, content, ends[name])
+                ends[name] += len(content)
+
+            for run in content.runs():
+                for name, maps in run.maps.items():
+                    for rows in maps if isinstance(maps, list) else [maps]:
+                        append(name, rows)
+            for name, array in beside.items():
+                append(name, array)
+            write_all(descriptor, memoryview(layout.header), 0)
+        finally:
+            os.close(descriptor)

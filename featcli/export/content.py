@@ -14,8 +14,7 @@ from featcli.errors import UsageError, shown
 from featcli.events import Report, silent
 from featcli.reading.reader import DumpReader, Run
 from featcli.run.pooling import pooling
-
-LARGEST_GRID = 1024  # where maps have sizes of their own
+from featcli.spec.words import Dtype
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Content:
         if isinstance(found, list):
             converted = [self._converted(stage, maps[None])[0] for maps in found]
             return converted if stage.is_ragged else np.stack(converted)
-        is_pooled = self.pool == self.dump.plan.settings["pool"]
+        is_pooled = self.pool == self.dump.plan.settings.pool
         if is_pooled and NUMPY_TYPES[stage.dtype] == found.dtype:
             return found
         import torch
@@ -85,10 +84,12 @@ class Content:
         return (cast.view(torch.uint16) if cast.dtype is torch.bfloat16 else cast).numpy()
 
 
-def content_of(dump: DumpReader, names: Sequence[str], pool: str | None, dtype: str, keeps_failed: bool) -> Content:
-    """The content that is asked for; `dtype` is '' for what is stored. Raises UsageError."""
-    stored = dump.plan.settings["pool"]
-    pooled = pooling(pool or stored).shape
+def content_of(
+    dump: DumpReader, names: Sequence[str], pool: str | None, dtype: Dtype | None, keeps_failed: bool
+) -> Content:
+    """The content that is asked for; `dtype` None means as stored. Raises UsageError."""
+    stored = dump.plan.settings.pool
+    pooled = pooling(pool or stored)
     if pool not in (None, stored):
         if stored != "none":
             raise UsageError(
@@ -97,18 +98,17 @@ def content_of(dump: DumpReader, names: Sequence[str], pool: str | None, dtype: 
         if pooling(str(pool)).of_class_token:
             raise UsageError("--pool cls: maps hold no class token", "extract with --pool cls")
         for stage in (dump.stages[name] for name in names):
-            edges = zip(pooled(stage.shape), stage.shape, strict=False)
-            if any((made or 0) > (there or LARGEST_GRID) for made, there in edges):
+            if pooled.is_finer_than(stage.shape):
                 raise UsageError(
                     f"--pool {pool}: finer than stage {shown(stage.name)}, {shown_shape(stage.shape)}",
                     "use a coarser grid, or choose stages with --stage",
                 )
     stages = tuple(dump.stages[name] for name in names)
     if pool not in (None, stored):
-        stages = tuple(replace(stage, shape=pooled(stage.shape)) for stage in stages)
+        stages = tuple(replace(stage, shape=pooled.shape(stage.shape)) for stage in stages)
     stages = tuple(replace(stage, dtype=dtype or stage.dtype) for stage in stages)
     if keeps_failed:
         rows = [row for number in sorted(dump.records) for row in dump.plan.shard(number)]
     else:
         rows = np.flatnonzero(dump.valid).tolist()
-    return Content(dump, stages, rows, pool or stored, keeps_failed)
+    return Content(dump=dump, stages=stages, rows=rows, pool=pool or stored, keeps_failed=keeps_failed)

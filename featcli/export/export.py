@@ -36,7 +36,7 @@ def export(dump: DumpReader, asked: ExportCommand, report: Report = silent) -> C
     if asked.dtype is not None and asked.dtype not in known:
         raise UsageError(f"--dtype {asked.dtype}: {name} has no such type", f"use {', '.join(known)}")
     stages = dump.chosen_stages(parse_features(asked.stage))
-    content = content_of(dump, stages, asked.pool, asked.dtype or "", asked.keep_failed)
+    content = content_of(dump, stages, asked.pool, asked.dtype, asked.keep_failed)
     stages_there = tuple(s if s.dtype in known else replace(s, dtype="float32") for s in content.stages)
     content = replace(content, stages=stages_there, report=report)
     report("start", images=len(content.rows), done=0)

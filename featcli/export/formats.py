@@ -1,10 +1,12 @@
-"""What a dump can be exported to. A format is one function, `write`, the types it has, and a suffix: a file each."""
+"""What a dump can be exported to. A format is one function, `write`, the types it has, and a suffix."""
 
 from __future__ import annotations
 
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from featcli.dump.formats import FORMATS
 
 if TYPE_CHECKING:
     from featcli.export.content import Content
@@ -29,6 +31,10 @@ class Format(Protocol):
 
 def export_format(name: str) -> Format:
     """A format by its name, imported when it is used."""
+    if name in FORMATS:  # as those of shards
+        from featcli.export.arrays import ArrayFile
+
+        return ArrayFile(name)
     return importlib.import_module(f"featcli.export.{name}")
 
 

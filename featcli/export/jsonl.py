@@ -14,7 +14,7 @@ DTYPES = ("float32", "float16")
 
 
 def write(content: Content, path: Path) -> None:
-    """See exports.Format."""
+    """See formats.Format."""
     with path.open("wb") as file:
         file.writelines(lines(content))
 

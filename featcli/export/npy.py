@@ -13,7 +13,7 @@ DTYPES = ("float32", "float16")
 
 
 def write(content: Content, path: Path) -> None:
-    """See exports.Format. For content of a single stage."""
+    """See formats.Format. For content of a single stage."""
     stage = content.stages[0]
     if stage.is_ragged:
         raise UsageError(

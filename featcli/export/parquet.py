@@ -19,7 +19,7 @@ MOST_ROWS = 1 << 20  # never divided by pyarrow
 
 
 def write(content: Content, path: Path) -> None:
-    """See exports.Format. `row` is the row in the dump; a key that is not UTF-8 is escaped. Failed rows are null."""
+    """See formats.Format. `row` is the row in the dump; a key that is not UTF-8 is escaped. Failed rows are null."""
     try:
         import pyarrow
         from pyarrow import parquet

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.folder import Dump
-from featcli.dump.plan import Plan, StoredStage, digest_images, digest_keys
+from featcli.dump.plan import Outline, Plan, StoredStage, bytes_of_rows, digest_images, digest_keys
 from featcli.dump.target import check_target, existing_parent
 from featcli.errors import counted, shown, size
 from featcli.events import Report, silent
 from featcli.inputs import listing as inputs
+from featcli.inputs.folders import LINKED
 from featcli.inputs.image_list import ImageList
 from featcli.pixels.batches import SizedImages
 from featcli.pixels.colour import PixelRules
@@ -63,7 +63,7 @@ def prepare(
     report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
     share = f"{source.share(asked.positions):.0%} of the model"
     report("choice", name="computes", value=share, reason="up to the deepest stage")
-    rules, decode_threads = loading.reading.rules, loading.reading.threads
+    rules, decode_threads = loading.decoder.rules, loading.decoder.threads
     report("choice", name="pictures", value=rules.summary, reason="default" if rules == PixelRules() else "as asked")
     sizes = _sizes(source, listing.images, rules, decode_threads, report)
     provenance = {
@@ -72,14 +72,23 @@ def prepare(
         "weights_files": dict(backbone.weights.files),
         "preprocessing": backbone.preprocessing.origin,
     }
-    rows = _shard_rows(config, loading.batch_size, asked.stages, sizes, len(listing.images), existing)
-    plan = _plan(listing.images, rows, asked.stages, loading.settings, provenance, loading.environment)
+    batch_size = loading.settings.batch_size
+    plan = Plan(
+        settings=loading.settings,
+        stages=asked.stages,
+        num_images=len(listing.images),
+        keys_digest=digest_keys(listing.images.keys),
+        images_digest=digest_images(listing.images),
+        shard_rows=_shard_rows(config, batch_size, asked.stages, sizes, len(listing.images), existing),
+        provenance=provenance,
+        environment=loading.environment,
+    )
     threads = loading.threads
     report("choice", name="threads", value=threads.value, reason=f"{threads.reason}; {decode_threads} decode")
-    return Job(listing, SizedImages(listing.images, sizes), plan), loading.loaded(config, plan)
+    return Job(listing, SizedImages(listing.images, sizes), plan), loading.setup(config, plan)
 
 
-def dry_run(config: ExtractSpec, report: Report = silent, rate: float | None = None) -> Plan:
+def dry_run(config: ExtractSpec, report: Report = silent, rate: float | None = None) -> Outline:
     """Say what `extract` would do, with stages, shapes and bytes. Loads no weights and writes nothing.
 
     `rate`: images a second of one worker, for how long it would take.
@@ -93,8 +102,12 @@ def dry_run(config: ExtractSpec, report: Report = silent, rate: float | None = N
         report("choice", name=name, value=choice.value, reason=choice.reason)
     if config.batch_size == AUTO and existing is None:
         report("warning", text=f"batches of {DEFAULT_BATCH_SIZE} are assumed: only a run measures")
-    rows = _shard_rows(config, _batch_size(config, existing), stages, sizes, len(listing.images), existing)
-    plan = _plan(listing.images, rows, stages, {}, {}, {})
+    plan = Outline(
+        stages=stages,
+        num_images=len(listing.images),
+        keys_digest=digest_keys(listing.images.keys),
+        shard_rows=_shard_rows(config, _batch_size(config, existing), stages, sizes, len(listing.images), existing),
+    )
     is_same = existing is not None and _seems_same(existing.plan, plan)
     todo = existing.found.unfinished if existing is not None and is_same else list(range(plan.num_shards))
     _report_existing(config, existing, plan.num_shards - len(todo) if is_same else None, report)
@@ -102,7 +115,7 @@ def dry_run(config: ExtractSpec, report: Report = silent, rate: float | None = N
     if part is not None:
         todo = part.of(todo)
         report("choice", name="part", value=str(part), reason=part.reason)
-    total = sum(sizes.stored_bytes(plan.stages, plan.shard(number)) for number in todo)
+    total = sum(plan.shard_bytes(number, sizes) for number in todo)
     free = shutil.disk_usage(existing_parent(config.dump_path)).free
     if total > free:
         report("warning", text=f"{size(total)} needed, {size(free)} free: it would be refused")
@@ -110,7 +123,7 @@ def dry_run(config: ExtractSpec, report: Report = silent, rate: float | None = N
     workers = config.workers or num_workers(config)
     report(
         "dry_run",
-        stages=plan.to_json()["stages"],
+        stages=[stage.to_json() for stage in plan.stages],
         images=images,
         shards=len(todo),
         bytes=total,
@@ -141,7 +154,7 @@ def _resolve(
     names = ", ".join(str(device.value) for device in devices)
     reason = devices[0].reason + (": a process for each" if len(devices) > 1 else "")
     report("choice", name="device", value=names, reason=reason)
-    linked = listing.ignored.pop(inputs.LINKED, 0)
+    linked = listing.ignored.pop(LINKED, 0)
     passed_over = sum(listing.ignored.values())
     notes = [f"{counted(passed_over, 'other file')} passed over"] if passed_over else []
     notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
@@ -160,7 +173,7 @@ def _batch_size(config: ExtractSpec, existing: Dump | None) -> int:
     """What a dry run goes by, which measures nothing."""
     if config.batch_size != AUTO:
         return int(config.batch_size)
-    return DEFAULT_BATCH_SIZE if existing is None else int(existing.plan.settings["batch_size"])
+    return DEFAULT_BATCH_SIZE if existing is None else existing.plan.settings.batch_size
 
 
 def _sizes(source: ModelSpec, images: ImageList, rules: PixelRules, threads: int, report: Report) -> Sizes:
@@ -170,26 +183,6 @@ def _sizes(source: ModelSpec, images: ImageList, rules: PixelRules, threads: int
         sizes = native_sizes(images, rules, source.resize_mode, source.input_size, threads)
     report("choice", name="sizes", value=sizes.summary, reason="each picture's own, from its header")
     return sizes
-
-
-def _plan(
-    images: ImageList,
-    shard_rows: int,
-    stages: tuple[StoredStage, ...],
-    settings: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    environment: Mapping[str, str],
-) -> Plan:
-    return Plan(
-        settings=settings,
-        stages=stages,
-        num_images=len(images),
-        keys_digest=digest_keys(images.keys),
-        images_digest=digest_images(images),
-        shard_rows=shard_rows,
-        provenance=provenance,
-        environment=environment,
-    )
 
 
 def _shard_rows(
@@ -202,7 +195,7 @@ def _shard_rows(
 ) -> int:
     if sizes.own is not None and existing is not None and config.shard_size is None:
         return existing.plan.shard_rows  # an average, which one repaired picture can move
-    return shard_rows(config.shard_size, batch_size, sizes.stored_bytes(stages, range(num_images)) // num_images)
+    return shard_rows(config.shard_size, batch_size, bytes_of_rows(stages, sizes, range(num_images)) // num_images)
 
 
 def shard_rows(asked: int | None, batch_size: int, bytes_per_image: int) -> int:
@@ -226,6 +219,6 @@ def _report_existing(config: ExtractSpec, existing: Dump | None, done: int | Non
         report("warning", text=f"{there}: it would be gone on with, if weights and settings are the same")
 
 
-def _seems_same(one: Plan, other: Plan) -> bool:
+def _seems_same(one: Outline, other: Outline) -> bool:
     """Whether two plans are of the same work, so far as that is known without weights."""
     return (one.stages, one.keys_digest, one.shard_rows) == (other.stages, other.keys_digest, other.shard_rows)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,6 @@ from featcli.reading.reader import DumpReader
 from featcli.run.forward import Forward
 from featcli.run.loading import Setup
 from featcli.spec.commands import ExtractSpec, VerifyCommand
-from featcli.spec.words import NATIVE
 from featcli.system.device import memory_errors, settled_arithmetic
 
 LARGEST = 1e300  # JSON knows no infinity
@@ -47,7 +45,7 @@ def recompute(dump: Dump, asked: VerifyCommand, report: Report = silent) -> Comp
     `asked` says how many, and where images and checkpoint are; all else is the plan's. Raises ConflictError where
     they are not those of the plan, and what `extract` raises.
     """
-    job, loaded = _same_job(dump, asked, report)
+    job, setup = _same_job(dump, asked, report)
     reader = DumpReader(dump)
     valid = np.flatnonzero(reader.valid).tolist()
     if not valid:
@@ -56,17 +54,17 @@ def recompute(dump: Dump, asked: VerifyCommand, report: Report = silent) -> Comp
     wanted: dict[range, list[int]] = {}
     for row in chosen:
         wanted.setdefault(_batch(job, row), []).append(row)
-    decoded = batches.read(loaded.reading, ((job.pictures, rows) for rows in wanted))
-    forward = Forward(loaded)
+    decoded = batches.read(setup.decoder, ((job.pictures, rows) for rows in wanted))
+    forward = Forward(setup)
     equal, largest, off = 0, 0.0, []
-    limit = TOLERANCES[dump.plan.settings["precision"]]
-    device = loaded.backbone.device
-    with settled_arithmetic(loaded.threads, device), memory_errors("the images do", device), closing(decoded):
-        if loaded.backbone.execution.compiled:
+    limit = TOLERANCES[dump.plan.settings.precision]
+    device = setup.backbone.device
+    with settled_arithmetic(setup.threads, device), memory_errors("the images do", device), closing(decoded):
+        if setup.backbone.execution.compiled:
             forward.compile()
         for batch in decoded:
             shard = batch.rows.start // dump.plan.shard_rows
-            forward.at_once = reader.records[shard].get("batch_size", dump.plan.settings["batch_size"])
+            forward.micro_batch = reader.records[shard].get("batch_size", dump.plan.settings.batch_size)
             rows = forward(batch)
             maps = rows.finished()
             for row in wanted[batch.rows]:
@@ -76,24 +74,22 @@ def recompute(dump: Dump, asked: VerifyCommand, report: Report = silent) -> Comp
                 largest = max(largest, difference)
                 off += [reader.keys[row]] if not difference <= limit else []
             rows.release()
-    return Comparison(len(chosen), equal, largest, limit, tuple(off))
+    return Comparison(images=len(chosen), equal=equal, largest=largest, tolerance=limit, off=tuple(off))
 
 
 def _batch(job: Job, row: int) -> range:
     """The rows that went through the backbone together with this one."""
     shard = job.plan.shard(row // job.plan.shard_rows)
-    batches_of_shard = job.pictures.sizes.batches(shard, job.plan.settings["batch_size"])
+    batches_of_shard = job.pictures.sizes.batches(shard, job.plan.settings.batch_size)
     return next(batch for batch in batches_of_shard if row in batch)
 
 
 def _same_job(dump: Dump, asked: VerifyCommand, report: Report) -> tuple[Job, Setup]:
     """The job that the dump's plan is of. Its input size is the checkpoint's own, or was asked for: either will do."""
-    plan = dump.plan
-    backbone: Mapping[str, Any] = plan.settings["backbone"]
-    pixels: Mapping[str, Any] = plan.settings["preprocessing"]
-    if not {"norm", "input_size"} <= backbone.keys() or not {"depth_range", "decode"} <= pixels.keys():
+    plan, settings = dump.plan, dump.plan.settings
+    if not settings.can_be_repeated:
         raise ConflictError(f"dump {shown(dump.path)}: made by another version of featcli", "use that one")
-    depth = pixels["depth_range"]
+    rules = settings.pixel_rules
     with tempfile.TemporaryDirectory() as elsewhere:  # nothing is written, least of all into the dump
         same = ExtractSpec(
             inputs=asked.inputs,
@@ -109,28 +105,30 @@ def _same_job(dump: Dump, asked: VerifyCommand, report: Report) -> tuple[Job, Se
             device=asked.device,
             output=str(Path(elsewhere) / "dump"),
             out_indices=tuple(stage.index for stage in plan.stages),
-            norm=backbone["norm"],
-            num_channels=backbone.get("options", {}).get("in_chans", backbone.get("config", {}).get("num_channels")),
-            fit=pixels.get("fit"),
-            image_size=pixels.get("largest"),
-            orientation=pixels["orientation"],
-            alpha=pixels["alpha"],
-            depth_range=":".join(map(str, depth)) if isinstance(depth, list) else None,
-            max_pixels=pixels["max_pixels"],
-            decode=pixels["decode"],
-            **{name: plan.settings[name] for name in ("precision", "layout")},
-            fold=plan.settings["folded"],
-            compile=plan.settings["compiled"],
-            batch_size=plan.settings["batch_size"],
-            threads=plan.settings["threads"],
-            pool=plan.settings["pool"],
+            norm=settings.norm,
+            num_channels=settings.num_channels,
+            fit=settings.fit,
+            image_size=settings.largest,
+            orientation=rules.orientation,
+            alpha=rules.alpha,
+            depth_range=rules.depth_range and ":".join(map(str, rules.depth_range)),
+            max_pixels=rules.max_pixels,
+            decode=rules.decode,
+            precision=settings.precision,
+            layout=settings.layout,
+            fold=settings.folded,
+            compile=settings.compiled,
+            batch_size=settings.batch_size,
+            threads=settings.threads,
+            pool=settings.pool,
             dtype=plan.stages[0].dtype,
-            format=plan.settings["format"],
+            format=settings.format,
             shard_size=plan.shard_rows,
         )
-        job, loaded = prepare(same, None, report)
-        if same.fit != NATIVE and (job.plan.settings["backbone"] != backbone or job.plan.stages != plan.stages):
-            job, loaded = prepare(replace(same, image_size=tuple(backbone["input_size"])), None, report)
+        job, setup = prepare(same, None, report)
+        backbone = job.plan.settings.backbone
+        if not settings.is_native and (backbone != settings.backbone or job.plan.stages != plan.stages):
+            job, setup = prepare(replace(same, image_size=settings.input_size), None, report)
     try:
         dump.refuse_other_plan(job.plan, job.images)
         dump.refuse_changed_images(job.plan, job.images, retry_failed=True)
@@ -138,7 +136,7 @@ def _same_job(dump: Dump, asked: VerifyCommand, report: Report) -> tuple[Job, Se
         raise ConflictError(
             error.message, "give the checkpoint, seed and images that the dump was made with"
         ) from error
-    return job, loaded
+    return job, setup
 
 
 def _difference(stored: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray], place: int) -> float:

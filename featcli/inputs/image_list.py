@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
 from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+# What is collected from a folder. The content decides how a file is read (images.py); a suffix only says that
+# somebody meant it as a picture, so suffixes that cannot be read are collected too and end as recorded failures.
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .avif .jp2 .j2k .jpx .ico .tga"
+    " .heic .heif .jxl".split()
+)
 MISSING = -1  # the size of an image that is not there, or that nobody told
 WHOLE = -1  # the place of an image that is a file by itself
 
@@ -86,3 +93,12 @@ def joined(folder: str, rest: str) -> str:
 
 def _tar_order(image: ListedImage) -> tuple[int, Any]:
     return (0, os.fsencode(image.key)) if image.place == WHOLE else (1 + image.origin, image.place)
+
+
+def file_size(path: str) -> int:
+    """The size of a regular file; MISSING for anything else, which decoding will then explain."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return MISSING
+    return found.st_size if stat.S_ISREG(found.st_mode) else MISSING

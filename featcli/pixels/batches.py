@@ -86,24 +86,24 @@ class _Outcome:
     seconds: float
 
 
-def read(reading: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Generator[Batch, None, None]:
+def read(decoder: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Generator[Batch, None, None]:
     """The batches (rows of one size) in their order, each decoded by several threads at most AHEAD batches early."""
-    left, dtype = iter(batches), getattr(torch, reading.preprocessing.dtype)
+    left, dtype = iter(batches), getattr(torch, decoder.preprocessing.dtype)
     buffers: list[torch.Tensor] = []  # flat: the sizes of batches may differ
     waiting: deque[tuple[range, torch.Tensor, torch.Tensor, list[Future[_Outcome]]]] = deque()
-    with ThreadPoolExecutor(reading.threads, thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(decoder.threads, thread_name_prefix="decode") as pool:
 
         def start_next() -> None:
             pictures, rows = next(left, (None, range(0)))
             if pictures is None:
                 return
-            shape = (len(rows), reading.preprocessing.channels, *pictures.sizes[rows.start])
+            shape = (len(rows), decoder.preprocessing.channels, *pictures.sizes[rows.start])
             buffer = buffers.pop() if buffers else torch.empty(0, dtype=dtype)
             if len(buffer) < prod(shape):
-                buffer = torch.empty(prod(shape), dtype=dtype, pin_memory=reading.pinned)
+                buffer = torch.empty(prod(shape), dtype=dtype, pin_memory=decoder.pinned)
             pixels = buffer[: prod(shape)].view(shape)
             array = pixels.numpy()
-            futures = [pool.submit(_fill, reading, pictures.images[row], row, array[i]) for i, row in enumerate(rows)]
+            futures = [pool.submit(_fill, decoder, pictures.images[row], row, array[i]) for i, row in enumerate(rows)]
             waiting.append((rows, buffer, pixels, futures))
 
         try:
@@ -112,21 +112,25 @@ def read(reading: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Gene
             while waiting:
                 rows, buffer, pixels, futures = waiting.popleft()
                 results = [future.result() for future in futures]
-                failures = [result.failure for result in results if result.failure is not None]
-                with_more_frames = sum(result.has_more_frames for result in results)
-                yield Batch(rows, pixels, failures, with_more_frames, sum(result.seconds for result in results))
+                yield Batch(
+                    rows=rows,
+                    pixels=pixels,
+                    failures=[result.failure for result in results if result.failure is not None],
+                    with_more_frames=sum(result.has_more_frames for result in results),
+                    decode_seconds=sum(result.seconds for result in results),
+                )
                 buffers.append(buffer)
                 start_next()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _fill(reading: Decoder, image: Image, row: int, out: np.ndarray) -> _Outcome:
+def _fill(decoder: Decoder, image: Image, row: int, out: np.ndarray) -> _Outcome:
     started = time.perf_counter()
-    preprocessing, failure, has_more = reading.preprocessing, None, False
+    preprocessing, failure, has_more = decoder.preprocessing, None, False
     try:
-        has_more = read_pixels(image, reading.rules, preprocessing.fit, out, preprocessing.is_native)
+        has_more = read_pixels(image, decoder.rules, preprocessing.fit, out, preprocessing.is_native)
     except UnreadableError as error:
         out[...] = 0  # never the pixels of the image that used this buffer before
-        failure = Failure(image.key, row, error.reason, error.detail)
+        failure = Failure(key=image.key, row=row, reason=error.reason, detail=error.detail)
     return _Outcome(failure, has_more, time.perf_counter() - started)

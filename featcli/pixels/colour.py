@@ -11,18 +11,18 @@ from PIL import Image, ImageOps
 
 from featcli.spec.groups import PixelSpec
 from featcli.spec.parsers import parse_depth_range
-from featcli.spec.words import MAX_PIXELS
+from featcli.spec.words import MAX_PIXELS, Alpha, Decode, Orientation
 
 
 @dataclass(frozen=True)
 class PixelRules:
     """What becomes of a file's orientation, transparency, depth and size. Raises UsageError for unknown choices."""
 
-    orientation: str = "apply"  # or ignore: what EXIF says about which way is up
-    alpha: str = "drop"  # as timm and torchvision do, which may show colours that were hidden; or white, or black
+    orientation: Orientation = "apply"  # or ignore: what EXIF says about which way is up
+    alpha: Alpha = "drop"  # as timm and torchvision do, which may show colours that were hidden; or white, or black
     depth_range: tuple[float, float] | None = None  # what becomes black and white, of pictures deeper than 8 bits
     max_pixels: int = MAX_PIXELS
-    decode: str = "exact"  # or scaled: large JPEGs are unpacked at a half, a quarter or an eighth of their size
+    decode: Decode = "exact"  # or scaled: large JPEGs are unpacked at a half, a quarter or an eighth of their size
 
     @classmethod
     def of(cls, asked: PixelSpec) -> PixelRules:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from featcli.dump.plan import StoredStage
 from featcli.inputs.image_list import ImageList
 from featcli.pixels.colour import PixelRules, UnreadableError
 from featcli.pixels.decode import read_size
@@ -34,9 +33,10 @@ class Sizes:
 
     def of(self, rows: range) -> Sizes:
         """Those of some neighbouring rows alone."""
-        return self if self.own is None else Sizes(self.common, self._own(rows), rows.start)
+        return self if self.own is None else Sizes(self.common, self.own_of(rows), rows.start)
 
-    def _own(self, rows: range) -> np.ndarray:
+    def own_of(self, rows: range) -> np.ndarray:
+        """(rows, 2): the (H, W) of some neighbouring rows, where images have sizes of their own."""
         assert self.own is not None
         return self.own[rows.start - self.first : rows.stop - self.first]
 
@@ -59,29 +59,11 @@ class Sizes:
             most = max(1, batch_size * self.common[0] * self.common[1] // (height * width))
             stop = min(first + min(most, batch_size), rows.stop)
             if self.own is not None:
-                own = self._own(range(first, stop))
+                own = self.own_of(range(first, stop))
                 other = (own != own[0]).any(1)
                 stop = first + int(other.argmax()) if other.any() else stop
             yield range(first, stop)
             first = stop
-
-    def stored_bytes(self, stages: Iterable[StoredStage], rows: range) -> int:
-        """Bytes of what is stored of these rows over all stages."""
-        return sum(self._bytes(stage, rows) for stage in stages)
-
-    def _bytes(self, stage: StoredStage, rows: range) -> int:
-        if self.own is None or not stage.is_ragged:
-            return stage.row_bytes() * len(rows)
-        return stage.row_bytes(stage.stride) * int(self._cells(stage, rows).prod(1).sum())
-
-    def shapes(self, stage: StoredStage, rows: range) -> np.ndarray:
-        """(rows, 3): the (C, H, W) that is stored of each row, for a stage whose maps differ in size."""
-        cells = self._cells(stage, rows)
-        return np.column_stack([np.full(len(cells), stage.shape[0]), cells]).astype("<u4")
-
-    def _cells(self, stage: StoredStage, rows: range) -> np.ndarray:
-        cells: np.ndarray = self._own(rows).astype(np.int64) // np.array(stage.stride)
-        return cells
 
 
 def native_sizes(images: ImageList, rules: PixelRules, fitting: ResizeMode, common: Size, threads: int) -> Sizes:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcli.dump.folder import Dump
-from featcli.dump.formats.layout import SHAPES, Array, Layout
-from featcli.dump.formats.rows import fill_rows, read_rows, starts_of
+from featcli.dump.formats.layout import Array, Layout
+from featcli.dump.formats.rows import fill_rows, read_rows
 from featcli.errors import DamagedError, shown
 from featcli.system.files import open_regular
 
@@ -96,37 +96,8 @@ class OpenShards:
             attributes = layout.attributes.get("fingerprint"), layout.attributes.get("shard")
             if attributes != (self._dump.plan.fingerprint, str(number)):
                 raise DamagedError(f"shard {shown(path)}: it belongs elsewhere", "see featcli inspect for its state")
-            return OpenShard(descriptor, layout, *checked_shapes(self._dump, number, descriptor, layout))
+            shapes, starts = self._dump.checked_shapes(number, descriptor, layout)
+            return OpenShard(descriptor=descriptor, layout=layout, shapes=shapes, starts=starts)
         except BaseException:
             os.close(descriptor)
             raise
-
-
-def checked_shapes(
-    dump: Dump, number: int, descriptor: int, layout: Layout
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """For the stages of a shard whose maps differ in size: (rows, 3) shapes, and where each map begins.
-
-    Raises DamagedError where the shard's arrays are not those of the plan.
-    """
-    shapes: dict[str, np.ndarray] = {}
-    starts: dict[str, np.ndarray] = {}
-    try:
-        for stage in dump.plan.stages:
-            if stage.is_ragged:
-                array = layout.arrays[stage.name + SHAPES]
-                if array.dtype != "uint32" or array.shape != (len(dump.plan.shard(number)), 3):
-                    raise ValueError("shapes that are none")
-                shapes[stage.name] = read_rows(descriptor, array, 0, array.shape[0])
-                if (shapes[stage.name][:, 0] != stage.shape[0]).any():
-                    raise ValueError("shapes of other channels")
-                starts[stage.name] = starts_of(shapes[stage.name], layout.arrays[stage.name].shape[0])
-        found = {name: (array.dtype, array.shape) for name, array in layout.arrays.items()}
-        if found != dump.plan.arrays(number, shapes):
-            raise ValueError("other arrays")
-    except (KeyError, IndexError, ValueError, EOFError) as error:
-        raise DamagedError(
-            f"shard {shown(dump.shard_path(number))}: its arrays are not as planned",
-            "delete its record: the shard is redone by the next extract",
-        ) from error
-    return shapes, starts

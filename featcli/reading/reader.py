@@ -15,11 +15,8 @@ from featcli.dump.folder import Dump
 from featcli.dump.formats.layout import VALID
 from featcli.dump.plan import Plan, StoredStage
 from featcli.errors import CheckpointError, IncompleteError, UsageError, nearest, one_line, shown
-from featcli.pixels.resize import ResizeMode
 from featcli.reading.open_shards import OpenShards
 from featcli.reading.stage_array import RowIndex, StageArray
-from featcli.spec.parsers import Size
-from featcli.spec.words import NATIVE
 
 if TYPE_CHECKING:
     from featcli.backbones.preprocessing import Preprocessing
@@ -84,7 +81,7 @@ class DumpReader:
     @property
     def norm(self) -> str:
         """Whether maps are those before (`raw`) or after (`model`) the model's final norm, where it has one."""
-        return str(self.plan.settings["backbone"].get("norm", "raw"))
+        return self.plan.settings.norm
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -95,8 +92,13 @@ class DumpReader:
         from featcli.backbones.preprocessing import recorded_preprocessing
 
         try:
-            settings, size, channels, resize_mode = _recorded(self.plan)
-            return recorded_preprocessing(settings, size, channels, resize_mode)
+            settings = self.plan.settings
+            return recorded_preprocessing(
+                settings.preprocessing,
+                size=settings.input_size,
+                channels=settings.channels,
+                resize_mode=settings.resize_mode,
+            )
         except Exception as error:  # settings of anybody, read by libraries
             raise CheckpointError(
                 f"dump {shown(self.path)}: its preprocessing cannot be repeated here: {one_line(error)}",
@@ -185,7 +187,7 @@ class DumpReader:
             raise UsageError(f"at_once={at_once}: must be at least 1", "leave it out for the default")
         names = [stages] if isinstance(stages, str) else list(self.stages if stages is None else stages)
         arrays = {stage: self[stage] for stage in names}
-        size = sum(array.stage.row_bytes(self.plan.settings["backbone"]["input_size"]) for array in arrays.values())
+        size = sum(array.stage.row_bytes(self.plan.settings.input_size) for array in arrays.values())
         step = at_once or max(1, WALK_BYTES // max(1, size))
         chosen = self.chosen(rows) if failed else self.chosen(rows) & self.valid
         for number in sorted(self.records):
@@ -252,15 +254,3 @@ class DumpReader:
 
     def __del__(self) -> None:
         self.close()
-
-
-def _recorded(plan: Plan) -> tuple[Mapping[str, Any], Size, int, ResizeMode | None]:
-    """What a plan says of preprocessing: its settings, (H, W) and channels of the input, and how it got that size."""
-    pixels, backbone = plan.settings["preprocessing"], plan.settings["backbone"]
-    size = tuple(backbone["input_size"])
-    channels = backbone.get("options", {}).get("in_chans") or backbone.get("config", {}).get("num_channels") or 3
-    if "fit" not in pixels:
-        return pixels, size, channels, None
-    largest = pixels["largest"] if pixels["fit"] == NATIVE else size
-    step = tuple(pixels.get("step", (1, 1)))
-    return pixels, size, channels, ResizeMode(name=pixels["fit"], size=largest and tuple(largest), step=step)

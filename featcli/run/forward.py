@@ -26,11 +26,11 @@ class BatchRows:
     arrays: Mapping[str, torch.Tensor]  # by stage, in the stored type
     extremes: Mapping[str, list[torch.Tensor]]  # (least, largest) of each portion
     failed: list[int]  # places in the batch where there was no image
-    overflown: Counter[str]  # counts on, by stage
     arrive: Callable[[], float]
     release: Callable[[], None]  # the buffers may be used again
     compute_seconds: float = field(default=0.0, init=False)  # once it is finished
     waited_seconds: float = field(default=0.0, init=False)
+    overflown: Counter[str] = field(default_factory=Counter, init=False)  # values that are not finite, by stage
 
     @property
     def nbytes(self) -> int:
@@ -58,18 +58,17 @@ class BatchRows:
 class Forward:
     """The backbone and the pooling, batch after batch.
 
-    `at_once`: how many images go through the backbone together. It is halved where they do not fit into memory,
-    and stays so. `overflown`: how many values were not finite, by stage.
+    `micro_batch`: how many images go through the backbone together. It is halved where they do not fit into memory,
+    and stays so.
     """
 
-    def __init__(self, loaded: Setup, report: Report = silent) -> None:
-        self.loaded = loaded
+    def __init__(self, setup: Setup, report: Report = silent) -> None:
+        self._setup = setup
         self._report = report
-        self._forward = loaded.backbone.class_tokens if loaded.pooling.of_class_token else loaded.backbone.forward
-        self._transfers = transfers(loaded.backbone.device)
+        self._forward = setup.backbone.class_tokens if setup.pooling.of_class_token else setup.backbone.forward
+        self._transfers = transfers(setup.backbone.device)
         self._buffers = Buffers(self._transfers.pinned)
-        self.at_once: int = loaded.plan.settings["batch_size"]
-        self.overflown: Counter[str] = Counter()
+        self.micro_batch = setup.plan.settings.batch_size
 
     def compile(self) -> None:
         """Let torch.compile do its work now, before anything is written. Raises MachineError."""
@@ -78,24 +77,24 @@ class Forward:
 
     def _fits_compiled(self) -> bool:
         """Try a batch; halve it where it does not fit."""
-        pixels = self.loaded.backbone.preprocessing
-        zeros = torch.zeros(self.at_once, pixels.channels, *pixels.size, dtype=getattr(torch, pixels.dtype))
+        pixels = self._setup.backbone.preprocessing
+        zeros = torch.zeros(self.micro_batch, pixels.channels, *pixels.size, dtype=getattr(torch, pixels.dtype))
         try:
             self._forward(zeros)
         except Exception as error:  # compilers, and what looks for them, fail in many ways
             if not is_out_of_memory(error):
                 raise MachineError(
-                    f"--compile: torch.compile cannot compile {self.loaded.backbone.name}: {one_line(error)}",
+                    f"--compile: torch.compile cannot compile {self._setup.backbone.name}: {one_line(error)}",
                     "leave --compile out; on a CPU it needs a C++ compiler such as g++",
                 ) from error
-            self._halve(self.at_once, error)
+            self._halve(self.micro_batch, error)
             return False
         return True
 
     def __call__(self, batch: Batch) -> BatchRows:
         """What is stored of each image. Raises MachineError where not even one image fits into memory."""
         taken, arrays = {}, {}
-        for stage in self.loaded.plan.stages:
+        for stage in self._setup.plan.stages:
             shape = (len(batch.rows), *stage.shape_at((batch.pixels.shape[2], batch.pixels.shape[3])))
             dtype = getattr(torch, stage.dtype)
             num_bytes = prod(shape) * dtype.itemsize
@@ -114,7 +113,7 @@ class Forward:
             except (MemoryError, RuntimeError, IndexError, ValueError, AssertionError) as error:
                 if is_out_of_memory(error):
                     self._halve(len(batch.rows), error)
-                elif self.loaded.backbone.preprocessing.is_native and not isinstance(error, torch.AcceleratorError):
+                elif self._setup.backbone.preprocessing.is_native and not isinstance(error, torch.AcceleratorError):
                     # these are how networks refuse a size
                     raise self._refused(error, batch) from error
                 else:
@@ -122,44 +121,47 @@ class Forward:
             if extremes is None:
                 self._forget_tensors()
         failed = [failure.row - batch.rows.start for failure in batch.failures]
-        return BatchRows(arrays, extremes, failed, self.overflown, self._transfers.arrival(since), release)
+        arrive = self._transfers.arrival(since)
+        return BatchRows(arrays=arrays, extremes=extremes, failed=failed, arrive=arrive, release=release)
 
     def _refused(self, error: Exception, batch: Batch) -> UsageError:
         """What an error means where pictures keep their own sizes, which not every network takes."""
         height, width = batch.pixels.shape[2:]
         return UsageError(
-            f"--fit native: {self.loaded.backbone.name} does not take an input of {height}x{width}: {one_line(error)}",
+            f"--fit native: {self._setup.backbone.name} does not take an input of {height}x{width}: {one_line(error)}",
             "a smaller --image-size is a limit for larger pictures; --fit pad keeps all of a picture at one size",
         )
 
     def _fill(self, arrays: Mapping[str, torch.Tensor], pixels: torch.Tensor) -> dict[str, list[torch.Tensor]]:
         """Fill the arrays, portion by portion; return the extremes of each stage."""
         extremes: dict[str, list[torch.Tensor]] = {name: [] for name in arrays}
-        for first in range(0, len(pixels), self.at_once):
-            portion = slice(first, first + self.at_once)
+        for first in range(0, len(pixels), self.micro_batch):
+            portion = slice(first, first + self.micro_batch)
             found = self._portion(pixels[portion])
             for name, array in arrays.items():
-                target, values = array[portion], self.loaded.pooling.reduce(found.pop(name))[: len(array[portion])]
+                target, values = array[portion], self._setup.pooling.reduce(found.pop(name))[: len(array[portion])]
                 if values.shape != target.shape:
                     raise FeatcliError(f"{name} yields {tuple(values.shape)}, planned {tuple(target.shape)}")
                 extremes[name].append(self._transfers.to_host(values, target))
         return extremes
 
     def _portion(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        missing = self.at_once - len(pixels) if self.loaded.backbone.execution.compiled else 0
+        missing = self.micro_batch - len(pixels) if self._setup.backbone.execution.compiled else 0
         if missing:  # it is compiled for one size of batch: the short last one would be compiled for again
             pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
         return self._forward(self._transfers.to_device(pixels))
 
     def _forget_tensors(self) -> None:
         """To be called when an error is gone, and with it the tensors that it held."""
-        if self.loaded.backbone.device.type == "cuda":
+        if self._setup.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _halve(self, images: int, error: BaseException) -> None:
-        is_padded = self.loaded.backbone.execution.compiled
-        device, tried = self.loaded.backbone.device, self.at_once if is_padded else min(images, self.at_once)
+        is_padded = self._setup.backbone.execution.compiled
+        device, tried = self._setup.backbone.device, self.micro_batch if is_padded else min(images, self.micro_batch)
         if tried == 1:
             raise out_of_memory("one image does", device) from error
-        self.at_once = tried // 2
-        self._report("warning", text=f"{tried} images do not fit into the memory of {device}: {self.at_once} at once")
+        self.micro_batch = tried // 2
+        self._report(
+            "warning", text=f"{tried} images do not fit into the memory of {device}: {self.micro_batch} at once"
+        )

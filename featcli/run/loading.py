@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from featcli.backbones.checkpoint import resolve
 from featcli.backbones.execution import Execution
 from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.plan import Plan, StoredStage
+from featcli.dump.settings import Settings
 from featcli.errors import UsageError
 from featcli.events import Choice, Report, silent
 from featcli.pixels.batches import Decoder
@@ -40,7 +40,7 @@ class Setup:
     backbone: Backbone
     plan: Plan
     pooling: Pooling
-    reading: Decoder
+    decoder: Decoder
     threads: int
 
 
@@ -52,7 +52,7 @@ def load(config: ExtractSpec, plan: Plan) -> Setup:
     asked = ask(config, resolve_device(config.device))
     loading = load_asked(config, asked, plan.num_images, plan.settings, silent)
     found = replace(plan, settings=loading.settings, stages=asked.stages, environment=loading.environment)
-    return loading.loaded(config, found)
+    return loading.setup(config, found)
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,14 @@ class Loading:
     """A backbone that was loaded, and all that goes with it."""
 
     backbone: Backbone
-    reading: Decoder
+    decoder: Decoder
     threads: Choice[int]
-    batch_size: int
-    settings: Mapping[str, Any]
+    settings: Settings
     environment: Mapping[str, str]
 
-    def loaded(self, config: ExtractSpec, plan: Plan) -> Setup:
+    def setup(self, config: ExtractSpec, plan: Plan) -> Setup:
         """What makes the rows of that plan."""
-        return Setup(self.backbone, plan, pooling(config.pool), self.reading, self.threads.value)
+        return Setup(self.backbone, plan, pooling(config.pool), self.decoder, self.threads.value)
 
 
 def ask(config: ExtractSpec, device: Choice[torch.device]) -> Asked:
@@ -92,9 +91,7 @@ def ask(config: ExtractSpec, device: Choice[torch.device]) -> Asked:
     return Asked(source, positions, _stored_stages(config, source, positions), device)
 
 
-def load_asked(
-    config: ExtractSpec, asked: Asked, num_images: int, begun: Mapping[str, Any] | None, report: Report
-) -> Loading:
+def load_asked(config: ExtractSpec, asked: Asked, num_images: int, begun: Settings | None, report: Report) -> Loading:
     """Load the backbone. `begun`: the settings of the dump that is gone on with."""
     source, device, threads = asked.source, asked.device.value, _threads(config, begun)
     with memory_errors("the backbone does", device), settled_arithmetic(threads.value, device):
@@ -103,9 +100,9 @@ def load_asked(
         backbone = assemble_backbone(source, asked.positions, device, tuning.execution)
     _report_tuning(device, backbone.execution, tuning, report)
     rules = PixelRules.of(config)
-    reading = Decoder(rules, backbone.preprocessing, decode_threads_of(config), pinned=device.type == "cuda")
+    decoder = Decoder(rules, backbone.preprocessing, decode_threads_of(config), pinned=device.type == "cuda")
     settings = _settings(config, backbone, rules, threads.value, tuning.batch_size)
-    return Loading(backbone, reading, threads, tuning.batch_size, settings, _environment(device, source.library))
+    return Loading(backbone, decoder, threads, settings, _environment(device, source.library))
 
 
 def _report_trials(report: Report) -> None:
@@ -123,12 +120,12 @@ def _report_tuning(device: torch.device, execution: Execution, tuning: Tuning, r
     report("choice", name="batch size", value=tuning.batch_size, reason=reasons["batch_size"])
 
 
-def _threads(config: ExtractSpec, begun: Mapping[str, Any] | None) -> Choice[int]:
+def _threads(config: ExtractSpec, begun: Settings | None) -> Choice[int]:
     """Threads of the forward pass. They can move the last bits, so a dump keeps those it was begun with."""
     if config.threads != AUTO:
         return Choice(int(config.threads), "as asked")
     if begun is not None:
-        return Choice(begun["threads"], AS_BEGUN)
+        return Choice(begun.threads, AS_BEGUN)
     cores = available_cores()
     if (workers := num_workers(config)) > 1:
         return Choice(max(1, cores // workers), f"auto: {cores} cores, {workers} workers")
@@ -150,35 +147,45 @@ def decode_threads_of(config: ExtractSpec) -> int:
 
 
 def _stored_stages(config: ExtractSpec, source: ModelSpec, positions: Sequence[int]) -> tuple[StoredStage, ...]:
-    stored = pooling(config.pool).shape
+    pooled = pooling(config.pool)
     stages = [source.stages[i] for i in positions]
     for stage in stages if config.fit != NATIVE else ():
-        if any((edge or 0) > own for edge, own in zip(stored(stage.shape), stage.shape, strict=False)):
+        if pooled.is_finer_than(stage.shape):
             raise UsageError(
                 f"--pool {config.pool}: the maps of {stage.name} have {stage.shape[1]}x{stage.shape[2]} cells only",
                 "use a smaller grid, or --pool none",
             )
     shapes = [(s.channels, None, None) if config.fit == NATIVE else s.shape for s in stages]
     return tuple(
-        StoredStage(s.name, s.index, s.module, s.stride, shape, stored(shape), config.dtype)
+        StoredStage(
+            name=s.name,
+            index=s.index,
+            module=s.module,
+            stride=s.stride,
+            map_shape=shape,
+            shape=pooled.shape(shape),
+            dtype=config.dtype,
+        )
         for s, shape in zip(stages, shapes, strict=True)
     )
 
 
-def _settings(
-    config: ExtractSpec, backbone: Backbone, rules: PixelRules, threads: int, batch_size: int
-) -> dict[str, Any]:
-    """All that can change a byte of the result, besides stages and images."""
-    return {
-        "backbone": dict(backbone.settings),
-        "weights_digest": backbone.digest,
-        "preprocessing": {**backbone.preprocessing.settings, **rules.settings},
-        **backbone.execution.settings,
-        "batch_size": batch_size,
-        "threads": threads,
-        "pool": config.pool,
-        "format": config.format,
-    }
+def _settings(config: ExtractSpec, backbone: Backbone, rules: PixelRules, threads: int, batch_size: int) -> Settings:
+    """What was chosen, as the plan keeps it."""
+    execution = backbone.execution
+    return Settings(
+        backbone=dict(backbone.settings),
+        weights_digest=backbone.digest,
+        preprocessing={**backbone.preprocessing.settings, **rules.settings},
+        precision=execution.precision,
+        layout=execution.layout,
+        folded=execution.folded,
+        compiled=execution.compiled,
+        batch_size=batch_size,
+        threads=threads,
+        pool=config.pool,
+        format=config.format,
+    )
 
 
 def _environment(device: torch.device, library: str) -> dict[str, str]:

@@ -11,6 +11,8 @@ from featcli.spec.parsers import parse_pool
 if TYPE_CHECKING:
     import torch
 
+LARGEST_GRID = 1024  # cells of an edge, where maps have sizes of their own
+
 
 @dataclass(frozen=True)
 class Pooling:
@@ -20,6 +22,11 @@ class Pooling:
     reduce: Callable[[torch.Tensor], torch.Tensor]
     shape: Callable[[tuple[int | None, ...]], tuple[int | None, ...]]  # (C, H, W) -> what is stored of one image
     of_class_token: bool = False
+
+    def is_finer_than(self, shape: tuple[int | None, ...]) -> bool:
+        """Whether it makes more cells than a map (C, H, W) has; LARGEST_GRID where maps have sizes of their own."""
+        edges = zip(self.shape(shape), shape, strict=False)
+        return any((made or 0) > (there or LARGEST_GRID) for made, there in edges)
 
 
 def _grid(height: int, width: int) -> Pooling:

@@ -1,34 +1,19 @@
-"""Which part of the pipeline set the pace: seconds at work, seconds waited, and what would help."""
+"""What was done, and which part of the pipeline set the pace: seconds at work, seconds waited, and what would help."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
+from featcli.dump.plan import Plan
 from featcli.system.machine import available_cores
 
 PARTS = ("decode", "compute", "write")
 BUSY = 0.4  # share of a run from which decoding is worth a word though another part set the pace
 WORTH_COMPILING = 60  # seconds of compute for which half a minute of compilation is no loss
 SMALL_BATCH = 32  # images, which may not keep a GPU busy
-
-
-class Settled(Protocol):
-    """What is asked of a plan."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """All that can change a byte of the result."""
-
-    @property
-    def environment(self) -> Mapping[str, str]:
-        """`device`: cpu, or the name of another."""
-
-    @property
-    def stages(self) -> Sequence[Any]:
-        """Each with its `dtype`, on the disk."""
 
 
 @dataclass
@@ -51,27 +36,45 @@ class Timings:
         for part in (*PARTS, "waited_for_decode", "waited_for_write", "waited_for_compute"):
             setattr(self, part, getattr(self, part) + getattr(other, part))
 
-    def pace(self, workers: int, decode_threads: int, plan: Settled) -> Throughput:
+    def pace(self, workers: int, decode_threads: int, plan: Plan) -> Throughput:
         """What the run comes to, by now. `decode_threads`: of all workers together."""
         seconds = time.perf_counter() - self.started
         worked = {"decode": self.decode, "compute": self.compute, "write": self.write}
         threads = {"decode": decode_threads, "compute": workers, "write": workers}
         busy = {part: worked[part] / threads[part] for part in PARTS}
         slowest = max(busy, key=lambda part: busy[part])
+        advice = _advice(slowest, busy["decode"] / seconds, self.compute, threads["decode"], plan)
         return Throughput(
-            seconds,
-            round(self.preparation, 3),
-            {part: round(worked[part], 3) for part in PARTS},
-            {part: round(busy[part] / seconds, 4) for part in PARTS},
-            {
+            seconds=seconds,
+            preparation=round(self.preparation, 3),
+            worked={part: round(worked[part], 3) for part in PARTS},
+            busy={part: round(busy[part] / seconds, 4) for part in PARTS},
+            waited={
                 "compute for decode": round(self.waited_for_decode, 3),
                 "compute for write": round(self.waited_for_write, 3),
                 "write for compute": round(self.waited_for_compute, 3),
             },
-            threads,
-            slowest,
-            ", ".join(_advice(slowest, busy["decode"] / seconds, self.compute, threads["decode"], plan)),
+            threads=threads,
+            set_by=slowest,
+            advice=", ".join(advice),
         )
+
+
+@dataclass
+class RunStats:
+    """What was done, to be added up over processes."""
+
+    images: int = 0  # in shards that were committed
+    with_more_frames: int = 0  # images of which a frame or page was left out
+    overflown: Counter[str] = field(default_factory=Counter)  # values that are not finite, by stage
+    timings: Timings = field(default_factory=Timings)
+
+    def add(self, other: RunStats) -> None:
+        """What another process has done."""
+        self.images += other.images
+        self.with_more_frames += other.with_more_frames
+        self.overflown.update(other.overflown)
+        self.timings.add(other.timings)
 
 
 @dataclass(frozen=True)
@@ -99,16 +102,15 @@ class Throughput:
         yield f"pace set by {self.set_by}; what could help: {self.advice}"
 
 
-def _advice(slowest: str, decoding: float, computing: float, threads: int, plan: Settled) -> list[str]:
+def _advice(slowest: str, decoding: float, computing: float, threads: int, plan: Plan) -> list[str]:
     """Options that would take work from the slowest part and are not used yet, those that change least first.
 
     `decoding`: the share of the run that it was busy; on a CPU at the cost of the backbone. `computing`: seconds.
     `threads`: of decoding.
     """
-    settings, pixels = plan.settings, plan.settings["preprocessing"]
-    is_native, is_on_cpu = pixels.get("fit") == "native", plan.environment.get("device") == "cpu"
-    may_be_bf16 = settings["precision"] == "fp32" or (is_on_cpu and settings["precision"] == "fp16")
-    can_scale = pixels.get("decode") != "scaled" and not is_native
+    settings, is_on_cpu = plan.settings, plan.environment.get("device") == "cpu"
+    may_be_bf16 = settings.precision == "fp32" or (is_on_cpu and settings.precision == "fp16")
+    can_scale = not (settings.is_scaled or settings.is_native)
     options = {
         "decode": {
             "--decode scaled for large JPEGs": can_scale,
@@ -117,16 +119,16 @@ def _advice(slowest: str, decoding: float, computing: float, threads: int, plan:
             "more cores": True,
         },
         "compute": {
-            "--compile": not settings["compiled"] and not is_native and computing > WORTH_COMPILING,
+            "--compile": not (settings.compiled or settings.is_native) and computing > WORTH_COMPILING,
             "--precision bf16": may_be_bf16,
-            "--batch-size auto": not is_on_cpu and settings["batch_size"] <= SMALL_BATCH,
+            "--batch-size auto": not is_on_cpu and settings.batch_size <= SMALL_BATCH,
             "--decode scaled for large JPEGs": is_on_cpu and decoding > BUSY and can_scale,  # they share the cores
             "an earlier last stage": True,
             "a faster --device": True,
         },
         "write": {
             "--dtype float16": plan.stages[0].dtype == "float32",
-            "--pool": settings["pool"] == "none",
+            "--pool": settings.pool == "none",
             "fewer stages": True,
             "a faster disk": True,
         },

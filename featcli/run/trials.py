@@ -12,13 +12,14 @@ import torch
 
 from featcli.backbones.assembly import prepare_network
 from featcli.backbones.backbone import Network, as_run
-from featcli.backbones.execution import LAYOUTS, Execution
+from featcli.backbones.execution import Execution
 from featcli.backbones.folding import has_norms
 from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.plan import StoredStage
+from featcli.dump.settings import Settings
 from featcli.events import Choice
 from featcli.spec.commands import ExtractSpec
-from featcli.spec.words import AUTO, DEFAULT_BATCH_SIZE, DEFAULT_LAYOUT
+from featcli.spec.words import AUTO, DEFAULT_BATCH_SIZE, DEFAULT_LAYOUT, LAYOUTS, Precision
 from featcli.system.device import is_out_of_memory
 from featcli.system.machine import available_memory, kept_memory
 
@@ -45,7 +46,7 @@ class Tuning:
     reasons: Mapping[str, str]  # of precision, layout and batch_size
 
 
-def tune(config: ExtractSpec, trials: Trials, num_images: int, begun: Mapping[str, Any] | None) -> Tuning:
+def tune(config: ExtractSpec, trials: Trials, num_images: int, begun: Settings | None) -> Tuning:
     """Choose all that was left open. `begun`: the settings of the plan that is to be gone on with."""
     if begun is not None:
         return _as_begun(config, begun)
@@ -59,17 +60,20 @@ def tune(config: ExtractSpec, trials: Trials, num_images: int, begun: Mapping[st
     return Tuning(replace(execution, compiled=config.compile), batch_size.value, reasons)
 
 
-def _as_begun(config: ExtractSpec, begun: Mapping[str, Any]) -> Tuning:
+def _as_begun(config: ExtractSpec, begun: Settings) -> Tuning:
     """Parts and resumed runs do as the first one did, whatever they would measure."""
 
     def settled(name: str, asked: Any) -> Choice[Any]:
-        return Choice(begun[name], AS_BEGUN) if asked in (None, AUTO) else Choice(asked, reason_for(name, asked))
+        return (
+            Choice(getattr(begun, name), AS_BEGUN) if asked in (None, AUTO) else Choice(asked, reason_for(name, asked))
+        )
 
     precision, layout = settled("precision", config.precision), settled("layout", config.layout)
     folded, batch_size = settled("folded", config.fold), settled("batch_size", config.batch_size)
     layout_reason = layout.reason if layout.reason == folded.reason else f"{layout.reason}; folding {folded.reason}"
     reasons = {"precision": precision.reason, "layout": layout_reason, "batch_size": batch_size.reason}
-    return Tuning(Execution(precision.value, layout.value, folded.value, config.compile), batch_size.value, reasons)
+    execution = Execution(precision=precision.value, layout=layout.value, folded=folded.value, compiled=config.compile)
+    return Tuning(execution, batch_size.value, reasons)
 
 
 def reason_for(name: str, asked: Any) -> str:
@@ -79,7 +83,7 @@ def reason_for(name: str, asked: Any) -> str:
 
 
 def expected(
-    config: ExtractSpec, source: ModelSpec, positions: Sequence[int], num_images: int, begun: Mapping[str, Any] | None
+    config: ExtractSpec, source: ModelSpec, positions: Sequence[int], num_images: int, begun: Settings | None
 ) -> Iterator[tuple[str, Choice[Any]]]:
     """What a run would choose, by name, as far as that is known before anything is measured."""
     if begun is not None:
@@ -176,7 +180,8 @@ def _execution(config: ExtractSpec, trials: Trials, num_images: int) -> tuple[Ex
     """How to run, and the reasons for the precision and for the layout."""
     layouts, why_not = _layouts(config, trials, num_images)
     is_open = config.precision == AUTO and trials.device.type in ("cpu", "cuda")
-    precisions = ["fp32", "bf16"] if is_open else ["fp32" if config.precision == AUTO else config.precision]
+    asked: Precision = "fp32" if config.precision == AUTO else config.precision
+    precisions: list[Precision] = ["fp32", "bf16"] if is_open else [asked]
     if len(layouts) * len(precisions) > 1:
         trials.make_room(layouts[0])
     found = [_best([replace(layout, precision=p) for layout in layouts], trials, why_not) for p in precisions]
@@ -223,7 +228,7 @@ def _layouts(config: ExtractSpec, trials: Trials, num_images: int) -> tuple[list
     asked, reason = way.value, way.reason
     can_fold = config.fold is None and has_norms(trials.source.build(trials.positions, "meta"))
     folded = replace(asked, folded=asked.folded or can_fold)
-    layouts = LAYOUTS if config.layout == AUTO else [asked.layout]
+    layouts = LAYOUTS if config.layout == AUTO else (asked.layout,)
     return list(dict.fromkeys([asked, *(replace(folded, layout=layout) for layout in layouts)])), reason
 
 

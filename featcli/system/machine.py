@@ -11,6 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+# Threads of the backbone that wait for one another sleep instead of spinning: decoding can use their core. It is read
+# when torch is loaded.
+SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
 
 

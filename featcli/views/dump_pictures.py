@@ -73,16 +73,8 @@ class DumpPictures:
 
     @cached_property
     def _rules(self) -> PixelRules:
-        pixels = self._dump.plan.settings["preprocessing"]
         try:
-            depth = pixels["depth_range"]
-            return PixelRules(
-                orientation=pixels["orientation"],
-                alpha=pixels["alpha"],
-                depth_range=tuple(depth) if isinstance(depth, list) else None,
-                max_pixels=pixels["max_pixels"],
-                decode=pixels["decode"],
-            )
+            return self._dump.plan.settings.pixel_rules
         except (KeyError, TypeError, UsageError) as error:
             raise CheckpointError(
                 "preprocessed by rules that are not known here", "use the featcli that made it"

@@ -83,12 +83,12 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "committed_shards": len(records),
         "damaged_files": damaged,
         "bytes": totals["bytes"],
-        "format": settings["format"],
+        "format": settings.format,
         "checkpoint": dump.plan.provenance["checkpoint"],
         "weights": dump.plan.provenance["weights"],
-        "pool": settings["pool"],
+        "pool": settings.pool,
         "fingerprint": dump.plan.fingerprint,
-        "stages": dump.plan.to_json()["stages"],
+        "stages": [stage.to_json() for stage in dump.plan.stages],
     }
 
 

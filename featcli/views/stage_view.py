@@ -131,7 +131,14 @@ def _colours(points: np.ndarray) -> Colours:
     components *= np.where(signs == 0, 1, signs)[:, None]
     low, high = np.percentile(centred @ components.T, (LOW, HIGH), axis=0)
     heat_low, heat_high = np.percentile(points.mean(1, dtype=np.float64), (LOW, HIGH))
-    return Colours(centre, components, low, high, float(heat_low), float(heat_high))
+    return Colours(
+        mean=centre,
+        components=components,
+        low=low,
+        high=high,
+        heat_low=float(heat_low),
+        heat_high=float(heat_high),
+    )
 
 
 def _scaled(values: np.ndarray, low: Any, high: Any) -> np.ndarray:

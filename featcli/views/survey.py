@@ -20,7 +20,6 @@ from featcli.dump.target import refuse_taken, write_files
 from featcli.errors import CheckpointError, UsageError, counted, printable, size
 from featcli.events import Report, silent
 from featcli.reading.reader import DumpReader
-from featcli.spec.words import NATIVE
 from featcli.views.show import STUDIED, Drawing
 from featcli.views.stage_view import HIGH, LOW, Colours, Statistics, evenly_spaced, study
 
@@ -78,8 +77,7 @@ def _about(dump: DumpReader) -> list[tuple[str, str]]:
     """What the dump is, as its plan and records say."""
     plan, settings = dump.plan, dump.plan.settings
     state = "" if len(dump.records) == plan.num_shards else f"; {plan.num_shards - len(dump.records)} shards missing"
-    pixels = settings["preprocessing"]
-    edges = pixels["largest"] if pixels.get("fit") == NATIVE else settings["backbone"]["input_size"]
+    edges = settings.largest if settings.is_native else settings.input_size
     try:
         preprocessing = dump.preprocessing.summary
     except CheckpointError:
@@ -90,8 +88,8 @@ def _about(dump: DumpReader) -> list[tuple[str, str]]:
         ("weights", plan.provenance["weights"]),
         ("images", f"{plan.num_images:,}: {int(dump.valid.sum()):,} written, {len(dump.failures):,} failed{state}"),
         ("input", f"{'x'.join(map(str, edges)) if edges else 'any size'}: {preprocessing}"),
-        ("maps", f"pool {settings['pool']}, norm {dump.norm}, computed in {settings['precision']}"),
-        ("stored", f"{settings['format']}, {size(stored)} in {counted(len(dump.records), 'shard')}"),
+        ("maps", f"pool {settings.pool}, norm {dump.norm}, computed in {settings.precision}"),
+        ("stored", f"{settings.format}, {size(stored)} in {counted(len(dump.records), 'shard')}"),
         ("made by", ", ".join(f"{name} {version}" for name, version in plan.environment.items())),
         ("fingerprint", plan.fingerprint),
     ]

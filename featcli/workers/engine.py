@@ -10,20 +10,33 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from featcli.dump.folder import Dump
+from featcli.dump.writer import DumpWriter
 from featcli.events import Report
 from featcli.pixels.batches import SizedImages
 from featcli.run.loading import Setup
-from featcli.run.pipeline import RunStats, Shard, ShardRunner
+from featcli.run.pipeline import ShardRunner
+from featcli.run.source import Shard
+from featcli.run.stats import RunStats
 
 
 @dataclass(frozen=True)
 class WorkOrder:
     """The shards of a dump that are to be made, and the images of all rows."""
 
-    dump: Dump
+    into: DumpWriter
     shards: Sequence[int]
     pictures: SizedImages
     lock: int  # the descriptor of the lock on the folder, which holds as long as any process has it
+
+    @property
+    def dump(self) -> Dump:
+        """Whose shards they are."""
+        return self.into.dump
+
+    def shard(self, number: int) -> Shard:
+        """One of them with its own images alone, which can be sent to another process."""
+        rows = self.dump.plan.shard(number)
+        return Shard(number, rows, self.pictures.of(rows))
 
 
 class Engine(Protocol):
@@ -35,7 +48,7 @@ class Engine(Protocol):
     def start(self) -> None:
         """Whatever can fail before anything is written. Raises FeatcliError."""
 
-    def run(self, todo: WorkOrder) -> RunStats:
+    def run(self, order: WorkOrder) -> RunStats:
         """Make and commit the shards. Raises FeatcliError; WorkerError where shards were given up."""
 
     def close(self) -> None:
@@ -47,19 +60,20 @@ class LocalEngine:
 
     workers = 1
 
-    def __init__(self, loaded: Setup, report: Report) -> None:
-        self.decode_threads = loaded.reading.threads
-        self._runner = ShardRunner(loaded, report)
+    def __init__(self, setup: Setup, report: Report) -> None:
+        self.decode_threads = setup.decoder.threads
+        self._runner = ShardRunner(setup, report)
 
     def start(self) -> None:
         """Compile, where that was asked for. Raises MachineError."""
         self._runner.compile()
 
-    def run(self, todo: WorkOrder) -> RunStats:
+    def run(self, order: WorkOrder) -> RunStats:
         """Raises FeatcliError."""
-        tally = RunStats()
-        self._runner.run(todo.dump, (Shard(number, todo.pictures) for number in todo.shards), tally.add)
-        return tally
+        stats, plan = RunStats(), order.dump.plan
+        shards = (Shard(number, plan.shard(number), order.pictures) for number in order.shards)
+        self._runner.run(order.into, shards, stats.add)
+        return stats
 
     def close(self) -> None:
         """There is nothing to end."""

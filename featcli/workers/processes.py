@@ -19,8 +19,9 @@ import torch
 from featcli.dump.atomic_file import remove_stale
 from featcli.dump.folder import SHARDS
 from featcli.events import Report
-from featcli.run.pipeline import RunStats, Shard
+from featcli.run.stats import RunStats
 from featcli.spec.commands import ExtractSpec
+from featcli.system.machine import SLEEPING_THREADS
 from featcli.workers.engine import WorkOrder
 from featcli.workers.shard_progress import ShardProgress
 from featcli.workers.shard_queue import ShardQueue, at_shards
@@ -60,23 +61,23 @@ class ProcessEngine:
         """Workers start with the first shards: they read the plan. Here only their room is made."""
         torch.cuda.empty_cache()  # nothing where there is no GPU
 
-    def run(self, todo: WorkOrder) -> RunStats:
+    def run(self, order: WorkOrder) -> RunStats:
         """Raises FeatcliError: a worker's own, or WorkerError."""
-        tally, queue = RunStats(), ShardQueue(todo.shards)
-        for place in range(min(self.workers, len(todo.shards))):
-            self._start_worker(place, todo)
+        stats, queue = RunStats(), ShardQueue(order.shards)
+        for place in range(min(self.workers, len(order.shards))):
+            self._start_worker(place, order)
         while self._living:
             for connection in wait([worker.connection for worker in self._living]):
                 worker = next(one for one in self._living if one.connection is connection)
                 try:
                     kind, content = worker.connection.recv()
                 except (EOFError, OSError):
-                    self._bury(worker, queue, todo)
+                    self._bury(worker, queue, order)
                 else:
-                    self._hear(worker, kind, content, queue, tally, todo)
-                self._serve_idle(queue, todo)
+                    self._hear(worker, kind, content, queue, stats, order)
+                self._serve_idle(queue, order)
         queue.refuse_given_up()
-        return tally
+        return stats
 
     def close(self) -> None:
         """End all workers: what they have not committed is left out."""
@@ -87,23 +88,23 @@ class ProcessEngine:
             worker.connection.close()
         self._living.clear()
 
-    def _start_worker(self, place: int, todo: WorkOrder) -> None:
+    def _start_worker(self, place: int, order: WorkOrder) -> None:
         ours, theirs = socket.socketpair()
         device, environment = _as_the_only_one(self._devices[place])
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM.format(path=sys.path, socket=theirs.fileno(), lock=todo.lock)],
+            [sys.executable, "-c", PROGRAM.format(path=sys.path, socket=theirs.fileno(), lock=order.lock)],
             stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), todo.lock),
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **environment},  # as the command line sets it for itself
+            pass_fds=(theirs.fileno(), order.lock),
+            env={**SLEEPING_THREADS, **os.environ, **environment},  # as the command line sets it for itself
         )
         theirs.close()
-        worker = _Worker(place, process, Connection(ours.detach()), ShardProgress(todo.dump.plan, self._report))
+        worker = _Worker(place, process, Connection(ours.detach()), ShardProgress(order.dump.plan, self._report))
         self._living.append(worker)
-        config = replace(self._config, device=device)
-        _tell(worker, WorkerSpec(config, str(todo.dump.path), todo.dump.again, todo.dump.resized))
+        config, path, into = replace(self._config, device=device), str(order.dump.path), order.into
+        _tell(worker, WorkerSpec(config=config, path=path, again=into.again, resized=into.resized))
 
     def _hear(
-        self, worker: _Worker, kind: str, content: Any, queue: ShardQueue, tally: RunStats, todo: WorkOrder
+        self, worker: _Worker, kind: str, content: Any, queue: ShardQueue, stats: RunStats, order: WorkOrder
     ) -> None:
         if kind == "event":
             done = worker.progress.hear(*content)
@@ -111,21 +112,21 @@ class ProcessEngine:
                 worker.at_work.discard(done)
                 queue.done(done)
         elif kind == "more":
-            self._answer(worker, None if worker.is_alone else queue.take_new(), todo)
+            self._answer(worker, None if worker.is_alone else queue.take_new(), order)
         elif kind == "idle":
             worker.has_started = True
             queue.worker_started()
-            if not tally.clock.preparation:
-                tally.clock.preparation = time.perf_counter() - tally.clock.started
+            if not stats.timings.preparation:
+                stats.timings.preparation = time.perf_counter() - stats.timings.started
             worker.is_idle, worker.is_alone = True, False
-        elif kind == "tally":
-            tally.add(content)
+        elif kind == "stats":
+            stats.add(content)
         elif kind == "crash":
             worker.crash = content
         else:
             raise content  # a FeatcliError
 
-    def _serve_idle(self, queue: ShardQueue, todo: WorkOrder) -> None:
+    def _serve_idle(self, queue: ShardQueue, order: WorkOrder) -> None:
         for worker in [one for one in self._living if one.is_idle]:
             number = queue.take_new()
             if number is None:
@@ -133,16 +134,16 @@ class ProcessEngine:
                 worker.is_alone = number is not None
             if number is not None or queue.is_over:
                 worker.is_idle = False
-                self._answer(worker, number, todo)
+                self._answer(worker, number, order)
 
-    def _answer(self, worker: _Worker, number: int | None, todo: WorkOrder) -> None:
+    def _answer(self, worker: _Worker, number: int | None, order: WorkOrder) -> None:
         if number is None:
             _tell(worker, None)
             return
         worker.at_work.add(number)
-        _tell(worker, Shard(number, todo.pictures.of(todo.dump.plan.shard(number))))
+        _tell(worker, order.shard(number))
 
-    def _bury(self, worker: _Worker, queue: ShardQueue, todo: WorkOrder) -> None:
+    def _bury(self, worker: _Worker, queue: ShardQueue, order: WorkOrder) -> None:
         """A worker is gone: because there was no more to do, or it died; another takes its place if it is needed."""
         self._living.remove(worker)
         worker.connection.close()
@@ -153,11 +154,11 @@ class ProcessEngine:
         why = worker.crash or (f"killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}")
         name = f"worker {worker.place} ({self._devices[worker.place]})"
         self._report("warning", text=f"{name} died{at_shards(worker.at_work)}: {why}")
-        remove_stale(todo.dump.path / SHARDS)  # the file that it was writing
+        remove_stale(order.dump.path / SHARDS)  # the file that it was writing
         queue.died(worker.at_work, why, worker.has_started, is_last=not self._living)
-        self._serve_idle(queue, todo)
+        self._serve_idle(queue, order)
         if queue.wants_workers:  # else those that live go on without it
-            self._start_worker(worker.place, todo)
+            self._start_worker(worker.place, order)
 
 
 def _signal_name(number: int) -> str:

@@ -18,16 +18,17 @@ import torch
 import featcli
 from featcli.dump.atomic_file import remove_stale
 from featcli.dump.folder import SHARDS
-from featcli.dump.plan import Plan
+from featcli.dump.plan import Plan, environment_changes
 from featcli.errors import FeatcliError, MachineError, UsageError, counted, one_line, shown
 from featcli.events import Report
 from featcli.inputs.image_list import is_url
-from featcli.pixels.batches import SizedImages
-from featcli.run.pipeline import RunStats, Shard
+from featcli.run.source import Shard
+from featcli.run.stats import RunStats
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.words import AUTO, MOST_THREADS
+from featcli.system.machine import SLEEPING_THREADS
 from featcli.workers.engine import WorkOrder
-from featcli.workers.ray_worker import IN_WORKERS, ONE_ARENA, RayWorker
+from featcli.workers.ray_worker import ONE_ARENA, RayWorker
 from featcli.workers.shard_progress import ShardProgress
 from featcli.workers.shard_queue import ShardQueue, at_shards
 from featcli.workers.worker import WorkerSpec
@@ -58,7 +59,7 @@ class RayEngine:
         """`device`: the kind of device that workers have, as the driver does."""
         self.workers = config.workers or 1
         self.decode_threads = 1  # until it is known what the cluster has
-        self._cpus: float = plan.settings["threads"] if config.cpus_per_worker is None else config.cpus_per_worker
+        self._cpus: float = plan.settings.threads if config.cpus_per_worker is None else config.cpus_per_worker
         self._gpus = (1.0 if device == "cuda" else 0.0) if config.gpus_per_worker is None else config.gpus_per_worker
         self._config = replace(config, checkpoint=_whole_path(config.checkpoint), device=device)
         self._report = report
@@ -126,19 +127,19 @@ class RayEngine:
                     signal.signal(one, handler)
         self._has_begun_ray = True
 
-    def run(self, todo: WorkOrder) -> RunStats:
+    def run(self, order: WorkOrder) -> RunStats:
         """Raises FeatcliError: a worker's own, WorkerError, or MachineError where no worker starts."""
-        self._shards = todo.dump.path / SHARDS
-        tally, queue, began = RunStats(), ShardQueue(todo.shards), time.monotonic()
-        self._fill_up(queue, todo)
+        self._shards = order.dump.path / SHARDS
+        stats, queue, began = RunStats(), ShardQueue(order.shards), time.monotonic()
+        self._fill_up(queue, order)
         has_started, placed = False, began
         while not queue.is_over or any(one.is_ready and one.waiting_for is not None for one in self._living):
             ready, _ = self._ray.wait([one.waiting_for for one in self._living], timeout=1.0)
             for reference in ready:
                 actor = next(one for one in self._living if one.waiting_for == reference)
-                self._hear(actor, queue, tally, todo)
+                self._hear(actor, queue, stats, order)
             if not has_started and any(one.is_ready for one in self._living):
-                has_started, tally.clock.preparation = True, time.monotonic() - began
+                has_started, stats.timings.preparation = True, time.monotonic() - began
             if any(one.is_placed for one in self._living):
                 placed = time.monotonic()
             elif time.monotonic() - placed > START_SECONDS:
@@ -147,9 +148,9 @@ class RayEngine:
                     f" {self._gpus:g} GPUs, the cluster offers {_resources(self._offered())}",
                     "ask for less with --cpus-per-worker and --gpus-per-worker, or see ray status",
                 )
-            self._fill_up(queue, todo)
+            self._fill_up(queue, order)
         queue.refuse_given_up()
-        return tally
+        return stats
 
     def close(self) -> None:
         """End all workers, and the Ray that was started here."""
@@ -163,41 +164,41 @@ class RayEngine:
         if self._shards is not None:
             remove_stale(self._shards)  # of workers that were ended
 
-    def _fill_up(self, queue: ShardQueue, todo: WorkOrder) -> None:
+    def _fill_up(self, queue: ShardQueue, order: WorkOrder) -> None:
         """Shards to each worker that has none, and workers for what is left."""
         for actor in [one for one in self._living if one.waiting_for is None]:
             # Together, since a worker prefetches from one to the next; fewer towards the end, for all to end together.
-            most = min(MOST_SHARDS, MOST_ROWS // todo.dump.plan.shard_rows, queue.num_new // (4 * self.workers))
+            most = min(MOST_SHARDS, MOST_ROWS // order.dump.plan.shard_rows, queue.num_new // (4 * self.workers))
             together = max(1, most)
             numbers = [number for _ in range(together) if (number := queue.take_new()) is not None]
             if not numbers and (number := queue.take_again()) is not None:
                 numbers = [number]
             if numbers:
                 actor.at_work.update(numbers)
-                pictures = [with_whole_paths(todo.pictures.of(todo.dump.plan.shard(number))) for number in numbers]
-                actor.waiting_for = actor.handle.make.remote(list(map(Shard, numbers, pictures)))
-        while queue.wants_workers and len(self._living) < min(self.workers, len(todo.shards)):
-            self._start_worker(todo)
+                actor.waiting_for = actor.handle.make.remote([_with_whole_paths(order.shard(n)) for n in numbers])
+        while queue.wants_workers and len(self._living) < min(self.workers, len(order.shards)):
+            self._start_worker(order)
         for actor in [one for one in self._living if one.waiting_for is None]:  # nothing is left for it
             self._end(actor)
 
-    def _start_worker(self, todo: WorkOrder) -> None:
+    def _start_worker(self, order: WorkOrder) -> None:
         ray = self._ray
-        environment = IN_WORKERS | ({} if self._gpus else ONE_ARENA)
+        environment = SLEEPING_THREADS | ({} if self._gpus else ONE_ARENA)
         wants = {"num_cpus": self._cpus, "num_gpus": self._gpus, "runtime_env": {"env_vars": environment}}
         kind = ray.remote(max_restarts=0, max_task_retries=0, **wants)(RayWorker)
-        path = os.path.abspath(todo.dump.path)
-        task = WorkerSpec(self._config, path, todo.dump.again, todo.dump.resized)
-        handle = kind.options(scheduling_strategy="SPREAD").remote(task)
-        self._living.append(_Actor(handle, handle.ping.remote(), ShardProgress(todo.dump.plan, self._report)))
+        path, into = os.path.abspath(order.dump.path), order.into
+        spec = WorkerSpec(config=self._config, path=path, again=into.again, resized=into.resized)
+        handle = kind.options(scheduling_strategy="SPREAD").remote(spec)
+        progress = ShardProgress(order.dump.plan, self._report)
+        self._living.append(_Actor(handle=handle, waiting_for=handle.ping.remote(), progress=progress))
 
-    def _hear(self, actor: _Actor, queue: ShardQueue, tally: RunStats, todo: WorkOrder) -> None:
+    def _hear(self, actor: _Actor, queue: ShardQueue, stats: RunStats, order: WorkOrder) -> None:
         exceptions = self._ray.exceptions
         try:
             if actor.is_ready:
-                self._hear_of_shard(actor, queue, tally)
+                self._hear_of_shard(actor, queue, stats)
             elif actor.is_placed:
-                self._check(self._ray.get(actor.waiting_for), todo)
+                self._check(self._ray.get(actor.waiting_for), order)
                 actor.is_ready, actor.waiting_for = True, None
                 queue.worker_started()
             else:
@@ -206,14 +207,14 @@ class RayEngine:
         except exceptions.RayTaskError as error:
             if isinstance(error.cause, FeatcliError):
                 raise error.cause from None
-            self._bury(actor, queue, f"{type(error.cause).__name__}: {one_line(error.cause)}", todo)
+            self._bury(actor, queue, f"{type(error.cause).__name__}: {one_line(error.cause)}", order)
         except exceptions.RayError as error:  # killed, out of memory, its node gone, not to be reached
-            self._bury(actor, queue, f"lost ({type(error).__name__})", todo)
+            self._bury(actor, queue, f"lost ({type(error).__name__})", order)
 
-    def _hear_of_shard(self, actor: _Actor, queue: ShardQueue, tally: RunStats) -> None:
+    def _hear_of_shard(self, actor: _Actor, queue: ShardQueue, stats: RunStats) -> None:
         kind, content = self._ray.get(next(actor.waiting_for))
-        if kind == "tally":
-            tally.add(content)
+        if kind == "stats":
+            stats.add(content)
         elif kind == "done":
             actor.waiting_for = None
         else:
@@ -222,24 +223,23 @@ class RayEngine:
                 actor.at_work.discard(done)
                 queue.done(done)
 
-    def _check(self, environment: dict[str, str], todo: WorkOrder) -> None:
+    def _check(self, environment: dict[str, str], order: WorkOrder) -> None:
         """Raises UsageError where a worker is of another version; says what else may move the last bits."""
         if environment.get("featcli") != featcli.__version__:
             raise UsageError(
                 f"a worker has featcli {environment.get('featcli')}, this is {featcli.__version__}",
                 "install the same version on all nodes of the cluster",
             )
-        planned = todo.dump.plan.environment
-        other = [f"{k} {planned.get(k)} -> {v}" for k, v in environment.items() if planned.get(k) != v]
+        other = environment_changes(order.dump.plan.environment, environment)
         if other and (text := ", ".join(other)) not in self._warned:
             self._warned.add(text)
             self._report("warning", text=f"a worker is not like the others, last bits may differ: {text}")
 
-    def _bury(self, actor: _Actor, queue: ShardQueue, why: str, todo: WorkOrder) -> None:
+    def _bury(self, actor: _Actor, queue: ShardQueue, why: str, order: WorkOrder) -> None:
         self._report("warning", text=f"a worker died{at_shards(actor.at_work)}: {why}")
         actor.progress.take_back()
         self._end(actor)
-        remove_stale(todo.dump.path / SHARDS)  # the file that it was writing
+        remove_stale(order.dump.path / SHARDS)  # the file that it was writing
         queue.died(actor.at_work, why, actor.is_ready, is_last=not self._living)
 
     def _end(self, actor: _Actor) -> None:
@@ -268,14 +268,14 @@ def _no_cluster(address: str, error: Exception) -> MachineError:
     )
 
 
-def with_whole_paths(pictures: SizedImages) -> SizedImages:
-    """The same pictures for a process that is in another folder."""
-    assert isinstance(pictures.images, Mapping)  # those of a shard
+def _with_whole_paths(shard: Shard) -> Shard:
+    """The same for a process that is in another folder."""
+    assert isinstance(shard.pictures.images, Mapping)  # those of the shard
     images = {
         row: image._replace(path=_from_the_root(image.path), folder=_from_the_root(image.folder or os.curdir))
-        for row, image in pictures.images.items()
+        for row, image in shard.pictures.images.items()
     }
-    return replace(pictures, images=images)
+    return replace(shard, pictures=replace(shard.pictures, images=images))
 
 
 def _from_the_root(path: str) -> str:

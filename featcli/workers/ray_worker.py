@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from featcli.dump.lock import FolderLock
-from featcli.run.pipeline import Shard
+from featcli.run.source import Shard
 from featcli.workers.worker import WorkerSpec, runner_for
 
-IN_WORKERS = {"OMP_WAIT_POLICY": "PASSIVE"}  # as the command line sets it for itself
 # Shards are made in a thread that is not the first of its process, and only of the first arena does glibc keep the
 # memory of large tensors.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
@@ -20,8 +19,8 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 class RayWorker:
     """The actor: loads the backbone once, then makes the shards that it is given."""
 
-    def __init__(self, task: WorkerSpec) -> None:
-        self._task = task
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
         self._events: queues.SimpleQueue[Any] = queues.SimpleQueue()
         self._lock: FolderLock | None = None
 
@@ -30,10 +29,10 @@ class RayWorker:
 
     def load(self) -> dict[str, str]:
         """Load the backbone; what this process is, by name. Raises FeatcliError."""
-        self._dump, self._runner = runner_for(self._task, self._report)
-        self._lock = FolderLock(self._dump.path)
+        self._into, self._runner = runner_for(self._spec, self._report)
+        self._lock = FolderLock(self._into.dump.path)
         self._lock.beside()  # so that nobody deletes the dump while this is at work, whatever becomes of the driver
-        return dict(self._dump.environment)
+        return dict(self._into.environment)
 
     def _report(self, kind: str, **facts: Any) -> None:
         self._events.put(("event", (kind, facts)))
@@ -52,7 +51,7 @@ class RayWorker:
 
     def _make(self, shards: Sequence[Shard]) -> None:
         try:
-            self._runner.run(self._dump, shards, lambda tally: self._events.put(("tally", tally)))
+            self._runner.run(self._into, shards, lambda stats: self._events.put(("stats", stats)))
             self._events.put(("done", None))
         except BaseException as error:  # handed over to the thread that Ray listens to
             self._events.put(("error", error))

@@ -1,7 +1,7 @@
 """A worker process: loads the backbone once, then makes the shards that it is given over a connection.
 
 Messages to the driver are pairs of a kind and its content: "event" (kind, facts), "more" (while shards are at work),
-"idle" (when none is), "tally", "error" (a FeatcliError), "crash" (a text).
+"idle" (when none is), "stats", "error" (a FeatcliError), "crash" (a text).
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from typing import Any
 
 from featcli.dump.folder import Dump, no_dump
 from featcli.dump.plan import refuse_other_plan
+from featcli.dump.writer import DumpWriter
 from featcli.errors import FeatcliError, one_line, shown
 from featcli.events import Report
 from featcli.run.loading import load
-from featcli.run.pipeline import Shard, ShardRunner
+from featcli.run.pipeline import ShardRunner
+from featcli.run.source import Shard
 from featcli.spec.commands import ExtractSpec
 
 UNHEARD = ("choice", "start", "end")  # the driver says those
@@ -41,18 +43,17 @@ class WorkerSpec:
     resized: Mapping[int, int]  # row -> bytes, of images that are not as they were listed
 
 
-def runner_for(task: WorkerSpec, report: Report) -> tuple[Dump, ShardRunner]:
-    """The dump, and what makes its shards. Raises ConflictError unless that comes to the same plan here."""
+def runner_for(spec: WorkerSpec, report: Report) -> tuple[DumpWriter, ShardRunner]:
+    """What makes shards, and what writes them. Raises ConflictError where the options come to another plan here."""
     warnings.filterwarnings("ignore", module="PIL")  # as the command line does
-    dump = Dump.existing(Path(task.path))
+    dump = Dump.existing(Path(spec.path))
     if dump is None:
-        raise no_dump(task.path)
-    loaded = load(task.config, dump.plan)
-    refuse_other_plan(shown(task.path), dump.plan, loaded.plan)
-    dump.again, dump.resized, dump.environment = task.again, dict(task.resized), loaded.plan.environment
-    runner = ShardRunner(loaded, report)
+        raise no_dump(spec.path)
+    setup = load(spec.config, dump.plan)
+    refuse_other_plan(shown(spec.path), dump.plan, setup.plan)
+    runner = ShardRunner(setup, report)
     runner.compile()
-    return dump, runner
+    return DumpWriter(dump, setup.plan.environment, again=spec.again, resized=spec.resized), runner
 
 
 def main(descriptor: int, lock: int) -> None:
@@ -89,13 +90,13 @@ def _serve(driver: Connection) -> None:
             tell("event", (kind, facts))
 
     try:
-        dump, runner = runner_for(driver.recv(), report)
+        into, runner = runner_for(driver.recv(), report)
         while True:
             tell("idle")
             first = driver.recv()
             if first is None:
                 return
-            runner.run(dump, _asked(first, tell, driver), partial(tell, "tally"))
+            runner.run(into, _asked(first, tell, driver), partial(tell, "stats"))
     except FeatcliError as error:
         tell("error", error)
     except (OSError, EOFError):  # of the connection: those of disks and images are FeatcliErrors by now

@@ -1,0 +1,169 @@
+"""What was chosen for a run, as plan.json's `settings` hold it: read, checked and written here alone.
+
+The words of the libraries (`backbone`, `preprocessing`) stay as they are. What others need of them they ask of
+`Settings` by name, so that nobody else has to know where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, TypeVar
+
+from featcli.backbones.execution import LAYOUTS, PRECISIONS
+from featcli.pixels.colour import PixelRules
+from featcli.pixels.resize import ResizeMode
+from featcli.spec.parsers import Size
+from featcli.spec.words import NATIVE, Fit, Format, Layout, Norm, Precision
+
+MOST = 1 << 53  # of anything that is counted: what every reader of JSON has exactly
+BESIDE = ("unknown", "as_read")  # the fields that are not settings
+S = TypeVar("S", bound="Settings")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Settings(Mapping[str, Any]):
+    """All that can change a byte of the result, besides stages and images.
+
+    A field with a default is a later one: plans that lack it mean the default, and it is written only where it
+    differs from that, so that plans made before it keep their fingerprint.
+
+    For users it is a mapping as well, `dump.plan.settings["batch_size"]`: by the names of plan.json.
+    """
+
+    backbone: Mapping[str, Any]  # what the architecture is, in the library's words
+    weights_digest: str
+    preprocessing: Mapping[str, Any]  # in the library's words; beside them --fit's and those of PixelRules
+    precision: Precision
+    layout: Layout  # of maps in memory while they are computed
+    folded: bool
+    compiled: bool
+    batch_size: int
+    threads: int
+    pool: str
+    format: Format
+    unknown: Mapping[str, Any] = field(default_factory=dict)  # settings of another featcli: kept, and compared
+    as_read: tuple[str, ...] = ()  # the names in the order in which they were read
+
+    @classmethod
+    def from_json(cls: type[S], content: Mapping[str, Any]) -> S:
+        """The settings of a plan. Raises KeyError, TypeError or ValueError for what are none."""
+        known = {one.name: one for one in cls._settings()}
+        chosen = {
+            name: content[name] if one.default is MISSING else content.get(name, one.default)
+            for name, one in known.items()
+        }
+        unknown = {name: value for name, value in content.items() if name not in known}
+        settings = cls(**chosen, unknown=unknown, as_read=tuple(content))
+        settings._check()
+        return settings
+
+    def to_json(self) -> dict[str, Any]:
+        """As plan.json has them: what was read in its order, else in the order of the fields."""
+        written = [one.name for one in self._settings() if getattr(self, one.name) != one.default]
+        names = dict.fromkeys([*self.as_read, *written, *self.unknown])
+        return {name: self.unknown[name] if name in self.unknown else getattr(self, name) for name in names}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.to_json()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_json())
+
+    def __len__(self) -> int:
+        return len(self.to_json())
+
+    @classmethod
+    def _settings(cls) -> Iterator[Field[Any]]:
+        return (one for one in fields(cls) if one.name not in BESIDE)
+
+    def _check(self) -> None:
+        """Raise ValueError where a setting is not what its readers rely on: the file may be anybody's."""
+        if not (is_count(self.batch_size) and is_count(self.threads)):
+            raise ValueError("a number that is not a whole one above zero")
+        if self.precision not in PRECISIONS or self.layout not in LAYOUTS:
+            raise ValueError("a precision or layout of another version")
+        if not (isinstance(self.folded, bool) and isinstance(self.compiled, bool)):
+            raise ValueError("a choice that is neither true nor false")
+        if not (isinstance(self.format, str) and isinstance(self.pool, str)):
+            raise ValueError("a name that is not a text")
+        size = self.backbone["input_size"]
+        if not (isinstance(size, list) and len(size) == 2 and all(map(is_count, size))):
+            raise ValueError("an input size that is none")
+
+    @property
+    def input_size(self) -> Size:
+        """(H, W) of the backbone's input; where pictures keep their own, what batches are measured by."""
+        height, width = self.backbone["input_size"]
+        return height, width
+
+    @property
+    def norm(self) -> Norm:
+        """Whether maps are those before (`raw`) or after (`model`) the backbone's final norm, where it has one."""
+        norm: Norm = self.backbone.get("norm", "raw")
+        return norm
+
+    @property
+    def num_channels(self) -> int | None:
+        """Of the input, where the library's words name them; where they do not, there are three."""
+        of_timm, of_transformers = self.backbone.get("options", {}), self.backbone.get("config", {})
+        found: int | None = of_timm.get("in_chans") or of_transformers.get("num_channels")
+        return found
+
+    @property
+    def channels(self) -> int:
+        """Of the input."""
+        return self.num_channels or 3
+
+    @property
+    def pixel_rules(self) -> PixelRules:
+        """By which pictures were read. Raises KeyError, TypeError and UsageError for those that are not known here."""
+        words = self.preprocessing
+        depth = words["depth_range"]
+        return PixelRules(
+            orientation=words["orientation"],
+            alpha=words["alpha"],
+            depth_range=tuple(depth) if isinstance(depth, list) else None,
+            max_pixels=words["max_pixels"],
+            decode=words["decode"],
+        )
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether large JPEGs were decoded at a part of their size."""
+        return bool(self.preprocessing.get("decode") == "scaled")
+
+    @property
+    def fit(self) -> Fit | None:
+        """How pictures got their size, where that was not the checkpoint's own way."""
+        return self.preprocessing.get("fit")
+
+    @property
+    def is_native(self) -> bool:
+        """Whether every picture keeps a size of its own."""
+        return self.fit == NATIVE
+
+    @property
+    def largest(self) -> Size | None:
+        """(H, W) that pictures with sizes of their own were shrunk into; None where there was no limit."""
+        edges = self.preprocessing.get("largest")
+        return edges and tuple(edges)
+
+    @property
+    def resize_mode(self) -> ResizeMode | None:
+        """How pictures got their size; None for the checkpoint's own way."""
+        if self.fit is None:
+            return None
+        step = self.preprocessing.get("step", (1, 1))
+        return ResizeMode(self.fit, self.largest if self.is_native else self.input_size, tuple(step))
+
+    @property
+    def can_be_repeated(self) -> bool:
+        """Whether all is said that the images have to be extracted anew with."""
+        words = {"norm", "input_size"} <= self.backbone.keys()
+        return words and {"depth_range", "decode"} <= self.preprocessing.keys()
+
+
+def is_count(value: object) -> bool:
+    """Whether a value out of JSON is a whole number above zero that all readers have exactly."""
+    return type(value) is int and 0 < value < MOST

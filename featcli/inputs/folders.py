@@ -1,0 +1,70 @@
+"""Folders of this machine: walked through to the pictures in them and in those below. Looks at names and sizes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from featcli.errors import UsageError, shown
+from featcli.inputs.image_list import SUFFIXES, file_size
+
+LINKED, LOOP = "linked folders", "links back"  # kinds of what is passed over
+
+
+class _Folder(NamedTuple):
+    """A folder to look into."""
+
+    path: str
+    below: str  # what leads its keys
+    above: tuple[tuple[int, int], ...]  # the folders (device, inode) that lead to it, where links are followed
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Through a folder and those below."""
+
+    follow_links: bool
+    ignored: Counter[str]
+
+    def images(self, top: str) -> Iterator[tuple[str, int]]:
+        """(key, size) of the images in a folder and those below."""
+        left: list[_Folder] = [_Folder(top, "", ())]
+        while left:
+            folder = left.pop()
+            try:
+                yield from self._in_one(folder, left)
+            except OSError as error:
+                raise UsageError(
+                    f"folder {shown(folder.path)}: {error.strerror}",
+                    "make it readable, or leave it out: its images would be missing",
+                ) from error
+
+    def _in_one(self, folder: _Folder, left: list[_Folder]) -> Iterator[tuple[str, int]]:
+        here = os.stat(folder.path)
+        if (place := (here.st_dev, here.st_ino)) in folder.above:
+            self.ignored[LOOP] += 1
+            return
+        above = (*folder.above, place) if self.follow_links else ()
+        with os.scandir(folder.path) as entries:
+            for entry in entries:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if entry.name.startswith("."):
+                    self.ignored["hidden"] += 1
+                elif _is_folder(entry, self.follow_links):
+                    left.append(_Folder(entry.path, f"{folder.below}{entry.name}/", above))
+                elif _is_folder(entry, True):
+                    self.ignored[LINKED] += 1
+                elif suffix in SUFFIXES:
+                    yield folder.below + entry.name, file_size(entry.path)
+                else:
+                    self.ignored[suffix or "no suffix"] += 1
+
+
+def _is_folder(entry: os.DirEntry[str], through_links: bool) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=through_links)
+    except OSError:  # a link that leads to itself
+        return False

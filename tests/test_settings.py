@@ -1,0 +1,203 @@
+"""What plan.json says of the choices of a run: read back whole, whatever wrote it, and compared by name."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+import featcli
+from featcli import open_dump
+from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
+from featcli.dump.plan import refuse_other_plan, with_fingerprint
+from featcli.dump.settings import Settings
+from featcli.dump.verify import repair, verify
+from featcli.errors import ConflictError
+from featcli.pixels.colour import PixelRules
+from featcli.pixels.resize import ResizeMode
+
+NAMES = "backbone weights_digest preprocessing precision layout folded compiled batch_size threads pool format".split()
+WRONG = "number|precision|choice|name|size"  # what is said of each
+OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "shard_size": 4}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LaterSettings(Settings):
+    """Those of a featcli to come, with a choice that this one has not."""
+
+    filter: str = "none"
+
+
+@pytest.fixture
+def content():
+    """Settings as they stand in a plan.json."""
+    return {
+        "backbone": {"library": "timm", "input_size": [160, 128], "options": {}, "norm": "raw"},
+        "weights_digest": "0" * 32,
+        "preprocessing": {"mean": [0.5, 0.5, 0.5], **PixelRules().settings},
+        "precision": "fp32",
+        "layout": "channels-first",
+        "folded": False,
+        "compiled": False,
+        "batch_size": 32,
+        "threads": 2,
+        "pool": "none",
+        "format": "hdf5",
+    }
+
+
+def test_settings_come_back_as_they_were_written(content):
+    """Reading and writing changes neither a value nor the order, which the bytes of plan.json depend on."""
+    assert list(content) == NAMES
+    assert json.dumps(Settings.from_json(content).to_json()) == json.dumps(content)
+    turned = dict(reversed(content.items()))
+    assert json.dumps(Settings.from_json(turned).to_json()) == json.dumps(turned)
+    assert Settings.from_json(turned) == Settings.from_json(content)
+
+
+def test_settings_are_a_mapping_for_users(content):
+    """As examples and notebooks have it, by the names of plan.json, whatever is behind them."""
+    settings = Settings.from_json(content | {"filter": "sharp"})
+    assert (settings["batch_size"], settings["backbone"]["norm"], settings["filter"]) == (32, "raw", "sharp")
+    assert settings.get("unknown") is None
+    assert dict(settings) == content | {"filter": "sharp"}
+    assert settings != content
+
+
+def test_nobody_else_knows_where_a_setting_stands():
+    """Within featcli settings are asked for by name: what plan.json calls them is known in one module."""
+    package = Path(featcli.__file__).parent
+    for path in {*package.rglob("*.py")} - {package / "dump" / "settings.py"}:
+        found = re.findall(r"settings(?:\[|\.get\().*", path.read_text())
+        assert found == [], path
+
+
+def test_the_order_of_a_plan_that_is_new(tmp_path, photos):
+    """A run writes its settings in the order that the first version had."""
+    featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
+    assert list(json.loads((tmp_path / "d" / "plan.json").read_text())["settings"]) == NAMES
+
+
+def test_a_later_setting_that_is_absent_means_its_default(content):
+    """It is not written then, so that older plans keep their fingerprint; any other choice is, and comes back."""
+    absent = LaterSettings.from_json(content)
+    assert absent.filter == "none"
+    assert absent.to_json() == content
+    sharp = replace(absent, filter="sharp")
+    assert list(sharp.to_json()) == [*NAMES, "filter"]
+    assert LaterSettings.from_json(sharp.to_json()) == sharp
+    spelled_out = {"filter": "none", **content}
+    assert json.dumps(LaterSettings.from_json(spelled_out).to_json()) == json.dumps(spelled_out)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_first_setting_that_is_absent(content, name):
+    """What every plan has had from the beginning is missed by its name."""
+    del content[name]
+    with pytest.raises(KeyError, match=name):
+        Settings.from_json(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("batch_size", True),
+        ("threads", 1.5),
+        ("precision", "fp8"),
+        ("layout", "rows-first"),
+        ("folded", 1),
+        ("compiled", None),
+        ("pool", 7),
+        ("format", ["hdf5"]),
+        ("backbone", {"input_size": [160]}),
+        ("backbone", {"input_size": [160, -1]}),
+    ],
+)
+def test_settings_that_are_none(content, name, value):
+    """A plan may be anybody's: what its readers rely on is checked when it is read."""
+    with pytest.raises(ValueError, match=WRONG):
+        Settings.from_json(content | {name: value})
+
+
+def test_an_unknown_setting_is_kept_and_refused_by_its_name(tmp_path, photos):
+    """A dump of a later featcli can be read, verified and repaired to the byte; going on with it is refused."""
+    featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
+    shards = tmp_path / "d" / "shards"
+    plan = read_checksummed(tmp_path / "d" / "plan.json")
+    chosen = list(plan["settings"].items())
+    plan["settings"] = dict([*chosen[:3], ("filter", "sharp"), *chosen[3:]])
+    known = open_dump(tmp_path / "d").plan
+    unsealed = replace(known, settings=Settings.from_json(plan["settings"]))
+    assert unsealed.settings.unknown == {"filter": "sharp"}
+    assert list(unsealed.to_json()["settings"]) == list(plan["settings"])
+    assert unsealed.fingerprint != known.fingerprint
+    for file in shards.iterdir():  # as if that plan had been there from the beginning, and nothing made yet
+        file.unlink()
+    for name in ("manifest.json", "failures.jsonl"):
+        (tmp_path / "d" / name).unlink()
+    publish_checksummed(tmp_path / "d" / "plan.json", with_fingerprint(unsealed), replace=True)
+    before = (tmp_path / "d" / "plan.json").read_bytes()
+    assert open_dump(tmp_path / "d", incomplete=True).plan == unsealed
+    assert verify(tmp_path / "d").state == "incomplete"
+    with pytest.raises(ConflictError, match='made with another plan: filter: "sharp" there, absent now'):
+        featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
+    with pytest.raises(ConflictError, match="filter: absent there"):
+        refuse_other_plan("d", known, unsealed)
+    publish_checksummed(tmp_path / "d" / "manifest.json", with_fingerprint(unsealed))
+    (tmp_path / "d" / "plan.json").write_bytes(b"{")
+    repair(verify(tmp_path / "d"))
+    assert (tmp_path / "d" / "plan.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        PixelRules(),
+        PixelRules(orientation="ignore", alpha="white", depth_range=(0.0, 4095.0), max_pixels=10**6, decode="scaled"),
+    ],
+    ids=["default", "other"],
+)
+def test_pixel_rules_come_back(content, rules):
+    """The rules by which pictures were read are told by the plan."""
+    words = json.loads(json.dumps(rules.settings))
+    settings = Settings.from_json(content | {"preprocessing": words})
+    assert settings.pixel_rules == rules
+    assert settings.is_scaled == (rules.decode == "scaled")
+    assert settings.can_be_repeated
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        None,
+        ResizeMode("pad", (160, 128), (1, 1)),
+        ResizeMode("native", None, (32, 16)),
+        ResizeMode("native", (64, 96), (32, 32)),
+    ],
+    ids=["own", "pad", "native", "native with a limit"],
+)
+def test_the_way_of_resizing_comes_back(content, mode):
+    """So is how they got their size; None stands for the checkpoint's own way."""
+    words = {} if mode is None else json.loads(json.dumps(mode.settings))
+    settings = Settings.from_json(content | {"preprocessing": words})
+    assert settings.resize_mode == mode
+    assert settings.is_native == (mode is not None and mode.is_native)
+    assert settings.largest == (mode.size if mode is not None and mode.is_native else None)
+    assert (settings.input_size, settings.norm) == ((160, 128), "raw")
+
+
+@pytest.mark.parametrize(
+    ("words", "num_channels", "channels"),
+    [
+        ({"options": {}}, None, 3),
+        ({"options": {"in_chans": 1}}, 1, 1),
+        ({"config": {"num_channels": 4}}, 4, 4),
+        ({"config": {}}, None, 3),
+    ],
+)
+def test_channels_in_the_words_of_both_libraries(content, words, num_channels, channels):
+    """Each library names the channels of its input in its own way, or not where they are three."""
+    settings = Settings.from_json(content | {"backbone": {"input_size": [1, 1], **words}})
+    assert (settings.num_channels, settings.channels) == (num_channels, channels)
