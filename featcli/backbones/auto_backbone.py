@@ -101,7 +101,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         return Network(module=module, maps=maps, class_tokens=self._class_tokens(module, positions))
 
     def _as_grid(self, found: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """(B, tokens, C) as (B, C, h, w) for the types that leave their patches in a row; maps as they are."""
+        """Give (B, tokens, C) of types that leave their patches in a row as (B, C, h, w); maps as they are."""
         if found.ndim != 3:
             return found
         assert self.patch is not None
@@ -110,7 +110,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         return tokens.transpose(1, 2).reshape(len(found), -1, *grid)
 
     def _class_tokens(self, module: nn.Module, positions: Sequence[int]) -> Any:
-        """Token 0 of the selected stages' hidden states, normalised as the maps are, where it is a class token."""
+        """Give token 0 of the selected hidden states, normalised as the maps are, where it is a class token."""
         is_token_model = hasattr(self.config, "reshape_hidden_states")
         has_class_token = any(name.endswith("cls_token") for name, _ in module.named_parameters())
         norm = next(
@@ -136,7 +136,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
 
 
 def _stage_list(module: nn.Module, names: Sequence[str]) -> tuple[str, nn.ModuleList]:
-    """The module list with one entry per stage (the stem is not in it) that lies nearest to the root."""
+    """Find the module list with one entry per stage (the stem is not in it) that lies nearest to the root."""
     count = len(names) - (names[0] == "stem")
     lists = [
         (name, found)

@@ -32,7 +32,7 @@ class Weights:
     random: bool = False
 
     def summary(self) -> str:
-        """One line for people."""
+        """Say it in one line for people."""
         if self.random:
             return f"{self.origin}: its feature maps mean nothing"
         text = f"{self.matched} of {self.total} tensors loaded from {self.origin}"
@@ -59,7 +59,7 @@ class Network:
     idle: frozenset[str] = frozenset()  # parameters and buffers that no map depends on, such as those of a head
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The parameters and buffers by name, without the idle ones."""
+        """List the parameters and buffers by name, without the idle ones."""
         return {name: tensor for name, tensor in self.module.state_dict().items() if name not in self.idle}
 
 
@@ -100,7 +100,7 @@ class Backbone:
         return [stage.channels for stage in self.selected]
 
     def to_dict(self) -> dict[str, Any]:
-        """What the backbone is, in plain JSON: its settings, all stages, and the selected ones by name and index."""
+        """Say in plain JSON what the backbone is: its settings, all stages, and the selected ones by name and index."""
         return {
             "name": self.name,
             "library": self.library,
@@ -120,7 +120,7 @@ class Backbone:
         return self.network.class_tokens is not None
 
     def preprocess(self, picture: Image.Image) -> torch.Tensor:
-        """A picture -> what `forward` takes a batch of: (C, H, W), uint8 as a rule. Turned upright, as `extract` does.
+        """Turn a picture upright and make of it what `forward` takes a batch of: (C, H, W), uint8 as a rule.
 
         Raises UsageError for 32-bit modes.
         """
@@ -130,14 +130,14 @@ class Backbone:
             raise UsageError(f"a picture cannot be prepared: {error.detail}", "convert it to 8 or 16 bits") from error
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, C, H, W) from `preprocess` -> {stage: (B, C, h, w)} on the device, in the precision computed in.
+        """Compute {stage: (B, C, h, w)} of (B, C, H, W) from `preprocess`, on the device, in the precision computed in.
 
         Raises UsageError for anything else, such as pixels that were normalised already.
         """
         return self._run(self.network.maps, pixels)
 
     def class_tokens(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, C, H, W) from `preprocess` -> {stage: (B, C)}. Raises UsageError where there is no class token."""
+        """Compute {stage: (B, C)} of (B, C, H, W) from `preprocess`. Raises UsageError without a class token."""
         if self.network.class_tokens is None:
             raise UsageError(f"{self.name} has no class token", "use --pool avg for one vector per image")
         return self._run(self.network.class_tokens, pixels)
@@ -166,7 +166,7 @@ class Backbone:
         return {stage.name: tensor for stage, tensor in zip(self.selected, found, strict=True)}
 
     def _takes(self, shape: tuple[int, ...]) -> bool:
-        """Whether an input (C, H, W) is one that `preprocess` can give."""
+        """Tell whether an input (C, H, W) is one that `preprocess` can give."""
         ours = self.preprocessing
         if ours.resize_mode is not None and ours.is_native:
             step = ours.resize_mode.step
@@ -175,6 +175,6 @@ class Backbone:
 
 
 def as_run(pixels: torch.Tensor, execution: Execution) -> torch.Tensor:
-    """Normalised pixels (B, C, H, W) in the precision and layout that the network is run in."""
+    """Bring normalised pixels (B, C, H, W) into the precision and layout that the network is run in."""
     dtype, layout = getattr(torch, PRECISIONS[execution.precision]), getattr(torch, LAYOUTS[execution.layout])
     return pixels.to(dtype=dtype, memory_format=layout)

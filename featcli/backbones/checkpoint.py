@@ -68,7 +68,7 @@ def _open(asked: CheckpointSpec) -> ModelSpec:
 
 
 def _from_config(asked: CheckpointSpec, path: Path) -> ModelSpec:
-    """A configuration by itself: it can be inspected, and give random weights."""
+    """Open a configuration by itself: it can be inspected, and give random weights."""
     if asked.arch is not None:
         raise UsageError("--arch goes with a weights file", "leave --arch out: this configuration says what it is")
     if _is_timm_config(read_config(path)):
@@ -130,7 +130,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _is_timm_config(config: dict[str, Any]) -> bool:
-    """Whether a config.json is one of timm's; transformers writes its own around some of them."""
+    """Tell whether a config.json is one of timm's; transformers writes its own around some of them."""
     return "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper"
 
 
@@ -141,7 +141,7 @@ def _is_timm_name(name: str) -> bool:
 
 
 def _timm(asked: CheckpointSpec, local: bool = False, hub: bool = False) -> ModelSpec:
-    """A model that timm finds by its name, or a weights file for one of its architectures."""
+    """Open a model that timm finds by its name, or a weights file for one of its architectures."""
     from featcli.backbones.timm_model import AT_HUB, IN_FOLDER, TimmModelSpec, TimmRequest
 
     prefix = IN_FOLDER if local else AT_HUB if hub else ""
@@ -156,7 +156,7 @@ def _timm(asked: CheckpointSpec, local: bool = False, hub: bool = False) -> Mode
 
 
 def _timm_wrapper(asked: CheckpointSpec, path: Path, config: dict[str, Any]) -> ModelSpec:
-    """What transformers' TimmWrapper saves: timm's configuration in its own words, and weights under `timm_model.`"""
+    """Open what transformers' TimmWrapper saves: timm's configuration in its words, and weights under `timm_model.`"""
     from featcli.backbones.timm_model import TimmModelSpec, TimmRequest
 
     files = weights_files(path)
@@ -175,7 +175,7 @@ def _timm_wrapper(asked: CheckpointSpec, path: Path, config: dict[str, Any]) -> 
 
 
 def _transformers(asked: CheckpointSpec) -> ModelSpec:
-    """A transformers folder, hub id or configuration: of a mapped type, with one inside, or by its hidden states."""
+    """Open a transformers folder, hub id or configuration: a mapped type, one inside, or hidden states."""
     try:
         import_transformers()
     except ModuleNotFoundError:  # an extra: its absence is the user's to mend, not a bug

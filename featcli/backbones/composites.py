@@ -43,7 +43,9 @@ def place_of_backbone(model: nn.Module) -> str:
 
 
 def names_of_backbone() -> dict[str, str]:
-    """The pattern that turns the names of a composite's weights on disk into those of its backbone, and what with."""
+    """Give the pattern that names of a composite's weights on disk lose to become those of its backbone, and its
+    replacement.
+    """
     return {f"^(?:{'|'.join(map(re.escape, ON_DISK))})": ""}
 
 
@@ -64,7 +66,7 @@ def described_place(outer: Any) -> str:
 
 
 def norm_freezer(outer: Any) -> Callable[[nn.Module], None]:
-    """What a larger model does to the norms of its backbone: DETR and its kin put frozen ones of their own in place.
+    """Find what a larger model does to the norms of its backbone: DETR and its kin put frozen ones in place.
 
     They compute the same up to the last bits; replay promises all of them. `outer` is the configuration of that model,
     or None. Raises CheckpointError where transformers has it no more.

@@ -49,7 +49,7 @@ def has_norms(network: Network) -> bool:
 
 
 def _pairs(network: Network, pixels: torch.Tensor) -> tuple[list[_Pair], list[torch.Tensor]]:
-    """The pairs that can be folded, as they meet in a forward pass; and its maps."""
+    """Find the pairs that can be folded, as they meet in a forward pass; and its maps."""
     came_from: dict[int, nn.Conv2d] = {}
     kept: list[torch.Tensor] = []  # or another tensor would get the same id
     met: list[_Pair] = []

@@ -45,7 +45,7 @@ class HiddenLayout:
     strides: tuple[int, ...]  # pixels per cell, by stage
 
     def as_map(self, hidden: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """(B, tokens, C), (B, C, h, w) or (B, h, w, C), of pixels of this size, as (B, C, h, w) of patches only.
+        """Give (B, tokens, C), (B, C, h, w) or (B, h, w, C) of pixels of this size as (B, C, h, w) of patches only.
 
         Raises ValueError where the tokens are no grid.
         """
@@ -57,7 +57,7 @@ class HiddenLayout:
         return patches.transpose(1, 2).reshape(len(hidden), -1, rows, columns)
 
     def _grid(self, tokens: int, height: int, width: int) -> Size:
-        """(rows, columns) of the patches among so many tokens; what is in front of them is no patch."""
+        """Find (rows, columns) of the patches among so many tokens; what is in front of them is no patch."""
         if self.patch is not None:
             rows, columns = height // self.patch[0], width // self.patch[1]
             if 0 <= tokens - rows * columns <= MOST_PREFIX_TOKENS:
@@ -93,14 +93,14 @@ def find_layout(hidden: Sequence[torch.Tensor], size: Size, patch: Size | None, 
 
 
 def _is_channels_last(hidden: Sequence[torch.Tensor], size: Size) -> bool:
-    """Whether maps, read as (B, h, w, C), are nearer to the shape of the input than read as (B, C, h, w)."""
+    """Tell whether maps, read as (B, h, w, C), are nearer to the shape of the input than as (B, C, h, w)."""
     shapes = [found.shape for found in hidden if found.ndim == 4]
     last = sum(_aspect_off(shape[1:3], *size) for shape in shapes)
     return last < sum(_aspect_off(shape[2:], *size) for shape in shapes)
 
 
 def _aspect_off(grid: Sequence[int], height: int, width: int) -> float:
-    """How far a grid is from the shape of the input, as a share of it."""
+    """Measure how far a grid is from the shape of the input, as a share of it."""
     return abs(grid[0] * width - grid[1] * height) / (grid[0] * width)
 
 
@@ -126,7 +126,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         self.stage_names = self._name_stages(module)
 
     def _probed_layout(self) -> tuple[Any, HiddenLayout]:
-        """The model without weights, and what its hidden states are. Raises CheckpointError."""
+        """Make the model without weights, and see what its hidden states are. Raises CheckpointError."""
         size = config_size(self.config) if self.asked.input_size else self.input_size
         behind = getattr(self.config, "num_detection_tokens", 0)  # YOLOS
         cause: Exception | None = None
@@ -185,7 +185,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         return Network(module=module, maps=maps, class_tokens=class_tokens if has_class_token else None, idle=idle)
 
     def _idle(self, positions: Sequence[int]) -> frozenset[str]:
-        """The names of what these stages do not depend on, from a twin without weights."""
+        """Name what these stages do not depend on, as a twin without weights shows."""
         with torch.device("meta"):
             twin = self._blank(positions)
         pixels = torch.zeros(1, self.channels, *self.input_size, device="meta")
@@ -193,7 +193,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
             return idle_tensors(twin, lambda given: self._maps(twin, given, positions), pixels)
 
     def _hidden(self, module: Any, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
-        """All hidden states of (B, C, H, W), as the model gives them."""
+        """Compute all hidden states of (B, C, H, W), as the model gives them."""
         options: dict[str, Any] = {"output_hidden_states": True}
         if "interpolate_pos_encoding" in inspect.signature(module.forward).parameters:
             options["interpolate_pos_encoding"] = tuple(pixels.shape[2:]) != config_size(self.config)
@@ -218,7 +218,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
 
 
 def _config_to_run(config: Any, model_type: str) -> Any:
-    """The configuration of the model that is run: with every hidden state as its layer gives it."""
+    """Change a configuration to that of the model that is run: every hidden state as its layer gives it."""
     if model_type in READ_AS:
         fields = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")}
         config = import_transformers().CONFIG_MAPPING[READ_AS[model_type]].from_dict(fields)
@@ -227,7 +227,7 @@ def _config_to_run(config: Any, model_type: str) -> Any:
 
 
 def _module_names(module: nn.Module, names: Sequence[str]) -> list[str]:
-    """Where in the model each stage is, as far as a list of layers tells."""
+    """Tell where in the model each stage is, as far as a list of layers shows."""
     lists = [
         (path, len(part))
         for path, part in module.named_modules()

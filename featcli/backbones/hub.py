@@ -21,7 +21,7 @@ _one_at_a_time = threading.RLock()  # the setting is one for all threads
 
 @contextmanager
 def hub_or_cache(wanted: bool = True) -> Iterator[None]:
-    """Inside the block, the hub's client uses its cache alone if the hub does not answer, or is not `wanted`.
+    """Let the hub's client use its cache alone inside the block if the hub does not answer, or is not `wanted`.
 
     Without this the client retries every file for half a minute. `HF_HUB_OFFLINE=1` is honoured.
     """
@@ -35,7 +35,7 @@ def hub_or_cache(wanted: bool = True) -> Iterator[None]:
 
 
 def hub_weights(repository: str, first: str | None = None) -> list[Path]:
-    """The weights files of a hub repository, whole or in shards; fetched where they are not cached.
+    """Fetch the weights files of a hub repository, whole or in shards, unless they are cached.
 
     `first` is the name to look for before those in WEIGHTS_NAMES, and `repository` may end in `@revision`. Empty where
     there are none. Call it inside `hub_or_cache`, which says whether the hub is asked at all.
@@ -55,7 +55,7 @@ def hub_weights(repository: str, first: str | None = None) -> list[Path]:
 
 
 def find_weights(file: Callable[[str], Path | None], first: str | None = None) -> list[Path]:
-    """The weights of a checkpoint, one file or all that an index names; `file` gives the path of a name, or None.
+    """Find the weights of a checkpoint, one file or all of an index; `file` gives the path of a name, or None.
 
     Raises CheckpointError for an index that is damaged, or names what is not there.
     """

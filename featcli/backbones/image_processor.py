@@ -110,7 +110,7 @@ class ImageProcessor:
         return np.ascontiguousarray(done["pixel_values"][0], dtype=np.float32)
 
     def output_sizes(self) -> set[Size]:
-        """The (H, W) that it gives a landscape and a portrait picture."""
+        """Find the (H, W) that it gives a landscape and a portrait picture."""
         return {self.fit_floats(picture).shape[1:] for picture in probe_pictures()}
 
     def set_size(self, size: Size) -> None:

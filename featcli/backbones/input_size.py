@@ -34,7 +34,7 @@ def refuse_unfit(model: ModelSpec, at_size: Callable[[Size | None], ModelSpec]) 
 
 
 def _stride(at_size: Callable[[Size | None], ModelSpec]) -> Size:
-    """The largest stride, in which sizes go that fit; at the checkpoint's own size, if it has one."""
+    """Find the largest stride at the checkpoint's own size, if it has one: sizes that fit are multiples of it."""
     try:
         return at_size(None).stages[-1].stride
     except FeatcliError:
@@ -42,7 +42,7 @@ def _stride(at_size: Callable[[Size | None], ModelSpec]) -> Size:
 
 
 def _nearest(size: Size, step: Size) -> Iterator[list[Size]]:
-    """Multiples of the step, first the smaller ones from the nearest on, then the larger ones."""
+    """List multiples of the step, first the smaller ones from the nearest on, then the larger ones."""
     whole = size[0] // step[0], size[1] // step[1]
     yield [(whole[0] * step[0] - k * step[0], whole[1] * step[1] - k * step[1]) for k in range(TRIES)]
     above = -(-size[0] // step[0]), -(-size[1] // step[1])

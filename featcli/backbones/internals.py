@@ -173,7 +173,7 @@ def facts_of_timm(model: Any) -> TimmFacts:
 
 
 def in_chans_of_timm(model: Any) -> int:
-    """Channels of the pixels, from the weight of the first layer: a folder's model_args may say anything."""
+    """Count the channels of the pixels in the weight of the first layer: a folder's model_args may say anything."""
     first = model.pretrained_cfg.get("first_conv")
     path = first[0] if isinstance(first, list | tuple) else first
     try:
@@ -184,13 +184,13 @@ def in_chans_of_timm(model: Any) -> int:
 
 
 def patch_of_timm(model: Any) -> tuple[int, ...]:
-    """The (height, width) that the model says of its patches, empty where it says nothing."""
+    """Read the (height, width) that the model says of its patches, empty where it says nothing."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     return (patch, patch) if isinstance(patch, int) else tuple(patch or ())
 
 
 def stages_of_timm(model: Any) -> list[tuple[str, int]]:
-    """The module and the stride of each stage, as timm counts them."""
+    """List the module and the stride of each stage, as timm counts them."""
     return [(str(info["module"]), info["reduction"]) for info in model.feature_info]
 
 
@@ -233,7 +233,7 @@ def is_unknown_to_timm(error: Exception) -> bool:
 
 
 def option_for_weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The option with which timm's `create_model(pretrained=True)` loads these tensors in place of a file."""
+    """Make the option with which timm's `create_model(pretrained=True)` loads these tensors in place of a file."""
     return {"pretrained_cfg_overlay": {"state_dict": tensors}}
 
 
@@ -284,7 +284,7 @@ def timm_resampling(name: str) -> Image.Resampling:
 
 
 def values_for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Means or deviations for so many channels: greys take the average of the colours, as in timm's own loader."""
+    """Adapt means or deviations to so many channels: greys take the average of the colours, as in timm's loader."""
     import_timm()
     from timm.data.loader import adapt_to_chs
 
@@ -302,13 +302,13 @@ REPLACE_NORMS = frozenset(
 
 
 def backbone_classes() -> Mapping[type, Any]:
-    """The class of AutoBackbone for each configuration class that it knows."""
+    """Give the class of AutoBackbone for each configuration class that it knows."""
     mapping: Mapping[type, Any] = import_transformers().models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING
     return mapping
 
 
 def vision_class(config: Any) -> Any:
-    """The model class for a configuration, by AutoModel's mapping or by its name; None where it sees no pictures."""
+    """Find the model class of a configuration by AutoModel's mapping or by its name; None where it sees no pictures."""
     transformers = import_transformers()
     kind = transformers.models.auto.modeling_auto.MODEL_MAPPING.get(type(config), None) or getattr(
         transformers, type(config).__name__.removesuffix("Config") + "Model", None
@@ -339,7 +339,7 @@ def load_pretrained(
 
 
 def norm_replacer(outer: Any) -> Callable[[nn.Module], None] | None:
-    """What the code of a larger model does to the batch norms of its backbone, None where it leaves them.
+    """Find what the code of a larger model does to the batch norms of its backbone, None where it leaves them.
 
     It is found by its name, beside the configuration. Raises CheckpointError where it has gone from there: maps would
     differ in their last bits from those of the model itself, and nobody would know.
@@ -392,7 +392,7 @@ def load_processor(checkpoint: str) -> Any:
 
 
 def processor_class(model_type: str) -> Any:
-    """The image processor class that transformers pairs with a model type, of the backend `pil`, or None."""
+    """Find the image processor class that transformers pairs with a model type, of the backend `pil`, or None."""
     transformers = import_transformers()
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
@@ -400,5 +400,5 @@ def processor_class(model_type: str) -> Any:
 
 
 def plain_processor(size: tuple[int, int]) -> Any:
-    """ViT's image processor for this (H, W): resize, scale, normalise."""
+    """Make ViT's image processor for this (H, W): resize, scale, normalise."""
     return import_transformers().ViTImageProcessorPil(size={"height": size[0], "width": size[1]})

@@ -128,7 +128,7 @@ class ModelSpec(ABC):
         )
 
     def _stride(self, shape: torch.Size, known: int | None) -> tuple[int, int]:
-        """Input pixels per cell: what the library names, unless it is off by more than borders and rounding."""
+        """Tell the input pixels per cell: as the library says, unless it is off by more than borders and rounding."""
         measured = self.input_size[0] / shape[2], self.input_size[1] / shape[3]
         if known is not None and 0.67 < measured[0] / known < 1.5:
             return known, known
@@ -137,7 +137,10 @@ class ModelSpec(ABC):
     def select(
         self, out_features: Sequence[str] | None = None, out_indices: Sequence[int] | str | None = None
     ) -> tuple[int, ...]:
-        """The positions of the chosen stages in network order, by the rules of `stages.select`. Raises UsageError."""
+        """Find the positions of the chosen stages, in network order, by the rules of `stages.select`.
+
+        Raises UsageError.
+        """
         if out_features is None and out_indices is None:
             out_indices = self.default_indices
         return select(self.stage_names, out_features, out_indices, self.first_index)
@@ -148,13 +151,13 @@ class ModelSpec(ABC):
         return self._whole.parameters
 
     def share(self, positions: Sequence[int]) -> float:
-        """Which share of the whole backbone's floating point operations these stages cost."""
+        """Tell which share of the whole backbone's floating point operations these stages cost."""
         if len(self.stage_names) - 1 in positions:
             return 1.0
         return self._probe(positions).operations / self._whole.operations if self._whole.operations else 1.0
 
     def share_of_convolutions(self, positions: Sequence[int]) -> float:
-        """Which share of the operations for these stages are those of convolutions."""
+        """Tell which share of the operations for these stages are those of convolutions."""
         found = self._probe(positions)
         return found.convolutions / found.operations if found.operations else 0.0
 
@@ -163,7 +166,7 @@ class ModelSpec(ABC):
         return {}
 
     def _probe(self, positions: Sequence[int], at: Size | None = None) -> _Probe:
-        """Shapes and costs, from one forward pass that computes nothing."""
+        """Find shapes and costs in one forward pass that computes nothing."""
         key = tuple(positions), at
         if key not in self._probed:
             self._probed[key] = self._run_once(positions, (1, self.channels, *(at or self.input_size)))

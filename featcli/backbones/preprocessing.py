@@ -50,7 +50,7 @@ class Preprocessing:
         return self.resize_mode is not None and self.resize_mode.is_native
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) of `dtype` -> float32. The operations and their order are torchvision's, so the bits are too."""
+        """Scale and normalise (B, C, H, W) of `dtype` to float32. Operations, order and so bits are torchvision's."""
         if self.dtype == "float32":
             return pixels.clone()  # never the batch buffer itself: a stage may be the input, and buffers are used again
         mean, std = _on(pixels.device, self.mean), _on(pixels.device, self.std)
@@ -62,7 +62,7 @@ class Preprocessing:
 
 @lru_cache(maxsize=16)
 def _on(device: torch.device, values: tuple[float, ...]) -> torch.Tensor:
-    """(C, 1, 1), made once: a copy to a GPU waits for all that it is doing."""
+    """Make (C, 1, 1), once: a copy to a GPU waits for all that it is doing."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(-1, 1, 1)
 
@@ -142,7 +142,7 @@ def processor_preprocessing(
 
 
 def _in_bytes(processor: ImageProcessor, size: Size, channels: int, resize_mode: ResizeMode | None) -> Preprocessing:
-    """The processor as uint8 and a normalisation."""
+    """Take the processor as uint8 and a normalisation."""
     steps = processor if resize_mode is None else processor.without_resizing()
     said = steps.steps if resize_mode is None else [_said(resize_mode, processor), *steps.steps]
     result = f" -> {size[0]}x{size[1]}" if resize_mode is None else ""
@@ -172,7 +172,7 @@ def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]
 def _sizing(
     processor: ImageProcessor, size: Size, channels: int, resize_mode: ResizeMode | None
 ) -> Callable[[Fit], Fit]:
-    """What goes before, or around, the processor's own steps."""
+    """Make what goes before, or around, the processor's own steps."""
     if resize_mode is not None:
         resize = resize_mode.fitted(processor.resampling, fill_of(processor.background, channels))
         return lambda fit: lambda picture: fit(resize(picture))
@@ -192,7 +192,7 @@ def _refuse_other_sizes(processor: ImageProcessor, ours: Preprocessing, resize_m
 
 
 def _are_equal(ours: Preprocessing, whole: Fit) -> bool:
-    """Whether uint8 plus our normalisation equals the whole processor, tried on pictures of two shapes."""
+    """Try on pictures of two shapes whether uint8 plus our normalisation equals the whole processor."""
     for picture in probe_pictures():
         fitted = ours.fit(picture)
         if fitted.dtype != np.uint8:

@@ -89,7 +89,7 @@ class _Stored(nn.Module):
 
     @staticmethod
     def _tokens(found: torch.Tensor, class_token: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) and (B, C) as (B, 1 + tokens, C): the class token, then the patches."""
+        """Join (B, C, h, w) and (B, C) as (B, 1 + tokens, C): the class token, then the patches."""
         return torch.cat([class_token[:, None], found.flatten(2).transpose(1, 2)], 1)
 
     def forward(self, *_: Any, **__: Any) -> Any:

@@ -113,7 +113,7 @@ class TimmModelSpec(ModelSpec):
         self.name = self._name()
 
     def _with_channels(self, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The model for the channels that are asked for, and its options: what changes nothing is no part of a plan."""
+        """Make the model for the channels that are asked for, and its options: one that changes nothing is left out."""
         model = self._create("meta", options)
         if self.request.num_channels in (None, in_chans_of_timm(model)):
             return model, options
@@ -121,7 +121,7 @@ class TimmModelSpec(ModelSpec):
         return self._create("meta", options), options
 
     def _size_options(self, model: Any, options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-        """`img_size` for constructors that take one; convolution nets refuse it and do not need it.
+        """Find the options for a size: `img_size` for constructors that take one; convolution nets do not need it.
 
         With --fit native `dynamic_img_size` too, which some transformers have for inputs of any size.
         """
@@ -140,7 +140,7 @@ class TimmModelSpec(ModelSpec):
 
     @staticmethod
     def _data_config(size: Size | None, own: Mapping[str, Any]) -> dict[str, Any]:
-        """timm's preprocessing, resolved: what the checkpoint says, at another (H, W) where one is given."""
+        """Resolve timm's preprocessing: what the checkpoint says, at another (H, W) where one is given."""
         args = {} if size is None else {"input_size": (3, *size)}
         config: dict[str, Any] = timm.data.resolve_data_config(args, pretrained_cfg=own)
         return config
@@ -193,7 +193,7 @@ class TimmModelSpec(ModelSpec):
         return timm_preprocessing(self.config, self.channels, self.tag, self.resize_mode)
 
     def _cut(self, model: Any, positions: Sequence[int]) -> Network:
-        """The model without what comes after the deepest of these stages."""
+        """Cut off what comes after the deepest of these stages."""
         # A final norm fits every block of a transformer, but only the last stage of a pyramid.
         normed = self.norm == "model" and (self._is_isotropic or len(self.stage_names) - 1 in positions)
         indices = prune_timm(model, positions, keeps_norm=normed)
@@ -207,7 +207,7 @@ class TimmModelSpec(ModelSpec):
         return Network(module=model, maps=maps, class_tokens=class_tokens if has_class_token_of_timm(model) else None)
 
     def _create(self, device: str, options: Mapping[str, Any]) -> Any:
-        """A headless model without weights. Raises UsageError for names that timm does not know."""
+        """Make a headless model without weights. Raises UsageError for names that timm does not know."""
         name = self.request.model_name
         try:
             with torch.device(device), hub_or_cache(wanted=name.startswith(AT_HUB)), warnings.catch_warnings():
@@ -226,11 +226,11 @@ class TimmModelSpec(ModelSpec):
             ) from error
 
     def _own_files(self) -> Sequence[Path]:
-        """The weights files that are read here, empty where timm finds its own."""
+        """List the weights files that are read here, empty where timm finds its own."""
         return self.request.files
 
     def _read(self) -> _FileWeights | None:
-        """The tensors of the weights files, as the model names them; None where timm reads its own."""
+        """Read the tensors of the weights files, as the model names them; None where timm reads its own."""
         files = self._own_files()
         if not files:
             return None
@@ -241,7 +241,7 @@ class TimmModelSpec(ModelSpec):
         return _FileWeights(files=files, place=place, tensors=tensors, strangers=strangers)
 
     def _create_pretrained(self, read: _FileWeights | None) -> Any:
-        """The same model with weights. Whatever timm raises here is about the checkpoint."""
+        """Make the same model with weights. Whatever timm raises here is about the checkpoint."""
         name, options = self.request.model_name, dict(self._options)
         at_hub = read is None and not name.startswith(IN_FOLDER)
         if read is not None:
@@ -258,7 +258,7 @@ class TimmModelSpec(ModelSpec):
             ) from error
 
     def _files_of_timm(self, model: Any) -> Sequence[Path]:
-        """The files that timm has just read: those of its folder, or the hub's cache."""
+        """List the files that timm has just read: those of its folder, or the hub's cache."""
         name, facts = self.request.model_name, facts_of_timm(model)
         if name.startswith(IN_FOLDER):
             return weights_files(Path(name.removeprefix(IN_FOLDER)))
@@ -268,7 +268,7 @@ class TimmModelSpec(ModelSpec):
     def _proven(
         self, module: Any, loads: Sequence[Any], read: _FileWeights | None, hashes: Mapping[str, str]
     ) -> Weights:
-        """What timm loaded, if it is all that the cut network has. Raises CheckpointError."""
+        """Say what timm loaded, if it is all that the cut network has. Raises CheckpointError."""
         origin = read.files[0].name if read else self.name.partition(" (")[0]
         origin += f" ({read.place})" if read and read.place else ""
         tensors = module.state_dict().keys()
@@ -296,7 +296,7 @@ def is_timm_name(name: str) -> bool:
 
 
 def _patch(model: Any, strides: Sequence[int]) -> Size | None:
-    """(height, width) of the patches that a model cuts its input into; what does not fill one is lost in some."""
+    """Find (height, width) of the patches that a model cuts its input into; some lose what does not fill one."""
     sides = patch_of_timm(model)
     if len(sides) == 2 and sides[0] == strides[0]:  # else patches overlap, and borders are padded
         return int(sides[0]), int(sides[1])

@@ -42,7 +42,7 @@ class TransformersModelSpec(ModelSpec):
     library = "transformers"
 
     def __init__(self, asked: CheckpointSpec, config: Any, outer: Any = None) -> None:
-        """`config` is the vision model's own; `outer` that of the larger model around it, where there is one."""
+        """Take over a configuration: `config` is the vision model's, `outer` that of a larger model around it."""
         self.asked = asked
         self.name = name_of(asked)
         self.config = copied(config)
@@ -63,18 +63,18 @@ class TransformersModelSpec(ModelSpec):
 
     @abstractmethod
     def _blank(self, positions: Sequence[int]) -> Any:
-        """The whole model without weights, on whatever device is the default."""
+        """Make the whole model without weights, on whatever device is the default."""
 
     @abstractmethod
     def _network(self, module: Any, positions: Sequence[int]) -> Network:
-        """The model cut after the deepest of these stages."""
+        """Cut the model after the deepest of these stages."""
 
     @abstractmethod
     def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
-        """The whole model with the checkpoint's weights, and transformers' report of what it loaded."""
+        """Load the whole model with the checkpoint's weights, and transformers' report of what it loaded."""
 
     def _may_be_absent(self, key: str) -> bool:
-        """Whether plain checkpoints lack this tensor; it is named then, and every other absence is a refusal."""
+        """Tell whether plain checkpoints lack this tensor; it is named then, and every other absence is a refusal."""
         return False
 
     def build(self, positions: Sequence[int], device: str) -> Network:
@@ -168,7 +168,7 @@ class TransformersModelSpec(ModelSpec):
 
 @contextmanager
 def reading(asked: CheckpointSpec) -> Iterator[None]:
-    """Whatever transformers raises in here is about the checkpoint: it becomes a CheckpointError."""
+    """Take whatever transformers raises in the block for the checkpoint's fault: it becomes a CheckpointError."""
     is_here = asked.config is not None or Path(asked.checkpoint_name).exists()
     try:
         with silent_transformers(), hub_or_cache(wanted=not is_here):
@@ -183,7 +183,7 @@ def reading(asked: CheckpointSpec) -> Iterator[None]:
 
 
 def _cause_and_hint(error: Exception) -> tuple[str, str]:
-    """A library's reason for refusing a checkpoint, without advice that nobody should follow; and what to do."""
+    """Say why a library refused a checkpoint, without advice that nobody should follow; and what to do."""
     if holds_more_than_tensors(error):
         return (
             "a weights file holds something other than tensors, which could run code when read",

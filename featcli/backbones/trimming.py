@@ -50,7 +50,7 @@ def trim(module: nn.Module, idle: frozenset[str], maps: Maps, pixels: torch.Tens
 
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two maps are equal, NaN in weights that diverged included."""
+    """Tell whether two maps are equal, NaN in weights that diverged included."""
     return one.shape == other.shape and (one.is_meta or torch.equal(one.view(torch.int32), other.view(torch.int32)))
 
 

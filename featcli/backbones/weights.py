@@ -38,12 +38,12 @@ POINTERS = (
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """The weights files of a checkpoint folder, whole or in shards with an index. Raises CheckpointError."""
+    """Find the weights files of a checkpoint folder, whole or in shards with an index. Raises CheckpointError."""
     return find_weights(lambda name: folder / name if (folder / name).is_file() else None)
 
 
 def hash_files(paths: Iterable[Path]) -> dict[str, str]:
-    """The SHA-256 of each file by its name, which is what the hub shows of it."""
+    """Compute the SHA-256 of each file by its name, which is what the hub shows of it."""
     hashes = {}
     for path in paths:
         digest = hashlib.sha256()
@@ -55,7 +55,7 @@ def hash_files(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def read_weights(paths: Sequence[Path]) -> tuple[str, dict[str, torch.Tensor]]:
-    """The tensors of weights files by name, and in which container of a training checkpoint they were.
+    """Read the tensors of weights files by name, and in which container of a training checkpoint they were.
 
     Raises CheckpointError.
     """
@@ -88,7 +88,7 @@ def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
 
 
 def _find_tensors(content: Mapping[Any, Any], place: str = "") -> tuple[str, dict[str, torch.Tensor]] | None:
-    """The weights in a training checkpoint, and the names of the containers that they were in."""
+    """Find the weights in a training checkpoint, and the names of the containers that they are in."""
     for name in (*CONTAINERS, *(key for key in content if key not in (*CONTAINERS, "optimizer", "optimizers"))):
         inner = content.get(name)
         if isinstance(inner, Mapping) and place.count(".") < DEEPEST:
@@ -120,7 +120,7 @@ def _begins(path: Path) -> bytes:
 
 
 def _unpacks(path: Path) -> bool:
-    """Whether a file is a zip archive with compressed members, or with more in them than the file holds."""
+    """Tell whether a file is a zip archive with compressed members, or with more in them than the file holds."""
     if not zipfile.is_zipfile(path):
         return False
     try:
@@ -156,8 +156,8 @@ def is_counter(key: str) -> bool:
 def strip_prefix(
     path: Path, tensors: Mapping[str, torch.Tensor], expected: Collection[str]
 ) -> tuple[str, dict[str, torch.Tensor], list[str]]:
-    """The prefix (`module.`, `backbone.`, `encoder.body.` ...) that fits most expected names, the tensors under it,
-    and the names of all others.
+    """Find the prefix (`module.`, `backbone.`, `encoder.body.` ...) that fits most expected names, the tensors under
+    it, and the names of all others.
 
     With no fit at all the tensors come back as they are: the library may know another way to read them.
     Raises CheckpointError where two prefixes fit equally well, as a student's and a teacher's.
@@ -175,7 +175,7 @@ def strip_prefix(
 
 
 def count_prefixes(found: Iterable[str], expected: Collection[str]) -> Counter[str]:
-    """How many of the expected names are found under each prefix."""
+    """Count how many of the expected names are found under each prefix."""
     names, fits = set(expected), Counter[str]()
     for key in found:
         starts = [0, *(i + 1 for i, char in enumerate(key) if char == ".")]
@@ -184,10 +184,10 @@ def count_prefixes(found: Iterable[str], expected: Collection[str]) -> Counter[s
 
 
 def find_prefix(found: Iterable[str], expected: Collection[str]) -> str:
-    """The prefix under which most of the expected names are found, empty without any."""
+    """Find the prefix under which most of the expected names are found, empty without any."""
     return most_fitting(count_prefixes(found, expected))
 
 
 def most_fitting(fits: Counter[str]) -> str:
-    """The prefix with the highest count, the first by name among equals, empty without any."""
+    """Find the prefix with the highest count, the first by name among equals, empty without any."""
     return max(sorted(fits), key=fits.__getitem__, default="")
