@@ -58,7 +58,7 @@ def shard_of(folder, batch, format_name, direct):
     rows = BATCH * BATCHES
     arrays = {name: ("float32", (rows, *shape)) for name, shape in SHAPES.items()} | {"valid": ("uint8", (rows,))}
     keys = [f"{i:05d}.jpg" for i in range(rows)]
-    shard = ShardWriter(folder / f"00000{FORMATS[format_name].SUFFIX}", format_name, arrays, keys, {})
+    shard = ShardWriter(folder / f"00000{FORMATS[format_name].SUFFIX}", FORMATS[format_name], arrays, keys, {})
     if not direct:
         shard._file._flag = 0
     for _ in range(BATCHES):

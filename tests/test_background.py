@@ -1,4 +1,6 @@
 import threading
+import weakref
+from functools import partial
 
 import pytest
 
@@ -63,17 +65,21 @@ def test_one_piece_larger_than_the_limit_still_passes():
 
 def test_an_exception_outside_drops_what_waits():
     """When the giver fails, work that has not begun is dropped and the thread ends."""
-    started, done = threading.Event(), []
+    before, started, dropped, done = threading.enumerate(), threading.Event(), threading.Event(), []
 
-    def until_closed():
+    def until_the_next_is_dropped():
         started.set()
-        with background._changed:
-            background._changed.wait_for(lambda: background._closing)
+        done.append(dropped.wait(60))
+
+    def give_next():
+        work = partial(done.append, "the next")
+        weakref.finalize(work, dropped.set)  # once nobody is going to do it
+        background.give(work)
 
     with pytest.raises(KeyboardInterrupt), Background(10) as background:
-        background.give(until_closed)
+        background.give(until_the_next_is_dropped)
         started.wait()
-        background.give(lambda: done.append(1))
+        give_next()
         raise KeyboardInterrupt
-    assert done == []
-    assert not background._thread.is_alive()
+    assert done == [True]
+    assert threading.enumerate() == before

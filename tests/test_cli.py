@@ -14,7 +14,7 @@ import termios
 import pytest
 
 from conftest import SAMPLES, Featcli, draw, finished, tree
-from featcli.run import trials as tuning
+from featcli.run import tuning
 from featcli.spec.commands import ExtractSpec
 
 TINY = "-c test_resnet --random-init".split()

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from featcli.dump.direct import LEAST, PAGE, DirectFile
+from featcli.dump.shard import LEAST, PAGE, DirectFile
 from featcli.run.transfers import Buffers
 
 REAL = os.open, os.pwrite

@@ -207,12 +207,12 @@ def test_progress_is_taken_back(whole):
 )
 def test_a_worker_sees_its_gpu_alone(monkeypatch, visible, device, expected):
     """A worker of cuda:N is given that GPU of those that may be used, and no other."""
-    from featcli.workers.processes import _as_the_only_one
+    from featcli.workers.processes import as_the_only_one
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert _as_the_only_one(device) == expected
+    assert as_the_only_one(device) == expected
 
 
 def test_every_gpu_there_is(monkeypatch):

@@ -18,7 +18,7 @@ from featcli.backbones.backbone import Network
 from featcli.backbones.folding import fold
 from featcli.errors import ConflictError
 from featcli.extraction import extract as extraction
-from featcli.run import trials as tuning
+from featcli.run import trials, tuning
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "threads": 1, "batch_size": 4, "shard_size": 4}
 
@@ -209,7 +209,7 @@ def measured(monkeypatch):
             return rate(execution, images)
 
         monkeypatch.setattr(tuning, "FEWEST", 1)
-        monkeypatch.setattr(tuning.Trials, "_measure", measure)
+        monkeypatch.setattr(trials.Trials, "measure", measure)
         return asked
 
     return set_rates
@@ -283,7 +283,7 @@ def test_networks_without_convolutions_are_not_tried(tmp_path, photos, measured)
 
 def test_few_images_are_not_worth_a_measurement(tmp_path, photos, monkeypatch):
     """A small run starts at once, with the library's own way."""
-    monkeypatch.setattr(tuning.Trials, "_measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(trials.Trials, "measure", lambda *_: pytest.fail("measured"))
     featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
     assert chosen(tmp_path / "d")[1:3] == ["channels-first", False]
 

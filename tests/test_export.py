@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -18,6 +19,7 @@ from featcli import open_dump
 from featcli.dump.checksummed_json import hash_json, publish_checksummed, read_checksummed
 from featcli.errors import UsageError
 from featcli.export.export import export
+from featcli.reading.reader import Run
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 4}
 FILES = ["x.h5", "x.safetensors", "x.npy", "x.jsonl", "x.parquet"]
@@ -165,11 +167,17 @@ def test_a_reader_that_goes_away(dump):
 
 def test_values_that_are_not_finite():
     """JSON has no NaN and no infinity: they are null, and every line stays JSON."""
-    from featcli.export.jsonl import _numbers
+    from featcli.export import jsonl
+
+    def written(row):
+        run = Run([0], ["a.png"], {"stage1": row[None]})
+        content = SimpleNamespace(dump=SimpleNamespace(valid=[True]), runs=lambda: [run])
+        (line,) = jsonl.lines(content)
+        return json.loads(line, parse_constant=pytest.fail)["stage1"]
 
     array = np.array([[1.5, np.nan], [np.inf, -1e-7]], np.float32)
-    assert json.loads(_numbers(array), parse_constant=pytest.fail) == [[1.5, None], [None, -1e-7]]
-    assert np.array_equal(np.float32(json.loads(_numbers(np.float16([0.1, 65504])))), np.float16([0.1, 65504]))
+    assert written(array) == [[1.5, None], [None, -1e-7]]
+    assert np.array_equal(np.float32(written(np.float16([0.1, 65504]))), np.float16([0.1, 65504]))
 
 
 def test_maps_of_many_sizes(tmp_path, cli):

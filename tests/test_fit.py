@@ -182,9 +182,9 @@ def test_the_header_tells_the_size(tmp_path, orientation, suffix):
     with Image.open(draw(tmp_path / "plain.png", 0, (50, 30))) as plain:
         if suffix in ("heic", "jxl"):
             pytest.importorskip({"heic": "pillow_heif", "jxl": "pillow_jxl"}[suffix])
-            from featcli.pixels.decode import _formats
+            from featcli.pixels.decode import readable_formats
 
-            _formats(PixelRules().max_pixels)
+            readable_formats(PixelRules().max_pixels)
         plain.save(tmp_path / f"x.{suffix}", exif=exif.tobytes() if suffix == "jxl" else exif)
     if suffix == "late.png":  # what says how it lies comes after the pixels
         content = (tmp_path / "x.late.png").read_bytes()

@@ -15,7 +15,7 @@ from PIL import Image, features
 from conftest import little_memory
 from featcli.inputs.image_list import Image as Input
 from featcli.pixels.colour import PixelRules, UnreadableError
-from featcli.pixels.decode import REASONS, _formats, read_pixels
+from featcli.pixels.decode import REASONS, read_pixels, readable_formats
 
 COUNT = int(os.environ.get("FUZZ_IMAGES", "60"))  # mutations of each seed; make torture asks for more
 MOST_SECONDS = 10.0
@@ -56,7 +56,7 @@ def seeds():
     if features.check("avif"):
         ways["avif"] = ("AVIF", rgb, {})
     for plugin in ("HEIF", "JXL"):
-        if plugin in _formats(PixelRules().max_pixels):
+        if plugin in readable_formats(PixelRules().max_pixels):
             ways[plugin.lower()] = (plugin, rgb, {})
     made = {}
     for name, (format_name, picture, options) in ways.items():

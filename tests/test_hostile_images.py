@@ -17,6 +17,7 @@ from PIL import Image
 import featcli
 from conftest import Featcli, draw
 from featcli import open_dump
+from featcli.pixels.colour import PixelRules
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "threads": 1, "out_features": "stem"}
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -280,13 +281,12 @@ def test_formats_of_plugins(tmp_path, format_name, monkeypatch):
     from featcli.pixels import decode as images
 
     draw(tmp_path / "p" / "a.png", 0)
-    assert images._formats(images.Decoding().max_pixels)
-    if format_name not in images._formats(images.Decoding().max_pixels):
+    if format_name not in images.readable_formats(PixelRules().max_pixels):
         pytest.skip(f"no plugin for {format_name}")
     (tmp_path / "p" / "x.jpg").write_bytes(saved(format_name))
     featcli.extract(tmp_path / "p", output=tmp_path / "d", **OPTIONS)
     assert open_dump(tmp_path / "d").valid.all()
-    monkeypatch.setattr(images, "_formats", lambda _: images.FORMATS)
+    monkeypatch.setattr(images, "readable_formats", lambda _: images.FORMATS)
     featcli.extract(tmp_path / "p", output=tmp_path / "e", **OPTIONS)
     (failure,) = open_dump(tmp_path / "e").failures
     assert failure["reason"] == "format_not_allowed"
@@ -361,15 +361,15 @@ def test_pictures_that_go_or_change_under_the_run(tmp_path, monkeypatch):
     for i in range(8):
         draw(tmp_path / "p" / f"{i}.png", i)
     featcli.extract(tmp_path / "p", output=tmp_path / "whole", **OPTIONS)
-    real = images._identified
+    real = Image.open
 
-    def meddling(file, rules):
+    def meddling(file, **options):
         if file.name.endswith("1.png"):
             (tmp_path / "p" / "5.png").unlink()
             (tmp_path / "p" / "6.png").write_bytes((tmp_path / "p" / "6.png").read_bytes() + b"more")
-        return real(file, rules)
+        return real(file, **options)
 
-    monkeypatch.setattr(images, "_identified", meddling)
+    monkeypatch.setattr(Image, "open", meddling)
     monkeypatch.setattr(images.os, "fstat", _moving(os.fstat, tmp_path / "p" / "3.png"))
     assert featcli.extract(tmp_path / "p", output=tmp_path / "d", decode_threads=1, **OPTIONS).failed == 3
     dump, whole = open_dump(tmp_path / "d"), open_dump(tmp_path / "whole")

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import featcli
 from conftest import SAMPLES, Featcli, draw
@@ -189,20 +190,18 @@ def test_what_may_not_be_read(tmp_path):
 
 def test_a_folder_that_goes_away(tmp_path, monkeypatch):
     """A share that is unmounted in the middle ends the run: its images are not failures, and it can go on."""
-    from featcli.pixels import decode as images
-
     for i in range(8):
         draw(tmp_path / "p" / f"{i}.png", i)
     options = {**OPTIONS, "batch_size": 2, "shard_size": 2, "decode_threads": 1}
     featcli.extract(tmp_path / "p", output=tmp_path / "whole", **options)
-    real = images._identified
+    real = Image.open
 
-    def vanishing(file, rules):
+    def vanishing(file, **options):
         if file.name.endswith("4.png"):
             (tmp_path / "p").rename(tmp_path / "gone")
-        return real(file, rules)
+        return real(file, **options)
 
-    monkeypatch.setattr(images, "_identified", vanishing)
+    monkeypatch.setattr(Image, "open", vanishing)
     with pytest.raises(MachineError, match="no longer there"):
         featcli.extract(tmp_path / "p", output=tmp_path / "d", **options)
     monkeypatch.undo()

@@ -21,6 +21,7 @@ from featcli.pixels.decode import Failure
 from featcli.pixels.sizes import Sizes
 from featcli.run.sink import Sink
 from featcli.run.source import Shard, Source
+from featcli.spec.groups import InputSpec
 
 SIZE, ROWS, BATCH = (8, 10), 5, 2
 
@@ -49,7 +50,7 @@ def pictures(tmp_path):
     for i in range(13):
         draw(tmp_path / "p" / f"{i:02d}.png", i)
     (tmp_path / "p" / "06.png").write_bytes(b"broken")
-    return SizedImages(inputs.find(inputs.Given((str(tmp_path / "p"),))).images, Sizes(SIZE))
+    return SizedImages(inputs.find(InputSpec((str(tmp_path / "p"),))).images, Sizes(SIZE))
 
 
 def shards_of(pictures, asked=None):
@@ -112,7 +113,7 @@ def whole(tmp_path, photos):
 @pytest.fixture
 def begun(tmp_path, photos, whole):
     """What writes another dump with the same plan, of which nothing is there yet; and the shards to make."""
-    images = inputs.find(inputs.Given((str(photos),))).images
+    images = inputs.find(InputSpec((str(photos),))).images
     make_folder(tmp_path / "d")
     assert create(tmp_path / "d", whole.plan, images)
     dump = Dump.existing(tmp_path / "d")

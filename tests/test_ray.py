@@ -1,10 +1,13 @@
 """Workers of a Ray cluster. Each test starts a Ray of its own, and ends it; another on the machine is left alone."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +17,7 @@ from conftest import MANY_SHARDS, SHARDS, at_work, content, finished, hooked
 from featcli.errors import MachineError, UsageError
 from featcli.pixels.batches import SizedImages
 from featcli.run.stats import RunStats, Timings
-from featcli.workers.ray import MOST_SHARDS, _Actor
-from featcli.workers.shard_progress import ShardProgress
-from featcli.workers.shard_queue import ShardQueue
+from featcli.workers.ray import MOST_SHARDS
 
 pytest.importorskip("ray")
 
@@ -94,38 +95,81 @@ def test_a_node_comes_and_a_node_goes(cluster, many, whole, tmp_path):
     assert content(tmp_path / "d") == content(whole)
 
 
-class NoRoom:
-    """A Ray that has no place for any worker."""
+class StandInForRay:
+    """Stands for the module: each worker loads what it is told, and does with shards what it is told, at once."""
 
-    class exceptions:  # noqa: N801  (as in ray)
-        RayTaskError = RayError = RuntimeError
+    exceptions = SimpleNamespace(RayTaskError=RuntimeError, RayError=RuntimeError)
 
-    def __getattr__(self, name):
-        return self
+    def __init__(self, loads=(), make=None, nodes=(), has_room=True):
+        """`loads`: of each worker, what it is. `make`: what a worker says while it makes these shards."""
+        self._loads, self._make, self._nodes, self._has_room = iter(loads), make, nodes, has_room
 
-    def __call__(self, *arguments, **options):
-        return self
-
-    def wait(self, references, timeout):
-        return [], references
+    def is_initialized(self):
+        return True
 
     def cluster_resources(self):
         return {"CPU": 2.0}
 
+    def nodes(self):
+        return self._nodes
+
+    def remote(self, **wants):
+        def actor(task):
+            methods = {"ping": lambda: None, "load": lambda: next(self._loads)}
+            made = {name: SimpleNamespace(remote=partial(Reference, method)) for name, method in methods.items()}
+            made["make"] = SimpleNamespace(remote=lambda shards: map(Reference, map(constant, self._make(shards))))
+            return SimpleNamespace(**made)
+
+        kind = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=actor))
+        return lambda worker: kind
+
+    def wait(self, references, timeout):
+        return (references, []) if self._has_room else ([], references)
+
+    def get(self, reference):
+        return reference.value()
+
+    def kill(self, handle):
+        pass
+
+
+@dataclass(eq=False)
+class Reference:
+    """What Ray gives for something that is to come."""
+
+    value: Callable[[], object]
+
+
+def constant(value):
+    return lambda: value
+
+
+NO_PICTURES = SimpleNamespace(of=lambda rows: SizedImages({}, None))
+
 
 @pytest.fixture
 def engine(whole):
-    """An engine for that dump, and what there is to do in it."""
+    """Make an engine with a stand-in for Ray, what there is to do for it, and the list of what it will say."""
     from featcli.dump.folder import Dump
     from featcli.dump.writer import DumpWriter
     from featcli.spec.commands import ExtractSpec
     from featcli.workers.engine import WorkOrder
     from featcli.workers.ray import RayEngine
 
-    dump, said = Dump.at(whole), []
-    config = ExtractSpec(("x",), checkpoint="test_resnet", output=str(whole), engine="ray", gpus_per_worker=1)
-    engine = RayEngine(config, "cpu", dump.plan, lambda kind, **facts: said.append(facts.get("text")))
-    return engine, WorkOrder(DumpWriter(dump, dump.plan.environment), [0], None, 0), said
+    def make(ray, shards=(0,), **options):
+        dump, said = Dump.at(whole), []
+        asked = {"engine": "ray", "gpus_per_worker": 1, **options}
+        config = ExtractSpec(("x",), checkpoint="test_resnet", output=str(whole), **asked)
+        engine = RayEngine(config, "cpu", dump.plan, lambda kind, **facts: said.append((kind, facts)), ray)
+        engine.start()
+        return engine, WorkOrder(DumpWriter(dump, dump.plan.environment), shards, NO_PICTURES, 0), said
+
+    return make
+
+
+def environment_of(dump):
+    """What the process was that made a dump."""
+    return json.loads((dump / "plan.json").read_text())["environment"]
 
 
 def test_no_place_for_a_worker(engine, monkeypatch):
@@ -133,23 +177,30 @@ def test_no_place_for_a_worker(engine, monkeypatch):
     from featcli.workers import ray
 
     monkeypatch.setattr(ray, "START_SECONDS", -1.0)
-    engine, order, _ = engine
-    engine._ray = NoRoom()
+    engine, order, _ = engine(StandInForRay(has_room=False), cpus_per_worker=1)
     with pytest.raises(MachineError, match="each asks for 1 CPUs and 1 GPUs, the cluster offers 2 CPUs, 0 GPUs"):
         engine.run(order)
 
 
-def test_workers_of_other_versions(engine):
+def test_workers_of_other_versions(engine, whole):
     """A worker with another featcli is refused; other libraries that differ are warned about, once."""
-    engine, order, said = engine
-    same = dict(order.dump.plan.environment)
-    engine._check(same, order)
-    assert said == []
-    for _ in range(2):
-        engine._check({**same, "torch": "1.0"}, order)
-    assert said == [f"a worker is not like the others, last bits may differ: torch {same['torch']} -> 1.0"]
+    same = environment_of(whole)
+    other, old = {**same, "torch": "1.0"}, {**same, "featcli": "0.0.1"}
+
+    def warnings(*loads):
+        made, order, said = engine(StandInForRay(loads, all_made), range(9), workers=len(loads))
+        try:
+            made.run(order)
+        finally:
+            made.close()
+        return [facts["text"] for kind, facts in said if kind == "warning"]
+
+    assert warnings(same, same) == []
+    assert warnings(same, other, other) == [
+        f"a worker is not like the others, last bits may differ: torch {same['torch']} -> 1.0"
+    ]
     with pytest.raises(UsageError, match=r"a worker has featcli 0\.0\.1"):
-        engine._check({**same, "featcli": "0.0.1"}, order)
+        warnings(old)
 
 
 @pytest.mark.parametrize(
@@ -171,41 +222,36 @@ def test_what_cannot_be(cli, many, tmp_path, options, code):
     assert not (tmp_path / "d").exists()
 
 
-def idle(engine, make):
-    """Give the engine a worker that has nothing to do; `make` is what it does with shards. Returns it."""
-    handle = SimpleNamespace(make=SimpleNamespace(remote=make))
-    progress = ShardProgress(engine[1].dump.plan, lambda *_, **__: None)
-    actor = _Actor(handle, None, progress, is_placed=True, is_ready=True)
-    engine[0]._living.append(actor)
-    return actor
+def all_made(shards):
+    """What a worker says that makes all it is given."""
+    for shard in shards:
+        yield "event", ("shard", {"shard": shard.number, "rows": 1, "file": "", "bytes": 0, "failed": 0})
+    yield "done", None
 
 
-NO_PICTURES = SimpleNamespace(of=lambda rows: SizedImages({}, None))
-
-
-def test_several_shards_together(engine):
+def test_several_shards_together(engine, whole):
     """A worker is given several shards, from one to the next of which it prefetches, and fewer towards the end."""
-    given, queue = [], ShardQueue(range(100))
-    actor = idle(engine, lambda shards: given.append(shards) or "at work")
-    while queue.num_new:
-        engine[0]._fill_up(queue, replace(engine[1], pictures=NO_PICTURES))
-        for number in actor.at_work:
-            queue.done(number)
-        actor.at_work, actor.waiting_for = set(), None
-    assert [shard.number for shards in given for shard in shards] == list(range(100))
+    given = []
+
+    def make(shards):
+        given.append([shard.number for shard in shards])
+        return all_made(shards)
+
+    made, order, _ = engine(StandInForRay([environment_of(whole)], make), range(100))
+    made.run(order)
+    assert [number for numbers in given for number in numbers] == list(range(100))
     assert [len(given[0]), len(given[-1])] == [MOST_SHARDS, 1]
 
 
-def test_the_last_times_are_heard(engine):
+def test_the_last_times_are_heard(engine, whole):
     """What a worker was busy with counts, though it says so after its last shard."""
-    shard = {"shard": 0, "rows": 1, "file": "", "bytes": 0, "failed": 0}
-    said = [("event", ("shard", shard)), ("stats", RunStats(timings=Timings(compute=5.0))), ("done", None)]
-    idle(engine, lambda shards: iter(said))
-    exceptions = SimpleNamespace(RayTaskError=RuntimeError, RayError=RuntimeError)
-    engine[0]._ray = SimpleNamespace(
-        wait=lambda references, timeout: (references, []), get=lambda found: found, exceptions=exceptions
-    )
-    assert engine[0].run(replace(engine[1], pictures=NO_PICTURES)).timings.compute == 5.0
+
+    def make(shards):
+        shard, done = all_made(shards)
+        return [shard, ("stats", RunStats(timings=Timings(compute=5.0))), done]
+
+    made, order, _ = engine(StandInForRay([environment_of(whole)], make))
+    assert made.run(order).timings.compute == 5.0
 
 
 def test_cpus_of_workers_with_a_gpu(engine):
@@ -213,7 +259,6 @@ def test_cpus_of_workers_with_a_gpu(engine):
     nodes = [{"CPU": 64.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 96.0, "GPU": 8.0}]
     living = [{"Alive": True, "Resources": resources} for resources in nodes]
     dead = {"Alive": False, "Resources": {"CPU": 1.0, "GPU": 8.0}}
-    engine[0]._ray = SimpleNamespace(nodes=lambda: [*living, dead])
-    assert engine[0]._cpus_for_a_gpu() == 8
-    engine[0]._ray = SimpleNamespace(nodes=lambda: living[:1])
-    assert engine[0]._cpus_for_a_gpu() == 1
+    for there, cpus in (([*living, dead], 8), (living[:1], 1)):
+        _, _, said = engine(StandInForRay(nodes=there))
+        assert [facts["value"] for _, facts in said] == [f"ray, 1 worker of {cpus} CPUs, 1 GPUs"]

@@ -16,7 +16,7 @@ from conftest import draw, tree
 from featcli import open_dump
 from featcli.views.dump_pictures import DumpPictures
 from featcli.views.stage_view import evenly_spaced, study
-from featcli.views.survey import _neighbours
+from featcli.views.survey import neighbours
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 4}
 
@@ -219,11 +219,11 @@ def test_evenly_spaced():
 def test_neighbours_are_by_cosine():
     """The nearest first, never the image itself; a zero vector is near to nothing."""
     vectors = np.array([[1, 0], [2, 0.1], [0, 1], [0, 0]], np.float32)
-    near = _neighbours(vectors)
+    near = neighbours(vectors)
     assert [place for place, _ in near[0]] == [1, 2, 3]
     assert near[0][0][1] == pytest.approx(np.cos(np.arctan(0.05)), abs=1e-4)
     assert near[3][0][1] == 0
-    assert _neighbours(vectors[:1]) == [[]]
+    assert neighbours(vectors[:1]) == [[]]
 
 
 def test_a_sheet(dump, folder, tmp_path, cli):

@@ -37,7 +37,7 @@ def stored(tensor):
 def start(path, format_name, dtype):
     arrays = {name: (dtype, tuple(tensor.shape)) for name, tensor in maps(dtype).items()}
     arrays["valid"] = ("uint8", (5,))
-    return ShardWriter(path, format_name, arrays, KEYS, {"shard": "0", "fingerprint": "f"})
+    return ShardWriter(path, FORMATS[format_name], arrays, KEYS, {"shard": "0", "fingerprint": "f"})
 
 
 def write(folder, format_name, dtype="float32", runs=((0, 3), (3, 5))):
@@ -270,7 +270,7 @@ def test_keys_that_no_header_can_hold(tmp_path):
     """Names too many and too long for the header of a safetensors file are refused before a row is written."""
     keys = ["\u00fc" * 74 + str(i) for i in range(200_000)]
     with pytest.raises(UsageError, match="do not fit into the header"):
-        ShardWriter(tmp_path / "x", "safetensors", {"valid": ("uint8", (len(keys),))}, keys, {})
+        ShardWriter(tmp_path / "x", FORMATS["safetensors"], {"valid": ("uint8", (len(keys),))}, keys, {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -325,7 +325,9 @@ def test_memory_does_not_grow_with_the_shard(tmp_path, format_name):
     for rows in (64, 1024):
         arrays = {"s": ("float32", (rows, 64, 7, 7)), "valid": ("uint8", (rows,))}
         tracemalloc.start()
-        writer = ShardWriter(tmp_path / f"{rows}.x", format_name, arrays, [str(i) for i in range(rows)], {"a": "b"})
+        writer = ShardWriter(
+            tmp_path / f"{rows}.x", FORMATS[format_name], arrays, [str(i) for i in range(rows)], {"a": "b"}
+        )
         for _ in range(0, rows, 32):
             writer.write({"s": np.ones((32, 64, 7, 7), np.float32)})
         commit(writer, np.ones(rows, np.uint8))

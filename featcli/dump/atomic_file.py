@@ -74,6 +74,13 @@ def remove_stale(folder: Path, final: str = "") -> int:
     return removed
 
 
+def write_all(descriptor: int, content: memoryview, offset: int) -> None:
+    """Write all of it at `offset`; the system may take less at a time."""
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written
+
+
 def publish(partial: Path, final: Path, replace: bool = False) -> bool:
     """Give a partial file that is already on the disk its final name, unless that name is taken.
 

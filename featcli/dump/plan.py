@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ class Plan(Outline):
         """Bytes of what is stored of an image over all stages; where maps differ in size, of one of the common size."""
         return sum(stage.row_bytes(self.settings.input_size) for stage in self.stages)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """xxh3-128 over all that can change a byte of the result: not sizes of files, provenance or environment."""
         content = self.to_json()

@@ -73,6 +73,9 @@ class Settings(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.to_json())
 
+    def __repr__(self) -> str:
+        return repr(self.to_json())
+
     @classmethod
     def _settings(cls) -> Iterator[Field[Any]]:
         return (one for one in fields(cls) if one.name not in BESIDE)

@@ -68,7 +68,7 @@ class DumpWriter:
         """A writer for one shard, under a partial name. `shapes`: (rows, 3) of stages whose maps differ in size."""
         dump, plan = self.dump, self.dump.plan
         arrays = plan.arrays(number, shapes)
-        return ShardWriter(dump.shard_path(number), plan.settings.format, arrays, keys, dump.attributes(number))
+        return ShardWriter(dump.shard_path(number), dump.format, arrays, keys, dump.attributes(number))
 
     def commit(
         self,

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from featcli.dump.atomic_file import write_all
 from featcli.dump.formats import FORMATS
 from featcli.dump.formats.layout import SHAPES, VALID
 from featcli.dump.plan import arrays_of
 from featcli.export.content import Content
-from featcli.system.files import write_all
 
 
 class ArrayFile:

@@ -1,1 +1,1 @@
-"""A run as a whole: a spec comes in; the package plans, claims the dump, hires workers, and gives an outcome out."""
+"""A run as a whole: a spec comes in, is planned, claims its dump and hires workers; an outcome goes out."""

@@ -21,7 +21,7 @@ from featcli.pixels.batches import SizedImages
 from featcli.pixels.colour import PixelRules
 from featcli.pixels.sizes import Sizes, native_sizes
 from featcli.run.loading import Asked, Setup, ask, decode_threads_of, load_asked, num_workers
-from featcli.run.trials import expected
+from featcli.run.tuning import expected
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.words import AUTO, DEFAULT_BATCH_SIZE, MOST
 from featcli.system.device import device_names, memory_errors, resolve_device
@@ -98,7 +98,7 @@ def dry_run(config: ExtractSpec, report: Report = silent, rate: float | None = N
     sizes = _sizes(asked.source, listing.images, PixelRules.of(config), decode_threads_of(config), report)
     existing = None if config.overwrite else Dump.existing(config.dump_path)
     begun = existing.plan.settings if existing is not None else None
-    for name, choice in expected(config, asked.source, asked.positions, len(listing.images), begun):
+    for name, choice in expected(config, asked.source, asked.positions, len(listing.images), begun).items():
         report("choice", name=name, value=choice.value, reason=choice.reason)
     if config.batch_size == AUTO and existing is None:
         report("warning", text=f"batches of {DEFAULT_BATCH_SIZE} are assumed: only a run measures")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from featcli.errors import UsageError, counted, one_line, shown
+from featcli.inputs.internals import end_of_member, forget_members
 
 SUFFIX = ".tar"
 BLOCK = 512  # bytes: of a header, and what all sizes are filled up to
@@ -51,13 +52,13 @@ def members(name: str, file: IO[bytes], suffixes: frozenset[str], ignored: Count
             before = -1
             while (member := tar.next()) is not None:
                 count += 1
-                tar.members.clear()  # type: ignore[attr-defined]  # it would remember them all
-                if tar.offset <= before:
+                forget_members(tar)
+                if end_of_member(tar) <= before:
                     raise ValueError("a member of a size below zero")
-                before = tar.offset
+                before = end_of_member(tar)
                 if (found := _image(name, member, suffixes, ignored)) is not None:
                     yield found
-            _refuse_more(file, tar.offset)
+            _refuse_more(file, end_of_member(tar))
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(
             f"input {shown(name)}: damaged or cut short after {counted(count, 'member')}: {one_line(error)}",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from featcli.pixels.internals import exif_of_header, file_of
 from featcli.spec.groups import PixelSpec
 from featcli.spec.parsers import parse_depth_range
 from featcli.spec.words import MAX_PIXELS, Alpha, Decode, Orientation
@@ -100,7 +101,7 @@ def upright_size(picture: Image.Image, rules: PixelRules) -> tuple[int, int]:
 
 def _has_late_chunks(picture: Image.Image) -> bool:
     """Whether a PNG says something of itself after its pixels. Else its orientation is known without unpacking them."""
-    file = getattr(picture, "fp", None)
+    file = file_of(picture)
     if picture.format != "PNG" or file is None:
         return True
     place, is_late = file.tell(), False
@@ -118,8 +119,7 @@ def _has_late_chunks(picture: Image.Image) -> bool:
 
 def _orientation(picture: Image.Image, unpack: bool = True) -> int:
     try:
-        # PngImageFile's own method unpacks the whole picture first, for what may come after it.
-        exif = picture.getexif() if unpack else Image.Image.getexif(picture)
+        exif = picture.getexif() if unpack else exif_of_header(picture)
         return int(exif.get(ORIENTATION_TAG, UPRIGHT))
     except Exception:  # damaged EXIF beside good pixels: there is no orientation to apply
         return UPRIGHT

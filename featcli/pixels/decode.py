@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import io
 import os
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from featcli.inputs.archives import state_of
 from featcli.inputs.image_list import MISSING, WHOLE, is_url
 from featcli.inputs.urls import Remote, out_of_reach
 from featcli.pixels.colour import PixelRules, UnreadableError, upright_rgb, upright_size
+from featcli.pixels.internals import register_plugin, silence_libtiff
 from featcli.system.files import open_regular
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def _modified(file: IO[bytes]) -> int | None:
 
 def _identified(file: IO[bytes], rules: PixelRules) -> Image.Image:
     """The picture as its header describes it, no pixel unpacked."""
-    formats = _formats(rules.max_pixels)
+    formats = readable_formats(rules.max_pixels)
     try:
         picture = Image.open(file, formats=formats)
     except UnidentifiedImageError:
@@ -263,7 +263,7 @@ def _begins_as(start: bytes, marks: tuple[tuple[bytes, int, str], ...]) -> str:
 
 
 @cache
-def _formats(max_pixels: int) -> tuple[str, ...]:
+def readable_formats(max_pixels: int) -> tuple[str, ...]:
     """The formats that are read, once Pillow is set up: with plugins, without libtiff's messages, with this limit."""
     Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)  # Pillow's guards the frames inside a file
     silence_libtiff()
@@ -272,9 +272,7 @@ def _formats(max_pixels: int) -> tuple[str, ...]:
 
 def _registered(module: str) -> bool:
     with suppress(Exception):  # not installed, or for another Pillow
-        plugin = import_module(module)
-        if hasattr(plugin, "register_heif_opener"):
-            plugin.register_heif_opener()
+        register_plugin(module)
         return True
     return False
 
@@ -286,18 +284,6 @@ def plugin_versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
-
-
-def silence_libtiff() -> None:
-    """libtiff writes to the terminal by itself; what matters of it, Pillow raises. No harm where it is not found."""
-    with suppress(Exception):
-        for file in metadata.files("pillow") or ():
-            if file.name.startswith("libtiff"):
-                library = ctypes.CDLL(str(file.locate()))  # the one that Pillow has loaded
-                for name in ("TIFFSetWarningHandler", "TIFFSetErrorHandler"):
-                    handler = getattr(library, name)
-                    handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
-                    handler(None)
 
 
 def _reason(error: Exception) -> tuple[str, str]:

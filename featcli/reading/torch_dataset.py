@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from featcli.errors import UsageError, shown
+from featcli.reading.internals import is_held_by_none_but, shared_tensor
 
 if TYPE_CHECKING:
     from featcli.reading.reader import DumpReader
@@ -114,10 +114,7 @@ class StageDataset(Dataset[Any]):
         if memory is not None:
             out = memory.take(shape, array.stage.dtype)
         elif get_worker_info() is not None:
-            kind = getattr(torch, array.stage.dtype)
-            # As torch's own collate makes it; share_memory_() would copy what is not there yet.
-            storage = torch.UntypedStorage._new_shared(prod(shape) * kind.itemsize)  # type: ignore[no-untyped-call]
-            out = torch.empty(0, dtype=kind).set_(storage, 0, shape)  # type: ignore[call-overload]
+            out = shared_tensor(shape, getattr(torch, array.stage.dtype))
         found: torch.Tensor = array.tensor(rows, out)
         return found
 
@@ -146,16 +143,13 @@ class BatchMemory:
         size = prod(shape) * kind.itemsize
         with self._lock:
             places = range(len(self._arrays))
-            place = next((at for at in places if self._is_free(at) and self._arrays[at].nbytes == size), None)
+            free = [at for at in places if is_held_by_none_but(self._arrays, at)]
+            place = next((at for at in free if self._arrays[at].nbytes == size), None)
             if place is None:
-                self._arrays = [self._arrays[at] for at in places if not self._is_free(at)]
+                self._arrays = [self._arrays[at] for at in places if at not in free]
                 self._arrays.append(np.empty(size, np.uint8))
                 place = -1
             return torch.from_numpy(self._arrays[place]).view(kind).view(shape)
-
-    def _is_free(self, place: int) -> bool:
-        """Two know the array: the list and this question. Whoever holds a tensor over it, or a part of one, is more."""
-        return sys.getrefcount(self._arrays[place]) == 2
 
 
 class BatchLoader:

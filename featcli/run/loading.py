@@ -25,7 +25,8 @@ from featcli.pixels.batches import Decoder
 from featcli.pixels.colour import PixelRules
 from featcli.pixels.decode import plugin_versions
 from featcli.run.pooling import Pooling, pooling
-from featcli.run.trials import AS_BEGUN, Trials, Tuning, named, tune
+from featcli.run.trials import Trials
+from featcli.run.tuning import AS_BEGUN, Tuning, named, tune
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.parsers import parse_features, parse_indices
 from featcli.spec.words import AUTO, NATIVE
@@ -101,7 +102,7 @@ def load_asked(config: ExtractSpec, asked: Asked, num_images: int, begun: Settin
     _report_tuning(device, backbone.execution, tuning, report)
     rules = PixelRules.of(config)
     decoder = Decoder(rules, backbone.preprocessing, decode_threads_of(config), pinned=device.type == "cuda")
-    settings = _settings(config, backbone, rules, threads.value, tuning.batch_size)
+    settings = _settings(config, backbone, rules, threads.value, tuning.batch_size.value)
     return Loading(backbone, decoder, threads, settings, _environment(device, source.library))
 
 
@@ -110,14 +111,13 @@ def _report_trials(report: Report) -> None:
 
 
 def _report_tuning(device: torch.device, execution: Execution, tuning: Tuning, report: Report) -> None:
-    reasons = tuning.reasons
-    report("choice", name="precision", value=execution.precision, reason=reasons["precision"])
-    report("choice", name="layout", value=named(execution), reason=reasons["layout"])
+    report("choice", name="precision", value=execution.precision, reason=tuning.precision.reason)
+    report("choice", name="layout", value=named(execution), reason=tuning.layout.reason)
     if device.type == "cpu" and execution.precision == "fp16":
         report("warning", text="fp16 is slow on most CPUs; bf16 is what newer ones are built for")
     if execution.compiled:
         report("choice", name="compile", value="yes", reason="as asked; takes its time before the first batch")
-    report("choice", name="batch size", value=tuning.batch_size, reason=reasons["batch_size"])
+    report("choice", name="batch size", value=tuning.batch_size.value, reason=tuning.batch_size.reason)
 
 
 def _threads(config: ExtractSpec, begun: Settings | None) -> Choice[int]:

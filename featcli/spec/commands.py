@@ -9,6 +9,7 @@ from featcli.errors import UsageError, shown
 from featcli.events import Report, silent
 from featcli.spec.groups import (
     CHECKPOINT,
+    COMPUTATION,
     DUMP,
     IMAGES,
     REPORT,
@@ -44,7 +45,9 @@ from featcli.spec.words import (
     DEFAULT_PRECISION,
     DTYPES,
     EXPORT_FORMATS,
+    LAYOUTS,
     NATIVE,
+    PRECISIONS,
     Dtype,
     ExportFormat,
     Layout,
@@ -104,8 +107,12 @@ class BackboneCall(StageSpec, CheckpointSpec):
 
     checkpoint: Any = field(kw_only=False)
     device: str = "cpu"
-    precision: Precision = DEFAULT_PRECISION
-    layout: Layout = DEFAULT_LAYOUT
+    precision: Annotated[
+        Precision, Option(f"Of the computation: {', '.join(PRECISIONS)}.", flags=("precision",), group=COMPUTATION)
+    ] = DEFAULT_PRECISION
+    layout: Annotated[
+        Layout, Option(f"Of maps while they are computed: {', '.join(LAYOUTS)}.", flags=("layout",), group=COMPUTATION)
+    ] = DEFAULT_LAYOUT
     fold: bool = False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 from featcli.errors import UsageError, shown
@@ -45,6 +46,7 @@ def at_least(least: int, hint: str = "leave it out for the default") -> Check:
     """A check: a number that is not smaller."""
 
     def check(option: str, value: Any) -> None:
+        _refuse_no_number(option, value)
         if value < least:
             raise UsageError(f"{option} {value}: must be at least {least}", hint)
 
@@ -55,10 +57,16 @@ def between(least: int, most: int, hint: str = "leave it out for the default", m
     """A check: a number from `least` to `most`, which messages may write in another way."""
 
     def check(option: str, value: Any) -> None:
+        _refuse_no_number(option, value)
         if not least <= value <= most:
             raise UsageError(f"{option} {value}: must be from {least} to {most_said or most}", hint)
 
     return check
+
+
+def _refuse_no_number(option: str, value: Any) -> None:
+    if not isinstance(value, Real):
+        raise UsageError(f"{option} {shown(str(value))}: not a number", "leave it out for the default")
 
 
 def parse_size(text: str | int | Size | None, option: str = "--image-size") -> Size | None:

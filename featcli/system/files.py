@@ -1,4 +1,4 @@
-"""Files by their descriptors: only regular ones are read, and what is written is written whole."""
+"""Files by their descriptors: only regular ones are read."""
 
 from __future__ import annotations
 
@@ -26,10 +26,3 @@ def read_regular(path: Path, most: int) -> bytes:
     if len(raw) > most:
         raise ValueError(f"larger than {most} bytes")
     return raw
-
-
-def write_all(descriptor: int, content: memoryview, offset: int) -> None:
-    """Write all of it at `offset`; the system may take less at a time."""
-    while content:
-        written = os.pwrite(descriptor, content, offset)
-        content, offset = content[written:], offset + written

@@ -56,7 +56,7 @@ def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Repor
         images.append(_image(dump, row, drawing.pictures[row], of_stage, pooled))
         report("batch", images=1)
     for name, vectors in pooled.items():
-        for image, near in zip(images, _neighbours(np.array(vectors)), strict=True):
+        for image, near in zip(images, neighbours(np.array(vectors)), strict=True):
             image["near"][name] = near
     facts = {
         "title": printable(dump.path.absolute().name),
@@ -141,7 +141,7 @@ def _image(
     }
 
 
-def _neighbours(vectors: np.ndarray) -> list[list[tuple[int, float]]]:
+def neighbours(vectors: np.ndarray) -> list[list[tuple[int, float]]]:
     """For each of (N, C) vectors the others that are nearest by cosine: (place, similarity), the nearest first."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.maximum(lengths, 1e-30)

@@ -90,7 +90,7 @@ class ProcessEngine:
 
     def _start_worker(self, place: int, order: WorkOrder) -> None:
         ours, theirs = socket.socketpair()
-        device, environment = _as_the_only_one(self._devices[place])
+        device, environment = as_the_only_one(self._devices[place])
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM.format(path=sys.path, socket=theirs.fileno(), lock=order.lock)],
             stdin=subprocess.DEVNULL,
@@ -182,7 +182,7 @@ def _tell(worker: _Worker, content: Any) -> None:
         worker.connection.send(content)
 
 
-def _as_the_only_one(device: str) -> tuple[str, dict[str, str]]:
+def as_the_only_one(device: str) -> tuple[str, dict[str, str]]:
     """The name of a GPU for a process that sees no other: libraries take memory of the first one they see."""
     kind, _, number = device.partition(":")
     if kind != "cuda":

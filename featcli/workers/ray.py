@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +26,7 @@ from featcli.spec.commands import ExtractSpec
 from featcli.spec.words import AUTO, MOST_THREADS
 from featcli.system.machine import SLEEPING_THREADS
 from featcli.workers.engine import WorkOrder
+from featcli.workers.internals import NO_CLUSTER, begin, imported_ray, raised_by_worker, started_worker
 from featcli.workers.ray_worker import ONE_ARENA, RayWorker
 from featcli.workers.shard_progress import ShardProgress
 from featcli.workers.shard_queue import ShardQueue, at_shards
@@ -35,8 +34,6 @@ from featcli.workers.worker import WorkerSpec
 
 CONNECT_SECONDS = 10.0
 START_SECONDS = 120.0  # in which one worker at least has to be ready
-STORE_BYTES = 80 << 20  # of Ray's object store, where only names go through it: nearly its least
-HOUSEKEEPING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 MOST_SHARDS, MOST_ROWS = 8, 100_000  # that a worker is given together
 
 
@@ -55,8 +52,9 @@ class _Actor:
 class RayEngine:
     """Workers of a Ray that is started for this run, or of the cluster at `--ray-address`."""
 
-    def __init__(self, config: ExtractSpec, device: str, plan: Plan, report: Report) -> None:
-        """`device`: the kind of device that workers have, as the driver does."""
+    def __init__(self, config: ExtractSpec, device: str, plan: Plan, report: Report, ray: Any = None) -> None:
+        """`device`: the kind of device that workers have, as the driver does. `ray`: what stands for it in a test."""
+        self._ray = ray
         self.workers = config.workers or 1
         self.decode_threads = 1  # until it is known what the cluster has
         self._cpus: float = plan.settings.threads if config.cpus_per_worker is None else config.cpus_per_worker
@@ -70,14 +68,8 @@ class RayEngine:
 
     def start(self) -> None:
         """Find the cluster, or start one. Raises UsageError without the extra, MachineError without a cluster."""
-        for name, value in HOUSEKEEPING.items():
-            os.environ.setdefault(name, value)
-        try:
-            import ray
-        except ImportError as error:
-            raise UsageError("--engine ray: ray is not installed", "pip install 'featcli[ray]'") from error
-        self._ray: Any = ray
-        if not ray.is_initialized():
+        self._ray = self._ray or imported_ray()
+        if not self._ray.is_initialized():
             self._begin_ray()
         torch.cuda.empty_cache()  # the backbone of this process is gone, and a worker may be given its GPU
         offered = self._offered()
@@ -110,21 +102,13 @@ class RayEngine:
         return max(1, min(shares, default=1))
 
     def _begin_ray(self) -> None:
-        ray, address = self._ray, self._config.ray_address
-        options: dict[str, Any] = {"address": address or "local", "logging_level": "ERROR", "log_to_driver": False}
-        if address is None:
-            options |= {"object_store_memory": STORE_BYTES, "include_dashboard": False}
-        else:
+        address = self._config.ray_address
+        if address is not None:
             _refuse_if_nobody_is_there(address)
-        before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
         try:
-            ray.init(**options)
-        except (ConnectionError, RuntimeError, OSError, TimeoutError) as error:
+            begin(self._ray, address)
+        except NO_CLUSTER as error:
             raise _no_cluster(address or "local", error) from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                for one, handler in before.items():  # Ray has its own, which know nothing of what is to be tidied up
-                    signal.signal(one, handler)
         self._has_begun_ray = True
 
     def run(self, order: WorkOrder) -> RunStats:
@@ -182,18 +166,15 @@ class RayEngine:
             self._end(actor)
 
     def _start_worker(self, order: WorkOrder) -> None:
-        ray = self._ray
         environment = SLEEPING_THREADS | ({} if self._gpus else ONE_ARENA)
-        wants = {"num_cpus": self._cpus, "num_gpus": self._gpus, "runtime_env": {"env_vars": environment}}
-        kind = ray.remote(max_restarts=0, max_task_retries=0, **wants)(RayWorker)
         path, into = os.path.abspath(order.dump.path), order.into
         spec = WorkerSpec(config=self._config, path=path, again=into.again, resized=into.resized)
-        handle = kind.options(scheduling_strategy="SPREAD").remote(spec)
+        wants = {"num_cpus": self._cpus, "num_gpus": self._gpus}
+        handle = started_worker(self._ray, RayWorker, spec, wants, environment)
         progress = ShardProgress(order.dump.plan, self._report)
         self._living.append(_Actor(handle=handle, waiting_for=handle.ping.remote(), progress=progress))
 
     def _hear(self, actor: _Actor, queue: ShardQueue, stats: RunStats, order: WorkOrder) -> None:
-        exceptions = self._ray.exceptions
         try:
             if actor.is_ready:
                 self._hear_of_shard(actor, queue, stats)
@@ -204,12 +185,13 @@ class RayEngine:
             else:
                 self._ray.get(actor.waiting_for)
                 actor.is_placed, actor.waiting_for = True, actor.handle.load.remote()
-        except exceptions.RayTaskError as error:
-            if isinstance(error.cause, FeatcliError):
-                raise error.cause from None
-            self._bury(actor, queue, f"{type(error.cause).__name__}: {one_line(error.cause)}", order)
-        except exceptions.RayError as error:  # killed, out of memory, its node gone, not to be reached
-            self._bury(actor, queue, f"lost ({type(error).__name__})", order)
+        except self._ray.exceptions.RayError as error:
+            cause = raised_by_worker(self._ray, error)
+            if isinstance(cause, FeatcliError):
+                raise cause from None
+            # Lost: killed, out of memory, its node gone, not to be reached.
+            why = f"lost ({type(error).__name__})" if cause is None else f"{type(cause).__name__}: {one_line(cause)}"
+            self._bury(actor, queue, why, order)
 
     def _hear_of_shard(self, actor: _Actor, queue: ShardQueue, stats: RunStats) -> None:
         kind, content = self._ray.get(next(actor.waiting_for))

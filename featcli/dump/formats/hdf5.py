@@ -11,9 +11,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from featcli.dump.atomic_file import write_all
 from featcli.dump.formats.layout import ALIGNMENT, KEYS, Array, Layout
 from featcli.errors import DamagedError, shown
-from featcli.system.files import open_regular, write_all
+from featcli.system.files import open_regular
 
 SUFFIX = ".h5"
 

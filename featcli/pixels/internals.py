@@ -1,0 +1,49 @@
+"""What of Pillow, its plugins and libtiff is used though nobody promises it: the one place to mend when it changes.
+
+tests/test_internals.py says what breaks without each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import suppress
+from importlib import import_module, metadata
+from typing import IO, Any
+
+from PIL import Image
+
+
+def exif_of_header(picture: Image.Image) -> Image.Exif:
+    """The EXIF as far as the header of the file holds it, no pixel unpacked.
+
+    The method of PngImageFile unpacks the picture first, for what may come after its pixels; the one of all pictures,
+    which it overrides, does not.
+    """
+    return Image.Image.getexif(picture)
+
+
+def file_of(picture: Image.Image) -> IO[bytes] | None:
+    """The file from which an opened picture is read, as long as there is one."""
+    return getattr(picture, "fp", None)
+
+
+def register_plugin(module: str) -> None:
+    """Import a plugin of Pillow: some register their formats by that, pillow_heif when it is told to."""
+    plugin: Any = import_module(module)
+    if hasattr(plugin, "register_heif_opener"):
+        plugin.register_heif_opener()
+
+
+def silence_libtiff() -> None:
+    """libtiff writes to the terminal by itself; what matters of it, Pillow raises. No harm where it is not found.
+
+    Wheels of Pillow bring a libtiff of their own, which is told through its C functions to call nobody.
+    """
+    with suppress(Exception):
+        for file in metadata.files("pillow") or ():
+            if file.name.startswith("libtiff"):
+                library = ctypes.CDLL(str(file.locate()))  # the one that Pillow has loaded
+                for name in ("TIFFSetWarningHandler", "TIFFSetErrorHandler"):
+                    handler = getattr(library, name)
+                    handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+                    handler(None)

@@ -1,0 +1,206 @@
+"""How the network is run and how many images go through it together: as asked, as the dump was begun, or measured.
+
+Every choice comes with its reason, which the run prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from featcli.backbones.execution import Execution
+from featcli.backbones.folding import has_norms
+from featcli.backbones.model_spec import ModelSpec
+from featcli.dump.settings import Settings
+from featcli.events import Choice
+from featcli.run.trials import Trials
+from featcli.spec.commands import ExtractSpec
+from featcli.spec.words import AUTO, DEFAULT_BATCH_SIZE, DEFAULT_LAYOUT, LAYOUTS, Precision
+from featcli.system.machine import available_memory, kept_memory
+
+FEWEST = 1000  # images for which it pays to try layouts: the trials take as long as some hundred
+GAIN = 1.1  # what another layout must bring
+PRECISION_GAIN = 1.2  # and another precision
+BATCH_GAIN = 1.05  # and twice the batch
+CONVOLUTIONS = 0.25  # of the operations: below that the layout of maps in memory hardly matters
+MOST_ON_CPU, MOST = 64, 512  # images in a batch that are tried
+SHARE_OF_MEMORY = 1 / 12  # for the maps of a batch: three of them are on their way at any time
+AS_BEGUN = "as this dump was begun"
+DEFAULTS = {"precision": "fp32", "batch_size": DEFAULT_BATCH_SIZE}  # of options whose default is a choice by itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How the network is to be run."""
+
+    precision: Choice[Precision]
+    layout: Choice[Execution]  # layout and folding, in that precision
+    batch_size: Choice[int]
+    compiled: bool
+
+    @property
+    def execution(self) -> Execution:
+        """All of it but the batch size."""
+        return replace(self.layout.value, precision=self.precision.value, compiled=self.compiled)
+
+
+def tune(config: ExtractSpec, trials: Trials, num_images: int, begun: Settings | None) -> Tuning:
+    """Choose all that was left open. `begun`: the settings of the plan that is to be gone on with."""
+    if begun is not None:
+        return _as_begun(config, begun)
+    if config.batch_size != AUTO:
+        trials.images = min(trials.images, int(config.batch_size))
+    with kept_memory():
+        precision, layout = _precision_and_layout(config, trials, num_images)
+        batch_size = _batch_size(config, trials, layout.value)
+    trials.forget()
+    return Tuning(precision=precision, layout=layout, batch_size=batch_size, compiled=config.compile)
+
+
+def expected(
+    config: ExtractSpec, source: ModelSpec, positions: Sequence[int], num_images: int, begun: Settings | None
+) -> Mapping[str, Choice[Any]]:
+    """What a run would choose, by name, as far as that is known before anything is measured."""
+    if begun is not None:
+        tuning = _as_begun(config, begun)
+        precision: Choice[Any] = tuning.precision
+        layout: Choice[Execution] | None = tuning.layout
+        batch_size: Choice[Any] = tuning.batch_size
+    else:
+        precision = _as_asked("precision", config.precision)
+        layout = untried_layout(config, source, positions, num_images)
+        batch_size = _as_asked("batch_size", config.batch_size)
+    named_layout = _to_measure() if layout is None else Choice(named(layout.value), layout.reason)
+    return {"precision": precision, "layout": named_layout, "batch size": batch_size}
+
+
+def named(execution: Execution) -> str:
+    """The layout for people."""
+    return execution.layout + (", norms folded" if execution.folded else "")
+
+
+def untried_layout(
+    config: ExtractSpec, source: ModelSpec, positions: Sequence[int], num_images: int
+) -> Choice[Execution] | None:
+    """The layout where no other is tried, and why not; None where some are."""
+    asked = _layout_asked(config)
+    if config.layout != AUTO and config.fold is not None:
+        return asked
+    if source.share_of_convolutions(positions) < CONVOLUTIONS:
+        return replace(asked, reason=f"{asked.reason}: few convolutions")
+    if num_images < FEWEST:
+        faster = "; --layout channels-last --fold may be faster" if asked.reason == AUTO else ""
+        return replace(asked, reason=f"{asked.reason}: fewer than {FEWEST:,} images{faster}")
+    return None
+
+
+def _as_begun(config: ExtractSpec, begun: Settings) -> Tuning:
+    """Parts and resumed runs do as the first one did, whatever they would measure."""
+
+    def settled(name: str, asked: Any) -> Choice[Any]:
+        is_open = asked is None or asked == AUTO
+        return Choice(getattr(begun, name), AS_BEGUN) if is_open else _as_asked(name, asked)
+
+    layout, folded = settled("layout", config.layout), settled("folded", config.fold)
+    reason = layout.reason if layout.reason == folded.reason else f"{layout.reason}; folding {folded.reason}"
+    return Tuning(
+        precision=settled("precision", config.precision),
+        layout=Choice(Execution(layout=layout.value, folded=folded.value), reason),
+        batch_size=settled("batch_size", config.batch_size),
+        compiled=config.compile,
+    )
+
+
+def _as_asked(name: str, asked: Any) -> Choice[Any]:
+    """The value of an option; where it is left to featcli, that a run measures it."""
+    if asked == AUTO:
+        return _to_measure()
+    return Choice(asked, "default" if DEFAULTS.get(name) == asked else "as asked")
+
+
+def _to_measure() -> Choice[str]:
+    return Choice(AUTO, "a run measures")
+
+
+def _precision_and_layout(
+    config: ExtractSpec, trials: Trials, num_images: int
+) -> tuple[Choice[Precision], Choice[Execution]]:
+    """The precision, and in it the layout. One depends on the other: a layout may be fast in one precision alone."""
+    layouts, why_alone = _layouts(config, trials, num_images)
+    precisions = _precisions(config, trials.device.type)
+    if len(layouts) * len(precisions) > 1:
+        trials.make_room(layouts[0])
+    fastest = {
+        one: _fastest([replace(layout, precision=one) for layout in layouts], trials, why_alone) for one in precisions
+    }
+    first = precisions[0]
+    if config.precision != AUTO:
+        return _as_asked("precision", config.precision), fastest[first]
+    if len(precisions) == 1:
+        return Choice(first, f"auto: the one to use on {trials.device.type}"), fastest[first]
+    other = precisions[1]
+    gain = trials.compared(fastest[other].value, fastest[first].value)
+    if gain >= PRECISION_GAIN:
+        return Choice(other, f"auto: {_times(gain)} as fast as {first} here"), fastest[other]
+    reason = f"auto: {other} would be {gain:.2f} x as fast here, which is less than {PRECISION_GAIN}"
+    return Choice(first, reason), fastest[first]
+
+
+def _precisions(config: ExtractSpec, device: str) -> tuple[Precision, ...]:
+    """What is to be tried; the one to keep first."""
+    if config.precision != AUTO:
+        return (config.precision,)
+    return ("fp32", "bf16") if device in ("cpu", "cuda") else ("fp32",)
+
+
+def _layout_asked(config: ExtractSpec) -> Choice[Execution]:
+    """What the options say of it; the library's own way where they say nothing."""
+    layout, folded = DEFAULT_LAYOUT if config.layout == AUTO else config.layout, bool(config.fold)
+    layout_is_open, fold_is_open = config.layout == AUTO, config.fold is None
+    reasons = {(True, True): AUTO, (True, False): "folding as asked; auto", (False, True): "as asked; folding auto"}
+    return Choice(Execution(layout=layout, folded=folded), reasons.get((layout_is_open, fold_is_open), "as asked"))
+
+
+def _layouts(config: ExtractSpec, trials: Trials, num_images: int) -> tuple[list[Execution], str]:
+    """What is to be tried, the library's own way first; and where that is all there is, why."""
+    untried = untried_layout(config, trials.source, trials.positions, num_images)
+    if untried is not None:
+        return [untried.value], untried.reason
+    asked = _layout_asked(config)
+    can_fold = config.fold is None and has_norms(trials.source.build(trials.positions, "meta"))
+    folded = replace(asked.value, folded=asked.value.folded or can_fold)
+    layouts = LAYOUTS if config.layout == AUTO else (asked.value.layout,)
+    return list(dict.fromkeys([asked.value, *(replace(folded, layout=layout) for layout in layouts)])), asked.reason
+
+
+def _fastest(candidates: Sequence[Execution], trials: Trials, why_alone: str) -> Choice[Execution]:
+    """The first, unless another is faster by GAIN. `why_alone`: the reason where there is no other."""
+    first = candidates[0]
+    if len(candidates) == 1:
+        return Choice(first, why_alone)
+    fastest = max(candidates, key=trials.rate)
+    gain = trials.compared(fastest, first)
+    if gain < GAIN:
+        return Choice(first, f"auto: no other is {GAIN} x as fast here")
+    return Choice(fastest, f"auto: {_times(gain)} as fast as {named(first)} here")
+
+
+def _times(gain: float) -> str:
+    return "more than 100 x" if gain > 100 else f"{gain:.1f} x"  # where the other does not fit into memory
+
+
+def _batch_size(config: ExtractSpec, trials: Trials, execution: Execution) -> Choice[int]:
+    """Twice as many as long as that is faster, and the maps of three batches stay a small part of the memory."""
+    if config.batch_size != AUTO:
+        return _as_asked("batch_size", int(config.batch_size))
+    row_bytes = sum(stage.row_bytes(trials.source.input_size) for stage in trials.stages)
+    most = int(available_memory() * SHARE_OF_MEMORY / max(1, row_bytes))
+    most = max(1, min(most, MOST_ON_CPU if trials.device.type == "cpu" else MOST))
+    best = min(trials.images, most)
+    while best > 1 and not trials.rate(execution, best):
+        best //= 2
+    while best * 2 <= most and trials.rate(execution, best * 2) >= max(BATCH_GAIN * trials.rate(execution, best), 1e-9):
+        best *= 2
+    tried = sorted((images, rate) for (one, images), rate in trials.rates.items() if one == execution)
+    return Choice(best, f"auto: {', '.join(f'{images} at {rate:.0f} images/s' for images, rate in tried)}")

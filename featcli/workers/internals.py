@@ -1,0 +1,64 @@
+"""What of Ray is used though another version may have it otherwise: the one place to mend when a later Ray changes it.
+
+tests/test_internals.py says what breaks without each. Ray is installed with the extra alone: the module is given.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from featcli.errors import UsageError
+
+STORE_BYTES = 80 << 20  # of Ray's object store, where only names go through it: nearly its least
+# Nothing is told to Ray's makers; and where `uv run` started the driver, workers are not started through uv again.
+HOUSEKEEPING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+NO_CLUSTER = (ConnectionError, RuntimeError, OSError, TimeoutError)  # what `begin` raises where there is none
+
+
+def imported_ray() -> Any:
+    """The module, once its variables are set, which it reads while it starts. Raises UsageError without the extra."""
+    for name, value in HOUSEKEEPING.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("--engine ray: ray is not installed", "pip install 'featcli[ray]'") from error
+    return ray
+
+
+def begin(ray: Any, address: str | None) -> None:
+    """Connect to a cluster, or start one for this process, which prints nothing. Raises one of NO_CLUSTER.
+
+    Ray sets handlers of signals that know nothing of what is to be tidied up: those that were there are put back.
+    """
+    options: dict[str, Any] = {"address": address or "local", "logging_level": "ERROR", "log_to_driver": False}
+    if address is None:
+        options |= {"object_store_memory": STORE_BYTES, "include_dashboard": False}
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(**options)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+
+def started_worker(ray: Any, kind: type, task: Any, wants: Mapping[str, float], environment: Mapping[str, str]) -> Any:
+    """A handle of an actor, not all of them on one node. Ray neither restarts it nor repeats what it was at.
+
+    A method of it that is a generator gives references as they come: `ray.wait` takes the generator itself, which
+    equals what it returns, and `next` of it is a reference for `ray.get`.
+    """
+    options = {**wants, "runtime_env": {"env_vars": dict(environment)}}
+    actor = ray.remote(max_restarts=0, max_task_retries=0, **options)(kind)
+    return actor.options(scheduling_strategy="SPREAD").remote(task)
+
+
+def raised_by_worker(ray: Any, error: BaseException) -> Exception | None:
+    """What a method of an actor raised; None where `error` says that the actor is lost."""
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
+    return cause if isinstance(cause, Exception) else None
