@@ -19,7 +19,7 @@ import h5py
 import torch
 from PIL import Image
 
-from featcli.backbones.from_timm import timm
+from featcli.backbones.timm_model import timm
 
 import transformers  # isort: skip  (after timm, which sees to torchvision)
 

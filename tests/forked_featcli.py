@@ -36,7 +36,7 @@ sys.exit(status)
 
 
 def serve(path: str, folder: str) -> None:
-    from featcli.backbones import from_timm  # noqa: F401
+    from featcli.backbones import timm_model  # noqa: F401
     from featcli.extraction.extract import extract  # noqa: F401
 
     listener = socket.socket(socket.AF_UNIX)

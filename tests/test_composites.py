@@ -321,3 +321,19 @@ def test_random_weights_for_a_composite(tmp_path):
     assert resolve(CheckpointSpec(checkpoint=str(tmp_path))).stages[-1].shape == (64, 2, 2)
     with pytest.raises(CheckpointError):
         load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("limit", [None, (96, 128)])
+def test_native_sizes_of_a_timm_backbone(tmp_path, limit):
+    """With --fit native the size of the processor stays the model's own, and --image-size is the most of a picture."""
+    model = T.TimmBackbone(T.TimmBackboneConfig(backbone="vit_tiny_patch16_224", out_indices=[1])).eval()
+    model.save_pretrained(tmp_path)
+    T.ViTImageProcessor(size={"height": 64, "width": 80}).save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path, fit="native", image_size=limit)
+    assert backbone.settings["input_size"] == [64, 80]
+    assert backbone.settings["options"] == {"img_size": [64, 80], "dynamic_img_size": True}
+    assert backbone.preprocessing.settings["largest"] == (list(limit) if limit else None)
+    pixels = backbone.preprocess(Image.new("RGB", (200, 120)))
+    assert tuple(pixels.shape) == ((3, 80, 128) if limit else (3, 128, 192))
+    height, width = pixels.shape[1:]
+    assert backbone(pixels[None])["stage2"].shape[2:] == (height // 16, width // 16)

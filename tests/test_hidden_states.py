@@ -9,8 +9,9 @@ from tiny_transformers import PYRAMID, TOKENS, randomize
 
 from conftest import SAMPLES, upright
 from featcli import extract, load_backbone, open_dump
+from featcli.backbones import hidden_states
 from featcli.backbones.checkpoint import resolve
-from featcli.backbones.hidden_states import HiddenStatesModelSpec
+from featcli.backbones.trimming import idle_tensors, trim
 from featcli.errors import CheckpointError, FeatcliError, UsageError
 from featcli.spec.groups import CheckpointSpec
 
@@ -278,11 +279,35 @@ def test_what_was_taken_for_idle_is_put_back(tmp_path, monkeypatch):
     model = save("vit", tmp_path)
     whole = load_backbone(tmp_path, norm="model")
     norm = {name for name, _ in model.named_parameters() if name.startswith("layernorm.")}
-    monkeypatch.setattr(HiddenStatesModelSpec, "_idle", lambda *_: frozenset(norm))
+    monkeypatch.setattr(hidden_states, "idle_tensors", lambda *_: frozenset(norm))
     again = load_backbone(tmp_path, norm="model")
     pixels = whole.preprocess(PICTURES[0])[None]
     assert torch.equal(whole(pixels)["stage3"], again(pixels)["stage3"])
     assert norm <= set(again.network.tensors())
+
+
+def test_idle_modules_are_found_and_taken_out():
+    """Layers after the last map and heads are idle, and gone; what a map depends on stays, whatever it is taken for."""
+    torch.manual_seed(0)
+    model = randomize(T.ViTModel(T.ViTConfig(**VIT))).eval()
+    pixels = torch.rand(1, 3, 64, 64)
+
+    def maps(given):
+        return [model(given, output_hidden_states=True).hidden_states[2]]
+
+    with torch.inference_mode():
+        (before,) = maps(pixels)
+    names = {name for name, _ in model.named_parameters()}
+    idle = idle_tensors(model, maps, pixels)
+    assert {name.split(".")[0] for name in idle} == {"layers", "layernorm", "pooler"}
+    assert {name.split(".")[1] for name in idle if name.startswith("layers.")} == {"2"}
+    needed = frozenset(name for name in names if name.startswith("layernorm."))
+    assert trim(model, needed, lambda given: [model(given).last_hidden_state], pixels) == frozenset()
+    assert {name for name, _ in model.named_parameters()} == names
+    assert trim(model, idle, maps, pixels) == idle
+    assert len(model.layers) == 2
+    with torch.inference_mode():
+        assert torch.equal(maps(pixels)[0], before)
 
 
 @pytest.mark.parametrize(

@@ -27,13 +27,13 @@ def load_backbone(asked: BackboneCall) -> Backbone:
 
     Raises UsageError, CheckpointError and MachineError.
     """
+    from featcli.backbones.assembly import assemble_backbone
     from featcli.backbones.checkpoint import resolve
     from featcli.backbones.execution import Execution
-    from featcli.backbones.model_spec import ready
     from featcli.spec.parsers import parse_features, parse_indices
     from featcli.system.device import resolve_device
 
-    source = resolve(asked)
-    positions = source.select(parse_features(asked.out_features), parse_indices(asked.out_indices))
+    model = resolve(asked)
+    positions = model.select(parse_features(asked.out_features), parse_indices(asked.out_indices))
     execution = Execution(precision=asked.precision, layout=asked.layout, folded=asked.fold)
-    return ready(source, positions, resolve_device(asked.device).value, execution)
+    return assemble_backbone(model, positions, resolve_device(asked.device).value, execution)

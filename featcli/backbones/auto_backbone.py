@@ -14,44 +14,33 @@ import torch
 from torch import nn
 
 from featcli.backbones.backbone import Network
-from featcli.backbones.image_processor import quiet
+from featcli.backbones.composites import names_of_backbone
+from featcli.backbones.internals import backbone_classes, silent_transformers
 from featcli.backbones.transformers_model import TransformersModelSpec, copied
 from featcli.errors import CheckpointError, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 
-import transformers  # isort: skip  (transformers_model has seen to what its import needs)
-
-
-MAPPING = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING
 # Types that normalise each requested map do so with norms of their own, which only a checkpoint saved as a
 # backbone has. Any other absent weight is a refusal.
 UNTRAINED_NORM = re.compile(r"hidden_states_norms\.")
 # pixio has a norm for all its maps that a plain checkpoint lacks too.
 UNTRAINED_NORMS = {"pixio": re.compile(r"layernorm\.")}
 # A final norm that the types below apply to whatever stage is last: after a cut it would meet the wrong width.
-FINAL_NORM = {"swin": "swin.layernorm", "maskformer-swin": "model.layernorm", "focalnet": "focalnet.layernorm"}
-FINAL_NORM["bit"] = "bit.norm"
+FINAL_NORM = {
+    "swin": "swin.layernorm",
+    "maskformer-swin": "model.layernorm",
+    "focalnet": "focalnet.layernorm",
+    "bit": "bit.norm",
+}
 # Where the norm of all maps is, in the types that have one for all.
 SHARED_NORMS = ("layernorm", "norm")
-# Where a backbone lies inside a larger model, as its weights are named on disk, the longest names first.
-# transformers renames some while loading, so the attribute path of the model in memory may be another.
-INSIDE = (
-    "model.pixel_level_module.encoder.",  # MaskFormer, Mask2Former, OneFormer
-    "pixel_level_module.encoder.",
-    "model.backbone.conv_encoder.model.",  # the DETR family, GroundingDINO
-    "backbone.conv_encoder.model.",
-    "model.backbone.model.",  # RT-DETR, D-FINE
-    "model.backbone.",
-    "backbone.",  # UperNet, DepthAnything, DPT, ZoeDepth, VitPose, VitMatte
-    "vision_model.",  # TIPSv2
-)
 # Types that name a stem in their configuration and refuse to give it.
 NO_STEM = ("maskformer-swin",)
 
 
 def is_mapped(config: Any) -> bool:
-    """Whether AutoBackbone has a class for this configuration."""
-    return type(config) in MAPPING
+    """Tell whether AutoBackbone has a class for this configuration."""
+    return type(config) in backbone_classes()
 
 
 class AutoBackboneModelSpec(TransformersModelSpec):
@@ -59,7 +48,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
 
     def __init__(self, asked: CheckpointSpec, config: Any, outer: Any = None) -> None:
         super().__init__(asked, config, outer)
-        self._class = MAPPING[type(self.config)]
+        self._class = backbone_classes()[type(self.config)]
         self.norm = asked.norm or "model"
         self.norm_reason = "as asked" if asked.norm else "default: AutoBackbone's own"
         self.first_index = int(self.model_type in NO_STEM)
@@ -89,7 +78,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
             ) from error
 
     def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
-        renamed = {f"^(?:{'|'.join(map(re.escape, INSIDE))})": ""} if self.outer is not None else None
+        renamed = names_of_backbone() if self.outer is not None else None
         return self.from_pretrained(self._class, self._config_for(positions), renamed)
 
     def _config_for(self, positions: Sequence[int]) -> Any:
@@ -103,16 +92,16 @@ class AutoBackboneModelSpec(TransformersModelSpec):
             _drop_stages_after(module, deepest, names, self.model_type)
         if self.norm == "raw":
             _drop_norms(module)
-        self.freeze(module)
+        self.freeze_norms(module)
 
         def maps(pixels: torch.Tensor) -> list[torch.Tensor]:
             height, width = pixels.shape[2:]
             return [self._as_grid(found, height, width) for found in module(pixels).feature_maps]
 
-        return Network(module, maps, self._class_tokens(module, positions))
+        return Network(module=module, maps=maps, class_tokens=self._class_tokens(module, positions))
 
     def _as_grid(self, found: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """(B, tokens, C) as (B, C, h, w) for the types that leave their patches in a row; maps as they are."""
+        """Give (B, tokens, C) of types that leave their patches in a row as (B, C, h, w); maps as they are."""
         if found.ndim != 3:
             return found
         assert self.patch is not None
@@ -121,7 +110,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         return tokens.transpose(1, 2).reshape(len(found), -1, *grid)
 
     def _class_tokens(self, module: nn.Module, positions: Sequence[int]) -> Any:
-        """Token 0 of the selected stages' hidden states, normalised as the maps are, where it is a class token."""
+        """Give token 0 of the selected hidden states, normalised as the maps are, where it is a class token."""
         is_token_model = hasattr(self.config, "reshape_hidden_states")
         has_class_token = any(name.endswith("cls_token") for name, _ in module.named_parameters())
         norm = next(
@@ -138,7 +127,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         return class_tokens
 
     def _module_names(self, names: list[str]) -> list[str]:
-        with torch.device("meta"), quiet():
+        with torch.device("meta"), silent_transformers():
             module = self._blank([len(names) - 1 - self.first_index])
         path, _ = _stage_list(module, names)
         has_stem = names[0] == "stem"
@@ -147,7 +136,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
 
 
 def _stage_list(module: nn.Module, names: Sequence[str]) -> tuple[str, nn.ModuleList]:
-    """The module list with one entry per stage (the stem is not in it) that lies nearest to the root."""
+    """Find the module list with one entry per stage (the stem is not in it) that lies nearest to the root."""
     count = len(names) - (names[0] == "stem")
     lists = [
         (name, found)

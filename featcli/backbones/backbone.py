@@ -1,68 +1,22 @@
-"""The one `Backbone`: pixels in, the feature map of each selected stage out. Every source of checkpoints yields it."""
+"""The one `Backbone`: pixels in, the feature map of each selected stage out. Checkpoints of every library end in it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-import xxhash
 from torch import nn
 
 from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
+from featcli.backbones.preprocessing import Preprocessing
 from featcli.backbones.stages import Stage
-from featcli.errors import CheckpointError, UsageError, shown
+from featcli.errors import UsageError
 from featcli.pixels.colour import UnreadableError, upright_rgb
-from featcli.pixels.resize import ResizeMode
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an upright RGB picture becomes the backbone's input, as the checkpoint says.
-
-    `fit` resizes and crops on the CPU. What is left, scaling and normalising, is arithmetic on every
-    pixel; `normalize` does it on the device, so that uint8 is what travels.
-    """
-
-    fit: Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W) of `dtype`
-    size: tuple[int, int]  # (H, W)
-    dtype: str  # "uint8", or "float32" where `fit` normalises too
-    scale: float  # 1 / 255 almost always
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    origin: str  # where the settings come from
-    settings: Mapping[str, Any]  # the checkpoint's own words for them, stored in the plan
-    summary: str  # the same for people, in one line
-    channels: int = 3  # C: the picture's colours, or 1 for its greys
-    fitting: ResizeMode | None = None  # where the size does not come about in the checkpoint's own way
-
-    @property
-    def is_native(self) -> bool:
-        """Whether every picture gives pixels of a size of its own; `size` is then the checkpoint's."""
-        return self.fitting is not None and self.fitting.is_native
-
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) of `dtype` -> float32. The operations and their order are torchvision's, so the bits are too."""
-        if self.dtype == "float32":
-            return pixels.clone()  # never the batch buffer itself: a stage may be the input, and buffers are used again
-        mean, std = _on(pixels.device, self.mean), _on(pixels.device, self.std)
-        scaled = pixels.to(torch.float32, copy=True)  # what follows is in place
-        # n / 255 and n * (1 / 255) differ in the last bit for some n; the libraries divide.
-        scaled = scaled.div_(255) if self.scale == 1 / 255 else scaled.mul_(self.scale)
-        return scaled.sub_(mean).div_(std)
-
-
-@lru_cache(maxsize=16)
-def _on(device: torch.device, values: tuple[float, ...]) -> torch.Tensor:
-    """(C, 1, 1), made once: a copy to a GPU waits for all that it is doing."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -78,7 +32,7 @@ class Weights:
     random: bool = False
 
     def summary(self) -> str:
-        """One line for people."""
+        """Say it in one line for people."""
         if self.random:
             return f"{self.origin}: its feature maps mean nothing"
         text = f"{self.matched} of {self.total} tensors loaded from {self.origin}"
@@ -105,7 +59,7 @@ class Network:
     idle: frozenset[str] = frozenset()  # parameters and buffers that no map depends on, such as those of a head
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The parameters and buffers by name, without the idle ones."""
+        """List the parameters and buffers by name, without the idle ones."""
         return {name: tensor for name, tensor in self.module.state_dict().items() if name not in self.idle}
 
 
@@ -146,7 +100,7 @@ class Backbone:
         return [stage.channels for stage in self.selected]
 
     def to_dict(self) -> dict[str, Any]:
-        """What the backbone is, in plain JSON: its settings, all stages, and the selected ones by name and index."""
+        """Say in plain JSON what the backbone is: its settings, all stages, and the selected ones by name and index."""
         return {
             "name": self.name,
             "library": self.library,
@@ -166,7 +120,7 @@ class Backbone:
         return self.network.class_tokens is not None
 
     def preprocess(self, picture: Image.Image) -> torch.Tensor:
-        """A picture -> what `forward` takes a batch of: (C, H, W), uint8 as a rule. Turned upright, as `extract` does.
+        """Turn a picture upright and make of it what `forward` takes a batch of: (C, H, W), uint8 as a rule.
 
         Raises UsageError for 32-bit modes.
         """
@@ -176,14 +130,14 @@ class Backbone:
             raise UsageError(f"a picture cannot be prepared: {error.detail}", "convert it to 8 or 16 bits") from error
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, C, H, W) from `preprocess` -> {stage: (B, C, h, w)} on the device, in the precision computed in.
+        """Compute {stage: (B, C, h, w)} of (B, C, H, W) from `preprocess`, on the device, in the precision computed in.
 
         Raises UsageError for anything else, such as pixels that were normalised already.
         """
         return self._run(self.network.maps, pixels)
 
     def class_tokens(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, C, H, W) from `preprocess` -> {stage: (B, C)}. Raises UsageError where there is no class token."""
+        """Compute {stage: (B, C)} of (B, C, H, W) from `preprocess`. Raises UsageError without a class token."""
         if self.network.class_tokens is None:
             raise UsageError(f"{self.name} has no class token", "use --pool avg for one vector per image")
         return self._run(self.network.class_tokens, pixels)
@@ -212,38 +166,15 @@ class Backbone:
         return {stage.name: tensor for stage, tensor in zip(self.selected, found, strict=True)}
 
     def _takes(self, shape: tuple[int, ...]) -> bool:
-        """Whether an input (C, H, W) is one that `preprocess` can give."""
-        channels, size = self.preprocessing.channels, self.preprocessing.size
-        if self.preprocessing.fitting is not None and self.preprocessing.is_native:
-            step = self.preprocessing.fitting.step
-            return shape[0] == channels and not (shape[1] % step[0] or shape[2] % step[1])
-        return shape == (channels, *size)
+        """Tell whether an input (C, H, W) is one that `preprocess` can give."""
+        ours = self.preprocessing
+        if ours.resize_mode is not None and ours.is_native:
+            step = ours.resize_mode.step
+            return shape[0] == ours.channels and not (shape[1] % step[0] or shape[2] % step[1])
+        return shape == (ours.channels, *ours.size)
 
 
 def as_run(pixels: torch.Tensor, execution: Execution) -> torch.Tensor:
-    """Normalised pixels (B, C, H, W) in the precision and layout that the network is run in."""
+    """Bring normalised pixels (B, C, H, W) into the precision and layout that the network is run in."""
     dtype, layout = getattr(torch, PRECISIONS[execution.precision]), getattr(torch, LAYOUTS[execution.layout])
     return pixels.to(dtype=dtype, memory_format=layout)
-
-
-def refuse_not_finite(name: str, network: Network) -> None:
-    """A run that diverged leaves such weights behind; its maps would be NaN for every image."""
-    parameters = {key for key, _ in network.module.named_parameters()}  # a buffer may be infinite: a mask
-    floats = {key: tensor for key, tensor in network.tensors().items() if tensor.is_floating_point()}
-    broken = [
-        key for key, tensor in floats.items() if not (tensor.isfinite() if key in parameters else ~tensor.isnan()).all()
-    ]
-    if broken:
-        raise CheckpointError(
-            f"checkpoint {shown(name)}: NaN or infinity in {len(broken)} of its weights, first {', '.join(broken[:3])}",
-            "did its training diverge? Take an earlier checkpoint",
-        )
-
-
-def weights_digest(network: Network) -> str:
-    """One xxh3-128 over every parameter and buffer with its name, whatever file they came from."""
-    digest = xxhash.xxh3_128()
-    for name, tensor in sorted(network.tensors().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

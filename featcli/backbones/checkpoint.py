@@ -1,42 +1,41 @@
-"""What `--checkpoint` names: a timm model, a local folder, a weights file or a hub id; and who reads it."""
+"""What `--checkpoint` names: a timm model, a local folder, a weights file or a hub id; and which ModelSpec reads it.
+
+timm and transformers are imported when a checkpoint is theirs: each takes seconds, and transformers is an extra.
+transformers' checkpoints are never read through `AutoBackbone.from_pretrained`, which in transformers 5 asks the hub
+even about a local folder and fails without a network.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from featcli.backbones.hub import hub_or_cache, unreachable
 from featcli.backbones.input_size import refuse_unfit
-from featcli.errors import CheckpointError, UsageError, one_line, shown
+from featcli.backbones.model_spec import ModelSpec
+from featcli.backbones.torchvision_operators import import_transformers
+from featcli.backbones.weights import weights_files
+from featcli.errors import CheckpointError, UsageError, shown
 from featcli.spec.groups import CheckpointSpec
 
-if TYPE_CHECKING:
-    from featcli.backbones.model_spec import ModelSpec
-
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# What the hub's client means by its exceptions, by their names: it need not be imported to say so.
-UNREACHABLE = {
-    "LocalEntryNotFoundError": "it is not in the cache, and the hub does not answer or HF_HUB_OFFLINE is set",
-    "OfflineModeIsEnabled": "it is not in the cache, and HF_HUB_OFFLINE is set or the hub does not answer",
-    "RepositoryNotFoundError": "there is no such repository, or it is private",
-    "GatedRepoError": "its owner gives access on asked only",
-    "EntryNotFoundError": "the repository has no config.json",
-}
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def resolve(asked: CheckpointSpec) -> ModelSpec:
-    """The source that can read this checkpoint. Reads configurations, never weights.
+    """Find the ModelSpec that can read this checkpoint. Reads configurations, never weights.
 
     Raises UsageError for names that do not exist and sizes that do not fit, CheckpointError for files that cannot
     be used.
     """
-    source = _open(asked)
+    model = _open(asked)
     if asked.input_size is not None:
-        refuse_unfit(source, lambda size: _open(replace(asked, image_size=size)))
-    return source
+        refuse_unfit(model, lambda size: _open(replace(asked, image_size=size)))
+    return model
 
 
 def _open(asked: CheckpointSpec) -> ModelSpec:
@@ -69,7 +68,7 @@ def _open(asked: CheckpointSpec) -> ModelSpec:
 
 
 def _from_config(asked: CheckpointSpec, path: Path) -> ModelSpec:
-    """A configuration by itself: it can be inspected, and give random weights."""
+    """Open a configuration by itself: it can be inspected, and give random weights."""
     if asked.arch is not None:
         raise UsageError("--arch goes with a weights file", "leave --arch out: this configuration says what it is")
     if _is_timm_config(read_config(path)):
@@ -108,8 +107,6 @@ def _from_hub(asked: CheckpointSpec) -> ModelSpec:
     from huggingface_hub import hf_hub_download
 
     try:
-        from featcli.backbones.hub import hub_or_cache
-
         with hub_or_cache():
             config = read_config(Path(hf_hub_download(asked.checkpoint_name, "config.json")))
     except CheckpointError:
@@ -122,7 +119,7 @@ def _from_hub(asked: CheckpointSpec) -> ModelSpec:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A checkpoint's config.json. Raises CheckpointError."""
+    """Read a checkpoint's config.json. Raises CheckpointError."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -132,59 +129,84 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def unreachable(checkpoint: str, error: Exception, or_else: str = "") -> CheckpointError:
-    """A checkpoint that is neither here, nor cached, nor within reach; `or_else` ends the hint."""
-    cause = UNREACHABLE.get(type(error).__name__, f"{type(error).__name__}: {one_line(error)}")
-    return CheckpointError(
-        f"checkpoint {shown(checkpoint)}: not on this machine, and not to be had from the hub: {cause}",
-        f"check the name, or fetch it where there is a network and give its folder{or_else}",
-    )
-
-
 def _is_timm_config(config: dict[str, Any]) -> bool:
-    """Whether a config.json is one of timm's; transformers writes its own around some of them."""
+    """Tell whether a config.json is one of timm's; transformers writes its own around some of them."""
     return "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper"
 
 
 def _is_timm_name(name: str) -> bool:
-    from featcli.backbones.from_timm import is_timm_name
+    from featcli.backbones.timm_model import is_timm_name
 
     return is_timm_name(name)
 
 
 def _timm(asked: CheckpointSpec, local: bool = False, hub: bool = False) -> ModelSpec:
-    from featcli.backbones.from_timm import TimmModelSpec
+    """Open a model that timm finds by its name, or a weights file for one of its architectures."""
+    from featcli.backbones.timm_model import AT_HUB, IN_FOLDER, TimmModelSpec, TimmRequest
 
-    prefix = "local-dir:" if local else "hf-hub:" if hub else ""
-    return TimmModelSpec(asked, prefix + asked.checkpoint_name)
+    prefix = IN_FOLDER if local else AT_HUB if hub else ""
+    request = TimmRequest(
+        model_name=asked.arch or prefix + asked.checkpoint_name,
+        is_architecture=asked.arch is not None,
+        files=(Path(asked.checkpoint_name),) if asked.arch else (),
+        input_size=asked.input_size,
+        num_channels=asked.num_channels,
+    )
+    return TimmModelSpec(asked, request)
 
 
 def _timm_wrapper(asked: CheckpointSpec, path: Path, config: dict[str, Any]) -> ModelSpec:
-    """What transformers' TimmWrapper saves: timm's configuration in its own words, and weights under `timm_model.`"""
-    from featcli.backbones.from_timm import TimmModelSpec
-    from featcli.backbones.weights import weights_files
+    """Open what transformers' TimmWrapper saves: timm's configuration in its words, and weights under `timm_model.`"""
+    from featcli.backbones.timm_model import TimmModelSpec, TimmRequest
 
     files = weights_files(path)
     if not (files or asked.is_random):
         raise CheckpointError(f"checkpoint {shown(path)}: no weights in it", "is the folder whole?")
-    source = TimmModelSpec(
-        replace(asked, arch=config["architecture"]),
-        "",
-        config.get("model_args") or {},
-        config.get("pretrained_cfg") or {},
+    request = TimmRequest(
+        model_name=config["architecture"],
+        is_architecture=True,
+        files=tuple(files),
+        options=config.get("model_args") or {},
+        pretrained_cfg=config.get("pretrained_cfg") or {},
+        input_size=asked.input_size,
+        num_channels=asked.num_channels,
     )
-    source.files = files
-    return source
+    return TimmModelSpec(asked, request)
 
 
 def _transformers(asked: CheckpointSpec) -> ModelSpec:
+    """Open a transformers folder, hub id or configuration: a mapped type, one inside, or hidden states."""
     try:
-        import transformers  # noqa: F401  (an extra: its absence is the user's to mend, not a bug)
-    except ModuleNotFoundError:
+        import_transformers()
+    except ModuleNotFoundError:  # an extra: its absence is the user's to mend, not a bug
         raise CheckpointError(
             f"checkpoint {shown(asked.checkpoint_name)}: a transformers checkpoint, and transformers is not installed",
             "pip install 'featcli[transformers]'",
         ) from None
-    from featcli.backbones.from_transformers import open_transformers
+    from featcli.backbones.auto_backbone import AutoBackboneModelSpec, is_mapped
+    from featcli.backbones.hidden_states import HiddenStatesModelSpec
+    from featcli.backbones.timm_in_transformers import TimmInTransformersModelSpec
+    from featcli.backbones.transformers_model import reading
 
-    return open_transformers(asked)
+    with reading(asked):
+        config = _transformers_config(asked)
+        inner = getattr(config, "backbone_config", None)
+        tower = getattr(config, "vision_config", None)
+        if "timm_backbone" in (config.model_type, getattr(inner, "model_type", None)):
+            return TimmInTransformersModelSpec(asked, inner or config, None if inner is None else config)
+        if tower is not None and is_mapped(tower):
+            return AutoBackboneModelSpec(asked, tower, config)
+        if is_mapped(config):
+            return AutoBackboneModelSpec(asked, config)
+        if inner is not None and is_mapped(inner):
+            return AutoBackboneModelSpec(asked, inner, config)
+        return HiddenStatesModelSpec(asked, config)
+
+
+def _transformers_config(asked: CheckpointSpec) -> Any:
+    transformers = import_transformers()
+    if asked.config is None:
+        return transformers.AutoConfig.from_pretrained(asked.checkpoint_name, trust_remote_code=False)
+    if isinstance(asked.config, Mapping):
+        return transformers.AutoConfig.for_model(**asked.config)
+    return asked.config

@@ -3,47 +3,56 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from featcli.backbones.backbone import Network
+from featcli.backbones.internals import fused_weights, is_plain_convolution, is_plain_norm, steps_after_norm
 
 TOLERANCE = 1e-5  # of the largest number of a map
-PLAIN = ("Conv2d", "Conv2dSame")  # convolutions that use their weights as they are; others standardise them first
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """A convolution and the norm that takes its output."""
+
+    convolution: nn.Conv2d
+    norm: nn.BatchNorm2d
+    path: str  # of the norm in the network
 
 
 def fold(network: Network, channels: int, size: tuple[int, int]) -> int:
-    """Fold what can be folded, in place, on the CPU in fp32; returns how many norms.
+    """Fold what can be folded, in place, on the CPU in fp32, for an input of these channels and this (H, W).
 
     A norm is folded where it takes the output of one convolution, and both run once. That the maps stay within
-    TOLERANCE is seen, not believed: else everything is put back, and the answer is 0.
+    TOLERANCE is seen, not believed: else everything is put back. Returns how many norms were folded.
     """
     pixels = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pairs, before = _pairs(network, pixels)
-        undo = [_fold(network.module, *pair) for pair in pairs]
+        undo = [_fold(network.module, pair) for pair in pairs]
         after = network.maps(pixels) if pairs else before
     if all(_is_near(one, other) for one, other in zip(before, after, strict=True)):
         return len(pairs)
-    for conv, weight, bias, path, norm in undo:
-        conv.weight, conv.bias = weight, bias
-        _replace(network.module, path, norm)
+    for put_back in undo:
+        put_back()
     return 0
 
 
 def has_norms(network: Network) -> bool:
-    """Whether there may be something to fold."""
-    return any(isinstance(module, nn.BatchNorm2d) and _is_known(module) for module in network.module.modules())
+    """Tell whether there may be something to fold."""
+    return any(is_plain_norm(module) for module in network.module.modules())
 
 
-def _pairs(network: Network, pixels: torch.Tensor) -> tuple[list[tuple[nn.Conv2d, str, nn.BatchNorm2d]], Any]:
-    """(convolution, path of the norm, norm) as they meet in a forward pass; and the maps."""
+def _pairs(network: Network, pixels: torch.Tensor) -> tuple[list[_Pair], list[torch.Tensor]]:
+    """Find the pairs that can be folded, as they meet in a forward pass; and its maps."""
     came_from: dict[int, nn.Conv2d] = {}
     kept: list[torch.Tensor] = []  # or another tensor would get the same id
-    met: list[tuple[nn.Conv2d, str, nn.BatchNorm2d]] = []
+    met: list[_Pair] = []
     calls: Counter[nn.Module] = Counter()
 
     def leave(conv: nn.Module, _: Any, output: torch.Tensor) -> None:
@@ -54,39 +63,35 @@ def _pairs(network: Network, pixels: torch.Tensor) -> tuple[list[tuple[nn.Conv2d
     def enter(path: str, norm: nn.BatchNorm2d, inputs: Any) -> None:
         calls[norm] += 1
         if inputs and id(inputs[0]) in came_from:
-            met.append((came_from[id(inputs[0])], path, norm))
+            met.append(_Pair(convolution=came_from[id(inputs[0])], norm=norm, path=path))
 
     hooks: list[Any] = []
     for path, module in network.module.named_modules():
-        if isinstance(module, nn.Conv2d) and type(module).__name__ in PLAIN:
+        if is_plain_convolution(module):
             hooks.append(module.register_forward_hook(leave))
-        elif isinstance(module, nn.BatchNorm2d) and _is_known(module):
+        elif is_plain_norm(module):
             hooks.append(module.register_forward_pre_hook(lambda norm, given, path=path: enter(path, norm, given)))
     try:
         maps = network.maps(pixels)
     finally:
         for hook in hooks:
             hook.remove()
-    return [pair for pair in met if calls[pair[0]] == calls[pair[2]] == 1], maps
+    return [pair for pair in met if calls[pair.convolution] == calls[pair.norm] == 1], maps
 
 
-def _is_known(norm: nn.BatchNorm2d) -> bool:
-    """Whether the norm has statistics, and does nothing else, or what timm's BatchNormAct2d does."""
-    return norm.running_mean is not None and (type(norm) is nn.BatchNorm2d or type(norm).__name__ == "BatchNormAct2d")
+def _fold(module: nn.Module, pair: _Pair) -> Callable[[], None]:
+    """Fold one norm. Returns how to undo it."""
+    conv, norm = pair.convolution, pair.norm
+    weight, bias = conv.weight, conv.bias
 
+    def put_back() -> None:
+        conv.weight, conv.bias = weight, bias
+        _replace(module, pair.path, norm)
 
-def _fold(module: nn.Module, conv: nn.Conv2d, path: str, norm: nn.BatchNorm2d) -> tuple[Any, ...]:
-    """What is needed to undo it."""
-    before = conv, conv.weight, conv.bias, path, norm
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    weight, bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )
-    conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
-    more: list[Any] = [] if type(norm) is nn.BatchNorm2d else [norm.drop, norm.act]
-    _replace(module, path, nn.Sequential(*more))
-    return before
+    fused_weight, fused_bias = fused_weights(conv, norm)
+    conv.weight, conv.bias = fused_weight.requires_grad_(False), fused_bias.requires_grad_(False)
+    _replace(module, pair.path, nn.Sequential(*steps_after_norm(norm)))
+    return put_back
 
 
 def _replace(module: nn.Module, path: str, by: nn.Module) -> None:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from featcli.errors import CheckpointError, shown
+from featcli.backbones.internals import HUB_ERRORS, ask_hub, hub_is_offline, set_hub_offline
+from featcli.errors import CheckpointError, one_line, shown
 
 # What libraries call the weights of a checkpoint, in the order in which they look for them.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -20,23 +21,21 @@ _one_at_a_time = threading.RLock()  # the setting is one for all threads
 
 @contextmanager
 def hub_or_cache(wanted: bool = True) -> Iterator[None]:
-    """Inside the block, the hub's client uses its cache alone if the hub does not answer, or is not `wanted`.
+    """Let the hub's client use its cache alone inside the block if the hub does not answer, or is not `wanted`.
 
     Without this the client retries every file for half a minute. `HF_HUB_OFFLINE=1` is honoured.
     """
-    from huggingface_hub import constants
-
     with _one_at_a_time:
-        before = constants.HF_HUB_OFFLINE
-        constants.HF_HUB_OFFLINE = before or not wanted or not _answers()
+        before = hub_is_offline()
+        set_hub_offline(before or not wanted or not _answers())
         try:
             yield
         finally:
-            constants.HF_HUB_OFFLINE = before
+            set_hub_offline(before)
 
 
 def hub_weights(repository: str, first: str | None = None) -> list[Path]:
-    """The weights files of a hub repository, whole or in shards; fetched where they are not cached.
+    """Fetch the weights files of a hub repository, whole or in shards, unless they are cached.
 
     `first` is the name to look for before those in WEIGHTS_NAMES, and `repository` may end in `@revision`. Empty where
     there are none. Call it inside `hub_or_cache`, which says whether the hub is asked at all.
@@ -56,7 +55,7 @@ def hub_weights(repository: str, first: str | None = None) -> list[Path]:
 
 
 def find_weights(file: Callable[[str], Path | None], first: str | None = None) -> list[Path]:
-    """The weights of a checkpoint, one file or all that an index names; `file` gives the path of a name, or None.
+    """Find the weights of a checkpoint, one file or all of an index; `file` gives the path of a name, or None.
 
     Raises CheckpointError for an index that is damaged, or names what is not there.
     """
@@ -77,12 +76,19 @@ def find_weights(file: Callable[[str], Path | None], first: str | None = None) -
     return []
 
 
+def unreachable(checkpoint: str, error: Exception, or_else: str = "") -> CheckpointError:
+    """Describe a checkpoint that is neither here, nor cached, nor within reach; `or_else` ends the hint."""
+    cause = HUB_ERRORS.get(type(error).__name__, f"{type(error).__name__}: {one_line(error)}")
+    return CheckpointError(
+        f"checkpoint {shown(checkpoint)}: not on this machine, and not to be had from the hub: {cause}",
+        f"check the name, or fetch it where there is a network and give its folder{or_else}",
+    )
+
+
 @cache
 def _answers() -> bool:
-    from huggingface_hub import constants, get_session
-
     try:
-        get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
+        ask_hub(ANSWER_SECONDS)
     except Exception:  # whatever HTTP library the client is built on: no answer is no answer
         return False
     return True

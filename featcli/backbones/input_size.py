@@ -1,43 +1,40 @@
-"""The input size that was asked for: read from the command line, and refused with the nearest that would do."""
+"""The input size that was asked for, refused where the backbone does not take it, with the nearest that would do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
+from featcli.backbones.model_spec import ModelSpec
 from featcli.errors import FeatcliError, UsageError
 from featcli.spec.parsers import Size
-
-if TYPE_CHECKING:
-    from featcli.backbones.model_spec import ModelSpec
 
 TRIES = 8  # multiples of the stride, each way: windows of 7 patches and three halvings repeat after 7
 
 
-def refuse_unfit(source: ModelSpec, at_size: Callable[[Size | None], ModelSpec]) -> None:
+def refuse_unfit(model: ModelSpec, at_size: Callable[[Size | None], ModelSpec]) -> None:
     """Raise UsageError where the backbone cannot be run at the size that was asked for, naming the nearest that do.
 
     `at_size` opens the same checkpoint at another size, None being its own. A patch that does not fit would be cut off
     without a word by some models and is an error in others: here it is always an error.
     """
-    height, width = source.input_size
-    if source.patch is not None and (height % source.patch[0] or width % source.patch[1]):
-        cause = f"not a multiple of its patch of {_said(source.patch)}"
-        step = source.patch
+    height, width = model.input_size
+    if model.patch is not None and (height % model.patch[0] or width % model.patch[1]):
+        cause = f"not a multiple of its patch of {_said(model.patch)}"
+        step = model.patch
     else:
         try:
-            _ = source.stages
+            _ = model.stages
         except FeatcliError as error:
             cause, step = error.message, _stride(at_size)
         else:
             return
     good = [found for found in (_first(sizes, at_size) for sizes in _nearest((height, width), step)) if found]
     hint = f"{' or '.join(map(_said, good))} would do" if good else "leave it out for the checkpoint's own"
-    raise UsageError(f"--image-size {_said((height, width))}: {source.name} does not take it: {cause}", hint)
+    raise UsageError(f"--image-size {_said((height, width))}: {model.name} does not take it: {cause}", hint)
 
 
 def _stride(at_size: Callable[[Size | None], ModelSpec]) -> Size:
-    """The largest stride, in which sizes go that fit; at the checkpoint's own size, if it has one."""
+    """Find the largest stride at the checkpoint's own size, if it has one: sizes that fit are multiples of it."""
     try:
         return at_size(None).stages[-1].stride
     except FeatcliError:
@@ -45,7 +42,7 @@ def _stride(at_size: Callable[[Size | None], ModelSpec]) -> Size:
 
 
 def _nearest(size: Size, step: Size) -> Iterator[list[Size]]:
-    """Multiples of the step, first the smaller ones from the nearest on, then the larger ones."""
+    """List multiples of the step, first the smaller ones from the nearest on, then the larger ones."""
     whole = size[0] // step[0], size[1] // step[1]
     yield [(whole[0] * step[0] - k * step[0], whole[1] * step[1] - k * step[1]) for k in range(TRIES)]
     above = -(-size[0] // step[0]), -(-size[1] // step[1])

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 from math import lcm
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from featcli.backbones.backbone import (
-    Backbone,
-    Network,
-    Preprocessing,
-    Weights,
-    refuse_not_finite,
-    weights_digest,
-)
-from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
-from featcli.backbones.folding import fold
+from featcli.backbones.backbone import Network, Weights
+from featcli.backbones.internals import operations_of
+from featcli.backbones.preprocessing import Preprocessing
 from featcli.backbones.stages import Stage, select
 from featcli.errors import UsageError, one_line
 from featcli.pixels.resize import ResizeMode
+from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
 from featcli.spec.words import NATIVE
+
+REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)  # how libraries refuse a size
 
 
 class ModelSpec(ABC):
@@ -36,61 +32,68 @@ class ModelSpec(ABC):
     without weights is learnt here, from one forward pass on the meta device.
     """
 
-    asked: Any  # checkpoint.CheckpointSpec
+    asked: CheckpointSpec
     name: str
     library: str  # "timm" or "transformers"
-    input_size: tuple[int, int]  # (H, W)
+    input_size: Size  # (H, W)
     stage_names: tuple[tuple[str, str], ...]  # (stage, module) in network order
-    norm: str  # one of checkpoint.NORMS: what of the model's own normalisation the maps have seen
+    norm: str  # "raw" or "model": whether the maps have seen the model's own final norm
     norm_reason: str
-    channels = 3  # of the pixels
-    patch: tuple[int, int] | None = None  # (height, width) of a patch, where the backbone cuts its input into such
+    channels: int = 3  # of the pixels
+    patch: Size | None = None  # (height, width) of a patch, where the backbone cuts its input into such
     inside: str = ""  # of a larger model: where in it the backbone sits
-    first_index = 0  # the library's own index of the first of them
+    first_index: int = 0  # the library's own index of the first stage
     strides: tuple[int, ...] | None = None  # where the library knows them; sizes alone round at odd input sizes
     default_indices: tuple[int, ...] | None = None  # the stages that a larger model uses; None is the last
 
     @abstractmethod
     def build(self, positions: Sequence[int], device: str) -> Network:
-        """A network without weights that computes these stages and no more."""
+        """Make a network without weights, on this device, that computes these stages and no more."""
 
     @abstractmethod
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
-        """The same network on the CPU with the checkpoint's weights. Raises CheckpointError."""
+        """Make the same network on the CPU with the checkpoint's weights.
+
+        Weights are proven: a tensor of the cut network that the checkpoint does not have is a refusal, unless `Weights`
+        names it. Raises CheckpointError.
+        """
 
     @abstractmethod
     def preprocessing(self) -> Preprocessing:
-        """The checkpoint's own preprocessing at `input_size`, or with `fitting`. Raises CheckpointError."""
+        """Give the checkpoint's own preprocessing at `input_size`, or with `resize_mode`.
+
+        Raises CheckpointError and UsageError.
+        """
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What the architecture is, in the library's words, wherever the checkpoint lies: part of the plan."""
+        """Say what the architecture is, in the library's words, wherever the checkpoint lies: part of the plan."""
 
     @property
-    def fitting(self) -> ResizeMode | None:
+    def resize_mode(self) -> ResizeMode | None:
         """How pictures get their size, where that was asked for. None is the checkpoint's own way."""
         if self.asked.fit is None:
             return None
         if self.asked.fit != NATIVE:
-            return ResizeMode(self.asked.fit, self.input_size, (1, 1))
+            return ResizeMode(name=self.asked.fit, size=self.input_size, step=(1, 1))
         patch, strides = self.patch or (1, 1), [stage.stride for stage in self.stages]
         step = [lcm(side, max(stride[axis] for stride in strides)) for axis, side in enumerate(patch)]
-        return ResizeMode(NATIVE, self.asked.largest_size, (step[0], step[1]))
+        return ResizeMode(name=NATIVE, size=self.asked.largest_size, step=(step[0], step[1]))
 
     def refuse_other_sizes(self, positions: Sequence[int]) -> None:
         """Raise UsageError unless the maps of these stages follow the size of the input, which `native` relies on."""
-        fitting = self.fitting
-        assert fitting is not None
-        if fitting.size is not None and (fitting.size[0] < fitting.step[0] or fitting.size[1] < fitting.step[1]):
+        resize_mode = self.resize_mode
+        assert resize_mode is not None
+        step, largest = resize_mode.step, resize_mode.size
+        if largest is not None and (largest[0] < step[0] or largest[1] < step[1]):
             raise UsageError(
-                f"--image-size {fitting.size[0]}x{fitting.size[1]}: the step of {self.name} is"
-                f" {fitting.step[0]}x{fitting.step[1]}",
-                f"give at least {fitting.step[0]}x{fitting.step[1]}",
+                f"--image-size {largest[0]}x{largest[1]}: the step of {self.name} is {step[0]}x{step[1]}",
+                f"give at least {step[0]}x{step[1]}",
             )
         stages = [self.stages[position] for position in positions]
-        for by in ((2, 1), (1, 3)):
-            size = tuple(edge + more * step for edge, more, step in zip(self.input_size, by, fitting.step, strict=True))
-            height, width = (edge - edge % step for edge, step in zip(size, fitting.step, strict=True))
+        for more in ((2, 1), (1, 3)):
+            height, width = (self.input_size[axis] + more[axis] * step[axis] for axis in (0, 1))
+            height, width = height - height % step[0], width - width % step[1]
             expected = [stage.shape_at((height, width)) for stage in stages]
             try:
                 found = [tuple(shape[1:]) for shape in self._probe(positions, (height, width)).shapes]
@@ -114,12 +117,18 @@ class ModelSpec(ABC):
         known = self.strides or (None,) * len(self.stage_names)
         places = zip(self.stage_names, self._whole.shapes, known, strict=True)
         return tuple(
-            Stage(name, index, module, (shape[1], shape[2], shape[3]), self._stride(shape, stride))
+            Stage(
+                name=name,
+                index=index,
+                module=module,
+                shape=(shape[1], shape[2], shape[3]),
+                stride=self._stride(shape, stride),
+            )
             for index, ((name, module), shape, stride) in enumerate(places, self.first_index)
         )
 
     def _stride(self, shape: torch.Size, known: int | None) -> tuple[int, int]:
-        """Input pixels per cell: what the library names, unless it is off by more than borders and rounding."""
+        """Tell the input pixels per cell: as the library says, unless it is off by more than borders and rounding."""
         measured = self.input_size[0] / shape[2], self.input_size[1] / shape[3]
         if known is not None and 0.67 < measured[0] / known < 1.5:
             return known, known
@@ -128,7 +137,10 @@ class ModelSpec(ABC):
     def select(
         self, out_features: Sequence[str] | None = None, out_indices: Sequence[int] | str | None = None
     ) -> tuple[int, ...]:
-        """The positions of the chosen stages in network order, by the rules of `stages.select`. Raises UsageError."""
+        """Find the positions of the chosen stages, in network order, by the rules of `stages.select`.
+
+        Raises UsageError.
+        """
         if out_features is None and out_indices is None:
             out_indices = self.default_indices
         return select(self.stage_names, out_features, out_indices, self.first_index)
@@ -139,13 +151,13 @@ class ModelSpec(ABC):
         return self._whole.parameters
 
     def share(self, positions: Sequence[int]) -> float:
-        """Which share of the whole backbone's floating point operations these stages cost."""
+        """Tell which share of the whole backbone's floating point operations these stages cost."""
         if len(self.stage_names) - 1 in positions:
             return 1.0
         return self._probe(positions).operations / self._whole.operations if self._whole.operations else 1.0
 
     def share_of_convolutions(self, positions: Sequence[int]) -> float:
-        """Which share of the operations for these stages are those of convolutions."""
+        """Tell which share of the operations for these stages are those of convolutions."""
         found = self._probe(positions)
         return found.convolutions / found.operations if found.operations else 0.0
 
@@ -154,7 +166,7 @@ class ModelSpec(ABC):
         return {}
 
     def _probe(self, positions: Sequence[int], at: Size | None = None) -> _Probe:
-        """Shapes and costs, from one forward pass that computes nothing."""
+        """Find shapes and costs in one forward pass that computes nothing."""
         key = tuple(positions), at
         if key not in self._probed:
             self._probed[key] = self._run_once(positions, (1, self.channels, *(at or self.input_size)))
@@ -203,53 +215,10 @@ def _forward_once(network: Network, pixels: torch.Tensor) -> _Probe:
     for found in maps:
         if found.ndim != 4:
             raise UsageError(f"a stage of this backbone yields {tuple(found.shape)}, not a map (B, C, H, W)")
-    parameters = sum(p.numel() for p in network.module.parameters())
-    operations = counter.get_flop_counts().get("Global", {})
-    convolutions = sum(count for name, count in operations.items() if "convolution" in str(name))
-    return _Probe([found.shape for found in maps], counter.get_total_flops(), convolutions, parameters)
-
-
-def arranged(
-    source: ModelSpec, network: Network, device: torch.device, execution: Execution
-) -> tuple[Network, Execution]:
-    """A network on the CPU, made to be run so on a device, and how it is run then. The module is changed in place.
-
-    Norms are not folded where there are none, or where the maps would move by more than rounding.
-    """
-    network.module.eval().requires_grad_(False)
-    if execution.folded and not fold(network, source.channels, source.input_size):
-        execution = replace(execution, folded=False)
-    dtype, layout = getattr(torch, PRECISIONS[execution.precision]), getattr(torch, LAYOUTS[execution.layout])
-    network.module.to(device=device, dtype=dtype)
-    for tensor in (*network.module.parameters(), *network.module.buffers()):
-        if tensor.ndim == 4:  # others have no channels to put last; `Module.to` would refuse those of five dimensions
-            tensor.data = tensor.data.contiguous(memory_format=layout)
-    if not execution.compiled:
-        return network, execution
-    # freezing: weights are constants, laid out once. CUDA graphs would use the memory of maps again while those are
-    # still on their way to the host.
-    options = {"freezing": True, "triton.cudagraphs": False}
-    compiled = partial(torch.compile, dynamic=False, options=options)
-    tokens = None if network.class_tokens is None else compiled(network.class_tokens)
-    return replace(network, maps=compiled(network.maps), class_tokens=tokens), execution
-
-
-def ready(source: ModelSpec, positions: Sequence[int], device: torch.device, execution: Execution) -> Backbone:
-    """Load the weights of these stages and freeze the network on the device. Raises CheckpointError."""
-    network, weights = source.load(positions)
-    refuse_not_finite(source.name, network)
-    digest = weights_digest(network)
-    network, execution = arranged(source, network, device, execution)
-    return Backbone(
-        name=source.name,
-        library=source.library,
-        stages=source.stages,
-        selected=tuple(source.stages[i] for i in positions),
-        preprocessing=source.preprocessing(),
-        weights=weights,
-        settings=source.settings(),
-        network=network,
-        device=device,
-        execution=execution,
-        digest=digest,
+    operations, convolutions = operations_of(counter)
+    return _Probe(
+        shapes=[found.shape for found in maps],
+        operations=operations,
+        convolutions=convolutions,
+        parameters=sum(parameter.numel() for parameter in network.module.parameters()),
     )

@@ -9,19 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from featcli.backbones.composites import place_of_backbone
 from featcli.errors import UsageError
 
-# Where transformers' composites hold their backbone in memory; the first that a model has is the one.
-PLACES = (
-    "model.pixel_level_module.encoder",  # MaskFormer, Mask2Former, OneFormer
-    "pixel_level_module.encoder",
-    "model.backbone.conv_encoder.model",  # GroundingDINO and kin
-    "model.backbone.model",  # DETR, RT-DETR
-    "model.conv_encoder.model",
-    "backbone.conv_encoder.model",
-    "backbone.model",
-    "backbone",  # UperNet, DepthAnything, ZoeDepth
-)
 # What the heads of DPT and ZoeDepth do with class tokens, where they read them at all.
 READS_CLASS_TOKENS = ("project", "add")
 
@@ -76,21 +66,9 @@ def replay(
         setattr(owner, leaf, backbone)
 
 
-def place_of_backbone(model: nn.Module) -> str:
-    """The attribute path of the backbone inside a composite, empty where there is none."""
-    return next((place for place in PLACES if _has(model, place)), "")
-
-
 def _tensors(arrays: Mapping[str, Any] | Sequence[Any]) -> list[torch.Tensor]:
     values = arrays.values() if isinstance(arrays, Mapping) else arrays
     return [torch.as_tensor(np.ascontiguousarray(value)) for value in values]
-
-
-def _has(model: nn.Module, place: str) -> bool:
-    try:
-        return isinstance(model.get_submodule(place), nn.Module)
-    except AttributeError:
-        return False
 
 
 class _Stored(nn.Module):
@@ -111,7 +89,7 @@ class _Stored(nn.Module):
 
     @staticmethod
     def _tokens(found: torch.Tensor, class_token: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) and (B, C) as (B, 1 + tokens, C): the class token, then the patches."""
+        """Join (B, C, h, w) and (B, C) as (B, 1 + tokens, C): the class token, then the patches."""
         return torch.cat([class_token[:, None], found.flatten(2).transpose(1, 2)], 1)
 
     def forward(self, *_: Any, **__: Any) -> Any:

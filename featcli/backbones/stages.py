@@ -32,12 +32,12 @@ class Stage:
         return self.shape[0]
 
     def shape_at(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(C, H, W) at another input size, a multiple of the stride."""
+        """Tell (C, H, W) at another input size, a multiple of the stride."""
         return self.channels, size[0] // self.stride[0], size[1] // self.stride[1]
 
 
 def names_by_stride(strides: Sequence[int]) -> list[str]:
-    """A name for every stage of a backbone that only counts them, so that `stage1` has stride 4 in every pyramid.
+    """Name the stages of a backbone that only counts them, so that `stage1` has stride 4 in every pyramid.
 
     timm starts at stride 1, 2, 4 or 16. Where strides double from 2 the first stage is the stem; where they double
     from 1 the first two are; otherwise place i is stage i + 1, which for a vision transformer is also how
@@ -54,7 +54,7 @@ def select(
     out_indices: Sequence[int] | str | None = None,
     first_index: int = 0,
 ) -> tuple[int, ...]:
-    """The positions of the chosen stages, in network order.
+    """Find the positions of the chosen stages, in network order.
 
     `stages` are the backbone's (name, module) pairs in network order, `first_index` is the library's own index
     of the first of them. With neither choice given it is the last stage; with both, they must mean the same
@@ -135,5 +135,5 @@ def _listed(names: Sequence[str], positions: Sequence[int]) -> str:
 
 
 def _brief(names: Sequence[str]) -> str:
-    """All names, or the ends of a long row of them."""
+    """List all names, or the ends of a long row of them."""
     return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:3])} ... {names[-1]}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,3 +39,19 @@ def declare_missing_operators() -> bool:
     for name in MISSING:
         _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     return True
+
+
+def import_timm() -> Any:
+    """Import timm, whose import of torchvision then works here too. Returns the module."""
+    declare_missing_operators()
+    import timm
+
+    return timm
+
+
+def import_transformers() -> Any:
+    """Import transformers likewise. Raises ModuleNotFoundError where that extra is not installed."""
+    declare_missing_operators()
+    import transformers
+
+    return transformers

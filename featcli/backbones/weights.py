@@ -5,20 +5,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
-import threading
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from featcli.backbones.hub import find_weights
+from featcli.backbones.internals import ends_too_early, numpy_numbers
 from featcli.errors import CheckpointError, shown
 
 # Training checkpoints hold the weights beside optimizers and counters; the averaged ones are the better model. What
@@ -27,7 +24,6 @@ CONTAINERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema", "state_dict", "model_state_dict", "model",
     "teacher", "module", "net", "network", "params", "weights", "backbone", "student",
 )  # fmt: skip
-_one_at_a_time = threading.RLock()  # `captured_loads` changes a method of all modules
 DEEPEST = 3  # containers in containers
 # What stands in a file that is not the weights but tells where they are: (first bytes, what it is, what to do).
 POINTERS = (
@@ -42,12 +38,12 @@ POINTERS = (
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """The weights files of a checkpoint folder, whole or in shards with an index. Raises CheckpointError."""
+    """Find the weights files of a checkpoint folder, whole or in shards with an index. Raises CheckpointError."""
     return find_weights(lambda name: folder / name if (folder / name).is_file() else None)
 
 
 def hash_files(paths: Iterable[Path]) -> dict[str, str]:
-    """The SHA-256 of each file by its name, which is what the hub shows of it."""
+    """Compute the SHA-256 of each file by its name, which is what the hub shows of it."""
     hashes = {}
     for path in paths:
         digest = hashlib.sha256()
@@ -59,7 +55,7 @@ def hash_files(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def read_weights(paths: Sequence[Path]) -> tuple[str, dict[str, torch.Tensor]]:
-    """The tensors of weights files by name, and in which container of a training checkpoint they were.
+    """Read the tensors of weights files by name, and in which container of a training checkpoint they were.
 
     Raises CheckpointError.
     """
@@ -72,7 +68,7 @@ def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
     try:
         content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except pickle.UnpicklingError as error:
-        if not _begins(path).startswith((b"PK", b"\x80")) or "EOF" in str(error):  # neither an archive nor a pickle
+        if not _begins(path).startswith((b"PK", b"\x80")) or ends_too_early(error):  # neither an archive nor a pickle
             raise CheckpointError(
                 f"checkpoint {shown(path)}: not a readable weights file", "is the file whole?"
             ) from error
@@ -92,7 +88,7 @@ def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
 
 
 def _find_tensors(content: Mapping[Any, Any], place: str = "") -> tuple[str, dict[str, torch.Tensor]] | None:
-    """The weights in a training checkpoint, and the names of the containers that they were in."""
+    """Find the weights in a training checkpoint, and the names of the containers that they are in."""
     for name in (*CONTAINERS, *(key for key in content if key not in (*CONTAINERS, "optimizer", "optimizers"))):
         inner = content.get(name)
         if isinstance(inner, Mapping) and place.count(".") < DEEPEST:
@@ -124,7 +120,7 @@ def _begins(path: Path) -> bytes:
 
 
 def _unpacks(path: Path) -> bool:
-    """Whether a file is a zip archive with compressed members, or with more in them than the file holds."""
+    """Tell whether a file is a zip archive with compressed members, or with more in them than the file holds."""
     if not zipfile.is_zipfile(path):
         return False
     try:
@@ -144,7 +140,7 @@ def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
 
 def _read_pickle(path: Path) -> Mapping[str, object]:
     # timm's training script stores its options beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace, *_numbers()]), warnings.catch_warnings():
+    with torch.serialization.safe_globals([argparse.Namespace, *numpy_numbers()]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old pickles, which are read all the same or refused
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
@@ -152,18 +148,16 @@ def _read_pickle(path: Path) -> Mapping[str, object]:
     return content
 
 
-def _numbers() -> list[Any]:
-    """numpy's single numbers, which training scripts keep beside the weights: a best accuracy, a loss."""
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
-    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
+def is_counter(key: str) -> bool:
+    """Tell whether a tensor is a norm's count of batches, which only training uses: checkpoints may lack it."""
+    return key.endswith("num_batches_tracked")
 
 
 def strip_prefix(
     path: Path, tensors: Mapping[str, torch.Tensor], expected: Collection[str]
 ) -> tuple[str, dict[str, torch.Tensor], list[str]]:
-    """The prefix (`module.`, `backbone.`, `encoder.body.` ...) that fits most expected names, the tensors under it,
-    and the names of all others.
+    """Find the prefix (`module.`, `backbone.`, `encoder.body.` ...) that fits most expected names, the tensors under
+    it, and the names of all others.
 
     With no fit at all the tensors come back as they are: the library may know another way to read them.
     Raises CheckpointError where two prefixes fit equally well, as a student's and a teacher's.
@@ -181,7 +175,7 @@ def strip_prefix(
 
 
 def count_prefixes(found: Iterable[str], expected: Collection[str]) -> Counter[str]:
-    """How many of the expected names are found under each prefix."""
+    """Count how many of the expected names are found under each prefix."""
     names, fits = set(expected), Counter[str]()
     for key in found:
         starts = [0, *(i + 1 for i, char in enumerate(key) if char == ".")]
@@ -190,27 +184,10 @@ def count_prefixes(found: Iterable[str], expected: Collection[str]) -> Counter[s
 
 
 def find_prefix(found: Iterable[str], expected: Collection[str]) -> str:
-    """The prefix under which most of the expected names are found, empty without any."""
+    """Find the prefix under which most of the expected names are found, empty without any."""
     return most_fitting(count_prefixes(found, expected))
 
 
 def most_fitting(fits: Counter[str]) -> str:
-    """The prefix with the highest count, the first by name among equals, empty without any."""
+    """Find the prefix with the highest count, the first by name among equals, empty without any."""
     return max(sorted(fits), key=fits.__getitem__, default="")
-
-
-@contextmanager
-def captured_loads() -> Iterator[list[Any]]:
-    """What every `load_state_dict` inside the block returned: libraries only log it."""
-    original, results = nn.Module.load_state_dict, []
-
-    def capturing(module: nn.Module, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        results.append(original(module, state, *args, **kwargs))
-        return results[-1]
-
-    with _one_at_a_time:
-        nn.Module.load_state_dict = capturing  # type: ignore[assignment, method-assign]
-        try:
-            yield results
-        finally:
-            nn.Module.load_state_dict = original  # type: ignore[method-assign]

@@ -177,10 +177,10 @@ def _batch_size(asked: ExtractSpec, existing: Dump | None) -> int:
 
 
 def _sizes(source: ModelSpec, images: ImageList, rules: PixelRules, threads: int, report: Report) -> Sizes:
-    if source.fitting is None or not source.fitting.is_native:
+    if source.resize_mode is None or not source.resize_mode.is_native:
         return Sizes(source.input_size)
     with memory_errors("the headers of the images do", torch.device("cpu")):
-        sizes = native_sizes(images, rules, source.fitting, source.input_size, threads)
+        sizes = native_sizes(images, rules, source.resize_mode, source.input_size, threads)
     report("choice", name="sizes", value=sizes.summary, reason="each picture's own, from its header")
     return sizes
 

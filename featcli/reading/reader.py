@@ -19,7 +19,7 @@ from featcli.reading.open_shards import OpenShards
 from featcli.reading.stage_array import RowIndex, StageArray
 
 if TYPE_CHECKING:
-    from featcli.backbones.backbone import Preprocessing
+    from featcli.backbones.preprocessing import Preprocessing
     from featcli.reading.torch_dataset import StageDataset
 
 WALK_BYTES = 4 * 1024**2  # that are read at once, about, when rows are walked through
@@ -89,7 +89,7 @@ class DumpReader:
 
         Raises CheckpointError where the library that it is of is not here, or does not know these settings.
         """
-        from featcli.backbones.recorded import recorded_preprocessing
+        from featcli.backbones.preprocessing import recorded_preprocessing
 
         try:
             settings = self.plan.settings
@@ -97,7 +97,7 @@ class DumpReader:
                 settings.preprocessing,
                 size=settings.input_size,
                 channels=settings.channels,
-                fitting=settings.resize_mode,
+                resize_mode=settings.resize_mode,
             )
         except Exception as error:  # settings of anybody, read by libraries
             raise CheckpointError(

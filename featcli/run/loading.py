@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 import featcli
+from featcli.backbones.assembly import assemble_backbone
 from featcli.backbones.backbone import Backbone
 from featcli.backbones.checkpoint import resolve
 from featcli.backbones.execution import Execution
-from featcli.backbones.model_spec import ModelSpec, ready
+from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.plan import Plan, StoredStage
 from featcli.dump.settings import Settings
 from featcli.errors import UsageError
@@ -99,7 +100,7 @@ def load_selected(
     with memory_errors("the backbone does", device), settled_arithmetic(threads.value, device):
         trials = Trials(source, selection.positions, selection.stages, device, partial(_report_trials, report))
         tuning = tune(asked, trials, num_images, begun)
-        backbone = ready(source, selection.positions, device, tuning.execution)
+        backbone = assemble_backbone(source, selection.positions, device, tuning.execution)
     _report_tuning(device, backbone.execution, tuning, report)
     rules = PixelRules.of(asked)
     decoder = Decoder(rules, backbone.preprocessing, decode_threads_of(asked), pinned=device.type == "cuda")

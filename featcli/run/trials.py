@@ -9,9 +9,10 @@ from math import inf
 
 import torch
 
+from featcli.backbones.assembly import prepare_network
 from featcli.backbones.backbone import Network, as_run
 from featcli.backbones.execution import Execution
-from featcli.backbones.model_spec import ModelSpec, arranged
+from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.plan import StoredStage
 from featcli.system.device import is_out_of_memory
 
@@ -91,5 +92,5 @@ class Trials:
         if self._last is None or self._last[0] != execution:
             self.forget()
             blank = self.source.build(self.positions, "cpu")
-            self._last = execution, arranged(self.source, blank, self.device, execution)[0]
+            self._last = execution, prepare_network(self.source, blank, self.device, execution)[0]
         return self._last[1]

@@ -59,8 +59,8 @@ class DumpPictures:
 
         seen, rules = self._dump.preprocessing, self._rules
         size = seen.size
-        if seen.fitting is not None and seen.is_native:
-            size = seen.fitting.native_size(read_size(image, rules))
+        if seen.resize_mode is not None and seen.is_native:
+            size = seen.resize_mode.native_size(read_size(image, rules))
         if size[0] * size[1] > rules.max_pixels:
             raise UnreadableError("larger than can be", f"{size[0]}x{size[1]}")
         pixels = np.empty((seen.channels, *size), seen.dtype)

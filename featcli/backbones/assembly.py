@@ -1,0 +1,87 @@
+"""A ModelSpec and an Execution -> a Backbone: weights loaded and checked, norms folded, the network frozen, moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import xxhash
+
+from featcli.backbones.backbone import Backbone, Network
+from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
+from featcli.backbones.folding import fold
+from featcli.backbones.internals import compiled
+from featcli.backbones.model_spec import ModelSpec
+from featcli.errors import CheckpointError, shown
+
+
+def assemble_backbone(
+    model: ModelSpec, positions: Sequence[int], device: torch.device, execution: Execution
+) -> Backbone:
+    """Load the weights of the stages at these positions, and freeze the network on the device, to be run so.
+
+    `Backbone.execution` says what was done: see `prepare_network`. Raises CheckpointError.
+    """
+    network, weights = model.load(positions)
+    refuse_not_finite(model.name, network)
+    digest = weights_digest(network)
+    network, execution = prepare_network(model, network, device, execution)
+    return Backbone(
+        name=model.name,
+        library=model.library,
+        stages=model.stages,
+        selected=tuple(model.stages[position] for position in positions),
+        preprocessing=model.preprocessing(),
+        weights=weights,
+        settings=model.settings(),
+        network=network,
+        device=device,
+        execution=execution,
+        digest=digest,
+    )
+
+
+def prepare_network(
+    model: ModelSpec, network: Network, device: torch.device, execution: Execution
+) -> tuple[Network, Execution]:
+    """Fold, freeze, move and compile a network that is on the CPU. The module is changed in place.
+
+    Returns the network, and how it is run then: norms are not folded where there are none, or where the maps would
+    move by more than rounding.
+    """
+    network.module.eval().requires_grad_(False)
+    if execution.folded and not fold(network, model.channels, model.input_size):
+        execution = replace(execution, folded=False)
+    dtype, layout = getattr(torch, PRECISIONS[execution.precision]), getattr(torch, LAYOUTS[execution.layout])
+    network.module.to(device=device, dtype=dtype)
+    for tensor in (*network.module.parameters(), *network.module.buffers()):
+        if tensor.ndim == 4:  # others have no channels to put last; `Module.to` would refuse those of five dimensions
+            tensor.data = tensor.data.contiguous(memory_format=layout)
+    if not execution.compiled:
+        return network, execution
+    class_tokens = None if network.class_tokens is None else compiled(network.class_tokens)
+    return replace(network, maps=compiled(network.maps), class_tokens=class_tokens), execution
+
+
+def refuse_not_finite(name: str, network: Network) -> None:
+    """Raise CheckpointError for weights that a run which diverged left behind: maps would be NaN for every image."""
+    parameters = {key for key, _ in network.module.named_parameters()}  # a buffer may be infinite: a mask
+    floats = {key: tensor for key, tensor in network.tensors().items() if tensor.is_floating_point()}
+    broken = [
+        key for key, tensor in floats.items() if not (tensor.isfinite() if key in parameters else ~tensor.isnan()).all()
+    ]
+    if broken:
+        raise CheckpointError(
+            f"checkpoint {shown(name)}: NaN or infinity in {len(broken)} of its weights, first {', '.join(broken[:3])}",
+            "did its training diverge? Take an earlier checkpoint",
+        )
+
+
+def weights_digest(network: Network) -> str:
+    """Compute one xxh3-128 over every parameter and buffer with its name, whatever file they came from."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(network.tensors().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""Larger models with a backbone inside: where they hold it, in memory and on disk, and what they do to its norms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from featcli.backbones.internals import norm_replacer, silent_transformers
+from featcli.backbones.torchvision_operators import import_transformers
+
+# Attribute paths of the backbone in a model in memory; the first that a model has is the one.
+IN_MEMORY = (
+    "model.pixel_level_module.encoder",  # MaskFormer, Mask2Former, OneFormer
+    "pixel_level_module.encoder",
+    "model.backbone.conv_encoder.model",  # GroundingDINO and kin
+    "model.backbone.model",  # DETR, RT-DETR
+    "model.conv_encoder.model",
+    "backbone.conv_encoder.model",
+    "backbone.model",
+    "backbone",  # UperNet, DepthAnything, ZoeDepth
+)
+# Prefixes of its weights in a checkpoint on disk, the longest names first. transformers renames some while loading, so
+# that a model may hold its backbone at another path in memory.
+ON_DISK = (
+    "model.pixel_level_module.encoder.",  # MaskFormer, Mask2Former, OneFormer
+    "pixel_level_module.encoder.",
+    "model.backbone.conv_encoder.model.",  # the DETR family, GroundingDINO
+    "backbone.conv_encoder.model.",
+    "model.backbone.model.",  # RT-DETR, D-FINE
+    "model.backbone.",
+    "backbone.",  # UperNet, DepthAnything, DPT, ZoeDepth, VitPose, VitMatte
+    "vision_model.",  # TIPSv2
+)
+
+
+def place_of_backbone(model: nn.Module) -> str:
+    """Find the attribute path of the backbone inside a composite, empty where there is none."""
+    return next((place for place in IN_MEMORY if _has(model, place)), "")
+
+
+def names_of_backbone() -> dict[str, str]:
+    """Give the pattern that names of a composite's weights on disk lose to become those of its backbone, and its
+    replacement.
+    """
+    return {f"^(?:{'|'.join(map(re.escape, ON_DISK))})": ""}
+
+
+def described_place(outer: Any) -> str:
+    """Say where the backbone sits in a larger model, which is built without weights to see. Empty where it cannot be
+    told. `outer` is the configuration of that model.
+    """
+    transformers = import_transformers()
+    for name in outer.architectures or ():
+        try:
+            with torch.device("meta"), silent_transformers():
+                place = place_of_backbone(getattr(transformers, name)(outer))
+        except Exception:  # a class that needs more libraries, or is not this transformers': the name is a courtesy
+            continue
+        if place:
+            return f"{place} of {name}"
+    return ""
+
+
+def norm_freezer(outer: Any) -> Callable[[nn.Module], None]:
+    """Find what a larger model does to the norms of its backbone: DETR and its kin put frozen ones in place.
+
+    They compute the same up to the last bits; replay promises all of them. `outer` is the configuration of that model,
+    or None. Raises CheckpointError where transformers has it no more.
+    """
+    replace = norm_replacer(outer) if outer is not None else None
+
+    def freeze(backbone: nn.Module) -> None:
+        if replace is not None:
+            with torch.no_grad():
+                replace(backbone)
+
+    return freeze
+
+
+def _has(model: nn.Module, place: str) -> bool:
+    try:
+        return isinstance(model.get_submodule(place), nn.Module)
+    except AttributeError:
+        return False

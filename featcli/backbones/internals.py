@@ -1,0 +1,404 @@
+"""The private and version-bound names of torch, timm, transformers and huggingface_hub that backbones use: the one
+place to mend when a later release changes them. tests/test_internals_backbones.py says what breaks without each.
+
+timm and transformers are imported when a function needs them: the one takes seconds, the other is an extra. The names
+of modules and tensors inside models do not stand here, since checkpoints on disk hold them too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import pickle
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils.flop_counter import FlopCounterMode
+
+from featcli.backbones.torchvision_operators import import_timm, import_transformers
+from featcli.errors import CheckpointError, shown
+
+# What reading weights takes of torch and numpy.
+
+_one_at_a_time = threading.RLock()  # `captured_loads` changes a method of all modules
+
+
+@contextmanager
+def captured_loads() -> Iterator[list[Any]]:
+    """Collect what every `load_state_dict` inside the block returned: libraries only log it."""
+    original, results = nn.Module.load_state_dict, []
+
+    def capturing(module: nn.Module, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        results.append(original(module, state, *args, **kwargs))
+        return results[-1]
+
+    with _one_at_a_time:
+        nn.Module.load_state_dict = capturing  # type: ignore[assignment, method-assign]
+        try:
+            yield results
+        finally:
+            nn.Module.load_state_dict = original  # type: ignore[method-assign]
+
+
+def holds_more_than_tensors(error: Exception) -> bool:
+    """Tell whether torch, alone or under transformers, refused a weights file because it could run code."""
+    return isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
+
+
+def ends_too_early(error: pickle.UnpicklingError) -> bool:
+    """Tell whether torch refused a weights file because its end is missing."""
+    return "EOF" in str(error)
+
+
+def numpy_numbers() -> list[Any]:
+    """List what a pickle of one of numpy's single numbers names, for torch's list of what is safe to read."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
+
+
+# What is known of convolutions, norms and operations of torch and timm.
+
+# Convolutions that use their weights as they are; others standardise them first.
+PLAIN_CONVOLUTIONS = ("Conv2d", "Conv2dSame")
+NORM_WITH_ACTIVATION = "BatchNormAct2d"  # timm's: a batch norm, then its `drop`, then its `act`
+
+
+def is_plain_convolution(module: nn.Module) -> bool:
+    """Tell whether a module is a convolution that a norm can be folded into."""
+    return isinstance(module, nn.Conv2d) and type(module).__name__ in PLAIN_CONVOLUTIONS
+
+
+def is_plain_norm(module: nn.Module) -> bool:
+    """Tell whether a module is a batch norm with statistics, of torch's own type or timm's BatchNormAct2d."""
+    if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None:
+        return False
+    return type(module) is nn.BatchNorm2d or type(module).__name__ == NORM_WITH_ACTIVATION
+
+
+def steps_after_norm(norm: nn.BatchNorm2d) -> list[nn.Module]:
+    """List what a plain norm does after it has normalised."""
+    return [] if type(norm) is nn.BatchNorm2d else [norm.drop, norm.act]  # type: ignore[list-item]
+
+
+def fused_weights(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
+    """Compute the weight and the bias of a convolution that does what it and the norm after it do in eval mode."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+
+
+def operations_of(counter: FlopCounterMode) -> tuple[int, int]:
+    """Return how many floating point operations were counted, and how many of them were those of convolutions."""
+    by_operator = counter.get_flop_counts().get("Global", {})
+    return counter.get_total_flops(), sum(n for name, n in by_operator.items() if "convolution" in str(name))
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function for one size, with the weights as constants that are laid out once.
+
+    CUDA graphs are off: they would use the memory of maps again while those are still on their way to the host.
+    """
+    return torch.compile(function, dynamic=False, options={"freezing": True, "triton.cudagraphs": False})
+
+
+# The hub's client.
+
+# What its exceptions mean, by their names: it need not be imported to say so.
+HUB_ERRORS = {
+    "LocalEntryNotFoundError": "it is not in the cache, and the hub does not answer or HF_HUB_OFFLINE is set",
+    "OfflineModeIsEnabled": "it is not in the cache, and HF_HUB_OFFLINE is set or the hub does not answer",
+    "RepositoryNotFoundError": "there is no such repository, or it is private",
+    "GatedRepoError": "its owner gives access on asked only",
+    "EntryNotFoundError": "the repository has no config.json",
+}
+
+
+def hub_is_offline() -> bool:
+    """Tell whether the hub's client uses its cache alone."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def set_hub_offline(is_offline: bool) -> None:
+    """Let the hub's client use its cache alone from now on, or not: it reads HF_HUB_OFFLINE only when imported."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = is_offline
+
+
+def ask_hub(seconds: float) -> None:
+    """Send the smallest request to the hub. Raises whatever the client's HTTP library raises without an answer."""
+    from huggingface_hub import constants, get_session
+
+    get_session().head(constants.ENDPOINT, timeout=seconds)
+
+
+# The models of timm.
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmFacts:
+    """What timm's configuration of a model says beside its preprocessing."""
+
+    architecture: str  # empty where it says none
+    tag: str  # of the trained weights
+    hub_id: str  # of the repository with the weights, empty where there is none
+    hub_filename: str | None  # of the weights there, where it is no usual one
+    has_reader_of_its_own: bool  # for a format that is no state dict
+
+
+def facts_of_timm(model: Any) -> TimmFacts:
+    """Read the configuration of a model that timm made."""
+    config = model.pretrained_cfg
+    return TimmFacts(
+        architecture=config.get("architecture") or "",
+        tag=config.get("tag") or "",
+        hub_id=str(config.get("hf_hub_id") or ""),
+        hub_filename=config.get("hf_hub_filename"),
+        has_reader_of_its_own=bool(config.get("custom_load")),
+    )
+
+
+def in_chans_of_timm(model: Any) -> int:
+    """Count the channels of the pixels in the weight of the first layer: a folder's model_args may say anything."""
+    first = model.pretrained_cfg.get("first_conv")
+    path = first[0] if isinstance(first, list | tuple) else first
+    try:
+        weight = model.get_submodule(path).weight
+    except (AttributeError, TypeError):
+        return 3
+    return int(weight.shape[1]) if weight.ndim == 4 else 3
+
+
+def patch_of_timm(model: Any) -> tuple[int, ...]:
+    """Read the (height, width) that the model says of its patches, empty where it says nothing."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    return (patch, patch) if isinstance(patch, int) else tuple(patch or ())
+
+
+def stages_of_timm(model: Any) -> list[tuple[str, int]]:
+    """List the module and the stride of each stage, as timm counts them."""
+    return [(str(info["module"]), info["reduction"]) for info in model.feature_info]
+
+
+def is_option_of_timm(model: nn.Module, option: str) -> bool:
+    """Tell whether a constructor of the model has such a parameter."""
+    kinds = [kind for kind in type(model).__mro__ if issubclass(kind, nn.Module)]
+    return any(option in inspect.signature(kind.__init__).parameters for kind in kinds)
+
+
+def has_class_token_of_timm(model: Any) -> bool:
+    """Tell whether token 0 is a class token: some models have only registers in front of their patches."""
+    has_prefix = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+    return has_prefix and getattr(model, "cls_token", None) is not None and getattr(model, "num_prefix_tokens", 0) > 0
+
+
+def prune_timm(model: Any, positions: Sequence[int], keeps_norm: bool) -> Any:
+    """Take out of a model what comes after the deepest of these stages. Returns the indices for `maps_of_timm`."""
+    return model.prune_intermediate_layers(list(positions), prune_norm=not keeps_norm, prune_head=True)
+
+
+def maps_of_timm(model: Any, pixels: torch.Tensor, indices: Any, normed: bool) -> list[torch.Tensor]:
+    """Run a model for the (B, C, h, w) maps of these stages, after its final norm where `normed`."""
+    maps: list[torch.Tensor] = model.forward_intermediates(
+        pixels, indices=indices, norm=normed, output_fmt="NCHW", intermediates_only=True
+    )
+    return maps
+
+
+def class_tokens_of_timm(model: Any, pixels: torch.Tensor, indices: Any, normed: bool) -> list[torch.Tensor]:
+    """Run a model for the (B, C) class tokens of these stages."""
+    found = model.forward_intermediates(
+        pixels, indices=indices, norm=normed, output_fmt="NCHW", intermediates_only=True, return_prefix_tokens=True
+    )
+    return [prefix[:, 0] for _, prefix in found]
+
+
+def is_unknown_to_timm(error: Exception) -> bool:
+    """Tell whether timm refused the name of a model, or the tag in it."""
+    return str(error).startswith(("Unknown model", "Invalid pretrained tag"))
+
+
+def option_for_weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Make the option with which timm's `create_model(pretrained=True)` loads these tensors in place of a file."""
+    return {"pretrained_cfg_overlay": {"state_dict": tensors}}
+
+
+def forget_weights(model: Any) -> None:
+    """Let go of the tensors that a model was made of: timm keeps them in its configuration."""
+    model.pretrained_cfg.pop("state_dict", None)
+
+
+@contextmanager
+def silent_timm() -> Iterator[None]:
+    """Keep timm's warnings of every key that a file has too much away: what matters, featcli says itself."""
+    logger = logging.getLogger("timm")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+# The preprocessing of timm.
+
+
+def timm_transform(config: Mapping[str, Any]) -> tuple[Callable[[Image.Image], Any], list[str]]:
+    """Make timm's evaluation transform, picture -> uint8 (C, H, W), and name its steps, such as `Resize 235 bicubic`.
+
+    With `use_prefetcher` timm leaves scaling and normalising to its loader; the last step only changes the type.
+    """
+    import_timm()
+    from timm.data import create_transform
+
+    transform = create_transform(**config, is_training=False, use_prefetcher=True)
+    return transform, [_name_of_step(step, config["interpolation"]) for step in transform.transforms[:-1]]
+
+
+def _name_of_step(step: Any, interpolation: str) -> str:
+    size = step.size if isinstance(step.size, int) else "x".join(map(str, step.size))
+    return f"{type(step).__name__} {size}" + (f" {interpolation}" if hasattr(step, "interpolation") else "")
+
+
+def timm_resampling(name: str) -> Image.Resampling:
+    """Translate timm's word for an interpolation into Pillow's."""
+    import_timm()
+    from timm.data.transforms import str_to_pil_interp
+
+    resampling: Image.Resampling = str_to_pil_interp(name)
+    return resampling
+
+
+def values_for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Adapt means or deviations to so many channels: greys take the average of the colours, as in timm's loader."""
+    import_timm()
+    from timm.data.loader import adapt_to_chs
+
+    with silent_timm():
+        return tuple(adapt_to_chs(values, channels))
+
+
+# The models of transformers.
+
+# The types whose code puts frozen norms in place of their backbone's batch norms, by the names of their modules.
+REPLACE_NORMS = frozenset(
+    "conditional_detr d_fine dab_detr deformable_detr deimv2 detr grounding_dino mm_grounding_dino pp_doclayout_v2"
+    " pp_doclayout_v3 pp_doclayout_v4 rt_detr rt_detr_v2 table_transformer".split()
+)
+
+
+def backbone_classes() -> Mapping[type, Any]:
+    """Give the class of AutoBackbone for each configuration class that it knows."""
+    mapping: Mapping[type, Any] = import_transformers().models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING
+    return mapping
+
+
+def vision_class(config: Any) -> Any:
+    """Find the model class of a configuration by AutoModel's mapping or by its name; None where it sees no pictures."""
+    transformers = import_transformers()
+    kind = transformers.models.auto.modeling_auto.MODEL_MAPPING.get(type(config), None) or getattr(
+        transformers, type(config).__name__.removesuffix("Config") + "Model", None
+    )
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    return kind if getattr(kind, "main_input_name", "") == "pixel_values" else None
+
+
+def load_pretrained(
+    kind: Any, checkpoint: str, config: Any, renamed: Mapping[str, str] | None
+) -> tuple[Any, Mapping[str, Any]]:
+    """Load a model of any class in fp32, with transformers' report: missing, unexpected and mismatched keys.
+
+    `renamed` replaces patterns in the names on disk. Some classes override `from_pretrained` with one that cannot read
+    a folder; this is the plain one, unbound. Raises whatever transformers raises.
+    """
+    plain = import_transformers().PreTrainedModel.from_pretrained.__func__
+    model, report = plain(
+        kind,
+        checkpoint,
+        config=config,
+        key_mapping=renamed,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are in the report, with both shapes
+    )
+    return model, report
+
+
+def norm_replacer(outer: Any) -> Callable[[nn.Module], None] | None:
+    """Find what the code of a larger model does to the batch norms of its backbone, None where it leaves them.
+
+    It is found by its name, beside the configuration. Raises CheckpointError where it has gone from there: maps would
+    differ in their last bits from those of the model itself, and nobody would know.
+    """
+    if not getattr(outer, "freeze_backbone_batch_norms", True):
+        return None
+    place = type(outer).__module__
+    modeling = importlib.import_module(place.replace(".configuration_", ".modeling_"))
+    found: Callable[[nn.Module], None] | None = getattr(modeling, "replace_batch_norm", None)
+    if found is None and place.startswith("transformers.") and place.partition(".configuration_")[2] in REPLACE_NORMS:
+        raise CheckpointError(
+            f"model type {shown(outer.model_type)}: transformers {import_transformers().__version__} has no"
+            " replace_batch_norm beside it, with which it freezes the norms of its backbone",
+            "use the transformers of featcli's constraints.txt",
+        )
+    return found
+
+
+def needs_code_of_its_own(error: Exception) -> bool:
+    """Tell whether transformers refused a checkpoint because it brings code."""
+    return "custom code" in str(error) or "trust_remote_code" in str(error)
+
+
+@contextmanager
+def silent_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and load reports away: what matters of them, featcli says itself."""
+    import_transformers()
+    from transformers.utils import logging
+
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+# The preprocessing of transformers.
+
+
+def load_processor(checkpoint: str) -> Any:
+    """Load an image processor without running code of its own. Its backend is pinned: the others differ in pixels.
+
+    Raises whatever transformers raises.
+    """
+    return import_transformers().AutoImageProcessor.from_pretrained(checkpoint, backend="pil", trust_remote_code=False)
+
+
+def processor_class(model_type: str) -> Any:
+    """Find the image processor class that transformers pairs with a model type, of the backend `pil`, or None."""
+    transformers = import_transformers()
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+
+    return getattr(transformers, str(IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {}).get("pil")), None)
+
+
+def plain_processor(size: tuple[int, int]) -> Any:
+    """Make ViT's image processor for this (H, W): resize, scale, normalise."""
+    return import_transformers().ViTImageProcessorPil(size={"height": size[0], "width": size[1]})

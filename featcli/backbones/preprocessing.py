@@ -1,0 +1,224 @@
+"""How pictures become a backbone's input: as timm says, as transformers says, or as a plan has it on record."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from featcli.backbones.image_processor import Fit, ImageProcessor, probe_pictures, read_processor
+from featcli.backbones.internals import timm_resampling, timm_transform, values_for_channels
+from featcli.errors import UsageError
+from featcli.pixels.resize import ResizeMode, fill_of, within_reason
+from featcli.spec.parsers import Size
+
+# What a plan holds of timm's data configuration.
+WORDS_OF_TIMM = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an upright RGB picture becomes the backbone's input, as the checkpoint says.
+
+    `fit` resizes and crops on the CPU. What is left, scaling and normalising, is arithmetic on every
+    pixel; `normalize` does it on the device, so that uint8 is what travels.
+    """
+
+    fit: Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W) of `dtype`
+    size: Size  # (H, W)
+    dtype: str  # "uint8", or "float32" where `fit` normalises too
+    scale: float  # 1 / 255 almost always
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    origin: str  # where the settings come from
+    settings: Mapping[str, Any]  # the checkpoint's own words for them, stored in the plan
+    summary: str  # the same for people, in one line
+    channels: int = 3  # C: the picture's colours, or 1 for its greys
+    resize_mode: ResizeMode | None = None  # where the size does not come about in the checkpoint's own way
+
+    @property
+    def is_native(self) -> bool:
+        """Whether every picture gives pixels of a size of its own; `size` is then the checkpoint's."""
+        return self.resize_mode is not None and self.resize_mode.is_native
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Scale and normalise (B, C, H, W) of `dtype` to float32. Operations, order and so bits are torchvision's."""
+        if self.dtype == "float32":
+            return pixels.clone()  # never the batch buffer itself: a stage may be the input, and buffers are used again
+        mean, std = _on(pixels.device, self.mean), _on(pixels.device, self.std)
+        scaled = pixels.to(torch.float32, copy=True)  # what follows is in place
+        # n / 255 and n * (1 / 255) differ in the last bit for some n; the libraries divide.
+        scaled = scaled.div_(255) if self.scale == 1 / 255 else scaled.mul_(self.scale)
+        return scaled.sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=16)
+def _on(device: torch.device, values: tuple[float, ...]) -> torch.Tensor:
+    """Make (C, 1, 1), once: a copy to a GPU waits for all that it is doing."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, 1, 1)
+
+
+def timm_preprocessing(
+    config: Mapping[str, Any], channels: int, tag: str, resize_mode: ResizeMode | None
+) -> Preprocessing:
+    """Follow a resolved data configuration of timm, with the very pixels that timm's evaluation transform gives.
+
+    `resize_mode` takes the place of its resizing and cropping. `tag` is that of the weights, for `origin`.
+    """
+    transform, steps = timm_transform(config)
+    mean, std = (values_for_channels(config[name], channels) for name in ("mean", "std"))
+    is_grey, size = channels == 1, config["input_size"][1:]
+
+    def fit_as_timm(picture: Image.Image) -> np.ndarray:
+        return np.asarray(transform(picture.convert("L") if is_grey else picture))
+
+    fit = within_reason(fit_as_timm, size) if config.get("crop_mode", "center") == "center" else fit_as_timm
+    if resize_mode is not None:
+        fill = fill_of(config["mean"], channels)
+        fit = _fit_resized(resize_mode.fitted(timm_resampling(config["interpolation"]), fill), is_grey)
+        steps = [resize_mode.summary(config["interpolation"])]
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+    return Preprocessing(
+        fit=fit,
+        size=size,
+        dtype="uint8",
+        scale=1 / 255,
+        mean=mean,
+        std=std,
+        origin=f"timm, tag {tag}" if tag else "timm",
+        settings={**settings, **(resize_mode.settings if resize_mode else {})},
+        summary=f"{', '.join(steps)}, mean {_row(mean)}, std {_row(std)}" + (", grey" if is_grey else ""),
+        channels=channels,
+        resize_mode=resize_mode,
+    )
+
+
+def _fit_resized(resize: Callable[[Image.Image], Image.Image], is_grey: bool) -> Fit:
+    def fit(picture: Image.Image) -> np.ndarray:
+        fitted = np.asarray(resize(picture).convert("L" if is_grey else "RGB"))
+        return fitted[None] if is_grey else fitted.transpose(2, 0, 1)
+
+    return fit
+
+
+def _row(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def processor_preprocessing(
+    processor: ImageProcessor, size: Size, channels: int = 3, resize_mode: ResizeMode | None = None
+) -> Preprocessing:
+    """Follow an image processor of transformers, with the very pixels that it gives itself.
+
+    Its steps up to the point where it would leave uint8 are `fit`, the others are numbers. Where it has steps of its
+    own between the two, its floats are taken as they are. One channel is the grey of the picture, normalised by the
+    average of what the processor has for its colours. `resize_mode` takes the place of its resizing and cropping.
+
+    Raises UsageError for a processor that does not allow what was asked for.
+    """
+    ours = _in_bytes(processor, size, channels, resize_mode)
+    if resize_mode is not None:
+        _refuse_other_sizes(processor, ours, resize_mode)
+    colours = ours if channels == 3 else _in_bytes(processor, size, 3, resize_mode)
+    steps = processor if resize_mode is None else processor.without_resizing()
+    whole = _sizing(processor, size, 3, resize_mode)(steps.fit_floats)
+    if _are_equal(colours, whole):
+        return ours
+    if channels == 1:
+        raise UsageError(
+            f"{processor.name} prepares colours in a way of its own, and no greys",
+            "leave --num-channels out, or save another image processor there",
+        )
+    return replace(ours, fit=whole, dtype="float32")
+
+
+def _in_bytes(processor: ImageProcessor, size: Size, channels: int, resize_mode: ResizeMode | None) -> Preprocessing:
+    """Take the processor as uint8 and a normalisation."""
+    steps = processor if resize_mode is None else processor.without_resizing()
+    said = steps.steps if resize_mode is None else [_said(resize_mode, processor), *steps.steps]
+    result = f" -> {size[0]}x{size[1]}" if resize_mode is None else ""
+    return Preprocessing(
+        fit=_sizing(processor, size, channels, resize_mode)(steps.fit_bytes if channels == 3 else steps.fit_grey),
+        size=size,
+        dtype="uint8",
+        scale=steps.scale,
+        mean=_for_channels(steps.mean, channels),
+        std=_for_channels(steps.std, channels),
+        origin="preprocessor_config.json",
+        settings=steps.settings | (resize_mode.settings if resize_mode else {}),
+        summary=f"{processor.name}: {', '.join(said)}{result}" + (", grey" if channels == 1 else ""),
+        channels=channels,
+        resize_mode=resize_mode,
+    )
+
+
+def _said(resize_mode: ResizeMode, processor: ImageProcessor) -> str:
+    return resize_mode.summary(processor.resampling.name.lower())
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return values if channels == 3 else (sum(values) / len(values),)
+
+
+def _sizing(
+    processor: ImageProcessor, size: Size, channels: int, resize_mode: ResizeMode | None
+) -> Callable[[Fit], Fit]:
+    """Make what goes before, or around, the processor's own steps."""
+    if resize_mode is not None:
+        resize = resize_mode.fitted(processor.resampling, fill_of(processor.background, channels))
+        return lambda fit: lambda picture: fit(resize(picture))
+    return (lambda fit: within_reason(fit, size)) if processor.cuts_centre else lambda fit: fit
+
+
+def _refuse_other_sizes(processor: ImageProcessor, ours: Preprocessing, resize_mode: ResizeMode) -> None:
+    """Raise UsageError for a processor that resizes or cuts in ways of its own, whatever it is told."""
+    for picture in probe_pictures():
+        own_size = (picture.height, picture.width)
+        size = resize_mode.native_size(own_size) if resize_mode.is_native else ours.size
+        if ours.fit(picture).shape[1:] != size:
+            raise UsageError(
+                f"--fit {resize_mode.name}: {processor.name} sizes pictures in a way of its own",
+                "leave --fit out, or save another image processor there",
+            )
+
+
+def _are_equal(ours: Preprocessing, whole: Fit) -> bool:
+    """Try on pictures of two shapes whether uint8 plus our normalisation equals the whole processor."""
+    for picture in probe_pictures():
+        fitted = ours.fit(picture)
+        if fitted.dtype != np.uint8:
+            return False
+        normalized = ours.normalize(torch.from_numpy(fitted)[None])[0].numpy()
+        if not np.allclose(normalized, whole(picture), rtol=0, atol=1e-6):
+            return False
+    return True
+
+
+def recorded_preprocessing(
+    preprocessing: Mapping[str, Any], *, size: Size, channels: int, resize_mode: ResizeMode | None
+) -> Preprocessing:
+    """Make again, without the checkpoint, what a plan has on record: `preprocessing` is the settings that it gave then.
+
+    Raises CheckpointError, and whatever libraries say of what they do not know.
+    """
+    if "image_processor_type" not in preprocessing:
+        words = ((name, preprocessing[name]) for name in WORDS_OF_TIMM if name in preprocessing)
+        config = {name: tuple(value) if isinstance(value, list) else value for name, value in words}
+        return timm_preprocessing({**config, "input_size": (channels, *size)}, channels, "", resize_mode)
+    config = {name: value for name, value in preprocessing.items() if name != "backend"}
+    if resize_mode is not None:  # recorded as false, for `resize_mode` resizes; but in the processor's own manner
+        config["do_resize"] = True
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(config))
+        processor = read_processor(folder, None)
+    assert processor is not None  # the file is there: it was read, or refused
+    return processor_preprocessing(processor, size, channels, resize_mode)

@@ -1,0 +1,317 @@
+"""timm models: names, tags, hub ids, local folders and bare weights files, through timm's own loaders.
+
+Never `features_only`: it computes every stage in 183 architectures, yields NHWC in 35, and loads wrong
+weights without a word. Here the full model is built without its head, pruned after the deepest stage
+asked for, and run by `forward_intermediates(output_fmt="NCHW")`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from featcli.backbones.backbone import Network, Weights
+from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
+from featcli.backbones.internals import (
+    captured_loads,
+    class_tokens_of_timm,
+    facts_of_timm,
+    forget_weights,
+    has_class_token_of_timm,
+    in_chans_of_timm,
+    is_option_of_timm,
+    is_unknown_to_timm,
+    maps_of_timm,
+    option_for_weights,
+    patch_of_timm,
+    prune_timm,
+    silent_timm,
+    stages_of_timm,
+)
+from featcli.backbones.model_spec import ModelSpec
+from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
+from featcli.backbones.stages import names_by_stride
+from featcli.backbones.torchvision_operators import import_timm
+from featcli.backbones.weights import (
+    hash_files,
+    is_counter,
+    read_weights,
+    refuse_pretenders,
+    strip_prefix,
+    weights_files,
+)
+from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown
+from featcli.spec.groups import CheckpointSpec
+from featcli.spec.parsers import Size
+from featcli.spec.words import NATIVE
+
+timm = import_timm()
+
+AT_HUB, IN_FOLDER = "hf-hub:", "local-dir:"  # what timm wants before the names of such checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmRequest:
+    """What timm is asked for."""
+
+    model_name: str  # as timm takes it: with AT_HUB or IN_FOLDER before it where it is no architecture
+    is_architecture: bool = False  # named as such, by --arch or by a configuration
+    files: tuple[Path, ...] = ()  # weights that are read here; none: timm finds its own
+    options: Mapping[str, Any] = field(default_factory=dict)  # for the model's constructor
+    pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)  # of the pixels, in place of the model's own
+    input_size: Size | None = None  # (H, W); None is the model's own
+    num_channels: int | None = None  # of the pixels; None likewise
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FileWeights:
+    """What was read of weights files."""
+
+    files: Sequence[Path]
+    place: str  # in the files: container and prefix, empty where the tensors lie open
+    tensors: Mapping[str, torch.Tensor]  # as the model names them
+    strangers: Sequence[str]  # names of all others
+
+
+class TimmModelSpec(ModelSpec):
+    """A timm model by whatever name, before its weights are read."""
+
+    library = "timm"
+
+    def __init__(self, asked: CheckpointSpec, request: TimmRequest) -> None:
+        """Build the model without weights, as often as it takes to find which options its constructor needs.
+
+        Of `asked` size and channels do not count, but those of the request. Raises UsageError and CheckpointError.
+        """
+        self.asked = asked
+        self.request = request
+        plain, options = self._with_channels(dict(request.options))
+        own = dict(request.pretrained_cfg) or plain.pretrained_cfg
+        self._options = options | self._size_options(plain, options, own)
+        self.config = self._data_config(request.input_size, own)
+        self.channels = self._options.get("in_chans") or in_chans_of_timm(plain)
+        self.input_size = self.config["input_size"][1:]
+        stages = stages_of_timm(plain)
+        self.strides = tuple(stride for _, stride in stages)
+        self._is_isotropic = len(set(self.strides)) == 1
+        modules = [module for module, _ in stages]
+        self.stage_names = tuple(zip(names_by_stride(self.strides), modules, strict=True))
+        self.patch = _patch(plain, self.strides)
+        self.norm = asked.norm or "raw"
+        self.norm_reason = "as asked" if asked.norm else "default: timm's own"
+        # A folder's model_args can change the network without changing a weight: the plan must know.
+        self._structure = xxhash.xxh3_128_hexdigest(repr(plain).encode())
+        facts = facts_of_timm(plain)
+        self.tag = facts.tag
+        self.architecture = facts.architecture or request.model_name
+        self.name = self._name()
+
+    def _with_channels(self, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Make the model for the channels that are asked for, and its options: one that changes nothing is left out."""
+        model = self._create("meta", options)
+        if self.request.num_channels in (None, in_chans_of_timm(model)):
+            return model, options
+        options = options | {"in_chans": self.request.num_channels}
+        return self._create("meta", options), options
+
+    def _size_options(self, model: Any, options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        """Find the options for a size: `img_size` for constructors that take one; convolution nets do not need it.
+
+        With --fit native `dynamic_img_size` too, which some transformers have for inputs of any size.
+        """
+        wanted = self.request.input_size
+        more: dict[str, Any] = {}
+        own_size = tuple(self._data_config(None, own)["input_size"][1:])
+        if wanted not in (None, own_size) and is_option_of_timm(model, "img_size"):
+            try:
+                self._create("meta", {**options, "img_size": wanted})
+                more["img_size"] = wanted
+            except UsageError:  # not for that size: the model as it is may take it all the same
+                pass
+        if self.asked.fit == NATIVE and is_option_of_timm(model, "dynamic_img_size"):
+            more["dynamic_img_size"] = True
+        return more
+
+    @staticmethod
+    def _data_config(size: Size | None, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Resolve timm's preprocessing: what the checkpoint says, at another (H, W) where one is given."""
+        args = {} if size is None else {"input_size": (3, *size)}
+        config: dict[str, Any] = timm.data.resolve_data_config(args, pretrained_cfg=own)
+        return config
+
+    def _name(self) -> str:
+        path = Path(self.asked.checkpoint_name.removeprefix(IN_FOLDER))
+        if path.exists():  # a private file or folder is not the checkpoint that timm has under that tag
+            return f"{path.resolve().name} ({self.architecture})"
+        if self.request.model_name.startswith(AT_HUB):
+            return f"{self.request.model_name.removeprefix(AT_HUB)} ({self.architecture})"
+        return f"{self.architecture}.{self.tag}" if self.tag and not self.asked.is_random else self.architecture
+
+    def settings(self) -> dict[str, Any]:
+        """See ModelSpec."""
+        return {
+            "library": "timm",
+            "architecture": self.architecture,
+            "structure": self._structure,
+            "input_size": list(self.input_size),
+            "options": {k: list(v) if isinstance(v, tuple) else v for k, v in self._options.items()},
+            "norm": self.norm,
+        }
+
+    def build(self, positions: Sequence[int], device: str) -> Network:
+        """See ModelSpec."""
+        return self._cut(self._create(device, self._options), positions)
+
+    def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
+        """See ModelSpec. Any tensor of the cut network that was not loaded is a refusal."""
+        if self.asked.is_random:
+            torch.manual_seed(self.asked.seed)
+            network = self._cut(self._create("cpu", self._options), positions)
+            return network, Weights(origin=f"random weights, seed {self.asked.seed}", random=True)
+        read = self._read()
+        if self.request.model_name.startswith(IN_FOLDER):
+            refuse_pretenders(weights_files(Path(self.request.model_name.removeprefix(IN_FOLDER))))
+        with captured_loads() as loads:
+            model = self._create_pretrained(read)
+        forget_weights(model)
+        files = read.files if read else self._files_of_timm(model)
+        network = self._cut(model, positions)
+        return network, self._proven(network.module, loads, read, hash_files(files))
+
+    def preprocessing(self) -> Preprocessing:
+        """See ModelSpec: timm's own evaluation transform, up to the point where it would leave uint8."""
+        if self.channels not in (1, 3):
+            raise UsageError(
+                f"--num-channels {self.channels}: a picture has 1 or 3", "such a backbone can only be inspected"
+            )
+        return timm_preprocessing(self.config, self.channels, self.tag, self.resize_mode)
+
+    def _cut(self, model: Any, positions: Sequence[int]) -> Network:
+        """Cut off what comes after the deepest of these stages."""
+        # A final norm fits every block of a transformer, but only the last stage of a pyramid.
+        normed = self.norm == "model" and (self._is_isotropic or len(self.stage_names) - 1 in positions)
+        indices = prune_timm(model, positions, keeps_norm=normed)
+
+        def maps(pixels: torch.Tensor) -> list[torch.Tensor]:
+            return maps_of_timm(model, pixels, indices, normed)
+
+        def class_tokens(pixels: torch.Tensor) -> list[torch.Tensor]:
+            return class_tokens_of_timm(model, pixels, indices, normed)
+
+        return Network(module=model, maps=maps, class_tokens=class_tokens if has_class_token_of_timm(model) else None)
+
+    def _create(self, device: str, options: Mapping[str, Any]) -> Any:
+        """Make a headless model without weights. Raises UsageError for names that timm does not know."""
+        name = self.request.model_name
+        try:
+            with torch.device(device), hub_or_cache(wanted=name.startswith(AT_HUB)), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of architectures that have another name by now
+                return timm.create_model(name, pretrained=False, num_classes=0, **options)
+        except (AssertionError, ZeroDivisionError) as error:
+            asked = ", ".join(f"{option} {value}" for option, value in options.items())
+            raise UsageError(f"{name} with {asked}: {one_line(error)}", "choose another --image-size") from error
+        except Exception as error:  # a configuration that is off; files, the hub, its HTTP library
+            if is_unknown_to_timm(error):
+                raise _unknown(name, "--arch" if self.request.is_architecture else "checkpoint") from None
+            if name.startswith(AT_HUB):
+                raise unreachable(name, error) from error
+            raise CheckpointError(
+                f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error)}", "is the folder whole?"
+            ) from error
+
+    def _own_files(self) -> Sequence[Path]:
+        """List the weights files that are read here, empty where timm finds its own."""
+        return self.request.files
+
+    def _read(self) -> _FileWeights | None:
+        """Read the tensors of the weights files, as the model names them; None where timm reads its own."""
+        files = self._own_files()
+        if not files:
+            return None
+        container, found = read_weights(files)
+        expected = self._create("meta", self._options).state_dict()
+        prefix, tensors, strangers = strip_prefix(files[0], found, expected)
+        place = ", ".join([*([container] if container else []), *([f"{prefix}*"] if prefix else [])])
+        return _FileWeights(files=files, place=place, tensors=tensors, strangers=strangers)
+
+    def _create_pretrained(self, read: _FileWeights | None) -> Any:
+        """Make the same model with weights. Whatever timm raises here is about the checkpoint."""
+        name, options = self.request.model_name, dict(self._options)
+        at_hub = read is None and not name.startswith(IN_FOLDER)
+        if read is not None:
+            options |= option_for_weights(read.tensors)
+        try:
+            with silent_timm(), hub_or_cache(wanted=at_hub):
+                return timm.create_model(name, pretrained=True, num_classes=0, **options)
+        except Exception as error:  # files, hub, HTTP, unpickling and shapes: timm lets all of them through
+            if at_hub:
+                raise unreachable(name, error, ", or try --random-init") from error
+            raise CheckpointError(
+                f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error, 2)}",
+                f"do these weights belong to {self.architecture}?",
+            ) from error
+
+    def _files_of_timm(self, model: Any) -> Sequence[Path]:
+        """List the files that timm has just read: those of its folder, or the hub's cache."""
+        name, facts = self.request.model_name, facts_of_timm(model)
+        if name.startswith(IN_FOLDER):
+            return weights_files(Path(name.removeprefix(IN_FOLDER)))
+        with hub_or_cache(wanted=False):  # all of it has just been read
+            return hub_weights(facts.hub_id, facts.hub_filename) if facts.hub_id else []
+
+    def _proven(
+        self, module: Any, loads: Sequence[Any], read: _FileWeights | None, hashes: Mapping[str, str]
+    ) -> Weights:
+        """Say what timm loaded, if it is all that the cut network has. Raises CheckpointError."""
+        origin = read.files[0].name if read else self.name.partition(" (")[0]
+        origin += f" ({read.place})" if read and read.place else ""
+        tensors = module.state_dict().keys()
+        if not loads:
+            if not facts_of_timm(module).has_reader_of_its_own:
+                raise CheckpointError(f"checkpoint {shown(self.asked.checkpoint_name)}: timm loaded nothing from it")
+            origin += ", by timm's reader for its format, which does not say which"
+            return Weights(origin=origin, total=len(tensors), files=hashes)
+        absent = [key for load in loads for key in load.missing_keys if key in tensors and not is_counter(key)]
+        if absent:
+            raise CheckpointError(
+                f"checkpoint {shown(self.asked.checkpoint_name)}: {len(absent)} of {len(tensors)} tensors of"
+                f" {self.name} are not in it, first {', '.join(absent[:3])}",
+                f"do these weights belong to {self.architecture}?",
+            )
+        strangers = [*(read.strangers if read else ()), *(key for load in loads for key in load.unexpected_keys)]
+        return Weights(
+            origin=origin, matched=len(tensors), total=len(tensors), unexpected=tuple(strangers), files=hashes
+        )
+
+
+def is_timm_name(name: str) -> bool:
+    """Tell whether timm has such a model; whatever comes after the first dot is a tag."""
+    return bool(timm.is_model(name.partition(".")[0]))
+
+
+def _patch(model: Any, strides: Sequence[int]) -> Size | None:
+    """Find (height, width) of the patches that a model cuts its input into; some lose what does not fill one."""
+    sides = patch_of_timm(model)
+    if len(sides) == 2 and sides[0] == strides[0]:  # else patches overlap, and borders are padded
+        return int(sides[0]), int(sides[1])
+    return (strides[0], strides[0]) if len(set(strides)) == 1 else None
+
+
+def _unknown(name: str, option: str) -> UsageError:
+    plain, _, tag = name.partition(".")
+    if is_timm_name(plain):
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(plain)]
+        return UsageError(f"{option} {shown(name)}: no tag {shown(tag)}", f"the tags of {plain} are {', '.join(tags)}")
+    near = nearest(plain, timm.list_models())
+    what, else_ = "timm model, folder or file", "a timm model, a folder, a weights file or a hub id"
+    if option == "--arch":
+        what, else_ = "timm architecture", "featcli models lists them"
+    return UsageError(
+        f"{option} {shown(name)}: no such {what}", f"did you mean {' or '.join(near)}?" if near else else_
+    )

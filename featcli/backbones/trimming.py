@@ -1,0 +1,81 @@
+"""What no map of a network depends on: found by autograd, taken out, and put back if that changes a bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+Maps = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+
+
+def idle_tensors(module: nn.Module, maps: Maps, pixels: torch.Tensor) -> frozenset[str]:
+    """Find the names of the parameters and buffers of a module that none of its maps depends on, as autograd has it.
+
+    `maps` runs the module; on the meta device that computes nothing. A buffer is idle with the parameters beside it.
+    Empty where the module cannot be run so.
+    """
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    try:
+        with torch.enable_grad():
+            total = sum(found.sum() for found in maps(pixels))
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)  # type: ignore[arg-type]
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        return frozenset()
+    idle = {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
+    owners = {name.rpartition(".")[0] for name in idle} - {name.rpartition(".")[0] for name in {*names} - idle}
+    return frozenset(idle | {name for name, _ in module.named_buffers() if name.rpartition(".")[0] in owners})
+
+
+def trim(module: nn.Module, idle: frozenset[str], maps: Maps, pixels: torch.Tensor) -> frozenset[str]:
+    """Take idle layers and modules out of a module, in place. `maps` runs it, `pixels` (B, C, H, W) are what with.
+
+    They are put back if the code cannot do without them, or if a bit of a map changes. Returns the idle names: none of
+    them where a bit did change, since a map depends on them then.
+    """
+    with torch.inference_mode():
+        before = maps(pixels)
+        undo = _take_out(module, idle)
+        try:
+            after = maps(pixels)
+        except Exception:  # what was taken out was needed by the code, though not by the result
+            after = []
+    same = [_same_bits(one, other) for one, other in zip(before, after, strict=False)]
+    if len(after) != len(before) or not all(same):
+        for put_back in reversed(undo):
+            put_back()
+    return idle if all(same) else frozenset()
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether two maps are equal, NaN in weights that diverged included."""
+    return one.shape == other.shape and (one.is_meta or torch.equal(one.view(torch.int32), other.view(torch.int32)))
+
+
+def _take_out(module: nn.Module, idle: frozenset[str]) -> list[Callable[[], object]]:
+    """Cut idle layers off the ends of lists, replace idle modules elsewhere by nothing. Returns how to undo it."""
+    undo: list[Callable[[], object]] = []
+
+    def is_idle(path: str, part: nn.Module) -> bool:
+        names = [f"{path}.{name}" for name, _ in part.named_parameters()]
+        return bool(names) and idle.issuperset(names)
+
+    def visit(owner: nn.Module, above: str) -> None:
+        for leaf, part in list(owner.named_children()):
+            path = above + leaf
+            if isinstance(part, nn.ModuleList):
+                kept = len(part)
+                while kept > 1 and is_idle(f"{path}.{kept - 1}", part[kept - 1]):
+                    kept -= 1
+                undo.append(partial(part.extend, list(part[kept:])))
+                del part[kept:]
+            elif is_idle(path, part) and not any(isinstance(inner, nn.ModuleList) for inner in part.modules()):
+                undo.append(partial(setattr, owner, leaf, part))
+                setattr(owner, leaf, nn.Identity())
+            else:
+                visit(part, f"{path}.")
+
+    visit(module, "")
+    return undo

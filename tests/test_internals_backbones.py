@@ -1,0 +1,400 @@
+"""The fence around torch, timm, transformers and huggingface_hub: what breaks when a name that is used there goes."""
+
+import importlib
+import inspect
+import logging
+import pickle
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import featcli
+from featcli.backbones import internals
+from featcli.errors import CheckpointError
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    """timm's smallest ResNet, in eval mode."""
+    return timm.create_model("test_resnet", num_classes=0).eval()
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """timm's smallest ViT, on no device at all."""
+    with torch.device("meta"):
+        return timm.create_model("test_vit", num_classes=0).eval()
+
+
+# torch and numpy
+
+
+def test_nothing_private_is_used_outside_the_fence():
+    """Whatever else in backbones/ imports a library below its public names belongs into the fence."""
+    private = re.compile(
+        r"(?:from|import) (timm\.(?!data\b)|transformers\.(?!modeling_outputs\b)|torch\.(?!utils\.flop_counter\b)"
+        r"|huggingface_hub\.(?!errors\b))|modeling_auto|pretrained_cfg\b\.get|__func__|nn\.Module\.\w+ ="
+    )
+    wrong = [
+        f"{path.name}: {found[0]}"
+        for path in (Path(featcli.__file__).parent / "backbones").glob("*.py")
+        if path.name not in ("internals.py", "torchvision_operators.py")
+        for found in private.finditer(path.read_text())
+    ]
+    assert wrong == []
+
+
+def test_loads_are_captured():
+    """Without `nn.Module.load_state_dict` to replace, nobody could say which weights a library did not load."""
+    plain = nn.Module.load_state_dict
+    with internals.captured_loads() as loads:
+        nn.Linear(1, 1).load_state_dict({"weight": torch.zeros(1, 1), "more": torch.zeros(1)}, strict=False)
+    assert [(load.missing_keys, load.unexpected_keys) for load in loads] == [(["bias"], ["more"])]
+    assert nn.Module.load_state_dict is plain
+
+
+def test_loads_are_captured_where_timm_and_transformers_load(tmp_path, resnet):
+    """If timm loads in another way than by `load_state_dict`, its models are refused as if nothing had been loaded."""
+    with internals.captured_loads() as loads:
+        options = internals.option_for_weights(resnet.state_dict())
+        timm.create_model("test_resnet", pretrained=True, num_classes=0, **options)
+    assert [(load.missing_keys, load.unexpected_keys) for load in loads] == [([], [])]
+
+
+def test_pickles_that_could_run_code_are_known(tmp_path):
+    """If torch says it in other words, a file that could run code is called damaged, and its advice is repeated."""
+    torch.save({"a": Path()}, tmp_path / "code.pt")
+    with pytest.raises(pickle.UnpicklingError) as refused:
+        torch.load(tmp_path / "code.pt", weights_only=True)
+    assert internals.holds_more_than_tensors(refused.value)
+    assert "weights_only" in str(refused.value)  # as transformers hands it on, in an error of another type
+    assert not internals.ends_too_early(refused.value)
+
+
+def test_numbers_of_numpy_are_read(tmp_path):
+    """If numpy pickles its numbers in another way, training checkpoints with a best accuracy in them are refused."""
+    torch.save({"best": np.float64(0.5), "step": np.int64(3)}, tmp_path / "x.pt")
+    with torch.serialization.safe_globals(internals.numpy_numbers()):
+        assert torch.load(tmp_path / "x.pt", weights_only=True) == {"best": 0.5, "step": 3}
+
+
+def test_norms_of_timm_are_known_by_name():
+    """If BatchNormAct2d or Conv2dSame get other names or parts, convolution nets of timm are not folded: slower."""
+    norm = timm.layers.BatchNormAct2d(4).eval()
+    assert type(norm).__name__ == internals.NORM_WITH_ACTIVATION
+    assert internals.is_plain_norm(norm)
+    assert internals.steps_after_norm(norm) == [norm.drop, norm.act]
+    norm.running_mean.fill_(0.3)
+    pixels = torch.randn(2, 4, 3, 3)
+    plain = nn.functional.batch_norm(
+        pixels, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps, training=False
+    )
+    assert torch.equal(norm(pixels), nn.Sequential(*internals.steps_after_norm(norm))(plain))
+    assert internals.is_plain_convolution(timm.layers.create_conv2d(3, 4, 3, stride=2, padding="same"))
+    assert not internals.is_plain_convolution(timm.layers.StdConv2d(3, 4, 3))
+    assert not internals.is_plain_norm(nn.BatchNorm2d(4, track_running_stats=False))
+
+
+def test_fused_weights_do_what_both_did():
+    """Without `fuse_conv_bn_weights`, or with another order of its arguments, folding moves the maps or fails."""
+    conv, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).eval()
+    norm.running_mean.fill_(0.2)
+    norm.running_var.fill_(2.0)
+    pixels = torch.randn(1, 3, 8, 8)
+    weight, bias = internals.fused_weights(conv, norm)
+    assert torch.allclose(nn.functional.conv2d(pixels, weight, bias), norm(conv(pixels)), atol=1e-5)
+
+
+def test_operations_are_counted():
+    """If torch names its operators in another way, no layout is ever tried: no network seems to have convolutions."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, 8, 8))
+    convolutions = 2 * 36 * 4 * 3 * 9
+    assert internals.operations_of(counter) == (convolutions + 2 * 4 * 36 * 5, convolutions)
+
+
+def test_options_of_the_compiler_exist():
+    """If torch.compile has no such option any more, --compile fails, or uses the memory of maps again too early."""
+    options = torch._inductor.list_options()
+    assert {"freezing", "triton.cudagraphs"} <= set(options)
+    internals.compiled(lambda pixels: pixels)  # an unknown option is refused here
+
+
+# huggingface_hub
+
+
+def test_the_hub_can_be_left_out():
+    """If the client reads HF_HUB_OFFLINE in another place, machines without a network retry for half a minute."""
+    import huggingface_hub
+
+    before = internals.hub_is_offline()
+    try:
+        for is_offline in (False, True):
+            internals.set_hub_offline(is_offline)
+            assert internals.hub_is_offline() == huggingface_hub.is_offline_mode() == is_offline
+        with pytest.raises(huggingface_hub.errors.LocalEntryNotFoundError) as refused:
+            huggingface_hub.hf_hub_download("nobody/nothing", "config.json")
+        assert type(refused.value.__cause__).__name__ == "OfflineModeIsEnabled"  # nobody was asked
+    finally:
+        internals.set_hub_offline(before)
+
+
+def test_the_hub_can_be_asked(monkeypatch):
+    """If the client's session or the hub's address have other names, every hub counts as one that does not answer."""
+    import huggingface_hub
+
+    asked = []
+
+    class Session:
+        def head(self, address, timeout):
+            asked.append((address, timeout))
+
+    assert callable(huggingface_hub.get_session)
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    internals.ask_hub(3)
+    assert asked == [(huggingface_hub.constants.ENDPOINT, 3)]
+    assert asked[0][0].startswith("http")
+
+
+def test_errors_of_the_hub_have_these_names():
+    """If the client's exceptions have other names, people read its own words for a repository that is not there."""
+    errors = importlib.import_module("huggingface_hub.errors")
+    assert [name for name in internals.HUB_ERRORS if not issubclass(getattr(errors, name), Exception)] == []
+
+
+# The models of timm
+
+
+def test_facts_of_a_model(resnet):
+    """If timm's configurations have other fields, names lack their tags and weights files their hashes."""
+    facts = internals.facts_of_timm(resnet)
+    assert (facts.architecture, facts.tag) == ("test_resnet", "r160_in1k")
+    assert facts.hub_id == "timm/test_resnet.r160_in1k"
+    assert (facts.hub_filename, facts.has_reader_of_its_own) == (None, False)
+
+
+def test_models_with_a_reader_of_their_own():
+    """If `custom_load` is gone, formats that timm reads by itself are refused as if nothing had been loaded."""
+    fields = timm.get_pretrained_cfg("resnet18").__dataclass_fields__
+    assert {"custom_load", "hf_hub_id", "hf_hub_filename", "first_conv", "tag", "architecture"} <= set(fields)
+    assert [name for name in timm.list_models("resnetv2_*") if timm.get_pretrained_cfg(name).custom_load]
+
+
+def test_channels_of_the_first_layer():
+    """If `first_conv` is gone, every model is taken for one of three channels."""
+    with torch.device("meta"):
+        grey = timm.create_model("test_resnet", in_chans=1)
+    assert internals.in_chans_of_timm(grey) == 1
+
+
+def test_options_of_constructors(resnet, vit):
+    """If constructors have other parameters, --image-size and --fit native pass models by that could take them."""
+    assert internals.is_option_of_timm(vit, "img_size")
+    assert internals.is_option_of_timm(vit, "dynamic_img_size")
+    assert not internals.is_option_of_timm(resnet, "img_size")
+    assert internals.is_option_of_timm(resnet, "in_chans")
+
+
+def test_patches_and_class_tokens(resnet, vit):
+    """If models say in another way what tokens they have, class tokens are refused, and odd sizes lose their border."""
+    assert internals.patch_of_timm(vit) == (16, 16)
+    assert internals.patch_of_timm(resnet) == ()
+    assert internals.has_class_token_of_timm(vit)
+    assert not internals.has_class_token_of_timm(resnet)
+    with torch.device("meta"):
+        assert not internals.has_class_token_of_timm(timm.create_model("test_vit4"))  # only registers
+
+
+def test_stages_and_pruning(resnet):
+    """If timm prunes or taps in another way, maps are of other stages, or all of a model is computed for the first."""
+    assert internals.stages_of_timm(resnet)[:2] == [("act1", 2), ("layer1", 4)]
+    cut = timm.create_model("test_resnet", num_classes=0).eval()
+    cut.load_state_dict(resnet.state_dict())
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        whole = internals.maps_of_timm(resnet, pixels, [0, 1], normed=False)
+        indices = internals.prune_timm(cut, [0, 1], keeps_norm=False)
+        found = internals.maps_of_timm(cut, pixels, indices, normed=False)
+    assert [tuple(maps.shape[2:]) for maps in found] == [(32, 32), (16, 16)]
+    assert all(torch.equal(one, other) for one, other in zip(whole, found, strict=True))
+    assert not any(name.startswith("layer2") for name, _ in cut.named_parameters())
+
+
+def test_class_tokens_come_with_the_maps(vit):
+    """If timm gives prefix tokens in another way, --pool cls stores what is no class token."""
+    tokens = internals.class_tokens_of_timm(vit, torch.empty(2, 3, 160, 160, device="meta"), [0], normed=False)
+    assert [tuple(found.shape) for found in tokens] == [(2, 64)]
+
+
+@pytest.mark.parametrize(("name", "is_pretrained"), [("resnet5", False), ("resnet50.no_such", True)])
+def test_names_that_timm_does_not_know(name, is_pretrained):
+    """If timm refuses names in other words, they end as broken checkpoints, without the names that are near."""
+    with pytest.raises(Exception, match=name.partition(".")[2] or name) as refused, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        timm.create_model(name, pretrained=is_pretrained)
+    assert internals.is_unknown_to_timm(refused.value)
+
+
+def test_weights_from_memory(resnet):
+    """Without `pretrained_cfg_overlay` only timm reads weights files: no prefixes, no containers, code in pickles."""
+    options = internals.option_for_weights(resnet.state_dict())
+    made = timm.create_model("test_resnet", pretrained=True, num_classes=0, **options)
+    assert torch.equal(made.conv1[0].weight, resnet.conv1[0].weight)
+    assert "state_dict" in made.pretrained_cfg
+    internals.forget_weights(made)
+    assert "state_dict" not in made.pretrained_cfg
+
+
+def test_timm_is_silent_and_heard_again(caplog):
+    """If timm logs under another name, every head that a file has too much is a warning of many lines."""
+    logger = logging.getLogger("timm")
+    assert logging.getLogger("timm.models._builder").name.startswith(logger.name)
+    before = logger.level
+    with internals.silent_timm():
+        assert not logging.getLogger("timm.models._builder").isEnabledFor(logging.WARNING)
+    assert logger.level == before
+    assert timm.models._builder._logger.name.startswith("timm.")
+
+
+# The preprocessing of timm
+
+
+def test_the_transform_leaves_bytes():
+    """If `use_prefetcher` scales too, or steps have other parts, pixels are normalised twice, or steps not named."""
+    config = timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg("resnet18").to_dict())
+    transform, steps = internals.timm_transform(config)
+    found = np.asarray(transform(Image.new("RGB", (300, 260), (10, 20, 30))))
+    assert (found.shape, found.dtype) == ((3, 224, 224), np.uint8)
+    assert found[:, 0, 0].tolist() == [10, 20, 30]
+    assert steps == ["Resize 235 bicubic", "CenterCrop 224x224"]
+
+
+def test_words_and_greys_of_timm():
+    """If timm's loader normalises greys in another way, or resizes by other words, pixels differ from timm's own."""
+    assert internals.timm_resampling("bicubic") is Image.Resampling.BICUBIC
+    assert internals.values_for_channels((0.1, 0.2, 0.6), 1) == pytest.approx((0.3,))
+    assert internals.values_for_channels((0.1, 0.2, 0.6), 3) == (0.1, 0.2, 0.6)
+
+
+# The models of transformers
+
+
+def test_mappings_of_transformers():
+    """If the mappings have other names, no checkpoint of transformers is read at all."""
+    assert internals.backbone_classes()[transformers.ResNetConfig] is transformers.ResNetBackbone
+    assert transformers.ViTConfig not in internals.backbone_classes()
+    assert internals.vision_class(transformers.ViTConfig()) is transformers.ViTModel
+    assert internals.vision_class(transformers.CLIPVisionConfig()) is transformers.CLIPVisionModel
+    assert internals.vision_class(transformers.BertConfig()) is None
+
+
+def test_models_outside_the_mapping_are_found_by_name():
+    """If configurations and models are not named alike, towers that AutoModel does not know are refused."""
+    assert "owlvit_vision_model" not in transformers.models.auto.modeling_auto.MODEL_MAPPING_NAMES
+    assert internals.vision_class(transformers.OwlViTVisionConfig()) is transformers.OwlViTVisionModel
+
+
+def test_the_plain_loader_is_there(tmp_path):
+    """If `from_pretrained` is no class method, or its report has other words, no weights are read, or not proven."""
+    config = transformers.ResNetConfig(depths=[1, 1], hidden_sizes=[8, 8], embedding_size=8)
+    model = transformers.ResNetForImageClassification(config)
+    model.save_pretrained(tmp_path)
+    with internals.silent_transformers():
+        found, report = internals.load_pretrained(transformers.ResNetModel, str(tmp_path), config, {"^resnet\\.": ""})
+    assert {"missing_keys", "unexpected_keys", "mismatched_keys"} <= report.keys()
+    assert not report["missing_keys"]
+    assert sorted(report["unexpected_keys"]) == ["classifier.1.bias", "classifier.1.weight"]
+    assert torch.equal(found.embedder.embedder.convolution.weight, model.resnet.embedder.embedder.convolution.weight)
+
+
+def test_every_model_that_freezes_its_norms_is_known():
+    """A model that gains or loses `replace_batch_norm` fails here: its maps would differ from its own in last bits."""
+    models = Path(transformers.__file__).parent / "models"
+    there = {
+        path.parent.name for path in models.glob("*/modeling_*.py") if "def replace_batch_norm" in path.read_text()
+    }
+    assert there == internals.REPLACE_NORMS
+
+
+def test_norms_are_replaced_in_place():
+    """If `replace_batch_norm` moves or needs more, replay of DETR and its kin is not what the whole model gives."""
+    replace = internals.norm_replacer(transformers.DetrConfig())
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with torch.no_grad():
+        replace(network)
+    assert type(network[1]) is not nn.BatchNorm2d
+    assert "Frozen" in type(network[1]).__name__
+    assert internals.norm_replacer(transformers.UperNetConfig()) is None
+    assert internals.norm_replacer(transformers.RTDetrConfig(freeze_backbone_batch_norms=False)) is None
+
+
+def test_a_replacement_that_is_gone_is_said(monkeypatch):
+    """Norms are never left unfrozen in silence: where a known model has no replacement any more, it is refused."""
+    from transformers.models.detr import modeling_detr
+
+    monkeypatch.delattr(modeling_detr, "replace_batch_norm")
+    with pytest.raises(CheckpointError, match="no replace_batch_norm"):
+        internals.norm_replacer(transformers.DetrConfig())
+
+
+def test_code_of_a_checkpoint_is_refused_in_these_words(tmp_path):
+    """If transformers refuses code in other words, people are told to trust it."""
+    (tmp_path / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}')
+    (tmp_path / "code.py").write_text("class Mine: pass\n")
+    with pytest.raises(ValueError, match=r"custom code|trust_remote_code") as refused:
+        transformers.AutoConfig.from_pretrained(tmp_path, trust_remote_code=False)
+    assert internals.needs_code_of_its_own(refused.value)
+
+
+def test_transformers_is_silent_and_heard_again():
+    """If its logging has other switches, bars and reports of transformers stand between featcli's own lines."""
+    from transformers.utils import logging as theirs
+
+    before = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    with internals.silent_transformers():
+        assert (theirs.get_verbosity(), theirs.is_progress_bar_enabled()) == (logging.CRITICAL, False)
+    assert (theirs.get_verbosity(), theirs.is_progress_bar_enabled()) == before
+
+
+# The preprocessing of transformers
+
+
+def test_processors_of_one_backend(tmp_path):
+    """If backends have other names, another one's pixels are taken for those of the checkpoint, or none is found."""
+    transformers.ViTImageProcessor().save_pretrained(tmp_path)
+    assert type(internals.load_processor(str(tmp_path))) is transformers.ViTImageProcessorPil
+    assert internals.processor_class("convnext") is transformers.ConvNextImageProcessorPil
+    assert internals.processor_class("nothing") is None
+    assert dict(internals.plain_processor((64, 96)).size)["height"] == 64
+
+
+def test_what_is_asked_of_an_image_processor():
+    """If processors lose one of these attributes, sizes, steps and normalisation are not known any more."""
+    processor = internals.plain_processor((64, 96))
+    wanted = "do_resize do_rescale do_normalize size resample rescale_factor image_mean image_std backend".split()
+    assert [name for name in wanted if not hasattr(processor, name)] == []
+    options = {"return_tensors": "np", "do_rescale": False, "do_normalize": False}
+    pixels = processor(Image.new("RGB", (30, 20), (10, 20, 30)), **options)["pixel_values"]
+    assert (pixels.shape, pixels.dtype) == ((1, 3, 64, 96), np.uint8)
+
+
+def test_every_function_of_the_fence_is_spoken_for():
+    """What is added to the fence gets a test here that says what breaks without it."""
+    public = [
+        name
+        for name, value in vars(internals).items()
+        if getattr(value, "__module__", "") == internals.__name__ and not name.startswith("_")
+    ]
+    text = inspect.getsource(inspect.getmodule(test_nothing_private_is_used_outside_the_fence))
+    assert [name for name in public if f"internals.{name}" not in text and name != "TimmFacts"] == []
