@@ -20,9 +20,8 @@ from featcli.extraction.planning import shard_rows
 from featcli.inputs.listing import find
 from featcli.pixels import batches
 from featcli.pixels.batches import Decoder, SizedImages
-from featcli.pixels.colour import PixelRules
 from featcli.pixels.sizes import Sizes
-from featcli.spec.groups import InputSpec
+from featcli.spec.groups import InputSpec, PixelSpec
 
 BATCH, BATCHES = 32, 4
 STORED = {  # what is stored: (name, bytes of an image)
@@ -47,7 +46,7 @@ def cpu_seconds(work):
 def decoding(paths, backbone):
     images = find(InputSpec(tuple(map(str, paths)))).images
     pictures = SizedImages(images, Sizes(backbone.preprocessing.size))
-    reading = Decoder(PixelRules(), backbone.preprocessing, 1)
+    reading = Decoder(PixelSpec(), backbone.preprocessing, 1)
 
     def work():
         with closing(batches.read(reading, [(pictures, range(len(paths)))])) as decoded:

@@ -19,9 +19,8 @@ from PIL import Image
 
 import featcli
 from featcli.inputs.listing import find
-from featcli.pixels.colour import PixelRules
 from featcli.pixels.decode import read_pixels
-from featcli.spec.groups import InputSpec
+from featcli.spec.groups import InputSpec, PixelSpec
 
 
 def pixels(folder, decode, fit):
@@ -29,7 +28,7 @@ def pixels(folder, decode, fit):
     found, images = [], find(InputSpec((str(folder),))).images
     for row in range(min(16, len(images))):
         out = np.empty((3, 224, 224), np.uint8)
-        read_pixels(images[row], PixelRules(decode=decode), fit, out, False)
+        read_pixels(images[row], PixelSpec(decode=decode), fit, out, False)
         found.append(out)
     return np.stack(found).astype(float)
 

@@ -46,10 +46,9 @@ from featcli.extraction.planning import prepare
 from featcli.inputs.listing import find
 from featcli.pixels import batches
 from featcli.pixels.batches import Decoder, SizedImages
-from featcli.pixels.colour import PixelRules
 from featcli.pixels.sizes import Sizes
 from featcli.spec.commands import ExtractSpec
-from featcli.spec.groups import InputSpec
+from featcli.spec.groups import InputSpec, PixelSpec
 from featcli.system.machine import available_cores, kept_memory
 
 BATCH = 32
@@ -159,7 +158,7 @@ class Ways:
         backbone = self.backbone("fp32")
         images = find(InputSpec(tuple(map(str, self.paths[:count])))).images
         pictures = SizedImages(images, Sizes(backbone.preprocessing.size))
-        reading = Decoder(PixelRules(), backbone.preprocessing, available_cores())
+        reading = Decoder(PixelSpec(), backbone.preprocessing, available_cores())
         began = time.process_time()
         rows = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
         with closing(batches.read(reading, ((pictures, some) for some in rows))) as decoded:

@@ -1,6 +1,6 @@
 """Dump the feature maps of frozen vision backbones.
 
-inputs -> images -> batches -> backbones -> pooling -> writers -> records
+spec -> inputs -> pixels -> backbones -> run -> dump -> reading: docs/architecture.md has all of it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featcli.backbones import load_backbone
+    from featcli.backbones.load import load_backbone
     from featcli.backbones.replay import replay
     from featcli.errors import (
         CheckpointError,
@@ -41,7 +41,7 @@ __all__ = [
 
 _HOMES = {
     "extract": "extraction.extract",
-    "load_backbone": "backbones",
+    "load_backbone": "backbones.load",
     "open_dump": "reading.reader",
     "replay": "backbones.replay",
 }

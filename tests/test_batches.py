@@ -6,9 +6,8 @@ import pytest
 from conftest import draw
 from featcli.inputs import listing as inputs
 from featcli.pixels import batches
-from featcli.pixels.colour import PixelRules
 from featcli.pixels.sizes import Sizes
-from featcli.spec.groups import InputSpec
+from featcli.spec.groups import InputSpec, PixelSpec
 
 SIZE = (8, 10)
 
@@ -33,7 +32,7 @@ def pictures(folder):
 
 
 def read(images, ranges, threads):
-    return batches.read(batches.Decoder(PixelRules(), Pixels(), threads), ((images, rows) for rows in ranges))
+    return batches.read(batches.Decoder(PixelSpec(), Pixels(), threads), ((images, rows) for rows in ranges))
 
 
 def ranges(count, size):

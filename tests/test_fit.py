@@ -11,10 +11,9 @@ from featcli import load_backbone, open_dump
 from featcli.dump.formats import FORMATS
 from featcli.dump.verify import verify
 from featcli.errors import DamagedError, UsageError
-from featcli.pixels.colour import PixelRules
 from featcli.pixels.resize import WIDEST, ResizeMode
 from featcli.pixels.sizes import Sizes
-from featcli.spec.groups import InputSpec
+from featcli.spec.groups import InputSpec, PixelSpec
 from featcli.spec.words import FITS
 
 TINY = {"checkpoint": "test_resnet", "random_init": True}
@@ -163,11 +162,11 @@ def test_images_that_cannot_be_read_have_a_size(tmp_path):
         (tmp_path / f"{name}.png").write_bytes(b"broken")
     draw(tmp_path / "b.png", 0, (64, 100))
     images = inputs.find(InputSpec([str(tmp_path)])).images
-    sizes = native_sizes(images, PixelRules(), ResizeMode("native", None, (32, 32)), (224, 224), 2)
+    sizes = native_sizes(images, PixelSpec(), ResizeMode("native", None, (32, 32)), (224, 224), 2)
     assert [sizes[row] for row in range(4)] == [(224, 224), (96, 64), (96, 64), (96, 64)]
     (tmp_path / "b.png").write_bytes(b"")
-    assert native_sizes(images, PixelRules(), ResizeMode("native", None, (32, 32)), (240, 299), 2)[1] == (256, 288)
-    assert native_sizes(images, PixelRules(), ResizeMode("native", None, (32, 32)), (224, 224), 2)[1] == (224, 224)
+    assert native_sizes(images, PixelSpec(), ResizeMode("native", None, (32, 32)), (240, 299), 2)[1] == (256, 288)
+    assert native_sizes(images, PixelSpec(), ResizeMode("native", None, (32, 32)), (224, 224), 2)[1] == (224, 224)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -184,7 +183,7 @@ def test_the_header_tells_the_size(tmp_path, orientation, suffix):
             pytest.importorskip({"heic": "pillow_heif", "jxl": "pillow_jxl"}[suffix])
             from featcli.pixels.decode import readable_formats
 
-            readable_formats(PixelRules().max_pixels)
+            readable_formats(PixelSpec().max_pixels)
         plain.save(tmp_path / f"x.{suffix}", exif=exif.tobytes() if suffix == "jxl" else exif)
     if suffix == "late.png":  # what says how it lies comes after the pixels
         content = (tmp_path / "x.late.png").read_bytes()
@@ -193,7 +192,7 @@ def test_the_header_tells_the_size(tmp_path, orientation, suffix):
         (tmp_path / "x.late.png").write_bytes(content[:at] + content[end:-12] + content[at:end] + content[-12:])
     image = Input("x", str(tmp_path / f"x.{suffix}"), -1, str(tmp_path))
     for choice in ("apply", "ignore"):
-        rules = PixelRules(orientation=choice)
+        rules = PixelSpec(orientation=choice)
         height, width = read_size(image, rules)
         pixels = np.empty((3, height, width), np.uint8)
         read_pixels(image, rules, lambda picture: np.asarray(picture).transpose(2, 0, 1), pixels)
@@ -208,7 +207,7 @@ def test_the_size_of_a_png_costs_no_pixels(tmp_path, monkeypatch):
 
     path = draw(tmp_path / "x.png", 0, (50, 30))
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("unpacked"))
-    assert read_size(Input("x", str(path), -1, str(tmp_path)), PixelRules()) == (30, 50)
+    assert read_size(Input("x", str(path), -1, str(tmp_path)), PixelSpec()) == (30, 50)
 
 
 def test_odd_shapes_of_native_maps_are_refused(tmp_path, pictures):

@@ -14,8 +14,9 @@ from PIL import Image, features
 
 from conftest import little_memory
 from featcli.inputs.image_list import Image as Input
-from featcli.pixels.colour import PixelRules, UnreadableError
+from featcli.pixels.colour import UnreadableError
 from featcli.pixels.decode import REASONS, read_pixels, readable_formats
+from featcli.spec.groups import PixelSpec
 
 COUNT = int(os.environ.get("FUZZ_IMAGES", "60"))  # mutations of each seed; make torture asks for more
 MOST_SECONDS = 10.0
@@ -56,7 +57,7 @@ def seeds():
     if features.check("avif"):
         ways["avif"] = ("AVIF", rgb, {})
     for plugin in ("HEIF", "JXL"):
-        if plugin in readable_formats(PixelRules().max_pixels):
+        if plugin in readable_formats(PixelSpec().max_pixels):
             ways[plugin.lower()] = (plugin, rgb, {})
     made = {}
     for name, (format_name, picture, options) in ways.items():
@@ -107,7 +108,7 @@ def test_mutated_pictures(tmp_path, name):
     rng, out = random.Random(name), np.empty((3, *SIZE), np.uint8)
     path = tmp_path / "x"
     image = Input("x", str(path), -1, str(tmp_path))
-    rules = [PixelRules(), PixelRules("ignore", "white", (0.0, 1000.0))]
+    rules = [PixelSpec(), PixelSpec(orientation="ignore", alpha="white", depth_range="0:1000")]
     ended = Counter()
     path.write_bytes(SEEDS[name])
     if name != "tiff float":

@@ -17,7 +17,7 @@ from PIL import Image
 import featcli
 from conftest import Featcli, draw
 from featcli import open_dump
-from featcli.pixels.colour import PixelRules
+from featcli.spec.groups import PixelSpec
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "threads": 1, "out_features": "stem"}
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -281,7 +281,7 @@ def test_formats_of_plugins(tmp_path, format_name, monkeypatch):
     from featcli.pixels import decode as images
 
     draw(tmp_path / "p" / "a.png", 0)
-    if format_name not in images.readable_formats(PixelRules().max_pixels):
+    if format_name not in images.readable_formats(PixelSpec().max_pixels):
         pytest.skip(f"no plugin for {format_name}")
     (tmp_path / "p" / "x.jpg").write_bytes(saved(format_name))
     featcli.extract(tmp_path / "p", output=tmp_path / "d", **OPTIONS)

@@ -8,8 +8,9 @@ from PIL import Image
 from conftest import SAMPLES, draw, upright
 from featcli.inputs.image_list import MISSING
 from featcli.inputs.image_list import Image as Input
-from featcli.pixels.colour import PixelRules, UnreadableError
+from featcli.pixels.colour import UnreadableError
 from featcli.pixels.decode import REASONS, read_pixels
+from featcli.spec.groups import PixelSpec
 
 SIZE = (40, 48)
 
@@ -19,13 +20,13 @@ def fit(picture):
     return np.asarray(picture.resize(SIZE[::-1])).transpose(2, 0, 1)
 
 
-def pixels(path, size=MISSING, rules=PixelRules()):  # noqa: B008
+def pixels(path, size=MISSING, rules=PixelSpec()):  # noqa: B008
     out = np.full((3, *SIZE), 77, np.uint8)
     read_pixels(Input(str(path), str(path), size), rules, fit, out)
     return out
 
 
-def reason(path, size=MISSING, rules=PixelRules()):  # noqa: B008
+def reason(path, size=MISSING, rules=PixelSpec()):  # noqa: B008
     with pytest.raises(UnreadableError) as failed:
         pixels(path, size, rules)
     assert failed.value.reason in REASONS
@@ -136,7 +137,7 @@ def test_too_many_pixels_cost_nothing(tmp_path, monkeypatch):
     """The header decides: a picture that declares too many pixels is never unpacked."""
     path = draw(tmp_path / "x.png", 0, (96, 80))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("unpacked"))
-    assert reason(path, rules=PixelRules(max_pixels=95 * 80)) == "too_many_pixels"
+    assert reason(path, rules=PixelSpec(max_pixels=95 * 80)) == "too_many_pixels"
 
 
 def test_unknown_depth(tmp_path):
@@ -161,7 +162,7 @@ def test_any_decoder_error_is_that_image_alone(tmp_path):
         def fit(picture):
             raise error
 
-        return lambda: read_pixels(Input("x", str(path), MISSING), PixelRules(), fit, np.empty((3, 4, 4), np.uint8))
+        return lambda: read_pixels(Input("x", str(path), MISSING), PixelSpec(), fit, np.empty((3, 4, 4), np.uint8))
 
     for error in (ValueError("at 0xdeadbeef"), SyntaxError("x"), KeyError(3), RuntimeError()):
         with pytest.raises(UnreadableError) as failed:

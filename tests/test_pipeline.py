@@ -16,12 +16,11 @@ from featcli.dump.verify import verify
 from featcli.dump.writer import DumpWriter, create, finalize
 from featcli.inputs import listing as inputs
 from featcli.pixels.batches import AHEAD, Decoder, SizedImages
-from featcli.pixels.colour import PixelRules
 from featcli.pixels.decode import Failure
 from featcli.pixels.sizes import Sizes
 from featcli.run.sink import Sink
 from featcli.run.source import Shard, Source
-from featcli.spec.groups import InputSpec
+from featcli.spec.groups import InputSpec, PixelSpec
 
 SIZE, ROWS, BATCH = (8, 10), 5, 2
 
@@ -61,7 +60,7 @@ def shards_of(pictures, asked=None):
 
 
 def source(into, told=None):
-    return Source(Decoder(PixelRules(), Pixels(), 2), into, lambda kind, **facts: told.append((kind, facts)))
+    return Source(Decoder(PixelSpec(), Pixels(), 2), into, lambda kind, **facts: told.append((kind, facts)))
 
 
 def test_batches_know_their_shard(pictures):

@@ -14,8 +14,9 @@ from featcli.dump.plan import refuse_other_plan, with_fingerprint
 from featcli.dump.settings import Settings
 from featcli.dump.verify import repair, verify
 from featcli.errors import ConflictError
-from featcli.pixels.colour import PixelRules
+from featcli.pixels.colour import settings_of
 from featcli.pixels.resize import ResizeMode
+from featcli.spec.groups import PixelSpec
 
 NAMES = "backbone weights_digest preprocessing precision layout folded compiled batch_size threads pool format".split()
 WRONG = "number|precision|choice|name|size"  # what is said of each
@@ -35,7 +36,7 @@ def content():
     return {
         "backbone": {"library": "timm", "input_size": [160, 128], "options": {}, "norm": "raw"},
         "weights_digest": "0" * 32,
-        "preprocessing": {"mean": [0.5, 0.5, 0.5], **PixelRules().settings},
+        "preprocessing": {"mean": [0.5, 0.5, 0.5], **settings_of(PixelSpec())},
         "precision": "fp32",
         "layout": "channels-first",
         "folded": False,
@@ -154,14 +155,14 @@ def test_an_unknown_setting_is_kept_and_refused_by_its_name(tmp_path, photos):
 @pytest.mark.parametrize(
     "rules",
     [
-        PixelRules(),
-        PixelRules(orientation="ignore", alpha="white", depth_range=(0.0, 4095.0), max_pixels=10**6, decode="scaled"),
+        PixelSpec(),
+        PixelSpec(orientation="ignore", alpha="white", depth_range="0.0:4095.0", max_pixels=10**6, decode="scaled"),
     ],
     ids=["default", "other"],
 )
 def test_pixel_rules_come_back(content, rules):
     """The rules by which pictures were read are told by the plan."""
-    words = json.loads(json.dumps(rules.settings))
+    words = json.loads(json.dumps(settings_of(rules)))
     settings = Settings.from_json(content | {"preprocessing": words})
     assert settings.pixel_rules == rules
     assert settings.is_scaled == (rules.decode == "scaled")

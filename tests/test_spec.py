@@ -144,10 +144,7 @@ def test_colours_behind_transparency_are_colours():
     assert colours == {"white": (255, 255, 255), "black": (0, 0, 0)}
 
 
-NO_BACKBONE = pytest.mark.xfail(raises=NameError, reason="its Backbone is imported for type checkers alone")
-
-
-@pytest.mark.parametrize("name", ["extract", pytest.param("load_backbone", marks=NO_BACKBONE)])
+@pytest.mark.parametrize("name", ["extract", "load_backbone"])
 def test_hints_of_functions_say_what_they_return(name):
     """typing.get_type_hints of a function gives the class that it returns."""
     returned = get_type_hints(getattr(featcli, name))["return"]

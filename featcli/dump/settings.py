@@ -11,8 +11,9 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, TypeVar
 
 from featcli.backbones.execution import LAYOUTS, PRECISIONS
-from featcli.pixels.colour import PixelRules
 from featcli.pixels.resize import ResizeMode
+from featcli.spec.groups import PixelSpec
+from featcli.spec.option import options_of
 from featcli.spec.parsers import Size
 from featcli.spec.words import NATIVE, Fit, Format, Layout, Norm, Precision
 
@@ -33,7 +34,7 @@ class Settings(Mapping[str, Any]):
 
     backbone: Mapping[str, Any]  # what the architecture is, in the library's words
     weights_digest: str
-    preprocessing: Mapping[str, Any]  # in the library's words; beside them --fit's and those of PixelRules
+    preprocessing: Mapping[str, Any]  # in the library's words; beside them --fit's and those of PixelSpec
     precision: Precision
     layout: Layout  # of maps in memory while they are computed
     folded: bool
@@ -119,17 +120,36 @@ class Settings(Mapping[str, Any]):
         return self.num_channels or 3
 
     @property
-    def pixel_rules(self) -> PixelRules:
+    def pixel_rules(self) -> PixelSpec:
         """By which pictures were read. Raises KeyError, TypeError and UsageError for those that are not known here."""
         words = self.preprocessing
         depth = words["depth_range"]
-        return PixelRules(
+        return PixelSpec(
             orientation=words["orientation"],
             alpha=words["alpha"],
-            depth_range=tuple(depth) if isinstance(depth, list) else None,
+            depth_range=":".join(map(str, depth)) if isinstance(depth, list) else None,
             max_pixels=words["max_pixels"],
             decode=words["decode"],
         )
+
+    def options(self) -> dict[str, Any]:
+        """The options that ask for just these settings, by name. Raises as `pixel_rules` does."""
+        of_pixels = {one.name: getattr(self.pixel_rules, one.name) for one in options_of(PixelSpec)}
+        return {
+            **of_pixels,
+            "norm": self.norm,
+            "num_channels": self.num_channels,
+            "fit": self.fit,
+            "image_size": self.largest,
+            "precision": self.precision,
+            "layout": self.layout,
+            "fold": self.folded,
+            "compile": self.compiled,
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+            "pool": self.pool,
+            "format": self.format,
+        }
 
     @property
     def is_scaled(self) -> bool:

@@ -18,11 +18,13 @@ from featcli.inputs import listing as inputs
 from featcli.inputs.folders import LINKED
 from featcli.inputs.image_list import ImageList
 from featcli.pixels.batches import SizedImages
-from featcli.pixels.colour import PixelRules
+from featcli.pixels.colour import summary_of
 from featcli.pixels.sizes import Sizes, native_sizes
 from featcli.run.loading import Selection, Setup, decode_threads_of, load_selected, num_workers, select
 from featcli.run.tuning import expected
 from featcli.spec.commands import ExtractSpec
+from featcli.spec.groups import PixelSpec
+from featcli.spec.option import narrowed
 from featcli.spec.words import AUTO, DEFAULT_BATCH_SIZE, MOST
 from featcli.system.device import device_names, memory_errors, resolve_device
 from featcli.system.scheduler import local_rank, part_of
@@ -64,7 +66,7 @@ def prepare(
     share = f"{source.share(selection.positions):.0%} of the model"
     report("choice", name="computes", value=share, reason="up to the deepest stage")
     rules, decode_threads = loading.decoder.rules, loading.decoder.threads
-    report("choice", name="pictures", value=rules.summary, reason="default" if rules == PixelRules() else "as asked")
+    report("choice", name="pictures", value=summary_of(rules), reason="default" if rules == PixelSpec() else "as asked")
     sizes = _sizes(source, listing.images, rules, decode_threads, report)
     provenance = {
         "checkpoint": backbone.name,
@@ -95,7 +97,7 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     """
     listing, selection = _resolve(asked, report)
     stages = selection.stages
-    sizes = _sizes(selection.source, listing.images, PixelRules.of(asked), decode_threads_of(asked), report)
+    sizes = _sizes(selection.source, listing.images, narrowed(asked, PixelSpec), decode_threads_of(asked), report)
     existing = None if asked.overwrite else Dump.existing(asked.dump_path)
     begun = existing.plan.settings if existing is not None else None
     for name, choice in expected(asked, selection.source, selection.positions, len(listing.images), begun).items():
@@ -176,7 +178,7 @@ def _batch_size(asked: ExtractSpec, existing: Dump | None) -> int:
     return DEFAULT_BATCH_SIZE if existing is None else existing.plan.settings.batch_size
 
 
-def _sizes(source: ModelSpec, images: ImageList, rules: PixelRules, threads: int, report: Report) -> Sizes:
+def _sizes(source: ModelSpec, images: ImageList, rules: PixelSpec, threads: int, report: Report) -> Sizes:
     if source.resize_mode is None or not source.resize_mode.is_native:
         return Sizes(source.input_size)
     with memory_errors("the headers of the images do", torch.device("cpu")):

@@ -21,6 +21,7 @@ from featcli.reading.reader import DumpReader
 from featcli.run.forward import Forward
 from featcli.run.loading import Setup
 from featcli.spec.commands import ExtractSpec, VerifyCommand
+from featcli.spec.option import shared_options
 from featcli.system.device import memory_errors, settled_arithmetic
 
 LARGEST = 1e300  # JSON knows no infinity
@@ -89,40 +90,13 @@ def _same_job(dump: Dump, asked: VerifyCommand, report: Report) -> tuple[Job, Se
     plan, settings = dump.plan, dump.plan.settings
     if not settings.can_be_repeated:
         raise ConflictError(f"dump {shown(dump.path)}: made by another version of featcli", "use that one")
-    rules = settings.pixel_rules
     with tempfile.TemporaryDirectory() as elsewhere:  # nothing is written, least of all into the dump
         same = ExtractSpec(
-            inputs=asked.inputs,
-            files_from=asked.files_from,
-            null=asked.null,
-            root=asked.root,
-            allow_outside=asked.allow_outside,
-            follow_links=asked.follow_links,
-            checkpoint=asked.checkpoint,
-            arch=asked.arch,
-            random_init=asked.random_init,
-            seed=asked.seed,
-            device=asked.device,
+            **shared_options(asked, ExtractSpec),
+            **settings.options(),
             output=str(Path(elsewhere) / "dump"),
             out_indices=tuple(stage.index for stage in plan.stages),
-            norm=settings.norm,
-            num_channels=settings.num_channels,
-            fit=settings.fit,
-            image_size=settings.largest,
-            orientation=rules.orientation,
-            alpha=rules.alpha,
-            depth_range=rules.depth_range and ":".join(map(str, rules.depth_range)),
-            max_pixels=rules.max_pixels,
-            decode=rules.decode,
-            precision=settings.precision,
-            layout=settings.layout,
-            fold=settings.folded,
-            compile=settings.compiled,
-            batch_size=settings.batch_size,
-            threads=settings.threads,
-            pool=settings.pool,
             dtype=plan.stages[0].dtype,
-            format=settings.format,
             shard_size=plan.shard_rows,
         )
         job, setup = prepare(same, None, report)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from featcli.inputs.image_list import Image, ImageList
-from featcli.pixels.colour import PixelRules, UnreadableError
+from featcli.pixels.colour import UnreadableError
 from featcli.pixels.decode import Failure, read_pixels
 from featcli.pixels.sizes import Sizes
+from featcli.spec.groups import PixelSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +61,7 @@ class SizedImages:
 class Decoder:
     """How an image becomes pixels."""
 
-    rules: PixelRules
+    rules: PixelSpec
     preprocessing: Pixels
     threads: int
     pinned: bool = False  # in memory that a GPU can copy from by itself

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,62 +10,36 @@ from PIL import Image, ImageOps
 
 from featcli.pixels.internals import exif_of_header, file_of
 from featcli.spec.groups import PixelSpec
-from featcli.spec.parsers import parse_depth_range
-from featcli.spec.words import MAX_PIXELS, Alpha, Decode, Orientation
-
-
-@dataclass(frozen=True)
-class PixelRules:
-    """What becomes of a file's orientation, transparency, depth and size. Raises UsageError for unknown choices."""
-
-    orientation: Orientation = "apply"  # or ignore: what EXIF says about which way is up
-    alpha: Alpha = "drop"  # as timm and torchvision do, which may show colours that were hidden; or white, or black
-    depth_range: tuple[float, float] | None = None  # what becomes black and white, of pictures deeper than 8 bits
-    max_pixels: int = MAX_PIXELS
-    decode: Decode = "exact"  # or scaled: large JPEGs are unpacked at a half, a quarter or an eighth of their size
-
-    @classmethod
-    def of(cls, asked: PixelSpec) -> PixelRules:
-        """The rules that options ask for. Raises UsageError."""
-        return cls(
-            orientation=asked.orientation,
-            alpha=asked.alpha,
-            depth_range=parse_depth_range(asked.depth_range),
-            max_pixels=asked.max_pixels,
-            decode=asked.decode,
-        )
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """As part of the plan."""
-        depth = "16 bit" if self.depth_range is None else list(self.depth_range)
-        return {
-            "orientation": self.orientation,
-            "alpha": self.alpha,
-            "depth_range": depth,
-            "max_pixels": self.max_pixels,
-            "frame": "first",
-            "decode": self.decode,
-        }
-
-    @property
-    def summary(self) -> str:
-        """For people, in one line."""
-        depth = "16 bits" if self.depth_range is None else "{:g} to {:g}".format(*self.depth_range)
-        turned = "applied" if self.orientation == "apply" else "ignored"
-        large = ", large JPEGs decoded smaller" if self.decode == "scaled" else ""
-        return f"EXIF orientation {turned}, alpha {self.alpha}, {depth} scaled to 8{large}"
-
 
 ORIENTATION_TAG = 0x0112
 UPRIGHT = 1
-DEFAULT = PixelRules()
+DEFAULT = PixelSpec()
 TURNED = (5, 6, 7, 8)  # the EXIF orientations that exchange height and width
 DEEP = (0.0, 65535.0)  # the values of a 16-bit picture that become black and white
 
 
+def settings_of(rules: PixelSpec) -> dict[str, Any]:
+    """The rules as part of the plan."""
+    return {
+        "orientation": rules.orientation,
+        "alpha": rules.alpha,
+        "depth_range": list(rules.black_and_white or ()) or "16 bit",
+        "max_pixels": rules.max_pixels,
+        "frame": "first",
+        "decode": rules.decode,
+    }
+
+
+def summary_of(rules: PixelSpec) -> str:
+    """The rules for people, in one line."""
+    depth = "16 bits" if rules.black_and_white is None else "{:g} to {:g}".format(*rules.black_and_white)
+    turned = "applied" if rules.orientation == "apply" else "ignored"
+    large = ", large JPEGs decoded smaller" if rules.decode == "scaled" else ""
+    return f"EXIF orientation {turned}, alpha {rules.alpha}, {depth} scaled to 8{large}"
+
+
 class UnreadableError(Exception):
-    """Why one file gives no pixels: one of images.REASONS, and words."""
+    """Why one file gives no pixels: one of decode.REASONS, and words."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -74,7 +47,7 @@ class UnreadableError(Exception):
         self.detail = detail
 
 
-def upright_rgb(picture: Image.Image, rules: PixelRules = DEFAULT) -> Image.Image:
+def upright_rgb(picture: Image.Image, rules: PixelSpec = DEFAULT) -> Image.Image:
     """The picture as a person sees it, in RGB, by these rules.
 
     Raises UnreadableError for modes without a known range.
@@ -82,7 +55,7 @@ def upright_rgb(picture: Image.Image, rules: PixelRules = DEFAULT) -> Image.Imag
     is_16_bit = picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PPM")  # 16-bit PGM
     upright = _upright(picture) if rules.orientation == "apply" else picture
     if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
-        return _scaled(upright, rules.depth_range or (DEEP if is_16_bit else None)).convert("RGB")
+        return _scaled(upright, rules.black_and_white or (DEEP if is_16_bit else None)).convert("RGB")
     if rules.alpha != "drop" and upright.has_transparency_data:
         background = Image.new("RGBA", upright.size, rules.alpha)
         background.alpha_composite(upright.convert("RGBA"))
@@ -90,7 +63,7 @@ def upright_rgb(picture: Image.Image, rules: PixelRules = DEFAULT) -> Image.Imag
     return upright.convert("RGB")
 
 
-def upright_size(picture: Image.Image, rules: PixelRules) -> tuple[int, int]:
+def upright_size(picture: Image.Image, rules: PixelSpec) -> tuple[int, int]:
     """(height, width) that `upright_rgb` will give, from the header alone."""
     width, height = picture.size
     if rules.orientation != "apply" or width == height or picture.format == "TIFF":

@@ -22,8 +22,9 @@ from featcli.errors import CheckpointError, FeatcliError, MachineError, shown
 from featcli.inputs.archives import state_of
 from featcli.inputs.image_list import MISSING, WHOLE, is_url
 from featcli.inputs.urls import Remote, out_of_reach
-from featcli.pixels.colour import PixelRules, UnreadableError, upright_rgb, upright_size
+from featcli.pixels.colour import UnreadableError, upright_rgb, upright_size
 from featcli.pixels.internals import register_plugin, silence_libtiff
+from featcli.spec.groups import PixelSpec
 from featcli.system.files import open_regular
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Failure:
 
 
 def read_pixels(
-    image: Input, rules: PixelRules, fit: Callable[[Image.Image], np.ndarray], out: np.ndarray, is_native: bool = False
+    image: Input, rules: PixelSpec, fit: Callable[[Image.Image], np.ndarray], out: np.ndarray, is_native: bool = False
 ) -> bool:
     """Decode a file, make it upright RGB, resize and crop it with `fit`, and write it into `out` (C, H, W).
 
@@ -122,7 +123,7 @@ def read_pixels(
     return has_more
 
 
-def read_size(image: Input, rules: PixelRules) -> tuple[int, int]:
+def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:
     """(height, width) of the upright picture, from the file's header alone. Raises as `read_pixels` does."""
     with _explained(), _opened(image) as file, _identified(file, rules) as picture:
         return upright_size(picture, rules)
@@ -235,7 +236,7 @@ def _modified(file: IO[bytes]) -> int | None:
     return None if isinstance(file, io.BytesIO) else os.fstat(file.fileno()).st_mtime_ns
 
 
-def _identified(file: IO[bytes], rules: PixelRules) -> Image.Image:
+def _identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
     """The picture as its header describes it, no pixel unpacked."""
     formats = readable_formats(rules.max_pixels)
     try:

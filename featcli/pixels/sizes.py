@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcli.inputs.image_list import ImageList
-from featcli.pixels.colour import PixelRules, UnreadableError
+from featcli.pixels.colour import UnreadableError
 from featcli.pixels.decode import read_size
 from featcli.pixels.resize import ResizeMode
+from featcli.spec.groups import PixelSpec
 from featcli.spec.parsers import Size
 
 AT_ONCE = 4096  # headers that are asked for together
@@ -66,7 +67,7 @@ class Sizes:
             first = stop
 
 
-def native_sizes(images: ImageList, rules: PixelRules, fitting: ResizeMode, common: Size, threads: int) -> Sizes:
+def native_sizes(images: ImageList, rules: PixelSpec, fitting: ResizeMode, common: Size, threads: int) -> Sizes:
     """The size that each image keeps, by `threads` threads from the headers of the files.
 
     An image that cannot be read gets the size of the one before it, so that no batch has to end for it; the first of

@@ -22,12 +22,14 @@ from featcli.dump.settings import Settings
 from featcli.errors import UsageError
 from featcli.events import Choice, Report, silent
 from featcli.pixels.batches import Decoder
-from featcli.pixels.colour import PixelRules
+from featcli.pixels.colour import settings_of
 from featcli.pixels.decode import plugin_versions
 from featcli.run.pooling import Pooling, pooling
 from featcli.run.trials import Trials
 from featcli.run.tuning import AS_BEGUN, Tuning, named, tune
 from featcli.spec.commands import ExtractSpec
+from featcli.spec.groups import PixelSpec
+from featcli.spec.option import narrowed
 from featcli.spec.parsers import parse_features, parse_indices
 from featcli.spec.words import AUTO, NATIVE
 from featcli.system.device import device_names, memory_errors, resolve_device, settled_arithmetic
@@ -102,7 +104,7 @@ def load_selected(
         tuning = tune(asked, trials, num_images, begun)
         backbone = assemble_backbone(source, selection.positions, device, tuning.execution)
     _report_tuning(device, backbone.execution, tuning, report)
-    rules = PixelRules.of(asked)
+    rules = narrowed(asked, PixelSpec)
     decoder = Decoder(rules, backbone.preprocessing, decode_threads_of(asked), pinned=device.type == "cuda")
     settings = _settings(asked, backbone, rules, threads.value, tuning.batch_size.value)
     return LoadedBackbone(backbone, decoder, threads, settings, _environment(device, source.library))
@@ -172,13 +174,13 @@ def _stored_stages(asked: ExtractSpec, source: ModelSpec, positions: Sequence[in
     )
 
 
-def _settings(asked: ExtractSpec, backbone: Backbone, rules: PixelRules, threads: int, batch_size: int) -> Settings:
+def _settings(asked: ExtractSpec, backbone: Backbone, rules: PixelSpec, threads: int, batch_size: int) -> Settings:
     """What was chosen, as the plan keeps it."""
     execution = backbone.execution
     return Settings(
         backbone=dict(backbone.settings),
         weights_digest=backbone.digest,
-        preprocessing={**backbone.preprocessing.settings, **rules.settings},
+        preprocessing={**backbone.preprocessing.settings, **settings_of(rules)},
         precision=execution.precision,
         layout=execution.layout,
         folded=execution.folded,

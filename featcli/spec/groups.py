@@ -272,6 +272,11 @@ class PixelSpec(Spec):
         ),
     ] = "exact"
 
+    @property
+    def black_and_white(self) -> tuple[float, float] | None:
+        """The values of deep pictures that become black and white, where they were asked for."""
+        return parse_depth_range(self.depth_range)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComputationSpec(Spec):

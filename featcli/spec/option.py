@@ -106,6 +106,12 @@ def _options_of(spec: type[Spec]) -> tuple[OptionField, ...]:
     return tuple(found)
 
 
+def shared_options(asked: Spec, other: type[Spec]) -> dict[str, Any]:
+    """The options of a spec that another has as well, by name."""
+    names = {field.name for field in options_of(other)} & {field.name for field in options_of(type(asked))}
+    return {name: getattr(asked, name) for name in names}
+
+
 def narrowed(asked: Any, spec: Callable[P, R]) -> R:
     """The fields of a smaller spec out of a larger one, as an instance of the smaller one."""
     return spec(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(spec)})  # type: ignore

@@ -13,9 +13,10 @@ import numpy as np
 from featcli.errors import CheckpointError, UsageError, shown
 from featcli.inputs.image_list import MISSING
 from featcli.inputs.image_list import Image as Input
-from featcli.pixels.colour import PixelRules, UnreadableError
+from featcli.pixels.colour import UnreadableError
 from featcli.pixels.decode import read_pixels, read_size
 from featcli.reading.reader import DumpReader
+from featcli.spec.groups import PixelSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -72,7 +73,7 @@ class DumpPictures:
         return Image.fromarray(np.ascontiguousarray(colours.transpose(1, 2, 0)))
 
     @cached_property
-    def _rules(self) -> PixelRules:
+    def _rules(self) -> PixelSpec:
         try:
             return self._dump.plan.settings.pixel_rules
         except (KeyError, TypeError, UsageError) as error:

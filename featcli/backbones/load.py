@@ -1,0 +1,32 @@
+"""`featcli.load_backbone`: from the options of Python to a Backbone, in one call."""
+
+from __future__ import annotations
+
+from featcli.backbones.assembly import assemble_backbone
+from featcli.backbones.backbone import Backbone
+from featcli.backbones.checkpoint import resolve
+from featcli.backbones.execution import Execution
+from featcli.spec.commands import BackboneCall
+from featcli.spec.option import takes
+from featcli.spec.parsers import parse_features, parse_indices
+from featcli.system.device import resolve_device
+
+
+@takes(BackboneCall)
+def load_backbone(asked: BackboneCall) -> Backbone:
+    """Load the backbone that `featcli extract` would run, cut after the deepest selected stage.
+
+    The last stage is selected where neither `out_features` nor `out_indices` is given. `image_size` is
+    (H, W) or one number, the checkpoint's own where it is None, and so are `num_channels`, `norm` ("raw" or
+    "model": before or after the model's final norm) and `fit` (crop, squash, pad, or native: then `image_size` is the
+    most that a picture may keep of its own). The checkpoint may be a path, or a transformers configuration (object or
+    dictionary), which gives random weights as `AutoBackbone.from_config` does. It is always in eval mode
+    with every parameter and every statistic of its norms frozen, and run as its library runs it unless `layout`
+    ("channels-last") or `fold` (norms into convolutions) say otherwise.
+
+    Raises UsageError, CheckpointError and MachineError.
+    """
+    model = resolve(asked)
+    positions = model.select(parse_features(asked.out_features), parse_indices(asked.out_indices))
+    execution = Execution(precision=asked.precision, layout=asked.layout, folded=asked.fold)
+    return assemble_backbone(model, positions, resolve_device(asked.device).value, execution)
