@@ -276,7 +276,7 @@ def ray():
 def test_ray_knows_the_options_of_workers(ray):
     """Ray takes the options that workers are started with: else none starts, or a dead one is restarted behind us."""
     from featcli.workers.internals import started_worker
-    from featcli.workers.ray_worker import RayWorker
+    from featcli.workers.worker import RayWorker
 
     given = []
 

@@ -137,7 +137,7 @@ thread.join()
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
 def test_memory_is_kept_in_workers_of_ray():
     """There shards are made in a thread that is not the first, in the environment that workers are given."""
-    from featcli.workers.ray_worker import ONE_ARENA
+    from featcli.workers.worker import ONE_ARENA
 
     command = [sys.executable, "-c", IN_A_THREAD]
     done = subprocess.run(command, env={**os.environ, **ONE_ARENA}, capture_output=True, text=True, check=True)

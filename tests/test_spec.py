@@ -77,7 +77,7 @@ def test_tables_of_types_agree(tmp_path):
 
     from featcli.backbones.execution import LAYOUTS, PRECISIONS
     from featcli.dump.formats import FORMATS, layout, safetensors
-    from featcli.dump.formats.rows import NUMPY_TYPES
+    from featcli.dump.formats.layout import NUMPY_TYPES
 
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in (*words.DTYPES, *PRECISIONS.values()))
     assert all(isinstance(getattr(torch, name), torch.memory_format) for name in LAYOUTS.values())

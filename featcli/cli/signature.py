@@ -90,11 +90,16 @@ def _info(option: OptionField) -> Any:
 def _completion(option: OptionField) -> Callable[[str], list[str]] | None:
     """What a shell offers for what was begun: words, or names of models."""
     if option.name == "checkpoint":
-        from featcli.cli.completion import model_names
-
-        return model_names
+        return _model_names
     words = option.words
     return (lambda incomplete: [word for word in words if word.startswith(incomplete)]) if words else None
+
+
+def _model_names(incomplete: str) -> list[str]:
+    """The names of models that begin so. Local paths are the shell's own to complete."""
+    from featcli.views.models import read_facts  # the list of a sweep: timm takes seconds to import
+
+    return [name for name in read_facts()["timm"]["models"] if name.startswith(incomplete)]
 
 
 def _value(option: OptionField, given: Any) -> Any:

@@ -21,8 +21,7 @@ import xxhash
 from featcli.dump.atomic_file import PARTIAL_NAME
 from featcli.dump.checksummed_json import read_checksummed
 from featcli.dump.formats import FORMATS
-from featcli.dump.formats.layout import ITEM_BYTES, SHAPES, Layout
-from featcli.dump.formats.rows import read_rows, starts_of
+from featcli.dump.formats.layout import ITEM_BYTES, SHAPES, Layout, read_rows, starts_of
 from featcli.dump.plan import OtherVersionError, Plan, other_images, refuse_other_plan
 from featcli.dump.records import CommittedShards, read_record
 from featcli.dump.shard import hash_rest

@@ -16,8 +16,7 @@ import xxhash
 from featcli.dump.atomic_file import disk_errors, sync_folder
 from featcli.dump.checksummed_json import checksummed, publish_checksummed, read_checksummed
 from featcli.dump.folder import ASIDE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump
-from featcli.dump.formats.layout import VALID, Array, Layout, is_stage
-from featcli.dump.formats.rows import read_rows, values_of
+from featcli.dump.formats.layout import VALID, Array, Layout, is_stage, read_rows, values_of
 from featcli.dump.lock import FolderLock
 from featcli.dump.plan import Plan, with_fingerprint
 from featcli.dump.records import failure_lines, manifest_content

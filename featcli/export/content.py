@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from featcli.dump.formats.rows import NUMPY_TYPES
+from featcli.dump.formats.layout import NUMPY_TYPES
 from featcli.dump.plan import StoredStage, shown_shape
 from featcli.errors import UsageError, shown
 from featcli.events import Report, silent

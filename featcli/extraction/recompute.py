@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from featcli.dump.folder import Dump
-from featcli.dump.formats.rows import values_of
+from featcli.dump.formats.layout import values_of
 from featcli.errors import ConflictError, shown
 from featcli.events import Report, silent
 from featcli.extraction.planning import Job, prepare

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcli.dump.folder import Dump
-from featcli.dump.formats.layout import Array, Layout
-from featcli.dump.formats.rows import fill_rows, read_rows
+from featcli.dump.formats.layout import Array, Layout, fill_rows, read_rows
 from featcli.errors import DamagedError, shown
 from featcli.system.files import open_regular
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcli.dump.formats.rows import NUMPY_TYPES, values_of
+from featcli.dump.formats.layout import NUMPY_TYPES, values_of
 from featcli.dump.plan import Plan, StoredStage, shown_shape
 from featcli.errors import IncompleteError, UsageError, shown
 from featcli.reading.open_shards import OpenShards

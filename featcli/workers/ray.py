@@ -27,10 +27,9 @@ from featcli.spec.words import AUTO, MOST_THREADS
 from featcli.system.machine import SLEEPING_THREADS
 from featcli.workers.engine import WorkOrder
 from featcli.workers.internals import NO_CLUSTER, begin, imported_ray, raised_by_worker, started_worker
-from featcli.workers.ray_worker import ONE_ARENA, RayWorker
 from featcli.workers.shard_progress import ShardProgress
 from featcli.workers.shard_queue import ShardQueue, at_shards
-from featcli.workers.worker import WorkerSpec
+from featcli.workers.worker import ONE_ARENA, RayWorker, WorkerSpec
 
 CONNECT_SECONDS = 10.0
 START_SECONDS = 120.0  # in which one worker at least has to be ready

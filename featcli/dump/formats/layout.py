@@ -1,11 +1,14 @@
-"""Where the arrays of a shard file lie. Both formats come down to this, and are read and written alike."""
+"""Where the arrays of a shard file lie, and their rows read from there. Both formats come down to this."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+import numpy as np
 
 # Bytes per number. "valid" is uint8, shapes are uint32; the others are what --dtype offers.
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "uint32": 4}
@@ -48,3 +51,54 @@ class Layout:
     keys: Sequence[str]
     attributes: Mapping[str, str]
     header: bytes = b""  # to be written at offset 0 when all else is there; empty where the file has it already
+
+
+# numpy has no bfloat16: its values are read as the same bits under another name.
+NUMPY_TYPES = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "uint8": np.uint8,
+    "uint32": np.uint32,
+    "bfloat16": np.uint16,
+}
+
+
+def read_rows(descriptor: int, array: Array, first: int, count: int) -> np.ndarray:
+    """`count` rows from `first` on as they are stored. Raises EOFError where the file ends before."""
+    content = np.empty((count, *array.shape[1:]), NUMPY_TYPES[array.dtype])
+    fill_rows(content, descriptor, array, first)
+    return content
+
+
+def fill_rows(out: np.ndarray, descriptor: int, array: Array, first: int) -> None:
+    """Fill a contiguous array of the stored type with the rows from `first` on. Raises EOFError likewise."""
+    offset = array.offset + first * array.row_bytes
+    received = os.preadv(descriptor, [out.data], offset) if out.size else 0
+    if received == out.nbytes:
+        return
+    view = out.data.cast("B")
+    while view := view[received:]:  # the system may give less at a time
+        offset += received
+        received = os.preadv(descriptor, [view], offset)
+        if not received:
+            raise EOFError("cut short while it was read")
+
+
+def starts_of(shapes: np.ndarray, values: int) -> np.ndarray:
+    """Where each map begins in the array that holds them one after the other, and where the last ends.
+
+    `shapes` are their (C, H, W), `values` the length of the array. Raises ValueError where one does not fit the other.
+    """
+    if (shapes.astype(np.float64).prod(1) > values).any():  # before whole numbers could overflow
+        raise ValueError("a map larger than all of them")
+    starts: np.ndarray = np.concatenate([[0], shapes.astype(np.int64).prod(1).cumsum()])
+    if starts[-1] != values:
+        raise ValueError("maps of another size than its shapes say")
+    return starts
+
+
+def values_of(stored: np.ndarray) -> np.ndarray:
+    """The numbers: bfloat16, stored as uint16, as float32, which holds each of them exactly; all others as they are."""
+    if stored.dtype != np.uint16:
+        return stored
+    return np.asarray(np.left_shift(stored, 16, dtype=np.uint32)).view(np.float32)
