@@ -115,6 +115,12 @@ class BackboneCall(StageSpec, CheckpointSpec):
     ] = DEFAULT_LAYOUT
     fold: bool = False
 
+    def refuse_conflicts(self) -> None:
+        """See Spec: None is no checkpoint."""
+        super().refuse_conflicts()
+        if self.checkpoint is None:
+            self.refuse_no_configuration()
+
 
 @dataclass(frozen=True, kw_only=True)
 class InspectCommand(StageSpec):

@@ -216,10 +216,13 @@ class CheckpointSpec(Spec):
     def refuse_conflicts(self) -> None:
         """See Spec: a checkpoint is a name, a path or a configuration."""
         super().refuse_conflicts()
-        config = self.config
-        if config is not None and not (
-            "model_type" in config if isinstance(config, Mapping) else hasattr(config, "model_type")
-        ):
+        if self.config is not None:
+            self.refuse_no_configuration()
+
+    def refuse_no_configuration(self) -> None:
+        """Raise UsageError unless the checkpoint, which is no text, is a configuration."""
+        config = self.checkpoint
+        if not ("model_type" in config if isinstance(config, Mapping) else hasattr(config, "model_type")):
             raise UsageError(
                 f"checkpoint {shown(config)}: neither a name, a path nor a configuration of transformers",
                 "a configuration is an object, or its dictionary with a model_type",
