@@ -1,7 +1,7 @@
 """A worker, a process of this machine or an actor of Ray: loads the backbone once, then makes the shards it is given.
 
-Messages of a process to the driver are pairs of a kind and its content: "event" (kind, facts), "more" (while shards are at work),
-"idle" (when none is), "stats", "error" (a FeatcliError), "crash" (a text).
+Messages of a process to the driver are pairs of a kind and its content: "event" (kind, facts), "more" (while shards
+are at work), "idle" (when none is), "stats", "error" (a FeatcliError), "crash" (a text).
 """
 
 from __future__ import annotations
