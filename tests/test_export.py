@@ -20,9 +20,15 @@ from featcli.dump.checksummed_json import hash_json, publish_checksummed, read_c
 from featcli.errors import UsageError
 from featcli.export.export import export
 from featcli.reading.reader import Run
+from featcli.spec.commands import ExportCommand
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 4}
 FILES = ["x.h5", "x.safetensors", "x.npy", "x.jsonl", "x.parquet"]
+
+
+def exported(dump, output, **options):
+    """`featcli export` from Python."""
+    return export(dump, ExportCommand(dump=str(dump.path), output=str(output), **options))
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +277,7 @@ def test_numbers_that_a_type_cannot_hold(dump, tmp_path, monkeypatch):
     real = StageArray.__getitem__
     monkeypatch.setattr(StageArray, "__getitem__", lambda array, index: real(array, index) * np.float32(1e9))
     with pytest.raises(UsageError, match="too large for float16"):
-        export(dump, str(tmp_path / "x.h5"), dtype="float16")
+        export(dump, ExportCommand(dump=str(dump.path), output=str(tmp_path / "x.h5"), dtype="float16"))
     assert not list(tmp_path.iterdir())
 
 
@@ -345,10 +351,10 @@ def test_hostile_names_of_stages(dump, tmp_path, cli):
 def test_memory_does_not_grow_with_the_dump(tmp_path, large, name):
     """An export of a dump takes less than a third of its size in memory."""
     dump = open_dump(large)
-    export(dump, str(tmp_path / f"first{name}"), pool="avg")  # what is imported counts for nothing
+    exported(dump, tmp_path / f"first{name}", pool="avg")  # what is imported counts for nothing
     size = sum(file.stat().st_size for file in (large / "shards").glob("*.h5"))
     with little_memory(size // 3):
-        export(dump, str(tmp_path / name), pool="2x2" if name == "x.jsonl" else None)
+        exported(dump, tmp_path / name, pool="2x2" if name == "x.jsonl" else None)
 
 
 @pytest.fixture(scope="module")
@@ -366,11 +372,11 @@ def test_a_killed_export_leaves_no_half_file(dump, tmp_path):
     """Under the final name there is nothing until all of it is there, whatever the name; the next export tidies up."""
     script = (
         "import os, sys, featcli; from featcli.export.arrays import ArrayFile\n"
-        "from featcli.export.export import export\n"
+        "from featcli.export.export import export; from featcli.spec.commands import ExportCommand\n"
         "whole = ArrayFile.write\n"
         "def write(*arguments): whole(*arguments); os.kill(os.getpid(), 9)\n"
         "ArrayFile.write = write\n"
-        "export(featcli.open_dump(sys.argv[1]), sys.argv[2])\n"
+        "export(featcli.open_dump(sys.argv[1]), ExportCommand(dump=sys.argv[1], output=sys.argv[2]))\n"
     )
     target = tmp_path / "my file [1].h5"
     killed = subprocess.run([sys.executable, "-c", script, str(dump.path), str(target)], check=False)
@@ -378,6 +384,6 @@ def test_a_killed_export_leaves_no_half_file(dump, tmp_path):
     assert not target.exists()
     (left,) = tmp_path.iterdir()
     (tmp_path / f".my file [1].h5.other.{'0' * 16}.partial").touch()  # of another export
-    export(dump, str(target))
+    exported(dump, target)
     assert not left.exists()
     assert len(list(tmp_path.iterdir())) == 2
