@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,33 @@ START_SECONDS = 120.0  # in which one worker at least has to be ready
 MOST_SHARDS, MOST_ROWS = 8, 100_000  # that a worker is given together
 
 
+class _State(Enum):
+    """What a worker is at, in the order in which that comes."""
+
+    UNPLACED = auto()  # Ray looks for a node: `ping` has not returned
+    LOADING = auto()  # `load` has not returned
+    IDLE = auto()  # nothing is awaited of it
+    AT_WORK = auto()  # `make` gives what happens
+
+
 @dataclass(eq=False)
 class _Actor:
-    """A worker and what it is at: nothing since it has no place yet, loading, or shards."""
+    """A worker, and what it is at."""
 
     handle: Any
-    waiting_for: Any  # a reference to what `ping` or `load` returns, or the generator of `make`
+    awaited: Any  # a reference to what `ping` or `load` returns, the generator of `make`, or None where it is idle
     progress: ShardProgress
-    at_work: set[int] = field(default_factory=set)
-    is_placed: bool = False
-    is_ready: bool = False
+    state: _State = _State.UNPLACED
+    at_work: set[int] = field(default_factory=set)  # shards
+
+    @property
+    def has_loaded(self) -> bool:
+        """Whether it can make shards."""
+        return self.state in (_State.IDLE, _State.AT_WORK)
+
+    def move_to(self, state: _State, awaited: Any = None) -> None:
+        """Let it be at something else, and wait for that."""
+        self.state, self.awaited = state, awaited
 
 
 class RayEngine:
@@ -116,14 +134,14 @@ class RayEngine:
         stats, queue, began = RunStats(), ShardQueue(order.shards), time.monotonic()
         self._fill_up(queue, order)
         has_started, placed = False, began
-        while not queue.is_over or any(one.is_ready and one.waiting_for is not None for one in self._living):
-            ready, _ = self._ray.wait([one.waiting_for for one in self._living], timeout=1.0)
+        while not queue.is_over or any(one.state is _State.AT_WORK for one in self._living):
+            ready, _ = self._ray.wait([one.awaited for one in self._living], timeout=1.0)
             for reference in ready:
-                actor = next(one for one in self._living if one.waiting_for == reference)
+                actor = next(one for one in self._living if one.awaited == reference)
                 self._hear(actor, queue, stats, order)
-            if not has_started and any(one.is_ready for one in self._living):
+            if not has_started and any(one.has_loaded for one in self._living):
                 has_started, stats.timings.preparation = True, time.monotonic() - began
-            if any(one.is_placed for one in self._living):
+            if any(one.state is not _State.UNPLACED for one in self._living):
                 placed = time.monotonic()
             elif time.monotonic() - placed > START_SECONDS:
                 raise MachineError(
@@ -149,7 +167,7 @@ class RayEngine:
 
     def _fill_up(self, queue: ShardQueue, order: WorkOrder) -> None:
         """Shards to each worker that has none, and workers for what is left."""
-        for actor in [one for one in self._living if one.waiting_for is None]:
+        for actor in [one for one in self._living if one.state is _State.IDLE]:
             # Together, since a worker prefetches from one to the next; fewer towards the end, for all to end together.
             most = min(MOST_SHARDS, MOST_ROWS // order.dump.plan.shard_rows, queue.num_new // (4 * self.workers))
             together = max(1, most)
@@ -158,10 +176,11 @@ class RayEngine:
                 numbers = [number]
             if numbers:
                 actor.at_work.update(numbers)
-                actor.waiting_for = actor.handle.make.remote([_with_whole_paths(order.shard(n)) for n in numbers])
+                shards = [_with_whole_paths(order.shard(number)) for number in numbers]
+                actor.move_to(_State.AT_WORK, actor.handle.make.remote(shards))
         while queue.wants_workers and len(self._living) < min(self.workers, len(order.shards)):
             self._start_worker(order)
-        for actor in [one for one in self._living if one.waiting_for is None]:  # nothing is left for it
+        for actor in [one for one in self._living if one.state is _State.IDLE]:  # nothing is left for it
             self._end(actor)
 
     def _start_worker(self, order: WorkOrder) -> None:
@@ -171,19 +190,19 @@ class RayEngine:
         wants = {"num_cpus": self._cpus, "num_gpus": self._gpus}
         handle = started_worker(self._ray, RayWorker, spec, wants, environment)
         progress = ShardProgress(order.dump.plan, self._report)
-        self._living.append(_Actor(handle=handle, waiting_for=handle.ping.remote(), progress=progress))
+        self._living.append(_Actor(handle=handle, awaited=handle.ping.remote(), progress=progress))
 
     def _hear(self, actor: _Actor, queue: ShardQueue, stats: RunStats, order: WorkOrder) -> None:
         try:
-            if actor.is_ready:
-                self._hear_of_shard(actor, queue, stats)
-            elif actor.is_placed:
-                self._check(self._ray.get(actor.waiting_for), order)
-                actor.is_ready, actor.waiting_for = True, None
+            if actor.state is _State.UNPLACED:
+                self._ray.get(actor.awaited)
+                actor.move_to(_State.LOADING, actor.handle.load.remote())
+            elif actor.state is _State.LOADING:
+                self._check(self._ray.get(actor.awaited), order)
+                actor.move_to(_State.IDLE)
                 queue.worker_started()
             else:
-                self._ray.get(actor.waiting_for)
-                actor.is_placed, actor.waiting_for = True, actor.handle.load.remote()
+                self._hear_of_shard(actor, queue, stats)
         except self._ray.exceptions.RayError as error:
             cause = raised_by_worker(self._ray, error)
             if isinstance(cause, FeatcliError):
@@ -193,11 +212,11 @@ class RayEngine:
             self._bury(actor, queue, why, order)
 
     def _hear_of_shard(self, actor: _Actor, queue: ShardQueue, stats: RunStats) -> None:
-        kind, content = self._ray.get(next(actor.waiting_for))
+        kind, content = self._ray.get(next(actor.awaited))
         if kind == "stats":
             stats.add(content)
         elif kind == "done":
-            actor.waiting_for = None
+            actor.move_to(_State.IDLE)
         else:
             done = actor.progress.hear(*content)
             if done is not None:
@@ -221,7 +240,7 @@ class RayEngine:
         actor.progress.take_back()
         self._end(actor)
         remove_stale(order.dump.path / SHARDS)  # the file that it was writing
-        queue.died(actor.at_work, why, actor.is_ready, is_last=not self._living)
+        queue.died(actor.at_work, why, actor.has_loaded, is_last=not self._living)
 
     def _end(self, actor: _Actor) -> None:
         self._living.remove(actor)
