@@ -108,12 +108,17 @@ def test_packages_say_what_comes_in_and_what_goes_out():
 
 
 def test_the_architecture_page_has_a_line_for_every_module():
-    """A newcomer finds every module in the tree of docs/architecture.md, and none that is gone."""
+    """A newcomer finds every module in the tree of docs/architecture.md at its place, and none that is gone."""
     page = (REPOSITORY / "docs" / "architecture.md").read_text()
-    tree = page[page.index("featcli/\n") : page.index("\ntests/")]
-    listed = set(re.findall(r"(\w+\.(?:py|csv|html))\b", tree))
-    there = {path.name for path in PACKAGE.rglob("*") if path.suffix in (".py", ".csv", ".html")} - {"__init__.py"}
-    assert listed == there
+    listed, above = [], []
+    for line in page[page.index("featcli/\n") : page.index("\ntests/")].splitlines():
+        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
+        above[depth:] = [name]
+        if not name.endswith("/"):
+            listed.append("".join(above).removeprefix("featcli/"))
+    there = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".csv", ".html")]
+    assert sorted(listed) == sorted(str(path.relative_to(PACKAGE)) for path in there if path.name != "__init__.py")
+    assert list(dict.fromkeys(name.partition("/")[0].removesuffix(".py") for name in listed))[:-1] == PACKAGES
 
 
 def test_no_function_is_long():

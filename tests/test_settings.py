@@ -16,7 +16,9 @@ from featcli.dump.verify import repair, verify
 from featcli.errors import ConflictError
 from featcli.pixels.colour import settings_of
 from featcli.pixels.resize import ResizeMode
+from featcli.spec.commands import ExtractSpec
 from featcli.spec.groups import PixelSpec
+from featcli.spec.option import options_of
 
 NAMES = "backbone weights_digest preprocessing precision layout folded compiled batch_size threads pool format".split()
 WRONG = "number|precision|choice|name|size"  # what is said of each
@@ -167,6 +169,50 @@ def test_pixel_rules_come_back(content, rules):
     assert settings.pixel_rules == rules
     assert settings.is_scaled == (rules.decode == "scaled")
     assert settings.can_be_repeated
+
+
+OTHER_PIXELS = {
+    "orientation": "ignore",
+    "alpha": "white",
+    "depth_range": "0.0:4095.0",
+    "max_pixels": 10**6,
+    "decode": "scaled",
+}
+
+
+@pytest.mark.parametrize("name", [option.name for option in options_of(PixelSpec)])
+def test_every_option_on_pixels_is_in_the_plan(content, name):
+    """An option that changes pixels changes the settings, and is told by them: no dump goes on under another value."""
+    rules = PixelSpec(**{name: OTHER_PIXELS[name]})
+    words = json.loads(json.dumps(settings_of(rules)))
+    assert words != settings_of(PixelSpec())
+    assert Settings.from_json(content | {"preprocessing": words}).pixel_rules == rules
+
+
+def test_settings_say_which_options_ask_for_them(content):
+    """What was chosen is asked for again by the options that a plan gives, whatever their defaults are."""
+    other = {
+        "backbone": {"input_size": [64, 96], "norm": "model", "options": {"in_chans": 1}},
+        "preprocessing": {
+            "fit": "native",
+            "step": [32, 32],
+            "largest": [64, 96],
+            **settings_of(PixelSpec(**OTHER_PIXELS)),
+        },
+        "precision": "bf16",
+        "layout": "channels-last",
+        "folded": True,
+        "compiled": True,
+        "batch_size": 5,
+        "threads": 3,
+        "pool": "cls",
+        "format": "safetensors",
+    }
+    chosen = Settings.from_json(content | other).options()
+    asked = {"norm": "model", "num_channels": 1, "fit": "native", "image_size": (64, 96), "fold": True, "compile": True}
+    asked |= {name: other[name] for name in ("precision", "layout", "batch_size", "threads", "pool", "format")}
+    assert chosen == asked | OTHER_PIXELS
+    assert chosen.keys() <= {option.name for option in options_of(ExtractSpec)}
 
 
 @pytest.mark.parametrize(

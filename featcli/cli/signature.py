@@ -53,22 +53,23 @@ def _grouped(options: Sequence[OptionField]) -> type[GroupedCommand]:
 
 
 def _parameter(option: OptionField) -> inspect.Parameter:
-    """The option as Typer wants it: its type there is the one that a shell's text is turned into."""
+    """The option as a parameter of a function, which is what Typer makes commands from."""
     default = inspect.Parameter.empty if option.is_required else _default(option)
     annotated = Annotated[_type(option), _info(option)]  # type: ignore[valid-type]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotated)
 
 
 def _type(option: OptionField) -> Any:
-    """bool, int or float where nothing else can be given; a list of texts for arguments that repeat; else text."""
+    """What Typer turns the text of a shell into: bool, int or float where nothing else can be given, else text."""
+    if option.is_repeated:
+        return list[str] | None
     kinds = option.kinds - {type(None)}
-    only = next(iter(kinds)) if len(kinds) == 1 else str
-    plain = list[str] if option.default == () else only if only in (bool, int, float) else str
-    return plain if option.default is not None and option.default != () else plain | None
+    plain = kinds.pop() if len(kinds) == 1 and kinds <= {bool, int, float} else str
+    return plain | None if option.default is None else plain
 
 
 def _default(option: OptionField) -> Any:
-    if option.default == ():
+    if option.is_repeated:
         return None
     return str(option.default) if option.option.parse is not None else option.default
 
@@ -105,5 +106,5 @@ def _model_names(incomplete: str) -> list[str]:
 def _value(option: OptionField, given: Any) -> Any:
     """What the shell gave as the value of the field."""
     if given is None:
-        return () if option.default == () else None
+        return () if option.is_repeated else None
     return option.option.parse(option.called, given) if option.option.parse is not None else given

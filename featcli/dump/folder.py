@@ -32,7 +32,8 @@ from featcli.system.files import open_regular
 PLAN, IMAGES, SHARDS, FAILURES, MANIFEST = "plan.json", "images.jsonl", "shards", "failures.jsonl", "manifest.json"
 ASIDE = ".damaged"  # ends the name of what verify --repair has put aside
 # What featcli writes into SHARDS.
-SHARD_FILE = re.compile(r"\d{5,}\.(json|h5|safetensors)(\.damaged|\.before)?")
+_SUFFIXES = "|".join(re.escape(suffix) for suffix in (".json", *(one.SUFFIX for one in FORMATS.values())))
+SHARD_FILE = re.compile(rf"\d{{5,}}({_SUFFIXES})(\.damaged|\.before)?")
 OURS = re.compile(SHARD_FILE.pattern + "|" + PARTIAL_NAME.pattern)
 BEFORE = ".before"  # ends the name of a record while its shard is made again
 LONGEST_LINE = 1 << 16  # of images.jsonl: names have 255 bytes, paths 4096

@@ -1,7 +1,4 @@
-"""A run from its options to its outcome: what is to do, who does it, and what came of it.
-
-inputs -> sizes -> [engine: batches (images) -> forward (backbones, pooling) -> writers -> records] -> manifest
-"""
+"""A run from its options to its outcome: it is planned, claims its shards, has them made, and writes the manifest."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featcli.spec.parsers import Size
-from featcli.spec.words import NATIVE
+from featcli.spec.words import NATIVE, Fit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ class ResizeMode:
     of `step`, and shrunk to fit into `size` where there is one.
     """
 
-    name: str  # one of FITS
+    name: Fit
     size: Size | None  # None only for native: as large as the picture
     step: Size  # what the edges of native inputs are multiples of
 
@@ -63,6 +63,7 @@ class ResizeMode:
             return lambda picture: _resized(picture, size, resample)
         if self.name == "pad":
             return lambda picture: _padded(picture, size, resample, fill)
+        assert self.name == "crop", self.name
         from PIL import ImageOps
 
         return lambda picture: ImageOps.fit(picture, (size[1], size[0]), resample)

@@ -1,4 +1,4 @@
-"""Shards -> committed shards, one after the other, in one process: the unit of work of every engine.
+"""Shards -> committed shards in one process: what every engine runs. Shards are committed in their order.
 
 rows of a shard  -> batches of pixels       run/source.py    ahead, by the threads that decode
 a batch          -> maps, pooled and cast   run/forward.py   on the device, fed by the thread that runs this
@@ -54,10 +54,10 @@ class ShardRunner:
         """
         device, plan, stats = self._setup.backbone.device, into.dump.plan, RunStats()
         source, sink = Source(self._setup.decoder, into, self._report), Sink(into, self._report, count)
-        # The last one is left first. Whatever happens, the writer ends before the file that it was writing is given
-        # up, and both before decoding: so nobody works for somebody who is gone.
+        # Python leaves these in reverse order. So the writer thread has ended before the sink gives up its file, both
+        # are gone before decoding stops, and errors of all three pass through the blocks that give them their words.
         with (
-            _process_of_its_own(self._setup.threads, device),
+            _settled_process(self._setup.threads, device),
             _errors_of_the_machine(device, into.dump.path),
             closing(source.batches(shards)) as batches,
             sink,
@@ -91,14 +91,14 @@ class ShardRunner:
 
 
 @contextmanager
-def _process_of_its_own(threads: int, device: torch.device) -> Iterator[None]:
-    """The state of this process while it makes shards: threads, exact arithmetic, the memory of large tensors kept."""
+def _settled_process(threads: int, device: torch.device) -> Iterator[None]:
+    """Set threads and exact arithmetic, and keep the memory of large tensors, while shards are made."""
     with settled_arithmetic(threads, device), kept_memory():
         yield
 
 
 @contextmanager
 def _errors_of_the_machine(device: torch.device, dump: Path) -> Iterator[None]:
-    """What memory and disk refuse, each as one line with what to do."""
+    """Turn what memory and disk refuse into a MachineError: one line, with what to do."""
     with memory_errors("the images do", device), disk_errors(dump):
         yield

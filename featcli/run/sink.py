@@ -1,4 +1,4 @@
-"""Rows -> committed shards. Used by one thread: the writer, and when that has ended by whoever started it."""
+"""Rows -> committed shards. The writer thread alone uses it; `__exit__` runs in the main thread once that has ended."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Sink:
         self._at_work.overflown.update(rows.overflown)
 
     def commit(self, shard: Shard, micro_batch: int) -> None:
-        """Commit a shard of which every row is written; nothing of it where another process was first."""
+        """Commit a shard of which every row is written. It is dropped where another process was first."""
         assert self._at_work is not None
         done = self._at_work
         valid = np.ones(len(shard.rows), np.uint8)
@@ -66,7 +66,7 @@ class Sink:
         record = self._into.commit(shard.number, done.file, beside, done.failures, micro_batch)
         self._at_work = None
         if record is None:
-            self._report("there", shard=shard.number, images=0)
+            self._report("there", shard=shard.number, images=0)  # its batches were counted while they were made
             return
         self._count(RunStats(images=len(shard.rows), with_more_frames=done.with_more_frames, overflown=done.overflown))
         self._report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=len(done.failures))
@@ -80,5 +80,5 @@ class Sink:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._at_work is not None:  # something went wrong on the way: a whole shard has been committed by now
+        if self._at_work is not None:  # an error stopped it half way: else its commit would have set this to None
             self._at_work.file.abort()

@@ -19,7 +19,7 @@ class Shard:
 
     number: int
     rows: range
-    pictures: SizedImages  # of these rows at least
+    pictures: SizedImages  # of these rows; where all of it stays in one process, of all rows
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Source:
         self._decoder = decoder
         self._into = into
         self._report = report
-        self._ahead: deque[Shard] = deque()  # of the batches that are being decoded
+        self._ahead: deque[Shard] = deque()  # the shard of each batch that is being decoded
 
     def batches(self, shards: Iterable[Shard]) -> Generator[ShardBatch, None, None]:
         """The batches of these shards, but for those that another process has committed by the time they are reached.

@@ -1,6 +1,6 @@
 """One spec for each command, and for each function of Python: what `featcli extract` and `featcli.extract` take."""
 
-# Annotations are evaluated as they stand: specs are looked into whenever a command starts.
+# No `from __future__ import annotations` here: every command looks into these, and text would have to be evaluated.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -119,7 +119,7 @@ class BackboneCall(StageSpec, CheckpointSpec):
         """See Spec: None is no checkpoint."""
         super().refuse_conflicts()
         if self.checkpoint is None:
-            self.refuse_no_configuration()
+            self.check_configuration()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The options by group: mixins that specs are made of. An option's help, words, default and check stand here alone."""
 
-# Annotations are evaluated as they stand: specs are looked into whenever a command starts.
+# No `from __future__ import annotations` here: every command looks into these, and text would have to be evaluated.
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -163,7 +163,7 @@ class CheckpointSpec(Spec):
     """Which checkpoint, with which weights, and the input that it is to take.
 
     In Python the checkpoint may be a path, or a transformers configuration (an object, or its dictionary), which has
-    no weights: it stands for `random_init`, as in `AutoBackbone.from_config`.
+    no weights: it means `random_init`, as in `AutoBackbone.from_config`.
     """
 
     checkpoint: Annotated[
@@ -217,9 +217,9 @@ class CheckpointSpec(Spec):
         """See Spec: a checkpoint is a name, a path or a configuration."""
         super().refuse_conflicts()
         if self.config is not None:
-            self.refuse_no_configuration()
+            self.check_configuration()
 
-    def refuse_no_configuration(self) -> None:
+    def check_configuration(self) -> None:
         """Raise UsageError unless the checkpoint, which is no text, is a configuration."""
         config = self.checkpoint
         if not ("model_type" in config if isinstance(config, Mapping) else hasattr(config, "model_type")):
@@ -371,7 +371,7 @@ class DumpSpec(Spec):
         return pathlib.Path(self.output)
 
     def refuse_conflicts(self) -> None:
-        """See Spec: a dump is a local folder, and anew is not again."""
+        """See Spec: a dump is a local folder, and --overwrite leaves nothing to try again."""
         super().refuse_conflicts()
         if "://" in os.fspath(self.output):
             raise UsageError(

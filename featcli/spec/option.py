@@ -13,7 +13,9 @@ from featcli.errors import one_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Check = Callable[[str, Any], object]  # (how the option is called, its value); raises UsageError
+# Both are given what messages call the option, and its text or value. Both raise UsageError.
+Parser = Callable[[str, str], Any]
+Check = Callable[[str, Any], object]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Option:
     group: str = ""  # the heading of the help under which it stands
     metavar: str | None = None
     is_argument: bool = False  # given by its place, without a flag
-    parse: Check | None = None  # text from the shell -> value, where the text itself is not the value
+    parse: Parser | None = None  # text from the shell -> value, where the text itself is not the value
     check: Check | None = None  # for what the type does not say
     least: float | None = None  # numbers that the shell's own check allows
     most: float | None = None
@@ -33,7 +35,7 @@ class Option:
 
 @dataclass(frozen=True)
 class OptionField:
-    """A field of a spec with all that is known of it."""
+    """An option, and the field that declares it."""
 
     name: str
     type: Any  # without the Option
@@ -44,6 +46,11 @@ class OptionField:
     def is_required(self) -> bool:
         """Whether there is no default."""
         return self.default is dataclasses.MISSING
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether it takes any number of values, such as INPUT; its default is then ()."""
+        return bool(self.default == ())
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -58,7 +65,7 @@ class OptionField:
 
     @property
     def kinds(self) -> set[Any]:
-        """The types that make up its type; words count as one, `Literal`."""
+        """The types of which it takes values; of `int | Literal["auto"]` these are int and Literal."""
         parts = get_args(self.type) if get_origin(self.type) not in (None, Literal, list) else (self.type,)
         return {get_origin(part) or part for part in parts if not isinstance(part, str)}
 
@@ -72,6 +79,7 @@ class OptionField:
         """Raise UsageError for a value that can be seen to be wrong by itself."""
         if value is None or value == self.default:
             return
+        # A number or a word (`--batch-size 32` or `auto`) has a check that speaks of both.
         if self.words and isinstance(value, str) and str not in self.kinds and int not in self.kinds:
             one_of(self.called, value, self.words)
         if self.option.check is not None:
@@ -79,7 +87,7 @@ class OptionField:
 
 
 class Spec:
-    """Something that can be asked for: a frozen dataclass of options, right in itself once it is made."""
+    """Something that can be asked for: a frozen dataclass of options. Making one raises UsageError for wrong values."""
 
     def __post_init__(self) -> None:
         for field in options_of(type(self)):
@@ -87,7 +95,7 @@ class Spec:
         self.refuse_conflicts()
 
     def refuse_conflicts(self) -> None:
-        """Raise UsageError for options that do not go together. Mixins add theirs."""
+        """Raise UsageError for options that do not go together. A group adds its own, after those of `super()`."""
 
 
 def options_of(spec: type[Spec]) -> tuple[OptionField, ...]:

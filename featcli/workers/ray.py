@@ -33,7 +33,7 @@ from featcli.workers.shard_queue import ShardQueue, at_shards
 from featcli.workers.worker import ONE_ARENA, RayWorker, WorkerSpec
 
 CONNECT_SECONDS = 10.0
-START_SECONDS = 120.0  # in which one worker at least has to be ready
+START_SECONDS = 120.0  # in which one worker at least has to have a place
 MOST_SHARDS, MOST_ROWS = 8, 100_000  # that a worker is given together
 
 

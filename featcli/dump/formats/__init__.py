@@ -1,15 +1,12 @@
-"""Shard formats. A format is two functions, `lay_out` and `read_layout`, and a suffix: one file and its name here."""
+"""Shard formats. A format is two functions, `lay_out` and `read_layout`, and a suffix: a file each."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from featcli.dump.formats.layout import Layout
-
-NAMES = ("hdf5", "safetensors")
+from featcli.dump.formats import hdf5, safetensors
+from featcli.dump.formats.layout import Layout
 
 
 class Format(Protocol):
@@ -30,19 +27,5 @@ class Format(Protocol):
         """Where the arrays of a finished file with so many keys are. The keys are not read where it is None."""
 
 
-class _Formats(Mapping[str, Format]):
-    """By name. Imported when it is used: `--help` must not wait for all of them."""
-
-    def __getitem__(self, name: str) -> Format:
-        if name not in NAMES:
-            raise KeyError(name)
-        return importlib.import_module(f"{__name__}.{name}")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(NAMES)
-
-    def __len__(self) -> int:
-        return len(NAMES)
-
-
-FORMATS = _Formats()
+# Keyed by the words of --format.
+FORMATS: Mapping[str, Format] = {"hdf5": hdf5, "safetensors": safetensors}
