@@ -18,7 +18,7 @@ import featcli
 from conftest import REPOSITORY
 from featcli.cli.signature import FEW, in_order_of_help
 from featcli.errors import UsageError
-from featcli.spec import commands, words
+from featcli.spec import calls, commands, words
 from featcli.spec.groups import GROUPS
 from featcli.spec.option import Spec, options_of
 
@@ -31,7 +31,7 @@ COMMANDS = {
     "show": commands.ShowCommand,
     "finalize": commands.FinalizeCommand,
 }
-CALLS = {"extract": commands.ExtractCall, "load_backbone": commands.BackboneCall}
+CALLS = {"extract": calls.ExtractCall, "load_backbone": calls.BackboneCall}
 of_each_spec = pytest.mark.parametrize("spec", [*COMMANDS.values(), *CALLS.values()], ids=lambda spec: spec.__name__)
 of_each_command = pytest.mark.parametrize("name", COMMANDS)
 of_each_call = pytest.mark.parametrize("name", CALLS)

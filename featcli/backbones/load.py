@@ -6,7 +6,7 @@ from featcli.backbones.assembly import assemble_backbone
 from featcli.backbones.backbone import Backbone
 from featcli.backbones.checkpoint import resolve
 from featcli.backbones.execution import Execution
-from featcli.spec.commands import BackboneCall
+from featcli.spec.calls import BackboneCall
 from featcli.spec.option import takes
 from featcli.spec.parsers import parse_features, parse_indices
 from featcli.system.device import resolve_device

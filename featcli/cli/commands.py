@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -85,6 +84,13 @@ def _terminal(**words: str | bool) -> Iterator[Terminal]:
         terminal.close()
 
 
+def _print_json(*objects: Mapping[str, Any]) -> None:
+    """Print one JSON object a line: results for programs."""
+    import json
+
+    print("\n".join(map(json.dumps, objects)))
+
+
 @command(ExtractCommand, short_help="Write the feature maps of images to a dump.")
 def extract(asked: ExtractCommand) -> None:
     """Write the feature map of each chosen stage, for every image, to a dump.
@@ -132,7 +138,7 @@ def inspect(asked: InspectCommand) -> None:
         )
         facts = inspect_checkpoint(checkpoint, asked, dtype=asked.dtype)
     if asked.as_json:
-        print(json.dumps(facts))
+        _print_json(facts)
     elif facts["type"] == "dump":
         print_dump(facts)
     else:
@@ -152,7 +158,7 @@ def models(asked: ModelsCommand) -> None:
 
     found = list_models(asked.pattern)
     if asked.as_json:
-        print("\n".join(json.dumps(model) for model in found))
+        _print_json(*found)
     else:
         print_models(found)
 
@@ -173,7 +179,7 @@ def verify(asked: VerifyCommand) -> None:
     with _terminal(work="verifying") as terminal:
         verdict = check(asked.dump, silent if asked.quiet else terminal)
     if asked.as_json:
-        print(json.dumps(verdict.to_json()))
+        _print_json(verdict.to_json())
     elif not asked.quiet:
         print_verdict(verdict.to_json())
     if verdict.damages and not asked.repair:
@@ -197,7 +203,10 @@ def _recompute(asked: VerifyCommand) -> None:
     from featcli.extraction.recompute import recompute
 
     comparison = recompute(Dump.at(Path(asked.dump)), asked)
-    print(json.dumps({"type": "recompute", **vars(comparison)}) if asked.as_json else comparison_line(comparison))
+    if asked.as_json:
+        _print_json({"type": "recompute", **vars(comparison)})
+    else:
+        print(comparison_line(comparison))
     if comparison.off:
         raise DamagedError(
             f"dump {shown(asked.dump)}: other values for {counted(len(comparison.off), 'image')}, first"
@@ -285,6 +294,6 @@ def finalize(asked: FinalizeCommand) -> None:
             raise in_use(found.path)
         totals = write_last_files(found)["totals"]
     if asked.as_json:
-        print(json.dumps({"type": "finalized", "dump": asked.dump, **totals}))
+        _print_json({"type": "finalized", "dump": asked.dump, **totals})
     elif not asked.quiet:
         print(printable(f"{asked.dump}: complete, {totals['written']:,} images written, {totals['failed']:,} failed"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import typer
 
@@ -54,9 +54,9 @@ def _grouped(options: Sequence[OptionField]) -> type[GroupedCommand]:
 
 def _parameter(option: OptionField) -> inspect.Parameter:
     """The option as a parameter of a function, which is what Typer makes commands from."""
-    default = inspect.Parameter.empty if option.is_required else _default(option)
-    annotated = Annotated[_type(option), _info(option)]  # type: ignore[valid-type]
-    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotated)
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=_info(option), annotation=_type(option)
+    )
 
 
 def _type(option: OptionField) -> Any:
@@ -69,6 +69,8 @@ def _type(option: OptionField) -> Any:
 
 
 def _default(option: OptionField) -> Any:
+    if option.is_required:
+        return ...
     if option.is_repeated:
         return None
     return str(option.default) if option.option.parse is not None else option.default
@@ -77,8 +79,9 @@ def _default(option: OptionField) -> Any:
 def _info(option: OptionField) -> Any:
     one = option.option
     if one.is_argument:
-        return typer.Argument(metavar=one.metavar, help=one.help)
+        return typer.Argument(_default(option), metavar=one.metavar, help=one.help)
     return typer.Option(
+        _default(option),
         *option.flags,
         help=one.help,
         metavar=one.metavar,

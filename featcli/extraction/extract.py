@@ -22,7 +22,8 @@ from featcli.extraction.planning import Job, prepare
 from featcli.inputs.listing import Listing
 from featcli.run.loading import Setup
 from featcli.run.stats import RunStats, Throughput
-from featcli.spec.commands import ExtractCall, ExtractSpec
+from featcli.spec.calls import ExtractCall
+from featcli.spec.commands import ExtractSpec
 from featcli.spec.option import narrowed, takes
 from featcli.system.device import device_names
 from featcli.system.scheduler import Part, part_of

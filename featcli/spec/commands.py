@@ -1,15 +1,13 @@
-"""One spec for each command, and for each function of Python: what `featcli extract` and `featcli.extract` take."""
+"""One spec for each command, and which of its options do not go together."""
 
 # No `from __future__ import annotations` here: every command looks into these, and text would have to be evaluated.
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 from featcli.errors import UsageError, shown
-from featcli.events import Report, silent
 from featcli.spec.groups import (
     CHECKPOINT,
-    COMPUTATION,
     DUMP,
     IMAGES,
     REPORT,
@@ -41,23 +39,17 @@ from featcli.spec.option import Option, Spec
 from featcli.spec.parsers import at_least, parse_pool
 from featcli.spec.words import (
     AUTO,
-    DEFAULT_LAYOUT,
-    DEFAULT_PRECISION,
     DTYPES,
     EXPORT_FORMATS,
-    LAYOUTS,
     NATIVE,
-    PRECISIONS,
     Dtype,
     ExportFormat,
-    Layout,
-    Precision,
 )
 
 SHEET_IMAGES, PAGE_IMAGES = 3, 60  # that are drawn where no key is given
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ExtractSpec(EngineSpec, DumpSpec, ComputationSpec, PixelSpec, StageSpec, CheckpointSpec, InputSpec):
     """What can be asked of an extraction. Raises UsageError where an option can be seen to be wrong without looking."""
 
@@ -78,14 +70,7 @@ class ExtractSpec(EngineSpec, DumpSpec, ComputationSpec, PixelSpec, StageSpec, C
             raise UsageError("--decode scaled does not go with --fit native", "native keeps every pixel of a picture")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExtractCall(ExtractSpec):
-    """`featcli.extract` in Python: the options, and who is told of every event of the run."""
-
-    report: Report = field(default=silent, compare=False)
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ExtractCommand(ExtractSpec):
     """`featcli extract`: the options, and what the command says."""
 
@@ -101,28 +86,7 @@ class ExtractCommand(ExtractSpec):
     verbose: Annotated[bool, Option("Also every failure and shard.", flags=("-v", "--verbose"), group=REPORT)] = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class BackboneCall(StageSpec, CheckpointSpec):
-    """`featcli.load_backbone` in Python: a checkpoint, its stages, and how the network is run."""
-
-    checkpoint: Any = field(kw_only=False)
-    device: str = "cpu"
-    precision: Annotated[
-        Precision, Option(f"Of the computation: {', '.join(PRECISIONS)}.", flags=("precision",), group=COMPUTATION)
-    ] = DEFAULT_PRECISION
-    layout: Annotated[
-        Layout, Option(f"Of maps while they are computed: {', '.join(LAYOUTS)}.", flags=("layout",), group=COMPUTATION)
-    ] = DEFAULT_LAYOUT
-    fold: bool = False
-
-    def refuse_conflicts(self) -> None:
-        """See Spec: None is no checkpoint."""
-        super().refuse_conflicts()
-        if self.checkpoint is None:
-            self.check_configuration()
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class InspectCommand(StageSpec):
     """`featcli inspect`."""
 
@@ -135,7 +99,7 @@ class InspectCommand(StageSpec):
     as_json: Json = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ModelsCommand(Spec):
     """`featcli models`."""
 
@@ -146,7 +110,7 @@ class ModelsCommand(Spec):
     as_json: Json = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class VerifyCommand(InputSpec):
     """`featcli verify`."""
 
@@ -187,7 +151,7 @@ class VerifyCommand(InputSpec):
         super().refuse_conflicts()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ExportCommand(Spec):
     """`featcli export`."""
 
@@ -217,7 +181,7 @@ class ExportCommand(Spec):
     quiet: Quiet = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ShowCommand(Spec):
     """`featcli show`."""
 
@@ -249,7 +213,7 @@ class ShowCommand(Spec):
     quiet: Quiet = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FinalizeCommand(Spec):
     """`featcli finalize`."""
 

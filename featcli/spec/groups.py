@@ -115,7 +115,7 @@ StageNames = Annotated[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class InputSpec(Spec):
     """Where images are looked for."""
 
@@ -158,7 +158,7 @@ class InputSpec(Spec):
                 raise UsageError(f"{option} goes with --files-from", hint)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CheckpointSpec(Spec):
     """Which checkpoint, with which weights, and the input that it is to take.
 
@@ -229,7 +229,7 @@ class CheckpointSpec(Spec):
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class StageSpec(Spec):
     """Which stages."""
 
@@ -251,7 +251,7 @@ class StageSpec(Spec):
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PixelSpec(Spec):
     """What becomes of a picture before the checkpoint's own preprocessing."""
 
@@ -281,7 +281,7 @@ class PixelSpec(Spec):
         return parse_depth_range(self.depth_range)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ComputationSpec(Spec):
     """How and where the network is run."""
 
@@ -336,7 +336,7 @@ class ComputationSpec(Spec):
     ] = AUTO
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class DumpSpec(Spec):
     """What is stored, and where."""
 
@@ -381,7 +381,7 @@ class DumpSpec(Spec):
             raise UsageError("--retry-failed and --overwrite exclude each other", "--overwrite tries all images anyway")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EngineSpec(Spec):
     """Who makes the shards."""
 

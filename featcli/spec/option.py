@@ -87,7 +87,23 @@ class OptionField:
 
 
 class Spec:
-    """Something that can be asked for: a frozen dataclass of options. Making one raises UsageError for wrong values."""
+    """Something that can be asked for: a frozen dataclass of options. Making one raises UsageError for wrong values.
+
+    Its `__eq__`, `__hash__` and `__repr__` stand here: a dataclass would write each of them anew for every spec, which
+    takes a tenth of the time of `featcli --help`.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(getattr(self, one.name) == getattr(other, one.name) for one in options_of(type(self)))
+
+    def __hash__(self) -> int:
+        return hash(tuple(getattr(self, one.name) for one in options_of(type(self))))
+
+    def __repr__(self) -> str:
+        given = (f"{one.name}={getattr(self, one.name)!r}" for one in options_of(type(self)))
+        return f"{type(self).__name__}({', '.join(given)})"
 
     def __post_init__(self) -> None:
         for field in options_of(type(self)):
@@ -105,11 +121,10 @@ def options_of(spec: type[Spec]) -> tuple[OptionField, ...]:
 
 @functools.cache
 def _options_of(spec: type[Spec]) -> tuple[OptionField, ...]:
-    hints = get_type_hints(spec, include_extras=True)
     found = []
     for field in dataclasses.fields(spec):  # type: ignore[arg-type]  # every spec is a dataclass
-        if get_origin(hints[field.name]) is Annotated:
-            kind, option = get_args(hints[field.name])[:2]
+        if get_origin(field.type) is Annotated:
+            kind, option = get_args(field.type)[:2]
             found.append(OptionField(field.name, kind, option, field.default))
     return tuple(found)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 from collections.abc import Iterator
@@ -106,6 +105,8 @@ def give_memory_back() -> None:
 @cache
 def _glibc() -> Any:
     """The C library with these functions; None if it is another."""
+    import ctypes  # for this alone, and every command imports this module
+
     try:
         libc = ctypes.CDLL(None)
         return libc if libc.mallopt and libc.malloc_trim else None
