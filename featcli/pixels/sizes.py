@@ -67,7 +67,7 @@ class Sizes:
             first = stop
 
 
-def native_sizes(images: ImageList, rules: PixelSpec, fitting: ResizeMode, common: Size, threads: int) -> Sizes:
+def native_sizes(images: ImageList, rules: PixelSpec, mode: ResizeMode, common: Size, threads: int) -> Sizes:
     """The size that each image keeps, by `threads` threads from the headers of the files.
 
     An image that cannot be read gets the size of the one before it, so that no batch has to end for it; the first of
@@ -77,7 +77,7 @@ def native_sizes(images: ImageList, rules: PixelSpec, fitting: ResizeMode, commo
 
     def read(row: int) -> Size:
         try:
-            return fitting.native_size(read_size(images[row], rules))
+            return mode.native_size(read_size(images[row], rules))
         except UnreadableError:
             return 0, 0
 
@@ -88,5 +88,5 @@ def native_sizes(images: ImageList, rules: PixelSpec, fitting: ResizeMode, commo
     readable = own[:, 0] > 0
     if not readable.all():
         before = np.maximum.accumulate(np.where(readable, np.arange(len(own)), 0))
-        own = np.where(readable[before][:, None], own[before], np.array(fitting.native_size(common), np.int32))
+        own = np.where(readable[before][:, None], own[before], np.array(mode.native_size(common), np.int32))
     return Sizes(common, own)
