@@ -120,7 +120,7 @@ HUB_ERRORS = {
     "LocalEntryNotFoundError": "it is not in the cache, and the hub does not answer or HF_HUB_OFFLINE is set",
     "OfflineModeIsEnabled": "it is not in the cache, and HF_HUB_OFFLINE is set or the hub does not answer",
     "RepositoryNotFoundError": "there is no such repository, or it is private",
-    "GatedRepoError": "its owner gives access on asked only",
+    "GatedRepoError": "its owner gives access on request only",
     "EntryNotFoundError": "the repository has no config.json",
 }
 

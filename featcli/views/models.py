@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import io
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
 from featcli.errors import UsageError, nearest, shown
 
-FACTS = Path(__file__).with_name("models.csv")
+FACTS = "models.csv"
 
 
 def list_models(pattern: str | None = None) -> list[dict[str, Any]]:
@@ -62,18 +63,18 @@ def _installed(known: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def read_facts() -> dict[str, Any]:
     """models.csv: for each library its version and its models by name."""
     facts: dict[str, Any] = {}
-    with FACTS.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["name"] == "":
-                facts[row["library"]] = {"version": row["tags"], "models": {}}
-                continue
-            facts[row["library"]]["models"][row["name"]] = {
-                "name": row["name"],
-                "library": row["library"],
-                "parameters": int(row["parameters"]),
-                "input": [int(edge) for edge in row["input"].split("x")],
-                "stages": row["stages"],
-                "strides": [int(stride) for stride in row["strides"].split()],
-                "tags": row["tags"].split(),
-            }
+    text = resources.files("featcli.views").joinpath(FACTS).read_text("utf-8")
+    for row in csv.DictReader(io.StringIO(text)):
+        if row["name"] == "":
+            facts[row["library"]] = {"version": row["tags"], "models": {}}
+            continue
+        facts[row["library"]]["models"][row["name"]] = {
+            "name": row["name"],
+            "library": row["library"],
+            "parameters": int(row["parameters"]),
+            "input": [int(edge) for edge in row["input"].split("x")],
+            "stages": row["stages"],
+            "strides": [int(stride) for stride in row["strides"].split()],
+            "tags": row["tags"].split(),
+        }
     return facts
