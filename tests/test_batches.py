@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from conftest import draw
-from featcli.inputs import listing as inputs
+from featcli.inputs.listing import find
 from featcli.pixels import batches
 from featcli.pixels.sizes import Sizes
 from featcli.spec.groups import InputSpec, PixelSpec
@@ -28,7 +28,7 @@ def listing(folder, count):
 
 
 def pictures(folder):
-    return batches.SizedImages(inputs.find(InputSpec([str(folder)])).images, Sizes(SIZE))
+    return batches.SizedImages(find(InputSpec([str(folder)])).images, Sizes(SIZE))
 
 
 def read(images, ranges, threads):

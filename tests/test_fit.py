@@ -155,13 +155,13 @@ def test_native_batches():
 
 def test_images_that_cannot_be_read_have_a_size(tmp_path):
     """An unreadable image goes with the one before it, the first with the checkpoint's size, even if all are."""
-    from featcli.inputs import listing as inputs
+    from featcli.inputs.listing import find
     from featcli.pixels.sizes import native_sizes
 
     for name in ("a", "c", "d"):
         (tmp_path / f"{name}.png").write_bytes(b"broken")
     draw(tmp_path / "b.png", 0, (64, 100))
-    images = inputs.find(InputSpec([str(tmp_path)])).images
+    images = find(InputSpec([str(tmp_path)])).images
     sizes = native_sizes(images, PixelSpec(), ResizeMode("native", None, (32, 32)), (224, 224), 2)
     assert [sizes[row] for row in range(4)] == [(224, 224), (96, 64), (96, 64), (96, 64)]
     (tmp_path / "b.png").write_bytes(b"")

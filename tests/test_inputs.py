@@ -6,8 +6,8 @@ import pytest
 
 from conftest import draw
 from featcli.errors import UsageError
-from featcli.inputs import listing as inputs
 from featcli.inputs.image_list import MISSING, SUFFIXES
+from featcli.inputs.listing import find
 from featcli.pixels.decode import FORMATS
 from featcli.spec.groups import InputSpec
 
@@ -19,7 +19,7 @@ def touch(path, content=b"x"):
 
 
 def keys(*names, **options):
-    return inputs.find(InputSpec([str(name) for name in names], **options)).images.keys
+    return find(InputSpec([str(name) for name in names], **options)).images.keys
 
 
 def test_folder_is_walked_and_sorted_by_key(tmp_path):
@@ -32,7 +32,7 @@ def test_folder_is_walked_and_sorted_by_key(tmp_path):
 def test_an_image_finds_its_file(tmp_path):
     """Each image has the path of its file and its size."""
     touch(tmp_path / "a" / "x.jpg", b"12345")
-    image = inputs.find(InputSpec([str(tmp_path)])).images[0]
+    image = find(InputSpec([str(tmp_path)])).images[0]
     assert (image.key, os.path.samefile(image.path, tmp_path / "a" / "x.jpg"), image.bytes) == ("a/x.jpg", True, 5)
 
 
@@ -40,7 +40,7 @@ def test_other_files_are_counted_not_hidden(tmp_path):
     """Files that are no pictures, and hidden ones, are passed over and counted by suffix."""
     for name in ("a.jpg", "notes.txt", "b.txt", ".hidden.jpg", ".git/x.jpg", "README"):
         touch(tmp_path / name)
-    listing = inputs.find(InputSpec([str(tmp_path)]))
+    listing = find(InputSpec([str(tmp_path)]))
     assert listing.images.keys == ["a.jpg"]
     assert listing.ignored == {".txt": 2, "hidden": 2, "no suffix": 1}
 
@@ -49,7 +49,7 @@ def test_several_folders_lead_their_keys(tmp_path):
     """With several inputs a folder's name leads the keys, so equal names in two folders stay apart."""
     touch(tmp_path / "one" / "x.jpg")
     touch(tmp_path / "two" / "x.jpg")
-    listing = inputs.find(InputSpec([str(tmp_path / "one"), str(tmp_path / "two")]))
+    listing = find(InputSpec([str(tmp_path / "one"), str(tmp_path / "two")]))
     assert listing.images.keys == ["one/x.jpg", "two/x.jpg"]
     assert os.path.samefile(listing.images[1].path, tmp_path / "two" / "x.jpg")
 
@@ -77,7 +77,7 @@ def test_list_of_names(tmp_path, monkeypatch, null):
         touch(tmp_path / name)
     names = ["./b.jpg", odd, str(tmp_path / "b.jpg")]
     listed = touch(tmp_path / "list", ("\0" if null else "\n").join(names).encode())
-    listing = inputs.find(InputSpec(files_from=str(listed), null=null, root=str(tmp_path)))
+    listing = find(InputSpec(files_from=str(listed), null=null, root=str(tmp_path)))
     assert listing.images.keys == sorted(["b.jpg", odd])
     assert listing.repeated == 1
 
@@ -102,7 +102,7 @@ def test_bytes_that_are_no_text(tmp_path):
     path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg")
     with open(path, "wb") as file:
         file.write(b"x")
-    image = inputs.find(InputSpec([str(tmp_path)])).images[0]
+    image = find(InputSpec([str(tmp_path)])).images[0]
     assert os.fsencode(image.key) == b"caf\xe9.jpg"
     assert os.path.exists(image.path)
 
@@ -113,7 +113,7 @@ def test_links(tmp_path):
     (tmp_path / "photos" / "y.png").symlink_to("x.png")
     (tmp_path / "photos" / "loop").symlink_to(".")
     (tmp_path / "photos" / "gone.png").symlink_to("nowhere.png")
-    images = inputs.find(InputSpec([str(tmp_path / "photos")])).images
+    images = find(InputSpec([str(tmp_path / "photos")])).images
     assert images.keys == ["gone.png", "x.png", "y.png"]
     assert images[0].bytes == MISSING
     assert images[1].bytes == images[2].bytes > 0

@@ -14,7 +14,7 @@ from featcli.dump.folder import Dump
 from featcli.dump.target import make_folder
 from featcli.dump.verify import verify
 from featcli.dump.writer import DumpWriter, create, finalize
-from featcli.inputs import listing as inputs
+from featcli.inputs.listing import find
 from featcli.pixels.batches import AHEAD, Decoder, SizedImages
 from featcli.pixels.decode import Failure
 from featcli.pixels.sizes import Sizes
@@ -49,7 +49,7 @@ def pictures(tmp_path):
     for i in range(13):
         draw(tmp_path / "p" / f"{i:02d}.png", i)
     (tmp_path / "p" / "06.png").write_bytes(b"broken")
-    return SizedImages(inputs.find(InputSpec((str(tmp_path / "p"),))).images, Sizes(SIZE))
+    return SizedImages(find(InputSpec((str(tmp_path / "p"),))).images, Sizes(SIZE))
 
 
 def shards_of(pictures, asked=None):
@@ -112,7 +112,7 @@ def whole(tmp_path, photos):
 @pytest.fixture
 def begun(tmp_path, photos, whole):
     """What writes another dump with the same plan, of which nothing is there yet; and the shards to make."""
-    images = inputs.find(InputSpec((str(photos),))).images
+    images = find(InputSpec((str(photos),))).images
     make_folder(tmp_path / "d")
     assert create(tmp_path / "d", whole.plan, images)
     dump = Dump.existing(tmp_path / "d")

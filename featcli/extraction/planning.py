@@ -14,9 +14,9 @@ from featcli.dump.plan import Outline, Plan, StoredStage, bytes_of_rows, digest_
 from featcli.dump.target import check_target, existing_parent
 from featcli.errors import counted, shown, size
 from featcli.events import Report, silent
-from featcli.inputs import listing as inputs
 from featcli.inputs.folders import LINKED
 from featcli.inputs.image_list import ImageList
+from featcli.inputs.listing import Listing, find
 from featcli.pixels.batches import SizedImages
 from featcli.pixels.colour import summary_of
 from featcli.pixels.sizes import Sizes, native_sizes
@@ -37,7 +37,7 @@ MAX_SHARD_ROWS = 4096  # where rows are small: what a kill can cost is minutes o
 class Job:
     """All that a run needs, resolved: nothing is guessed after this."""
 
-    listing: inputs.Listing
+    listing: Listing
     pictures: SizedImages
     plan: Plan
 
@@ -48,7 +48,7 @@ class Job:
 
 
 def prepare(
-    asked: ExtractSpec, existing: Dump | None, report: Report = silent, listing: inputs.Listing | None = None
+    asked: ExtractSpec, existing: Dump | None, report: Report = silent, listing: Listing | None = None
 ) -> tuple[Job, Setup]:
     """Find the images, load the backbone, make the plan. Writes nothing. Raises FeatcliError.
 
@@ -137,14 +137,12 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     return plan
 
 
-def _resolve(
-    asked: ExtractSpec, report: Report, listing: inputs.Listing | None = None
-) -> tuple[inputs.Listing, Selection]:
+def _resolve(asked: ExtractSpec, report: Report, listing: Listing | None = None) -> tuple[Listing, Selection]:
     """What is cheap to find out, before any weight is read."""
     check_target(asked.dump_path, asked.overwrite)
     rank = local_rank() if asked.part == AUTO else None
     devices = [resolve_device(name, rank) for name in device_names(asked.device)]
-    listing = listing or inputs.find(asked)
+    listing = listing or find(asked)
     selection = select(asked, devices[0])
     source, positions = selection.source, selection.positions
     report("choice", name="checkpoint", value=f"{source.name} ({source.library})")

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 if {"DIES_AT", "WAITS_AT"} & os.environ.keys():
-    from featcli.pixels import decode as images
+    from featcli.pixels import decode
 
-    whole = images.read_pixels
+    whole = decode.read_pixels
 
     def read_pixels(image, *rest):
         if image.key == os.environ.get("DIES_AT"):
@@ -25,4 +25,4 @@ if {"DIES_AT", "WAITS_AT"} & os.environ.keys():
             time.sleep(0.02)
         return whole(image, *rest)
 
-    images.read_pixels = read_pixels
+    decode.read_pixels = read_pixels
