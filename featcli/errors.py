@@ -14,7 +14,7 @@ Exit code 3 (finished, some images failed) is no error: it is the result of a ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 LONGEST = 300  # characters of a library's message: some list all that they know
 
@@ -115,6 +115,16 @@ def duration(seconds: float) -> str:
         if seconds >= least * length:
             return f"{seconds / length:,.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def shown_shape(shape: Sequence[int | None]) -> str:
+    """A shape for people, such as 2048x7x7, or 2048x*x* where maps differ in size."""
+    return "x".join("*" if edge is None else str(edge) for edge in shape)
+
+
+def most_first(counts: Mapping[str, int]) -> dict[str, int]:
+    """The counts, the largest first, equal ones by name."""
+    return dict(sorted(counts.items(), key=lambda count: (-count[1], count[0])))
 
 
 def one_line(error: Exception, count: int = 1) -> str:

@@ -282,6 +282,7 @@ def test_ray_knows_the_options_of_workers(ray):
 
     def accepting(**options):
         made = ray.remote(**options)  # raises ValueError for an option that it does not know
+        assert options["runtime_env"].keys() <= ray.runtime_env.RuntimeEnv.known_fields
 
         def kind(worker):
             actor = made(worker)

@@ -1,9 +1,7 @@
 """What plan.json says of the choices of a run: read back whole, whatever wrote it, and compared by name."""
 
 import json
-import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 
@@ -66,14 +64,6 @@ def test_settings_are_a_mapping_for_users(content):
     assert settings.get("unknown") is None
     assert dict(settings) == content | {"filter": "sharp"}
     assert settings != content
-
-
-def test_nobody_else_knows_where_a_setting_stands():
-    """Within featcli settings are asked for by name: what plan.json calls them is known in one module."""
-    package = Path(featcli.__file__).parent
-    for path in {*package.rglob("*.py")} - {package / "dump" / "settings.py"}:
-        found = re.findall(r"settings(?:\[|\.get\().*", path.read_text())
-        assert found == [], path
 
 
 def test_the_order_of_a_plan_that_is_new(tmp_path, photos):

@@ -334,3 +334,29 @@ def test_a_shard_that_is_open_elsewhere(dump):
     with h5py.File(Dump.existing(dump).shard_path(0)) as file:
         assert (open_dump(dump)["stage4"][0] == file["stage4"][0]).all()
         assert verify(dump).state == "whole"
+
+
+def test_a_list_is_read_once_though_another_run_begins_the_dump(photos, tmp_path, monkeypatch):
+    """Where another run has begun the dump meanwhile, the images that were found are kept: stdin can be read once."""
+    from featcli.extraction import extract, planning
+
+    found, claimed, said = [], [], []
+    real_find, real_claim = planning.find, extract.claim
+
+    def find(asked):
+        found.append(real_find(asked))
+        return found[-1]
+
+    def claim(job, *rest):
+        claimed.append(job)
+        if len(claimed) == 1:
+            raise extract.BegunMeanwhileError(job.listing)
+        return real_claim(job, *rest)
+
+    monkeypatch.setattr(planning, "find", find)
+    monkeypatch.setattr(extract, "claim", claim)
+    options = {"checkpoint": "test_resnet", "random_init": True, "output": tmp_path / "d"}
+    outcome = featcli.extract(photos, **options, report=lambda kind, **facts: said.append(facts.get("text")))
+    assert (len(found), len(claimed), outcome.is_complete) == (1, 2, True)
+    assert claimed[1].listing is found[0]
+    assert "another run has begun this dump meanwhile: its choices are taken" in said

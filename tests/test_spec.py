@@ -1,5 +1,6 @@
 """The specs: every option is written down once, and the shell, Python, its help and type checkers agree on it."""
 
+import contextlib
 import inspect
 import pydoc
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -20,7 +22,7 @@ from featcli.cli.signature import FEW, in_order_of_help
 from featcli.errors import UsageError
 from featcli.spec import calls, commands, words
 from featcli.spec.groups import GROUPS
-from featcli.spec.option import Spec, options_of
+from featcli.spec.option import Spec, narrowed, options_of
 
 COMMANDS = {
     "extract": commands.ExtractCommand,
@@ -366,3 +368,40 @@ def test_help_in_groups(cli, monkeypatch, name):
         assert len(under[group]) == len(names), group
         assert [name for name, entry in zip(names, under[group], strict=True) if name not in entry] == [], group
     assert has_groups == (name in ("extract", "verify"))
+
+
+ODD = [None, True, 7, 2.5, object(), ["a"], (1, 2), np.array([1, 2]), np.array(["a"]), Path("p"), b"x", {}.keys()]
+
+
+@of_each_call
+@pytest.mark.parametrize("value", ODD, ids=lambda value: f"{type(value).__name__}-{value!r:.12}")
+def test_any_value_is_taken_or_refused(name, value):
+    """Whatever Python gives an option, the spec takes it or says in a UsageError what is wrong."""
+    spec = CALLS[name]
+    needed = {"checkpoint": "y"} | ({"inputs": "x", "output": "z"} if name == "extract" else {})
+    for one in options_of(spec):
+        with contextlib.suppress(UsageError):
+            made = spec(**{**needed, one.name: value})
+            assert made == spec(**{**needed, one.name: value})
+
+
+def test_words_are_words():
+    """An option that takes words takes nothing else, and None only where its type has it."""
+    for option in ("norm", "alpha", "decode", "dtype", "precision", "format", "engine"):
+        for value in (True, 1, ["model"], (255, 255, 255)):
+            with pytest.raises(UsageError, match=f"--{option} .*: no such choice"):
+                calls.ExtractCall("x", checkpoint="y", output="z", **{option: value})
+    with pytest.raises(UsageError, match="--max-pixels 'None': not a number"):
+        calls.ExtractCall("x", checkpoint="y", output="z", max_pixels=None)
+
+
+def test_what_can_be_gone_through_once_is_kept():
+    """Generators, arrays and paths are held as what they give: a spec that is made again from another has the same."""
+    asked = calls.ExtractCall(
+        (Path(name) for name in "ab"), checkpoint="y", output=Path("z"), out_indices=np.array([1, 2]), root=None
+    )
+    assert (asked.inputs, asked.output, asked.out_indices) == (("a", "b"), "z", (1, 2))
+    again = narrowed(asked, commands.ExtractSpec)
+    assert (again.input_names, again.indices) == (("a", "b"), (1, 2))
+    named = calls.BackboneCall("y", out_features=(name for name in ("stem", "stage1:stage3")))
+    assert named.features == ("stem", "stage1:stage3")

@@ -100,7 +100,7 @@ class Backbone:
         return [stage.channels for stage in self.selected]
 
     def to_dict(self) -> dict[str, Any]:
-        """Say in plain JSON what the backbone is: its settings, all stages, and the selected ones by name and index."""
+        """Describe the backbone in plain JSON: its settings, all stages, and the selected ones by name and index."""
         return {
             "name": self.name,
             "library": self.library,

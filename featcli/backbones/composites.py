@@ -43,15 +43,14 @@ def place_of_backbone(model: nn.Module) -> str:
 
 
 def names_of_backbone() -> dict[str, str]:
-    """Give the pattern that names of a composite's weights on disk lose to become those of its backbone, and its
-    replacement.
-    """
+    """Give the prefixes of a backbone's weights inside a composite on disk: pattern -> what takes its place."""
     return {f"^(?:{'|'.join(map(re.escape, ON_DISK))})": ""}
 
 
 def described_place(outer: Any) -> str:
-    """Say where the backbone sits in a larger model, which is built without weights to see. Empty where it cannot be
-    told. `outer` is the configuration of that model.
+    """Find where the backbone sits in a larger model, as text for people; empty where that cannot be told.
+
+    `outer` is the configuration of that model, which is built without weights to see.
     """
     transformers = import_transformers()
     for name in outer.architectures or ():
@@ -68,8 +67,8 @@ def described_place(outer: Any) -> str:
 def norm_freezer(outer: Any) -> Callable[[nn.Module], None]:
     """Find what a larger model does to the norms of its backbone: DETR and its kin put frozen ones in place.
 
-    They compute the same up to the last bits; replay promises all of them. `outer` is the configuration of that model,
-    or None. Raises CheckpointError where transformers has it no more.
+    Frozen norms give other last bits, and `replay` promises every bit. `outer` is the configuration of that model, or
+    None. Raises CheckpointError where this transformers has no such norms any more.
     """
     replace = norm_replacer(outer) if outer is not None else None
 

@@ -8,7 +8,6 @@ from featcli.backbones.checkpoint import resolve
 from featcli.backbones.execution import Execution
 from featcli.spec.calls import BackboneCall
 from featcli.spec.option import takes
-from featcli.spec.parsers import parse_features, parse_indices
 from featcli.system.device import resolve_device
 
 
@@ -27,6 +26,6 @@ def load_backbone(asked: BackboneCall) -> Backbone:
     Raises UsageError, CheckpointError and MachineError.
     """
     model = resolve(asked)
-    positions = model.select(parse_features(asked.out_features), parse_indices(asked.out_indices))
+    positions = model.select(asked.features, asked.indices)
     execution = Execution(precision=asked.precision, layout=asked.layout, folded=asked.fold)
     return assemble_backbone(model, positions, resolve_device(asked.device).value, execution)

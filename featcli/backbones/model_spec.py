@@ -181,13 +181,7 @@ class ModelSpec(ABC):
             pass
         try:
             return _forward_once(self.build(positions, "cpu"), torch.zeros(size))
-        except (
-            RuntimeError,
-            AssertionError,
-            ValueError,
-            TypeError,
-            IndexError,
-        ) as error:  # how libraries refuse a size
+        except REFUSALS as error:
             norm = " and --norm model" if self.norm == "model" else ""
             raise UsageError(
                 f"the backbone cannot be run with an input of {'x'.join(map(str, size[1:]))}{norm}: {one_line(error)}",

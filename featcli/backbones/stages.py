@@ -32,7 +32,7 @@ class Stage:
         return self.shape[0]
 
     def shape_at(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Tell (C, H, W) at another input size, a multiple of the stride."""
+        """Compute (C, H, W) at another input size, a multiple of the stride."""
         return self.channels, size[0] // self.stride[0], size[1] // self.stride[1]
 
 

@@ -87,7 +87,7 @@ class TimmModelSpec(ModelSpec):
     def __init__(self, asked: CheckpointSpec, request: TimmRequest) -> None:
         """Build the model without weights, as often as it takes to find which options its constructor needs.
 
-        Of `asked` size and channels do not count, but those of the request. Raises UsageError and CheckpointError.
+        Size and channels are those of `request`, not those of `asked`. Raises UsageError and CheckpointError.
         """
         self.asked = asked
         self.request = request

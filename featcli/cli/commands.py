@@ -223,7 +223,7 @@ def export(asked: ExportCommand) -> None:
     featcli export feats --stage stage4 --pool avg -o stage4.h5
     featcli export feats --pool avg -o - | jq -c '[.key, .stage4[0]]'
     """
-    from featcli.dump.plan import shown_shape
+    from featcli.errors import shown_shape
     from featcli.events import silent
     from featcli.export.export import STDOUT, images_beside
     from featcli.export.export import export as write

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featcli.cli.terminal import folded
-from featcli.dump.plan import shown_shape
-from featcli.errors import counted, printable, size
+from featcli.errors import counted, printable, shown_shape, size
 
 WIDE = 240
 

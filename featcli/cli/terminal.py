@@ -11,8 +11,7 @@ import textwrap
 import threading
 from typing import Any, TextIO
 
-from featcli.dump.records import most_first
-from featcli.errors import counted, duration, printable, shown, size
+from featcli.errors import counted, duration, most_first, printable, shown, size
 from featcli.run.stats import Throughput
 
 FAILURES_SHOWN = 5

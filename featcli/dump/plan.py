@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -17,10 +17,12 @@ import xxhash
 from featcli.dump.checksummed_json import hash_json
 from featcli.dump.formats.layout import ITEM_BYTES, SHAPES, VALID
 from featcli.dump.settings import Settings, is_count
-from featcli.errors import ConflictError, shown
-from featcli.inputs.image_list import ImageList
-from featcli.pixels.sizes import Sizes
+from featcli.errors import ConflictError, shown, shown_shape
 from featcli.spec.words import Dtype
+
+if TYPE_CHECKING:
+    from featcli.inputs.image_list import ImageList
+    from featcli.pixels.sizes import Sizes
 
 FORMAT_VERSION = 1
 STAGE_NAME = re.compile(r"\w[\w.-]*(?<!\.shapes)(?<!\.shape)", re.ASCII)
@@ -299,8 +301,3 @@ def _for_people(plan: Plan) -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = "absent" if value is None else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def shown_shape(shape: Sequence[int | None]) -> str:
-    """A shape for people, such as 2048x7x7, or 2048x*x* where maps differ in size."""
-    return "x".join("*" if edge is None else str(edge) for edge in shape)

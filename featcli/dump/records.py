@@ -134,8 +134,3 @@ def totals_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def failure_lines(records: Iterable[Mapping[str, Any]]) -> list[bytes]:
     """The lines of failures.jsonl."""
     return [json.dumps(failure).encode("ascii") + b"\n" for record in records for failure in record["failures"]]
-
-
-def most_first(counts: Mapping[str, int]) -> dict[str, int]:
-    """The counts, the largest first, equal ones by name."""
-    return dict(sorted(counts.items(), key=lambda count: (-count[1], count[0])))

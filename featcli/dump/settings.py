@@ -15,7 +15,7 @@ from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import PixelSpec
 from featcli.spec.option import options_of
 from featcli.spec.parsers import Size
-from featcli.spec.words import FITS, NATIVE, Fit, Format, Layout, Norm, Precision
+from featcli.spec.words import NATIVE, Fit, Format, Layout, Norm, Precision
 
 MOST = 1 << 53  # of anything that is counted: what every reader of JSON has exactly
 BESIDE = ("unknown", "as_read")  # the fields that are not settings
@@ -87,8 +87,6 @@ class Settings(Mapping[str, Any]):
             raise ValueError("a number that is not a whole one above zero")
         if self.precision not in PRECISIONS or self.layout not in LAYOUTS:
             raise ValueError("a precision or layout of another version")
-        if self.fit not in (None, *FITS):
-            raise ValueError("a way to size pictures of another version")
         if not (isinstance(self.folded, bool) and isinstance(self.compiled, bool)):
             raise ValueError("a choice that is neither true nor false")
         if not (isinstance(self.format, str) and isinstance(self.pool, str)):
@@ -136,7 +134,8 @@ class Settings(Mapping[str, Any]):
 
     def options(self) -> dict[str, Any]:
         """The options that ask for just these settings, by name. Raises as `pixel_rules` does."""
-        of_pixels = {one.name: getattr(self.pixel_rules, one.name) for one in options_of(PixelSpec)}
+        rules = self.pixel_rules
+        of_pixels = {one.name: getattr(rules, one.name) for one in options_of(PixelSpec)}
         return {
             **of_pixels,
             "norm": self.norm,

@@ -33,10 +33,10 @@ def create(path: Path, plan: Plan, images: ImageList) -> bool:
 
 
 def resume(dump: Dump, plan: Plan, images: ImageList, retry_failed: bool = False) -> dict[int, int]:
-    """Make ready to go on with a dump: row -> size in bytes now, of the images that are not as they were listed.
+    """Make a dump ready to be resumed. Returns row -> size in bytes now, of images that are not as they were listed.
 
-    `plan`: what is asked for now. Raises ConflictError where it, or an image, is not what the dump was begun with; but
-    for images that failed, where they are to be tried again.
+    `plan` is what is asked for now. Raises ConflictError where it differs from the plan of the dump, or where an image
+    has changed. Images that failed may have changed where `retry_failed` is true.
     """
     dump.refuse_other_plan(plan, images)
     if plan.images_digest == dump.plan.images_digest and not dump.has_its_list():
@@ -56,9 +56,8 @@ class DumpWriter:
     dump: Dump
     environment: Mapping[str, str]  # of this process
     again: frozenset[int] = frozenset()  # committed shards that are to be made again
-    resized: Mapping[int, int] = field(
-        default_factory=dict
-    )  # row -> size in bytes, of images that are not as they were listed
+    # row -> size in bytes, of images that are not as they were listed
+    resized: Mapping[int, int] = field(default_factory=dict)
 
     def is_done(self, number: int) -> bool:
         """Whether a shard is committed, by whomever, and stays as it is."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from featcli.dump.formats.layout import NUMPY_TYPES
-from featcli.dump.plan import StoredStage, shown_shape
-from featcli.errors import UsageError, shown
+from featcli.dump.plan import StoredStage
+from featcli.errors import UsageError, shown, shown_shape
 from featcli.events import Report, silent
 from featcli.reading.reader import DumpReader, Run
 from featcli.run.pooling import pooling

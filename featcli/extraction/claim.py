@@ -55,9 +55,9 @@ def in_part(shards: Iterable[int], part: Part | None) -> tuple[int, ...]:
 
 
 def claim(job: Job, asked: ExtractSpec, existing: Dump | None, lock: FolderLock) -> WorkOrder:
-    """Take the dump for this run, beginning it where it is not there: what there is to do, held as that needs it.
+    """Take the dump for this run, and begin it where there is none. Returns what is to be made, and the lock for it.
 
-    `existing`: the dump that the job was planned by. Raises BegunMeanwhileError where there was none and now is one,
+    `existing` is the dump that the job was planned by. Raises BegunMeanwhileError where there was none and now is one,
     ConflictError where another process is in the way, and MachineError.
     """
     path = asked.dump_path
@@ -65,11 +65,11 @@ def claim(job: Job, asked: ExtractSpec, existing: Dump | None, lock: FolderLock)
     _begin(path, job, existing, is_alone)
     if is_alone and not lock.together():  # others may help, and need not wait while the records are read
         raise in_use(path)
-    into, to_make = _looked_at(path, job, asked)
+    into, to_make = _state_now(path, job, asked)
     if to_make.again or into.dump.found.damaged & {*to_make.missing}:
         if not lock.alone():
             raise in_use(path)  # what is committed is made again by one process alone
-        into, to_make = _looked_at(path, job, asked)  # as it is now
+        into, to_make = _state_now(path, job, asked)  # as it is now
     shards = to_make.all
     if shards and not is_alone:  # another begins at the first: begin elsewhere
         start = random.randrange(len(shards))
@@ -89,7 +89,7 @@ def _begin(path: Path, job: Job, existing: Dump | None, is_alone: bool) -> None:
         raise BegunMeanwhileError(job.listing)
 
 
-def _looked_at(path: Path, job: Job, asked: ExtractSpec) -> tuple[DumpWriter, ShardsToMake]:
+def _state_now(path: Path, job: Job, asked: ExtractSpec) -> tuple[DumpWriter, ShardsToMake]:
     """The dump as it is now, if it is the job's, and what there is to make. Raises ConflictError if it is not."""
     dump = Dump.existing(path)
     if dump is None:

@@ -61,7 +61,7 @@ def extract(asked: ExtractCall) -> Outcome:
     The keywords are the options of the command line. `report` is called with every event of the run. Raises
     FeatcliError.
     """
-    return run(narrowed(asked, ExtractSpec), asked.report)
+    return run(narrowed(asked, ExtractSpec), asked.report or silent)
 
 
 def run(asked: ExtractSpec, report: Report = silent, listing: Listing | None = None) -> Outcome:

@@ -24,7 +24,7 @@ class _Folder(NamedTuple):
 
 @dataclass(frozen=True)
 class Walk:
-    """Through a folder and those below."""
+    """A walk through a folder and those below it."""
 
     follow_links: bool
     ignored: Counter[str]

@@ -46,7 +46,7 @@ def find(asked: InputSpec) -> Listing:
     names that begin with a dot are passed over. Raises UsageError: nothing found, an input that is not there, a
     folder that cannot be read, names outside `root`, two files with one key.
     """
-    inputs, files_from = asked.input_names, asked.files_from
+    inputs, files_from = asked.input_names, asked.list_name
     origins: list[Origin] = []
     listing = Listing(ImageList([], []))
     found: list[ListedImage] = []

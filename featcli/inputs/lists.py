@@ -15,7 +15,7 @@ from featcli.spec.groups import InputSpec
 
 def read_list(asked: InputSpec, files_from: str) -> dict[str, list[tuple[str, int]]]:
     """(key, size) of the names in a list, by the folder that they are below: a path or, of URLs, what leads them."""
-    root = asked.root or ""
+    root = asked.root_name or ""
     if root and not is_url(root) and not os.path.isdir(root):
         raise UsageError(f"--root {shown(root)}: no such folder", "names in the list are relative to it")
     found: dict[str, list[tuple[str, int]]] = {}
@@ -44,16 +44,16 @@ def _listed_url(root: str, name: str) -> tuple[str, str, int]:
 
 
 def _listed_path(asked: InputSpec, name: str) -> tuple[str, str, int]:
-    base = os.path.abspath(asked.root or os.curdir)
+    base = os.path.abspath(asked.root_name or os.curdir)
     key = os.path.relpath(_without_dots(os.path.join(base, name)), base)
     if key == os.pardir or key.startswith(os.pardir + os.sep) or os.path.isabs(key):
         if not asked.allow_outside:
             raise UsageError(
-                f"listed image {shown(name)}: outside {shown(asked.root or os.curdir)}",
+                f"listed image {shown(name)}: outside {shown(asked.root_name or os.curdir)}",
                 "give a folder that holds all listed images with --root (keys are relative to it), or --allow-outside",
             )
         key = _without_dots(os.path.join(base, name))
-    return asked.root or "", key.replace(os.sep, "/"), file_size(os.path.join(base, key))
+    return asked.root_name or "", key.replace(os.sep, "/"), file_size(os.path.join(base, key))
 
 
 def _names(asked: InputSpec, files_from: str) -> Iterator[str]:

@@ -54,7 +54,10 @@ class ResizeMode:
     def fitted(
         self, resample: Image.Resampling, fill: tuple[int, ...] = (0, 0, 0)
     ) -> Callable[[Image.Image], Image.Image]:
-        """RGB picture -> RGB picture of the wanted size. `fill` is the colour beside padded pictures."""
+        """RGB picture -> RGB picture of the wanted size. `fill` is the colour beside padded pictures.
+
+        Raises ValueError for a mode that is none.
+        """
         if self.is_native:
             return lambda picture: _resized(picture, self.native_size((picture.height, picture.width)), resample)
         assert self.size is not None
@@ -63,7 +66,8 @@ class ResizeMode:
             return lambda picture: _resized(picture, size, resample)
         if self.name == "pad":
             return lambda picture: _padded(picture, size, resample, fill)
-        assert self.name == "crop", self.name
+        if self.name != "crop":  # of a plan that a later featcli made
+            raise ValueError(f"no such way to size pictures: {self.name}")
         from PIL import ImageOps
 
         return lambda picture: ImageOps.fit(picture, (size[1], size[0]), resample)

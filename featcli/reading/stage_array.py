@@ -1,27 +1,25 @@
-"""The maps of one stage over all images, read when asked for: by row, key, slice, list or mask; for numpy and torch."""
+"""The maps of one stage over all images, and which rows an index means: a number, key, slice, list or mask.
+
+Maps are read when they are asked for, as numpy arrays or torch tensors.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcli.dump.folder import Dump
 from featcli.dump.formats.layout import NUMPY_TYPES, values_of
-from featcli.dump.plan import Plan, StoredStage, shown_shape
-from featcli.errors import IncompleteError, UsageError, shown
+from featcli.dump.plan import Plan, StoredStage
+from featcli.errors import IncompleteError, UsageError, nearest, shown, shown_shape
 from featcli.reading.open_shards import OpenShards
 
 if TYPE_CHECKING:
     import torch
-
-
-from collections.abc import Mapping
-from functools import cached_property
-
-from featcli.dump.folder import Dump
-from featcli.errors import nearest
 
 Index = int | str | slice | Sequence[int | str] | np.ndarray
 

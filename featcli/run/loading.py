@@ -30,7 +30,6 @@ from featcli.run.tuning import AS_BEGUN, Tuning, named, tune
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.groups import PixelSpec
 from featcli.spec.option import narrowed
-from featcli.spec.parsers import parse_features, parse_indices
 from featcli.spec.words import AUTO, NATIVE
 from featcli.system.device import device_names, memory_errors, resolve_device, settled_arithmetic
 from featcli.system.machine import available_cores
@@ -86,7 +85,7 @@ class LoadedBackbone:
 def select(asked: ExtractSpec, device: Choice[torch.device]) -> Selection:
     """Which stages the options mean. Reads no weights. Raises UsageError and CheckpointError."""
     source = resolve(asked)
-    positions = source.select(parse_features(asked.out_features), parse_indices(asked.out_indices))
+    positions = source.select(asked.features, asked.indices)
     if asked.fit == NATIVE:
         source.refuse_other_sizes(positions)
     if pooling(asked.pool).of_class_token and source.build(positions, "meta").class_tokens is None:

@@ -1,4 +1,4 @@
-"""Rows -> committed shards. The writer thread alone uses it; `__exit__` runs in the main thread once that has ended."""
+"""Rows -> committed shards. The writer thread alone uses it; whoever started that thread cleans up after it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from featcli.run.stats import RunStats
 
 
 @dataclass
-class _AtWork:
+class _OpenShard:
     """The shard whose rows are coming in."""
 
     file: ShardWriter
@@ -40,7 +40,7 @@ class Sink:
         self._into = into
         self._report = report
         self._count = count
-        self._at_work: _AtWork | None = None
+        self._at_work: _OpenShard | None = None
 
     def write(self, shard: Shard, rows: BatchRows, failures: Sequence[Failure], with_more_frames: int) -> None:
         """Write the next rows of a shard."""
@@ -49,7 +49,7 @@ class Sink:
         self.waited_seconds += rows.waited_seconds
         if self._at_work is None:
             keys = [shard.pictures.images[row].key for row in shard.rows]
-            self._at_work = _AtWork(self._into.start_shard(shard.number, keys, self._shapes(shard)))
+            self._at_work = _OpenShard(self._into.start_shard(shard.number, keys, self._shapes(shard)))
         self._at_work.file.write(maps)
         rows.release()
         self._at_work.failures += failures

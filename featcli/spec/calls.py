@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from featcli.events import Report, silent
+from featcli.events import Report
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.groups import COMPUTATION, CheckpointSpec, StageSpec
 from featcli.spec.option import Option
@@ -15,7 +15,7 @@ from featcli.spec.words import DEFAULT_LAYOUT, DEFAULT_PRECISION, LAYOUTS, PRECI
 class ExtractCall(ExtractSpec):
     """`featcli.extract` in Python: the options, and who is told of every event of the run."""
 
-    report: Report = field(default=silent, compare=False)
+    report: Report | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -25,7 +25,6 @@ from featcli.spec.groups import (
     Json,
     ModelNorm,
     NumChannels,
-    Path,
     PixelSpec,
     Quiet,
     RandomInit,
@@ -36,7 +35,7 @@ from featcli.spec.groups import (
     StoredDtype,
 )
 from featcli.spec.option import Option, Spec
-from featcli.spec.parsers import at_least, parse_pool
+from featcli.spec.parsers import Path, at_least, parse_inputs, parse_pool
 from featcli.spec.words import (
     AUTO,
     DTYPES,
@@ -117,7 +116,7 @@ class VerifyCommand(InputSpec):
     dump: DumpFolder
     inputs: Annotated[
         Path | Sequence[Path],
-        Option("For --recompute: what extract was given.", metavar="[INPUT]...", is_argument=True),
+        Option("For --recompute: what extract was given.", metavar="[INPUT]...", is_argument=True, keep=parse_inputs),
     ] = ()
     repair: Annotated[
         bool, Option("Put damaged shards aside, so that the next extract makes them again.", group=DUMP)

@@ -5,11 +5,12 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from featcli.errors import UsageError, shown
 from featcli.spec.option import Option, Spec
 from featcli.spec.parsers import (
+    Path,
     Size,
     at_least,
     between,
@@ -18,9 +19,11 @@ from featcli.spec.parsers import (
     parse_depth_range,
     parse_features,
     parse_indices,
+    parse_inputs,
     parse_part,
     parse_pool,
     parse_size,
+    path_text,
 )
 from featcli.spec.words import (
     AUTO,
@@ -54,8 +57,6 @@ from featcli.spec.words import (
 IMAGES, CHECKPOINT, STAGES, PIXELS = "Images", "Checkpoint", "Stages", "Pixels"
 COMPUTATION, DUMP, WORKERS, REPORT = "Computation", "Dump", "Workers", "Report"
 GROUPS = (IMAGES, CHECKPOINT, STAGES, PIXELS, COMPUTATION, DUMP, WORKERS, REPORT)
-
-Path = str | os.PathLike[str]
 
 
 # Options that several specs have, in one group or another.
@@ -110,7 +111,7 @@ StageNames = Annotated[
     Option(
         "Stages by name, such as stage2,stage4 or stage2:stage4. Default: all.",
         group=STAGES,
-        check=lambda _, value: parse_features(value),
+        keep=parse_features,
     ),
 ]
 
@@ -121,15 +122,25 @@ class InputSpec(Spec):
 
     inputs: Annotated[
         Path | Sequence[Path],
-        Option("Folders (recursive), tar files, images; or URLs of such.", metavar="INPUT", is_argument=True),
+        Option(
+            "Folders (recursive), tar files, images; or URLs of such.",
+            metavar="INPUT",
+            is_argument=True,
+            keep=parse_inputs,
+        ),
     ] = field(default=(), kw_only=False)
     files_from: Annotated[
-        str | None, Option("A list of paths or URLs of images, one a line; - is stdin.", group=IMAGES)
+        Path | None,
+        Option("A list of paths or URLs of images, one a line; - is stdin.", group=IMAGES, keep=path_text),
     ] = None
     null: Annotated[bool, Option("Names in the list end in a zero byte.", flags=("-0", "--null"), group=IMAGES)] = False
     root: Annotated[
-        str | None,
-        Option("Folder or URL that listed names, and their keys, are relative to. Default: here.", group=IMAGES),
+        Path | None,
+        Option(
+            "Folder or URL that listed names, and their keys, are relative to. Default: here.",
+            group=IMAGES,
+            keep=path_text,
+        ),
     ] = None
     allow_outside: Annotated[
         bool, Option("Listed names may lead out of that folder; their keys are whole paths.", group=IMAGES)
@@ -139,8 +150,17 @@ class InputSpec(Spec):
     @property
     def input_names(self) -> tuple[str, ...]:
         """The inputs as text."""
-        inputs = (self.inputs,) if isinstance(self.inputs, str | os.PathLike) else self.inputs
-        return tuple(os.fspath(name) for name in inputs)
+        return parse_inputs(self.inputs)
+
+    @property
+    def list_name(self) -> str | None:
+        """The list of names as text."""
+        return None if self.files_from is None else os.fspath(self.files_from)
+
+    @property
+    def root_name(self) -> str | None:
+        """What listed names are relative to, as text."""
+        return None if self.root is None else os.fspath(self.root)
 
     def refuse_conflicts(self) -> None:
         """See Spec: there is an input, and what is said of a list goes with one."""
@@ -238,7 +258,7 @@ class StageSpec(Spec):
         Option(
             "Stages by index, such as 1,2,-1, or all. Default: the last stage.",
             group=STAGES,
-            check=lambda _, value: parse_indices(value),
+            keep=parse_indices,
         ),
     ] = None
     out_features: Annotated[
@@ -246,9 +266,19 @@ class StageSpec(Spec):
         Option(
             "Stages by name, such as stem,stage2 or stage2:stage4 (both ends) or all.",
             group=STAGES,
-            check=lambda _, value: parse_features(value),
+            keep=parse_features,
         ),
     ] = None
+
+    @property
+    def indices(self) -> tuple[int, ...] | Literal["all"] | None:
+        """The indices, or `all`."""
+        return parse_indices(self.out_indices)
+
+    @property
+    def features(self) -> tuple[str, ...] | None:
+        """The names and ranges of names."""
+        return parse_features(self.out_features)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -341,8 +371,8 @@ class DumpSpec(Spec):
     """What is stored, and where."""
 
     output: Annotated[
-        str | os.PathLike[str],
-        Option("The dump: a folder to make or to go on with.", flags=("-o", "--output"), group=DUMP),
+        Path,
+        Option("The dump: a folder to make or to go on with.", flags=("-o", "--output"), group=DUMP, keep=path_text),
     ]
     pool: Annotated[
         str,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from featcli.errors import one_of
+from featcli.errors import UsageError, one_of, shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# Both are given what messages call the option, and its text or value. Both raise UsageError.
+# Each takes the option as messages call it, then its text or its value, and raises UsageError.
 Parser = Callable[[str, str], Any]
 Check = Callable[[str, Any], object]
 
@@ -29,6 +31,7 @@ class Option:
     is_argument: bool = False  # given by its place, without a flag
     parse: Parser | None = None  # text from the shell -> value, where the text itself is not the value
     check: Check | None = None  # for what the type does not say
+    keep: Callable[[Any], Any] | None = None  # value -> what the field holds of it, such as a generator as a tuple
     least: float | None = None  # numbers that the shell's own check allows
     most: float | None = None
 
@@ -66,7 +69,7 @@ class OptionField:
     @property
     def kinds(self) -> set[Any]:
         """The types of which it takes values; of `int | Literal["auto"]` these are int and Literal."""
-        parts = get_args(self.type) if get_origin(self.type) not in (None, Literal, list) else (self.type,)
+        parts = get_args(self.type) if get_origin(self.type) in (Union, UnionType) else (self.type,)
         return {get_origin(part) or part for part in parts if not isinstance(part, str)}
 
     @property
@@ -75,15 +78,21 @@ class OptionField:
         parts = (self.type,) if get_origin(self.type) is Literal else get_args(self.type)
         return tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
 
-    def refuse_wrong(self, value: Any) -> None:
-        """Raise UsageError for a value that can be seen to be wrong by itself."""
-        if value is None or value == self.default:
-            return
-        # A number or a word (`--batch-size 32` or `auto`) has a check that speaks of both.
-        if self.words and isinstance(value, str) and str not in self.kinds and int not in self.kinds:
-            one_of(self.called, value, self.words)
+    def kept(self, value: Any) -> Any:
+        """What the field holds of a value. Raises UsageError for one that can be seen to be wrong by itself."""
+        kinds = self.kinds - {type(None)}
+        if value is self.default or (value is None and kinds != self.kinds):
+            return value
+        if kinds == {Literal}:
+            one_of(self.called, value if isinstance(value, str) else repr(value), self.words)
+        if kinds == {bool} and type(value).__name__ not in ("bool", "bool_", "int"):
+            raise UsageError(f"{self.called} {shown(repr(value))}: neither on nor off", "give True or False")
+        if kinds <= {str, os.PathLike} and not isinstance(value, tuple(kinds)):
+            raise UsageError(f"{self.called} {shown(repr(value))}: not a text", "give it as in a shell, as one text")
+        kept = value if self.option.keep is None else self.option.keep(value)
         if self.option.check is not None:
-            self.option.check(self.called, value)
+            self.option.check(self.called, kept)
+        return kept
 
 
 class Spec:
@@ -107,7 +116,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         for field in options_of(type(self)):
-            field.refuse_wrong(getattr(self, field.name))
+            object.__setattr__(self, field.name, field.kept(getattr(self, field.name)))
         self.refuse_conflicts()
 
     def refuse_conflicts(self) -> None:

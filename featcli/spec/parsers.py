@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from featcli.errors import UsageError, shown
@@ -12,8 +13,28 @@ from featcli.spec.option import Check
 from featcli.spec.words import ALL, AUTO, POOLS
 
 Size = tuple[int, int]  # (H, W)
+Path = str | os.PathLike[str]
 GRID = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 HOW_PARTS = "give it as i/n, such as 0/4: the first of four parts"
+
+
+def path_text(path: Any) -> Any:
+    """A path as text; whatever is no path as it is."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+def parse_inputs(inputs: Any) -> tuple[str, ...]:
+    """A path or a URL, or any number of them, as a tuple of text."""
+    if isinstance(inputs, str | os.PathLike):
+        return (path_text(inputs),)
+    try:
+        found = tuple(path_text(one) for one in inputs)
+    except TypeError:
+        found = (inputs,)
+    for one in found:
+        if not isinstance(one, str):
+            raise UsageError(f"input {shown(repr(one))}: neither a path nor a URL", "give text, or a pathlib.Path")
+    return found
 
 
 def parse_count(option: str, text: str) -> int | str:
@@ -30,7 +51,7 @@ def count_up_to(most: int, or_auto: bool = True) -> Check:
     """A check: a whole number from 1 to `most`, or `auto`."""
 
     def check(option: str, value: Any) -> None:
-        if or_auto and value == AUTO:
+        if or_auto and isinstance(value, str) and value == AUTO:
             return
         if not isinstance(value, int):
             raise UsageError(f"{option} {shown(str(value))}: not a number", "leave it out for the default")
@@ -101,7 +122,7 @@ def parse_indices(asked: Sequence[int] | int | str | None) -> tuple[int, ...] | 
     if asked is None or isinstance(asked, int):
         return asked if asked is None else (asked,)
     if not isinstance(asked, str):
-        return tuple(asked)
+        return _whole(asked, "--out-indices", Integral)
     if asked.strip() == ALL:
         return ALL
     try:
@@ -116,13 +137,25 @@ def parse_indices(asked: Sequence[int] | int | str | None) -> tuple[int, ...] | 
 def parse_features(asked: Sequence[str] | str | None) -> tuple[str, ...] | None:
     """`"stem,stage2:stage4"` or a sequence as its parts, None as None; ranges are opened when the names are known."""
     if asked is None or not isinstance(asked, str):
-        return None if asked is None else tuple(asked)
+        return None if asked is None else _whole(asked, "--out-features", str)
     parts = tuple(part.strip() for part in asked.split(","))
     if not all(parts):
         raise UsageError(
             f"--out-features {shown(asked)}: an empty name", "write for example --out-features stem,stage2"
         )
     return parts
+
+
+def _whole(asked: Any, option: str, kind: Any) -> tuple[Any, ...]:
+    """All that an iterable gives. Raises UsageError where it is none, or gives something else than that kind."""
+    try:
+        found = tuple(asked)
+    except TypeError:
+        found = (asked,)
+    wrong = next((one for one in found if not isinstance(one, kind) or isinstance(one, bool)), None)
+    if wrong is not None or found == (None,):
+        raise UsageError(f"{option} {shown(repr(wrong))}: no stage has that index or name", "see featcli inspect")
+    return tuple(int(one) for one in found) if kind is Integral else found
 
 
 def parse_pool(name: str) -> Size | None:

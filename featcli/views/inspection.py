@@ -9,10 +9,9 @@ from typing import Any
 from featcli.dump.checksummed_json import read_checksummed
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
 from featcli.dump.formats.layout import ITEM_BYTES
-from featcli.dump.records import most_first, totals_of
-from featcli.errors import CheckpointError, IncompleteError, UsageError, shown
+from featcli.dump.records import totals_of
+from featcli.errors import CheckpointError, IncompleteError, UsageError, most_first, shown
 from featcli.spec.groups import CheckpointSpec, StageSpec
-from featcli.spec.parsers import parse_features, parse_indices
 
 
 def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: str = "float32") -> dict[str, Any]:
@@ -23,7 +22,7 @@ def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: str
     from featcli.backbones.checkpoint import resolve
 
     source = resolve(checkpoint)
-    chosen = source.select(parse_features(stages.out_features), parse_indices(stages.out_indices))
+    chosen = source.select(stages.features, stages.indices)
     try:
         found = source.preprocessing()
         preprocessing = {"summary": found.summary, "origin": found.origin, "settings": dict(found.settings)}

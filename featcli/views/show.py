@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcli.dump.plan import shown_shape
 from featcli.dump.target import refuse_taken, write_files
-from featcli.errors import UsageError, counted, nearest, printable, shown
+from featcli.errors import UsageError, counted, nearest, printable, shown, shown_shape
 from featcli.events import Report, silent
 from featcli.reading.reader import DumpReader
 from featcli.views.dump_pictures import DumpPictures

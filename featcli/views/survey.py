@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcli.dump.plan import shown_shape
 from featcli.dump.target import refuse_taken, write_files
-from featcli.errors import CheckpointError, UsageError, counted, printable, size
+from featcli.errors import CheckpointError, UsageError, counted, printable, shown_shape, size
 from featcli.events import Report, silent
 from featcli.reading.reader import DumpReader
 from featcli.views.show import STUDIED, Drawing
