@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import pickle
+import resource
 import shutil
 import threading
 import tracemalloc
@@ -8,16 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import featcli
 from conftest import draw
 from featcli import open_dump
+from featcli.dump.formats import FORMATS
 from featcli.errors import IncompleteError, UsageError
-from featcli.reading.open_shards import MOST
+from featcli.reading import open_shards as opening
 from featcli.reading.torch_dataset import BatchMemory
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 4}
@@ -367,12 +371,71 @@ def test_forks_and_threads_read_at_once(dump):
         assert [thread.result() for thread in threads] == [None, None]
 
 
-def test_open_files_are_few(tmp_path, folder):
-    """However many shards are read, only so many files are open."""
-    for i in range(MOST + 3):
+@pytest.fixture
+def many(tmp_path, folder):
+    """A dump of twelve shards with a picture each."""
+    for i in range(12):
         draw(tmp_path / "many" / f"{i:03d}.png", i, (16, 16))
     options = {**OPTIONS, "shard_size": 1, "batch_size": 1, "image_size": "32"}
     featcli.extract(tmp_path / "many", output=tmp_path / "d", **options)
+    return tmp_path / "d"
+
+
+def test_open_files_are_few(many, monkeypatch):
+    """However many shards are read, only so many files are open, those that were read last."""
+    monkeypatch.setattr(opening, "most_open", lambda: 5)
+    dump = open_dump(many)
+    assert len(dump["stage1"][:]) == 12
+    assert len(open_shards(dump)) == 5
+    for row in (8, 0, 1, 2, 8, 3, 4):  # 8 is read again, and so not the first to be closed
+        assert np.isfinite(dump["stage1"][row]).all()
+    names = {Path("/proc/self/fd", str(descriptor)).readlink().stem for descriptor in open_shards(dump)}
+    assert names == {"00001", "00002", "00008", "00003", "00004"}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "most"), [(1024, 256), (256, 64), (20, 8), (1 << 20, 256), (resource.RLIM_INFINITY, 256)]
+)
+def test_how_many_files_follows_the_limit(monkeypatch, allowed, most):
+    """A process that may open few files keeps few shards open; its limit stays as it is."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (allowed, resource.RLIM_INFINITY))
+    assert opening.most_open() == most
+
+
+def test_a_shard_is_checked_once(many, monkeypatch):
+    """Where arrays lie is kept when a file is closed: rows in any order parse each shard once."""
+    monkeypatch.setattr(opening, "most_open", lambda: 2)
+    dump, parsed, shards = open_dump(many), [], FORMATS["hdf5"]
+    real = shards.read_layout
+    monkeypatch.setattr(shards, "read_layout", lambda path, *rest: parsed.append(path) or real(path, *rest))
+    expected = dump["stage2"][:]
+    for row in np.random.default_rng(0).integers(0, 12, 200).tolist():
+        assert np.array_equal(dump["stage2"][row], expected[row])
+    assert len(parsed) == len(set(parsed)) == 12
+
+
+def test_valid_opens_no_shard(dump):
+    """Which rows are valid is in the records, and is what the shards say."""
+    dump.close()
+    valid = open_dump(dump.path).valid
+    assert open_shards(dump) == []
+    shards = sorted(path for path in (dump.path / "shards").iterdir() if path.suffix != ".json")
+    said = [h5py.File(path)["valid"][:] if path.suffix == ".h5" else load_file(path)["valid"] for path in shards]
+    assert valid.tolist() == (np.concatenate(said) == 1).tolist()
+
+
+def test_a_shard_that_was_made_again_is_read_anew(tmp_path):
+    """A dump that is open gives the maps of a repaired picture once its shard was made again, whatever their size."""
+    folder, options = tmp_path / "p", {**OPTIONS, "fit": "native", "shard_size": 2, "batch_size": 2}
+    for i in range(2):
+        draw(folder / f"{i}.png", i, (64, 64))
+    (folder / "1.png").write_bytes(b"broken")
+    featcli.extract(folder, output=tmp_path / "d", **options)
     dump = open_dump(tmp_path / "d")
-    assert len(dump["stage1"][:]) == MOST + 3
-    assert len(open_shards(dump)) == MOST
+    before = dump["stage1"][1].shape
+    draw(folder / "1.png", 1, (128, 96))
+    assert featcli.extract(folder, output=tmp_path / "d", retry_failed=True, **options).failed == 0
+    dump.close()
+    assert dump["stage1"][1].shape != before
+    assert np.isfinite(dump["stage1"][1]).all()
+    assert np.array_equal(dump["stage1"][1], open_dump(tmp_path / "d")["stage1"][1])

@@ -1,33 +1,46 @@
-"""The shard files of a dump that is read: opened when needed, checked against the plan, few at a time."""
+"""The shard files of a dump that is read: opened when needed, checked against the plan, so many at a time.
+
+A file is checked once: where its arrays lie is kept, so that a row costs the same with ten shards or ten thousand.
+"""
 
 from __future__ import annotations
 
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from featcli.dump.folder import Dump
-from featcli.dump.formats.layout import Array, Layout, fill_rows, read_rows
+from featcli.dump.formats.layout import Array, fill_rows, read_rows
 from featcli.errors import DamagedError, shown
 from featcli.system.files import open_regular
 
-MOST = 32  # files that are open at once: file descriptors are few
+LEAST, MOST = 8, 256  # files that are open at once, as far as the process may open them
+SHARE = 4  # of the descriptors that it may have one in so many: others need some, and dumps may be several
+
+Version = tuple[int, int, int]  # what tells a file from another of its name: inode, bytes, time of the last change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the arrays of a shard file lie; of stages whose maps differ in size, shapes and places of the maps too."""
+
+    version: Version  # of the file that this is true of
+    arrays: Mapping[str, Array]
+    shapes: Mapping[str, np.ndarray]  # (rows, 3)
+    starts: Mapping[str, np.ndarray]  # (rows + 1,)
 
 
 @dataclass(eq=False)
 class OpenShard:
-    """A shard file, and of its stages whose maps differ in size the shapes and places of the maps.
-
-    The file is closed when nobody holds the shard any more: who reads it need not care what others open meanwhile.
-    """
+    """A shard file. It is closed when nobody holds it any more, whatever others open or close meanwhile."""
 
     descriptor: int
-    layout: Layout
-    shapes: Mapping[str, np.ndarray]  # (rows, 3)
-    starts: Mapping[str, np.ndarray]  # (rows + 1,)
+    places: Places
 
     def __del__(self) -> None:
         os.close(self.descriptor)
@@ -36,54 +49,56 @@ class OpenShard:
 class OpenShards:
     """Reads rows by shard number, from any number of threads and forked processes at once.
 
-    There is no lock, which a fork could copy while it is held: each step on the dictionary is one of the interpreter's
-    own, two threads that open the same file do it twice, and reading by place moves nothing that others see.
+    There is no lock, which a fork could copy while it is held: each step on the dictionaries is one of the
+    interpreter's own, two threads that open the same file do it twice, and reading by place moves nothing that others
+    see.
     """
 
     def __init__(self, dump: Dump) -> None:
         self._dump = dump
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()  # those used last come last
+        self._places: dict[int, Places] = {}
+        self._most = most_open()
 
     def read(self, shard: int, name: str, first: int, count: int) -> np.ndarray:
         """`count` rows of an array as they are stored, bfloat16 as uint16. Raises DamagedError."""
-        found = self._open.get(shard) or self._opened(shard)
+        found = self._shard(shard)
         try:
-            return read_rows(found.descriptor, found.layout.arrays[name], first, count)
+            return read_rows(found.descriptor, found.places.arrays[name], first, count)
         except EOFError:
             raise self._cut_short(shard) from None
 
     def read_into(self, out: np.ndarray, shard: int, name: str, first: int) -> None:
         """As many rows as `out` (contiguous, of the stored type) has, without another copy. Raises DamagedError."""
-        found = self._open.get(shard) or self._opened(shard)
+        found = self._shard(shard)
         try:
-            fill_rows(out, found.descriptor, found.layout.arrays[name], first)
+            fill_rows(out, found.descriptor, found.places.arrays[name], first)
         except EOFError:
             raise self._cut_short(shard) from None
 
     def place(self, shard: int, name: str) -> tuple[str, Array]:
         """The path of a shard file, and where in it an array is."""
-        found = self._open.get(shard) or self._opened(shard)
-        return str(self._dump.shard_path(shard)), found.layout.arrays[name]
+        return str(self._dump.shard_path(shard)), self._shard(shard).places.arrays[name]
 
     def starts(self, shard: int, stage: str) -> tuple[np.ndarray, np.ndarray]:
         """Of a stage whose maps differ in size: (rows, 3) shapes, and where each map begins among the values."""
-        found = self._open.get(shard) or self._opened(shard)
-        return found.shapes[stage], found.starts[stage]
+        places = self._shard(shard).places
+        return places.shapes[stage], places.starts[stage]
 
     def close(self) -> None:
         """Close the files; they are opened again when needed."""
         self._open.clear()
 
-    def _opened(self, number: int) -> OpenShard:
-        found = self._open[number] = self._read_layout(number)
-        if len(self._open) > MOST:
-            self._open.popitem(last=False)
+    def _shard(self, number: int) -> OpenShard:
+        """The open file of a shard. Raises DamagedError."""
+        found = self._open.get(number)
+        if found is None:
+            return self._opened(number)
+        with suppress(KeyError):  # another thread has let go of it by now; it is open as long as it is held here
+            self._open.move_to_end(number)
         return found
 
-    def _cut_short(self, number: int) -> DamagedError:
-        return DamagedError(f"shard {shown(self._dump.shard_path(number))}: cut short", "see featcli inspect")
-
-    def _read_layout(self, number: int) -> OpenShard:
+    def _opened(self, number: int) -> OpenShard:
         path = self._dump.shard_path(number)
         try:
             descriptor = open_regular(path)
@@ -91,12 +106,38 @@ class OpenShards:
             cause = (isinstance(error, OSError) and error.strerror) or error
             raise DamagedError(f"shard {shown(path)}: {cause}", "see featcli inspect for its state") from error
         try:
-            layout = self._dump.format.read_layout(str(path), None)
-            attributes = layout.attributes.get("fingerprint"), layout.attributes.get("shard")
-            if attributes != (self._dump.plan.fingerprint, str(number)):
-                raise DamagedError(f"shard {shown(path)}: it belongs elsewhere", "see featcli inspect for its state")
-            shapes, starts = self._dump.checked_shapes(number, descriptor, layout)
-            return OpenShard(descriptor=descriptor, layout=layout, shapes=shapes, starts=starts)
+            version, places = _version(descriptor), self._places.get(number)
+            if places is None or places.version != version:  # else it is the very file that was checked
+                places = self._places[number] = self._checked(number, descriptor, version)
         except BaseException:
             os.close(descriptor)
             raise
+        found = self._open[number] = OpenShard(descriptor=descriptor, places=places)
+        if len(self._open) > self._most:
+            with suppress(KeyError):  # several threads at once may find nothing left
+                self._open.popitem(last=False)
+        return found
+
+    def _checked(self, number: int, descriptor: int, version: Version) -> Places:
+        """Where things lie in a shard file. Raises DamagedError unless it is what the plan says."""
+        path = self._dump.shard_path(number)
+        layout = self._dump.format.read_layout(str(path), None)
+        attributes = layout.attributes.get("fingerprint"), layout.attributes.get("shard")
+        if attributes != (self._dump.plan.fingerprint, str(number)):
+            raise DamagedError(f"shard {shown(path)}: it belongs elsewhere", "see featcli inspect for its state")
+        shapes, starts = self._dump.checked_shapes(number, descriptor, layout)
+        return Places(version=version, arrays=layout.arrays, shapes=shapes, starts=starts)
+
+    def _cut_short(self, number: int) -> DamagedError:
+        return DamagedError(f"shard {shown(self._dump.shard_path(number))}: cut short", "see featcli inspect")
+
+
+def most_open() -> int:
+    """How many shard files are open at once: a part of what RLIMIT_NOFILE allows, which stays as it is."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST if allowed == resource.RLIM_INFINITY else max(LEAST, min(MOST, allowed // SHARE))
+
+
+def _version(descriptor: int) -> Version:
+    found = os.fstat(descriptor)
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcli.dump.folder import Dump
-from featcli.dump.formats.layout import VALID
 from featcli.dump.plan import Plan, StoredStage
 from featcli.errors import CheckpointError, IncompleteError, UsageError, nearest, one_line, shown
 from featcli.reading.open_shards import OpenShards
@@ -150,7 +149,9 @@ class DumpReader:
         valid = np.zeros(len(self.keys), bool)  # of the list that is there, whatever the plan claims
         for number in self.records:
             rows = self.plan.shard(number)
-            valid[rows.start : rows.stop] = self._shards.read(number, VALID, 0, len(rows)) == 1
+            valid[rows.start : rows.stop] = True
+        # `verify` holds the shards' own arrays `valid` to this.
+        valid[[failure["row"] for failure in self.failures]] = False
         return valid
 
     def __len__(self) -> int:
