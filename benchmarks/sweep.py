@@ -85,15 +85,15 @@ def transformers_type(name: str) -> dict:
     return facts_of(resolve(CheckpointSpec(checkpoint=config))) | {"differences": compare_rows(name)}
 
 
-def facts_of(source) -> dict:
+def facts_of(model) -> dict:
     """Shapes and costs, from the meta device."""
-    stages = source.stages
+    stages = model.stages
     return {
-        "parameters": source.num_parameters,
-        "input": [source.channels, *source.input_size],
+        "parameters": model.num_parameters,
+        "input": [model.channels, *model.input_size],
         "strides": [max(stage.stride) for stage in stages],
         "names": [stage.name for stage in stages],
-        "middle_share": source.share([(len(stages) - 1) // 2]),
+        "middle_share": model.share([(len(stages) - 1) // 2]),
     }
 
 

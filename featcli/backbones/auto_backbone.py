@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from featcli.backbones.backbone import Network
-from featcli.backbones.composites import names_of_backbone
+from featcli.backbones.composites import names_of_backbone, norm_freezer
 from featcli.backbones.internals import backbone_classes, silent_transformers
 from featcli.backbones.transformers_model import TransformersModelSpec, copied
 from featcli.errors import CheckpointError, one_line, shown
@@ -48,6 +48,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
 
     def __init__(self, asked: CheckpointSpec, config: Any, outer: Any = None) -> None:
         super().__init__(asked, config, outer)
+        self._freeze_norms = norm_freezer(outer)
         self._class = backbone_classes()[type(self.config)]
         self.norm = asked.norm or "model"
         self.norm_reason = "as asked" if asked.norm else "default: AutoBackbone's own"
@@ -92,7 +93,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
             _drop_stages_after(module, deepest, names, self.model_type)
         if self.norm == "raw":
             _drop_norms(module)
-        self.freeze_norms(module)
+        self._freeze_norms(module)
 
         def maps(pixels: torch.Tensor) -> list[torch.Tensor]:
             height, width = pixels.shape[2:]

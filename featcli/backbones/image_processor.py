@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,7 @@ class ImageProcessor:
         if getattr(own, "do_center_crop", False):
             steps.append(f"crop {own.crop_size.height}x{own.crop_size.width}")
         if own.do_normalize:
-            mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
-            steps.append(f"mean {mean}, std {std}")
+            steps.append(normalisation(self.mean, self.std))
         return steps
 
     def without_resizing(self) -> ImageProcessor:
@@ -183,6 +182,12 @@ def probe_pictures() -> list[Image.Image]:
     """Draw a landscape and a portrait picture of noise: what a processor does is tried on them."""
     noise = np.random.default_rng(0).integers(0, 256, (200, 320, 3), dtype=np.uint8)
     return [Image.fromarray(noise), Image.fromarray(noise.transpose(1, 0, 2).copy())]
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
+    """Say in words what is subtracted from each channel, and what it is divided by."""
+    rows = (" ".join(f"{value:.4g}" for value in values) for values in (mean, std))
+    return "mean {}, std {}".format(*rows)
 
 
 def plain_json(value: Any) -> Any:

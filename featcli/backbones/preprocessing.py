@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from featcli.backbones.image_processor import Fit, ImageProcessor, probe_pictures, read_processor
+from featcli.backbones.image_processor import (
+    Fit,
+    ImageProcessor,
+    normalisation,
+    probe_pictures,
+    read_processor,
+)
 from featcli.backbones.internals import timm_resampling, timm_transform, values_for_channels
 from featcli.errors import UsageError
 from featcli.pixels.resize import ResizeMode, fill_of, within_reason
@@ -96,7 +102,7 @@ def timm_preprocessing(
         std=std,
         origin=f"timm, tag {tag}" if tag else "timm",
         settings={**settings, **(resize_mode.settings if resize_mode else {})},
-        summary=f"{', '.join(steps)}, mean {_row(mean)}, std {_row(std)}" + (", grey" if is_grey else ""),
+        summary=f"{', '.join([*steps, normalisation(mean, std)])}" + (", grey" if is_grey else ""),
         channels=channels,
         resize_mode=resize_mode,
     )
@@ -108,10 +114,6 @@ def _fit_resized(resize: Callable[[Image.Image], Image.Image], is_grey: bool) ->
         return fitted[None] if is_grey else fitted.transpose(2, 0, 1)
 
     return fit
-
-
-def _row(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.4g}" for value in values)
 
 
 def processor_preprocessing(

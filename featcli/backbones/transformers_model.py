@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from featcli.backbones.backbone import Network, Weights
-from featcli.backbones.composites import described_place, norm_freezer
+from featcli.backbones.composites import described_place
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
 from featcli.backbones.image_processor import ImageProcessor, default_processor, plain_json, read_processor
 from featcli.backbones.internals import (
@@ -59,7 +59,6 @@ class TransformersModelSpec(ModelSpec):
         if outer is not None:
             self.name += f" (the {self.model_type} in a {outer.model_type})"
             self.inside = described_place(outer)
-        self.freeze_norms = norm_freezer(outer)  # of a backbone, in place
 
     @abstractmethod
     def _blank(self, positions: Sequence[int]) -> Any:

@@ -27,7 +27,7 @@ from featcli.spec.commands import (
     VerifyCommand,
 )
 from featcli.spec.groups import CheckpointSpec
-from featcli.spec.option import narrowed
+from featcli.spec.option import narrowed, shared_options
 from featcli.spec.parsers import parse_features
 
 if TYPE_CHECKING:
@@ -129,13 +129,7 @@ def inspect(asked: InspectCommand) -> None:
 
     facts = inspect_dump(Path(asked.target))
     if facts is None:
-        checkpoint = CheckpointSpec(
-            checkpoint=asked.target,
-            arch=asked.arch,
-            image_size=asked.image_size,
-            num_channels=asked.num_channels,
-            norm=asked.norm,
-        )
+        checkpoint = CheckpointSpec(checkpoint=asked.target, **shared_options(asked, CheckpointSpec))
         facts = inspect_checkpoint(checkpoint, asked, dtype=asked.dtype)
     if asked.as_json:
         _print_json(facts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import typer
@@ -31,7 +31,7 @@ def command_of(app: typer.Typer, spec: type[S], **more: Any) -> Callable[[Callab
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__signature__ = inspect.Signature([_parameter(option) for option in options])  # type: ignore[attr-defined]
         command.__annotations__ = {}
-        app.command(cls=_grouped(options), **more)(command)
+        app.command(cls=type("Command", (GroupedCommand,), {"headings": headings_of(spec)}), **more)(command)
         return function
 
     return decorate
@@ -39,17 +39,18 @@ def command_of(app: typer.Typer, spec: type[S], **more: Any) -> Callable[[Callab
 
 def in_order_of_help(spec: type[Spec]) -> list[OptionField]:
     """The options of a spec as its help has them: arguments, then the others, by group where they are many."""
-    options = options_of(spec)
+    options, headings = options_of(spec), headings_of(spec)
     arguments = sorted((one for one in options if one.option.is_argument), key=lambda one: not one.is_required)
     others = [one for one in options if not one.option.is_argument]
-    if len(others) > FEW:
-        others.sort(key=lambda one: GROUPS.index(one.option.group))
+    if headings:
+        others.sort(key=lambda one: GROUPS.index(headings[one.name]))
     return arguments + others
 
 
-def _grouped(options: Sequence[OptionField]) -> type[GroupedCommand]:
-    headings = {one.name: one.option.group for one in options if not one.option.is_argument}
-    return type("Command", (GroupedCommand,), {"headings": headings if len(headings) > FEW else {}})
+def headings_of(spec: type[Spec]) -> dict[str, str]:
+    """The name of each option -> its heading in the help; none where the options are few."""
+    headings = {one.name: one.option.group for one in options_of(spec) if not one.option.is_argument}
+    return headings if len(headings) > FEW else {}
 
 
 def _parameter(option: OptionField) -> inspect.Parameter:

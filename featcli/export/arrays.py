@@ -16,12 +16,13 @@ from featcli.dump.formats import FORMATS
 from featcli.dump.formats.layout import SHAPES, VALID
 from featcli.dump.plan import arrays_of
 from featcli.export.content import Content
+from featcli.spec import words
 
 
 class ArrayFile:
     """A format of shards, as one of exports."""
 
-    DTYPES: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    DTYPES: tuple[str, ...] = words.DTYPES
 
     def __init__(self, name: str) -> None:
         self._format = FORMATS[name]

@@ -58,16 +58,16 @@ def prepare(
     listing, selection = _resolve(asked, report, listing)
     begun = None if existing is None else existing.plan.settings
     loading = load_selected(asked, selection, len(listing.images), begun, report)
-    backbone, source = loading.backbone, selection.source
+    backbone, model = loading.backbone, selection.model
     if asked.fold and not backbone.execution.folded:
         report("warning", text="no norms were folded: there are none that can be without moving the maps")
     report("choice", name="weights", value=backbone.weights.summary())
     report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
-    share = f"{source.share(selection.positions):.0%} of the model"
+    share = f"{model.share(selection.positions):.0%} of the model"
     report("choice", name="computes", value=share, reason="up to the deepest stage")
     rules, decode_threads = loading.decoder.rules, loading.decoder.threads
     report("choice", name="pictures", value=summary_of(rules), reason="default" if rules == PixelSpec() else "as asked")
-    sizes = _sizes(source, listing.images, rules, decode_threads, report)
+    sizes = _sizes(model, listing.images, rules, decode_threads, report)
     provenance = {
         "checkpoint": backbone.name,
         "weights": backbone.weights.summary(),
@@ -97,10 +97,10 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     """
     listing, selection = _resolve(asked, report)
     stages = selection.stages
-    sizes = _sizes(selection.source, listing.images, narrowed(asked, PixelSpec), decode_threads_of(asked), report)
+    sizes = _sizes(selection.model, listing.images, narrowed(asked, PixelSpec), decode_threads_of(asked), report)
     existing = None if asked.overwrite else Dump.existing(asked.dump_path)
     begun = existing.plan.settings if existing is not None else None
-    for name, choice in expected(asked, selection.source, selection.positions, len(listing.images), begun).items():
+    for name, choice in expected(asked, selection.model, selection.positions, len(listing.images), begun).items():
         report("choice", name=name, value=choice.value, reason=choice.reason)
     if asked.batch_size == AUTO and existing is None:
         report("warning", text=f"batches of {DEFAULT_BATCH_SIZE} are assumed: only a run measures")
@@ -144,13 +144,13 @@ def _resolve(asked: ExtractSpec, report: Report, listing: Listing | None = None)
     devices = [resolve_device(name, rank) for name in device_names(asked.device)]
     listing = listing or find(asked)
     selection = select(asked, devices[0])
-    source, positions = selection.source, selection.positions
-    report("choice", name="checkpoint", value=f"{source.name} ({source.library})")
-    names = ", ".join(f"{s.name} {'x'.join(map(str, s.shape))}" for s in (source.stages[i] for i in positions))
+    model, positions = selection.model, selection.positions
+    report("choice", name="checkpoint", value=f"{model.name} ({model.library})")
+    names = ", ".join(f"{s.name} {'x'.join(map(str, s.shape))}" for s in (model.stages[i] for i in positions))
     default = asked.out_features is None and asked.out_indices is None
-    reason = _stages_reason(source, positions) if default else "as asked"
+    reason = _stages_reason(model, positions) if default else "as asked"
     report("choice", name="stages", value=names, reason=reason)
-    report("choice", name="norm", value=source.norm, reason=source.norm_reason)
+    report("choice", name="norm", value=model.norm, reason=model.norm_reason)
     names = ", ".join(str(device.value) for device in devices)
     reason = devices[0].reason + (": a process for each" if len(devices) > 1 else "")
     report("choice", name="device", value=names, reason=reason)
@@ -163,10 +163,10 @@ def _resolve(asked: ExtractSpec, report: Report, listing: Listing | None = None)
     return listing, selection
 
 
-def _stages_reason(source: ModelSpec, positions: Sequence[int]) -> str:
-    if tuple(positions) == (len(source.stage_names) - 1,):
+def _stages_reason(model: ModelSpec, positions: Sequence[int]) -> str:
+    if tuple(positions) == (len(model.stage_names) - 1,):
         return "default: the last"
-    return "those the model uses" if source.inside else "those its configuration names"
+    return "those the model uses" if model.inside else "those its configuration names"
 
 
 def _batch_size(asked: ExtractSpec, existing: Dump | None) -> int:
@@ -176,11 +176,11 @@ def _batch_size(asked: ExtractSpec, existing: Dump | None) -> int:
     return DEFAULT_BATCH_SIZE if existing is None else existing.plan.settings.batch_size
 
 
-def _sizes(source: ModelSpec, images: ImageList, rules: PixelSpec, threads: int, report: Report) -> Sizes:
-    if source.resize_mode is None or not source.resize_mode.is_native:
-        return Sizes(source.input_size)
+def _sizes(model: ModelSpec, images: ImageList, rules: PixelSpec, threads: int, report: Report) -> Sizes:
+    if model.resize_mode is None or not model.resize_mode.is_native:
+        return Sizes(model.input_size)
     with memory_errors("the headers of the images do", torch.device("cpu")):
-        sizes = native_sizes(images, rules, source.resize_mode, source.input_size, threads)
+        sizes = native_sizes(images, rules, model.resize_mode, model.input_size, threads)
     report("choice", name="sizes", value=sizes.summary, reason="each picture's own, from its header")
     return sizes
 

@@ -61,7 +61,7 @@ def load(asked: ExtractSpec, plan: Plan) -> Setup:
 class Selection:
     """Which stages of which checkpoint, and where they are to be computed."""
 
-    source: ModelSpec
+    model: ModelSpec
     positions: tuple[int, ...]
     stages: tuple[StoredStage, ...]
     device: Choice[torch.device]
@@ -84,29 +84,29 @@ class LoadedBackbone:
 
 def select(asked: ExtractSpec, device: Choice[torch.device]) -> Selection:
     """Which stages the options mean. Reads no weights. Raises UsageError and CheckpointError."""
-    source = resolve(asked)
-    positions = source.select(asked.features, asked.indices)
+    model = resolve(asked)
+    positions = model.select(asked.features, asked.indices)
     if asked.fit == NATIVE:
-        source.refuse_other_sizes(positions)
-    if pooling(asked.pool).of_class_token and source.build(positions, "meta").class_tokens is None:
-        raise UsageError(f"--pool cls: {source.name} gives no class token", "use --pool avg for one vector per image")
-    return Selection(source, positions, _stored_stages(asked, source, positions), device)
+        model.refuse_other_sizes(positions)
+    if pooling(asked.pool).of_class_token and model.build(positions, "meta").class_tokens is None:
+        raise UsageError(f"--pool cls: {model.name} gives no class token", "use --pool avg for one vector per image")
+    return Selection(model, positions, _stored_stages(asked, model, positions), device)
 
 
 def load_selected(
     asked: ExtractSpec, selection: Selection, num_images: int, begun: Settings | None, report: Report
 ) -> LoadedBackbone:
     """Load the backbone. `begun`: the settings of the dump that is gone on with."""
-    source, device, threads = selection.source, selection.device.value, _threads(asked, begun)
+    model, device, threads = selection.model, selection.device.value, _threads(asked, begun)
     with memory_errors("the backbone does", device), settled_arithmetic(threads.value, device):
-        trials = Trials(source, selection.positions, selection.stages, device, partial(_report_trials, report))
+        trials = Trials(model, selection.positions, selection.stages, device, partial(_report_trials, report))
         tuning = tune(asked, trials, num_images, begun)
-        backbone = assemble_backbone(source, selection.positions, device, tuning.execution)
+        backbone = assemble_backbone(model, selection.positions, device, tuning.execution)
     _report_tuning(device, backbone.execution, tuning, report)
     rules = narrowed(asked, PixelSpec)
     decoder = Decoder(rules, backbone.preprocessing, decode_threads_of(asked), pinned=device.type == "cuda")
     settings = _settings(asked, backbone, rules, threads.value, tuning.batch_size.value)
-    return LoadedBackbone(backbone, decoder, threads, settings, _environment(device, source.library))
+    return LoadedBackbone(backbone, decoder, threads, settings, _environment(device, model.library))
 
 
 def _report_trials(report: Report) -> None:
@@ -149,9 +149,9 @@ def decode_threads_of(asked: ExtractSpec) -> int:
     return max(1, available_cores() // num_workers(asked))
 
 
-def _stored_stages(asked: ExtractSpec, source: ModelSpec, positions: Sequence[int]) -> tuple[StoredStage, ...]:
+def _stored_stages(asked: ExtractSpec, model: ModelSpec, positions: Sequence[int]) -> tuple[StoredStage, ...]:
     pooled = pooling(asked.pool)
-    stages = [source.stages[i] for i in positions]
+    stages = [model.stages[i] for i in positions]
     for stage in stages if asked.fit != NATIVE else ():
         if pooled.is_finer_than(stage.shape):
             raise UsageError(

@@ -25,7 +25,7 @@ ROUNDS = 3  # of which the fastest counts: whatever else a machine does only eve
 class Trials:
     """How fast throwaway networks of a kind are: speed does not ask what the weights are."""
 
-    source: ModelSpec
+    model: ModelSpec
     positions: Sequence[int]
     stages: Sequence[StoredStage]
     device: torch.device
@@ -74,7 +74,7 @@ class Trials:
         if not self.rates:
             self.began()
         network = self._network(execution)
-        pixels = torch.rand(images, self.source.channels, *self.source.input_size, device=self.device)
+        pixels = torch.rand(images, self.model.channels, *self.model.input_size, device=self.device)
         dtypes = [getattr(torch, stage.dtype) for stage in self.stages]
         seconds = []
         with torch.inference_mode():
@@ -91,6 +91,6 @@ class Trials:
     def _network(self, execution: Execution) -> Network:
         if self._last is None or self._last[0] != execution:
             self.forget()
-            blank = self.source.build(self.positions, "cpu")
-            self._last = execution, prepare_network(self.source, blank, self.device, execution)[0]
+            blank = self.model.build(self.positions, "cpu")
+            self._last = execution, prepare_network(self.model, blank, self.device, execution)[0]
         return self._last[1]

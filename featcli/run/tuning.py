@@ -16,7 +16,8 @@ from featcli.dump.settings import Settings
 from featcli.events import Choice
 from featcli.run.trials import Trials
 from featcli.spec.commands import ExtractSpec
-from featcli.spec.words import AUTO, DEFAULT_BATCH_SIZE, DEFAULT_LAYOUT, LAYOUTS, Precision
+from featcli.spec.option import options_of
+from featcli.spec.words import AUTO, DEFAULT_LAYOUT, LAYOUTS, Precision
 from featcli.system.machine import available_memory, kept_memory
 
 FEWEST = 1000  # images for which it pays to try layouts: the trials take as long as some hundred
@@ -27,7 +28,7 @@ CONVOLUTIONS = 0.25  # of the operations: below that the layout of maps in memor
 MOST_ON_CPU, MOST = 64, 512  # images in a batch that are tried
 SHARE_OF_MEMORY = 1 / 12  # for the maps of a batch: three of them are on their way at any time
 AS_BEGUN = "as this dump was begun"
-DEFAULTS = {"precision": "fp32", "batch_size": DEFAULT_BATCH_SIZE}  # of options whose default is a choice by itself
+DEFAULTS = {option.name: option.default for option in options_of(ExtractSpec)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def tune(asked: ExtractSpec, trials: Trials, num_images: int, begun: Settings | 
 
 
 def expected(
-    asked: ExtractSpec, source: ModelSpec, positions: Sequence[int], num_images: int, begun: Settings | None
+    asked: ExtractSpec, model: ModelSpec, positions: Sequence[int], num_images: int, begun: Settings | None
 ) -> Mapping[str, Choice[Any]]:
     """What a run would choose, by name, as far as that is known before anything is measured."""
     if begun is not None:
@@ -69,7 +70,7 @@ def expected(
         batch_size: Choice[Any] = tuning.batch_size
     else:
         precision = _as_asked("precision", asked.precision)
-        layout = untried_layout(asked, source, positions, num_images)
+        layout = untried_layout(asked, model, positions, num_images)
         batch_size = _as_asked("batch_size", asked.batch_size)
     named_layout = _to_measure() if layout is None else Choice(named(layout.value), layout.reason)
     return {"precision": precision, "layout": named_layout, "batch size": batch_size}
@@ -81,13 +82,13 @@ def named(execution: Execution) -> str:
 
 
 def untried_layout(
-    asked: ExtractSpec, source: ModelSpec, positions: Sequence[int], num_images: int
+    asked: ExtractSpec, model: ModelSpec, positions: Sequence[int], num_images: int
 ) -> Choice[Execution] | None:
     """The layout where no other is tried, and why not; None where some are."""
     plain = _layout_asked(asked)
     if asked.layout != AUTO and asked.fold is not None:
         return plain
-    if source.share_of_convolutions(positions) < CONVOLUTIONS:
+    if model.share_of_convolutions(positions) < CONVOLUTIONS:
         return replace(plain, reason=f"{plain.reason}: few convolutions")
     if num_images < FEWEST:
         faster = "; --layout channels-last --fold may be faster" if plain.reason == AUTO else ""
@@ -164,11 +165,11 @@ def _layout_asked(asked: ExtractSpec) -> Choice[Execution]:
 
 def _layouts(asked: ExtractSpec, trials: Trials, num_images: int) -> tuple[list[Execution], str]:
     """What is to be tried, the library's own way first; and where that is all there is, why."""
-    untried = untried_layout(asked, trials.source, trials.positions, num_images)
+    untried = untried_layout(asked, trials.model, trials.positions, num_images)
     if untried is not None:
         return [untried.value], untried.reason
     plain = _layout_asked(asked)
-    can_fold = asked.fold is None and has_norms(trials.source.build(trials.positions, "meta"))
+    can_fold = asked.fold is None and has_norms(trials.model.build(trials.positions, "meta"))
     folded = replace(plain.value, folded=plain.value.folded or can_fold)
     layouts = LAYOUTS if asked.layout == AUTO else (plain.value.layout,)
     return list(dict.fromkeys([plain.value, *(replace(folded, layout=layout) for layout in layouts)])), plain.reason
@@ -194,7 +195,7 @@ def _batch_size(asked: ExtractSpec, trials: Trials, execution: Execution) -> Cho
     """Twice as many as long as that is faster, and the maps of three batches stay a small part of the memory."""
     if asked.batch_size != AUTO:
         return _as_asked("batch_size", int(asked.batch_size))
-    row_bytes = sum(stage.row_bytes(trials.source.input_size) for stage in trials.stages)
+    row_bytes = sum(stage.row_bytes(trials.model.input_size) for stage in trials.stages)
     most = int(available_memory() * SHARE_OF_MEMORY / max(1, row_bytes))
     most = max(1, min(most, MOST_ON_CPU if trials.device.type == "cpu" else MOST))
     best = min(trials.images, most)

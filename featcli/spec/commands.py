@@ -38,6 +38,7 @@ from featcli.spec.option import Option, Spec
 from featcli.spec.parsers import Path, at_least, parse_inputs, parse_pool
 from featcli.spec.words import (
     AUTO,
+    DEFAULT_DTYPE,
     DTYPES,
     EXPORT_FORMATS,
     NATIVE,
@@ -94,7 +95,7 @@ class InspectCommand(StageSpec):
     image_size: ImageSize = None
     num_channels: NumChannels = None
     norm: ModelNorm = None
-    dtype: StoredDtype = "float32"
+    dtype: StoredDtype = DEFAULT_DTYPE
     as_json: Json = False
 
 

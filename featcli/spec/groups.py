@@ -28,6 +28,8 @@ from featcli.spec.parsers import (
 from featcli.spec.words import (
     AUTO,
     DEFAULT_BATCH_SIZE,
+    DEFAULT_DTYPE,
+    DEFAULT_PRECISION,
     DTYPES,
     ENGINES,
     FITS,
@@ -319,7 +321,7 @@ class ComputationSpec(Spec):
     precision: Annotated[
         Precision | Auto,
         Option(f"Of the computation: {', '.join(PRECISIONS)}, or {AUTO}: the fastest here.", group=COMPUTATION),
-    ] = "fp32"
+    ] = DEFAULT_PRECISION
     layout: Annotated[
         Layout | Auto,
         Option(
@@ -382,7 +384,7 @@ class DumpSpec(Spec):
             check=lambda _, value: parse_pool(value),
         ),
     ] = "none"
-    dtype: StoredDtype = "float32"
+    dtype: StoredDtype = DEFAULT_DTYPE
     format: Annotated[Format, Option(f"{', '.join(FORMATS)}.", flags=("-f", "--format"), group=DUMP)] = "hdf5"
     shard_size: Annotated[
         int | None,

@@ -15,6 +15,7 @@ from featcli.spec.words import ALL, AUTO, POOLS
 Size = tuple[int, int]  # (H, W)
 Path = str | os.PathLike[str]
 GRID = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+LEAVE_OUT = "leave it out for the default"
 HOW_PARTS = "give it as i/n, such as 0/4: the first of four parts"
 
 
@@ -42,9 +43,7 @@ def parse_count(option: str, text: str) -> int | str:
     try:
         return text if text == AUTO else int(text)
     except ValueError:
-        raise UsageError(
-            f"{option} {shown(text)}: neither a number nor {AUTO}", "leave it out for the default"
-        ) from None
+        raise UsageError(f"{option} {shown(text)}: neither a number nor {AUTO}", LEAVE_OUT) from None
 
 
 def count_up_to(most: int, or_auto: bool = True) -> Check:
@@ -53,28 +52,19 @@ def count_up_to(most: int, or_auto: bool = True) -> Check:
     def check(option: str, value: Any) -> None:
         if or_auto and isinstance(value, str) and value == AUTO:
             return
-        if not isinstance(value, int):
-            raise UsageError(f"{option} {shown(str(value))}: not a number", "leave it out for the default")
-        if value < 1:
-            raise UsageError(f"{option} {value}: must be at least 1", "leave it out for the default")
+        _refuse_below(option, value, 1, LEAVE_OUT, kind=int)
         if value > most:
-            raise UsageError(f"{option} {value}: must be at most {most}", "leave it out for the default")
+            raise UsageError(f"{option} {value}: must be at most {most}", LEAVE_OUT)
 
     return check
 
 
-def at_least(least: int, hint: str = "leave it out for the default") -> Check:
+def at_least(least: int, hint: str = LEAVE_OUT) -> Check:
     """A check: a number that is not smaller."""
-
-    def check(option: str, value: Any) -> None:
-        _refuse_no_number(option, value)
-        if value < least:
-            raise UsageError(f"{option} {value}: must be at least {least}", hint)
-
-    return check
+    return lambda option, value: _refuse_below(option, value, least, hint)
 
 
-def between(least: int, most: int, hint: str = "leave it out for the default", most_said: str = "") -> Check:
+def between(least: int, most: int, hint: str = LEAVE_OUT, most_said: str = "") -> Check:
     """A check: a number from `least` to `most`, which messages may write in another way."""
 
     def check(option: str, value: Any) -> None:
@@ -85,9 +75,15 @@ def between(least: int, most: int, hint: str = "leave it out for the default", m
     return check
 
 
-def _refuse_no_number(option: str, value: Any) -> None:
-    if not isinstance(value, Real):
-        raise UsageError(f"{option} {shown(str(value))}: not a number", "leave it out for the default")
+def _refuse_below(option: str, value: Any, least: int, hint: str, kind: type = Real) -> None:
+    _refuse_no_number(option, value, kind)
+    if value < least:
+        raise UsageError(f"{option} {value}: must be at least {least}", hint)
+
+
+def _refuse_no_number(option: str, value: Any, kind: type = Real) -> None:
+    if not isinstance(value, kind):
+        raise UsageError(f"{option} {shown(str(value))}: not a number", LEAVE_OUT)
 
 
 def parse_size(text: str | int | Size | None, option: str = "--image-size") -> Size | None:

@@ -33,6 +33,7 @@ ALL: Final = "all"  # every stage
 DEFAULT_PRECISION: Final[Precision] = "fp32"
 DEFAULT_LAYOUT: Final[Layout] = "channels-first"
 DEFAULT_BATCH_SIZE: Final = 32
+DEFAULT_DTYPE: Final[Dtype] = "float32"
 MAX_PIXELS: Final = 89_478_485  # where Pillow begins to warn; a picture of that size takes 270 MB as RGB
 MOST: Final = 200_000  # of anything that is counted: the keys of a shard must fit into a safetensors header
 MOST_THREADS: Final = 1024  # far more than helps, and far fewer than some libraries die of

@@ -12,19 +12,20 @@ from featcli.dump.formats.layout import ITEM_BYTES
 from featcli.dump.records import totals_of
 from featcli.errors import CheckpointError, IncompleteError, UsageError, most_first, shown
 from featcli.spec.groups import CheckpointSpec, StageSpec
+from featcli.spec.words import DEFAULT_DTYPE, Dtype
 
 
-def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: str = "float32") -> dict[str, Any]:
+def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: Dtype = DEFAULT_DTYPE) -> dict[str, Any]:
     """Stages, what would be selected, its size and its share of the computation. Reads no weights.
 
     Raises UsageError and CheckpointError.
     """
     from featcli.backbones.checkpoint import resolve
 
-    source = resolve(checkpoint)
-    chosen = source.select(stages.features, stages.indices)
+    model = resolve(checkpoint)
+    chosen = model.select(stages.features, stages.indices)
     try:
-        found = source.preprocessing()
+        found = model.preprocessing()
         preprocessing = {"summary": found.summary, "origin": found.origin, "settings": dict(found.settings)}
     except (CheckpointError, UsageError) as error:  # the stages can be shown without; extract will refuse
         preprocessing = {"summary": f"none: {error.message}", "origin": "", "settings": {}}
@@ -39,21 +40,21 @@ def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: str
             "bytes_per_image": math.prod(stage.shape) * ITEM_BYTES[dtype],
             "selected": position in chosen,
         }
-        for position, stage in enumerate(source.stages)
+        for position, stage in enumerate(model.stages)
     ]
     return {
         "type": "checkpoint",
-        "name": source.name,
-        "library": source.library,
-        "inside": source.inside,
-        "norm": source.norm,
-        "num_channels": source.channels,
-        "parameters": source.num_parameters,
-        "input_size": list(source.input_size),
+        "name": model.name,
+        "library": model.library,
+        "inside": model.inside,
+        "norm": model.norm,
+        "num_channels": model.channels,
+        "parameters": model.num_parameters,
+        "input_size": list(model.input_size),
         "dtype": dtype,
         "stages": listed,
         "bytes_per_image": sum(s["bytes_per_image"] for s in listed if s["selected"]),
-        "share_computed": source.share(chosen),
+        "share_computed": model.share(chosen),
         "preprocessing": preprocessing,
     }
 

@@ -33,6 +33,9 @@ from featcli.run.source import Shard
 from featcli.spec.commands import ExtractSpec
 
 UNHEARD = ("choice", "start", "end")  # the driver says those
+# An actor makes shards in a thread that is not the first of its process, and only of the first arena does glibc keep
+# the memory of large tensors.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,6 @@ def _asked(first: Shard, tell: Any, driver: Connection) -> Iterator[Shard]:
         yield shard
         tell("more")
         shard = driver.recv()
-
-
-# Shards are made in a thread that is not the first of its process, and only of the first arena does glibc keep the
-# memory of large tensors.
-ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 class RayWorker:
