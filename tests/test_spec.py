@@ -189,6 +189,9 @@ def test_keywords_that_are_wrong(name):
         function(**needed, outindices=[1])
     with pytest.raises(TypeError, match=rf"^{name}\(\) missing a required argument: '{list(needed)[-1]}'$"):
         function(**dict(list(needed.items())[:-1]))
+    mistyped = {name + "s": value for name, value in needed.items()}
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument '{next(iter(mistyped))}'$"):
+        function(**mistyped)
 
 
 @of_each_call
@@ -285,13 +288,34 @@ def script_of(shell, cli, monkeypatch):
 
 @of_each_command
 def test_a_shell_is_offered_the_words(cli, monkeypatch, name):
-    """After an option that takes one of some words a shell is offered those, and of them what was begun."""
+    """After an option that takes some words a shell is offered those, and of them what was begun."""
     for one in options_of(COMMANDS[name]):
-        if one.words:
-            assert completed(cli, monkeypatch, f"featcli {name} {one.called} ").split() == [*one.words]
-            begun = one.words[0][:2]
-            offered = [word for word in one.words if word.startswith(begun)]
+        if words := one.words or one.option.offers:
+            assert completed(cli, monkeypatch, f"featcli {name} {one.called} ").split() == [*words]
+            begun = words[0][:2]
+            offered = [word for word in words if word.startswith(begun)]
             assert completed(cli, monkeypatch, f"featcli {name} {one.called} {begun}").split() == offered
+
+
+@of_each_command
+def test_words_that_no_type_names_are_taken(name):
+    """What a shell offers for an option that takes other text, too, is in its help and passes its check."""
+    for one in options_of(COMMANDS[name]):
+        for word in one.option.offers:
+            assert word in one.option.help, one.name
+            assert one.kept(word) is not None, one.name
+
+
+@pytest.mark.parametrize("typed", ["extract -c ", "extract --arch ", "verify -c ", "inspect ", "models "])
+def test_a_shell_is_offered_models(cli, monkeypatch, typed):
+    """Wherever a model is named a shell is offered those that begin so, and behind a dot the tags of one."""
+    import timm
+
+    found = completed(cli, monkeypatch, f"featcli {typed}resnet5").split()
+    assert found == timm.list_models("resnet5*")
+    tagged = completed(cli, monkeypatch, f"featcli {typed}resnet50.a1").split()
+    assert sorted(tagged) == sorted(name for name in timm.list_pretrained("resnet50") if ".a1" in name)
+    assert completed(cli, monkeypatch, f"featcli {typed}./resnet50").split() == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -80,7 +80,7 @@ def _default(option: OptionField) -> Any:
 def _info(option: OptionField) -> Any:
     one = option.option
     if one.is_argument:
-        return typer.Argument(_default(option), metavar=one.metavar, help=one.help)
+        return typer.Argument(_default(option), metavar=one.metavar, help=one.help, autocompletion=_completion(option))
     return typer.Option(
         _default(option),
         *option.flags,
@@ -94,17 +94,19 @@ def _info(option: OptionField) -> Any:
 
 def _completion(option: OptionField) -> Callable[[str], list[str]] | None:
     """What a shell offers for what was begun: words, or names of models."""
-    if option.name == "checkpoint":
+    if option.option.is_model:
         return _model_names
-    words = option.words
+    words = option.words or option.option.offers
     return (lambda incomplete: [word for word in words if word.startswith(incomplete)]) if words else None
 
 
 def _model_names(incomplete: str) -> list[str]:
-    """The names of models that begin so. Local paths are the shell's own to complete."""
+    """The names of models that begin so, or those of a model with its tags. Local paths are the shell's to complete."""
     from featcli.views.models import read_facts  # the list of a sweep: timm takes seconds to import
 
-    return [name for name in read_facts()["timm"]["models"] if name.startswith(incomplete)]
+    models, (model, dot, _) = read_facts()["timm"]["models"], incomplete.partition(".")
+    names = [f"{model}.{tag}" for tag in models.get(model, {"tags": ()})["tags"]] if dot else models
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def _value(option: OptionField, given: Any) -> Any:

@@ -58,8 +58,8 @@ class Outcome:
 def extract(asked: ExtractCall) -> Outcome:
     """Dump the feature maps of images: `featcli extract` from Python.
 
-    The keywords are the options of the command line. `report` is called with every event of the run. Raises
-    FeatcliError.
+    The keywords are the options that `featcli extract -h` describes, but for those under Report: `report`, which is
+    called with every event of the run, takes their place. Raises FeatcliError.
     """
     return run(narrowed(asked, ExtractSpec), asked.report or silent)
 

@@ -90,7 +90,9 @@ class ExtractCommand(ExtractSpec):
 class InspectCommand(StageSpec):
     """`featcli inspect`."""
 
-    target: Annotated[str, Option("What extract -c or -o take.", metavar="CHECKPOINT|DUMP", is_argument=True)]
+    target: Annotated[
+        str, Option("What extract -c or -o take.", metavar="CHECKPOINT|DUMP", is_argument=True, is_model=True)
+    ]
     arch: Arch = None
     image_size: ImageSize = None
     num_channels: NumChannels = None
@@ -105,7 +107,12 @@ class ModelsCommand(Spec):
 
     pattern: Annotated[
         str | None,
-        Option("A part of the name, or a pattern such as '*vit*patch14*'.", metavar="PATTERN", is_argument=True),
+        Option(
+            "A part of the name, or a pattern such as '*vit*patch14*'.",
+            metavar="PATTERN",
+            is_argument=True,
+            is_model=True,
+        ),
     ] = None
     as_json: Json = False
 
@@ -131,7 +138,8 @@ class VerifyCommand(InputSpec):
         ),
     ] = 0
     checkpoint: Annotated[
-        str, Option("For --recompute: as for extract.", flags=("-c", "--checkpoint"), group=CHECKPOINT)
+        str,
+        Option("For --recompute: as for extract.", flags=("-c", "--checkpoint"), group=CHECKPOINT, is_model=True),
     ] = ""
     arch: Arch = None
     random_init: RandomInit = False
@@ -172,6 +180,7 @@ class ExportCommand(Spec):
             "avg, max, or a grid HxW of averages such as 7x7. Default: as stored.",
             group=STAGES,
             check=lambda _, value: parse_pool(value),
+            offers=("avg", "max"),
         ),
     ] = None
     dtype: Annotated[Dtype | None, Option(f"{', '.join(DTYPES)}. Default: as stored.", group=DUMP)] = None

@@ -26,6 +26,7 @@ from featcli.spec.parsers import (
     path_text,
 )
 from featcli.spec.words import (
+    ALL,
     AUTO,
     DEFAULT_BATCH_SIZE,
     DEFAULT_DTYPE,
@@ -62,7 +63,7 @@ GROUPS = (IMAGES, CHECKPOINT, STAGES, PIXELS, COMPUTATION, DUMP, WORKERS, REPORT
 
 
 # Options that several specs have, in one group or another.
-Arch = Annotated[str | None, Option("timm architecture, for a bare weights file.", group=CHECKPOINT)]
+Arch = Annotated[str | None, Option("timm architecture, for a bare weights file.", group=CHECKPOINT, is_model=True)]
 RandomInit = Annotated[bool, Option("Random weights instead of trained ones.", group=CHECKPOINT)]
 Seed = Annotated[
     int,
@@ -101,6 +102,7 @@ Device = Annotated[
     Option(
         "auto, cpu, cuda, cuda:N or mps; cuda:0,cuda:1 or cuda:all for a process each.",
         group=COMPUTATION,
+        offers=(AUTO, "cpu", "cuda", "cuda:all", "mps"),
     ),
 ]
 Incomplete = Annotated[bool, Option("Take what is there of a dump that still misses shards.", group=DUMP)]
@@ -194,6 +196,7 @@ class CheckpointSpec(Spec):
             "timm model, local folder, weights file (with --arch) or hub id.",
             flags=("-c", "--checkpoint"),
             group=CHECKPOINT,
+            is_model=True,
         ),
     ]
     arch: Arch = None
@@ -261,6 +264,7 @@ class StageSpec(Spec):
             "Stages by index, such as 1,2,-1, or all. Default: the last stage.",
             group=STAGES,
             keep=parse_indices,
+            offers=(ALL,),
         ),
     ] = None
     out_features: Annotated[
@@ -269,6 +273,7 @@ class StageSpec(Spec):
             "Stages by name, such as stem,stage2 or stage2:stage4 (both ends) or all.",
             group=STAGES,
             keep=parse_features,
+            offers=(ALL,),
         ),
     ] = None
 
@@ -382,6 +387,7 @@ class DumpSpec(Spec):
             f"{', '.join(POOLS)}, or a grid HxW of averages such as 7x7.",
             group=DUMP,
             check=lambda _, value: parse_pool(value),
+            offers=POOLS,
         ),
     ] = "none"
     dtype: StoredDtype = DEFAULT_DTYPE
@@ -424,12 +430,17 @@ class EngineSpec(Spec):
             group=WORKERS,
             metavar="I/N",
             check=lambda _, value: parse_part(value),
+            offers=(AUTO,),
         ),
     ] = None
     engine: Annotated[EngineName, Option(f"Who makes the shards: {', '.join(ENGINES)}.", group=WORKERS)] = "local"
     ray_address: Annotated[
         str | None,
-        Option("The Ray cluster: auto, or host:port. Default: a Ray of its own, on this machine.", group=WORKERS),
+        Option(
+            "The Ray cluster: auto, or host:port. Default: a Ray of its own, on this machine.",
+            group=WORKERS,
+            offers=(AUTO,),
+        ),
     ] = None
     workers: Annotated[
         int | None,

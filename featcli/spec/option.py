@@ -32,6 +32,8 @@ class Option:
     parse: Parser | None = None  # text from the shell -> value, where the text itself is not the value
     check: Check | None = None  # for what the type does not say
     keep: Callable[[Any], Any] | None = None  # value -> what the field holds of it, such as a generator as a tuple
+    offers: tuple[str, ...] = ()  # words that a shell offers, where the type does not name them
+    is_model: bool = False  # a shell offers the names of models
     least: float | None = None  # numbers that the shell's own check allows
     most: float | None = None
 
@@ -86,9 +88,9 @@ class OptionField:
         if kinds == {Literal}:
             one_of(self.called, value if isinstance(value, str) else repr(value), self.words)
         if kinds == {bool} and type(value).__name__ not in ("bool", "bool_", "int"):
-            raise UsageError(f"{self.called} {shown(repr(value))}: neither on nor off", "give True or False")
+            raise UsageError(f"{self.called} {shown(value)}: neither on nor off", "give True or False")
         if kinds <= {str, os.PathLike} and not isinstance(value, tuple(kinds)):
-            raise UsageError(f"{self.called} {shown(repr(value))}: not a text", "give it as in a shell, as one text")
+            raise UsageError(f"{self.called} {shown(value)}: not a text", "give it as in a shell, as one text")
         kept = value if self.option.keep is None else self.option.keep(value)
         if self.option.check is not None:
             self.option.check(self.called, kept)
@@ -168,6 +170,7 @@ def takes(spec: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[P,
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
+                signature.bind_partial(*args, **kwargs)  # first: one that is mistyped is missing under its name, too
                 signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{function.__name__}() {error}") from None

@@ -34,7 +34,7 @@ def parse_inputs(inputs: Any) -> tuple[str, ...]:
         found = (inputs,)
     for one in found:
         if not isinstance(one, str):
-            raise UsageError(f"input {shown(repr(one))}: neither a path nor a URL", "give text, or a pathlib.Path")
+            raise UsageError(f"input {shown(one)}: neither a path nor a URL", "give text, or a pathlib.Path")
     return found
 
 
@@ -150,7 +150,7 @@ def _whole(asked: Any, option: str, kind: Any) -> tuple[Any, ...]:
         found = (asked,)
     wrong = next((one for one in found if not isinstance(one, kind) or isinstance(one, bool)), None)
     if wrong is not None or found == (None,):
-        raise UsageError(f"{option} {shown(repr(wrong))}: no stage has that index or name", "see featcli inspect")
+        raise UsageError(f"{option} {shown(wrong)}: no stage has that index or name", "see featcli inspect")
     return tuple(int(one) for one in found) if kind is Integral else found
 
 
