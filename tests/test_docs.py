@@ -127,7 +127,7 @@ def test_every_exit_code_and_reason_is_documented():
     """What a run can end with stands in --help, and why an image can fail in the format page."""
     from featcli.cli.commands import EPILOG
     from featcli.errors import FeatcliError
-    from featcli.pixels.decode import REASONS
+    from featcli.pixels.failure import REASONS
 
     codes = {kind.exit_code for kind in [FeatcliError, *FeatcliError.__subclasses__()]} | {0, 3}
     assert all(f"\n  {code}  " in EPILOG for code in codes)

@@ -181,7 +181,7 @@ def test_the_header_tells_the_size(tmp_path, orientation, suffix):
     with Image.open(draw(tmp_path / "plain.png", 0, (50, 30))) as plain:
         if suffix in ("heic", "jxl"):
             pytest.importorskip({"heic": "pillow_heif", "jxl": "pillow_jxl"}[suffix])
-            from featcli.pixels.decode import readable_formats
+            from featcli.pixels.formats import readable_formats
 
             readable_formats(PixelSpec().max_pixels)
         plain.save(tmp_path / f"x.{suffix}", exif=exif.tobytes() if suffix == "jxl" else exif)

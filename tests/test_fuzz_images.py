@@ -14,8 +14,9 @@ from PIL import Image, features
 
 from conftest import little_memory
 from featcli.inputs.image_list import Image as Input
-from featcli.pixels.colour import UnreadableError
-from featcli.pixels.decode import REASONS, read_pixels, readable_formats
+from featcli.pixels.decode import read_pixels
+from featcli.pixels.failure import REASONS, UnreadableError
+from featcli.pixels.formats import readable_formats
 from featcli.spec.groups import PixelSpec
 
 COUNT = int(os.environ.get("FUZZ_IMAGES", "60"))  # mutations of each seed; make torture asks for more

@@ -278,21 +278,21 @@ def test_depth_range(tmp_path, cli):
 @pytest.mark.parametrize("format_name", ["HEIF", "JXL"])
 def test_formats_of_plugins(tmp_path, format_name, monkeypatch):
     """HEIC and JPEG XL are read where a plugin is; where it is not, the failure says which to install."""
-    from featcli.pixels import decode
+    from featcli.pixels import formats
 
     draw(tmp_path / "p" / "a.png", 0)
-    if format_name not in decode.readable_formats(PixelSpec().max_pixels):
+    if format_name not in formats.readable_formats(PixelSpec().max_pixels):
         pytest.skip(f"no plugin for {format_name}")
     (tmp_path / "p" / "x.jpg").write_bytes(saved(format_name))
     featcli.extract(tmp_path / "p", output=tmp_path / "d", **OPTIONS)
     assert open_dump(tmp_path / "d").valid.all()
-    monkeypatch.setattr(decode, "readable_formats", lambda _: decode.FORMATS)
+    monkeypatch.setattr(formats, "readable_formats", lambda _: formats.FORMATS)
     featcli.extract(tmp_path / "p", output=tmp_path / "e", **OPTIONS)
     (failure,) = open_dump(tmp_path / "e").failures
     assert failure["reason"] == "format_not_allowed"
     assert (
         failure["detail"]
-        == f"{format_name}: pip install {decode.PLUGINS[format_name][1]}, or convert it to JPEG or PNG"
+        == f"{format_name}: pip install {formats.PLUGINS[format_name][1]}, or convert it to JPEG or PNG"
     )
 
 
@@ -356,7 +356,7 @@ def test_what_changes_no_row(tmp_path):
 
 def test_pictures_that_go_or_change_under_the_run(tmp_path, monkeypatch):
     """A picture that is gone, longer or written to by the time it is read is a failure of its own; others are not."""
-    from featcli.pixels import decode
+    from featcli.pixels import image_file
 
     for i in range(8):
         draw(tmp_path / "p" / f"{i}.png", i)
@@ -370,7 +370,7 @@ def test_pictures_that_go_or_change_under_the_run(tmp_path, monkeypatch):
         return real(file, **options)
 
     monkeypatch.setattr(Image, "open", meddling)
-    monkeypatch.setattr(decode.os, "fstat", _moving(os.fstat, tmp_path / "p" / "3.png"))
+    monkeypatch.setattr(image_file.os, "fstat", _moving(os.fstat, tmp_path / "p" / "3.png"))
     assert featcli.extract(tmp_path / "p", output=tmp_path / "d", decode_threads=1, **OPTIONS).failed == 3
     dump, whole = open_dump(tmp_path / "d"), open_dump(tmp_path / "whole")
     assert {f["key"]: f["reason"] for f in dump.failures} == {

@@ -8,8 +8,8 @@ from PIL import Image
 from conftest import SAMPLES, draw, upright
 from featcli.inputs.image_list import MISSING
 from featcli.inputs.image_list import Image as Input
-from featcli.pixels.colour import UnreadableError
-from featcli.pixels.decode import REASONS, read_pixels
+from featcli.pixels.decode import read_pixels
+from featcli.pixels.failure import REASONS, UnreadableError
 from featcli.spec.groups import PixelSpec
 
 SIZE = (40, 48)

@@ -8,7 +8,7 @@ from conftest import draw
 from featcli.errors import UsageError
 from featcli.inputs.image_list import MISSING, SUFFIXES
 from featcli.inputs.listing import find
-from featcli.pixels.decode import FORMATS
+from featcli.pixels.formats import FORMATS
 from featcli.spec.groups import InputSpec
 
 

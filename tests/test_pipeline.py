@@ -16,7 +16,7 @@ from featcli.dump.verify import verify
 from featcli.dump.writer import DumpWriter, create, finalize
 from featcli.inputs.listing import find
 from featcli.pixels.batches import AHEAD, Decoder, SizedImages
-from featcli.pixels.decode import Failure
+from featcli.pixels.failure import Failure
 from featcli.pixels.sizes import Sizes
 from featcli.run.sink import Sink
 from featcli.run.source import Shard, Source

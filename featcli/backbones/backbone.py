@@ -13,7 +13,8 @@ from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
 from featcli.backbones.preprocessing import Preprocessing
 from featcli.backbones.stages import Stage
 from featcli.errors import UsageError
-from featcli.pixels.colour import UnreadableError, upright_rgb
+from featcli.pixels.colour import upright_rgb
+from featcli.pixels.failure import UnreadableError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -16,7 +16,7 @@ from featcli.dump.checksummed_json import read_checksummed
 from featcli.dump.plan import Plan, with_fingerprint
 from featcli.dump.shard import REST, ShardSummary
 from featcli.errors import DamagedError, shown
-from featcli.pixels.decode import Failure
+from featcli.pixels.failure import Failure
 
 
 def record_content(plan: Plan, number: int, written: ShardSummary, failures: Sequence[Failure]) -> dict[str, Any]:

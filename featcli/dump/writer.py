@@ -21,7 +21,7 @@ from featcli.dump.records import failure_lines, manifest_content, record_content
 from featcli.dump.shard import ShardSummary, ShardWriter
 from featcli.errors import IncompleteError, counted, shown
 from featcli.inputs.image_list import ImageList
-from featcli.pixels.decode import Failure
+from featcli.pixels.failure import Failure
 
 
 def create(path: Path, plan: Plan, images: ImageList) -> bool:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from featcli.inputs.image_list import Image, ImageList
-from featcli.pixels.colour import UnreadableError
-from featcli.pixels.decode import Failure, read_pixels
+from featcli.pixels.decode import read_pixels
+from featcli.pixels.failure import Failure, UnreadableError
 from featcli.pixels.sizes import Sizes
 from featcli.spec.groups import PixelSpec
 

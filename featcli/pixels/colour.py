@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import exif_of_header, file_of
 from featcli.spec.groups import PixelSpec
 
@@ -36,15 +37,6 @@ def summary_of(rules: PixelSpec) -> str:
     turned = "applied" if rules.orientation == "apply" else "ignored"
     large = ", large JPEGs decoded smaller" if rules.decode == "scaled" else ""
     return f"EXIF orientation {turned}, alpha {rules.alpha}, {depth} scaled to 8{large}"
-
-
-class UnreadableError(Exception):
-    """Why one file gives no pixels: one of decode.REASONS, and words."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 def upright_rgb(picture: Image.Image, rules: PixelSpec = DEFAULT) -> Image.Image:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcli.inputs.image_list import ImageList
-from featcli.pixels.colour import UnreadableError
 from featcli.pixels.decode import read_size
+from featcli.pixels.failure import UnreadableError
 from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import PixelSpec
 from featcli.spec.parsers import Size

@@ -23,7 +23,7 @@ from featcli.errors import UsageError
 from featcli.events import Choice, Report, silent
 from featcli.pixels.batches import Decoder
 from featcli.pixels.colour import settings_of
-from featcli.pixels.decode import plugin_versions
+from featcli.pixels.formats import plugin_versions
 from featcli.run.pooling import Pooling, pooling
 from featcli.run.trials import Trials
 from featcli.run.tuning import AS_BEGUN, Tuning, named, tune

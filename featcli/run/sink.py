@@ -12,7 +12,7 @@ from featcli.dump.formats.layout import SHAPES, VALID
 from featcli.dump.shard import ShardWriter
 from featcli.dump.writer import DumpWriter
 from featcli.events import Report
-from featcli.pixels.decode import Failure
+from featcli.pixels.failure import Failure
 from featcli.run.forward import BatchRows
 from featcli.run.source import Shard
 from featcli.run.stats import RunStats

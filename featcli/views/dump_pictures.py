@@ -13,8 +13,8 @@ import numpy as np
 from featcli.errors import CheckpointError, UsageError, shown
 from featcli.inputs.image_list import MISSING
 from featcli.inputs.image_list import Image as Input
-from featcli.pixels.colour import UnreadableError
 from featcli.pixels.decode import read_pixels, read_size
+from featcli.pixels.failure import UnreadableError
 from featcli.reading.reader import DumpReader
 from featcli.spec.groups import PixelSpec
 

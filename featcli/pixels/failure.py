@@ -1,0 +1,44 @@
+"""Why an image gives no pixels: the closed list of reasons, and what is recorded of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+REASONS = (
+    "not_found",
+    "not_regular",
+    "unreadable",
+    "empty",
+    "too_large",
+    "changed",
+    "not_an_image",
+    "format_not_allowed",
+    "truncated",
+    "decode_error",
+    "too_many_pixels",
+    "unsupported_depth",
+)
+
+
+class UnreadableError(Exception):
+    """Why one file gives no pixels: one of REASONS, and words."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be read. Its row is there, filled with NaN."""
+
+    key: str
+    row: int
+    reason: str  # one of REASONS
+    detail: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in records and in failures.jsonl."""
+        return {"key": self.key, "row": self.row, "reason": self.reason, "detail": self.detail}
