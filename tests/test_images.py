@@ -1,5 +1,8 @@
+import fcntl
 import os
+import signal
 import socket
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -171,3 +174,59 @@ def test_any_decoder_error_is_that_image_alone(tmp_path):
         assert "0x" not in failed.value.detail
     with pytest.raises(MemoryError):
         broken(MemoryError())()
+
+
+def test_a_file_that_becomes_a_pipe(tmp_path, monkeypatch):
+    """A file that is replaced by a pipe before it is opened is a failure, and nobody waits for the pipe's writer."""
+    path, real = draw(tmp_path / "x.png", 0), os.stat
+
+    def replacing(name, **options):
+        found = real(name, **options)
+        if name == str(path):
+            path.unlink()
+            os.mkfifo(path)
+        return found
+
+    monkeypatch.setattr(os, "stat", replacing)
+    with alarm(10):
+        assert reason(path) == "not_regular"
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETLEASE"), reason="leases are Linux's")
+def test_a_file_that_a_server_holds(tmp_path):
+    """A file that a file server keeps to itself is read as soon as it lets go, which it is asked to do."""
+    path = draw(tmp_path / "x.png", 0)
+    with path.open("r+b") as held:
+        try:
+            fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError:
+            pytest.skip("this file system knows no leases")
+        asked = []
+
+        def let_go(*_):
+            asked.append(True)
+            fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+        before = signal.signal(signal.SIGIO, let_go)
+        try:
+            found = pixels(path)
+        finally:
+            signal.signal(signal.SIGIO, before)
+    assert asked
+    assert np.array_equal(found, fit(upright(path)))
+
+
+@contextmanager
+def alarm(seconds):
+    """Fail where the block waits."""
+
+    def ring(*_):
+        raise AssertionError(f"waited for {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -38,7 +38,9 @@ def opened(image: Image) -> IO[bytes]:
         if not stat.S_ISREG(found.st_mode):
             raise UnreadableError("not_regular", "a folder, pipe, socket or device")
         _check_size(found.st_size, image.bytes)
-        return open(image.path, "rb")
+        return open(image.path, "rb", opener=lambda path, _: open_regular(path))
+    except ValueError as error:  # since the line before it was replaced
+        raise UnreadableError("not_regular", str(error)) from None
     except OSError as error:
         if error.errno in NONE_LEFT:
             raise MachineError(
