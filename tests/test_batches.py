@@ -101,3 +101,31 @@ def test_ranges_are_asked_for_late(tmp_path):
 
     next(read(images, lazily(), 1))
     assert len(asked) <= batches.AHEAD + 1
+
+
+def test_a_busy_decoder_is_left_behind(tmp_path):
+    """An interruption comes up though a decoder does not end; the threads that are idle end."""
+    go_on, begun = threading.Event(), threading.Event()
+
+    class Busy(Pixels):
+        def fit(self, picture):
+            begun.set()
+            go_on.wait()
+            return super().fit(picture)
+
+    images = listing(tmp_path, 9)
+    decoder = batches.Decoder(PixelSpec(), Busy(), 2)
+
+    def interrupted():
+        yield images, range(1)
+        begun.wait()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(batches.read(decoder, interrupted()))
+    busy = [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    go_on.set()
+    for thread in busy:
+        thread.join(30)
+    assert len(busy) == 1
+    assert not busy[0].is_alive()

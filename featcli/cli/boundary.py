@@ -16,6 +16,7 @@ from featcli.cli.commands import app
 from featcli.cli.internals import error_of_typer
 from featcli.errors import FeatcliError, MachineError, shown
 from featcli.system.machine import SLEEPING_THREADS
+from featcli.system.threads import exit_process
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
             is_run = "extract" in _given(arguments)[:1]
             hint = f"what is committed stays; {again} goes on" if is_run else "nothing that was there is lost"
             _fail(what, hint, code, arguments)
-    sys.exit(code)
+    exit_process(code)
 
 
 def _run(arguments: list[str] | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +17,7 @@ from featcli.pixels.decode import read_pixels
 from featcli.pixels.failure import Failure, UnreadableError
 from featcli.pixels.sizes import Sizes
 from featcli.spec.groups import PixelSpec
+from featcli.system.threads import DecodeThreads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +93,7 @@ def read(decoder: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Gene
     left, dtype = iter(batches), getattr(torch, decoder.preprocessing.dtype)
     buffers: list[torch.Tensor] = []  # flat: the sizes of batches may differ
     waiting: deque[tuple[range, torch.Tensor, torch.Tensor, list[Future[_Outcome]]]] = deque()
-    with ThreadPoolExecutor(decoder.threads, thread_name_prefix="decode") as pool:
+    with DecodeThreads(decoder.threads, "decode") as pool:
 
         def start_next() -> None:
             pictures, rows = next(left, (None, range(0)))
@@ -107,23 +108,20 @@ def read(decoder: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Gene
             futures = [pool.submit(_fill, decoder, pictures.images[row], row, array[i]) for i, row in enumerate(rows)]
             waiting.append((rows, buffer, pixels, futures))
 
-        try:
-            for _ in range(AHEAD + 1):
-                start_next()
-            while waiting:
-                rows, buffer, pixels, futures = waiting.popleft()
-                results = [future.result() for future in futures]
-                yield Batch(
-                    rows=rows,
-                    pixels=pixels,
-                    failures=[result.failure for result in results if result.failure is not None],
-                    with_more_frames=sum(result.has_more_frames for result in results),
-                    decode_seconds=sum(result.seconds for result in results),
-                )
-                buffers.append(buffer)
-                start_next()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for _ in range(AHEAD + 1):
+            start_next()
+        while waiting:
+            rows, buffer, pixels, futures = waiting.popleft()
+            results = [future.result() for future in futures]
+            yield Batch(
+                rows=rows,
+                pixels=pixels,
+                failures=[result.failure for result in results if result.failure is not None],
+                with_more_frames=sum(result.has_more_frames for result in results),
+                decode_seconds=sum(result.seconds for result in results),
+            )
+            buffers.append(buffer)
+            start_next()
 
 
 def _fill(decoder: Decoder, image: Image, row: int, out: np.ndarray) -> _Outcome:

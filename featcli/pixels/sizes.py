@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from featcli.pixels.failure import UnreadableError
 from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import PixelSpec
 from featcli.spec.parsers import Size
+from featcli.system.threads import DecodeThreads
 
 AT_ONCE = 4096  # headers that are asked for together
 
@@ -81,10 +81,10 @@ def native_sizes(images: ImageList, rules: PixelSpec, mode: ResizeMode, common: 
         except UnreadableError:
             return 0, 0
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="header") as pool:
+    with DecodeThreads(threads, "header") as pool:
         for first in range(0, len(images), AT_ONCE):
             rows = range(first, min(first + AT_ONCE, len(images)))
-            own[rows.start : rows.stop] = list(pool.map(read, rows))
+            own[rows.start : rows.stop] = pool.map(read, rows)
     readable = own[:, 0] > 0
     if not readable.all():
         before = np.maximum.accumulate(np.where(readable, np.arange(len(own)), 0))

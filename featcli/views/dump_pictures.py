@@ -17,6 +17,7 @@ from featcli.pixels.decode import read_pixels, read_size
 from featcli.pixels.failure import UnreadableError
 from featcli.reading.reader import DumpReader
 from featcli.spec.groups import PixelSpec
+from featcli.system.threads import DecodeThreads
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -56,6 +57,11 @@ class DumpPictures:
         return None
 
     def _read(self, image: Input) -> Picture:
+        """Read a picture in a thread of its own: the first one could not be interrupted."""
+        with DecodeThreads(1, "picture") as pool:
+            return pool.submit(self._decoded, image).result()
+
+    def _decoded(self, image: Input) -> Picture:
         from PIL import Image
 
         seen, rules = self._dump.preprocessing, self._rules

@@ -31,6 +31,7 @@ from featcli.run.loading import load
 from featcli.run.pipeline import ShardRunner
 from featcli.run.source import Shard
 from featcli.spec.commands import ExtractSpec
+from featcli.system.threads import exit_process
 
 UNHEARD = ("choice", "start", "end")  # the driver says those
 # An actor makes shards in a thread that is not the first of its process, and only of the first arena does glibc keep
@@ -73,9 +74,10 @@ def main(descriptor: int, lock: int) -> None:
         with Connection(descriptor) as driver:
             _serve(driver)
     except (BrokenPipeError, ConnectionResetError, EOFError, KeyboardInterrupt):
-        sys.exit(1)  # the driver is gone, or has had enough
+        exit_process(1)  # the driver is gone, or has had enough
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to tidy up
+    exit_process(0)
 
 
 def _stop(*_: object) -> None:
@@ -109,7 +111,7 @@ def _serve(driver: Connection) -> None:
     except Exception as error:  # a bug, or a device that broke: said here in full, and what can be is tried again
         traceback.print_exc()
         tell("crash", f"{type(error).__name__}: {one_line(error)}")
-        sys.exit(1)
+        exit_process(1)
 
 
 def _asked(first: Shard, tell: Any, driver: Connection) -> Iterator[Shard]:
