@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import queue as queues
 import signal
-import sys
 import threading
 import traceback
 import warnings
