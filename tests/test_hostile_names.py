@@ -212,10 +212,14 @@ def test_a_folder_that_goes_away(tmp_path, monkeypatch):
 
 def test_too_many_open_files(tmp_path, monkeypatch):
     """When the machine has no more descriptors, the run ends: no image is blamed for it."""
-    from featcli.pixels import image_file
+    picture, real = draw(tmp_path / "p" / "x.png", 0), os.open
 
-    draw(tmp_path / "p" / "x.png", 0)
-    monkeypatch.setattr(image_file, "open", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")), False)
+    def refused(path, *rest):
+        if path == str(picture):
+            raise OSError(24, "Too many open files")
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", refused)
     with pytest.raises(MachineError, match="Too many open files"):
         featcli.extract(tmp_path / "p", output=tmp_path / "d", **OPTIONS)
 

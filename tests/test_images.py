@@ -178,16 +178,15 @@ def test_any_decoder_error_is_that_image_alone(tmp_path):
 
 def test_a_file_that_becomes_a_pipe(tmp_path, monkeypatch):
     """A file that is replaced by a pipe before it is opened is a failure, and nobody waits for the pipe's writer."""
-    path, real = draw(tmp_path / "x.png", 0), os.stat
+    path, real = draw(tmp_path / "x.png", 0), os.open
 
-    def replacing(name, **options):
-        found = real(name, **options)
+    def replacing(name, *rest):
         if name == str(path):
             path.unlink()
             os.mkfifo(path)
-        return found
+        return real(name, *rest)
 
-    monkeypatch.setattr(os, "stat", replacing)
+    monkeypatch.setattr(os, "open", replacing)
     with alarm(10):
         assert reason(path) == "not_regular"
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from featcli.errors import UsageError, shown
-from featcli.inputs.image_list import SUFFIXES, file_size
+from featcli.inputs.image_list import SUFFIXES
+from featcli.inputs.storage import Storage, refuse_if_gone
+from featcli.system.faults import is_of_machine, machine_error
 
 LINKED, LOOP = "linked folders", "links back"  # kinds of what is passed over
 
@@ -28,19 +30,24 @@ class Walk:
 
     follow_links: bool
     ignored: Counter[str]
+    storage: Storage
 
     def images(self, top: str) -> Iterator[tuple[str, int]]:
-        """(key, size) of the images in a folder and those below."""
+        """(key, size) of the images in a folder and those below. Raises UsageError and MachineError."""
         left: list[_Folder] = [_Folder(top, "", ())]
         while left:
             folder = left.pop()
             try:
                 yield from self._in_one(folder, left)
             except OSError as error:
+                if is_of_machine(error):
+                    raise machine_error(f"folder {shown(folder.path)}", error) from error
+                refuse_if_gone(self.storage.grounds)
                 raise UsageError(
                     f"folder {shown(folder.path)}: {error.strerror}",
                     "make it readable, or leave it out: its images would be missing",
                 ) from error
+        refuse_if_gone(self.storage.grounds)  # else what is missing has not been listed
 
     def _in_one(self, folder: _Folder, left: list[_Folder]) -> Iterator[tuple[str, int]]:
         here = os.stat(folder.path)
@@ -58,7 +65,7 @@ class Walk:
                 elif _is_folder(entry, True):
                     self.ignored[LINKED] += 1
                 elif suffix in SUFFIXES:
-                    yield folder.below + entry.name, file_size(entry.path)
+                    yield folder.below + entry.name, self.storage.size_of(entry.path)
                 else:
                     self.ignored[suffix or "no suffix"] += 1
 
@@ -66,5 +73,7 @@ class Walk:
 def _is_folder(entry: os.DirEntry[str], through_links: bool) -> bool:
     try:
         return entry.is_dir(follow_symlinks=through_links)
-    except OSError:  # a link that leads to itself
-        return False
+    except OSError as error:
+        if is_of_machine(error):
+            raise
+        return False  # a link that leads to itself

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 from array import array
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from featcli.inputs.storage import Ground, Storage
 
 # What is collected from a folder. The content decides how a file is read (pixels/formats.py); a suffix only says that
 # somebody meant it as a picture, so suffixes that cannot be read are collected too and end as recorded failures.
@@ -23,6 +25,7 @@ class Image(NamedTuple):
 
     `folder` is the input that it was found through, empty for the current folder. In a tar file, `path` is that
     file, `place` is where in it the picture begins, and `tar_state` what told it from others when it was listed.
+    `grounds` are the folders that it can be missed in: where one of them is gone, no image is.
     """
 
     key: str
@@ -31,6 +34,7 @@ class Image(NamedTuple):
     folder: str = ""
     place: int = WHOLE
     tar_state: str = ""
+    grounds: tuple[Ground, ...] = ()
 
 
 class Origin(NamedTuple):
@@ -40,6 +44,7 @@ class Origin(NamedTuple):
     leads: str = ""
     tar: str = ""  # its path or URL
     tar_state: str = ""  # size and time of the last change, or what a file system elsewhere has for that
+    storage: Storage | None = None  # of files of this machine
 
 
 class ListedImage(NamedTuple):
@@ -76,7 +81,8 @@ class ImageList:
         if origin.tar:
             return Image(key, origin.tar, self.sizes[row], origin.folder, self._places[row], origin.tar_state)
         path = joined(origin.folder, key[len(origin.leads) :])
-        return Image(key, path, self.sizes[row], origin.folder)
+        grounds = () if origin.storage is None else origin.storage.grounds
+        return Image(key, path, self.sizes[row], origin.folder, grounds=grounds)
 
 
 def is_url(name: str) -> bool:
@@ -93,12 +99,3 @@ def joined(folder: str, rest: str) -> str:
 
 def _tar_order(image: ListedImage) -> tuple[int, Any]:
     return (0, os.fsencode(image.key)) if image.place == WHOLE else (1 + image.origin, image.place)
-
-
-def file_size(path: str) -> int:
-    """The size of a regular file; MISSING for anything else, which decoding will then explain."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return MISSING
-    return found.st_size if stat.S_ISREG(found.st_mode) else MISSING

@@ -17,14 +17,14 @@ from featcli.inputs.image_list import (
     ImageList,
     ListedImage,
     Origin,
-    file_size,
     is_url,
     joined,
 )
 from featcli.inputs.lists import read_list
+from featcli.inputs.storage import Storage
 from featcli.inputs.urls import CHAINED, Remote, out_of_reach
 from featcli.spec.groups import InputSpec
-from featcli.system.files import open_regular
+from featcli.system.files import is_folder, reading, state_at
 
 
 @dataclass
@@ -56,9 +56,11 @@ def find(asked: InputSpec) -> Listing:
         found += (ListedImage(origin.leads + key, len(origins), size, place) for key, size, place in images)
         origins.append(origin)
     if files_from is not None:
-        for folder, names in read_list(asked, files_from).items():
+        root = asked.root_name or ""
+        storage = Storage("" if is_url(root) else root)
+        for folder, names in read_list(asked, files_from, storage).items():
             found += (ListedImage(key, len(origins), size) for key, size in names)
-            origins.append(Origin(folder))
+            origins.append(Origin(folder, storage=None if is_url(folder) else storage))
     found, listing.repeated = _unique(found, origins)
     if not found:
         passed_over = f" ({counted(sum(listing.ignored.values()), 'file')} of other kinds)" if listing.ignored else ""
@@ -76,19 +78,21 @@ Names = Iterable[tuple[str, int, int]]  # what follows the lead of a key, size, 
 
 def _local(name: str, is_one: bool, follow_links: bool, ignored: Counter[str]) -> tuple[Origin, Names]:
     path = Path(name)
-    if path.is_dir():
+    if is_folder(path):
         leads = "" if is_one else path.resolve().name + "/"
-        walk = Walk(follow_links, ignored)
-        return Origin(str(path), leads), ((key, size, WHOLE) for key, size in walk.images(str(path)))
-    if not os.path.lexists(path):
+        storage = Storage(str(path))
+        walk = Walk(follow_links, ignored, storage)
+        return Origin(str(path), leads, storage=storage), ((key, size, WHOLE) for key, size in walk.images(str(path)))
+    if state_at(path, follow_links=False) is None:
         raise UsageError(
             f"input {shown(name)}: no such file or folder", "an input is a folder, a tar file, an image or a URL"
         )
     if not is_tar(name):
-        return Origin(str(path.parent)), [(path.name, file_size(str(path)), WHOLE)]
+        storage = Storage(str(path.parent))
+        return Origin(str(path.parent), storage=storage), [(path.name, storage.size_of(str(path)), WHOLE)]
     try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            origin = Origin(str(path.parent), "" if is_one else path.stem + "/", name, state_of(file))
+        with reading(path, "input") as file:
+            origin = Origin(str(path.parent), "" if is_one else path.stem + "/", name, state_of(file.regular.state()))
             inside = [*members(name, file, SUFFIXES, ignored)]
     except (OSError, ValueError) as error:
         cause = (isinstance(error, OSError) and error.strerror) or error

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from featcli.errors import UsageError, shown
-from featcli.inputs.image_list import MISSING, file_size, is_url
+from featcli.inputs.image_list import MISSING, is_url
+from featcli.inputs.storage import Storage, refuse_if_gone
 from featcli.inputs.urls import CHAINED, Remote
 from featcli.spec.groups import InputSpec
+from featcli.system.faults import machine_errors
+from featcli.system.files import is_folder, read_at
 
 
-def read_list(asked: InputSpec, files_from: str) -> dict[str, list[tuple[str, int]]]:
-    """(key, size) of the names in a list, by the folder that they are below: a path or, of URLs, what leads them."""
+def read_list(asked: InputSpec, files_from: str, storage: Storage) -> dict[str, list[tuple[str, int]]]:
+    """(key, size) of the names in a list, by the folder that they are below: a path or, of URLs, what leads them.
+
+    `storage`: of local ones. Raises UsageError and MachineError.
+    """
     root = asked.root_name or ""
-    if root and not is_url(root) and not os.path.isdir(root):
+    if root and not is_url(root) and not is_folder(root):
         raise UsageError(f"--root {shown(root)}: no such folder", "names in the list are relative to it")
     found: dict[str, list[tuple[str, int]]] = {}
     for name in _names(asked, files_from):
-        folder, key, size = _listed_url(root, name) if is_url(root) or is_url(name) else _listed_path(asked, name)
+        is_remote = is_url(root) or is_url(name)
+        folder, key, size = _listed_url(root, name) if is_remote else _listed_path(asked, name, storage)
         found.setdefault(folder, []).append((key, size))
+    refuse_if_gone(storage.grounds)
     for folder in filter(is_url, found):
         Remote(folder)  # whatever it needs is said before anything is planned
     return found
@@ -43,7 +51,7 @@ def _listed_url(root: str, name: str) -> tuple[str, str, int]:
     return folder, key, MISSING
 
 
-def _listed_path(asked: InputSpec, name: str) -> tuple[str, str, int]:
+def _listed_path(asked: InputSpec, name: str, storage: Storage) -> tuple[str, str, int]:
     base = os.path.abspath(asked.root_name or os.curdir)
     key = os.path.relpath(_without_dots(os.path.join(base, name)), base)
     if key == os.pardir or key.startswith(os.pardir + os.sep) or os.path.isabs(key):
@@ -53,7 +61,7 @@ def _listed_path(asked: InputSpec, name: str) -> tuple[str, str, int]:
                 "give a folder that holds all listed images with --root (keys are relative to it), or --allow-outside",
             )
         key = _without_dots(os.path.join(base, name))
-    return asked.root_name or "", key.replace(os.sep, "/"), file_size(os.path.join(base, key))
+    return asked.root_name or "", key.replace(os.sep, "/"), storage.size_of(os.path.join(base, key))
 
 
 def _names(asked: InputSpec, files_from: str) -> Iterator[str]:
@@ -79,11 +87,24 @@ def _without_dots(path: str) -> str:
 
 
 def _read_names(files_from: str) -> bytes:
-    if files_from == "-":
-        return sys.stdin.buffer.read()
     try:
-        return Path(files_from).read_bytes()
+        with machine_errors("--files-from", files_from):
+            return sys.stdin.buffer.read() if files_from == "-" else _whole(files_from)
     except OSError as error:
         raise UsageError(
             f"--files-from {shown(files_from)}: {error.strerror}", "give a file, or - for stdin"
         ) from error
+
+
+def _whole(path: str) -> bytes:
+    """All that is in a file or comes through a pipe, such as a shell's `<(...)`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return read_at(descriptor, os.fstat(descriptor).st_size + 1, 0)
+        pieces = []
+        while piece := os.read(descriptor, 1 << 20):
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        os.close(descriptor)

@@ -14,7 +14,7 @@ from featcli.errors import CheckpointError, FeatcliError, shown
 from featcli.pixels.colour import upright_rgb, upright_size
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.formats import identified
-from featcli.pixels.image_file import modified, opened
+from featcli.pixels.image_file import opened
 from featcli.spec.groups import PixelSpec
 
 if TYPE_CHECKING:
@@ -36,15 +36,12 @@ def read_pixels(
     hold anything. Raises MachineError for what is no fault of the file's.
     """
     with _explained(), opened(image) as file, identified(file, rules) as picture:
-        begun = modified(file)
         has_more = bool(getattr(picture, "is_animated", False))  # never n_frames: that walks the file
         if rules.decode == "scaled" and picture.format == "JPEG":
             edge = SPARE * max(out.shape[1:])
             picture.draft(None, (edge, edge))  # as small as its own coding lets it, but no edge smaller than that
         picture.load()
         pixels = fit(upright_rgb(picture, rules))
-        if modified(file) != begun:
-            raise UnreadableError("changed", "written to while it was read")
     if pixels.shape != out.shape:
         if is_native:
             raise UnreadableError("changed", f"{pixels.shape[1:]} pixels, by its header {out.shape[1:]}")
@@ -58,7 +55,7 @@ def read_pixels(
 
 def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:
     """(height, width) of the upright picture, from the file's header alone. Raises as `read_pixels` does."""
-    with _explained(), opened(image) as file, identified(file, rules) as picture:
+    with _explained(), opened(image, header_only=True) as file, identified(file, rules) as picture:
         return upright_size(picture, rules)
 
 

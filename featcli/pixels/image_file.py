@@ -5,56 +5,138 @@ from __future__ import annotations
 import errno
 import io
 import os
-import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from featcli.errors import MachineError, shown
-from featcli.inputs.archives import state_of
+from featcli.errors import FeatcliError, MachineError, shown
+from featcli.inputs.archives import BLOCK, state_of
 from featcli.inputs.image_list import MISSING, WHOLE, is_url
+from featcli.inputs.storage import may_not_be_entered, refuse_if_gone
 from featcli.inputs.urls import Remote, out_of_reach
 from featcli.pixels.failure import UnreadableError
-from featcli.system.files import open_regular
+from featcli.system.faults import LOST, RESUMES, is_of_machine, machine_error
+from featcli.system.files import ReadFile, is_folder, names_in, open_regular, read_at, read_fresh
 
 if TYPE_CHECKING:
     from featcli.inputs.image_list import Image
 
 MAX_BYTES = 2 * 1024**3
-NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what no other image would find either
+# A file of up to so many bytes is read before it is decoded; a larger one as far as its decoder asks, since most of it
+# may be pages that nobody wants. Of large ones there is one at a time: a decoder may ask for all of it.
+WHOLE_BYTES = 64 * 1024**2
+MOST_WITNESSES = 8  # other files that are tried, to tell a bad sector from a disk that is gone
+WITNESS_BYTES = 1 << 20
+_large_file = threading.Lock()
 
 
-def opened(image: Image) -> IO[bytes]:
-    """The open file, after the checks that must come before opening: a named pipe would wait for ever.
+class Content(io.BytesIO):
+    """The bytes of an image, read, with the name of their file."""
 
-    Raises MachineError where no other image could be opened either.
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
+
+
+@contextmanager
+def opened(image: Image, header_only: bool = False) -> Iterator[IO[bytes]]:
+    """Open the file of an image. It has no descriptor: what decodes it reads, and maps nothing.
+
+    Raises UnreadableError for what is wrong with this file alone, also where it is written to meanwhile, and
+    MachineError for what is no fault of the file's, whatever a decoder made of that.
     """
     if is_url(image.path):
-        return io.BytesIO(_fetched(image))
+        yield Content(_fetched(image), image.path)
+    elif image.place != WHOLE:
+        yield Content(_from_tar(image), image.path)
+    else:
+        content = None
+        with _file_of(image) as file:
+            begun = file.regular.state()
+            _check_size(begun.st_size, image.bytes)
+            if header_only:
+                yield file
+                return
+            if begun.st_size <= WHOLE_BYTES:
+                content = file.read()
+            else:
+                with _large_file:
+                    yield file
+            now = file.regular.state()
+            if (now.st_size, now.st_mtime_ns) != (begun.st_size, begun.st_mtime_ns):
+                raise UnreadableError("changed", "written to while it was read")
+        if content is not None:
+            yield Content(content, image.path)
+
+
+@contextmanager
+def _file_of(image: Image) -> Iterator[ReadFile]:
+    """Open a file; whatever keeps it from being read inside the block becomes what `opened` raises."""
     try:
-        if image.place != WHOLE:
-            return io.BytesIO(_from_tar(image))
-        found = os.stat(image.path)
-        if not stat.S_ISREG(found.st_mode):
-            raise UnreadableError("not_regular", "a folder, pipe, socket or device")
-        _check_size(found.st_size, image.bytes)
-        return open(image.path, "rb", opener=lambda path, _: open_regular(path))
-    except ValueError as error:  # since the line before it was replaced
-        raise UnreadableError("not_regular", str(error)) from None
+        file = ReadFile(image.path)
+    except ValueError:
+        raise UnreadableError("not_regular", "a folder, pipe, socket or device") from None
     except OSError as error:
-        if error.errno in NONE_LEFT:
-            raise MachineError(
-                f"image {shown(image.key)} cannot be opened: {os.strerror(error.errno)}",
-                "see ulimit -n, and free memory",
-            ) from error
-        if not os.path.isdir(image.folder or os.curdir):  # unmounted, moved, or a network share that went away
-            raise MachineError(
-                f"input folder {shown(image.folder)}: no longer there",
-                "bring it back: what is committed stays, and the same command goes on",
-            ) from error
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise UnreadableError("not_found", "no such file") from None
-        raise UnreadableError("unreadable", os.strerror(error.errno) if error.errno else "cannot be opened") from error
+        raise _cause(image, error, (0, 0)) from error
+    with file:
+        try:
+            yield file
+        finally:  # whatever the decoder made of it
+            if (fault := file.regular.fault) is not None:
+                raise _cause(image, fault, file.regular.place_of_fault) from fault
+
+
+def _cause(image: Image, error: OSError, place: tuple[int, int]) -> FeatcliError | UnreadableError:
+    """Tell what a file is to blame for from what it is not. `place`: offset and number of the bytes asked for."""
+    cause = os.strerror(error.errno) if error.errno else "cannot be opened"
+    if is_of_machine(error):
+        if error.errno in LOST and _is_alone(image, place):
+            return UnreadableError("unreadable", cause)
+        return machine_error(f"image {shown(image.key)}", error)
+    refuse_if_gone(image.grounds)
+    if not is_folder(image.folder or os.curdir):  # unmounted, moved, or a network share that went away
+        return MachineError(f"input folder {shown(image.folder)}: no longer there", f"bring it back: {RESUMES}")
+    if error.errno == errno.EACCES and may_not_be_entered(image.path):
+        return machine_error(f"image {shown(image.key)}", error)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return UnreadableError("not_found", "no such file")
+    return UnreadableError("unreadable", cause)
+
+
+def _is_alone(image: Image, place: tuple[int, int]) -> bool:
+    """Whether a disk has lost bytes of this image alone: they are lost when asked for again, and others are read."""
+    try:
+        read_fresh(image.path, *place)
+        return False
+    except OSError as error:
+        if error.errno not in LOST:
+            return False
+    except ValueError:
+        return False
+    if image.place != WHOLE:
+        return _can_be_read(image.path, BLOCK) is True  # the first header of the tar
+    folder, name = os.path.split(image.path)
+    names = sorted(names_in(folder or os.curdir))
+    nearest = [*filter(name.__lt__, names), *reversed([*filter(name.__gt__, names)])]  # those behind it first
+    tried = 0
+    for other in nearest:
+        found = _can_be_read(os.path.join(folder, other), WITNESS_BYTES)
+        tried += found is not None
+        if found or tried == MOST_WITNESSES:
+            return bool(found)
+    return False
+
+
+def _can_be_read(path: str, count: int) -> bool | None:
+    """Whether the disk still gives what a file begins with; None for what is no file, or empty, and tells nothing."""
+    try:
+        return True if read_fresh(path, 0, count) else None
+    except ValueError:
+        return None
+    except OSError as error:
+        return False if is_of_machine(error) else None
 
 
 def _check_size(now: int, listed: int) -> None:
@@ -67,16 +149,20 @@ def _check_size(now: int, listed: int) -> None:
 
 
 def _from_tar(image: Image) -> bytes:
-    """The bytes of an image in a tar file."""
+    """Read the bytes of an image in a tar file."""
     _check_size(image.bytes, image.bytes)
     try:
-        descriptor = open_regular(Path(image.path))
+        descriptor = open_regular(image.path)
     except (OSError, ValueError) as error:
         raise _other_tar(image, (isinstance(error, OSError) and error.strerror) or str(error)) from error
-    with os.fdopen(descriptor, "rb") as tar:
-        if state_of(tar) != image.tar_state:
+    try:
+        if state_of(os.fstat(descriptor)) != image.tar_state:
             raise _other_tar(image, "it was written to since it was listed")
-        content = os.pread(tar.fileno(), image.bytes, image.place)
+        content = read_at(descriptor, image.bytes, image.place)
+    except OSError as error:
+        raise _cause(image, error, (image.place, image.bytes)) from error
+    finally:
+        os.close(descriptor)
     if len(content) < image.bytes:
         raise UnreadableError("truncated", f"{len(content)} of {image.bytes} bytes are in the tar")
     return content
@@ -84,10 +170,7 @@ def _from_tar(image: Image) -> bytes:
 
 def _other_tar(image: Image, why: str) -> MachineError:
     """No image of that tar can be read: it would be wrong to call each of them a failure."""
-    return MachineError(
-        f"tar file {shown(image.path)}: {why}",
-        "bring it back as it was: what is committed stays, and the same command goes on",
-    )
+    return MachineError(f"tar file {shown(image.path)}: {why}", f"bring it back as it was: {RESUMES}")
 
 
 @cache
@@ -115,8 +198,3 @@ def _fetched(image: Image) -> bytes:
         raise UnreadableError("not_found", "no such object") from None
     _check_size(len(content), image.bytes)
     return content
-
-
-def modified(file: IO[bytes]) -> int | None:
-    """When a file was written to last; None for what is in memory already."""
-    return None if isinstance(file, io.BytesIO) else os.fstat(file.fileno()).st_mtime_ns

@@ -21,6 +21,7 @@ from featcli.dump.plan import Plan, environment_changes
 from featcli.errors import FeatcliError, MachineError, UsageError, counted, one_line, shown
 from featcli.events import Report
 from featcli.inputs.image_list import is_url
+from featcli.inputs.storage import Ground
 from featcli.run.source import Shard
 from featcli.run.stats import RunStats
 from featcli.spec.commands import ExtractSpec
@@ -272,7 +273,11 @@ def _with_whole_paths(shard: Shard) -> Shard:
     """The same for a process that is in another folder."""
     assert isinstance(shard.pictures.images, Mapping)  # those of the shard
     images = {
-        row: image._replace(path=_from_the_root(image.path), folder=_from_the_root(image.folder or os.curdir))
+        row: image._replace(
+            path=_from_the_root(image.path),
+            folder=_from_the_root(image.folder or os.curdir),
+            grounds=tuple(Ground(_from_the_root(ground.path), None) for ground in image.grounds),  # of another machine
+        )
         for row, image in shard.pictures.images.items()
     }
     return replace(shard, pictures=replace(shard.pictures, images=images))

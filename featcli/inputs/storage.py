@@ -1,0 +1,92 @@
+"""What images lie on: when one is not found, that has to be there still, or it is no fault of the image's.
+
+A mount that goes away leaves an empty folder in its place. Device and inode tell one from the other.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from featcli.errors import MachineError, UsageError, shown
+from featcli.inputs.image_list import MISSING
+from featcli.system.faults import RESUMES, is_of_machine, machine_error
+from featcli.system.files import identity, names_in
+
+
+class Ground(NamedTuple):
+    """A folder, and what told it from others when images were listed."""
+
+    path: str
+    identity: tuple[int, int] | None  # device and inode; None: unknown on this machine, where numbers are others
+
+
+class Storage:
+    """The folder that images are listed below, and the top of every other file system that they were found on."""
+
+    def __init__(self, folder: str) -> None:
+        """Look at the folder. Raises MachineError."""
+        path = folder or os.curdir
+        found = identity(path)
+        self._grounds = {} if found is None else {found[0]: Ground(path, found)}
+
+    @property
+    def grounds(self) -> tuple[Ground, ...]:
+        """All of them, the folder first."""
+        return tuple(self._grounds.values())
+
+    def size_of(self, path: str) -> int:
+        """The size of a regular file; MISSING for anything else, which reading will then explain.
+
+        Raises MachineError where the machine cannot tell, and UsageError for a folder that may not be entered.
+        """
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            if is_of_machine(error):
+                raise machine_error(f"image {shown(path)}", error) from error
+            if error.errno == errno.EACCES and may_not_be_entered(path):
+                raise UsageError(
+                    f"folder {shown(os.path.dirname(path) or os.curdir)}: {error.strerror}",
+                    "make it readable, or leave it out: its images would be missing",
+                ) from error
+            return MISSING
+        except ValueError:  # what no file can be named
+            return MISSING
+        if found.st_dev not in self._grounds:
+            self._grounds[found.st_dev] = _top_of(path)
+        return found.st_size if stat.S_ISREG(found.st_mode) else MISSING
+
+
+def may_not_be_entered(path: str) -> bool:
+    """Whether rights keep from a path that are those of the folders above it, and not those of a link's target."""
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _top_of(path: str) -> Ground:
+    """The folder in which the file system begins that a file is on. Raises MachineError."""
+    top = os.path.dirname(os.path.realpath(path))
+    found = identity(top)
+    while (above := os.path.dirname(top)) != top:
+        other = identity(above)
+        if found is None or other is None or other[0] != found[0]:
+            break
+        top, found = above, other
+    return Ground(top, found)
+
+
+def refuse_if_gone(grounds: tuple[Ground, ...]) -> None:
+    """Raise MachineError unless every ground is the folder that it was."""
+    for path, before in grounds:
+        now = identity(path)
+        if now is None or (now != before if before is not None else not names_in(path)):
+            what = "no longer there" if now is None else "another folder than was listed, or empty"
+            raise MachineError(f"input folder {shown(path)}: {what}", f"bring it back: {RESUMES}")

@@ -1,0 +1,245 @@
+"""The machine's fault is never the image's, nor the dump's: a disk or a share that fails ends a run in exit code 7."""
+
+import errno
+import os
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from conftest import draw
+from featcli.errors import MachineError, UsageError
+from featcli.inputs.image_list import MISSING
+from featcli.inputs.listing import find
+from featcli.inputs.storage import Ground, Storage
+from featcli.pixels.decode import read_pixels, read_size
+from featcli.pixels.failure import UnreadableError
+from featcli.spec.groups import InputSpec, PixelSpec
+
+
+@pytest.fixture
+def fails(monkeypatch):
+    """Make a call of `os` fail for the paths below a folder, or for their descriptors; what is returned mends it.
+
+    `first`: how often it is right before, `last`: the last time that it fails.
+    """
+
+    def fail(call, number, below, first=0, last=10**9):
+        real, count = getattr(os, call), 0
+
+        def failing(what, *rest, **options):
+            nonlocal count
+            path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.fspath(what)
+            if (path + "/").startswith(str(below)):
+                count += 1
+                if first < count <= last:
+                    raise OSError(number, os.strerror(number))
+            return real(what, *rest, **options)
+
+        monkeypatch.setattr(os, call, failing)
+        return lambda: monkeypatch.setattr(os, call, real)
+
+    return fail
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures of four kinds, one of which libtiff would map."""
+    for i, name in enumerate(("a.png", "b.jpg", "c.bmp")):
+        draw(tmp_path / "p" / name, i)
+    with Pillow.open(draw(tmp_path / "d.png", 3)) as picture:
+        picture.save(tmp_path / "p" / "d.tif", compression="tiff_lzw")
+    return tmp_path / "p"
+
+
+def listed(*inputs, **options):
+    return find(InputSpec(inputs=tuple(map(str, inputs)), **options)).images
+
+
+def decoded(image):
+    out = np.zeros((3, 8, 8), np.uint8)
+    read_pixels(image, PixelSpec(), lambda picture: np.asarray(picture.resize((8, 8))).transpose(2, 0, 1), out)
+
+
+def header(image):
+    read_size(image, PixelSpec())
+
+
+def outcome(image, read=decoded):
+    """`read`, `machine`, or the reason of a failure."""
+    try:
+        read(image)
+    except UnreadableError as error:
+        return error.reason
+    except MachineError:
+        return "machine"
+    return "read"
+
+
+@pytest.mark.parametrize("name", ["EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "ENXIO", "ENODEV", "ENOMEM", "EMFILE"])
+def test_no_image_is_blamed_for_its_storage(folder, fails, name):
+    """Whatever call fails, for whatever kind of picture, read whole or for its header alone: it is the machine."""
+    images, number = listed(folder), getattr(errno, name)
+    for call, read in (("open", decoded), ("open", header), ("fstat", decoded), ("pread", decoded), ("preadv", header)):
+        mend = fails(call, number, folder)
+        assert {outcome(image, read) for image in images} == {"machine"}, (call, read)
+        mend()
+        assert {outcome(image, read) for image in images} == {"read"}
+
+
+@pytest.mark.parametrize("name", ["EIO", "ESTALE"])
+def test_what_a_decoder_makes_of_an_error_does_not_matter(folder, fails, monkeypatch, name):
+    """A large file is read as its decoder asks: an error at any of its reads is the machine's, never a damaged file."""
+    from featcli.pixels import image_file
+
+    monkeypatch.setattr(image_file, "WHOLE_BYTES", 100)
+    for image in listed(folder):
+        outcomes = []
+        while outcomes[-1:] != ["read"]:
+            mend = [fails(call, getattr(errno, name), folder, len(outcomes)) for call in ("preadv", "pread")]
+            outcomes.append(outcome(image))
+            for one in mend:
+                one()
+        assert set(outcomes[:-1]) == {"machine"}
+
+
+def test_a_bad_sector(folder, fails):
+    """A file that the disk cannot read, twice, where it reads another of its folder, is a failure by itself."""
+    images = listed(folder)
+    mend = fails("pread", errno.EIO, folder / "b.jpg")
+    assert [outcome(image) for image in images] == ["read", "unreadable", "read", "read"]
+    mend()
+    mend = fails("pread", errno.EIO, folder / "b.jpg", last=1)  # what comes back was no bad sector
+    assert outcome(images[1]) == "machine"
+    mend()
+    fails("pread", errno.ESTALE, folder / "b.jpg")  # nor is what no disk says
+    assert outcome(images[1]) == "machine"
+
+
+def test_a_bad_sector_in_a_tar(tmp_path, folder, monkeypatch):
+    """So is an image in a tar whose bytes are lost while the tar's first header is read."""
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(folder, "p")
+    image = listed(tmp_path / "x.tar")[2]
+    real = os.pread
+
+    def pread(descriptor, count, offset):
+        if offset == image.place or (offset == 0 and is_all):
+            raise OSError(errno.EIO, "lost")
+        return real(descriptor, count, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    for is_all in (False, True):
+        assert outcome(image) == ("machine" if is_all else "unreadable")
+
+
+@pytest.mark.parametrize("call", ["stat", "scandir"])
+def test_listing_fails_as_the_machine_does(tmp_path, folder, fails, call):
+    """A folder that cannot be listed for the machine's fault is no folder without images, and no size is unknown."""
+    (tmp_path / "list").write_text("a.png\nb.jpg\n")
+    fails(call, errno.ESTALE, folder)
+    with pytest.raises(MachineError):
+        listed(folder)
+    if call == "stat":
+        with pytest.raises(MachineError):
+            listed(files_from=str(tmp_path / "list"), root=str(folder))
+        with pytest.raises(MachineError):
+            listed(folder / "a.png")
+
+
+def test_a_folder_that_may_not_be_listed(folder, fails):
+    """What the user may not list is the user's to mend, as ever."""
+    fails("scandir", errno.EACCES, folder)
+    with pytest.raises(UsageError, match="Permission denied"):
+        listed(folder)
+
+
+def test_a_folder_that_may_not_be_entered(folder, fails):
+    """Nor is the size of images unknown whose folder may not be entered; of a link to such a place it is."""
+    storage = Storage(str(folder))
+    fails("stat", errno.EACCES, folder / "a.png")
+    assert storage.size_of(str(folder / "a.png")) == MISSING  # its name at least can be looked at
+    fails("lstat", errno.EACCES, folder / "a.png")
+    with pytest.raises(UsageError, match="Permission denied"):
+        storage.size_of(str(folder / "a.png"))
+
+
+def test_a_folder_that_closes_while_it_is_read(folder, fails):
+    """Rights that go away from a folder end the run; a file's own are its failure."""
+    image = listed(folder)[0]
+    fails("open", errno.EACCES, image.path)
+    assert outcome(image) == "unreadable"
+    fails("lstat", errno.EACCES, image.path)
+    assert outcome(image) == "machine"
+
+
+def replaced_by_an_empty_one(folder):
+    folder.rename(folder.with_name("gone"))
+    folder.mkdir()
+
+
+def test_a_mount_that_goes_away(tmp_path, folder):
+    """An empty folder where the input folder, a list's root or an image's folder was means that no image is missing."""
+    (tmp_path / "list").write_text("a.png\n")
+    in_list = listed(files_from=str(tmp_path / "list"), root=str(folder))
+    images = [listed(folder)[0], in_list[0], listed(folder / "a.png")[0]]
+    (folder / "a.png").rename(tmp_path / "a.png")
+    assert [outcome(image) for image in images] == ["not_found"] * 3
+    (tmp_path / "a.png").rename(folder / "a.png")
+    replaced_by_an_empty_one(folder)
+    assert [outcome(image) for image in images] == ["machine"] * 3
+
+
+def test_another_file_system_that_goes_away(tmp_path, monkeypatch):
+    """Images that are links, or listed by whole paths, are no failures when what they lead to has been unmounted."""
+    away = tmp_path / "mnt" / "share"
+    draw(away / "deep" / "a.png", 0)
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.png").symlink_to(away / "deep" / "a.png")
+    (tmp_path / "list").write_text(str(away / "deep" / "a.png"))
+
+    real = os.stat
+
+    def stat(path, **options):  # as if there were a device of its own
+        found = real(path, **options)
+        is_away = os.path.realpath(path).startswith(str(away)) and os.listdir(away)
+        return os.stat_result((*found[:2], found.st_dev + 1000 if is_away else found.st_dev, *found[3:]))
+
+    monkeypatch.setattr(os, "stat", stat)
+    in_list = listed(files_from=str(tmp_path / "list"), root=str(tmp_path / "p"), allow_outside=True)
+    images = listed(tmp_path / "p"), in_list
+    assert [[ground.path for ground in one[0].grounds] for one in images] == [[str(tmp_path / "p"), str(away)]] * 2
+    (away / "deep").rename(tmp_path / "gone")
+    assert [outcome(one[0]) for one in images] == ["machine"] * 2
+
+
+def test_a_mount_of_another_machine(tmp_path, folder):
+    """On another machine, where devices have other numbers, an input folder without anything in it is gone too."""
+    image = listed(folder)[0]._replace(grounds=(Ground(str(folder), None),))
+    assert outcome(image) == "read"
+    (folder / "a.png").unlink()
+    assert outcome(image) == "not_found"
+    replaced_by_an_empty_one(folder)
+    assert outcome(image) == "machine"
+
+
+def test_a_mount_that_goes_away_while_it_is_listed(tmp_path, folder, monkeypatch):
+    """What is listed of a folder that is another by the end is no list."""
+    real = os.scandir
+
+    def scandir(path):
+        found = list(real(path))
+        replaced_by_an_empty_one(folder)
+
+        class Entries(list):
+            __enter__ = list.__iter__
+
+            def __exit__(self, *_):
+                pass
+
+        return Entries(found)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(MachineError, match="another folder than was listed"):
+        listed(folder)
