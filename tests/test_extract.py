@@ -572,7 +572,7 @@ def test_model_arguments_are_part_of_the_plan(tmp_path, photos):
     config = json.loads((tmp_path / "c" / "config.json").read_text())
     config["model_args"] = {"act_layer": "gelu"}
     (tmp_path / "c" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConflictError, match="structure"):
+    with pytest.raises(ConflictError, match=r"backbone\.options\.act_layer"):
         featcli.extract(photos, checkpoint=str(tmp_path / "c"), output=tmp_path / "d")
 
 

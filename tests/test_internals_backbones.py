@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import logging
 import pickle
 import re
@@ -237,6 +238,14 @@ def test_class_tokens_come_with_the_maps(vit):
     assert [tuple(found.shape) for found in tokens] == [(2, 64)]
 
 
+def test_arguments_in_the_configuration_of_a_folder(tmp_path):
+    """What a folder's config.json sets of its model is read, else two networks with the same weights are one plan."""
+    config = {"architecture": "test_resnet", "model_args": {"act_layer": "gelu"}, "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert internals.model_args_of_timm(f"local-dir:{tmp_path}") == {"act_layer": "gelu"}
+    assert internals.model_args_of_timm("test_resnet.r160_in1k") == {}
+
+
 @pytest.mark.parametrize(("name", "is_pretrained"), [("resnet5", False), ("resnet50.no_such", True)])
 def test_names_that_timm_does_not_know(name, is_pretrained):
     """If timm refuses names in other words, they end as broken checkpoints, without the names that are near."""
@@ -303,6 +312,12 @@ def test_models_outside_the_mapping_are_found_by_name():
     """If configurations and models are not named alike, towers that AutoModel does not know are refused."""
     assert "owlvit_vision_model" not in transformers.models.auto.modeling_auto.MODEL_MAPPING_NAMES
     assert internals.vision_class(transformers.OwlViTVisionConfig()) is transformers.OwlViTVisionModel
+
+
+def test_a_configuration_is_read_as_it_is_written(tmp_path):
+    """No default is added to what config.json says, else a new version of transformers makes another plan of it."""
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2", "hidden_size": 16}')
+    assert internals.written_config(str(tmp_path)) == {"model_type": "dinov2", "hidden_size": 16}
 
 
 def test_the_plain_loader_is_there(tmp_path):

@@ -227,6 +227,14 @@ def class_tokens_of_timm(model: Any, pixels: torch.Tensor, indices: Any, normed:
     return [prefix[:, 0] for _, prefix in found]
 
 
+def model_args_of_timm(name: str) -> dict[str, Any]:
+    """Read the arguments that the configuration of a folder (`local-dir:`) or hub id (`hf-hub:`) sets of its model."""
+    models = importlib.import_module("timm.models._hub")
+    source, _, place = name.partition(":")
+    read = {"hf-hub": models.load_model_config_from_hf, "local-dir": models.load_model_config_from_path}.get(source)
+    return {} if read is None else dict(read(place)[2] or {})
+
+
 def is_unknown_to_timm(error: Exception) -> bool:
     """Tell whether timm refused the name of a model, or the tag in it."""
     return str(error).startswith(("Unknown model", "Invalid pretrained tag"))
@@ -389,6 +397,12 @@ def load_processor(checkpoint: str) -> Any:
     Raises whatever transformers raises.
     """
     return import_transformers().AutoImageProcessor.from_pretrained(checkpoint, backend="pil", trust_remote_code=False)
+
+
+def written_config(checkpoint: str) -> dict[str, Any]:
+    """Read what the config.json of a folder, file or hub id says, with no default of transformers among it."""
+    config, _ = import_transformers().PreTrainedConfig.get_config_dict(checkpoint)
+    return dict(config)
 
 
 def processor_class(model_type: str) -> Any:

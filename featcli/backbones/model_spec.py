@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
@@ -67,7 +67,19 @@ class ModelSpec(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Say what the architecture is, in the library's words, wherever the checkpoint lies: part of the plan."""
+        """Say what the architecture is, wherever the checkpoint lies: part of the plan.
+
+        Its name, and what the checkpoint's own files and the user set of it, as they wrote it: never what the library
+        adds or prints, which is another with another version.
+        """
+
+    def settings_beside(self, before: Mapping[str, Any], is_same_library: bool) -> tuple[dict[str, Any], list[str]]:
+        """Say the same in the manner of `before`, the settings of a dump that is resumed.
+
+        Also returns the fields whose values there stay, though the library has others by now: those that nobody set.
+        `is_same_library`: whether the dump was begun with the same versions.
+        """
+        return self.settings(), []
 
     @property
     def resize_mode(self) -> ResizeMode | None:

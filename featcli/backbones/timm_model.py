@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import xxhash
 
 from featcli.backbones.backbone import Network, Weights
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
+from featcli.backbones.image_processor import plain_json
 from featcli.backbones.internals import (
     captured_loads,
     class_tokens_of_timm,
@@ -28,6 +30,7 @@ from featcli.backbones.internals import (
     is_option_of_timm,
     is_unknown_to_timm,
     maps_of_timm,
+    model_args_of_timm,
     option_for_weights,
     patch_of_timm,
     prune_timm,
@@ -105,8 +108,6 @@ class TimmModelSpec(ModelSpec):
         self.patch = _patch(plain, self.strides)
         self.norm = asked.norm or "raw"
         self.norm_reason = "as asked" if asked.norm else "default: timm's own"
-        # A folder's model_args can change the network without changing a weight: the plan must know.
-        self._structure = xxhash.xxh3_128_hexdigest(repr(plain).encode())
         facts = facts_of_timm(plain)
         self.tag = facts.tag
         self.architecture = facts.architecture or request.model_name
@@ -154,15 +155,32 @@ class TimmModelSpec(ModelSpec):
         return f"{self.architecture}.{self.tag}" if self.tag and not self.asked.is_random else self.architecture
 
     def settings(self) -> dict[str, Any]:
-        """See ModelSpec."""
+        """See ModelSpec. A folder's `model_args` can change the network without changing a weight."""
         return {
             "library": "timm",
             "architecture": self.architecture,
-            "structure": self._structure,
             "input_size": list(self.input_size),
-            "options": {k: list(v) if isinstance(v, tuple) else v for k, v in self._options.items()},
+            "options": plain_json({**self._model_args, **self._options}),
             "norm": self.norm,
         }
+
+    def settings_beside(self, before: Mapping[str, Any], is_same_library: bool) -> tuple[dict[str, Any], list[str]]:
+        """See ModelSpec. Older plans have a hash of the network as torch prints it in place of its arguments."""
+        if "structure" not in before:
+            return super().settings_beside(before, is_same_library)
+        plain, _ = self._with_channels(dict(self.request.options))
+        structure = xxhash.xxh3_128_hexdigest(repr(plain).encode())
+        settings = {**self.settings(), "structure": structure, "options": plain_json(self._options)}
+        # What the checkpoint says of the network may be another by now, unless it says nothing.
+        if structure == before["structure"] or (is_same_library and self._model_args):
+            return settings, []
+        return {**settings, "structure": before["structure"]}, ["structure"]
+
+    @cached_property
+    def _model_args(self) -> Mapping[str, Any]:
+        """Read what the checkpoint's own configuration sets of the model, where timm reads that by itself."""
+        with hub_or_cache(wanted=False):  # it has just been read
+            return model_args_of_timm(self.request.model_name)
 
     def build(self, positions: Sequence[int], device: str) -> Network:
         """See ModelSpec."""

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from featcli.backbones.internals import (
     load_pretrained,
     needs_code_of_its_own,
     silent_transformers,
+    written_config,
 )
 from featcli.backbones.model_spec import ModelSpec
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing
@@ -34,6 +36,7 @@ NOT_ARCHITECTURE = frozenset(
     "_name_or_path transformers_version architectures out_features out_indices dtype torch_dtype id2label"
     " label2id".split()
 )
+PARTS = ("vision_config", "backbone_config")  # of a larger model: where its configuration has that of the backbone
 
 
 class TransformersModelSpec(ModelSpec):
@@ -124,13 +127,39 @@ class TransformersModelSpec(ModelSpec):
 
     def settings(self) -> dict[str, Any]:
         """See ModelSpec."""
-        config = {k: v for k, v in plain_json(self.config.to_dict()).items() if k not in NOT_ARCHITECTURE}
         return {
             "library": "transformers",
+            "architecture": self.model_type if self.outer is None else f"{self.model_type} in {self.outer.model_type}",
             "input_size": list(self.input_size),
+            "num_channels": self.channels,
             "norm": self.norm,
-            "config": config,
+            "config_json": self._config_json,
         }
+
+    def settings_beside(self, before: Mapping[str, Any], is_same_library: bool) -> tuple[dict[str, Any], list[str]]:
+        """See ModelSpec. Older plans have the configuration with every default of the transformers of their time."""
+        if not isinstance(before.get("config"), Mapping):
+            return super().settings_beside(before, is_same_library)
+        set_here = dict(self._config_json)
+        if self.asked.num_channels is not None:
+            set_here["num_channels"] = self.asked.num_channels
+        config, unset = unless_set(before["config"], _of_architecture(self.config.to_dict()), set_here)
+        settings = {"library": "transformers", "input_size": list(self.input_size), "norm": self.norm}
+        return {**settings, "config": config}, [f"config.{name}" for name in unset]
+
+    @cached_property
+    def _config_json(self) -> dict[str, Any]:
+        """Read what config.json, or the user, says of the backbone; of a larger model, all of it where it does not name
+        the part. Raises CheckpointError.
+        """
+        asked, config = self.asked, self.asked.config
+        if config is None:
+            with reading(asked):
+                config = written_config(asked.checkpoint_name)
+        elif not isinstance(config, Mapping):
+            config = config.to_diff_dict()
+        parts = () if self.outer is None else [config.get(f"{part}{end}") for part in PARTS for end in ("", "_dict")]
+        return _of_architecture(next((part for part in parts if isinstance(part, Mapping)), config))
 
     def _proven(self, network: Network, report: Mapping[str, Any]) -> Weights:
         tensors = network.tensors().keys()
@@ -236,6 +265,31 @@ def config_size(config: Any) -> Size:
     """Read the (H, W) that a configuration names, for checkpoints that say nothing of their preprocessing."""
     size = getattr(config, "image_size", None) or DEFAULT_SIZE
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _of_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a configuration what does not change what the backbone computes."""
+    fields = plain_json(dict(config)).items()
+    return {name: value for name, value in fields if name not in NOT_ARCHITECTURE and not name.startswith("_")}
+
+
+def unless_set(
+    before: Mapping[str, Any], now: Mapping[str, Any], set_here: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Keep the values of `before` of all fields that `set_here` lacks. Returns the fields, and those that differed."""
+    kept: dict[str, Any] = {}
+    differing: list[str] = []
+    for name in dict.fromkeys([*before, *now]):
+        one, two, wanted = before.get(name), now.get(name), set_here.get(name)
+        if name in set_here and all(isinstance(part, Mapping) for part in (one, two, wanted)):
+            kept[name], inside = unless_set(before[name], now[name], set_here[name])
+            differing += [f"{name}.{field}" for field in inside]
+        elif name in set_here or one == two:
+            kept |= {name: now[name]} if name in now else {}
+        else:
+            kept |= {name: before[name]} if name in before else {}
+            differing.append(name)
+    return kept, differing
 
 
 def copied(config: Any) -> Any:

@@ -110,8 +110,9 @@ class Settings(Mapping[str, Any]):
     @property
     def num_channels(self) -> int | None:
         """Of the input, where the library's words name them; where they do not, there are three."""
-        of_timm, of_transformers = self.backbone.get("options", {}), self.backbone.get("config", {})
-        found: int | None = of_timm.get("in_chans") or of_transformers.get("num_channels")
+        words = self.backbone
+        of_timm, of_transformers = words.get("options", {}), words.get("config", {})
+        found: int | None = words.get("num_channels") or of_timm.get("in_chans") or of_transformers.get("num_channels")
         return found
 
     @property

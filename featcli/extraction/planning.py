@@ -56,7 +56,7 @@ def prepare(
     images, where they were found before: stdin can be read once.
     """
     listing, selection = _resolve(asked, report, listing)
-    begun = None if existing is None else existing.plan.settings
+    begun = None if existing is None else existing.plan
     loading = load_selected(asked, selection, len(listing.images), begun, report)
     backbone, model = loading.backbone, selection.model
     if asked.fold and not backbone.execution.folded:

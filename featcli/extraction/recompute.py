@@ -99,10 +99,10 @@ def _same_job(dump: Dump, asked: VerifyCommand, report: Report) -> tuple[Job, Se
             dtype=plan.stages[0].dtype,
             shard_size=plan.shard_rows,
         )
-        job, setup = prepare(same, None, report)
+        job, setup = prepare(same, dump, report)
         backbone = job.plan.settings.backbone
         if not settings.is_native and (backbone != settings.backbone or job.plan.stages != plan.stages):
-            job, setup = prepare(replace(same, image_size=settings.input_size), None, report)
+            job, setup = prepare(replace(same, image_size=settings.input_size), dump, report)
     try:
         dump.refuse_other_plan(job.plan, job.images)
         dump.refuse_changed_images(job.plan, job.images, retry_failed=True)

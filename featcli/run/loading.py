@@ -25,6 +25,7 @@ from featcli.pixels.batches import Decoder
 from featcli.pixels.colour import settings_of
 from featcli.pixels.formats import plugin_versions
 from featcli.run.pooling import Pooling, pooling
+from featcli.run.resuming import InMannerOf
 from featcli.run.trials import Trials
 from featcli.run.tuning import AS_BEGUN, Tuning, named, tune
 from featcli.spec.commands import ExtractSpec
@@ -52,7 +53,7 @@ def load(asked: ExtractSpec, plan: Plan) -> Setup:
     The plan in it is the one that these options come to here, to be compared.
     """
     selection = select(asked, resolve_device(asked.device))
-    loading = load_selected(asked, selection, plan.num_images, plan.settings, silent)
+    loading = load_selected(asked, selection, plan.num_images, plan, silent)
     found = replace(plan, settings=loading.settings, stages=selection.stages, environment=loading.environment)
     return loading.setup(asked, found)
 
@@ -94,19 +95,23 @@ def select(asked: ExtractSpec, device: Choice[torch.device]) -> Selection:
 
 
 def load_selected(
-    asked: ExtractSpec, selection: Selection, num_images: int, begun: Settings | None, report: Report
+    asked: ExtractSpec, selection: Selection, num_images: int, begun: Plan | None, report: Report
 ) -> LoadedBackbone:
-    """Load the backbone. `begun`: the settings of the dump that is gone on with."""
-    model, device, threads = selection.model, selection.device.value, _threads(asked, begun)
+    """Load the backbone. `begun`: the plan of the dump that is resumed."""
+    model, device, before = selection.model, selection.device.value, None if begun is None else begun.settings
+    threads = _threads(asked, before)
     with memory_errors("the backbone does", device), settled_arithmetic(threads.value, device):
         trials = Trials(model, selection.positions, selection.stages, device, partial(_report_trials, report))
-        tuning = tune(asked, trials, num_images, begun)
+        tuning = tune(asked, trials, num_images, before)
         backbone = assemble_backbone(model, selection.positions, device, tuning.execution)
     _report_tuning(device, backbone.execution, tuning, report)
     rules = narrowed(asked, PixelSpec)
     decoder = Decoder(rules, backbone.preprocessing, decode_threads_of(asked), pinned=device.type == "cuda")
     settings = _settings(asked, backbone, rules, threads.value, tuning.batch_size.value)
-    return LoadedBackbone(backbone, decoder, threads, settings, _environment(device, model.library))
+    environment = _environment(device, model.library)
+    if begun is not None:
+        settings = InMannerOf(begun, environment, report).settings(settings, model, backbone.preprocessing)
+    return LoadedBackbone(backbone, decoder, threads, settings, environment)
 
 
 def _report_trials(report: Report) -> None:

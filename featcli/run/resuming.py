@@ -1,0 +1,78 @@
+"""What a run chose, in the manner of the plan that it resumes: a library that has other words by now is no other run.
+
+A plan holds what the checkpoint's files and the user set. Plans of an older featcli hold a whole configuration, or the
+network as torch prints it, and every plan holds an image processor with its defaults: with another version of a library
+these may differ though nobody changed anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from featcli.backbones.image_processor import probe_pictures
+from featcli.backbones.model_spec import ModelSpec
+from featcli.backbones.preprocessing import Preprocessing, recorded_preprocessing
+from featcli.dump.plan import Plan
+from featcli.dump.settings import Settings
+from featcli.events import Report
+
+LIBRARIES = ("torch", "timm", "transformers")  # of `environment`: those that describe a backbone
+NAMES_OF_CODE = ("image_processor_type", "backend")  # what a library calls its own code
+
+
+@dataclass(frozen=True)
+class InMannerOf:
+    """The plan of a dump, in whose manner settings are given."""
+
+    plan: Plan
+    environment: Mapping[str, str]  # of this process
+    report: Report
+
+    def settings(self, found: Settings, model: ModelSpec, preprocessing: Preprocessing) -> Settings:
+        """These settings with the words of the plan for whatever nobody set; a warning names it where it differs."""
+        before = self.plan.settings
+        backbone, reworded = model.settings_beside(before.backbone, self._is_same_library)
+        found = replace(found, backbone=backbone)
+        words = self._reworded(found, preprocessing)
+        if words:
+            kept = {name: value for name, value in found.preprocessing.items() if name not in words}
+            kept |= {name: before.preprocessing[name] for name in words if name in before.preprocessing}
+            found = replace(found, preprocessing=kept)
+        reworded += [f"preprocessing.{name}" for name in words]
+        if reworded:
+            text = f"the libraries describe some things in other words than when this dump was begun: {_few(reworded)}"
+            self.report("warning", text=f"{text}; nobody set them, so they are taken as they were")
+        return found
+
+    @property
+    def _is_same_library(self) -> bool:
+        now, before = self.environment, self.plan.environment
+        return all(now.get(name) == before.get(name) for name in LIBRARIES if name in before)
+
+    def _reworded(self, found: Settings, preprocessing: Preprocessing) -> list[str]:
+        """Name what of the preprocessing only one of the two has, if pictures come out the same by both."""
+        before, now = self.plan.settings.preprocessing, found.preprocessing
+        names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
+        if not names or any(name in before and name in now for name in names if name not in NAMES_OF_CODE):
+            return []
+        try:
+            recorded = recorded_preprocessing(
+                before, size=found.input_size, channels=found.channels, resize_mode=found.resize_mode
+            )
+        except Exception:  # words that this library does not know any more
+            return []
+        return names if _give_the_same(recorded, preprocessing) else []
+
+
+def _give_the_same(one: Preprocessing, two: Preprocessing) -> bool:
+    """Tell whether two ways of preprocessing give the same pixels of two pictures, and normalise them alike."""
+    if any(getattr(one, name) != getattr(two, name) for name in ("dtype", "scale", "mean", "std", "channels")):
+        return False
+    return all(np.array_equal(one.fit(picture), two.fit(picture)) for picture in probe_pictures())
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

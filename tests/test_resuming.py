@@ -1,0 +1,130 @@
+"""Resuming depends on what the checkpoint's files and the user set, never on the words of a library."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import featcli
+from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
+from featcli.errors import ConflictError
+
+transformers = pytest.importorskip("transformers")
+
+ZOO = Path(__file__).parent / "zoo"
+OPTIONS_OF_ZOO = {"threads": 1, "batch_size": 2, "layout": "channels-first", "fold": False, "shard_size": 4}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A checkpoint folder by name, and the pictures of the zoo, in a working folder of their own."""
+    shutil.copytree(ZOO / "pictures", tmp_path / "pictures", copy_function=shutil.copyfile)
+    shutil.copytree(ZOO / "weights", tmp_path / "weights", copy_function=shutil.copyfile)
+    shutil.copytree(ZOO / "dumps", tmp_path / "dumps", copy_function=shutil.copyfile)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def extracted(checkpoint, dump, **options):
+    """The warnings of a run."""
+    said = []
+    featcli.extract(
+        "pictures", checkpoint=f"weights/{checkpoint}", output=dump,
+        report=lambda kind, **facts: said.append(facts["text"]) if kind == "warning" else None, **options,
+    )  # fmt: skip
+    return [text for text in said if "other words" in text]
+
+
+def change(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def other_words(monkeypatch, kind, **fields):
+    """Make the library describe objects of a class with other fields."""
+    plain = kind.to_dict
+    monkeypatch.setattr(kind, "to_dict", lambda self: plain(self) | fields)
+
+
+def test_a_layer_that_prints_itself_in_other_words(folder, monkeypatch):
+    """What a network prints of itself is no part of a plan: the run is resumed without a word."""
+    extracted("timm", "d", pool="avg")
+    assert "structure" not in featcli.open_dump("d").plan.settings.backbone
+    plain = torch.nn.Conv2d.extra_repr
+    monkeypatch.setattr(torch.nn.Conv2d, "extra_repr", lambda self: plain(self) + ", device=cpu")
+    assert extracted("timm", "d", pool="avg") == []
+
+
+def test_a_configuration_with_a_new_default(folder, monkeypatch):
+    """A field that a new transformers adds to a configuration is no part of a plan, what config.json sets is."""
+    extracted("dinov2", "d", pool="cls")
+    assert featcli.open_dump("d").plan.settings.backbone["config_json"]["hidden_size"] == 16
+    other_words(monkeypatch, transformers.Dinov2Config, use_rope=False)
+    assert extracted("dinov2", "d", pool="cls") == []
+    change(folder / "weights" / "dinov2" / "config.json", layer_norm_eps=0.1)
+    with pytest.raises(ConflictError, match=r"backbone\.config_json\.layer_norm_eps: 1e-06 there, 0\.1 now"):
+        extracted("dinov2", "d", pool="cls")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "named"),
+    [("timm", {"model_args": {"channels": [8, 8, 16, 16], "stem_width": 8, "act_layer": "gelu"}}, "act_layer"),
+     ("dinov2", {"hidden_act": "relu"}, "hidden_act")],
+)  # fmt: skip
+def test_random_weights_of_other_arguments(folder, name, fields, named):
+    """With random weights, which are the same, an argument that changes the network alone is another plan."""
+    extracted(name, "d", pool="avg", random_init=True)
+    digest = featcli.open_dump("d").plan.settings.weights_digest
+    change(folder / "weights" / name / "config.json", **fields)
+    with pytest.raises(ConflictError, match=rf"backbone\.\w+\.{named}"):
+        extracted(name, "d", pool="avg", random_init=True)
+    extracted(name, "other", pool="avg", random_init=True)
+    assert featcli.open_dump("other").plan.settings.weights_digest == digest
+
+
+def test_a_plan_with_a_whole_configuration(folder, monkeypatch):
+    """A dump of an older featcli is resumed where only fields differ that config.json does not set; they are named."""
+    asked = OPTIONS_OF_ZOO | {"pool": "cls", "dtype": "float16", "format": "safetensors"}
+    assert extracted("dinov2", "dumps/class_tokens", **asked) == []
+    other_words(monkeypatch, transformers.Dinov2Config, use_rope=False, problem_type="none")
+    (said,) = extracted("dinov2", "dumps/class_tokens", **asked)
+    assert "config.use_rope" in said
+    assert "config.problem_type" in said
+    change(folder / "weights" / "dinov2" / "config.json", layer_norm_eps=0.1)
+    with pytest.raises(ConflictError, match=r"backbone\.config\.layer_norm_eps"):
+        extracted("dinov2", "dumps/class_tokens", **asked)
+
+
+def test_a_plan_with_a_printed_network(folder, monkeypatch):
+    """A dump of an older featcli holds a hash of what torch printed: another version of torch may print otherwise.
+
+    With the same version it is another network, as its model_args say.
+    """
+    asked = OPTIONS_OF_ZOO | {"image_size": 32, "out_indices": "all"}
+    plan = read_checksummed(folder / "dumps" / "maps" / "plan.json")
+    versions = {"torch": torch.__version__, "timm": timm.__version__}
+    publish_checksummed(folder / "dumps/maps/plan.json", plan | {"environment": versions}, replace=True)
+    assert extracted("timm", "dumps/maps", **asked) == []
+    plain = torch.nn.Conv2d.extra_repr
+    monkeypatch.setattr(torch.nn.Conv2d, "extra_repr", lambda self: plain(self) + ", device=cpu")
+    with pytest.raises(ConflictError, match=r"backbone\.structure"):
+        extracted("timm", "dumps/maps", **asked)
+    publish_checksummed(folder / "dumps/maps/plan.json", plan | {"environment": {"torch": "2.0"}}, replace=True)
+    (said,) = extracted("timm", "dumps/maps", **asked)
+    assert "structure" in said
+
+
+def test_an_image_processor_with_a_new_field(folder, monkeypatch):
+    """A field that a new transformers adds to a processor changes no plan if the pixels are the same; another value
+    does.
+    """
+    kind = transformers.AutoImageProcessor.from_pretrained("weights/dinov2", backend="pil").__class__
+    extracted("dinov2", "d", pool="cls")
+    other_words(monkeypatch, kind, is_patient=True)
+    (said,) = extracted("dinov2", "d", pool="cls")
+    assert "preprocessing.is_patient" in said
+    change(folder / "weights" / "dinov2" / "preprocessor_config.json", image_std=[0.5, 0.5, 0.5])
+    with pytest.raises(ConflictError, match=r"preprocessing\.image_std"):
+        extracted("dinov2", "d", pool="cls")
