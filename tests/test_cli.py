@@ -194,7 +194,7 @@ def test_start_and_end_of_a_run(cli, photos, tmp_path):
         "random weights, seed 0",
         "Resize 168 bilinear, CenterCrop 160x160",
         "computes       100% of the model",
-        "failed 'broken.jpg': not_an_image (no known picture format)",
+        "failed 'broken.jpg': not_an_image (no known picture format: text)",
         "layout         channels-first  (auto: fewer than 1,000 images; --layout channels-last --fold may be faster)",
         "batch size     32  (default)",
         "s of work on ",

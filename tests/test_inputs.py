@@ -57,7 +57,7 @@ def test_several_folders_lead_their_keys(tmp_path):
 def test_single_images(tmp_path):
     """An image given by itself is keyed by its name, whatever its suffix."""
     touch(tmp_path / "x.jpg")
-    touch(tmp_path / "scan.0001")
+    touch(tmp_path / "scan.0001", b"\x89PNG")
     assert keys(tmp_path / "x.jpg", tmp_path / "scan.0001") == ["scan.0001", "x.jpg"]
 
 

@@ -81,6 +81,13 @@ class Remote:
         except Exception as error:
             raise out_of_reach(self.url, error) from error
 
+    def start(self, count: int) -> bytes:
+        """The first bytes of the file that it is; none where it is gone."""
+        try:
+            return self.fetch(0, count) if self.size() != 0 else b""
+        except FileNotFoundError:
+            return b""
+
     def fetch(self, first: int | None = None, count: int | None = None) -> bytes:
         """The file, or some bytes of it. Raises FileNotFoundError, and MachineError for all else.
 

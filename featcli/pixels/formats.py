@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -9,6 +10,7 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
+from featcli.inputs.signatures import DOCUMENT, START, foreign, known_format
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import register_plugin, silence_libtiff
 from featcli.spec.groups import PixelSpec
@@ -16,29 +18,6 @@ from featcli.spec.groups import PixelSpec
 # Never "every format Pillow knows": a PostScript file named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
 PLUGINS = {"HEIF": ("pillow_heif", "pillow-heif"), "JXL": ("pillow_jxl", "pillow-jxl-plugin")}  # read if installed
-
-# What people take for pictures and no format here reads: (first bytes, how far in, name).
-FOREIGN = (
-    (b"ftyphei", 4, "HEIF"),
-    (b"ftyphev", 4, "HEIF"),
-    (b"ftypmif1", 4, "HEIF"),
-    (b"\xff\x0a", 0, "JXL"),
-    (b"JXL ", 4, "JXL"),
-    (b"%!PS", 0, "PostScript"),
-    (b"%PDF", 0, "PDF"),
-    (b"<svg", 0, "SVG"),
-    (b"<?xml", 0, "XML, such as SVG"),
-)
-# How those begin whose header can be so damaged that Pillow no longer knows them.
-KNOWN = (
-    (b"\xff\xd8\xff", 0, "JPEG"),
-    (b"\x89PNG", 0, "PNG"),
-    (b"WEBP", 8, "WebP"),
-    (b"II*\0", 0, "TIFF"),
-    (b"MM\0*", 0, "TIFF"),
-    (b"GIF8", 0, "GIF"),
-    (b"ftypavif", 4, "AVIF"),
-)
 
 
 def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
@@ -48,14 +27,7 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
         picture = Image.open(file, formats=formats)
     except UnidentifiedImageError:
         file.seek(0)
-        start = file.read(16)
-        name = _begins_as(start, FOREIGN)
-        if name and name not in formats:
-            help_ = f"pip install {PLUGINS[name][1]}, or convert it" if name in PLUGINS else "convert it"
-            raise UnreadableError("format_not_allowed", f"{name}: {help_} to JPEG or PNG") from None
-        if name := name or _begins_as(start, KNOWN):
-            raise UnreadableError("decode_error", f"{name} with a damaged header, or cut short") from None
-        raise UnreadableError("not_an_image", "no known picture format") from None
+        raise _unidentified(file.read(START), formats) from None
     if picture.width * picture.height > rules.max_pixels:
         raise UnreadableError(
             "too_many_pixels",
@@ -64,8 +36,17 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
     return picture
 
 
-def _begins_as(start: bytes, marks: tuple[tuple[bytes, int, str], ...]) -> str:
-    return next((name for mark, position, name in marks if start[position:].startswith(mark)), "")
+def _unidentified(start: bytes, formats: Sequence[str]) -> UnreadableError:
+    """Why Pillow knows no format that is read, by the first bytes of the file."""
+    found = foreign(start)
+    if found is None or found.what in formats:
+        if name := known_format(start) or (found.what if found else ""):
+            return UnreadableError("decode_error", f"{name} with a damaged header, or cut short")
+        return UnreadableError("not_an_image", "no known picture format")
+    if not (found.is_picture or found.kind == DOCUMENT):
+        return UnreadableError("not_an_image", f"no known picture format: {found.what}")
+    help_ = f"pip install {PLUGINS[found.what][1]}, or convert it" if found.what in PLUGINS else "convert it"
+    return UnreadableError("format_not_allowed", f"{found.what}: {help_} to JPEG or PNG")
 
 
 @cache

@@ -1,0 +1,226 @@
+"""How files begin, and by that what they are: pictures, and what people name for pictures though it is none.
+
+One table is for both uses: a failed image is told by it what its file is, an input that cannot hold a picture what to
+do with it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from typing import NamedTuple
+
+from featcli.system.files import open_regular
+
+START = 512  # bytes of a file that the table needs: a tar's mark is at 257
+XML = b"<?xml"
+
+# Formats that are read: how those begin whose header can be so damaged that Pillow no longer knows them.
+KNOWN = (
+    (b"\xff\xd8\xff", 0, "JPEG"),
+    (b"\x89PNG", 0, "PNG"),
+    (b"WEBP", 8, "WebP"),
+    (b"II*\0", 0, "TIFF"),
+    (b"MM\0*", 0, "TIFF"),
+    (b"GIF8", 0, "GIF"),
+    (b"ftypavif", 4, "AVIF"),
+    (b"jP  ", 4, "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", 0, "JPEG 2000"),
+    (b"\0\0\1\0", 0, "ICO"),
+)
+
+PICTURE = "picture"  # of a format that is not read
+ARCHIVE, PACKED, TAR, TABLE, ARRAY, VIDEO, AUDIO, DOCUMENT, TEXT, DATA = (
+    "archive", "packed", "tar", "table", "array", "video", "audio", "document", "text", "data",
+)  # fmt: skip
+HINTS = {
+    ARCHIVE: "unpack it and name the folder, or pack its pictures into a plain .tar",
+    PACKED: "unpack it: pictures are packed already, and of archives only plain .tar files are read",
+    TAR: "a tar file is an input by itself, under a name that ends in .tar",
+    TABLE: "a table is no input: write the pictures in it to a folder or a .tar, or give a list of their paths with"
+    " --files-from",
+    ARRAY: "arrays are no input: write each picture in it to a file, such as PNG, and name the folder",
+    VIDEO: "write its frames to a folder first: ffmpeg -i VIDEO FOLDER/%06d.png",
+    AUDIO: "leave it out",
+    DOCUMENT: "write its pages or its pictures to a folder first: pdftoppm -png, pdfimages -all",
+    TEXT: "if it lists the names of pictures, give it with --files-from",
+    DATA: "it is no picture: leave it out, or give the pictures that it describes as a list with --files-from",
+}
+
+# What no format here reads: (first bytes, how far in, what it is, of which of these kinds). A picture has the name of
+# its format, all else the words of a message.
+FOREIGN = (
+    (b"ftyphei", 4, "HEIF", PICTURE),
+    (b"ftyphev", 4, "HEIF", PICTURE),
+    (b"ftypmif1", 4, "HEIF", PICTURE),
+    (b"\xff\x0a", 0, "JXL", PICTURE),
+    (b"JXL ", 4, "JXL", PICTURE),
+    (b"%!PS", 0, "PostScript", PICTURE),
+    (b"<svg", 0, "SVG", PICTURE),
+    (XML, 0, "XML, such as SVG", PICTURE),
+    (b"%PDF", 0, "PDF", DOCUMENT),
+    (b"PK\x03\x04", 0, "a ZIP archive", ARCHIVE),
+    (b"PK\x05\x06", 0, "an empty ZIP archive", ARCHIVE),
+    (b"PK\x07\x08", 0, "a ZIP archive in pieces", ARCHIVE),
+    (b"7z\xbc\xaf\x27\x1c", 0, "a 7z archive", ARCHIVE),
+    (b"Rar!\x1a\x07", 0, "a RAR archive", ARCHIVE),
+    (b"\x1f\x8b", 0, "a file packed by gzip", PACKED),
+    (b"BZh", 0, "a file packed by bzip2", PACKED),
+    (b"\xfd7zXZ\0", 0, "a file packed by xz", PACKED),
+    (b"\x28\xb5\x2f\xfd", 0, "a file packed by zstd", PACKED),
+    (b"\x04\x22\x4d\x18", 0, "a file packed by lz4", PACKED),
+    (b"ustar", 257, "a tar file", TAR),
+    (b"PAR1", 0, "a Parquet table", TABLE),
+    (b"ARROW1", 0, "an Arrow table", TABLE),
+    (b"FEA1", 0, "a Feather table", TABLE),
+    (b"Obj\x01", 0, "an Avro table", TABLE),
+    (b"SQLite format 3\0", 0, "an SQLite database", TABLE),
+    (b"\x89HDF\r\n\x1a\n", 0, "an HDF5 file", ARRAY),
+    (b"\x93NUMPY", 0, "a NumPy array", ARRAY),
+    (b"MATLAB 5.0 MAT-file", 0, "a MATLAB file", ARRAY),
+    (b"MATLAB 7.3 MAT-file", 0, "a MATLAB file", ARRAY),
+    (b"\xde\xc0\xef\xbe", 16, "an LMDB database", ARRAY),
+    (b"CDF\x01", 0, "a NetCDF file", ARRAY),
+    (b"CDF\x02", 0, "a NetCDF file", ARRAY),
+    (b"\x80\x02", 0, "a Python pickle, as torch.save writes", ARRAY),
+    (b"\x80\x03", 0, "a Python pickle", ARRAY),
+    (b"\x80\x04", 0, "a Python pickle", ARRAY),
+    (b"\x80\x05", 0, "a Python pickle", ARRAY),
+    (b'\0\0{"', 6, "a safetensors file", ARRAY),
+    (b"ftypiso", 4, "a video (MP4)", VIDEO),
+    (b"ftypmp4", 4, "a video (MP4)", VIDEO),
+    (b"ftypavc1", 4, "a video (MP4)", VIDEO),
+    (b"ftypdash", 4, "a video (MP4)", VIDEO),
+    (b"ftypM4", 4, "a video (MP4)", VIDEO),
+    (b"ftypMSNV", 4, "a video (MP4)", VIDEO),
+    (b"ftyp3g", 4, "a video (3GP)", VIDEO),
+    (b"ftypf4v", 4, "a video (F4V)", VIDEO),
+    (b"ftypqt", 4, "a video (QuickTime)", VIDEO),
+    (b"moov", 4, "a video (QuickTime)", VIDEO),
+    (b"mdat", 4, "a video (QuickTime)", VIDEO),
+    (b"\x1a\x45\xdf\xa3", 0, "a video (Matroska or WebM)", VIDEO),
+    (b"AVI ", 8, "a video (AVI)", VIDEO),
+    (b"FLV\x01", 0, "a video (FLV)", VIDEO),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", 0, "a video (WMV)", VIDEO),
+    (b"\0\0\x01\xba", 0, "a video (MPEG)", VIDEO),
+    (b"\0\0\x01\xb3", 0, "a video (MPEG)", VIDEO),
+    (b"OggS", 0, "a video or a sound (Ogg)", VIDEO),
+    (b"WAVE", 8, "a sound (WAV)", AUDIO),
+    (b"fLaC", 0, "a sound (FLAC)", AUDIO),
+    (b"ID3\x03", 0, "a sound (MP3)", AUDIO),
+    (b"ID3\x04", 0, "a sound (MP3)", AUDIO),
+)
+
+# What a name says of a file that has no such mark: (suffixes, what it is, kind).
+_BY_SUFFIX = (
+    (".zip .7z .rar", "an archive", ARCHIVE),
+    (".gz .tgz .bz2 .tbz2 .xz .txz .zst .lz4", "a packed file", PACKED),
+    (".parquet .arrow .feather .orc .avro .xlsx .sqlite", "a table", TABLE),
+    (".npy .npz .h5 .hdf5 .mat .pt .pth .pkl .pickle .safetensors .mdb .lmdb .tfrecord .tfrecords .nc .zarr",
+     "a file of arrays", ARRAY),
+    (".mp4 .m4v .mov .mkv .webm .avi .flv .wmv .mpg .mpeg .m2ts .3gp .ogv", "a video", VIDEO),
+    (".wav .mp3 .flac .ogg .m4a .aac", "a sound", AUDIO),
+    (".csv .tsv", "a table (CSV)", DATA),
+    (".json .jsonl .ndjson", "JSON", DATA),
+    (".yaml .yml .toml", "text", DATA),
+    (".xml", "XML", DATA),
+    (".html .htm", "an HTML page", DATA),
+    (".txt .lst .list", "text", TEXT),
+)  # fmt: skip
+_SUFFIXES = {suffix: (what, kind) for suffixes, what, kind in _BY_SUFFIX for suffix in suffixes.split()}
+
+
+class Signature(NamedTuple):
+    """What a file is that is no picture which can be read."""
+
+    what: str
+    kind: str
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is one all the same, of a format that is not read."""
+        return self.kind == PICTURE
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is something that servers send in place of a picture."""
+        return self.kind in (TEXT, DATA)
+
+    @property
+    def hint(self) -> str:
+        """What to do with it where it was named as an input."""
+        return HINTS.get(self.kind, "")
+
+
+def known_format(start: bytes) -> str:
+    """The format of those that are read whose mark is at the start of a file, or an empty text."""
+    return next((name for mark, at, name in KNOWN if start.startswith(mark, at)), "")
+
+
+def foreign(start: bytes, name: str = "") -> Signature | None:
+    """What a file is that is no picture which can be read, by its first START bytes; None where nothing says so.
+
+    `name`: tells what the bytes do not, as for a file that is empty, and which kind of ZIP archive or text it is.
+    """
+    by_name = by_suffix(os.path.splitext(name)[1])
+    words = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    for mark, at, what, kind in FOREIGN:
+        if not start.startswith(mark, at) and not (kind == PICTURE and at == 0 and words.startswith(mark)):
+            continue
+        if mark == XML and b"svg" not in start.lower() and not name.lower().endswith(".svg"):
+            return Signature("XML", DATA)
+        if kind == ARCHIVE and by_name and by_name.kind in (ARRAY, TABLE):
+            return Signature(what, by_name.kind)  # .npz, .pt and .xlsx are ZIP archives
+        return Signature(what, kind)
+    if known_format(start) or _is_netpbm(start) or _is_bmp(start):
+        return None
+    return _text(words, by_name) if _is_text(start) else by_name
+
+
+def foreign_file(path: str) -> Signature | None:
+    """What a file is that is no picture which can be read, by its first bytes and its name; None where nobody knows.
+
+    A file that cannot be opened is told by its name alone: why it cannot is said when it is read.
+    """
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            start = file.read(START)
+    except (OSError, ValueError):
+        start = b""
+    return foreign(start, path)
+
+
+def by_suffix(suffix: str) -> Signature | None:
+    """What files of a suffix are, where that is no picture."""
+    found = _SUFFIXES.get(suffix.lower())
+    return Signature(*found) if found else None
+
+
+def _is_netpbm(start: bytes) -> bool:
+    """Whether it is a PPM or one of its kin, which may be text."""
+    return start[:1] == b"P" and start[1:2] in b"1234567fF" and start[2:3] in b" \t\r\n#"
+
+
+def _is_bmp(start: bytes) -> bool:
+    """Whether it is a BMP, whose mark may begin a word."""
+    return start.startswith(b"BM") and start[6:10] == bytes(4)
+
+
+def _is_text(start: bytes) -> bool:
+    """Whether there are characters and no bytes of control among them; the last may be cut off."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return True
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return bool(text) and not any(char < " " and char not in "\t\r\n\f" for char in text)
+
+
+def _text(words: bytes, by_name: Signature | None) -> Signature:
+    start = words[:64].lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return Signature("an HTML page", DATA)
+    if by_name is not None and by_name.is_text:
+        return by_name
+    return Signature("JSON", DATA) if start.startswith((b"{", b"[")) else Signature("text", TEXT)

@@ -1,0 +1,226 @@
+"""Files that people name for pictures: told by what other libraries write, and never taken for one."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import pickle
+import sqlite3
+import struct
+import tarfile
+import zipfile
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.orc
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import save
+
+from conftest import draw
+from featcli.errors import UsageError
+from featcli.inputs.listing import find
+from featcli.inputs.signatures import ARCHIVE, ARRAY, DATA, DOCUMENT, PACKED, START, TABLE, TAR, TEXT, VIDEO, foreign
+from featcli.pixels.failure import UnreadableError
+from featcli.pixels.formats import FORMATS, identified
+from featcli.spec.groups import InputSpec, PixelSpec
+
+
+def in_memory(write):
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+def zipped(file):
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.jpg", b"x")
+
+
+def tarred(file):
+    with tarfile.open(None, "w", file) as archive:
+        archive.addfile(tarfile.TarInfo("a.jpg"))
+
+
+def arrow(make):
+    table = pa.table({"path": ["a.jpg"]})
+    return in_memory(lambda file: make(file, table))
+
+
+def arrow_file(file, table):
+    with pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def arrow_stream(file, table):
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def hdf5(file):
+    with h5py.File(file, "w") as made:
+        made["images"] = np.zeros((2, 8, 8, 3), np.uint8)
+
+
+def sqlite():
+    database = sqlite3.connect(":memory:")
+    database.execute("create table a (path text)")
+    database.commit()
+    return database.serialize()
+
+
+def video(brand):
+    return struct.pack(">I4s4sI", 24, b"ftyp", brand, 0) + brand + b"mp41"
+
+
+# name -> (content as another library writes it, kind, whether the content alone tells)
+FOREIGN = {
+    "images.zip": (in_memory(zipped), ARCHIVE, True),
+    "images.7z": (b"7z\xbc\xaf\x27\x1c\0\4" + bytes(24), ARCHIVE, True),
+    "images.rar": (b"Rar!\x1a\x07\1\0" + bytes(24), ARCHIVE, True),
+    "a.jpg.gz": (gzip.compress(b"x"), PACKED, True),
+    "a.jpg.bz2": (bz2.compress(b"x"), PACKED, True),
+    "a.jpg.xz": (lzma.compress(b"x"), PACKED, True),
+    "00000": (in_memory(tarred), TAR, True),
+    "train.parquet": (arrow(lambda file, table: pa.parquet.write_table(table, file)), TABLE, True),
+    "train.arrow": (arrow(arrow_file), TABLE, True),
+    "data-00000-of-00001.arrow": (arrow(arrow_stream), TABLE, False),
+    "train.feather": (arrow(lambda file, table: pa.feather.write_feather(table, file)), TABLE, True),
+    "train.orc": (arrow(lambda file, table: pa.orc.write_table(table, file)), TABLE, False),
+    "train.sqlite": (sqlite(), TABLE, True),
+    "images.npy": (in_memory(lambda file: np.save(file, np.zeros(3))), ARRAY, True),
+    "images.npz": (in_memory(lambda file: np.savez(file, images=np.zeros(3))), ARRAY, False),
+    "images.h5": (in_memory(hdf5), ARRAY, True),
+    "images.safetensors": (save({"images": np.zeros(3)}), ARRAY, True),
+    "images.pt": (in_memory(lambda file: torch.save(torch.zeros(3), file)), ARRAY, False),
+    "old.pth": (
+        in_memory(lambda file: torch.save(torch.zeros(3), file, _use_new_zipfile_serialization=False)), ARRAY, True
+    ),
+    "cifar_batch_1": (pickle.dumps({b"data": np.zeros(3)}, protocol=2), ARRAY, True),
+    "images.mat": (b"MATLAB 5.0 MAT-file, Platform: GLNXA64".ljust(124) + b"\0\1IM", ARRAY, True),
+    "data.mdb": (bytes(16) + b"\xde\xc0\xef\xbe\1\0\0\0", ARRAY, True),
+    "train.tfrecord": (struct.pack("<QI", 40, 0x1234) + b"\x0a\x26\x0a\x24", ARRAY, False),
+    "clip.mp4": (video(b"isom"), VIDEO, True),
+    "clip.mov": (video(b"qt  "), VIDEO, True),
+    "clip.avi": (b"RIFF" + struct.pack("<I", 99) + b"AVI LIST" + bytes(8), VIDEO, True),
+    "clip.mkv": (b"\x1a\x45\xdf\xa3\x01\0\0\0\0\0\0\x1fB\x86\x81\1", VIDEO, True),
+    "paper.pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", DOCUMENT, True),
+    "list.txt": (b"a.jpg\nb.jpg\n", TEXT, True),
+    "names": ("\ufeffdir/café.jpg\r\n".encode(), TEXT, True),
+    "empty.txt": (b"", TEXT, False),
+    "latin.lst": ("café.jpg\n".encode("latin-1"), TEXT, False),
+    "labels.csv": (b"path,label\na.jpg,1\n", DATA, False),
+    "coco.json": (json.dumps({"images": [{"file_name": "a.jpg"}]}).encode(), DATA, True),
+    "index.html": (b"\n<!DOCTYPE html>\n<title>403</title>", DATA, True),
+    "voc.xml": (b"<?xml version='1.0'?><annotation><folder>a</folder></annotation>", DATA, True),
+}  # fmt: skip
+
+each = pytest.mark.parametrize("name", FOREIGN)
+
+
+@each
+def test_an_input_that_is_no_picture_is_refused(tmp_path, name):
+    """It is refused with what to do: under its own name, and without one where its bytes tell; by itself or not."""
+    content, kind, by_content = FOREIGN[name]
+    assert foreign(content[:START], name).kind == kind
+    picture = draw(tmp_path / "a.png", 0)
+    for path in [tmp_path / name] + ([tmp_path / "nameless"] if by_content else []):
+        path.write_bytes(content)
+        for inputs in ([path], [picture, path]):
+            with pytest.raises(UsageError, match="no picture") as refused:
+                find(InputSpec(inputs))
+            assert foreign(content[:START], path.name).hint in refused.value.hint
+    listed = tmp_path / "named"
+    listed.write_text(f"{name}\n")
+    with pytest.raises(UsageError, match="no picture"):
+        find(InputSpec(files_from=listed, root=tmp_path))
+    listed.write_text(f"a.png\n{name}\n")
+    assert len(find(InputSpec(files_from=listed, root=tmp_path)).images) == 2  # one of them will fail
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("images.zip", "ZIP archive"), ("00000", "tar file"), ("train.parquet", "Parquet"), ("images.h5", "HDF5"),
+        ("images.npy", "NumPy"), ("clip.mp4", "video"), ("list.txt", "text"), ("index.html", "HTML"),
+        ("coco.json", "JSON"), ("paper.pdf", "PDF"),
+    ],
+)  # fmt: skip
+def test_in_a_list_it_fails_by_name(name, says):
+    """As one of many images it is a failure that says what it is."""
+    with pytest.raises(UnreadableError, match=says) as failed:
+        identified(io.BytesIO(FOREIGN[name][0]), PixelSpec())
+    assert failed.value.reason == ("format_not_allowed" if name == "paper.pdf" else "not_an_image")
+
+
+def test_img2dataset_by_a_shell_pattern(tmp_path):
+    """Of the tars, tables and statistics that img2dataset writes beside each other it is said what is no picture."""
+    picture = draw(tmp_path / "0.png", 0).read_bytes()
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        info = tarfile.TarInfo("0.png")
+        info.size = len(picture)
+        tar.addfile(info, io.BytesIO(picture))
+    (tmp_path / "00000.parquet").write_bytes(FOREIGN["train.parquet"][0])
+    (tmp_path / "00000_stats.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"00000\.parquet': a Parquet table, no picture, and 1 other input") as refused:
+        find(InputSpec(sorted(tmp_path.glob("00000*"))))
+    assert "name the others alone" in refused.value.hint
+    assert find(InputSpec([tmp_path / "00000.tar"])).images.keys == ["0.png"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_picture_is_a_picture_under_any_name(tmp_path, format):
+    """No picture of a format that is read is taken for something else, whatever its name says."""
+    for name in ("picture", "picture.zip", "picture.txt", "picture.json"):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / name, format)
+        if format != "TGA" or name == "picture":  # which has no mark
+            assert find(InputSpec([tmp_path / name])).images.keys == [name]
+
+
+def test_a_plain_text_picture(tmp_path):
+    """A PPM in text is a picture, and no list."""
+    (tmp_path / "picture").write_bytes(b"P3\n1 1\n255\n1 2 3\n")
+    assert find(InputSpec([tmp_path / "picture"])).images.keys == ["picture"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>403</html>", b"no picture", b'{"error": 1}', b"\xff\xd8\xff", b"", bytes(99)]
+)
+def test_a_broken_picture_stays_a_failure(tmp_path, content):
+    """What is named as a picture and holds a page of an error, nothing or damage is listed, to fail by itself."""
+    (tmp_path / "a.jpg").write_bytes(content)
+    (tmp_path / "list").write_text("a.jpg")
+    assert find(InputSpec([tmp_path / "a.jpg"])).images.keys == ["a.jpg"]
+    assert find(InputSpec(files_from=tmp_path / "list", root=tmp_path)).images.keys == ["a.jpg"]
+
+
+def test_a_format_that_is_not_read_stays_a_failure(tmp_path):
+    """A picture of such a format is a picture: it fails with its own reason."""
+    (tmp_path / "a.svg").write_bytes(b'<?xml version="1.0"?><svg/>')
+    assert find(InputSpec([tmp_path / "a.svg"])).images.keys == ["a.svg"]
+
+
+def test_a_folder_of_something_else(tmp_path):
+    """Where a folder holds no picture it is said what is there, and what to do with that."""
+    (tmp_path / "hub").mkdir()
+    for name in ("train-0.parquet", "train-1.parquet", "README.md"):
+        (tmp_path / "hub" / name).write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"3 files of other kinds: 2 \.parquet, 1 \.md") as refused:
+        find(InputSpec([tmp_path / "hub"]))
+    assert "a table is no input" in refused.value.hint
+
+
+def test_only_linked_folders(tmp_path):
+    """A folder of links to folders is refused with the option that looks into them."""
+    draw(tmp_path / "real" / "n01" / "a.png", 0)
+    (tmp_path / "subset").mkdir()
+    (tmp_path / "subset" / "n01").symlink_to(tmp_path / "real" / "n01")
+    with pytest.raises(UsageError, match=r"1 linked folder not looked into") as refused:
+        find(InputSpec([tmp_path / "subset"]))
+    assert "--follow-links" in refused.value.hint
+    assert find(InputSpec([tmp_path / "subset"], follow_links=True)).images.keys == ["n01/a.png"]
