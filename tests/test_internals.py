@@ -90,6 +90,38 @@ def test_typer_lets_a_command_write_its_options():
 
 
 @pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("-s 3 --size 3 -s3 --size=3 --fold --fold -qq", ""),
+        ("-s 3 --size=4", "--size is given twice: '3' and '4'"),
+        ("-s4 -s3", "--size is given twice: '4' and '3'"),
+        ("--fold --quiet --no-fold", "--fold and --no-fold exclude each other"),
+        ("-s 3 -- --size 4", "Got unexpected extra argument"),
+    ],
+)
+def test_click_lets_each_option_know_what_was_given_before(typed, message):
+    """Without it the last of two values would count in silence: `make_parser` and the options of click's parser."""
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+    @app.command(cls=GroupedCommand)
+    def draw(
+        size: Annotated[int, typer.Option("-s", "--size")] = 3,
+        fold: Annotated[bool | None, typer.Option("--fold/--no-fold")] = None,
+        quiet: Annotated[bool, typer.Option("-q", "--quiet")] = False,
+    ) -> None:
+        """Draw something."""
+
+    command = typer.main.get_command(app)
+    if not message:
+        assert command.make_context("draw", typed.split()).params == {"size": 3, "fold": True, "quiet": True}
+        return
+    with pytest.raises(Exception, match=re.escape(message)) as refused:
+        command.make_context("draw", typed.split())
+    assert getattr(refused.value, "exit_code", None) == 2
+    command.make_context("draw", typed.split(), resilient_parsing=True)  # a shell that completes is let
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["once", "--tiems", "3"], "No such option: --tiems"),

@@ -189,9 +189,9 @@ class TimmModelSpec(ModelSpec):
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
         """See ModelSpec. Any tensor of the cut network that was not loaded is a refusal."""
         if self.asked.is_random:
-            torch.manual_seed(self.asked.seed)
+            torch.manual_seed(self.asked.seed_of_weights)
             network = self._cut(self._create("cpu", self._options), positions)
-            return network, Weights(origin=f"random weights, seed {self.asked.seed}", random=True)
+            return network, Weights(origin=f"random weights, seed {self.asked.seed_of_weights}", random=True)
         read = self._read()
         if self.request.model_name.startswith(IN_FOLDER):
             refuse_pretenders(weights_files(Path(self.request.model_name.removeprefix(IN_FOLDER))))

@@ -87,8 +87,8 @@ class TransformersModelSpec(ModelSpec):
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
         """See ModelSpec. Only norms that plain checkpoints do not have may be absent; they are named."""
         if self.asked.is_random:
-            torch.manual_seed(self.asked.seed)
-            origin = f"random weights, seed {self.asked.seed}"
+            torch.manual_seed(self.asked.seed_of_weights)
+            origin = f"random weights, seed {self.asked.seed_of_weights}"
             return self.build(positions, "cpu"), Weights(origin=origin, random=True)
         if Path(self.asked.checkpoint_name).is_file():
             raise CheckpointError(

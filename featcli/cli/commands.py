@@ -13,7 +13,7 @@ import typer
 
 from featcli import __version__
 from featcli.cli.signature import command_of
-from featcli.errors import DamagedError, UsageError, counted, printable, shown, size
+from featcli.errors import DamagedError, counted, printable, shown, size
 from featcli.spec.commands import (
     PAGE_IMAGES,
     SHEET_IMAGES,
@@ -29,6 +29,7 @@ from featcli.spec.commands import (
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.option import narrowed, shared_options
 from featcli.spec.parsers import parse_features
+from featcli.spec.words import DEFAULT_DTYPE
 
 if TYPE_CHECKING:
     from featcli.cli.terminal import Terminal
@@ -110,8 +111,6 @@ def extract(asked: ExtractCommand) -> None:
 
             dry_run(spec, report, asked.rate)
             return
-        if asked.rate is not None:
-            raise UsageError("--rate goes with --dry-run", "a run measures its own")
         from featcli.extraction.extract import run
 
         outcome = run(spec, report)
@@ -130,7 +129,9 @@ def inspect(asked: InspectCommand) -> None:
     facts = inspect_dump(Path(asked.target))
     if facts is None:
         checkpoint = CheckpointSpec(checkpoint=asked.target, **shared_options(asked, CheckpointSpec))
-        facts = inspect_checkpoint(checkpoint, asked, dtype=asked.dtype)
+        facts = inspect_checkpoint(checkpoint, asked, dtype=asked.dtype or DEFAULT_DTYPE)
+    else:
+        asked.refuse_beside_dump()
     if asked.as_json:
         _print_json(facts)
     elif facts["type"] == "dump":

@@ -1,19 +1,26 @@
 """What of Typer is used though it is not promised: the one place to mend when a later Typer changes it.
 
-`TyperCommand.format_options`, `get_params`, `get_help_record` and `param_type_name` come from the click that Typer has
-in it; `HelpFormatter.section` and `write_dl` likewise. tests/test_internals.py says what breaks without each.
+`TyperCommand.format_options`, `make_parser`, `get_params`, `get_help_record` and `param_type_name` come from the click
+that Typer has in it; `HelpFormatter.section` and `write_dl` likewise, and the options of its parser.
+tests/test_internals.py says what breaks without each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from typer.core import TyperCommand
 
+from featcli.errors import UsageError, shown
+
 
 class GroupedCommand(TyperCommand):
-    """A command whose help has a heading for each group of options, without Rich, which takes longer than all else."""
+    """A command whose help has a heading for each group of options, without Rich, which takes longer than all else.
+
+    An option that is given twice with different values is refused: click would keep the last.
+    """
 
     headings: Mapping[str, str] = {}  # name of the parameter -> heading; what has none stands under Options
 
@@ -29,6 +36,33 @@ class GroupedCommand(TyperCommand):
         for heading, records in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
+
+    def make_parser(self, ctx: Any) -> Any:
+        """Make click's parser, and let each of its options know which value was given to it before."""
+        parser = super().make_parser(ctx)
+        given: dict[str, tuple[str, Any]] = {}
+        options: dict[int, Any] = {id(one): one for one in (*parser._long_opt.values(), *parser._short_opt.values())}
+        for option in () if ctx.resilient_parsing else options.values():  # a shell completes what is not typed yet
+            option.process = partial(_process_once, option, option.process, given)
+        return parser
+
+
+def _process_once(
+    option: Any, process: Callable[[Any, Any], None], given: dict[str, tuple[str, Any]], text: Any, state: Any
+) -> None:
+    """Take the text of an option, unless another was given before. Raises UsageError.
+
+    `given`: parameter -> the option and the text that came first. A switch such as --fold/--no-fold is two options of
+    one parameter, each with a constant.
+    """
+    if option.action in ("store", "store_const"):  # others collect what they are given
+        name, value = (option._long_opts or option._short_opts)[-1], option.const if text is None else text
+        before, first = given.setdefault(option.dest, (name, value))
+        if before != name:
+            raise UsageError(f"{before} and {name} exclude each other", "give one of the two")
+        if first != value:
+            raise UsageError(f"{name} is given twice: {shown(first)} and {shown(value)}", "give it once")
+    process(text, state)
 
 
 def error_of_typer(error: Exception) -> tuple[str, str, int] | None:

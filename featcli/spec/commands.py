@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations` here: every command looks into these, and text would have to be evaluated.
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from featcli.errors import UsageError, shown
@@ -10,12 +10,14 @@ from featcli.spec.groups import (
     CHECKPOINT,
     DUMP,
     IMAGES,
+    OF_DEVICE,
+    OF_QUIET,
+    OF_REPLACE,
     REPORT,
     STAGES,
     Arch,
     CheckpointSpec,
     ComputationSpec,
-    Device,
     DumpFolder,
     DumpSpec,
     EngineSpec,
@@ -32,16 +34,14 @@ from featcli.spec.groups import (
     Seed,
     StageNames,
     StageSpec,
-    StoredDtype,
 )
-from featcli.spec.option import Option, Spec
+from featcli.spec.option import Option, Other, Spec, options_of
 from featcli.spec.parsers import Path, at_least, parse_inputs, parse_pool
 from featcli.spec.words import (
     AUTO,
     DEFAULT_DTYPE,
     DTYPES,
     EXPORT_FORMATS,
-    NATIVE,
     Dtype,
     ExportFormat,
 )
@@ -58,16 +58,8 @@ class ExtractSpec(EngineSpec, DumpSpec, ComputationSpec, PixelSpec, StageSpec, C
         super().refuse_conflicts()
         if not self.checkpoint or not self.output:
             raise UsageError("checkpoint and output are needed", "give -c/--checkpoint and -o/--output")
-        if self.part is not None and self.overwrite:
-            raise UsageError("--part and --overwrite exclude each other", "delete the dump before its parts begin")
-        if self.engine == "ray" and self.retry_failed:
-            raise UsageError("--retry-failed does not go with --engine ray", "leave --engine out: they are few shards")
         if self.engine == "ray" and ("," in self.device or self.device == "cuda:all"):
             raise UsageError(f"--device {shown(self.device)} does not go with --engine ray", "see --workers")
-        if self.compile and self.fit == NATIVE:
-            raise UsageError("--compile does not go with --fit native", "a network is compiled for one size")
-        if self.decode == "scaled" and self.fit == NATIVE:
-            raise UsageError("--decode scaled does not go with --fit native", "native keeps every pixel of a picture")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -78,12 +70,24 @@ class ExtractCommand(ExtractSpec):
     rate: Annotated[
         float | None,
         Option(
-            "Images a second of one worker: --dry-run says how long it would take.", group=REPORT, least=1e-6, most=1e9
+            "Images a second of one worker: --dry-run says how long it would take.",
+            group=REPORT,
+            least=1e-6,
+            most=1e9,
+            needs=Other("dry_run", "a run measures its own"),
         ),
     ] = None
     as_json: Annotated[bool, Option("Events as JSON lines on stdout.", flags=("--json",), group=REPORT)] = False
     quiet: Quiet = False
-    verbose: Annotated[bool, Option("Also every failure and shard.", flags=("-v", "--verbose"), group=REPORT)] = False
+    verbose: Annotated[
+        bool,
+        Option(
+            "Also every failure and shard.",
+            flags=("-v", "--verbose"),
+            group=REPORT,
+            excludes=(Other("quiet", "-q says nothing but errors: give one of the two"),),
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -97,8 +101,16 @@ class InspectCommand(StageSpec):
     image_size: ImageSize = None
     num_channels: NumChannels = None
     norm: ModelNorm = None
-    dtype: StoredDtype = DEFAULT_DTYPE
+    dtype: Annotated[
+        Dtype | None,
+        Option(f"Type that would be stored: {', '.join(DTYPES)}. Default: {DEFAULT_DTYPE}.", group=DUMP),
+    ] = None
     as_json: Json = False
+
+    def refuse_beside_dump(self) -> None:
+        """Raise UsageError for what is asked of a checkpoint, where the target is a dump."""
+        of_checkpoint = {one.name for one in options_of(InspectCommand)} - {"target", "as_json"}
+        self.refuse_given(of_checkpoint, "goes with a checkpoint", f"{shown(self.target)} is a dump: leave it out")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -138,19 +150,21 @@ class VerifyCommand(InputSpec):
         ),
     ] = 0
     checkpoint: Annotated[
-        str,
+        str | None,
         Option("For --recompute: as for extract.", flags=("-c", "--checkpoint"), group=CHECKPOINT, is_model=True),
-    ] = ""
+    ] = None
     arch: Arch = None
     random_init: RandomInit = False
-    seed: Seed = 0
-    device: Device = AUTO
+    seed: Seed = None
+    device: Annotated[str | None, replace(OF_DEVICE, help=f"{OF_DEVICE.help} Default: {AUTO}.", stands_for=AUTO)] = None
     as_json: Json = False
     quiet: Quiet = False
 
     def refuse_conflicts(self) -> None:
         """See Spec: images and a checkpoint are for --recompute, which needs both."""
         if not self.recompute:
+            of_extract = {one.name for one in options_of(ExtractSpec)}
+            self.refuse_given(of_extract, "goes with --recompute", "without it nothing but the dump is read")
             return
         if not (self.checkpoint and (self.input_names or self.files_from)):
             raise UsageError(
@@ -186,7 +200,10 @@ class ExportCommand(Spec):
     dtype: Annotated[Dtype | None, Option(f"{', '.join(DTYPES)}. Default: as stored.", group=DUMP)] = None
     keep_failed: Annotated[bool, Option("Keep the rows of failed images: NaN, null in JSON lines.", group=DUMP)] = False
     incomplete: Incomplete = False
-    overwrite: Replace = False
+    overwrite: Annotated[
+        bool,
+        replace(OF_REPLACE, excludes=(Other("output", "nothing is there on stdout: leave it out", value="-"),)),
+    ] = False
     quiet: Quiet = False
 
 
@@ -214,6 +231,7 @@ class ShowCommand(Spec):
             f"Without keys: so many. Default: {SHEET_IMAGES}, on a page {PAGE_IMAGES}.",
             group=IMAGES,
             check=at_least(1, "say how many images"),
+            excludes=(Other("keys", "all whose keys are given are drawn: leave it out"),),
         ),
     ] = None
     allow_outside: Annotated[bool, Option("Follow keys that lead out of that folder, too.", group=IMAGES)] = False
@@ -228,4 +246,6 @@ class FinalizeCommand(Spec):
 
     dump: DumpFolder
     as_json: Json = False
-    quiet: Quiet = False
+    quiet: Annotated[
+        bool, replace(OF_QUIET, excludes=(Other("as_json", "JSON is all that it prints: leave -q out"),))
+    ] = False

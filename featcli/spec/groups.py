@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from featcli.errors import UsageError, shown
-from featcli.spec.option import Option, Spec
+from featcli.spec.option import Option, Other, Spec
 from featcli.spec.parsers import (
     Path,
     Size,
@@ -66,11 +66,13 @@ GROUPS = (IMAGES, CHECKPOINT, STAGES, PIXELS, COMPUTATION, DUMP, WORKERS, REPORT
 Arch = Annotated[str | None, Option("timm architecture, for a bare weights file.", group=CHECKPOINT, is_model=True)]
 RandomInit = Annotated[bool, Option("Random weights instead of trained ones.", group=CHECKPOINT)]
 Seed = Annotated[
-    int,
+    int | None,
     Option(
-        "Of the random weights.",
+        "Of the random weights. Default: 0.",
         group=CHECKPOINT,
         check=between(0, 2**63 - 1, most_said="2**63 - 1"),
+        stands_for=0,
+        needs=Other("random_init", "trained weights are what they are: leave --seed out"),
     ),
 ]
 NumChannels = Annotated[
@@ -96,19 +98,17 @@ ImageSize = Annotated[
         check=lambda option, value: parse_size(value, option),
     ),
 ]
-StoredDtype = Annotated[Dtype, Option(f"Type that is stored: {', '.join(DTYPES)}.", group=DUMP)]
-Device = Annotated[
-    str,
-    Option(
-        "auto, cpu, cuda, cuda:N or mps; cuda:0,cuda:1 or cuda:all for a process each.",
-        group=COMPUTATION,
-        offers=(AUTO, "cpu", "cuda", "cuda:all", "mps"),
-    ),
-]
+OF_DEVICE = Option(
+    "auto, cpu, cuda, cuda:N or mps; cuda:0,cuda:1 or cuda:all for a process each.",
+    group=COMPUTATION,
+    offers=(AUTO, "cpu", "cuda", "cuda:all", "mps"),
+)
 Incomplete = Annotated[bool, Option("Take what is there of a dump that still misses shards.", group=DUMP)]
-Quiet = Annotated[bool, Option("Errors only.", flags=("-q", "--quiet"), group=REPORT)]
+OF_QUIET = Option("Errors only.", flags=("-q", "--quiet"), group=REPORT)
+Quiet = Annotated[bool, OF_QUIET]
 Json = Annotated[bool, Option("JSON on stdout.", flags=("--json",), group=REPORT)]
-Replace = Annotated[bool, Option("Take the place of a file that is there.", group=DUMP)]
+OF_REPLACE = Option("Take the place of a file that is there.", group=DUMP)
+Replace = Annotated[bool, OF_REPLACE]
 DumpFolder = Annotated[str, Option("The folder that extract -o made.", metavar="DUMP", is_argument=True)]
 StageNames = Annotated[
     Sequence[str] | str | None,
@@ -137,19 +137,40 @@ class InputSpec(Spec):
         Path | None,
         Option("A list of paths or URLs of images, one a line; - is stdin.", group=IMAGES, keep=path_text),
     ] = None
-    null: Annotated[bool, Option("Names in the list end in a zero byte.", flags=("-0", "--null"), group=IMAGES)] = False
+    null: Annotated[
+        bool,
+        Option(
+            "Names in the list end in a zero byte.",
+            flags=("-0", "--null"),
+            group=IMAGES,
+            needs=Other("files_from", "it says how the names in the list are separated"),
+        ),
+    ] = False
     root: Annotated[
         Path | None,
         Option(
             "Folder or URL that listed names, and their keys, are relative to. Default: here.",
             group=IMAGES,
             keep=path_text,
+            needs=Other("files_from", "names in a list are relative to it"),
         ),
     ] = None
     allow_outside: Annotated[
-        bool, Option("Listed names may lead out of that folder; their keys are whole paths.", group=IMAGES)
+        bool,
+        Option(
+            "Listed names may lead out of that folder; their keys are whole paths.",
+            group=IMAGES,
+            needs=Other("files_from", "images in a folder are never outside it"),
+        ),
     ] = False
-    follow_links: Annotated[bool, Option("Look into folders that are links, too.", group=IMAGES)] = False
+    follow_links: Annotated[
+        bool,
+        Option(
+            "Look into folders that are links, too.",
+            group=IMAGES,
+            needs=Other("inputs", "in a list every image is named: leave --follow-links out"),
+        ),
+    ] = False
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -167,19 +188,12 @@ class InputSpec(Spec):
         return None if self.root is None else os.fspath(self.root)
 
     def refuse_conflicts(self) -> None:
-        """See Spec: there is an input, and what is said of a list goes with one."""
+        """See Spec: there is an input."""
         super().refuse_conflicts()
         if not self.input_names and self.files_from is None:
             raise UsageError("no input", "name a folder or images, or a list with --files-from")
         if "" in self.input_names:
             raise UsageError("an input is empty", "is a shell variable unset? Write . for the current folder")
-        for option, is_given, hint in (
-            ("-0/--null", self.null, "it says how the names in the list are separated"),
-            ("--root", self.root is not None, "names in a list are relative to it"),
-            ("--allow-outside", self.allow_outside, "images in a folder are never outside it"),
-        ):
-            if is_given and self.files_from is None:
-                raise UsageError(f"{option} goes with --files-from", hint)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -201,7 +215,7 @@ class CheckpointSpec(Spec):
     ]
     arch: Arch = None
     random_init: RandomInit = False
-    seed: Seed = 0
+    seed: Seed = None
     num_channels: NumChannels = None
     norm: ModelNorm = None
     image_size: ImageSize = None
@@ -227,6 +241,15 @@ class CheckpointSpec(Spec):
     def is_random(self) -> bool:
         """Whether weights are drawn by chance."""
         return self.random_init or self.config is not None
+
+    @property
+    def seed_of_weights(self) -> int:
+        """Of random weights."""
+        return self.seed or 0
+
+    def is_given(self, name: str) -> bool:
+        """See Spec: a configuration means `random_init`."""
+        return self.is_random if name == "random_init" else super().is_given(name)
 
     @property
     def input_size(self) -> Size | None:
@@ -308,7 +331,9 @@ class PixelSpec(Spec):
     decode: Annotated[
         Decode,
         Option(
-            "exact; or scaled: large JPEGs are unpacked smaller, which is faster and nearly the same.", group=PIXELS
+            "exact; or scaled: large JPEGs are unpacked smaller, which is faster and nearly the same.",
+            group=PIXELS,
+            excludes=(Other("fit", "native keeps every pixel of a picture", value=NATIVE),),
         ),
     ] = "exact"
 
@@ -322,7 +347,7 @@ class PixelSpec(Spec):
 class ComputationSpec(Spec):
     """How and where the network is run."""
 
-    device: Device = AUTO
+    device: Annotated[str, OF_DEVICE] = AUTO
     precision: Annotated[
         Precision | Auto,
         Option(f"Of the computation: {', '.join(PRECISIONS)}, or {AUTO}: the fastest here.", group=COMPUTATION),
@@ -342,7 +367,12 @@ class ComputationSpec(Spec):
         ),
     ] = None
     compile: Annotated[
-        bool, Option("Let torch.compile make it faster: up to half a minute at the start.", group=COMPUTATION)
+        bool,
+        Option(
+            "Let torch.compile make it faster: up to half a minute at the start.",
+            group=COMPUTATION,
+            excludes=(Other("fit", "a network is compiled for one size", value=NATIVE),),
+        ),
     ] = False
     batch_size: Annotated[
         int | Auto,
@@ -390,7 +420,7 @@ class DumpSpec(Spec):
             offers=POOLS,
         ),
     ] = "none"
-    dtype: StoredDtype = DEFAULT_DTYPE
+    dtype: Annotated[Dtype, Option(f"Type that is stored: {', '.join(DTYPES)}.", group=DUMP)] = DEFAULT_DTYPE
     format: Annotated[Format, Option(f"{', '.join(FORMATS)}.", flags=("-f", "--format"), group=DUMP)] = "hdf5"
     shard_size: Annotated[
         int | None,
@@ -401,7 +431,17 @@ class DumpSpec(Spec):
         ),
     ] = None
     overwrite: Annotated[bool, Option("Delete the dump that is there; start anew.", group=DUMP)] = False
-    retry_failed: Annotated[bool, Option("Do the shards with failed images again; others stay.", group=DUMP)] = False
+    retry_failed: Annotated[
+        bool,
+        Option(
+            "Do the shards with failed images again; others stay.",
+            group=DUMP,
+            excludes=(
+                Other("overwrite", "--overwrite tries all images anyway"),
+                Other("engine", "leave --engine out: they are few shards", value="ray"),
+            ),
+        ),
+    ] = False
 
     @property
     def dump_path(self) -> pathlib.Path:
@@ -409,14 +449,15 @@ class DumpSpec(Spec):
         return pathlib.Path(self.output)
 
     def refuse_conflicts(self) -> None:
-        """See Spec: a dump is a local folder, and --overwrite leaves nothing to try again."""
+        """See Spec: a dump is a local folder."""
         super().refuse_conflicts()
         if "://" in os.fspath(self.output):
             raise UsageError(
                 f"-o {shown(os.fspath(self.output))}: a dump is a local folder", "copy it there when it is complete"
             )
-        if self.retry_failed and self.overwrite:
-            raise UsageError("--retry-failed and --overwrite exclude each other", "--overwrite tries all images anyway")
+
+
+RAY = Other("engine", "on this machine name devices: --device cpu,cpu", value="ray")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -431,6 +472,7 @@ class EngineSpec(Spec):
             metavar="I/N",
             check=lambda _, value: parse_part(value),
             offers=(AUTO,),
+            excludes=(Other("overwrite", "delete the dump before its parts begin"),),
         ),
     ] = None
     engine: Annotated[EngineName, Option(f"Who makes the shards: {', '.join(ENGINES)}.", group=WORKERS)] = "local"
@@ -440,12 +482,16 @@ class EngineSpec(Spec):
             "The Ray cluster: auto, or host:port. Default: a Ray of its own, on this machine.",
             group=WORKERS,
             offers=(AUTO,),
+            needs=RAY,
         ),
     ] = None
     workers: Annotated[
         int | None,
         Option(
-            "With --engine ray. Default: as many as the cluster has room for.", group=WORKERS, check=between(1, MOST)
+            "With --engine ray. Default: as many as the cluster has room for.",
+            group=WORKERS,
+            check=between(1, MOST),
+            needs=RAY,
         ),
     ] = None
     cpus_per_worker: Annotated[
@@ -454,23 +500,15 @@ class EngineSpec(Spec):
             "With --engine ray. Default: those of --threads; with GPUs what a node has for each.",
             group=WORKERS,
             check=between(0, MOST),
+            needs=RAY,
         ),
     ] = None
     gpus_per_worker: Annotated[
         float | None,
-        Option("With --engine ray. Default: 1 with --device cuda, else 0.", group=WORKERS, check=between(0, MOST)),
+        Option(
+            "With --engine ray. Default: 1 with --device cuda, else 0.",
+            group=WORKERS,
+            check=between(0, MOST),
+            needs=RAY,
+        ),
     ] = None
-
-    def refuse_conflicts(self) -> None:
-        """See Spec: what is said of a cluster goes with one."""
-        super().refuse_conflicts()
-        if self.engine == "ray":
-            return
-        for option, given in (
-            ("--ray-address", self.ray_address),
-            ("--workers", self.workers),
-            ("--cpus-per-worker", self.cpus_per_worker),
-            ("--gpus-per-worker", self.gpus_per_worker),
-        ):
-            if given is not None:
-                raise UsageError(f"{option} goes with --engine ray", "on this machine name devices: --device cpu,cpu")

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -18,6 +18,15 @@ R = TypeVar("R")
 # Each takes the option as messages call it, then its text or its value, and raises UsageError.
 Parser = Callable[[str, str], Any]
 Check = Callable[[str, Any], object]
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another option of the same spec, as one that needs it or excludes it sees it; and what to do."""
+
+    name: str
+    hint: str
+    value: Any = None  # that matters; None: whatever is not its default
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,9 @@ class Option:
     is_model: bool = False  # a shell offers the names of models
     least: float | None = None  # numbers that the shell's own check allows
     most: float | None = None
+    stands_for: Any = None  # what None means, where that is one of its values
+    needs: Other | None = None  # without it this option has no effect
+    excludes: tuple[Other, ...] = ()  # beside these this option has no effect, or no sense
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,15 @@ class OptionField:
     def called(self) -> str:
         """What messages call it: its long flag."""
         return self.flags[-1].partition("/")[0]
+
+    @property
+    def named(self) -> str:
+        """What messages call it that may be about a place: the word for that, a long flag."""
+        return (self.option.metavar or "").strip("[]. ") if self.option.is_argument else self.called
+
+    def is_given(self, value: Any) -> bool:
+        """Whether a value is another than the default, which says nothing."""
+        return value is not None and value != self.default and value != self.option.stands_for
 
     @property
     def kinds(self) -> set[Any]:
@@ -122,7 +143,41 @@ class Spec:
         self.refuse_conflicts()
 
     def refuse_conflicts(self) -> None:
-        """Raise UsageError for options that do not go together. A group adds its own, after those of `super()`."""
+        """Raise UsageError for options that do not go together, or have no effect beside others.
+
+        Most say so themselves, by `needs` and `excludes`. A group adds what depends on more, after that of `super()`.
+        """
+        for one in options_of(type(self)):
+            needed = one.option.needs
+            if not (needed or one.option.excludes) or not one.is_given(getattr(self, one.name)):
+                continue
+            if needed is not None and not self.has(needed):
+                raise UsageError(f"{one.named} goes with {self._named(needed)}", needed.hint)
+            for other in one.option.excludes:
+                if self.has(other):
+                    raise UsageError(f"{self._shown(one)} does not go with {self._named(other)}", other.hint)
+
+    def is_given(self, name: str) -> bool:
+        """Whether an option says something other than its default does."""
+        return any(one.name == name and one.is_given(getattr(self, name)) for one in options_of(type(self)))
+
+    def has(self, other: Other) -> bool:
+        """Whether that option is given, or has the value that matters."""
+        return self.is_given(other.name) if other.value is None else getattr(self, other.name) == other.value
+
+    def refuse_given(self, names: Iterable[str], what: str, hint: str) -> None:
+        """Raise UsageError if one of these options is given, since that is `what`."""
+        given = next((one for one in options_of(type(self)) if one.name in names and self.is_given(one.name)), None)
+        if given is not None:
+            raise UsageError(f"{given.named} {what}", hint)
+
+    def _named(self, other: Other) -> str:
+        named = next(one.named for one in options_of(type(self)) if one.name == other.name)
+        return named if other.value is None else f"{named} {other.value}"
+
+    def _shown(self, one: OptionField) -> str:
+        """The option with its word, where it is one of some words."""
+        return f"{one.named} {getattr(self, one.name)}" if one.words and len(one.words) > 1 else one.named
 
 
 def options_of(spec: type[Spec]) -> tuple[OptionField, ...]:
@@ -141,9 +196,10 @@ def _options_of(spec: type[Spec]) -> tuple[OptionField, ...]:
 
 
 def shared_options(asked: Spec, other: type[Spec]) -> dict[str, Any]:
-    """The options of a spec that another has as well, by name."""
+    """The options of a spec that another has as well, by name; without those that are left to their default by None."""
     names = {field.name for field in options_of(other)} & {field.name for field in options_of(type(asked))}
-    return {name: getattr(asked, name) for name in names}
+    found = {name: getattr(asked, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def narrowed(asked: Any, spec: Callable[P, R]) -> R:
