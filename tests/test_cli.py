@@ -14,6 +14,7 @@ import termios
 import pytest
 
 from conftest import SAMPLES, Featcli, draw, finished, tree
+from featcli import open_dump
 from featcli.run import tuning
 from featcli.spec.commands import ExtractSpec
 
@@ -243,6 +244,7 @@ def test_json_events(cli, photos, tmp_path):
 def test_dry_run(cli, photos, tmp_path):
     """--dry-run says stages, shapes, shards and bytes, reads no weights and writes nothing."""
     command = ["extract", photos, "-c", "resnet18", "-o", tmp_path / "d", "--dry-run"]
+    before = tmp_path.stat().st_mtime_ns
     run = cli(*command, "--out-features", "stage1,stage4", "--dtype", "float16")
     assert run.code == 0
     assert "12 images in 1 shard, 5.42 MB" in run.err
@@ -250,6 +252,7 @@ def test_dry_run(cli, photos, tmp_path):
     assert event["bytes"] == 12 * 512 * 7 * 7 * 4
     assert event["stages"][0]["shape"] == [512, 7, 7]
     assert not (tmp_path / "d").exists()
+    assert tmp_path.stat().st_mtime_ns == before  # not even for a moment
 
 
 MEASURED = "auto  (a run measures)"
@@ -282,12 +285,13 @@ def test_broken_pipe(photos):
 
 
 def test_broken_pipe_in_a_run(photos, tmp_path):
-    """A run whose JSON nobody reads any more ends quietly too."""
+    """A run whose JSON nobody reads any more ends quietly too, and its dump is whole."""
     with Featcli("extract", photos, *TINY, "-o", tmp_path / "d", "--json", "-q") as process:
         process.stdout.readline()
         process.stdout.close()
         err = process.stderr.read()
     assert (process.returncode, err) == (141, "")
+    assert open_dump(tmp_path / "d").valid.all()
 
 
 def test_a_bar_on_a_terminal_only(photos, tmp_path):

@@ -149,6 +149,18 @@ def test_bfloat16_dumps(folder, tmp_path, cli):
             assert found.dtype == np.float32
 
 
+def test_keys_that_no_header_can_hold(dump, tmp_path, monkeypatch):
+    """Keys that do not fit into a safetensors file are refused with its name, and with formats that take them."""
+    monkeypatch.setattr("featcli.dump.formats.safetensors.MAX_HEADER_BYTES", 100)
+    with pytest.raises(UsageError) as refused:
+        exported(dump, tmp_path / "x.safetensors")
+    assert refused.value.message == (
+        f"-o '{tmp_path / 'x.safetensors'}': the keys of 6 images do not fit into the header of a safetensors file"
+    )
+    assert refused.value.hint == "name a .h5, .parquet or .jsonl file, or a folder"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_json_lines_on_stdout(dump, cli):
     """`-o -` prints one object for each image, key first, in digits that give the very float32 back."""
     run = cli("export", dump.path, "-o", "-", "--stage", "stage2", "--pool", "avg")

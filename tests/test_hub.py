@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from conftest import SAMPLES
 from featcli import load_backbone, open_dump
+from featcli.backbones import hub
 
 
 def cached(cache, name, files):
@@ -46,6 +48,28 @@ def test_transformers_hub_id_from_the_cache(tmp_path, dinov2_folder, offline):
     assert dump.plan.provenance["checkpoint"] == "lab/tiny-dino"
     assert dump.plan.provenance["weights_files"] == backbone.weights.files
     assert list(backbone.weights.files) == ["model.safetensors"]
+
+
+def test_a_hub_that_answers_again(monkeypatch):
+    """A hub that did not answer is asked again for the next checkpoint, and once for each."""
+    asked, answers = [], [OSError("no network"), None]
+
+    def ask(seconds):
+        asked.append(seconds)
+        if (error := answers[len(asked) - 1]) is not None:
+            raise error
+
+    monkeypatch.setattr(hub, "ask_hub", ask)
+    monkeypatch.setattr(hub, "hub_is_offline", lambda: False)
+    monkeypatch.setattr(hub, "set_hub_offline", lambda is_offline: offline.append(is_offline))
+    for name in ("_answered", "_did_not_answer"):
+        monkeypatch.setattr(hub, name, threading.Event())
+    for expected in (True, False):
+        offline = []
+        load_backbone("test_resnet", random_init=True)  # of a name that is known without the hub
+        with hub.hub_or_cache(), hub.hub_or_cache():
+            assert offline[-2:] == [expected, expected]
+    assert len(asked) == 2
 
 
 def test_a_timm_backbone_in_a_hub_checkpoint(tmp_path):

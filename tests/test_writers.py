@@ -266,6 +266,34 @@ def test_a_pipe_is_no_shard(tmp_path, format_name):
         FORMATS[format_name].read_layout(str(tmp_path / "x"), 1)
 
 
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_what_has_a_name_can_be_opened(tmp_path, monkeypatch, format_name):
+    """A shard can be read as soon as it has its name, also while its folder is not on the disk yet."""
+    plain, shapes = os.fsync, []
+
+    def sync(descriptor):
+        for path in tmp_path.glob("[!.]*") if os.path.isdir(f"/proc/self/fd/{descriptor}") else ():
+            if format_name == "hdf5":
+                with h5py.File(path, "r") as file:
+                    shapes.append(file["stem"].shape)
+            else:
+                shapes.append(load_file(path)["stem"].shape)
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write(tmp_path, format_name)
+    assert shapes == [(5, 2, 4, 3)]
+
+
+def test_a_writer_that_lives_keeps_its_file(tmp_path):
+    """What another is writing is not cleaned up, though its lock lets readers in; what nobody writes is."""
+    descriptor, partial = create_partial(tmp_path / "x")
+    assert remove_stale(tmp_path) == 0
+    assert partial.exists()
+    os.close(descriptor)
+    assert remove_stale(tmp_path) == 1
+
+
 def test_keys_that_no_header_can_hold(tmp_path):
     """Names too many and too long for the header of a safetensors file are refused before a row is written."""
     keys = ["\u00fc" * 74 + str(i) for i in range(200_000)]

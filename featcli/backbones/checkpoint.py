@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featcli.backbones.hub import hub_or_cache, unreachable
+from featcli.backbones.hub import ask_hub_again, hub_or_cache, unreachable
 from featcli.backbones.input_size import refuse_unfit
 from featcli.backbones.model_spec import ModelSpec
 from featcli.backbones.torchvision_operators import import_transformers
@@ -32,6 +32,7 @@ def resolve(asked: CheckpointSpec) -> ModelSpec:
     Raises UsageError for names that do not exist and sizes that do not fit, CheckpointError for files that cannot
     be used.
     """
+    ask_hub_again()
     model = _open(asked)
     if asked.input_size is not None:
         refuse_unfit(model, lambda size: _open(replace(asked, image_size=size)))

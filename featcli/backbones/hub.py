@@ -1,4 +1,4 @@
-"""The model hub: asked once whether it answers, so that a machine without a network fails in seconds, not minutes."""
+"""The model hub: asked once for each checkpoint, so that a machine without a network fails in seconds, not minutes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 from featcli.backbones.internals import HUB_ERRORS, ask_hub, hub_is_offline, set_hub_offline
@@ -17,6 +16,7 @@ WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safe
 
 ANSWER_SECONDS = 10
 _one_at_a_time = threading.RLock()  # the setting is one for all threads
+_answered, _did_not_answer = threading.Event(), threading.Event()
 
 
 @contextmanager
@@ -85,10 +85,16 @@ def unreachable(checkpoint: str, error: Exception, or_else: str = "") -> Checkpo
     )
 
 
-@cache
+def ask_hub_again() -> None:
+    """Forget that the hub did not answer: networks come back. Called once for each checkpoint that is opened."""
+    _did_not_answer.clear()
+
+
 def _answers() -> bool:
-    try:
-        ask_hub(ANSWER_SECONDS)
-    except Exception:  # whatever HTTP library the client is built on: no answer is no answer
-        return False
-    return True
+    if not (_answered.is_set() or _did_not_answer.is_set()):
+        try:
+            ask_hub(ANSWER_SECONDS)
+            _answered.set()
+        except Exception:  # whatever HTTP library the client is built on: no answer is no answer
+            _did_not_answer.set()
+    return _answered.is_set()

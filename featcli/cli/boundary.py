@@ -110,9 +110,9 @@ def _fail(message: str, hint: str, code: int, arguments: list[str] | None) -> in
         print(f"hint: {hint}", file=sys.stderr)
     if "--json" in _given(arguments):
         with suppress(OSError):
-            from featcli.cli.terminal import json_lines
+            from featcli.cli.terminal import JsonLines
 
-            json_lines("error", message=message, hint=hint, exit_code=code)
+            JsonLines()("error", message=message, hint=hint, exit_code=code)
     return code
 
 

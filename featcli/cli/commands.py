@@ -100,12 +100,13 @@ def extract(asked: ExtractCommand) -> None:
 
     featcli extract photos -c resnet50 --out-indices 2,-1 -o feats
     """
-    from featcli.cli.terminal import json_lines
+    from featcli.cli.terminal import JsonLines
     from featcli.events import tee
 
     spec = narrowed(asked, ExtractSpec)
     with _terminal(verbose=asked.verbose) as terminal:
-        report = tee(*([] if asked.quiet else [terminal]), *([json_lines] if asked.as_json else []))
+        lines = JsonLines()
+        report = tee(*([] if asked.quiet else [terminal]), *([lines] if asked.as_json else []))
         if asked.dry_run:
             from featcli.extraction.planning import dry_run
 
@@ -114,6 +115,8 @@ def extract(asked: ExtractCommand) -> None:
         from featcli.extraction.extract import run
 
         outcome = run(spec, report)
+    if asked.as_json and not lines.is_read:  # the dump is as whole as if somebody had listened
+        raise BrokenPipeError
     raise typer.Exit(outcome.exit_code)
 
 

@@ -19,12 +19,21 @@ LABEL = re.compile(r"[a-z_ ]{14} (?=\S)")  # begins a line that says what was ch
 _one_line_at_a_time = threading.Lock()
 
 
-def json_lines(kind: str, **facts: Any) -> None:
-    """One JSON object a line on stdout: results for programs."""
-    if kind != "batch":
-        with _one_line_at_a_time:  # events come from the main and the writer thread
-            sys.stdout.write(json.dumps({"type": kind, **facts}) + "\n")
-            sys.stdout.flush()
+class JsonLines:
+    """One JSON object a line on stdout: results for programs. A run goes on when nobody reads them any more."""
+
+    def __init__(self) -> None:
+        self.is_read = sys.stdout is not None  # closed by whoever started us
+
+    def __call__(self, kind: str, **facts: Any) -> None:
+        """Handle an event."""
+        if kind != "batch" and self.is_read:
+            with _one_line_at_a_time:  # events come from the main and the writer thread
+                try:
+                    sys.stdout.write(json.dumps({"type": kind, **facts}) + "\n")
+                    sys.stdout.flush()
+                except BrokenPipeError:
+                    self.is_read = False
 
 
 class Terminal:

@@ -28,14 +28,15 @@ def create_partial(final: Path) -> tuple[int, Path]:
     """A new, empty, locked file beside `final`: (file descriptor, path).
 
     The lock says that its writer lives. It goes with the process, however that ends, so that
-    `remove_stale` can tell the dead from the living without clocks or process numbers.
+    `remove_stale` can tell the dead from the living without clocks or process numbers. It is a shared one: the file
+    still has it for a moment when it has its name, and HDF5 opens no file that another locks for itself alone.
     """
     while True:
         path = final.with_name(f".{final.name}.{secrets.token_hex(8)}{PARTIAL}")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         taken = False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:  # a cleaner was faster, and is about to remove the file
             taken = True
         except OSError:  # a file system without locks: nobody cleans up there either

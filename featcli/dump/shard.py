@@ -19,7 +19,8 @@ import xxhash
 
 from featcli.dump.atomic_file import create_partial, publish, write_all
 from featcli.dump.formats import Format
-from featcli.dump.formats.layout import Array, is_stage
+from featcli.dump.formats.layout import Array, DoesNotFitError, is_stage
+from featcli.errors import UsageError, shown
 
 PIECE_BYTES = 1 << 24  # that are hashed at once
 REST = "rest"  # the hash of everything in the file that is not a stage: header, keys, valid
@@ -79,7 +80,10 @@ class DirectFile:
 
 
 class ShardWriter:
-    """A shard being written under a partial name. Nothing exists under its own name before `commit`."""
+    """A shard being written under a partial name. Nothing exists under its own name before `commit`.
+
+    Raises UsageError for keys that the format cannot hold.
+    """
 
     def __init__(
         self,
@@ -95,6 +99,12 @@ class ShardWriter:
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hash")  # while the disk is waited for
         try:
             self.layout = shard_format.lay_out(str(self._partial), arrays, keys, attributes)
+        except DoesNotFitError as error:
+            self.abort()
+            raise UsageError(
+                f"shard {shown(final)}: {error}",
+                "use --format hdf5 or a smaller --shard-size, in another -o or with --overwrite",
+            ) from None
         except BaseException:
             self.abort()
             raise

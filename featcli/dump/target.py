@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -23,7 +24,10 @@ from featcli.errors import ConflictError, MachineError, shown
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """Whether a dump may come to be at `path`; looks only. Raises ConflictError, DamagedError and MachineError."""
+    """Whether a dump may come to be at `path`; looks only. Raises ConflictError, DamagedError and MachineError.
+
+    That a folder may be written in is not all that it takes: see `try_to_write`.
+    """
     if path.exists() and not path.is_dir():
         raise ConflictError(f"dump {shown(path)}: there is a file of that name", "use another -o")
     if path.is_dir() and not overwrite:
@@ -39,14 +43,23 @@ def check_target(path: Path, overwrite: bool) -> None:
             "remove the link yourself",
         )
     folder = existing_parent(path)
-    probe = folder / f".featcli-probe.{secrets.token_hex(8)}{PARTIAL}"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _not_writable(path, errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES)
+
+
+def try_to_write(path: Path) -> None:
+    """Make a file where a dump is to be, and remove it: some folders only seem to take one. Raises MachineError."""
+    probe = existing_parent(path) / f".featcli-probe.{secrets.token_hex(8)}{PARTIAL}"
     try:
         probe.touch(exist_ok=False)
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise MachineError(
-            f"dump {shown(path)}: cannot write in {shown(folder)}: {error.strerror}", "use another -o"
-        ) from error
+        raise _not_writable(path, error.errno or 0) from error
+
+
+def _not_writable(path: Path, error: int) -> MachineError:
+    folder = existing_parent(path)
+    return MachineError(f"dump {shown(path)}: cannot write in {shown(folder)}: {os.strerror(error)}", "use another -o")
 
 
 def _is_ours(path: Path) -> bool:

@@ -11,6 +11,7 @@ from functools import partial as partial_call
 from pathlib import Path
 
 from featcli.dump.atomic_file import PARTIAL, PARTIAL_NAME, create_partial, disk_errors, remove_stale, sync_folder
+from featcli.dump.formats.layout import DoesNotFitError
 from featcli.dump.target import refuse_inside, refuse_taken, write_files
 from featcli.errors import ConflictError, MachineError, UsageError, shown
 from featcli.events import Report, silent
@@ -89,7 +90,10 @@ def _write_file(content: Content, path: Path, name: str, overwrite: bool) -> Non
     if name == "npy":
         refuse_taken(images_beside(path), overwrite)
         files = {images_beside(path): partial_call(_write_images, content), **files}
-    write_files(files, overwrite)
+    try:
+        write_files(files, overwrite)
+    except DoesNotFitError as error:
+        raise UsageError(f"-o {shown(path)}: {error}", "name a .h5, .parquet or .jsonl file, or a folder") from None
 
 
 def images_beside(path: Path) -> Path:

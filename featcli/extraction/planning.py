@@ -11,7 +11,7 @@ import torch
 from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.folder import Dump
 from featcli.dump.plan import Outline, Plan, StoredStage, bytes_of_rows, digest_images, digest_keys
-from featcli.dump.target import check_target, existing_parent
+from featcli.dump.target import check_target, existing_parent, try_to_write
 from featcli.errors import counted, shown, size
 from featcli.events import Report, silent
 from featcli.inputs.folders import LINKED
@@ -50,12 +50,12 @@ class Job:
 def prepare(
     asked: ExtractSpec, existing: Dump | None, report: Report = silent, listing: Listing | None = None
 ) -> tuple[Job, Setup]:
-    """Find the images, load the backbone, make the plan. Writes nothing. Raises FeatcliError.
+    """Find the images, load the backbone, make the plan. Leaves nothing behind. Raises FeatcliError.
 
     `existing`: the dump that is to be gone on with. What may be chosen is chosen as it was for that one. `listing`: the
     images, where they were found before: stdin can be read once.
     """
-    listing, selection = _resolve(asked, report, listing)
+    listing, selection = _resolve(asked, report, listing, is_real=True)
     begun = None if existing is None else existing.plan
     loading = load_selected(asked, selection, len(listing.images), begun, report)
     backbone, model = loading.backbone, selection.model
@@ -137,9 +137,13 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     return plan
 
 
-def _resolve(asked: ExtractSpec, report: Report, listing: Listing | None = None) -> tuple[Listing, Selection]:
-    """What is cheap to find out, before any weight is read."""
+def _resolve(
+    asked: ExtractSpec, report: Report, listing: Listing | None = None, is_real: bool = False
+) -> tuple[Listing, Selection]:
+    """What is cheap to find out, before any weight is read. `is_real`: something will be written."""
     check_target(asked.dump_path, asked.overwrite)
+    if is_real:
+        try_to_write(asked.dump_path)
     rank = local_rank() if asked.part == AUTO else None
     devices = [resolve_device(name, rank) for name in device_names(asked.device)]
     listing = listing or find(asked)

@@ -21,7 +21,7 @@ class Format(Protocol):
         keys: Sequence[str],
         attributes: Mapping[str, str],
     ) -> Layout:
-        """Prepare the empty file at `path`."""
+        """Prepare the empty file at `path`. Raises DoesNotFitError."""
 
     def read_layout(self, path: str, num_keys: int | None) -> Layout:
         """Where the arrays of a finished file with so many keys are. The keys are not read where it is None."""

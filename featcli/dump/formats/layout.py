@@ -23,6 +23,10 @@ def is_stage(name: str) -> bool:
     return name != VALID and not name.endswith(SHAPES)
 
 
+class DoesNotFitError(ValueError):
+    """What a format cannot hold, in words that end a message."""
+
+
 @dataclass(frozen=True)
 class Array:
     """An array in a file: row-major, little-endian, without gaps, from `offset` on."""

@@ -11,8 +11,8 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
-from featcli.dump.formats.layout import ALIGNMENT, ITEM_BYTES, KEYS, Array, Layout
-from featcli.errors import DamagedError, UsageError, shown
+from featcli.dump.formats.layout import ALIGNMENT, ITEM_BYTES, KEYS, Array, DoesNotFitError, Layout
+from featcli.errors import DamagedError, shown
 from featcli.system.files import open_regular
 
 SUFFIX = ".safetensors"
@@ -24,7 +24,7 @@ MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 def lay_out(
     path: str, arrays: Mapping[str, tuple[str, tuple[int, ...]]], keys: Sequence[str], attributes: Mapping[str, str]
 ) -> Layout:
-    """Give the empty file at `path` its size; say where each array (dtype, shape) belongs."""
+    """Give the empty file at `path` its size; say where each array (dtype, shape) belongs. Raises DoesNotFitError."""
     header: dict[str, object] = {"__metadata__": {**attributes, KEYS: json.dumps(keys)}}
     begins, placed = 0, {}
     for name, (dtype, shape) in arrays.items():
@@ -35,10 +35,7 @@ def lay_out(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)  # spaces after the JSON are allowed
     if len(text) > MAX_HEADER_BYTES:
-        raise UsageError(
-            f"shard {shown(path)}: the keys of {len(keys)} images do not fit into the header of a safetensors file",
-            "use --format hdf5 or a smaller --shard-size, in another -o or with --overwrite",
-        )
+        raise DoesNotFitError(f"the keys of {len(keys):,} images do not fit into the header of a safetensors file")
     start = 8 + len(text)
     os.truncate(path, start + begins)
     placed = {name: Array(a.dtype, a.shape, start + a.offset) for name, a in placed.items()}
