@@ -15,6 +15,7 @@ import typer
 from featcli.cli.commands import app
 from featcli.cli.internals import error_of_typer
 from featcli.errors import FeatcliError, MachineError, shown
+from featcli.system.faults import RESUMES, is_of_machine
 from featcli.system.machine import SLEEPING_THREADS
 from featcli.system.threads import exit_process
 
@@ -101,6 +102,8 @@ def _explained(error: OSError) -> tuple[str, str]:
         return f"{shown(error.filename)}: {error.strerror}", "check the path and its rights"
     if error.errno == errno.ENOSPC:
         return "cannot write the results: no space left", "see to where stdout goes"
+    if is_of_machine(error):
+        return f"cannot read or write: {error.strerror}", f"see to the disk or the network share; {RESUMES}"
     raise error
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from featcli.errors import MachineError, shown
+from featcli.system.files import is_there, names_in
 
 PARTIAL = ".partial"
 PARTIAL_NAME = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial", re.DOTALL)  # as create_partial gives it: of which file
@@ -56,8 +57,8 @@ def _names(path: Path, descriptor: int) -> bool:
 def remove_stale(folder: Path, final: str = "") -> int:
     """Remove the partial files (for that name alone) whose writers are dead, and no other file; how many there were."""
     removed = 0
-    for path in folder.glob(f".*{PARTIAL}"):
-        named = PARTIAL_NAME.fullmatch(path.name)
+    for name in names_in(folder):
+        path, named = folder / name, PARTIAL_NAME.fullmatch(name)
         if named is None or final not in ("", named[1]):
             continue
         try:
@@ -100,7 +101,7 @@ def publish(partial: Path, final: Path, replace: bool = False) -> bool:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        free = not final.exists()
+        free = not is_there(final)
         if free:
             os.rename(partial, final)
     partial.unlink(missing_ok=True)

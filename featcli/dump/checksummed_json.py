@@ -10,6 +10,7 @@ from typing import Any
 import xxhash
 
 from featcli.dump.atomic_file import publish_lines
+from featcli.system.faults import machine_errors
 from featcli.system.files import read_regular
 
 CHECKSUM = "checksum"  # the last field: hash_json of all others
@@ -32,9 +33,10 @@ def publish_checksummed(final: Path, content: Mapping[str, Any], replace: bool =
 
 
 def read_checksummed(path: Path) -> dict[str, Any]:
-    """The content of such a file. Raises ValueError where a single byte is not as it was written."""
+    """The content of such a file. Raises ValueError where a byte is not as it was written, and MachineError."""
     try:
-        raw = read_regular(path, MAX_BYTES)
+        with machine_errors("file", path, strict=True):
+            raw = read_regular(path, MAX_BYTES)
     except OSError as error:
         raise ValueError(error.strerror) from error
     try:

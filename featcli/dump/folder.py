@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +26,10 @@ from featcli.dump.formats.layout import ITEM_BYTES, SHAPES, Layout, read_rows, s
 from featcli.dump.plan import OtherVersionError, Plan, other_images, refuse_other_plan
 from featcli.dump.records import CommittedShards, read_record
 from featcli.dump.shard import hash_rest
-from featcli.errors import ConflictError, DamagedError, UsageError, counted, shown
+from featcli.errors import ConflictError, DamagedError, MachineError, UsageError, counted, shown
 from featcli.inputs.image_list import MISSING, ImageList
-from featcli.system.files import open_regular
+from featcli.system.faults import RESUMES, machine_errors
+from featcli.system.files import identity, is_there, names_in, open_regular, reading, state_at
 
 PLAN, IMAGES, SHARDS, FAILURES, MANIFEST = "plan.json", "images.jsonl", "shards", "failures.jsonl", "manifest.json"
 ASIDE = ".damaged"  # ends the name of what verify --repair has put aside
@@ -56,9 +58,9 @@ class Dump:
     @classmethod
     def existing(cls, path: Path) -> Dump | None:
         """The dump in a folder, or None where there is none. Raises DamagedError for a plan that is damaged or gone."""
-        if os.path.lexists(path / PLAN):
+        if state_at(path / PLAN, follow_links=False) is not None:
             return cls(path, cls.plan_in(path))
-        if (path / MANIFEST).exists() or any(SHARD_FILE.fullmatch(name) for name in _listed(path / SHARDS)):
+        if is_there(path / MANIFEST) or any(SHARD_FILE.fullmatch(name) for name in names_in(path / SHARDS)):
             raise DamagedError(f"dump {shown(path)}: plan.json is gone", _way_out(path))
         return None
 
@@ -68,8 +70,8 @@ class Dump:
         dump = cls.existing(path)
         if dump is None:
             raise no_dump(path)
-        listed = path / IMAGES
-        if not listed.is_file() or dump.plan.num_images > listed.stat().st_size:
+        listed = state_at(path / IMAGES)
+        if listed is None or not stat.S_ISREG(listed.st_mode) or dump.plan.num_images > listed.st_size:
             raise DamagedError(f"dump {shown(path)}: images.jsonl is gone, or too short for its plan", RELIST)
         return dump
 
@@ -127,7 +129,7 @@ class Dump:
         """(key, size in bytes when listed) of each row. Raises DamagedError if it is not the list that was planned."""
         digest, count = xxhash.xxh3_128(), 0
         try:
-            with os.fdopen(open_regular(self.path / IMAGES), "rb") as file:
+            with reading(self.path / IMAGES, "image list", strict=True) as file:
                 while line := file.readline(LONGEST_LINE):
                     image = json.loads(line)
                     if not isinstance(image["key"], str) or type(image["bytes"]) is not int:
@@ -144,8 +146,12 @@ class Dump:
     def has_its_list(self) -> bool:
         """Whether images.jsonl is what was planned, to the byte."""
         try:
-            with os.fdopen(open_regular(self.path / IMAGES), "rb") as file:
-                return hash_rest(file.fileno(), os.fstat(file.fileno()).st_size, ()) == self.plan.images_digest
+            with machine_errors("image list", self.path / IMAGES, strict=True):
+                descriptor = open_regular(self.path / IMAGES)
+                try:
+                    return hash_rest(descriptor, os.fstat(descriptor).st_size, ()) == self.plan.images_digest
+                finally:
+                    os.close(descriptor)
         except (OSError, ValueError, EOFError):
             return False
 
@@ -164,16 +170,15 @@ class Dump:
     def committed(self) -> CommittedShards:
         """What is there, from one look at every record. Raises DamagedError for one that is damaged or foreign."""
         found = CommittedShards(self.plan.num_shards)
-        found.remember(self._records_before())
-        for record in self.records():
-            found.add(record, self._is_damaged(record))
+        with unmoved(self.path):
+            found.remember(self._records_before())
+            for record in self.records():
+                found.add(record, self._is_damaged(record))
         return found
 
     def _is_damaged(self, record: Mapping[str, Any]) -> bool:
-        try:
-            return bool(self.shard_path(record["shard"]).stat().st_size != record["bytes"])
-        except OSError:
-            return True
+        found = state_at(self.shard_path(record["shard"]))
+        return found is None or found.st_size != record["bytes"]
 
     def attributes(self, number: int) -> dict[str, str]:
         """What the file of a shard says about itself."""
@@ -215,7 +220,7 @@ class Dump:
 
     def numbered(self, suffix: str) -> list[int]:
         """The shards of which a file of this kind is there, in order."""
-        names = (re.fullmatch(r"(\d{5,})" + re.escape(suffix), name) for name in _listed(self.path / SHARDS))
+        names = (re.fullmatch(r"(\d{5,})" + re.escape(suffix), name) for name in names_in(self.path / SHARDS))
         numbers = {int(name[1]) for name in names if name and name[1] == f"{int(name[1]):05d}"}
         return sorted(number for number in numbers if number < self.plan.num_shards)
 
@@ -241,25 +246,30 @@ class Dump:
 
     def is_committed(self, number: int) -> bool:
         """Whether a shard has a record, and its file is as the record says."""
-        return self.record_path(number).exists() and not self._is_damaged(self.record_of(number))
+        return is_there(self.record_path(number)) and not self._is_damaged(self.record_of(number))
 
     def is_complete(self) -> bool:
         """Whether the manifest is there."""
-        return (self.path / MANIFEST).exists()
+        return is_there(self.path / MANIFEST)
+
+
+@contextmanager
+def unmoved(path: Path) -> Iterator[None]:
+    """Raise MachineError where the folder of a dump is another when the block ends: nothing is known of the dump.
+
+    A mount that goes away leaves an empty folder, in which everything is missing.
+    """
+    before = [identity(folder) for folder in (path, path / SHARDS)]
+    yield
+    if [identity(folder) for folder in (path, path / SHARDS)] != before:
+        raise MachineError(f"dump {shown(path)}: no longer there, or another folder in its place", RESUMES)
 
 
 def _way_out(path: Path) -> str:
     """What can be done about a plan that cannot be read."""
-    if (path / MANIFEST).exists():
+    if is_there(path / MANIFEST):
         return "featcli verify --repair writes it anew from manifest.json"
     return "start anew with --overwrite: what cannot be trusted cannot be gone on with"
-
-
-def _listed(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
 
 
 def no_dump(path: object) -> UsageError:

@@ -13,16 +13,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from featcli.system.faults import machine_errors
+
 PATIENCE = 30.0  # seconds that somebody else may take to lay out a plan
 STEP = 0.05
 
 
 class FolderLock:
-    """A lock on a folder, held until it is closed: by any number of processes together, or by one alone."""
+    """A lock on a folder, held until it is closed: by any number of processes together, or by one alone.
+
+    Raises MachineError where the folder cannot be opened.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.is_real = True  # until the file system says otherwise
-        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._descriptor = _opened(folder)
 
     @property
     def descriptor(self) -> int:
@@ -65,10 +70,15 @@ class FolderLock:
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Wait until no other process is inside such a block for this folder; for a block that takes no time."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = _opened(folder)
     try:
         with suppress(OSError):  # as above: no locks there
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def _opened(folder: Path) -> int:
+    with machine_errors("folder", folder, strict=True):
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -21,6 +21,7 @@ from featcli.dump.atomic_file import create_partial, publish, write_all
 from featcli.dump.formats import Format
 from featcli.dump.formats.layout import Array, DoesNotFitError, is_stage
 from featcli.errors import UsageError, shown
+from featcli.system.files import state_at
 
 PIECE_BYTES = 1 << 24  # that are hashed at once
 REST = "rest"  # the hash of everything in the file that is not a stage: header, keys, valid
@@ -138,7 +139,7 @@ class ShardWriter:
 
     def publish(self) -> None:
         """Give the file its name, which whoever calls knows to be free of committed shards. It is then on the disk."""
-        publish(self._partial, self.final, replace=os.path.lexists(self.final))
+        publish(self._partial, self.final, replace=state_at(self.final, follow_links=False) is not None)
         self._close()
 
     def abort(self) -> None:

@@ -21,6 +21,7 @@ from featcli.dump.atomic_file import (
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, OURS, PLAN, SHARDS, Dump, in_use
 from featcli.dump.lock import FolderLock
 from featcli.errors import ConflictError, MachineError, shown
+from featcli.system.files import is_file, is_folder, is_there, names_in, state_at
 
 
 def check_target(path: Path, overwrite: bool) -> None:
@@ -28,11 +29,11 @@ def check_target(path: Path, overwrite: bool) -> None:
 
     That a folder may be written in is not all that it takes: see `try_to_write`.
     """
-    if path.exists() and not path.is_dir():
+    if is_there(path) and not is_folder(path):
         raise ConflictError(f"dump {shown(path)}: there is a file of that name", "use another -o")
-    if path.is_dir() and not overwrite:
+    if is_folder(path) and not overwrite:
         Dump.existing(path)  # a plan that cannot be read is said before anything is loaded
-    if path.is_dir() and not _is_ours(path):
+    if is_folder(path) and not _is_ours(path):
         raise ConflictError(
             f"dump {shown(path)}: the folder holds other files and no plan.json",
             "use another -o: featcli only writes into an empty folder or a dump of its own",
@@ -64,12 +65,12 @@ def _not_writable(path: Path, error: int) -> MachineError:
 
 def _is_ours(path: Path) -> bool:
     """Whether a folder is empty, a dump, or what a start leaves that was killed before its plan was there."""
-    if (path / PLAN).exists():
+    if is_there(path / PLAN):
         return True
-    names = {name for name in os.listdir(path) if not PARTIAL_NAME.fullmatch(name)}
+    names = {name for name in names_in(path) if not PARTIAL_NAME.fullmatch(name)}
     if not names:
         return True
-    shards = os.listdir(path / SHARDS) if (path / SHARDS).is_dir() else [""]  # made before any file
+    shards = names_in(path / SHARDS) if is_folder(path / SHARDS) else [""]  # made before any file
     return names <= {IMAGES, SHARDS, MANIFEST, FAILURES} and all(map(OURS.fullmatch, shards))
 
 
@@ -77,7 +78,7 @@ def make_folder(path: Path) -> None:
     """Make the folder of a dump, with a place for its shards, on the disk. Raises MachineError."""
     with disk_errors(path):
         above, folder = existing_parent(path), path / SHARDS
-        if not folder.is_dir():
+        if not is_folder(folder):
             folder.mkdir(parents=True, exist_ok=True)
         while folder != above.parent and folder != folder.parent:
             with suppress(PermissionError):  # a folder above may be somebody else's, who lets us in but not look
@@ -105,12 +106,15 @@ def occupy(path: Path, lock: FolderLock, overwrite: bool) -> bool:
 
 def existing_parent(path: Path) -> Path:
     """The path itself or the nearest folder above it that is there."""
-    return path if path.exists() else existing_parent(path.parent)
+    return path if is_there(path) else existing_parent(path.parent)
 
 
 def stored_bytes(path: Path) -> int:
     """Bytes of the shard files in a folder, whatever state the dump is in."""
-    return sum(file.lstat().st_size for file in (path / SHARDS).glob("*") if OURS.fullmatch(file.name))
+    found = [
+        state_at(path / SHARDS / name, follow_links=False) for name in names_in(path / SHARDS) if OURS.fullmatch(name)
+    ]
+    return sum(file.st_size for file in found if file is not None)
 
 
 def remove_dump(path: Path) -> None:
@@ -119,10 +123,9 @@ def remove_dump(path: Path) -> None:
     So what is left if that is cut short is an incomplete dump, or what a start leaves that was cut short.
     """
     (path / MANIFEST).unlink(missing_ok=True)
-    shards = [*(path / SHARDS).iterdir()] if (path / SHARDS).is_dir() else []
-    for file in sorted(shards, key=lambda file: ".json" not in file.name):  # records first
-        if OURS.fullmatch(file.name):
-            file.unlink()
+    for name in sorted(names_in(path / SHARDS), key=lambda name: ".json" not in name):  # records first
+        if OURS.fullmatch(name):
+            (path / SHARDS / name).unlink()
     for name in (FAILURES, PLAN, IMAGES):
         (path / name).unlink(missing_ok=True)
 
@@ -133,18 +136,18 @@ Write = Callable[[Path], object]  # fills the empty file at a path
 def refuse_taken(path: Path, overwrite: bool) -> None:
     """Raise ConflictError where something is there that may not be replaced, and inside any dump."""
     refuse_inside(path)
-    if path.is_dir():
+    if is_folder(path):
         raise ConflictError(f"-o {shown(path)}: there is a folder of that name", "name a file")
-    if path.exists() and not path.is_file():
+    if is_there(path) and not is_file(path):
         raise ConflictError(f"-o {shown(path)}: not a regular file", "name another; export streams with -o -")
-    if path.exists() and not overwrite:
+    if is_there(path) and not overwrite:
         raise _there(path)
 
 
 def refuse_inside(path: Path) -> None:
     """Raise ConflictError where a path leads into a dump: what is there must not be overwritten by what it holds."""
     for folder in (path.resolve(), *path.resolve().parents):
-        if (folder / PLAN).is_file() and (folder / SHARDS).is_dir():
+        if is_file(folder / PLAN) and is_folder(folder / SHARDS):
             raise ConflictError(f"-o {shown(path)}: inside the dump {shown(folder)}", "name a place outside of it")
 
 

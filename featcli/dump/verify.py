@@ -15,7 +15,7 @@ import xxhash
 
 from featcli.dump.atomic_file import disk_errors, sync_folder
 from featcli.dump.checksummed_json import checksummed, publish_checksummed, read_checksummed
-from featcli.dump.folder import ASIDE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump
+from featcli.dump.folder import ASIDE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump, unmoved
 from featcli.dump.formats.layout import VALID, Array, Layout, is_stage, read_rows, values_of
 from featcli.dump.lock import FolderLock
 from featcli.dump.plan import Plan, with_fingerprint
@@ -23,6 +23,8 @@ from featcli.dump.records import failure_lines, manifest_content
 from featcli.dump.shard import REST, hash_rest
 from featcli.errors import ConflictError, DamagedError, counted, printable, shown
 from featcli.events import Report, silent
+from featcli.system.faults import machine_errors
+from featcli.system.files import is_there, names_in, open_regular, read_regular, state_at
 
 PIECE_BYTES = 64 * 1024**2  # that are read at once
 
@@ -63,12 +65,16 @@ class Verdict:
 def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
     """Check structure, plan, counts and every byte of a dump. Reads the dump alone; changes nothing.
 
-    Raises UsageError where there is no dump.
+    Raises UsageError where there is no dump, and MachineError where the dump cannot be read, which is no damage.
     """
-    folder = Path(path)
-    verdict = Verdict(str(path))
-    if not any((folder / name).exists() for name in (PLAN, MANIFEST, SHARDS)):
-        raise no_dump(path)
+    with unmoved(Path(path)):
+        return _verdict(Path(path), report)
+
+
+def _verdict(folder: Path, report: Report) -> Verdict:
+    verdict = Verdict(str(folder))
+    if not any(is_there(folder / name) for name in (PLAN, MANIFEST, SHARDS)):
+        raise no_dump(folder)
     dump = None
     with _noting(verdict, PLAN):
         dump = Dump.existing(folder)
@@ -83,7 +89,7 @@ def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
     with _noting(verdict, IMAGES):
         keys = dump.keys()
     records = []
-    verdict.has_manifest = (folder / MANIFEST).exists()  # first: a run may come to its end meanwhile
+    verdict.has_manifest = is_there(folder / MANIFEST)  # first: a run may come to its end meanwhile
     numbers = dump.numbered(".json")
     verdict.missing_shards = dump.plan.num_shards - len(numbers)
     report("start", images=dump.plan.num_images, done=0)
@@ -98,9 +104,10 @@ def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
 
 @contextmanager
 def _noting(verdict: Verdict, file: str, shard: int | None = None) -> Iterator[None]:
-    """What is damaged inside the block goes into the verdict."""
+    """What is damaged inside the block goes into the verdict. Raises MachineError for what cannot be read."""
     try:
-        yield
+        with machine_errors("file", Path(verdict.dump) / file, strict=True):
+            yield
     except (DamagedError, OSError, EOFError, ValueError) as error:
         text = error.message if isinstance(error, DamagedError) else str(error)
         verdict.damages.append(Damage(file=file, what=printable(text), shard=shard))
@@ -129,10 +136,11 @@ def _wrong_in_shard(
     dump: Dump, record: Mapping[str, Any], keys: Sequence[str] | None, verdict: Verdict
 ) -> Iterator[str]:
     path, rows = dump.shard_path(record["shard"]), dump.plan.shard(record["shard"])
-    if not path.exists():
+    found = state_at(path)
+    if found is None:
         yield "gone"
         return
-    size = path.stat().st_size
+    size = found.st_size
     if size != record["bytes"]:
         yield f"{size} bytes, {record['bytes']} were written"
         return
@@ -144,9 +152,12 @@ def _wrong_in_shard(
         yield "its keys are not those of the image list"
     valid = np.ones(len(rows), np.uint8)
     valid[[failure["row"] - rows.start for failure in record["failures"]]] = 0
-    with path.open("rb") as file:
-        _, starts = dump.checked_shapes(record["shard"], file.fileno(), layout)
-        yield from _wrong_bytes(file.fileno(), layout, record, valid, starts, verdict)
+    descriptor = open_regular(path)
+    try:
+        _, starts = dump.checked_shapes(record["shard"], descriptor, layout)
+        yield from _wrong_bytes(descriptor, layout, record, valid, starts, verdict)
+    finally:
+        os.close(descriptor)
 
 
 def _wrong_bytes(
@@ -200,11 +211,12 @@ def _check_last_files(dump: Dump, records: Sequence[dict[str, Any]], verdict: Ve
         return
     expected = {MANIFEST: checksummed(manifest_content(dump.plan, records)), FAILURES: b"".join(failure_lines(records))}
     for name, content in expected.items():
-        path = dump.path / name
-        if not path.is_file():
-            verdict.damages.append(Damage(file=name, what="gone"))
-        elif path.stat().st_size != len(content) or path.read_bytes() != content:
-            verdict.damages.append(Damage(file=name, what="not what the records say"))
+        with _noting(verdict, name):
+            found = state_at(dump.path / name)
+            if found is None:
+                raise ValueError("gone")
+            if found.st_size != len(content) or read_regular(dump.path / name, len(content)) != content:
+                raise ValueError("not what the records say")
 
 
 def repair(verdict: Verdict) -> list[str]:
@@ -231,12 +243,13 @@ def repair(verdict: Verdict) -> list[str]:
             _restore_plan(folder)
             return [f"{PLAN} written anew from {MANIFEST}: verify again"]
         for name in (MANIFEST, FAILURES):  # what says that the dump is complete goes first
-            if verdict.damages and (folder / name).exists():
+            if verdict.damages and is_there(folder / name):
                 (folder / name).unlink()
                 done.append(f"{name} taken away: the next extract writes it anew")
         sync_folder(folder)
         for number in sorted({damage.shard for damage in verdict.damages if damage.shard is not None}):
-            for path in sorted((folder / SHARDS).glob(f"{number:05d}.*"), key=lambda path: path.suffix != ".json"):
+            names = [name for name in names_in(folder / SHARDS) if name.startswith(f"{number:05d}.")]
+            for path in sorted((folder / SHARDS / name for name in names), key=lambda path: path.suffix != ".json"):
                 if path.suffix != ASIDE:  # the record first: a shard without one is not committed
                     path.replace(path.with_name(path.name + ASIDE))
                     sync_folder(folder / SHARDS)

@@ -22,6 +22,7 @@ from featcli.dump.shard import ShardSummary, ShardWriter
 from featcli.errors import IncompleteError, counted, shown
 from featcli.inputs.image_list import ImageList
 from featcli.pixels.failure import Failure
+from featcli.system.files import is_there
 
 
 def create(path: Path, plan: Plan, images: ImageList) -> bool:
@@ -88,7 +89,7 @@ class DumpWriter:
             if self.is_done(number):
                 writer.abort()
                 return None
-            if path.exists():  # from here on the shard is not committed; what it says of failed images is kept
+            if is_there(path):  # from here on the shard is not committed; what it says of failed images is kept
                 path.replace(before)
                 sync_folder(self.dump.path / SHARDS)
             writer.publish()

@@ -20,6 +20,7 @@ from featcli.export.formats import SUFFIXES, export_format, format_of
 from featcli.reading.reader import DumpReader
 from featcli.spec.commands import ExportCommand
 from featcli.spec.parsers import parse_features
+from featcli.system.files import is_folder, is_there, names_in
 
 STDOUT = "-"
 FOLDER = ".folder"  # ends the name of a folder that is not whole yet
@@ -104,7 +105,7 @@ def images_beside(path: Path) -> Path:
 def _write_folder(content: Content, path: Path) -> None:
     """A folder with a .npy file for each stage, which has its name once all is in it and on the disk."""
     refuse_inside(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if is_there(path) and not (is_folder(path) and not names_in(path)):
         raise ConflictError(f"-o {shown(path)}: not an empty folder", "name another; none is overwritten")
     with disk_errors(path, "-o"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +133,7 @@ def _remove_stale_folders(path: Path) -> None:
     for left in path.parent.glob(f".*{PARTIAL}{FOLDER}"):
         lock = left.name.removesuffix(FOLDER)
         named = PARTIAL_NAME.fullmatch(lock)
-        if named is not None and named[1] == path.name and not left.with_name(lock).exists():
+        if named is not None and named[1] == path.name and not is_there(left.with_name(lock)):
             shutil.rmtree(left, ignore_errors=True)
 
 

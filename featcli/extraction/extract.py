@@ -26,6 +26,7 @@ from featcli.spec.calls import ExtractCall
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.option import narrowed, takes
 from featcli.system.device import device_names
+from featcli.system.faults import machine_errors
 from featcli.system.scheduler import Part, part_of
 from featcli.workers.engine import Engine, LocalEngine, WorkOrder
 from featcli.workers.processes import ProcessEngine
@@ -109,7 +110,8 @@ def _refuse_if_too_large(path: Path, job: Job, shards: Sequence[int], overwrite:
     """Before anything is deleted or made: whether the shards to do fit into what is free. Raises MachineError."""
     needed = sum(job.plan.shard_bytes(number, job.pictures.sizes) for number in shards)
     # What is to be deleted first will be free.
-    free = shutil.disk_usage(existing_parent(path)).free + (stored_bytes(path) if overwrite else 0)
+    with machine_errors("dump", path, strict=True):
+        free = shutil.disk_usage(existing_parent(path)).free + (stored_bytes(path) if overwrite else 0)
     if needed > free:
         raise MachineError(
             f"dump {shown(path)}: {size(needed)} needed, {size(free)} free",

@@ -27,6 +27,7 @@ from featcli.spec.groups import PixelSpec
 from featcli.spec.option import narrowed
 from featcli.spec.words import AUTO, DEFAULT_BATCH_SIZE, MOST
 from featcli.system.device import device_names, memory_errors, resolve_device
+from featcli.system.files import is_there
 from featcli.system.scheduler import local_rank, part_of
 
 SHARD_BYTES = 1024**3  # about 1 GiB: minutes of work, a commit that costs nothing beside it
@@ -211,7 +212,7 @@ def shard_rows(wanted: int | None, batch_size: int, bytes_per_image: int) -> int
 
 def _report_existing(asked: ExtractSpec, existing: Dump | None, done: int | None, report: Report) -> None:
     """What is there where a dry run would write; `done` shards of it, None where it is of other work."""
-    if asked.overwrite and asked.dump_path.exists():
+    if asked.overwrite and is_there(asked.dump_path):
         report("warning", text=f"{shown(asked.output)}: the dump that is there would be deleted")
     if existing is None:
         return

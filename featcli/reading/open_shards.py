@@ -16,7 +16,8 @@ import numpy as np
 
 from featcli.dump.folder import Dump
 from featcli.dump.formats.layout import Array, fill_rows, read_rows
-from featcli.errors import DamagedError, shown
+from featcli.errors import DamagedError, FeatcliError, shown
+from featcli.system.faults import machine_error, machine_errors
 from featcli.system.files import open_regular
 
 LEAST, MOST = 8, 256  # files that are open at once, as far as the process may open them
@@ -61,20 +62,20 @@ class OpenShards:
         self._most = most_open()
 
     def read(self, shard: int, name: str, first: int, count: int) -> np.ndarray:
-        """`count` rows of an array as they are stored, bfloat16 as uint16. Raises DamagedError."""
+        """`count` rows of an array as they are stored, bfloat16 as uint16. Raises DamagedError and MachineError."""
         found = self._shard(shard)
         try:
             return read_rows(found.descriptor, found.places.arrays[name], first, count)
-        except EOFError:
-            raise self._cut_short(shard) from None
+        except (EOFError, OSError) as error:
+            raise self._unreadable(shard, error) from error
 
     def read_into(self, out: np.ndarray, shard: int, name: str, first: int) -> None:
         """As many rows as `out` (contiguous, of the stored type) has, without another copy. Raises DamagedError."""
         found = self._shard(shard)
         try:
             fill_rows(out, found.descriptor, found.places.arrays[name], first)
-        except EOFError:
-            raise self._cut_short(shard) from None
+        except (EOFError, OSError) as error:
+            raise self._unreadable(shard, error) from error
 
     def place(self, shard: int, name: str) -> tuple[str, Array]:
         """The path of a shard file, and where in it an array is."""
@@ -101,14 +102,16 @@ class OpenShards:
     def _opened(self, number: int) -> OpenShard:
         path = self._dump.shard_path(number)
         try:
-            descriptor = open_regular(path)
+            with machine_errors("shard", path, strict=True):
+                descriptor = open_regular(path)
         except (OSError, ValueError) as error:
             cause = (isinstance(error, OSError) and error.strerror) or error
             raise DamagedError(f"shard {shown(path)}: {cause}", "see featcli inspect for its state") from error
         try:
-            version, places = _version(descriptor), self._places.get(number)
-            if places is None or places.version != version:  # else it is the very file that was checked
-                places = self._places[number] = self._checked(number, descriptor, version)
+            with machine_errors("shard", path, strict=True):
+                version, places = _version(descriptor), self._places.get(number)
+                if places is None or places.version != version:  # else it is the very file that was checked
+                    places = self._places[number] = self._checked(number, descriptor, version)
         except BaseException:
             os.close(descriptor)
             raise
@@ -128,8 +131,11 @@ class OpenShards:
         shapes, starts = self._dump.checked_shapes(number, descriptor, layout)
         return Places(version=version, arrays=layout.arrays, shapes=shapes, starts=starts)
 
-    def _cut_short(self, number: int) -> DamagedError:
-        return DamagedError(f"shard {shown(self._dump.shard_path(number))}: cut short", "see featcli inspect")
+    def _unreadable(self, number: int, error: EOFError | OSError) -> FeatcliError:
+        what = f"shard {shown(self._dump.shard_path(number))}"
+        if isinstance(error, OSError):
+            return machine_error(what, error)
+        return DamagedError(f"{what}: cut short", "see featcli inspect")
 
 
 def most_open() -> int:

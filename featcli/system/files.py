@@ -191,13 +191,13 @@ class ReadFile(io.BufferedReader):
 
 
 @contextmanager
-def reading(path: AnyPath, what: str = "") -> Iterator[ReadFile]:
+def reading(path: AnyPath, what: str = "", strict: bool = False) -> Iterator[ReadFile]:
     """Open a regular file for a library to read.
 
     Raises MachineError for whatever the machine refused, whatever the library made of it; all else passes, also what
-    `open_regular` raises.
+    `open_regular` raises. `strict`: see `machine_errors`.
     """
-    with machine_errors(what, path), ReadFile(path) as file:
+    with machine_errors(what, path, strict), ReadFile(path) as file:
         try:
             yield file
         finally:  # whatever was made of it

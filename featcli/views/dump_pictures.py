@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from featcli.pixels.decode import read_pixels, read_size
 from featcli.pixels.failure import UnreadableError
 from featcli.reading.reader import DumpReader
 from featcli.spec.groups import PixelSpec
+from featcli.system.files import is_folder, state_at
 from featcli.system.threads import DecodeThreads
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class DumpPictures:
         self._dump = dump
         self._root = root or os.curdir
         self._allow_outside = allow_outside
-        if not Path(self._root).is_dir():
+        if not is_folder(self._root):
             raise UsageError(f"--root {shown(self._root)}: no such folder", "give the one that extract was given")
 
     def __getitem__(self, row: int) -> Picture | None:
@@ -45,9 +47,10 @@ class DumpPictures:
         try:
             if is_outside and not self._allow_outside:
                 raise UnreadableError("outside of it (see --allow-outside)", key)
-            if not os.path.isfile(path):
+            found = state_at(path)
+            if found is None or not stat.S_ISREG(found.st_mode):
                 raise UnreadableError("not there (see --root)", key)
-            if os.stat(path).st_size != self._dump.sizes[row]:
+            if found.st_size != self._dump.sizes[row]:
                 raise UnreadableError("not the file that was extracted", key)
             return self._read(Input(key, path, MISSING, self._root))
         except UnreadableError as error:

@@ -13,6 +13,7 @@ from featcli.dump.records import totals_of
 from featcli.errors import CheckpointError, IncompleteError, UsageError, most_first, shown
 from featcli.spec.groups import CheckpointSpec, StageSpec
 from featcli.spec.words import DEFAULT_DTYPE, Dtype
+from featcli.system.files import is_file, is_folder
 
 
 def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: Dtype = DEFAULT_DTYPE) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
     """The state of a dump: stages, rows, failures, what is missing. None where there is no dump."""
     dump = Dump.existing(path)
     if dump is None:
-        if (path / SHARDS).is_dir():
+        if is_folder(path / SHARDS):
             raise IncompleteError(f"dump {shown(path)}: no plan.json yet", "run its extract command again")
         return None
     records = list(dump.records())
@@ -94,9 +95,9 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
 
 def _damaged_files(dump: Dump) -> list[str]:
     """What beside the shards can be seen to be gone or damaged without reading the shards."""
-    wrong = [] if (dump.path / IMAGES).is_file() else [IMAGES]
+    wrong = [] if is_file(dump.path / IMAGES) else [IMAGES]
     if dump.is_complete():
-        wrong += [] if (dump.path / FAILURES).is_file() else [FAILURES]
+        wrong += [] if is_file(dump.path / FAILURES) else [FAILURES]
         try:
             is_ours = read_checksummed(dump.path / MANIFEST).get("fingerprint") == dump.plan.fingerprint
         except ValueError:

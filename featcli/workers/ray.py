@@ -164,7 +164,8 @@ class RayEngine:
             self._ray.shutdown()
             self._has_begun_ray = False
         if self._shards is not None:
-            remove_stale(self._shards)  # of workers that were ended
+            with suppress(MachineError):
+                remove_stale(self._shards)  # of workers that were ended
 
     def _fill_up(self, queue: ShardQueue, order: WorkOrder) -> None:
         """Shards to each worker that has none, and workers for what is left."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from featcli.dump.atomic_file import write_all
 from featcli.dump.formats.layout import ALIGNMENT, KEYS, Array, Layout
 from featcli.errors import DamagedError, shown
-from featcli.system.files import open_regular
+from featcli.system.files import reading
 
 SUFFIX = ".h5"
 
@@ -118,15 +118,15 @@ def _types() -> dict[str, Any]:
 def read_layout(path: str, num_keys: int | None) -> Layout:
     """Where the arrays of a finished file are, and its keys unless `num_keys` is None.
 
-    Raises DamagedError for anything that is not such a file.
+    Raises DamagedError for anything that is not such a file, and MachineError.
     """
     import h5py
 
     try:
         # Through a file of Python's: HDF5 refuses a path that the same process has opened with other lock settings.
-        with os.fdopen(open_regular(path), "rb") as raw, h5py.File(raw, "r") as file:
-            size = os.fstat(raw.fileno()).st_size
-            keys = [] if num_keys is None else _keys(file, num_keys, size, raw.fileno())
+        with reading(path, "shard", strict=True) as raw, h5py.File(raw, "r") as file:
+            size = raw.regular.state().st_size
+            keys = [] if num_keys is None else _keys(file, num_keys, size, raw)
             arrays = {name: _placed(file, name, size) for name in file if name != KEYS}
             attributes = {name: _text(file, name) for name in file.attrs}
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -134,13 +134,14 @@ def read_layout(path: str, num_keys: int | None) -> Layout:
     return Layout(arrays, size, keys, attributes)
 
 
-def _keys(file: Any, num_keys: int, size: int, descriptor: int) -> list[str]:
+def _keys(file: Any, num_keys: int, size: int, raw: IO[bytes]) -> list[str]:
     dataset = _plain(file, KEYS)
     length, offset = _text_length(dataset.dtype), dataset.id.get_offset()
     if dataset.shape != (num_keys,) or offset + num_keys * length > size:
         raise ValueError("its keys are no list of texts, one for each row")
-    raw = os.pread(descriptor, num_keys * length, offset)
-    return [os.fsdecode(raw[i : i + length].rstrip(b"\0")) for i in range(0, len(raw), length)]
+    raw.seek(offset)
+    names = raw.read(num_keys * length)
+    return [os.fsdecode(names[i : i + length].rstrip(b"\0")) for i in range(0, len(names), length)]
 
 
 def _text(file: Any, name: str) -> str:

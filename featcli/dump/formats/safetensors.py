@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from featcli.dump.formats.layout import ALIGNMENT, ITEM_BYTES, KEYS, Array, DoesNotFitError, Layout
 from featcli.errors import DamagedError, shown
-from featcli.system.files import open_regular
+from featcli.system.files import reading
 
 SUFFIX = ".safetensors"
 NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8", "uint32": "U32"}
@@ -45,11 +45,11 @@ def lay_out(
 def read_layout(path: str, num_keys: int | None) -> Layout:
     """Where the arrays of a finished file are, and its keys unless `num_keys` is None.
 
-    Raises DamagedError for anything that is not such a file.
+    Raises DamagedError for anything that is not such a file, and MachineError.
     """
     try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with reading(path, "shard", strict=True) as file:
+            size = file.regular.state().st_size
             length = int.from_bytes(file.read(8), "little")
             if length > min(size - 8, MAX_HEADER_BYTES):
                 raise ValueError("header longer than the file")
