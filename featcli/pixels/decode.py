@@ -15,6 +15,7 @@ from featcli.pixels.colour import upright_rgb, upright_size
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.formats import identified
 from featcli.pixels.image_file import opened
+from featcli.pixels.limits import affordable, bound_pixels
 from featcli.spec.groups import PixelSpec
 
 if TYPE_CHECKING:
@@ -35,11 +36,12 @@ def read_pixels(
     header, which has been read before. Raises UnreadableError for whatever is wrong with the file; `out` may then
     hold anything. Raises MachineError for what is no fault of the file's.
     """
-    with _explained(), opened(image) as file, identified(file, rules) as picture:
+    with _explained(), opened(image) as file, identified(affordable(file, rules.max_pixels), rules) as picture:
         has_more = bool(getattr(picture, "is_animated", False))  # never n_frames: that walks the file
         if rules.decode == "scaled" and picture.format == "JPEG":
             edge = SPARE * max(out.shape[1:])
             picture.draft(None, (edge, edge))  # as small as its own coding lets it, but no edge smaller than that
+        bound_pixels(file, picture.size, picture.format)
         picture.load()
         pixels = fit(upright_rgb(picture, rules))
     if pixels.shape != out.shape:
@@ -55,7 +57,11 @@ def read_pixels(
 
 def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:
     """(height, width) of the upright picture, from the file's header alone. Raises as `read_pixels` does."""
-    with _explained(), opened(image, header_only=True) as file, identified(file, rules) as picture:
+    with (
+        _explained(),
+        opened(image, header_only=True) as file,
+        identified(affordable(file, rules.max_pixels, header_only=True), rules) as picture,
+    ):
         return upright_size(picture, rules)
 
 

@@ -17,6 +17,7 @@ from featcli.inputs.image_list import MISSING, WHOLE, is_url
 from featcli.inputs.storage import may_not_be_entered, refuse_if_gone
 from featcli.inputs.urls import Remote, out_of_reach
 from featcli.pixels.failure import UnreadableError
+from featcli.pixels.limits import Counted
 from featcli.system.faults import LOST, RESUMES, is_of_machine, machine_error
 from featcli.system.files import ReadFile, is_folder, names_in, open_regular, read_at, read_fresh
 
@@ -32,7 +33,7 @@ WITNESS_BYTES = 1 << 20
 _large_file = threading.Lock()
 
 
-class Content(io.BytesIO):
+class Content(Counted, io.BytesIO):
     """The bytes of an image, read, with the name of their file."""
 
     def __init__(self, content: bytes, name: str) -> None:
@@ -40,13 +41,26 @@ class Content(io.BytesIO):
         self.name = name
 
 
+class LargeFile(Counted, ReadFile):
+    """A file that is read as far as its decoder asks."""
+
+
 @contextmanager
 def opened(image: Image, header_only: bool = False) -> Iterator[IO[bytes]]:
     """Open the file of an image. It has no descriptor: what decodes it reads, and maps nothing.
 
-    Raises UnreadableError for what is wrong with this file alone, also where it is written to meanwhile, and
-    MachineError for what is no fault of the file's, whatever a decoder made of that.
+    Raises UnreadableError for what is wrong with this file alone, also where it is written to meanwhile or asks for
+    too much, and MachineError for what is no fault of the file's, whatever a decoder made of that.
     """
+    with _opened(image, header_only) as file:
+        try:
+            yield file
+        finally:
+            file.refuse_excess()
+
+
+@contextmanager
+def _opened(image: Image, header_only: bool) -> Iterator[Content | LargeFile]:
     if is_url(image.path):
         yield Content(_fetched(image), image.path)
     elif image.place != WHOLE:
@@ -72,10 +86,10 @@ def opened(image: Image, header_only: bool = False) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _file_of(image: Image) -> Iterator[ReadFile]:
+def _file_of(image: Image) -> Iterator[LargeFile]:
     """Open a file; whatever keeps it from being read inside the block becomes what `opened` raises."""
     try:
-        file = ReadFile(image.path)
+        file = LargeFile(image.path)
     except ValueError:
         raise UnreadableError("not_regular", "a folder, pipe, socket or device") from None
     except OSError as error:
