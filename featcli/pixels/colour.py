@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from featcli.pixels.depth import reduced
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import exif_of_header, file_of
 from featcli.spec.groups import PixelSpec
@@ -105,9 +106,4 @@ def _scaled(picture: Image.Image, known: tuple[float, float] | None) -> Image.Im
         raise UnreadableError(
             "unsupported_depth", f"mode {picture.mode}: 32-bit values; say which are black and white: --depth-range"
         )
-    low, high = known
-    values = np.asarray(picture).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise UnreadableError("unsupported_depth", f"mode {picture.mode}: values that are not finite")
-    scaled = ((values - low) / ((high - low) / 255)).round()
-    return Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+    return Image.fromarray(reduced(np.asarray(picture), *known))

@@ -13,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from featcli.inputs.signatures import DOCUMENT, START, foreign, known_format
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import register_plugin, silence_libtiff
+from featcli.pixels.tiff import corrected, unpacked
+from featcli.pixels.tiff_header import header_of
 from featcli.spec.groups import PixelSpec
 
 # Never "every format Pillow knows": a PostScript file named .jpg would start Ghostscript.
@@ -23,8 +25,13 @@ PLUGINS = {"HEIF": ("pillow_heif", "pillow-heif"), "JXL": ("pillow_jxl", "pillow
 def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
     """The picture as its header describes it, no pixel unpacked."""
     formats = readable_formats(rules.max_pixels)
+    header = header_of(file)
     try:
-        picture = Image.open(file, formats=formats)
+        picture = header and unpacked(file, header, rules)
+        if picture is None:
+            file.seek(0)
+            picture = Image.open(file, formats=formats)
+            picture = picture if header is None else corrected(picture, header, rules)
     except UnidentifiedImageError:
         file.seek(0)
         raise _unidentified(file.read(START), formats) from None

@@ -6,6 +6,7 @@ tests/test_internals.py says what breaks without each.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module, metadata
 from typing import IO, Any
@@ -47,3 +48,24 @@ def silence_libtiff() -> None:
                     handler = getattr(library, name)
                     handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
                     handler(None)
+
+
+class Deferred(Image.Image):
+    """A picture of which the header is known, and that is unpacked by a function once its pixels are asked for.
+
+    Pillow's own pictures work so, and take over the picture that another library made as it is done here.
+    """
+
+    def __init__(self, size: tuple[int, int], has_more: bool, unpack: Callable[[], Image.Image]) -> None:
+        super().__init__()
+        self.format = "TIFF"
+        self.is_animated = has_more
+        self._size, self._mode = size, "RGB"
+        self._unpack = unpack
+
+    def load(self) -> Any:
+        """Unpack, and be what comes of it from now on."""
+        picture = self._unpack()
+        picture.format = self.format
+        self.__class__, self.__dict__ = picture.__class__, picture.__dict__  # type: ignore[assignment]
+        return picture.load()

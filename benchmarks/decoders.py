@@ -1,0 +1,327 @@
+"""Every kind of TIFF and JPEG 2000 that can be written here, read by featcli: equal to the array it was made of, or refused.
+
+A kind is a mode, a depth, a layout and a way to read it. What is expected comes from the array alone, by the rules of
+docs/pictures.md; tolerance 0. Where pyvips is installed, it says of each kind that it reads whether it finds the samples
+of the array too: a witness that the files are what they are meant to be. Ends with 1 where anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import tiffs
+from PIL import Image
+from tiffs import CMYK, GREY, GREY_WHITE_IS_ZERO, PALETTE, RGB, SHORT, Layout
+
+from featcli.inputs.image_list import Image as Input
+from featcli.pixels.decode import read_pixels
+from featcli.pixels.failure import UnreadableError
+from featcli.spec.groups import PixelSpec
+
+HEIGHT, WIDTH = 19, 21
+DROP, ON_WHITE, IGNORED = PixelSpec(), PixelSpec(alpha="white"), PixelSpec(orientation="ignore")
+WITH_RANGE = PixelSpec(depth_range="10:3000")
+NAMES = {GREY: "grey", GREY_WHITE_IS_ZERO: "grey, white is zero", RGB: "RGB", PALETTE: "palette", CMYK: "CMYK"}
+ALPHA = {0: "ignored sample", 1: "multiplied alpha", 2: "alpha"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture of one kind in a file."""
+
+    mode: str
+    depth: str
+    layout: str
+    data: bytes
+    expected: np.ndarray | None  # (H, W, 3); None where it must be refused
+    rules: PixelSpec = DROP
+    samples: np.ndarray | None = None  # what another reader must find, (H, W, S)
+
+
+def read(cell, folder):
+    """(H, W, 3), or the failure."""
+    path, found = folder / "picture", []
+    path.write_bytes(cell.data)
+
+    def fit(picture):
+        found.append(np.asarray(picture))
+        return np.zeros((3, 1, 1), np.uint8)
+
+    try:
+        image = Input("picture", str(path), len(cell.data))
+        read_pixels(image, cell.rules, fit, np.zeros((3, 1, 1), np.uint8))
+    except UnreadableError as error:
+        return error
+    return found[0]
+
+
+def verdict(cell, folder):
+    """`equal`, `refused: why` or `DIFFERENT: how`."""
+    found = read(cell, folder)
+    if isinstance(found, UnreadableError):
+        return f"refused: {found.reason}: {found.detail}"
+    if cell.expected is None:
+        return "DIFFERENT: read, and should not be"
+    if found.shape != cell.expected.shape:
+        return f"DIFFERENT: {found.shape} for {cell.expected.shape}"
+    most = np.abs(found.astype(int) - cell.expected).max()
+    return f"DIFFERENT: by {most}" if most else "equal"
+
+
+def witness(cell):
+    """Whether pyvips finds the same samples; None where it does not read the file."""
+    import pyvips
+
+    try:
+        found = pyvips.Image.new_from_buffer(cell.data, "", access="sequential").numpy()
+    except pyvips.Error:
+        return None
+    found = found.reshape(*found.shape[:2], -1)
+    return cell.samples is not None and found.shape == cell.samples.shape and np.array_equal(found, cell.samples)
+
+
+# What is expected, from the array alone.
+
+
+def eight_bits(values, bits, is_colour, known=None):
+    if known is None and bits == 16 and is_colour:
+        return (values >> 8).astype(np.uint8)
+    low, high = known or (0, 2**bits - 1)
+    return ((values.astype(float) - low) * 255 / (high - low)).round().clip(0, 255).astype(np.uint8)
+
+
+def on(background, shown, alpha):
+    """Composited, by Pillow: (H, W, 3) and (H, W)."""
+    picture = Image.fromarray(np.dstack([shown, alpha]), "RGBA")
+    whole = Image.new("RGBA", picture.size, background)
+    whole.alpha_composite(picture)
+    return np.asarray(whole.convert("RGB"))
+
+
+def unmultiplied(shown, alpha):
+    out = np.minimum(255, shown.astype(int) * 255 // np.maximum(alpha, 1)[..., None])
+    return np.where(alpha[..., None] == 0, 0, out).astype(np.uint8)
+
+
+def expected(samples, bits, meaning, extra, rules, colours=None):
+    known = rules.black_and_white if bits > 8 else None
+    count = {RGB: 3, CMYK: 4}.get(meaning, 1)
+    is_colour = count > 1
+    values = samples[..., :count].astype(np.int64)
+    if meaning == PALETTE:
+        shown = colours[samples[..., 0]]
+    elif meaning == GREY_WHITE_IS_ZERO and known:
+        shown = eight_bits(sum(known) - values, bits, False, known)
+    else:
+        values = 2**bits - 1 - values if meaning == GREY_WHITE_IS_ZERO else values
+        shown = eight_bits(values, bits, is_colour, known)
+    if meaning == CMYK:
+        return np.asarray(Image.fromarray(shown, "CMYK").convert("RGB"))
+    shown = np.repeat(shown, 3, 2) if shown.shape[2] == 1 else shown
+    if extra[:1] in ((1,), (2,)):
+        alpha = eight_bits(samples[..., count].astype(np.int64), bits, is_colour)
+        shown = unmultiplied(shown, alpha) if extra[0] == 1 else shown
+        return on(rules.alpha, shown, alpha) if rules.alpha != "drop" else shown
+    return shown
+
+
+# The grid.
+
+
+def drawn(count, bits, rng, kind="u"):
+    """(H, W, count) of random samples, the extremes among them."""
+    if kind == "f":
+        values = rng.normal(1000, 1500, (HEIGHT, WIDTH, count))
+        return values.astype({16: np.float16, 32: np.float32, 64: np.float64}[bits])
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if kind == "i" else (0, 2**bits - 1)
+    size = 1 if bits <= 8 else 2 if bits <= 16 else bits // 8
+    values = rng.integers(low, high, (HEIGHT, WIDTH, count), f"{kind}{size}", endpoint=True)
+    if bits > 16:
+        values[::2] = rng.integers(0, 5000, values[::2].shape)
+    values[0, :4] = np.array([low, high, min(low + 1, high), max(high - 1, low)], values.dtype)[:, None]
+    return values
+
+
+def layouts(bits, kind):
+    """Every layout that a reader may be given for samples of this kind."""
+    ways = [(way, 1) for way in (tiffs.NONE, tiffs.LZW, tiffs.DEFLATE, tiffs.PACKBITS, tiffs.ZSTD, tiffs.LZMA)]
+    ways += [(tiffs.OLD_DEFLATE, 1)]
+    if kind == "f":
+        ways += [(tiffs.DEFLATE, 3), (tiffs.LZW, 3)]
+    elif bits in (8, 16, 32):
+        ways += [(tiffs.DEFLATE, 2), (tiffs.LZW, 2), (tiffs.ZSTD, 2)]
+    for order, big, planar, tiles in itertools.product("<>", (False, True), (False, True), (False, True)):
+        for compression, predictor in ways:
+            yield Layout(order, big, planar, tiles, compression, predictor)
+    yield from (Layout(order, planar=planar, lowest_bit_first=True) for order in "<>" for planar in (False, True))
+    yield from (Layout(order, compression=tiffs.LZW, lowest_bit_first=True) for order in "<>")
+
+
+def described(layout):
+    ways = {1: "raw", 5: "LZW", 8: "deflate", 32946: "old deflate", 32773: "PackBits", 34925: "LZMA", 50000: "zstd"}
+    return " ".join([
+        "II" if layout.order == "<" else "MM",
+        "Big" if layout.big else "",
+        "planar" if layout.planar else "",
+        "tiles" if layout.tiles else "strips",
+        ways[layout.compression],
+        f"predictor {layout.predictor}" if layout.predictor > 1 else "",
+        "lowest bit first" if layout.lowest_bit_first else "",
+    ])  # fmt: skip
+
+
+def modes():
+    """(meaning, samples, extra)."""
+    for meaning in (GREY, GREY_WHITE_IS_ZERO):
+        yield from ((meaning, 1, ()), (meaning, 2, (0,)), (meaning, 2, (2,)))
+    yield GREY, 2, (1,)
+    yield from ((RGB, 3, ()), (RGB, 4, ()), (RGB, 4, (0,)), (RGB, 4, (1,)), (RGB, 4, (2,)))
+    yield from ((RGB, 5, (0, 0)), (RGB, 5, (1, 0)), (RGB, 5, (2, 0)), (CMYK, 4, ()), (CMYK, 5, (0,)))
+    yield from ((PALETTE, 1, ()), (PALETTE, 2, (2,)))
+
+
+def named(meaning, count, extra):
+    plain = {RGB: 3, CMYK: 4}.get(meaning, 1)
+    more = ALPHA[extra[0]] if extra else "fourth sample" if count > plain else ""
+    return NAMES[meaning] + (f" + {more}" if more else "") + (" + 1" if len(extra) > 1 else "")
+
+
+def whole_numbers(rng):
+    """Unsigned integers whose range is known, of 1 to 16 bits."""
+    for (meaning, count, extra), bits in itertools.product(modes(), range(1, 17)):
+        if meaning == PALETTE and bits > 8:
+            continue
+        samples = drawn(count, bits, rng)
+        maps = [None]
+        if meaning == PALETTE:
+            wide = rng.integers(0, 65536, (3, 2**bits))
+            maps = [(wide, (wide >> 8).T.astype(np.uint8)), (wide >> 8, (wide >> 8).T.astype(np.uint8))]
+        seen = extra or ((2,) if (meaning, count) == (RGB, 4) else ())
+        readings = [DROP, *[ON_WHITE] * (seen[:1] in ((1,), (2,))), *[WITH_RANGE] * (bits > 8)]
+        for layout, colours, rules in itertools.product(layouts(bits, "u"), maps, readings):
+            yield partial(whole_number, samples, bits, meaning, (extra, seen), (layout, colours, rules))
+
+
+def whole_number(samples, bits, meaning, extras, way):
+    (extra, seen), (layout, colours, rules) = extras, way
+    tags = [(338, SHORT, list(extra))] if extra else []
+    tags += [(320, SHORT, colours[0].ravel().tolist())] if colours else []
+    return Cell(
+        named(meaning, samples.shape[2], extra) + (" of 8-bit colours" if colours and colours[0].max() < 256 else ""),
+        f"{bits}",
+        described(layout) + said(rules),
+        tiffs.tiff(samples, bits, meaning, layout, tags),
+        expected(samples, bits, meaning, seen, rules, colours and colours[1]),
+        rules,
+        seen_by_others(samples, bits, meaning, colours),
+    )
+
+
+def seen_by_others(samples, bits, meaning, colours):
+    """Samples as libvips hands them out: inverted, through the palette, greys of a few bits spread over 8."""
+    if meaning == PALETTE:
+        return colours[1][samples[..., 0]] if samples.shape[2] == 1 else None
+    values = samples.astype(np.int64)
+    if meaning == GREY_WHITE_IS_ZERO:
+        values = 2**bits - 1 - values
+    return values * (255 // (2**bits - 1)) if bits < 8 else values
+
+
+def said(rules):
+    range_ = f" range {rules.depth_range}" if rules.depth_range else ""
+    return range_ + (f" on {rules.alpha}" if rules.alpha != "drop" else "")
+
+
+def other_numbers(rng):
+    """Signed, long and floating-point samples: refused without a range, and with one as it says."""
+    kinds = [("i", 8), ("i", 16), ("i", 32), ("i", 64), ("u", 32), ("u", 64), ("f", 16), ("f", 32), ("f", 64)]
+    for (kind, bits), (meaning, count, extra) in itertools.product(kinds, modes()):
+        if meaning != PALETTE:
+            samples = drawn(count, bits, rng, kind)
+            for layout, rules in itertools.product(layouts(bits, kind), (DROP, WITH_RANGE)):
+                yield partial(other_number, samples, bits, meaning, extra, (layout, rules))
+
+
+def other_number(samples, bits, meaning, extra, way):
+    (layout, rules), kind = way, samples.dtype.kind
+    shown = None
+    if rules is WITH_RANGE and meaning in (GREY, RGB):
+        numbers = samples.astype(np.float64 if bits == 64 else np.float32)
+        reduced = ((numbers - 10) / (2990 / 255)).round().clip(0, 255).astype(np.uint8)
+        shown = np.repeat(reduced[..., :1], 3, 2) if meaning == GREY else reduced[..., :3]
+        if extra[:1] == (1,):
+            shown = unmultiplied(shown, reduced[..., shown.shape[2] if meaning == RGB else 1])
+    return Cell(
+        named(meaning, samples.shape[2], extra),
+        {"i": "signed ", "u": "", "f": "float "}[kind] + str(bits),
+        described(layout) + said(rules),
+        tiffs.tiff(samples, bits, meaning, layout, [(338, SHORT, list(extra))] if extra else []),
+        shown,
+        rules,
+        samples if meaning != GREY_WHITE_IS_ZERO else None,
+    )
+
+
+def orientations(rng):
+    """TIFFs that lie on their side: turned, and not turned where that is asked; what Pillow unpacks and what not."""
+    ways = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # as Image.Transpose
+    for number, (bits, planar), rules in itertools.product(range(1, 9), ((8, 0), (16, 1), (12, 0)), (DROP, IGNORED)):
+        samples = drawn(3, bits, rng)
+        shown = expected(samples, bits, RGB, (), DROP)
+        if rules is DROP and number > 1:
+            shown = np.asarray(Image.fromarray(shown).transpose(Image.Transpose(ways[number])))
+        data = tiffs.tiff(samples, bits, RGB, Layout(planar=bool(planar)), [(274, SHORT, [number])])
+        yield partial(Cell, f"orientation {number}", f"{bits}", rules.orientation, data, shown, rules)
+
+
+def grid():
+    """What makes every cell."""
+    for part in (whole_numbers, other_numbers, orientations):
+        yield from part(np.random.default_rng(0))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only each Nth of them")
+    chosen = parser.parse_args()
+    counts, reasons, wrong = defaultdict(Counter), Counter(), []
+    try:
+        import pyvips  # noqa: F401
+
+        has_witness = True
+    except ImportError:
+        has_witness = False
+    with tempfile.TemporaryDirectory() as folder:
+        for make in itertools.islice(grid(), 0, None, chosen.every):
+            cell = make()
+            found = verdict(cell, Path(folder))
+            row = counts[cell.mode, cell.depth]
+            row["all"] += 1
+            row[found.partition(":")[0]] += 1
+            if found.startswith("refused"):
+                reasons[found.removeprefix("refused: ")] += 1
+            if found.startswith("DIFFERENT") or (found.startswith("refused") and cell.expected is not None):
+                wrong.append(f"{cell.mode}, {cell.depth} bits, {cell.layout}: {found}")
+            if has_witness:
+                row[{True: "confirmed", False: "contradicted", None: "unknown"}[witness(cell)]] += 1
+    columns = ("all", "equal", "refused", "DIFFERENT", "confirmed", "contradicted", "unknown")
+    print("mode".ljust(42), "bits".ljust(10), *(column.rjust(12) for column in columns))
+    for (mode, depth), row in counts.items():
+        print(mode.ljust(42), depth.ljust(10), *(str(row[column] or "").rjust(12) for column in columns))
+    total = sum(counts.values(), Counter())
+    print("together".ljust(53), *(str(total[column]).rjust(12) for column in columns))
+    print(*(f"{count:7} {reason}" for reason, count in reasons.most_common()), sep="\n")
+    print(*wrong[:100], f"{len(wrong)} not as expected", sep="\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

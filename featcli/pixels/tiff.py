@@ -1,0 +1,314 @@
+"""TIFF: whether Pillow reads a kind rightly, by its header, and pixels of the kinds that it does not.
+
+Those are unpacked by tifffile and imagecodecs, the extra `tiff`, whatever Pillow would make of them. So pixels do not
+depend on what is installed. What neither is known to read rightly is refused by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from functools import cache, partial
+from importlib import import_module
+from math import prod
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from featcli.pixels.depth import high_bits, highest, reduced
+from featcli.pixels.failure import UnreadableError
+from featcli.pixels.image_file import MAX_BYTES
+from featcli.pixels.internals import Deferred
+from featcli.pixels.tiff_header import (
+    ASSOCIATED,
+    BLACK_IS_ZERO,
+    CMYK,
+    COLOUR_MAP,
+    COLOURS,
+    COREL,
+    EXCHANGING,
+    FILL_ORDER,
+    FLOAT,
+    IMAGE_DEPTH,
+    NOTHING,
+    OLD_JPEG,
+    OLD_SUBFILE,
+    ORIENTATION,
+    PALETTE,
+    PREDICTOR,
+    RAW,
+    RGB,
+    SIGNED,
+    SUBFILE,
+    TURNS,
+    UNASSOCIATED,
+    UNSIGNED,
+    WHITE_IS_ZERO,
+    YCBCR,
+    Header,
+)
+from featcli.spec.groups import PixelSpec
+
+LIBRARIES = ("tifffile", "imagecodecs")
+UNREAD = {  # what samples can mean and is no picture, or none that is read here
+    4: "a transparency mask",
+    8: "CIELAB colours",
+    9: "ICC LAB colours",
+    10: "ITU LAB colours",
+    32803: "the colour filter array of a camera",
+    32844: "LogL values",
+    32845: "LogLuv values",
+    34892: "the linear values of a camera",
+    51177: "a depth map",
+}
+COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34925, 50000, 50001)  # Pillow's
+CONFIRMED = (1, 5, 8, 32773, 32946, 34925, 50000)  # those of which other readers confirm what tifffile gives
+UNREAD_COMPRESSIONS = {
+    **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000"),
+    **dict.fromkeys((22610, 34934), "JPEG XR"),
+    **dict.fromkeys((50002, 52546), "JPEG XL"),
+    **dict.fromkeys((32767, 34713, 65535), "a camera raw file's"),
+    33007: "ALT-JPEG",
+    34661: "JBIG",
+    34676: "SGILog",
+    34677: "SGILog24",
+    34887: "LERC",
+    34892: "lossy JPEG",
+    34933: "PNG",
+}
+# Bits of a sample that Pillow reads rightly, by what the samples are and what the extra ones are.
+PLAIN = {
+    BLACK_IS_ZERO: (1, 2, 4, 8, 16),
+    WHITE_IS_ZERO: (1, 2, 4, 8),
+    PALETTE: (1, 2, 4, 8),
+    RGB: (8, 16),
+    CMYK: (8, 16),
+    YCBCR: (8,),
+}
+WITH_EXTRA = {
+    **{(BLACK_IS_ZERO, (kind,)): (8,) for kind in (NOTHING, UNASSOCIATED)},
+    **{(PALETTE, (kind,)): (8,) for kind in (NOTHING, UNASSOCIATED)},
+    **{(RGB, (kind,)): (8, 16) for kind in (NOTHING, ASSOCIATED, UNASSOCIATED)},
+    **{(RGB, (kind, *[NOTHING] * n)): (8,) for kind in (NOTHING, ASSOCIATED, UNASSOCIATED) for n in (1, 2)},
+    **{(CMYK, (NOTHING,) * n): (8,) for n in (1, 2)},
+    (RGB, (COREL,)): (8,),
+}
+BACK = {**TURNS, 6: TURNS[8], 8: TURNS[6]}  # what undoes each turn
+
+
+def unpacked(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image | None:
+    """The picture, its pixels still to be unpacked by tifffile; None where Pillow is to read it.
+
+    Raises UnreadableError for kinds that are not read, and where tifffile or imagecodecs is missing.
+    """
+    _refuse_preview(header)
+    if header.compression == OLD_JPEG:  # its other tags are often wrong, or missing
+        return None
+    _refuse_meaning(header)
+    _refuse_depth(header, rules)
+    if _is_for_pillow(header, rules):
+        return None
+    _refuse_unconfirmed(header)
+    if not _are_installed():
+        raise UnreadableError("format_not_allowed", f"{header.name} of {header.kind}: pip install 'featcli[tiff]'")
+    size = header.size if rules.orientation == "ignore" else header.upright_size
+    return Deferred(size, bool(header.following), partial(_unpack, file, header, rules))
+
+
+def corrected(picture: Image.Image, header: Header, rules: PixelSpec) -> Image.Image:
+    """What Pillow opened; or, where it says or gives something that the file does not, a picture that does not."""
+    turn = _turn(picture)
+    is_put_back = turn is not None and rules.orientation == "ignore"
+    size = header.size[::-1] if turn in EXCHANGING and not is_put_back else header.size
+    colours = header.tags.get(COLOUR_MAP, ()) if header.photometric == PALETTE else ()
+    has_8_bit_colours = bool(colours) and max(colours) < 256
+    is_unsigned_32 = header.bits == 32 and header.sample_format == UNSIGNED
+    if picture.size == size and not (is_put_back or has_8_bit_colours or is_unsigned_32):
+        return picture
+
+    def load() -> Image.Image:
+        picture.load()
+        found = picture
+        if has_8_bit_colours:  # in a map of 16 bits, as some writers have it; Pillow takes the upper 8 of each
+            found.putpalette(np.array(colours, np.uint8).reshape(3, -1).T.tobytes())
+        if is_unsigned_32:  # Pillow has a mode for signed ones alone
+            found = Image.fromarray(np.asarray(found).view(np.uint32).astype(np.float32))
+        return found.transpose(BACK[turn]) if is_put_back and turn is not None else found
+
+    return Deferred(size, bool(getattr(picture, "is_animated", False)), load)
+
+
+def _turn(picture: Image.Image) -> int | None:
+    """The orientation by which Pillow turns a TIFF while it unpacks it, whatever is asked; None where it does not."""
+    try:
+        orientation = picture.getexif().get(ORIENTATION)
+    except Exception:  # damaged EXIF: Pillow fails by itself, or does without
+        return None
+    return orientation if isinstance(orientation, int) and orientation in TURNS else None
+
+
+def _refused(header: Header, what: str) -> UnreadableError:
+    return UnreadableError("format_not_allowed", f"{header.name} {what}: convert it to JPEG or PNG")
+
+
+def _refuse_preview(header: Header) -> None:
+    """Raise UnreadableError where the first image stands for another one."""
+    is_reduced = bool(header.value(SUBFILE, 0) & 1) or header.value(OLD_SUBFILE, 0) == 2
+    mains = [other for other in header.below if not other.value(SUBFILE, 0) & 1]
+    larger = max((other.size for other in mains), key=prod, default=(0, 0))
+    if prod(larger) > prod(header.size):
+        raise _refused(header, "whose first image is a preview of one of {}x{} pixels".format(*larger))
+    if header.is_canon_raw or (is_reduced and (header.below or header.following)):
+        raise _refused(header, "whose first image is a preview of another one")
+
+
+def _refuse_meaning(header: Header) -> None:
+    """Raise UnreadableError for what the samples cannot be shown as."""
+    if header.photometric not in COLOURS:
+        what = UNREAD.get(header.photometric, f"samples of an unknown meaning ({header.photometric})")
+        raise _refused(header, f"with {what}")
+    if header.compression not in COMPRESSIONS:
+        name = UNREAD_COMPRESSIONS.get(header.compression, "compression")
+        raise _refused(
+            header, f"with {name} compression ({header.compression})".replace("compression compression", name)
+        )
+    if not header.bits or not header.sample_format:
+        raise UnreadableError("unsupported_depth", f"{header.name} with samples of different depths")
+    extra, spare = header.extra, header.samples - header.colours
+    is_unsaid = header.photometric == RGB and spare == 1 and not extra
+    first, rest = extra[:1], extra[1:]
+    kinds = (NOTHING, UNASSOCIATED, *[ASSOCIATED] * (header.photometric in (BLACK_IS_ZERO, RGB)), COREL)
+    is_known = not any(rest) and all(kind in kinds for kind in first)
+    most = 3 if header.photometric == RGB else 2 if header.photometric == CMYK else 1
+    if not is_unsaid and (spare != len(extra) or not is_known or spare > most):
+        raise _refused(header, f"with {header.samples} samples a pixel, not all of which are colours or transparency")
+    if header.value(IMAGE_DEPTH, 1) > 1:
+        raise _refused(header, "with a volume")
+
+
+def _refuse_depth(header: Header, rules: PixelSpec) -> None:
+    """Raise UnreadableError for samples of which nobody knows what is black and white."""
+    if header.has_range:
+        return
+    if rules.black_and_white is None:
+        raise UnreadableError(
+            "unsupported_depth",
+            f"{header.name} of {header.kind}: say which values are black and white, --depth-range",
+        )
+    if header.sample_format not in (UNSIGNED, SIGNED, FLOAT) or header.photometric not in (BLACK_IS_ZERO, RGB):
+        raise UnreadableError("unsupported_depth", f"{header.name} of {header.kind}")
+
+
+def _is_for_pillow(header: Header, rules: PixelSpec) -> bool:
+    """Whether Pillow reads this kind rightly. What it gives of others is not used, whatever it is."""
+    bits, extra, photometric = header.bits, header.extra, header.photometric
+    if header.is_big and header.order == ">":
+        return False
+    is_reversed = header.value(FILL_ORDER, 1) == 2
+    if not header.has_range:
+        kind = (header.sample_format, bits)
+        is_known = kind in ((SIGNED, 16), (SIGNED, 32), (FLOAT, 32)) or (*kind, header.order) == (UNSIGNED, 32, "<")
+        is_plain = header.samples == 1 and photometric == BLACK_IS_ZERO and not is_reversed
+        is_native = header.order == "<" if header.compression != RAW else not header.is_planar
+        return is_known and is_plain and is_native
+    if header.samples - header.colours != len(extra) and header.is_planar:
+        return False
+    if header.is_planar and header.compression == RAW:  # one plane after another, by the letters of Pillow's mode
+        plain = ((BLACK_IS_ZERO, ()), (PALETTE, ()), (RGB, ()), (RGB, (UNASSOCIATED,)), (CMYK, ()))
+        return bits == 8 and (photometric, extra) in plain and not is_reversed
+    if header.is_planar and not any(extra):
+        extra = ()  # Pillow passes over planes that mean nothing
+    elif header.is_planar and extra and (len(extra) > 1 or photometric != RGB):
+        return False
+    if bits == 16 and header.samples > 1 and rules.black_and_white is not None:
+        return False  # Pillow reduces them to 8 bits before anything else can
+    is_known = bits in (WITH_EXTRA.get((photometric, extra), ()) if extra else PLAIN[photometric])
+    return is_known and not (is_reversed and (bits == 16 or header.samples > 1))
+
+
+def _refuse_unconfirmed(header: Header) -> None:
+    """Raise UnreadableError for what no other reader confirms of tifffile."""
+    if header.compression not in CONFIRMED or header.photometric == YCBCR:
+        raise _refused(header, f"of {header.kind}, compression {header.compression}")
+    if header.photometric == CMYK and header.alpha:
+        raise _refused(header, f"of {header.kind}")
+    predictor = header.value(PREDICTOR, 1)
+    is_float = header.sample_format == FLOAT
+    fits = {1: True, 2: not is_float and header.bits in (8, 16, 32, 64), 3: is_float}
+    if not fits.get(predictor, False) or (predictor != 1 and header.compression == RAW):
+        raise _refused(header, f"of {header.kind}, predictor {predictor}")
+
+
+@cache
+def _are_installed() -> bool:
+    with suppress(ImportError):
+        for library in LIBRARIES:
+            import_module(library)
+        logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it finds wrong becomes a failure
+        return True
+    return False
+
+
+def _unpack(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image:
+    """The picture in 8 bits, upright if so asked."""
+    samples = _samples(file, header)
+    shown, alpha = samples[..., : header.colours], samples[..., header.colours : header.colours + 1]
+    if header.photometric == PALETTE:
+        shown = _coloured(shown[..., 0].astype(np.uint8), header)
+    else:
+        shown = _eight_bits(shown, header, rules.black_and_white, header.photometric == WHITE_IS_ZERO)
+    if header.alpha:
+        alpha = _eight_bits(alpha, header, None if header.has_range else rules.black_and_white)
+        whole = np.concatenate([shown] * (3 // shown.shape[2]) + [alpha], axis=2)
+        mode = "RGBa" if header.alpha == ASSOCIATED else "RGBA"
+        picture = Image.frombytes("RGBA", whole.shape[1::-1], whole.tobytes(), "raw", mode)
+    else:
+        mode = {1: "L", 3: "RGB", 4: "CMYK"}[shown.shape[2]]
+        picture = Image.frombytes(mode, shown.shape[1::-1], shown.tobytes())
+    turn = TURNS.get(header.orientation)
+    return picture if turn is None or rules.orientation == "ignore" else picture.transpose(turn)
+
+
+def _eight_bits(
+    values: np.ndarray, header: Header, asked: tuple[float, float] | None, is_inverted: bool = False
+) -> np.ndarray:
+    if header.bits == 16 and header.photometric in (RGB, CMYK) and asked is None:
+        return high_bits(values)  # as Pillow reads the twin in which the samples of a pixel lie together
+    if asked is None or (header.has_range and header.bits <= 8):
+        asked = (0.0, highest(header.bits))
+    return reduced(values, *(asked[::-1] if is_inverted else asked))
+
+
+def _coloured(indices: np.ndarray, header: Header) -> np.ndarray:
+    """(H, W, 3) of 8 bits, by the palette."""
+    colours = np.array(header.tags.get(COLOUR_MAP, ()), np.uint16)
+    if len(colours) != 3 * 2**header.bits:
+        raise UnreadableError("decode_error", f"{header.name} with a palette of {len(colours)} values")
+    table = colours.reshape(3, -1).T
+    return (table if table.max() < 256 else table >> 8).astype(np.uint8)[indices]
+
+
+def _samples(file: IO[bytes], header: Header) -> np.ndarray:
+    """(H, W, samples of a pixel), as stored. Raises UnreadableError where the file does not hold them all."""
+    import tifffile
+
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages.first
+        found = (page.imagewidth, page.imagelength, page.samplesperpixel, page.bitspersample)
+        if found != (*header.size, header.samples, header.bits) or page.dtype is None or page.imagedepth != 1:
+            raise UnreadableError("decode_error", f"{header.name} whose tags contradict each other")
+        size = prod(page.shaped) * page.dtype.itemsize
+        if size > MAX_BYTES:
+            raise UnreadableError("too_large", f"{size} bytes once unpacked, the limit is {MAX_BYTES}")
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        if len(places) < prod(page.chunked) or any(not held or place + held > end for place, held in places):
+            raise UnreadableError("truncated", f"{header.name}: strips or tiles are missing")
+        out = np.empty(page.shaped, page.dtype.newbyteorder("="))  # (planes, depth, H, W, samples of each)
+        for part, (plane, _, top, left, _), _ in page.segments(maxworkers=1, sort=True):
+            room = out[plane, 0, top : top + part.shape[1], left : left + part.shape[2]]
+            room[...] = part[0, : room.shape[0], : room.shape[1]]
+    return out[0, 0] if len(out) == 1 else np.moveaxis(out[:, 0, :, :, 0], 0, -1)
