@@ -1,8 +1,8 @@
-"""Every kind of TIFF and JPEG 2000 that can be written here, read by featcli: equal to the array it was made of, or refused.
+"""Every kind of TIFF and JPEG 2000 that can be written here, read by featcli: equal to its array, or refused.
 
 A kind is a mode, a depth, a layout and a way to read it. What is expected comes from the array alone, by the rules of
-docs/pictures.md; tolerance 0. Where pyvips is installed, it says of each kind that it reads whether it finds the samples
-of the array too: a witness that the files are what they are meant to be. Ends with 1 where anything differs.
+docs/pictures.md; tolerance 0. Where pyvips is installed, it says of each kind that it reads whether it finds the
+samples of the array too: a witness that the files are what they are meant to be. Ends with 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def witness(cell):
     import pyvips
 
     try:
-        found = pyvips.Image.new_from_buffer(cell.data, "", access="sequential").numpy()
+        found = pyvips.Image.new_from_buffer(cell.data, "", fail_on="warning").numpy()
     except pyvips.Error:
         return None
     found = found.reshape(*found.shape[:2], -1)

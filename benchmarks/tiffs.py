@@ -1,4 +1,4 @@
-"""Writes TIFFs of every kind from arrays, tag by tag, with nothing of a TIFF library: what readers are measured with."""
+"""Writes TIFFs of every kind from arrays, tag by tag, without a TIFF library: what readers are measured with."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Layout:
     lowest_bit_first: bool = False
 
 
-def tiff(samples, bits, photometric, layout=Layout(), tags=(), later=()):  # noqa: B008
-    """The bytes of a TIFF of (H, W, S) samples. `tags`: (tag, type, values) more. `later`: more images, the same way."""
+def tiff(samples, bits, photometric, layout=Layout(), tags=(), later=()):
+    """The bytes of a TIFF of (H, W, S) samples. `tags`: more (tag, type, values). `later`: more images."""
     images = [image_of(samples, bits, photometric, layout, tags), *later]
     order, width = layout.order, 8 if layout.big else 4
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "H", 43 if layout.big else 42)
@@ -41,7 +41,7 @@ def tiff(samples, bits, photometric, layout=Layout(), tags=(), later=()):  # noq
     return bytes(out)
 
 
-def image_of(samples, bits, photometric, layout=Layout(), tags=()):  # noqa: B008
+def image_of(samples, bits, photometric, layout=Layout(), tags=()):
     """The tags and the chunks of one image."""
     samples = samples.reshape(*samples.shape[:2], -1)
     height, wide, count = samples.shape

@@ -269,7 +269,7 @@ def test_depth_range(tmp_path, cli):
     for name in ("twelve.png", "integers.tif", "floats.tif"):
         assert np.array_equal(maps[name], maps["eight.png"]), name
     refused = cli(*given, "-o", tmp_path / "e")
-    assert (refused.code, refused.err.count("unsupported_depth (mode")) == (3, 3)
+    assert (refused.code, refused.err.count("unsupported_depth (TIFF of ")) == (3, 3)
     assert "--depth-range" in refused.err
     for odd in ("5", "9:1", "a:b", "1:1", "nan:inf", "0:1e99"):
         assert cli(*given, "-o", tmp_path / "f", "--depth-range", odd).code == 2, odd

@@ -26,7 +26,7 @@ import featcli
 from featcli.cli.internals import GroupedCommand, error_of_typer
 from featcli.errors import MachineError
 from featcli.inputs.internals import end_of_member, forget_members
-from featcli.pixels.internals import exif_of_header, file_of, register_plugin, silence_libtiff
+from featcli.pixels.internals import Deferred, exif_of_header, file_of, register_plugin, silence_libtiff
 from featcli.reading.internals import is_held_by_none_but, shared_tensor
 from featcli.system.device import is_out_of_memory
 
@@ -209,6 +209,16 @@ def test_pillow_says_from_which_file_it_reads():
     with Image.open(file) as picture:
         assert file_of(picture) is file
     assert file_of(Image.new("RGB", (2, 2))) is None
+
+
+def test_a_picture_becomes_what_was_unpacked():
+    """What another library unpacks is, once loaded, a picture of Pillow's: else kinds beyond Pillow cannot be read."""
+    made = Image.new("L", (30, 20), 77)
+    picture = Deferred((30, 20), True, lambda: made)
+    assert (picture.size, picture.is_animated, picture.format) == ((30, 20), True, "TIFF")
+    with picture:
+        picture.load()
+        assert (picture.mode, picture.getpixel((3, 4)), picture.convert("RGB").size) == ("L", 77, (30, 20))
 
 
 def test_plugins_register_their_formats():

@@ -26,12 +26,12 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
     """The picture as its header describes it, no pixel unpacked."""
     formats = readable_formats(rules.max_pixels)
     header = header_of(file)
+    picture = unpacked(file, header, rules) if header else None
     try:
-        picture = header and unpacked(file, header, rules)
         if picture is None:
             file.seek(0)
             picture = Image.open(file, formats=formats)
-            picture = picture if header is None else corrected(picture, header, rules)
+            picture = corrected(picture, header, rules) if header else picture
     except UnidentifiedImageError:
         file.seek(0)
         raise _unidentified(file.read(START), formats) from None

@@ -87,7 +87,7 @@ PLAIN = {
     CMYK: (8, 16),
     YCBCR: (8,),
 }
-WITH_EXTRA = {
+WITH_EXTRA: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {
     **{(BLACK_IS_ZERO, (kind,)): (8,) for kind in (NOTHING, UNASSOCIATED)},
     **{(PALETTE, (kind,)): (8,) for kind in (NOTHING, UNASSOCIATED)},
     **{(RGB, (kind,)): (8, 16) for kind in (NOTHING, ASSOCIATED, UNASSOCIATED)},
@@ -104,7 +104,7 @@ def unpacked(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image |
     Raises UnreadableError for kinds that are not read, and where tifffile or imagecodecs is missing.
     """
     _refuse_preview(header)
-    if header.compression == OLD_JPEG:  # its other tags are often wrong, or missing
+    if header.compression == OLD_JPEG or not all(header.size):  # whose other tags are often wrong, or missing
         return None
     _refuse_meaning(header)
     _refuse_depth(header, rules)
@@ -119,6 +119,8 @@ def unpacked(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image |
 
 def corrected(picture: Image.Image, header: Header, rules: PixelSpec) -> Image.Image:
     """What Pillow opened; or, where it says or gives something that the file does not, a picture that does not."""
+    if header.compression == OLD_JPEG or not all(header.size):
+        return picture
     turn = _turn(picture)
     is_put_back = turn is not None and rules.orientation == "ignore"
     size = header.size[::-1] if turn in EXCHANGING and not is_put_back else header.size
@@ -170,10 +172,8 @@ def _refuse_meaning(header: Header) -> None:
         what = UNREAD.get(header.photometric, f"samples of an unknown meaning ({header.photometric})")
         raise _refused(header, f"with {what}")
     if header.compression not in COMPRESSIONS:
-        name = UNREAD_COMPRESSIONS.get(header.compression, "compression")
-        raise _refused(
-            header, f"with {name} compression ({header.compression})".replace("compression compression", name)
-        )
+        name = UNREAD_COMPRESSIONS.get(header.compression, "an unknown")
+        raise _refused(header, f"with {name} compression ({header.compression})")
     if not header.bits or not header.sample_format:
         raise UnreadableError("unsupported_depth", f"{header.name} with samples of different depths")
     extra, spare = header.extra, header.samples - header.colours
@@ -286,8 +286,9 @@ def _coloured(indices: np.ndarray, header: Header) -> np.ndarray:
     colours = np.array(header.tags.get(COLOUR_MAP, ()), np.uint16)
     if len(colours) != 3 * 2**header.bits:
         raise UnreadableError("decode_error", f"{header.name} with a palette of {len(colours)} values")
-    table = colours.reshape(3, -1).T
-    return (table if table.max() < 256 else table >> 8).astype(np.uint8)[indices]
+    table = (colours if colours.max() < 256 else colours >> 8).astype(np.uint8).reshape(3, -1).T
+    shown: np.ndarray = table[indices]
+    return shown
 
 
 def _samples(file: IO[bytes], header: Header) -> np.ndarray:

@@ -1,0 +1,164 @@
+"""Pictures of every kind that TIFF has: as the array says from which they were made, or refused by name."""
+
+import io
+import itertools
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import REPOSITORY
+from featcli.inputs.image_list import Image as Input
+from featcli.pixels import tiff
+from featcli.pixels.decode import read_pixels, read_size
+from featcli.pixels.failure import UnreadableError
+from featcli.spec.groups import PixelSpec
+
+sys.path.append(str(REPOSITORY / "benchmarks"))  # whose scripts find each other so
+pytest.importorskip("imagecodecs")
+import decoders
+import tiffs
+from tiffs import CMYK, GREY, GREY_WHITE_IS_ZERO, RGB, SHORT, Layout, image_of
+
+RAMP = np.linspace(0, 65535, 32 * 40).astype(np.uint16).reshape(32, 40, 1)
+COLOURS = np.concatenate([RAMP, RAMP[::-1], RAMP[:, ::-1]], 2)
+BIT_12 = (RAMP >> 4).astype(np.uint16)
+
+
+def written(tmp_path, data):
+    path = tmp_path / "x.tif"
+    path.write_bytes(data)
+    return Input("x.tif", str(path), len(data))
+
+
+def read(tmp_path, data, **rules):
+    found = []
+
+    def fit(picture):
+        found.append(np.asarray(picture))
+        return np.zeros((3, 1, 1), np.uint8)
+
+    read_pixels(written(tmp_path, data), PixelSpec(**rules), fit, np.zeros((3, 1, 1), np.uint8))
+    return found[0]
+
+
+def failure(tmp_path, data, **rules):
+    with pytest.raises(UnreadableError) as failed:
+        read(tmp_path, data, **rules)
+    return failed.value.reason, failed.value.detail
+
+
+def test_kinds_of_tiff(tmp_path):
+    """Whatever the mode, depth, byte order, planes, tiles and compression: the array's own pixels, or a refusal."""
+    cells = [make() for make in itertools.islice(decoders.grid(), 0, None, 307)]
+    found = [decoders.verdict(cell, tmp_path) for cell in cells]
+    wanted = ["refused" if cell.expected is None else "equal" for cell in cells]
+    rows = zip(cells, found, wanted, strict=True)
+    assert [(cell.mode, cell.depth, cell.layout, said) for cell, said, want in rows if not said.startswith(want)] == []
+    assert len({cell.mode for cell in cells}) > 20
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("meaning", [GREY, GREY_WHITE_IS_ZERO, RGB, CMYK])
+def test_another_reader_finds_the_same(order, meaning):
+    """What featcli is measured with is what it is meant to be: libvips finds the same samples in it."""
+    pytest.importorskip("pyvips")
+    count = {RGB: 3, CMYK: 4}.get(meaning, 1)
+    samples = np.random.default_rng(0).integers(0, 65536, (20, 30, count)).astype(np.uint16)
+    for planar, tiled in ((False, False), (False, True), (True, False)):  # tiles in planes it does not read
+        data = tiffs.tiff(samples, 16, meaning, Layout(order, planar=planar, tiles=tiled, compression=tiffs.DEFLATE))
+        seen = decoders.seen_by_others(samples, 16, meaning, None)
+        assert decoders.witness(decoders.Cell("", "", "", data, None, samples=seen)) is True
+
+
+def test_planes_give_the_pixels_of_their_twin(tmp_path):
+    """16-bit colours in planes of their own give, bit for bit, what they give where they lie together."""
+    for colours, meaning in ((COLOURS, RGB), (np.dstack([COLOURS, RAMP]), CMYK)):
+        together = read(tmp_path, tiffs.tiff(colours, 16, meaning))
+        assert np.array_equal(read(tmp_path, tiffs.tiff(colours, 16, meaning, Layout(planar=True))), together)
+
+
+def test_depth_range_of_colours(tmp_path):
+    """--depth-range holds for deep colours, and for greys with transparency, as it does for greys."""
+    twelve = COLOURS >> 4
+    shown = (twelve / (4095 / 255)).round().astype(np.uint8)
+    assert np.array_equal(read(tmp_path, tiffs.tiff(twelve, 16, RGB), depth_range="0:4095"), shown)
+    grey = read(tmp_path, tiffs.tiff(twelve[..., :2], 16, GREY, tags=[(338, SHORT, [2])]), depth_range="0:4095")
+    assert np.array_equal(grey, np.repeat(shown[..., :1], 3, 2))
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+@pytest.mark.parametrize("number", range(1, 9))
+def test_orientation_of_tiffs(tmp_path, bits, number):
+    """TIFFs are turned upright like other pictures, and are not where that is asked; their size says the same."""
+    samples = (COLOURS >> (16 - bits)).astype(np.uint8 if bits == 8 else np.uint16)
+    data = tiffs.tiff(samples, bits, RGB, tags=[(274, SHORT, [number])])
+    lying = read(tmp_path, tiffs.tiff(samples, bits, RGB))
+    assert np.array_equal(read(tmp_path, data, orientation="ignore"), lying)
+    exif = Image.Exif()
+    exif[0x0112] = number
+    out = io.BytesIO()
+    Image.fromarray(lying).save(out, "PNG", exif=exif)
+    assert np.array_equal(read(tmp_path, data), read(tmp_path, out.getvalue()))
+    image = written(tmp_path, data)
+    assert read_size(image, PixelSpec(orientation="ignore")) == (32, 40)
+    assert read_size(image, PixelSpec()) == ((40, 32) if number > 4 else (32, 40))
+
+
+def test_orientation_in_xmp(tmp_path):
+    """A TIFF that says in its XMP alone how it was held is turned, and its size is that of the turned picture."""
+    xmp = b'<x tiff:Orientation="6"/>'
+    data = tiffs.tiff(COLOURS, 16, RGB, tags=[(700, 1, list(xmp))])
+    assert read(tmp_path, data).shape == (40, 32, 3)
+    assert read_size(written(tmp_path, data), PixelSpec()) == (40, 32)
+    assert read(tmp_path, data, orientation="ignore").shape == (32, 40, 3)
+
+
+def test_previews_are_refused(tmp_path):
+    """Where the first image of a TIFF is a small version of another one, that is said, and it is not used."""
+    small, large = COLOURS[::4, ::4], image_of(COLOURS, 16, RGB)
+    reason, detail = failure(tmp_path, tiffs.tiff(small, 16, RGB, tags=[(254, 4, [1])], later=[large]))
+    assert (reason, "preview" in detail) == ("format_not_allowed", True)
+    assert failure(tmp_path, tiffs.tiff(small, 16, RGB, tags=[(255, SHORT, [2])], later=[large]))[0] == reason
+    raw = tiffs.tiff(small, 16, RGB, tags=[(254, 4, [1]), (50706, 1, [1, 4, 0, 0])], later=[large])
+    assert "DNG" in failure(tmp_path, raw)[1]
+    whole = read(tmp_path, tiffs.tiff(COLOURS, 16, RGB, later=[image_of(small, 16, RGB, tags=[(254, 4, [1])])]))
+    assert np.array_equal(whole, COLOURS >> 8)
+    alone = tiffs.tiff(COLOURS, 16, RGB, tags=[(254, 4, [1])])
+    assert np.array_equal(read(tmp_path, alone), whole)
+
+
+@pytest.mark.parametrize(
+    ("samples", "bits", "meaning", "reason", "said"),
+    [
+        (np.repeat(RAMP, 5, 2), 16, GREY, "format_not_allowed", "5 samples a pixel"),
+        (np.repeat(RAMP, 4, 2), 16, GREY, "format_not_allowed", "4 samples a pixel"),
+        (RAMP, 16, tiffs.CFA, "format_not_allowed", "colour filter array"),
+        (COLOURS.astype(np.uint8), 8, tiffs.CIELAB, "format_not_allowed", "CIELAB"),
+        (COLOURS.astype(np.float32), 32, RGB, "unsupported_depth", "--depth-range"),
+        (RAMP.astype(np.int16), 16, GREY, "unsupported_depth", "16-bit signed grey"),
+        (RAMP.astype(np.float64), 64, GREY, "unsupported_depth", "64-bit floating-point grey"),
+    ],
+)
+def test_kinds_that_are_not_read_are_named(tmp_path, samples, bits, meaning, reason, said):
+    """A whole file of a kind that is not read is not called damaged: what it is stands in the failure."""
+    found = failure(tmp_path, tiffs.tiff(samples, bits, meaning))
+    assert (found[0], said in found[1]) == (reason, True), found
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(compression=tiffs.LZW), Layout(compression=tiffs.DEFLATE)])
+def test_deep_tiffs_that_were_cut_short(tmp_path, layout):
+    """What tifffile unpacks has to be there whole: a missing part is never filled up."""
+    data = tiffs.tiff(BIT_12, 12, GREY, layout)
+    assert read(tmp_path, data).shape == (32, 40, 3)
+    assert {failure(tmp_path, data[:-cut])[0] for cut in (2, 40, 100)} <= {"truncated", "decode_error"}
+
+
+def test_without_the_second_decoder(tmp_path, monkeypatch):
+    """Pixels do not depend on what is installed: without tifffile its kinds fail and say so; all others are read."""
+    monkeypatch.setattr(tiff, "_are_installed", lambda: False)
+    for data in (tiffs.tiff(COLOURS, 16, RGB, Layout(planar=True)), tiffs.tiff(BIT_12, 12, GREY)):
+        reason, detail = failure(tmp_path, data)
+        assert (reason, "pip install 'featcli[tiff]'" in detail) == ("format_not_allowed", True)
+    assert read(tmp_path, tiffs.tiff(COLOURS, 16, RGB)).shape == (32, 40, 3)
