@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from conftest import SAMPLES, draw
+from conftest import SAMPLES, draw, little_memory
 from featcli import extract, open_dump
 from featcli.errors import MachineError, UsageError
 from featcli.inputs.listing import find
@@ -149,6 +149,42 @@ def test_headers_that_lie(tmp_path, headers):
             info.size, info.pax_headers = 600, headers if i == 1 else {}
             tar.addfile(info, io.BytesIO(b"x" * 600))
     with pytest.raises(UsageError, match="damaged or cut short"):
+        names(tmp_path / "x.tar")
+
+
+def pax(kind, content):
+    """A pax header of that many bytes."""
+    info = tarfile.TarInfo("PaxHeader")
+    info.type, info.size = kind, len(content)
+    return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def record(name, value):
+    """A value in a pax header, which says first how long it is."""
+    rest = len(f" {name}={value}\n")
+    length = rest + len(str(rest + len(str(rest))))
+    return f"{length} {name}={value}\n".encode()
+
+
+LONG = {
+    "a comment": pax(tarfile.XHDTYPE, record("comment", "a" * (1 << 21))),
+    "a comment for all": pax(tarfile.XGLTYPE, record("comment", "a" * (1 << 21))),
+    "a name": pax(tarfile.GNUTYPE_LONGNAME, b"a" * (1 << 21)),
+    "a link": pax(tarfile.GNUTYPE_LONGLINK, b"a" * (1 << 21)),
+    "a chain": pax(tarfile.XHDTYPE, record("comment", "a")) * 2_000,
+    "values for all": pax(tarfile.XGLTYPE, b"".join(record(f"x{i}", "a") for i in range(2_000))),
+    "a long name": pax(tarfile.XHDTYPE, record("path", "a" * 70_000 + ".png")),
+    "a map of holes": pax(tarfile.XHDTYPE, record("GNU.sparse.major", 1) + record("GNU.sparse.minor", 0))
+    + tarfile.TarInfo("GNUSparseFile.0/a.png").tobuf(tarfile.USTAR_FORMAT) + b"1000000\n" + b"1\n" * 1_500_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", LONG)
+def test_headers_without_end(tmp_path, what):
+    """Headers of a tar that would take memory without bound are refused before they are read."""
+    whole = packed(tmp_path / "x.tar", [("b.png", draw(tmp_path / "b.png", 0).read_bytes())]).read_bytes()
+    (tmp_path / "x.tar").write_bytes(LONG[what] + whole)
+    with little_memory(8 << 20), pytest.raises(UsageError, match=r"x.tar'?: damaged or cut short after . member"):
         names(tmp_path / "x.tar")
 
 

@@ -13,6 +13,9 @@ from featcli.inputs.internals import end_of_member, forget_members
 
 SUFFIX = ".tar"
 BLOCK = 512  # bytes: of a header, and what all sizes are filled up to
+MOST_HEADER_BYTES = 1 << 20  # of one member: what systems allow for attributes is 64 KiB each
+MOST_FOR_ALL = 1_000  # values in pax headers for all members
+LONGEST_NAME = 65_536  # characters
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 
@@ -45,12 +48,14 @@ def members(name: str, file: IO[bytes], suffixes: frozenset[str], ignored: Count
     Names are keys and never become paths; those that would lead out of a folder are refused all the same, since
     somebody will join them to one. Raises UsageError, also where the file is damaged or cut short anywhere.
     """
-    count = 0
+    count, headers = 0, _Headers(file)
+    readable: Any = headers  # all that reading needs of a file
     try:
-        with tarfile.open(None, "r:", file) as tar:
+        with tarfile.open(None, "r:", readable) as tar:
             before = -1
             while (member := tar.next()) is not None:
                 count += 1
+                headers.next_member(len(tar.pax_headers), len(member.name))
                 forget_members(tar)
                 if end_of_member(tar) <= before:
                     raise ValueError("a member of a size below zero")
@@ -63,6 +68,31 @@ def members(name: str, file: IO[bytes], suffixes: frozenset[str], ignored: Count
             f"input {shown(name)}: damaged or cut short after {counted(count, 'member')}: {one_line(error)}",
             "fetch or make it again, or leave it out",
         ) from error
+
+
+class _Headers:
+    """The headers of a tar, which are read into memory. Raises ValueError for those of one member that are too long."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._left = MOST_HEADER_BYTES
+        self.seek = file.seek
+        self.tell = file.tell
+        self._read = file.read
+
+    def read(self, size: int) -> bytes:
+        """Read some bytes of a header."""
+        self._left -= size
+        if self._left < 0:
+            raise ValueError(f"headers of more than {MOST_HEADER_BYTES:,} bytes for one member")
+        return self._read(size)
+
+    def next_member(self, for_all: int, name: int) -> None:
+        """Begin with the next one. `for_all`: how many values hold for all members from now on; `name`: characters."""
+        self._left = MOST_HEADER_BYTES
+        if for_all > MOST_FOR_ALL:
+            raise ValueError(f"more than {MOST_FOR_ALL:,} values for all members")
+        if name > LONGEST_NAME:
+            raise ValueError(f"a name of {name:,} characters")
 
 
 def _refuse_more(file: IO[bytes], end: int) -> None:
