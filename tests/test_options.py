@@ -14,6 +14,8 @@ from conftest import SAMPLES, upright
 from featcli import extract, load_backbone, open_dump
 from featcli.backbones.checkpoint import resolve
 from featcli.errors import CheckpointError, UsageError
+from featcli.extraction.planning import dry_run
+from featcli.spec.commands import ExtractSpec
 from featcli.spec.groups import CheckpointSpec
 
 T = pytest.importorskip("transformers")
@@ -118,7 +120,9 @@ def test_norm_of_a_pyramid_of_timm():
     model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0).eval()
     options = {"random_init": True, "norm": "model"}
     whole = load_backbone("swin_tiny_patch4_window7_224", **options, out_indices="all")
-    cut = load_backbone("swin_tiny_patch4_window7_224", **options, out_indices=[1])
+    with pytest.raises(UsageError, match="the final norm of swin_tiny_patch4_window7_224 is for stage4 alone"):
+        load_backbone("swin_tiny_patch4_window7_224", **options, out_indices=[1])
+    cut = load_backbone("swin_tiny_patch4_window7_224", random_init=True, out_indices=[1])
     pixels = whole.preprocess(PICTURE)[None]
     with torch.inference_mode():
         ready = whole.preprocessing.normalize(pixels)
@@ -128,6 +132,83 @@ def test_norm_of_a_pyramid_of_timm():
         assert torch.equal(found, maps)
     assert torch.equal(whole(pixels)["stage4"], features)
     assert torch.equal(cut(pixels)["stage2"], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "norm"),
+    [("test_convnext", "model"), ("test_resnet", "model"), ("test_vit2", "model"), ("resnet", "raw"), ("bit", "raw")],
+)
+def test_norms_that_change_no_map(checkpoint, norm):
+    """`norm` is refused where a model has no final norm for its maps, or has it only behind its pooling."""
+    given = {"checkpoint": checkpoint, "random_init": True}
+    if checkpoint in TINY:
+        given["checkpoint"] = T.CONFIG_MAPPING[checkpoint](**TINY[checkpoint])
+    with pytest.raises(UsageError, match=f"--norm {norm}: .* has no final norm for its maps") as refused:
+        load_backbone(**given, norm=norm)
+    assert refused.value.hint == "leave --norm out"
+    other = {"raw": "model", "model": "raw"}[norm]
+    pixels = load_backbone(**given).preprocess(PICTURE)[None]
+    (default,), (same,) = (load_backbone(**given, norm=one)(pixels).values() for one in (None, other))
+    assert torch.equal(default, same)  # a value that equals the default is no mistake
+
+
+def warned(checkpoint, pool, **options):
+    """What a dry run says of vectors."""
+    said = []
+    asked = ExtractSpec(SAMPLES, checkpoint=checkpoint, random_init=True, output="d", pool=pool, **options)
+    dry_run(asked, lambda kind, **facts: said.append(facts.get("text", "")))
+    return [text for text in said if "pooled before" in text]
+
+
+@pytest.mark.parametrize("pool", ["avg", "cls"])
+def test_vectors_before_the_norm(pool):
+    """Vectors of a last stage that timm norms before it pools are told, and the way out gives timm's own vector."""
+    (line,) = warned("test_vit", pool)
+    assert line == (
+        "stage6 is pooled before the model's final norm, and test_vit itself pools after it: --norm model does so, too"
+    )
+    assert warned("test_vit", pool, norm="model") == warned("test_vit", pool, out_indices=0) == []
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "test_vit", num_classes=0, global_pool={"avg": "avg", "cls": "token"}[pool], fc_norm=False
+    )
+    backbone = load_backbone("test_vit", random_init=True, norm="model")
+    pixels = backbone.preprocess(PICTURE)[None]
+    with torch.inference_mode():
+        expected = model.eval()(backbone.preprocessing.normalize(pixels))
+    found = backbone(pixels)["stage6"].mean((2, 3)) if pool == "avg" else backbone.class_tokens(pixels)["stage6"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "of_average", "of_class_token"),
+    [
+        ("test_convnext", False, False),  # timm's pools, then norms
+        ("test_vit2", False, False),  # so does this one
+        ("test_efficientnet", False, False),  # what comes before its pooling is a convolution
+        ("test_resnet", False, False),
+        ("resnetv2_18", True, True),
+        ("vit", True, True),
+        ("clip_vision_model", False, True),  # its norm is of the class token alone
+        ("dinov2", False, False),  # its maps have seen the norm
+        ("convnext", False, False),
+        ("swinv2", True, True),
+        ("beit", False, False),
+    ],
+)
+def test_models_that_norm_before_they_pool(checkpoint, of_average, of_class_token):
+    """Where the final norm stands is found in the model itself, whichever library it is of."""
+    if checkpoint in (*TINY, "vit", "clip_vision_model"):
+        options = TINY.get(checkpoint, {**VIT, "hidden_size": 32})
+        checkpoint = T.CONFIG_MAPPING[checkpoint](**options)
+    model = resolve(CheckpointSpec(checkpoint=checkpoint))
+    assert (model.norms_before_pooling(False), model.norms_before_pooling(True)) == (of_average, of_class_token)
+
+
+def test_vectors_that_no_option_gives_after_the_norm():
+    """transformers' Swinv2 norms before it pools, and AutoBackbone has no map after that: no option is named."""
+    (line,) = warned(T.Swinv2Config(**TINY["swinv2"]), "avg")
+    assert line.endswith("itself pools after it: no option gives maps after it")
 
 
 # How each type normalises a raw map (B, C, h, w) of a stage.

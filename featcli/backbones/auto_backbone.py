@@ -46,11 +46,13 @@ def is_mapped(config: Any) -> bool:
 class AutoBackboneModelSpec(TransformersModelSpec):
     """A checkpoint of a mapped type, or of a larger model with one inside, before its weights are read."""
 
+    default_norm = "model"
+
     def __init__(self, asked: CheckpointSpec, config: Any, outer: Any = None) -> None:
         super().__init__(asked, config, outer)
         self._freeze_norms = norm_freezer(outer)
         self._class = backbone_classes()[type(self.config)]
-        self.norm = asked.norm or "model"
+        self.norm = asked.norm or self.default_norm
         self.norm_reason = "as asked" if asked.norm else "default: AutoBackbone's own"
         self.first_index = int(self.model_type in NO_STEM)
         names = list(getattr(self.config, "stage_names", None) or [])

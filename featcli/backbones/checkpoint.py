@@ -82,6 +82,11 @@ def _from_file(asked: CheckpointSpec, path: Path) -> ModelSpec:
         raise CheckpointError(
             f"checkpoint {shown(path)}: not a weights file", f"weights files end in {', '.join(WEIGHTS_SUFFIXES)}"
         )
+    if asked.arch is not None and asked.is_random:
+        raise UsageError(
+            f"--random-init: the weights in {shown(path)} would not be read",
+            f"leave one of them out: -c {asked.arch} --random-init",
+        )
     if asked.arch is None:
         raise UsageError(
             f"checkpoint {shown(path)}: a weights file does not say its architecture",

@@ -12,6 +12,7 @@ from torch import nn
 
 from featcli.backbones.backbone import Network
 from featcli.backbones.internals import fused_weights, is_plain_convolution, is_plain_norm, steps_after_norm
+from featcli.errors import UsageError
 
 TOLERANCE = 1e-5  # of the largest number of a map
 
@@ -46,6 +47,14 @@ def fold(network: Network, channels: int, size: tuple[int, int]) -> int:
 def has_norms(network: Network) -> bool:
     """Tell whether there may be something to fold."""
     return any(is_plain_norm(module) for module in network.module.modules())
+
+
+def nothing_to_fold(name: str) -> UsageError:
+    """Describe a backbone of that name to whoever asked for its norms to be folded."""
+    return UsageError(
+        f"--fold: {name} has no norm that can be folded into a convolution without moving its maps",
+        "leave --fold out",
+    )
 
 
 def _pairs(network: Network, pixels: torch.Tensor) -> tuple[list[_Pair], list[torch.Tensor]]:

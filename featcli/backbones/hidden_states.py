@@ -20,7 +20,7 @@ from featcli.backbones.backbone import Network
 from featcli.backbones.internals import silent_transformers, vision_class
 from featcli.backbones.stages import names_by_stride
 from featcli.backbones.torchvision_operators import import_transformers
-from featcli.backbones.transformers_model import TransformersModelSpec, config_size
+from featcli.backbones.transformers_model import FINAL_NORMS, TransformersModelSpec, config_size
 from featcli.backbones.trimming import idle_tensors, trim
 from featcli.backbones.weights import find_prefix
 from featcli.errors import CheckpointError, UsageError, one_line, shown
@@ -30,7 +30,6 @@ from featcli.spec.parsers import Size
 # MAE drops three quarters of its patches and shuffles the rest; a plain ViT reads the same weights and does not.
 READ_AS = {"vit_mae": "vit"}
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
-FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")
 MOST_PREFIX_TOKENS = 16  # class token, distillation token, registers
 
 
@@ -119,7 +118,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
                 " model whose stages could be dumped",
                 "use a vision model (swin, resnet, dinov2, vit, clip ...), or a timm model",
             )
-        self.norm = asked.norm or "raw"
+        self.norm = asked.norm or self.default_norm
         self.norm_reason = "as asked" if asked.norm else "default: hidden states, which no final norm has seen"
         module, self.layout = self._probed_layout()
         self.patch = self.layout.patch
@@ -200,6 +199,9 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         found = module(pixel_values=pixels, **options)
         hidden: Sequence[torch.Tensor] = found.get("reshaped_hidden_states") or found.hidden_states
         return hidden
+
+    def _run_whole(self, module: Any, pixels: torch.Tensor) -> None:
+        self._hidden(module, pixels)
 
     def _maps(self, module: Any, pixels: torch.Tensor, positions: Sequence[int]) -> list[torch.Tensor]:
         hidden = self._hidden(module, pixels)

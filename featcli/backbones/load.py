@@ -6,6 +6,7 @@ from featcli.backbones.assembly import assemble_backbone
 from featcli.backbones.backbone import Backbone
 from featcli.backbones.checkpoint import resolve
 from featcli.backbones.execution import Execution
+from featcli.backbones.folding import nothing_to_fold
 from featcli.spec.calls import BackboneCall
 from featcli.spec.option import takes
 from featcli.system.device import resolve_device
@@ -27,5 +28,9 @@ def load_backbone(asked: BackboneCall) -> Backbone:
     """
     model = resolve(asked)
     positions = model.select(asked.features, asked.indices)
+    model.refuse_idle_norm(positions)
     execution = Execution(precision=asked.precision, layout=asked.layout, folded=asked.fold)
-    return assemble_backbone(model, positions, resolve_device(asked.device).value, execution)
+    backbone = assemble_backbone(model, positions, resolve_device(asked.device).value, execution)
+    if asked.fold and not backbone.execution.folded:
+        raise nothing_to_fold(model.name)
+    return backbone

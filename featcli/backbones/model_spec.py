@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featcli.backbones.backbone import Network, Weights
@@ -20,7 +23,7 @@ from featcli.errors import UsageError, one_line
 from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
-from featcli.spec.words import NATIVE
+from featcli.spec.words import NATIVE, Norm
 
 REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)  # how libraries refuse a size
 
@@ -37,7 +40,8 @@ class ModelSpec(ABC):
     library: str  # "timm" or "transformers"
     input_size: Size  # (H, W)
     stage_names: tuple[tuple[str, str], ...]  # (stage, module) in network order
-    norm: str  # "raw" or "model": whether the maps have seen the model's own final norm
+    norm: Norm  # whether the maps are those before (raw) or after (model) the model's own final norm
+    default_norm: Norm = "raw"  # where nobody asks for one
     norm_reason: str
     channels: int = 3  # of the pixels
     patch: Size | None = None  # (height, width) of a patch, where the backbone cuts its input into such
@@ -157,6 +161,53 @@ class ModelSpec(ABC):
             out_indices = self.default_indices
         return select(self.stage_names, out_features, out_indices, self.first_index)
 
+    def final_norm(self, positions: Sequence[int]) -> frozenset[str]:
+        """Name the modules that `--norm model` runs for the maps of these stages, and `--norm raw` does not.
+
+        Empty where the two are the same maps.
+        """
+        model, raw = (Counter(name for name, _ in self._modules_run(positions, norm)) for norm in ("model", "raw"))
+        return frozenset(model - raw) if raw else frozenset()
+
+    def _modules_run(self, positions: Sequence[int], norm: Norm) -> list[tuple[str, int]]:
+        """See `modules_run`; for the maps of these stages with this norm, none where the model refuses that."""
+        twin = copy(self)
+        twin.norm = norm
+        for device in ("meta", "cpu"):  # some models look into their tensors
+            try:
+                network = twin.build(positions, device)
+                return modules_run(network.module, network.maps, self.blank(device))
+            except Exception:  # libraries refuse in many ways
+                continue
+        return []
+
+    def blank(self, device: str) -> torch.Tensor:
+        """Give one picture without anything on it: (1, C, H, W) of the backbone's input."""
+        return torch.zeros(1, self.channels, *self.input_size, device=device)
+
+    def refuse_idle_norm(self, positions: Sequence[int]) -> None:
+        """Raise UsageError where `--norm` asks for other maps of these stages than the default, and gets the same."""
+        norm, last = self.norm, len(self.stage_names) - 1
+        if norm == self.default_norm or self.final_norm(positions):
+            return
+        if last not in positions and self.final_norm((last,)):
+            name = self.stage_names[last][0]
+            raise UsageError(
+                f"--norm {norm}: the final norm of {self.name} is for {name} alone, which is not chosen",
+                f"choose {name} too, or leave --norm out",
+            )
+        raise UsageError(
+            f"--norm {norm}: {self.name} has no final norm for its maps, they are what they are without",
+            "leave --norm out",
+        )
+
+    def norms_before_pooling(self, of_class_token: bool) -> bool:
+        """Tell whether the model itself applies a final norm to its last stage, or its class token, before it pools.
+
+        Only such a norm counts as these maps have not seen.
+        """
+        return False
+
     @property
     def num_parameters(self) -> int:
         """Parameters of the whole backbone, without a head."""
@@ -211,6 +262,33 @@ class _Probe:
     operations: int
     convolutions: int  # of the operations
     parameters: int
+
+
+def modules_run(
+    module: nn.Module, run: Callable[[torch.Tensor], object], pixels: torch.Tensor
+) -> list[tuple[str, int]]:
+    """List each module that takes part when `run` is given these pixels, with the size of its first input.
+
+    In the order in which they end; those that do nothing are left out.
+    """
+    found: list[tuple[str, int]] = []
+
+    def note(name: str, given: tuple[object, ...]) -> None:
+        found.append((name, given[0].numel() if given and isinstance(given[0], torch.Tensor) else 0))
+
+    module.eval()
+    hooks = [
+        part.register_forward_hook(lambda _, given, __, name=name: note(name, given))
+        for name, part in module.named_modules()
+        if not isinstance(part, nn.Identity)
+    ]
+    try:
+        with torch.no_grad():
+            run(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def _forward_once(network: Network, pixels: torch.Tensor) -> _Probe:

@@ -7,6 +7,7 @@ asked for, and run by `forward_intermediates(output_fmt="NCHW")`.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ from featcli.backbones.internals import (
     silent_timm,
     stages_of_timm,
 )
-from featcli.backbones.model_spec import ModelSpec
+from featcli.backbones.model_spec import ModelSpec, modules_run
 from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
 from featcli.backbones.stages import names_by_stride
 from featcli.backbones.torchvision_operators import import_timm
@@ -106,7 +107,7 @@ class TimmModelSpec(ModelSpec):
         modules = [module for module, _ in stages]
         self.stage_names = tuple(zip(names_by_stride(self.strides), modules, strict=True))
         self.patch = _patch(plain, self.strides)
-        self.norm = asked.norm or "raw"
+        self.norm = asked.norm or self.default_norm
         self.norm_reason = "as asked" if asked.norm else "default: timm's own"
         facts = facts_of_timm(plain)
         self.tag = facts.tag
@@ -209,6 +210,18 @@ class TimmModelSpec(ModelSpec):
                 f"--num-channels {self.channels}: a picture has 1 or 3", "such a backbone can only be inspected"
             )
         return timm_preprocessing(self.config, self.channels, self.tag, self.resize_mode)
+
+    def norms_before_pooling(self, of_class_token: bool) -> bool:
+        """See ModelSpec: whether timm's `forward_features` runs the norm that its `forward_intermediates` can run."""
+        norms, values = self.final_norm((len(self.stage_names) - 1,)), math.prod(self.stages[-1].shape)
+        for device in ("meta", "cpu") if norms and self.norm == "raw" else ():
+            try:
+                model = self._create(device, self._options)
+                found = modules_run(model, model.forward_features, self.blank(device))
+                return any(name in norms and size >= values for name, size in found)
+            except Exception:  # some models look into their tensors
+                continue
+        return False
 
     def _cut(self, model: Any, positions: Sequence[int]) -> Network:
         """Cut off what comes after the deepest of these stages."""

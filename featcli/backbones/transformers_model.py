@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from featcli.backbones.internals import (
     load_pretrained,
     needs_code_of_its_own,
     silent_transformers,
+    vision_class,
     written_config,
 )
-from featcli.backbones.model_spec import ModelSpec
+from featcli.backbones.model_spec import ModelSpec, modules_run
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing
 from featcli.backbones.weights import hash_files, is_counter, refuse_pretenders, weights_files
 from featcli.errors import CheckpointError, FeatcliError, UsageError, one_line, shown
@@ -31,6 +33,7 @@ from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
 
 DEFAULT_SIZE = 224
+FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")  # what models call it
 # Fields of a configuration that do not change what the backbone computes.
 NOT_ARCHITECTURE = frozenset(
     "_name_or_path transformers_version architectures out_features out_indices dtype torch_dtype id2label"
@@ -124,6 +127,26 @@ class TransformersModelSpec(ModelSpec):
         with reading(self.asked):
             found = processor_preprocessing(self.processor, self.input_size, self.channels, self.resize_mode)
         return found if self._has_processor else replace(found, origin="default of its type: it has none")
+
+    def norms_before_pooling(self, of_class_token: bool) -> bool:
+        """See ModelSpec: whether the plain model of the type runs such a norm, on all that the last stage gives."""
+        kind = vision_class(self.config)
+        if kind is None or (self.norm == "model" and self.final_norm((len(self.stage_names) - 1,))):
+            return False
+        values = 1 if of_class_token else math.prod(self.stages[-1].shape)
+        for device in ("meta", "cpu"):
+            try:
+                with torch.device(device), silent_transformers():
+                    module = kind(self.config)
+                found = modules_run(module, partial(self._run_whole, module), self.blank(device))
+                return any(name in FINAL_NORMS and size >= values for name, size in found)
+            except Exception:  # some models look into their tensors
+                continue
+        return False
+
+    def _run_whole(self, module: Any, pixels: torch.Tensor) -> None:
+        """Run the plain model of the type, up to where it has pooled."""
+        module(pixel_values=pixels)
 
     def settings(self) -> dict[str, Any]:
         """See ModelSpec."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from featcli.backbones.folding import has_norms, nothing_to_fold
 from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.folder import Dump
 from featcli.dump.plan import Outline, Plan, StoredStage, bytes_of_rows, digest_images, digest_keys
@@ -31,6 +32,7 @@ from featcli.system.files import is_there
 from featcli.system.scheduler import local_rank, part_of
 
 SHARD_BYTES = 1024**3  # about 1 GiB: minutes of work, a commit that costs nothing beside it
+VECTORS = ("avg", "cls")  # what models make of their last maps
 MAX_SHARD_ROWS = 4096  # where rows are small: what a kill can cost is minutes of work, not a gigabyte
 
 
@@ -56,12 +58,12 @@ def prepare(
     `existing`: the dump that is to be gone on with. What may be chosen is chosen as it was for that one. `listing`: the
     images, where they were found before: stdin can be read once.
     """
-    listing, selection = _resolve(asked, report, listing, is_real=True)
+    listing, selection = _resolve(asked, existing, report, listing, is_real=True)
     begun = None if existing is None else existing.plan
     loading = load_selected(asked, selection, len(listing.images), begun, report)
     backbone, model = loading.backbone, selection.model
     if asked.fold and not backbone.execution.folded:
-        report("warning", text="no norms were folded: there are none that can be without moving the maps")
+        raise nothing_to_fold(model.name)
     report("choice", name="weights", value=backbone.weights.summary())
     report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
     share = f"{model.share(selection.positions):.0%} of the model"
@@ -96,10 +98,10 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
 
     `rate`: images a second of one worker, for how long it would take.
     """
-    listing, selection = _resolve(asked, report)
+    existing = None if asked.overwrite else Dump.existing(asked.dump_path)
+    listing, selection = _resolve(asked, existing, report)
     stages = selection.stages
     sizes = _sizes(selection.model, listing.images, narrowed(asked, PixelSpec), decode_threads_of(asked), report)
-    existing = None if asked.overwrite else Dump.existing(asked.dump_path)
     begun = existing.plan.settings if existing is not None else None
     for name, choice in expected(asked, selection.model, selection.positions, len(listing.images), begun).items():
         report("choice", name=name, value=choice.value, reason=choice.reason)
@@ -112,7 +114,10 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
         shard_rows=_shard_rows(asked, _batch_size(asked, existing), stages, sizes, len(listing.images), existing),
     )
     is_same = existing is not None and _seems_same(existing.plan, plan)
-    todo = existing.found.unfinished if existing is not None and is_same else list(range(plan.num_shards))
+    todo = list(range(plan.num_shards))
+    if existing is not None and is_same:
+        found = existing.found
+        todo = sorted({*found.unfinished, *(found.failed if asked.retry_failed else ())})
     _report_existing(asked, existing, plan.num_shards - len(todo) if is_same else None, report)
     part = part_of(asked.part)
     if part is not None:
@@ -139,9 +144,12 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
 
 
 def _resolve(
-    asked: ExtractSpec, report: Report, listing: Listing | None = None, is_real: bool = False
+    asked: ExtractSpec, existing: Dump | None, report: Report, listing: Listing | None = None, is_real: bool = False
 ) -> tuple[Listing, Selection]:
-    """What is cheap to find out, before any weight is read. `is_real`: something will be written."""
+    """What is cheap to find out, before any weight is read. `is_real`: something will be written.
+
+    Raises UsageError for options that the model makes idle.
+    """
     check_target(asked.dump_path, asked.overwrite)
     if is_real:
         try_to_write(asked.dump_path)
@@ -150,6 +158,10 @@ def _resolve(
     listing = listing or find(asked)
     selection = select(asked, devices[0])
     model, positions = selection.model, selection.positions
+    if existing is None or existing.plan.settings.norm != model.norm:  # who began a dump so may resume it so
+        model.refuse_idle_norm(positions)
+    if asked.fold and not has_norms(model.build(positions, "meta")):
+        raise nothing_to_fold(model.name)
     report("choice", name="checkpoint", value=f"{model.name} ({model.library})")
     names = ", ".join(f"{s.name} {'x'.join(map(str, s.shape))}" for s in (model.stages[i] for i in positions))
     default = asked.out_features is None and asked.out_indices is None
@@ -159,6 +171,7 @@ def _resolve(
     names = ", ".join(str(device.value) for device in devices)
     reason = devices[0].reason + (": a process for each" if len(devices) > 1 else "")
     report("choice", name="device", value=names, reason=reason)
+    _report_vectors(asked, model, positions, report)
     linked = listing.ignored.pop(LINKED, 0)
     passed_over = sum(listing.ignored.values())
     notes = [f"{counted(passed_over, 'other file')} passed over"] if passed_over else []
@@ -166,6 +179,19 @@ def _resolve(
     notes += [f"{counted(listing.repeated, 'name')} listed again"] if listing.repeated else []
     report("choice", name="images", value=f"{len(listing.images):,}", reason="; ".join(notes))
     return listing, selection
+
+
+def _report_vectors(asked: ExtractSpec, model: ModelSpec, positions: Sequence[int], report: Report) -> None:
+    """Say where vectors are made of maps that have not seen the norm which the model itself applies before it pools."""
+    last = len(model.stage_names) - 1
+    if asked.norm is not None or asked.pool not in VECTORS or last not in positions:
+        return
+    if model.norms_before_pooling(of_class_token=asked.pool == "cls"):
+        stage = model.stage_names[last][0]
+        can_be_had = model.norm == "raw" and model.final_norm(positions)
+        way = "--norm model does so, too" if can_be_had else "no option gives maps after it"
+        text = f"{stage} is pooled before the model's final norm, and {model.name} itself pools after it: {way}"
+        report("warning", text=text)
 
 
 def _stages_reason(model: ModelSpec, positions: Sequence[int]) -> str:

@@ -38,7 +38,7 @@ def read_pixels(
     """
     with _explained(), opened(image) as file, identified(affordable(file, rules.max_pixels), rules) as picture:
         has_more = bool(getattr(picture, "is_animated", False))  # never n_frames: that walks the file
-        if rules.decode == "scaled" and picture.format == "JPEG":
+        if rules.decode == "scaled" and picture.format in ("JPEG", "MPO"):  # MPO: more JPEGs follow
             edge = SPARE * max(out.shape[1:])
             picture.draft(None, (edge, edge))  # as small as its own coding lets it, but no edge smaller than that
         bound_pixels(file, picture.size, picture.format)

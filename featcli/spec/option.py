@@ -162,8 +162,8 @@ class Spec:
         return any(one.name == name and one.is_given(getattr(self, name)) for one in options_of(type(self)))
 
     def has(self, other: Other) -> bool:
-        """Whether that option is given, or has the value that matters."""
-        return self.is_given(other.name) if other.value is None else getattr(self, other.name) == other.value
+        """Whether that option is given, or has the value that matters; not where a group has no such option."""
+        return self.is_given(other.name) if other.value is None else getattr(self, other.name, None) == other.value
 
     def refuse_given(self, names: Iterable[str], what: str, hint: str) -> None:
         """Raise UsageError if one of these options is given, since that is `what`."""

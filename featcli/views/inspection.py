@@ -25,6 +25,7 @@ def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: Dty
 
     model = resolve(checkpoint)
     chosen = model.select(stages.features, stages.indices)
+    model.refuse_idle_norm(chosen)
     try:
         found = model.preprocessing()
         preprocessing = {"summary": found.summary, "origin": found.origin, "settings": dict(found.settings)}
