@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from featcli.errors import CheckpointError, FeatcliError, shown
+from featcli.pixels import jpeg
 from featcli.pixels.colour import upright_rgb, upright_size
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.formats import identified
@@ -38,10 +39,12 @@ def read_pixels(
     """
     with _explained(), opened(image) as file, identified(affordable(file, rules.max_pixels), rules) as picture:
         has_more = bool(getattr(picture, "is_animated", False))  # never n_frames: that walks the file
-        if rules.decode == "scaled" and picture.format in ("JPEG", "MPO"):  # MPO: more JPEGs follow
+        if rules.decode == "scaled" and picture.format in jpeg.FORMATS:
             edge = SPARE * max(out.shape[1:])
             picture.draft(None, (edge, edge))  # as small as its own coding lets it, but no edge smaller than that
         bound_pixels(file, picture.size, picture.format)
+        if picture.format in jpeg.FORMATS:
+            jpeg.load(picture)
         picture.load()
         pixels = fit(upright_rgb(picture, rules))
     if pixels.shape != out.shape:

@@ -6,12 +6,17 @@ tests/test_internals.py says what breaks without each.
 from __future__ import annotations
 
 import ctypes
+<<<<<<< HEAD
 from collections.abc import Callable
 from contextlib import suppress
+=======
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+>>>>>>> 661e6d0 (JPEGs that end early, whatever marker they carry, are failures: each scan must hold what its header declares)
 from importlib import import_module, metadata
 from typing import IO, Any
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 
 def exif_of_header(picture: Image.Image) -> Image.Exif:
@@ -26,6 +31,32 @@ def exif_of_header(picture: Image.Image) -> Image.Exif:
 def file_of(picture: Image.Image) -> IO[bytes] | None:
     """The file from which an opened picture is read, as long as there is one."""
     return getattr(picture, "fp", None)
+
+
+@contextmanager
+def decoder_of(picture: Image.Image) -> Iterator[Callable[[bytes], int]]:
+    """Pillow's decoder of a picture of one tile, to be given its bytes by hand; after it the picture is loaded.
+
+    The function takes bytes, of which those that were not used have to come again with the next. It returns how many
+    were used, or -1 at the end of the picture. Raises OSError as `load` does.
+    """
+    tiles: Any = picture
+    name, extents, _, arguments = tiles.tile[0]
+    tiles.load_prepare()
+    decoder = Image._getdecoder(picture.mode, name, arguments, tiles.decoderconfig)
+
+    def decode(data: bytes) -> int:
+        used, code = decoder.decode(data)
+        if code < 0:
+            raise ImageFile._get_oserror(code, encoder=False)
+        return int(used)
+
+    try:
+        decoder.setimage(picture.im, extents)
+        yield decode
+    finally:
+        decoder.cleanup()
+    tiles.tile = []
 
 
 def register_plugin(module: str) -> None:

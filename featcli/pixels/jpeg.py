@@ -1,0 +1,215 @@
+"""JPEGs unpacked without inventing pixels: each scan must hold what its header declares.
+
+libjpeg makes up what is missing as soon as it meets a marker where data should be, and Pillow does not hear of that.
+Where data merely stop, it waits for more. So each scan is given to it without the marker that follows, and the marker
+only when the scan was whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO
+
+from PIL import Image
+
+from featcli.pixels.failure import UnreadableError
+from featcli.pixels.internals import decoder_of, file_of
+
+FORMATS = ("JPEG", "MPO")  # an MPO is JPEGs in a row, the first of which is the picture
+BLOCK = 1 << 18  # bytes that are read at once
+EOI, SOS, DHT, DRI = 0xD9, 0xDA, 0xC4, 0xDD
+RESTARTS = bytes(range(0xD0, 0xD8))
+WITHOUT_LENGTH = (0x01, 0xD8, EOI, *RESTARTS)
+FRAMES = {*range(0xC0, 0xD0)} - {DHT, 0xC8, 0xCC}
+PROGRESSIVE, LOSSLESS = 0xC2, 0xC3
+HUFFMAN = (0xC0, 0xC1, PROGRESSIVE, LOSSLESS)
+MARKER = re.compile(rb"\xff[^\0\xff]")
+RESTART = re.compile(rb"\xff[\xd0-\xd7]")
+OTHER_MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")
+COEFFICIENTS = 64
+# libjpeg reads ahead: where one bit would do it asks for 57, so the last block waits for up to seven bytes more.
+READ_AHEAD = 7
+ONES = b"\xff\0"  # a byte of ones, which begin no code
+
+
+def load(picture: Image.Image) -> None:
+    """Unpack a JPEG as `picture.load()` does. Raises UnreadableError where its data end before its pixels do."""
+    file = file_of(picture)
+    if file is None or len(getattr(picture, "tile", ())) != 1:
+        picture.load()
+        return
+    file.seek(0)
+    with decoder_of(picture) as decode:
+        _Scans(file, decode).give()
+
+
+@dataclass
+class _Component:
+    """One colour of the picture."""
+
+    across: int  # its blocks in a unit of all components
+    down: int
+    lacks: list[int] = field(default_factory=lambda: [COEFFICIENTS] * COEFFICIENTS)  # bits yet to come, by coefficient
+
+
+class _Scans:
+    """Gives a file to a decoder, scan by scan."""
+
+    def __init__(self, file: IO[bytes], decode: Callable[[bytes], int]) -> None:
+        self._file, self._decode = file, decode
+        self._data, self._at = b"", 0  # what was read, and where what was not given yet begins
+        self._untaken = b""  # what was given, and not taken yet
+        self._is_done = False
+        self._frame = 0
+        self._size = (0, 0)
+        self._components: dict[int, _Component] = {}
+        self._interval = 0  # units between restart markers
+        self._tables: dict[int, bytes] = {}  # of Huffman codes: how many of each length, their symbols
+
+    def give(self) -> None:
+        """Give it all. Raises UnreadableError where a scan is not whole, or one is missing."""
+        segments: list[bytes] = []
+        while not self._is_done:
+            marker, segment = self._segment()
+            segments.append(segment)
+            if marker in FRAMES:
+                self._begin_frame(marker, segment)
+            elif marker == DHT:
+                self._note_tables(segment[4:])
+            elif marker == DRI:
+                self._interval = int.from_bytes(segment[4:6], "big")
+            elif marker in (SOS, EOI):
+                if marker == EOI and any(any(each.lacks) for each in self._components.values()):
+                    raise _truncated("scans are missing")
+                self._give(b"".join(segments))
+                segments = []
+                if marker == EOI and not self._is_done:
+                    raise _truncated("it ends before its pixels do")
+                if marker == SOS:
+                    self._give_scan(segment) if self._frame in HUFFMAN else self._give_rest()
+
+    def _segment(self) -> tuple[int, bytes]:
+        """The next marker with what belongs to it; what lies before is skipped, as libjpeg does."""
+        while not (found := MARKER.search(self._data, self._at)):
+            self._at = max(self._at, len(self._data) - 1)  # which may be the first byte of a marker
+            self._read_on()
+        self._at = found.start()
+        marker, length = found[0][1], 2
+        if marker not in WITHOUT_LENGTH:
+            while len(self._data) < self._at + 4:
+                self._read_on()
+            length += max(2, int.from_bytes(self._data[self._at + 2 : self._at + 4], "big"))
+        while len(self._data) < self._at + length:
+            self._read_on()
+        begin, self._at = self._at, self._at + length
+        return marker, self._data[begin : self._at]
+
+    def _read_on(self) -> None:
+        block = self._file.read(BLOCK)
+        if not block:
+            raise _truncated("it has no end")
+        self._data = self._data[self._at :] + block
+        self._at = 0
+
+    def _begin_frame(self, marker: int, segment: bytes) -> None:
+        self._frame = marker
+        self._size = (int.from_bytes(segment[7:9], "big"), int.from_bytes(segment[5:7], "big"))
+        for at in range(10, len(segment) - 2, 3):
+            self._components[segment[at]] = _Component(segment[at + 1] >> 4 or 1, segment[at + 1] & 15 or 1)
+
+    def _note_tables(self, content: bytes) -> None:
+        while len(content) > 16:
+            end = 17 + sum(content[1:17])
+            self._tables[content[0]] = content[1:end]
+            content = content[end:]
+
+    def _give_scan(self, header: bytes) -> None:
+        """Give the data of a scan, without the marker that follows."""
+        components = [self._components[name] for name in header[5:-3:2] if name in self._components]
+        is_only = self._frame != PROGRESSIVE and len(components) == len(self._components)
+        first, last, _, low = (*header[-3:-1], 0, header[-1] & 15) if self._frame == PROGRESSIVE else (0, 63, 0, 0)
+        for component in components:
+            component.lacks[first : last + 1] = [low] * (last + 1 - first)
+        restarts = self._give_data()
+        if self._interval:
+            due = (self._units(components) - 1) // self._interval
+            if restarts[:due] != (RESTARTS * (due // 8 + 1))[:due]:
+                raise _truncated("some of it is missing between two restart markers")
+        if not (
+            self._is_done
+            or self._takes_no_more(is_only, _fill(self._tables.get(16 + (header[-4] & 15))) if is_only else ONES)
+        ):
+            raise _truncated("its data end before its pixels do")
+
+    def _give_data(self) -> bytes:
+        """Give the data up to the next marker that is none of a restart, and return the restart markers."""
+        restarts = []
+        markers = OTHER_MARKER if self._interval else MARKER
+        while not self._is_done:
+            found = markers.search(self._data, self._at)
+            end = found.start() if found else len(self._data)
+            data = self._data[self._at : end].rstrip(b"\xff")  # which may be the first of a marker
+            if self._interval:
+                restarts += [each[1:] for each in RESTART.findall(data)]
+            self._give(data)
+            self._at += len(data)
+            if found:
+                break
+            if not self._is_done:
+                self._at = max(self._at, len(self._data) - 1)
+                self._read_on()
+        return b"".join(restarts)
+
+    def _takes_no_more(self, is_only: bool, fill: bytes) -> bool:
+        """Whether the decoder has done with a scan, seen from what it takes beyond the data."""
+        for _ in range(READ_AHEAD):
+            self._give(fill)
+            if self._is_done:
+                return True
+        for _ in range(0 if is_only else 2):  # where more scans may follow, it skips all up to the next marker
+            had_left = bool(self._untaken)
+            self._give(fill)
+            if not (had_left or self._untaken):
+                return True
+        return False
+
+    def _units(self, components: list[_Component]) -> int:
+        """How many units a scan of these components has: what lies between restart markers is counted in them."""
+        units = 1
+        for size, edge in zip(self._size, ("across", "down"), strict=True):
+            coarsest = max(getattr(each, edge) for each in self._components.values())
+            blocks = getattr(components[0], edge) if len(components) == 1 else 1
+            units *= -(-size * blocks // ((1 if self._frame == LOSSLESS else 8) * coarsest))
+        return units
+
+    def _give_rest(self) -> None:
+        """Give all that is left: with arithmetic coding libjpeg cannot wait, and an early end is no error."""
+        while not self._is_done:
+            self._read_on()
+            self._give(self._data + self._file.read())
+            self._at = len(self._data)
+
+    def _give(self, data: bytes) -> None:
+        self._untaken += data
+        taken = self._decode(self._untaken)
+        self._is_done = taken < 0
+        self._untaken = self._untaken[taken:] if taken > 0 else self._untaken
+
+
+def _fill(table: bytes | None) -> bytes:
+    """A byte in which no block ends, wherever it is read from: blocks that are missing ask for more than there is."""
+    place = table.find(b"\0", 16) - 16 if table else -1  # of the symbol that ends a block
+    code = 0
+    for length, count in enumerate(table[:16] if table and place >= 0 else b"", 1):
+        if place < count:
+            code += place
+            return b"\0" if code else b"\x55" if length > 1 else ONES
+        place -= count
+        code = (code + count) << 1
+    return ONES
+
+
+def _truncated(what: str) -> UnreadableError:
+    return UnreadableError("truncated", what)
