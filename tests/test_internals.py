@@ -26,7 +26,7 @@ import featcli
 from featcli.cli.internals import GroupedCommand, error_of_typer
 from featcli.errors import MachineError
 from featcli.inputs.internals import end_of_member, forget_members
-from featcli.pixels.internals import Deferred, exif_of_header, file_of, register_plugin, silence_libtiff
+from featcli.pixels.internals import Deferred, decoder_of, exif_of_header, file_of, register_plugin, silence_libtiff
 from featcli.reading.internals import is_held_by_none_but, shared_tensor
 from featcli.system.device import is_out_of_memory
 
@@ -219,6 +219,20 @@ def test_a_picture_becomes_what_was_unpacked():
     with picture:
         picture.load()
         assert (picture.mode, picture.getpixel((3, 4)), picture.convert("RGB").size) == ("L", 77, (30, 20))
+
+
+def test_pillows_decoder():
+    """Given its bytes by hand, Pillow's decoder of JPEGs waits for more: else early ends would become grey rows."""
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)).save(out, "JPEG")
+    whole = out.getvalue()
+    with Image.open(out) as picture, decoder_of(picture) as decode:
+        used = decode(whole[:-2])
+        assert 0 < used < len(whole)
+        assert decode(whole[used:]) == -1
+    assert picture.tile == []
+    with Image.open(io.BytesIO(whole)) as other:
+        assert np.array_equal(picture, other)
 
 
 def test_plugins_register_their_formats():

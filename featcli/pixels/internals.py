@@ -6,13 +6,8 @@ tests/test_internals.py says what breaks without each.
 from __future__ import annotations
 
 import ctypes
-<<<<<<< HEAD
-from collections.abc import Callable
-from contextlib import suppress
-=======
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
->>>>>>> 661e6d0 (JPEGs that end early, whatever marker they carry, are failures: each scan must hold what its header declares)
 from importlib import import_module, metadata
 from typing import IO, Any
 

@@ -35,7 +35,10 @@ ONES = b"\xff\0"  # a byte of ones, which begin no code
 
 
 def load(picture: Image.Image) -> None:
-    """Unpack a JPEG as `picture.load()` does. Raises UnreadableError where its data end before its pixels do."""
+    """Unpack a JPEG as `picture.load()` does. Raises UnreadableError where its data end before its pixels do.
+
+    A few codes of the last block may be missing unseen, 128 pixels of a corner at most.
+    """
     file = file_of(picture)
     if file is None or len(getattr(picture, "tile", ())) != 1:
         picture.load()
@@ -87,8 +90,10 @@ class _Scans:
                 segments = []
                 if marker == EOI and not self._is_done:
                     raise _truncated("it ends before its pixels do")
-                if marker == SOS:
-                    self._give_scan(segment) if self._frame in HUFFMAN else self._give_rest()
+                if marker == SOS and self._frame in HUFFMAN:
+                    self._give_scan(segment)
+                elif marker == SOS:
+                    self._give_rest()
 
     def _segment(self) -> tuple[int, bytes]:
         """The next marker with what belongs to it; what lies before is skipped, as libjpeg does."""
@@ -129,7 +134,9 @@ class _Scans:
         """Give the data of a scan, without the marker that follows."""
         components = [self._components[name] for name in header[5:-3:2] if name in self._components]
         is_only = self._frame != PROGRESSIVE and len(components) == len(self._components)
-        first, last, _, low = (*header[-3:-1], 0, header[-1] & 15) if self._frame == PROGRESSIVE else (0, 63, 0, 0)
+        first, last, low = 0, COEFFICIENTS - 1, 0
+        if self._frame == PROGRESSIVE:
+            first, last, low = header[-3], header[-2], header[-1] & 15
         for component in components:
             component.lacks[first : last + 1] = [low] * (last + 1 - first)
         restarts = self._give_data()
@@ -137,10 +144,8 @@ class _Scans:
             due = (self._units(components) - 1) // self._interval
             if restarts[:due] != (RESTARTS * (due // 8 + 1))[:due]:
                 raise _truncated("some of it is missing between two restart markers")
-        if not (
-            self._is_done
-            or self._takes_no_more(is_only, _fill(self._tables.get(16 + (header[-4] & 15))) if is_only else ONES)
-        ):
+        fill = _fill(self._tables.get(16 + (header[-4] & 15))) if is_only else ONES
+        if not (self._is_done or self._takes_no_more(is_only, fill)):
             raise _truncated("its data end before its pixels do")
 
     def _give_data(self) -> bytes:

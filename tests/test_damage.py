@@ -1,0 +1,176 @@
+"""Damaged pictures: none has made-up pixels, and damage beside the pixels costs none.
+
+The whole grid is in benchmarks/damage.py.
+"""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featcli.inputs.image_list import Image as Input
+from featcli.pixels.decode import read_pixels
+from featcli.pixels.failure import UnreadableError
+from featcli.spec.groups import PixelSpec
+
+NOISE = np.random.default_rng(0).integers(64, 192, (100, 120, 3), dtype=np.uint8)
+
+
+def saved(format_name="JPEG", picture=NOISE, **options):
+    """The bytes of a picture in a format."""
+    out = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(out, format_name, **options)
+    return out.getvalue()
+
+
+def read(content, tmp_path, **rules):
+    """The pixels that featcli makes of a file, in its own size (H, W, 3)."""
+    path = tmp_path / "picture"
+    path.write_bytes(content)
+    found = []
+
+    def fit(picture):
+        found.append(np.asarray(picture))
+        return np.zeros((3, 8, 8), np.float32)
+
+    read_pixels(Input("picture", str(path), len(content)), PixelSpec(**rules), fit, np.zeros((3, 8, 8), np.float32))
+    return found[0]
+
+
+def reason(content, tmp_path, **rules):
+    """Why there are no pixels of it."""
+    with pytest.raises(UnreadableError) as raised:
+        read(content, tmp_path, **rules)
+    return raised.value.reason
+
+
+def segments(content):
+    """(what comes before the data of a JPEG of one scan, by marker; those data)."""
+    at, found = 2, {}
+    while True:
+        length = struct.unpack(">H", content[at + 2 : at + 4])[0]
+        found[content[at + 1]] = found.get(content[at + 1], b"") + content[at : at + 2 + length]
+        at += 2 + length
+        if content[at - 2 - length + 1] == 0xDA:
+            return found, content[at:-2]
+
+
+def scan_by_scan():
+    """A JPEG whose colours lie in scans of their own, as Pillow cannot write it: its head and its scans."""
+    parts = [segments(saved(picture=plane, quality=80)) for plane in Image.fromarray(NOISE).convert("YCbCr").split()]
+    first = parts[0][0]
+    frame = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 100, 120, 3) + b"\1\x11\0\2\x11\0\3\x11\0"
+    headers = [b"\xff\xda" + struct.pack(">HB", 8, 1) + bytes([number, 0, 0, 63, 0]) for number in (1, 2, 3)]
+    head = b"\xff\xd8" + first[0xE0] + first[0xDB] + frame + first[0xC4]
+    return head, [header + data for header, (_, data) in zip(headers, parts, strict=True)]
+
+
+def with_height(content, height):
+    at = next(content.index(bytes([0xFF, marker])) for marker in (0xC0, 0xC2) if bytes([0xFF, marker]) in content)
+    return content[: at + 5] + struct.pack(">H", height) + content[at + 7 :]
+
+
+def before_scan(content, number):
+    """A progressive JPEG up to one of its scans, tables and all."""
+    at = [place for place in range(len(content)) if content.startswith(b"\xff\xda", place)][number]
+    return content[: content.rindex(b"\xff\xc4", 0, at)]
+
+
+EOI = b"\xff\xd9"
+KINDS = {
+    "baseline": {},
+    "4:2:0": {"subsampling": 2, "quality": 60},
+    "optimised": {"optimize": True},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_rows": 1},
+    "progressive with restarts": {"progressive": True, "restart_marker_blocks": 7},
+}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_early_ends(kind, mode, tmp_path):
+    """A JPEG that ends early is refused wherever it was cut, though an end marker closes it; whole it is Pillow's."""
+    content = saved(picture=Image.fromarray(NOISE).convert(mode), **KINDS[kind])
+    with Image.open(io.BytesIO(content)) as picture:
+        assert np.array_equal(read(content, tmp_path), np.asarray(picture.convert("RGB")))
+    body = content.index(b"\xff\xda") + 30
+    for cut in [*np.linspace(body, len(content) - 40, 12).astype(int)]:
+        assert reason(content[:cut].rstrip(b"\xff") + EOI, tmp_path) == "truncated"
+    assert reason(with_height(content, 200), tmp_path) == "truncated"
+    assert reason(with_height(content, 200), tmp_path, decode="scaled") == "truncated"
+    assert reason(content[: len(content) // 2], tmp_path) == "truncated"
+    joined = content[: len(content) // 2].rstrip(b"\xff") + content
+    assert reason(joined, tmp_path) in ("truncated", "decode_error")
+
+
+def test_missing_scans(tmp_path):
+    """A JPEG of several scans needs each of them, whole: cut between two scans or inside of any it is refused."""
+    content = saved(progressive=True)
+    for number in range(1, 10):
+        assert reason(before_scan(content, number) + EOI, tmp_path) == "truncated"
+    begin, end = len(before_scan(content, 4)), len(before_scan(content, 5))
+    assert reason(content[: begin + (end - begin) // 2].rstrip(b"\xff") + content[end:], tmp_path) == "truncated"
+    head, scans = scan_by_scan()
+    content = head + b"".join(scans) + EOI
+    with Image.open(io.BytesIO(content)) as picture:
+        assert np.array_equal(read(content, tmp_path), np.asarray(picture))
+    for number in range(3):
+        cut = [scan[:500].rstrip(b"\xff") if number == which else scan for which, scan in enumerate(scans)]
+        assert reason(head + b"".join(cut) + EOI, tmp_path) == "truncated"
+    assert reason(head + b"".join(scans[:2]) + EOI, tmp_path) == "truncated"
+
+
+def test_lost_restart_intervals(tmp_path):
+    """A JPEG that lacks some of its restart intervals, one or eight of them, is refused though it ends as it should."""
+    content = saved(restart_marker_rows=1)
+    marks = [at for at in range(len(content)) if content[at] == 0xFF and 0xD0 <= content[at + 1] <= 0xD7]
+    assert len(marks) == 6
+    for count in (1, 3):
+        assert reason(content[: marks[1]] + content[marks[1 + count] :], tmp_path) == "truncated"
+    many = saved(picture=np.tile(NOISE, (4, 1, 1)), restart_marker_rows=1)
+    marks = [at for at in range(len(many)) if many[at] == 0xFF and 0xD0 <= many[at + 1] <= 0xD7]
+    assert reason(many[: marks[2]] + many[marks[10] :], tmp_path) == "truncated"
+
+
+def test_what_is_no_early_end(tmp_path):
+    """Bytes after a JPEG, fill before its end marker and a header of fewer lines take nothing from a whole picture."""
+    content = saved()
+    whole = read(content, tmp_path)
+    for same in (content + b"<html>" * 99, content + content, content[:-2] + b"\xff" * 9 + EOI):
+        assert np.array_equal(read(same, tmp_path), whole)
+    assert np.array_equal(read(content[:-2] + b"\xff\xd5" + EOI, tmp_path), whole)
+    assert np.array_equal(read(with_height(content, 48), tmp_path)[:40], whole[:40])
+
+
+def test_several_pictures_in_one_jpeg(tmp_path):
+    """Of an MPO the first picture is read and must be whole; --decode scaled makes it smaller, as it does a JPEG."""
+    small = Image.fromarray(NOISE).resize((40, 30))
+    content = saved("MPO", save_all=True, append_images=[small])
+    assert np.array_equal(read(content, tmp_path), read(saved(), tmp_path))
+    end = content.index(EOI)
+    assert reason(content[: end - 900].rstrip(b"\xff") + content[end:], tmp_path) == "truncated"
+    assert read(content, tmp_path, decode="scaled").shape == (25, 30, 3)
+
+
+def test_lossless_jpeg(tmp_path):
+    """A lossless JPEG is exact, or refused where it ends early."""
+    content = pytest.importorskip("imagecodecs").jpeg8_encode(NOISE, lossless=True)
+    assert np.array_equal(read(content, tmp_path), NOISE)
+    assert reason(content[: len(content) // 2].rstrip(b"\xff") + EOI, tmp_path) == "truncated"
+
+
+def test_strict_witness(tmp_path):
+    """libvips, told to fail on what libjpeg warns of, judges whole and cut JPEGs alike."""
+    vips = pytest.importorskip("pyvips")
+    for options in KINDS.values():
+        content = saved(**options)
+        for one in (content, content[: len(content) * 2 // 3].rstrip(b"\xff") + EOI, with_height(content, 180)):
+            try:
+                expected = vips.Image.new_from_buffer(one, "", fail_on="warning").numpy()
+            except vips.Error:
+                assert reason(one, tmp_path) == "truncated"
+            else:
+                assert np.abs(read(one, tmp_path).astype(int) - expected).max() <= 8
