@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from conftest import SAMPLES, draw, upright
+from featcli.errors import MachineError
 from featcli.inputs.image_list import MISSING
 from featcli.inputs.image_list import Image as Input
 from featcli.pixels.decode import read_pixels
@@ -158,7 +159,7 @@ def test_damaged_exif_beside_good_pixels(tmp_path):
 
 
 def test_any_decoder_error_is_that_image_alone(tmp_path):
-    """Whatever a decoder raises becomes a reason; running out of memory does not."""
+    """Whatever a decoder raises becomes a reason; running out of memory ends the run, and names the image."""
     path = draw(tmp_path / "x.png", 0)
 
     def broken(error):
@@ -172,7 +173,7 @@ def test_any_decoder_error_is_that_image_alone(tmp_path):
             broken(error)()
         assert failed.value.reason == "decode_error"
         assert "0x" not in failed.value.detail
-    with pytest.raises(MemoryError):
+    with pytest.raises(MachineError, match=r"image 'x' does not fit into memory .*--max-pixels.*resumes"):
         broken(MemoryError())()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from featcli.errors import CheckpointError, FeatcliError, shown
+from featcli.errors import CheckpointError, FeatcliError, MachineError, shown
 from featcli.pixels import jpeg
 from featcli.pixels.colour import upright_rgb, upright_size
 from featcli.pixels.failure import UnreadableError
@@ -18,6 +18,7 @@ from featcli.pixels.formats import identified
 from featcli.pixels.image_file import opened
 from featcli.pixels.limits import affordable, bound_pixels
 from featcli.spec.groups import PixelSpec
+from featcli.system.faults import RESUMES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +38,7 @@ def read_pixels(
     header, which has been read before. Raises UnreadableError for whatever is wrong with the file; `out` may then
     hold anything. Raises MachineError for what is no fault of the file's.
     """
-    with _explained(), opened(image) as file, identified(affordable(file, rules.max_pixels), rules) as picture:
+    with _explained(image), opened(image) as file, identified(affordable(file, rules.max_pixels), rules) as picture:
         has_more = bool(getattr(picture, "is_animated", False))  # never n_frames: that walks the file
         if rules.decode == "scaled" and picture.format in jpeg.FORMATS:
             edge = SPARE * max(out.shape[1:])
@@ -61,7 +62,7 @@ def read_pixels(
 def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:
     """(height, width) of the upright picture, from the file's header alone. Raises as `read_pixels` does."""
     with (
-        _explained(),
+        _explained(image),
         opened(image, header_only=True) as file,
         identified(affordable(file, rules.max_pixels, header_only=True), rules) as picture,
     ):
@@ -69,12 +70,20 @@ def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Whatever a decoder raises, as UnreadableError: that is nearly everything, OSError, SyntaxError, KeyError ..."""
+def _explained(image: Input) -> Iterator[None]:
+    """Whatever a decoder raises, as UnreadableError: that is nearly everything, OSError, SyntaxError, KeyError ...
+
+    That there is no memory left is the machine's fault, and becomes MachineError.
+    """
     try:
         yield
-    except (UnreadableError, FeatcliError, MemoryError):
+    except (UnreadableError, FeatcliError):
         raise
+    except MemoryError as error:
+        raise MachineError(
+            f"image {shown(image.key)} does not fit into memory",
+            f"free some, use fewer --decode-threads, or refuse such images with --max-pixels; {RESUMES}",
+        ) from error
     except Exception as error:
         raise UnreadableError(*_reason(error)) from error
 
