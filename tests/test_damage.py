@@ -5,14 +5,16 @@ The whole grid is in benchmarks/damage.py.
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from featcli.inputs.image_list import Image as Input
-from featcli.pixels.decode import read_pixels
+from featcli.pixels.decode import read_pixels, read_size
 from featcli.pixels.failure import UnreadableError
+from featcli.pixels.png import PATTERNS, essential
 from featcli.spec.groups import PixelSpec
 
 NOISE = np.random.default_rng(0).integers(64, 192, (100, 120, 3), dtype=np.uint8)
@@ -37,6 +39,12 @@ def read(content, tmp_path, **rules):
 
     read_pixels(Input("picture", str(path), len(content)), PixelSpec(**rules), fit, np.zeros((3, 8, 8), np.float32))
     return found[0]
+
+
+def size(content, tmp_path, **rules):
+    """The size that the header tells, (H, W)."""
+    (tmp_path / "picture").write_bytes(content)
+    return read_size(Input("picture", str(tmp_path / "picture"), len(content)), PixelSpec(**rules))
 
 
 def reason(content, tmp_path, **rules):
@@ -174,3 +182,108 @@ def test_strict_witness(tmp_path):
                 assert reason(one, tmp_path) == "truncated"
             else:
                 assert np.abs(read(one, tmp_path).astype(int) - expected).max() <= 8
+
+
+def chunk(kind, content, wrong=0):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content) ^ wrong)
+
+
+def png(picture, before=b"", after=b"", rows=None, height=None):
+    """A PNG of 8 bits, as an array says, with chunks before and after its pixels, and with some of its rows alone."""
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[picture.shape[2]]
+    head = struct.pack(">IIBBBBB", picture.shape[1], height or picture.shape[0], 8, colour, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in picture[:rows]))
+    pieces = chunk(b"IHDR", head) + before + chunk(b"IDAT", data) + after + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + pieces
+
+
+def interlaced(picture):
+    """(An interlaced PNG as libvips writes it, the same without its last pass)."""
+    content = pytest.importorskip("pyvips").Image.new_from_array(picture).write_to_buffer(".png", interlace=True)
+    at, head, data = 8, content[:8], b""
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        if content[at + 4 : at + 8] == b"IDAT":
+            data += content[at + 8 : end - 4]
+        elif not data:
+            head += content[at:end]
+        at = end
+    less = zlib.decompress(data)[: -(1 + picture[0].size) * (len(picture) // 2)]
+    return content, head + chunk(b"IDAT", zlib.compress(less)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pngs_that_end_early(channels, tmp_path):
+    """A PNG whose data end properly, but before its last row does, is refused; whole it is exact, down to one pixel."""
+    picture = np.concatenate([NOISE, NOISE[..., :1]], -1)[..., :channels]
+    for height, width in ((100, 120), (7, 3), (1, 1), (2, 1)):
+        whole = picture[:height, :width]
+        expected = whole[..., :3] if channels > 2 else np.repeat(whole[..., :1], 3, -1)
+        assert np.array_equal(read(png(whole), tmp_path), expected)
+        assert reason(png(whole, height=height + 1), tmp_path) == "truncated"
+        assert reason(png(whole, height=height + 9), tmp_path) == "truncated"
+
+
+def test_interlaced_pngs_that_end_early(tmp_path):
+    """An interlaced PNG without its last pass, which has every second row, is refused."""
+    for height in (2, 3, 8, 9):
+        whole, less = interlaced(NOISE[:height])
+        assert np.array_equal(read(whole, tmp_path), NOISE[:height])
+        assert reason(less, tmp_path) == "truncated"
+
+
+def test_a_png_that_ends_in_the_mark(tmp_path):
+    """A PNG whose last row is, by chance, the pattern by which missing rows are known is read as it is."""
+    picture = NOISE.copy()
+    picture[-1] = np.frombuffer((PATTERNS[0] * 60)[:360], np.uint8).reshape(120, 3)
+    assert np.array_equal(read(png(picture), tmp_path), picture)
+    assert reason(png(picture[:-1], height=100), tmp_path) == "truncated"
+
+
+LONG = b"x" * (2 << 20)
+SIX = b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"  # an EXIF that says orientation 6
+BESIDE = {
+    "a packed text": chunk(b"zTXt", b"w\0\0" + zlib.compress(LONG)),
+    "an international text": chunk(b"iTXt", b"w\0\1\0\0\0" + zlib.compress(LONG)),
+    "a profile": chunk(b"iCCP", b"w\0\0" + zlib.compress(LONG)),
+    "a wrong checksum": chunk(b"tEXt", b"Comment\0hello", wrong=1),
+    "a wrong checksum of something private": chunk(b"abCd", b"hello", wrong=1),
+    "a text that cannot be unpacked": chunk(b"zTXt", b"w\0\0abc"),
+    "too short a resolution": chunk(b"pHYs", b"ab"),
+}
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_what_is_beside_the_pixels_of_a_png(what, tmp_path):
+    """A chunk that holds no pixels costs no PNG its pixels, nor its orientation, wherever it lies."""
+    turned = np.rot90(NOISE, -1)
+    for more in ({"before": BESIDE[what]}, {"after": BESIDE[what]}):
+        assert np.array_equal(read(png(NOISE, **more), tmp_path), NOISE)
+    content = png(NOISE, before=BESIDE[what] + chunk(b"eXIf", SIX))
+    assert np.array_equal(read(content, tmp_path), turned)
+    assert np.array_equal(read(png(NOISE, before=BESIDE[what], after=chunk(b"eXIf", SIX)), tmp_path), turned)
+    assert size(content, tmp_path) == turned.shape[:2]
+    assert PngImagePlugin.MAX_TEXT_CHUNK == 1 << 20  # of the caller's process
+
+
+def test_an_orientation_in_a_long_text(tmp_path):
+    """A PNG whose XMP, or EXIF as text, is too long for Pillow is turned all the same; damage to pixels stays one."""
+    xmp = b'<x tiff:Orientation="6"/>' + LONG
+    text = b"Raw profile type exif\0\0" + zlib.compress(
+        b"\nexif\n32\n" + (b"Exif\0\0" + SIX).hex().encode() + b" " * 2**20
+    )
+    for one in (chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)), chunk(b"zTXt", text)):
+        for more in ({"before": one}, {"after": one}):
+            assert np.array_equal(read(png(NOISE, **more), tmp_path), np.rot90(NOISE, -1))
+            assert size(png(NOISE, **more), tmp_path) == (120, 100)
+    content = png(NOISE, before=BESIDE["a wrong checksum"])
+    assert reason(content[:-20] + b"????" + content[-16:], tmp_path) == "decode_error"
+    assert reason(content[: len(content) // 2], tmp_path) == "truncated"
+    assert reason(content.replace(b"IHDR", b"IHdR"), tmp_path) == "decode_error"
+
+
+def test_a_long_profile_of_a_png(tmp_path):
+    """A colour profile above Pillow's limit stays with the picture."""
+    (tmp_path / "picture").write_bytes(png(NOISE, before=BESIDE["a profile"]))
+    with (tmp_path / "picture").open("rb") as file:
+        assert essential(file)[1] == LONG

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from featcli.pixels import png
 from featcli.pixels.depth import reduced
 from featcli.pixels.failure import UnreadableError
-from featcli.pixels.internals import exif_of_header, file_of
+from featcli.pixels.internals import exif_of_header
 from featcli.spec.groups import PixelSpec
 
 ORIENTATION_TAG = 0x0112
@@ -61,26 +61,11 @@ def upright_size(picture: Image.Image, rules: PixelSpec) -> tuple[int, int]:
     width, height = picture.size
     if rules.orientation != "apply" or width == height or picture.format == "TIFF":
         return height, width
-    turned = _orientation(picture, _has_late_chunks(picture)) in TURNED
+    is_known = picture.format == "PNG" and not png.says_more(picture)
+    if picture.format == "PNG" and not is_known:
+        picture.load()
+    turned = _orientation(picture, unpack=not is_known) in TURNED
     return (width, height) if turned else (height, width)  # Pillow itself turns TIFF, and says so in its size
-
-
-def _has_late_chunks(picture: Image.Image) -> bool:
-    """Whether a PNG says something of itself after its pixels. Else its orientation is known without unpacking them."""
-    file = file_of(picture)
-    if picture.format != "PNG" or file is None:
-        return True
-    place, is_late = file.tell(), False
-    try:
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            if head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt") and is_late:
-                return True
-            is_late |= head[4:] == b"IDAT"
-            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-        return False
-    finally:
-        file.seek(place)
 
 
 def _orientation(picture: Image.Image, unpack: bool = True) -> int:

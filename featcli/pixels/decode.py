@@ -6,12 +6,12 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from PIL import Image
 
 from featcli.errors import CheckpointError, FeatcliError, MachineError, shown
-from featcli.pixels import jpeg
+from featcli.pixels import jpeg, png
 from featcli.pixels.colour import upright_rgb, upright_size
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.formats import identified
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
     from featcli.inputs.image_list import Image as Input
 
+T = TypeVar("T")
+
 DETAIL_LENGTH = 200
+STRICT: dict[str, Callable[[Image.Image], None]] = {**dict.fromkeys(jpeg.FORMATS, jpeg.load), "PNG": png.load}
 SPARE = 2  # how much larger than the input a picture is that was decoded smaller: what is left for resizing
 
 
@@ -38,16 +41,18 @@ def read_pixels(
     header, which has been read before. Raises UnreadableError for whatever is wrong with the file; `out` may then
     hold anything. Raises MachineError for what is no fault of the file's.
     """
-    with _explained(image), opened(image) as file, identified(affordable(file, rules.max_pixels), rules) as picture:
-        has_more = bool(getattr(picture, "is_animated", False))  # never n_frames: that walks the file
+
+    def unpacked(file: IO[bytes], picture: Image.Image) -> tuple[np.ndarray, bool]:
         if rules.decode == "scaled" and picture.format in jpeg.FORMATS:
             edge = SPARE * max(out.shape[1:])
             picture.draft(None, (edge, edge))  # as small as its own coding lets it, but no edge smaller than that
         bound_pixels(file, picture.size, picture.format)
-        if picture.format in jpeg.FORMATS:
-            jpeg.load(picture)
+        if strict := STRICT.get(picture.format or ""):
+            strict(picture)
         picture.load()
-        pixels = fit(upright_rgb(picture, rules))
+        return fit(upright_rgb(picture, rules)), _has_more(picture)
+
+    pixels, has_more = _looked_at(image, rules, unpacked)
     if pixels.shape != out.shape:
         if is_native:
             raise UnreadableError("changed", f"{pixels.shape[1:]} pixels, by its header {out.shape[1:]}")
@@ -61,12 +66,38 @@ def read_pixels(
 
 def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:
     """(height, width) of the upright picture, from the file's header alone. Raises as `read_pixels` does."""
-    with (
-        _explained(image),
-        opened(image, header_only=True) as file,
-        identified(affordable(file, rules.max_pixels, header_only=True), rules) as picture,
-    ):
-        return upright_size(picture, rules)
+    return _looked_at(image, rules, lambda _, picture: upright_size(picture, rules), header_only=True)
+
+
+def _looked_at(
+    image: Input, rules: PixelSpec, look: Callable[[IO[bytes], Image.Image], T], header_only: bool = False
+) -> T:
+    """What `look` finds in the open picture. A PNG that fails is looked at once more without what holds no pixels."""
+    with _explained(image), opened(image, header_only=header_only) as file:
+        try:
+            with identified(affordable(file, rules.max_pixels, header_only=header_only), rules) as picture:
+                return look(file, picture)
+        except (FeatcliError, MemoryError):
+            raise
+        except Exception as error:
+            if isinstance(error, UnreadableError) and error.reason != "decode_error":
+                raise
+            less = png.essential(file)
+            if less is None:
+                raise
+        content, profile = less
+        with identified(content, rules) as picture:
+            if profile is not None:
+                picture.info["icc_profile"] = profile
+            return look(file, picture)
+
+
+def _has_more(picture: Image.Image) -> bool:
+    """Whether a file holds more than the picture that was read; never by n_frames, which walks the file."""
+    try:
+        return bool(getattr(picture, "is_animated", False))
+    except Exception:  # the next frame of a GIF is damaged
+        return True
 
 
 @contextmanager

@@ -54,6 +54,25 @@ def decoder_of(picture: Image.Image) -> Iterator[Callable[[bytes], int]]:
     tiles.tile = []
 
 
+def marked(picture: Image.Image, row: int, pattern: bytes) -> bytes:
+    """Write a pattern into a row of a picture before it is unpacked, and return the bytes of the row.
+
+    Pillow leaves rows that do not come as they are.
+    """
+    tiles: Any = picture
+    ImageFile.ImageFile.load_prepare(tiles)  # not the picture's own, which counts how often it is called
+    strip = Image.new(picture.mode, (picture.width, 1))
+    length = len(strip.tobytes())
+    strip.frombytes((pattern * (length // len(pattern) + 1))[:length])
+    tiles.im.paste(strip.im, (0, row, picture.width, row + 1))
+    return strip.tobytes()
+
+
+def still_marked(picture: Image.Image, row: int, mark: bytes) -> bool:
+    """Whether a row of an unpacked picture is as it was marked."""
+    return picture.crop((0, row, picture.width, row + 1)).tobytes() == mark
+
+
 def register_plugin(module: str) -> None:
     """Import a plugin of Pillow: some register their formats by that, pillow_heif when it is told to."""
     plugin: Any = import_module(module)

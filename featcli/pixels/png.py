@@ -1,0 +1,177 @@
+"""PNGs unpacked without made-up pixels, and without what holds none: a wrong or endless text costs no picture."""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from typing import IO
+
+from PIL import Image
+
+from featcli.pixels.failure import UnreadableError
+from featcli.pixels.internals import file_of, marked, still_marked
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # a wrong checksum of these is damage
+BESIDE = (b"acTL", b"fcTL", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"cICP")
+EXIF_TEXT, XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"  # texts that say how a picture is turned
+MOST_UNPACKED = 1 << 24  # bytes of a profile or a text
+PILLOWS_LIMIT = 1 << 20  # bytes of a profile, unpacked
+PATTERNS = (bytes.fromhex("a53c961fe2074b"), bytes.fromhex("5ac369e01df8b4"))  # which differ in every bit
+
+
+def load(picture: Image.Image) -> None:
+    """Unpack a PNG as `picture.load()` does. Raises UnreadableError where its data end properly, but too early."""
+    file = file_of(picture)
+    if file is None or not _stays_marked(picture, PATTERNS[0]):
+        return
+    file.seek(0)
+    with Image.open(file, formats=("PNG",)) as again:  # either it is cut short, or its last row is that pattern
+        if _stays_marked(again, PATTERNS[1]):
+            raise UnreadableError("truncated", "its data end before its pixels do")
+
+
+def _stays_marked(picture: Image.Image, pattern: bytes) -> bool:
+    """Whether the row that is unpacked last is still as it was marked before."""
+    height = picture.height
+    is_odd_last = bool(picture.info.get("interlace")) and height % 2 == 1 and height > 1  # the last pass has odd rows
+    row = height - 1 - is_odd_last
+    mark = marked(picture, row, pattern)
+    picture.load()
+    return still_marked(picture, row, mark)
+
+
+def says_more(picture: Image.Image) -> bool:
+    """Whether a PNG says something of itself after its pixels. Else that is known without unpacking them."""
+    file = file_of(picture)
+    if file is None:
+        return True
+    place, is_late = file.tell(), False
+    try:
+        for kind, _, _ in _chunks(file):
+            if kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt") and is_late:
+                return True
+            is_late |= kind == b"IDAT"
+        return False
+    finally:
+        file.seek(place)
+
+
+def essential(file: IO[bytes]) -> tuple[IO[bytes], bytes | None] | None:
+    """A PNG without the chunks that hold no pixels and that Pillow may refuse, and its colour profile if there is one.
+
+    What says how the picture is turned is kept where it is whole. Returns None for what is no PNG, or has no such
+    chunk.
+    """
+    file.seek(0)
+    if file.read(8) != SIGNATURE:
+        return None
+    pieces: list[tuple[int, int] | bytes] = [SIGNATURE]
+    profile, is_less = None, False
+    for kind, place, length in _chunks(file):
+        if kind in PIXELS or (kind in BESIDE and _is_right(file, kind, place, length)):
+            pieces.append((place - 8, length + 12))
+            continue
+        is_less = True
+        if kind == b"iCCP" and _is_right(file, kind, place, length):
+            profile = _unpacked(_content(file, place, length).partition(b"\0")[2][1:])
+            if profile and len(profile) < PILLOWS_LIMIT:
+                pieces.append((place - 8, length + 12))
+        elif kind in (b"tEXt", b"zTXt", b"iTXt") and (text := _turning_text(kind, _content(file, place, length))):
+            pieces.append(text)
+    return (io.BufferedReader(_Pieces(file, pieces)), profile) if is_less else None
+
+
+def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, place, length) of the content of each chunk up to the end, or up to what is no chunk."""
+    place = len(SIGNATURE)
+    while True:
+        file.seek(place)
+        head = file.read(8)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if len(head) < 8 or not kind.isalpha():
+            return
+        yield kind, place + 8, length
+        if kind == b"IEND":
+            return
+        place += 12 + length
+
+
+def _content(file: IO[bytes], place: int, length: int) -> bytes:
+    """What a chunk holds; nothing of one that is larger than any here may be."""
+    file.seek(place)
+    return file.read(length) if length <= MOST_UNPACKED else b""
+
+
+def _is_right(file: IO[bytes], kind: bytes, place: int, length: int) -> bool:
+    content = _content(file, place, length)
+    return len(content) == length and file.read(4) == zlib.crc32(kind + content).to_bytes(4, "big")
+
+
+def _unpacked(packed: bytes) -> bytes | None:
+    """What was packed; None where it is damaged, or larger than it may be."""
+    unpacking = zlib.decompressobj()
+    try:
+        content = unpacking.decompress(packed, MOST_UNPACKED)
+    except zlib.error:
+        return None
+    return content if unpacking.eof else None
+
+
+def _turning_text(kind: bytes, content: bytes) -> bytes | None:
+    """The chunk of a text that says how the picture is turned, such that Pillow takes it whatever its size."""
+    keyword, _, rest = content.partition(b"\0")
+    if keyword not in (EXIF_TEXT, XMP):
+        return None
+    if kind == b"iTXt":
+        is_packed, rest = rest[:1] == b"\1", rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+    else:
+        is_packed, rest = kind == b"zTXt", rest[kind == b"zTXt" :]
+    text = _unpacked(rest) if is_packed else rest
+    if keyword == XMP and (found := re.search(rb'tiff:Orientation(?:="|>)[0-9]', text or b"")):
+        return _chunk(b"iTXt", XMP + b"\0\0\0\0\0" + found[0])
+    return _chunk(b"tEXt", keyword + b"\0" + text) if text and keyword == EXIF_TEXT else None
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+
+class _Pieces(io.RawIOBase):
+    """Pieces of a file, as (place, length), and bytes, one after the other as a file."""
+
+    def __init__(self, file: IO[bytes], pieces: list[tuple[int, int] | bytes]) -> None:
+        self._file, self._pieces, self._at = file, pieces, 0
+        self._lengths = [len(piece) if isinstance(piece, bytes) else piece[1] for piece in pieces]
+
+    def readable(self) -> bool:
+        """See io.RawIOBase."""
+        return True
+
+    def seekable(self) -> bool:
+        """See io.RawIOBase."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """See io.RawIOBase."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: sum(self._lengths)}[whence]
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """See io.RawIOBase."""
+        begin = 0
+        for piece, length in zip(self._pieces, self._lengths, strict=True):
+            inside = self._at - begin
+            if inside < length:
+                if isinstance(piece, bytes):
+                    content = piece[inside : inside + len(buffer)]
+                else:
+                    self._file.seek(piece[0] + inside)
+                    content = self._file.read(min(len(buffer), length - inside))
+                buffer[: len(content)] = content
+                self._at += len(content)
+                return len(content)
+            begin += length
+        return 0
