@@ -287,3 +287,53 @@ def test_a_long_profile_of_a_png(tmp_path):
     (tmp_path / "picture").write_bytes(png(NOISE, before=BESIDE["a profile"]))
     with (tmp_path / "picture").open("rb") as file:
         assert essential(file)[1] == LONG
+
+
+CORNERS = np.kron(np.random.default_rng(1).integers(0, 256, (5, 7, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+TURNED = {  # what each orientation makes of a picture
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}  # fmt: skip
+
+
+def exif_of(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+def jxl_of(orientation, in_exif):
+    """A JPEG XL of CORNERS with an orientation in its codestream, which its plugin cannot write, and one in EXIF."""
+    stream = saved("JXL", CORNERS, lossless=True)
+    bits = "".join(f"{byte:08b}"[::-1] for byte in stream[2:6])
+    # Behind the size (14 bits): not all as usual, and nothing more to say, which becomes an orientation and no more.
+    bits = bits[:15] + "1" + f"{orientation - 1:03b}"[::-1] + "000" + bits[16:23] + "1" + bits[23:30]
+    head = bytes(int(bits[i : i + 8][::-1], 2) for i in range(0, len(bits), 8))
+    boxes = (b"JXL ", b"\r\n\x87\n"), (b"ftyp", b"jxl \0\0\0\0jxl "), (b"Exif", bytes(4) + exif_of(in_exif)[6:])
+    boxes += ((b"jxlc", stream[:2] + head + stream[6:]),)
+    return b"".join((len(content) + 8).to_bytes(4, "big") + kind + content for kind, content in boxes)
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "HEIF", "JXL"])
+def test_orientations(kind, orientation, tmp_path):
+    """In each format each orientation is applied once, or not at all, and the header tells the size of that."""
+    if kind == "JXL":
+        pytest.importorskip("pillow_jxl")
+        content = jxl_of(orientation, in_exif=6)
+    elif kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+        content = saved("HEIF", CORNERS, quality=-1, chroma=444, exif=exif_of(orientation))
+    else:
+        exact = {
+            "WEBP": {"lossless": True},
+            "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+            "JPEG": {"quality": 98, "subsampling": 0},
+        }
+        content = saved(kind, CORNERS, exif=exif_of(orientation), **exact.get(kind, {}))
+    for rule, expected in (("apply", TURNED[orientation](CORNERS)), ("ignore", CORNERS)):
+        found = read(content, tmp_path, orientation=rule)
+        assert found.shape == expected.shape
+        assert np.abs(found.astype(int) - expected).max() <= (0 if kind in ("PNG", "WEBP", "JXL") else 24)
+        assert size(content, tmp_path, orientation=rule) == found.shape[:2]

@@ -26,7 +26,18 @@ import featcli
 from featcli.cli.internals import GroupedCommand, error_of_typer
 from featcli.errors import MachineError
 from featcli.inputs.internals import end_of_member, forget_members
-from featcli.pixels.internals import Deferred, decoder_of, exif_of_header, file_of, register_plugin, silence_libtiff
+from featcli.pixels.internals import (
+    Deferred,
+    decoder_of,
+    exif_of_header,
+    file_of,
+    is_as_stored,
+    marked,
+    register_plugin,
+    silence_libtiff,
+    still_marked,
+    transformations_of,
+)
 from featcli.reading.internals import is_held_by_none_but, shared_tensor
 from featcli.system.device import is_out_of_memory
 
@@ -214,11 +225,40 @@ def test_pillow_says_from_which_file_it_reads():
 def test_a_picture_becomes_what_was_unpacked():
     """What another library unpacks is, once loaded, a picture of Pillow's: else kinds beyond Pillow cannot be read."""
     made = Image.new("L", (30, 20), 77)
-    picture = Deferred((30, 20), True, lambda: made)
+    picture = Deferred("TIFF", (30, 20), True, lambda: made)
     assert (picture.size, picture.is_animated, picture.format) == ((30, 20), True, "TIFF")
     with picture:
         picture.load()
         assert (picture.mode, picture.getpixel((3, 4)), picture.convert("RGB").size) == ("L", 77, (30, 20))
+
+
+def test_rows_that_do_not_come():
+    """Pillow leaves the rows of a PNG that do not come as they were: else nobody would see that they are missing."""
+    out = io.BytesIO()
+    Image.fromarray(np.full((9, 5), 7, np.uint8)).save(out, "PNG")
+    for rows, is_left in ((9, False), (8, True)):
+        data = zlib.compress((b"\0" + bytes([7] * 5)) * rows)
+        kind = len(data).to_bytes(4, "big") + b"IDAT" + data + zlib.crc32(b"IDAT" + data).to_bytes(4, "big")
+        with Image.open(io.BytesIO(out.getvalue()[:33] + kind + out.getvalue()[-12:])) as picture:
+            mark = marked(picture, 8, b"\xa5\x3c")
+            picture.load()
+            assert still_marked(picture, 8, mark) == is_left
+
+
+def test_what_plugins_did():
+    """pillow-heif says how it turned a picture, pillow-jxl-plugin whether it did: else neither could be undone."""
+    exif, heif, jxl = Image.Exif(), io.BytesIO(), io.BytesIO()
+    exif[0x0112] = 7
+    for module in ("pillow_heif", "pillow_jxl"):
+        pytest.importorskip(module)
+        register_plugin(module)
+    Image.new("RGB", (64, 64)).save(heif, "HEIF", exif=exif.tobytes())
+    Image.new("RGB", (64, 64)).save(jxl, "JXL")
+    with Image.open(heif) as picture:
+        assert [one for one in transformations_of(picture) if one[0] != "clap"] == [("irot", 270), ("imir", 0)]
+    with Image.open(jxl) as picture:
+        assert hasattr(picture, "jpeg")
+        assert not is_as_stored(picture)
 
 
 def test_pillows_decoder():

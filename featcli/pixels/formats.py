@@ -11,6 +11,7 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 from featcli.inputs.signatures import DOCUMENT, START, foreign, known_format
+from featcli.pixels.containers import oriented
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import register_plugin, silence_libtiff
 from featcli.pixels.tiff import corrected, unpacked
@@ -35,6 +36,8 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
     except UnidentifiedImageError:
         file.seek(0)
         raise _unidentified(file.read(START), formats) from None
+    if picture.format in PLUGINS:
+        picture = oriented(picture, file, rules)
     if picture.width * picture.height > rules.max_pixels:
         raise UnreadableError(
             "too_many_pixels",

@@ -73,6 +73,19 @@ def still_marked(picture: Image.Image, row: int, mark: bytes) -> bool:
     return picture.crop((0, row, picture.width, row + 1)).tobytes() == mark
 
 
+def transformations_of(picture: Image.Image) -> list[tuple[Any, ...]] | None:
+    """How pillow-heif turned, mirrored and cut a picture, in that order; None where it does not say."""
+    with suppress(AttributeError):
+        plugin: Any = picture
+        return list(plugin._heif_file[0]._c_image.transformations)
+    return None
+
+
+def is_as_stored(picture: Image.Image) -> bool:
+    """Whether pillow-jxl-plugin left a picture unturned: a JPEG packed as JPEG XL, which it makes a JPEG again."""
+    return bool(getattr(picture, "jpeg", False))
+
+
 def register_plugin(module: str) -> None:
     """Import a plugin of Pillow: some register their formats by that, pillow_heif when it is told to."""
     plugin: Any = import_module(module)
@@ -101,9 +114,11 @@ class Deferred(Image.Image):
     Pillow's own pictures work so, and take over the picture that another library made as it is done here.
     """
 
-    def __init__(self, size: tuple[int, int], has_more: bool, unpack: Callable[[], Image.Image]) -> None:
+    def __init__(
+        self, format_name: str, size: tuple[int, int], has_more: bool, unpack: Callable[[], Image.Image]
+    ) -> None:
         super().__init__()
-        self.format = "TIFF"
+        self.format = format_name
         self.is_animated = has_more
         self._size, self._mode = size, "RGB"
         self._unpack = unpack

@@ -91,7 +91,8 @@ def affordable(file: IO[bytes], max_pixels: int, header_only: bool = False) -> I
     elif start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         _refuse_costly_tiff(file, max_pixels)
     elif start.startswith(b"\xff\x0a") or start[4:8] == b"JXL ":
-        _refuse_large(_size_of_jxl(file), max_pixels)
+        header = header_of_jxl(file)
+        _refuse_large(header and header[:2], max_pixels)
     elif start.startswith(b"\0\0\1\0"):
         _refuse_large(_size_of_icon(file), max_pixels)
     elif start[:4] == b"RIFF" and start[8:12] == b"WEBP":
@@ -256,8 +257,11 @@ def _size_of_icon(file: IO[bytes]) -> tuple[int, int] | None:
     return abs(width), abs(height) // 2  # below the picture there is a mask
 
 
-def _size_of_jxl(file: IO[bytes]) -> tuple[int, int] | None:
-    """Return (width, height) of a JPEG XL, whose plugin unpacks it before it says so; None where it is damaged."""
+def header_of_jxl(file: IO[bytes]) -> tuple[int, int, int] | None:
+    """Return (width, height, orientation as of EXIF) of a JPEG XL as it is stored; None where it is damaged.
+
+    Its plugin unpacks it before it says its size, and never says how it was turned.
+    """
     place = _codestream_of_jxl(file)
     if place is None:
         return None
@@ -275,10 +279,13 @@ def _size_of_jxl(file: IO[bytes]) -> tuple[int, int] | None:
         return 8 * (take(5) + 1) if is_small else take((9, 13, 18, 30)[take(2)]) + 1
 
     height, ratio = edge(), take(3)
-    if not ratio:
-        return edge(), height
-    wide, high = JXL_RATIOS[ratio - 1]
-    return height * wide // high, height
+    if ratio:
+        wide, high = JXL_RATIOS[ratio - 1]
+        width = height * wide // high
+    else:
+        width = edge()
+    has_defaults = take(1)
+    return width, height, 1 if has_defaults or not take(1) else 1 + take(3)
 
 
 def _codestream_of_jxl(file: IO[bytes]) -> int | None:

@@ -114,7 +114,7 @@ def unpacked(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image |
     if not _are_installed():
         raise UnreadableError("format_not_allowed", f"{header.name} of {header.kind}: pip install 'featcli[tiff]'")
     size = header.size if rules.orientation == "ignore" else header.upright_size
-    return Deferred(size, bool(header.following), partial(_unpack, file, header, rules))
+    return Deferred("TIFF", size, bool(header.following), partial(_unpack, file, header, rules))
 
 
 def corrected(picture: Image.Image, header: Header, rules: PixelSpec) -> Image.Image:
@@ -139,7 +139,7 @@ def corrected(picture: Image.Image, header: Header, rules: PixelSpec) -> Image.I
             found = Image.fromarray(np.asarray(found).view(np.uint32).astype(np.float32))
         return found.transpose(BACK[turn]) if is_put_back and turn is not None else found
 
-    return Deferred(size, bool(getattr(picture, "is_animated", False)), load)
+    return Deferred("TIFF", size, bool(getattr(picture, "is_animated", False)), load)
 
 
 def _turn(picture: Image.Image) -> int | None:
