@@ -282,9 +282,42 @@ def orientations(rng):
         yield partial(Cell, f"orientation {number}", f"{bits}", rules.orientation, data, shown, rules)
 
 
+def jpeg_2000(rng):
+    """JPEG 2000 by its components, depth, sign and boxes, read without and with a range."""
+    names = {1: "grey", 2: "grey + alpha", 3: "RGB", 4: "RGB + alpha", 5: "five components"}
+    for count, bits, kind, boxes in itertools.product(names, range(1, 17), "ui", ("JP2", "J2K")):
+        for rules in (DROP, *[ON_WHITE] * (count in (2, 4)), *[WITH_RANGE] * (bits > 8 and count > 1)):
+            samples = drawn(count, bits, rng, kind)
+            yield partial(jpeg_2000_cell, samples, bits, f"JPEG 2000, {names[count]}", boxes, rules)
+
+
+def jpeg_2000_cell(samples, bits, mode, boxes, rules):
+    import imagecodecs
+
+    values, count = samples.astype(np.int64) + (2 ** (bits - 1) if samples.dtype.kind == "i" else 0), samples.shape[2]
+    if bits < 8:
+        shown = (values * 255 / (2**bits - 1)).round().astype(np.uint8)
+    else:
+        shown = ((values + (1 << (bits - 8) >> 1)) >> (bits - 8)).clip(0, 255).astype(np.uint8)
+    alpha = shown[..., -1]
+    if count == 1 and bits > 8:  # as other 16-bit greys are
+        in_16 = values << (16 - bits)
+        shown = shown if (bits, boxes) == (9, "JP2") else (in_16 / 257).round().astype(np.uint8)
+    elif rules is WITH_RANGE:
+        low, high = rules.black_and_white
+        shown = (((values << (16 - bits)) - low) * 255 / (high - low)).round().clip(0, 255).astype(np.uint8)
+    shown = np.repeat(shown[..., :1], 3, 2) if count < 3 else shown[..., :3]
+    shown = on(rules.alpha, np.ascontiguousarray(shown), alpha) if rules is ON_WHITE else shown
+    data = imagecodecs.jpeg2k_encode(
+        samples[..., 0] if count == 1 else samples, level=0, reversible=True, bitspersample=bits, codecformat=boxes
+    )
+    sign = "signed " if samples.dtype.kind == "i" else ""
+    return Cell(mode, sign + str(bits), boxes + said(rules), bytes(data), None if count == 5 else shown, rules, samples)
+
+
 def grid():
     """What makes every cell."""
-    for part in (whole_numbers, other_numbers, orientations):
+    for part in (jpeg_2000, orientations, whole_numbers, other_numbers):
         yield from part(np.random.default_rng(0))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of every kind that TIFF has: as the array says from which they were made, or refused by name."""
+"""Pictures of every kind that TIFF and JPEG 2000 have: as the array that they were made of, or refused by name."""
 
 import io
 import itertools
@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import REPOSITORY
 from featcli.inputs.image_list import Image as Input
-from featcli.pixels import tiff
+from featcli.pixels import second_decoder
 from featcli.pixels.decode import read_pixels, read_size
 from featcli.pixels.failure import UnreadableError
 from featcli.spec.groups import PixelSpec
@@ -155,10 +155,27 @@ def test_deep_tiffs_that_were_cut_short(tmp_path, layout):
     assert {failure(tmp_path, data[:-cut])[0] for cut in (2, 40, 100)} <= {"truncated", "decode_error"}
 
 
+@pytest.mark.parametrize("bits", [1, 4, 8, 9, 12, 16])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_white_of_jpeg_2000(tmp_path, bits, count):
+    """White is white and black is black, however many bits a JPEG 2000 has; a cut file is a failure."""
+    import imagecodecs
+
+    samples = np.zeros((20, 30, count), np.uint8 if bits <= 8 else np.uint16)
+    samples[:10] = 2**bits - 1
+    data = imagecodecs.jpeg2k_encode(samples.squeeze(), level=0, reversible=True, bitspersample=bits)
+    shown = read(tmp_path, data)
+    assert (shown[:10].min(), shown[10:].max()) == (255, 0)
+    assert failure(tmp_path, data[:-2])[0] in ("decode_error", "truncated")
+
+
 def test_without_the_second_decoder(tmp_path, monkeypatch):
     """Pixels do not depend on what is installed: without tifffile its kinds fail and say so; all others are read."""
-    monkeypatch.setattr(tiff, "_are_installed", lambda: False)
-    for data in (tiffs.tiff(COLOURS, 16, RGB, Layout(planar=True)), tiffs.tiff(BIT_12, 12, GREY)):
+    monkeypatch.setattr(second_decoder, "is_installed", lambda: False)
+    import imagecodecs
+
+    deep = imagecodecs.jpeg2k_encode(COLOURS, level=0, reversible=True)
+    for data in (tiffs.tiff(COLOURS, 16, RGB, Layout(planar=True)), tiffs.tiff(BIT_12, 12, GREY), deep):
         reason, detail = failure(tmp_path, data)
         assert (reason, "pip install 'featcli[tiff]'" in detail) == ("format_not_allowed", True)
     assert read(tmp_path, tiffs.tiff(COLOURS, 16, RGB)).shape == (32, 40, 3)

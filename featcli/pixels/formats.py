@@ -11,10 +11,10 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 from featcli.inputs.signatures import DOCUMENT, START, foreign, known_format
+from featcli.pixels import jpeg2000, tiff
 from featcli.pixels.containers import oriented
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import register_plugin, silence_libtiff
-from featcli.pixels.tiff import corrected, unpacked
 from featcli.pixels.tiff_header import header_of
 from featcli.spec.groups import PixelSpec
 
@@ -27,12 +27,12 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
     """The picture as its header describes it, no pixel unpacked."""
     formats = readable_formats(rules.max_pixels)
     header = header_of(file)
-    picture = unpacked(file, header, rules) if header else None
+    picture = tiff.unpacked(file, header, rules) if header else jpeg2000.unpacked(file, rules)
     try:
         if picture is None:
             file.seek(0)
             picture = Image.open(file, formats=formats)
-            picture = corrected(picture, header, rules) if header else picture
+            picture = tiff.corrected(picture, header, rules) if header else picture
     except UnidentifiedImageError:
         file.seek(0)
         raise _unidentified(file.read(START), formats) from None

@@ -6,11 +6,8 @@ depend on what is installed. What neither is known to read rightly is refused by
 
 from __future__ import annotations
 
-import logging
 import os
-from contextlib import suppress
-from functools import cache, partial
-from importlib import import_module
+from functools import partial
 from math import prod
 from typing import IO
 
@@ -21,6 +18,7 @@ from featcli.pixels.depth import high_bits, highest, reduced
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.image_file import MAX_BYTES
 from featcli.pixels.internals import Deferred
+from featcli.pixels.second_decoder import refuse_where_missing
 from featcli.pixels.tiff_header import (
     ASSOCIATED,
     BLACK_IS_ZERO,
@@ -51,7 +49,6 @@ from featcli.pixels.tiff_header import (
 )
 from featcli.spec.groups import PixelSpec
 
-LIBRARIES = ("tifffile", "imagecodecs")
 UNREAD = {  # what samples can mean and is no picture, or none that is read here
     4: "a transparency mask",
     8: "CIELAB colours",
@@ -111,8 +108,7 @@ def unpacked(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image |
     if _is_for_pillow(header, rules):
         return None
     _refuse_unconfirmed(header)
-    if not _are_installed():
-        raise UnreadableError("format_not_allowed", f"{header.name} of {header.kind}: pip install 'featcli[tiff]'")
+    refuse_where_missing(f"{header.name} of {header.kind}")
     size = header.size if rules.orientation == "ignore" else header.upright_size
     return Deferred("TIFF", size, bool(header.following), partial(_unpack, file, header, rules))
 
@@ -239,16 +235,6 @@ def _refuse_unconfirmed(header: Header) -> None:
     fits = {1: True, 2: not is_float and header.bits in (8, 16, 32, 64), 3: is_float}
     if not fits.get(predictor, False) or (predictor != 1 and header.compression == RAW):
         raise _refused(header, f"of {header.kind}, predictor {predictor}")
-
-
-@cache
-def _are_installed() -> bool:
-    with suppress(ImportError):
-        for library in LIBRARIES:
-            import_module(library)
-        logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it finds wrong becomes a failure
-        return True
-    return False
 
 
 def _unpack(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image:
