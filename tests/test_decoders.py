@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import featcli
 from conftest import REPOSITORY
+from featcli.errors import ConflictError
 from featcli.inputs.image_list import Image as Input
-from featcli.pixels import second_decoder
+from featcli.pixels import extras
 from featcli.pixels.decode import read_pixels, read_size
 from featcli.pixels.failure import UnreadableError
 from featcli.spec.groups import PixelSpec
@@ -171,7 +173,7 @@ def test_white_of_jpeg_2000(tmp_path, bits, count):
 
 def test_without_the_second_decoder(tmp_path, monkeypatch):
     """Pixels do not depend on what is installed: without tifffile its kinds fail and say so; all others are read."""
-    monkeypatch.setattr(second_decoder, "is_installed", lambda: False)
+    monkeypatch.setattr(extras, "reads_more_tiff", lambda: False)
     import imagecodecs
 
     deep = imagecodecs.jpeg2k_encode(COLOURS, level=0, reversible=True)
@@ -179,3 +181,44 @@ def test_without_the_second_decoder(tmp_path, monkeypatch):
         reason, detail = failure(tmp_path, data)
         assert (reason, "pip install 'featcli[tiff]'" in detail) == ("format_not_allowed", True)
     assert read(tmp_path, tiffs.tiff(COLOURS, 16, RGB)).shape == (32, 40, 3)
+
+
+def dumped(tmp_path, **options):
+    return featcli.extract(
+        tmp_path / "p", output=tmp_path / "d", checkpoint="test_resnet", random_init=True, out_indices="0", **options
+    )
+
+
+def test_a_dump_takes_deep_pictures_once_they_can_be_read(tmp_path, monkeypatch):
+    """Without tifffile its pictures fail, and --retry-failed takes them later; a dump begun with it needs it."""
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.tif").write_bytes(tiffs.tiff(BIT_12, 12, GREY))
+    Image.new("L", (40, 32), 77).save(tmp_path / "p" / "b.png")
+    there = extras.versions()
+    with monkeypatch.context() as missing:
+        missing.setattr(extras, "reads_more_tiff", lambda: False)
+        missing.setattr(extras, "versions", dict)
+        dumped(tmp_path)
+        assert featcli.open_dump(tmp_path / "d").valid.tolist() == [False, True]
+    assert extras.versions() == there
+    dumped(tmp_path, retry_failed=True)
+    assert featcli.open_dump(tmp_path / "d").valid.all()
+    (tmp_path / "p" / "b.png").write_bytes(b"damaged")
+    dumped(tmp_path, overwrite=True)
+    monkeypatch.setattr(extras, "versions", dict)
+    dumped(tmp_path)  # nothing is left to be read
+    with pytest.raises(ConflictError, match=r"begun with tifffile .* to read \.tif: not installed here"):
+        dumped(tmp_path, retry_failed=True)
+
+
+def test_files_that_nothing_reads_are_counted_before_the_first_image(tmp_path, cli, monkeypatch):
+    """Where a suffix says that a package is missing, a plan says how many files there are, and what to install."""
+    (tmp_path / "p").mkdir()
+    for name in ("a.heic", "b.HEIC", "c.jxl", "d.png"):
+        Image.new("L", (40, 32), 77).save(tmp_path / "p" / name, "PNG")
+    command = ("extract", tmp_path / "p", "-c", "test_resnet", "--random-init", "-o", tmp_path / "d", "--dry-run")
+    assert "pip install" not in cli(*command).err
+    monkeypatch.setattr(extras, "versions", dict)
+    said = cli(*command).err
+    assert "2 files end in .heic: pip install 'featcli[heif]'" in said
+    assert "1 file ends in .jxl: pip install 'featcli[jxl]'" in said

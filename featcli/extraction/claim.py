@@ -14,7 +14,7 @@ from featcli.dump.folder import Dump, in_use, no_dump
 from featcli.dump.lock import FolderLock
 from featcli.dump.target import occupy
 from featcli.dump.writer import DumpWriter, create, resume
-from featcli.extraction.planning import Job
+from featcli.extraction.planning import Job, refuse_without_extras
 from featcli.inputs.listing import Listing
 from featcli.spec.commands import ExtractSpec
 from featcli.system.scheduler import Part, part_of
@@ -96,4 +96,5 @@ def _state_now(path: Path, job: Job, asked: ExtractSpec) -> tuple[DumpWriter, Sh
         raise no_dump(path)
     resized = resume(dump, job.plan, job.images, asked.retry_failed)
     to_make = shards_to_make(dump, asked.retry_failed, part_of(asked.part))
+    refuse_without_extras(dump, job.images, bool(to_make.all))
     return DumpWriter(dump, job.plan.environment, again=frozenset(to_make.again), resized=resized), to_make

@@ -18,6 +18,7 @@ from featcli.events import Report, silent
 from featcli.inputs.folders import LINKED
 from featcli.inputs.image_list import ImageList
 from featcli.inputs.listing import Listing, find
+from featcli.pixels import extras
 from featcli.pixels.batches import SizedImages
 from featcli.pixels.colour import summary_of
 from featcli.pixels.sizes import Sizes, native_sizes
@@ -118,6 +119,7 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     if existing is not None and is_same:
         found = existing.found
         todo = sorted({*found.unfinished, *(found.failed if asked.retry_failed else ())})
+        refuse_without_extras(existing, listing.images, bool(todo))
     _report_existing(asked, existing, plan.num_shards - len(todo) if is_same else None, report)
     part = part_of(asked.part)
     if part is not None:
@@ -178,7 +180,15 @@ def _resolve(
     notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
     notes += [f"{counted(listing.repeated, 'name')} listed again"] if listing.repeated else []
     report("choice", name="images", value=f"{len(listing.images):,}", reason="; ".join(notes))
+    for text in extras.missing(listing.images.keys, extras.versions()):
+        report("warning", text=text)
     return listing, selection
+
+
+def refuse_without_extras(dump: Dump, images: ImageList, is_to_be_read: bool) -> None:
+    """Raise ConflictError where images are to be read, and what the dump was begun with to read them is missing."""
+    if is_to_be_read:
+        extras.refuse_without(dump.plan.environment, images.keys, extras.versions(), str(dump.path))
 
 
 def _report_vectors(asked: ExtractSpec, model: ModelSpec, positions: Sequence[int], report: Report) -> None:

@@ -15,7 +15,7 @@ from featcli.dump.folder import Dump
 from featcli.dump.formats.layout import values_of
 from featcli.errors import ConflictError, shown
 from featcli.events import Report, silent
-from featcli.extraction.planning import Job, prepare
+from featcli.extraction.planning import Job, prepare, refuse_without_extras
 from featcli.pixels import batches
 from featcli.reading.reader import DumpReader
 from featcli.run.forward import Forward
@@ -103,6 +103,7 @@ def _same_job(dump: Dump, asked: VerifyCommand, report: Report) -> tuple[Job, Se
         backbone = job.plan.settings.backbone
         if not settings.is_native and (backbone != settings.backbone or job.plan.stages != plan.stages):
             job, setup = prepare(replace(same, image_size=settings.input_size), dump, report)
+    refuse_without_extras(dump, job.images, True)
     try:
         dump.refuse_other_plan(job.plan, job.images)
         dump.refuse_changed_images(job.plan, job.images, retry_failed=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from importlib import metadata
 from typing import IO
 
 from PIL import Image, UnidentifiedImageError
@@ -72,12 +71,3 @@ def _registered(module: str) -> bool:
         register_plugin(module)
         return True
     return False
-
-
-def plugin_versions() -> dict[str, str]:
-    """Of the plugins that are installed."""
-    found = {}
-    for _, package in PLUGINS.values():
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found

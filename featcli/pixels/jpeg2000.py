@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from featcli.pixels.depth import highest, reduced
+from featcli.pixels.extras import refuse_without_tiff
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import Deferred
-from featcli.pixels.second_decoder import refuse_where_missing
 from featcli.spec.groups import PixelSpec
 
 SIGNATURE, CODESTREAM = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
@@ -115,7 +115,7 @@ def unpacked(file: IO[bytes], rules: PixelSpec) -> Image.Image | None:
         raise refused
     if len(set(header.depths)) > 1 or header.depths[0] > 16:
         raise UnreadableError("unsupported_depth", header.name)
-    refuse_where_missing(header.name)
+    refuse_without_tiff(header.name)
     return Deferred("JPEG2000", header.size, False, partial(_unpack, file, header, rules))
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from featcli.pixels.depth import high_bits, highest, reduced
+from featcli.pixels.extras import refuse_without_tiff
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.image_file import MAX_BYTES
 from featcli.pixels.internals import Deferred
-from featcli.pixels.second_decoder import refuse_where_missing
 from featcli.pixels.tiff_header import (
     ASSOCIATED,
     BLACK_IS_ZERO,
@@ -108,7 +108,7 @@ def unpacked(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image |
     if _is_for_pillow(header, rules):
         return None
     _refuse_unconfirmed(header)
-    refuse_where_missing(f"{header.name} of {header.kind}")
+    refuse_without_tiff(f"{header.name} of {header.kind}")
     size = header.size if rules.orientation == "ignore" else header.upright_size
     return Deferred("TIFF", size, bool(header.following), partial(_unpack, file, header, rules))
 

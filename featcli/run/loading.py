@@ -21,9 +21,9 @@ from featcli.dump.plan import Plan, StoredStage
 from featcli.dump.settings import Settings
 from featcli.errors import UsageError
 from featcli.events import Choice, Report, silent
+from featcli.pixels import extras
 from featcli.pixels.batches import Decoder
 from featcli.pixels.colour import settings_of
-from featcli.pixels.formats import plugin_versions
 from featcli.run.pooling import Pooling, pooling
 from featcli.run.resuming import InMannerOf
 from featcli.run.trials import Trials
@@ -209,7 +209,7 @@ def _environment(device: torch.device, library: str) -> dict[str, str]:
         "pillow": PIL.__version__,
         "numpy": np.__version__,
         "h5py": h5py.__version__,
-        **plugin_versions(),
+        **extras.versions(),
         **({"transformers": sys.modules["transformers"].__version__} if library == "transformers" else {}),
         **({"cuda": str(torch.version.cuda)} if device.type == "cuda" else {}),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

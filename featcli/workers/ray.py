@@ -22,6 +22,7 @@ from featcli.errors import FeatcliError, MachineError, UsageError, counted, one_
 from featcli.events import Report
 from featcli.inputs.image_list import is_url
 from featcli.inputs.storage import Ground
+from featcli.pixels import extras
 from featcli.run.source import Shard
 from featcli.run.stats import RunStats
 from featcli.spec.commands import ExtractSpec
@@ -232,6 +233,9 @@ class RayEngine:
                 f"a worker has featcli {environment.get('featcli')}, this is {featcli.__version__}",
                 "install the same version on all nodes of the cluster",
             )
+        begun, images = order.dump.plan.environment, order.pictures.images
+        keys = (images[row].key for row in range(len(images)))
+        extras.refuse_without(begun, keys, environment, str(order.dump.path))
         other = environment_changes(order.dump.plan.environment, environment)
         if other and (text := ", ".join(other)) not in self._warned:
             self._warned.add(text)

@@ -1,0 +1,98 @@
+"""The extras that read pictures: which are installed, and which files need them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from functools import cache
+from importlib import import_module, metadata
+from typing import NamedTuple
+
+from featcli.errors import ConflictError, counted, shown
+from featcli.pixels.failure import UnreadableError
+
+
+class Extra(NamedTuple):
+    """An extra of featcli that reads pictures."""
+
+    name: str
+    packages: tuple[str, ...]
+    suffixes: tuple[str, ...]  # of the files that it may be needed for
+    is_always: bool  # or is: for each of them
+
+    @property
+    def install(self) -> str:
+        """How to have it."""
+        return f"pip install 'featcli[{self.name}]'"
+
+
+TIFF = Extra("tiff", ("tifffile", "imagecodecs"), (".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c"), False)
+HEIF = Extra("heif", ("pillow-heif",), (".heic", ".heif", ".hif"), True)
+JXL = Extra("jxl", ("pillow-jxl-plugin",), (".jxl",), True)
+EXTRAS = (HEIF, JXL, TIFF)
+
+
+def versions() -> dict[str, str]:
+    """Of the packages of extras that are installed."""
+    found = {}
+    for package in (package for extra in EXTRAS for package in extra.packages):
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+@cache
+def reads_more_tiff() -> bool:
+    """Whether tifffile and imagecodecs can be imported."""
+    with suppress(ImportError):
+        for library in TIFF.packages:
+            import_module(library)
+        logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it finds wrong becomes a failure
+        return True
+    return False
+
+
+def refuse_without_tiff(kind: str) -> None:
+    """Raise UnreadableError for a picture of this kind where tifffile or imagecodecs is missing."""
+    if not reads_more_tiff():
+        raise UnreadableError("format_not_allowed", f"{kind}: {TIFF.install}, or convert it to JPEG or PNG")
+
+
+def missing(keys: Iterable[str], installed: Collection[str]) -> list[str]:
+    """Say of every suffix of which no file can be read here how many there are, and what to install."""
+    lacking = {suffix: extra for extra in EXTRAS for suffix in extra.suffixes if not _has(installed, extra)}
+    found = Counter(suffix for suffix in map(_suffix, keys) if suffix in lacking) if lacking else {}
+    return [
+        f"{counted(count, 'file')} {'end' if count > 1 else 'ends'} in {suffix}: {lacking[suffix].install}"
+        for suffix, count in sorted(found.items())
+        if lacking[suffix].is_always
+    ]
+
+
+def refuse_without(begun: Mapping[str, str], keys: Iterable[str], installed: Collection[str], path: str) -> None:
+    """Raise ConflictError where a dump was begun with an extra that is missing here, and holds files that may need it.
+
+    `begun`: the environment in which it was begun. Else some rows would fail of which their like have not.
+    """
+    lacking = [extra for extra in EXTRAS if _has(begun, extra) and not _has(installed, extra)]
+    if not lacking:
+        return
+    suffixes = {_suffix(key) for key in keys}
+    for extra in lacking:
+        if needed := sorted(suffixes & {*extra.suffixes}):
+            packages = " and ".join(f"{package} {begun[package]}" for package in extra.packages)
+            raise ConflictError(
+                f"dump {shown(path)} was begun with {packages}, to read {', '.join(needed)}: not installed here",
+                extra.install,
+            )
+
+
+def _has(packages: Collection[str], extra: Extra) -> bool:
+    return all(package in packages for package in extra.packages)
+
+
+def _suffix(key: str) -> str:
+    return os.path.splitext(key)[1].lower()
