@@ -1,4 +1,7 @@
-"""Writes the tables of options into the pages of the commands: `make docs`. A test fails while they differ."""
+"""Writes the tables of options into the pages of the commands, and those of exit codes into others: `make docs`.
+
+A test fails while they differ.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featcli.cli.signature import in_order_of_help
+from featcli.errors import EXIT_CODES, ExitCode
 from featcli.spec import commands
 from featcli.spec.option import OptionField, Spec
 
@@ -20,16 +24,19 @@ SPECS: dict[str, type[Spec]] = {
     "verify": commands.VerifyCommand,
     "finalize": commands.FinalizeCommand,
 }
-TABLE = re.compile(r"(<!-- options: written by make docs -->\n).*?(<!-- end of options -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- \w[\w ]*: written by make docs -->\n).*?(<!-- end of \w[\w ]* -->)", re.DOTALL)
 
 
 def pages() -> dict[Path, str]:
     """Every page with a table, as it should be."""
+    tables = {name: _table(in_order_of_help(spec)) for name, spec in SPECS.items()}
+    tables |= {"troubleshooting": _what_to_do(), "pipelines": _another_try(), "scale": _another_try()}
     found = {}
-    for name, spec in SPECS.items():
+    for name, table in tables.items():
         page = DOCS / f"{name}.md"
-        table = _table(in_order_of_help(spec))
-        found[page] = TABLE.sub(lambda match, table=table: match[1] + table + match[2], page.read_text())
+        text, count = TABLE.subn(lambda match, table=table: match[1] + table + match[2], page.read_text())
+        assert count == 1, f"{page} has {count} places for a table"
+        found[page] = text
     return found
 
 
@@ -54,6 +61,29 @@ def _text(option: OptionField) -> str:
     if option.is_required or default is False or default in (None, "", ()) or "efault" in text:
         return text
     return f"{text} Default: `{default}`."
+
+
+def _what_to_do() -> str:
+    """Exit codes for people."""
+    lines = ["| exit code | means | what to do |", "|---|---|---|"]
+    lines += [f"| {_codes(code)} | {_code_words(code.means)} | {code.to_do} |" for code in EXIT_CODES]
+    return "\n".join(lines) + "\n"
+
+
+def _another_try() -> str:
+    """Exit codes for programs that run featcli."""
+    lines = ["| exit code | means | another try |", "|---|---|---|"]
+    lines += [f"| {_codes(code)} | {_code_words(code.means)} | {code.again} |" for code in EXIT_CODES]
+    return "\n".join(lines) + "\n"
+
+
+def _codes(code: ExitCode) -> str:
+    return ", ".join(map(str, code.codes))
+
+
+def _code_words(text: str) -> str:
+    """The text with its options as code."""
+    return re.sub(r"--[\w-]+", r"`\g<0>`", text)
 
 
 if __name__ == "__main__":

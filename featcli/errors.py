@@ -1,20 +1,81 @@
-"""Every error a user can meet, with the exit code it ends in, and how names are shown in messages.
+"""Every error a user can meet, every exit code and what it says, and how names are shown in messages.
 
-    FeatcliError            1   unexpected
+    FeatcliError            1
     ├── WorkerError         1   a worker died too often
-    ├── UsageError          2   bad option, no images, unknown stage or checkpoint name
-    ├── DamagedError        4   a file of a dump is damaged
-    ├── ConflictError       5   the dump exists with another plan, or is in use
-    ├── CheckpointError     6   the checkpoint is refused
-    ├── MachineError        7   disk, device, memory
-    └── IncompleteError     8   the dump is not complete
+    ├── UsageError          2
+    ├── DamagedError        4
+    ├── ConflictError       5
+    ├── CheckpointError     6
+    ├── MachineError        7
+    └── IncompleteError     8
 
-Exit code 3 (finished, some images failed) is no error: it is the result of a run.
+Exit codes 3 and 9 are no errors: they are results of a run. EXIT_CODES is the one table of them; the help and the pages
+in `docs/` are written from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+SOME_FAILED, NOTHING_READ = 3, 9  # results of a run
+
+
+class ExitCode(NamedTuple):
+    """What a command that ends in one of these codes has to say."""
+
+    codes: tuple[int, ...]
+    means: str
+    to_do: str  # Markdown, with links inside docs/troubleshooting.md
+    again: str  # whether a program that ran the command should try once more
+
+
+NO_NEED, AGAIN, IN_VAIN = "not needed", "yes", "no: it would end the same way"
+EXIT_CODES = (
+    ExitCode((0,), "done", "", NO_NEED),
+    ExitCode(
+        (1,),
+        "unexpected: a bug, or workers that died too often",
+        "report it, with the traceback; see [workers](#workers-that-die)",
+        "yes, some times",
+    ),
+    ExitCode(
+        (2,),
+        "usage: a bad option, no images, an unknown stage or checkpoint name",
+        "the hint says what would do",
+        IN_VAIN,
+    ),
+    ExitCode(
+        (SOME_FAILED,), "done, but some images failed and are recorded", "see [failures](#images-that-failed)", NO_NEED
+    ),
+    ExitCode(
+        (4,), "the dump is damaged, or --recompute found other values", "see [damage](#the-dump-is-damaged)", IN_VAIN
+    ),
+    ExitCode(
+        (5,),
+        "a dump of another plan, or in use; or a file that is there already",
+        "another `-o`, or wait",
+        'only where it says "in use"',
+    ),
+    ExitCode((6,), "the checkpoint is refused", "see [checkpoints](#the-checkpoint)", IN_VAIN),
+    ExitCode((7,), "disk, device, memory or network", "see [the machine](#the-machine)", AGAIN),
+    ExitCode(
+        (8,),
+        "the dump is incomplete, or shards of it are gone",
+        "the same `extract` command again",
+        "yes, of `extract`",
+    ),
+    ExitCode(
+        (NOTHING_READ,),
+        "done, but not one image could be read",
+        "see [failures](#images-that-failed): was something else named than pictures?",
+        IN_VAIN,
+    ),
+    ExitCode(
+        (130, 143), "interrupted, terminated: the same command resumes", "the same `extract` command again", AGAIN
+    ),
+    ExitCode((141,), "whoever read stdout went away", "nothing", NO_NEED),
+)
 
 LONGEST = 300  # characters of a library's message: some list all that they know
 

@@ -603,3 +603,38 @@ def test_overflow_is_counted_and_said(tmp_path, photos, monkeypatch):
     count = 12 * 96 * 5 * 5
     assert len(said) == 1
     assert said[0].startswith(f"{count:,} values of stage4 are infinite or undefined: float16 ends at 65,504")
+
+
+@pytest.mark.parametrize("options", [[], ["-q"], ["--json", "-q"]], ids=" ".join)
+def test_a_run_in_which_every_image_failed(tmp_path, cli, options):
+    """It ends with exit code 9 and says why, also with -q, and again when nothing is left to do; parts end with 3."""
+    for i, content in enumerate((b"<html>", b"<html>", b"")):
+        (tmp_path / f"{i}.jpg").write_bytes(content)
+    command = ["extract", tmp_path, "-c", "test_resnet", "--random-init", "--image-size", "32", "--threads", "1"]
+    command += ["--batch-size", "2", "--shard-size", "2", "-o", tmp_path / "d", *options]
+    for part in ("0/2", "1/2"):
+        run = cli(*command, "--part", part)
+        assert (run.code, "none of the" in run.err) == (3, False)
+    run = cli(*command)
+    assert run.code == 9
+    assert "featcli: error: none of the 3 images could be read: 2 not_an_image, 1 empty\nhint: see " in run.err
+    if "--json" in options:
+        assert (run.events[-1]["type"], run.events[-1]["exit_code"]) == ("end", 9)
+
+
+def test_that_every_image_failed_is_said_of_the_whole_dump(tmp_path):
+    """Exit code 9 is no matter of the shards that a run happened to make, and Python is told by the outcome."""
+    options = {
+        "checkpoint": "test_resnet",
+        "random_init": True,
+        "image_size": 32,
+        "output": tmp_path / "d",
+        "threads": 1,
+    }
+    options |= {"batch_size": 1, "shard_size": 1}
+    draw(tmp_path / "0.png", 0)
+    (tmp_path / "1.jpg").write_bytes(b"")
+    assert featcli.extract(tmp_path, part="0/2", **options).exit_code == 0
+    outcome = featcli.extract(tmp_path, **options)
+    assert (outcome.extracted, outcome.exit_code) == (1, 3)
+    assert featcli.extract(tmp_path / "1.jpg", **options | {"output": tmp_path / "e"}).exit_code == 9

@@ -13,7 +13,7 @@ import typer
 
 from featcli import __version__
 from featcli.cli.signature import command_of
-from featcli.errors import DamagedError, counted, printable, shown, size
+from featcli.errors import EXIT_CODES, NOTHING_READ, DamagedError, counted, printable, shown, size
 from featcli.spec.commands import (
     PAGE_IMAGES,
     SHEET_IMAGES,
@@ -36,20 +36,7 @@ if TYPE_CHECKING:
 
 # What the work needs is imported inside the commands: `--help` must not wait for it.
 
-EPILOG = """\b
-Exit codes:
-  0        done
-  1        unexpected: a bug, or workers that died too often
-  2        usage: a bad option, no images, an unknown stage or checkpoint name
-  3        done, but some images failed and are recorded
-  4        the dump is damaged, or --recompute found other values
-  5        a dump of another plan, or in use; or a file that is there already
-  6        the checkpoint is refused
-  7        disk, device or memory
-  8        the dump is incomplete, or shards of it are gone
-  130/143  interrupted, terminated: the same command goes on
-  141      whoever read stdout went away
-"""
+EPILOG = "\b\nExit codes:\n" + "".join(f"  {'/'.join(map(str, code.codes)):<7}  {code.means}\n" for code in EXIT_CODES)
 
 app = typer.Typer(
     help="Dump the feature maps of frozen vision backbones.",
@@ -100,7 +87,7 @@ def extract(asked: ExtractCommand) -> None:
 
     featcli extract photos -c resnet50 --out-indices 2,-1 -o feats
     """
-    from featcli.cli.terminal import JsonLines
+    from featcli.cli.terminal import JsonLines, nothing_read
     from featcli.events import tee
 
     spec = narrowed(asked, ExtractSpec)
@@ -115,6 +102,8 @@ def extract(asked: ExtractCommand) -> None:
         from featcli.extraction.extract import run
 
         outcome = run(spec, report)
+    if outcome.exit_code == NOTHING_READ:
+        print(printable(nothing_read(outcome)), file=sys.stderr)
     if asked.as_json and not lines.is_read:  # the dump is as whole as if somebody had listened
         raise BrokenPipeError
     raise typer.Exit(outcome.exit_code)

@@ -9,10 +9,14 @@ import shutil
 import sys
 import textwrap
 import threading
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 from featcli.errors import counted, duration, most_first, printable, shown, size
 from featcli.run.stats import Throughput
+
+if TYPE_CHECKING:
+    from featcli.extraction.extract import Outcome
 
 FAILURES_SHOWN = 5
 LABEL = re.compile(r"[a-z_ ]{14} (?=\S)")  # begins a line that says what was chosen
@@ -116,8 +120,7 @@ class Terminal:
 def summary(end: dict[str, Any]) -> str:
     """The last words of a run, for people."""
     lines = []
-    counts = most_first(end["failed_by_reason"])
-    failed = f", {end['failed']:,} failed ({', '.join(f'{n} {reason}' for reason, n in counts.items())})"
+    failed = f", {end['failed']:,} failed ({_reasons(end['failed_by_reason'])})"
     if end["extracted"]:
         pace = Throughput(**end["pace"])
         rate = f"{end['extracted'] / pace.seconds:.1f} images/s"
@@ -135,6 +138,20 @@ def summary(end: dict[str, Any]) -> str:
     if end["failed"] and end["is_complete"]:
         lines.append(f"see {end['dump']}/failures.jsonl")
     return "\n".join(lines)
+
+
+def nothing_read(outcome: Outcome) -> str:
+    """What is said, also with -q, where a run came to its end and every image failed."""
+    number = f"the {outcome.failed:,} images" if outcome.failed > 1 else "the image"
+    return (
+        f"featcli: error: none of {number} could be read: {_reasons(outcome.failed_by_reason)}\n"
+        f"hint: see {outcome.dump}/failures.jsonl; --retry-failed reads images again that were repaired"
+    )
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    """Why images failed, the most frequent reason first."""
+    return ", ".join(f"{number:,} {reason}" for reason, number in most_first(counts).items())
 
 
 def folded(text: str, stream: TextIO) -> str:

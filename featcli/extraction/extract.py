@@ -15,7 +15,7 @@ from featcli.dump.plan import Plan, environment_changes
 from featcli.dump.records import totals_of
 from featcli.dump.target import existing_parent, make_folder, stored_bytes
 from featcli.dump.writer import finalize, reopen
-from featcli.errors import FeatcliError, MachineError, counted, shown, size
+from featcli.errors import NOTHING_READ, SOME_FAILED, FeatcliError, MachineError, counted, shown, size
 from featcli.events import Report, silent
 from featcli.extraction.claim import BegunMeanwhileError, claim, in_part, shards_to_make
 from featcli.extraction.planning import Job, prepare
@@ -43,6 +43,7 @@ class Outcome:
     extracted: int
     is_complete: bool  # the dump, with its manifest: other parts may still be missing
     pace: Throughput
+    part: str | None = None  # of the dump, where that is all that was made
 
     @property
     def seconds(self) -> float:
@@ -51,8 +52,10 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """3 where images failed, else 0."""
-        return 3 if self.failed else 0
+        """3 where images failed, 9 where every image of the dump did, else 0. Of a part it is 3 at the most."""
+        if not self.failed:
+            return 0
+        return SOME_FAILED if self.written or self.part is not None else NOTHING_READ
 
 
 @takes(ExtractCall)
@@ -161,13 +164,13 @@ def _make(order: WorkOrder, engine: Engine, part: Part | None, preparation: floa
         extracted=stats.images,
         is_complete=not missing,
         pace=stats.timings.pace(workers, workers * engine.decode_threads, plan),
+        part=None if part is None else str(part),
     )
     # Nothing was dropped, nothing counted twice.
     assert outcome.written + outcome.failed == sum(len(plan.shard(number)) for number in mine)
     report(
         "end",
         **asdict(outcome),
-        part=None if part is None else str(part),
         shards=plan.num_shards,
         missing_shards=len(missing),
         exit_code=outcome.exit_code,
