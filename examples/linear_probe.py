@@ -3,9 +3,10 @@
     featcli extract photos -c resnet50 --pool avg -o feats
     python examples/linear_probe.py feats
 
-The class of an image is the first folder of its key, such as `cats` of `cats/old/tom.jpg`; images above all folders are
-left out. Whole maps are averaged while they are read. A quarter of each class is held out. Printed is the accuracy on
-those images, beside chance and beside always naming the most frequent class. Needs scikit-learn: the extra `examples`.
+The class of an image is the first folder inside its input, such as `cats` of `photos/cats/old/tom.jpg`; images above
+all folders are left out. Folders named train, val or test are no classes: extract what is in them. Whole maps are
+averaged while they are read. A quarter of each class is held out. Printed is the accuracy on those images, beside
+chance and beside always naming the most frequent class. Needs scikit-learn: the extra `examples`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import featcli
+
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
 
 class Probe(NamedTuple):
@@ -48,6 +51,11 @@ def probe(features, labels, share=0.25, seed=0):
         found = ", ".join(map(repr, names.tolist())) or "none"
         raise featcli.UsageError(
             f"two classes with two images each are needed at the least, not {found}", "use a folder for each class"
+        )
+    if {name.lower() for name in names} <= SPLITS:
+        raise featcli.UsageError(
+            f"{', '.join(map(repr, names.tolist()))} are splits, not classes",
+            "extract photos/train photos/val, not photos",
         )
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     classifier.fit(features[~held_out], labels[~held_out])

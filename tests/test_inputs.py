@@ -63,10 +63,11 @@ def test_single_images(tmp_path):
 
 def test_two_files_with_one_key_are_refused(tmp_path):
     """Two different files can never share a key: the message names both."""
-    for folder in "ab":
-        touch(tmp_path / folder / "x.jpg")
-    with pytest.raises(UsageError, match=r"would both have the key 'x\.jpg'"):
-        keys(tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.jpg")
+    touch(tmp_path / "a" / "x.jpg")
+    touch(tmp_path / "b" / "a" / "x.jpg")
+    listed = touch(tmp_path / "list", b"a/x.jpg")
+    with pytest.raises(UsageError, match=r"would both have the key 'a/x\.jpg'"):
+        keys(tmp_path / "b" / "a", files_from=str(listed), root=str(tmp_path))
 
 
 @pytest.mark.parametrize("null", [False, True])

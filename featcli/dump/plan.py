@@ -138,6 +138,11 @@ class Plan(Outline):
         """Bytes of what is stored of an image over all stages; where maps differ in size, of one of the common size."""
         return sum(stage.row_bytes(self.settings.input_size) for stage in self.stages)
 
+    @property
+    def leads(self) -> Mapping[str, str] | None:
+        """What leads the keys of several inputs -> folder, tar or file. None in plans of before that was said."""
+        return self.provenance.get("leads")
+
     @cached_property
     def fingerprint(self) -> str:
         """xxh3-128 over all that can change a byte of the result: not sizes of files, provenance or environment."""
@@ -199,6 +204,9 @@ def _check_types(content: Mapping[str, Any], stages: Sequence[StoredStage]) -> N
     texts += [content["provenance"]["checkpoint"], content["provenance"]["weights"]]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a name that is not a text")
+    leads = content["provenance"].get("leads", {})
+    if not isinstance(leads, dict) or not all(isinstance(kind, str) for kind in leads.values()):
+        raise ValueError("leads that are none")
     if not all(STAGE_NAME.fullmatch(stage.name) and stage.name not in NOT_STAGES for stage in stages):
         raise ValueError("a stage whose name is none")  # names become those of files, arrays and columns
     if (
@@ -279,9 +287,13 @@ def other_images(path: str, before: Sequence[str], now: Sequence[str]) -> Confli
         for names, what in ((gone, "gone"), (new, "new"))
         if names
     ]
+    if gone:
+        help_ = "put the images back" + (" and take the new ones away" if new else "")
+    else:
+        help_ = "extract the new images to a dump of their own" if new else "give the inputs in the order of then"
     return ConflictError(
         f"dump {path} was made of other images: {'; '.join(texts) or 'in another order'}",
-        "put the images back, use another -o, or --overwrite to delete what is there and start anew",
+        f"{help_}, use another -o for all, or --overwrite to delete what is there and start anew",
     )
 
 
@@ -291,7 +303,7 @@ def _for_people(plan: Plan) -> dict[str, Any]:
     images = {"images": plan.num_images, "keys_digest": plan.keys_digest}
     return {
         "stages": ", ".join(stages),
-        **plan.provenance,
+        **{name: value for name, value in plan.provenance.items() if name != "leads"},  # of which keys speak
         **plan.settings.to_json(),
         **images,
         "shard_rows": plan.shard_rows,

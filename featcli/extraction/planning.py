@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -77,6 +77,7 @@ def prepare(
         "weights": backbone.weights.summary(),
         "weights_files": dict(backbone.weights.files),
         "preprocessing": backbone.preprocessing.origin,
+        "leads": listing.leads,
     }
     batch_size = loading.settings.batch_size
     plan = Plan(
@@ -157,7 +158,7 @@ def _resolve(
         try_to_write(asked.dump_path)
     rank = local_rank() if asked.part == AUTO else None
     devices = [resolve_device(name, rank) for name in device_names(asked.device)]
-    listing = listing or find(asked)
+    listing = _with_keys_of(existing, listing or find(asked))
     selection = select(asked, devices[0])
     model, positions = selection.model, selection.positions
     if existing is None or existing.plan.settings.norm != model.norm:  # who began a dump so may resume it so
@@ -202,6 +203,15 @@ def _report_vectors(asked: ExtractSpec, model: ModelSpec, positions: Sequence[in
         way = "--norm model does so, too" if can_be_had else "no option gives maps after it"
         text = f"{stage} is pooled before the model's final norm, and {model.name} itself pools after it: {way}"
         report("warning", text=text)
+
+
+def _with_keys_of(existing: Dump | None, listing: Listing) -> Listing:
+    """The listing with the keys that a dump has of before plans said what leads them, if these are its images."""
+    if existing is None or existing.plan.leads is not None:
+        return listing
+    planned = existing.plan.keys_digest
+    older = None if digest_keys(listing.images.keys) == planned else listing.older()
+    return replace(listing, images=older) if older is not None and digest_keys(older.keys) == planned else listing
 
 
 def _stages_reason(model: ModelSpec, positions: Sequence[int]) -> str:

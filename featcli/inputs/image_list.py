@@ -97,5 +97,14 @@ def joined(folder: str, rest: str) -> str:
     return folder + rest if folder.endswith("/") else f"{folder}/{rest}"
 
 
+def without_dots(path: str) -> str:
+    """An absolute path without `.` and `..`; where links make `link/..` another folder than it looks, the system's."""
+    plain = os.path.normpath(path)
+    folder, name = os.path.split(path)
+    if os.pardir not in path.split(os.sep) or os.path.realpath(folder) == os.path.realpath(os.path.dirname(plain)):
+        return plain
+    return os.path.join(os.path.realpath(folder), name)
+
+
 def _tar_order(image: ListedImage) -> tuple[int, Any]:
     return (0, os.fsencode(image.key)) if image.place == WHOLE else (1 + image.origin, image.place)

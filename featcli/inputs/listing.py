@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from featcli.errors import UsageError, counted, most_first, shown
 from featcli.inputs.archives import SUFFIX, is_tar, members, state_of
@@ -23,6 +25,7 @@ from featcli.inputs.image_list import (
     is_url,
     joined,
 )
+from featcli.inputs.leads import FILE, FOLDER, TAR, Input, is_only_one, leads_of, older_lead
 from featcli.inputs.lists import read_list
 from featcli.inputs.signatures import START, Signature, by_suffix, foreign, foreign_file
 from featcli.inputs.storage import Storage
@@ -40,6 +43,10 @@ class Listing:
     images: ImageList
     ignored: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by suffix
     repeated: int = 0  # names listed more than once
+    leads: dict[str, str] = field(
+        default_factory=dict
+    )  # what leads the keys of several inputs, and of which kind each is
+    older: Callable[[], ImageList | None] = lambda: None  # by the keys of older featclis, where those were others
 
 
 def find(asked: InputSpec) -> Listing:
@@ -47,7 +54,7 @@ def find(asked: InputSpec) -> Listing:
 
     A key is the path below the input folder, or in the tar file, led by the folder's name or the tar's without suffix
     where there are several inputs; for an image given by itself its name; for a listed name its path below `root`,
-    and for one outside its whole path.
+    and for one outside its whole path. Where two inputs have one name, more of their paths tells them apart.
     Links to files are followed, links to folders where that was asked for, but never back into a folder above;
     names that begin with a dot are passed over. Raises UsageError: nothing found, an input that is not there or is no
     picture, a folder that cannot be read, names outside `root`, two files with one key.
@@ -56,12 +63,14 @@ def find(asked: InputSpec) -> Listing:
     origins: list[Origin] = []
     listing = Listing(ImageList([], []))
     found: list[ListedImage] = []
-    is_one = len(inputs) == 1 and files_from is None
     _refuse_foreign(inputs)
-    for name in inputs:
-        origin, images = (_remote if is_url(name) else _local)(name, is_one, asked.follow_links, listing.ignored)
-        found += (ListedImage(origin.leads + key, len(origins), size, place) for key, size, place in images)
-        origins.append(origin)
+    sources = [(_remote if is_url(name) else _local)(name, asked.follow_links, listing.ignored) for name in inputs]
+    named = [Input(name, source.kind) for name, source in zip(inputs, sources, strict=True)]
+    is_one = files_from is None and is_only_one(inputs)
+    for source, lead in zip(sources, [""] * len(inputs) if is_one else leads_of(named), strict=True):
+        found += (ListedImage(lead + name, len(origins), size, place) for name, size, place in source.images)
+        origins.append(source.origin._replace(leads=lead))
+        listing.leads |= {lead.removesuffix("/"): source.kind} if lead else {}
     if files_from is not None:
         root = asked.root_name or ""
         storage = Storage("" if is_url(root) else root)
@@ -72,51 +81,76 @@ def find(asked: InputSpec) -> Listing:
     if not found:
         raise _nothing_found(asked, listing.ignored)
     listing.images = ImageList(found, origins)
-    _refuse_if_none_is_a_picture(listing.images)
+    older = ["" if files_from is None and len(inputs) == 1 else older_lead(one) for one in named]
+    older += [""] * (len(origins) - len(older))
+    if older != [origin.leads for origin in origins]:
+        listing.older = partial(_with_leads, found, origins, older)
+    if all(one.kind == FILE for one in named):
+        _refuse_if_none_is_a_picture(listing.images)
     return listing
 
 
 Names = Iterable[tuple[str, int, int]]  # what follows the lead of a key, size, place
 
 
-def _local(name: str, is_one: bool, follow_links: bool, ignored: Counter[str]) -> tuple[Origin, Names]:
+class _Source(NamedTuple):
+    """What an input is, and the images in it."""
+
+    kind: str
+    origin: Origin
+    images: Names
+
+
+def _local(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
     path = Path(name)
     if is_folder(path):
-        leads = "" if is_one else path.resolve().name + "/"
         storage = Storage(str(path))
-        walk = Walk(follow_links, ignored, storage)
-        return Origin(str(path), leads, storage=storage), ((key, size, WHOLE) for key, size in walk.images(str(path)))
+        images = ((key, size, WHOLE) for key, size in Walk(follow_links, ignored, storage).images(str(path)))
+        return _Source(FOLDER, Origin(str(path), storage=storage), images)
     if state_at(path, follow_links=False) is None:
         raise UsageError(
             f"input {shown(name)}: no such file or folder", "an input is a folder, a tar file, an image or a URL"
         )
     if not is_tar(name):
         storage = Storage(str(path.parent))
-        return Origin(str(path.parent), storage=storage), [(path.name, storage.size_of(str(path)), WHOLE)]
+        image = (path.name, storage.size_of(str(path)), WHOLE)
+        return _Source(FILE, Origin(str(path.parent), storage=storage), [image])
     try:
         with reading(path, "input") as file:
-            origin = Origin(str(path.parent), "" if is_one else path.stem + "/", name, state_of(file.regular.state()))
+            origin = Origin(str(path.parent), "", name, state_of(file.regular.state()))
             inside = [*members(name, file, SUFFIXES, ignored)]
     except (OSError, ValueError) as error:
         cause = (isinstance(error, OSError) and error.strerror) or error
         raise UsageError(f"input {shown(name)}: {cause}", "make it readable, or leave it out") from error
-    return origin, ((member.name, member.bytes, member.place) for member in inside)
+    return _Source(TAR, origin, ((member.name, member.bytes, member.place) for member in inside))
 
 
-def _remote(name: str, is_one: bool, follow_links: bool, ignored: Counter[str]) -> tuple[Origin, Names]:
+def _remote(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
     remote, base = Remote(name), name.rstrip("/")
     folder, _, last = base.rpartition("/")
     if remote.is_folder():
-        return Origin(base, "" if is_one else last + "/"), _pictures(name, remote.files(), ignored)
+        return _Source(FOLDER, Origin(base), _pictures(name, remote.files(), ignored))
     if not is_tar(name):
-        return Origin(folder), [(last, remote.size(), WHOLE)]
-    origin = Origin(folder, "" if is_one else last[: -len(SUFFIX)] + "/", name, remote.state())
+        return _Source(FILE, Origin(folder), [(last, remote.size(), WHOLE)])
+    origin = Origin(folder, "", name, remote.state())
     try:
         with remote.open() as file:
             inside = [*members(name, file, SUFFIXES, ignored)]
     except OSError as error:
         raise out_of_reach(name, error) from error
-    return origin, ((member.name, member.bytes, member.place) for member in inside)
+    return _Source(TAR, origin, ((member.name, member.bytes, member.place) for member in inside))
+
+
+def _with_leads(found: Sequence[ListedImage], origins: Sequence[Origin], leads: Sequence[str]) -> ImageList | None:
+    """The same images with other leads, one for each origin; None where two of them would share a key."""
+    renamed = [
+        image._replace(key=leads[image.origin] + image.key[len(origins[image.origin].leads) :]) for image in found
+    ]
+    led = [origin._replace(leads=lead) for origin, lead in zip(origins, leads, strict=True)]
+    try:
+        return ImageList(_unique(renamed, led)[0], led)
+    except UsageError:
+        return None
 
 
 def _refuse_foreign(inputs: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from featcli.errors import UsageError, shown
-from featcli.inputs.image_list import MISSING, is_url
+from featcli.inputs.image_list import MISSING, is_url, without_dots
 from featcli.inputs.storage import Storage, refuse_if_gone
 from featcli.inputs.urls import CHAINED, Remote
 from featcli.spec.groups import InputSpec
@@ -53,14 +53,14 @@ def _listed_url(root: str, name: str) -> tuple[str, str, int]:
 
 def _listed_path(asked: InputSpec, name: str, storage: Storage) -> tuple[str, str, int]:
     base = os.path.abspath(asked.root_name or os.curdir)
-    key = os.path.relpath(_without_dots(os.path.join(base, name)), base)
+    key = os.path.relpath(without_dots(os.path.join(base, name)), base)
     if key == os.pardir or key.startswith(os.pardir + os.sep) or os.path.isabs(key):
         if not asked.allow_outside:
             raise UsageError(
                 f"listed image {shown(name)}: outside {shown(asked.root_name or os.curdir)}",
                 "give a folder that holds all listed images with --root (keys are relative to it), or --allow-outside",
             )
-        key = _without_dots(os.path.join(base, name))
+        key = without_dots(os.path.join(base, name))
     return asked.root_name or "", key.replace(os.sep, "/"), storage.size_of(os.path.join(base, key))
 
 
@@ -75,15 +75,6 @@ def _names(asked: InputSpec, files_from: str) -> Iterator[str]:
         name = os.fsdecode(line if asked.null else line.removesuffix(b"\r"))
         if name:
             yield name
-
-
-def _without_dots(path: str) -> str:
-    """An absolute path without `.` and `..`; where links make `link/..` another folder than it looks, the system's."""
-    plain = os.path.normpath(path)
-    folder, name = os.path.split(path)
-    if os.pardir not in path.split(os.sep) or os.path.realpath(folder) == os.path.realpath(os.path.dirname(plain)):
-        return plain
-    return os.path.join(os.path.realpath(folder), name)
 
 
 def _read_names(files_from: str) -> bytes:

@@ -14,6 +14,7 @@ import numpy as np
 from featcli.dump.folder import Dump
 from featcli.dump.plan import Plan, StoredStage
 from featcli.errors import CheckpointError, IncompleteError, UsageError, nearest, one_line, shown
+from featcli.reading.labels import labels_of
 from featcli.reading.open_shards import OpenShards
 from featcli.reading.stage_array import RowIndex, StageArray
 
@@ -125,8 +126,8 @@ class DumpReader:
 
     @cached_property
     def labels(self) -> list[str]:
-        """The class of each row where images lie in a folder for each class: the first folder of the key, or ''."""
-        return [key.partition("/")[0] if "/" in key else "" for key in self.keys]
+        """The class of each row, by the folders inside the inputs: see featcli.reading.labels. Raises UsageError."""
+        return labels_of(self.keys, self.plan.leads, self.path)
 
     @cached_property
     def classes(self) -> list[str]:

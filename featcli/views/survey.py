@@ -49,10 +49,11 @@ def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Repor
     for name in stages if studied else ():
         of_stage[name] = study(dump[name], studied)
         report("batch", images=1)
+    labels = _labels(dump)
     images: list[dict[str, Any]] = []
     pooled: dict[str, list[np.ndarray]] = {name: [] for name in of_stage}
     for row in rows:
-        images.append(_image(dump, row, drawing.pictures[row], of_stage, pooled))
+        images.append(_image(dump, row, labels[row], drawing.pictures[row], of_stage, pooled))
         report("batch", images=1)
     for name, vectors in pooled.items():
         for image, near in zip(images, neighbours(np.array(vectors)), strict=True):
@@ -115,6 +116,7 @@ def _failure(failure: Mapping[str, Any]) -> dict[str, str]:
 def _image(
     dump: DumpReader,
     row: int,
+    label: str,
     picture: Image.Image | None,
     of_stage: Mapping[str, tuple[Statistics, Colours | None]],
     pooled: dict[str, list[np.ndarray]],
@@ -133,11 +135,19 @@ def _image(
     return {
         "key": printable(key),
         "row": row,
-        "label": printable(dump.labels[row]),
+        "label": printable(label),
         "picture": seen,
         "maps": maps,
         "near": {},
     }
+
+
+def _labels(dump: DumpReader) -> list[str]:
+    """The class of each image, where the dump says which it is."""
+    try:
+        return dump.labels
+    except UsageError:  # a dump of before plans told inputs from folders
+        return [""] * len(dump)
 
 
 def neighbours(vectors: np.ndarray) -> list[list[tuple[int, float]]]:
