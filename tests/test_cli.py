@@ -216,6 +216,15 @@ def test_quiet(cli, photos, tmp_path):
     assert (run.code, run.out, run.err) == (0, "", "")
 
 
+def test_quiet_about_what_libraries_log(photos, tmp_path):
+    """With -q Pillow's own complaints about a picture are not heard: they name no file, and the failure is recorded."""
+    fields = struct.pack("<HHIIHHIIHHII", 256, 3, 1, 64, 257, 3, 1, 64, 277, 3, 1, 65535)
+    (photos / "x.tif").write_bytes(b"II*\0" + struct.pack("<IH", 8, 3) + fields + bytes(4))
+    with Featcli("extract", photos, *TINY, "-o", tmp_path / "d", "-q") as process:
+        said = process.communicate()
+    assert (process.returncode, said) == (3, ("", ""))
+
+
 def test_verbose(cli, photos, tmp_path):
     """-v names every failure and every shard."""
     for i in range(8):

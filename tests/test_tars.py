@@ -11,6 +11,7 @@ from conftest import SAMPLES, draw, little_memory
 from featcli import extract, open_dump
 from featcli.errors import MachineError, UsageError
 from featcli.inputs.listing import find
+from featcli.pixels.image_file import opened
 from featcli.spec.groups import InputSpec
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "batch_size": 1, "shard_size": 4}
@@ -282,6 +283,28 @@ def test_urls_that_lead_nowhere(memory):
     ):
         with pytest.raises(UsageError, match=says):
             names(url)
+
+
+@pytest.mark.parametrize("cache", ["simplecache", "filecache"])
+def test_chains_of_file_systems(tmp_path, memory, folder, cache):
+    """Through a cache images are read as without it. Any other chain cannot lead to them and is refused at planning."""
+    image = find(InputSpec([f"{cache}::memory://bucket/photos"])).images[0]
+    with opened(image) as file:
+        assert file.read() == (folder / "00.png").read_bytes()
+    for url in (
+        "zip://::memory://bucket/x.zip",
+        "zip://in/00.png::/x.zip",
+        "zip:///x.zip",
+        "tar://::memory://bucket/t.tar",
+    ):
+        with pytest.raises(UsageError, match="inside of archives"):
+            names(url)
+    for chain in ("blockcache", "dir"):
+        with pytest.raises(UsageError, match="a chain of file systems"):
+            names(f"{chain}::memory://bucket/photos")
+    (tmp_path / "list").write_text("00.png")
+    with pytest.raises(UsageError, match="inside of archives"):
+        names(files_from=str(tmp_path / "list"), root="zip://::memory://bucket/x.zip")
 
 
 @pytest.mark.parametrize("name", ["/b.png", "x::y.png"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, value in SLEEPING_THREADS.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module="PIL")  # what matters of them is a recorded failure
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # as of what it logs, which would name no file
     with _heeding_signals() as received:
         code = _run(arguments)
         if code == INTERRUPTED:

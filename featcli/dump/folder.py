@@ -272,9 +272,10 @@ def _way_out(path: Path) -> str:
     return "start anew with --overwrite: what cannot be trusted cannot be gone on with"
 
 
-def no_dump(path: object) -> UsageError:
+def no_dump(path: str | os.PathLike[str]) -> UsageError:
     """Where a dump was named and none is."""
-    return UsageError(f"dump {shown(path)}: no plan.json there", "a dump is the folder that extract -o made")
+    what = "no plan.json there" if os.path.lexists(path) else "no such folder"
+    return UsageError(f"dump {shown(path)}: {what}", "a dump is the folder that extract -o made")
 
 
 def in_use(path: Path) -> ConflictError:

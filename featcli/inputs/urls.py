@@ -11,13 +11,16 @@ from featcli.inputs.image_list import MISSING
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "http": "aiohttp"}
 PACKAGES |= {"https": "aiohttp", "hf": "huggingface_hub"}
 CHAINED = "::"  # what fsspec takes for several file systems, one through the other
+CACHES = ("simplecache", "filecache")  # the ones of a chain through which an image is read as without them
+ARCHIVES = ("zip", "tar", "libarchive")
 
 
 class Remote:
-    """A URL and the file system that it is on. Raises UsageError for one that nobody knows."""
+    """A URL and the file system that it is on. Raises UsageError for one that nobody knows, or that cannot work."""
 
     def __init__(self, url: str) -> None:
-        protocol = url.partition("://")[0]
+        _refuse_chains(url)
+        protocol = url.rpartition(CHAINED)[2].partition("://")[0]
         try:
             import fsspec
 
@@ -25,7 +28,7 @@ class Remote:
         except ImportError as error:
             package = PACKAGES.get(protocol, "fsspec")
             raise UsageError(f"{shown(url)}: {one_line(error)}", f"pip install {package}") from error
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # a TypeError where a part is missing, such as the host
             raise UsageError(f"{shown(url)}: {one_line(error)}", "see the protocols that fsspec knows") from error
         except Exception as error:
             raise out_of_reach(url, error) from error
@@ -101,6 +104,26 @@ class Remote:
             raise
         except Exception as error:
             raise out_of_reach(self.url, error) from error
+
+
+def _refuse_chains(url: str) -> None:
+    """Raise UsageError for a URL that fsspec can open and that cannot lead the names of images.
+
+    An image is found by a path that is put at the end. In `zip://inside::s3://bucket/x.zip` that is the end of the
+    archive's path; a cache, as `simplecache::s3://bucket/photos`, has no path of its own.
+    """
+    *through, last = url.split(CHAINED)
+    archive = next((part for part in (*through, last) if part.partition("://")[0] in ARCHIVES), None)
+    if archive is not None:
+        raise UsageError(
+            f"{shown(url)}: inside of archives nothing is read by URL",
+            "name a plain .tar file by its own URL, or unpack the archive and name the folder",
+        )
+    if other := next((part for part in through if part not in CACHES), None):
+        raise UsageError(
+            f"{shown(url)}: a chain of file systems with {shown(other)} in it",
+            f"name the last alone: {last}; {' or '.join(CACHES)} may stand before it",
+        )
 
 
 def size_of(info: dict[str, Any]) -> int:

@@ -6,6 +6,7 @@ are at work), "idle" (when none is), "stats", "error" (a FeatcliError), "crash" 
 
 from __future__ import annotations
 
+import logging
 import os
 import queue as queues
 import signal
@@ -51,6 +52,7 @@ class WorkerSpec:
 def runner_for(spec: WorkerSpec, report: Report) -> tuple[DumpWriter, ShardRunner]:
     """What makes shards, and what writes them. Raises ConflictError where the options come to another plan here."""
     warnings.filterwarnings("ignore", module="PIL")  # as the command line does
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     dump = Dump.existing(Path(spec.path))
     if dump is None:
         raise no_dump(spec.path)
