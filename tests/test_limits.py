@@ -171,7 +171,7 @@ def test_sizes_of_jxl(container):
         (9, 600),
     ]:
         content = saved("JXL", Image.new("L", size), use_container=container)
-        assert limits.header_of_jxl(io.BytesIO(content)) == (*size, 1)
+        assert limits.header_of_jxl(io.BytesIO(content)) == (*size, 1, 8)
         with Image.open(io.BytesIO(content)) as picture:
             assert picture.size == size
 

@@ -134,11 +134,11 @@ def failures_in(whole, rows):
     return [Failure(**failure) for failure in whole.failures if failure["row"] in rows]
 
 
-def make(sink, shard, whole, micro_batch=4, **more):
+def make(sink, shard, whole, micro_batch=4, traits=(), **more):
     for first in range(shard.rows.start, shard.rows.stop, 2):
         rows = range(first, first + 2)
         given = rows_of(whole, rows, **more)
-        sink.write(shard, given, failures_in(whole, rows), 1)
+        sink.write(shard, given, failures_in(whole, rows), Counter(traits))
         assert given.released == [rows]
     sink.commit(shard, micro_batch)
 
@@ -153,7 +153,7 @@ def test_rows_become_a_dump(begun, whole, tmp_path):
     assert tree(tmp_path / "d") == tree(tmp_path / "whole")
     row = whole.rows["01.png"]
     assert told == [("shard", number, int(row in whole.plan.shard(number))) for number in range(3)]
-    assert [(stats.images, stats.with_more_frames) for stats in counted] == [(4, 2)] * 3
+    assert [(stats.images, stats.traits) for stats in counted] == [(4, {})] * 3
     assert [stats.overflown["stage4"] for stats in counted] == [0, 2, 4]
     assert (sink.compute_seconds, sink.waited_seconds) == (3.0, 1.5)
 
@@ -184,7 +184,7 @@ def test_a_shard_that_is_given_up(begun, whole, tmp_path):
     into, shards = begun
     with pytest.raises(KeyboardInterrupt), Sink(into, lambda *_, **__: None, lambda _: None) as sink:
         make(sink, shards[0], whole)
-        sink.write(shards[1], rows_of(whole, range(4, 6)), failures_in(whole, range(4, 6)), 0)
+        sink.write(shards[1], rows_of(whole, range(4, 6)), failures_in(whole, range(4, 6)), Counter())
         assert [path.name.endswith(PARTIAL) for path in (tmp_path / "d" / "shards").iterdir()].count(True) == 1
         raise KeyboardInterrupt
     assert sorted(path.name for path in (tmp_path / "d" / "shards").iterdir()) == ["00000.h5", "00000.json"]

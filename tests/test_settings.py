@@ -167,6 +167,7 @@ OTHER_PIXELS = {
     "depth_range": "0.0:4095.0",
     "max_pixels": 10**6,
     "decode": "scaled",
+    "colour": "convert",
 }
 
 

@@ -70,6 +70,8 @@ def print_dump(facts: Mapping[str, Any]) -> None:
     reasons = ", ".join(f"{count} {reason}" for reason, count in facts["failed_by_reason"].items())
     _say(f"images         {facts['images']:,}: {facts['written']:,} written, {facts['failed']:,} failed", end="")
     _say(f" ({reasons})" if reasons else "")
+    for text in facts["said_of_pictures"]:
+        _say(f"pictures       {text}")
     _say(f"checkpoint     {facts['checkpoint']}: {facts['weights']}")
     _say(f"stored         {facts['format']}, {size(facts['bytes'])}, pool {facts['pool']}")
     rows = [

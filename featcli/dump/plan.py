@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from featcli.pixels.sizes import Sizes
 
 FORMAT_VERSION = 1
+COUNTED = "counted"  # what is counted of pictures, in the provenance
 STAGE_NAME = re.compile(r"\w[\w.-]*(?<!\.shapes)(?<!\.shape)", re.ASCII)
 NOT_STAGES = ("keys", "key", "row", VALID)  # what else there is in a shard and in exports
 
@@ -142,6 +143,11 @@ class Plan(Outline):
     def leads(self) -> Mapping[str, str] | None:
         """What leads the keys of several inputs -> folder, tar or file. None in plans of before that was said."""
         return self.provenance.get("leads")
+
+    @property
+    def counts_traits(self) -> bool:
+        """Whether its records say what is true of how many pictures: those of dumps of earlier versions do not."""
+        return COUNTED in self.provenance
 
     @cached_property
     def fingerprint(self) -> str:
@@ -303,7 +309,7 @@ def _for_people(plan: Plan) -> dict[str, Any]:
     images = {"images": plan.num_images, "keys_digest": plan.keys_digest}
     return {
         "stages": ", ".join(stages),
-        **{name: value for name, value in plan.provenance.items() if name != "leads"},  # of which keys speak
+        **{name: value for name, value in plan.provenance.items() if name not in ("leads", COUNTED)},  # for programs
         **plan.settings.to_json(),
         **images,
         "shard_rows": plan.shard_rows,

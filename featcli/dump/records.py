@@ -15,8 +15,9 @@ from typing import Any
 from featcli.dump.checksummed_json import read_checksummed
 from featcli.dump.plan import Plan, with_fingerprint
 from featcli.dump.shard import REST, ShardSummary
-from featcli.errors import DamagedError, shown
+from featcli.errors import DamagedError, UsageError, shown
 from featcli.pixels.failure import Failure
+from featcli.pixels.traits import TRAITS, lines
 
 
 def record_content(plan: Plan, number: int, written: ShardSummary, failures: Sequence[Failure]) -> dict[str, Any]:
@@ -66,6 +67,8 @@ def _check(record: Mapping[str, Any], plan: Plan, number: int, file_name: str) -
     sizes = record.get("sizes", {})
     if not all(row.isdecimal() and int(row) in rows and type(size) is int for row, size in sizes.items()):
         raise ValueError("the sizes of images in it are none")
+    if not all(type(count) is int and 0 <= count <= len(rows) for count in record.get("pictures", {}).values()):
+        raise ValueError("the counts of pictures in it are none")
     for failure in record["failures"]:
         texts = [failure[name] for name in ("key", "reason", "detail")]
         if type(failure["row"]) is not int or failure["row"] not in rows or not all(map(str.__instancecheck__, texts)):
@@ -129,6 +132,25 @@ def totals_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "failed_by_reason": dict(sorted(reasons.items())),
         "bytes": num_bytes,
     }
+
+
+def pictures_of(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many pictures were read, and of how many of these each trait is true; nothing where it was not counted.
+
+    `records`: or what the manifest has of them.
+    """
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(record.get("pictures", {}))
+    return {"read": counts["read"], **{trait: counts[trait] for trait in TRAITS}} if counts["read"] else {}
+
+
+def said_of_pictures(plan: Plan, pictures: Mapping[str, int]) -> list[str]:
+    """What these counts mean for people: what became of such pictures by the rules of the plan."""
+    try:
+        return list(lines(pictures, pictures.get("read", 0), plan.settings.pixel_rules))
+    except (KeyError, TypeError, UsageError):  # rules of another version
+        return []
 
 
 def failure_lines(records: Iterable[Mapping[str, Any]]) -> list[bytes]:

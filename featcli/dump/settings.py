@@ -131,6 +131,7 @@ class Settings(Mapping[str, Any]):
             depth_range=":".join(map(str, depth)) if isinstance(depth, list) else None,
             max_pixels=words["max_pixels"],
             decode=words["decode"],
+            colour=words.get("colour", "ignore"),  # a later word
         )
 
     def options(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from featcli.dump.shard import ShardSummary, ShardWriter
 from featcli.errors import IncompleteError, counted, shown
 from featcli.inputs.image_list import ImageList
 from featcli.pixels.failure import Failure
+from featcli.pixels.traits import Trait
 from featcli.system.files import is_there
 
 
@@ -77,13 +78,15 @@ class DumpWriter:
         beside: Mapping[str, np.ndarray],
         failures: Sequence[Failure],
         micro_batch: int,
+        traits: Mapping[Trait, int],
     ) -> dict[str, Any] | None:
         """Commit a shard whose rows are written: name its file, then publish its record. Returns the record.
 
         None where another process was first. `beside`: the arrays that are not of stages. `micro_batch`: how many
-        images went through the backbone together, where memory did not allow for a whole batch.
+        images went through the backbone together, where memory did not allow for a whole batch. `traits`: of how many
+        pictures each is true.
         """
-        record = self._record(number, writer.finish(beside), failures, micro_batch)
+        record = self._record(number, writer.finish(beside), failures, micro_batch, traits)
         path, before = self.dump.record_path(number), _before(self.dump, number)
         with one_at_a_time(self.dump.path / SHARDS):
             if self.is_done(number):
@@ -98,10 +101,17 @@ class DumpWriter:
         return record
 
     def _record(
-        self, number: int, written: ShardSummary, failures: Sequence[Failure], micro_batch: int
+        self,
+        number: int,
+        written: ShardSummary,
+        failures: Sequence[Failure],
+        micro_batch: int,
+        traits: Mapping[Trait, int],
     ) -> dict[str, Any]:
         plan = self.dump.plan
         record = record_content(plan, number, written, failures)
+        if plan.counts_traits:
+            record["pictures"] = {"read": len(plan.shard(number)) - len(failures), **dict(sorted(traits.items()))}
         if sizes := {str(row): size for row, size in self.resized.items() if row in plan.shard(number)}:
             record["sizes"] = sizes
         if micro_batch < plan.settings.batch_size:

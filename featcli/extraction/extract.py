@@ -12,7 +12,7 @@ from pathlib import Path
 from featcli.dump.folder import Dump
 from featcli.dump.lock import FolderLock
 from featcli.dump.plan import Plan, environment_changes
-from featcli.dump.records import totals_of
+from featcli.dump.records import pictures_of, said_of_pictures, totals_of
 from featcli.dump.target import existing_parent, make_folder, stored_bytes
 from featcli.dump.writer import finalize, reopen
 from featcli.errors import NOTHING_READ, SOME_FAILED, FeatcliError, MachineError, counted, shown, size
@@ -43,6 +43,7 @@ class Outcome:
     extracted: int
     is_complete: bool  # the dump, with its manifest: other parts may still be missing
     pace: Throughput
+    pictures: Mapping[str, int]  # `read`, and of how many of these each trait is true: of the dump, or the part
     part: str | None = None  # of the dump, where that is all that was made
 
     @property
@@ -152,10 +153,13 @@ def _make(order: WorkOrder, engine: Engine, part: Part | None, preparation: floa
             report("warning", text=f"{too_few}: with a smaller --shard-size all have work")
         stats.add(engine.run(order))
     missing = [] if part is None else dump.committed().unfinished
-    totals = finalize(dump)["totals"] if not missing else {}
-    if part is not None:
-        totals = totals_of(dump.record_of(number) for number in mine)
+    manifest = finalize(dump) if not missing else {}
+    records = manifest["shards"] if part is None else [dump.record_of(number) for number in mine]
+    totals = manifest["totals"] if part is None else totals_of(records)
+    pictures = pictures_of(records) or stats.pictures  # of this run, where no record has it
     _warn_of_maps(stats, plan, report)
+    for text in said_of_pictures(plan, pictures):
+        report("warning", text=text)
     outcome = Outcome(
         dump=str(dump.path),
         written=totals["written"],
@@ -164,6 +168,7 @@ def _make(order: WorkOrder, engine: Engine, part: Part | None, preparation: floa
         extracted=stats.images,
         is_complete=not missing,
         pace=stats.timings.pace(workers, workers * engine.decode_threads, plan),
+        pictures=pictures,
         part=None if part is None else str(part),
     )
     # Nothing was dropped, nothing counted twice.
@@ -212,5 +217,3 @@ def _warn_of_maps(stats: RunStats, plan: Plan, report: Report) -> None:
         dtype = next(stored.dtype for stored in plan.stages if stored.name == stage)
         help_ = "float16 ends at 65,504, use another --dtype" if dtype == "float16" else "look at its maps"
         report("warning", text=f"{count:,} values of {stage} are infinite or undefined: {help_}")
-    if stats.with_more_frames:
-        report("warning", text=f"{stats.with_more_frames:,} files have several frames or pages: the first was used")

@@ -11,7 +11,7 @@ import torch
 from featcli.backbones.folding import has_norms, nothing_to_fold
 from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.folder import Dump
-from featcli.dump.plan import Outline, Plan, StoredStage, bytes_of_rows, digest_images, digest_keys
+from featcli.dump.plan import COUNTED, Outline, Plan, StoredStage, bytes_of_rows, digest_images, digest_keys
 from featcli.dump.target import check_target, existing_parent, try_to_write
 from featcli.errors import counted, shown, size
 from featcli.events import Report, silent
@@ -22,6 +22,7 @@ from featcli.pixels import extras
 from featcli.pixels.batches import SizedImages
 from featcli.pixels.colour import summary_of
 from featcli.pixels.sizes import Sizes, native_sizes
+from featcli.pixels.traits import TRAITS
 from featcli.run.loading import Selection, Setup, decode_threads_of, load_selected, num_workers, select
 from featcli.run.tuning import expected
 from featcli.spec.commands import ExtractSpec
@@ -78,6 +79,7 @@ def prepare(
         "weights_files": dict(backbone.weights.files),
         "preprocessing": backbone.preprocessing.origin,
         "leads": listing.leads,
+        COUNTED: list(TRAITS),
     }
     batch_size = loading.settings.batch_size
     plan = Plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from featcli.inputs.image_list import Image, ImageList
 from featcli.pixels.decode import read_pixels
 from featcli.pixels.failure import Failure, UnreadableError
 from featcli.pixels.sizes import Sizes
+from featcli.pixels.traits import Trait
 from featcli.spec.groups import PixelSpec
 from featcli.system.threads import DecodeThreads
 
@@ -75,7 +76,7 @@ class Batch:
     rows: range
     pixels: torch.Tensor  # (B, 3, H, W)
     failures: list[Failure] = field(default_factory=list)  # in row order; their pixels are zero
-    with_more_frames: int = 0  # images of which the file holds more frames or pages than the first
+    traits: Counter[Trait] = field(default_factory=Counter)  # of how many images each is true
     decode_seconds: float = 0.0  # summed over threads
 
 
@@ -84,7 +85,7 @@ class _Outcome:
     """What came of one image."""
 
     failure: Failure | None
-    has_more_frames: bool
+    traits: tuple[Trait, ...]
     seconds: float
 
 
@@ -117,7 +118,7 @@ def read(decoder: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Gene
                 rows=rows,
                 pixels=pixels,
                 failures=[result.failure for result in results if result.failure is not None],
-                with_more_frames=sum(result.has_more_frames for result in results),
+                traits=Counter(trait for result in results for trait in result.traits),
                 decode_seconds=sum(result.seconds for result in results),
             )
             buffers.append(buffer)
@@ -126,10 +127,11 @@ def read(decoder: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Gene
 
 def _fill(decoder: Decoder, image: Image, row: int, out: np.ndarray) -> _Outcome:
     started = time.perf_counter()
-    preprocessing, failure, has_more = decoder.preprocessing, None, False
+    preprocessing, failure = decoder.preprocessing, None
+    traits: tuple[Trait, ...] = ()
     try:
-        has_more = read_pixels(image, decoder.rules, preprocessing.fit, out, preprocessing.is_native)
+        traits = read_pixels(image, decoder.rules, preprocessing.fit, out, preprocessing.is_native)
     except UnreadableError as error:
         out[...] = 0  # never the pixels of the image that used this buffer before
         failure = Failure(key=image.key, row=row, reason=error.reason, detail=error.detail)
-    return _Outcome(failure, has_more, time.perf_counter() - started)
+    return _Outcome(failure, traits, time.perf_counter() - started)

@@ -11,6 +11,7 @@ from featcli.pixels import png
 from featcli.pixels.depth import reduced
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import exif_of_header
+from featcli.pixels.profiles import icc_profile_of, is_srgb, is_xyb, to_srgb
 from featcli.spec.groups import PixelSpec
 
 ORIENTATION_TAG = 0x0112
@@ -29,6 +30,7 @@ def settings_of(rules: PixelSpec) -> dict[str, Any]:
         "max_pixels": rules.max_pixels,
         "frame": "first",
         "decode": rules.decode,
+        **({"colour": rules.colour} if rules.colour != DEFAULT.colour else {}),  # a later one: see Settings
     }
 
 
@@ -37,23 +39,47 @@ def summary_of(rules: PixelSpec) -> str:
     depth = "16 bits" if rules.black_and_white is None else "{:g} to {:g}".format(*rules.black_and_white)
     turned = "applied" if rules.orientation == "apply" else "ignored"
     large = ", large JPEGs decoded smaller" if rules.decode == "scaled" else ""
-    return f"EXIF orientation {turned}, alpha {rules.alpha}, {depth} scaled to 8{large}"
+    colour = ", colours converted to sRGB" if rules.colour == "convert" else ""
+    return f"EXIF orientation {turned}, alpha {rules.alpha}, {depth} scaled to 8{colour}{large}"
 
 
 def upright_rgb(picture: Image.Image, rules: PixelSpec = DEFAULT) -> Image.Image:
     """The picture as a person sees it, in RGB, by these rules.
 
-    Raises UnreadableError for modes without a known range.
+    Raises UnreadableError for modes without a known range, and for a colour profile that is needed and broken.
     """
+    profile = _profile_to_apply(picture, rules)
     is_16_bit = picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PPM")  # 16-bit PGM
     upright = _upright(picture) if rules.orientation == "apply" else picture
     if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
-        return _scaled(upright, rules.black_and_white or (DEEP if is_16_bit else None)).convert("RGB")
-    if rules.alpha != "drop" and upright.has_transparency_data:
-        background = Image.new("RGBA", upright.size, rules.alpha)
-        background.alpha_composite(upright.convert("RGBA"))
-        return background.convert("RGB")
-    return upright.convert("RGB")
+        seen = _scaled(upright, rules.black_and_white or (DEEP if is_16_bit else None))
+    else:
+        seen = upright
+    rgb = to_srgb(seen, profile) if profile else seen.convert("RGB")
+    if rules.alpha == "drop" or not upright.has_transparency_data:
+        return rgb
+    if profile or seen is not upright:
+        rgb.putalpha(_alpha_of(upright))
+    else:
+        rgb = upright.convert("RGBA")
+    background = Image.new("RGBA", upright.size, rules.alpha)
+    background.alpha_composite(rgb)
+    return background.convert("RGB")
+
+
+def _profile_to_apply(picture: Image.Image, rules: PixelSpec) -> bytes | None:
+    """The colour profile by which the values of a picture are converted, None where they stay."""
+    profile = icc_profile_of(picture)
+    if profile is None or not (rules.colour == "convert" or is_xyb(profile)):
+        return None
+    return None if is_srgb(profile) else profile
+
+
+def _alpha_of(picture: Image.Image) -> Image.Image:
+    """How opaque each pixel is. Of 16-bit greys those of one value are not at all."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray(np.asarray(picture) != picture.info["transparency"]).convert("L")
+    return picture.convert("RGBA").getchannel("A")
 
 
 def upright_size(picture: Image.Image, rules: PixelSpec) -> tuple[int, int]:
@@ -64,11 +90,12 @@ def upright_size(picture: Image.Image, rules: PixelSpec) -> tuple[int, int]:
     is_known = picture.format == "PNG" and not png.says_more(picture)
     if picture.format == "PNG" and not is_known:
         picture.load()
-    turned = _orientation(picture, unpack=not is_known) in TURNED
+    turned = exif_orientation(picture, unpack=not is_known) in TURNED
     return (width, height) if turned else (height, width)  # Pillow itself turns TIFF, and says so in its size
 
 
-def _orientation(picture: Image.Image, unpack: bool = True) -> int:
+def exif_orientation(picture: Image.Image, unpack: bool = True) -> int:
+    """What EXIF says about which way is up. `unpack`: the pixels, where what comes after them is to count."""
     try:
         exif = picture.getexif() if unpack else exif_of_header(picture)
         return int(exif.get(ORIENTATION_TAG, UPRIGHT))
@@ -77,7 +104,7 @@ def _orientation(picture: Image.Image, unpack: bool = True) -> int:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    if _orientation(picture) == UPRIGHT:  # nearly all; ImageOps would copy them
+    if exif_orientation(picture) == UPRIGHT:  # nearly all; ImageOps would copy them
         return picture
     try:
         return ImageOps.exif_transpose(picture)

@@ -29,10 +29,12 @@ def oriented(picture: Image.Image, file: IO[bytes], rules: PixelSpec) -> Image.I
     if picture.format == "JXL":
         header = header_of_jxl(file)
         turn = TURNS.get(header[2]) if header else None
+        picture.info |= {"is_turned": turn is not None, "bit_depth": header[3] if header else 8}
         if turn is not None and is_as_stored(picture) != is_ignored:
             turns = [BACK.get(turn, turn) if is_ignored else turn]
-    elif is_ignored:
-        turns = _undoing(picture)
+    else:
+        picture.info["is_turned"] = any(kind in ("irot", "imir") for kind, *_ in transformations_of(picture) or ())
+        turns = _undoing(picture) if is_ignored else []
     for name in ("exif", "xmp"):
         picture.info.pop(name, None)
     if not turns:

@@ -11,12 +11,13 @@ from typing import IO, TYPE_CHECKING, TypeVar
 from PIL import Image
 
 from featcli.errors import CheckpointError, FeatcliError, MachineError, shown
-from featcli.pixels import jpeg, png
+from featcli.pixels import jpeg, png, traits
 from featcli.pixels.colour import upright_rgb, upright_size
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.formats import identified
 from featcli.pixels.image_file import opened
 from featcli.pixels.limits import affordable, bound_pixels
+from featcli.pixels.traits import Trait
 from featcli.spec.groups import PixelSpec
 from featcli.system.faults import RESUMES
 
@@ -34,15 +35,16 @@ SPARE = 2  # how much larger than the input a picture is that was decoded smalle
 
 def read_pixels(
     image: Input, rules: PixelSpec, fit: Callable[[Image.Image], np.ndarray], out: np.ndarray, is_native: bool = False
-) -> bool:
+) -> tuple[Trait, ...]:
     """Decode a file, make it upright RGB, resize and crop it with `fit`, and write it into `out` (C, H, W).
 
-    Returns whether the file holds more frames or pages than the first. `is_native`: the size follows from the file's
-    header, which has been read before. Raises UnreadableError for whatever is wrong with the file; `out` may then
-    hold anything. Raises MachineError for what is no fault of the file's.
+    Returns what is true of the picture. `is_native`: the size follows from the file's header, which has been read
+    before. Raises UnreadableError for whatever is wrong with the file; `out` may then hold anything. Raises
+    MachineError for what is no fault of the file's.
     """
 
-    def unpacked(file: IO[bytes], picture: Image.Image) -> tuple[np.ndarray, bool]:
+    def unpacked(file: IO[bytes], picture: Image.Image) -> tuple[np.ndarray, tuple[Trait, ...]]:
+        found = list(traits.of_header(picture))
         if rules.decode == "scaled" and picture.format in jpeg.FORMATS:
             edge = SPARE * max(out.shape[1:])
             picture.draft(None, (edge, edge))  # as small as its own coding lets it, but no edge smaller than that
@@ -50,9 +52,10 @@ def read_pixels(
         if strict := STRICT.get(picture.format or ""):
             strict(picture)
         picture.load()
-        return fit(upright_rgb(picture, rules)), _has_more(picture)
+        found += traits.of_pixels(picture)
+        return fit(upright_rgb(picture, rules)), tuple(dict.fromkeys(found))
 
-    pixels, has_more = _looked_at(image, rules, unpacked)
+    pixels, found = _looked_at(image, rules, unpacked)
     if pixels.shape != out.shape:
         if is_native:
             raise UnreadableError("changed", f"{pixels.shape[1:]} pixels, by its header {out.shape[1:]}")
@@ -61,7 +64,7 @@ def read_pixels(
             "ask for another --image-size",
         )
     out[...] = pixels
-    return has_more
+    return found
 
 
 def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:
@@ -90,14 +93,6 @@ def _looked_at(
             if profile is not None:
                 picture.info["icc_profile"] = profile
             return look(file, picture)
-
-
-def _has_more(picture: Image.Image) -> bool:
-    """Whether a file holds more than the picture that was read; never by n_frames, which walks the file."""
-    try:
-        return bool(getattr(picture, "is_animated", False))
-    except Exception:  # the next frame of a GIF is damaged
-        return True
 
 
 @contextmanager

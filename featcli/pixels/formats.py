@@ -14,7 +14,7 @@ from featcli.pixels import jpeg2000, tiff
 from featcli.pixels.containers import oriented
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import register_plugin, silence_libtiff
-from featcli.pixels.tiff_header import header_of
+from featcli.pixels.tiff_header import TURNS, header_of
 from featcli.spec.groups import PixelSpec
 
 # Never "every format Pillow knows": a PostScript file named .jpg would start Ghostscript.
@@ -37,6 +37,8 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
         raise _unidentified(file.read(START), formats) from None
     if picture.format in PLUGINS:
         picture = oriented(picture, file, rules)
+    if header:
+        picture.info |= {"bit_depth": header.bits, "is_turned": header.orientation in TURNS}
     if picture.width * picture.height > rules.max_pixels:
         raise UnreadableError(
             "too_many_pixels",

@@ -127,5 +127,6 @@ class Deferred(Image.Image):
         """Unpack, and be what comes of it from now on."""
         picture = self._unpack()
         picture.format = self.format
+        picture.info = {**self.info, **picture.info}
         self.__class__, self.__dict__ = picture.__class__, picture.__dict__  # type: ignore[assignment]
         return picture.load()

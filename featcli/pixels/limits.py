@@ -257,10 +257,11 @@ def _size_of_icon(file: IO[bytes]) -> tuple[int, int] | None:
     return abs(width), abs(height) // 2  # below the picture there is a mask
 
 
-def header_of_jxl(file: IO[bytes]) -> tuple[int, int, int] | None:
-    """Return (width, height, orientation as of EXIF) of a JPEG XL as it is stored; None where it is damaged.
+def header_of_jxl(file: IO[bytes]) -> tuple[int, int, int, int] | None:
+    """Return (width, height, orientation as of EXIF, bits of a value) of a JPEG XL as it is stored; None for damage.
 
-    Its plugin unpacks it before it says its size, and never says how it was turned.
+    Its plugin unpacks it before it says its size, and never says how it was turned, or reduced. Of one with a preview
+    or frames the bits are not read, and said to be 8.
     """
     place = _codestream_of_jxl(file)
     if place is None:
@@ -285,7 +286,15 @@ def header_of_jxl(file: IO[bytes]) -> tuple[int, int, int] | None:
     else:
         width = edge()
     has_defaults = take(1)
-    return width, height, 1 if has_defaults or not take(1) else 1 + take(3)
+    orientation = 1
+    if has_defaults:
+        return width, height, orientation, 8
+    if take(1):
+        orientation = 1 + take(3)
+        if take(3):  # another size, a preview, frames
+            return width, height, orientation, 8
+    is_float, kind = take(1), take(2)
+    return width, height, orientation, (32, 16, 24, 32)[kind] if is_float else (8, 10, 12, 1 + take(6))[kind]
 
 
 def _codestream_of_jxl(file: IO[bytes]) -> int | None:

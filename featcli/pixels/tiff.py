@@ -110,7 +110,10 @@ def unpacked(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image |
     _refuse_unconfirmed(header)
     refuse_without_tiff(f"{header.name} of {header.kind}")
     size = header.size if rules.orientation == "ignore" else header.upright_size
-    return Deferred("TIFF", size, bool(header.following), partial(_unpack, file, header, rules))
+    picture = Deferred("TIFF", size, bool(header.following), partial(_unpack, file, header, rules))
+    if profile := header.icc_profile(file):
+        picture.info["icc_profile"] = profile
+    return picture
 
 
 def corrected(picture: Image.Image, header: Header, rules: PixelSpec) -> Image.Image:

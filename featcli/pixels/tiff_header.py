@@ -37,13 +37,15 @@ EXCHANGING = (5, 6, 7, 8)  # the orientations that exchange height and width
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 254, 255, 256, 257, 258, 259, 262, 266
 ORIENTATION, SAMPLES, PLANAR, PREDICTOR, COLOUR_MAP, SUB_IMAGES, EXTRA, FORMAT = 274, 277, 284, 317, 320, 330, 338, 339
 SUBSAMPLING, XMP, IMAGE_DEPTH, DNG_VERSION = 530, 700, 32997, 50706
+ICC_PROFILE = 34675
 WANTED = frozenset((
     *(SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES, PLANAR),
-    *(PREDICTOR, COLOUR_MAP, SUB_IMAGES, EXTRA, FORMAT, SUBSAMPLING, XMP, IMAGE_DEPTH, DNG_VERSION),
+    *(PREDICTOR, COLOUR_MAP, SUB_IMAGES, EXTRA, FORMAT, SUBSAMPLING, XMP, IMAGE_DEPTH, DNG_VERSION, ICC_PROFILE),
 ))  # fmt: skip
 CODES = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}  # of whole numbers
 MOST_VALUES = 3 * 2**16  # of a tag: those of the largest palette
 MOST_ENTRIES = 2**16
+MOST_PROFILE_BYTES = 2**23
 MOST_IMAGES = 16  # below the first one that are looked at
 
 
@@ -135,6 +137,12 @@ class Header:
         found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', bytes(self.tags.get(XMP, ())))
         return int(found[1]) if found else UPRIGHT
 
+    def icc_profile(self, file: IO[bytes]) -> bytes:
+        """The colour profile, out of its file; nothing where there is none."""
+        place, length = self.tags.get(ICC_PROFILE, (0, 0))
+        file.seek(place)
+        return file.read(min(length, MOST_PROFILE_BYTES))
+
     @property
     def name(self) -> str:
         """Of the format, for people."""
@@ -191,6 +199,8 @@ def _directory(file: IO[bytes], place: int, order: str, is_big: bool) -> tuple[d
     following = file.read(offset.size)
     tags: dict[int, tuple[int, ...]] = {}
     for tag, kind, count, value in entry.iter_unpack(content):
+        if tag == ICC_PROFILE:  # where it lies, and its length
+            tags[tag] = (*offset.unpack(value), count)
         if tag not in WANTED or tag in tags or kind not in CODES or not 0 < count <= MOST_VALUES:
             continue
         codes = struct.Struct(f"{order}{count}{CODES[kind]}")

@@ -79,7 +79,7 @@ class ShardRunner:
             rows = self._forward(batch)
             for failure in batch.failures:
                 self._report("failure", **failure.to_json())
-            writer.give(partial(sink.write, batch.shard, rows, batch.failures, batch.with_more_frames), rows.nbytes)
+            writer.give(partial(sink.write, batch.shard, rows, batch.failures, batch.traits), rows.nbytes)
             if batch.ends_shard:
                 writer.give(partial(sink.commit, batch.shard, self._forward.micro_batch))
             del rows  # the writer lets go of their memory

@@ -13,6 +13,7 @@ from featcli.dump.shard import ShardWriter
 from featcli.dump.writer import DumpWriter
 from featcli.events import Report
 from featcli.pixels.failure import Failure
+from featcli.pixels.traits import Trait
 from featcli.run.forward import BatchRows
 from featcli.run.source import Shard
 from featcli.run.stats import RunStats
@@ -24,7 +25,7 @@ class _OpenShard:
 
     file: ShardWriter
     failures: list[Failure] = field(default_factory=list)
-    with_more_frames: int = 0
+    traits: Counter[Trait] = field(default_factory=Counter)
     overflown: Counter[str] = field(default_factory=Counter)
 
 
@@ -42,7 +43,7 @@ class Sink:
         self._count = count
         self._at_work: _OpenShard | None = None
 
-    def write(self, shard: Shard, rows: BatchRows, failures: Sequence[Failure], with_more_frames: int) -> None:
+    def write(self, shard: Shard, rows: BatchRows, failures: Sequence[Failure], traits: Counter[Trait]) -> None:
         """Write the next rows of a shard."""
         maps = rows.finished()
         self.compute_seconds += rows.compute_seconds
@@ -53,7 +54,7 @@ class Sink:
         self._at_work.file.write(maps)
         rows.release()
         self._at_work.failures += failures
-        self._at_work.with_more_frames += with_more_frames
+        self._at_work.traits.update(traits)
         self._at_work.overflown.update(rows.overflown)
 
     def commit(self, shard: Shard, micro_batch: int) -> None:
@@ -63,12 +64,12 @@ class Sink:
         valid = np.ones(len(shard.rows), np.uint8)
         valid[[failure.row - shard.rows.start for failure in done.failures]] = 0
         beside = {VALID: valid, **{name + SHAPES: shapes for name, shapes in self._shapes(shard).items()}}
-        record = self._into.commit(shard.number, done.file, beside, done.failures, micro_batch)
+        record = self._into.commit(shard.number, done.file, beside, done.failures, micro_batch, done.traits)
         self._at_work = None
         if record is None:
             self._report("there", shard=shard.number, images=0)  # its batches were counted while they were made
             return
-        self._count(RunStats(images=len(shard.rows), with_more_frames=done.with_more_frames, overflown=done.overflown))
+        self._count(RunStats(images=len(shard.rows), traits=done.traits, overflown=done.overflown))
         self._report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=len(done.failures))
 
     def _shapes(self, shard: Shard) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from featcli.dump.plan import Plan
+from featcli.pixels.traits import Trait
 from featcli.system.machine import available_cores
 
 PARTS = ("decode", "compute", "write")
@@ -65,14 +66,19 @@ class RunStats:
     """What was done, to be added up over processes."""
 
     images: int = 0  # in shards that were committed
-    with_more_frames: int = 0  # images of which a frame or page was left out
+    traits: Counter[Trait] = field(default_factory=Counter)  # of how many images each is true
     overflown: Counter[str] = field(default_factory=Counter)  # values that are not finite, by stage
     timings: Timings = field(default_factory=Timings)
+
+    @property
+    def pictures(self) -> dict[str, int]:
+        """The images of this run and the traits of them, as `pictures_of` has them of a whole dump."""
+        return {"read": self.images, **{str(trait): count for trait, count in self.traits.items()}}
 
     def add(self, other: RunStats) -> None:
         """What another process has done."""
         self.images += other.images
-        self.with_more_frames += other.with_more_frames
+        self.traits.update(other.traits)
         self.overflown.update(other.overflown)
         self.timings.add(other.timings)
 

@@ -45,6 +45,7 @@ from featcli.spec.words import (
     PRECISIONS,
     Alpha,
     Auto,
+    Colour,
     Decode,
     Dtype,
     EngineName,
@@ -327,6 +328,10 @@ class PixelSpec(Spec):
             check=lambda option, value: parse_depth_range(value, option),
         ),
     ] = None
+    colour: Annotated[
+        Colour,
+        Option("What becomes of colours whose ICC profile is not sRGB: ignore (the profile), convert.", group=PIXELS),
+    ] = "ignore"
     max_pixels: Annotated[int, Option("Larger pictures are failures.", group=PIXELS, check=at_least(1))] = MAX_PIXELS
     decode: Annotated[
         Decode,

@@ -13,6 +13,7 @@ Fit = Literal["crop", "squash", "pad", "native"]
 Norm = Literal["raw", "model"]  # maps before, or after, the final norm of the model
 Orientation = Literal["apply", "ignore"]
 Alpha = Literal["drop", "white", "black"]
+Colour = Literal["ignore", "convert"]
 Decode = Literal["exact", "scaled"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Format = Literal["hdf5", "safetensors"]

@@ -9,7 +9,7 @@ from typing import Any
 from featcli.dump.checksummed_json import read_checksummed
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
 from featcli.dump.formats.layout import ITEM_BYTES
-from featcli.dump.records import totals_of
+from featcli.dump.records import pictures_of, said_of_pictures, totals_of
 from featcli.errors import CheckpointError, IncompleteError, UsageError, most_first, shown
 from featcli.spec.groups import CheckpointSpec, StageSpec
 from featcli.spec.words import DEFAULT_DTYPE, Dtype
@@ -69,7 +69,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
             raise IncompleteError(f"dump {shown(path)}: no plan.json yet", "run its extract command again")
         return None
     records = list(dump.records())
-    totals = totals_of(records)
+    totals, pictures = totals_of(records), pictures_of(records)
     settings = dump.plan.settings
     damaged = [dump.shard_path(number).name for number in sorted(dump.committed().damaged)] + _damaged_files(dump)
     is_complete = dump.is_complete() and len(records) == dump.plan.num_shards
@@ -81,6 +81,8 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "written": totals["written"],
         "failed": totals["failed"],
         "failed_by_reason": most_first(totals["failed_by_reason"]),
+        "pictures": pictures,
+        "said_of_pictures": said_of_pictures(dump.plan, pictures),
         "shards": dump.plan.num_shards,
         "committed_shards": len(records),
         "damaged_files": damaged,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcli.dump.records import pictures_of, said_of_pictures
 from featcli.dump.target import refuse_taken, write_files
 from featcli.errors import CheckpointError, UsageError, counted, printable, shown_shape, size
 from featcli.events import Report, silent
@@ -87,6 +88,7 @@ def _about(dump: DumpReader) -> list[tuple[str, str]]:
         ("checkpoint", plan.provenance["checkpoint"]),
         ("weights", plan.provenance["weights"]),
         ("images", f"{plan.num_images:,}: {int(dump.valid.sum()):,} written, {len(dump.failures):,} failed{state}"),
+        *(("pictures", text) for text in said_of_pictures(plan, pictures_of(dump.records.values()))),
         ("input", f"{'x'.join(map(str, edges)) if edges else 'any size'}: {preprocessing}"),
         ("maps", f"pool {settings.pool}, norm {dump.norm}, computed in {settings.precision}"),
         ("stored", f"{settings.format}, {size(stored)} in {counted(len(dump.records), 'shard')}"),

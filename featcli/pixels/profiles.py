@@ -1,0 +1,103 @@
+"""ICC profiles: which say something else than sRGB, and pictures converted to sRGB by them."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from featcli.pixels.failure import UnreadableError
+
+# The modes of pictures that a profile can be for, by the space of its colours. The first is what it is applied to.
+MODES = {
+    "RGB": ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "L", "LA", "La", "1", "YCbCr"),
+    "GRAY": ("L", "LA", "La", "1"),
+    "CMYK": ("CMYK",),
+    "Lab": ("LAB",),
+}
+MOST_BYTES = 4 * 1024**2  # of a profile: the largest of printers have some 3 MB
+SAME = 2  # levels of 255 by which profiles move colours that are sRGB but for rounding, and for the text in them
+KEPT = 32  # profiles whose transforms are kept: a folder has few
+
+
+def icc_profile_of(picture: Image.Image) -> bytes | None:
+    """The profile in the file of a picture."""
+    found = picture.info.get("icc_profile")
+    return found if isinstance(found, bytes) and found else None
+
+
+@lru_cache(KEPT)
+def is_srgb(profile: bytes) -> bool:
+    """Whether colours stay what they are, by what the profile does, not by its name. False for one that is broken."""
+    try:
+        space, transform = _transform(profile)
+    except UnreadableError:
+        return False
+    if space not in ("RGB", "GRAY"):
+        return False
+    levels = np.arange(0, 256, 15, dtype=np.uint8)  # black, white and 16 between them
+    values = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(18, -1, 3)
+    if space == "GRAY":
+        values = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (1, 256, 3))
+    given = Image.fromarray(values[..., 0] if space == "GRAY" else values)
+    moved = np.asarray(transform.apply(given)).astype(int) - values
+    return bool(np.abs(moved).max() <= SAME)
+
+
+@lru_cache(KEPT)
+def is_xyb(profile: bytes) -> bool:
+    """Whether it is of a JPEG whose values are no colours by themselves, but those of JPEG XL's XYB."""
+    try:
+        return "XYB" in ImageCms.getProfileDescription(_opened(profile))
+    except (UnreadableError, ImageCms.PyCMSError):
+        return False
+
+
+def to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
+    """The picture in RGB, its values converted from the colours of the profile to sRGB, perceptually; no transparency.
+
+    Raises UnreadableError for a profile that is broken, or is not for such a picture.
+    """
+    space, transform = _transform(profile)
+    wanted, *others = MODES[space]
+    if picture.mode != wanted and picture.mode not in others:
+        raise _unusable(f"it is for {space}, the picture is {picture.mode}")
+    return transform.apply(picture if picture.mode == wanted else picture.convert(wanted))
+
+
+@lru_cache(KEPT)
+def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform]:
+    """The space of its colours, and what makes them sRGB."""
+    opened = _opened(profile)
+    space = opened.profile.xcolor_space.strip()
+    if space not in MODES:
+        raise _unusable(f"its colours are {space}")
+    try:
+        made = ImageCms.buildTransform(
+            opened,
+            ImageCms.createProfile("sRGB"),
+            MODES[space][0],
+            "RGB",
+            ImageCms.Intent.PERCEPTUAL,
+            ImageCms.Flags.NOCACHE,  # several threads use it at once
+        )
+    except ImageCms.PyCMSError as error:
+        raise _unusable(str(error)) from error
+    assert isinstance(made, ImageCms.ImageCmsTransform)
+    return space, made
+
+
+def _opened(profile: bytes) -> ImageCms.ImageCmsProfile:
+    if len(profile) > MOST_BYTES:
+        raise _unusable(f"it has {len(profile):,} bytes, the limit is {MOST_BYTES:,}")
+    try:
+        return ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    except OSError as error:
+        raise _unusable(str(error)) from error
+
+
+def _unusable(why: str) -> UnreadableError:
+    text = f"its colour profile cannot be used ({' '.join(why.split())}); --colour ignore leaves it out"
+    return UnreadableError("decode_error", text)

@@ -1,0 +1,120 @@
+"""What is true of a picture that a default decides about: counted by every run, and said at its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from featcli.pixels.colour import exif_orientation
+from featcli.pixels.internals import file_of
+from featcli.pixels.profiles import icc_profile_of, is_srgb, is_xyb
+from featcli.spec.groups import PixelSpec
+
+Trait = Literal["transparent", "deep", "turned", "profile", "xyb", "frames"]
+TRAITS: tuple[Trait, ...] = get_args(Trait)  # a later one goes to the end
+
+TURNED = range(2, 9)  # the EXIF orientations of what is not stored upright
+WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+OPAQUE = 255
+HEAD_BYTES = 1 << 20  # of a file that are searched for its depth; profiles come before it
+
+
+def of_header(picture: Image.Image) -> Iterator[Trait]:
+    """The traits that only the opened file shows, before its pixels are unpacked."""
+    if _has_more(picture):
+        yield "frames"
+    if _is_deep(picture):
+        yield "deep"
+    if picture.info.get("is_turned"):  # of formats that are turned while they are unpacked
+        yield "turned"
+
+
+def of_pixels(picture: Image.Image) -> Iterator[Trait]:
+    """The traits that the unpacked picture shows, as it is stored."""
+    if picture.has_transparency_data and _is_transparent(picture):
+        yield "transparent"
+    if exif_orientation(picture) in TURNED:
+        yield "turned"
+    if profile := icc_profile_of(picture):
+        if is_xyb(profile):
+            yield "xyb"
+        elif not is_srgb(profile):
+            yield "profile"
+
+
+def _has_more(picture: Image.Image) -> bool:
+    """Whether a file holds more than the picture that was read; never by n_frames, which walks the file."""
+    try:
+        return bool(getattr(picture, "is_animated", False))
+    except Exception:  # the next frame of a GIF is damaged
+        return True
+
+
+def _is_transparent(picture: Image.Image) -> bool:
+    """Whether a pixel is not fully opaque."""
+    if picture.mode.startswith("I;16"):
+        return bool(np.any(np.asarray(picture) == picture.info["transparency"]))
+    try:
+        whole = picture if picture.mode in WITH_ALPHA else picture.convert("RGBA")
+    except ValueError:  # a mode that Pillow does not know transparency of
+        return True
+    return bool(np.asarray(whole.getchannel(len(whole.getbands()) - 1)).min() < OPAQUE)
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether values have more than 8 bits, so that some are lost."""
+    if picture.mode.startswith("I") or picture.mode == "F" or picture.info.get("bit_depth", 8) > 8:
+        return True
+    if picture.format in ("AVIF", "JPEG2000"):
+        return _is_deep_by_head(_head_of(picture))
+    return any(";16" in str(tile.args) or _most_of_ppm(tile.args) > 255 for tile in getattr(picture, "tile", ()))
+
+
+def _most_of_ppm(args: object) -> int:
+    """The value that is white in a PPM, 255 in others."""
+    return args[1] if isinstance(args, tuple) and len(args) == 2 and isinstance(args[1], int) else 255
+
+
+def _is_deep_by_head(head: bytes) -> bool:
+    """By the box of AV1 in an AVIF, by the size marker in a JPEG 2000."""
+    if (place := head.find(b"av1C")) >= 0:
+        return any(byte & 0x40 for byte in head[place + 6 : place + 7])
+    place = head.find(b"\xff\x4f\xff\x51")
+    first = place + 42  # a byte of depth and two more of each component
+    return place >= 0 and any(byte & 0x7F > 7 for byte in head[first : first + 3 * head[first - 1 : first][0] : 3])
+
+
+def _head_of(picture: Image.Image) -> bytes:
+    file = file_of(picture)
+    if file is None:
+        return b""
+    place = file.tell()
+    try:
+        file.seek(0)
+        return file.read(HEAD_BYTES)
+    finally:
+        file.seek(place, os.SEEK_SET)
+
+
+def lines(counts: Mapping[str, int], images: int, rules: PixelSpec) -> Iterator[str]:
+    """Say for people of how many of so many pictures each is true, what became of it, and which option changes that."""
+    depth = "; --depth-range says which values are black and white" if rules.black_and_white is None else ""
+    turned = {"apply": "turned; --orientation ignore", "ignore": "left as they are; --orientation apply"}
+    colours = {"ignore": "ignored; --colour convert", "convert": "converted to sRGB"}
+    hidden = "dropped, hidden colours show; --alpha white"
+    texts: Mapping[Trait, tuple[str, str]] = {
+        "transparent": ("have transparency", hidden if rules.alpha == "drop" else f"put on {rules.alpha}"),
+        "deep": ("have more than 8 bits a value", f"reduced to 8{depth}"),
+        "turned": ("have an EXIF orientation", turned[rules.orientation]),
+        "profile": ("have a colour profile that is not sRGB", colours[rules.colour]),
+        "xyb": ("have the colours of an XYB JPEG", "converted to sRGB"),
+        "frames": ("have several frames or pages", "the first was used"),
+    }
+    for trait, (what, became) in texts.items():
+        if count := counts.get(trait, 0):
+            what = what.replace("have", "has", 1) if count == 1 else what
+            yield f"{count:,} of {images:,} pictures {what}: {became}"
