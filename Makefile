@@ -5,7 +5,7 @@ BIN := .venv/bin
 BY_PATH := --config-settings editable_mode=compat
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types format docs bench sweep torture smoke clean
+.PHONY: help demo test check lint types format docs bench sweep torture floors smoke clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ sweep: .venv/installed  ## every model of timm and transformers: writes docs/swe
 
 torture: .venv/installed  ## a small run killed, or refused by the disk, at every call that changes it; hostile files (a quarter of an hour)
 	$(BIN)/python tests/torture.py
+
+floors: .venv/installed  ## the tests with every lower bound on the oldest Python, and with the newest of all (a quarter of an hour, 13 GB)
+	$(BIN)/python tests/floors.py
 
 smoke: .venv/installed  ## build the wheel, install it without the development tools elsewhere, extract two images
 	rm -rf build/smoke && $(BIN)/python -m pip wheel --quiet --no-deps -w build/smoke .

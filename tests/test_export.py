@@ -117,6 +117,8 @@ def test_failed_rows_kept(dump, tmp_path, cli, name):
     else:
         table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / name)
         assert [value is None for value in table["stage2"].to_pylist()] == (~dump.valid).tolist()
+        there = [value for value in table["stage2"].to_pylist() if value is not None]
+        assert np.array_equal(there, dump["stage2"][dump.valid].reshape(len(there), -1))
 
 
 def test_pooled_and_cast(dump, tmp_path, cli):

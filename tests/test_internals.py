@@ -91,7 +91,7 @@ def test_typer_lets_a_command_write_its_options():
     text = command.get_help(command.make_context("draw", ["x"]))
     sections = dict(re.findall(r"^(\w+):\n((?:  .*\n?)+)", text, re.MULTILINE))
     assert list(sections) == ["Arguments", "Pixels", "Computation", "Options"]
-    assert [re.findall(r"^  (\S+)", section, re.MULTILINE) for section in sections.values()] == [
+    assert [re.findall(r"^  (\S+)", section.lower(), re.MULTILINE) for section in sections.values()] == [
         ["source"],
         ["--size", "--fit"],
         ["--device"],

@@ -1,4 +1,8 @@
-"""Parquet, by pyarrow: a row group at a time; columns `key`, `row` and one of lists for each stage."""
+"""Parquet, by pyarrow: a row group at a time; columns `key`, `row` and one of lists for each stage.
+
+Lists are of a fixed length where every map has it. With null ones among them pyarrow before 25 does not write such a
+column, and before 26 it does not read it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from featcli.dump.plan import StoredStage
 from featcli.errors import UsageError
 from featcli.export.content import Content
 from featcli.reading.reader import Run
@@ -28,7 +31,8 @@ def write(content: Content, path: Path) -> None:
     fields = [pyarrow.field("key", pyarrow.string()), pyarrow.field("row", pyarrow.int64())]
     for stage in content.stages:
         kind = getattr(pyarrow, stage.dtype)()
-        length = -1 if stage.is_ragged else int(np.prod(stage.shape_at((0, 0))))
+        is_fixed = not stage.is_ragged and content.valid.all()
+        length = int(np.prod(stage.shape_at((0, 0)))) if is_fixed else -1
         shape = {"shape": json.dumps(stage.shape)}
         fields.append(pyarrow.field(stage.name, pyarrow.list_(kind, length), metadata=shape))
         if stage.is_ragged:
@@ -52,20 +56,20 @@ def _batch(content: Content, run: Run, schema: Any) -> Any:
     columns = [pyarrow.array(keys), pyarrow.array(run.rows, pyarrow.int64())]
     for stage in content.stages:
         maps = run.maps[stage.name]
-        columns.append(_lists(stage, maps, valid, schema.field(stage.name).type))
+        columns.append(_lists(maps, valid, schema.field(stage.name).type))
         if stage.is_ragged:
             shapes = [list(one.shape) for one in maps]
             columns.append(pyarrow.array(shapes, schema.field(f"{stage.name}.shape").type))
     return pyarrow.record_batch(columns, schema=schema)
 
 
-def _lists(stage: StoredStage, maps: Any, valid: np.ndarray, kind: Any) -> Any:
-    """A column of lists over the values as they lie, without a copy; null where a row is not valid."""
+def _lists(maps: Any, valid: np.ndarray, kind: Any) -> Any:
+    """A column of lists, without a copy of the values where each has as many; null where a row is not valid."""
     import pyarrow
 
-    mask = None if valid.all() else pyarrow.array(~valid)
-    if stage.is_ragged:
-        ends = np.cumsum([0, *(one.size for one in maps)], dtype=np.int32)
-        values = pyarrow.array(np.concatenate([one.ravel() for one in maps]))
-        return pyarrow.ListArray.from_arrays(pyarrow.array(ends), values, type=kind, mask=mask)
-    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(maps.reshape(-1)), type=kind, mask=mask)
+    if not pyarrow.types.is_fixed_size_list(kind):
+        there = [one.ravel() if is_valid else one.ravel()[:0] for one, is_valid in zip(maps, valid, strict=True)]
+        ends = pyarrow.array(np.cumsum([0, *(one.size for one in there)], dtype=np.int32))
+        mask = None if valid.all() else pyarrow.array(~valid)
+        return pyarrow.ListArray.from_arrays(ends, pyarrow.array(np.concatenate(there)), type=kind, mask=mask)
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(maps.reshape(-1)), type=kind)

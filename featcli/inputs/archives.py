@@ -53,7 +53,8 @@ def members(name: str, file: IO[bytes], suffixes: frozenset[str], ignored: Count
     try:
         with tarfile.open(None, "r:", readable) as tar:
             before = -1
-            while (member := tar.next()) is not None:
+            is_empty = end_of_member(tar) == 0  # Python 3.10 looks for the next member before the beginning then
+            while not is_empty and (member := tar.next()) is not None:
                 count += 1
                 headers.next_member(len(tar.pax_headers), len(member.name))
                 forget_members(tar)

@@ -1,0 +1,186 @@
+"""Random rows of dumps of 10 to 10,000 shards, in memory already, against `pread`. Above 1 is faster.
+
+In turn, medians of several rounds. Beside each row stands a plain `pread` of the same bytes at the same place. It keeps
+as many files open as featcli does; where there are more shards than that, it opens the file of each row, and closes it.
+A shuffled epoch is all rows by `loader(shuffle=True)` with two workers, against `preadv` of the same rows, in an order
+of chance too, into batches that are there already, by two threads too. The maps are numbers that nobody computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from host import described
+from photographs import SMALL, draw
+
+import featcli
+from featcli.dump.folder import Dump
+from featcli.dump.formats import FORMATS
+from featcli.dump.plan import digest_images, digest_keys
+from featcli.dump.writer import DumpWriter, create, finalize
+from featcli.reading.open_shards import most_open
+
+LEAST_ROWS, SINGLE, BATCH, STAGE, WORKERS = 1000, 2000, 32, "stage4", 2
+
+
+def make(like, path, name, num_shards, side):
+    """A dump of so many shards of float32 maps (8, side, side), which are the same in each, as `like` has it."""
+    rows = max(num_shards, LEAST_ROWS) // num_shards
+    images = SimpleNamespace(keys=[f"{row:06d}.jpg" for row in range(rows * num_shards)], sizes=[1] * rows * num_shards)
+    shape = (8, side, side)
+    plan = replace(
+        like,
+        settings=replace(like.settings, format=name),
+        stages=(replace(like.stages[0], name=STAGE, map_shape=shape, shape=shape),),
+        num_images=len(images.keys),
+        keys_digest=digest_keys(images.keys),
+        images_digest=digest_images(images),
+        shard_rows=rows,
+    )
+    (path / "shards").mkdir(parents=True)
+    create(path, plan, images)
+    dump = Dump.at(path)
+    writer, maps = DumpWriter(dump, plan.environment), np.random.default_rng(0).random((rows, *shape), np.float32)
+    valid = np.ones(rows, np.uint8)
+    for number in range(num_shards):
+        shard = writer.start_shard(number, images.keys[number * rows : (number + 1) * rows], {})
+        shard.write({STAGE: maps})
+        writer.commit(number, shard, {"valid": valid}, (), plan.settings.batch_size)
+    finalize(dump)
+
+
+class Plain:
+    """`pread` of rows, with a file open for each shard where that many may be."""
+
+    def __init__(self, dump):
+        self.rows, plan = dump.plan.shard_rows, dump.plan
+        suffix, reader = FORMATS[plan.settings.format].SUFFIX, FORMATS[plan.settings.format]
+        self.paths = [str(dump.path / "shards" / f"{number:05d}{suffix}") for number in range(plan.num_shards)]
+        self.arrays = [reader.read_layout(path, None).arrays[STAGE] for path in self.paths]
+        self.shape = dump[STAGE].shape[1:]
+        few = len(self.paths) <= most_open()
+        self.open = [os.open(path, os.O_RDONLY) for path in self.paths] if few else None
+
+    def read(self, row):
+        """A row as an array."""
+        shard, at = divmod(row, self.rows)
+        array = self.arrays[shard]
+        file = self.open[shard] if self.open else os.open(self.paths[shard], os.O_RDONLY)
+        raw = os.pread(file, array.row_bytes, array.offset + at * array.row_bytes)
+        if not self.open:
+            os.close(file)
+        return np.frombuffer(raw, np.float32).reshape(self.shape)
+
+    def read_into(self, batch, rows):
+        """Rows, one after the other, into memory that is there."""
+        for place, row in enumerate(rows):
+            shard, at = divmod(row, self.rows)
+            array = self.arrays[shard]
+            file = self.open[shard] if self.open else os.open(self.paths[shard], os.O_RDONLY)
+            os.preadv(file, [batch[place].data.cast("B")], array.offset + at * array.row_bytes)
+            if not self.open:
+                os.close(file)
+
+    def close(self):
+        for file in self.open or ():
+            os.close(file)
+
+
+def seconds_of(work):
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def plain_epoch(plain, batches, order):
+    with ThreadPoolExecutor(WORKERS) as pool:
+        parts = [order[begin : begin + BATCH] for begin in range(0, len(order), BATCH)]
+        for _ in pool.map(
+            lambda numbered: plain.read_into(batches[numbered[0] % len(batches)], numbered[1]), enumerate(parts)
+        ):
+            pass
+
+
+def epoch(loader):
+    for _ in loader:
+        pass
+
+
+def compare(path, rounds):
+    """Microseconds a row and ratios of one dump."""
+    opening = seconds_of(lambda: featcli.open_dump(path))
+    dump = featcli.open_dump(path)
+    validity = seconds_of(lambda: dump.valid.all())
+    maps, plain = dump[STAGE], Plain(dump)
+    count = len(maps)
+    for row in range(count):  # into memory, and every layout is known
+        plain.read(row)
+        maps[row]
+    loader = dump.as_torch_dataset(STAGE).loader(BATCH, shuffle=True, num_workers=WORKERS)
+    batches = [np.ones((BATCH, *maps.shape[1:]), np.float32) for _ in range(WORKERS + 1)]
+    epoch(loader)
+    found = {name: [] for name in ("ours", "pread", "loader", "preadv")}
+    for seed in range(rounds):
+        order = np.random.default_rng(seed).permutation(count).tolist()
+        rows = (order * -(-SINGLE // count))[:SINGLE]
+        for name, one in {"ours": maps.__getitem__, "pread": plain.read}.items():
+            found[name].append(seconds_of(lambda one=one, rows=rows: [one(row) is None for row in rows]) / SINGLE)
+        found["loader"].append(seconds_of(lambda: epoch(loader)) / count)
+        found["preadv"].append(seconds_of(lambda order=order: plain_epoch(plain, batches, order)) / count)
+    plain.close()
+    dump.close()
+    median = {name: statistics.median(times) for name, times in found.items()}
+    return opening, validity, median
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--kilobytes", type=int, nargs="+", default=[100, 500], help="of a map; 10,000 of them are stored"
+    )
+    parser.add_argument("--shards", type=int, nargs="+", default=[10, 100, 1000, 10_000])
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS))
+    chosen = parser.parse_args()
+    os.fsync = lambda descriptor: None  # nothing of it has to outlive a power cut
+    print(
+        f"{described()}, medians of {chosen.rounds}, {most_open()} files open at most\n"
+        f"{'':<35} a random row         a shuffled epoch, a row\n"
+        f"{'':<35} us    / least  / pread   us    / preadv   open_dump   valid"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = draw(Path(folder) / "pictures", 2, SMALL)
+        options = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 1, "layout": "channels-first"}
+        featcli.extract(str(pictures), output=Path(folder) / "like", **options)
+        like = featcli.open_dump(Path(folder) / "like").plan
+        for name in chosen.formats:
+            for kilobytes in chosen.kilobytes:
+                least, side = 0.0, round((kilobytes * 1000 / 32) ** 0.5)
+                for num_shards in chosen.shards:
+                    path = Path(folder) / "dump"
+                    make(like, path, name, num_shards, side)
+                    opening, validity, median = compare(path, chosen.rounds)
+                    shutil.rmtree(path)
+                    least = min(least, median["ours"]) or median["ours"]
+                    ours = median["ours"]
+                    print(
+                        f"{name:<12} {32 * side * side / 1000:4.0f} kB {num_shards:6,} shards"
+                        f" {ours * 1e6:6.0f} {ours / least:7.2f} {median['pread'] / ours:8.2f}"
+                        f" {median['loader'] * 1e6:9.0f} {median['preadv'] / median['loader']:8.2f}"
+                        f" {opening:10.3f} s {validity:6.3f} s",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()
