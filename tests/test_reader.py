@@ -394,7 +394,7 @@ def test_open_files_are_few(many, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("allowed", "most"), [(1024, 256), (256, 64), (20, 8), (1 << 20, 256), (resource.RLIM_INFINITY, 256)]
+    ("allowed", "most"), [(1024, 256), (256, 64), (20, 8), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)]
 )
 def test_how_many_files_follows_the_limit(monkeypatch, allowed, most):
     """A process that may open few files keeps few shards open; its limit stays as it is."""

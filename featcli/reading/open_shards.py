@@ -9,18 +9,17 @@ import os
 import resource
 from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from featcli.dump.folder import Dump
-from featcli.dump.formats.layout import Array, fill_rows, read_rows
+from featcli.dump.formats.layout import Array, fill_rows, read_row, read_rows
 from featcli.errors import DamagedError, FeatcliError, shown
 from featcli.system.faults import machine_error, machine_errors
 from featcli.system.files import open_regular
 
-LEAST, MOST = 8, 256  # files that are open at once, as far as the process may open them
+LEAST, MOST = 8, 4096  # files that are open at once, as far as the process may open them
 SHARE = 4  # of the descriptors that it may have one in so many: others need some, and dumps may be several
 
 Version = tuple[int, int, int]  # what tells a file from another of its name: inode, bytes, time of the last change
@@ -30,18 +29,21 @@ Version = tuple[int, int, int]  # what tells a file from another of its name: in
 class Places:
     """Where the arrays of a shard file lie; of stages whose maps differ in size, shapes and places of the maps too."""
 
+    path: str
     version: Version  # of the file that this is true of
     arrays: Mapping[str, Array]
     shapes: Mapping[str, np.ndarray]  # (rows, 3)
     starts: Mapping[str, np.ndarray]  # (rows + 1,)
 
 
-@dataclass(eq=False)
 class OpenShard:
     """A shard file. It is closed when nobody holds it any more, whatever others open or close meanwhile."""
 
-    descriptor: int
-    places: Places
+    __slots__ = ("descriptor", "places")
+
+    def __init__(self, descriptor: int, places: Places) -> None:
+        self.descriptor = descriptor
+        self.places = places
 
     def __del__(self) -> None:
         os.close(self.descriptor)
@@ -66,6 +68,14 @@ class OpenShards:
         found = self._shard(shard)
         try:
             return read_rows(found.descriptor, found.places.arrays[name], first, count)
+        except (EOFError, OSError) as error:
+            raise self._unreadable(shard, error) from error
+
+    def read_row(self, shard: int, name: str, row: int) -> np.ndarray:
+        """One row of an array likewise."""
+        found = self._shard(shard)
+        try:
+            return read_row(found.descriptor, found.places.arrays[name], row)
         except (EOFError, OSError) as error:
             raise self._unreadable(shard, error) from error
 
@@ -95,11 +105,23 @@ class OpenShards:
         found = self._open.get(number)
         if found is None:
             return self._opened(number)
-        with suppress(KeyError):  # another thread has let go of it by now; it is open as long as it is held here
+        try:  # noqa: SIM105 - rows are read by the hundred thousand
             self._open.move_to_end(number)
+        except KeyError:  # another thread has let go of it by now; it is open as long as it is held here
+            pass
         return found
 
     def _opened(self, number: int) -> OpenShard:
+        places = self._places.get(number)
+        found = self._open[number] = (places and _open_again(places)) or self._open_and_check(number)
+        if len(self._open) > self._most:
+            try:  # noqa: SIM105 - as above
+                self._open.popitem(last=False)
+            except KeyError:  # several threads at once may find nothing left
+                pass
+        return found
+
+    def _open_and_check(self, number: int) -> OpenShard:
         path = self._dump.shard_path(number)
         try:
             with machine_errors("shard", path, strict=True):
@@ -109,27 +131,21 @@ class OpenShards:
             raise DamagedError(f"shard {shown(path)}: {cause}", "see featcli inspect for its state") from error
         try:
             with machine_errors("shard", path, strict=True):
-                version, places = _version(descriptor), self._places.get(number)
-                if places is None or places.version != version:  # else it is the very file that was checked
-                    places = self._places[number] = self._checked(number, descriptor, version)
+                places = self._places[number] = self._checked(number, descriptor)
         except BaseException:
             os.close(descriptor)
             raise
-        found = self._open[number] = OpenShard(descriptor=descriptor, places=places)
-        if len(self._open) > self._most:
-            with suppress(KeyError):  # several threads at once may find nothing left
-                self._open.popitem(last=False)
-        return found
+        return OpenShard(descriptor, places)
 
-    def _checked(self, number: int, descriptor: int, version: Version) -> Places:
+    def _checked(self, number: int, descriptor: int) -> Places:
         """Where things lie in a shard file. Raises DamagedError unless it is what the plan says."""
-        path = self._dump.shard_path(number)
+        path, version = self._dump.shard_path(number), _version(descriptor)
         layout = self._dump.format.read_layout(str(path), None)
         attributes = layout.attributes.get("fingerprint"), layout.attributes.get("shard")
         if attributes != (self._dump.plan.fingerprint, str(number)):
             raise DamagedError(f"shard {shown(path)}: it belongs elsewhere", "see featcli inspect for its state")
         shapes, starts = self._dump.checked_shapes(number, descriptor, layout)
-        return Places(version=version, arrays=layout.arrays, shapes=shapes, starts=starts)
+        return Places(path=str(path), version=version, arrays=layout.arrays, shapes=shapes, starts=starts)
 
     def _unreadable(self, number: int, error: EOFError | OSError) -> FeatcliError:
         what = f"shard {shown(self._dump.shard_path(number))}"
@@ -142,6 +158,21 @@ def most_open() -> int:
     """How many shard files are open at once: a part of what RLIMIT_NOFILE allows, which stays as it is."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST if allowed == resource.RLIM_INFINITY else max(LEAST, min(MOST, allowed // SHARE))
+
+
+def _open_again(places: Places) -> OpenShard | None:
+    """Open a file that was checked before; None where it is not that file any more, or cannot be opened."""
+    try:
+        descriptor = os.open(places.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:  # what is wrong is said when it is opened and checked anew
+        return None
+    try:
+        if _version(descriptor) == places.version:
+            return OpenShard(descriptor, places)
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _version(descriptor: int) -> Version:

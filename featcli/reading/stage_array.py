@@ -73,7 +73,10 @@ class StageArray:
         """
         rows = self._index.rows_of(index)
         if isinstance(rows, int):
-            return values_of(self._run(rows, 1)[0])
+            if self.stage.is_ragged:
+                return values_of(self._run(rows, 1)[0])
+            shard, place = self._located(rows)
+            return values_of(self._shards.read_row(shard, self.stage.name, place))
         if self.stage.is_ragged:
             return [values_of(found) for run in self._neighbours(rows) for found in self._run(run.start, len(run))]
         self._open_first(rows)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,11 @@ class Array:
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
+
+    @cached_property
+    def row_type(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and stored type of one row, for numpy."""
+        return self.shape[1:], np.dtype(NUMPY_TYPES[self.dtype])
 
     @property
     def end(self) -> int:
@@ -74,10 +80,17 @@ def read_rows(descriptor: int, array: Array, first: int, count: int) -> np.ndarr
     return content
 
 
+def read_row(descriptor: int, array: Array, row: int) -> np.ndarray:
+    """One row as it is stored. Raises EOFError where the file ends before."""
+    content = np.empty(*array.row_type)
+    fill_rows(content, descriptor, array, row)
+    return content
+
+
 def fill_rows(out: np.ndarray, descriptor: int, array: Array, first: int) -> None:
     """Fill a contiguous array of the stored type with the rows from `first` on. Raises EOFError likewise."""
     offset = array.offset + first * array.row_bytes
-    received = os.preadv(descriptor, [out.data], offset) if out.size else 0
+    received = os.preadv(descriptor, [out.data], offset)
     if received == out.nbytes:
         return
     view = out.data.cast("B")
@@ -103,6 +116,6 @@ def starts_of(shapes: np.ndarray, values: int) -> np.ndarray:
 
 def values_of(stored: np.ndarray) -> np.ndarray:
     """The numbers: bfloat16, stored as uint16, as float32, which holds each of them exactly; all others as they are."""
-    if stored.dtype != np.uint16:
+    if stored.dtype.char != "H":
         return stored
     return np.asarray(np.left_shift(stored, 16, dtype=np.uint32)).view(np.float32)
