@@ -92,6 +92,7 @@ def test_options_are_the_configurations():
             "checkpoint 'nobody/nothing': not on this machine",
             "check the name",
         ),
+        ("verify nowhere", 2, "dump 'nowhere': no such folder", "extract -o"),
         ("inspect nowhere/at/all", 2, "checkpoint 'nowhere/at/all': no such folder or file", "owner/name"),
         ("inspect resnet18 --dtype int8", 2, "--dtype 'int8'", "float32"),
         ("inspect .", 6, "a folder without config.json", "save_pretrained"),

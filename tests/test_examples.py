@@ -93,6 +93,12 @@ def test_a_linear_probe_of_one_class_is_refused(tmp_path, textures, capsys):
     assert "two classes with two images each are needed" in capsys.readouterr().err
 
 
+def test_a_linear_probe_of_splits_is_refused():
+    """Names of splits are no classes, however many images there are of each."""
+    with pytest.raises(UsageError, match="'Train', 'val' are splits, not classes"):
+        example("linear_probe").probe(np.eye(8), ["Train", "val"] * 4)
+
+
 def test_every_class_is_learned_and_held_out():
     """Of each class about the share is held out, of the smallest still one image, and the only one never."""
     labels = np.array(["a"] * 40 + ["b"] * 2 + ["c"])

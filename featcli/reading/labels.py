@@ -23,6 +23,7 @@ def labels_of(keys: Sequence[str], leads: Mapping[str, str] | None, dump: object
                 " several: which of them is the class?",
                 "give labels={key: key.split('/')[1] for key in dump.keys}, or [0] where it is the first",
             )
+    if not leads:
         return [_first_folder(key) for key in keys]
     parts = [*_parts(keys, leads)]
     inside = [_first_folder(rest) for _, rest in parts]
