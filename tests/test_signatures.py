@@ -224,3 +224,22 @@ def test_only_linked_folders(tmp_path):
         find(InputSpec([tmp_path / "subset"]))
     assert "--follow-links" in refused.value.hint
     assert find(InputSpec([tmp_path / "subset"], follow_links=True)).images.keys == ["n01/a.png"]
+
+
+def test_behind_a_url(monkeypatch):
+    """What lies behind a URL is told in the same way; by its name where its server gives no first bytes."""
+    fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    for name in ("images.zip", "nameless", "a.png"):
+        system.pipe_file(f"/bucket/{name}", FOREIGN["images.zip"][0])
+    try:
+        for name in ("images.zip", "nameless"):
+            with pytest.raises(UsageError, match="a ZIP archive, no picture"):
+                find(InputSpec([f"memory://bucket/{name}"]))
+        assert find(InputSpec(["memory://bucket/a.png"])).images.keys == ["a.png"]  # not fetched to be listed
+        monkeypatch.setattr(type(system), "cat_file", lambda *_, **__: 1 / 0)
+        with pytest.raises(UsageError, match="an archive, no picture"):
+            find(InputSpec(["memory://bucket/images.zip"]))
+        assert find(InputSpec(["memory://bucket/nameless"])).images.keys == ["nameless"]
+    finally:
+        system.store.clear()

@@ -85,10 +85,10 @@ class Remote:
             raise out_of_reach(self.url, error) from error
 
     def start(self, count: int) -> bytes:
-        """The first bytes of the file that it is; none where it is gone."""
+        """The first bytes of the file that it is; none where it is gone, or its server gives files whole alone."""
         try:
-            return self.fetch(0, count) if self.size() != 0 else b""
-        except FileNotFoundError:
+            return self.fetch(0, count)
+        except (FileNotFoundError, MachineError):  # what it is will be seen when it is read
             return b""
 
     def fetch(self, first: int | None = None, count: int | None = None) -> bytes:
