@@ -58,7 +58,7 @@ def seeds():
     if features.check("avif"):
         ways["avif"] = ("AVIF", rgb, {})
     for plugin in ("HEIF", "JXL"):
-        if plugin in readable_formats(PixelSpec().max_pixels):
+        if plugin in readable_formats():
             ways[plugin.lower()] = (plugin, rgb, {})
     made = {}
     for name, (format_name, picture, options) in ways.items():

@@ -43,7 +43,7 @@ from featcli.system.device import is_out_of_memory
 
 PACKAGE = Path(featcli.__file__).parent
 # Documented, though their names begin so; and what stands for a field of a tuple.
-KNOWN = {"_replace", "_asdict", "_fields", "_make"}
+KNOWN = {"_replace", "_asdict", "_fields", "_make", "_exit"}
 
 
 def private_names(path):

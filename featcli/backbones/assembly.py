@@ -14,6 +14,7 @@ from featcli.backbones.folding import fold
 from featcli.backbones.internals import compiled
 from featcli.backbones.model_spec import ModelSpec
 from featcli.errors import CheckpointError, shown
+from featcli.system.borrowed import own_random_numbers
 
 
 def assemble_backbone(
@@ -23,7 +24,8 @@ def assemble_backbone(
 
     `Backbone.execution` says what was done: see `prepare_network`. Raises CheckpointError.
     """
-    network, weights = model.load(positions)
+    with own_random_numbers():  # which loaded weights replace
+        network, weights = model.load(positions)
     refuse_not_finite(model.name, network)
     digest = weights_digest(network)
     network, execution = prepare_network(model, network, device, execution)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from featcli.backbones.internals import HUB_ERRORS, ask_hub, hub_is_offline, set_hub_offline
 from featcli.errors import CheckpointError, one_line, shown
+from featcli.system.borrowed import one_at_a_time
 
 # What libraries call the weights of a checkpoint, in the order in which they look for them.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 ANSWER_SECONDS = 10
-_one_at_a_time = threading.RLock()  # the setting is one for all threads
 _answered, _did_not_answer = threading.Event(), threading.Event()
 
 
@@ -25,7 +25,7 @@ def hub_or_cache(wanted: bool = True) -> Iterator[None]:
 
     Without this the client retries every file for half a minute. `HF_HUB_OFFLINE=1` is honoured.
     """
-    with _one_at_a_time:
+    with one_at_a_time:  # the setting is one for all threads
         before = hub_is_offline()
         set_hub_offline(before or not wanted or not _answers())
         try:

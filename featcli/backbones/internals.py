@@ -11,7 +11,6 @@ import importlib
 import inspect
 import logging
 import pickle
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featcli.backbones.torchvision_operators import import_timm, import_transformers
 from featcli.errors import CheckpointError, shown
+from featcli.system.borrowed import Borrowed, one_at_a_time
 
 # What reading weights takes of torch and numpy.
-
-_one_at_a_time = threading.RLock()  # `captured_loads` changes a method of all modules
 
 
 @contextmanager
@@ -41,7 +39,7 @@ def captured_loads() -> Iterator[list[Any]]:
         results.append(original(module, state, *args, **kwargs))
         return results[-1]
 
-    with _one_at_a_time:
+    with one_at_a_time:  # it is a method of all modules
         nn.Module.load_state_dict = capturing  # type: ignore[assignment, method-assign]
         try:
             yield results
@@ -250,16 +248,15 @@ def forget_weights(model: Any) -> None:
     model.pretrained_cfg.pop("state_dict", None)
 
 
+_timm = logging.getLogger("timm")
+_LEVEL_OF_TIMM = Borrowed(lambda: _timm.level, _timm.setLevel)
+
+
 @contextmanager
 def silent_timm() -> Iterator[None]:
     """Keep timm's warnings of every key that a file has too much away: what matters, featcli says itself."""
-    logger = logging.getLogger("timm")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with _LEVEL_OF_TIMM.set_to(logging.ERROR):
         yield
-    finally:
-        logger.setLevel(before)
 
 
 # The preprocessing of timm.
@@ -375,17 +372,25 @@ def needs_code_of_its_own(error: Exception) -> bool:
 def silent_transformers() -> Iterator[None]:
     """Keep transformers' progress bars and load reports away: what matters of them, featcli says itself."""
     import_transformers()
-    from transformers.utils import logging
-
-    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
+    with _SAID_BY_TRANSFORMERS.set_to((logging.CRITICAL, False)):
         yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bar:
-            logging.enable_progress_bar()
+
+
+def _said_by_transformers() -> tuple[int, bool]:
+    from transformers.utils import logging as of_transformers
+
+    return of_transformers.get_verbosity(), of_transformers.is_progress_bar_enabled()
+
+
+def _have_transformers_say(what: tuple[int, bool]) -> None:
+    from transformers.utils import logging as of_transformers
+
+    verbosity, has_bar = what
+    of_transformers.set_verbosity(verbosity)
+    (of_transformers.enable_progress_bar if has_bar else of_transformers.disable_progress_bar)()
+
+
+_SAID_BY_TRANSFORMERS = Borrowed(_said_by_transformers, _have_transformers_say)
 
 
 # The preprocessing of transformers.

@@ -9,7 +9,7 @@ from featcli.backbones.execution import Execution
 from featcli.backbones.folding import nothing_to_fold
 from featcli.spec.calls import BackboneCall
 from featcli.spec.option import takes
-from featcli.system.device import resolve_device
+from featcli.system.device import exact_arithmetic, resolve_device
 
 
 @takes(BackboneCall)
@@ -26,11 +26,12 @@ def load_backbone(asked: BackboneCall) -> Backbone:
 
     Raises UsageError, CheckpointError and MachineError.
     """
-    model = resolve(asked)
-    positions = model.select(asked.features, asked.indices)
-    model.refuse_idle_norm(positions)
-    execution = Execution(precision=asked.precision, layout=asked.layout, folded=asked.fold)
-    backbone = assemble_backbone(model, positions, resolve_device(asked.device).value, execution)
-    if asked.fold and not backbone.execution.folded:
-        raise nothing_to_fold(model.name)
-    return backbone
+    with exact_arithmetic():
+        model = resolve(asked)
+        positions = model.select(asked.features, asked.indices)
+        model.refuse_idle_norm(positions)
+        execution = Execution(precision=asked.precision, layout=asked.layout, folded=asked.fold)
+        backbone = assemble_backbone(model, positions, resolve_device(asked.device).value, execution)
+        if asked.fold and not backbone.execution.folded:
+            raise nothing_to_fold(model.name)
+        return backbone

@@ -8,7 +8,6 @@ asked for, and run by `forward_intermediates(output_fmt="NCHW")`.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -54,6 +53,7 @@ from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
 from featcli.spec.words import NATIVE
+from featcli.system.borrowed import own_random_numbers, silent_warnings
 
 timm = import_timm()
 
@@ -190,8 +190,8 @@ class TimmModelSpec(ModelSpec):
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
         """See ModelSpec. Any tensor of the cut network that was not loaded is a refusal."""
         if self.asked.is_random:
-            torch.manual_seed(self.asked.seed_of_weights)
-            network = self._cut(self._create("cpu", self._options), positions)
+            with own_random_numbers(self.asked.seed_of_weights):
+                network = self._cut(self._create("cpu", self._options), positions)
             return network, Weights(origin=f"random weights, seed {self.asked.seed_of_weights}", random=True)
         read = self._read()
         if self.request.model_name.startswith(IN_FOLDER):
@@ -241,8 +241,8 @@ class TimmModelSpec(ModelSpec):
         """Make a headless model without weights. Raises UsageError for names that timm does not know."""
         name = self.request.model_name
         try:
-            with torch.device(device), hub_or_cache(wanted=name.startswith(AT_HUB)), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of architectures that have another name by now
+            with torch.device(device), hub_or_cache(wanted=name.startswith(AT_HUB)), silent_warnings():
+                # Those are of architectures that have another name by now.
                 return timm.create_model(name, pretrained=False, num_classes=0, **options)
         except (AssertionError, ZeroDivisionError) as error:
             asked = ", ".join(f"{option} {value}" for option, value in options.items())

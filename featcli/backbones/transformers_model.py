@@ -31,6 +31,7 @@ from featcli.backbones.weights import hash_files, is_counter, refuse_pretenders,
 from featcli.errors import CheckpointError, FeatcliError, UsageError, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
+from featcli.system.borrowed import own_random_numbers
 
 DEFAULT_SIZE = 224
 FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")  # what models call it
@@ -90,9 +91,9 @@ class TransformersModelSpec(ModelSpec):
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
         """See ModelSpec. Only norms that plain checkpoints do not have may be absent; they are named."""
         if self.asked.is_random:
-            torch.manual_seed(self.asked.seed_of_weights)
             origin = f"random weights, seed {self.asked.seed_of_weights}"
-            return self.build(positions, "cpu"), Weights(origin=origin, random=True)
+            with own_random_numbers(self.asked.seed_of_weights):
+                return self.build(positions, "cpu"), Weights(origin=origin, random=True)
         if Path(self.asked.checkpoint_name).is_file():
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: a configuration without weights",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 from featcli.backbones.hub import find_weights
 from featcli.backbones.internals import ends_too_early, numpy_numbers
 from featcli.errors import CheckpointError, shown
+from featcli.system.borrowed import silent_warnings
 
 # Training checkpoints hold the weights beside optimizers and counters; the averaged ones are the better model. What
 # comes first here is taken, whatever else is there.
@@ -140,8 +140,8 @@ def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
 
 def _read_pickle(path: Path) -> Mapping[str, object]:
     # timm's training script stores its options beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace, *numpy_numbers()]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of old pickles, which are read all the same or refused
+    # The warnings are of old pickles, which are read all the same or refused.
+    with silent_warnings(), torch.serialization.safe_globals([argparse.Namespace, *numpy_numbers()]):
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
         raise TypeError("not a dictionary")

@@ -72,7 +72,7 @@ def claim(job: Job, asked: ExtractSpec, existing: Dump | None, lock: FolderLock)
         into, to_make = _state_now(path, job, asked)  # as it is now
     shards = to_make.all
     if shards and not is_alone:  # another begins at the first: begin elsewhere
-        start = random.randrange(len(shards))
+        start = random.SystemRandom().randrange(len(shards))  # no number of the caller's
         shards = shards[start:] + shards[:start]
     return WorkOrder(into, shards, job.pictures, lock.descriptor)
 

@@ -15,6 +15,7 @@ import torch
 from featcli.inputs.image_list import Image, ImageList
 from featcli.pixels.decode import read_pixels
 from featcli.pixels.failure import Failure, UnreadableError
+from featcli.pixels.internals import pillow_set_up
 from featcli.pixels.sizes import Sizes
 from featcli.pixels.traits import Trait
 from featcli.spec.groups import PixelSpec
@@ -94,7 +95,7 @@ def read(decoder: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Gene
     left, dtype = iter(batches), getattr(torch, decoder.preprocessing.dtype)
     buffers: list[torch.Tensor] = []  # flat: the sizes of batches may differ
     waiting: deque[tuple[range, torch.Tensor, torch.Tensor, list[Future[_Outcome]]]] = deque()
-    with DecodeThreads(decoder.threads, "decode") as pool:
+    with pillow_set_up(decoder.rules.max_pixels), DecodeThreads(decoder.threads, "decode") as pool:
 
         def start_next() -> None:
             pictures, rows = next(left, (None, range(0)))

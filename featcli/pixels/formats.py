@@ -24,7 +24,7 @@ PLUGINS = {"HEIF": ("pillow_heif", "pillow-heif"), "JXL": ("pillow_jxl", "pillow
 
 def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
     """The picture as its header describes it, no pixel unpacked."""
-    formats = readable_formats(rules.max_pixels)
+    formats = readable_formats()
     header = header_of(file)
     picture = tiff.unpacked(file, header, rules) if header else jpeg2000.unpacked(file, rules)
     try:
@@ -61,9 +61,8 @@ def _unidentified(start: bytes, formats: Sequence[str]) -> UnreadableError:
 
 
 @cache
-def readable_formats(max_pixels: int) -> tuple[str, ...]:
-    """The formats that are read, once Pillow is set up: with plugins, without libtiff's messages, with this limit."""
-    Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)  # Pillow's guards the frames inside a file
+def readable_formats() -> tuple[str, ...]:
+    """The formats that are read, once Pillow is set up: with plugins, without libtiff's messages."""
     silence_libtiff()
     return FORMATS + tuple(name for name, (module, _) in PLUGINS.items() if _registered(module))
 

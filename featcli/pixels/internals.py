@@ -6,12 +6,15 @@ tests/test_internals.py says what breaks without each.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module, metadata
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from PIL import Image, ImageFile
+
+from featcli.system.borrowed import Borrowed, unheard
 
 
 def exif_of_header(picture: Image.Image) -> Image.Exif:
@@ -91,6 +94,40 @@ def register_plugin(module: str) -> None:
     plugin: Any = import_module(module)
     if hasattr(plugin, "register_heif_opener"):
         plugin.register_heif_opener()
+
+
+class _Pillow(NamedTuple):
+    """The settings of Pillow's modules that decide which pictures it reads, and what it says of them."""
+
+    most_pixels: int | None  # None: any number
+    takes_truncated: bool
+    level: int  # of its logger
+
+
+def _pillow() -> _Pillow:
+    return _Pillow(Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, _logger.level)
+
+
+def _set_pillow(wanted: _Pillow) -> None:
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = wanted.most_pixels, wanted.takes_truncated
+    _logger.setLevel(wanted.level)
+
+
+def _largest(before: _Pillow, wanted: Sequence[_Pillow]) -> _Pillow:
+    """Take the widest limit of those that read pictures now: Pillow's guards frames inside of files alone."""
+    limits = [one.most_pixels for one in (before, *wanted)]
+    return wanted[-1]._replace(most_pixels=None if None in limits else max(one for one in limits if one is not None))
+
+
+_logger = logging.getLogger("PIL")
+_PILLOW = Borrowed(_pillow, _set_pillow, _largest)
+
+
+@contextmanager
+def pillow_set_up(max_pixels: int) -> Iterator[None]:
+    """Have Pillow read whole pictures alone, of so many pixels, and say nothing: what matters becomes a failure."""
+    with unheard.set_to(("PIL",)), _PILLOW.set_to(_Pillow(max_pixels, False, logging.CRITICAL)):
+        yield
 
 
 def silence_libtiff() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from featcli.inputs.image_list import ImageList
 from featcli.pixels.decode import read_size
 from featcli.pixels.failure import UnreadableError
+from featcli.pixels.internals import pillow_set_up
 from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import PixelSpec
 from featcli.spec.parsers import Size
@@ -81,7 +82,7 @@ def native_sizes(images: ImageList, rules: PixelSpec, mode: ResizeMode, common: 
         except UnreadableError:
             return 0, 0
 
-    with DecodeThreads(threads, "header") as pool:
+    with pillow_set_up(rules.max_pixels), DecodeThreads(threads, "header") as pool:
         for first in range(0, len(images), AT_ONCE):
             rows = range(first, min(first + AT_ONCE, len(images)))
             own[rows.start : rows.stop] = pool.map(read, rows)

@@ -14,6 +14,7 @@ from featcli.backbones.backbone import Network, as_run
 from featcli.backbones.execution import Execution
 from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.plan import StoredStage
+from featcli.system.borrowed import own_random_numbers
 from featcli.system.device import is_out_of_memory
 
 AT_ONCE = 8  # images in a trial on a CPU
@@ -74,7 +75,8 @@ class Trials:
         if not self.rates:
             self.began()
         network = self._network(execution)
-        pixels = torch.rand(images, self.model.channels, *self.model.input_size, device=self.device)
+        with own_random_numbers():
+            pixels = torch.rand(images, self.model.channels, *self.model.input_size, device=self.device)
         dtypes = [getattr(torch, stage.dtype) for stage in self.stages]
         seconds = []
         with torch.inference_mode():
@@ -91,6 +93,7 @@ class Trials:
     def _network(self, execution: Execution) -> Network:
         if self._last is None or self._last[0] != execution:
             self.forget()
-            blank = self.model.build(self.positions, "cpu")
+            with own_random_numbers():
+                blank = self.model.build(self.positions, "cpu")
             self._last = execution, prepare_network(self.model, blank, self.device, execution)[0]
         return self._last[1]

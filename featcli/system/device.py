@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 from featcli.errors import MachineError, UsageError, counted, shown
 from featcli.events import Choice
+from featcli.system.borrowed import Borrowed
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +69,13 @@ def device_names(wanted: str) -> tuple[str, ...]:
 
 
 @contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Have fp32 mean fp32, and tensors be of it, whatever the caller has set for the process."""
+    with _ARITHMETIC.set_to(EXACT):
+        yield
+
+
+@contextmanager
 def settled_arithmetic(threads: int, device: torch.device) -> Iterator[None]:
     """So many threads, and fp32 that means fp32: cuDNN would round its inputs to TF32, and tune itself by the clock.
 
@@ -73,18 +83,101 @@ def settled_arithmetic(threads: int, device: torch.device) -> Iterator[None]:
     """
     import torch
 
-    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
-    matmul = torch.get_float32_matmul_precision()
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = False
-    try:
-        with torch.cuda.device(device if device.type == "cuda" else -1):  # -1: all stays as it is
+    before = torch.get_num_threads()  # of this thread
+    with (
+        exact_arithmetic(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False) if device.type == "cuda" else nullcontext(),
+        torch.cuda.device(device if device.type == "cuda" else -1),  # -1: all stays as it is
+    ):
+        torch.set_num_threads(threads)
+        try:
             yield
+        finally:
+            torch.set_num_threads(before)
+
+
+# Where torch.backends has fp32_precision: for all, for CUDA's libraries, and for each kind of operation.
+_ABOVE = ("", "cudnn")
+_MATMULS = ("cuda.matmul", "mkldnn.matmul")
+_OTHERS = ("cudnn.conv", "cudnn.rnn", "mkldnn.conv", "mkldnn.rnn")
+_OLD_MATMUL = {"highest": ("ieee", "ieee"), "high": ("tf32", "tf32"), "medium": ("tf32", "bf16")}  # of _MATMULS
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The settings of torch that change what fp32 means, and its default dtype. The default is fp32 that means fp32.
+
+    Torch has two interfaces, of which the older one remembers its own words, and "none" means: as what is above. A
+    convolution of cuDNN can be in a state that nobody can set, TF32 until what is above says something, so what is not
+    in the way stays as it is.
+    """
+
+    precisions: Mapping[str, str]
+    matmul: str = "highest"
+    benchmark: bool = False
+    dtype: str = "torch.float32"
+
+
+EXACT = Arithmetic({"": "ieee", "cudnn": "none", **dict.fromkeys(_MATMULS, "ieee")})
+
+
+def _arithmetic() -> Arithmetic:
+    """Read the settings. What the older interface remembers, it says only while the newer one says the same."""
+    import torch
+
+    above, matmuls = {}, {}
+    for name in _ABOVE:
+        above[name] = _place_of(name).fp32_precision
+        _place_of(name).fp32_precision = "none"  # else those below seem to have what they only inherit
+    try:
+        matmuls = {name: _place_of(name).fp32_precision for name in _MATMULS}
+        matmul = next(word for word in _OLD_MATMUL if _says(word))
+        _place_of("").fp32_precision = "ieee"
+        others = {name: _place_of(name).fp32_precision for name in _OTHERS}
     finally:
-        torch.set_num_threads(before[0])
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
+        _set_precisions({**above, **matmuls})
+    in_the_way = {name: precision for name, precision in others.items() if precision != "ieee"}
+    precisions = {**above, **matmuls, **in_the_way}
+    return Arithmetic(precisions, matmul, torch.backends.cudnn.benchmark, str(torch.get_default_dtype()))
+
+
+def _says(word: str) -> bool:
+    import torch
+
+    _set_precisions(dict(zip(_MATMULS, _OLD_MATMUL[word], strict=True)))
+    try:
+        return torch.get_float32_matmul_precision() == word
+    except RuntimeError:
+        return False
+
+
+def _set_arithmetic(wanted: Arithmetic) -> None:
+    import torch
+
+    torch.set_float32_matmul_precision(wanted.matmul)
+    torch.backends.cudnn.benchmark = wanted.benchmark
+    torch.set_default_dtype(getattr(torch, wanted.dtype.removeprefix("torch.")))
+    _set_precisions(wanted.precisions)
+
+
+def _set_precisions(wanted: Mapping[str, str]) -> None:
+    for name, precision in wanted.items():
+        _place_of(name).fp32_precision = precision
+
+
+def _place_of(name: str) -> Any:
+    import torch
+
+    return reduce(getattr, filter(None, name.split(".")), torch.backends)
+
+
+def _exact(before: Arithmetic, _: Sequence[Arithmetic]) -> Arithmetic:
+    """Overrule what stands in the way, too."""
+    return replace(EXACT, precisions={**dict.fromkeys(before.precisions, "ieee"), **EXACT.precisions})
+
+
+_ARITHMETIC = Borrowed(_arithmetic, _set_arithmetic, _exact)
 
 
 @contextmanager

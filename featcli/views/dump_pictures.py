@@ -16,6 +16,7 @@ from featcli.inputs.image_list import MISSING
 from featcli.inputs.image_list import Image as Input
 from featcli.pixels.decode import read_pixels, read_size
 from featcli.pixels.failure import UnreadableError
+from featcli.pixels.internals import pillow_set_up
 from featcli.reading.reader import DumpReader
 from featcli.spec.groups import PixelSpec
 from featcli.system.files import is_folder, state_at
@@ -61,7 +62,7 @@ class DumpPictures:
 
     def _read(self, image: Input) -> Picture:
         """Read a picture in a thread of its own: the first one could not be interrupted."""
-        with DecodeThreads(1, "picture") as pool:
+        with pillow_set_up(self._rules.max_pixels), DecodeThreads(1, "picture") as pool:
             return pool.submit(self._decoded, image).result()
 
     def _decoded(self, image: Input) -> Picture:
