@@ -166,8 +166,15 @@ class ModelSpec(ABC):
 
         Empty where the two are the same maps.
         """
-        model, raw = (Counter(name for name, _ in self._modules_run(positions, norm)) for norm in ("model", "raw"))
-        return frozenset(model - raw) if raw else frozenset()
+        key = tuple(positions)
+        if key not in self._final_norms:
+            model, raw = (Counter(name for name, _ in self._modules_run(key, norm)) for norm in ("model", "raw"))
+            self._final_norms[key] = frozenset(model - raw) if raw else frozenset()
+        return self._final_norms[key]
+
+    @cached_property
+    def _final_norms(self) -> dict[tuple[int, ...], frozenset[str]]:
+        return {}
 
     def _modules_run(self, positions: Sequence[int], norm: Norm) -> list[tuple[str, int]]:
         """See `modules_run`; for the maps of these stages with this norm, none where the model refuses that."""

@@ -45,6 +45,8 @@ def export(dump: DumpReader, asked: ExportCommand, report: Report = silent) -> C
     if output == STDOUT:
         _stream(content)
     elif name == "npy" and (not Path(output).suffix or Path(output).is_dir()):
+        if asked.overwrite:
+            raise UsageError("--overwrite goes with a file", f"-o {shown(output)} is a folder, and none is overwritten")
         _write_folder(content, Path(os.path.abspath(output)))
     else:
         _write_file(content, Path(output), name, asked.overwrite)

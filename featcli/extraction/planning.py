@@ -201,7 +201,7 @@ def _report_vectors(asked: ExtractSpec, model: ModelSpec, positions: Sequence[in
         return
     if model.norms_before_pooling(of_class_token=asked.pool == "cls"):
         stage = model.stage_names[last][0]
-        can_be_had = model.norm == "raw" and model.final_norm(positions)
+        can_be_had = model.norm == "raw" and model.final_norm((last,))
         way = "--norm model does so, too" if can_be_had else "no option gives maps after it"
         text = f"{stage} is pooled before the model's final norm, and {model.name} itself pools after it: {way}"
         report("warning", text=text)

@@ -65,6 +65,8 @@ def find(asked: InputSpec) -> Listing:
     found: list[ListedImage] = []
     _refuse_foreign(inputs)
     sources = [(_remote if is_url(name) else _local)(name, asked.follow_links, listing.ignored) for name in inputs]
+    if asked.follow_links and not any(not is_url(name) and is_folder(Path(name)) for name in inputs):
+        raise UsageError("--follow-links goes with a folder", "no INPUT is a local one: leave --follow-links out")
     named = [Input(name, source.kind) for name, source in zip(inputs, sources, strict=True)]
     is_one = files_from is None and is_only_one(inputs)
     for source, lead in zip(sources, [""] * len(inputs) if is_one else leads_of(named), strict=True):

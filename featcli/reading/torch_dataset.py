@@ -171,6 +171,8 @@ class BatchLoader:
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value < least:
                 raise UsageError(f"{name}={value}: must be at least {least}", "leave it out for the default")
+        if generator is not None and not shuffle:
+            raise UsageError("generator goes with shuffle=True", "in the order of the dump nothing is drawn by chance")
         self._data = data
         self._batch_size = batch_size
         self._shuffle = shuffle

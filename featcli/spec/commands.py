@@ -103,7 +103,11 @@ class InspectCommand(StageSpec):
     norm: ModelNorm = None
     dtype: Annotated[
         Dtype | None,
-        Option(f"Type that would be stored: {', '.join(DTYPES)}. Default: {DEFAULT_DTYPE}.", group=DUMP),
+        Option(
+            f"Type that would be stored: {', '.join(DTYPES)}. Default: {DEFAULT_DTYPE}.",
+            group=DUMP,
+            stands_for=DEFAULT_DTYPE,
+        ),
     ] = None
     as_json: Json = False
 
