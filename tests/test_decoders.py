@@ -90,6 +90,21 @@ def test_depth_range_of_colours(tmp_path):
     assert np.array_equal(grey, np.repeat(shown[..., :1], 3, 2))
 
 
+def test_depth_range_that_comes_too_late(tmp_path):
+    """Deep colours that are 8 bits by the time that --depth-range applies are failures with it, and read without it."""
+    import imagecodecs
+
+    for data in (
+        imagecodecs.png_encode(COLOURS),
+        b"P6 40 32\n# 12 bits\n4095\n" + (COLOURS >> 4).astype(">u2").tobytes(),
+    ):
+        assert read(tmp_path, data).shape == (32, 40, 3)
+        reason, detail = failure(tmp_path, data, depth_range="0:4095")
+        assert (reason, "--depth-range" in detail) == ("unsupported_depth", True)
+    grey = imagecodecs.png_encode(RAMP[..., 0])
+    assert read(tmp_path, grey, depth_range="0:4095").max() == 255
+
+
 @pytest.mark.parametrize("bits", [8, 12])
 @pytest.mark.parametrize("number", range(1, 9))
 def test_orientation_of_tiffs(tmp_path, bits, number):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -30,7 +31,10 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
     try:
         if picture is None:
             file.seek(0)
+            start = file.read(START)
             picture = Image.open(file, formats=formats)
+            if rules.black_and_white is not None:
+                _refuse_reduced(picture, start)
             picture = tiff.corrected(picture, header, rules) if header else picture
     except UnidentifiedImageError:
         file.seek(0)
@@ -45,6 +49,22 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
             f"{picture.width}x{picture.height}, the limit is {rules.max_pixels} pixels (--max-pixels)",
         )
     return picture
+
+
+def _refuse_reduced(picture: Image.Image, start: bytes) -> None:
+    """Raise UnreadableError for deep colours that are given in 8 bits, whatever --depth-range says."""
+    is_deep = False
+    if picture.format == "PNG":
+        is_deep = start[24] == 16 and start[25] != 0  # bits of a sample; anything but greys alone
+    elif picture.format == "PPM" and picture.mode == "RGB":
+        found = re.match(rb"P[36](?:\s+(?:#[^\n]*\n\s*)*\d+){2}\s+(?:#[^\n]*\n\s*)*(\d+)", start)
+        is_deep = found is not None and int(found[1]) > 255
+    elif picture.format == "HEIF":
+        is_deep = int(picture.info.get("bit_depth", 8)) > 8
+    if is_deep:
+        raise UnreadableError(
+            "unsupported_depth", f"{picture.format} of more than 8 bits is read as 8: --depth-range needs it as a TIFF"
+        )
 
 
 def _unidentified(start: bytes, formats: Sequence[str]) -> UnreadableError:

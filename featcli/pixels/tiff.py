@@ -92,6 +92,7 @@ WITH_EXTRA: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {
     **{(CMYK, (NOTHING,) * n): (8,) for n in (1, 2)},
     (RGB, (COREL,)): (8,),
 }
+REVERSED_UNREAD = ((PALETTE, 1), (PALETTE, 2), (PALETTE, 4), (WHITE_IS_ZERO, 8))  # lowest bit first, uncompressed
 BACK = {**TURNS, 6: TURNS[8], 8: TURNS[6]}  # what undoes each turn
 
 
@@ -182,7 +183,7 @@ def _refuse_meaning(header: Header) -> None:
     is_known = not any(rest) and all(kind in kinds for kind in first)
     most = 3 if header.photometric == RGB else 2 if header.photometric == CMYK else 1
     if not is_unsaid and (spare != len(extra) or not is_known or spare > most):
-        raise _refused(header, f"with {header.samples} samples a pixel, not all of which are colours or transparency")
+        raise _refused(header, f"with {header.samples} samples a pixel, of which it says not of all what they show")
     if header.value(IMAGE_DEPTH, 1) > 1:
         raise _refused(header, "with a volume")
 
@@ -224,7 +225,11 @@ def _is_for_pillow(header: Header, rules: PixelSpec) -> bool:
     if bits == 16 and header.samples > 1 and rules.black_and_white is not None:
         return False  # Pillow reduces them to 8 bits before anything else can
     is_known = bits in (WITH_EXTRA.get((photometric, extra), ()) if extra else PLAIN[photometric])
-    return is_known and not (is_reversed and (bits == 16 or header.samples > 1))
+    if is_reversed and (bits == 16 or header.samples > 1):
+        return False
+    if is_reversed and header.compression == RAW and (photometric, bits) in REVERSED_UNREAD:
+        return False
+    return is_known
 
 
 def _refuse_unconfirmed(header: Header) -> None:
