@@ -1,11 +1,13 @@
 """Files that people name for pictures: told by what other libraries write, and never taken for one."""
 
 import bz2
+import codecs
 import gzip
 import io
 import json
 import lzma
 import pickle
+import re
 import sqlite3
 import struct
 import tarfile
@@ -243,3 +245,21 @@ def test_behind_a_url(monkeypatch):
         assert find(InputSpec(["memory://bucket/nameless"])).images.keys == ["nameless"]
     finally:
         system.store.clear()
+
+
+PICTURES = {
+    "a.psd": b"8BPS\0\1", "b.exr": b"v/1\1", "c.dcm": bytes(128) + b"DICM", "d.dds": b"DDS |", "e.qoi": b"qoif",
+    "f.hdr": b"#?RADIANCE\n", "g.jls": b"\xff\xd8\xff\xf7\0\x0b", "h.jxr": b"II\xbc\1", "i.icns": b"icns\0",
+    "j.cr3": b"\0\0\0\x18ftypcrx ", "k.raf": b"FUJIFILMCCD-RAW 0201", "l.orf": b"IIRO\x08\0", "m.rw2": b"IIU\0\x18",
+    "n.pcx": b"\n\5\1\x08", "o.sgi": b"\1\xda\1\1", "p.xcf": b"gimp xcf v011", "q.fits": b"SIMPLE  =    T",
+    "r.svg": codecs.BOM_UTF8 + b"<svg xmlns=''/>", "s.svg": b"<!-- made by hand -->\n<!-- twice -->\n<svg xmlns=''/>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_that_are_not_read(name):
+    """A picture of a format that is not read is named, with what to do: nobody looks for damage in it."""
+    with pytest.raises(UnreadableError) as failed:
+        identified(io.BytesIO(PICTURES[name] + bytes(600)), PixelSpec())
+    assert failed.value.reason == "format_not_allowed"
+    assert re.fullmatch(r"[^:]+: convert it to JPEG or PNG", failed.value.detail)

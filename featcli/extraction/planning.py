@@ -17,7 +17,7 @@ from featcli.errors import counted, shown, size
 from featcli.events import Report, silent
 from featcli.inputs.folders import LINKED
 from featcli.inputs.image_list import ImageList
-from featcli.inputs.listing import Listing, find
+from featcli.inputs.listing import Listing, find, kinds_of
 from featcli.pixels import extras
 from featcli.pixels.batches import SizedImages
 from featcli.pixels.colour import summary_of
@@ -179,7 +179,7 @@ def _resolve(
     _report_vectors(asked, model, positions, report)
     linked = listing.ignored.pop(LINKED, 0)
     passed_over = sum(listing.ignored.values())
-    notes = [f"{counted(passed_over, 'other file')} passed over"] if passed_over else []
+    notes = [f"{counted(passed_over, 'other file')} passed over: {kinds_of(listing.ignored)}"] if passed_over else []
     notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
     notes += [f"{counted(listing.repeated, 'name')} listed again"] if listing.repeated else []
     report("choice", name="images", value=f"{len(listing.images):,}", reason="; ".join(notes))

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 # What is collected from a folder. The content decides how a file is read (pixels/formats.py); a suffix only says that
 # somebody meant it as a picture, so suffixes that cannot be read are collected too and end as recorded failures.
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .avif .jp2 .j2k .jpx .ico .tga"
-    " .heic .heif .jxl".split()
+    ".jpg .jpeg .jpe .jfif .jif .mpo .png .apng .webp .tif .tiff .btf .tf8 .bmp .dib .gif .ppm .pgm .pbm .pnm .pfm"
+    " .avif .avifs .jp2 .j2k .jpx .jpf .jpm .j2c .jpc .ico .tga .tpic .heic .heif .heics .heifs .hif .jxl".split()
 )
 MISSING = -1  # the size of an image that is not there, or that nobody told
 WHOLE = -1  # the place of an image that is a file by itself

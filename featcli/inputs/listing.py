@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -193,14 +193,18 @@ def _refuse_if_none_is_a_picture(images: ImageList) -> None:
         raise UsageError(f"no picture: {shown(image.path)} is {found.what}{others}", found.hint)
 
 
+def kinds_of(ignored: Mapping[str, int]) -> str:
+    """The suffixes of what was passed over, with how often, the most frequent first."""
+    named = [f"{count:,} {suffix}" for suffix, count in most_first(ignored).items()]
+    return ", ".join([*named[:MOST_KINDS], *(["..."] if len(named) > MOST_KINDS else [])])
+
+
 def _nothing_found(asked: InputSpec, ignored: Counter[str]) -> UsageError:
     """What the inputs hold instead of images, with what may help."""
     inputs, files_from = asked.input_names, asked.list_name
     where = ", ".join(shown(name) for name in [*inputs, *([files_from] if files_from else [])])
     others = {suffix: count for suffix, count in most_first(ignored).items() if suffix not in (LINKED, LOOP)}
-    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in [*others.items()][:MOST_KINDS])
-    kinds += ", ..." if len(others) > MOST_KINDS else ""
-    beside = [f"{counted(sum(others.values()), 'file')} of other kinds: {kinds}"] if others else []
+    beside = [f"{counted(sum(others.values()), 'file')} of other kinds: {kinds_of(others)}"] if others else []
     beside += [f"{counted(ignored[LINKED], 'linked folder')} not looked into"] if ignored[LINKED] else []
     message = f"no images in {where}" + (f" ({'; '.join(beside)})" if beside else "")
     found = by_suffix(next(iter(others), ""))

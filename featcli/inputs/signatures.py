@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from typing import NamedTuple
 
 from featcli.system.files import open_regular
 
 START = 512  # bytes of a file that the table needs: a tar's mark is at 257
-XML = b"<?xml"
+XML, COMMENT = b"<?xml", re.compile(rb"<!--.*?-->\s*", re.DOTALL)
 
 # Formats that are read: how those begin whose header can be so damaged that Pillow no longer knows them.
 KNOWN = (
@@ -56,6 +57,43 @@ FOREIGN = (
     (b"\xff\x0a", 0, "JXL", PICTURE),
     (b"JXL ", 4, "JXL", PICTURE),
     (b"%!PS", 0, "PostScript", PICTURE),
+    (b"\xc5\xd0\xd3\xc6", 0, "PostScript", PICTURE),
+    (b"8BPS", 0, "Photoshop (PSD)", PICTURE),
+    (b"gimp xcf", 0, "GIMP (XCF)", PICTURE),
+    (b"v/1\x01", 0, "OpenEXR", PICTURE),
+    (b"#?RADIANCE", 0, "Radiance HDR", PICTURE),
+    (b"#?RGBE", 0, "Radiance HDR", PICTURE),
+    (b"DICM", 128, "DICOM", PICTURE),
+    (b"SIMPLE  =", 0, "FITS", PICTURE),
+    (b"\x5c\x01\0\0", 0, "NIfTI", PICTURE),
+    (b"\0\0\x01\x5c", 0, "NIfTI", PICTURE),
+    (b"NRRD000", 0, "NRRD", PICTURE),
+    (b"DDS ", 0, "DDS", PICTURE),
+    (b"\xabKTX ", 0, "KTX", PICTURE),
+    (b"qoif", 0, "QOI", PICTURE),
+    (b"FLIF", 0, "FLIF", PICTURE),
+    (b"BPG\xfb", 0, "BPG", PICTURE),
+    (b"icns", 0, "ICNS", PICTURE),
+    (b"\xff\xd8\xff\xf7", 0, "JPEG-LS", PICTURE),
+    (b"II\xbc\x01", 0, "JPEG XR", PICTURE),
+    (b"\x01\xda", 0, "SGI", PICTURE),
+    (b"\n\x03\x01", 0, "PCX", PICTURE),
+    (b"\n\x05\x01", 0, "PCX", PICTURE),
+    (b"\x59\xa6\x6a\x95", 0, "Sun raster", PICTURE),
+    (b"Image type:", 0, "IM", PICTURE),
+    (b"! XPM2", 0, "XPM", PICTURE),
+    (b"/* XPM */", 0, "XPM", PICTURE),
+    (b"\xd7\xcd\xc6\x9a", 0, "WMF", PICTURE),
+    (b" EMF", 40, "EMF", PICTURE),
+    (b"AT&TFORM", 0, "DjVu", DOCUMENT),
+    (b"ftypcrx", 4, "the raw format of a camera (CR3)", PICTURE),
+    (b"FUJIFILMCCD-RAW", 0, "the raw format of a camera (RAF)", PICTURE),
+    (b"IIRO", 0, "the raw format of a camera (ORF)", PICTURE),
+    (b"IIRS", 0, "the raw format of a camera (ORF)", PICTURE),
+    (b"MMOR", 0, "the raw format of a camera (ORF)", PICTURE),
+    (b"IIU\0", 0, "the raw format of a camera (RW2)", PICTURE),
+    (b"FOVb", 0, "the raw format of a camera (X3F)", PICTURE),
+    (b"\0MRM", 0, "the raw format of a camera (MRW)", PICTURE),
     (b"<svg", 0, "SVG", PICTURE),
     (XML, 0, "XML, such as SVG", PICTURE),
     (b"%PDF", 0, "PDF", DOCUMENT),
@@ -163,7 +201,7 @@ def foreign(start: bytes, name: str = "") -> Signature | None:
     `name`: tells what the bytes do not, as for a file that is empty, and which kind of ZIP archive or text it is.
     """
     by_name = by_suffix(os.path.splitext(name)[1])
-    words = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    words = COMMENT.sub(b"", start.removeprefix(codecs.BOM_UTF8).lstrip(), count=9).lstrip()
     for mark, at, what, kind in FOREIGN:
         if not start.startswith(mark, at) and not (kind == PICTURE and at == 0 and words.startswith(mark)):
             continue
