@@ -52,6 +52,7 @@ bench: .venv/installed  ## measure start, memory, writer, large pictures and spe
 sweep: .venv/installed  ## every model of timm and transformers: writes docs/sweep.md and featcli/views/models.csv; every kind of TIFF and JPEG 2000 (an hour)
 	$(BIN)/python benchmarks/decoders.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/damage.py
 
 torture: .venv/installed  ## a small run killed, or refused by the disk, at every call that changes it; hostile files (a quarter of an hour)
 	$(BIN)/python tests/torture.py

@@ -37,7 +37,7 @@ ONES = b"\xff\0"  # a byte of ones, which begin no code
 def load(picture: Image.Image) -> None:
     """Unpack a JPEG as `picture.load()` does. Raises UnreadableError where its data end before its pixels do.
 
-    A few codes of the last block may be missing unseen, 128 pixels of a corner at most.
+    A few codes of the last blocks may be missing unseen: a corner of at most 16x16 pixels.
     """
     file = file_of(picture)
     if file is None or len(getattr(picture, "tile", ())) != 1:
