@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from featcli.inputs.image_list import Image as Input
 from featcli.pixels.decode import read_pixels, read_size
@@ -337,3 +337,18 @@ def test_orientations(kind, orientation, tmp_path):
         assert found.shape == expected.shape
         assert np.abs(found.astype(int) - expected).max() <= (0 if kind in ("PNG", "WEBP", "JXL") else 24)
         assert size(content, tmp_path, orientation=rule) == found.shape[:2]
+
+
+def test_an_avif_whose_transparency_has_no_size(tmp_path):
+    """An AVIF whose alpha image does not say its size, as early writers left it, is read as one where it does."""
+    content = saved("AVIF", np.concatenate([NOISE, NOISE[::-1, :, :1]], -1))
+    ipma = content.index(b"ipma") + 12
+    assert content[ipma + 7 : ipma + 11] == b"\0\2\4\1"  # the alpha image, of four properties the first is its size
+    lacking = bytearray(content)
+    lacking[ipma + 10] = lacking[ipma + 11]
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(io.BytesIO(lacking))
+    for alpha in ("drop", "white"):
+        assert np.array_equal(read(bytes(lacking), tmp_path, alpha=alpha), read(content, tmp_path, alpha=alpha))
+    assert size(bytes(lacking), tmp_path) == (100, 120)
+    assert reason(bytes(lacking[:-900]), tmp_path) in ("truncated", "decode_error")

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 from PIL import Image
 
 from featcli.errors import CheckpointError, FeatcliError, MachineError, shown
-from featcli.pixels import jpeg, png, traits
+from featcli.pixels import avif, jpeg, png, traits
 from featcli.pixels.colour import upright_rgb, upright_size
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.formats import identified
@@ -75,7 +75,7 @@ def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:
 def _looked_at(
     image: Input, rules: PixelSpec, look: Callable[[IO[bytes], Image.Image], T], header_only: bool = False
 ) -> T:
-    """What `look` finds in the open picture. A PNG that fails is looked at once more without what holds no pixels."""
+    """What `look` finds in the open picture. What fails for something beside its pixels is looked at without it."""
     with _explained(image), opened(image, header_only=header_only) as file:
         try:
             with identified(affordable(file, rules.max_pixels, header_only=header_only), rules) as picture:
@@ -86,6 +86,8 @@ def _looked_at(
             if isinstance(error, UnreadableError) and error.reason != "decode_error":
                 raise
             less = png.essential(file)
+            if less is None and (mended := avif.with_alpha_size(file)) is not None:
+                less = mended, None
             if less is None:
                 raise
         content, profile = less
