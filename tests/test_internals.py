@@ -33,6 +33,7 @@ from featcli.pixels.internals import (
     file_of,
     is_as_stored,
     marked,
+    mend_ycbcr,
     register_plugin,
     silence_libtiff,
     still_marked,
@@ -436,3 +437,14 @@ def test_ray_waits_for_generators(ray):
     """`ray.wait` takes what a generator of an actor gives: else no shard is heard of before a worker is done."""
     assert {"__next__", "__iter__", "__eq__"} <= {*dir(ray.ObjectRefGenerator)}
     assert ray.ObjectRefGenerator in get_type_hints(ray.wait)["ray_waitables"].__args__[0].__args__
+
+
+def test_pillow_12_reads_uncompressed_ycbcr(tmp_path):
+    """Three bytes a pixel are read as three: Pillow 12 takes them for four, and calls a whole file cut short."""
+    made = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)).convert("YCbCr")
+    made.save(tmp_path / "x.tif")
+    with Image.open(tmp_path / "x.tif") as picture:
+        picture._mode, tile = "RGB", picture.tile[0]
+        picture.tile = [tile._replace(args=("RGBX", *tile.args[1:]))]  # as Pillow 12 has it
+        mend_ycbcr(picture)
+        assert np.array_equal(np.asarray(picture.convert("RGB")), np.asarray(made.convert("RGB")))

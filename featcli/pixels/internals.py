@@ -130,6 +130,15 @@ def pillow_set_up(max_pixels: int) -> Iterator[None]:
         yield
 
 
+def mend_ycbcr(picture: Image.Image) -> None:
+    """Make Pillow 12 read the three bytes of each pixel of an uncompressed YCbCr TIFF; it looks for four."""
+    is_mistaken = [tile[0] == "raw" and tile[3][0] == "RGBX" for tile in picture.tile]  # type: ignore[attr-defined]
+    if all(is_mistaken) and is_mistaken:
+        picture._mode = "YCbCr"
+        tiles = [(*tile[:3], ("YCbCr", *tile[3][1:])) for tile in picture.tile]  # type: ignore[attr-defined]
+        picture.tile = [ImageFile._Tile(*tile) for tile in tiles]  # type: ignore[attr-defined]
+
+
 def silence_libtiff() -> None:
     """libtiff writes to the terminal by itself; what matters of it, Pillow raises. No harm where it is not found.
 

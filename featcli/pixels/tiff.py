@@ -18,7 +18,7 @@ from featcli.pixels.depth import high_bits, highest, reduced
 from featcli.pixels.extras import refuse_without_tiff
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.image_file import MAX_BYTES
-from featcli.pixels.internals import Deferred
+from featcli.pixels.internals import Deferred, mend_ycbcr
 from featcli.pixels.tiff_header import (
     ASSOCIATED,
     BLACK_IS_ZERO,
@@ -121,6 +121,8 @@ def corrected(picture: Image.Image, header: Header, rules: PixelSpec) -> Image.I
     """What Pillow opened; or, where it says or gives something that the file does not, a picture that does not."""
     if header.compression == OLD_JPEG or not all(header.size):
         return picture
+    if (header.photometric, header.compression) == (YCBCR, RAW):
+        mend_ycbcr(picture)
     turn = _turn(picture)
     is_put_back = turn is not None and rules.orientation == "ignore"
     size = header.size[::-1] if turn in EXCHANGING and not is_put_back else header.size
