@@ -8,14 +8,17 @@ from PIL import Image, ImageOps
 import featcli
 from conftest import SAMPLES, draw, little_memory, tree, upright
 from featcli import load_backbone, open_dump
+from featcli.backbones.image_processor import ImageProcessor
+from featcli.backbones.preprocessing import processor_preprocessing, timm_preprocessing
 from featcli.dump.formats import FORMATS
 from featcli.dump.verify import verify
 from featcli.errors import DamagedError, UsageError
-from featcli.pixels.resize import WIDEST, ResizeMode
+from featcli.pixels.resize import MOST_RESIZED, WIDEST, ResizeMode
 from featcli.pixels.sizes import Sizes
 from featcli.spec.groups import InputSpec, PixelSpec
 from featcli.spec.words import FITS
 
+MEAN = (0.5, 0.5, 0.5)
 TINY = {"checkpoint": "test_resnet", "random_init": True}
 EDGES = [(96, 80), (200, 120), (64, 64), (64, 65), (300, 40), (20, 20), (1, 1)]
 
@@ -238,6 +241,107 @@ def test_wide_pictures_cost_what_others_do(tmp_path):
     for size in ((20_000, 1), (1, 20_000)):
         with little_memory(64_000_000):
             assert backbone.preprocess(Image.new("RGB", size, "red")).shape == (3, 224, 224)
+
+
+def noise_of(width, height):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def furthest(one, other):
+    """The largest difference of two pictures, in levels of 255."""
+    one, other = (np.asarray(each).astype(int) for each in (one, other))
+    assert one.shape == other.shape
+    return np.abs(one - other).max()
+
+
+WIDE_AND_TALL = [(1000, 7), (7, 1000), (1700, 50), (50, 1701)]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"])
+def test_elongated_pictures_are_as_timm_has_them(interpolation):
+    """The middle of a wide or tall picture is, to 2 levels, the centre of the whole one as timm resizes it."""
+    from timm.data import create_transform
+
+    for shape, crop_pct in (((3, 64, 64), 0.95), ((3, 48, 80), 0.875), ((1, 64, 64), 0.95)):
+        config = {"input_size": shape, "interpolation": interpolation, "crop_pct": crop_pct, "mean": MEAN, "std": MEAN}
+        plain = create_transform(**config, is_training=False, use_prefetcher=True)
+        ours = timm_preprocessing(config, shape[0], "", None)
+        for size in WIDE_AND_TALL:
+            picture = noise_of(*size)
+            expected = plain(picture.convert("L") if shape[0] == 1 else picture)
+            assert furthest(ours.fit(picture), expected) <= 2, (shape, size)
+
+
+@pytest.mark.parametrize("mode", ["squash", "border"])
+def test_crop_modes_that_keep_the_whole_picture(mode):
+    """They give timm's own pixels of long pictures, also one where timm has no picture since it would be too thin."""
+    from timm.data import create_transform
+
+    config = {"input_size": (3, 64, 64), "interpolation": "bicubic", "mean": MEAN, "std": MEAN, "crop_mode": mode}
+    plain, ours = (
+        create_transform(**config, is_training=False, use_prefetcher=True),
+        timm_preprocessing(config, 3, "", None),
+    )
+    for size in WIDE_AND_TALL:
+        assert furthest(ours.fit(noise_of(*size)), plain(noise_of(*size))) == 0
+    thin = ours.fit(Image.new("RGB", (3000, 1), "red"))
+    assert (thin == np.array([255, 0, 0])[:, None, None]).all(0).sum() >= 64
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "ConvNext", "Levit", "PoolFormer", "MobileNetV2", "ViT"])
+def test_elongated_pictures_are_as_processors_have_them(kind):
+    """An image processor that cuts out the centre gives the same, however it says to which size it resizes before."""
+    transformers = pytest.importorskip("transformers")
+    sized = {"size": {"shortest_edge": 224}} if kind == "ConvNext" else {}
+    own = getattr(transformers, f"{kind}ImageProcessorPil")(**sized)
+    ours, greys = (processor_preprocessing(ImageProcessor(own), (224, 224), channels) for channels in (3, 1))
+    for size in ((300, 7), (7, 300)):
+        whole = own(noise_of(*size), return_tensors="np", do_rescale=False, do_normalize=False)["pixel_values"][0]
+        assert (ours.dtype, furthest(ours.fit(noise_of(*size)), whole) <= 2) == ("uint8", True)
+        grey = own(
+            noise_of(*size).convert("L").convert("RGB"), return_tensors="np", do_rescale=False, do_normalize=False
+        )
+        assert furthest(greys.fit(noise_of(*size)), grey["pixel_values"][0][:1]) <= 2
+        found = {size: ours.fit(Image.new("RGB", size)).shape for size in ((20_000, 1), (1, 20_000))}
+        assert {*found.values()} == {(3, 224, 224)}
+
+
+@pytest.mark.parametrize("size", [(5_000, 3), (3, 5_001)])
+def test_fits_of_elongated_pictures(size):
+    """`crop` and `squash` do what Pillow does of a long picture, `crop` to 2 levels."""
+    picture, cubic = noise_of(*size), Image.Resampling.BICUBIC
+    crop, squash = (ResizeMode(fit, (64, 96), (1, 1)).fitted(cubic) for fit in ("crop", "squash"))
+    assert furthest(crop(picture), ImageOps.fit(picture, (96, 64), cubic)) <= 2
+    assert furthest(squash(picture), picture.resize((96, 64), cubic)) == 0
+
+
+def test_pictures_for_which_pillow_finds_no_memory():
+    """A picture of one row is fitted in each way, however long it is."""
+    row = Image.new("RGB", (70_000_000, 1), (9, 9, 9))
+    with pytest.raises(MemoryError):
+        row.resize((96, 64), Image.Resampling.BICUBIC)
+    for fit in FITS:
+        with little_memory(300_000_000):
+            fitted = ResizeMode(fit, (64, 96), (32, 32)).fitted(Image.Resampling.BICUBIC)(row)
+        assert np.asarray(fitted).max() == 9
+
+
+def test_long_pictures_are_averaged_first():
+    """What Pillow could resize as it is comes out the same where it is averaged first, but for rounding."""
+    row = noise_of(MOST_RESIZED + 1_000_003, 1)
+    for resample in (Image.Resampling.BICUBIC, Image.Resampling.NEAREST):
+        ours = ResizeMode("squash", (4, 64), (1, 1)).fitted(resample)(row)
+        assert furthest(ours, row.resize((64, 4), resample)) <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "CMYK", "I;16"])
+def test_what_is_no_rgb_picture_is_refused(mode):
+    """`fit` never makes other channels of a picture in silence: whoever gives it one learns what makes it RGB."""
+    preprocessing = load_backbone(**TINY).preprocessing
+    with pytest.raises(UsageError, match=f"mode {mode}.*upright RGB"):
+        preprocessing.fit(Image.new(mode, (50, 40)))
+    with pytest.raises(UsageError, match="ndarray"):
+        preprocessing.fit(np.zeros((40, 50, 3), np.uint8))
 
 
 def test_wide_inputs_and_squashing_processors_see_all_of_a_picture(tmp_path):

@@ -14,10 +14,12 @@ from PIL import Image
 from featcli.backbones.hub import hub_or_cache
 from featcli.backbones.internals import load_processor, plain_processor, processor_class, silent_transformers
 from featcli.errors import CheckpointError, one_line, shown
+from featcli.pixels.resize import shorter_edge, widest_for, within_reason
 from featcli.spec.parsers import Size
 
 Fit = Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W)
-SQUASHED_FROM = 384  # edge from which ConvNext's kind of processor squashes pictures in place of cutting their centre
+HIGH = 32  # pixels of the long picture on which a processor is tried
+NEAR = 2.5 / 255  # of all values, by which pixels differ that are the same but for rounding
 
 
 class ImageProcessor:
@@ -26,6 +28,7 @@ class ImageProcessor:
     def __init__(self, processor: Any) -> None:
         """Take over a processor: `set_size` changes it."""
         self._processor = processor
+        self._covering_edges: dict[Size, int | None] = {}
 
     @property
     def name(self) -> str:
@@ -64,13 +67,29 @@ class ImageProcessor:
         """The colour, from 0 to 1, that stands for nothing: what becomes 0, or grey where nothing is normalised."""
         return _three(self._processor.image_mean if self._processor.do_normalize else 0.5)
 
-    @property
-    def cuts_centre(self) -> bool:
-        """Whether it resizes the shorter edge and cuts out the centre, which is costly for very wide pictures."""
+    def covering_edge(self, size: Size) -> int | None:
+        """Find the length to which it resizes the shorter edge before it cuts out this (H, W); None where it does not.
+
+        Processors have that length in several ways, so those are tried on a long picture, once.
+        """
+        if size not in self._covering_edges:
+            self._covering_edges[size] = self._tried_edge(size)
+        return self._covering_edges[size]
+
+    def _tried_edge(self, size: Size) -> int | None:
         own = self._processor
-        shorter = (dict(own.size).get("shortest_edge") or 0) if own.do_resize else 0
-        crops = getattr(own, "do_center_crop", False) or (hasattr(own, "crop_pct") and shorter < SQUASHED_FROM)
-        return bool(crops and shorter)
+        edge = (dict(own.size).get("shortest_edge") or dict(own.size).get("height") or 0) if own.do_resize else 0
+        edges = [edge, int(edge / (getattr(own, "crop_pct", None) or 1)), int(256 / 224 * edge)]
+        shape = (HIGH, HIGH * (widest_for(size) + 8), 3)
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+        with suppress(Exception):  # of those that take no such picture, whatever they raise
+            whole = self.fit_bytes(picture).astype(np.float32)
+            for one in dict.fromkeys(edges if edge else ()):
+                fit = within_reason(self.fit_bytes, size, shorter_edge(one), self.resampling)
+                middle = fit(picture)
+                if middle.shape == whole.shape and np.abs(middle - whole).max() <= NEAR * np.ptp(whole):
+                    return one
+        return None
 
     @property
     def steps(self) -> list[str]:
@@ -117,6 +136,7 @@ class ImageProcessor:
         and is never shorter than the crop, which would pad the picture with black.
         """
         own, (height, width) = self._processor, size
+        self._covering_edges.clear()
         crop = own.crop_size if getattr(own, "do_center_crop", False) else None
         edge = dict(own.size).get("shortest_edge")
         if edge and crop and dict(crop).get("height"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featcli.backbones.torchvision_operators import import_timm, import_transformers
 from featcli.errors import CheckpointError, shown
+from featcli.pixels.resize import shorter_edge
 from featcli.system.borrowed import Borrowed, one_at_a_time
 
 # What reading weights takes of torch and numpy.
@@ -286,6 +288,28 @@ def timm_resampling(name: str) -> Image.Resampling:
 
     resampling: Image.Resampling = str_to_pil_interp(name)
     return resampling
+
+
+def timm_sizes(config: Mapping[str, Any]) -> Callable[[tuple[int, int]], tuple[int, int]]:
+    """Make what says the (H, W) to which timm's evaluation transform resizes a picture of another, before it crops.
+
+    Two different edges are covered by timm's own step, equal ones by torchvision's, which rounds otherwise.
+    """
+    import_timm()
+    from timm.data.constants import DEFAULT_CROP_PCT
+
+    kept = config.get("crop_pct") or DEFAULT_CROP_PCT
+    height, width = (math.floor(edge / kept) for edge in config["input_size"][1:])
+    is_border = config.get("crop_mode") == "border"
+    if height == width and not is_border:
+        return shorter_edge(height)
+
+    def sizes(size: tuple[int, int]) -> tuple[int, int]:
+        ratios = size[0] / height, size[1] / width
+        ratio = max(ratios) if is_border else min(ratios)
+        return round(size[0] / ratio), round(size[1] / ratio)
+
+    return sizes
 
 
 def values_for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:

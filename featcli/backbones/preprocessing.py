@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from featcli.backbones.image_processor import (
     probe_pictures,
     read_processor,
 )
-from featcli.backbones.internals import timm_resampling, timm_transform, values_for_channels
+from featcli.backbones.internals import timm_resampling, timm_sizes, timm_transform, values_for_channels
 from featcli.errors import UsageError
-from featcli.pixels.resize import ResizeMode, fill_of, within_reason
+from featcli.pixels.resize import ResizeMode, fill_of, shortened, shorter_edge, within_reason
 from featcli.spec.parsers import Size
 
 # What a plan holds of timm's data configuration.
@@ -50,6 +50,9 @@ class Preprocessing:
     channels: int = 3  # C: the picture's colours, or 1 for its greys
     resize_mode: ResizeMode | None = None  # where the size does not come about in the checkpoint's own way
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fit", _of_rgb(self.fit))
+
     @property
     def is_native(self) -> bool:
         """Whether every picture gives pixels of a size of its own; `size` is then the checkpoint's."""
@@ -64,6 +67,22 @@ class Preprocessing:
         # n / 255 and n * (1 / 255) differ in the last bit for some n; the libraries divide.
         scaled = scaled.div_(255) if self.scale == 1 / 255 else scaled.mul_(self.scale)
         return scaled.sub_(mean).div_(std)
+
+
+def _of_rgb(fit: Fit) -> Fit:
+    """Make `fit` refuse what is no RGB picture: of four channels, say, it would make other colours without a word."""
+
+    def fit_rgb(picture: Image.Image) -> np.ndarray:
+        mode = getattr(picture, "mode", None)
+        if mode != "RGB":
+            what = f"a picture of mode {mode}" if mode else f"{type(picture).__name__}"
+            raise UsageError(
+                f"{what}: fit takes an upright RGB picture of Pillow",
+                "backbone.preprocess(picture) makes one of any, as extract does; or picture.convert('RGB')",
+            )
+        return fit(picture)
+
+    return fit_rgb
 
 
 @lru_cache(maxsize=16)
@@ -84,10 +103,9 @@ def timm_preprocessing(
     mean, std = (values_for_channels(config[name], channels) for name in ("mean", "std"))
     is_grey, size = channels == 1, config["input_size"][1:]
 
-    def fit_as_timm(picture: Image.Image) -> np.ndarray:
-        return np.asarray(transform(picture.convert("L") if is_grey else picture))
-
-    fit = within_reason(fit_as_timm, size) if config.get("crop_mode", "center") == "center" else fit_as_timm
+    fit: Fit = _for_all_proportions(lambda picture: np.asarray(transform(picture)), config, size)
+    if is_grey:
+        fit = partial(_fit_grey, fit)
     if resize_mode is not None:
         fill = fill_of(config["mean"], channels)
         fit = _fit_resized(resize_mode.fitted(timm_resampling(config["interpolation"]), fill), is_grey)
@@ -106,6 +124,29 @@ def timm_preprocessing(
         channels=channels,
         resize_mode=resize_mode,
     )
+
+
+def _for_all_proportions(fit: Fit, config: Mapping[str, Any], size: Size) -> Fit:
+    """Make timm's `fit` do with pictures of any proportions, whichever of its crop modes it follows."""
+    resample, mode = timm_resampling(config["interpolation"]), config.get("crop_mode")
+    covering = timm_sizes(config)
+    if mode == "squash":
+        return lambda picture: fit(shortened(picture, resample))
+    if mode != "border":
+        return within_reason(fit, size, covering, resample)
+
+    def fit_whole(picture: Image.Image) -> np.ndarray:
+        height, width = covering((picture.height, picture.width))
+        if min(height, width) < 1:  # for which timm has no picture
+            thin = max(1, width), max(1, height)
+            return fit(shortened(picture, resample).resize(thin, resample))
+        return fit(shortened(picture, resample))
+
+    return fit_whole
+
+
+def _fit_grey(fit: Fit, picture: Image.Image) -> np.ndarray:
+    return fit(picture.convert("L"))
 
 
 def _fit_resized(resize: Callable[[Image.Image], Image.Image], is_grey: bool) -> Fit:
@@ -178,7 +219,16 @@ def _sizing(
     if resize_mode is not None:
         resize = resize_mode.fitted(processor.resampling, fill_of(processor.background, channels))
         return lambda fit: lambda picture: fit(resize(picture))
-    return (lambda fit: within_reason(fit, size)) if processor.cuts_centre else lambda fit: fit
+    resample, edge = processor.resampling, processor.covering_edge(size)
+
+    def for_all_proportions(fit: Fit) -> Fit:
+        if edge is None:
+            return lambda picture: fit(shortened(picture, resample))
+        fit_any = within_reason(fit, size, shorter_edge(edge), resample)
+        # Greys first, as where the whole picture is resized.
+        return fit_any if channels == 3 else lambda picture: fit_any(picture.convert("L").convert("RGB"))
+
+    return for_all_proportions
 
 
 def _refuse_other_sizes(processor: ImageProcessor, ours: Preprocessing, resize_mode: ResizeMode) -> None:
