@@ -60,7 +60,7 @@ UNREAD = {  # what samples can mean and is no picture, or none that is read here
     34892: "the linear values of a camera",
     51177: "a depth map",
 }
-COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34925, 50000, 50001)  # Pillow's
+COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34925, 50000)  # Pillow's, of any build
 CONFIRMED = (1, 5, 8, 32773, 32946, 34925, 50000)  # those of which other readers confirm what tifffile gives
 UNREAD_COMPRESSIONS = {
     **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000"),
@@ -68,6 +68,7 @@ UNREAD_COMPRESSIONS = {
     **dict.fromkeys((50002, 52546), "JPEG XL"),
     **dict.fromkeys((32767, 34713, 65535), "a camera raw file's"),
     33007: "ALT-JPEG",
+    50001: "WebP",
     34661: "JBIG",
     34676: "SGILog",
     34677: "SGILog24",
