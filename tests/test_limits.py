@@ -12,6 +12,7 @@ from conftest import little_memory
 from featcli.inputs.image_list import MISSING
 from featcli.inputs.image_list import Image as Input
 from featcli.pixels import limits
+from featcli.pixels.colour import upright_rgb
 from featcli.pixels.decode import read_pixels, read_size
 from featcli.pixels.failure import UnreadableError
 from featcli.spec.groups import PixelSpec
@@ -218,3 +219,11 @@ def test_a_header_is_all_that_is_read_for_a_size(tmp_path):
         file.truncate(1 << 30)
     with little_memory(16 << 20):
         assert read_size(Input("x", str(path), MISSING), PixelSpec()) == (9408, 9408)
+
+
+def test_deep_pictures_take_little_more_than_themselves(tmp_path):
+    """A 16-bit picture is made 8 bits in strips, to the values that it would have as a whole."""
+    values = (np.arange(3000)[:, None] * 7919 + np.arange(3000) * 104_729).astype(np.uint16)
+    with Image.fromarray(values) as picture, little_memory(9_000_000 * 5 + (6 << 20)):
+        found = upright_rgb(picture)  # 8 bits, and 4 bytes a pixel as RGB
+    assert np.array_equal(np.asarray(found)[..., 1], (values / 257).round().astype(np.uint8))

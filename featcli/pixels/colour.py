@@ -16,6 +16,7 @@ from featcli.spec.groups import PixelSpec
 
 ORIENTATION_TAG = 0x0112
 UPRIGHT = 1
+STRIP_PIXELS = 1 << 22  # of a deep picture that are made 8 bits at once
 DEFAULT = PixelSpec()
 TURNED = (5, 6, 7, 8)  # the EXIF orientations that exchange height and width
 DEEP = (0.0, 65535.0)  # the values of a 16-bit picture that become black and white
@@ -55,7 +56,7 @@ def upright_rgb(picture: Image.Image, rules: PixelSpec = DEFAULT) -> Image.Image
         seen = _scaled(upright, rules.black_and_white or (DEEP if is_16_bit else None))
     else:
         seen = upright
-    rgb = to_srgb(seen, profile) if profile else seen.convert("RGB")
+    rgb = to_srgb(seen, profile) if profile else _rgb(seen)
     if rules.alpha == "drop" or not upright.has_transparency_data:
         return rgb
     if profile or seen is not upright:
@@ -65,6 +66,10 @@ def upright_rgb(picture: Image.Image, rules: PixelSpec = DEFAULT) -> Image.Image
     background = Image.new("RGBA", upright.size, rules.alpha)
     background.alpha_composite(rgb)
     return background.convert("RGB")
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy it
 
 
 def _profile_to_apply(picture: Image.Image, rules: PixelSpec) -> bytes | None:
@@ -118,4 +123,9 @@ def _scaled(picture: Image.Image, known: tuple[float, float] | None) -> Image.Im
         raise UnreadableError(
             "unsupported_depth", f"mode {picture.mode}: 32-bit values; say which are black and white: --depth-range"
         )
-    return Image.fromarray(reduced(np.asarray(picture), *known))
+    out = np.empty((picture.height, picture.width), np.uint8)
+    rows = max(1, STRIP_PIXELS // picture.width)
+    for top in range(0, picture.height, rows):  # an array of the whole would be a copy of it
+        bottom = min(top + rows, picture.height)
+        out[top:bottom] = reduced(np.asarray(picture.crop((0, top, picture.width, bottom))), *known)
+    return Image.fromarray(out)
