@@ -1,21 +1,39 @@
-"""A small extraction in a process of its own, killed or refused at the n-th call that changes the disk."""
+"""A small extraction in a process of its own, killed or refused at the n-th call that changes the disk, or that reads.
+
+What is read are images, the dump and the checkpoint. A read fails once, or each that comes after it fails too, as it
+does when a share goes away.
+"""
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
+import io
+import itertools
 import os
+import pathlib
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 CALLS = ("open", "mkdir", "truncate", "pwrite", "fsync", "link", "replace", "rename", "unlink")
+READS = ("open", "read", "pread", "preadv", "stat", "lstat", "fstat", "scandir", "listdir")
 FAULTS = {"kill": None, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
-OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 2, "shard_size": 2, "threads": 1}
+READ_FAULTS = {"EIO once": errno.EIO, "ESTALE from then on": errno.ESTALE}
+OPTIONS = {
+    "checkpoint": "test_resnet",
+    "random_init": True,
+    "batch_size": 2,
+    "shard_size": 2,
+    "threads": 1,
+    "decode_threads": 1,
+}
 
 
 @dataclass
@@ -24,13 +42,14 @@ class Ended:
 
     code: int
     calls: list[str]
+    said: str = ""
 
 
 @dataclass
 class Scene:
     """What is there before the run, and what is run; `expected` is what it leaves when nothing happens to it."""
 
-    photos: Path
+    photos: Any  # what is extracted
     format_name: str
     start: Path | None = None  # a dump to begin with
     options: dict[str, Any] = field(default_factory=dict)
@@ -38,45 +57,49 @@ class Scene:
     calls: list[str] = field(default_factory=list)
     expected: dict[str, bytes] = field(default_factory=dict)
 
-    def rehearse(self, dump: Path) -> None:
+    def rehearse(self, dump: Path, names: tuple[str, ...] = CALLS) -> None:
         """Run undisturbed."""
         from conftest import tree
 
-        ended = self.run(dump)
+        ended = self.run(dump, names=names)
         assert ended.code in (0, 3), ended
         self.calls, self.expected = ended.calls, tree(dump)
 
-    def run(self, dump: Path, fault: str = "", at: int = -1) -> Ended:
+    def run(self, dump: Path, fault: str = "", at: int = -1, names: tuple[str, ...] = CALLS) -> Ended:
         """Extract in a forked child, beginning with `start`; the call number `at` (from 0) meets the fault."""
         if self.start is not None and not dump.exists():
             shutil.copytree(self.start, dump)
-        receive, send = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(receive)
-            code = 1
-            try:
-                if not self.links:
-                    os.link = _refused
-                with _watched(dump, send, fault, at):
-                    code = self._extract(dump)
-            finally:
-                os._exit(code)
-        os.close(send)
-        with os.fdopen(receive) as names:
-            calls = names.read().split()
-        return Ended(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), calls)
+        below = dump if names == CALLS else dump.parents[1]
+        return forked(lambda: self._extract(dump), below, fault, at, names)
 
     def _extract(self, dump: Path) -> int:
         from featcli import extract
-        from featcli.errors import FeatcliError
 
+        if not self.links:
+            os.link = _refused
         options = {**OPTIONS, **self.options, "format": self.format_name}
-        with contextlib.redirect_stderr(sys.stdout):
-            try:
-                return extract(self.photos, output=dump, **options).exit_code
-            except FeatcliError as error:
-                return error.exit_code
+        return extract(self.photos, output=dump, **options).exit_code
+
+    def survives_reading(self, dump: Path, fault: str, at: int) -> str:
+        """What is wrong after a read that failed, or after one more run of the same command; empty where nothing is.
+
+        A run that does not end as the machine's fault has done all of its work: it did not need what it did not read.
+        """
+        from conftest import tree
+        from featcli.dump.verify import verify
+
+        ended = self.run(dump, fault, at, READS)
+        where = f"{self.format_name}, {fault} at read {at} ({ended.calls[at] if at < len(ended.calls) else 'none'})"
+        if ended.code != 7 and not (ended.code in (0, 3) and tree(dump) == self.expected):
+            return f"{where}: ended in {ended.code} {ended.said}"
+        if (dump / "plan.json").exists():
+            damages = [damage for damage in verify(dump).damages if damage.what not in self._known()]
+            if damages:
+                return f"{where}: {damages}"
+        again = self.run(dump)
+        if again.code not in (0, 3):
+            return f"{where}: the next run ended in {again.code} {again.said}"
+        return "" if tree(dump) == self.expected else f"{where}: other bytes"
 
     def survives(self, dump: Path, fault: str, at: int) -> str:
         """What is wrong after a fault, or after one more run of the same command; empty where nothing is."""
@@ -110,6 +133,88 @@ class Scene:
         return {damage.what for damage in verify(self.start).damages} if self.start is not None else set()
 
 
+def forked(work: Callable[[], int], below: Path, fault: str, at: int, names: tuple[str, ...]) -> Ended:
+    """Run in a forked child, in which a call of these `names` for what is below a folder meets the fault."""
+    from featcli.errors import FeatcliError
+
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(receive)
+        code = 1
+        try:
+            with _watched(str(below), send, fault, at, names), contextlib.redirect_stderr(sys.stdout):
+                try:
+                    code = work()
+                except FeatcliError as error:
+                    code = error.exit_code
+                    os.write(send, f"\n{error}".encode())
+        except BaseException as error:
+            os.write(send, f"\n{error!r}".encode())
+        finally:
+            os._exit(code)
+    os.close(send)
+    with os.fdopen(receive) as told:
+        calls, _, said = told.read().partition("\n")
+    return Ended(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), calls.split(), said)
+
+
+def checks(dump: Path, fault: str = "", at: int = -1) -> tuple[Ended, str]:
+    """Verify a dump and repair it; how that ended, and what is wrong: damage found, or a file moved, where none is."""
+    from conftest import tree
+    from featcli.dump.verify import repair, verify
+
+    def work() -> int:
+        verdict = verify(dump)
+        if verdict.damages:
+            repair(verdict)
+        return 4 if verdict.damages else 0
+
+    before = tree(dump)
+    ended = forked(work, dump, fault, at, READS)
+    where = f"verify, {fault} at read {at}"
+    if ended.code not in (0, 7):
+        return ended, f"{where}: ended in {ended.code} {ended.said}"
+    return ended, "" if tree(dump) == before else f"{where}: files were moved"
+
+
+def reading_scenes(folder: Path, format_name: str) -> Iterator[tuple[str, Scene]]:
+    """A new dump of weights in a file; one that is resumed; one of a tar and a list; one of a transformers folder."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    found = dict(scenes(folder, format_name))
+    photos, weights = folder / "photos", folder / "weights"
+    weights.mkdir()
+    state = timm.create_model("test_resnet").state_dict()
+    save_file(state, weights / "w.safetensors")
+    torch.save(state, weights / "w.pth")
+    of_file = {"random_init": False, "arch": "test_resnet"}
+    yield "new", Scene(photos, format_name, options={**of_file, "checkpoint": weights / "w.safetensors"})
+    yield "mended", found["mended"]
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        tar.add(photos / "0.png", "in/0.png")
+        tar.add(photos / "1.png", "in/1.png")
+    (folder / "list").write_text("2.png\n4.png\n")
+    listed = {"files_from": folder / "list", "root": photos, "checkpoint": weights / "w.pth", **of_file}
+    yield "tar and list", Scene([folder / "photos.tar"], format_name, options=listed)
+    transformers = _tiny_transformers(folder / "tiny")
+    if transformers is not None:
+        yield "transformers", Scene(photos, format_name, options={"random_init": False, "checkpoint": transformers})
+
+
+def _tiny_transformers(folder: Path) -> Path | None:
+    try:
+        import transformers
+    except ImportError:
+        return None
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
+    transformers.ResNetModel(config).save_pretrained(folder)
+    transformers.ConvNextImageProcessor(size={"shortest_edge": 64}).save_pretrained(folder)
+    return folder
+
+
 def scenes(folder: Path, format_name: str, links: bool = True) -> Iterator[tuple[str, Scene]]:
     """A new dump; one of large rows, which go past the page cache; one with a repaired image and a lost shard, mended;
     one of another seed, overwritten.
@@ -139,28 +244,46 @@ def _refused(*_: object) -> None:
     raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
+def _is_ours(below, names, name, first, rest, options) -> bool:
+    if isinstance(first, int):
+        return names is CALLS or os.readlink(f"/proc/self/fd/{first}").startswith(below)
+    if not os.fsdecode(first).startswith(below):
+        return False
+    if name != "open":
+        return True
+    how = rest[0] if rest else options.get("mode", "r")
+    writes = how & (os.O_CREAT | os.O_WRONLY) if isinstance(how, int) else {*how} & {*"wax+"}
+    return bool(writes) == (names is CALLS)
+
+
 @contextlib.contextmanager
-def _watched(dump: Path, send: int, fault: str, at: int):
-    """Inside the block every call in CALLS that touches the dump is counted, and one of them meets the fault."""
-    count, write = 0, os.write
+def _watched(below: str, send: int, fault: str, at: int, names: tuple[str, ...]):
+    """Inside the block every call of these names for what is below a folder is counted, and one meets the fault.
+
+    Of `open` that are the calls that write, or those that read, as the other names say.
+    """
+    numbers, write = itertools.count(), os.write  # threads share the numbers
+    number = {**FAULTS, **READ_FAULTS}.get(fault)
 
     def watched(name, plain):
         def call(first, *rest, **options):
-            nonlocal count
-            is_ours = isinstance(first, int) or os.fspath(first).startswith(str(dump))
-            if name == "open" and is_ours and not rest[0] & (os.O_CREAT | os.O_WRONLY):
-                is_ours = False  # it only reads, or looks whether a file is locked
-            if is_ours:
+            if _is_ours(below, names, name, first, rest, options):
                 write(send, f"{name} ".encode())
-                count += 1
-                if count - 1 == at:
-                    if FAULTS[fault] is None:
+                now = next(numbers)
+                if now == at or (now > at >= 0 and fault.endswith("from then on")):
+                    if number is None:
                         os.kill(os.getpid(), signal.SIGKILL)
-                    raise OSError(FAULTS[fault], os.strerror(FAULTS[fault]))
+                    raise OSError(number, os.strerror(number))
             return plain(first, *rest, **options)
 
         return call
 
-    for name in CALLS:
-        setattr(os, name, watched(name, getattr(os, name)))
+    accessor = getattr(pathlib, "_NormalAccessor", None)  # Python 3.10 keeps functions of `os` there
+    for name in names:
+        replaced = watched(name, getattr(os, name))
+        setattr(os, name, replaced)
+        if accessor is not None and hasattr(accessor, name) and name != "open":
+            setattr(accessor, name, staticmethod(replaced))
+    if names is READS:
+        builtins.open = io.open = watched("open", io.open)
     yield

@@ -1,4 +1,4 @@
-"""Killed, or refused by the disk, at any call that changes it: `make torture` tries every one, this some of them."""
+"""Killed, or refused by the disk, at any call that changes it or reads: `make torture` tries all, this some."""
 
 import faults
 import pytest
@@ -31,4 +31,28 @@ def test_a_fault_at_any_call(rehearsed, tmp_path, name, fault):
     assert {"pwrite", "fsync", "link", "unlink", "truncate"} <= set(scene.calls)
     places = range(list(faults.FAULTS).index(fault), len(scene.calls), max(1, len(scene.calls) // SOME))
     wrong = [scene.survives(tmp_path / str(at), fault, at) for at in places]
+    assert [text for text in wrong if text] == []
+
+
+def test_a_read_that_fails(tmp_path):
+    """Whatever cannot be read ends the run in exit code 7, or was not needed; the same command ends in equal bytes.
+
+    A verification meanwhile finds no damage, and moves no file.
+    """
+    import timm  # noqa: F401  (before the fork)
+
+    torch.set_num_threads(1)
+    scene = dict(faults.reading_scenes(tmp_path, "safetensors"))["new"]
+    scene.rehearse(tmp_path / "swept" / "whole", faults.READS)
+    whole = tmp_path / "swept" / "whole"
+    calls, ended = scene.calls, faults.checks(whole)[0]
+    assert {"open", "stat", "fstat", "pread", "listdir", "scandir"} <= {*calls}
+    assert {"open", "stat", "fstat", "pread", "preadv", "listdir"} <= {*ended.calls}
+    assert ended.code == 0
+    wrong = []
+    for number, fault in enumerate(faults.READ_FAULTS, 1):
+        wrong += [scene.survives_reading(tmp_path / "swept" / fault, fault, number * len(calls) // 3)]
+        wrong += [
+            faults.checks(tmp_path / "swept" / "whole", fault, at)[1] for at in range(number, len(ended.calls), 20)
+        ]
     assert [text for text in wrong if text] == []

@@ -2,13 +2,23 @@
 
 import errno
 import os
+import shutil
 import tarfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image as Pillow
+from safetensors.torch import save_file
+from timm.models import save_for_hf
 
-from conftest import draw
+from conftest import draw, tree
+from featcli import extract, load_backbone, open_dump
+from featcli.dump import folder as folder_of_dump
+from featcli.dump.folder import Dump
+from featcli.dump.verify import Damage, Verdict, repair, verify
 from featcli.errors import MachineError, UsageError
 from featcli.inputs.image_list import MISSING
 from featcli.inputs.listing import find
@@ -243,3 +253,93 @@ def test_a_mount_that_goes_away_while_it_is_listed(tmp_path, folder, monkeypatch
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(MachineError, match="another folder than was listed"):
         listed(folder)
+
+
+@pytest.fixture(scope="module", params=["hdf5", "safetensors"])
+def dump(request, tmp_path_factory):
+    """A whole dump of three shards, which no test changes."""
+    folder = tmp_path_factory.mktemp("faults")
+    for i in range(3):
+        draw(folder / "p" / f"{i}.png", i, (32, 32))
+    options = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 1, "shard_size": 1, "pool": "avg"}
+    extract(folder / "p", output=folder / "d", format=request.param, **options)
+    return folder / "d"
+
+
+@pytest.mark.parametrize("name", ["EIO", "ESTALE", "EACCES"])
+@pytest.mark.parametrize("call", ["open", "stat", "fstat", "pread", "preadv", "listdir"])
+def test_no_shard_is_damaged_by_what_cannot_be_read(dump, fails, call, name):
+    """While a share hiccups, verification ends in exit code 7, finds no damage, and nothing is put aside."""
+    before = tree(dump)
+    for first in (0, 3):
+        mend = fails(call, getattr(errno, name), dump, first, first + 1)
+        with suppress(MachineError) if first else pytest.raises(MachineError, match=os.strerror(getattr(errno, name))):
+            assert not verify(dump).damages
+        mend()
+    damaged = Verdict(str(dump), damages=[Damage(file="shards/00000.json", what="gone", shard=0)])
+    mend = fails(call, getattr(errno, name), dump)
+    with pytest.raises(MachineError):
+        repair(damaged)
+    mend()
+    assert tree(dump) == before
+
+
+@pytest.mark.parametrize("call", ["listdir", "stat", "open", "pread"])
+def test_no_committed_shard_is_forgotten(dump, fails, call):
+    """A folder that cannot be listed is no empty one, and a shard that cannot be looked at is not gone."""
+    assert Dump.at(dump).committed().unfinished == []
+    known = Dump.at(dump)
+    fails(call, errno.ESTALE, dump / "shards")
+    with pytest.raises(MachineError):
+        known.committed()
+
+
+def test_a_dump_that_goes_away_is_not_damaged(tmp_path, dump, monkeypatch):
+    """An empty folder in place of a dump that is being verified says nothing of its shards."""
+    shutil.copytree(dump, tmp_path / "d")
+    monkeypatch.setattr(folder_of_dump, "read_record", leaving(tmp_path / "d", folder_of_dump.read_record))
+    with pytest.raises(MachineError, match="no longer there"):
+        verify(tmp_path / "d")
+
+
+def leaving(path, call):
+    """The same function, by whose second call the dump has gone from its folder."""
+    calls = []
+
+    def left(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            replaced_by_an_empty_one(path)
+            (path / "shards").mkdir()
+        return call(*arguments)
+
+    return left
+
+
+@pytest.mark.parametrize("call", ["open", "fstat", "pread", "preadv"])
+def test_a_reader_says_what_the_machine_refused(dump, fails, call):
+    """Rows that cannot be read for the machine's fault are a MachineError, not a damaged dump."""
+    found = open_dump(dump)
+    fails(call, errno.ETIMEDOUT, dump / "shards")
+    with pytest.raises(MachineError, match="timed out"):
+        found[found.plan.stages[0].name][0]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "folder"])
+def test_a_checkpoint_that_cannot_be_read(tmp_path, fails, kind):
+    """Nor is a checkpoint refused for it: at whatever of its reads, wherever it is read, it is the machine."""
+    model = timm.create_model("test_resnet")
+    path = tmp_path / "c" / f"w.{kind}"
+    path.parent.mkdir()
+    if kind == "folder":
+        save_for_hf(model, tmp_path / "c", model_args={})
+        path = tmp_path / "c"
+    else:
+        (save_file if kind == "safetensors" else torch.save)(model.state_dict(), path)
+    arch = {} if kind == "folder" else {"arch": "test_resnet"}
+    load_backbone(path, **arch)
+    for call in ("open", "stat", "fstat", "pread" if kind != "pth" else "preadv"):
+        mend = fails(call, errno.ESTALE, path)
+        with pytest.raises(MachineError):
+            load_backbone(path, **arch)
+        mend()

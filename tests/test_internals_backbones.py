@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 from PIL import Image
@@ -70,6 +71,29 @@ def test_loads_are_captured_where_timm_and_transformers_load(tmp_path, resnet):
         options = internals.option_for_weights(resnet.state_dict())
         timm.create_model("test_resnet", pretrained=True, num_classes=0, **options)
     assert [(load.missing_keys, load.unexpected_keys) for load in loads] == [([], [])]
+
+
+def test_weights_are_read_not_mapped(tmp_path, resnet):
+    """If a library maps weights in another way, a share that goes away kills the process by a signal."""
+    path, pickle_path = tmp_path / "model.safetensors", tmp_path / "w.pth"
+    safetensors.torch.save_file(resnet.state_dict(), path)
+    torch.save(resnet.state_dict(), pickle_path)
+    maps = Path("/proc/self/maps")
+    plain = safetensors.torch.load_file, torch.load
+    with internals.files_are_read():
+        found = timm.models.load_state_dict(str(path)), torch.load(pickle_path, mmap=True)
+        assert str(tmp_path) not in maps.read_text()
+    assert (safetensors.torch.load_file, torch.load) == plain
+    mapped = safetensors.torch.load_file(path), torch.load(pickle_path, mmap=True)
+    assert maps.read_text().count(str(tmp_path)) >= 2
+    for one, other in zip(found, mapped, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_transformers_reads_weights_where_it_is_told_to():
+    """Without `disable_mmap` transformers maps safetensors files by itself."""
+    assert "disable_mmap" in inspect.signature(transformers.PreTrainedModel.from_pretrained).parameters
 
 
 def test_pickles_that_could_run_code_are_known(tmp_path):

@@ -19,7 +19,7 @@ FUZZ = {"FUZZ_EXAMPLES": "2000", "FUZZ_IMAGES": "800"}  # of each test in test_f
 
 
 def main() -> int:
-    """Every fault at every call that changes the disk, in both formats; then many more hostile dumps and pictures."""
+    """Every fault at every call that changes the disk, or reads, in both formats; then hostile dumps and pictures."""
     import timm  # noqa: F401  (before the forks: no child need import it)
 
     wrong = []
@@ -31,6 +31,9 @@ def main() -> int:
                     wrong += sweep(
                         scene, folder / f"swept {name}", f"{format_name}, {name}{'' if links else ', links refused'}"
                     )
+            folder = Path(scratch) / f"{format_name}-reads"
+            for name, scene in faults.reading_scenes(folder, format_name):
+                wrong += sweep_reads(scene, folder / f"swept {name}", f"{format_name}, {name}")
     print("\n".join(wrong), flush=True)
     here = Path(__file__).parent
     tests = [str(here / "test_fuzz.py"), str(here / "test_fuzz_images.py")]
@@ -50,6 +53,25 @@ def sweep(scene: faults.Scene, folder: Path, title: str) -> list[str]:
         found = [scene.survives(folder / f"{fault}-{at}", fault, at) for at in range(len(scene.calls))]
         print(f"  {fault:<7} {found.count('')} of {len(found)} survived", flush=True)
         wrong += filter(None, found)
+    return wrong
+
+
+def sweep_reads(scene: faults.Scene, folder: Path, title: str) -> list[str]:
+    """Each fault at each call that reads, while a dump is made and while it is verified; what was wrong."""
+    folder.mkdir(parents=True)
+    scene.rehearse(folder / "whole", faults.READS)
+    print(f"{title}: {len(scene.calls)} reads, {dict(Counter(scene.calls))}")
+    checked = len(faults.checks(folder / "whole")[0].calls)
+    wrong = []
+    for fault in faults.READ_FAULTS:
+        found = [scene.survives_reading(folder / f"{fault}-{at}", fault, at) for at in range(len(scene.calls))]
+        verified = [faults.checks(folder / "whole", fault, at)[1] for at in range(checked)]
+        print(
+            f"  {fault:<19} {found.count('')} of {len(found)} survived,"
+            f" {verified.count('')} of {len(verified)} while it was verified",
+            flush=True,
+        )
+        wrong += filter(None, [*found, *verified])
     return wrong
 
 

@@ -21,6 +21,7 @@ from featcli.backbones.torchvision_operators import import_transformers
 from featcli.backbones.weights import weights_files
 from featcli.errors import CheckpointError, UsageError, shown
 from featcli.spec.groups import CheckpointSpec
+from featcli.system.files import is_file, is_folder, is_there, read_text
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -43,24 +44,24 @@ def _open(asked: CheckpointSpec) -> ModelSpec:
     if asked.config is not None:
         return _transformers(asked)
     path = Path(asked.checkpoint_name)
-    if not path.exists() and (path.suffix in WEIGHTS_SUFFIXES or asked.checkpoint_name.startswith((".", "/", "~"))):
+    if not is_there(path) and (path.suffix in WEIGHTS_SUFFIXES or asked.checkpoint_name.startswith((".", "/", "~"))):
         raise UsageError(f"checkpoint {shown(asked.checkpoint_name)}: no such folder or file", "is the path right?")
-    if asked.arch is not None and not path.is_file():
+    if asked.arch is not None and not is_file(path):
         raise UsageError("--arch goes with a weights file", "leave --arch out: this checkpoint says what it is")
     if asked.checkpoint_name.startswith(("hf-hub:", "local-dir:")):
         return _timm(asked)
-    if path.is_file():
+    if is_file(path):
         return _from_config(asked, path) if path.suffix == ".json" else _from_file(asked, path)
-    if path.is_dir() and (path / "config.json").is_file():
+    if is_folder(path) and is_file(path / "config.json"):
         return _from_folder(asked, path)
-    if path.is_dir() and not _is_timm_name(asked.checkpoint_name):
+    if is_folder(path) and not _is_timm_name(asked.checkpoint_name):
         raise CheckpointError(
             f"checkpoint {shown(path)}: a folder without config.json",
             "a checkpoint folder is what timm's or transformers' save_pretrained writes, a dump what extract makes",
         )
-    if HUB_ID.fullmatch(asked.checkpoint_name) and not path.exists():
+    if HUB_ID.fullmatch(asked.checkpoint_name) and not is_there(path):
         return _from_hub(asked)
-    if "/" in asked.checkpoint_name and not path.exists():
+    if "/" in asked.checkpoint_name and not is_there(path):
         raise UsageError(
             f"checkpoint {shown(asked.checkpoint_name)}: no such folder or file",
             "a checkpoint is a timm model, a folder, a weights file or a hub id such as owner/name",
@@ -125,9 +126,9 @@ def _from_hub(asked: CheckpointSpec) -> ModelSpec:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's config.json. Raises CheckpointError."""
+    """Read a checkpoint's config.json. Raises CheckpointError and MachineError."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint configuration {shown(path)}: {error}", "is the file whole?") from error
     if not isinstance(config, dict):

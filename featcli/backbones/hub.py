@@ -11,6 +11,7 @@ from pathlib import Path
 from featcli.backbones.internals import HUB_ERRORS, ask_hub, hub_is_offline, set_hub_offline
 from featcli.errors import CheckpointError, one_line, shown
 from featcli.system.borrowed import one_at_a_time
+from featcli.system.files import read_text
 
 # What libraries call the weights of a checkpoint, in the order in which they look for them.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -64,7 +65,7 @@ def find_weights(file: Callable[[str], Path | None], first: str | None = None) -
             return [whole]
         if (index := file(f"{wanted}.index.json")) is not None:
             try:
-                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+                shards = sorted(set(json.loads(read_text(index))["weight_map"].values()))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"checkpoint {shown(index)}: not an index of weights", "is it whole?") from error
             found = {shard: file(shard) for shard in shards}

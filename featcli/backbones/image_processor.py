@@ -16,6 +16,8 @@ from featcli.backbones.internals import load_processor, plain_processor, process
 from featcli.errors import CheckpointError, one_line, shown
 from featcli.pixels.resize import shorter_edge, widest_for, within_reason
 from featcli.spec.parsers import Size
+from featcli.system.faults import fault_behind, machine_error
+from featcli.system.files import is_folder, is_there
 
 Fit = Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W)
 HIGH = 32  # pixels of the long picture on which a processor is tried
@@ -158,10 +160,12 @@ def read_processor(checkpoint: str, image_size: Size | None) -> ImageProcessor |
     Raises CheckpointError for one that cannot be used, or that does not give every picture this size.
     """
     try:
-        with silent_transformers(), hub_or_cache(wanted=not Path(checkpoint).is_dir()):
+        with silent_transformers(), hub_or_cache(wanted=not is_folder(checkpoint)):
             processor = ImageProcessor(load_processor(checkpoint))
     except Exception as error:  # files, JSON, unknown or custom classes: there is no common type
-        if (Path(checkpoint) / "preprocessor_config.json").exists():
+        if is_folder(checkpoint) and (fault := fault_behind(error)) is not None:
+            raise machine_error(f"checkpoint {shown(checkpoint)}", fault) from error
+        if is_there(Path(checkpoint) / "preprocessor_config.json"):
             raise CheckpointError(
                 f"checkpoint {shown(checkpoint)}: its preprocessor_config.json cannot be used: {one_line(error)}",
                 "is it whole? An image processor with code of its own is not run",

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import logging
 import math
+import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from featcli.backbones.torchvision_operators import import_timm, import_transfor
 from featcli.errors import CheckpointError, shown
 from featcli.pixels.resize import shorter_edge
 from featcli.system.borrowed import Borrowed, one_at_a_time
+from featcli.system.files import reading
 
 # What reading weights takes of torch and numpy.
 
@@ -47,6 +49,34 @@ def captured_loads() -> Iterator[list[Any]]:
             yield results
         finally:
             nn.Module.load_state_dict = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def files_are_read() -> Iterator[None]:
+    """Let libraries read weights files inside the block where they would map them: a fault under a map kills a process.
+
+    Raises MachineError inside the block for what cannot be read.
+    """
+    import safetensors.torch
+
+    mapped, loaded = safetensors.torch.load_file, torch.load
+
+    def load_file(filename: Any, device: Any = "cpu", **_: Any) -> dict[str, torch.Tensor]:
+        with reading(filename, "checkpoint") as file:
+            return {name: tensor.to(device) for name, tensor in safetensors.torch.load(file.read()).items()}
+
+    def load(f: Any, *args: Any, mmap: bool | None = None, **options: Any) -> Any:
+        if not isinstance(f, str | os.PathLike):
+            return loaded(f, *args, **options)
+        with reading(f, "checkpoint") as file:
+            return loaded(file, *args, **options)
+
+    with one_at_a_time:  # they are functions of the whole process
+        safetensors.torch.load_file, torch.load = load_file, load
+        try:
+            yield
+        finally:
+            safetensors.torch.load_file, torch.load = mapped, loaded
 
 
 def holds_more_than_tensors(error: Exception) -> bool:
@@ -363,6 +393,7 @@ def load_pretrained(
         dtype=torch.float32,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are in the report, with both shapes
+        disable_mmap=True,
     )
     return model, report
 

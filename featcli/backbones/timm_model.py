@@ -24,6 +24,7 @@ from featcli.backbones.internals import (
     captured_loads,
     class_tokens_of_timm,
     facts_of_timm,
+    files_are_read,
     forget_weights,
     has_class_token_of_timm,
     in_chans_of_timm,
@@ -49,11 +50,13 @@ from featcli.backbones.weights import (
     strip_prefix,
     weights_files,
 )
-from featcli.errors import CheckpointError, UsageError, nearest, one_line, shown
+from featcli.errors import CheckpointError, FeatcliError, UsageError, nearest, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
 from featcli.spec.words import NATIVE
 from featcli.system.borrowed import own_random_numbers, silent_warnings
+from featcli.system.faults import fault_behind, machine_error
+from featcli.system.files import is_there
 
 timm = import_timm()
 
@@ -149,7 +152,7 @@ class TimmModelSpec(ModelSpec):
 
     def _name(self) -> str:
         path = Path(self.asked.checkpoint_name.removeprefix(IN_FOLDER))
-        if path.exists():  # a private file or folder is not the checkpoint that timm has under that tag
+        if is_there(path):  # a private file or folder is not the checkpoint that timm has under that tag
             return f"{path.resolve().name} ({self.architecture})"
         if self.request.model_name.startswith(AT_HUB):
             return f"{self.request.model_name.removeprefix(AT_HUB)} ({self.architecture})"
@@ -252,6 +255,8 @@ class TimmModelSpec(ModelSpec):
                 raise _unknown(name, "--arch" if self.request.is_architecture else "checkpoint") from None
             if name.startswith(AT_HUB):
                 raise unreachable(name, error) from error
+            if (fault := fault_behind(error)) is not None:
+                raise machine_error(f"checkpoint {shown(self.asked.checkpoint_name)}", fault) from error
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error)}", "is the folder whole?"
             ) from error
@@ -278,11 +283,15 @@ class TimmModelSpec(ModelSpec):
         if read is not None:
             options |= option_for_weights(read.tensors)
         try:
-            with silent_timm(), hub_or_cache(wanted=at_hub):
+            with silent_timm(), hub_or_cache(wanted=at_hub), files_are_read():
                 return timm.create_model(name, pretrained=True, num_classes=0, **options)
+        except FeatcliError:
+            raise
         except Exception as error:  # files, hub, HTTP, unpickling and shapes: timm lets all of them through
             if at_hub:
                 raise unreachable(name, error, ", or try --random-init") from error
+            if (fault := fault_behind(error)) is not None:
+                raise machine_error(f"checkpoint {shown(self.asked.checkpoint_name)}", fault) from error
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error, 2)}",
                 f"do these weights belong to {self.architecture}?",

@@ -18,6 +18,7 @@ from featcli.backbones.composites import described_place
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
 from featcli.backbones.image_processor import ImageProcessor, default_processor, plain_json, read_processor
 from featcli.backbones.internals import (
+    files_are_read,
     holds_more_than_tensors,
     load_pretrained,
     needs_code_of_its_own,
@@ -32,6 +33,8 @@ from featcli.errors import CheckpointError, FeatcliError, UsageError, one_line, 
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
 from featcli.system.borrowed import own_random_numbers
+from featcli.system.faults import fault_behind, machine_error
+from featcli.system.files import is_file, is_folder, is_there
 
 DEFAULT_SIZE = 224
 FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")  # what models call it
@@ -94,12 +97,12 @@ class TransformersModelSpec(ModelSpec):
             origin = f"random weights, seed {self.asked.seed_of_weights}"
             with own_random_numbers(self.asked.seed_of_weights):
                 return self.build(positions, "cpu"), Weights(origin=origin, random=True)
-        if Path(self.asked.checkpoint_name).is_file():
+        if is_file(self.asked.checkpoint_name):
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: a configuration without weights",
                 "give the folder that holds its weights too, or --random-init",
             )
-        if Path(self.asked.checkpoint_name).is_dir():
+        if is_folder(self.asked.checkpoint_name):
             refuse_pretenders(files_of(self.asked))
         module, report = self._read(positions)
         network = self._network(module, positions)
@@ -112,7 +115,7 @@ class TransformersModelSpec(ModelSpec):
 
         `renamed` replaces patterns in the names on disk. Raises CheckpointError.
         """
-        with reading(self.asked):
+        with reading(self.asked), files_are_read():
             module, report = load_pretrained(kind, self.asked.checkpoint_name, config, renamed)
         return module.eval(), report
 
@@ -220,8 +223,11 @@ class TransformersModelSpec(ModelSpec):
 
 @contextmanager
 def reading(asked: CheckpointSpec) -> Iterator[None]:
-    """Take whatever transformers raises in the block for the checkpoint's fault: it becomes a CheckpointError."""
-    is_here = asked.config is not None or Path(asked.checkpoint_name).exists()
+    """Take whatever transformers raises in the block for the checkpoint's fault, or the machine's.
+
+    Raises CheckpointError and MachineError.
+    """
+    is_here = asked.config is not None or is_there(asked.checkpoint_name)
     try:
         with silent_transformers(), hub_or_cache(wanted=not is_here):
             yield
@@ -230,6 +236,8 @@ def reading(asked: CheckpointSpec) -> Iterator[None]:
     except Exception as error:  # files, hub, HTTP, unpickling, unknown types: there is no common type
         if not is_here:
             raise unreachable(asked.checkpoint_name, error) from error
+        if (fault := fault_behind(error)) is not None:
+            raise machine_error(f"checkpoint {shown(asked.checkpoint_name)}", fault) from error
         cause, hint = _cause_and_hint(error)
         raise CheckpointError(f"checkpoint {shown(asked.checkpoint_name)}: {cause}", hint) from error
 
@@ -249,18 +257,18 @@ def _cause_and_hint(error: Exception) -> tuple[str, str]:
 def name_of(asked: CheckpointSpec) -> str:
     """Name a folder or file by its last name alone, a hub id as it is."""
     path = Path(asked.checkpoint_name)
-    return path.resolve().name if path.exists() else asked.checkpoint_name
+    return path.resolve().name if is_there(path) else asked.checkpoint_name
 
 
 def files_of(asked: CheckpointSpec) -> list[Path]:
     """Find the weights files of a folder or a hub id. Call it inside `hub_or_cache`. Raises CheckpointError."""
     path = Path(asked.checkpoint_name)
-    return weights_files(path) if path.exists() else hub_weights(asked.checkpoint_name)
+    return weights_files(path) if is_there(path) else hub_weights(asked.checkpoint_name)
 
 
 def processor_of(asked: CheckpointSpec) -> ImageProcessor | None:
     """Read the image processor of a folder or hub id; None where it has none, and for configurations by themselves."""
-    if asked.config is not None or Path(asked.checkpoint_name).is_file():
+    if asked.config is not None or is_file(asked.checkpoint_name):
         return None
     return read_processor(asked.checkpoint_name, None if asked.fit else asked.input_size)  # --fit sizes by itself
 

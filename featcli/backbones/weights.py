@@ -15,8 +15,9 @@ import torch
 
 from featcli.backbones.hub import find_weights
 from featcli.backbones.internals import ends_too_early, numpy_numbers
-from featcli.errors import CheckpointError, shown
+from featcli.errors import CheckpointError, FeatcliError, shown
 from featcli.system.borrowed import silent_warnings
+from featcli.system.files import is_file, reading
 
 # Training checkpoints hold the weights beside optimizers and counters; the averaged ones are the better model. What
 # comes first here is taken, whatever else is there.
@@ -39,7 +40,7 @@ POINTERS = (
 
 def weights_files(folder: Path) -> list[Path]:
     """Find the weights files of a checkpoint folder, whole or in shards with an index. Raises CheckpointError."""
-    return find_weights(lambda name: folder / name if (folder / name).is_file() else None)
+    return find_weights(lambda name: folder / name if is_file(folder / name) else None)
 
 
 def hash_files(paths: Iterable[Path]) -> dict[str, str]:
@@ -47,7 +48,7 @@ def hash_files(paths: Iterable[Path]) -> dict[str, str]:
     hashes = {}
     for path in paths:
         digest = hashlib.sha256()
-        with path.open("rb") as file:
+        with reading(path, "checkpoint") as file:
             while piece := file.read(1 << 20):
                 digest.update(piece)
         hashes[path.name] = digest.hexdigest()
@@ -57,7 +58,7 @@ def hash_files(paths: Iterable[Path]) -> dict[str, str]:
 def read_weights(paths: Sequence[Path]) -> tuple[str, dict[str, torch.Tensor]]:
     """Read the tensors of weights files by name, and in which container of a training checkpoint they were.
 
-    Raises CheckpointError.
+    Raises CheckpointError and MachineError.
     """
     refuse_pretenders(paths)
     read = [_read(path) for path in paths]
@@ -76,6 +77,8 @@ def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
             f"checkpoint {shown(path)}: it holds something other than tensors, which could run code when read",
             "convert it to .safetensors on a machine where you trust it",
         ) from error
+    except FeatcliError:
+        raise
     except Exception as error:  # zip, pickle, JSON and torch errors: there is no common type for a damaged file
         raise CheckpointError(
             f"checkpoint {shown(path)}: not a readable weights file ({type(error).__name__})", "is the file whole?"
@@ -115,34 +118,38 @@ def refuse_pretenders(paths: Iterable[Path]) -> None:
 
 
 def _begins(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with reading(path, "checkpoint") as file:
         return file.read(64)
 
 
 def _unpacks(path: Path) -> bool:
     """Tell whether a file is a zip archive with compressed members, or with more in them than the file holds."""
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False  # torch will say what is wrong with it
+    with reading(path, "checkpoint") as file:
+        size = file.regular.state().st_size
+        if not zipfile.is_zipfile(file):
+            return False
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return False  # torch will say what is wrong with it
     stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-    return not stored or sum(member.file_size for member in members) > path.stat().st_size
+    return not stored or sum(member.file_size for member in members) > size
 
 
 def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
-    return load_file(path)
+    with reading(path, "checkpoint") as file:
+        return load(file.read())
 
 
 def _read_pickle(path: Path) -> Mapping[str, object]:
     # timm's training script stores its options beside the weights.
     # The warnings are of old pickles, which are read all the same or refused.
-    with silent_warnings(), torch.serialization.safe_globals([argparse.Namespace, *numpy_numbers()]):
-        content = torch.load(path, map_location="cpu", weights_only=True)
+    known = torch.serialization.safe_globals([argparse.Namespace, *numpy_numbers()])
+    with silent_warnings(), known, reading(path, "checkpoint") as file:
+        content = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
         raise TypeError("not a dictionary")
     return content

@@ -21,7 +21,7 @@ from featcli.dump.atomic_file import (
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, OURS, PLAN, SHARDS, Dump, in_use
 from featcli.dump.lock import FolderLock
 from featcli.errors import ConflictError, MachineError, shown
-from featcli.system.files import is_file, is_folder, is_there, names_in, state_at
+from featcli.system.files import is_file, is_folder, is_link, is_there, names_in, state_at
 
 
 def check_target(path: Path, overwrite: bool) -> None:
@@ -38,7 +38,7 @@ def check_target(path: Path, overwrite: bool) -> None:
             f"dump {shown(path)}: the folder holds other files and no plan.json",
             "use another -o: featcli only writes into an empty folder or a dump of its own",
         )
-    if overwrite and (path / SHARDS).is_symlink():
+    if overwrite and is_link(path / SHARDS):
         raise ConflictError(
             f"dump {shown(path)}: its shards folder is a link, and what it leads to may be somebody else's",
             "remove the link yourself",

@@ -24,7 +24,7 @@ from featcli.dump.shard import REST, hash_rest
 from featcli.errors import ConflictError, DamagedError, counted, printable, shown
 from featcli.events import Report, silent
 from featcli.system.faults import machine_errors
-from featcli.system.files import is_there, names_in, open_regular, read_regular, state_at
+from featcli.system.files import is_link, is_there, names_in, open_regular, read_regular, state_at
 
 PIECE_BYTES = 64 * 1024**2  # that are read at once
 
@@ -230,7 +230,7 @@ def repair(verdict: Verdict) -> list[str]:
             f"dump {shown(folder)}: images.jsonl cannot be made again without the images",
             "run its extract command again: it writes the list anew, if the images are as they were",
         )
-    if (folder / SHARDS).is_symlink():
+    if is_link(folder / SHARDS):
         raise ConflictError(
             f"dump {shown(folder)}: its shards folder is a link, and what it leads to may be another dump's",
             "repair the dump that the shards are of",

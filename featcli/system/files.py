@@ -6,6 +6,7 @@ where `os.path` and `pathlib` would say that nothing is there.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -20,7 +21,8 @@ from featcli.system.faults import ABSENT, is_of_machine, machine_error, machine_
 
 LEASE_SECONDS = 90.0  # twice as long as Linux lets a server keep a file to itself that somebody else opens
 LEASE_PAUSE = 0.02
-PIECE_BYTES = 1 << 26  # that are asked for at once
+PIECE_BYTES = 1 << 30  # that are asked for at once: Linux gives up to 2 GiB
+MOST_TEXT = 1 << 26  # bytes
 
 AnyPath = str | os.PathLike[str]
 
@@ -116,7 +118,7 @@ class RegularFile(io.RawIOBase):
     def __init__(self, path: AnyPath) -> None:
         super().__init__()
         self.name = os.fspath(path)
-        self.fault: OSError | None = None
+        self.fault: OSError | None = None  # without its traceback, which would keep the buffers of C code alive
         self.place_of_fault = (0, 0)  # offset and number of the bytes that were asked for
         self._position = 0
         self._descriptor = open_regular(path)
@@ -126,7 +128,7 @@ class RegularFile(io.RawIOBase):
         try:
             return os.fstat(self._descriptor)
         except OSError as error:
-            self.fault = self.fault or error
+            self.fault = self.fault or OSError(*error.args)
             raise
 
     def readable(self) -> bool:
@@ -142,7 +144,7 @@ class RegularFile(io.RawIOBase):
         ends = self.state().st_size if whence == os.SEEK_END else 0
         position = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: ends}[whence] + offset
         if position < 0:
-            raise ValueError(f"negative seek position {position}")
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         self._position = position
         return position
 
@@ -157,7 +159,7 @@ class RegularFile(io.RawIOBase):
             received = os.preadv(self._descriptor, [view[:PIECE_BYTES]], self._position) if view else 0
         except OSError as error:
             if self.fault is None:
-                self.fault, self.place_of_fault = error, (self._position, len(view))
+                self.fault, self.place_of_fault = OSError(*error.args), (self._position, len(view))
             raise
         self._position += received
         return received
@@ -169,7 +171,7 @@ class RegularFile(io.RawIOBase):
             content = read_at(self._descriptor, count, self._position) if count > 0 else b""
         except OSError as error:
             if self.fault is None:
-                self.fault, self.place_of_fault = error, (self._position, count)
+                self.fault, self.place_of_fault = OSError(*error.args), (self._position, count)
             raise
         self._position += len(content)
         return content
@@ -235,6 +237,12 @@ def is_file(path: AnyPath) -> bool:
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
+def is_link(path: AnyPath) -> bool:
+    """Whether a link is there, wherever it leads. Raises MachineError where nobody can tell."""
+    found = state_at(path, follow_links=False)
+    return found is not None and stat.S_ISLNK(found.st_mode)
+
+
 def names_in(folder: AnyPath) -> list[str]:
     """The names in a folder, none where there is no such folder. Raises MachineError where they cannot be listed."""
     try:
@@ -254,4 +262,4 @@ def identity(path: AnyPath) -> tuple[int, int] | None:
 def read_text(path: Path) -> str:
     """Read a small file in UTF-8. Raises MachineError, OSError and ValueError."""
     with machine_errors("file", path):
-        return read_regular(path, PIECE_BYTES).decode("utf-8")
+        return read_regular(path, MOST_TEXT).decode("utf-8")

@@ -14,9 +14,10 @@ from typing import IO, Any
 from featcli.dump.atomic_file import write_all
 from featcli.dump.formats.layout import ALIGNMENT, KEYS, Array, Layout
 from featcli.errors import DamagedError, shown
-from featcli.system.files import reading
+from featcli.system.files import ReadFile, reading
 
 SUFFIX = ".h5"
+UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 def lay_out(
@@ -92,6 +93,40 @@ class _Sparse(io.RawIOBase):
         return len(view)
 
 
+class _Calm(io.RawIOBase):
+    """A file that gives zeros where the machine refuses to read, which the file below it remembers.
+
+    An error would make HDF5 keep its file open, for which it calls into Python when that has ended.
+    """
+
+    def __init__(self, file: ReadFile) -> None:
+        self._file = file
+        self._size = file.regular.state().st_size
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """See io.IOBase."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        """See io.IOBase."""
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """See io.RawIOBase."""
+        view = memoryview(buffer).cast("B")
+        try:
+            self._file.seek(self._position)
+            count = self._file.readinto(view)
+        except OSError:
+            count = len(view)
+            view[:] = bytes(count)
+        self._position += count
+        return count
+
+
 def _create(file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> None:
     """A contiguous dataset whose space exists at once and is never filled: the rows will be."""
     from h5py import h5d, h5p, h5s
@@ -122,15 +157,23 @@ def read_layout(path: str, num_keys: int | None) -> Layout:
     """
     import h5py
 
+    problem = ""
     try:
         # Through a file of Python's: HDF5 refuses a path that the same process has opened with other lock settings.
-        with reading(path, "shard", strict=True) as raw, h5py.File(raw, "r") as file:
-            size = raw.regular.state().st_size
-            keys = [] if num_keys is None else _keys(file, num_keys, size, raw)
-            arrays = {name: _placed(file, name, size) for name in file if name != KEYS}
-            attributes = {name: _text(file, name) for name in file.attrs}
-    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise DamagedError(f"shard {shown(path)}: not a readable HDF5 shard ({error})", "is it whole?") from error
+        with reading(path, "shard", strict=True) as raw:
+            try:
+                with h5py.File(_Calm(raw), "r") as file:
+                    size = raw.regular.state().st_size
+                    keys = [] if num_keys is None else _keys(file, num_keys, size, raw)
+                    arrays = {name: _placed(file, name, size) for name in file if name != KEYS}
+                    attributes = {name: _text(file, name) for name in file.attrs}
+            # Of HDF5's errors nothing but the text goes on: while one lives, so does what HDF5 calls into Python for.
+            except UNREADABLE as error:
+                problem = str(error) or type(error).__name__
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    if problem:
+        raise DamagedError(f"shard {shown(path)}: not a readable HDF5 shard ({problem})", "is it whole?")
     return Layout(arrays, size, keys, attributes)
 
 
