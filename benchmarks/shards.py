@@ -55,7 +55,7 @@ def make(like, path, name, num_shards, side):
     for number in range(num_shards):
         shard = writer.start_shard(number, images.keys[number * rows : (number + 1) * rows], {})
         shard.write({STAGE: maps})
-        writer.commit(number, shard, {"valid": valid}, (), plan.settings.batch_size)
+        writer.commit(number, shard, {"valid": valid}, (), plan.settings.batch_size, {})
     finalize(dump)
 
 
