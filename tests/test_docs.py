@@ -144,7 +144,20 @@ def test_makefile_targets_are_listed():
     """`make help` names every target that is meant to be called."""
     makefile = (REPOSITORY / "Makefile").read_text()
     listed = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
-    assert {"help", "demo", "test", "check", "format", "bench", "sweep", "torture", "smoke", "docs", "clean"} == listed
+    assert {
+        "help",
+        "demo",
+        "test",
+        "check",
+        "format",
+        "bench",
+        "sweep",
+        "torture",
+        "smoke",
+        "floors",
+        "docs",
+        "clean",
+    } == listed
 
 
 def test_sample_images_are_small_and_various():

@@ -320,6 +320,17 @@ def test_words_and_greys_of_timm():
     assert internals.values_for_channels((0.1, 0.2, 0.6), 3) == (0.1, 0.2, 0.6)
 
 
+@pytest.mark.parametrize("mode", ["center", "border"])
+@pytest.mark.parametrize("edges", [(64, 64), (48, 80)])
+@pytest.mark.parametrize("size", [(90, 130), (130, 91)])
+def test_sizes_before_a_crop(mode, edges, size):
+    """If timm rounds otherwise, the middle of a long picture is resized to another size than its whole would be."""
+    config = {"input_size": (3, *edges), "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": mode}
+    transform = timm.data.create_transform(config["input_size"], use_prefetcher=True, **dict([*config.items()][1:]))
+    resized = transform.transforms[0](Image.new("RGB", size[::-1]))
+    assert internals.timm_sizes(config)(size) == (resized.height, resized.width)
+
+
 # The models of transformers
 
 
