@@ -188,7 +188,7 @@ def most_first(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda count: (-count[1], count[0])))
 
 
-def one_line(error: Exception, count: int = 1) -> str:
+def one_line(error: BaseException, count: int = 1) -> str:
     """The first `count` lines of a library's message as one, fit for a terminal; its type where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = printable(" ".join(lines[:count]))

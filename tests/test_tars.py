@@ -336,15 +336,16 @@ def test_an_object_that_goes_and_a_network_that_does(tmp_path, memory, monkeypat
     def cat_file(self, path, *rest, **options):
         if path.endswith("03.png"):
             raise FileNotFoundError(path)
-        if path.endswith(broken):
+        if path.endswith(broken) or lost:
+            lost.append(path)
             raise error
         return whole(self, path, *rest, **options)
 
-    broken = "06.png"
+    broken, lost = "06.png", []
     monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
     with pytest.raises(MachineError, match=rf"06.png.*{error}"):
         extract("memory://bucket/photos", output=tmp_path / "d", **OPTIONS)
-    broken = "nothing"
+    broken, lost = "nothing", []
     dump = open_dump(extract("memory://bucket/photos", output=tmp_path / "d", **OPTIONS).dump)
     assert {f["key"]: f["reason"] for f in dump.failures} == {
         "03.png": "not_found", "04.png": "not_an_image", "05.png": "empty",

@@ -17,6 +17,7 @@ SUFFIXES = frozenset(
     " .avif .avifs .jp2 .j2k .jpx .jpf .jpm .j2c .jpc .ico .tga .tpic .heic .heif .heics .heifs .hif .jxl".split()
 )
 MISSING = -1  # the size of an image that is not there, or that nobody told
+BESIDE = 4  # rows before an image and behind it that are tried, to tell that it alone may not be read
 WHOLE = -1  # the place of an image that is a file by itself
 
 
@@ -25,7 +26,8 @@ class Image(NamedTuple):
 
     `folder` is the input that it was found through, empty for the current folder. In a tar file, `path` is that
     file, `place` is where in it the picture begins, and `tar_state` what told it from others when it was listed.
-    `grounds` are the folders that it can be missed in: where one of them is gone, no image is.
+    `grounds` are the folders that it can be missed in: where one of them is gone, no image is. `beside` are URLs of
+    others on its server: where none of them may be read either, it is no fault of its own.
     """
 
     key: str
@@ -35,6 +37,7 @@ class Image(NamedTuple):
     place: int = WHOLE
     tar_state: str = ""
     grounds: tuple[Ground, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 class Origin(NamedTuple):
@@ -80,14 +83,33 @@ class ImageList:
         origin = self._origins[self._origin[row]]
         if origin.tar:
             return Image(key, origin.tar, self.sizes[row], origin.folder, self._places[row], origin.tar_state)
-        path = joined(origin.folder, key[len(origin.leads) :])
+        path = self._path(row)
+        if is_url(path):
+            return Image(key, path, self.sizes[row], origin.folder, beside=self._beside(row))
         grounds = () if origin.storage is None else origin.storage.grounds
         return Image(key, path, self.sizes[row], origin.folder, grounds=grounds)
+
+    def _path(self, row: int) -> str:
+        """Of an image that is a file by itself."""
+        origin = self._origins[self._origin[row]]
+        return joined(origin.folder, self.keys[row][len(origin.leads) :])
+
+    def _beside(self, row: int) -> tuple[str, ...]:
+        """The nearest rows on the same server."""
+        near = [one for step in range(1, BESIDE + 1) for one in (row - step, row + step) if 0 <= one < len(self)]
+        paths = [self._path(one) for one in near if not self._origins[self._origin[one]].tar]
+        return tuple(path for path in paths if server_of(path) == server_of(self._path(row)))
 
 
 def is_url(name: str) -> bool:
     """Whether it names something behind a file system of fsspec's."""
     return "://" in name
+
+
+def server_of(url: str) -> str:
+    """The beginning of a URL that names the server, or the bucket."""
+    protocol, _, rest = url.partition("://")
+    return f"{protocol}://{rest.partition('/')[0]}"
 
 
 def joined(folder: str, rest: str) -> str:

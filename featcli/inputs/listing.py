@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from featcli.errors import UsageError, counted, most_first, shown
-from featcli.inputs.archives import SUFFIX, is_tar, members, state_of
+from featcli.inputs.archives import SUFFIX, Member, is_tar, members, state_of
 from featcli.inputs.folders import LINKED, LOOP, Walk
 from featcli.inputs.image_list import (
     SUFFIXES,
@@ -29,7 +29,7 @@ from featcli.inputs.leads import FILE, FOLDER, TAR, Input, is_only_one, leads_of
 from featcli.inputs.lists import read_list
 from featcli.inputs.signatures import START, Signature, by_suffix, foreign, foreign_file
 from featcli.inputs.storage import Storage
-from featcli.inputs.urls import CHAINED, Remote, out_of_reach
+from featcli.inputs.urls import CHAINED, Remote
 from featcli.spec.groups import InputSpec
 from featcli.system.files import is_file, is_folder, reading, state_at
 
@@ -135,12 +135,15 @@ def _remote(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
     if not is_tar(name):
         return _Source(FILE, Origin(folder), [(last, remote.size(), WHOLE)])
     origin = Origin(folder, "", name, remote.state())
-    try:
-        with remote.open() as file:
-            inside = [*members(name, file, SUFFIXES, ignored)]
-    except OSError as error:
-        raise out_of_reach(name, error) from error
+    inside, others = remote.read(partial(_inside, name))
+    ignored.update(others)
     return _Source(TAR, origin, ((member.name, member.bytes, member.place) for member in inside))
+
+
+def _inside(name: str, file: IO[bytes]) -> tuple[list[Member], Counter[str]]:
+    """The images in a tar file, and what else is in it."""
+    ignored: Counter[str] = Counter()
+    return [*members(name, file, SUFFIXES, ignored)], ignored
 
 
 def _with_leads(found: Sequence[ListedImage], origins: Sequence[Origin], leads: Sequence[str]) -> ImageList | None:

@@ -207,8 +207,12 @@ def _fetched(image: Image) -> bytes:
         else:
             content = Remote(image.path).fetch()
     except FileNotFoundError as error:
-        if is_in_tar or not (image.folder.endswith("/") or Remote(image.folder).exists()):
+        if is_in_tar or (not image.folder.endswith("/") and Remote(image.folder).is_gone()):
             raise out_of_reach(image.path if is_in_tar else image.folder, error) from error
         raise UnreadableError("not_found", "no such object") from None
+    except PermissionError as error:
+        if not any(Remote(other).gives() for other in image.beside):
+            raise out_of_reach(image.path, error.__context__ or error) from error
+        raise UnreadableError("unreadable", str(error)) from None
     _check_size(len(content), image.bytes)
     return content
