@@ -144,7 +144,7 @@ def constant(value):
     return lambda: value
 
 
-NO_PICTURES = SimpleNamespace(of=lambda rows: SizedImages({}, None))
+NO_PICTURES = SimpleNamespace(images=(), of=lambda rows: SizedImages({}, None))
 
 
 @pytest.fixture
@@ -241,6 +241,21 @@ def test_several_shards_together(engine, whole):
     made.run(order)
     assert [number for numbers in given for number in numbers] == list(range(100))
     assert [len(given[0]), len(given[-1])] == [MOST_SHARDS, 1]
+
+
+def test_the_machines_fault_is_handed_on(engine, whole):
+    """What a worker could not read for its machine's fault ends the run as it would in one process: exit code 7."""
+
+    def make(shards):
+        error = RuntimeError("as Ray tells it")
+        error.cause = MachineError("input folder 'photos': no longer there", "bring it back")
+        raise error
+        yield
+
+    made, order, _ = engine(StandInForRay([environment_of(whole)], make))
+    with pytest.raises(MachineError, match="no longer there") as raised:
+        made.run(order)
+    assert raised.value.exit_code == 7
 
 
 def test_the_last_times_are_heard(engine, whole):

@@ -215,12 +215,13 @@ def export(asked: ExportCommand) -> None:
     from featcli.export.export import STDOUT, images_beside
     from featcli.export.export import export as write
     from featcli.reading.reader import open_dump
+    from featcli.system.files import bytes_at
 
     with _terminal(work="exporting") as terminal:
         content = write(open_dump(asked.dump, asked.incomplete), asked, silent if asked.quiet else terminal)
     if not asked.quiet and asked.output != STDOUT:
         path = Path(asked.output)
-        num_bytes = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+        num_bytes = bytes_at(path)
         stages = ", ".join(f"{one.name} {shown_shape(one.shape)} {one.dtype}" for one in content.stages)
         there = len(content.dump)
         images = counted(there, "image") if len(content.rows) == there else f"{len(content.rows):,} of {there:,} images"

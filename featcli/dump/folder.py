@@ -274,7 +274,7 @@ def _way_out(path: Path) -> str:
 
 def no_dump(path: str | os.PathLike[str]) -> UsageError:
     """Where a dump was named and none is."""
-    what = "no plan.json there" if os.path.lexists(path) else "no such folder"
+    what = "no plan.json there" if state_at(path, follow_links=False) is not None else "no such folder"
     return UsageError(f"dump {shown(path)}: {what}", "a dump is the folder that extract -o made")
 
 

@@ -44,7 +44,7 @@ def export(dump: DumpReader, asked: ExportCommand, report: Report = silent) -> C
     report("start", images=len(content.rows), done=0)
     if output == STDOUT:
         _stream(content)
-    elif name == "npy" and (not Path(output).suffix or Path(output).is_dir()):
+    elif name == "npy" and (not Path(output).suffix or is_folder(output)):
         if asked.overwrite:
             raise UsageError("--overwrite goes with a file", f"-o {shown(output)} is a folder, and none is overwritten")
         _write_folder(content, Path(os.path.abspath(output)))
@@ -61,7 +61,7 @@ def _format(output: str, to: str | None) -> str:
         return "jsonl"
     if to and format_of(output) not in (None, to):
         raise UsageError(f"-o {shown(output)} --to {to}: its suffix says {format_of(output)}", "give one of the two")
-    name = to or format_of(output) or ("" if Path(output).suffix and not Path(output).is_dir() else "npy")
+    name = to or format_of(output) or ("" if Path(output).suffix and not is_folder(output) else "npy")
     if not name:
         known = " ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
         raise UsageError(

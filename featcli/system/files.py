@@ -253,6 +253,12 @@ def names_in(folder: AnyPath) -> list[str]:
         raise machine_error(f"folder {shown(folder)}", error) from error
 
 
+def bytes_at(path: AnyPath) -> int:
+    """How large a file is, or the files in a folder are. Raises MachineError where nobody can tell."""
+    paths = [os.path.join(path, name) for name in names_in(path)] if is_folder(path) else [path]
+    return sum(found.st_size for found in map(state_at, paths) if found is not None)
+
+
 def identity(path: AnyPath) -> tuple[int, int] | None:
     """Device and inode of what is at a path: a mount that goes away leaves another folder there. None for nothing."""
     found = state_at(path)

@@ -27,6 +27,7 @@ from featcli.run.source import Shard
 from featcli.run.stats import RunStats
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.words import AUTO, MOST_THREADS
+from featcli.system.files import state_at
 from featcli.system.machine import SLEEPING_THREADS
 from featcli.workers.engine import WorkOrder
 from featcli.workers.internals import NO_CLUSTER, begin, imported_ray, raised_by_worker, started_worker
@@ -293,8 +294,11 @@ def _from_the_root(path: str) -> str:
 
 
 def _whole_path(checkpoint: Any) -> Any:
-    """The path of a checkpoint that is a file or folder here: others are names of models, or configurations."""
-    is_path = isinstance(checkpoint, str | os.PathLike) and os.path.lexists(checkpoint)
+    """The path of a checkpoint that is a file or folder here: others are names of models, or configurations.
+
+    Raises MachineError where nobody can tell.
+    """
+    is_path = isinstance(checkpoint, str | os.PathLike) and state_at(checkpoint, follow_links=False) is not None
     return os.path.abspath(checkpoint) if is_path else checkpoint
 
 
