@@ -1,8 +1,10 @@
 """Every kind of TIFF and JPEG 2000 that can be written here, read by featcli: equal to its array, or refused.
 
 A kind is a mode, a depth, a layout and a way to read it. What is expected comes from the array alone, by the rules of
-docs/pictures.md; tolerance 0. Where pyvips is installed, it says of each kind that it reads whether it finds the
-samples of the array too: a witness that the files are what they are meant to be. Ends with 1 where anything differs.
+docs/pictures.md; tolerance 0. That a file is what it is meant to be, other readers say, as far as they are installed
+(`pip install rasterio pyvips[binary] av`): they are asked for its samples. A kind is confirmed where one finds those of
+the array; where one finds others, it is known why, or the kind counts as contradicted.
+Ends with 1 where anything differs, or a kind that is decoded is contradicted.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import tiffs
+import witnesses
 from PIL import Image
-from tiffs import CMYK, GREY, GREY_WHITE_IS_ZERO, PALETTE, RGB, SHORT, Layout
+from tiffs import CMYK, EXTRA, GREY, GREY_WHITE_IS_ZERO, PALETTE, PHOTOMETRIC, PLANAR, RGB, SHORT, Layout
+from witnesses import OTHER, SAME, UNREAD, Peculiarity
 
 from featcli.inputs.image_list import Image as Input
 from featcli.pixels.decode import read_pixels
@@ -44,6 +48,9 @@ class Cell:
     expected: np.ndarray | None  # (H, W, 3); None where it must be refused
     rules: PixelSpec = DROP
     samples: np.ndarray | None = None  # what another reader must find, (H, W, S)
+    bits: int = 8
+    seen: np.ndarray | None = None  # the samples as libvips is to hand them out, where that is known
+    peculiar: tuple[Peculiarity, ...] = ()  # what libvips does otherwise
 
 
 def read(cell, folder):
@@ -74,18 +81,6 @@ def verdict(cell, folder):
         return f"DIFFERENT: {found.shape} for {cell.expected.shape}"
     most = np.abs(found.astype(int) - cell.expected).max()
     return f"DIFFERENT: by {most}" if most else "equal"
-
-
-def witness(cell):
-    """Whether pyvips finds the same samples; None where it does not read the file."""
-    import pyvips
-
-    try:
-        found = pyvips.Image.new_from_buffer(cell.data, "", fail_on="warning").numpy()
-    except pyvips.Error:
-        return None
-    found = found.reshape(*found.shape[:2], -1)
-    return cell.samples is not None and found.shape == cell.samples.shape and np.array_equal(found, cell.samples)
 
 
 # What is expected, from the array alone.
@@ -221,18 +216,37 @@ def whole_number(samples, bits, meaning, extras, way):
         tiffs.tiff(samples, bits, meaning, layout, tags),
         expected(samples, bits, meaning, seen, rules, colours and colours[1]),
         rules,
-        seen_by_others(samples, bits, meaning, colours),
+        samples,
+        bits,
+        seen_by_libvips(samples, bits, meaning, colours),
+        peculiarities(samples, bits, meaning, extra, layout),
     )
 
 
-def seen_by_others(samples, bits, meaning, colours):
+def seen_by_libvips(samples, bits, meaning, colours):
     """Samples as libvips hands them out: inverted, through the palette, greys of a few bits spread over 8."""
     if meaning == PALETTE:
-        return colours[1][samples[..., 0]] if samples.shape[2] == 1 else None
+        return np.dstack([colours[1][samples[..., 0]], samples[..., 1:]])
     values = samples.astype(np.int64)
     if meaning == GREY_WHITE_IS_ZERO:
         values = 2**bits - 1 - values
-    return values * (255 // (2**bits - 1)) if bits < 8 else values
+    return witnesses.spread(values, bits)
+
+
+def peculiarities(samples, bits, meaning, extra, layout):
+    """What libvips does with this kind of TIFF that others do not."""
+    found = []
+    if extra[:1] == (1,):
+        found.append(Peculiarity("colours are divided by their alpha", {EXTRA: 2}))
+    if meaning == PALETTE and samples.shape[2] > 1 and bits < 8:
+        found.append(Peculiarity("alpha of few bits beside a palette is something else; colours are right", channels=3))
+    if meaning == GREY_WHITE_IS_ZERO and (samples.shape[2] > 1 or samples.dtype.kind != "u" or bits > 16):
+        found.append(Peculiarity("white is zero: alpha, or what has no range, is inverted too", {PHOTOMETRIC: GREY}))
+    if layout.planar and not layout.tiles and samples.shape[2] == 1 and bits < 8:
+        found.append(Peculiarity("strips of a plane of few bits are taken for bytes", {PLANAR: 1}))
+    if layout.planar and not layout.tiles and samples.shape[2] > 1:
+        found.append(Peculiarity("rows of planes are sought at the wrong places", step=tiffs.ROWS))
+    return tuple(found)
 
 
 def said(rules):
@@ -266,7 +280,10 @@ def other_number(samples, bits, meaning, extra, way):
         tiffs.tiff(samples, bits, meaning, layout, [(338, SHORT, list(extra))] if extra else []),
         shown,
         rules,
+        samples,
+        bits,
         samples if meaning != GREY_WHITE_IS_ZERO else None,
+        peculiarities(samples, bits, meaning, extra, layout),
     )
 
 
@@ -312,7 +329,8 @@ def jpeg_2000_cell(samples, bits, mode, boxes, rules):
         samples[..., 0] if count == 1 else samples, level=0, reversible=True, bitspersample=bits, codecformat=boxes
     )
     sign = "signed " if samples.dtype.kind == "i" else ""
-    return Cell(mode, sign + str(bits), boxes + said(rules), bytes(data), None if count == 5 else shown, rules, samples)
+    wanted = None if count == 5 else shown
+    return Cell(mode, sign + str(bits), boxes + said(rules), bytes(data), wanted, rules, samples, bits)
 
 
 def grid():
@@ -325,13 +343,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each Nth of them")
     chosen = parser.parse_args()
-    counts, reasons, wrong = defaultdict(Counter), Counter(), []
-    try:
-        import pyvips  # noqa: F401
-
-        has_witness = True
-    except ImportError:
-        has_witness = False
+    counts, reasons, explained, wrong = defaultdict(Counter), Counter(), Counter(), []
+    asked = witnesses.installed()
     with tempfile.TemporaryDirectory() as folder:
         for make in itertools.islice(grid(), 0, None, chosen.every):
             cell = make()
@@ -343,17 +356,40 @@ def main():
                 reasons[found.removeprefix("refused: ")] += 1
             if found.startswith("DIFFERENT") or (found.startswith("refused") and cell.expected is not None):
                 wrong.append(f"{cell.mode}, {cell.depth} bits, {cell.layout}: {found}")
-            if has_witness:
-                row[{True: "confirmed", False: "contradicted", None: "unknown"}[witness(cell)]] += 1
-    columns = ("all", "equal", "refused", "DIFFERENT", "confirmed", "contradicted", "unknown")
+            said = witnesses.testimony(cell, asked)
+            state = state_of(said.values())
+            row[state] += 1
+            row[f"equal, {state}"] += found == "equal"
+            for name, answer in said.items():
+                row[f"{name} {answer}"] += 1
+                if answer not in (SAME, OTHER, UNREAD):
+                    explained[f"{name}: {answer} ({state})"] += 1
+            if state == "contradicted" and found == "equal":
+                wrong.append(f"{cell.mode}, {cell.depth} bits, {cell.layout}: contradicted, {said}")
+    columns = ("all", "equal", "refused", "DIFFERENT", "confirmed", "explained", "contradicted", "no witness")
     print("mode".ljust(42), "bits".ljust(10), *(column.rjust(12) for column in columns))
     for (mode, depth), row in counts.items():
         print(mode.ljust(42), depth.ljust(10), *(str(row[column] or "").rjust(12) for column in columns))
     total = sum(counts.values(), Counter())
     print("together".ljust(53), *(str(total[column]).rjust(12) for column in columns))
+    states = ("confirmed", "explained", "contradicted", "no witness")
+    print("Decoded and equal:", ", ".join(f"{total[f'equal, {state}']} {state}" for state in states))
+    for name in asked:
+        print(f"{name}: {total[f'{name} {SAME}']} the same, {total[f'{name} {OTHER}']} others without a known cause")
+    print("Others, with a known cause:")
+    print(*(f"{count:7} {why}" for why, count in explained.most_common()), sep="\n")
+    print("Refused:")
     print(*(f"{count:7} {reason}" for reason, count in reasons.most_common()), sep="\n")
     print(*wrong[:100], f"{len(wrong)} not as expected", sep="\n")
     return 1 if wrong else 0
+
+
+def state_of(answers):
+    """`confirmed` by one, with all others explained; `explained` alone; `contradicted`; or `no witness`."""
+    found = {answer for answer in answers if answer is not UNREAD}
+    if OTHER in found:
+        return "contradicted"
+    return "confirmed" if SAME in found else "explained" if found else "no witness"
 
 
 if __name__ == "__main__":

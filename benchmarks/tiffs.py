@@ -13,6 +13,8 @@ GREY_WHITE_IS_ZERO, GREY, RGB, PALETTE, MASK, CMYK, YCBCR, CIELAB, CFA = 0, 1, 2
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 NONE, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, LZMA, ZSTD = 1, 5, 8, 32946, 32773, 34925, 50000
 SHORT, LONG, LONG8 = 3, 4, 16
+PHOTOMETRIC, PLANAR, EXTRA = 262, 284, 338  # tags
+ROWS = 10  # of a strip
 CODES = {1: "B", SHORT: "H", LONG: "I", LONG8: "Q"}
 
 
@@ -41,6 +43,19 @@ def tiff(samples, bits, photometric, layout=Layout(), tags=(), later=()):
     return bytes(out)
 
 
+def retagged(data, tags):
+    """The same file, with another first value of tags of its first image that hold SHORTs, and few of them."""
+    order, is_big = "<" if data[:1] == b"I" else ">", data[2:4] in (b"+\0", b"\0+")
+    place, (head, entry, value) = (16, (8, 20, 12)) if is_big else (8, (2, 12, 8))
+    (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, place)
+    out = bytearray(data)
+    for at in range(place + head, place + head + count * entry, entry):
+        (tag,) = struct.unpack_from(order + "H", data, at)
+        if tag in tags:
+            struct.pack_into(order + "H", out, at + value, tags[tag])
+    return bytes(out)
+
+
 def image_of(samples, bits, photometric, layout=Layout(), tags=()):
     """The tags and the chunks of one image."""
     samples = samples.reshape(*samples.shape[:2], -1)
@@ -58,9 +73,8 @@ def image_of(samples, bits, photometric, layout=Layout(), tags=()):
         ]
         sizes = [(322, SHORT, [edge]), (323, SHORT, [edge])]
     else:
-        rows = 10
-        parts = [plane[y : y + rows] for plane in planes for y in range(0, height, rows)]
-        sizes = [(278, SHORT, [rows])]
+        parts = [plane[y : y + ROWS] for plane in planes for y in range(0, height, ROWS)]
+        sizes = [(278, SHORT, [ROWS])]
     chunks = [_compressed(_packed(part, bits, layout), layout) for part in parts]
     offsets, lengths = (324, 325) if layout.tiles else (273, 279)
     entries = [

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 import featcli
 from conftest import REPOSITORY
@@ -21,6 +21,7 @@ sys.path.append(str(REPOSITORY / "benchmarks"))  # whose scripts find each other
 pytest.importorskip("imagecodecs")
 import decoders
 import tiffs
+import witnesses
 from tiffs import CMYK, GREY, GREY_WHITE_IS_ZERO, RGB, SHORT, Layout, image_of
 
 RAMP = np.linspace(0, 65535, 32 * 40).astype(np.uint16).reshape(32, 40, 1)
@@ -68,10 +69,11 @@ def test_another_reader_finds_the_same(order, meaning):
     pytest.importorskip("pyvips")
     count = {RGB: 3, CMYK: 4}.get(meaning, 1)
     samples = np.random.default_rng(0).integers(0, 65536, (20, 30, count)).astype(np.uint16)
+    seen = decoders.seen_by_libvips(samples, 16, meaning, None)
     for planar, tiled in ((False, False), (False, True), (True, False)):  # tiles in planes it does not read
         data = tiffs.tiff(samples, 16, meaning, Layout(order, planar=planar, tiles=tiled, compression=tiffs.DEFLATE))
-        seen = decoders.seen_by_others(samples, 16, meaning, None)
-        assert decoders.witness(decoders.Cell("", "", "", data, None, samples=seen)) is True
+        cell = decoders.Cell("", "", "", data, None, samples=samples, bits=16, seen=seen)
+        assert witnesses.libvips(cell) == witnesses.SAME
 
 
 def test_planes_give_the_pixels_of_their_twin(tmp_path):
@@ -103,6 +105,45 @@ def test_depth_range_that_comes_too_late(tmp_path):
         assert (reason, "--depth-range" in detail) == ("unsupported_depth", True)
     grey = imagecodecs.png_encode(RAMP[..., 0])
     assert read(tmp_path, grey, depth_range="0:4095").max() == 255
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+@pytest.mark.parametrize("suffix", ["avif", "jxl"])
+def test_depth_range_of_formats_that_are_read_in_8_bits(tmp_path, suffix, bits):
+    """AVIF and JPEG XL of more than 8 bits are failures with --depth-range, not read as if it were not there."""
+    import imagecodecs
+
+    pytest.importorskip("pillow_jxl")
+    if (suffix, bits) == ("avif", 16):
+        pytest.skip("AVIF has up to 12 bits")
+    encode = imagecodecs.avif_encode if suffix == "avif" else imagecodecs.jpegxl_encode
+    data = encode((COLOURS >> (16 - bits)).astype(np.uint8 if bits == 8 else np.uint16), bitspersample=bits)
+    whole = read(tmp_path, data)
+    if bits == 8:
+        assert np.array_equal(read(tmp_path, data, depth_range="0:4095"), whole)
+    else:
+        reason, detail = failure(tmp_path, data, depth_range="0:4095")
+        assert (reason, "--depth-range" in detail) == ("unsupported_depth", True)
+
+
+def test_lab(tmp_path):
+    """CIELAB of 8 bits becomes, by its profile and the formula of CIE, sRGB; else it is refused by name."""
+    rng = np.random.default_rng(0)
+    lab = np.dstack([rng.integers(100, 200, (20, 30)), *rng.integers(-15, 15, (2, 20, 30))])
+    samples = lab.astype(np.uint8)  # a and b are signed
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    data = tiffs.tiff(samples, 8, tiffs.CIELAB, tags=[(34675, 1, list(profile))])
+    levels = (lab[..., 0] / 2.55 + 16) / 116
+    xyz = np.dstack([levels + lab[..., 1] / 500, levels, levels - lab[..., 2] / 200]) ** 3 * (0.9642, 1, 0.8249)
+    to_rgb = [[3.13386, -1.61687, -0.49061], [-0.97877, 1.91614, 0.03345], [0.07195, -0.22899, 1.40524]]
+    linear = xyz @ np.transpose(to_rgb)
+    shown = (1.055 * linear ** (1 / 2.4) - 0.055) * 255
+    off = np.abs(read(tmp_path, data, colour="convert") - shown)
+    assert (off.max() < 3.5, off.mean() < 0.5) == (True, True)  # it goes by a table
+    bare = tiffs.tiff(samples, 8, tiffs.CIELAB)
+    planar = tiffs.tiff(samples, 8, tiffs.CIELAB, Layout(planar=True), tags=[(34675, 1, list(profile))])
+    for found in (failure(tmp_path, data), *(failure(tmp_path, each, colour="convert") for each in (bare, planar))):
+        assert (found[0], "CIELAB" in found[1]) == ("format_not_allowed", True)
 
 
 @pytest.mark.parametrize("bits", [8, 12])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -16,6 +15,7 @@ from featcli.pixels.containers import oriented
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import register_plugin, silence_libtiff
 from featcli.pixels.tiff_header import TURNS, header_of
+from featcli.pixels.traits import is_deep
 from featcli.spec.groups import PixelSpec
 
 # Never "every format Pillow knows": a PostScript file named .jpg would start Ghostscript.
@@ -31,10 +31,7 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
     try:
         if picture is None:
             file.seek(0)
-            start = file.read(START)
             picture = Image.open(file, formats=formats)
-            if rules.black_and_white is not None:
-                _refuse_reduced(picture, start)
             picture = tiff.corrected(picture, header, rules) if header else picture
     except UnidentifiedImageError:
         file.seek(0)
@@ -43,6 +40,8 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
         picture = oriented(picture, file, rules)
     if header:
         picture.info |= {"bit_depth": header.bits, "is_turned": header.orientation in TURNS}
+    elif rules.black_and_white is not None and picture.format != "JPEG2000":  # of which the range was applied, as here
+        _refuse_reduced(picture)
     if picture.width * picture.height > rules.max_pixels:
         raise UnreadableError(
             "too_many_pixels",
@@ -51,17 +50,9 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
     return picture
 
 
-def _refuse_reduced(picture: Image.Image, start: bytes) -> None:
-    """Raise UnreadableError for deep colours that are given in 8 bits, whatever --depth-range says."""
-    is_deep = False
-    if picture.format == "PNG":
-        is_deep = start[24] == 16 and start[25] != 0  # bits of a sample; anything but greys alone
-    elif picture.format == "PPM" and picture.mode == "RGB":
-        found = re.match(rb"P[36](?:\s+(?:#[^\n]*\n\s*)*\d+){2}\s+(?:#[^\n]*\n\s*)*(\d+)", start)
-        is_deep = found is not None and int(found[1]) > 255
-    elif picture.format == "HEIF":
-        is_deep = int(picture.info.get("bit_depth", 8)) > 8
-    if is_deep:
+def _refuse_reduced(picture: Image.Image) -> None:
+    """Raise UnreadableError for deep values that are given in 8 bits, whatever --depth-range says."""
+    if is_deep(picture) and not picture.mode.startswith(("I", "F")):
         raise UnreadableError(
             "unsupported_depth", f"{picture.format} of more than 8 bits is read as 8: --depth-range needs it as a TIFF"
         )

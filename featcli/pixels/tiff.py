@@ -22,6 +22,7 @@ from featcli.pixels.internals import Deferred, mend_ycbcr
 from featcli.pixels.tiff_header import (
     ASSOCIATED,
     BLACK_IS_ZERO,
+    CIELAB,
     CMYK,
     COLOUR_MAP,
     COLOURS,
@@ -29,6 +30,7 @@ from featcli.pixels.tiff_header import (
     EXCHANGING,
     FILL_ORDER,
     FLOAT,
+    ICC_PROFILE,
     IMAGE_DEPTH,
     NOTHING,
     OLD_JPEG,
@@ -51,7 +53,7 @@ from featcli.spec.groups import PixelSpec
 
 UNREAD = {  # what samples can mean and is no picture, or none that is read here
     4: "a transparency mask",
-    8: "CIELAB colours",
+    CIELAB: "CIELAB colours",
     9: "ICC LAB colours",
     10: "ITU LAB colours",
     32803: "the colour filter array of a camera",
@@ -104,6 +106,8 @@ def unpacked(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image |
     """
     _refuse_preview(header)
     if header.compression == OLD_JPEG or not all(header.size):  # whose other tags are often wrong, or missing
+        return None
+    if header.photometric == CIELAB and _is_converted(header, rules):
         return None
     _refuse_meaning(header)
     _refuse_depth(header, rules)
@@ -167,6 +171,14 @@ def _refuse_preview(header: Header) -> None:
         raise _refused(header, "whose first image is a preview of one of {}x{} pixels".format(*larger))
     if header.is_canon_raw or (is_reduced and (header.below or header.following)):
         raise _refused(header, "whose first image is a preview of another one")
+
+
+def _is_converted(header: Header, rules: PixelSpec) -> bool:
+    """Whether these CIELAB colours are of the kind that Pillow reads rightly, and become RGB by their profile."""
+    kind = (header.bits, header.samples, header.sample_format, header.value(FILL_ORDER, 1))
+    is_plain = kind == (8, 3, UNSIGNED, 1) and not (header.extra or header.is_planar or header.is_big)
+    is_simple = header.compression in CONFIRMED and header.value(PREDICTOR, 1) == 1
+    return is_plain and is_simple and rules.colour == "convert" and ICC_PROFILE in header.tags
 
 
 def _refuse_meaning(header: Header) -> None:

@@ -10,17 +10,12 @@ from typing import IO
 
 from PIL.Image import Transpose
 
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8
 MEANINGS = {WHITE_IS_ZERO: "grey", BLACK_IS_ZERO: "grey", RGB: "RGB", PALETTE: "palette", CMYK: "CMYK", YCBCR: "YCbCr"}
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}  # samples that are no extra ones
 UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4
 # What an extra sample is. Associated transparency: the colours are multiplied by it.
-NOTHING, ASSOCIATED, UNASSOCIATED, COREL = (
-    0,
-    1,
-    2,
-    999,
-)  # what an extra sample is; associated: colours are multiplied by it
+NOTHING, ASSOCIATED, UNASSOCIATED, COREL = 0, 1, 2, 999
 RAW, OLD_JPEG = 1, 6  # compressions
 UPRIGHT = 1
 TURNS = {  # what makes a picture of this orientation upright

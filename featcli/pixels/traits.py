@@ -27,7 +27,7 @@ def of_header(picture: Image.Image) -> Iterator[Trait]:
     """The traits that only the opened file shows, before its pixels are unpacked."""
     if _has_more(picture):
         yield "frames"
-    if _is_deep(picture):
+    if is_deep(picture):
         yield "deep"
     if picture.info.get("is_turned"):  # of formats that are turned while they are unpacked
         yield "turned"
@@ -65,7 +65,7 @@ def _is_transparent(picture: Image.Image) -> bool:
     return bool(np.asarray(whole.getchannel(len(whole.getbands()) - 1)).min() < OPAQUE)
 
 
-def _is_deep(picture: Image.Image) -> bool:
+def is_deep(picture: Image.Image) -> bool:
     """Whether values have more than 8 bits, so that some are lost."""
     if picture.mode.startswith("I") or picture.mode == "F" or picture.info.get("bit_depth", 8) > 8:
         return True
