@@ -55,6 +55,11 @@ class Dump:
         """What was committed when this was first asked for."""
         return self.committed()
 
+    @property
+    def packages(self) -> dict[str, str]:
+        """Those that the dump was begun with, and others that one of its shards was made with; with their versions."""
+        return {**self.found.packages, **self.plan.environment}
+
     @classmethod
     def existing(cls, path: Path) -> Dump | None:
         """The dump in a folder, or None where there is none. Raises DamagedError for a plan that is damaged or gone."""

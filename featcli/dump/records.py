@@ -84,6 +84,7 @@ class CommittedShards:
     failed: set[int] = field(default_factory=set)  # they have images that could not be read
     failed_rows: set[int] = field(default_factory=set)  # those images, and those of shards that are being made again
     sizes: dict[int, int] = field(default_factory=dict)  # row -> bytes, of images that failed, and were read later
+    packages: dict[str, str] = field(default_factory=dict)  # with which shards were made that the plan does not know
     _there: set[int] = field(default_factory=set)
 
     def add(self, record: Mapping[str, Any], is_damaged: bool) -> None:
@@ -93,6 +94,7 @@ class CommittedShards:
             self.damaged.add(record["shard"])
         if record["failures"]:
             self.failed.add(record["shard"])
+        self.packages.update(record.get("environment", {}))
         self.remember((record,))
 
     def remember(self, records: Iterable[Mapping[str, Any]]) -> None:

@@ -189,9 +189,9 @@ def _resolve(
 
 
 def refuse_without_extras(dump: Dump, images: ImageList, is_to_be_read: bool) -> None:
-    """Raise ConflictError where images are to be read, and what the dump was begun with to read them is missing."""
+    """Raise ConflictError where images are to be read, and what the dump was made with to read them is missing."""
     if is_to_be_read:
-        extras.refuse_without(dump.plan.environment, images.keys, extras.versions(), str(dump.path))
+        extras.refuse_without(dump.packages, images.keys, extras.versions(), str(dump.path))
 
 
 def _report_vectors(asked: ExtractSpec, model: ModelSpec, positions: Sequence[int], report: Report) -> None:

@@ -72,20 +72,20 @@ def missing(keys: Iterable[str], installed: Collection[str]) -> list[str]:
     ]
 
 
-def refuse_without(begun: Mapping[str, str], keys: Iterable[str], installed: Collection[str], path: str) -> None:
-    """Raise ConflictError where a dump was begun with an extra that is missing here, and holds files that may need it.
+def refuse_without(used: Mapping[str, str], keys: Iterable[str], installed: Collection[str], path: str) -> None:
+    """Raise ConflictError where a dump was made with an extra that is missing here, and holds files that may need it.
 
-    `begun`: the environment in which it was begun. Else some rows would fail of which their like have not.
+    `used`: the packages with which its shards were made. Else some rows would fail of which their like have not.
     """
-    lacking = [extra for extra in EXTRAS if _has(begun, extra) and not _has(installed, extra)]
+    lacking = [extra for extra in EXTRAS if _has(used, extra) and not _has(installed, extra)]
     if not lacking:
         return
     suffixes = {_suffix(key) for key in keys}
     for extra in lacking:
         if needed := sorted(suffixes & {*extra.suffixes}):
-            packages = " and ".join(f"{package} {begun[package]}" for package in extra.packages)
+            packages = " and ".join(f"{package} {used[package]}" for package in extra.packages)
             raise ConflictError(
-                f"dump {shown(path)} was begun with {packages}, to read {', '.join(needed)}: not installed here",
+                f"dump {shown(path)} was made with {packages}, to read {', '.join(needed)}: not installed here",
                 extra.install,
             )
 

@@ -234,9 +234,9 @@ class RayEngine:
                 f"a worker has featcli {environment.get('featcli')}, this is {featcli.__version__}",
                 "install the same version on all nodes of the cluster",
             )
-        begun, images = order.dump.plan.environment, order.pictures.images
+        images = order.pictures.images
         keys = (images[row].key for row in range(len(images)))
-        extras.refuse_without(begun, keys, environment, str(order.dump.path))
+        extras.refuse_without(order.dump.packages, keys, environment, str(order.dump.path))
         other = environment_changes(order.dump.plan.environment, environment)
         if other and (text := ", ".join(other)) not in self._warned:
             self._warned.add(text)
