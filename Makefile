@@ -50,6 +50,7 @@ bench: .venv/installed  ## measure start, memory, writer, large pictures and spe
 	$(BIN)/python benchmarks/speed.py --pictures build/pictures/small
 
 sweep: .venv/installed  ## every model of timm and transformers: writes docs/sweep.md and featcli/views/models.csv; every kind of TIFF and JPEG 2000 (an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt rasterio av
 	$(BIN)/python benchmarks/decoders.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/damage.py

@@ -242,9 +242,10 @@ def peculiarities(samples, bits, meaning, extra, layout):
         found.append(Peculiarity("alpha of few bits beside a palette is something else; colours are right", channels=3))
     if meaning == GREY_WHITE_IS_ZERO and (samples.shape[2] > 1 or samples.dtype.kind != "u" or bits > 16):
         found.append(Peculiarity("white is zero: alpha, or what has no range, is inverted too", {PHOTOMETRIC: GREY}))
-    if layout.planar and not layout.tiles and samples.shape[2] == 1 and bits < 8:
-        found.append(Peculiarity("strips of a plane of few bits are taken for bytes", {PLANAR: 1}))
-    if layout.planar and not layout.tiles and samples.shape[2] > 1:
+    if layout.planar and not layout.tiles and bits < 8:  # of one plane the twin without planes shows it
+        why, tags = "strips of planes of few bits are taken for bytes", {PLANAR: 1}
+        found.append(Peculiarity(why, tags) if samples.shape[2] == 1 else Peculiarity(why, channels=0))
+    elif layout.planar and not layout.tiles and samples.shape[2] > 1:
         found.append(Peculiarity("rows of planes are sought at the wrong places", step=tiffs.ROWS))
     return tuple(found)
 
@@ -296,7 +297,9 @@ def orientations(rng):
         if rules is DROP and number > 1:
             shown = np.asarray(Image.fromarray(shown).transpose(Image.Transpose(ways[number])))
         data = tiffs.tiff(samples, bits, RGB, Layout(planar=bool(planar)), [(274, SHORT, [number])])
-        yield partial(Cell, f"orientation {number}", f"{bits}", rules.orientation, data, shown, rules)
+        yield partial(
+            Cell, f"orientation {number}", f"{bits}", rules.orientation, data, shown, rules, samples, bits, samples
+        )
 
 
 def jpeg_2000(rng):

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import struct
 import sys
 
 import numpy as np
@@ -225,6 +226,27 @@ def test_white_of_jpeg_2000(tmp_path, bits, count):
     shown = read(tmp_path, data)
     assert (shown[:10].min(), shown[10:].max()) == (255, 0)
     assert failure(tmp_path, data[:-2])[0] in ("decode_error", "truncated")
+
+
+def test_parts_of_tiles_that_jpeg_2000_miscounts(tmp_path):
+    """A tile with a part more than it says, which Pillow calls broken and others read, has the pixels of its twin."""
+    import imagecodecs
+
+    eight = (COLOURS >> 8).astype(np.uint8)
+    whole = bytes(imagecodecs.jpeg2k_encode(eight, level=0, reversible=True, codecformat="J2K"))
+    at, end = whole.index(b"\xff\x90"), len(whole) - 2
+    cuts = [at + 14 + (end - at - 14) * part // 3 for part in range(4)]
+
+    def split(said):
+        parts = b""
+        for part, (first, last) in enumerate(itertools.pairwise(cuts)):
+            parts += struct.pack(">HHHIBBH", 0xFF90, 10, 0, last - first + 14, part, said, 0xFF93) + whole[first:last]
+        return whole[:at] + parts + whole[end:]
+
+    for said in (3, 2):
+        assert np.array_equal(read(tmp_path, split(said)), eight)
+    with pytest.raises(OSError, match="broken data stream"):
+        Image.open(io.BytesIO(split(2))).load()
 
 
 def test_without_the_second_decoder(tmp_path, monkeypatch):

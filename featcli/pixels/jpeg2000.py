@@ -1,7 +1,8 @@
 """JPEG 2000: whether Pillow reads a kind rightly, by its header, and pixels of the kinds that it does not.
 
-Pillow shifts values to 8 bits: deeper white overflows to black, and white of fewer bits becomes grey. Those kinds are
-unpacked by imagecodecs, a part of the extra `tiff`.
+Pillow shifts values to 8 bits: deeper white overflows to black, and white of fewer bits becomes grey. It does not read
+tiles that have a part more than they say, as some writers leave them. Those kinds are unpacked by imagecodecs, a part
+of the extra `tiff`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import Deferred
 from featcli.spec.groups import PixelSpec
 
-SIGNATURE, CODESTREAM = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
+SIGNATURE, CODESTREAM, PART = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51", b"\xff\x90"
+MOST_PARTS = 2**12  # of tiles, that are looked at
 MOST_BOXES = 64
 MOST_COMPONENTS = 16
 CMYK, CIELAB = 12, 14  # spaces of colours
@@ -39,6 +41,7 @@ class Header:
     space: int = 0  # of colours, by its number; 0: not by number
     has_palette: bool = False
     is_bare: bool = False  # a codestream without boxes around it
+    has_more_parts: bool = False  # of a tile than it says
 
     @property
     def name(self) -> str:
@@ -99,7 +102,30 @@ def _codestream(file: IO[bytes], place: int, is_bare: bool, space: int = 0, has_
         space=space,
         has_palette=has_palette,
         is_bare=is_bare,
+        has_more_parts=_has_more_parts(file),
     )
+
+
+def _has_more_parts(file: IO[bytes]) -> bool:
+    """Whether a tile has more parts than it says, in a codestream that is read up to the segments after its size."""
+    place = file.tell()
+    for _ in range(MOST_BOXES + MOST_PARTS):
+        file.seek(place)
+        head = file.read(12)
+        if len(head) < 12:
+            return False
+        marker, length, _, part_length, part, parts = struct.unpack(">2sHHIBB", head)
+        if marker != PART:
+            if marker[0] != 0xFF or length < 2:  # the end, or damage
+                return False
+            place += 2 + length
+        elif part_length < 12:  # up to the end
+            return False
+        elif 0 < parts <= part:
+            return True
+        else:
+            place += part_length
+    return False
 
 
 def unpacked(file: IO[bytes], rules: PixelSpec) -> Image.Image | None:
@@ -128,7 +154,7 @@ def _is_for_pillow(header: Header, rules: PixelSpec) -> bool:
         return deepest <= 16 and (deepest > 9 or header.is_bare)  # scaled to 16 bits; of 9 in boxes it takes 8
     has_alpha = count in (2, 4) and header.space != CMYK
     seen = header.depths[:-1] if has_alpha and rules.alpha == "drop" else header.depths
-    return header.has_palette or set(seen) == {8}
+    return header.has_palette or (set(seen) == {8} and not header.has_more_parts)
 
 
 def _unpack(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image:
