@@ -104,6 +104,16 @@ def test_an_object_that_is_kept_from_us(server, images, answer):
     assert [outcome(image) for image in images] == ["machine"] * 3
 
 
+def test_a_cache_is_no_witness(server):
+    """An object that comes from a cache of this machine does not show that its server gives any."""
+    image = find(InputSpec(["simplecache::memory://web/photos"])).images[0]
+    assert outcome(image) == "read"
+    assert urls.Remote(image.path).is_given()
+    server["*"] = [403]
+    assert outcome(image) == "read"
+    assert not urls.Remote(image.path).is_given()
+
+
 @pytest.mark.parametrize(
     "answer", [408, 429, 500, 502, 503, 504, ConnectionError("no route"), TimeoutError(), asyncio.TimeoutError()]
 )

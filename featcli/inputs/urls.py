@@ -115,10 +115,11 @@ class Remote:
                 raise PermissionError(one_line(error.__cause__)) from error
             raise
 
-    def gives(self) -> bool:
-        """Whether its server gives the object, or its beginning, at once."""
+    def is_given(self) -> bool:
+        """Whether its server, not a cache before it, gives the object at once, or the beginning of it."""
         try:
-            return bool(self._system.cat_file(self._path, 0, 1))
+            direct = Remote(self.url.rpartition(CHAINED)[2])
+            return bool(direct._system.cat_file(direct._path, 0, 1))
         except Exception:
             return False
 

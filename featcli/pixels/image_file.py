@@ -211,7 +211,7 @@ def _fetched(image: Image) -> bytes:
             raise out_of_reach(image.path if is_in_tar else image.folder, error) from error
         raise UnreadableError("not_found", "no such object") from None
     except PermissionError as error:
-        if not any(Remote(other).gives() for other in image.beside):
+        if not any(Remote(other).is_given() for other in image.beside):
             raise out_of_reach(image.path, error.__context__ or error) from error
         raise UnreadableError("unreadable", str(error)) from None
     _check_size(len(content), image.bytes)
