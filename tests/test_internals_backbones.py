@@ -1,9 +1,12 @@
 """The fence around torch, timm, transformers and huggingface_hub: what breaks when a name that is used there goes."""
 
+import contextlib
+import errno
 import importlib
 import inspect
 import json
 import logging
+import os
 import pickle
 import re
 import warnings
@@ -20,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import featcli
 from featcli.backbones import internals
-from featcli.errors import CheckpointError
+from featcli.errors import CheckpointError, MachineError
+from featcli.system.faults import fault_behind
 
 transformers = pytest.importorskip("transformers")
 
@@ -89,6 +93,34 @@ def test_weights_are_read_not_mapped(tmp_path, resnet):
     for one, other in zip(found, mapped, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_libraries_ask_for_files_by_os_path(tmp_path, monkeypatch):
+    """If they asked in another way, a share that fails would again be a checkpoint that is called broken."""
+    transformers.ResNetConfig().save_pretrained(tmp_path)
+    plain, stat = (os.path.isfile, os.path.isdir, os.path.exists), os.stat
+
+    def failing(path, **options):
+        if str(tmp_path) in str(path):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", failing)
+    with pytest.raises(OSError, match="repo") as swallowed:
+        transformers.AutoConfig.from_pretrained(str(tmp_path))
+    assert fault_behind(swallowed.value) is None
+    with pytest.raises(MachineError, match="Stale file handle"), internals.faults_are_heard(str(tmp_path)):
+        transformers.AutoConfig.from_pretrained(str(tmp_path))
+    with pytest.raises(MachineError), internals.faults_are_heard(str(tmp_path)), contextlib.suppress(OSError):
+        os.path.exists(tmp_path)
+    monkeypatch.undo()
+    with internals.faults_are_heard(str(tmp_path)):
+        there, gone, folder = tmp_path / "config.json", tmp_path / "gone", tmp_path
+        for ask, real in zip((os.path.isfile, os.path.isdir, os.path.exists), plain, strict=True):
+            assert [ask(path) for path in (there, gone, folder, "\0")] == [
+                real(path) for path in (there, gone, folder, "\0")
+            ]
+    assert (os.path.isfile, os.path.isdir, os.path.exists) == plain
 
 
 def test_transformers_reads_weights_where_it_is_told_to():

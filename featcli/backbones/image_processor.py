@@ -12,7 +12,13 @@ import numpy as np
 from PIL import Image
 
 from featcli.backbones.hub import hub_or_cache
-from featcli.backbones.internals import load_processor, plain_processor, processor_class, silent_transformers
+from featcli.backbones.internals import (
+    faults_are_heard,
+    load_processor,
+    plain_processor,
+    processor_class,
+    silent_transformers,
+)
 from featcli.errors import CheckpointError, one_line, shown
 from featcli.pixels.resize import shorter_edge, widest_for, within_reason
 from featcli.spec.parsers import Size
@@ -160,7 +166,7 @@ def read_processor(checkpoint: str, image_size: Size | None) -> ImageProcessor |
     Raises CheckpointError for one that cannot be used, or that does not give every picture this size.
     """
     try:
-        with silent_transformers(), hub_or_cache(wanted=not is_folder(checkpoint)):
+        with silent_transformers(), hub_or_cache(wanted=not is_folder(checkpoint)), faults_are_heard(checkpoint):
             processor = ImageProcessor(load_processor(checkpoint))
     except Exception as error:  # files, JSON, unknown or custom classes: there is no common type
         if is_folder(checkpoint) and (fault := fault_behind(error)) is not None:

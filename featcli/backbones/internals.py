@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import pickle
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from featcli.backbones.torchvision_operators import import_timm, import_transfor
 from featcli.errors import CheckpointError, shown
 from featcli.pixels.resize import shorter_edge
 from featcli.system.borrowed import Borrowed, one_at_a_time
+from featcli.system.faults import is_of_machine, machine_error
 from featcli.system.files import reading
 
 # What reading weights takes of torch and numpy.
@@ -77,6 +79,44 @@ def files_are_read() -> Iterator[None]:
             yield
         finally:
             safetensors.torch.load_file, torch.load = mapped, loaded
+
+
+@contextmanager
+def faults_are_heard(checkpoint: str) -> Iterator[None]:
+    """Let libraries inside the block meet an error of the machine where `os.path` would say that a file is not there.
+
+    They would call a whole checkpoint a broken one, or its path a name at the hub. Only what is asked about this file
+    or folder is answered otherwise. Raises MachineError at the end, whatever they made of an error.
+    """
+    below, heard = os.path.abspath(checkpoint), list[OSError]()
+
+    def answering(plain: Callable[[Any], bool], is_kind: Callable[[int], bool]) -> Callable[[Any], bool]:
+        def answer(path: Any) -> bool:
+            if not isinstance(path, str | os.PathLike) or not os.path.abspath(os.fspath(path)).startswith(below):
+                return plain(path)
+            try:
+                return is_kind(os.stat(path).st_mode)
+            except ValueError:  # what no file can be named
+                return False
+            except OSError as error:
+                if not is_of_machine(error):
+                    return False
+                heard.append(error)
+                raise
+
+        return answer
+
+    plain = os.path.isfile, os.path.isdir, os.path.exists
+    with one_at_a_time:  # they are functions of the whole process
+        os.path.isfile = answering(plain[0], stat.S_ISREG)  # type: ignore[assignment]
+        os.path.isdir = answering(plain[1], stat.S_ISDIR)  # type: ignore[assignment]
+        os.path.exists = answering(plain[2], lambda mode: True)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            os.path.isfile, os.path.isdir, os.path.exists = plain
+            if heard:
+                raise machine_error(f"checkpoint {shown(checkpoint)}", heard[0]) from heard[0]
 
 
 def holds_more_than_tensors(error: Exception) -> bool:

@@ -24,6 +24,7 @@ from featcli.backbones.internals import (
     captured_loads,
     class_tokens_of_timm,
     facts_of_timm,
+    faults_are_heard,
     files_are_read,
     forget_weights,
     has_class_token_of_timm,
@@ -244,7 +245,8 @@ class TimmModelSpec(ModelSpec):
         """Make a headless model without weights. Raises UsageError for names that timm does not know."""
         name = self.request.model_name
         try:
-            with torch.device(device), hub_or_cache(wanted=name.startswith(AT_HUB)), silent_warnings():
+            wanted, heard = name.startswith(AT_HUB), faults_are_heard(self.asked.checkpoint_name)
+            with torch.device(device), hub_or_cache(wanted=wanted), heard, silent_warnings():
                 # Those are of architectures that have another name by now.
                 return timm.create_model(name, pretrained=False, num_classes=0, **options)
         except (AssertionError, ZeroDivisionError) as error:
@@ -283,7 +285,8 @@ class TimmModelSpec(ModelSpec):
         if read is not None:
             options |= option_for_weights(read.tensors)
         try:
-            with silent_timm(), hub_or_cache(wanted=at_hub), files_are_read():
+            heard = faults_are_heard(self.asked.checkpoint_name)
+            with silent_timm(), hub_or_cache(wanted=at_hub), heard, files_are_read():
                 return timm.create_model(name, pretrained=True, num_classes=0, **options)
         except FeatcliError:
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from featcli.backbones.composites import described_place
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
 from featcli.backbones.image_processor import ImageProcessor, default_processor, plain_json, read_processor
 from featcli.backbones.internals import (
+    faults_are_heard,
     files_are_read,
     holds_more_than_tensors,
     load_pretrained,
@@ -229,7 +230,8 @@ def reading(asked: CheckpointSpec) -> Iterator[None]:
     """
     is_here = asked.config is not None or is_there(asked.checkpoint_name)
     try:
-        with silent_transformers(), hub_or_cache(wanted=not is_here):
+        heard = nullcontext() if asked.config is not None else faults_are_heard(asked.checkpoint_name)
+        with silent_transformers(), hub_or_cache(wanted=not is_here), heard:
             yield
     except FeatcliError:
         raise
