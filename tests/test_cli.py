@@ -195,7 +195,7 @@ def test_start_and_end_of_a_run(cli, photos, tmp_path):
         "checkpoint     test_resnet (timm)",
         "stages         stage4 96x5x5  (default: the last)",
         "precision      fp32  (default)",
-        "images         13  (1 other file passed over: 1 .txt)",
+        "images         13  (1 other file skipped: 1 .txt)",
         "random weights, seed 0",
         "Resize 168 bilinear, CenterCrop 160x160",
         "computes       100% of the model",

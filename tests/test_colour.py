@@ -236,6 +236,13 @@ def with_alpha(least):
     return picture
 
 
+def deep_jpeg2000(bits):
+    """A JPEG 2000 of RGB with so many bits a value."""
+    imagecodecs = pytest.importorskip("imagecodecs")
+    values = NOISE if bits == 8 else NOISE.astype(np.uint16) << (bits - 8)
+    return imagecodecs.jpeg2k_encode(values, bitspersample=bits, reversible=True)
+
+
 def deep_tiff(picture, **options):
     tifffile = pytest.importorskip("tifffile")
     pytest.importorskip("imagecodecs")
@@ -275,6 +282,8 @@ TRAITS = {
     "jxl of 12": (lambda: deep_jxl(12), {"deep", "profile"}),  # of linear light
     "jpeg 2000": (lambda: encoded(PICTURE, "JPEG2000"), set()),
     "deep jpeg 2000": (lambda: encoded(Image.fromarray(GREYS), "JPEG2000"), {"deep"}),
+    "deep jpeg 2000 in colour": (lambda: deep_jpeg2000(16), {"deep"}),
+    "jpeg 2000 in colour": (lambda: deep_jpeg2000(8), set()),
     "planar tiff of 8": (lambda: deep_tiff(NOISE.transpose(2, 0, 1)), set()),
     "planar tiff of 16": (lambda: deep_tiff(NOISE.transpose(2, 0, 1).astype(np.uint16)), {"deep"}),
     "planar tiff that is turned": (

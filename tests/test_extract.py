@@ -607,7 +607,10 @@ def test_overflow_is_counted_and_said(tmp_path, photos, monkeypatch):
 
 @pytest.mark.parametrize("options", [[], ["-q"], ["--json", "-q"]], ids=" ".join)
 def test_a_run_in_which_every_image_failed(tmp_path, cli, options):
-    """It ends with exit code 9 and says why, also with -q, and again when nothing is left to do; parts end with 3."""
+    """It ends with exit code 9 and says why, also with -q, and again when nothing is left to do; parts end with 3.
+
+    `finalize` ends with 9 too: it may be what made the parts a whole dump.
+    """
     for i, content in enumerate((b"<html>", b"<html>", b"")):
         (tmp_path / f"{i}.jpg").write_bytes(content)
     command = ["extract", tmp_path, "-c", "test_resnet", "--random-init", "--image-size", "32", "--threads", "1"]
@@ -617,7 +620,10 @@ def test_a_run_in_which_every_image_failed(tmp_path, cli, options):
         assert (run.code, "none of the" in run.err) == (3, False)
     run = cli(*command)
     assert run.code == 9
-    assert "featcli: error: none of the 3 images could be read: 2 not_an_image, 1 empty\nhint: see " in run.err
+    said = "featcli: error: none of the 3 images could be read: 2 not_an_image, 1 empty\nhint: see "
+    assert said in run.err
+    finalized = cli("finalize", tmp_path / "d", *options[:1])
+    assert (finalized.code, said in finalized.err) == (9, True)
     if "--json" in options:
         assert (run.events[-1]["type"], run.events[-1]["exit_code"]) == ("end", 9)
 

@@ -103,7 +103,7 @@ def extract(asked: ExtractCommand) -> None:
 
         outcome = run(spec, report)
     if outcome.exit_code == NOTHING_READ:
-        print(printable(nothing_read(outcome)), file=sys.stderr)
+        print(printable(nothing_read(outcome.dump, outcome.failed_by_reason)), file=sys.stderr)
     if asked.as_json and not lines.is_read:  # the dump is as whole as if somebody had listened
         raise BrokenPipeError
     raise typer.Exit(outcome.exit_code)
@@ -266,6 +266,7 @@ def finalize(asked: FinalizeCommand) -> None:
 
     featcli finalize feats
     """
+    from featcli.cli.terminal import nothing_read
     from featcli.dump.atomic_file import disk_errors
     from featcli.dump.folder import Dump, in_use
     from featcli.dump.lock import FolderLock
@@ -285,3 +286,6 @@ def finalize(asked: FinalizeCommand) -> None:
         _print_json({"type": "finalized", "dump": asked.dump, **totals})
     elif not asked.quiet:
         print(printable(f"{asked.dump}: complete, {totals['written']:,} images written, {totals['failed']:,} failed"))
+    if not totals["written"]:
+        print(printable(nothing_read(asked.dump, totals["failed_by_reason"])), file=sys.stderr)
+        raise typer.Exit(NOTHING_READ)

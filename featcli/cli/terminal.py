@@ -10,13 +10,10 @@ import sys
 import textwrap
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from featcli.errors import counted, duration, most_first, printable, shown, size
 from featcli.run.stats import Throughput
-
-if TYPE_CHECKING:
-    from featcli.extraction.extract import Outcome
 
 FAILURES_SHOWN = 5
 LABEL = re.compile(r"[a-z_ ]{14} (?=\S)")  # begins a line that says what was chosen
@@ -140,12 +137,14 @@ def summary(end: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def nothing_read(outcome: Outcome) -> str:
-    """What is said, also with -q, where a run came to its end and every image failed."""
-    number = f"the {outcome.failed:,} images" if outcome.failed > 1 else "the image"
+def nothing_read(dump: str, failed_by_reason: Mapping[str, int]) -> str:
+    """What is said, also with -q, of a complete dump in which every image failed."""
+    failed = sum(failed_by_reason.values())
+    which = f"none of the {failed:,} images" if failed > 1 else "the only image"
+    could = "could" if failed > 1 else "could not"
     return (
-        f"featcli: error: none of {number} could be read: {_reasons(outcome.failed_by_reason)}\n"
-        f"hint: see {outcome.dump}/failures.jsonl; --retry-failed reads images again that were repaired"
+        f"featcli: error: {which} {could} be read: {_reasons(failed_by_reason)}\n"
+        f"hint: see {dump}/failures.jsonl; --retry-failed reads images again that were repaired"
     )
 
 

@@ -178,8 +178,8 @@ def _resolve(
     report("choice", name="device", value=names, reason=reason)
     _report_vectors(asked, model, positions, report)
     linked = listing.ignored.pop(LINKED, 0)
-    passed_over = sum(listing.ignored.values())
-    notes = [f"{counted(passed_over, 'other file')} passed over: {kinds_of(listing.ignored)}"] if passed_over else []
+    skipped = sum(listing.ignored.values())
+    notes = [f"{counted(skipped, 'other file')} skipped: {kinds_of(listing.ignored)}"] if skipped else []
     notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
     notes += [f"{counted(listing.repeated, 'name')} listed again"] if listing.repeated else []
     report("choice", name="images", value=f"{len(listing.images):,}", reason="; ".join(notes))

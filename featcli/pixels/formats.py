@@ -14,6 +14,7 @@ from featcli.pixels import jpeg2000, tiff
 from featcli.pixels.containers import oriented
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import register_plugin, silence_libtiff
+from featcli.pixels.limits import too_many_pixels
 from featcli.pixels.tiff_header import TURNS, header_of
 from featcli.pixels.traits import is_deep
 from featcli.spec.groups import PixelSpec
@@ -43,10 +44,7 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
     elif rules.black_and_white is not None and picture.format != "JPEG2000":  # of which the range was applied, as here
         _refuse_reduced(picture)
     if picture.width * picture.height > rules.max_pixels:
-        raise UnreadableError(
-            "too_many_pixels",
-            f"{picture.width}x{picture.height}, the limit is {rules.max_pixels} pixels (--max-pixels)",
-        )
+        raise too_many_pixels(*picture.size, rules.max_pixels)
     return picture
 
 

@@ -142,7 +142,9 @@ def unpacked(file: IO[bytes], rules: PixelSpec) -> Image.Image | None:
     if len(set(header.depths)) > 1 or header.depths[0] > 16:
         raise UnreadableError("unsupported_depth", header.name)
     refuse_without_tiff(header.name)
-    return Deferred("JPEG2000", header.size, False, partial(_unpack, file, header, rules))
+    picture = Deferred("JPEG2000", header.size, False, partial(_unpack, file, header, rules))
+    picture.info["bit_depth"] = header.depths[0]
+    return picture
 
 
 def _is_for_pillow(header: Header, rules: PixelSpec) -> bool:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Literal, TypeVar, get_args
 
 import numpy as np
 from PIL import Image
 
+from featcli.pixels import jpeg2000
 from featcli.pixels.colour import exif_orientation
 from featcli.pixels.internals import file_of
 from featcli.pixels.profiles import icc_profile_of, is_srgb, is_xyb
 from featcli.spec.groups import PixelSpec
 
+T = TypeVar("T")
 Trait = Literal["transparent", "deep", "turned", "profile", "xyb", "frames"]
 TRAITS: tuple[Trait, ...] = get_args(Trait)  # a later one goes to the end
 
-TURNED = range(2, 9)  # the EXIF orientations of what is not stored upright
+NOT_UPRIGHT = range(2, 9)  # as EXIF numbers orientations
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 OPAQUE = 255
-HEAD_BYTES = 1 << 20  # of a file that are searched for its depth; profiles come before it
+HEAD_BYTES = 1 << 20  # of an AVIF that are searched for its depth; profiles come before it
 
 
 def of_header(picture: Image.Image) -> Iterator[Trait]:
@@ -37,7 +38,7 @@ def of_pixels(picture: Image.Image) -> Iterator[Trait]:
     """The traits that the unpacked picture shows, as it is stored."""
     if picture.has_transparency_data and _is_transparent(picture):
         yield "transparent"
-    if exif_orientation(picture) in TURNED:
+    if exif_orientation(picture) in NOT_UPRIGHT:
         yield "turned"
     if profile := icc_profile_of(picture):
         if is_xyb(profile):
@@ -69,8 +70,11 @@ def is_deep(picture: Image.Image) -> bool:
     """Whether values have more than 8 bits, so that some are lost."""
     if picture.mode.startswith("I") or picture.mode == "F" or picture.info.get("bit_depth", 8) > 8:
         return True
-    if picture.format in ("AVIF", "JPEG2000"):
-        return _is_deep_by_head(_head_of(picture))
+    if picture.format == "JPEG2000":
+        header = _in_file(picture, jpeg2000.header_of)
+        return header is not None and max(header.depths) > 8
+    if picture.format == "AVIF":
+        return bool(_in_file(picture, _is_deep_avif))
     return any(";16" in str(tile.args) or _most_of_ppm(tile.args) > 255 for tile in getattr(picture, "tile", ()))
 
 
@@ -79,25 +83,24 @@ def _most_of_ppm(args: object) -> int:
     return args[1] if isinstance(args, tuple) and len(args) == 2 and isinstance(args[1], int) else 255
 
 
-def _is_deep_by_head(head: bytes) -> bool:
-    """By the box of AV1 in an AVIF, by the size marker in a JPEG 2000."""
-    if (place := head.find(b"av1C")) >= 0:
-        return any(byte & 0x40 for byte in head[place + 6 : place + 7])
-    place = head.find(b"\xff\x4f\xff\x51")
-    first = place + 42  # a byte of depth and two more of each component
-    return place >= 0 and any(byte & 0x7F > 7 for byte in head[first : first + 3 * head[first - 1 : first][0] : 3])
+def _is_deep_avif(file: IO[bytes]) -> bool:
+    """By the box of AV1, which says so in a bit."""
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
+    place = head.find(b"av1C")
+    return place >= 0 and any(byte & 0x40 for byte in head[place + 6 : place + 7])
 
 
-def _head_of(picture: Image.Image) -> bytes:
+def _in_file(picture: Image.Image, look: Callable[[IO[bytes]], T]) -> T | None:
+    """What is seen in the file of a picture, which is left where it was read up to; None where it has no file."""
     file = file_of(picture)
     if file is None:
-        return b""
+        return None
     place = file.tell()
     try:
-        file.seek(0)
-        return file.read(HEAD_BYTES)
+        return look(file)
     finally:
-        file.seek(place, os.SEEK_SET)
+        file.seek(place)
 
 
 def lines(counts: Mapping[str, int], images: int, rules: PixelSpec) -> Iterator[str]:
