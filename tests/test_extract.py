@@ -378,7 +378,7 @@ def test_killed_in_the_middle(tmp_path, many, cli, format_name, number, code):
     assert not (tmp_path / "d" / "manifest.json").exists()
     if number != signal.SIGKILL:
         assert f"warning: {committed} of 25 shards are there\n" in err
-        assert "the same command goes on" in err
+        assert "the same command resumes" in err
         assert "Traceback" not in err
         assert not list(tmp_path.rglob("*.partial"))
     run = cli(*command)
@@ -435,7 +435,7 @@ def test_interrupting_an_overwrite(tmp_path, many):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
     assert process.returncode == 130
-    assert "the same command without --overwrite goes on" in err
+    assert "the same command without --overwrite resumes" in err
 
 
 def test_small_rows_do_not_make_endless_shards(tmp_path, photos):

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from featcli.errors import MachineError, shown
+from featcli.system.faults import RESUMES
 from featcli.system.files import is_there, names_in
 
 PARTIAL = ".partial"
@@ -146,5 +147,5 @@ def disk_errors(path: Path, what: str = "dump") -> Iterator[None]:
         cause = "no space left" if full else os.strerror(error.errno) if error.errno else str(error)
         todo = "free some space" if full else "raise ulimit -f" if error.errno == errno.EFBIG else "see to the disk"
         if what == "dump":
-            todo += "; what is committed stays, and the same command goes on from there"
+            todo += f"; {RESUMES}"
         raise MachineError(f"{what} {shown(path)}: {cause}", todo) from error

@@ -12,13 +12,11 @@ from featcli.pixels.depth import reduced
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import exif_of_header
 from featcli.pixels.profiles import icc_profile_of, is_srgb, is_xyb, to_srgb
+from featcli.pixels.tiff_header import EXCHANGING, ORIENTATION, UPRIGHT
 from featcli.spec.groups import PixelSpec
 
-ORIENTATION_TAG = 0x0112
-UPRIGHT = 1
 STRIP_PIXELS = 1 << 22  # of a deep picture that are made 8 bits at once
 DEFAULT = PixelSpec()
-TURNED = (5, 6, 7, 8)  # the EXIF orientations that exchange height and width
 DEEP = (0.0, 65535.0)  # the values of a 16-bit picture that become black and white
 
 
@@ -95,7 +93,7 @@ def upright_size(picture: Image.Image, rules: PixelSpec) -> tuple[int, int]:
     is_known = picture.format == "PNG" and not png.says_more(picture)
     if picture.format == "PNG" and not is_known:
         picture.load()
-    turned = exif_orientation(picture, unpack=not is_known) in TURNED
+    turned = exif_orientation(picture, unpack=not is_known) in EXCHANGING
     return (width, height) if turned else (height, width)  # Pillow itself turns TIFF, and says so in its size
 
 
@@ -103,7 +101,7 @@ def exif_orientation(picture: Image.Image, unpack: bool = True) -> int:
     """What EXIF says about which way is up. `unpack`: the pixels, where what comes after them is to count."""
     try:
         exif = picture.getexif() if unpack else exif_of_header(picture)
-        return int(exif.get(ORIENTATION_TAG, UPRIGHT))
+        return int(exif.get(ORIENTATION, UPRIGHT))
     except Exception:  # damaged EXIF beside good pixels: there is no orientation to apply
         return UPRIGHT
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 
 from featcli.pixels.failure import UnreadableError
+from featcli.pixels.jpeg import EOI, FRAMES, SOS
 
 MOST_READS = 1 << 21  # that a decoder makes: one for each byte that it looks at by itself, and for each small part
 MOST_HEADER_BYTES = 1 << 26  # of a JPEG before its pixels
@@ -30,15 +31,9 @@ MOST_PLAIN_COMMENTS = 4_096
 MOST_ENCODED_BYTES = 1 << 24  # of a GIF beside four for each pixel: it can be empty for gigabytes
 
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # in the pixels of a JPEG: no stuffed byte, and no restart
-BARE = {
-    *range(0xC0),
-    0xC8,
-    *range(0xD0, 0xDA),
-    *range(0xF0, 0xFE),
-}  # what Pillow takes for markers that no length follows
-START_OF_SCAN, END_OF_IMAGE, EXIF, FIRST_MARKER = 0xDA, 0xD9, 0xE1, 0xC0
-FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # markers of a size
-PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
+BARE = {*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}  # what Pillow takes for markers without a length
+EXIF, FIRST_MARKER = 0xE1, 0xC0
+PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}  # frames of several scans
 BITMAP_HEADER = 40  # bytes; older ones have 12, and edges of two bytes
 TIFF_TILE_EDGES, TIFF_SHORT, TIFF_BYTES, TIFF_PRIVATE = (322, 323), 3, (1, 2, 6, 7), 32768
 HEADER_PIECES = (1 << 16, MOST_HEADER_BYTES)  # that are read of a JPEG: most headers are within the first
@@ -140,7 +135,7 @@ def _walk_segments(file: IO[bytes], content: bytes, header_only: bool) -> bool:
         if code in FRAMES:
             height, width = struct.unpack(">HH", content[body + 1 : body + 5].ljust(4, b"\0"))
             pixels, components, several = height * width, content[body + 5 : body + 6], code in PROGRESSIVE
-        elif code == START_OF_SCAN:
+        elif code == SOS:
             if not header_only and (several or components != content[body : body + 1]):
                 _refuse_many_scans(file, end, pixels)
             return True
@@ -190,10 +185,10 @@ def _refuse_many_scans(file: IO[bytes], place: int, pixels: int) -> None:
             piece = file.read(MOST_HEADER_BYTES)
             continue
         code, at = piece[found.end() - 1], found.end()
-        if code == END_OF_IMAGE:
+        if code == EOI:
             return
         markers += 1
-        scans += code == START_OF_SCAN
+        scans += code == SOS
         if markers > MOST_SEGMENTS or (scans > MOST_SCANS and scans * pixels > MOST_SCANNED_PIXELS):
             raise _too_large(f"more than {scans - 1} scans of {pixels} pixels")
         if code not in BARE:

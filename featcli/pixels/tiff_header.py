@@ -18,7 +18,7 @@ UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4
 NOTHING, ASSOCIATED, UNASSOCIATED, COREL = 0, 1, 2, 999
 RAW, OLD_JPEG = 1, 6  # compressions
 UPRIGHT = 1
-TURNS = {  # what makes a picture of this orientation upright
+TURNS = {  # what makes a picture of this orientation upright, as TIFF and EXIF number them
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,

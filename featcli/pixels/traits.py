@@ -12,13 +12,13 @@ from featcli.pixels import jpeg2000
 from featcli.pixels.colour import exif_orientation
 from featcli.pixels.internals import file_of
 from featcli.pixels.profiles import icc_profile_of, is_srgb, is_xyb
+from featcli.pixels.tiff_header import TURNS
 from featcli.spec.groups import PixelSpec
 
 T = TypeVar("T")
 Trait = Literal["transparent", "deep", "turned", "profile", "xyb", "frames"]
 TRAITS: tuple[Trait, ...] = get_args(Trait)  # a later one goes to the end
 
-NOT_UPRIGHT = range(2, 9)  # as EXIF numbers orientations
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 OPAQUE = 255
 HEAD_BYTES = 1 << 20  # of an AVIF that are searched for its depth; profiles come before it
@@ -38,7 +38,7 @@ def of_pixels(picture: Image.Image) -> Iterator[Trait]:
     """The traits that the unpacked picture shows, as it is stored."""
     if picture.has_transparency_data and _is_transparent(picture):
         yield "transparent"
-    if exif_orientation(picture) in NOT_UPRIGHT:
+    if exif_orientation(picture) in TURNS:
         yield "turned"
     if profile := icc_profile_of(picture):
         if is_xyb(profile):

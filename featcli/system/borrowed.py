@@ -42,8 +42,9 @@ class Borrowed(Generic[Value]):
             if not self._wanted:
                 self._before = self._read()
             self._wanted.append((holder, value))
-            self._apply()
         try:
+            with one_at_a_time:
+                self._apply()
             yield
         finally:
             with one_at_a_time:
