@@ -420,11 +420,11 @@ def test_values_out_of_range(cli, tmp_path, arguments, message):
 
 
 def test_dry_run_sees_what_is_there(cli, photos, tmp_path):
-    """--dry-run says whether the dump that is there would be gone on with, refused or deleted."""
+    """--dry-run says whether the dump that is there would be resumed, refused or deleted."""
     cli("extract", photos, *TINY, "-o", tmp_path / "d", "-q")
     command = ["extract", photos, *TINY, "-o", tmp_path / "d", "--dry-run"]
     err = cli(*command, "--batch-size", "auto").err
-    assert "is a dump with 1 of 1 shards: it would be gone on with" in err
+    assert "is a dump with 1 of 1 shards: it would be resumed" in err
     for choice in ("layout         channels-first", "batch size     32"):
         assert f"{choice}  (as this dump was begun)" in err
     assert "of other stages or images: it would be refused" in cli(*command, "--out-indices", 0).err

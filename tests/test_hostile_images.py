@@ -293,8 +293,7 @@ def test_formats_of_plugins(tmp_path, format_name, monkeypatch):
     (failure,) = open_dump(tmp_path / "e").failures
     assert failure["reason"] == "format_not_allowed"
     assert (
-        failure["detail"]
-        == f"{format_name}: pip install {formats.PLUGINS[format_name][1]}, or convert it to JPEG or PNG"
+        failure["detail"] == f"{format_name}: {formats.PLUGINS[format_name][1].install}, or convert it to JPEG or PNG"
     )
 
 

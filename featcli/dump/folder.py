@@ -274,7 +274,7 @@ def _way_out(path: Path) -> str:
     """What can be done about a plan that cannot be read."""
     if is_there(path / MANIFEST):
         return "featcli verify --repair writes it anew from manifest.json"
-    return "start anew with --overwrite: what cannot be trusted cannot be gone on with"
+    return "start anew with --overwrite: what cannot be trusted cannot be resumed"
 
 
 def no_dump(path: str | os.PathLike[str]) -> UsageError:

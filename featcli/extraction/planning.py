@@ -57,7 +57,7 @@ def prepare(
 ) -> tuple[Job, Setup]:
     """Find the images, load the backbone, make the plan. Leaves nothing behind. Raises FeatcliError.
 
-    `existing`: the dump that is to be gone on with. What may be chosen is chosen as it was for that one. `listing`: the
+    `existing`: the dump that is to be resumed. What may be chosen is chosen as it was for that one. `listing`: the
     images, where they were found before: stdin can be read once.
     """
     listing, selection = _resolve(asked, existing, report, listing, is_real=True)
@@ -269,7 +269,7 @@ def _report_existing(asked: ExtractSpec, existing: Dump | None, done: int | None
     if done is None:
         report("warning", text=f"{there}, of other stages or images: it would be refused")
     else:
-        report("warning", text=f"{there}: it would be gone on with, if weights and settings are the same")
+        report("warning", text=f"{there}: it would be resumed, if weights and settings are the same")
 
 
 def _seems_same(one: Outline, other: Outline) -> bool:

@@ -13,7 +13,7 @@ from featcli.inputs.image_list import SUFFIXES
 from featcli.inputs.storage import Storage, refuse_if_gone
 from featcli.system.faults import is_of_machine, machine_error
 
-LINKED, LOOP = "linked folders", "links back"  # kinds of what is passed over
+LINKED, LOOP = "linked folders", "links back"  # kinds of what is skipped
 
 
 class _Folder(NamedTuple):

@@ -38,14 +38,12 @@ MOST_KINDS = 3  # of other files that a message counts by suffix
 
 @dataclass
 class Listing:
-    """What was found: the images, and what was passed over."""
+    """What was found: the images, and what was skipped."""
 
     images: ImageList
     ignored: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by suffix
     repeated: int = 0  # names listed more than once
-    leads: dict[str, str] = field(
-        default_factory=dict
-    )  # what leads the keys of several inputs, and of which kind each is
+    leads: dict[str, str] = field(default_factory=dict)  # what leads the keys of an input -> its kind
     older: Callable[[], ImageList | None] = lambda: None  # by the keys of older featclis, where those were others
 
 
@@ -56,7 +54,7 @@ def find(asked: InputSpec) -> Listing:
     where there are several inputs; for an image given by itself its name; for a listed name its path below `root`,
     and for one outside its whole path. Where two inputs have one name, more of their paths tells them apart.
     Links to files are followed, links to folders where that was asked for, but never back into a folder above;
-    names that begin with a dot are passed over. Raises UsageError: nothing found, an input that is not there or is no
+    names that begin with a dot are skipped. Raises UsageError: nothing found, an input that is not there or is no
     picture, a folder that cannot be read, names outside `root`, two files with one key.
     """
     inputs, files_from = asked.input_names, asked.list_name
@@ -197,7 +195,7 @@ def _refuse_if_none_is_a_picture(images: ImageList) -> None:
 
 
 def kinds_of(ignored: Mapping[str, int]) -> str:
-    """The suffixes of what was passed over, with how often, the most frequent first."""
+    """The suffixes of what was skipped, with how often, the most frequent first."""
     named = [f"{count:,} {suffix}" for suffix, count in most_first(ignored).items()]
     return ", ".join([*named[:MOST_KINDS], *(["..."] if len(named) > MOST_KINDS else [])])
 

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from featcli.inputs.signatures import DOCUMENT, START, foreign, known_format
 from featcli.pixels import jpeg2000, tiff
 from featcli.pixels.containers import oriented
+from featcli.pixels.extras import HEIF, JXL
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import register_plugin, silence_libtiff
 from featcli.pixels.limits import too_many_pixels
@@ -21,7 +22,7 @@ from featcli.spec.groups import PixelSpec
 
 # Never "every format Pillow knows": a PostScript file named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
-PLUGINS = {"HEIF": ("pillow_heif", "pillow-heif"), "JXL": ("pillow_jxl", "pillow-jxl-plugin")}  # read if installed
+PLUGINS = {"HEIF": ("pillow_heif", HEIF), "JXL": ("pillow_jxl", JXL)}  # read if installed: modules, and their extras
 
 
 def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
@@ -65,7 +66,7 @@ def _unidentified(start: bytes, formats: Sequence[str]) -> UnreadableError:
         return UnreadableError("not_an_image", "no known picture format")
     if not (found.is_picture or found.kind == DOCUMENT):
         return UnreadableError("not_an_image", f"no known picture format: {found.what}")
-    help_ = f"pip install {PLUGINS[found.what][1]}, or convert it" if found.what in PLUGINS else "convert it"
+    help_ = f"{PLUGINS[found.what][1].install}, or convert it" if found.what in PLUGINS else "convert it"
     return UnreadableError("format_not_allowed", f"{found.what}: {help_} to JPEG or PNG")
 
 
