@@ -26,6 +26,7 @@ from featcli.system.device import settled_arithmetic
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "batch_size": 2, "shard_size": 2}
 OPTIONS |= {"threads": 2}  # the fixtures change how many torch has by itself, and that moves the last bits
+OPTIONS |= {"layout": "channels-first", "fold": False}  # not by the clock
 PRECISIONS = [(torch.backends, ""), (torch.backends.cudnn, "cudnn"), (torch.backends.cuda.matmul, "cuda.matmul")]
 PRECISIONS += [(torch.backends.cudnn.conv, "conv"), (torch.backends.cudnn.rnn, "rnn")]
 PRECISIONS += [(getattr(torch.backends.mkldnn, kind), f"mkldnn.{kind}") for kind in ("matmul", "conv", "rnn")]

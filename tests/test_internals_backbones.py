@@ -123,9 +123,20 @@ def test_libraries_ask_for_files_by_os_path(tmp_path, monkeypatch):
     assert (os.path.isfile, os.path.isdir, os.path.exists) == plain
 
 
-def test_transformers_reads_weights_where_it_is_told_to():
-    """Without `disable_mmap` transformers maps safetensors files by itself."""
-    assert "disable_mmap" in inspect.signature(transformers.PreTrainedModel.from_pretrained).parameters
+def test_transformers_reads_weights(tmp_path):
+    """If transformers opens weights in another way, it maps files itself, or tensors lie otherwise than by itself."""
+    model = transformers.ResNetModel(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]))
+    model.save_pretrained(tmp_path)
+
+    def places(model):
+        return {name: tensor.data_ptr() % 4096 for name, tensor in model.named_parameters()}
+
+    with internals.files_are_read():
+        found, _ = internals.load_pretrained(type(model), str(tmp_path), model.config, None)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    mapped = type(model).from_pretrained(tmp_path)
+    assert places(found) == places(mapped)
+    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 def test_pickles_that_could_run_code_are_known(tmp_path):

@@ -13,9 +13,11 @@ import logging
 import math
 import os
 import pickle
+import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,8 @@ from featcli.system.faults import is_of_machine, machine_error
 from featcli.system.files import reading
 
 # What reading weights takes of torch and numpy.
+
+_PIECE_BYTES = 1 << 24  # that are copied at once
 
 
 @contextmanager
@@ -62,6 +66,8 @@ def files_are_read() -> Iterator[None]:
     import safetensors.torch
 
     mapped, loaded = safetensors.torch.load_file, torch.load
+    models = sys.modules.get("transformers.modeling_utils")
+    opened = getattr(models, "safe_open", None)
 
     def load_file(filename: Any, device: Any = "cpu", **_: Any) -> dict[str, torch.Tensor]:
         with reading(filename, "checkpoint") as file:
@@ -73,12 +79,40 @@ def files_are_read() -> Iterator[None]:
         with reading(f, "checkpoint") as file:
             return loaded(file, *args, **options)
 
-    with one_at_a_time:  # they are functions of the whole process
+    with one_at_a_time, ExitStack() as copies:  # they are functions of the whole process
+
+        def safe_open(filename: Any, *args: Any, **options: Any) -> Any:
+            assert opened is not None
+            if not hasattr(os, "memfd_create"):  # not on Linux
+                return opened(filename, *args, **{**options, "backend": "pread"})
+            return opened(copies.enter_context(_copied_to_memory(filename)), *args, **options)
+
         safetensors.torch.load_file, torch.load = load_file, load
+        if opened is not None:
+            setattr(models, "safe_open", safe_open)  # noqa: B010
         try:
             yield
         finally:
             safetensors.torch.load_file, torch.load = mapped, loaded
+            if opened is not None:
+                setattr(models, "safe_open", opened)  # noqa: B010
+
+
+@contextmanager
+def _copied_to_memory(filename: Any) -> Iterator[str]:
+    """Copy a file into memory that can be mapped by a path, and give that path.
+
+    Sums of a convolution can end in another last bit where weights lie otherwise to the bounds of cache lines. Mapped
+    from the copy, tensors lie as they would if the library mapped the file itself.
+    """
+    with reading(filename, "checkpoint") as file:
+        descriptor = os.memfd_create("weights", os.MFD_CLOEXEC)
+        try:
+            with os.fdopen(os.dup(descriptor), "wb") as copy:
+                shutil.copyfileobj(file, copy, _PIECE_BYTES)
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -433,7 +467,6 @@ def load_pretrained(
         dtype=torch.float32,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are in the report, with both shapes
-        disable_mmap=True,
     )
     return model, report
 
