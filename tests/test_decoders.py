@@ -145,6 +145,7 @@ def test_lab(tmp_path):
     planar = tiffs.tiff(samples, 8, tiffs.CIELAB, Layout(planar=True), tags=[(34675, 1, list(profile))])
     for found in (failure(tmp_path, data), *(failure(tmp_path, each, colour="convert") for each in (bare, planar))):
         assert (found[0], "CIELAB" in found[1]) == ("format_not_allowed", True)
+    assert "--colour convert" in failure(tmp_path, data)[1]
 
 
 @pytest.mark.parametrize("bits", [8, 12])

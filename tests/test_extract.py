@@ -626,6 +626,15 @@ def test_a_run_in_which_every_image_failed(tmp_path, cli, options):
     assert (finalized.code, said in finalized.err) == (9, True)
     if "--json" in options:
         assert (run.events[-1]["type"], run.events[-1]["exit_code"]) == ("end", 9)
+        assert set(run.events[-1]["pictures"].values()) == {0}
+
+
+def test_a_list_below_another_folder(tmp_path, cli):
+    """Where no name of a list is found, the hint is where names are looked for."""
+    (tmp_path / "list").write_text("a.jpg\nb.jpg\n")
+    command = ["extract", "--files-from", tmp_path / "list", "-c", "test_resnet", "--random-init", "--image-size", "32"]
+    run = cli(*command, "-o", tmp_path / "d", "-q")
+    assert (run.code, "or below --root" in run.err) == (9, True)
 
 
 def test_that_every_image_failed_is_said_of_the_whole_dump(tmp_path):

@@ -100,7 +100,7 @@ class Terminal:
         self, bytes: int, free_bytes: int, shards: int, images: int, workers: int, seconds: float | None, **_: Any
     ) -> None:
         self._say(
-            f"{'would write':<14} {images:,} images in {counted(shards, 'shard')}, {size(bytes)}"
+            f"{'would write':<14} {counted(images, 'image')} in {counted(shards, 'shard')}, {size(bytes)}"
             f"; {size(free_bytes)} free"
         )
         if seconds is not None:
@@ -142,9 +142,12 @@ def nothing_read(dump: str, failed_by_reason: Mapping[str, int]) -> str:
     failed = sum(failed_by_reason.values())
     which = f"none of the {failed:,} images" if failed > 1 else "the only image"
     could = "could" if failed > 1 else "could not"
+    hint = "--retry-failed reads images again that were repaired"
+    if set(failed_by_reason) == {"not_found"}:
+        hint = "names of a list are looked for here, or below --root; what was given wrongly needs another -o"
     return (
         f"featcli: error: {which} {could} be read: {_reasons(failed_by_reason)}\n"
-        f"hint: see {dump}/failures.jsonl; --retry-failed reads images again that were repaired"
+        f"hint: see {dump}/failures.jsonl; {hint}"
     )
 
 

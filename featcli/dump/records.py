@@ -141,10 +141,11 @@ def pictures_of(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
     `records`: or what the manifest has of them.
     """
+    counted = [record["pictures"] for record in records if "pictures" in record]
     counts: Counter[str] = Counter()
-    for record in records:
-        counts.update(record.get("pictures", {}))
-    return {"read": counts["read"], **{trait: counts[trait] for trait in TRAITS}} if counts["read"] else {}
+    for pictures in counted:
+        counts.update(pictures)
+    return {"read": counts["read"], **{trait: counts[trait] for trait in TRAITS}} if counted else {}
 
 
 def said_of_pictures(plan: Plan, pictures: Mapping[str, int]) -> list[str]:

@@ -64,7 +64,7 @@ def find(asked: InputSpec) -> Listing:
     _refuse_foreign(inputs)
     sources = [(_remote if is_url(name) else _local)(name, asked.follow_links, listing.ignored) for name in inputs]
     if asked.follow_links and not any(not is_url(name) and is_folder(Path(name)) for name in inputs):
-        raise UsageError("--follow-links goes with a folder", "no INPUT is a local one: leave --follow-links out")
+        raise UsageError("--follow-links goes with a folder", "no INPUT is a local folder: leave --follow-links out")
     named = [Input(name, source.kind) for name, source in zip(inputs, sources, strict=True)]
     is_one = files_from is None and is_only_one(inputs)
     for source, lead in zip(sources, [""] * len(inputs) if is_one else leads_of(named), strict=True):
@@ -190,7 +190,8 @@ def _refuse_if_none_is_a_picture(images: ImageList) -> None:
         first = first or (image, found)
     if first is not None:
         image, found = first
-        others = f", and none of the {len(images) - 1:,} others is one" if len(images) > 1 else ""
+        more = len(images) - 1
+        others = f", and none of the {more:,} others is one" if more > 1 else ", nor is the other one" if more else ""
         raise UsageError(f"no picture: {shown(image.path)} is {found.what}{others}", found.hint)
 
 

@@ -107,8 +107,11 @@ def unpacked(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image |
     _refuse_preview(header)
     if header.compression == OLD_JPEG or not all(header.size):  # whose other tags are often wrong, or missing
         return None
-    if header.photometric == CIELAB and _is_converted(header, rules):
-        return None
+    if header.photometric == CIELAB and _has_plain_colours(header):
+        if rules.colour == "convert":
+            return None
+        what = f"{header.name} with CIELAB colours: --colour convert reads it, by its profile"
+        raise UnreadableError("format_not_allowed", what)
     _refuse_meaning(header)
     _refuse_depth(header, rules)
     if _is_for_pillow(header, rules):
@@ -173,12 +176,12 @@ def _refuse_preview(header: Header) -> None:
         raise _refused(header, "whose first image is a preview of another one")
 
 
-def _is_converted(header: Header, rules: PixelSpec) -> bool:
-    """Whether these CIELAB colours are of the kind that Pillow reads rightly, and become RGB by their profile."""
+def _has_plain_colours(header: Header) -> bool:
+    """Whether these CIELAB colours are of the kind that Pillow reads rightly, and their profile is there."""
     kind = (header.bits, header.samples, header.sample_format, header.value(FILL_ORDER, 1))
     is_plain = kind == (8, 3, UNSIGNED, 1) and not (header.extra or header.is_planar or header.is_big)
     is_simple = header.compression in CONFIRMED and header.value(PREDICTOR, 1) == 1
-    return is_plain and is_simple and rules.colour == "convert" and ICC_PROFILE in header.tags
+    return is_plain and is_simple and ICC_PROFILE in header.tags
 
 
 def _refuse_meaning(header: Header) -> None:

@@ -69,8 +69,9 @@ class Sink:
         if record is None:
             self._report("there", shard=shard.number, images=0)  # its batches were counted while they were made
             return
-        self._count(RunStats(images=len(shard.rows), traits=done.traits, overflown=done.overflown))
-        self._report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=len(done.failures))
+        failed = len(done.failures)
+        self._count(RunStats(len(shard.rows), failed, traits=done.traits, overflown=done.overflown))
+        self._report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=failed)
 
     def _shapes(self, shard: Shard) -> dict[str, np.ndarray]:
         """(rows, 3) of each stage whose maps differ in size."""

@@ -66,6 +66,7 @@ class RunStats:
     """What was done, to be added up over processes."""
 
     images: int = 0  # in shards that were committed
+    failed: int = 0  # of these
     traits: Counter[Trait] = field(default_factory=Counter)  # of how many images each is true
     overflown: Counter[str] = field(default_factory=Counter)  # values that are not finite, by stage
     timings: Timings = field(default_factory=Timings)
@@ -73,11 +74,12 @@ class RunStats:
     @property
     def pictures(self) -> dict[str, int]:
         """The images of this run and the traits of them, as `pictures_of` has them of a whole dump."""
-        return {"read": self.images, **{str(trait): count for trait, count in self.traits.items()}}
+        return {"read": self.images - self.failed, **{str(trait): count for trait, count in self.traits.items()}}
 
     def add(self, other: RunStats) -> None:
         """What another process has done."""
         self.images += other.images
+        self.failed += other.failed
         self.traits.update(other.traits)
         self.overflown.update(other.overflown)
         self.timings.add(other.timings)

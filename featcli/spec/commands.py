@@ -56,8 +56,9 @@ class ExtractSpec(EngineSpec, DumpSpec, ComputationSpec, PixelSpec, StageSpec, C
     def refuse_conflicts(self) -> None:
         """See Spec: what is said by options of several groups goes together."""
         super().refuse_conflicts()
-        if not self.checkpoint or not self.output:
-            raise UsageError("checkpoint and output are needed", "give -c/--checkpoint and -o/--output")
+        for name, value in (("-c/--checkpoint", self.checkpoint), ("-o/--output", self.output)):
+            if not value:
+                raise UsageError(f"{name} is empty", "is a shell variable unset?")
         if self.engine == "ray" and ("," in self.device or self.device == "cuda:all"):
             raise UsageError(f"--device {shown(self.device)} does not go with --engine ray", "see --workers")
 
