@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from test_colour import rgb_profile
+from test_spec import COMMANDS
 
 import featcli
 from conftest import draw
@@ -27,20 +28,10 @@ from featcli.backbones import assembly
 from featcli.cli.signature import in_order_of_help
 from featcli.errors import FeatcliError, MachineError, UsageError
 from featcli.extraction import recompute
-from featcli.spec import commands
 from featcli.spec.calls import BackboneCall
 from featcli.spec.option import options_of
 from featcli.workers import ray
 
-COMMANDS = {
-    "extract": commands.ExtractCommand,
-    "inspect": commands.InspectCommand,
-    "models": commands.ModelsCommand,
-    "verify": commands.VerifyCommand,
-    "export": commands.ExportCommand,
-    "show": commands.ShowCommand,
-    "finalize": commands.FinalizeCommand,
-}
 OUT = "new"  # begins what is written anew each time
 NOT = object()  # given for an option that the base has and this case has not
 
