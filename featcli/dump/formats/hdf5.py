@@ -51,12 +51,11 @@ def lay_out(
     return Layout(placed, size, keys, attributes)
 
 
-class _Sparse(io.RawIOBase):
-    """A file in memory that holds what was written into it, and nothing for the gaps between."""
+class _Placed(io.RawIOBase):
+    """A file that HDF5 moves about in: what it holds is for those below to say."""
 
-    def __init__(self) -> None:
-        self.written: list[tuple[int, bytes]] = []  # (offset, content), the later over the earlier
-        self.size = 0
+    def __init__(self, size: int) -> None:
+        self.size = size
         self._position = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -68,6 +67,14 @@ class _Sparse(io.RawIOBase):
     def tell(self) -> int:
         """See io.IOBase."""
         return self._position
+
+
+class _Sparse(_Placed):
+    """A file in memory that holds what was written into it, and nothing for the gaps between."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.written: list[tuple[int, bytes]] = []  # (offset, content), the later over the earlier
 
     def truncate(self, size: int | None = None) -> int:
         """See io.IOBase. HDF5 only makes the file longer."""
@@ -93,26 +100,15 @@ class _Sparse(io.RawIOBase):
         return len(view)
 
 
-class _Calm(io.RawIOBase):
+class _Calm(_Placed):
     """A file that gives zeros where the machine refuses to read, which the file below it remembers.
 
     An error would make HDF5 keep its file open, for which it calls into Python when that has ended.
     """
 
     def __init__(self, file: ReadFile) -> None:
+        super().__init__(file.regular.state().st_size)
         self._file = file
-        self._size = file.regular.state().st_size
-        self._position = 0
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """See io.IOBase."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        """See io.IOBase."""
-        return self._position
 
     def readinto(self, buffer: Any) -> int:
         """See io.RawIOBase."""
