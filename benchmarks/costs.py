@@ -16,7 +16,7 @@ import torch
 from photographs import SMALL, draw
 
 import featcli
-from featcli.extraction.planning import shard_rows
+from featcli.extraction.sharding import MAX_SHARD_ROWS, MAX_VECTORS, default_shard_rows
 from featcli.inputs.listing import find
 from featcli.pixels import batches
 from featcli.pixels.batches import Decoder, SizedImages
@@ -85,7 +85,7 @@ def main():
     print(f"\n| what is stored | bytes of an image | images a shard | {ends} |")
     print("|---|---|---|" + "---|---|---|" * len(IMAGES))
     for name, size in STORED.items():
-        rows = shard_rows(None, BATCH, size)
+        rows = default_shard_rows(BATCH, size, MAX_VECTORS if "avg" in name else MAX_SHARD_ROWS)
         cells = [
             f"{-(-count // rows):,} | {count * size / 1e12:,.2f} | {count * size / 3.6e12:,.2f}"
             for count in IMAGES.values()

@@ -76,7 +76,7 @@ def test_fewer_shards_than_workers(cli, many, tmp_path):
     given = ["-c", "test_resnet", "--random-init", "--threads", 1, "--device", "cpu,cpu", "--json"]
     run = cli("extract", many / "01.png", *given, "-o", tmp_path / "d")
     assert run.code == 0
-    assert "warning: 1 shard for 2 workers: with a smaller --shard-size all have work" in run.err
+    assert "warning: 1 shard for 2 workers: the list has no more than 1 image" in run.err
     assert run.events[-1]["pace"]["threads"]["compute"] == 1
 
 

@@ -117,6 +117,7 @@ class Terminal:
 def summary(end: dict[str, Any]) -> str:
     """The last words of a run, for people."""
     lines = []
+    is_idle = end["part"] and not end["written"] + end["failed"]
     failed = f", {end['failed']:,} failed ({_reasons(end['failed_by_reason'])})"
     if end["extracted"]:
         pace = Throughput(**end["pace"])
@@ -126,15 +127,32 @@ def summary(end: dict[str, Any]) -> str:
         lines += [f"  {line}" for line in pace.lines()]
     else:
         lines.append("nothing left to do: every shard was there")
-    lines.append(f"{end['dump']}: {counted(end['written'], 'image')}{failed if end['failed'] else ''}")
+    if is_idle:
+        lines = [_without_shards(end["part"], end["shards"])]
+    else:
+        lines.append(f"{end['dump']}: {counted(end['written'], 'image')}{failed if end['failed'] else ''}")
     if not end["is_complete"]:
         missing = f"{end['missing_shards']:,} of {counted(end['shards'], 'shard')}"
         lines.append(f"still missing, of other parts: {missing}; the last of them writes the manifest")
-    elif end["part"]:
-        lines.append(f"this was the last part: all {counted(end['shards'], 'shard')} of the dump are there")
+    elif end["part"] and not is_idle:
+        all_are = (
+            "the only shard of the dump is" if end["shards"] == 1 else f"all {end['shards']:,} shards of the dump are"
+        )
+        lines.append(f"this was the last part: {all_are} there")
     if end["failed"] and end["is_complete"]:
         lines.append(f"see {end['dump']}/failures.jsonl")
     return "\n".join(lines)
+
+
+def _without_shards(part: str, shards: int) -> str:
+    """Say of a part that has no shards whose they are: there are fewer than parts."""
+    count = part.partition("/")[2]
+    first, last = f"0/{count}", f"{shards - 1}/{count}"
+    if shards == 1:
+        whose = f"the only one of this dump belongs to part {first}"
+    else:
+        whose = f"the {shards:,} of this dump belong to parts {first} {'and' if shards == 2 else 'to'} {last}"
+    return f"part {part} has no shards: {whose}"
 
 
 def nothing_read(dump: str, failed_by_reason: Mapping[str, int]) -> str:

@@ -19,6 +19,7 @@ from featcli.errors import NOTHING_READ, SOME_FAILED, FeatcliError, MachineError
 from featcli.events import Report, silent
 from featcli.extraction.claim import BegunMeanwhileError, claim, in_part, shards_to_make
 from featcli.extraction.planning import Job, prepare
+from featcli.extraction.sharding import DEFAULT, SIZE_AS_BEGUN, Sharers, too_few
 from featcli.inputs.listing import Listing
 from featcli.run.loading import Setup
 from featcli.run.stats import RunStats, Throughput
@@ -107,7 +108,7 @@ def _run_once(asked: ExtractSpec, report: Report, listing: Listing | None) -> Ou
             if not lock.is_real:
                 text = "this file system knows no locks: see to it that nobody deletes or repairs this dump meanwhile"
                 report("warning", text=text)
-            return _make(order, engine, part, time.perf_counter() - began, report)
+            return _make(order, engine, part, job.shard_rows.reason, time.perf_counter() - began, report)
 
 
 def _refuse_if_too_large(path: Path, job: Job, shards: Sequence[int], overwrite: bool, is_new: bool) -> None:
@@ -134,23 +135,28 @@ def _engine(asked: ExtractSpec, plan: Plan, setup: Setup, report: Report) -> Eng
     return LocalEngine(setup, report)
 
 
-def _make(order: WorkOrder, engine: Engine, part: Part | None, preparation: float, report: Report) -> Outcome:
-    """Make the shards, and the manifest where all are there by then; say what came of it."""
+def _make(
+    order: WorkOrder, engine: Engine, part: Part | None, shard_size: str, preparation: float, report: Report
+) -> Outcome:
+    """Make the shards, and the manifest where all are there by then; say what came of it.
+
+    `shard_size`: where that comes from.
+    """
     dump, plan = order.dump, order.dump.plan
     if changed := environment_changes(plan.environment, order.into.environment):
         text = f"this dump was begun elsewhere, its last bits may differ: {', '.join(changed)}"
         report("warning", text=text)
     if order.shards:
         reopen(dump)
-    _report_dump(order, part, report)
+    _report_dump(order, part, shard_size, report)
     stats = RunStats()
     stats.timings.preparation = preparation
     mine = in_part(range(plan.num_shards), part)
     workers = min(engine.workers, max(1, len(order.shards)))  # a shard is not divided
+    few = too_few(plan, plan.settings.batch_size, Sharers(1 if part is None else part.count, engine.workers))
+    if few is not None and (order.shards or not mine):
+        report("warning", text=few)
     if order.shards:
-        if len(mine) < engine.workers:
-            too_few = f"{counted(len(mine), 'shard')} for {engine.workers} workers"
-            report("warning", text=f"{too_few}: with a smaller --shard-size all have work")
         stats.add(engine.run(order))
     missing = [] if part is None else dump.committed().unfinished
     manifest = finalize(dump) if not missing else {}
@@ -197,7 +203,7 @@ def _told_if_interrupted(path: Path, plan: Plan, report: Report) -> Iterator[Non
         raise
 
 
-def _report_dump(order: WorkOrder, part: Part | None, report: Report) -> None:
+def _report_dump(order: WorkOrder, part: Part | None, shard_size: str, report: Report) -> None:
     plan, again, shards = order.dump.plan, order.into.again, {*order.shards}
     mine = in_part(range(plan.num_shards), part)
     if part is not None:
@@ -205,9 +211,10 @@ def _report_dump(order: WorkOrder, part: Part | None, report: Report) -> None:
         report("choice", name="part", value=value, reason=part.reason)
     done = len(mine) - len(shards - again)
     value = f"{counted(plan.num_shards, 'shard')} of up to {plan.shard_rows:,} images"
-    reason = f"{done:,} of them there already" if done else "new"
-    reason += f", {len(again):,} of those with failures and done again" if again else ""
-    report("choice", name="dump", value=value, reason=reason)
+    reasons = [f"{done:,} of them there already"] if done else [] if shard_size == SIZE_AS_BEGUN else ["new"]
+    reasons += [f"{len(again):,} of those with failures and done again"] if again else []
+    reasons += [] if shard_size == DEFAULT else [shard_size]
+    report("choice", name="dump", value=value, reason="; ".join(reasons))
     images, left = (sum(len(plan.shard(number)) for number in some) for some in (mine, shards))
     report("start", images=images, done=images - left, shards=len(shards))
 

@@ -11,10 +11,11 @@ import torch
 from featcli.backbones.folding import has_norms, nothing_to_fold
 from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.folder import Dump
-from featcli.dump.plan import COUNTED, Outline, Plan, StoredStage, bytes_of_rows, digest_images, digest_keys
+from featcli.dump.plan import COUNTED, Outline, Plan, digest_images, digest_keys
 from featcli.dump.target import check_target, existing_parent, try_to_write
 from featcli.errors import counted, shown, size
-from featcli.events import Report, silent
+from featcli.events import Choice, Report, silent
+from featcli.extraction.sharding import Rows, choose_shard_rows, sharers_of, too_few
 from featcli.inputs.folders import LINKED
 from featcli.inputs.image_list import ImageList
 from featcli.inputs.listing import Listing, find, kinds_of
@@ -23,19 +24,17 @@ from featcli.pixels.batches import SizedImages
 from featcli.pixels.colour import summary_of
 from featcli.pixels.sizes import Sizes, native_sizes
 from featcli.pixels.traits import TRAITS
-from featcli.run.loading import Selection, Setup, decode_threads_of, load_selected, num_workers, select
+from featcli.run.loading import Selection, Setup, decode_threads_of, load_selected, num_workers, select, threads_of
 from featcli.run.tuning import expected
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.groups import PixelSpec
 from featcli.spec.option import narrowed
-from featcli.spec.words import AUTO, DEFAULT_BATCH_SIZE, MOST
+from featcli.spec.words import AUTO, DEFAULT_BATCH_SIZE
 from featcli.system.device import device_names, memory_errors, resolve_device
 from featcli.system.files import is_there
 from featcli.system.scheduler import local_rank, part_of
 
-SHARD_BYTES = 1024**3  # about 1 GiB: minutes of work, a commit that costs nothing beside it
 VECTORS = ("avg", "cls")  # what models make of their last maps
-MAX_SHARD_ROWS = 4096  # where rows are small: what a kill can cost is minutes of work, not a gigabyte
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Job:
     listing: Listing
     pictures: SizedImages
     plan: Plan
+    shard_rows: Choice[int]
 
     @property
     def images(self) -> ImageList:
@@ -81,20 +81,21 @@ def prepare(
         "leads": listing.leads,
         COUNTED: list(TRAITS),
     }
-    batch_size = loading.settings.batch_size
+    threads, stages, batch_size = loading.threads, selection.stages, loading.settings.batch_size
+    sharers = sharers_of(asked, threads.value, selection.device.value)
+    shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, stages), batch_size, sharers)
     plan = Plan(
         settings=loading.settings,
-        stages=selection.stages,
+        stages=stages,
         num_images=len(listing.images),
         keys_digest=digest_keys(listing.images.keys),
         images_digest=digest_images(listing.images),
-        shard_rows=_shard_rows(asked, batch_size, selection.stages, sizes, len(listing.images), existing),
+        shard_rows=shard_rows.value,
         provenance=provenance,
         environment=loading.environment,
     )
-    threads = loading.threads
     report("choice", name="threads", value=threads.value, reason=f"{threads.reason}; {decode_threads} decode")
-    return Job(listing, SizedImages(listing.images, sizes), plan), loading.setup(asked, plan)
+    return Job(listing, SizedImages(listing.images, sizes), plan, shard_rows), loading.setup(asked, plan)
 
 
 def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = None) -> Outline:
@@ -106,16 +107,20 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     listing, selection = _resolve(asked, existing, report)
     stages = selection.stages
     sizes = _sizes(selection.model, listing.images, narrowed(asked, PixelSpec), decode_threads_of(asked), report)
-    begun = existing.plan.settings if existing is not None else None
-    for name, choice in expected(asked, selection.model, selection.positions, len(listing.images), begun).items():
+    begun = None if existing is None else existing.plan
+    settings = None if begun is None else begun.settings
+    for name, choice in expected(asked, selection.model, selection.positions, len(listing.images), settings).items():
         report("choice", name=name, value=choice.value, reason=choice.reason)
     if asked.batch_size == AUTO and existing is None:
         report("warning", text=f"batches of {DEFAULT_BATCH_SIZE} are assumed: only a run measures")
+    batch_size = _batch_size(asked, existing)
+    sharers = sharers_of(asked, threads_of(asked, settings).value, selection.device.value)
+    shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, stages), batch_size, sharers)
     plan = Outline(
         stages=stages,
         num_images=len(listing.images),
         keys_digest=digest_keys(listing.images.keys),
-        shard_rows=_shard_rows(asked, _batch_size(asked, existing), stages, sizes, len(listing.images), existing),
+        shard_rows=shard_rows.value,
     )
     is_same = existing is not None and _seems_same(existing.plan, plan)
     todo = list(range(plan.num_shards))
@@ -128,6 +133,10 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     if part is not None:
         todo = part.of(todo)
         report("choice", name="part", value=str(part), reason=part.reason)
+    shards = f"{counted(plan.num_shards, 'shard')} of up to {plan.shard_rows:,} images"
+    report("choice", name="shards", value=shards, reason=shard_rows.reason)
+    if (few := too_few(plan, batch_size, sharers)) and (todo or part is not None):
+        report("warning", text=few)
     total = sum(plan.shard_bytes(number, sizes) for number in todo)
     free = shutil.disk_usage(existing_parent(asked.dump_path)).free
     if total > free:
@@ -236,26 +245,6 @@ def _sizes(model: ModelSpec, images: ImageList, rules: PixelSpec, threads: int, 
         sizes = native_sizes(images, rules, model.resize_mode, model.input_size, threads)
     report("choice", name="sizes", value=sizes.summary, reason="each picture's own, from its header")
     return sizes
-
-
-def _shard_rows(
-    asked: ExtractSpec,
-    batch_size: int,
-    stages: Sequence[StoredStage],
-    sizes: Sizes,
-    num_images: int,
-    existing: Dump | None,
-) -> int:
-    if sizes.own is not None and existing is not None and asked.shard_size is None:
-        return existing.plan.shard_rows  # an average, which one repaired picture can move
-    return shard_rows(asked.shard_size, batch_size, bytes_of_rows(stages, sizes, range(num_images)) // num_images)
-
-
-def shard_rows(wanted: int | None, batch_size: int, bytes_per_image: int) -> int:
-    """Images per shard: as asked, or about SHARD_BYTES; always whole batches, so that batches do not span shards."""
-    most = wanted or min(SHARD_BYTES // max(1, bytes_per_image), MAX_SHARD_ROWS)
-    num_batches = max(1, -(-most // batch_size) if wanted else most // batch_size)
-    return min(num_batches, max(1, MOST // batch_size)) * batch_size
 
 
 def _report_existing(asked: ExtractSpec, existing: Dump | None, done: int | None, report: Report) -> None:

@@ -99,7 +99,7 @@ def load_selected(
 ) -> LoadedBackbone:
     """Load the backbone. `begun`: the plan of the dump that is resumed."""
     model, device, before = selection.model, selection.device.value, None if begun is None else begun.settings
-    threads = _threads(asked, before)
+    threads = threads_of(asked, before)
     with memory_errors("the backbone does", device), settled_arithmetic(threads.value, device):
         trials = Trials(model, selection.positions, selection.stages, device, partial(_report_trials, report))
         tuning = tune(asked, trials, num_images, before)
@@ -128,7 +128,7 @@ def _report_tuning(device: torch.device, execution: Execution, tuning: Tuning, r
     report("choice", name="batch size", value=tuning.batch_size.value, reason=tuning.batch_size.reason)
 
 
-def _threads(asked: ExtractSpec, begun: Settings | None) -> Choice[int]:
+def threads_of(asked: ExtractSpec, begun: Settings | None) -> Choice[int]:
     """Threads of the forward pass. They can move the last bits, so a dump keeps those it was begun with."""
     if asked.threads != AUTO:
         return Choice(int(asked.threads), "as asked")

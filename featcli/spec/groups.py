@@ -430,7 +430,7 @@ class DumpSpec(Spec):
     shard_size: Annotated[
         int | None,
         Option(
-            "Images in a shard, rounded up to whole batches. Default: about 1 GiB.",
+            "Images in a shard, rounded up to whole batches. Default: about 1 GiB, less where several make them.",
             group=DUMP,
             check=count_up_to(MOST, or_auto=False),
         ),

@@ -1,0 +1,133 @@
+"""How many images a shard holds, with the reason, and whether there are shards for all who share the work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from featcli.dump.plan import Outline, StoredStage, bytes_of_rows
+from featcli.errors import counted
+from featcli.events import Choice
+from featcli.inputs.image_list import ImageList
+from featcli.pixels.sizes import Sizes
+from featcli.run.loading import num_workers
+from featcli.run.tuning import AS_BEGUN
+from featcli.spec.commands import ExtractSpec
+from featcli.spec.words import MOST
+from featcli.system.machine import available_cores
+from featcli.system.scheduler import part_of
+
+SHARD_BYTES = 1024**3  # about 1 GiB: minutes of work, a commit that costs nothing beside it
+MAX_SHARD_ROWS = 4096  # where rows are small
+MAX_VECTORS = 65_536  # of vectors, in a list so long that smaller shards would be thousands of small files
+LONG_LIST = 1_000_000  # images
+# Of the keys of a shard of more than MAX_SHARD_ROWS. A safetensors header writes a byte of a key in seven at the most,
+# and its limit is 100 MB; HDF5 gives every key the room of the longest.
+KEY_BYTES, BESIDE_KEY = 13_000_000, 8
+FOR_EACH = 4  # shards that each of those who share the work should have: a slow one then leaves few images to wait for
+DEFAULT = "default"  # the reason that need not be said
+SIZE_AS_BEGUN = f"shard size {AS_BEGUN}"
+WORKERS_OF_A_CLUSTER = 16  # where nobody knows yet how many a Ray has room for
+
+
+@dataclass(frozen=True)
+class Sharers:
+    """Who makes the shards of a dump: so many parts, each of so many workers."""
+
+    parts: int
+    workers: int
+
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return self.parts * self.workers
+
+    def __str__(self) -> str:
+        workers = counted(self.workers, "worker")
+        if self.parts == 1:
+            return workers
+        return counted(self.parts, "part") + (f" of {workers}" if self.workers > 1 else "")
+
+
+def sharers_of(asked: ExtractSpec, threads: int, device: torch.device) -> Sharers:
+    """Who will share the work, as far as that is known before anything is started. `threads`: of each worker."""
+    part = part_of(asked.part)
+    return Sharers(1 if part is None else part.count, _workers(asked, threads, device))
+
+
+def _workers(asked: ExtractSpec, threads: int, device: torch.device) -> int:
+    if asked.engine != "ray":
+        return num_workers(asked)
+    if asked.workers is not None:
+        return asked.workers
+    if asked.ray_address is not None:
+        return WORKERS_OF_A_CLUSTER
+    if device.type == "cuda":
+        return max(1, int(torch.cuda.device_count() // (asked.gpus_per_worker or 1)))
+    return max(1, int(available_cores() // (asked.cpus_per_worker or threads)))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is to be stored: of which images, how large the input of each is, and which stages."""
+
+    images: ImageList
+    sizes: Sizes
+    stages: Sequence[StoredStage]
+
+    @property
+    def bytes_of_each(self) -> int:
+        """Bytes of a row, on average."""
+        count = len(self.images)
+        return bytes_of_rows(self.stages, self.sizes, range(count)) // count
+
+    @property
+    def most_of_a_shard(self) -> int:
+        """How many rows a shard has at the most, however small they are."""
+        if len(self.images) <= LONG_LIST or any(len(stage.shape) > 1 for stage in self.stages):
+            return MAX_SHARD_ROWS
+        longest = max(len(os.fsencode(key)) for key in self.images.keys)
+        return max(MAX_SHARD_ROWS, min(MAX_VECTORS, KEY_BYTES // (longest + BESIDE_KEY)))
+
+
+def choose_shard_rows(
+    asked: ExtractSpec, begun: Outline | None, rows: Rows, batch_size: int, sharers: Sharers
+) -> Choice[int]:
+    """Choose the rows of a shard: whole batches, so that batches do not span shards.
+
+    `begun`: the plan that is resumed. `rows`: all of the dump.
+    """
+    if asked.shard_size is not None:
+        return Choice(_whole_batches(-(-asked.shard_size // batch_size), batch_size), "shard size as asked")
+    if begun is not None:  # another memory, another average or another rule is no other dump
+        return Choice(begun.shard_rows, SIZE_AS_BEGUN)
+    default = default_shard_rows(batch_size, rows.bytes_of_each, rows.most_of_a_shard)
+    num_batches = -(-len(rows.images) // batch_size)
+    shared = _whole_batches(num_batches // (FOR_EACH * sharers.count), batch_size)
+    if sharers.count > 1 and shared < default:
+        return Choice(shared, f"shard size for {sharers}")
+    return Choice(default, DEFAULT)
+
+
+def default_shard_rows(batch_size: int, bytes_per_image: int, most: int = MAX_SHARD_ROWS) -> int:
+    """As many rows as have about SHARD_BYTES, and no more than `most`, but a batch at least."""
+    return _whole_batches(min(SHARD_BYTES // max(1, bytes_per_image), most) // batch_size, batch_size)
+
+
+def _whole_batches(number: int, batch_size: int) -> int:
+    return min(max(1, number), max(1, MOST // batch_size)) * batch_size
+
+
+def too_few(plan: Outline, batch_size: int, sharers: Sharers) -> str | None:
+    """What is said where some of those who share the work get no shard, with the way out; None where all get one."""
+    if plan.num_shards >= sharers.count:
+        return None
+    fewer = f"{counted(plan.num_shards, 'shard')} for {sharers}"
+    if plan.num_images < sharers.count:
+        return f"{fewer}: the list has no more than {counted(plan.num_images, 'image')}"
+    is_one_batch = -(-plan.num_images // batch_size) < sharers.count
+    smaller = "--batch-size and --shard-size" if is_one_batch else "--shard-size"
+    return f"{fewer}: with a smaller {smaller} in the command that begins the dump, all have work"
