@@ -12,6 +12,7 @@ import argparse
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from host import described
 from photographs import SMALL, draw
 
 import featcli
+from featcli.dump import shard
 from featcli.dump.folder import Dump
 from featcli.dump.formats import FORMATS
 from featcli.dump.plan import digest_images, digest_keys
@@ -53,9 +55,9 @@ def make(like, path, name, num_shards, side):
     writer, maps = DumpWriter(dump, plan.environment), np.random.default_rng(0).random((rows, *shape), np.float32)
     valid = np.ones(rows, np.uint8)
     for number in range(num_shards):
-        shard = writer.start_shard(number, images.keys[number * rows : (number + 1) * rows], {})
-        shard.write({STAGE: maps})
-        writer.commit(number, shard, {"valid": valid}, (), plan.settings.batch_size, {})
+        shard = writer.start(number, images.keys[number * rows : (number + 1) * rows], {})
+        shard.file.write({STAGE: maps})
+        writer.commit(shard, {"valid": valid})
     finalize(dump)
 
 
@@ -153,6 +155,7 @@ def main():
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     chosen = parser.parse_args()
     os.fsync = lambda descriptor: None  # nothing of it has to outlive a power cut
+    shard.LEAST = sys.maxsize  # through the page cache: files that it was read into later lie there in smaller pieces
     print(
         f"{described()}, medians of {chosen.rounds}, {most_open()} files open at most\n"
         f"{'':<35} a random row         a shuffled epoch, a row\n"

@@ -63,9 +63,39 @@ def test_one_piece_larger_than_the_limit_still_passes():
     assert done == [1, 2]
 
 
-def test_an_exception_outside_drops_what_waits():
-    """When the giver fails, work that has not begun is dropped and the thread ends."""
-    before, started, dropped, done = threading.enumerate(), threading.Event(), threading.Event(), []
+def test_what_was_given_is_done_though_the_giver_fails():
+    """When the giver is interrupted, what it gave is done before the thread ends."""
+    before, started, go_on, done = threading.enumerate(), threading.Event(), threading.Event(), []
+
+    def until_it_may():
+        started.set()
+        done.append(go_on.wait(60))
+
+    with pytest.raises(KeyboardInterrupt), Background(10) as background:
+        background.give(until_it_may)
+        started.wait()
+        background.give(lambda: done.append("the next"))
+        background.give(go_on.set)
+        go_on.set()
+        raise KeyboardInterrupt
+    assert done == [True, "the next"]
+    assert threading.enumerate() == before
+
+
+def test_the_error_of_the_giver_is_what_is_heard():
+    """Where the giver and its work both fail, the giver's own error is raised."""
+
+    def broken():
+        raise OSError(28, "full")
+
+    with pytest.raises(KeyboardInterrupt), Background(10) as background:
+        background.give(broken)
+        raise KeyboardInterrupt
+
+
+def test_a_second_interrupt_drops_what_waits(monkeypatch):
+    """Whoever interrupts again does not wait for work that has not begun."""
+    started, dropped, done = threading.Event(), threading.Event(), []
 
     def until_the_next_is_dropped():
         started.set()
@@ -76,10 +106,18 @@ def test_an_exception_outside_drops_what_waits():
         weakref.finalize(work, dropped.set)  # once nobody is going to do it
         background.give(work)
 
+    join, joins = threading.Thread.join, []
+
+    def interrupted_once(thread, timeout=None):
+        joins.append(thread)
+        if len(joins) == 1:
+            raise KeyboardInterrupt
+        join(thread, timeout)
+
     with pytest.raises(KeyboardInterrupt), Background(10) as background:
         background.give(until_the_next_is_dropped)
         started.wait()
         give_next()
+        monkeypatch.setattr(threading.Thread, "join", interrupted_once)
         raise KeyboardInterrupt
     assert done == [True]
-    assert threading.enumerate() == before

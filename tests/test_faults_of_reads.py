@@ -287,7 +287,7 @@ def test_no_shard_is_damaged_by_what_cannot_be_read(dump, fails, call, name):
 @pytest.mark.parametrize("call", ["listdir", "stat", "open", "pread"])
 def test_no_committed_shard_is_forgotten(dump, fails, call):
     """A folder that cannot be listed is no empty one, and a shard that cannot be looked at is not gone."""
-    assert Dump.at(dump).committed().unfinished == []
+    assert Dump.at(dump).committed().missing == []
     known = Dump.at(dump)
     fails(call, errno.ESTALE, dump / "shards")
     with pytest.raises(MachineError):

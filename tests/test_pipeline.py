@@ -1,10 +1,13 @@
 """The parts of the pipeline, each by itself: what gives batches of shards, and what makes files of rows."""
 
+import errno
+import os
 from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import featcli
 from conftest import draw, tree
@@ -19,7 +22,7 @@ from featcli.pixels.batches import AHEAD, Decoder, SizedImages
 from featcli.pixels.failure import Failure
 from featcli.pixels.sizes import Sizes
 from featcli.run.sink import Sink
-from featcli.run.source import Shard, Source
+from featcli.run.source import Shard, ShardBatch, Source
 from featcli.spec.groups import InputSpec, PixelSpec
 
 SIZE, ROWS, BATCH = (8, 10), 5, 2
@@ -35,13 +38,16 @@ class Pixels:
 class Into:
     """Stands for what writes a dump of which some shards are there."""
 
-    dump = SimpleNamespace(plan=SimpleNamespace(settings=SimpleNamespace(batch_size=BATCH)))
+    dump = SimpleNamespace(plan=SimpleNamespace(settings=SimpleNamespace(batch_size=BATCH), stages=()))
 
     def __init__(self, done=()):
         self.done = {*done}
 
     def is_done(self, number):
         return number in self.done
+
+    def take_up(self, *_):
+        return None
 
 
 @pytest.fixture
@@ -138,9 +144,14 @@ def make(sink, shard, whole, micro_batch=4, traits=(), **more):
     for first in range(shard.rows.start, shard.rows.stop, 2):
         rows = range(first, first + 2)
         given = rows_of(whole, rows, **more)
-        sink.write(shard, given, failures_in(whole, rows), Counter(traits))
+        sink.write(batch_of(shard, rows, whole, traits), given, micro_batch)
         assert given.released == [rows]
-    sink.commit(shard, micro_batch)
+
+
+def batch_of(shard, rows, whole, traits=(), begun=None):
+    """A batch of that shard whose pixels nobody needs any more."""
+    failures = failures_in(whole, rows)
+    return ShardBatch(rows, torch.empty(0), failures, Counter(traits), shard=shard, begun=begun)
 
 
 def test_rows_become_a_dump(begun, whole, tmp_path):
@@ -179,16 +190,21 @@ def test_a_shard_that_another_process_has_made(begun, whole, tmp_path):
     assert tree(tmp_path / "d") == before
 
 
-def test_a_shard_that_is_given_up(begun, whole, tmp_path):
-    """When something goes wrong on the way, nothing of the shard is left, and the others are."""
+def test_a_shard_that_is_given_up(begun, whole, tmp_path, monkeypatch):
+    """Where the disk keeps nothing of it, nothing of the shard is left, and the others are."""
     into, shards = begun
     with pytest.raises(KeyboardInterrupt), Sink(into, lambda *_, **__: None, lambda _: None) as sink:
         make(sink, shards[0], whole)
-        sink.write(shards[1], rows_of(whole, range(4, 6)), failures_in(whole, range(4, 6)), Counter())
+        sink.write(batch_of(shards[1], range(4, 6), whole), rows_of(whole, range(4, 6)), 4)
         assert [path.name.endswith(PARTIAL) for path in (tmp_path / "d" / "shards").iterdir()].count(True) == 1
+        monkeypatch.setattr("os.fsync", refused)
         raise KeyboardInterrupt
     assert sorted(path.name for path in (tmp_path / "d" / "shards").iterdir()) == ["00000.h5", "00000.json"]
     assert verify(tmp_path / "d").state == "incomplete"
+
+
+def refused(_):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_a_shard_that_is_made_again(begun, whole):

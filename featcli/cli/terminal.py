@@ -92,6 +92,12 @@ class Terminal:
     def _there(self, images: int, **_: Any) -> None:
         self._bar.update(images)  # by another process
 
+    def _resumed(self, rows: int, **_: Any) -> None:
+        self._bar.update(rows)  # by an earlier run
+
+    def _kept(self, **_: Any) -> None:
+        pass
+
     def _end(self, **facts: Any) -> None:
         self.close()
         self._say(summary(facts))

@@ -23,6 +23,7 @@ PARTIAL = ".partial"
 PARTIAL_NAME = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial", re.DOTALL)  # as create_partial gives it: of which file
 # The file systems that know no hard links say so in one of these ways.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+RECORD = ".json"  # ends the name of the record that lies beside the partial file of an unfinished shard
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -48,6 +49,35 @@ def create_partial(final: Path) -> tuple[int, Path]:
         os.close(descriptor)
 
 
+def record_of_partial(partial: Path) -> Path:
+    """Where the record lies that says what of a partial file is worth keeping."""
+    return partial.with_name(partial.name + RECORD)
+
+
+def take_partial(path: Path) -> tuple[int, bool] | None:
+    """Open a partial file whose writer is dead, and lock it as `create_partial` does.
+
+    Returns (file descriptor, whether it is locked): where the file system knows no locks, nobody can tell whether its
+    writer lives. None where it lives, where another process was faster, and where no such file is.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    is_locked, is_free = True, True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # whoever was faster in between has it
+    except BlockingIOError:
+        is_free = False
+    except OSError:
+        is_locked = False
+    if is_free and _names(path, descriptor):
+        return descriptor, is_locked
+    os.close(descriptor)
+    return None
+
+
 def _names(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
@@ -56,11 +86,14 @@ def _names(path: Path, descriptor: int) -> bool:
 
 
 def remove_stale(folder: Path, final: str = "") -> int:
-    """Remove the partial files (for that name alone) whose writers are dead, and no other file; how many there were."""
+    """Remove the partial files (for that name alone) whose writers are dead, and no other file; how many there were.
+
+    Those that a record lies beside stay: they are unfinished shards.
+    """
     removed = 0
     for name in names_in(folder):
         path, named = folder / name, PARTIAL_NAME.fullmatch(name)
-        if named is None or final not in ("", named[1]):
+        if named is None or final not in ("", named[1]) or is_there(record_of_partial(path)):
             continue
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -92,6 +125,7 @@ def publish(partial: Path, final: Path, replace: bool = False) -> bool:
     """
     if replace:
         os.replace(partial, final)
+        partial.unlink(missing_ok=True)  # it stays where both are names of one file
         sync_folder(final.parent)
         return True
     try:

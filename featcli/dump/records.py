@@ -39,7 +39,7 @@ def read_record(path: Path, plan: Plan, number: int, file_name: str) -> dict[str
     """The record of a shard whose file has this name. Raises DamagedError for one that is damaged or foreign."""
     try:
         record = read_checksummed(path)
-        _check(record, plan, number, file_name)
+        check_record(record, plan, number, file_name, len(plan.shard(number)))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(
             f"record {shown(path)}: damaged ({error})",
@@ -48,9 +48,9 @@ def read_record(path: Path, plan: Plan, number: int, file_name: str) -> dict[str
     return record
 
 
-def _check(record: Mapping[str, Any], plan: Plan, number: int, file_name: str) -> None:
+def check_record(record: Mapping[str, Any], plan: Plan, number: int, file_name: str, num_rows: int) -> None:
     """Raise ValueError where a field is not what its readers rely on: the file may be anybody's."""
-    rows = plan.shard(number)
+    rows = plan.shard(number)[:num_rows]
     planned = {
         "shard": number,
         "file": file_name,
@@ -94,7 +94,6 @@ class CommittedShards:
             self.damaged.add(record["shard"])
         if record["failures"]:
             self.failed.add(record["shard"])
-        self.packages.update(record.get("environment", {}))
         self.remember((record,))
 
     def remember(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -102,9 +101,11 @@ class CommittedShards:
         for record in records:
             self.failed_rows.update(failure["row"] for failure in record["failures"])
             self.sizes.update((int(row), size) for row, size in record.get("sizes", {}).items())
+            for environment in (record.get("environment", {}), *record.get("environments", ())):
+                self.packages.update(environment)
 
     @property
-    def unfinished(self) -> list[int]:
+    def missing(self) -> list[int]:
         """The shards that are not there whole, in order."""
         whole = self._there - self.damaged
         return [number for number in range(self.num_shards) if number not in whole]

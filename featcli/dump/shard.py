@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from featcli.dump.atomic_file import create_partial, publish, write_all
+from featcli.dump.atomic_file import create_partial, publish, record_of_partial, write_all
 from featcli.dump.formats import Format
 from featcli.dump.formats.layout import Array, DoesNotFitError, is_stage
 from featcli.errors import UsageError, shown
@@ -81,9 +81,10 @@ class DirectFile:
 
 
 class ShardWriter:
-    """A shard being written under a partial name. Nothing exists under its own name before `commit`.
+    """A shard being written under a partial name. Nothing exists under its own name before `publish`.
 
-    Raises UsageError for keys that the format cannot hold.
+    `partial`: descriptor and path of a partial file of that shard with which to go on; else a new one is made. Raises
+    UsageError for keys that the format cannot hold.
     """
 
     def __init__(
@@ -93,13 +94,15 @@ class ShardWriter:
         arrays: Mapping[str, tuple[str, tuple[int, ...]]],  # name -> (dtype, shape)
         keys: Sequence[str],
         attributes: Mapping[str, str],
+        partial: tuple[int, Path] | None = None,
     ) -> None:
         self.final = final
-        self._descriptor, self._partial = create_partial(final)
-        self._file = DirectFile(self._descriptor, self._partial)
+        self._descriptor, self.partial = partial or create_partial(final)
+        self._file = DirectFile(self._descriptor, self.partial)
+        self._is_lost = False  # a disk that once failed to keep what it took may say later that it has it
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hash")  # while the disk is waited for
-        try:
-            self.layout = shard_format.lay_out(str(self._partial), arrays, keys, attributes)
+        try:  # where the file has all of this already, the same bytes come over it
+            self.layout = shard_format.lay_out(str(self.partial), arrays, keys, attributes)
         except DoesNotFitError as error:
             self.abort()
             raise UsageError(
@@ -107,23 +110,55 @@ class ShardWriter:
                 "use --format hdf5 or a smaller --shard-size, in another -o or with --overwrite",
             ) from None
         except BaseException:
-            self.abort()
+            self.abort() if partial is None else self.close()
             raise
         self._digests = {name: xxhash.xxh3_128() for name in arrays if is_stage(name)}
         self._ends = {name: array.offset for name, array in self.layout.arrays.items()}  # of what is written of each
 
     def write(self, maps: Mapping[str, np.ndarray]) -> None:
-        """Write the next rows of each stage."""
-        hashing = [self._hasher.submit(self._digests[name].update, rows.data.cast("B")) for name, rows in maps.items()]
+        """Write the next rows of each stage. Where that fails, none of them counts as written."""
+        digests = {name: self._digests[name].copy() for name in maps}
+        hashing = [self._hasher.submit(digests[name].update, rows.data.cast("B")) for name, rows in maps.items()]
         try:
             for name, rows in maps.items():
                 assert self._ends[name] + rows.nbytes <= self.layout.arrays[name].end
                 self._file.write(rows, self._ends[name])
-                self._ends[name] += rows.nbytes
         finally:
             wait(hashing)  # the rows are the caller's again
         for hashed in hashing:
             hashed.result()
+        self._digests.update(digests)
+        for name, rows in maps.items():
+            self._ends[name] += rows.nbytes
+
+    def keep(self) -> ShardSummary:
+        """Put what is written so far on the disk, and say what that is. Raises OSError, also after it did so before."""
+        self._sync()
+        return ShardSummary(self.partial.name, self.layout.size, self._hashes())
+
+    def take_up(self, source: int, num_bytes: Mapping[str, int], hashed: Mapping[str, int], kept: ShardSummary) -> bool:
+        """Take up rows that are on the disk, in this file or in another that they are copied from.
+
+        Returns whether they are what was `kept`. `source`: descriptor. `num_bytes`: that are wanted of each stage;
+        `hashed`: that the hashes are of.
+        """
+        stages = {name: self.layout.arrays[name] for name in self._digests}
+        if kept.bytes != self.layout.size:
+            return False
+        is_copied = source != self._descriptor
+        for name, array in stages.items():
+            digest, end = xxhash.xxh3_128(), array.offset + hashed[name]
+            self._ends[name] = array.offset + num_bytes[name]
+            for begin, content in _pieces(source, array.offset, self._ends[name]):
+                digest.update(content)
+                if is_copied:
+                    write_all(self._descriptor, memoryview(content), begin)
+            self._digests[name] = digest.copy()
+            for _, content in _pieces(source, self._ends[name], end):
+                digest.update(content)
+            if digest.hexdigest() != kept.hashes[name]:
+                return False
+        return is_copied or hash_rest(source, self.layout.size, list(stages.values())) == kept.hashes[REST]
 
     def finish(self, beside: Mapping[str, np.ndarray]) -> ShardSummary:
         """Write the arrays that are not of stages. Afterwards all is on the disk but the name."""
@@ -132,24 +167,46 @@ class ShardWriter:
         for name, content in beside.items():
             write_all(self._descriptor, content.data.cast("B"), layout.arrays[name].offset)
         write_all(self._descriptor, memoryview(layout.header), 0)  # last: it makes the file a file
-        os.fsync(self._descriptor)
+        self._sync()
+        return ShardSummary(self.final.name, layout.size, self._hashes())
+
+    def _sync(self) -> None:
+        if self._is_lost:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        try:
+            os.fsync(self._descriptor)
+        except OSError:
+            self._is_lost = True
+            raise
+
+    def _hashes(self) -> dict[str, str]:
         hashes = {name: digest.hexdigest() for name, digest in self._digests.items()}
-        hashes[REST] = hash_rest(self._descriptor, self.layout.size, [layout.arrays[name] for name in self._digests])
-        return ShardSummary(self.final.name, layout.size, hashes)
+        stages = [self.layout.arrays[name] for name in self._digests]
+        return {**hashes, REST: hash_rest(self._descriptor, self.layout.size, stages)}
 
     def publish(self) -> None:
         """Give the file its name, which whoever calls knows to be free of committed shards. It is then on the disk."""
-        publish(self._partial, self.final, replace=state_at(self.final, follow_links=False) is not None)
-        self._close()
+        publish(self.partial, self.final, replace=state_at(self.final, follow_links=False) is not None)
+        self.close()
 
     def abort(self) -> None:
-        """Remove the partial file, if it has not got its name."""
-        self._partial.unlink(missing_ok=True)
-        self._close()
+        """Remove the partial file, if it has not got its name, and the record beside it."""
+        if self.partial.exists():
+            record_of_partial(self.partial).unlink(missing_ok=True)
+            self.partial.unlink(missing_ok=True)
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Let go of the file: what is there stays, for whoever takes it up."""
         self._hasher.shutdown()
         self._file.close()
+
+
+def _pieces(descriptor: int, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """The bytes of a file from one place to another, as (place, bytes); fewer where the file ends before."""
+    while begin < end and (content := os.pread(descriptor, min(end - begin, PIECE_BYTES), begin)):
+        yield begin, content
+        begin += len(content)
 
 
 def hash_rest(descriptor: int, size: int, arrays: Sequence[Array]) -> str:
@@ -157,11 +214,10 @@ def hash_rest(descriptor: int, size: int, arrays: Sequence[Array]) -> str:
     digest, position = xxhash.xxh3_128(), 0
     spans = sorted((array.offset, array.end) for array in arrays)
     for begin, end in [*spans, (size, size)]:
-        while position < begin:
-            piece = os.pread(descriptor, min(begin - position, PIECE_BYTES), position)
-            if not piece:
-                raise EOFError("cut short while it was read")
-            digest.update(piece)
-            position += len(piece)
+        for place, content in _pieces(descriptor, position, begin):
+            digest.update(content)
+            position = place + len(content)
+        if position < begin:
+            raise EOFError("cut short while it was read")
         position = max(position, end)
     return digest.hexdigest()

@@ -21,7 +21,7 @@ from featcli.dump.atomic_file import (
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, OURS, PLAN, SHARDS, Dump, in_use
 from featcli.dump.lock import FolderLock
 from featcli.errors import ConflictError, MachineError, shown
-from featcli.system.files import is_file, is_folder, is_link, is_there, names_in, state_at
+from featcli.system.files import allocated_bytes, is_file, is_folder, is_link, is_there, names_in
 
 
 def check_target(path: Path, overwrite: bool) -> None:
@@ -111,10 +111,7 @@ def existing_parent(path: Path) -> Path:
 
 def stored_bytes(path: Path) -> int:
     """Bytes of the shard files in a folder, whatever state the dump is in."""
-    found = [
-        state_at(path / SHARDS / name, follow_links=False) for name in names_in(path / SHARDS) if OURS.fullmatch(name)
-    ]
-    return sum(file.st_size for file in found if file is not None)
+    return sum(allocated_bytes(path / SHARDS / name) for name in names_in(path / SHARDS) if OURS.fullmatch(name))
 
 
 def remove_dump(path: Path) -> None:

@@ -5,25 +5,29 @@ A record is published after its shard file, the manifest after all records: what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featcli.dump.atomic_file import disk_errors, publish_lines, sync_folder
+from featcli.dump.atomic_file import disk_errors, publish_lines, record_of_partial, sync_folder, take_partial
 from featcli.dump.checksummed_json import publish_checksummed
 from featcli.dump.folder import BEFORE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump
+from featcli.dump.formats.layout import Array, is_stage
 from featcli.dump.lock import one_at_a_time
 from featcli.dump.plan import Plan, image_lines, with_fingerprint
 from featcli.dump.records import failure_lines, manifest_content, record_content
 from featcli.dump.shard import ShardSummary, ShardWriter
-from featcli.errors import IncompleteError, counted, shown
+from featcli.dump.unfinished import RowsMade, Unfinished
+from featcli.errors import IncompleteError, MachineError, counted, shown
+from featcli.events import Report, silent
 from featcli.inputs.image_list import ImageList
-from featcli.pixels.failure import Failure
-from featcli.pixels.traits import Trait
-from featcli.system.files import is_there
+from featcli.system.faults import RESUMES, is_of_machine
+from featcli.system.files import is_there, open_regular
 
 
 def create(path: Path, plan: Plan, images: ImageList) -> bool:
@@ -48,7 +52,23 @@ def resume(dump: Dump, plan: Plan, images: ImageList, retry_failed: bool = False
     for number in dump.numbered(".json" + BEFORE):
         if dump.is_committed(number):  # a kill left it: what has come in its place was there already
             _before(dump, number).unlink(missing_ok=True)
+    for one in dump.unfinished():
+        if dump.is_committed(one.number) and not retry_failed:  # by another process, or before a kill
+            one.remove()
     return resized
+
+
+@dataclass
+class BegunShard:
+    """A shard that is being made: its file, and what is known of the rows in it."""
+
+    number: int
+    file: ShardWriter
+    made: RowsMade
+
+    def close(self) -> None:
+        """Let go of it: what is on the disk stays, for whoever takes it up. Nothing where that was done before."""
+        self.file.close()
 
 
 @dataclass(frozen=True)
@@ -60,65 +80,199 @@ class DumpWriter:
     again: frozenset[int] = frozenset()  # committed shards that are to be made again
     # row -> size in bytes, of images that are not as they were listed
     resized: Mapping[int, int] = field(default_factory=dict)
+    retry_failed: bool = False  # rows of images that failed are taken up from nobody
 
     def is_done(self, number: int) -> bool:
         """Whether a shard is committed, by whomever, and stays as it is."""
         return number not in self.again and self.dump.is_committed(number)
 
-    def start_shard(self, number: int, keys: Sequence[str], shapes: Mapping[str, np.ndarray]) -> ShardWriter:
-        """A writer for one shard, under a partial name. `shapes`: (rows, 3) of stages whose maps differ in size."""
-        dump, plan = self.dump, self.dump.plan
-        arrays = plan.arrays(number, shapes)
-        return ShardWriter(dump.shard_path(number), dump.format, arrays, keys, dump.attributes(number))
+    def start(self, number: int, keys: Sequence[str], shapes: Mapping[str, np.ndarray]) -> BegunShard:
+        """Begin a shard, under a partial name. `shapes`: (rows, 3) of stages whose maps differ in size."""
+        return BegunShard(number, self._file(number, keys, shapes), RowsMade())
 
-    def commit(
+    def take_up(
         self,
         number: int,
-        writer: ShardWriter,
-        beside: Mapping[str, np.ndarray],
-        failures: Sequence[Failure],
-        micro_batch: int,
-        traits: Mapping[Trait, int],
-    ) -> dict[str, Any] | None:
+        keys: Sequence[str],
+        shapes: Mapping[str, np.ndarray],
+        starts: Sequence[int],
+        report: Report = silent,
+    ) -> BegunShard | None:
+        """Go on with a shard that another run began, at the start of a batch; None where there is no such shard.
+
+        `starts`: the rows at which its batches start. A record that does not fit its file is thrown away, with
+        a warning. Raises MachineError where the rows cannot be read back.
+        """
+        for found in self.dump.unfinished():
+            if found.number != number:
+                continue
+            problem = found.problem
+            if found.record is not None:
+                with _reading_back(found.partial):
+                    begun = self._take_up(found, found.record, keys, shapes, starts)
+                if isinstance(begun, BegunShard):
+                    return begun
+                problem = begun
+            if problem:
+                found.remove()
+                text = f"unfinished shard {number}: {problem}: its {counted(found.rows, 'row')} are made again"
+                report("warning", text=text)
+        return None
+
+    def _take_up(
+        self,
+        found: Unfinished,
+        record: Mapping[str, Any],
+        keys: Sequence[str],
+        shapes: Mapping[str, np.ndarray],
+        starts: Sequence[int],
+    ) -> BegunShard | str:
+        """The shard; or why it is to be thrown away, which is empty where somebody else has it."""
+        rows, made = self.dump.plan.shard(found.number), RowsMade.from_json(record)
+        most = rows.start + made.count
+        if self.retry_failed:  # images that failed, or were read and are others by now
+            sizes = {*record.get("sizes", {}).items()} ^ {*self._sizes(found.number).get("sizes", {}).items()}
+            most = min([most, *(failure.row for failure in made.failures), *(int(row) for row, _ in sizes)])
+        stop = max(start for start in (rows.start, *starts) if start <= most)  # the last batch is what commits a shard
+        if stop == rows.start:
+            return "no whole batch is worth keeping"
+        source = self._source(found)
+        if source is None:
+            return ""
+        descriptor, is_own = source
+        if os.fstat(descriptor).st_size != record["bytes"]:
+            os.close(descriptor)
+            return "its file is of another size"
+        mine = self._file(found.number, keys, shapes, (descriptor, found.partial) if is_own else None)
+        try:
+            layout, kept = mine.layout.arrays, ShardSummary(record["file"], record["bytes"], record["hashes"])
+            wanted = {name: _bytes_of(layout[name], shapes.get(name), stop - rows.start) for name in _stages(layout)}
+            hashed = {name: _bytes_of(layout[name], shapes.get(name), made.count) for name in _stages(layout)}
+            fits = mine.take_up(descriptor, wanted, hashed, kept)
+        except BaseException:
+            mine.close() if is_own else mine.abort()
+            raise
+        finally:
+            if not is_own:
+                os.close(descriptor)
+        if not fits:
+            mine.close() if is_own else mine.abort()
+            return "its rows are not those that were kept"
+        made.cut(range(rows.start, stop))
+        return BegunShard(found.number, mine, made)
+
+    def _source(self, found: Unfinished) -> tuple[int, bool] | None:
+        """A descriptor of the file with the rows, and whether it is this process's own from now on.
+
+        Where no other process may write to it, it is. Else, and where it has its name already, rows are copied from it.
+        """
+        taken = take_partial(found.partial)
+        if taken is not None:
+            descriptor, is_locked = taken
+            return descriptor, is_locked and os.fstat(descriptor).st_nlink == 1
+        if is_there(found.partial) or is_there(self.dump.record_path(found.number)):
+            return None  # its writer lives, or has committed the shard
+        try:
+            return open_regular(self.dump.shard_path(found.number)), False
+        except (OSError, ValueError):
+            return None
+
+    def _file(
+        self,
+        number: int,
+        keys: Sequence[str],
+        shapes: Mapping[str, np.ndarray],
+        partial: tuple[int, Path] | None = None,
+    ) -> ShardWriter:
+        dump = self.dump
+        arrays = dump.plan.arrays(number, shapes)
+        return ShardWriter(dump.shard_path(number), dump.format, arrays, keys, dump.attributes(number), partial)
+
+    def keep(self, begun: BegunShard) -> None:
+        """Put the rows of an unfinished shard on the disk, then the record that says so. Raises OSError."""
+        written = begun.file.keep()
+        record = begun.made.to_json(self.dump.plan, begun.number, written)
+        record |= {"environments": self._environments(begun.made), **self._sizes(begun.number)}
+        publish_checksummed(record_of_partial(begun.file.partial), record, replace=True)
+
+    def commit(self, begun: BegunShard, beside: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
         """Commit a shard whose rows are written: name its file, then publish its record. Returns the record.
 
-        None where another process was first. `beside`: the arrays that are not of stages. `micro_batch`: how many
-        images went through the backbone together, where memory did not allow for a whole batch. `traits`: of how many
-        pictures each is true.
+        None where another process was first. `beside`: the arrays that are not of stages.
         """
-        record = self._record(number, writer.finish(beside), failures, micro_batch, traits)
+        number = begun.number
+        record = self._record(number, begun.file.finish(beside), begun.made)
         path, before = self.dump.record_path(number), _before(self.dump, number)
         with one_at_a_time(self.dump.path / SHARDS):
             if self.is_done(number):
-                writer.abort()
+                begun.file.abort()
                 return None
             if is_there(path):  # from here on the shard is not committed; what it says of failed images is kept
                 path.replace(before)
                 sync_folder(self.dump.path / SHARDS)
-            writer.publish()
+            begun.file.publish()
             publish_checksummed(path, record, replace=True)
             before.unlink(missing_ok=True)
+            # Last: until then the rows that were kept are all there is to go on with.
+            _forget_unfinished(self.dump, number)
         return record
 
-    def _record(
-        self,
-        number: int,
-        written: ShardSummary,
-        failures: Sequence[Failure],
-        micro_batch: int,
-        traits: Mapping[Trait, int],
-    ) -> dict[str, Any]:
+    def _record(self, number: int, written: ShardSummary, made: RowsMade) -> dict[str, Any]:
         plan = self.dump.plan
-        record = record_content(plan, number, written, failures)
+        record = record_content(plan, number, written, made.failures)
         if plan.counts_traits:
-            record["pictures"] = {"read": len(plan.shard(number)) - len(failures), **dict(sorted(traits.items()))}
-        if sizes := {str(row): size for row, size in self.resized.items() if row in plan.shard(number)}:
-            record["sizes"] = sizes
-        if micro_batch < plan.settings.batch_size:
-            record["batch_size"] = micro_batch
-        if self.environment != plan.environment:
+            counts = dict(sorted(made.all_traits.items()))
+            record["pictures"] = {"read": len(plan.shard(number)) - len(made.failures), **counts}
+        record |= self._sizes(number)
+        if made.least_batch is not None:
+            record["batch_size"] = made.least_batch
+        others = [one for one in self._environments(made) if one != dict(self.environment)]
+        if others or self.environment != plan.environment:
             record["environment"] = dict(self.environment)
+        if others:  # processes before this one, which made some of its rows
+            record["environments"] = others
         return record
+
+    def _sizes(self, number: int) -> dict[str, Any]:
+        """The sizes of images of a shard that are not as they were listed, as records have them."""
+        rows = self.dump.plan.shard(number)
+        sizes = {str(row): size for row, size in self.resized.items() if row in rows}
+        return {"sizes": sizes} if sizes else {}
+
+    def _environments(self, made: RowsMade) -> list[dict[str, str]]:
+        """Of the processes that made rows of a shard, each one once, this one last."""
+        mine = dict(self.environment)
+        return [*(dict(one) for one in made.environments if dict(one) != mine), mine]
+
+
+def _stages(arrays: Iterable[str]) -> list[str]:
+    return [name for name in arrays if is_stage(name)]
+
+
+def _bytes_of(array: Array, shapes: np.ndarray | None, count: int) -> int:
+    """Bytes of the first `count` rows of an array; `shapes`: (rows, 3) of maps that differ in size."""
+    rows = count if shapes is None else int(shapes[:count].astype(np.int64).prod(1).sum())
+    return rows * array.row_bytes
+
+
+@contextmanager
+def _reading_back(partial: Path) -> Iterator[None]:
+    """What keeps rows that are on the disk from being read, with the way out where that stays so."""
+    try:
+        yield
+    except OSError as error:
+        if not is_of_machine(error):
+            raise
+        raise MachineError(
+            f"unfinished shard {shown(partial)}: {os.strerror(error.errno or 0)}",
+            f"see to the disk; {RESUMES}, and without that file it makes the shard anew",
+        ) from error
+
+
+def _forget_unfinished(dump: Dump, number: int) -> None:
+    for one in dump.unfinished():
+        if one.number == number:
+            one.remove()
 
 
 def reopen(dump: Dump) -> None:

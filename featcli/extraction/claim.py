@@ -44,7 +44,7 @@ class ShardsToMake:
 
 def shards_to_make(dump: Dump, retry_failed: bool, part: Part | None) -> ShardsToMake:
     """What a look at every record of a dump says. Raises DamagedError."""
-    missing = dump.found.unfinished
+    missing = dump.found.missing
     again = sorted(dump.found.failed - {*missing}) if retry_failed else []
     return ShardsToMake(missing=in_part(missing, part), again=in_part(again, part))
 
@@ -97,4 +97,5 @@ def _state_now(path: Path, job: Job, asked: ExtractSpec) -> tuple[DumpWriter, Sh
     resized = resume(dump, job.plan, job.images, asked.retry_failed)
     to_make = shards_to_make(dump, asked.retry_failed, part_of(asked.part))
     refuse_without_extras(dump, job.images, bool(to_make.all))
-    return DumpWriter(dump, job.plan.environment, again=frozenset(to_make.again), resized=resized), to_make
+    again, retries = frozenset(to_make.again), asked.retry_failed
+    return DumpWriter(dump, job.plan.environment, again=again, resized=resized, retry_failed=retries), to_make

@@ -94,7 +94,7 @@ def _run_once(asked: ExtractSpec, report: Report, listing: Listing | None) -> Ou
         shards = shards_to_make(existing, asked.retry_failed, part).all
     else:
         shards = list(in_part(range(job.plan.num_shards), part))
-    _refuse_if_too_large(path, job, shards, asked.overwrite, existing is None)
+    _refuse_if_too_large(path, job, shards, asked.overwrite, existing)
     with (
         _told_if_interrupted(path, job.plan, report),  # when no worker is at work any more
         closing(_engine(asked, job.plan, setup, report)) as engine,
@@ -111,16 +111,18 @@ def _run_once(asked: ExtractSpec, report: Report, listing: Listing | None) -> Ou
             return _make(order, engine, part, job.shard_rows.reason, time.perf_counter() - began, report)
 
 
-def _refuse_if_too_large(path: Path, job: Job, shards: Sequence[int], overwrite: bool, is_new: bool) -> None:
+def _refuse_if_too_large(path: Path, job: Job, shards: Sequence[int], overwrite: bool, existing: Dump | None) -> None:
     """Before anything is deleted or made: whether the shards to do fit into what is free. Raises MachineError."""
     needed = sum(job.plan.shard_bytes(number, job.pictures.sizes) for number in shards)
+    if existing is not None:  # what there is of them already needs no more
+        needed -= sum(one.stored_bytes for one in existing.unfinished() if one.number in shards)
     # What is to be deleted first will be free.
     with machine_errors("dump", path, strict=True):
         free = shutil.disk_usage(existing_parent(path)).free + (stored_bytes(path) if overwrite else 0)
     if needed > free:
         raise MachineError(
             f"dump {shown(path)}: {size(needed)} needed, {size(free)} free",
-            "free some space" + (", or store less: --dtype float16, --pool, fewer stages" if is_new else ""),
+            "free some space" + (", or store less: --dtype float16, --pool, fewer stages" if existing is None else ""),
         )
 
 
@@ -158,7 +160,7 @@ def _make(
         report("warning", text=few)
     if order.shards:
         stats.add(engine.run(order))
-    missing = [] if part is None else dump.committed().unfinished
+    missing = [] if part is None else dump.committed().missing
     manifest = finalize(dump) if not missing else {}
     records = manifest["shards"] if part is None else [dump.record_of(number) for number in mine]
     totals = manifest["totals"] if part is None else totals_of(records)

@@ -126,7 +126,7 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     todo = list(range(plan.num_shards))
     if existing is not None and is_same:
         found = existing.found
-        todo = sorted({*found.unfinished, *(found.failed if asked.retry_failed else ())})
+        todo = sorted({*found.missing, *(found.failed if asked.retry_failed else ())})
         refuse_without_extras(existing, listing.images, bool(todo))
     _report_existing(asked, existing, plan.num_shards - len(todo) if is_same else None, report)
     part = part_of(asked.part)

@@ -13,23 +13,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featcli.dump.folder import Dump
+from featcli.dump.folder import SHARDS, Dump
 from featcli.dump.formats.layout import Array, fill_rows, read_row, read_rows
 from featcli.errors import DamagedError, FeatcliError, shown
 from featcli.system.faults import machine_error, machine_errors
 from featcli.system.files import open_regular
 
+AGAIN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 LEAST, MOST = 8, 4096  # files that are open at once, as far as the process may open them
 SHARE = 4  # of the descriptors that it may have one in so many: others need some, and dumps may be several
 
-Version = tuple[int, int, int]  # what tells a file from another of its name: inode, bytes, time of the last change
+Version = int  # what tells a file from another of its name: a hash of inode, bytes, time of the last change
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
     """Where the arrays of a shard file lie; of stages whose maps differ in size, shapes and places of the maps too."""
 
-    path: str
     version: Version  # of the file that this is true of
     arrays: Mapping[str, Array]
     shapes: Mapping[str, np.ndarray]  # (rows, 3)
@@ -61,6 +61,8 @@ class OpenShards:
         self._dump = dump
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # those used last come last
         self._places: dict[int, Places] = {}
+        self._arrays: Mapping[str, Array] = {}  # of the last shard: nearly all have the same, and then the same object
+        self._folder, self._suffix = f"{dump.path / SHARDS}{os.sep}", dump.format.SUFFIX
         self._most = most_open()
 
     def read(self, shard: int, name: str, first: int, count: int) -> np.ndarray:
@@ -113,7 +115,7 @@ class OpenShards:
 
     def _opened(self, number: int) -> OpenShard:
         places = self._places.get(number)
-        found = self._open[number] = (places and _open_again(places)) or self._open_and_check(number)
+        found = self._open[number] = (places and self._open_again(number, places)) or self._open_and_check(number)
         if len(self._open) > self._most:
             try:  # noqa: SIM105 - as above
                 self._open.popitem(last=False)
@@ -145,7 +147,23 @@ class OpenShards:
         if attributes != (self._dump.plan.fingerprint, str(number)):
             raise DamagedError(f"shard {shown(path)}: it belongs elsewhere", "see featcli inspect for its state")
         shapes, starts = self._dump.checked_shapes(number, descriptor, layout)
-        return Places(path=str(path), version=version, arrays=layout.arrays, shapes=shapes, starts=starts)
+        if layout.arrays != self._arrays:
+            self._arrays = layout.arrays
+        return Places(version=version, arrays=self._arrays, shapes=shapes, starts=starts)
+
+    def _open_again(self, number: int, places: Places) -> OpenShard | None:
+        """Open a file that was checked before; None where it is not that file any more, or cannot be opened."""
+        try:  # the path is put together: one from far away in memory would take longer
+            descriptor = os.open(f"{self._folder}{number:05d}{self._suffix}", AGAIN)
+        except OSError:  # what is wrong is said when it is opened and checked anew
+            return None
+        try:
+            if _version(descriptor) == places.version:
+                return OpenShard(descriptor, places)
+        except OSError:
+            pass
+        os.close(descriptor)
+        return None
 
     def _unreadable(self, number: int, error: EOFError | OSError) -> FeatcliError:
         what = f"shard {shown(self._dump.shard_path(number))}"
@@ -160,21 +178,6 @@ def most_open() -> int:
     return MOST if allowed == resource.RLIM_INFINITY else max(LEAST, min(MOST, allowed // SHARE))
 
 
-def _open_again(places: Places) -> OpenShard | None:
-    """Open a file that was checked before; None where it is not that file any more, or cannot be opened."""
-    try:
-        descriptor = os.open(places.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:  # what is wrong is said when it is opened and checked anew
-        return None
-    try:
-        if _version(descriptor) == places.version:
-            return OpenShard(descriptor, places)
-    except OSError:
-        pass
-    os.close(descriptor)
-    return None
-
-
 def _version(descriptor: int) -> Version:
     found = os.fstat(descriptor)
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return hash((found.st_ino, found.st_size, found.st_mtime_ns))

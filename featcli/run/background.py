@@ -37,12 +37,10 @@ class Background:
             self._waiting_bytes += num_bytes
             self._changed.notify_all()
 
-    def close(self, finish: bool) -> None:
-        """Stop the thread: after all that waits if `finish`, else after what it is doing. Raises its error."""
+    def close(self) -> None:
+        """Stop the thread when it has done all that waits."""
         with self._changed:
             self._closing = True
-            if not finish:
-                self._waiting.clear()
             self._changed.notify_all()
         try:
             self._thread.join()
@@ -51,8 +49,6 @@ class Background:
                 self._waiting.clear()
             self._thread.join()
             raise
-        if finish:
-            self._raise()
 
     def __enter__(self) -> Background:
         return self
@@ -60,7 +56,9 @@ class Background:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(finish=error is None)
+        self.close()  # whoever stops the giver may still want what was given
+        if error is None:
+            self._raise()
 
     def _run(self) -> None:
         while True:

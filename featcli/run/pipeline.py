@@ -2,7 +2,7 @@
 
 rows of a shard  -> batches of pixels       run/source.py    ahead, by the threads that decode
 a batch          -> maps, pooled and cast   run/forward.py   on the device, fed by the thread that runs this
-maps             -> bytes of a shard file   run/sink.py      by the writer thread
+maps             -> bytes of a shard file   run/sink.py      by the writer thread, each minute put on the disk
 the last bytes   -> a committed shard       run/sink.py      likewise
 """
 
@@ -47,18 +47,20 @@ class ShardRunner:
                 self._forward.compile()
 
     def run(self, into: DumpWriter, shards: Iterable[Shard], count: Callable[[RunStats], None]) -> None:
-        """Extract these shards and commit each; those that another process has committed meanwhile are passed over.
+        """Extract these shards and commit each; those that another process has committed meanwhile are skipped.
 
         The next ones are asked for while those before are still at work. `count` is given what was done, shard by
         shard as each is committed, and the times at the end. Raises FeatcliError.
         """
         device, plan, stats = self._setup.backbone.device, into.dump.plan, RunStats()
         source, sink = Source(self._setup.decoder, into, self._report), Sink(into, self._report, count)
-        # Python leaves these in reverse order. So the writer thread has ended before the sink gives up its file, both
-        # are gone before decoding stops, and errors of all three pass through the blocks that give them their words.
+        # Python leaves these in reverse order. So the writer thread has written what was computed before the sink keeps
+        # what there is of a shard, both are done before decoding stops, and errors of all three pass through the blocks
+        # that give them their words.
         with (
             _settled_process(self._setup.threads, device),
             _errors_of_the_machine(device, into.dump.path),
+            source,
             closing(source.batches(shards)) as batches,
             sink,
             Background(QUEUED_BATCHES * plan.settings.batch_size * plan.row_bytes) as writer,
@@ -79,9 +81,7 @@ class ShardRunner:
             rows = self._forward(batch)
             for failure in batch.failures:
                 self._report("failure", **failure.to_json())
-            writer.give(partial(sink.write, batch.shard, rows, batch.failures, batch.traits), rows.nbytes)
-            if batch.ends_shard:
-                writer.give(partial(sink.commit, batch.shard, self._forward.micro_batch))
+            writer.give(partial(sink.write, batch, rows, self._forward.micro_batch), rows.nbytes)
             del rows  # the writer lets go of their memory
             self._report("batch", images=len(batch.rows))
             began = time.perf_counter()

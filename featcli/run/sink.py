@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 
 from featcli.dump.formats.layout import SHAPES, VALID
-from featcli.dump.shard import ShardWriter
-from featcli.dump.writer import DumpWriter
+from featcli.dump.writer import BegunShard, DumpWriter
+from featcli.errors import FeatcliError
 from featcli.events import Report
-from featcli.pixels.failure import Failure
-from featcli.pixels.traits import Trait
 from featcli.run.forward import BatchRows
-from featcli.run.source import Shard
+from featcli.run.source import Shard, ShardBatch
 from featcli.run.stats import RunStats
 
-
-@dataclass
-class _OpenShard:
-    """The shard whose rows are coming in."""
-
-    file: ShardWriter
-    failures: list[Failure] = field(default_factory=list)
-    traits: Counter[Trait] = field(default_factory=Counter)
-    overflown: Counter[str] = field(default_factory=Counter)
+KEEP_SECONDS = 60.0  # after which the rows of an unfinished shard are put on the disk: what a kill costs
 
 
 class Sink:
     """Writes the rows of shards, one shard after the other, and commits each once its last row is there.
 
-    `count` is given what was done, shard by shard.
+    `count` is given what was done, shard by shard. What an error leaves of a shard is kept for whoever takes it up.
     """
 
     def __init__(self, into: DumpWriter, report: Report, count: Callable[[RunStats], None]) -> None:
@@ -41,46 +31,74 @@ class Sink:
         self._into = into
         self._report = report
         self._count = count
-        self._at_work: _OpenShard | None = None
+        self._at_work: BegunShard | None = None
+        self._made = RunStats()  # of the shard that is at work, by this run
+        self._kept_rows = 0  # of it, that are on the disk
+        self._kept_at = 0.0
 
-    def write(self, shard: Shard, rows: BatchRows, failures: Sequence[Failure], traits: Counter[Trait]) -> None:
-        """Write the next rows of a shard."""
+    def write(self, batch: ShardBatch, rows: BatchRows, micro_batch: int) -> None:
+        """Write the next rows of a shard, and commit it after the last. It is dropped where another process was first.
+
+        `micro_batch`: how many images went through the backbone together.
+        """
         maps = rows.finished()
         self.compute_seconds += rows.compute_seconds
         self.waited_seconds += rows.waited_seconds
         if self._at_work is None:
-            keys = [shard.pictures.images[row].key for row in shard.rows]
-            self._at_work = _OpenShard(self._into.start_shard(shard.number, keys, self._shapes(shard)))
+            self._at_work = self._begin(batch)
         self._at_work.file.write(maps)
         rows.release()
-        self._at_work.failures += failures
-        self._at_work.traits.update(traits)
-        self._at_work.overflown.update(rows.overflown)
+        made, stats = self._at_work.made, self._made
+        made.add(batch.rows, batch.failures, batch.traits, rows.overflown)
+        if micro_batch < self._into.dump.plan.settings.batch_size:
+            made.least_batch = min(micro_batch, made.least_batch or micro_batch)
+        stats.images, stats.failed = stats.images + len(batch.rows), stats.failed + len(batch.failures)
+        stats.traits.update(batch.traits)
+        if batch.ends_shard:
+            self._commit(batch.shard)
+        elif time.monotonic() - self._kept_at >= KEEP_SECONDS:
+            self._keep()
 
-    def commit(self, shard: Shard, micro_batch: int) -> None:
-        """Commit a shard of which every row is written. It is dropped where another process was first."""
+    def _begin(self, batch: ShardBatch) -> BegunShard:
+        shard, stages = batch.shard, self._into.dump.plan.stages
+        begun = batch.begun or self._into.start(shard.number, shard.keys, shard.shapes(stages))
+        self._made, self._kept_rows, self._kept_at = RunStats(), begun.made.count, time.monotonic()
+        return begun
+
+    def _keep(self) -> None:
+        """Put the rows of the shard on the disk that is not finished."""
         assert self._at_work is not None
-        done = self._at_work
+        self._into.keep(self._at_work)
+        self._kept_rows, self._kept_at = self._at_work.made.count, time.monotonic()
+        self._report("kept", shard=self._at_work.number, rows=self._kept_rows)
+
+    def _commit(self, shard: Shard) -> None:
+        """Commit a shard of which every row is written."""
+        assert self._at_work is not None
+        begun, failures = self._at_work, self._at_work.made.failures
         valid = np.ones(len(shard.rows), np.uint8)
-        valid[[failure.row - shard.rows.start for failure in done.failures]] = 0
-        beside = {VALID: valid, **{name + SHAPES: shapes for name, shapes in self._shapes(shard).items()}}
-        record = self._into.commit(shard.number, done.file, beside, done.failures, micro_batch, done.traits)
+        valid[[failure.row - shard.rows.start for failure in failures]] = 0
+        shapes = shard.shapes(self._into.dump.plan.stages)
+        record = self._into.commit(begun, {VALID: valid, **{name + SHAPES: found for name, found in shapes.items()}})
         self._at_work = None
         if record is None:
             self._report("there", shard=shard.number, images=0)  # its batches were counted while they were made
             return
-        failed = len(done.failures)
-        self._count(RunStats(len(shard.rows), failed, traits=done.traits, overflown=done.overflown))
-        self._report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=failed)
-
-    def _shapes(self, shard: Shard) -> dict[str, np.ndarray]:
-        """(rows, 3) of each stage whose maps differ in size."""
-        ragged = [stage for stage in self._into.dump.plan.stages if stage.is_ragged]
-        return {stage.name: stage.shapes(shard.pictures.sizes.own_of(shard.rows)) for stage in ragged}
+        self._made.overflown = begun.made.overflown
+        self._count(self._made)
+        self._report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=len(failures))
 
     def __enter__(self) -> Sink:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._at_work is not None:  # an error stopped it half way: else its commit would have set this to None
+        if self._at_work is None:
+            return
+        # An error stopped it half way: else its commit would have set this to None.
+        with suppress(OSError, EOFError, FeatcliError):  # the error that stopped it is what is to be heard
+            if self._at_work.made.count > self._kept_rows and not self._into.is_done(self._at_work.number):
+                self._keep()
+        if self._kept_rows:
+            self._at_work.close()
+        else:
             self._at_work.file.abort()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from featcli.dump.writer import DumpWriter
+import numpy as np
+
+from featcli.dump.plan import StoredStage
+from featcli.dump.writer import BegunShard, DumpWriter
 from featcli.events import Report
 from featcli.pixels import batches
 from featcli.pixels.batches import Batch, Decoder, SizedImages
@@ -21,12 +24,22 @@ class Shard:
     rows: range
     pictures: SizedImages  # of these rows; where all of it stays in one process, of all rows
 
+    @property
+    def keys(self) -> list[str]:
+        """Of its rows, in order."""
+        return [self.pictures.images[row].key for row in self.rows]
+
+    def shapes(self, stages: Iterable[StoredStage]) -> dict[str, np.ndarray]:
+        """(rows, 3) of each stage whose maps differ in size."""
+        return {one.name: one.shapes(self.pictures.sizes.own_of(self.rows)) for one in stages if one.is_ragged}
+
 
 @dataclass
 class ShardBatch(Batch):
     """A batch of images of one shard."""
 
     shard: Shard = field(kw_only=True)
+    begun: BegunShard | None = None  # what an earlier run left of the shard: with the first batch that comes after it
 
     @property
     def ends_shard(self) -> bool:
@@ -41,22 +54,48 @@ class Source:
         self._decoder = decoder
         self._into = into
         self._report = report
-        self._ahead: deque[Shard] = deque()  # the shard of each batch that is being decoded
+        # of each batch that is being decoded
+        self._ahead: deque[tuple[Shard, BegunShard | None]] = deque()
+        self._begun: list[BegunShard] = []  # that were taken up
 
     def batches(self, shards: Iterable[Shard]) -> Generator[ShardBatch, None, None]:
         """The batches of these shards, but for those that another process has committed by the time they are reached.
 
-        The next shards are asked for while batches of those before are still on their way.
+        Of shards that an earlier run has begun, the batches that are left. The next shards are asked for while batches
+        of those before are still on their way.
         """
         with closing(batches.read(self._decoder, self._wanted(shards))) as decoded:
             for batch in decoded:
-                yield ShardBatch(**vars(batch), shard=self._ahead.popleft())
+                shard, begun = self._ahead.popleft()
+                yield ShardBatch(**vars(batch), shard=shard, begun=begun)
 
     def _wanted(self, shards: Iterable[Shard]) -> Iterator[tuple[SizedImages, range]]:
         for shard in shards:
             if self._into.is_done(shard.number):
                 self._report("there", shard=shard.number, images=len(shard.rows))
                 continue
-            for rows in shard.pictures.sizes.batches(shard.rows, self._into.dump.plan.settings.batch_size):
-                self._ahead.append(shard)
-                yield shard.pictures, rows
+            batch_rows = list(shard.pictures.sizes.batches(shard.rows, self._into.dump.plan.settings.batch_size))
+            begun = self._take_up(shard, [rows.start for rows in batch_rows])
+            done = shard.rows.start + (0 if begun is None else begun.made.count)
+            for rows in batch_rows:
+                if rows.start >= done:
+                    self._ahead.append((shard, begun if rows.start == done else None))
+                    yield shard.pictures, rows
+
+    def _take_up(self, shard: Shard, starts: Sequence[int]) -> BegunShard | None:
+        """What an earlier run has left of a shard."""
+        shapes = shard.shapes(self._into.dump.plan.stages)
+        begun = self._into.take_up(shard.number, shard.keys, shapes, starts, self._report)
+        if begun is not None:
+            self._begun.append(begun)
+            self._report("resumed", shard=shard.number, rows=begun.made.count)
+            for failure in begun.made.failures:
+                self._report("failure", **failure.to_json())
+        return begun
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in self._begun:  # those that came to no batch are still open
+            one.close()

@@ -253,6 +253,12 @@ def names_in(folder: AnyPath) -> list[str]:
         raise machine_error(f"folder {shown(folder)}", error) from error
 
 
+def allocated_bytes(path: AnyPath) -> int:
+    """Bytes of the disk that a file takes: less than its size where parts were not written; 0 where there is none."""
+    found = state_at(path, follow_links=False)
+    return 0 if found is None else min(found.st_size, 512 * found.st_blocks)
+
+
 def bytes_at(path: AnyPath) -> int:
     """How large a file is, or the files in a folder are. Raises MachineError where nobody can tell."""
     paths = [os.path.join(path, name) for name in names_in(path)] if is_folder(path) else [path]

@@ -15,6 +15,7 @@ class ShardProgress:
         self._plan = plan
         self._report = report
         self._images = 0  # passed on, of shards that are not committed
+        self._resumed: dict[int, int] = {}  # likewise, rows of such shards that were taken up
         self._failures: list[dict[str, Any]] = []  # likewise, and not passed on
 
     def hear(self, kind: str, facts: dict[str, Any]) -> int | None:
@@ -24,20 +25,25 @@ class ShardProgress:
             return None
         if kind == "batch":
             self._images += facts["images"]
+        if kind == "resumed":
+            self._resumed[facts["shard"]] = facts["rows"]
         if kind in ("shard", "there"):
             rows = self._plan.shard(facts["shard"])
             mine = [failure for failure in self._failures if failure["row"] in rows]
             self._failures = [failure for failure in self._failures if failure["row"] not in rows]
             if kind == "shard" or not facts["images"]:
-                self._images -= len(rows)
+                self._images -= len(rows) - self._resumed.pop(facts["shard"], 0)
             for failure in mine if kind == "shard" else ():
                 self._report("failure", **failure)
         self._report(kind, **facts)
         return facts.get("shard")
 
     def take_back(self) -> None:
-        """The worker is gone: what it had not committed is done anew."""
+        """The worker is gone: what it had not committed is taken up by another, or done anew."""
         if self._images:
             self._report("batch", images=-self._images)
+        for shard, rows in self._resumed.items():
+            self._report("resumed", shard=shard, rows=-rows)
         self._images = 0
+        self._resumed.clear()
         self._failures.clear()

@@ -48,6 +48,11 @@ class WorkerSpec:
     again: frozenset[int]  # committed shards that are to be made again
     resized: Mapping[int, int]  # row -> bytes, of images that are not as they were listed
 
+    def writer(self, dump: Dump, environment: Mapping[str, str]) -> DumpWriter:
+        """What writes shards of that dump, in a process of that environment."""
+        retries = self.asked.retry_failed
+        return DumpWriter(dump, environment, again=self.again, resized=self.resized, retry_failed=retries)
+
 
 def runner_for(spec: WorkerSpec, report: Report) -> tuple[DumpWriter, ShardRunner]:
     """What makes shards, and what writes them. Raises ConflictError where the options come to another plan here."""
@@ -60,7 +65,7 @@ def runner_for(spec: WorkerSpec, report: Report) -> tuple[DumpWriter, ShardRunne
     refuse_other_plan(shown(spec.path), dump.plan, setup.plan)
     runner = ShardRunner(setup, report)
     runner.compile()
-    return DumpWriter(dump, setup.plan.environment, again=spec.again, resized=spec.resized), runner
+    return spec.writer(dump, setup.plan.environment), runner
 
 
 def main(descriptor: int, lock: int) -> None:

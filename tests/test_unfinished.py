@@ -1,0 +1,369 @@
+"""A run that is stopped keeps the rows of its unfinished shard; the next command goes on there, to the same bytes."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import featcli
+from conftest import draw, tree
+from featcli.dump.checksummed_json import checksummed, read_checksummed
+from featcli.dump.folder import Dump
+from featcli.errors import MachineError
+from featcli.run import sink
+
+OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 2, "threads": 1, "decode_threads": 1}
+KINDS = {
+    "maps": {"out_indices": "1,-1"},
+    "vectors": {"pool": "avg", "dtype": "float16"},
+    "native": {"fit": "native", "image_size": 64},
+}
+
+
+class Stop(BaseException):
+    """Stands for what may stop a run from outside."""
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Nine pictures of three sizes, one of which is broken."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(9):
+        draw(folder / f"{i}.png", 20 + i, (64, 48) if i < 4 else (48 + 8 * (i % 2), 64))
+    (folder / "3.png").write_bytes(b"broken")
+    return folder
+
+
+def run(pictures, output, stop_after=None, events=None, error=Stop, **options):
+    """Extract; stopped when so many batches were computed."""
+    batches = []
+
+    def report(kind, **facts):
+        if events is not None:
+            events.append((kind, facts))
+        if kind == "batch":
+            batches.append(facts["images"])
+            if len(batches) == stop_after:
+                raise error
+
+    return featcli.extract(str(pictures), output=output, report=report, **{**OPTIONS, **options})
+
+
+def records(dump):
+    return sorted((dump / "shards").glob(".*.partial.json"))
+
+
+def partials(dump):
+    return sorted((dump / "shards").glob(".*.partial"))
+
+
+@pytest.mark.parametrize("format_name", ["hdf5", "safetensors"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bytes(pictures, tmp_path, kind, format_name):
+    """Stopped after each batch, a run makes no batch twice, and its dump is that of a run that nobody stopped."""
+    options = {**KINDS[kind], "format": format_name}
+    whole, dump, computed = tmp_path / "whole", tmp_path / "d", 0
+    run(pictures, whole, **options)
+    for _ in range(9):
+        events = []
+        try:
+            outcome = run(pictures, dump, stop_after=1, events=events, **options)
+        except Stop:
+            outcome = None
+        resumed = [facts["rows"] for name, facts in events if name == "resumed"]
+        assert resumed == ([computed] if 0 < computed < 9 else [])
+        computed += sum(facts["images"] for name, facts in events if name == "batch")
+        assert len(partials(dump)) == len(records(dump)) == (computed < 9)  # the last batch commits the shard
+        if outcome is not None:
+            break
+    assert computed == 9
+    assert (outcome.written, outcome.failed) == (8, 1)
+    assert tree(dump) == tree(whole)
+
+
+def test_rows_are_kept_every_so_often(pictures, tmp_path, monkeypatch):
+    """Each time that the minute is over, all rows so far are on the disk, before anything is stopped."""
+    monkeypatch.setattr(sink, "KEEP_SECONDS", 0.0)
+    seen, dump = [], tmp_path / "d"
+
+    def report(kind, **facts):
+        if kind == "kept":
+            (record,) = records(dump)
+            seen.append((facts["rows"], read_checksummed(record)["rows"]))
+
+    featcli.extract(str(pictures), output=dump, report=report, **OPTIONS)
+    assert seen == [(2, 2), (4, 4), (6, 6), (8, 8)]
+    assert not records(dump)
+
+
+@pytest.mark.parametrize("format_name", ["hdf5", "safetensors"])
+def test_what_does_not_fit_is_thrown_away(pictures, tmp_path, format_name):
+    """A record, a row or a header that is not what was written costs the rows, is said, and never reaches a dump."""
+    whole, kept = tmp_path / "whole", tmp_path / "kept"
+    run(pictures, whole, format=format_name)
+    with pytest.raises(Stop):
+        run(pictures, kept, stop_after=3, format=format_name)
+    (partial,), size = partials(kept), partials(kept)[0].stat().st_size
+    layout = Dump.at(whole).format.read_layout(str(next((whole / "shards").glob("00000.*[!n]"))), None)
+    row = layout.arrays["stage4"]
+
+    def flip(place):
+        def damage(path, _):
+            with open(path, "r+b") as file:
+                file.seek(place)
+                byte = file.read(1)
+                file.seek(place)
+                file.write(bytes([byte[0] ^ 1]))
+
+        return damage
+
+    def say(**changes):
+        def damage(_, record):
+            content = json.loads(record.read_text())
+            del content["checksum"]
+            record.write_bytes(checksummed({**content, **changes}))
+
+        return damage
+
+    damages = {
+        "a row": flip(row.offset + 3 * row.row_bytes),
+        **({} if format_name == "hdf5" else {"a byte before the rows": flip(40)}),  # HDF5's are written again
+        "the valid rows": flip(layout.arrays["valid"].offset),
+        "the file is shorter": lambda path, _: os.truncate(path, size - 1),
+        "the file is empty": lambda path, _: os.truncate(path, 0),
+        "the record": lambda _, record: record.write_bytes(record.read_bytes()[:-9]),
+        "no JSON": lambda _, record: record.write_bytes(b"\0" * 99),
+        "more rows": say(rows=8),
+        "fewer rows": say(rows=4),
+        "no rows": say(rows=0),
+        "rows that are none": say(rows="6"),
+        "another plan": say(fingerprint="0" * 32),
+        "another shard": say(shard=1),
+        "other hashes": say(hashes={"stage4": "0" * 32, "rest": "0" * 32}),
+        "another file": say(file=".00000.h5.0000000000000000.partial"),
+        "a failure of nobody": say(failures=[{"key": "a", "row": 77, "reason": "empty", "detail": ""}]),
+        "traits of nobody": say(traits=[["2", {"deep": 1}]]),
+    }
+    for name, damage in damages.items():
+        dump, events = tmp_path / name, []
+        shutil.copytree(kept, dump)
+        damage(partials(dump)[0], records(dump)[0])
+        assert run(pictures, dump, events=events, format=format_name).extracted == 9, name
+        assert [facts["text"] for kind, facts in events if kind == "warning" and "unfinished" in facts["text"]], name
+        assert tree(dump) == tree(whole), name
+    assert partial.exists()
+
+
+def test_rows_behind_those_that_are_kept_do_not_matter(pictures, tmp_path, monkeypatch):
+    """What was written after the record and before a kill is written again: nothing of it is trusted."""
+    run(pictures, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=2)
+    (partial,) = partials(tmp_path / "d")
+    array = (
+        Dump.at(tmp_path / "whole").format.read_layout(str(tmp_path / "whole/shards/00000.h5"), None).arrays["stage4"]
+    )
+    with open(partial, "r+b") as file:
+        file.seek(array.offset + 4 * array.row_bytes)
+        file.write(os.urandom(2 * array.row_bytes))
+    assert run(pictures, tmp_path / "d").extracted == 5
+    assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS])
+def test_where_there_are_no_locks_rows_are_copied(pictures, tmp_path, monkeypatch, error):
+    """Where nobody can tell whether the writer of a file lives, its rows are copied; it goes with the commit."""
+    run(pictures, tmp_path / "whole")
+
+    def no_locks(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=3)
+    before = partials(tmp_path / "d")
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=1)
+    assert len(partials(tmp_path / "d")) == 2
+    assert {*before} < {*partials(tmp_path / "d")}
+    assert run(pictures, tmp_path / "d").extracted == 1
+    assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+
+
+def test_a_shard_whose_writer_lives_is_not_taken_up(pictures, tmp_path):
+    """While another process holds the file, its rows are left alone, and the shard is made beside it."""
+    run(pictures, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=3)
+    (partial,) = partials(tmp_path / "d")
+    with open(partial, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert run(pictures, tmp_path / "d").extracted == 9
+        assert partials(tmp_path / "d") == [partial]
+    run(pictures, tmp_path / "d")
+    assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_shard_that_got_its_name_and_no_record(pictures, tmp_path, monkeypatch, links):
+    """Where the disk refuses the record of a shard whose file has its name, the rows that were kept are taken up."""
+    monkeypatch.setattr(sink, "KEEP_SECONDS", 0.0)
+    run(pictures, tmp_path / "whole")
+
+    def refused(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def full(final, content, replace=False):
+        if final.name == "00000.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return publish(final, content, replace)
+
+    publish = featcli.dump.writer.publish_checksummed
+    with monkeypatch.context() as patched, pytest.raises(MachineError):
+        patched.setattr("featcli.dump.writer.publish_checksummed", full)
+        if not links:
+            patched.setattr(os, "link", refused)
+        run(pictures, tmp_path / "d")
+    assert run(pictures, tmp_path / "d").extracted == 1
+    assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+
+
+def test_two_names_of_one_file(pictures, tmp_path):
+    """A file that is also the shard, as a kill between two calls leaves it, is copied from and never written to."""
+    run(pictures, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=4)
+    (partial,) = partials(tmp_path / "d")
+    os.link(partial, tmp_path / "other name")
+    before = (tmp_path / "other name").read_bytes()
+    assert run(pictures, tmp_path / "d").extracted == 1
+    assert (tmp_path / "other name").read_bytes() == before
+    assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+
+
+def test_rows_of_images_that_failed_are_tried_again_where_that_is_asked_for(pictures, tmp_path):
+    """With retry_failed no row from the batch of the first failed image on is taken up."""
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=4)
+    shutil.copytree(tmp_path / "d", tmp_path / "e")
+    assert run(pictures, tmp_path / "e").failed == 1
+    draw(pictures / "3.png", 77, (64, 48))
+    outcome = run(pictures, tmp_path / "d", retry_failed=True)
+    assert (outcome.extracted, outcome.failed) == (7, 0)
+    run(pictures, tmp_path / "whole")
+    mine, theirs = featcli.open_dump(tmp_path / "d"), featcli.open_dump(tmp_path / "whole")
+    assert np.array_equal(mine["stage4"][:], theirs["stage4"][:])
+
+
+def test_an_image_that_was_read_since_is_read_again_when_it_changes(pictures, tmp_path):
+    """Rows of a run with retry_failed that was stopped are not taken up from where an image is another by now."""
+    run(pictures, tmp_path / "d", shard_size=10)
+    draw(pictures / "3.png", 77, (64, 48))
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=3, retry_failed=True, shard_size=10)
+    assert len(records(tmp_path / "d")) == 1
+    draw(pictures / "3.png", 78, (64, 44))
+    assert run(pictures, tmp_path / "d", retry_failed=True, shard_size=10).failed == 0
+    run(pictures, tmp_path / "whole")
+    mine, theirs = featcli.open_dump(tmp_path / "d"), featcli.open_dump(tmp_path / "whole")
+    assert np.array_equal(mine["stage4"][:], theirs["stage4"][:])
+
+
+def test_what_is_known_of_the_rows_is_kept_with_them(tmp_path):
+    """Failures, traits and sizes of a shard that two runs made are those of one run."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(6):
+        Image.new("RGBA", (40, 40), (200, 30 * i, 9, 0 if i in (1, 4) else 255)).save(folder / f"{i}.png")
+    (folder / "2.png").write_bytes(b"")
+    for name, stops in {"whole": (None,), "d": (2, None)}.items():
+        for stop in stops:
+            with suppress(Stop):
+                outcome = run(folder, tmp_path / name, stop_after=stop)
+        assert (outcome.pictures["transparent"], outcome.pictures["read"], outcome.failed) == (2, 5, 1)
+    assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+
+
+def test_rows_of_another_environment_are_named_in_the_record(pictures, tmp_path, monkeypatch):
+    """The record of a shard that two environments made names both."""
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=2)
+    (record,) = records(tmp_path / "d")
+    content = read_checksummed(record)
+    content["environments"][0]["processor"] = "another"
+    record.write_bytes(checksummed(content))
+    run(pictures, tmp_path / "d")
+    made = Dump.at(tmp_path / "d").record_of(0)
+    assert [made["environment"]["processor"] == "another", [one["processor"] for one in made["environments"]]] == [
+        False,
+        ["another"],
+    ]
+
+
+def test_a_fault_of_the_machine_keeps_the_rows(pictures, tmp_path, monkeypatch):
+    """A disk that refuses a row loses none of those before it, also where nothing was kept until then."""
+    from featcli.dump.shard import DirectFile
+
+    write, written = DirectFile.write, []
+
+    def full(file, rows, offset):
+        written.append(offset)
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, rows, offset)
+
+    run(pictures, tmp_path / "whole")
+    with monkeypatch.context() as patched, pytest.raises(MachineError):
+        patched.setattr(DirectFile, "write", full)
+        run(pictures, tmp_path / "d")
+    assert Dump.at(tmp_path / "d").rows_kept() == {0: 6}
+    assert run(pictures, tmp_path / "d").extracted == 3
+    assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+
+
+def test_a_failed_sync_is_not_believed_the_second_time(pictures, tmp_path, monkeypatch):
+    """Where the disk could not keep rows once, no later call makes a record that says it has them."""
+    monkeypatch.setattr(sink, "KEEP_SECONDS", 0.0)
+    sync, refused = os.fsync, []
+
+    def refused_once(descriptor):
+        if not refused and Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.endswith(".partial"):
+            refused.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+            if "shards" in refused[0]:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            refused.clear()
+        sync(descriptor)
+
+    with monkeypatch.context() as patched, pytest.raises(MachineError):
+        patched.setattr(os, "fsync", refused_once)
+        run(pictures, tmp_path / "d")
+    assert refused
+    assert not records(tmp_path / "d")
+    assert not partials(tmp_path / "d")
+
+
+def test_a_copy_of_the_folder_is_gone_on_with(pictures, tmp_path):
+    """Another machine's copy of an unfinished dump takes up its rows."""
+    run(pictures, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=4)
+    shutil.copytree(tmp_path / "d", tmp_path / "copy")
+    assert run(pictures, tmp_path / "copy").extracted == 1
+    assert tree(tmp_path / "copy") == tree(tmp_path / "whole")
+
+
+def test_overwrite_removes_what_is_kept(pictures, tmp_path):
+    """A dump that is started anew takes up nothing of the one before."""
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=4)
+    assert run(pictures, tmp_path / "d", overwrite=True).extracted == 9
+    assert not records(tmp_path / "d")
+    assert not partials(tmp_path / "d")
