@@ -104,6 +104,7 @@ class Scene:
     def survives(self, dump: Path, fault: str, at: int) -> str:
         """What is wrong after a fault, or after one more run of the same command; empty where nothing is."""
         from conftest import tree
+        from featcli.dump.atomic_file import record_of_partial
         from featcli.dump.verify import verify
         from featcli.errors import FeatcliError
 
@@ -119,8 +120,9 @@ class Scene:
             if [damage for damage in verdict.damages if damage.what not in self._known()]:
                 return f"{where}: {verdict.damages}"
         may_leave = fault == "kill" or ended.calls[at] == "unlink"
-        if not may_leave and list(dump.rglob("*.partial")):
-            return f"{where}: left {list(dump.rglob('*.partial'))}"
+        left = [one for one in dump.rglob("*.partial") if not record_of_partial(one).exists()]  # nobody takes it up
+        if left and not may_leave:
+            return f"{where}: left {left}"
         again = self.run(dump)
         if again.code not in (0, 3):
             return f"{where}: the next run ended in {again.code}"
