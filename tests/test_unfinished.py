@@ -16,7 +16,7 @@ import featcli
 from conftest import draw, tree
 from featcli.dump.checksummed_json import checksummed, read_checksummed
 from featcli.dump.folder import Dump
-from featcli.errors import MachineError
+from featcli.errors import IncompleteError, MachineError
 from featcli.run import sink
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 2, "threads": 1, "decode_threads": 1}
@@ -367,3 +367,25 @@ def test_overwrite_removes_what_is_kept(pictures, tmp_path):
     assert run(pictures, tmp_path / "d", overwrite=True).extracted == 9
     assert not records(tmp_path / "d")
     assert not partials(tmp_path / "d")
+
+
+def test_everybody_knows_unfinished_shards(pictures, tmp_path, cli, monkeypatch):
+    """inspect and verify say how many rows are kept and call none of it damage; readers say why a row is missing."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=4, shard_size=6)
+    expected = [{"shard": 1, "kept": 2, "rows": 3}]
+    inspected = cli("inspect", "d", "--json")
+    assert (inspected.code, inspected.events[0]["state"]) == (8, "incomplete")
+    assert (inspected.events[0]["unfinished_shards"], inspected.events[0]["written"]) == (expected, 5)
+    assert "unfinished     2 of 3 rows of shard 1 are kept\n" in cli("inspect", "d").out
+    verified = cli("verify", "d", "--json")
+    assert (verified.code, verified.events[0]["damages"], verified.events[0]["unfinished_shards"]) == (8, [], expected)
+    dump = featcli.open_dump("d", incomplete=True)
+    assert dump["stage4"][5].shape
+    with pytest.raises(
+        IncompleteError, match="row 6 is not extracted yet: shard 1 is unfinished, 2 of its rows are kept"
+    ):
+        dump["stage4"][6]
+    run(pictures, tmp_path / "d", shard_size=6)
+    assert cli("inspect", "d", "--json").events[0]["unfinished_shards"] == []

@@ -70,6 +70,8 @@ def print_dump(facts: Mapping[str, Any]) -> None:
     reasons = ", ".join(f"{count} {reason}" for reason, count in facts["failed_by_reason"].items())
     _say(f"images         {facts['images']:,}: {facts['written']:,} written, {facts['failed']:,} failed", end="")
     _say(f" ({reasons})" if reasons else "")
+    if facts["unfinished_shards"]:
+        _say(f"unfinished     {_kept(facts['unfinished_shards'])}")
     for text in facts["said_of_pictures"]:
         _say(f"pictures       {text}")
     _say(f"checkpoint     {facts['checkpoint']}: {facts['weights']}")
@@ -101,6 +103,8 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
     for kind in ("nan", "inf"):
         for stage, count in facts[kind].items():
             _say(f"{stage}: {count:,} values are {kind} in rows of images that were read")
+    if facts["unfinished_shards"]:
+        _say(f"unfinished: {_kept(facts['unfinished_shards'])}, to be checked by the run that takes them up")
     there = facts["shards"] - facts["missing_shards"]
     _say(
         f"{facts['dump']}: {facts['state']}, {there:,} of {facts['shards']:,} shards, {size(facts['bytes'])} checked,"
@@ -108,6 +112,13 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
     )
     if facts["state"] == "incomplete":
         _say("run its extract command again to complete it")
+
+
+def _kept(unfinished: Sequence[Mapping[str, int]]) -> str:
+    """How many rows of unfinished shards are on the disk."""
+    kept, rows = (sum(one[name] for one in unfinished) for name in ("kept", "rows"))
+    which = f"shard {unfinished[0]['shard']}" if len(unfinished) == 1 else counted(len(unfinished), "shard")
+    return f"{kept:,} of {counted(rows, 'row')} of {which} are kept"
 
 
 def comparison_line(comparison: Any) -> str:

@@ -192,6 +192,11 @@ class Dump:
         """
         return unfinished_in(self.path / SHARDS, self.plan, self.format.SUFFIX)
 
+    def unfinished_shards(self) -> list[dict[str, int]]:
+        """The shards that were begun and not ended, with how many of their `rows` are `kept` on the disk."""
+        kept = self.rows_kept().items()
+        return [{"shard": shard, "kept": rows, "rows": len(self.plan.shard(shard))} for shard, rows in sorted(kept)]
+
     def rows_kept(self) -> dict[int, int]:
         """How many rows of each unfinished shard that is not committed are on the disk."""
         kept: dict[int, int] = {}

@@ -46,6 +46,7 @@ class Verdict:
     images: int = 0
     shards: int = 0
     missing_shards: int = 0
+    unfinished_shards: list[dict[str, int]] = field(default_factory=list)  # as Dump.unfinished_shards has them
     has_manifest: bool = False
     bytes: int = 0
     damages: list[Damage] = field(default_factory=list)
@@ -92,6 +93,7 @@ def _verdict(folder: Path, report: Report) -> Verdict:
     verdict.has_manifest = is_there(folder / MANIFEST)  # first: a run may come to its end meanwhile
     numbers = dump.numbered(".json")
     verdict.missing_shards = dump.plan.num_shards - len(numbers)
+    verdict.unfinished_shards = dump.unfinished_shards()
     report("start", images=dump.plan.num_images, done=0)
     for number in numbers:
         record = _checked_shard(dump, number, keys, verdict)

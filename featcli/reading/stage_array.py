@@ -128,7 +128,7 @@ class StageArray:
         if not 0 <= number < self._plan.num_shards:
             raise IndexError(f"shard {number} of {self._plan.num_shards}")
         if number not in self._committed:
-            raise _not_yet(f"shard {number}")
+            raise self._index.not_yet(f"shard {number}", number)
         path, array = self._shards.place(number, self.stage.name)
         return np.memmap(path, self.dtype, "r", array.offset, array.shape)
 
@@ -182,12 +182,8 @@ class StageArray:
         """The shard of a row, and its place in there. Raises IncompleteError."""
         shard, place = divmod(row, self._plan.shard_rows)
         if shard not in self._committed:
-            raise _not_yet(f"row {row}")
+            raise self._index.not_yet(f"row {row}", shard)
         return shard, place
-
-
-def _not_yet(what: str) -> IncompleteError:
-    return IncompleteError(f"{what} is not extracted yet", "run the extract command of this dump again")
 
 
 class RowIndex:
@@ -198,6 +194,13 @@ class RowIndex:
 
     def __len__(self) -> int:
         return self._dump.plan.num_images
+
+    def not_yet(self, what: str, shard: int) -> IncompleteError:
+        """Say that something of a shard cannot be read, since the shard is not committed."""
+        kept = self._dump.rows_kept().get(shard)
+        unfinished = f": shard {shard} is unfinished, {kept:,} of its rows are kept" if kept else ""
+        hint = "run the extract command of this dump again"
+        return IncompleteError(f"{what} is not extracted yet{unfinished}", hint)
 
     @cached_property
     def keys(self) -> list[str]:

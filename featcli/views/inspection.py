@@ -68,9 +68,10 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         if is_folder(path / SHARDS):
             raise IncompleteError(f"dump {shown(path)}: no plan.json yet", "run its extract command again")
         return None
+    unfinished = dump.unfinished_shards()  # before the records: a shard may be committed meanwhile
     records = list(dump.records())
     totals, pictures = totals_of(records), pictures_of(records)
-    settings = dump.plan.settings
+    settings, there = dump.plan.settings, {record["shard"] for record in records}
     damaged = [dump.shard_path(number).name for number in sorted(dump.committed().damaged)] + _damaged_files(dump)
     is_complete = dump.is_complete() and len(records) == dump.plan.num_shards
     return {
@@ -85,6 +86,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "said_of_pictures": said_of_pictures(dump.plan, pictures),
         "shards": dump.plan.num_shards,
         "committed_shards": len(records),
+        "unfinished_shards": [one for one in unfinished if one["shard"] not in there],
         "damaged_files": damaged,
         "bytes": totals["bytes"],
         "format": settings.format,
