@@ -33,6 +33,7 @@ from featcli.spec.words import DEFAULT_DTYPE
 
 if TYPE_CHECKING:
     from featcli.cli.terminal import Terminal
+    from featcli.dump.verify import Verdict
 
 # What the work needs is imported inside the commands: `--help` must not wait for it.
 
@@ -158,8 +159,31 @@ def verify(asked: VerifyCommand) -> None:
 
     featcli verify feats --recompute 8 -c resnet50 photos
     """
-    from featcli.cli.tables import print_verdict
+    from featcli.dump.folder import PLAN
     from featcli.dump.verify import repair
+
+    verdict = _judge(asked)
+    if verdict.damages and not asked.repair:
+        raise DamagedError(
+            f"dump {shown(asked.dump)}: {counted(len(verdict.damages), 'damage')} found",
+            "featcli verify --repair puts shards aside, for the next extract to make again, and mends a plan",
+        )
+    if verdict.damages:
+        for line in repair(verdict):
+            print(printable(line), file=sys.stderr)
+        if any(damage.file == PLAN for damage in verdict.damages):  # what was found by it had to wait for the repair
+            verdict = _judge(asked)
+    if verdict.damages or verdict.state == "incomplete":
+        if asked.recompute:
+            print("nothing was extracted anew: complete the dump first", file=sys.stderr)
+        raise typer.Exit(8)
+    if asked.recompute:
+        _recompute(asked)
+
+
+def _judge(asked: VerifyCommand) -> Verdict:
+    """Verify the dump, and print what was found."""
+    from featcli.cli.tables import print_verdict
     from featcli.dump.verify import verify as check
     from featcli.events import silent
 
@@ -169,19 +193,7 @@ def verify(asked: VerifyCommand) -> None:
         _print_json(verdict.to_json())
     elif not asked.quiet:
         print_verdict(verdict.to_json())
-    if verdict.damages and not asked.repair:
-        raise DamagedError(
-            f"dump {shown(asked.dump)}: {counted(len(verdict.damages), 'damage')} found",
-            "featcli verify --repair puts shards aside, for the next extract to make again, and mends a plan",
-        )
-    for line in repair(verdict) if verdict.damages else ():
-        print(printable(line), file=sys.stderr)
-    if verdict.damages or verdict.state == "incomplete":
-        if asked.recompute:
-            print("nothing was extracted anew: complete the dump first", file=sys.stderr)
-        raise typer.Exit(8)
-    if asked.recompute:
-        _recompute(asked)
+    return verdict
 
 
 def _recompute(asked: VerifyCommand) -> None:
@@ -266,24 +278,28 @@ def finalize(asked: FinalizeCommand) -> None:
 
     featcli finalize feats
     """
+    from featcli.cli.tables import foreign_lines
     from featcli.cli.terminal import nothing_read
     from featcli.dump.atomic_file import disk_errors
     from featcli.dump.folder import Dump, in_use
+    from featcli.dump.foreign import foreign_files
     from featcli.dump.lock import FolderLock
     from featcli.dump.writer import finalize as write_last_files
 
     found = Dump.at(Path(asked.dump))
-    if damaged := sorted(found.committed().damaged):
-        raise DamagedError(
-            f"dump {shown(asked.dump)}: {counted(len(damaged), 'shard file')} gone or of another size",
-            "run its extract command again: it makes them again",
-        )
+    foreign = [vars(one) for one in foreign_files(found)]
+    for line in () if asked.quiet else foreign_lines(foreign):
+        print(printable(f"warning: {line}"), file=sys.stderr)
+    found.refuse_damaged_shards()
     with disk_errors(found.path), FolderLock(found.path) as lock:
         if not lock.alone():
             raise in_use(found.path)
         totals = write_last_files(found)["totals"]
     if asked.as_json:
-        _print_json({"type": "finalized", "dump": asked.dump, **totals})
+        exit_code = 0 if totals["written"] else NOTHING_READ
+        _print_json(
+            {"type": "finalized", "dump": asked.dump, **totals, "foreign_files": foreign, "exit_code": exit_code}
+        )
     elif not asked.quiet:
         print(printable(f"{asked.dump}: complete, {totals['written']:,} images written, {totals['failed']:,} failed"))
     if not totals["written"]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from featcli.cli.terminal import folded
 from featcli.errors import counted, printable, shown_shape, size
 
 WIDE = 240
+FOREIGN_SHOWN = 5
 
 
 def print_checkpoint(facts: Mapping[str, Any]) -> None:
@@ -90,6 +91,7 @@ def print_dump(facts: Mapping[str, Any]) -> None:
     _print_table(("index", "stage", "module", "map", "stored", "dtype"), rows)
     if facts["damaged_files"]:
         _say(f"gone or damaged: {', '.join(facts['damaged_files'])}; featcli verify says more")
+    _say_each(foreign_lines(facts["foreign_files"]))
     if facts["state"] == "incomplete" and facts["committed_shards"] == facts["shards"]:
         _say("featcli finalize writes its last files")
     elif facts["state"] != "complete":
@@ -100,6 +102,7 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
     """What `verify` found: every damage a line, then the sum of it."""
     for damage in facts["damages"]:
         _say(f"{damage['file']}: {damage['what']}")
+    _say_each(foreign_lines(facts["foreign_files"]))
     for kind in ("nan", "inf"):
         for stage, count in facts[kind].items():
             _say(f"{stage}: {count:,} values are {kind} in rows of images that were read")
@@ -121,12 +124,26 @@ def _kept(unfinished: Sequence[Mapping[str, int]]) -> str:
     return f"{kept:,} of {counted(rows, 'row')} of {which} are kept"
 
 
+def foreign_lines(files: Sequence[Mapping[str, str]]) -> list[str]:
+    """What lies among the shards and is not read: the first of them by name."""
+    lines = [f"{one['file']}: not of this dump, and not read: {one['what']}" for one in files[:FOREIGN_SHOWN]]
+    more = len(files) - FOREIGN_SHOWN
+    return lines + (
+        [f"{counted(more, 'more file')} beside the shards not of this dump: --json names all"] if more > 0 else []
+    )
+
+
 def comparison_line(comparison: Any) -> str:
     """What came of `--recompute`."""
     return (
         f"{comparison.images} images extracted anew: {comparison.equal} equal bit for bit, largest difference"
         f" {comparison.largest:.2g} of the largest number in a row (tolerance {comparison.tolerance:.2g})"
     )
+
+
+def _say_each(lines: Iterable[str]) -> None:
+    for line in lines:
+        _say(line)
 
 
 def _say(text: str, end: str = "\n") -> None:

@@ -43,6 +43,8 @@ def read_checksummed(path: Path) -> dict[str, Any]:
         content = json.loads(raw)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except ValueError as error:  # of bytes that are no text, too; where the parser stopped helps nobody
+        raise ValueError("empty" if not raw else "not JSON") from error
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     content.pop(CHECKSUM, None)
@@ -53,3 +55,10 @@ def read_checksummed(path: Path) -> dict[str, Any]:
     if not is_whole:
         raise ValueError("its checksum does not fit its content")
     return content
+
+
+def why_refused(error: Exception) -> str:
+    """Say what was wrong with such a file or its fields, by the error that reading them ended in."""
+    if isinstance(error, KeyError):
+        return f"no field {error}"
+    return str(error) if isinstance(error, ValueError) else "a field of another type"

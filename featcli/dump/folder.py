@@ -20,11 +20,11 @@ import numpy as np
 import xxhash
 
 from featcli.dump.atomic_file import PARTIAL_NAME, RECORD
-from featcli.dump.checksummed_json import read_checksummed
+from featcli.dump.checksummed_json import read_checksummed, why_refused
 from featcli.dump.formats import FORMATS
 from featcli.dump.formats.layout import ITEM_BYTES, SHAPES, Layout, read_rows, starts_of
 from featcli.dump.plan import OtherVersionError, Plan, other_images, refuse_other_plan
-from featcli.dump.records import CommittedShards, read_record
+from featcli.dump.records import COMPARE_PLANS, CommittedShards, read_record
 from featcli.dump.shard import hash_rest
 from featcli.dump.unfinished import Unfinished, unfinished_in
 from featcli.errors import ConflictError, DamagedError, MachineError, UsageError, counted, shown
@@ -92,7 +92,9 @@ class Dump:
         except OtherVersionError as error:
             raise ConflictError(f"dump {shown(path)}: {error}", "use the featcli that made it") from error
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise DamagedError(f"dump {shown(path)}: plan.json is damaged ({error})", _way_out(path)) from error
+            raise DamagedError(
+                f"dump {shown(path)}: plan.json is damaged ({why_refused(error)})", _way_out(path)
+            ) from error
 
     def refuse_other_plan(self, plan: Plan, images: ImageList) -> None:
         """Raise ConflictError where the plan is not this one, naming what differs."""
@@ -174,9 +176,14 @@ class Dump:
         return self.path / SHARDS / f"{number:05d}.json"
 
     def committed(self) -> CommittedShards:
-        """What is there, from one look at every record. Raises DamagedError for one that is damaged or foreign."""
+        """What is there, from one look at every record.
+
+        Raises DamagedError for one that is damaged or foreign, and for a foreign shard file without one.
+        """
         found = CommittedShards(self.plan.num_shards)
         with unmoved(self.path):
+            for number in self.unrecorded():
+                self.refuse_foreign_file(number)
             found.remember(self._records_before())
             for record in self.records():
                 found.add(record, self._is_damaged(record))
@@ -252,6 +259,33 @@ class Dump:
         names = (re.fullmatch(r"(\d{5,})" + re.escape(suffix), name) for name in names_in(self.path / SHARDS))
         numbers = {int(name[1]) for name in names if name and name[1] == f"{int(name[1]):05d}"}
         return sorted(number for number in numbers if number < self.plan.num_shards)
+
+    def refuse_damaged_shards(self) -> None:
+        """Raise DamagedError where a committed shard can be seen to be damaged, or another dump's, from its header."""
+        damaged = sorted(self.committed().damaged)
+        if damaged:
+            raise DamagedError(
+                f"dump {shown(self.path)}: {counted(len(damaged), 'shard file')} gone or of another size, first"
+                f" {self.shard_path(damaged[0]).name}",
+                "run its extract command again: it makes them again",
+            )
+        for number in self.numbered(".json"):
+            self.refuse_foreign_file(number)
+
+    def unrecorded(self) -> list[int]:
+        """The shards of which there is a file and no record: a kill came between the two, or somebody copied it."""
+        files = self.numbered(self.format.SUFFIX)
+        return sorted({*files} - {*self.numbered(".json")})
+
+    def refuse_foreign_file(self, number: int) -> None:
+        """Raise DamagedError where the file of a shard is whole and says that it is one of another dump."""
+        path = self.shard_path(number)
+        try:
+            attributes = self.format.read_layout(str(path), None).attributes
+        except DamagedError:  # of no dump: it is made again
+            return
+        if attributes != self.attributes(number):
+            raise DamagedError(f"shard {shown(path)}: it belongs to another dump", COMPARE_PLANS)
 
     def _records_before(self) -> Iterator[dict[str, Any]]:
         """Of shards that are to be made again, the records before: they know which images failed, as far as they can

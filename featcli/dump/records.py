@@ -12,12 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featcli.dump.checksummed_json import read_checksummed
+from featcli.dump.checksummed_json import read_checksummed, why_refused
 from featcli.dump.plan import Plan, with_fingerprint
 from featcli.dump.shard import REST, ShardSummary
 from featcli.errors import DamagedError, UsageError, shown
 from featcli.pixels.failure import Failure
 from featcli.pixels.traits import TRAITS, lines
+
+AND_AGAIN = "featcli verify --repair puts it aside, and the next extract makes its shard again"
+COMPARE_PLANS = f"compare the plan.json of both; or {AND_AGAIN}"
+
+
+class ForeignRecordError(ValueError):
+    """A record that another dump has for a shard of this number."""
 
 
 def record_content(plan: Plan, number: int, written: ShardSummary, failures: Sequence[Failure]) -> dict[str, Any]:
@@ -40,26 +47,24 @@ def read_record(path: Path, plan: Plan, number: int, file_name: str) -> dict[str
     try:
         record = read_checksummed(path)
         check_record(record, plan, number, file_name, len(plan.shard(number)))
+    except ForeignRecordError as error:
+        raise DamagedError(f"record {shown(path)}: {error}", COMPARE_PLANS) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedError(
-            f"record {shown(path)}: damaged ({error})",
-            "featcli verify --repair puts it aside, and the next extract makes its shard again",
-        ) from error
+        raise DamagedError(f"record {shown(path)}: damaged ({why_refused(error)})", AND_AGAIN) from error
     return record
 
 
 def check_record(record: Mapping[str, Any], plan: Plan, number: int, file_name: str, num_rows: int) -> None:
     """Raise ValueError where a field is not what its readers rely on: the file may be anybody's."""
+    if record["fingerprint"] != plan.fingerprint:
+        raise ForeignRecordError(
+            f"it belongs to another dump: its fingerprint is {shown(record['fingerprint'])}, that of plan.json is"
+            f" {shown(plan.fingerprint)}"
+        )
     rows = plan.shard(number)[:num_rows]
-    planned = {
-        "shard": number,
-        "file": file_name,
-        "fingerprint": plan.fingerprint,
-        "first_row": rows.start,
-        "rows": len(rows),
-    }
+    planned = {"shard": number, "file": file_name, "first_row": rows.start, "rows": len(rows)}
     if {name: record[name] for name in planned} != planned:
-        raise ValueError("it belongs to another dump")
+        raise ForeignRecordError("it is of another shard")
     if record["hashes"].keys() != {*(stage.name for stage in plan.stages), REST}:
         raise ValueError("it has not the hashes of these stages")
     if type(record["bytes"]) is not int or not all(isinstance(text, str) for text in record["hashes"].values()):

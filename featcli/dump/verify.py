@@ -14,8 +14,10 @@ import numpy as np
 import xxhash
 
 from featcli.dump.atomic_file import disk_errors, sync_folder
-from featcli.dump.checksummed_json import checksummed, publish_checksummed, read_checksummed
-from featcli.dump.folder import ASIDE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump, unmoved
+from featcli.dump.checksummed_json import checksummed, publish_checksummed, read_checksummed, why_refused
+from featcli.dump.folder import ASIDE, BEFORE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump, unmoved
+from featcli.dump.foreign import ForeignFile, foreign_files
+from featcli.dump.formats import FORMATS
 from featcli.dump.formats.layout import VALID, Array, Layout, is_stage, read_rows, values_of
 from featcli.dump.lock import FolderLock
 from featcli.dump.plan import Plan, with_fingerprint
@@ -24,7 +26,7 @@ from featcli.dump.shard import REST, hash_rest
 from featcli.errors import ConflictError, DamagedError, counted, printable, shown
 from featcli.events import Report, silent
 from featcli.system.faults import machine_errors
-from featcli.system.files import is_link, is_there, names_in, open_regular, read_regular, state_at
+from featcli.system.files import is_link, is_there, open_regular, read_regular, state_at
 
 PIECE_BYTES = 64 * 1024**2  # that are read at once
 
@@ -50,6 +52,7 @@ class Verdict:
     has_manifest: bool = False
     bytes: int = 0
     damages: list[Damage] = field(default_factory=list)
+    foreign_files: list[ForeignFile] = field(default_factory=list)
     nan: Counter[str] = field(default_factory=Counter)  # stage -> values in rows of images that were read
     inf: Counter[str] = field(default_factory=Counter)
 
@@ -60,7 +63,8 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
-        return {"type": "verdict", "state": self.state, **vars(self), "damages": [vars(d) for d in self.damages]}
+        lists = {name: [vars(one) for one in getattr(self, name)] for name in ("damages", "foreign_files")}
+        return {"type": "verdict", "state": self.state, **vars(self), **lists}
 
 
 def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
@@ -100,6 +104,10 @@ def _verdict(folder: Path, report: Report) -> Verdict:
         if record is not None:
             records.append(record)
         report("batch", images=len(dump.plan.shard(number)))
+    for number in dump.unrecorded():
+        with _noting(verdict, f"{SHARDS}/{dump.shard_path(number).name}", number):
+            dump.refuse_foreign_file(number)
+    verdict.foreign_files = foreign_files(dump)
     _check_last_files(dump, records, verdict)
     return verdict
 
@@ -112,6 +120,9 @@ def _noting(verdict: Verdict, file: str, shard: int | None = None) -> Iterator[N
             yield
     except (DamagedError, OSError, EOFError, ValueError) as error:
         text = error.message if isinstance(error, DamagedError) else str(error)
+        for path in (Path(verdict.dump) / file, Path(verdict.dump)):  # which is said before it
+            text = text.partition(f"{shown(path)}: ")[2] or text
+        text = text.removeprefix(f"{file} is ")
         verdict.damages.append(Damage(file=file, what=printable(text), shard=shard))
 
 
@@ -149,7 +160,7 @@ def _wrong_in_shard(
     layout = dump.format.read_layout(str(path), len(rows))
     verdict.bytes += size
     if layout.attributes != dump.attributes(record["shard"]):
-        yield "it says that it belongs elsewhere"
+        yield "it belongs to another dump"
     if keys is not None and list(layout.keys) != list(keys[rows.start : rows.stop]):
         yield "its keys are not those of the image list"
     valid = np.ones(len(rows), np.uint8)
@@ -224,14 +235,11 @@ def _check_last_files(dump: Dump, records: Sequence[dict[str, Any]], verdict: Ve
 def repair(verdict: Verdict) -> list[str]:
     """Put what is damaged aside, so that the next `extract` makes it again. Returns what was done, file by file.
 
-    A plan is written anew from a whole manifest. An image list is for `extract` to make again: DamagedError.
+    A plan is written anew from a whole manifest, and the rest is judged by it. An image list is for `extract` to make
+    again: DamagedError.
     """
     folder, done = Path(verdict.dump), []
-    if any(damage.file == IMAGES for damage in verdict.damages):
-        raise DamagedError(
-            f"dump {shown(folder)}: images.jsonl cannot be made again without the images",
-            "run its extract command again: it writes the list anew, if the images are as they were",
-        )
+    _refuse_damaged_list(verdict)
     if is_link(folder / SHARDS):
         raise ConflictError(
             f"dump {shown(folder)}: its shards folder is a link, and what it leads to may be another dump's",
@@ -243,20 +251,35 @@ def repair(verdict: Verdict) -> list[str]:
         verdict = verify(folder)  # again: what was damaged may have been made again by one who is gone now
         if any(damage.file == PLAN for damage in verdict.damages):
             _restore_plan(folder)
-            return [f"{PLAN} written anew from {MANIFEST}: verify again"]
+            done.append(f"{PLAN} written anew from {MANIFEST}")
+            verdict = verify(folder)  # by that plan
+        _refuse_damaged_list(verdict)
         for name in (MANIFEST, FAILURES):  # what says that the dump is complete goes first
             if verdict.damages and is_there(folder / name):
                 (folder / name).unlink()
                 done.append(f"{name} taken away: the next extract writes it anew")
         sync_folder(folder)
         for number in sorted({damage.shard for damage in verdict.damages if damage.shard is not None}):
-            names = [name for name in names_in(folder / SHARDS) if name.startswith(f"{number:05d}.")]
-            for path in sorted((folder / SHARDS / name for name in names), key=lambda path: path.suffix != ".json"):
-                if path.suffix != ASIDE:  # the record first: a shard without one is not committed
-                    path.replace(path.with_name(path.name + ASIDE))
-                    sync_folder(folder / SHARDS)
-                    done.append(f"{SHARDS}/{path.name} put aside as {path.name}{ASIDE}")
+            for path in _files_of(folder, number):
+                path.replace(path.with_name(path.name + ASIDE))
+                sync_folder(folder / SHARDS)
+                done.append(f"{SHARDS}/{path.name} put aside as {path.name}{ASIDE}")
     return done
+
+
+def _refuse_damaged_list(verdict: Verdict) -> None:
+    if any(damage.file == IMAGES for damage in verdict.damages):
+        raise DamagedError(
+            f"dump {shown(verdict.dump)}: images.jsonl cannot be made again without the images",
+            "run its extract command again: it writes the list anew, if the images are as they were",
+        )
+
+
+def _files_of(folder: Path, number: int) -> list[Path]:
+    """The files of a shard, its record first: a shard without one is not committed."""
+    suffix = FORMATS[Dump.plan_in(folder).settings.format].SUFFIX
+    names = [f"{number:05d}{end}" for end in (".json", ".json" + BEFORE, suffix)]
+    return [folder / SHARDS / name for name in names if state_at(folder / SHARDS / name, follow_links=False)]
 
 
 def _restore_plan(folder: Path) -> None:
@@ -265,7 +288,8 @@ def _restore_plan(folder: Path) -> None:
         plan = Plan.from_json(manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(
-            f"dump {shown(folder)}: plan.json is damaged, and manifest.json cannot stand in for it ({error})",
+            f"dump {shown(folder)}: plan.json is damaged, and manifest.json cannot stand in for it"
+            f" ({why_refused(error)})",
             "start anew with --overwrite",
         ) from error
     publish_checksummed(folder / PLAN, with_fingerprint(plan), replace=True)

@@ -289,10 +289,14 @@ def finalize(dump: Dump) -> dict[str, Any]:
     """
     records = list(dump.records())
     if len(records) < dump.plan.num_shards:
+        way_out = "run its extract command again to complete it"
+        if unrecorded := dump.unrecorded():
+            file, record = dump.shard_path(unrecorded[0]).name, dump.record_path(unrecorded[0]).name
+            way_out += f"; {file} is there without its record {record}, and does not count"
         raise IncompleteError(
             f"dump {shown(dump.path)}: {dump.plan.num_shards - len(records):,} of"
             f" {counted(dump.plan.num_shards, 'shard')} missing",
-            "run its extract command again to complete it",
+            way_out,
         )
     manifest = manifest_content(dump.plan, records)
     with disk_errors(dump.path):

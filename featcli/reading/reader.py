@@ -13,7 +13,7 @@ import numpy as np
 
 from featcli.dump.folder import Dump
 from featcli.dump.plan import Plan, StoredStage
-from featcli.errors import CheckpointError, IncompleteError, UsageError, nearest, one_line, shown
+from featcli.errors import CheckpointError, IncompleteError, UsageError, counted, nearest, one_line, shown
 from featcli.reading.labels import labels_of
 from featcli.reading.open_shards import OpenShards
 from featcli.reading.stage_array import RowIndex, StageArray
@@ -33,9 +33,11 @@ def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpRea
     """
     dump = Dump.at(Path(path))
     if not (dump.is_complete() or incomplete):
+        there, shards = len(dump.numbered(".json")), dump.plan.num_shards
+        way_out = "run its extract command again" if there < shards else "featcli finalize completes it"
         raise IncompleteError(
-            f"dump {shown(path)}: not complete",
-            "run its extract command again, or take what is there: --incomplete, in Python incomplete=True",
+            f"dump {shown(path)}: not complete, {there:,} of {counted(shards, 'shard')} there",
+            f"{way_out}, or take what is there: --incomplete, in Python incomplete=True",
         )
     return DumpReader(dump)
 

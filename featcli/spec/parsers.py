@@ -178,4 +178,4 @@ def parse_part(text: str) -> tuple[int, int] | Literal["auto"]:
 def refuse_no_part(index: int, count: int) -> None:
     """Raise UsageError unless there is such a part."""
     if not 0 <= index < count:
-        raise UsageError(f"part {index}/{count}: i/n needs 0 <= i < n", HOW_PARTS)
+        raise UsageError(f"--part {index}/{count}: i/n needs 0 <= i < n", HOW_PARTS)

@@ -8,6 +8,7 @@ from typing import Any
 
 from featcli.dump.checksummed_json import read_checksummed
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
+from featcli.dump.foreign import foreign_files
 from featcli.dump.formats.layout import ITEM_BYTES
 from featcli.dump.records import pictures_of, said_of_pictures, totals_of
 from featcli.errors import CheckpointError, IncompleteError, UsageError, most_first, shown
@@ -88,6 +89,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "committed_shards": len(records),
         "unfinished_shards": [one for one in unfinished if one["shard"] not in there],
         "damaged_files": damaged,
+        "foreign_files": [vars(one) for one in foreign_files(dump)],
         "bytes": totals["bytes"],
         "format": settings.format,
         "checkpoint": dump.plan.provenance["checkpoint"],

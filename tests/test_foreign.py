@@ -1,0 +1,164 @@
+"""What lies among the shards of a dump and is no part of it: it is named, never read, never deleted."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+import featcli
+from conftest import draw, tree
+from featcli.errors import DamagedError
+
+OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 2, "shard_size": 2, "image_size": 32}
+GIVEN = ["-c", "test_resnet", "--random-init", "--batch-size", 2, "--shard-size", 2, "--image-size", 32]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Six pictures, their dump in three shards, and two others: of other weights, of the other format."""
+    folder = tmp_path_factory.mktemp("made")
+    for i in range(6):
+        draw(folder / "photos" / f"{i}.png", i, (32, 32))
+    for name, other in (("d", {}), ("weights", {"seed": 5}), ("format", {"format": "safetensors"})):
+        featcli.extract(folder / "photos", output=folder / name, **OPTIONS, **other)
+    return folder
+
+
+@pytest.fixture
+def dump(made, tmp_path):
+    """A copy of the dump, to put things into."""
+    shutil.copytree(made / "d", tmp_path / "d")
+    return tmp_path / "d"
+
+
+def put(made, dump):
+    """Put what is no part of the dump among its shards; file -> why it is none."""
+    shards, own = dump / "shards", (made / "d" / "shards" / "00001.h5").read_bytes()
+    other = (made / "format" / "shards" / "00001.safetensors").read_bytes()
+    beyond, alien = "the plan has only 3 shards", "no name that featcli gives"
+    files = {
+        "00003.h5": (own, beyond),
+        "00007.json": (b"{}", beyond),
+        "00001.safetensors": (other, "this dump is of hdf5"),
+        "00001 (1).h5": (own, alien),
+        "000001.h5": (own, alien),
+        "00001.txt": (b"mine", alien),
+        ".00001.h5.Ab3dEf": (own, alien),  # rsync is at it
+    }
+    for name, (content, _) in files.items():
+        (shards / name).write_bytes(content)
+    (shards / "shards").mkdir()
+    return {f"shards/{name}": why for name, (_, why) in files.items()} | {"shards/shards": "a folder"}
+
+
+def test_what_is_no_part_of_a_dump_is_named(made, dump, cli):
+    """finalize, inspect and verify name it, the first for people and all for programs, and the dump is whole."""
+    for end in ("", ".json"):  # of an unfinished shard
+        (dump / "shards" / f".00001.h5.0123456789abcdef.partial{end}").touch()
+    (dump / "shards" / "00001.h5.damaged").touch()  # what repair put aside
+    assert cli("finalize", dump, "--json").events[0]["foreign_files"] == []
+    put_there = put(made, dump)
+    before = tree(dump)
+    for command in ("finalize", "inspect", "verify"):
+        run = cli(command, dump, "--json")
+        assert run.code == 0
+        assert {one["file"]: one["what"] for one in run.events[0]["foreign_files"]} == put_there
+        said = cli(command, dump)
+        assert (
+            "shards/00001 (1).h5: not of this dump, and not read: no name that featcli gives\n" in said.err + said.out
+        )
+        assert "3 more files beside the shards not of this dump: --json names all" in said.err + said.out
+    assert tree(dump) == before
+
+
+def test_what_is_no_part_of_a_dump_stays(made, dump, cli):
+    """Resuming, repairing and overwriting leave it; overwriting takes what has the name of a shard or a record."""
+    mine = {name for name in put(made, dump) if name != "shards/shards"}
+    before = tree(dump)
+    featcli.extract(made / "photos", output=dump, **OPTIONS)
+    assert tree(dump) == before
+    path = dump / "shards" / "00001.h5"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert cli("verify", dump, "--repair", "-q").code == 8
+    featcli.extract(made / "photos", output=dump, **OPTIONS)
+    assert {name: content for name, content in tree(dump).items() if not name.endswith(".damaged")} == before
+    featcli.extract(made / "photos", output=dump, overwrite=True, **OPTIONS)
+    kept = {name for name in tree(dump) if name in mine}
+    assert kept == {"shards/00001 (1).h5", "shards/00001.txt", "shards/.00001.h5.Ab3dEf"}
+
+
+@pytest.mark.parametrize("suffixes", [(".h5",), (".json",), (".h5", ".json")], ids=["file", "record", "both"])
+@pytest.mark.parametrize("is_committed", [False, True], ids=["missing", "committed"])
+def test_a_shard_of_another_plan(made, dump, cli, suffixes, is_committed):
+    """Whatever would take it for this plan's refuses it, repair puts it aside, and the shard is made again."""
+    before, shards = tree(dump), dump / "shards"
+    (dump / "manifest.json").unlink()
+    for suffix in (".h5", ".json"):
+        if not is_committed:
+            (shards / f"00001{suffix}").unlink()
+    for suffix in suffixes:
+        shutil.copy(made / "weights" / "shards" / f"00001{suffix}", shards)
+    there = {*tree(shards).values()}
+    looks = ["finalize", "verify", *([] if suffixes == (".h5",) and is_committed else ["inspect"])]  # by sizes alone
+    for command in looks:
+        run = cli(command, dump)
+        assert run.code == 4
+        assert "it belongs to another dump" in run.out + run.err
+    if "inspect" in looks:
+        with pytest.raises(DamagedError, match="it belongs to another dump"):
+            featcli.extract(made / "photos", output=dump, **OPTIONS)
+    assert cli("verify", dump, "--repair", "-q").code == 8
+    assert {*tree(shards).values()} == there
+    featcli.extract(made / "photos", output=dump, **OPTIONS)
+    assert {name: content for name, content in tree(dump).items() if not name.endswith(".damaged")} == before
+
+
+def test_both_fingerprints_are_shown(made, dump, cli):
+    """Who mixed up two dumps is told the fingerprints of both."""
+    shutil.copy(made / "weights" / "shards" / "00001.json", dump / "shards")
+    said = cli("finalize", dump).err
+    for name in ("weights", "d"):
+        assert json.loads((made / name / "plan.json").read_text())["fingerprint"] in said
+
+
+def test_a_record_that_was_not_copied(dump, cli):
+    """A shard file whose record is missing beside it counts as missing, and finalize names it."""
+    for name in ("shards/00001.json", "manifest.json"):
+        (dump / name).unlink()
+    run = cli("finalize", dump)
+    assert run.code == 8
+    assert "00001.h5 is there without its record 00001.json, and does not count" in run.err
+
+
+def test_parts_made_apart(made, tmp_path, cli):
+    """Parts made into folders of their own, of one plan, are one dump once their shards lie together."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert cli("extract", made / "photos", *GIVEN, "-o", here, "--part", "0/2", "-q").code == 0
+    (there / "shards").mkdir(parents=True)
+    for name in ("plan.json", "images.jsonl"):
+        shutil.copy(here / name, there)
+    assert cli("extract", made / "photos", *GIVEN, "-o", there, "--part", "1/2", "-q").code == 0
+    for path in (there / "shards").iterdir():
+        os.rename(path, here / "shards" / path.name)
+    assert cli("finalize", here, "-q").code == 0
+    assert tree(here) == tree(made / "d")
+
+
+def test_what_verify_says_of_a_damaged_file(dump, cli):
+    """A damaged record is named once, in words of ours; what is known after the plan is mended is found at once."""
+    (dump / "shards" / "00001.json").write_text("{")
+    assert cli("verify", dump).out.startswith("shards/00001.json: damaged (not JSON)\n")
+    (dump / "plan.json").write_text("")
+    assert cli("verify", dump).out.startswith("plan.json: damaged (empty)\n")
+    run = cli("verify", dump, "--repair")
+    assert run.code == 8
+    assert "shards/00001.json put aside as 00001.json.damaged" in run.err
+
+
+def test_finalizing_a_dump_without_a_picture(tmp_path, cli):
+    """`finalize --json` says its exit code, which is 9 where not one image could be read."""
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    assert cli("extract", tmp_path / "a.jpg", *GIVEN, "-o", tmp_path / "d", "-q").code == 9
+    run = cli("finalize", tmp_path / "d", "--json")
+    assert (run.code, run.events[0]["exit_code"]) == (9, 9)
