@@ -20,8 +20,10 @@ if TYPE_CHECKING:
         MachineError,
         UsageError,
     )
+    from featcli.events import Report
     from featcli.extraction.extract import extract
     from featcli.reading.reader import open_dump
+    from featcli.run.progress import progress_bar
 
 __version__ = "0.1.0"
 
@@ -32,17 +34,21 @@ __all__ = [
     "FeatcliError",
     "IncompleteError",
     "MachineError",
+    "Report",
     "UsageError",
     "extract",
     "load_backbone",
     "open_dump",
+    "progress_bar",
     "replay",
 ]
 
 _HOMES = {
+    "Report": "events",
     "extract": "extraction.extract",
     "load_backbone": "backbones.load",
     "open_dump": "reading.reader",
+    "progress_bar": "run.progress",
     "replay": "backbones.replay",
 }
 

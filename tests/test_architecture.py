@@ -35,10 +35,12 @@ PUBLIC = [
     "FeatcliError",
     "IncompleteError",
     "MachineError",
+    "Report",
     "UsageError",
     "extract",
     "load_backbone",
     "open_dump",
+    "progress_bar",
     "replay",
 ]
 

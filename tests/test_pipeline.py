@@ -94,7 +94,7 @@ def test_shards_that_are_there_are_passed_over(pictures):
     assert next(batches).shard.number == 0
     into.done.add(2)  # meanwhile
     assert {batch.shard.number for batch in batches} == {0}
-    assert told == [("there", {"shard": 1, "images": 5}), ("there", {"shard": 2, "images": 3})]
+    assert told == [("there", {"shard": 1, "rows": 5, "images": 5}), ("there", {"shard": 2, "rows": 3, "images": 3})]
 
 
 def test_shards_are_asked_for_late(pictures):

@@ -88,13 +88,14 @@ def extract(asked: ExtractCommand) -> None:
 
     featcli extract photos -c resnet50 --out-indices 2,-1 -o feats
     """
-    from featcli.cli.terminal import JsonLines, nothing_read
+    from featcli.cli.terminal import JsonLines, nothing_read, quiet
     from featcli.events import tee
 
     spec = narrowed(asked, ExtractSpec)
     with _terminal(verbose=asked.verbose) as terminal:
         lines = JsonLines()
-        report = tee(*([] if asked.quiet else [terminal]), *([lines] if asked.as_json else []))
+        said = quiet if asked.quiet else terminal
+        report = tee(said, lines) if asked.as_json else said
         if asked.dry_run:
             from featcli.extraction.planning import dry_run
 

@@ -12,7 +12,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from featcli.errors import counted, duration, most_first, printable, shown, size
+from featcli.errors import NOTHING_READ, counted, duration, most_first, printable, shown, shown_shape, size
+from featcli.run.progress import ProgressBar, progress_line, shown_rate, stopped_line
 from featcli.run.stats import Throughput
 
 FAILURES_SHOWN = 5
@@ -43,66 +44,59 @@ class Terminal:
     def __init__(
         self, verbose: bool = False, stream: TextIO | None = None, work: str = "extracting", unit: str = "images"
     ) -> None:
-        self._work, self._unit = work, unit
         self._stream = stream or sys.stderr or io.StringIO()  # closed by whoever started us
+        self._bar = ProgressBar(self._stream, work, unit, leave=False)
         self._verbose = verbose
-        self._bar: Any = None
         self._failures = 0
 
     def __call__(self, kind: str, **facts: Any) -> None:
-        """Handle an event by the method of its name."""
-        getattr(self, f"_{kind}")(**facts)
+        """Handle an event by the method of its name, if it has one."""
+        self._bar.hear(kind, **facts)
+        handle = getattr(self, f"_on_{kind}", None)
+        if handle is not None:
+            handle(**facts)
 
     def close(self) -> None:
         """Leave the terminal as it was, whatever happened."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._bar.close()
 
-    def _choice(self, name: str, value: Any, reason: str = "") -> None:
+    def _on_choice(self, name: str, value: Any, reason: str = "", **_: Any) -> None:
         if reason != "default" or self._verbose:  # what nobody chose need not be said
-            self._say(f"{name:<14} {value}{f'  ({reason})' if reason else ''}")
+            self._say(f"{name:<14} {_shown_value(value)}{f'  ({reason})' if reason else ''}")
 
-    def _warning(self, text: str) -> None:
+    def _on_warning(self, text: str) -> None:
         self._say(f"warning: {text}")
 
-    def _start(self, images: int, done: int, **_: Any) -> None:
-        from tqdm import tqdm
+    def _on_estimate(self, images: int, seconds: float, bytes: int, images_per_second: float) -> None:
+        what = f"{counted(images, 'image')} in {duration(seconds)}, {size(bytes)}"
+        self._say(f"{'expected':<14} {what}  ({shown_rate(images_per_second)})")
 
-        self._bar = tqdm(
-            total=images, initial=done, desc=self._work, unit=f" {self._unit}", file=self._stream, leave=False,
-            disable=None if self._stream.isatty() else True, dynamic_ncols=True,
-        )  # fmt: skip
+    def _on_progress(self, **facts: Any) -> None:
+        if not self._bar.is_shown:
+            self._say(progress_line(facts))
 
-    def _batch(self, images: int) -> None:
-        self._bar.update(images)
-
-    def _failure(self, key: str, reason: str, detail: str, **_: Any) -> None:
+    def _on_failure(self, key: str, reason: str, detail: str, **_: Any) -> None:
         self._failures += 1
-        self._bar.set_postfix_str(f"{self._failures} failed")
         if self._verbose or self._failures <= FAILURES_SHOWN:
             self._say(f"failed {shown(key)}: {reason} ({detail})")
         elif self._failures == FAILURES_SHOWN + 1:
             self._say("more images failed: failures.jsonl will name all, -v shows them here")
 
-    def _shard(self, shard: int, rows: int, file: str, **_: Any) -> None:
+    def _on_shard(self, shard: int, rows: int, file: str, **_: Any) -> None:
         if self._verbose:
             self._say(f"committed {file}: {rows} images")
 
-    def _there(self, images: int, **_: Any) -> None:
-        self._bar.update(images)  # by another process
+    def _on_resumed(self, shard: int, rows: int) -> None:
+        if self._verbose and rows > 0:
+            self._say(f"resumed shard {shard}: {counted(rows, 'image')} of it were on the disk")
 
-    def _resumed(self, rows: int, **_: Any) -> None:
-        self._bar.update(rows)  # by an earlier run
+    def _on_stopped(self, **facts: Any) -> None:
+        self._say(stopped_line(facts))
 
-    def _kept(self, **_: Any) -> None:
-        pass
-
-    def _end(self, **facts: Any) -> None:
-        self.close()
+    def _on_end(self, **facts: Any) -> None:
         self._say(summary(facts))
 
-    def _dry_run(
+    def _on_dry_run(
         self, bytes: int, free_bytes: int, shards: int, images: int, workers: int, seconds: float | None, **_: Any
     ) -> None:
         self._say(
@@ -113,11 +107,27 @@ class Terminal:
             self._say(f"{'would take':<14} {duration(seconds)} with {counted(workers, 'worker')}")
 
     def _say(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-        print(folded(printable(text), self._stream), file=self._stream, flush=True)
-        if self._bar is not None:
-            self._bar.refresh()
+        self._bar.say(folded(printable(text), self._stream))
+
+
+def quiet(kind: str, **facts: Any) -> None:
+    """What is said with -q of a run: how many images failed, or are safe where it was stopped."""
+    if kind == "end" and facts["failed"] and facts["exit_code"] != NOTHING_READ:
+        print(printable(some_failed(**facts)), file=sys.stderr or io.StringIO())
+    elif kind == "stopped":
+        print(stopped_line(facts), file=sys.stderr or io.StringIO())
+
+
+def some_failed(dump: str, written: int, failed: int, failed_by_reason: Mapping[str, int], **_: Any) -> str:
+    """One line of a dump, or a part, of which some images failed."""
+    return f"{dump}: {failed:,} of {counted(written + failed, 'image')} failed ({_reasons(failed_by_reason)})"
+
+
+def _shown_value(value: Any) -> str:
+    """What was chosen, for people."""
+    if isinstance(value, list):  # stages
+        return ", ".join(f"{one['name']} {shown_shape(one['shape'])}" for one in value)
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def summary(end: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from featcli.extraction.planning import Job, prepare
 from featcli.extraction.sharding import DEFAULT, SIZE_AS_BEGUN, Sharers, too_few
 from featcli.inputs.listing import Listing
 from featcli.run.loading import Setup
+from featcli.run.progress import ProgressReport
 from featcli.run.stats import RunStats, Throughput
 from featcli.spec.calls import ExtractCall
 from featcli.spec.commands import ExtractSpec
@@ -75,15 +76,16 @@ def run(asked: ExtractSpec, report: Report = silent, listing: Listing | None = N
 
     `listing`: the images, where they were found before.
     """
+    progress = ProgressReport(report)
     while True:
         try:
-            return _run_once(asked, report, listing)
+            return _run_once(asked, progress, listing)
         except BegunMeanwhileError as begun:
             listing = begun.listing
         report("warning", text="another run has begun this dump meanwhile: its choices are taken")
 
 
-def _run_once(asked: ExtractSpec, report: Report, listing: Listing | None) -> Outcome:
+def _run_once(asked: ExtractSpec, report: ProgressReport, listing: Listing | None) -> Outcome:
     """Plan the run, claim the dump, make its shards. Raises BegunMeanwhileError, and FeatcliError."""
     began, path = time.perf_counter(), asked.dump_path
     part = part_of(asked.part)
@@ -96,7 +98,7 @@ def _run_once(asked: ExtractSpec, report: Report, listing: Listing | None) -> Ou
         shards = list(in_part(range(job.plan.num_shards), part))
     _refuse_if_too_large(path, job, shards, asked.overwrite, existing)
     with (
-        _told_if_interrupted(path, job.plan, report),  # when no worker is at work any more
+        _told_if_stopped(path, job.plan, part, report),  # when no worker is at work any more
         closing(_engine(asked, job.plan, setup, report)) as engine,
     ):
         del setup  # an engine that needs it has it
@@ -192,16 +194,17 @@ def _make(
 
 
 @contextmanager
-def _told_if_interrupted(path: Path, plan: Plan, report: Report) -> Iterator[None]:
+def _told_if_stopped(path: Path, plan: Plan, part: Part | None, report: ProgressReport) -> Iterator[None]:
+    """Say how many images are safe where a run ends before its time, once it has begun."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, FeatcliError):
         with suppress(OSError, FeatcliError):  # whoever reads what is said may be gone too
-            dump = Dump.existing(path)
+            dump = Dump.existing(path) if report.progress.has_started else None
             if dump is not None:
-                made = len(dump.numbered(".json"))
-                less = "" if made else ": with --overwrite and a smaller --shard-size less would be lost"
-                report("warning", text=f"{made:,} of {counted(plan.num_shards, 'shard')} are there{less}")
+                mine = in_part(range(plan.num_shards), part)
+                safe = sum(len(plan.shard(number)) for number in {*dump.numbered(".json")} & {*mine})
+                report("stopped", images=sum(len(plan.shard(number)) for number in mine), safe=safe)
         raise
 
 
@@ -216,9 +219,11 @@ def _report_dump(order: WorkOrder, part: Part | None, shard_size: str, report: R
     reasons = [f"{done:,} of them there already"] if done else [] if shard_size == SIZE_AS_BEGUN else ["new"]
     reasons += [f"{len(again):,} of those with failures and done again"] if again else []
     reasons += [] if shard_size == DEFAULT else [shard_size]
-    report("choice", name="dump", value=value, reason="; ".join(reasons))
+    facts = {"shards": plan.num_shards, "shard_rows": plan.shard_rows}
+    report("choice", name="dump", value=value, reason="; ".join(reasons), **facts)
     images, left = (sum(len(plan.shard(number)) for number in some) for some in (mine, shards))
-    report("start", images=images, done=images - left, shards=len(shards))
+    num_bytes = sum(plan.shard_bytes(number, order.pictures.sizes) for number in shards)
+    report("start", images=images, done=images - left, shards=len(shards), bytes=num_bytes)
 
 
 def _warn_of_maps(stats: RunStats, plan: Plan, report: Report) -> None:

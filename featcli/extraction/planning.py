@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -177,10 +178,12 @@ def _resolve(
     if asked.fold and not has_norms(model.build(positions, "meta")):
         raise nothing_to_fold(model.name)
     report("choice", name="checkpoint", value=f"{model.name} ({model.library})")
-    names = ", ".join(f"{s.name} {'x'.join(map(str, s.shape))}" for s in (model.stages[i] for i in positions))
+    chosen: list[dict[str, Any]] = [
+        {"name": s.name, "shape": list(s.shape)} for s in (model.stages[i] for i in positions)
+    ]
     default = asked.out_features is None and asked.out_indices is None
     reason = _stages_reason(model, positions) if default else "as asked"
-    report("choice", name="stages", value=names, reason=reason)
+    report("choice", name="stages", value=chosen, reason=reason)
     report("choice", name="norm", value=model.norm, reason=model.norm_reason)
     names = ", ".join(str(device.value) for device in devices)
     reason = devices[0].reason + (": a process for each" if len(devices) > 1 else "")
@@ -191,7 +194,7 @@ def _resolve(
     notes = [f"{counted(skipped, 'other file')} skipped: {kinds_of(listing.ignored)}"] if skipped else []
     notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
     notes += [f"{counted(listing.repeated, 'name')} listed again"] if listing.repeated else []
-    report("choice", name="images", value=f"{len(listing.images):,}", reason="; ".join(notes))
+    report("choice", name="images", value=len(listing.images), reason="; ".join(notes))
     for text in extras.missing(listing.images.keys, extras.versions()):
         report("warning", text=text)
     return listing, selection

@@ -82,7 +82,8 @@ class Sink:
         record = self._into.commit(begun, {VALID: valid, **{name + SHAPES: found for name, found in shapes.items()}})
         self._at_work = None
         if record is None:
-            self._report("there", shard=shard.number, images=0)  # its batches were counted while they were made
+            # Its batches were counted while they were made.
+            self._report("there", shard=shard.number, rows=len(shard.rows), images=0)
             return
         self._made.overflown = begun.made.overflown
         self._count(self._made)

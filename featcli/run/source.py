@@ -72,7 +72,7 @@ class Source:
     def _wanted(self, shards: Iterable[Shard]) -> Iterator[tuple[SizedImages, range]]:
         for shard in shards:
             if self._into.is_done(shard.number):
-                self._report("there", shard=shard.number, images=len(shard.rows))
+                self._report("there", shard=shard.number, rows=len(shard.rows), images=len(shard.rows))
                 continue
             batch_rows = list(shard.pictures.sizes.batches(shard.rows, self._into.dump.plan.settings.batch_size))
             begun = self._take_up(shard, [rows.start for rows in batch_rows])

@@ -46,7 +46,7 @@ class Timings:
         slowest = max(busy, key=lambda part: busy[part])
         advice = _advice(slowest, busy["decode"] / seconds, self.compute, threads["decode"], plan)
         return Throughput(
-            seconds=seconds,
+            seconds=round(seconds, 3),
             preparation=round(self.preparation, 3),
             worked={part: round(worked[part], 3) for part in PARTS},
             busy={part: round(busy[part] / seconds, 4) for part in PARTS},

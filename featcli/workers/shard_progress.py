@@ -14,8 +14,8 @@ class ShardProgress:
     def __init__(self, plan: Plan, report: Report) -> None:
         self._plan = plan
         self._report = report
-        self._images = 0  # passed on, of shards that are not committed
-        self._resumed: dict[int, int] = {}  # likewise, rows of such shards that were taken up
+        self._images = 0  # that it computed, passed on, of shards that are not committed
+        self._resumed: dict[int, int] = {}  # shard -> rows that were on the disk, likewise
         self._failures: list[dict[str, Any]] = []  # likewise, and not passed on
 
     def hear(self, kind: str, facts: dict[str, Any]) -> int | None:
@@ -25,18 +25,20 @@ class ShardProgress:
             return None
         if kind == "batch":
             self._images += facts["images"]
-        if kind == "resumed":
+        elif kind == "resumed":
             self._resumed[facts["shard"]] = facts["rows"]
-        if kind in ("shard", "there"):
+        is_there = kind in ("shard", "there")
+        if is_there:
             rows = self._plan.shard(facts["shard"])
+            resumed = self._resumed.pop(facts["shard"], 0)
             mine = [failure for failure in self._failures if failure["row"] in rows]
             self._failures = [failure for failure in self._failures if failure["row"] not in rows]
             if kind == "shard" or not facts["images"]:
-                self._images -= len(rows) - self._resumed.pop(facts["shard"], 0)
+                self._images -= len(rows) - resumed
             for failure in mine if kind == "shard" else ():
                 self._report("failure", **failure)
         self._report(kind, **facts)
-        return facts.get("shard")
+        return facts["shard"] if is_there else None
 
     def take_back(self) -> None:
         """The worker is gone: what it had not committed is taken up by another, or done anew."""

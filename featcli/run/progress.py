@@ -1,0 +1,246 @@
+"""How far a run is, counted from its events: images done and safe, pace, time left; said once a minute, or as a bar."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from featcli.errors import counted, duration, printable
+from featcli.events import Report
+
+MINUTE = 60.0  # seconds between two `progress` events; runs that are expected to be longer begin with an estimate
+SETTLED = 5.0  # seconds of computing after which the pace is worth an estimate
+WINDOW = 5  # minutes over which the pace is taken
+Clock = Callable[[], float]  # seconds
+
+
+class Progress:
+    """Counts of a run, which hears of all its events, in any thread.
+
+    `images`: of the run. `done`: those that are there, were found unfinished on the disk, are made by others, or were
+    computed. `computed`: by this run alone. `safe`: those that a kill does not lose.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self.has_started = False
+        self.images = self.done = self.computed = self.failed = self.bytes = 0
+        self._clock = clock
+        self._committed = 0
+        self._kept: dict[int, int] = {}  # unfinished shard -> rows of it that are on the disk
+        self._started = 0.0
+        self._paces: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)  # (when, computed by then), a minute apart
+        self._lock = threading.Lock()
+
+    @property
+    def safe(self) -> int:
+        """Images whose rows are on the disk."""
+        return self._committed + sum(self._kept.values())
+
+    @property
+    def seconds(self) -> float:
+        """Since the run has started."""
+        return self._clock() - self._started
+
+    @property
+    def seconds_of_pace(self) -> float:
+        """That the pace is taken over: none before the second batch."""
+        return self._clock() - self._paces[0][0] if self._paces else 0.0
+
+    @property
+    def rate(self) -> float | None:
+        """Images that were computed in a second, over the last minutes; None before the first."""
+        now = self._clock()
+        since, before = self._paces[0] if self._paces else (now, 0)
+        if now <= since or self.computed <= before:  # of the first batch, loading included
+            since, before = self._started, 0
+        return (self.computed - before) / (now - since) if self.computed > 0 and now > since else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At that pace."""
+        rate = self.rate
+        return None if rate is None else max(0, self.images - self.done) / rate
+
+    def hear(self, kind: str, **facts: Any) -> None:
+        """Count what happened."""
+        with self._lock:
+            if kind == "start":
+                self._start(**facts)
+            elif kind == "batch":
+                self.done += facts["images"]
+                self.computed += facts["images"]
+                if not self._paces:  # what comes before the first batch, such as workers that load, is no pace
+                    self.mark()
+            elif kind == "resumed":
+                self.done += facts["rows"]
+                if facts["rows"] > 0:
+                    self._kept[facts["shard"]] = facts["rows"]
+            elif kind == "kept":
+                self._kept[facts["shard"]] = facts["rows"]
+            elif kind in ("shard", "there"):
+                self._kept.pop(facts["shard"], None)
+                self._committed += facts["rows"]
+                self.done += facts.get("images", 0)
+            elif kind == "failure":
+                self.failed += 1
+
+    def mark(self) -> None:
+        """Remember how far it is now: the pace is that of the last marks."""
+        self._paces.append((self._clock(), self.computed))
+
+    def facts(self) -> dict[str, Any]:
+        """What a `progress` event says."""
+        rate, left = self.rate, self.seconds_left
+        return {
+            "images": self.images,
+            "done": self.done,
+            "safe": self.safe,
+            "failed": self.failed,
+            "images_per_second": None if rate is None else round(rate, 3),
+            "seconds": round(self.seconds, 3),
+            "seconds_left": None if left is None else round(left, 3),
+        }
+
+    def _start(self, images: int, done: int, bytes: int = 0, **_: Any) -> None:
+        self.has_started, self._started = True, self._clock()
+        self.images, self.done, self._committed, self.bytes = images, done, done, bytes
+
+
+class ProgressReport:
+    """A report that tells another one every event, and adds `estimate` and `progress` where they are due."""
+
+    def __init__(self, report: Report, clock: Clock = time.monotonic) -> None:
+        self.progress = Progress(clock)
+        self._report = report
+        self._due = MINUTE  # seconds of the run
+        self._has_estimated = False
+
+    def __call__(self, kind: str, **facts: Any) -> None:
+        """Pass an event on."""
+        self.progress.hear(kind, **facts)
+        self._report(kind, **facts)
+        if kind != "batch":
+            return
+        if not self._has_estimated and self.progress.seconds_of_pace >= SETTLED:
+            self._estimate()
+        if self.progress.seconds >= self._due:
+            self._report("progress", **self.progress.facts())
+            self.progress.mark()
+            self._due = self.progress.seconds + MINUTE
+
+    def _estimate(self) -> None:
+        self._has_estimated = True
+        facts = self.progress.facts()
+        if (facts["seconds_left"] or 0) > MINUTE:
+            self._report(
+                "estimate",
+                images=facts["images"] - facts["done"],
+                seconds=facts["seconds_left"],
+                bytes=self.progress.bytes,
+                images_per_second=facts["images_per_second"],
+            )
+
+
+class ProgressBar:
+    """A bar for the events of a run, in a terminal or a notebook; nothing where there is neither."""
+
+    def __init__(self, stream: TextIO, work: str = "extracting", unit: str = "images", leave: bool = True) -> None:
+        self._stream, self._work, self._unit, self._leave = stream, work, unit, leave
+        self._progress = Progress()
+        self._bar: Any = None
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is a bar now."""
+        return self._bar is not None
+
+    def hear(self, kind: str, **facts: Any) -> None:
+        """Move it by an event."""
+        self._progress.hear(kind, **facts)
+        if kind == "start":
+            self._open()
+        elif kind in ("end", "stopped"):
+            self.close()
+        elif self._bar is not None:
+            self._move(kind, facts)
+
+    def say(self, text: str) -> None:
+        """Print lines above it."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, file=self._stream, flush=True)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _open(self) -> None:
+        if self._stream.isatty():
+            from tqdm import tqdm
+        elif "ipykernel" in sys.modules:
+            from tqdm.auto import tqdm
+        else:
+            return
+        self._bar = tqdm(
+            total=self._progress.images, initial=self._progress.done, desc=self._work, unit=f" {self._unit}",
+            file=self._stream, leave=self._leave, dynamic_ncols=True,
+        )  # fmt: skip
+
+    def _move(self, kind: str, facts: Mapping[str, Any]) -> None:
+        if kind == "batch":
+            self._bar.update(facts["images"])
+            return
+        not_computed = facts["images"] if kind == "there" else facts["rows"] if kind == "resumed" else 0
+        self._bar.initial += not_computed  # so that they are no part of its pace
+        self._bar.last_print_n += not_computed
+        self._bar.n += not_computed
+        if kind in ("resumed", "there", "kept", "shard", "failure"):
+            failed = f", {self._progress.failed:,} failed" if self._progress.failed else ""
+            self._bar.set_postfix_str(f"{self._progress.safe:,} safe{failed}")
+
+
+def progress_bar(stream: TextIO | None = None) -> Report:
+    """A report for scripts and notebooks: `featcli.extract(..., report=featcli.progress_bar())`.
+
+    It shows a bar with the images that are done and safe, and prints warnings. Where `stream` (stderr by default) is no
+    terminal and this is no notebook it prints a line a minute. Make one for each run.
+    """
+    bar = ProgressBar(sys.stderr if stream is None else stream)
+
+    def report(kind: str, **facts: Any) -> None:
+        bar.hear(kind, **facts)
+        if kind == "warning":
+            bar.say(printable(f"warning: {facts['text']}"))
+        elif kind == "progress" and not bar.is_shown:
+            bar.say(progress_line(facts))
+        elif kind == "stopped":
+            bar.say(stopped_line(facts))
+
+    return report
+
+
+def progress_line(facts: Mapping[str, Any]) -> str:
+    """A `progress` event for people."""
+    share = f" ({facts['done'] / facts['images']:.0%})" if facts["images"] else ""
+    failed = f", {facts['failed']:,} failed" if facts["failed"] else ""
+    rate, left = facts["images_per_second"], facts["seconds_left"]
+    pace = "" if rate is None else f", {shown_rate(rate)}, {duration(left)} left"
+    return f"{facts['done']:,} of {counted(facts['images'], 'image')}{share}, {facts['safe']:,} safe{failed}{pace}"
+
+
+def stopped_line(facts: Mapping[str, Any]) -> str:
+    """A `stopped` event for people."""
+    return f"stopped: {facts['safe']:,} of {counted(facts['images'], 'image')} are safe"
+
+
+def shown_rate(rate: float) -> str:
+    """Images a second for people, with three digits where it is slow."""
+    return f"{rate:,.0f} images/s" if rate >= 100 else f"{rate:.3g} images/s"
