@@ -239,7 +239,11 @@ def export(asked: ExportCommand) -> None:
         there = len(content.dump)
         images = counted(there, "image") if len(content.rows) == there else f"{len(content.rows):,} of {there:,} images"
         beside = f" with {images_beside(path).name}" if path.suffix == ".npy" else ""
-        print(printable(f"{asked.output}{beside}: {images}, {stages}, {size(num_bytes)}"))
+        print(
+            printable("; ".join([f"{asked.output}{beside}: {images}, {stages}, {size(num_bytes)}", *content.remarks]))
+        )
+    elif content.dump.failures:
+        print(printable(f"{asked.dump}: {'; '.join(content.remarks)}"), file=sys.stderr)
 
 
 @command(ShowCommand, short_help="Draw the maps of a dump: a picture, or a page.")
@@ -280,7 +284,7 @@ def finalize(asked: FinalizeCommand) -> None:
     featcli finalize feats
     """
     from featcli.cli.tables import foreign_lines
-    from featcli.cli.terminal import nothing_read
+    from featcli.cli.terminal import nothing_read, some_failed
     from featcli.dump.atomic_file import disk_errors
     from featcli.dump.folder import Dump, in_use
     from featcli.dump.foreign import foreign_files
@@ -303,6 +307,8 @@ def finalize(asked: FinalizeCommand) -> None:
         )
     elif not asked.quiet:
         print(printable(f"{asked.dump}: complete, {totals['written']:,} images written, {totals['failed']:,} failed"))
+    elif totals["failed"] and totals["written"]:
+        print(printable(some_failed(asked.dump, **totals)), file=sys.stderr)
     if not totals["written"]:
         print(printable(nothing_read(asked.dump, totals["failed_by_reason"])), file=sys.stderr)
         raise typer.Exit(NOTHING_READ)

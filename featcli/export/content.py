@@ -10,7 +10,7 @@ import numpy as np
 
 from featcli.dump.formats.layout import NUMPY_TYPES
 from featcli.dump.plan import StoredStage
-from featcli.errors import UsageError, shown, shown_shape
+from featcli.errors import UsageError, counted, shown, shown_shape
 from featcli.events import Report, silent
 from featcli.reading.reader import DumpReader, Run
 from featcli.run.pooling import pooling
@@ -37,6 +37,16 @@ class Content:
     def valid(self) -> np.ndarray:
         """(rows,) bool: false for failed images that were kept, of which all values are NaN."""
         return np.asarray(self.dump.valid[self.rows])
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be said of rows of the dump that hold no maps."""
+        failed, missing = len(self.dump.failures), self.dump.num_missing
+        became = "kept as NaN" if self.keeps_failed else "left out"
+        return [
+            *([f"{counted(failed, 'failed image')} {became}"] if failed else []),
+            *([f"{counted(missing, 'image')} not there yet"] if missing else []),
+        ]
 
     @property
     def attributes(self) -> dict[str, str]:

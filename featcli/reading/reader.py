@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from featcli.dump.folder import Dump
 from featcli.dump.plan import Plan, StoredStage
-from featcli.errors import CheckpointError, IncompleteError, UsageError, counted, nearest, one_line, shown
+from featcli.errors import CheckpointError, FeatcliError, IncompleteError, UsageError, counted, nearest, one_line, shown
 from featcli.reading.labels import labels_of
 from featcli.reading.open_shards import OpenShards
 from featcli.reading.stage_array import RowIndex, StageArray
@@ -157,6 +158,11 @@ class DumpReader:
         valid[[failure["row"] for failure in self.failures]] = False
         return valid
 
+    @property
+    def num_missing(self) -> int:
+        """Images of shards that are not there yet."""
+        return len(self) - sum(len(self.plan.shard(number)) for number in self.records)
+
     def __len__(self) -> int:
         """Images, failed ones too: row i is image i."""
         return self.plan.num_images
@@ -244,7 +250,11 @@ class DumpReader:
         return StageDataset(self, stages, labels, rows)
 
     def __repr__(self) -> str:
-        return f"<dump {shown(self.path)}: {len(self)} images, stages {', '.join(self.stages)}>"
+        counts = [f"{len(self)} images"]
+        with suppress(FeatcliError):  # a record that is damaged is told by what needs it
+            counts += [f"{len(self.failures)} failed"] if self.failures else []
+            counts += [f"{self.num_missing} missing"] if self.num_missing else []
+        return f"<dump {shown(self.path)}: {', '.join(counts)}, stages {', '.join(self.stages)}>"
 
     def close(self) -> None:
         """Close the shard files; they are opened again when needed."""
