@@ -186,7 +186,7 @@ def test_a_shard_that_another_process_has_made(begun, whole, tmp_path):
     before = tree(tmp_path / "d")
     with Sink(into, lambda kind, **facts: told.append((kind, facts)), counted.append) as sink:
         make(sink, shards[1], whole, micro_batch=1)
-    assert (told, counted) == ([("there", {"shard": 1, "images": 0})], [])
+    assert (told, counted) == ([("there", {"shard": 1, "rows": 4, "images": 0})], [])
     assert tree(tmp_path / "d") == before
 
 

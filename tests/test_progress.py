@@ -1,0 +1,326 @@
+"""How far a run is: lines and events once a minute, what is safe, what failed; told before, during and after."""
+
+import ast
+import inspect
+import io
+import re
+
+import pytest
+
+import featcli
+from conftest import REPOSITORY
+from featcli.cli.terminal import Terminal
+from featcli.errors import MachineError
+from featcli.events import Report
+from featcli.run import progress as progress_module
+from featcli.run.progress import ProgressBar, ProgressReport
+from featcli.workers.shard_progress import ShardProgress
+
+TINY = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "shard_size": 4, "image_size": 32}
+OPTIONS = "-c test_resnet --random-init --batch-size 4 --shard-size 4 --image-size 32".split()
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Told(list):
+    """A report that remembers events."""
+
+    def __call__(self, kind, **facts):
+        self.append((kind, facts))
+
+    def of(self, kind):
+        """The facts of the events of one kind."""
+        return [facts for one, facts in self if one == kind]
+
+
+@pytest.fixture
+def run():
+    """A run that has just begun, with what it tells, and its clock."""
+    told, clock = Told(), Clock()
+    report = ProgressReport(told, clock)
+    report("start", images=1000, done=100, shards=9, bytes=9000)
+
+    def passes(seconds, kind, **facts):
+        clock.now += seconds
+        report(kind, **facts)
+        return told[-1]
+
+    passes.told = told
+    return passes
+
+
+def test_progress_once_a_minute(run):
+    """Every event is passed on; with the first batch after each minute comes how far the run is, in numbers."""
+    for _ in range(11):
+        run(15, "batch", images=30)
+    assert [kind for kind, _ in run.told].count("batch") == 11
+    first, second = run.told.of("progress")
+    assert first == {
+        "images": 1000, "done": 220, "safe": 100, "failed": 0, "images_per_second": 2.0, "seconds": 60.0,
+        "seconds_left": 390.0,
+    }  # fmt: skip
+    assert (second["done"], second["seconds"], second["images_per_second"]) == (340, 120.0, 2.0)
+
+
+def test_what_was_not_computed_is_no_pace(run):
+    """Rows of an unfinished shard that is taken up, and shards of other processes, are done but never make a rate."""
+    run(5, "batch", images=4)
+    run(1, "resumed", shard=3, rows=300)
+    run(1, "there", shard=5, rows=200, images=200)
+    assert run(58, "batch", images=60) == (
+        "progress",
+        {"images": 1000, "done": 664, "safe": 600, "failed": 0, "images_per_second": 1.0, "seconds": 65.0,
+         "seconds_left": 336.0},
+    )  # fmt: skip
+
+
+def test_loading_is_no_pace(run):
+    """What passes before the first batch, such as workers that load, is no part of the pace; one batch alone is."""
+    slow = run(100, "batch", images=50)
+    assert slow[1]["images_per_second"] == 0.5
+    assert run(60, "batch", images=600)[1]["images_per_second"] == 10
+
+
+def test_the_pace_is_that_of_the_last_minutes(run):
+    """A run that has become slower says so within some minutes, whatever it was before."""
+    for _ in range(3):
+        run(60, "batch", images=100)
+    for _ in range(7):
+        _, facts = run(60, "batch", images=6)
+    assert facts["images_per_second"] == 0.1
+
+
+def test_what_is_safe(run):
+    """Safe are committed shards, and of others the rows that were put on the disk: not what is computed alone."""
+    run(10, "batch", images=90)
+    run(1, "kept", shard=1, rows=60)
+    run(1, "kept", shard=2, rows=10)
+    assert run(60, "batch", images=10)[1]["safe"] == 170
+    run(1, "kept", shard=1, rows=90)  # all of them: no sum of both
+    run(1, "shard", shard=1, file="00001.h5", rows=100, bytes=10, failed=0)
+    run(1, "failure", key="a", row=3, reason="empty", detail="")
+    run(1, "there", shard=2, rows=100, images=0)  # another was first: its batches were counted while they were made
+    facts = run(60, "batch", images=100)[1]
+    assert (facts["done"], facts["safe"], facts["failed"]) == (300, 300, 1)
+
+
+def test_a_worker_that_dies(run):
+    """What it had computed and not committed is not done; what it found or put on the disk stays safe for the next."""
+    from featcli.dump.plan import Outline
+
+    plan = Outline(stages=(), num_images=1000, keys_digest="", shard_rows=100)
+    worker, other = (ShardProgress(plan, lambda kind, **facts: run(1, kind, **facts)) for _ in range(2))
+    assert worker.hear("resumed", {"shard": 4, "rows": 30}) is None  # it is no shard that is there now
+    worker.hear("batch", {"images": 40})
+    assert worker.hear("kept", {"shard": 4, "rows": 60}) is None
+    worker.take_back()
+    done, safe = (run(60, "batch", images=0)[1][name] for name in ("done", "safe"))
+    assert (done, safe) == (100, 160)
+    other.hear("resumed", {"shard": 4, "rows": 60})
+    other.hear("batch", {"images": 40})
+    assert other.hear("shard", {"shard": 4, "rows": 100}) == 4
+    other.take_back()  # there is nothing to take back
+    done, safe = (run(60, "batch", images=0)[1][name] for name in ("done", "safe"))
+    assert (done, safe) == (200, 200)
+
+
+@pytest.mark.parametrize(("images", "expected"), [(20, [{"images": 860, "bytes": 9000}]), (400, [])])
+def test_a_long_run_begins_with_an_estimate(run, images, expected):
+    """It says once what is left by the pace of the first batches, where that is more than a minute."""
+    for _ in range(3 if images == 20 else 2):
+        run(6, "batch", images=images)
+    found = run.told.of("estimate")
+    assert [{name: facts[name] for name in ("images", "bytes")} for facts in found] == expected
+    assert [(facts["seconds"], facts["images_per_second"]) for facts in found] == [(258.0, 3.333)][: len(found)]
+
+
+def shown(*events, is_terminal=False, **options):
+    """What a terminal, or a pipe, shows of events."""
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal
+    terminal = Terminal(stream=stream, **options)
+    for kind, facts in events:
+        terminal(kind, **facts)
+    terminal.close()
+    return stream.getvalue()
+
+
+START = ("start", {"images": 15010, "done": 0, "shards": 4, "bytes": 123456789})
+PROGRESS = ("progress", {
+    "images": 15010, "done": 3008, "safe": 2944, "failed": 2, "images_per_second": 20.4567, "seconds": 60.0,
+    "seconds_left": 586.7,
+})  # fmt: skip
+
+
+def test_lines_without_a_terminal():
+    """A log gets a line a minute and the estimate; a terminal has its bar instead."""
+    line = "3,008 of 15,010 images (20%), 2,944 safe, 2 failed, 20.5 images/s, 9.8 min left\n"
+    assert shown(START, PROGRESS) == line
+    assert line not in shown(START, PROGRESS, is_terminal=True)
+    estimate = {"images": 15010, "seconds": 733.7, "bytes": 123456789, "images_per_second": 20.4567}
+    expected = "expected       15,010 images in 12.2 min, 123 MB  (20.5 images/s"
+    assert shown(START, ("estimate", estimate)).startswith(expected)
+    assert shown(START, ("stopped", {"images": 15010, "safe": 2944})) == "stopped: 2,944 of 15,010 images are safe\n"
+
+
+def test_a_bar_moves_by_what_is_done():
+    """It shows what is safe and failed; what this run did not compute moves it without making it faster."""
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    bar = ProgressBar(stream)
+    bar.hear("start", images=1000, done=100)
+    bar.hear("batch", images=10)
+    bar.hear("resumed", shard=3, rows=300)
+    bar.hear("there", shard=2, rows=100, images=100)
+    bar.hear("failure", key="a", row=0, reason="empty", detail="")
+    state = bar._bar.format_dict
+    assert (state["n"], state["total"], state["postfix"]) == (510, 1000, "500 safe, 1 failed")
+    assert state["n"] - state["initial"] == 10  # what a rate is made of
+    bar.hear("stopped", images=1000, safe=500)
+    assert not bar.is_shown
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_bar_in_python(photos, tmp_path, is_terminal, monkeypatch):
+    """`featcli.progress_bar()` is a report: a bar on a terminal, lines in a log, and the warnings of the run."""
+    monkeypatch.setattr(progress_module, "MINUTE", 0.0)
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal
+    (photos / "later.gif").write_bytes((photos / "01.png").read_bytes())
+    featcli.extract(photos, output=tmp_path / "d", report=featcli.progress_bar(stream), **TINY)
+    said = stream.getvalue()
+    assert ("extracting: 100%" in said) == is_terminal
+    assert (
+        bool(re.search(r"^13 of 13 images \(100%\), \d+ safe, [\d.,]+ images/s, 0 s left$", said, re.M)) != is_terminal
+    )
+
+
+def test_numbers_are_numbers(cli, photos, tmp_path, monkeypatch):
+    """In JSON events a count is a number, and so is a time, to the millisecond; stages are objects."""
+    monkeypatch.setattr(progress_module, "MINUTE", 0.0)
+    monkeypatch.setattr(progress_module, "SETTLED", 0.0)
+    run = cli("extract", photos, *OPTIONS, "-o", tmp_path / "d", "--json", "-q")
+    assert run.err == ""
+    chosen = {event["name"]: event for event in run.events if event["type"] == "choice"}
+    assert chosen["images"]["value"] == 12
+    assert chosen["stages"]["value"] == [{"name": "stage4", "shape": [96, 1, 1]}]
+    assert (chosen["dump"]["shards"], chosen["dump"]["shard_rows"]) == (3, 4)
+    events = {kind: [one for one in run.events if one["type"] == kind] for kind in ("start", "progress", "estimate")}
+    assert events["start"] == [{"type": "start", "images": 12, "done": 0, "shards": 3, "bytes": 12 * 96 * 4}]
+    assert [event["done"] for event in events["progress"]] == [4, 8, 12]
+    for event in (*events["progress"], *events["estimate"]):
+        assert all(type(number) in (int, float) and number == round(number, 3) for name, number in event.items()
+                   if name != "type")  # fmt: skip
+    assert run.events[-1]["pace"]["seconds"] == round(run.events[-1]["pace"]["seconds"], 3)
+
+
+@pytest.fixture
+def stops(monkeypatch):
+    """A function that makes runs end at their second shard by an error."""
+
+    def stops(error):
+        real = progress_module.Progress.hear
+
+        def hear(self, kind, **facts):
+            real(self, kind, **facts)
+            if kind == "shard" and facts["shard"] == 1:
+                raise error
+
+        monkeypatch.setattr(progress_module.Progress, "hear", hear)
+
+    return stops
+
+
+@pytest.mark.parametrize("options", [[], ["-q"], ["--json", "-q"]])
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (MachineError("no space left"), 7)])
+def test_a_run_that_ends_before_its_time(cli, photos, tmp_path, stops, options, error, code):
+    """It says how many images are safe, also with -q; so it does where the machine failed."""
+    stops(error)
+    run = cli("extract", photos, *OPTIONS, "-o", tmp_path / "d", *options)
+    assert run.code == code
+    assert "stopped: 8 of 12 images are safe\nfeatcli: error: " in run.err
+    if "--json" in options:
+        assert run.events[-2] == {"type": "stopped", "images": 12, "safe": 8}
+
+
+def test_a_run_that_could_not_begin_says_nothing_of_safety(cli, photos, tmp_path):
+    """An error before anything was made is that error alone."""
+    featcli.extract(photos, output=tmp_path / "d", **TINY)
+    run = cli("extract", photos, *OPTIONS, "-o", tmp_path / "d", "--pool", "avg", "-q")
+    assert (run.code, "safe" in run.err) == (5, False)
+
+
+def test_failures_are_heard(cli, photos, tmp_path):
+    """With -q one line says how many images failed, each time; a complete dump that is resumed ends with 3 again."""
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    command, path = ["extract", photos, *OPTIONS, "-o", tmp_path / "d", "-q"], tmp_path / "d"
+    line = f"{path}: 1 of 13 images failed (1 not_an_image)\n"
+    first, again = cli(*command), cli(*command)
+    assert (first.code, first.err) == (again.code, again.err) == (3, line)
+    assert cli(*command[:-1]).code == 3
+    assert cli("finalize", path, "-q").err == line
+    assert repr(featcli.open_dump(path)) == f"<dump '{path}': 13 images, 1 failed, stages stage4>"
+
+
+def test_what_an_export_leaves_out_is_heard(cli, photos, tmp_path):
+    """It says how many failed images are left out or kept, and how many are not there yet, also of a stream and -q."""
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    path = tmp_path / "d"
+    featcli.extract(photos, output=path, **TINY)
+    left_out = "1 failed image left out"
+    assert cli("export", path, "-o", tmp_path / "a.h5").out.endswith(f" kB; {left_out}\n")
+    assert cli("export", path, "-o", tmp_path / "b.h5", "--keep-failed").out.endswith("; 1 failed image kept as NaN\n")
+    for options in (["-o", "-"], ["-o", "-", "-q"], ["-o", tmp_path / "c.h5", "-q"]):
+        assert cli("export", path, *options).err == f"{path}: {left_out}\n"
+    (path / "manifest.json").unlink()
+    (path / "shards" / "00003.json").unlink()  # of one image
+    run = cli("export", path, "-o", tmp_path / "d.h5", "--incomplete")
+    assert run.out.endswith(f"; {left_out}; 1 image not there yet\n")
+    assert "13 images, 1 failed, 1 missing, stages" in repr(featcli.open_dump(path, incomplete=True))
+
+
+EVENT = re.compile(r"^ {4}(\w+) +([\w, \n]+?):", re.MULTILINE)
+
+
+def documented():
+    """Event -> the names of its facts, as the docstring of Report has them."""
+    return {kind: set(re.split(r",\s+", names)) for kind, names in EVENT.findall(inspect.getdoc(Report))}
+
+
+def test_every_event_is_documented():
+    """`help(featcli.Report)` and the page on Python name every event that the program reports, with all its facts."""
+    found = {}
+    for path in (REPOSITORY / "featcli").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
+                name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+                if name in ("report", "_report"):
+                    names = {keyword.arg for keyword in call.keywords} - {None}  # None: of **facts
+                    found.setdefault(call.args[0].value, set()).update(names)
+    assert found.keys() <= documented().keys()
+    assert {kind: names - documented()[kind] for kind, names in found.items() if names - documented()[kind]} == {
+        "choice": {"shards", "shard_rows"}  # of one choice alone, as it says
+    }
+    page = (REPOSITORY / "docs" / "python.md").read_text()
+    for kind, names in documented().items():
+        (row,) = re.findall(rf"^\| `{kind}` \|.*$", page, re.MULTILINE)
+        assert names <= set(re.findall(r"\w+", row)), kind
+
+
+def test_events_are_as_documented(photos, tmp_path):
+    """A report is told what the page says: no event and no fact beside those."""
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    told = Told()
+    featcli.extract(photos, output=tmp_path / "d", report=told, **TINY)
+    assert {"choice", "start", "batch", "failure", "shard", "end"} <= {kind for kind, _ in told}
+    for kind, facts in told:
+        assert facts.keys() - documented()[kind] <= ({"shards", "shard_rows"} if kind == "choice" else set())
+        assert kind == "choice" or facts.keys() == documented()[kind]
