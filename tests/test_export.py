@@ -166,7 +166,7 @@ def test_keys_that_no_header_can_hold(dump, tmp_path, monkeypatch):
 def test_json_lines_on_stdout(dump, cli):
     """`-o -` prints one object for each image, key first, in digits that give the very float32 back."""
     run = cli("export", dump.path, "-o", "-", "--stage", "stage2", "--pool", "avg")
-    assert (run.code, run.err) == (0, "")
+    assert (run.code, run.err) == (0, f"{dump.path}: 1 failed image left out\n")
     lines = run.out.splitlines()
     assert all(line.startswith('{"key": ') for line in lines)
     rows = [json.loads(line) for line in lines]
@@ -318,7 +318,8 @@ def test_dumps_without_a_row(tmp_path, cli, name, stages):
     (tmp_path / "p" / "a.png").write_bytes(b"no picture")
     featcli.extract(tmp_path / "p", output=tmp_path / "d", **{**OPTIONS, "out_indices": stages})
     run = cli("export", tmp_path / "d", "-o", tmp_path / name if name != "-" else "-")
-    assert (run.code, run.err) == (0, "")
+    assert run.code == 0
+    assert "; 1 failed image left out\n" in run.out or run.err == f"{tmp_path / 'd'}: 1 failed image left out\n"
     if name in ("x.h5", "x.safetensors", "x.npy", "folder"):
         keys, maps = read_back(tmp_path / name, open_dump(tmp_path / "d"))
         assert (keys, {len(found) for found in maps.values()}) == ([], {0})

@@ -68,7 +68,7 @@ def extract(asked: ExtractCall) -> Outcome:
     The keywords are the options that `featcli extract -h` describes, but for those under Report: `report`, which is
     called with every event of the run, takes their place. Raises FeatcliError.
     """
-    return run(narrowed(asked, ExtractSpec), asked.report or silent)
+    return run(narrowed(asked, ExtractSpec), silent if asked.report is None else asked.report)
 
 
 def run(asked: ExtractSpec, report: Report = silent, listing: Listing | None = None) -> Outcome:
