@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
             what, code = ("terminated", TERMINATED) if signal.SIGTERM in received else ("interrupted", INTERRUPTED)
             again = "the same command without --overwrite" if "--overwrite" in _given(arguments) else "the same command"
             is_run = "extract" in _given(arguments)[:1]
-            hint = f"what is committed stays; {again} resumes" if is_run else "nothing that was there is lost"
+            hint = f"what is safe stays; {again} resumes" if is_run else "nothing that was there is lost"
             _fail(what, hint, code, arguments)
     exit_process(code)
 

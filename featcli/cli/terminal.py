@@ -17,6 +17,7 @@ from featcli.run.progress import ProgressBar, progress_line, shown_rate, stopped
 from featcli.run.stats import Throughput
 
 FAILURES_SHOWN = 5
+A_KILL = "a kill costs"
 LABEL = re.compile(r"[a-z_ ]{14} (?=\S)")  # begins a line that says what was chosen
 _one_line_at_a_time = threading.Lock()
 
@@ -69,7 +70,11 @@ class Terminal:
 
     def _on_estimate(self, images: int, seconds: float, bytes: int, images_per_second: float) -> None:
         what = f"{counted(images, 'image')} in {duration(seconds)}, {size(bytes)}"
-        self._say(f"{'expected':<14} {what}  ({shown_rate(images_per_second)})")
+        self._say(f"{'expected':<14} {what}  ({shown_rate(images_per_second)}; {A_KILL} at most a minute of it)")
+
+    def _on_start(self, shards: int = 0, **_: Any) -> None:
+        if shards and self._verbose:
+            self._say_what_a_kill_costs()
 
     def _on_progress(self, **facts: Any) -> None:
         if not self._bar.is_shown:
@@ -85,6 +90,9 @@ class Terminal:
     def _on_shard(self, shard: int, rows: int, file: str, **_: Any) -> None:
         if self._verbose:
             self._say(f"committed {file}: {rows} images")
+
+    def _say_what_a_kill_costs(self) -> None:
+        self._say(f"{'safety':<14} rows are put on the disk every minute: {A_KILL} at most a minute of work")
 
     def _on_resumed(self, shard: int, rows: int) -> None:
         if self._verbose and rows > 0:

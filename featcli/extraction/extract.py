@@ -203,7 +203,9 @@ def _told_if_stopped(path: Path, plan: Plan, part: Part | None, report: Progress
             dump = Dump.existing(path) if report.progress.has_started else None
             if dump is not None:
                 mine = in_part(range(plan.num_shards), part)
-                safe = sum(len(plan.shard(number)) for number in {*dump.numbered(".json")} & {*mine})
+                rows = dump.rows_kept()  # first: a shard may be committed by another process meanwhile
+                rows |= {number: len(plan.shard(number)) for number in dump.numbered(".json")}
+                safe = sum(rows.get(number, 0) for number in mine)
                 report("stopped", images=sum(len(plan.shard(number)) for number in mine), safe=safe)
         raise
 
@@ -216,7 +218,10 @@ def _report_dump(order: WorkOrder, part: Part | None, shard_size: str, report: R
         report("choice", name="part", value=value, reason=part.reason)
     done = len(mine) - len(shards - again)
     value = f"{counted(plan.num_shards, 'shard')} of up to {plan.shard_rows:,} images"
-    reasons = [f"{done:,} of them there already"] if done else [] if shard_size == SIZE_AS_BEGUN else ["new"]
+    kept = sum(rows for number, rows in order.dump.rows_kept().items() if number in mine)
+    reasons = [f"{done:,} of them there already"] if done else []
+    reasons += [f"{counted(kept, 'image')} of unfinished ones there already"] if kept else []
+    reasons = reasons or ([] if shard_size == SIZE_AS_BEGUN else ["new"])
     reasons += [f"{len(again):,} of those with failures and done again"] if again else []
     reasons += [] if shard_size == DEFAULT else [shard_size]
     facts = {"shards": plan.num_shards, "shard_rows": plan.shard_rows}
