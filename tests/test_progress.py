@@ -171,12 +171,34 @@ def test_lines_without_a_terminal():
     assert shown(START, ("stopped", {"images": 15010, "safe": 2944})) == "stopped: 2,944 of 15,010 images are safe\n"
 
 
+def test_work_that_makes_no_shards():
+    """What takes long in verify, export and show gets a line a minute too; nothing is said of safety or of a kill."""
+    told, clock = Told(), Clock()
+    report = ProgressReport(told, clock)
+    report("start", images=90, done=0)
+    for _ in range(8):
+        clock.now += 10
+        report("batch", images=1)
+    assert [kind for kind, _ in told if kind != "batch"] == ["start", "progress"]
+    assert shown(*told) == "6 of 90 images (7%), 0.1 images/s, 14.0 min left\n"
+
+
+def test_what_a_kill_costs(cli, photos, tmp_path):
+    """It is said before: with -v, and of a dry run that says more than a minute; not of a run that is shorter."""
+    command = ["extract", photos, *OPTIONS, "-o", tmp_path / "d"]
+    words = "rows are put on the disk every minute: a kill costs at most a minute of work"
+    for options, is_said in {("-v",): True, (): False, ("--rate", 1): False, ("--rate", 0.1): True}.items():
+        assert (words in cli(*command, "--dry-run", *options).err) == is_said
+    assert (words in cli(*command).err, words in cli(*command, "-v").err) == (False, False)  # nothing is left to do
+    assert words in cli(*command, "-v", "--overwrite").err
+
+
 def test_a_bar_moves_by_what_is_done():
     """It shows what is safe and failed; what this run did not compute moves it without making it faster."""
     stream = io.StringIO()
     stream.isatty = lambda: True
     bar = ProgressBar(stream)
-    bar.hear("start", images=1000, done=100)
+    bar.hear("start", images=1000, done=100, shards=9)
     bar.hear("batch", images=10)
     bar.hear("resumed", shard=3, rows=300)
     bar.hear("there", shard=2, rows=100, images=100)

@@ -378,6 +378,7 @@ def test_everybody_knows_unfinished_shards(pictures, tmp_path, cli, monkeypatch)
     inspected = cli("inspect", "d", "--json")
     assert (inspected.code, inspected.events[0]["state"]) == (8, "incomplete")
     assert (inspected.events[0]["unfinished_shards"], inspected.events[0]["written"]) == (expected, 5)
+    assert inspected.events[0]["safe"] == 8  # 5 written, 1 failed, 2 kept
     assert "unfinished     2 of 3 rows of shard 1 are kept\n" in cli("inspect", "d").out
     verified = cli("verify", "d", "--json")
     assert (verified.code, verified.events[0]["damages"], verified.events[0]["unfinished_shards"]) == (8, [], expected)

@@ -187,9 +187,10 @@ def _judge(asked: VerifyCommand) -> Verdict:
     from featcli.cli.tables import print_verdict
     from featcli.dump.verify import verify as check
     from featcli.events import silent
+    from featcli.run.progress import ProgressReport
 
     with _terminal(work="verifying") as terminal:
-        verdict = check(asked.dump, silent if asked.quiet else terminal)
+        verdict = check(asked.dump, silent if asked.quiet else ProgressReport(terminal))
     if asked.as_json:
         _print_json(verdict.to_json())
     elif not asked.quiet:
@@ -228,10 +229,13 @@ def export(asked: ExportCommand) -> None:
     from featcli.export.export import STDOUT, images_beside
     from featcli.export.export import export as write
     from featcli.reading.reader import open_dump
+    from featcli.run.progress import ProgressReport
     from featcli.system.files import bytes_at
 
     with _terminal(work="exporting") as terminal:
-        content = write(open_dump(asked.dump, asked.incomplete), asked, silent if asked.quiet else terminal)
+        content = write(
+            open_dump(asked.dump, asked.incomplete), asked, silent if asked.quiet else ProgressReport(terminal)
+        )
     if not asked.quiet and asked.output != STDOUT:
         path = Path(asked.output)
         num_bytes = bytes_at(path)
@@ -256,6 +260,7 @@ def show(asked: ShowCommand) -> None:
     """
     from featcli.events import silent
     from featcli.reading.reader import open_dump
+    from featcli.run.progress import ProgressReport
     from featcli.views.dump_pictures import DumpPictures
     from featcli.views.show import Drawing, rows_of, rows_to_draw
     from featcli.views.show import show as draw
@@ -269,7 +274,8 @@ def show(asked: ShowCommand) -> None:
     with _terminal(work="drawing", unit="steps") as terminal:
         pictures = DumpPictures(found, asked.root, asked.allow_outside)
         drawing = Drawing(found, rows, found.chosen_stages(parse_features(asked.stage)), pictures)
-        (survey if is_page else draw)(drawing, asked.output, asked.overwrite, silent if asked.quiet else terminal)
+        report = silent if asked.quiet else ProgressReport(terminal)
+        (survey if is_page else draw)(drawing, asked.output, asked.overwrite, report)
     if not asked.quiet:
         for why, number in pictures.missing.most_common():
             missing = f"{counted(number, 'picture')} of {shown(asked.root or '.')} not shown: {why}"

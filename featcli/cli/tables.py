@@ -67,7 +67,9 @@ def _shortened(strides: list[int]) -> list[int]:
 
 def print_dump(facts: Mapping[str, Any]) -> None:
     """The state of a dump, from `inspect_dump`."""
-    _say(f"{facts['path']}: {facts['state']}, {facts['committed_shards']} of {facts['shards']} shards")
+    is_open = facts["state"] == "incomplete"
+    safe = f", {facts['safe']:,} of {counted(facts['images'], 'image')} are safe" if is_open else ""
+    _say(f"{facts['path']}: {facts['state']}, {facts['committed_shards']:,} of {facts['shards']:,} shards{safe}")
     reasons = ", ".join(f"{count} {reason}" for reason, count in facts["failed_by_reason"].items())
     _say(f"images         {facts['images']:,}: {facts['written']:,} written, {facts['failed']:,} failed", end="")
     _say(f" ({reasons})" if reasons else "")

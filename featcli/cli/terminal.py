@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from featcli.errors import NOTHING_READ, counted, duration, most_first, printable, shown, shown_shape, size
-from featcli.run.progress import ProgressBar, progress_line, shown_rate, stopped_line
+from featcli.run.progress import MINUTE, ProgressBar, progress_line, shown_rate, stopped_line
 from featcli.run.stats import Throughput
 
 FAILURES_SHOWN = 5
@@ -113,6 +113,8 @@ class Terminal:
         )
         if seconds is not None:
             self._say(f"{'would take':<14} {duration(seconds)} with {counted(workers, 'worker')}")
+        if self._verbose or (seconds or 0) > MINUTE:
+            self._say_what_a_kill_costs()
 
     def _say(self, text: str) -> None:
         self._bar.say(folded(printable(text), self._stream))

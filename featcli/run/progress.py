@@ -22,11 +22,11 @@ class Progress:
     """Counts of a run, which hears of all its events, in any thread.
 
     `images`: of the run. `done`: those that are there, were found unfinished on the disk, are made by others, or were
-    computed. `computed`: by this run alone. `safe`: those that a kill does not lose.
+    computed. `computed`: by this run alone. `safe`: those that a kill does not lose; None where no shards are made.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
-        self.has_started = False
+        self.has_started = self.makes_shards = False
         self.images = self.done = self.computed = self.failed = self.bytes = 0
         self._clock = clock
         self._committed = 0
@@ -36,9 +36,9 @@ class Progress:
         self._lock = threading.Lock()
 
     @property
-    def safe(self) -> int:
+    def safe(self) -> int | None:
         """Images whose rows are on the disk."""
-        return self._committed + sum(self._kept.values())
+        return self._committed + sum(self._kept.values()) if self.makes_shards else None
 
     @property
     def seconds(self) -> float:
@@ -105,8 +105,8 @@ class Progress:
             "seconds_left": None if left is None else round(left, 3),
         }
 
-    def _start(self, images: int, done: int, bytes: int = 0, **_: Any) -> None:
-        self.has_started, self._started = True, self._clock()
+    def _start(self, images: int, done: int, shards: int | None = None, bytes: int = 0) -> None:
+        self.has_started, self.makes_shards, self._started = True, shards is not None, self._clock()
         self.images, self.done, self._committed, self.bytes = images, done, done, bytes
 
 
@@ -135,7 +135,7 @@ class ProgressReport:
     def _estimate(self) -> None:
         self._has_estimated = True
         facts = self.progress.facts()
-        if (facts["seconds_left"] or 0) > MINUTE:
+        if self.progress.makes_shards and (facts["seconds_left"] or 0) > MINUTE:
             self._report(
                 "estimate",
                 images=facts["images"] - facts["done"],
@@ -233,7 +233,8 @@ def progress_line(facts: Mapping[str, Any]) -> str:
     failed = f", {facts['failed']:,} failed" if facts["failed"] else ""
     rate, left = facts["images_per_second"], facts["seconds_left"]
     pace = "" if rate is None else f", {shown_rate(rate)}, {duration(left)} left"
-    return f"{facts['done']:,} of {counted(facts['images'], 'image')}{share}, {facts['safe']:,} safe{failed}{pace}"
+    safe = "" if facts["safe"] is None else f", {facts['safe']:,} safe"
+    return f"{facts['done']:,} of {counted(facts['images'], 'image')}{share}{safe}{failed}{pace}"
 
 
 def stopped_line(facts: Mapping[str, Any]) -> str:

@@ -69,10 +69,11 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         if is_folder(path / SHARDS):
             raise IncompleteError(f"dump {shown(path)}: no plan.json yet", "run its extract command again")
         return None
-    unfinished = dump.unfinished_shards()  # before the records: a shard may be committed meanwhile
+    begun = dump.unfinished_shards()  # before the records: a shard may be committed meanwhile
     records = list(dump.records())
     totals, pictures = totals_of(records), pictures_of(records)
     settings, there = dump.plan.settings, {record["shard"] for record in records}
+    unfinished = [one for one in begun if one["shard"] not in there]
     damaged = [dump.shard_path(number).name for number in sorted(dump.committed().damaged)] + _damaged_files(dump)
     is_complete = dump.is_complete() and len(records) == dump.plan.num_shards
     return {
@@ -87,7 +88,8 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "said_of_pictures": said_of_pictures(dump.plan, pictures),
         "shards": dump.plan.num_shards,
         "committed_shards": len(records),
-        "unfinished_shards": [one for one in unfinished if one["shard"] not in there],
+        "unfinished_shards": unfinished,
+        "safe": totals["images"] + sum(one["kept"] for one in unfinished),
         "damaged_files": damaged,
         "foreign_files": [vars(one) for one in foreign_files(dump)],
         "bytes": totals["bytes"],
