@@ -315,10 +315,7 @@ def jpeg_2000_cell(samples, bits, mode, boxes, rules):
     import imagecodecs
 
     values, count = samples.astype(np.int64) + (2 ** (bits - 1) if samples.dtype.kind == "i" else 0), samples.shape[2]
-    if bits < 8:
-        shown = (values * 255 / (2**bits - 1)).round().astype(np.uint8)
-    else:
-        shown = ((values + (1 << (bits - 8) >> 1)) >> (bits - 8)).clip(0, 255).astype(np.uint8)
+    shown = eight_bits(values, bits, count > 2)
     alpha = shown[..., -1]
     if count == 1 and bits > 8:  # as other 16-bit greys are
         in_16 = values << (16 - bits)

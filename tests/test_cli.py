@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,10 @@ def test_options_are_the_configurations():
         ("extract nowhere -c resnet18 -o d", 2, "input 'nowhere': no such file", "folder"),
         ("extract . -c resnet18 -o d --batch-size 0", 2, "--batch-size 0: must be at least 1", "default"),
         ("extract . -c resnet18 -o d --batch-size x", 2, "--batch-size 'x': neither a number nor auto", "default"),
+        ("extract . -c resnet18 -o d --shard-size banana", 2, "--shard-size 'banana': not a whole number", "default"),
+        ("extract . -c resnet18 -o d --max-pixels 1.5", 2, "--max-pixels '1.5': not a whole number", "default"),
+        ("extract . -c resnet18 -o d --dry-run --rate x", 2, "--rate 'x': not a number", "default"),
+        ("extract . -c resnet18 -o d --dry-run --rate nan", 2, "--rate nan: must be from 1e-06 to", "default"),
         ("extract . -c resnet18 -o d --threads 100000", 2, "--threads 100000: must be at most 1024", "default"),
         ("extract . -c resnet18 -o d --decode-threads 1025", 2, "--decode-threads 1025: must be at most", "default"),
         ("extract . -c resnet18 -o d --threads many", 2, "--threads 'many': neither a number nor auto", "default"),
@@ -94,15 +99,28 @@ def test_options_are_the_configurations():
         ),
         ("verify nowhere", 2, "dump 'nowhere': no such folder", "extract -o"),
         ("inspect nowhere/at/all", 2, "checkpoint 'nowhere/at/all': no such folder or file", "owner/name"),
+        ("inspect nothere", 2, "there is no dump 'nothere', and no checkpoint 'nothere': no such timm model", "hub id"),
+        ("inspect resnt18", 2, "there is no dump 'resnt18', and no checkpoint 'resnt18'", "did you mean resnet18"),
+        (
+            "inspect no/body",
+            6,
+            "there is no dump 'no/body', and no checkpoint 'no/body': not on this",
+            "check the name",
+        ),
+        ("inspect resnet18 --out-indices 9", 2, "stage index 9 is out of range", "0 to 4"),
         ("inspect resnet18 --dtype int8", 2, "--dtype 'int8'", "float32"),
-        ("inspect .", 6, "a folder without config.json", "save_pretrained"),
+        ("inspect .", 2, "'.': a folder of pictures, neither a dump nor a checkpoint", "featcli extract INPUT"),
+        ("inspect SAMPLES", 2, "a folder of pictures, neither a dump nor a checkpoint", "featcli extract INPUT"),
+        ("inspect x.png", 2, "'x.png': a picture, neither a dump nor a checkpoint", "featcli extract INPUT"),
+        ("inspect TESTS", 6, "a folder without config.json", "save_pretrained"),
     ],
 )
 def test_mistakes_end_in_one_line_and_a_hint(cli, tmp_path, monkeypatch, arguments, code, message, hint):
     """What a user can get wrong ends with the documented code, one error line and one hint; nothing is written."""
     monkeypatch.chdir(tmp_path)
     draw(tmp_path / "x.png", 0)
-    run = cli(*arguments.replace("SAMPLES", str(SAMPLES)).split(), *(["-q"] if "extract" in arguments else []))
+    given = arguments.replace("SAMPLES", str(SAMPLES)).replace("TESTS", str(Path(__file__).parent))
+    run = cli(*given.split(), *(["-q"] if "extract" in arguments else []))
     lines = run.err.splitlines()
     assert run.code == code, run.err
     assert run.out == ""

@@ -192,8 +192,8 @@ def test_previews_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("samples", "bits", "meaning", "reason", "said"),
     [
-        (np.repeat(RAMP, 5, 2), 16, GREY, "format_not_allowed", "5 samples a pixel"),
-        (np.repeat(RAMP, 4, 2), 16, GREY, "format_not_allowed", "4 samples a pixel"),
+        (np.repeat(RAMP, 5, 2), 16, GREY, "format_not_allowed", "5 values for each pixel"),
+        (np.repeat(RAMP, 4, 2), 16, GREY, "format_not_allowed", "4 values for each pixel"),
         (RAMP, 16, tiffs.CFA, "format_not_allowed", "colour filter array"),
         (COLOURS.astype(np.uint8), 8, tiffs.CIELAB, "format_not_allowed", "CIELAB"),
         (COLOURS.astype(np.float32), 32, RGB, "unsupported_depth", "--depth-range"),
@@ -227,6 +227,27 @@ def test_white_of_jpeg_2000(tmp_path, bits, count):
     shown = read(tmp_path, data)
     assert (shown[:10].min(), shown[10:].max()) == (255, 0)
     assert failure(tmp_path, data[:-2])[0] in ("decode_error", "truncated")
+
+
+def test_deep_colours_in_8_bits(tmp_path):
+    """Of 16-bit colours PNG, TIFF and JPEG 2000 give the upper 8 bits; PPM, and fewer bits, the nearest level."""
+    import imagecodecs
+
+    every = np.arange(0, 65536, 17, dtype=np.uint16)[: 60 * 64].reshape(60, 64)
+    deep = np.dstack([every, every[::-1], every[:, ::-1]])
+    for bits in (16, 12, 9):
+        values = deep >> (16 - bits)
+        nearest = (values.astype(float) * 255 / (2**bits - 1)).round()
+        data = [tiffs.tiff(values, bits, RGB)]
+        data += [
+            bytes(imagecodecs.jpeg2k_encode(values, level=0, reversible=True, bitspersample=bits, codecformat=boxes))
+            for boxes in ("JP2", "J2K")
+        ]
+        data += [imagecodecs.png_encode(values)] if bits == 16 else []
+        for each in data:
+            assert np.array_equal(read(tmp_path, each), deep >> 8 if bits == 16 else nearest)
+        ppm = b"P6 64 60\n%d\n" % (2**bits - 1) + values.astype(">u2").tobytes()
+        assert np.array_equal(read(tmp_path, ppm), nearest)
 
 
 def test_parts_of_tiles_that_jpeg_2000_miscounts(tmp_path):

@@ -6,6 +6,7 @@ which there was nothing else.
 
 import io
 import os
+import re
 import socket
 import struct
 import zlib
@@ -17,6 +18,11 @@ from PIL import Image
 import featcli
 from conftest import Featcli, draw
 from featcli import open_dump
+from featcli.inputs.image_list import Image as Input
+from featcli.pixels import formats
+from featcli.pixels.decode import read_pixels
+from featcli.pixels.failure import UnreadableError
+from featcli.spec.groups import PixelSpec
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "threads": 1, "out_features": "stem"}
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -280,8 +286,6 @@ def test_depth_range(tmp_path, cli):
 @pytest.mark.parametrize("format_name", ["HEIF", "JXL"])
 def test_formats_of_plugins(tmp_path, format_name, monkeypatch):
     """HEIC and JPEG XL are read where a plugin is; where it is not, the failure says which to install."""
-    from featcli.pixels import formats
-
     draw(tmp_path / "p" / "a.png", 0)
     if format_name not in formats.readable_formats():
         pytest.skip(f"no plugin for {format_name}")
@@ -434,3 +438,27 @@ def test_a_damaged_picture_of_a_plugin(tmp_path, cli):
     assert len(failures) == 3
     assert {failure["reason"] for failure in failures} <= {"decode_error", "truncated"}
     assert not [failure for failure in failures if "\n" in failure["detail"] or "pip install" in failure["detail"]]
+
+
+SAID_BY_LIBRARIES = re.compile("Error|libjxl|stream|decoder|not processed|stderr")
+
+
+@pytest.mark.parametrize(
+    "kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "JXL", "HEIF", "ICO", "TGA"]
+)
+def test_damage_is_said_in_plain_words(tmp_path, kind):
+    """What is wrong with a file that was cut or overwritten is said in words of featcli where its library has none."""
+    if kind not in formats.readable_formats():
+        pytest.skip("its plugin is not installed")
+    content = saved(kind)
+    half, details = len(content) // 2, []
+    for damaged in (content[:half], content[:half] + bytes(len(content) - half), content[: len(content) * 9 // 10]):
+        (tmp_path / "x").write_bytes(damaged)
+        image, pixels = Input("x", str(tmp_path / "x"), len(damaged)), np.empty((3, 8, 8), np.uint8)
+        try:
+            read_pixels(image, PixelSpec(), lambda _: np.zeros((3, 8, 8), np.uint8), pixels)
+        except UnreadableError as error:
+            details.append(error.detail)
+    assert details, "what has no checksum may be read once it is overwritten, but not when it is cut"
+    assert [detail for detail in details if SAID_BY_LIBRARIES.search(detail)] == []
+    assert [detail for detail in details if not re.search("damaged|end", detail)] == []

@@ -37,7 +37,7 @@ def test_an_image_finds_its_file(tmp_path):
 
 
 def test_other_files_are_counted_not_hidden(tmp_path):
-    """Files that are no pictures, and hidden ones, are passed over and counted by suffix."""
+    """Files that are no pictures, and hidden ones, are skipped and counted by suffix."""
     for name in ("a.jpg", "notes.txt", "b.txt", ".hidden.jpg", ".git/x.jpg", "README"):
         touch(tmp_path / name)
     listing = find(InputSpec([str(tmp_path)]))
@@ -91,6 +91,28 @@ def test_list_from_stdin(tmp_path, monkeypatch):
     assert keys(files_from="-") == ["a/x.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"path,label\na.png,1\n", "a table"),
+        (b"path\tlabel\na.png\t1\n", "a table"),
+        (b'\xef\xbb\xbf[{"path": "a.png"}]', "JSON"),
+        (b"PAR1\0\0", "a Parquet table"),
+        (b"\x93NUMPY\1\0", "a NumPy array"),
+    ],
+)
+def test_a_table_is_no_list(tmp_path, content, what):
+    """A table or a file of arrays in place of a list is called so, with what to do, before anything is planned."""
+    draw(tmp_path / "a.png", 0)
+    (tmp_path / "list").write_bytes(content)
+    with pytest.raises(UsageError, match=f"{what}, no list of names") as refused:
+        find(InputSpec(files_from=tmp_path / "list", root=tmp_path))
+    assert refused.value.hint
+    draw(tmp_path / "b,c.png", 0)  # a name may look like that
+    (tmp_path / "list").write_bytes(b"b,c.png\nx,y.png\n")
+    assert len(find(InputSpec(files_from=tmp_path / "list", root=tmp_path)).images) == 2
+
+
 @pytest.mark.parametrize("name", ["../x.jpg", "/etc/x.jpg", "a/../../x.jpg"])
 def test_names_outside_the_root_are_refused(tmp_path, name):
     """A list cannot reach outside --root."""
@@ -136,7 +158,7 @@ def test_missing_input(tmp_path):
 
 
 def test_every_allowed_format_is_collected():
-    """No format that can be decoded is passed over in a folder because of its suffix."""
+    """No format that can be decoded is skipped in a folder because of its suffix."""
     from PIL import Image
 
     Image.init()

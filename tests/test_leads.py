@@ -126,6 +126,7 @@ SPLITS = {"train": FOLDER, "val": FOLDER}
         # the inputs, where nothing inside them lies in a folder
         (["cats/1.jpg", "dogs/2.jpg"], {"cats": FOLDER, "dogs": FOLDER}, ["cats", "dogs"]),
         (["a/cats/1.jpg", "b/cats/2.jpg"], {"a/cats": FOLDER, "b/cats": FOLDER}, ["a/cats", "b/cats"]),
+        (["train/cat/1.jpg", "val/cat/1.jpg"], {"train/cat": FOLDER, "val/cat": FOLDER}, ["train/cat", "val/cat"]),
         (["cats/000.jpg", "dogs/000.jpg", "1.jpg"], {"cats": FILE, "dogs": FILE}, ["cats", "dogs", ""]),
         # but never tars
         (["00000/1.jpg", "00001/2.jpg"], {"00000": TAR, "00001": TAR}, ["", ""]),

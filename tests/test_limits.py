@@ -146,7 +146,7 @@ def test_too_large_before_it_is_unpacked(tmp_path):
     for name, content in contents.items():
         with little_memory(64 << 20):
             found = outcome(tmp_path / name, content)
-        assert found == ("too_many_pixels", "13000x13000, the limit is 89478485 pixels (--max-pixels)"), name
+        assert found == ("too_many_pixels", "13000x13000, the limit is 89,478,485 pixels (--max-pixels)"), name
 
 
 def large_jxl():
@@ -200,7 +200,7 @@ READ_IN_PIECES = {
 def test_files_in_small_pieces(tmp_path, monkeypatch, name):
     """A file that a decoder reads in millions of small pieces is `too_large`, whatever the decoder makes of that."""
     monkeypatch.setattr(limits, "MOST_READS", 1_000)
-    assert outcome(tmp_path / name, READ_IN_PIECES[name]) == ("too_large", "no picture after 1000 reads")
+    assert outcome(tmp_path / name, READ_IN_PIECES[name]) == ("too_large", "no picture after 1,000 reads")
 
 
 def test_a_gif_that_is_empty_for_long(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import pickle
 import re
 import sqlite3
@@ -201,10 +202,13 @@ def test_a_broken_picture_stays_a_failure(tmp_path, content):
     assert find(InputSpec(files_from=tmp_path / "list", root=tmp_path)).images.keys == ["a.jpg"]
 
 
-def test_a_format_that_is_not_read_stays_a_failure(tmp_path):
-    """A picture of such a format is a picture: it fails with its own reason."""
-    (tmp_path / "a.svg").write_bytes(b'<?xml version="1.0"?><svg/>')
-    assert find(InputSpec([tmp_path / "a.svg"])).images.keys == ["a.svg"]
+@pytest.mark.parametrize("path", [os.devnull, "pipe.jpg"])
+def test_a_device_is_no_input(tmp_path, monkeypatch, path):
+    """What is neither a file nor a folder is refused before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.jpg")
+    with pytest.raises(UsageError, match="a device, pipe or socket"):
+        find(InputSpec([path]))
 
 
 def test_a_folder_of_something_else(tmp_path):
@@ -215,6 +219,11 @@ def test_a_folder_of_something_else(tmp_path):
     with pytest.raises(UsageError, match=r"3 files of other kinds: 2 \.parquet, 1 \.md") as refused:
         find(InputSpec([tmp_path / "hub"]))
     assert "a table is no input" in refused.value.hint
+    for name in ("train-0.parquet", "train-1.parquet", "README.md"):
+        (tmp_path / "hub" / name).rename(tmp_path / "hub" / f"{name}.dcm")
+    with pytest.raises(UsageError, match=r"3 \.dcm") as refused:
+        find(InputSpec([tmp_path / "hub"]))
+    assert "convert" in refused.value.hint
 
 
 def test_only_linked_folders(tmp_path):
@@ -257,9 +266,42 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_pictures_that_are_not_read(name):
-    """A picture of a format that is not read is named, with what to do: nobody looks for damage in it."""
+def test_pictures_that_are_not_read(tmp_path, name):
+    """A picture of a format that is not read is named, with what to do: nobody looks for damage in it.
+
+    Given as an input, or as all that a list names, it is refused before the plan is made; among others it is a failure.
+    """
+    content = PICTURES[name] + bytes(600)
     with pytest.raises(UnreadableError) as failed:
-        identified(io.BytesIO(PICTURES[name] + bytes(600)), PixelSpec())
+        identified(io.BytesIO(content), PixelSpec())
     assert failed.value.reason == "format_not_allowed"
     assert re.fullmatch(r"[^:]+: convert it to JPEG or PNG", failed.value.detail)
+    draw(tmp_path / "a.png", 0)
+    for path in (tmp_path / name, tmp_path / "nameless"):
+        path.write_bytes(content)
+        for inputs in ([path], [tmp_path / "a.png", path]):
+            with pytest.raises(UsageError, match="which is not read") as refused:
+                find(InputSpec(inputs))
+            assert "convert it to JPEG or PNG" in refused.value.hint
+    (tmp_path / "list").write_text(name)
+    with pytest.raises(UsageError, match="which is not read"):
+        find(InputSpec(files_from=tmp_path / "list", root=tmp_path))
+    (tmp_path / "list").write_text(f"{name}\na.png")
+    assert len(find(InputSpec(files_from=tmp_path / "list", root=tmp_path)).images) == 2
+    (tmp_path / "a.jpg").write_bytes(content)  # meant as a picture that is read
+    assert find(InputSpec([tmp_path / "a.jpg"])).images.keys == ["a.jpg"]
+
+
+@pytest.mark.parametrize("suffix", "svg psd exr dcm fits eps pdf".split())
+def test_pictures_told_by_their_suffix(tmp_path, suffix):
+    """Where the bytes say nothing, as in an empty file, the suffix tells that a format is not read."""
+    (tmp_path / f"a.{suffix}").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"not read|no picture"):
+        find(InputSpec([tmp_path / f"a.{suffix}"]))
+
+
+@pytest.mark.parametrize("start", [b"\0\0\0\x18ftypheic", b"\xff\x0a", b"\0\0\0\x0cJXL "])
+def test_what_a_plugin_reads_is_an_input(tmp_path, start):
+    """HEIF and JPEG XL are listed under any name: whether they are read is up to a plugin."""
+    (tmp_path / "picture").write_bytes(start + bytes(99))
+    assert find(InputSpec([tmp_path / "picture"])).images.keys == ["picture"]

@@ -207,6 +207,8 @@ def test_keywords_that_are_wrong(name):
         ("out_features", ",", "--out-features ',': an empty name"),
         ("num_channels", 0, "--num-channels 0: must be from 1 to 1024"),
         ("num_channels", "three", "--num-channels 'three': not a number"),
+        ("fold", 3, "--fold '3': neither on nor off"),
+        ("random_init", "yes", "--random-init 'yes': neither on nor off"),
         ("seed", -1, "--seed -1: must be from 0 to 2**63 - 1"),
     ],
 )

@@ -11,6 +11,7 @@ import typer
 from featcli.cli.internals import GroupedCommand
 from featcli.spec.groups import GROUPS
 from featcli.spec.option import OptionField, Spec, options_of
+from featcli.spec.parsers import parse_number
 
 S = TypeVar("S", bound=Spec)
 FEW = 10  # options that need no headings
@@ -61,12 +62,17 @@ def _parameter(option: OptionField) -> inspect.Parameter:
 
 
 def _type(option: OptionField) -> Any:
-    """What Typer turns the text of a shell into: bool, int or float where nothing else can be given, else text."""
+    """What Typer turns the text of a shell into: bool where nothing else can be given, else text."""
     if option.is_repeated:
         return list[str] | None
-    kinds = option.kinds - {type(None)}
-    plain = kinds.pop() if len(kinds) == 1 and kinds <= {bool, int, float} else str
+    plain = bool if option.kinds - {type(None)} == {bool} else str
     return plain | None if option.default is None else plain
+
+
+def _number(option: OptionField) -> type[int] | type[float] | None:
+    """The type of the numbers that an option takes, None where it takes something else as well."""
+    kinds = option.kinds - {type(None)}
+    return next((kind for kind in (int, float) if kinds == {kind}), None)
 
 
 def _default(option: OptionField) -> Any:
@@ -74,20 +80,19 @@ def _default(option: OptionField) -> Any:
         return ...
     if option.is_repeated:
         return None
-    return str(option.default) if option.option.parse is not None else option.default
+    is_written = option.default is not None and (option.option.parse is not None or _number(option) is not None)
+    return str(option.default) if is_written else option.default
 
 
 def _info(option: OptionField) -> Any:
-    one = option.option
+    one, number = option.option, _number(option)
     if one.is_argument:
         return typer.Argument(_default(option), metavar=one.metavar, help=one.help, autocompletion=_completion(option))
     return typer.Option(
         _default(option),
         *option.flags,
         help=one.help,
-        metavar=one.metavar,
-        min=one.least,
-        max=one.most,
+        metavar=one.metavar or (f"<{number.__name__}>" if number else None),
         autocompletion=_completion(option),
     )
 
@@ -113,4 +118,7 @@ def _value(option: OptionField, given: Any) -> Any:
     """What the shell gave as the value of the field."""
     if given is None:
         return () if option.is_repeated else None
-    return option.option.parse(option.called, given) if option.option.parse is not None else given
+    if option.option.parse is not None:
+        return option.option.parse(option.called, given)
+    number = _number(option)
+    return given if number is None else parse_number(option.called, given, number)

@@ -31,8 +31,9 @@ from featcli.inputs.signatures import START, Signature, by_suffix, foreign, fore
 from featcli.inputs.storage import Storage
 from featcli.inputs.urls import CHAINED, Remote
 from featcli.spec.groups import InputSpec
-from featcli.system.files import is_file, is_folder, reading, state_at
+from featcli.system.files import is_file, is_folder, is_there, reading, state_at
 
+INPUTS = "an input is a folder, a tar file, an image or a URL"
 MOST_KINDS = 3  # of other files that a message counts by suffix
 
 
@@ -108,9 +109,9 @@ def _local(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
         images = ((key, size, WHOLE) for key, size in Walk(follow_links, ignored, storage).images(str(path)))
         return _Source(FOLDER, Origin(str(path), storage=storage), images)
     if state_at(path, follow_links=False) is None:
-        raise UsageError(
-            f"input {shown(name)}: no such file or folder", "an input is a folder, a tar file, an image or a URL"
-        )
+        raise UsageError(f"input {shown(name)}: no such file or folder", INPUTS)
+    if is_there(path) and not is_file(path):
+        raise UsageError(f"input {shown(name)}: a device, pipe or socket", INPUTS)
     if not is_tar(name):
         storage = Storage(str(path.parent))
         image = (path.name, storage.size_of(str(path)), WHOLE)
@@ -158,12 +159,12 @@ def _with_leads(found: Sequence[ListedImage], origins: Sequence[Origin], leads: 
 
 def _refuse_foreign(inputs: Sequence[str]) -> None:
     """Raise UsageError where inputs are something else than pictures. A suffix of pictures says that one was meant."""
-    found = [(name, what) for name in inputs if (what := _foreign_input(name)) is not None and not what.is_picture]
+    found = [(name, what) for name in inputs if (what := _foreign_input(name)) is not None and not what.may_be_read]
     if found:
         name, what = found[0]
         more = f", and {counted(len(found) - 1, 'other input')} likewise" if len(found) > 1 else ""
         hint = what.hint if len(found) == len(inputs) else f"name the others alone; {what.hint}"
-        raise UsageError(f"input {shown(name)}: {what.what}, no picture{more}", hint)
+        raise UsageError(f"input {shown(name)}: {what.refused}{more}", hint)
 
 
 def _foreign_input(name: str) -> Signature | None:
@@ -185,14 +186,17 @@ def _refuse_if_none_is_a_picture(images: ImageList) -> None:
             return
         suffix = os.path.splitext(image.path)[1].lower()
         found = by_suffix(suffix) if is_url(image.path) else foreign_file(image.path)
-        if found is None or found.is_picture or (found.is_text and suffix in SUFFIXES):  # a page of an error, say
+        if found is None or found.may_be_read:
+            return
+        if suffix in SUFFIXES and (found.is_picture or found.is_text):  # under another's name; a page of an error
             return
         first = first or (image, found)
     if first is not None:
         image, found = first
         more = len(images) - 1
         others = f", and none of the {more:,} others is one" if more > 1 else ", nor is the other one" if more else ""
-        raise UsageError(f"no picture: {shown(image.path)} is {found.what}{others}", found.hint)
+        what = f"{found.what}, which is not read" if found.is_picture else found.what
+        raise UsageError(f"no picture: {shown(image.path)} is {what}{others}", found.hint)
 
 
 def kinds_of(ignored: Mapping[str, int]) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
 
 from featcli.errors import UsageError, shown
 from featcli.inputs.image_list import MISSING, is_url, without_dots
+from featcli.inputs.signatures import START, foreign
 from featcli.inputs.storage import Storage, refuse_if_gone
 from featcli.inputs.urls import CHAINED, Remote
 from featcli.spec.groups import InputSpec
@@ -25,11 +28,14 @@ def read_list(asked: InputSpec, files_from: str, storage: Storage) -> dict[str, 
     if root and not is_url(root) and not is_folder(root):
         raise UsageError(f"--root {shown(root)}: no such folder", "names in the list are relative to it")
     found: dict[str, list[tuple[str, int]]] = {}
-    for name in _names(asked, files_from):
+    content = _read_names(files_from)
+    for name in _names(asked, files_from, content):
         is_remote = is_url(root) or is_url(name)
         folder, key, size = _listed_url(root, name) if is_remote else _listed_path(asked, name, storage)
         found.setdefault(folder, []).append((key, size))
     refuse_if_gone(storage.grounds)
+    if not any(size != MISSING or is_url(folder) for folder, names in found.items() for _, size in names):
+        _refuse_table(files_from, content)
     for folder in filter(is_url, found):
         Remote(folder)  # whatever it needs is said before anything is planned
     return found
@@ -64,17 +70,31 @@ def _listed_path(asked: InputSpec, name: str, storage: Storage) -> tuple[str, st
     return asked.root_name or "", key.replace(os.sep, "/"), storage.size_of(os.path.join(base, key))
 
 
-def _names(asked: InputSpec, files_from: str) -> Iterator[str]:
-    names = _read_names(files_from)
-    if b"\0" in names and not asked.null:
+def _names(asked: InputSpec, files_from: str, content: bytes) -> Iterator[str]:
+    if b"\0" in content and not asked.null:
+        what = foreign(content[:START], files_from)
+        if what is not None and not what.is_text:
+            raise UsageError(f"--files-from {shown(files_from)}: {what.what}, no list of names", what.hint)
         raise UsageError(
             f"--files-from {shown(files_from)}: zero bytes in the list",
             "for a list from find -print0 give -0; otherwise it is no list of names in UTF-8",
         )
-    for line in names.removeprefix(b"\xef\xbb\xbf").split(b"\0" if asked.null else b"\n"):
+    for line in content.removeprefix(codecs.BOM_UTF8).split(b"\0" if asked.null else b"\n"):
         name = os.fsdecode(line if asked.null else line.removesuffix(b"\r"))
         if name:
             yield name
+
+
+def _refuse_table(files_from: str, content: bytes) -> None:
+    """Raise UsageError for a list that names no file which is there, and has columns or brackets in its first line."""
+    first = content.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)[0]
+    what = "JSON" if first[:1] in (b"{", b"[") else "a table" if re.search(rb"[,;\t]", first) else ""
+    if what:
+        raise UsageError(
+            f"--files-from {shown(files_from)}: {what}, no list of names: no line of it names a file that is there",
+            "give the paths alone, one a line; the first column of a table: cut -d, -f1 TABLE | featcli extract"
+            " --files-from -",
+        )
 
 
 def _read_names(files_from: str) -> bytes:

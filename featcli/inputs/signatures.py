@@ -34,7 +34,9 @@ PICTURE = "picture"  # of a format that is not read
 ARCHIVE, PACKED, TAR, TABLE, ARRAY, VIDEO, AUDIO, DOCUMENT, TEXT, DATA = (
     "archive", "packed", "tar", "table", "array", "video", "audio", "document", "text", "data",
 )  # fmt: skip
+BY_PLUGIN = ("HEIF", "JXL")  # formats that a plugin of Pillow reads where it is installed
 HINTS = {
+    PICTURE: "convert it to JPEG or PNG",
     ARCHIVE: "unpack it and name the folder, or pack its pictures into a plain .tar",
     PACKED: "unpack it: pictures are packed already, and of archives only plain .tar files are read",
     TAR: "a tar file is an input by itself, under a name that ends in .tar",
@@ -95,7 +97,7 @@ FOREIGN = (
     (b"FOVb", 0, "the raw format of a camera (X3F)", PICTURE),
     (b"\0MRM", 0, "the raw format of a camera (MRW)", PICTURE),
     (b"<svg", 0, "SVG", PICTURE),
-    (XML, 0, "XML, such as SVG", PICTURE),
+    (XML, 0, "SVG", PICTURE),  # where it says so itself
     (b"%PDF", 0, "PDF", DOCUMENT),
     (b"PK\x03\x04", 0, "a ZIP archive", ARCHIVE),
     (b"PK\x05\x06", 0, "an empty ZIP archive", ARCHIVE),
@@ -151,6 +153,18 @@ FOREIGN = (
 
 # What a name says of a file that has no such mark: (suffixes, what it is, kind).
 _BY_SUFFIX = (
+    (".svg .svgz", "SVG", PICTURE),
+    (".psd .psb", "Photoshop (PSD)", PICTURE),
+    (".xcf", "GIMP (XCF)", PICTURE),
+    (".exr", "OpenEXR", PICTURE),
+    (".hdr", "Radiance HDR", PICTURE),
+    (".dcm .dicom", "DICOM", PICTURE),
+    (".fits .fit .fts", "FITS", PICTURE),
+    (".nii .nrrd .mha .mhd", "a volume of medical pictures", PICTURE),
+    (".eps .ps .ai", "PostScript", PICTURE),
+    (".dds .ktx .qoi .flif .bpg .pcx .sgi .xpm .wmf .emf .icns .jxr .wdp .jls .djvu", "a format of pictures", PICTURE),
+    (".cr3 .raf .orf .rw2 .x3f .mrw", "the raw format of a camera", PICTURE),
+    (".pdf", "PDF", DOCUMENT),
     (".zip .7z .rar", "an archive", ARCHIVE),
     (".gz .tgz .bz2 .tbz2 .xz .txz .zst .lz4", "a packed file", PACKED),
     (".parquet .arrow .feather .orc .avro .xlsx .sqlite", "a table", TABLE),
@@ -178,6 +192,16 @@ class Signature(NamedTuple):
     def is_picture(self) -> bool:
         """Whether it is one all the same, of a format that is not read."""
         return self.kind == PICTURE
+
+    @property
+    def may_be_read(self) -> bool:
+        """Whether it is of a format that a plugin reads."""
+        return self.what in BY_PLUGIN
+
+    @property
+    def refused(self) -> str:
+        """For people: what it is, and that it is not read."""
+        return f"{self.what}, {'which is not read' if self.is_picture else 'no picture'}"
 
     @property
     def is_text(self) -> bool:
@@ -259,6 +283,6 @@ def _text(words: bytes, by_name: Signature | None) -> Signature:
     start = words[:64].lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return Signature("an HTML page", DATA)
-    if by_name is not None and by_name.is_text:
+    if by_name is not None and (by_name.is_text or by_name.is_picture):
         return by_name
     return Signature("JSON", DATA) if start.startswith((b"{", b"[")) else Signature("text", TEXT)

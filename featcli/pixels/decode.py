@@ -11,10 +11,11 @@ from typing import IO, TYPE_CHECKING, TypeVar
 from PIL import Image
 
 from featcli.errors import CheckpointError, FeatcliError, MachineError, shown
+from featcli.inputs.signatures import START
 from featcli.pixels import avif, jpeg, png, traits
 from featcli.pixels.colour import upright_rgb, upright_size
 from featcli.pixels.failure import UnreadableError
-from featcli.pixels.formats import identified
+from featcli.pixels.formats import format_of, identified
 from featcli.pixels.image_file import opened
 from featcli.pixels.limits import affordable, bound_pixels
 from featcli.pixels.traits import Trait
@@ -30,6 +31,13 @@ T = TypeVar("T")
 
 DETAIL_LENGTH = 200
 STRICT: dict[str, Callable[[Image.Image], None]] = {**dict.fromkeys(jpeg.FORMATS, jpeg.load), "PNG": png.load}
+PLAIN_ERRORS = (OSError, ValueError, RuntimeError, SyntaxError)  # of which the name says nothing
+ENDS_EARLY = "its data end before its pixels do"
+SAYS_NOTHING = re.compile(  # what libraries call any damage
+    "data stream|cannot load this image|could not create decoder|failed to read next frame|Generic Error"
+    "|(decoder|unknown) error|input data did not give",
+    re.IGNORECASE,
+)
 SPARE = 2  # how much larger than the input a picture is that was decoded smaller: what is left for resizing
 
 
@@ -76,7 +84,7 @@ def _looked_at(
     image: Input, rules: PixelSpec, look: Callable[[IO[bytes], Image.Image], T], header_only: bool = False
 ) -> T:
     """What `look` finds in the open picture. What fails for something beside its pixels is looked at without it."""
-    with _explained(image), opened(image, header_only=header_only) as file:
+    with _explained(image), opened(image, header_only=header_only) as file, _named(file):
         try:
             with identified(affordable(file, rules.max_pixels, header_only=header_only), rules) as picture:
                 return look(file, picture)
@@ -98,8 +106,20 @@ def _looked_at(
 
 
 @contextmanager
+def _named(file: IO[bytes]) -> Iterator[None]:
+    """Whatever a decoder raises inside the block, as UnreadableError that names the format of the file."""
+    try:
+        yield
+    except (UnreadableError, FeatcliError, MemoryError):
+        raise
+    except Exception as error:
+        file.seek(0)
+        raise UnreadableError(*_reason(error, format_of(file.read(START)) or "a picture")) from error
+
+
+@contextmanager
 def _explained(image: Input) -> Iterator[None]:
-    """Whatever a decoder raises, as UnreadableError: that is nearly everything, OSError, SyntaxError, KeyError ...
+    """Whatever is raised, as UnreadableError: decoders raise nearly everything, OSError, SyntaxError, KeyError ...
 
     That there is no memory left is the machine's fault, and becomes MachineError.
     """
@@ -116,11 +136,15 @@ def _explained(image: Input) -> Iterator[None]:
         raise UnreadableError(*_reason(error)) from error
 
 
-def _reason(error: Exception) -> tuple[str, str]:
+def _reason(error: Exception, name: str = "a picture") -> tuple[str, str]:
+    """Why a file of that format gives no pixels: one of REASONS, and words, those of a library where they help."""
     if isinstance(error, Image.DecompressionBombError):
         found = re.search(r"\((\d+) pixels\)", str(error))
-        return "too_many_pixels", f"{found[1] if found else 'far too many'} pixels; --max-pixels moves the limit"
-    # Object addresses in a message would make two equal runs differ.
-    text = " ".join(re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}").split())[:DETAIL_LENGTH]
-    cut_short = isinstance(error, OSError | struct.error | EOFError) and "trunca" in text.lower()
-    return ("truncated" if cut_short else "decode_error"), text
+        many = f"{int(found[1]):,}" if found else "far too many"
+        return "too_many_pixels", f"{many} pixels; --max-pixels moves the limit"
+    text = str(error) if type(error) in PLAIN_ERRORS else f"{type(error).__name__}: {error}"
+    text = " ".join(re.sub(r"\bat 0x[0-9a-f]+", "", text).split())  # addresses would make two equal runs differ
+    if isinstance(error, OSError | struct.error | EOFError) and "trunca" in text.lower():
+        return "truncated", ENDS_EARLY
+    said = f"{name} whose data are damaged, or cut short"
+    return "decode_error", (said if not text or SAYS_NOTHING.search(text) else f"{said} ({text})")[:DETAIL_LENGTH]

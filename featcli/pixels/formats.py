@@ -61,13 +61,19 @@ def _unidentified(start: bytes, formats: Sequence[str]) -> UnreadableError:
     """Why Pillow knows no format that is read, by the first bytes of the file."""
     found = foreign(start)
     if found is None or found.what in formats:
-        if name := known_format(start) or (found.what if found else ""):
+        if name := format_of(start):
             return UnreadableError("decode_error", f"{name} with a damaged header, or cut short")
         return UnreadableError("not_an_image", "no known picture format")
     if not (found.is_picture or found.kind == DOCUMENT):
         return UnreadableError("not_an_image", f"no known picture format: {found.what}")
     help_ = f"{PLUGINS[found.what][1].install}, or convert it" if found.what in PLUGINS else "convert it"
     return UnreadableError("format_not_allowed", f"{found.what}: {help_} to JPEG or PNG")
+
+
+def format_of(start: bytes) -> str:
+    """The format of a picture by its first bytes, as messages call it; an empty text where they do not tell."""
+    found = foreign(start)
+    return known_format(start) or (found.what if found is not None and found.is_picture else "")
 
 
 @cache

@@ -157,9 +157,9 @@ def _check_size(now: int, listed: int) -> None:
     if now == 0:
         raise UnreadableError("empty", "0 bytes")
     if now > MAX_BYTES:
-        raise UnreadableError("too_large", f"{now} bytes, the limit is {MAX_BYTES}")
+        raise UnreadableError("too_large", f"{now:,} bytes, the limit is {MAX_BYTES:,}")
     if now != listed != MISSING:
-        raise UnreadableError("changed", f"{listed} bytes when listed, {now} when read")
+        raise UnreadableError("changed", f"{listed:,} bytes when listed, {now:,} when read")
 
 
 def _from_tar(image: Image) -> bytes:
@@ -178,7 +178,7 @@ def _from_tar(image: Image) -> bytes:
     finally:
         os.close(descriptor)
     if len(content) < image.bytes:
-        raise UnreadableError("truncated", f"{len(content)} of {image.bytes} bytes are in the tar")
+        raise UnreadableError("truncated", f"{len(content):,} of {image.bytes:,} bytes are in the tar")
     return content
 
 

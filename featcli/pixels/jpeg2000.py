@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from featcli.pixels.depth import highest, reduced
+from featcli.pixels.depth import high_bits, highest, reduced
 from featcli.pixels.extras import refuse_without_tiff
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import Deferred
@@ -173,17 +173,14 @@ def _unpack(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image:
         values = (values.astype(np.int32) + 2 ** (bits - 1)).astype(np.uint16)
     shown = values if count in (1, 3) else values[..., :-1]
     if rules.black_and_white is None or bits <= 8:
-        shown = _eight_bits(shown, bits)
+        shown = _eight_bits(shown, bits, count > 2)
     else:  # of 16 bits, as Pillow gives greys
         shown = reduced(shown << (16 - bits), *rules.black_and_white)
     if count in (2, 4):
-        shown = np.concatenate([shown, _eight_bits(values[..., -1:], bits)], axis=2)
+        shown = np.concatenate([shown, _eight_bits(values[..., -1:], bits, count > 2)], axis=2)
     return Image.frombytes(MODES[count], header.size, shown.tobytes())
 
 
-def _eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
-    """Rounded as Pillow does it, but for the brightest ones, of which it loses the highest bit."""
-    if bits < 8:
-        return reduced(values, 0.0, highest(bits))
-    half = 1 << (bits - 8) >> 1
-    return ((values.astype(np.uint32) + half) >> (bits - 8)).clip(0, 255).astype(np.uint8)
+def _eight_bits(values: np.ndarray, bits: int, is_colour: bool) -> np.ndarray:
+    """As in TIFF and PNG: of 16-bit colours the upper bits, all others linear between black and white."""
+    return high_bits(values) if is_colour and bits == 16 else reduced(values, 0.0, highest(bits))

@@ -65,7 +65,7 @@ class Counted(Readable):
     def refuse_excess(self) -> None:
         """Raise UnreadableError where too much was read: what decoders written in C are told, they may drop."""
         if self.reads > MOST_READS:
-            raise _too_large(f"no picture after {MOST_READS} reads")
+            raise _too_large(f"no picture after {MOST_READS:,} reads")
         if self.bytes_left < 0:
             raise _too_large("far more bytes than its pixels can need")
 
@@ -105,7 +105,7 @@ def _refuse_large(size: tuple[int, int] | None, max_pixels: int) -> None:
 
 def too_many_pixels(width: int, height: int, max_pixels: int) -> UnreadableError:
     """The failure of a picture of that size."""
-    return UnreadableError("too_many_pixels", f"{width}x{height}, the limit is {max_pixels} pixels (--max-pixels)")
+    return UnreadableError("too_many_pixels", f"{width}x{height}, the limit is {max_pixels:,} pixels (--max-pixels)")
 
 
 def bound_pixels(file: IO[bytes], size: tuple[int, int], format_name: str | None) -> None:
@@ -123,7 +123,7 @@ def _refuse_costly_jpeg(file: IO[bytes], header_only: bool) -> None:
             return
         if len(content) < most:
             return  # cut short, as will be said
-    raise _too_large(f"no pixels in the first {MOST_HEADER_BYTES} bytes")
+    raise _too_large(f"no pixels in the first {MOST_HEADER_BYTES:,} bytes")
 
 
 def _walk_segments(file: IO[bytes], content: bytes, header_only: bool) -> bool:
@@ -141,7 +141,7 @@ def _walk_segments(file: IO[bytes], content: bytes, header_only: bool) -> bool:
             return True
         exif_segments += code == EXIF and content.startswith(b"Exif\0\0", body)
         if count >= MOST_SEGMENTS or exif_segments > MOST_EXIF_SEGMENTS:
-            raise _too_large(f"more than {count} segments before the pixels")
+            raise _too_large(f"more than {count:,} segments before the pixels")
     return False
 
 
@@ -155,7 +155,7 @@ def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
         found = content.find(b"\xff", place)
         skipped += (found if found >= 0 else max(place, len(content))) - place
         if skipped > MOST_SKIPPED:
-            raise _too_large(f"no picture in {MOST_SKIPPED} bytes")
+            raise _too_large(f"no picture in {MOST_SKIPPED:,} bytes")
         if found < 0 or found + 4 > len(content):
             return
         code = content[found + 1]
@@ -190,7 +190,7 @@ def _refuse_many_scans(file: IO[bytes], place: int, pixels: int) -> None:
         markers += 1
         scans += code == SOS
         if markers > MOST_SEGMENTS or (scans > MOST_SCANS and scans * pixels > MOST_SCANNED_PIXELS):
-            raise _too_large(f"more than {scans - 1} scans of {pixels} pixels")
+            raise _too_large(f"more than {scans - 1} scans of {pixels:,} pixels")
         if code not in BARE:
             at += int.from_bytes(piece[at : at + 2], "big")
         if at >= len(piece):
@@ -215,14 +215,14 @@ def _refuse_costly_tiff(file: IO[bytes], max_pixels: int) -> None:
     tile = {}
     for tag, kind, values, value in struct.iter_unpack(order + entry, entries[: len(entries) // length * length]):
         if values > MOST_TILES and tag < TIFF_PRIVATE and kind not in TIFF_BYTES:  # Pillow makes objects of them
-            raise _too_large(f"{values} values of the tag {tag}, the limit is {MOST_TILES}")
+            raise _too_large(f"{values:,} values of the tag {tag}, the limit is {MOST_TILES:,}")
         if tag in TIFF_TILE_EDGES:
             short = kind == TIFF_SHORT and order == ">"  # which lies at the beginning of its place
             tile[tag] = value >> (8 * struct.calcsize(offset) - 16) if short else value
     if len(tile) == len(TIFF_TILE_EDGES):
         width, height = (tile[tag] for tag in TIFF_TILE_EDGES)
         if width * height > max_pixels:
-            raise _too_large(f"tiles of {width}x{height}, the limit is {max_pixels} pixels (--max-pixels)")
+            raise _too_large(f"tiles of {width}x{height}, the limit is {max_pixels:,} pixels (--max-pixels)")
 
 
 def _size_of_icon(file: IO[bytes]) -> tuple[int, int] | None:
@@ -309,7 +309,7 @@ def _codestream_of_jxl(file: IO[bytes]) -> int | None:
         if length < before:  # 0: up to the end
             return found
         place += length
-    raise _too_large(f"more than {MOST_SEGMENTS} boxes")
+    raise _too_large(f"more than {MOST_SEGMENTS:,} boxes")
 
 
 def _refuse_many_chunks(file: IO[bytes]) -> None:
@@ -320,7 +320,7 @@ def _refuse_many_chunks(file: IO[bytes]) -> None:
         if len(head) < 8:
             return
         place += 8 + (int.from_bytes(head[4:], "little") + 1) // 2 * 2
-    raise _too_large(f"more than {MOST_CHUNKS} chunks")
+    raise _too_large(f"more than {MOST_CHUNKS:,} chunks")
 
 
 def _refuse_costly_netpbm(file: IO[bytes], header_only: bool) -> None:
@@ -332,16 +332,16 @@ def _refuse_costly_netpbm(file: IO[bytes], header_only: bool) -> None:
     start = file.read(MOST_NETPBM_HEADER)
     words = re.sub(rb"#[^\r\n]*", b" ", start).split(maxsplit=3)
     if len(words) < 4 and len(start) == MOST_NETPBM_HEADER:
-        raise _too_large(f"no size in {MOST_NETPBM_HEADER} bytes")
+        raise _too_large(f"no size in {MOST_NETPBM_HEADER:,} bytes")
     if words[0] not in (b"P1", b"P2", b"P3") or header_only:
         return
     with suppress(IndexError, ValueError):
         values = int(words[1][:11]) * int(words[2][:11]) * (3 if words[0] == b"P3" else 1)
         if values > MOST_PLAIN_VALUES:
-            raise _too_large(f"{values} values in digits, the limit is {MOST_PLAIN_VALUES}")
+            raise _too_large(f"{values:,} values in digits, the limit is {MOST_PLAIN_VALUES:,}")
     file.seek(0)
     comments = 0
     while piece := file.read(MOST_HEADER_BYTES):
         comments += piece.count(b"#")
         if comments > MOST_PLAIN_COMMENTS:
-            raise _too_large(f"more than {MOST_PLAIN_COMMENTS} comments")
+            raise _too_large(f"more than {MOST_PLAIN_COMMENTS:,} comments")

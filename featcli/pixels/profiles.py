@@ -17,6 +17,7 @@ MODES = {
     "CMYK": ("CMYK",),
     "Lab": ("LAB",),
 }
+DEEP_GREYS = ("I", "F")  # modes that become L before a profile is applied
 MOST_BYTES = 4 * 1024**2  # of a profile: the largest of printers have some 3 MB
 SAME = 2  # levels of 255 by which profiles move colours that are sRGB but for rounding, and for the text in them
 KEPT = 32  # profiles whose transforms are kept: a folder has few
@@ -44,6 +45,15 @@ def is_srgb(profile: bytes) -> bool:
     given = Image.fromarray(values[..., 0] if space == "GRAY" else values)
     moved = np.asarray(transform.apply(given)).astype(int) - values
     return bool(np.abs(moved).max() <= SAME)
+
+
+def is_usable(profile: bytes, mode: str) -> bool:
+    """Whether pictures of a mode can be converted by it: it is not broken, and is for such colours."""
+    try:
+        space, _ = _transform(profile)
+    except UnreadableError:
+        return False
+    return ("L" if mode.startswith(DEEP_GREYS) else mode) in MODES[space]
 
 
 @lru_cache(KEPT)

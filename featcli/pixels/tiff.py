@@ -201,7 +201,9 @@ def _refuse_meaning(header: Header) -> None:
     is_known = not any(rest) and all(kind in kinds for kind in first)
     most = 3 if header.photometric == RGB else 2 if header.photometric == CMYK else 1
     if not is_unsaid and (spare != len(extra) or not is_known or spare > most):
-        raise _refused(header, f"with {header.samples} samples a pixel, of which it says not of all what they show")
+        raise _refused(
+            header, f"with {header.samples:,} values for each pixel, and it does not say what all of them mean"
+        )
     if header.value(IMAGE_DEPTH, 1) > 1:
         raise _refused(header, "with a volume")
 
@@ -237,7 +239,7 @@ def _is_for_pillow(header: Header, rules: PixelSpec) -> bool:
         plain = ((BLACK_IS_ZERO, ()), (PALETTE, ()), (RGB, ()), (RGB, (UNASSOCIATED,)), (CMYK, ()))
         return bits == 8 and (photometric, extra) in plain and not is_reversed
     if header.is_planar and not any(extra):
-        extra = ()  # Pillow passes over planes that mean nothing
+        extra = ()  # Pillow skips planes that mean nothing
     elif header.is_planar and extra and (len(extra) > 1 or photometric != RGB):
         return False
     if bits == 16 and header.samples > 1 and rules.black_and_white is not None:
@@ -297,7 +299,7 @@ def _coloured(indices: np.ndarray, header: Header) -> np.ndarray:
     """(H, W, 3) of 8 bits, by the palette."""
     colours = np.array(header.tags.get(COLOUR_MAP, ()), np.uint16)
     if len(colours) != 3 * 2**header.bits:
-        raise UnreadableError("decode_error", f"{header.name} with a palette of {len(colours)} values")
+        raise UnreadableError("decode_error", f"{header.name} with a palette of {len(colours):,} values")
     table = (colours if colours.max() < 256 else colours >> 8).astype(np.uint8).reshape(3, -1).T
     shown: np.ndarray = table[indices]
     return shown
@@ -316,7 +318,7 @@ def _samples(file: IO[bytes], header: Header) -> np.ndarray:
             raise UnreadableError("decode_error", f"{header.name} whose tags contradict each other")
         size = prod(page.shaped) * page.dtype.itemsize
         if size > MAX_BYTES:
-            raise UnreadableError("too_large", f"{size} bytes once unpacked, the limit is {MAX_BYTES}")
+            raise UnreadableError("too_large", f"{size:,} bytes once unpacked, the limit is {MAX_BYTES:,}")
         places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
         if len(places) < prod(page.chunked) or any(not held or place + held > end for place, held in places):
             raise UnreadableError("truncated", f"{header.name}: strips or tiles are missing")

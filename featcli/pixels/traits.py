@@ -11,7 +11,7 @@ from PIL import Image
 from featcli.pixels import jpeg2000
 from featcli.pixels.colour import exif_orientation
 from featcli.pixels.internals import file_of
-from featcli.pixels.profiles import icc_profile_of, is_srgb, is_xyb
+from featcli.pixels.profiles import icc_profile_of, is_srgb, is_usable, is_xyb
 from featcli.pixels.tiff_header import TURNS
 from featcli.spec.groups import PixelSpec
 
@@ -43,7 +43,7 @@ def of_pixels(picture: Image.Image) -> Iterator[Trait]:
     if profile := icc_profile_of(picture):
         if is_xyb(profile):
             yield "xyb"
-        elif not is_srgb(profile):
+        elif not is_srgb(profile) and is_usable(profile, picture.mode):
             yield "profile"
 
 

@@ -30,7 +30,7 @@ class BackboneCall(StageSpec, CheckpointSpec):
     layout: Annotated[
         Layout, Option(f"Of maps while they are computed: {', '.join(LAYOUTS)}.", flags=("layout",), group=COMPUTATION)
     ] = DEFAULT_LAYOUT
-    fold: bool = False
+    fold: Annotated[bool, Option("Batch norms into convolutions.", flags=("fold",), group=COMPUTATION)] = False
 
     def refuse_conflicts(self) -> None:
         """See Spec: None is no checkpoint."""

@@ -36,7 +36,7 @@ from featcli.spec.groups import (
     StageSpec,
 )
 from featcli.spec.option import Option, Other, Spec, options_of
-from featcli.spec.parsers import Path, at_least, parse_inputs, parse_pool
+from featcli.spec.parsers import Path, at_least, between, parse_inputs, parse_pool
 from featcli.spec.words import (
     AUTO,
     DEFAULT_DTYPE,
@@ -73,8 +73,7 @@ class ExtractCommand(ExtractSpec):
         Option(
             "Images a second of one worker: --dry-run says how long it would take.",
             group=REPORT,
-            least=1e-6,
-            most=1e9,
+            check=between(1e-6, 1e9),
             needs=Other("dry_run", "a run measures its own"),
         ),
     ] = None

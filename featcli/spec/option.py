@@ -43,8 +43,6 @@ class Option:
     keep: Callable[[Any], Any] | None = None  # value -> what the field holds of it, such as a generator as a tuple
     offers: tuple[str, ...] = ()  # words that a shell offers, where the type does not name them
     is_model: bool = False  # a shell offers the names of models
-    least: float | None = None  # numbers that the shell's own check allows
-    most: float | None = None
     stands_for: Any = None  # what None means, where that is one of its values
     needs: Other | None = None  # without it this option has no effect
     excludes: tuple[Other, ...] = ()  # beside these this option has no effect, or no sense
@@ -108,7 +106,7 @@ class OptionField:
             return value
         if kinds == {Literal}:
             one_of(self.called, value if isinstance(value, str) else repr(value), self.words)
-        if kinds == {bool} and type(value).__name__ not in ("bool", "bool_", "int"):
+        if kinds == {bool} and (type(value).__name__ not in ("bool", "bool_", "int") or value not in (0, 1)):
             raise UsageError(f"{self.called} {shown(value)}: neither on nor off", "give True or False")
         if kinds <= {str, os.PathLike} and not isinstance(value, tuple(kinds)):
             raise UsageError(f"{self.called} {shown(value)}: not a text", "give it as in a shell, as one text")

@@ -38,6 +38,15 @@ def parse_inputs(inputs: Any) -> tuple[str, ...]:
     return found
 
 
+def parse_number(option: str, text: str, kind: type[int] | type[float]) -> int | float:
+    """A number of that type."""
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise UsageError(f"{option} {shown(text)}: not {what}", LEAVE_OUT) from None
+
+
 def parse_count(option: str, text: str) -> int | str:
     """`auto`, or how many."""
     try:

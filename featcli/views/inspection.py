@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from featcli.dump.foreign import foreign_files
 from featcli.dump.formats.layout import ITEM_BYTES
 from featcli.dump.records import pictures_of, said_of_pictures, totals_of
 from featcli.errors import CheckpointError, IncompleteError, UsageError, most_first, shown
+from featcli.inputs.image_list import SUFFIXES
 from featcli.spec.groups import CheckpointSpec, StageSpec
 from featcli.spec.words import DEFAULT_DTYPE, Dtype
-from featcli.system.files import is_file, is_folder
+from featcli.system.files import is_file, is_folder, is_there, names_in
+
+MOST_FOLDERS = 100  # in a folder that is no dump that are looked into
 
 
 def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: Dtype = DEFAULT_DTYPE) -> dict[str, Any]:
@@ -24,7 +29,8 @@ def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: Dty
     """
     from featcli.backbones.checkpoint import resolve
 
-    model = resolve(checkpoint)
+    with _neither(checkpoint.checkpoint_name):
+        model = resolve(checkpoint)
     chosen = model.select(stages.features, stages.indices)
     model.refuse_idle_norm(chosen)
     try:
@@ -60,6 +66,33 @@ def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: Dty
         "share_computed": model.share(chosen),
         "preprocessing": preprocessing,
     }
+
+
+@contextmanager
+def _neither(name: str) -> Iterator[None]:
+    """Say of a name that is no dump, and proves no checkpoint inside the block, that it is neither."""
+    try:
+        yield
+    except (CheckpointError, UsageError) as error:
+        path = Path(name)
+        if _holds_pictures(path):
+            what = "a folder of pictures" if is_folder(path) else "a picture"
+            raise UsageError(
+                f"{shown(name)}: {what}, neither a dump nor a checkpoint",
+                "featcli extract INPUT -c CHECKPOINT -o DUMP makes a dump of pictures",
+            ) from error
+        if not is_there(path) and error.message.startswith("checkpoint "):
+            raise type(error)(f"there is no dump {shown(name)}, and no {error.message}", error.hint) from error
+        raise
+
+
+def _holds_pictures(path: Path) -> bool:
+    """Whether it is a picture, or a folder with pictures in it or in one of the folders there, by their suffixes."""
+    if is_file(path):
+        return path.suffix.lower() in SUFFIXES
+    inside = [path / name for name in names_in(path)]
+    below = (one / name for one in inside[:MOST_FOLDERS] if is_folder(one) for name in names_in(one))
+    return any(one.suffix.lower() in SUFFIXES for one in (*inside, *below))
 
 
 def inspect_dump(path: Path) -> dict[str, Any] | None:
