@@ -104,7 +104,6 @@ class Scene:
     def survives(self, dump: Path, fault: str, at: int) -> str:
         """What is wrong after a fault, or after one more run of the same command; empty where nothing is."""
         from conftest import tree
-        from featcli.dump.atomic_file import record_of_partial
         from featcli.dump.verify import verify
         from featcli.errors import FeatcliError
 
@@ -120,7 +119,8 @@ class Scene:
             if [damage for damage in verdict.damages if damage.what not in self._known()]:
                 return f"{where}: {verdict.damages}"
         may_leave = fault == "kill" or ended.calls[at] == "unlink"
-        left = [one for one in dump.rglob("*.partial") if not record_of_partial(one).exists()]  # nobody takes it up
+        records = "".join(one.read_text() for one in dump.rglob("*.unfinished.json"))
+        left = [one for one in dump.rglob("*.partial") if one.name not in records]  # nobody takes it up
         if left and not may_leave:
             return f"{where}: left {left}"
         again = self.run(dump)

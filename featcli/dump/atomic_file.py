@@ -11,7 +11,7 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,6 @@ PARTIAL = ".partial"
 PARTIAL_NAME = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial", re.DOTALL)  # as create_partial gives it: of which file
 # The file systems that know no hard links say so in one of these ways.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-RECORD = ".json"  # ends the name of the record that lies beside the partial file of an unfinished shard
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -47,11 +46,6 @@ def create_partial(final: Path) -> tuple[int, Path]:
         if not taken and _names(path, descriptor):
             return descriptor, path
         os.close(descriptor)
-
-
-def record_of_partial(partial: Path) -> Path:
-    """Where the record lies that says what of a partial file is worth keeping."""
-    return partial.with_name(partial.name + RECORD)
 
 
 def take_partial(path: Path) -> tuple[int, bool] | None:
@@ -85,15 +79,15 @@ def _names(path: Path, descriptor: int) -> bool:
         return False
 
 
-def remove_stale(folder: Path, final: str = "") -> int:
+def remove_stale(folder: Path, final: str = "", keep: Container[str] = ()) -> int:
     """Remove the partial files (for that name alone) whose writers are dead, and no other file; how many there were.
 
-    Those that a record lies beside stay: they are unfinished shards.
+    `keep`: names of partial files that are still of use to somebody.
     """
     removed = 0
     for name in names_in(folder):
         path, named = folder / name, PARTIAL_NAME.fullmatch(name)
-        if named is None or final not in ("", named[1]) or is_there(record_of_partial(path)):
+        if named is None or final not in ("", named[1]) or name in keep:
             continue
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

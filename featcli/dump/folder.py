@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from featcli.dump.atomic_file import PARTIAL_NAME, RECORD
+from featcli.dump.atomic_file import PARTIAL_NAME
 from featcli.dump.checksummed_json import read_checksummed, why_refused
 from featcli.dump.formats import FORMATS
 from featcli.dump.formats.layout import ITEM_BYTES, SHAPES, Layout, read_rows, starts_of
 from featcli.dump.plan import OtherVersionError, Plan, other_images, refuse_other_plan
 from featcli.dump.records import COMPARE_PLANS, CommittedShards, read_record
 from featcli.dump.shard import hash_rest
-from featcli.dump.unfinished import Unfinished, unfinished_in
+from featcli.dump.unfinished import RECORD_NAME, Unfinished, read_unfinished, unfinished_in
 from featcli.errors import ConflictError, DamagedError, MachineError, UsageError, counted, shown
 from featcli.inputs.image_list import MISSING, ImageList
 from featcli.system.faults import RESUMES, machine_errors
@@ -37,7 +37,7 @@ ASIDE = ".damaged"  # ends the name of what verify --repair has put aside
 # What featcli writes into SHARDS.
 _SUFFIXES = "|".join(re.escape(suffix) for suffix in (".json", *(one.SUFFIX for one in FORMATS.values())))
 SHARD_FILE = re.compile(rf"\d{{5,}}({_SUFFIXES})(\.damaged|\.before)?")
-OURS = re.compile(f"{SHARD_FILE.pattern}|{PARTIAL_NAME.pattern}({re.escape(RECORD)})?")
+OURS = re.compile(f"{SHARD_FILE.pattern}|{PARTIAL_NAME.pattern}|{RECORD_NAME.pattern}")
 BEFORE = ".before"  # ends the name of a record while its shard is made again
 LONGEST_LINE = 1 << 16  # of images.jsonl: names have 255 bytes, paths 4096
 RELIST = "its extract command lists the images again, if they are as they were"
@@ -189,15 +189,16 @@ class Dump:
                 found.add(record, self._is_damaged(record))
             there = {*self.numbered(".json")}
             kept = [one for one in self.unfinished() if one.number not in there]
-            found.remember(one.record for one in kept if one.record is not None)
+            found.remember(one.content for one in kept if one.content is not None)
         return found
 
     def unfinished(self) -> list[Unfinished]:
-        """The shards that were begun and not ended, also those that another has committed since.
+        """The shards that were begun and not ended, also those that were committed since."""
+        return unfinished_in(self.path / SHARDS, self.plan)
 
-        Of one shard there may be several, by several processes; the one with most rows comes first.
-        """
-        return unfinished_in(self.path / SHARDS, self.plan, self.format.SUFFIX)
+    def unfinished_shard(self, number: int) -> Unfinished | None:
+        """What was begun of a shard and not ended, None where nothing was."""
+        return read_unfinished(self.path / SHARDS, self.plan, number)
 
     def unfinished_shards(self) -> list[dict[str, int]]:
         """The shards that were begun and not ended, with how many of their `rows` are `kept` on the disk."""
@@ -206,11 +207,8 @@ class Dump:
 
     def rows_kept(self) -> dict[int, int]:
         """How many rows of each unfinished shard that is not committed are on the disk."""
-        kept: dict[int, int] = {}
-        for one in self.unfinished():
-            if one.rows > kept.get(one.number, 0) and not is_there(self.record_path(one.number)):
-                kept[one.number] = one.rows
-        return kept
+        there = {*self.numbered(".json")}
+        return {one.number: one.rows for one in self.unfinished() if one.rows and one.number not in there}
 
     def _is_damaged(self, record: Mapping[str, Any]) -> bool:
         found = state_at(self.shard_path(record["shard"]))

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from featcli.dump.atomic_file import create_partial, publish, record_of_partial, write_all
+from featcli.dump.atomic_file import create_partial, publish, write_all
 from featcli.dump.formats import Format
 from featcli.dump.formats.layout import Array, DoesNotFitError, is_stage
 from featcli.errors import UsageError, shown
@@ -190,10 +190,8 @@ class ShardWriter:
         self.close()
 
     def abort(self) -> None:
-        """Remove the partial file, if it has not got its name, and the record beside it."""
-        if self.partial.exists():
-            record_of_partial(self.partial).unlink(missing_ok=True)
-            self.partial.unlink(missing_ok=True)
+        """Remove the partial file, if it has not got its name."""
+        self.partial.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from featcli.dump.atomic_file import (
 )
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, OURS, PLAN, SHARDS, Dump, in_use
 from featcli.dump.lock import FolderLock
+from featcli.dump.unfinished import remove_unused
 from featcli.errors import ConflictError, MachineError, shown
 from featcli.system.files import allocated_bytes, is_file, is_folder, is_link, is_there, names_in
 
@@ -99,8 +100,8 @@ def occupy(path: Path, lock: FolderLock, overwrite: bool) -> bool:
     with disk_errors(path):
         if overwrite:
             remove_dump(path)
-        for folder in (path, path / SHARDS):
-            remove_stale(folder)
+        remove_stale(path)
+        remove_unused(path / SHARDS)
     return is_alone
 
 

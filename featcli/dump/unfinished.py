@@ -1,20 +1,23 @@
 """Shards that a run began and did not end: their rows that are on the disk, and what is known of them.
 
-The rows lie in the partial file of the shard. A record beside it says how many are on the disk: it is written after
-them, and another takes its place when there are more. Whoever takes the shard up reads these rows again and compares
-their hashes, so that nothing rests on the record alone.
+The rows lie in a partial file of the shard. A record beside it names that file and says how many rows are on the disk:
+it is written after them, and another takes its place when there are more. Whoever takes the shard up reads these rows
+again and compares their hashes, so that nothing rests on the record alone. Of several processes that make one shard at
+the same time, the one with most rows has the record.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featcli.dump.atomic_file import PARTIAL_NAME, RECORD, record_of_partial, take_partial
+from featcli.dump.atomic_file import PARTIAL_NAME, remove_stale, take_partial
 from featcli.dump.checksummed_json import read_checksummed
 from featcli.dump.plan import Plan
 from featcli.dump.records import check_record, record_content
@@ -22,6 +25,8 @@ from featcli.dump.shard import ShardSummary
 from featcli.pixels.failure import Failure
 from featcli.pixels.traits import Trait
 from featcli.system.files import allocated_bytes, is_there, names_in
+
+RECORD_NAME = re.compile(r"\.(\d{5,})\.unfinished\.json")
 
 
 @dataclass
@@ -80,66 +85,86 @@ class RowsMade:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The partial file of a shard, and the record beside it: None where it is damaged or foreign, and why.
+    """What the record of an unfinished shard says: `content`, or why it is none."""
 
-    The file may have got its name already: the record of the shard was to come next.
-    """
-
-    partial: Path
+    path: Path
     number: int
-    record: Mapping[str, Any] | None
+    content: Mapping[str, Any] | None
     problem: str = ""
 
     @property
     def rows(self) -> int:
         """That are on the disk."""
-        return 0 if self.record is None else int(self.record["rows"])
+        return 0 if self.content is None else int(self.content["rows"])
+
+    @property
+    def partial(self) -> Path | None:
+        """The file with the rows. It may have got its name already: the record of the shard was to come next."""
+        return None if self.content is None else self.path.with_name(self.content["file"])
 
     @property
     def stored_bytes(self) -> int:
         """What the file takes of the disk: rows that are not written take nothing. 0 where it is gone."""
-        return allocated_bytes(self.partial)
+        return 0 if self.partial is None else allocated_bytes(self.partial)
 
     def remove(self) -> None:
-        """Delete both, the record first, unless the one who writes the file lives."""
-        taken = take_partial(self.partial)
-        if taken is None and is_there(self.partial):
-            return
-        record_of_partial(self.partial).unlink(missing_ok=True)
-        self.partial.unlink(missing_ok=True)
-        if taken is not None:
+        """Delete the record, and the file unless the one who writes it lives."""
+        self.path.unlink(missing_ok=True)
+        self.remove_partial()
+
+    def remove_partial(self) -> None:
+        """Delete the file unless the one who writes it lives."""
+        taken = None if self.partial is None else take_partial(self.partial)
+        if self.partial is not None and taken is not None:
+            self.partial.unlink(missing_ok=True)
             os.close(taken[0])
 
 
-def unfinished_in(shards: Path, plan: Plan, suffix: str) -> list[Unfinished]:
-    """The unfinished shards in a folder, those of which most rows are on the disk first. Raises MachineError.
-
-    `suffix`: of shard files. A partial file without a record is of no use to anybody, and left out.
-    """
-    found = []
-    for name in sorted(names_in(shards)):
-        named = PARTIAL_NAME.fullmatch(name.removesuffix(RECORD)) if name.endswith(RECORD) else None
-        number = named[1].removesuffix(suffix) if named is not None and named[1].endswith(suffix) else ""
-        if number.isdecimal() and int(number) < plan.num_shards and number == f"{int(number):05d}":
-            found.append(_read(shards / name.removesuffix(RECORD), plan, int(number)))
-    return sorted(found, key=lambda one: -one.rows)
+def record_path(shards: Path, number: int) -> Path:
+    """Where the record of an unfinished shard lies."""
+    return shards / f".{number:05d}.unfinished.json"
 
 
-def _read(partial: Path, plan: Plan, number: int) -> Unfinished:
+def read_unfinished(shards: Path, plan: Plan, number: int) -> Unfinished | None:
+    """The record of an unfinished shard, None where there is none. Raises MachineError."""
+    path = record_path(shards, number)
+    if not is_there(path):
+        return None
     try:
-        record = read_checksummed(record_of_partial(partial))
-        _check(record, plan, number, partial.name)
+        record = read_checksummed(path)
+        _check(record, plan, number)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return Unfinished(partial, number, None, str(error))
-    return Unfinished(partial, number, record)
+        return Unfinished(path, number, None, f"its record is damaged ({error})")
+    return Unfinished(path, number, record)
 
 
-def _check(record: Mapping[str, Any], plan: Plan, number: int, file_name: str) -> None:
+def unfinished_in(shards: Path, plan: Plan) -> list[Unfinished]:
+    """The unfinished shards in a folder, in order. Raises MachineError."""
+    names = (RECORD_NAME.fullmatch(name) for name in names_in(shards))
+    numbers = sorted(int(name[1]) for name in names if name and int(name[1]) < plan.num_shards)
+    found = (read_unfinished(shards, plan, number) for number in numbers)
+    return [one for one in found if one is not None]
+
+
+def remove_unused(shards: Path) -> None:
+    """Remove the partial files of dead processes but for those that are named by a record of an unfinished shard."""
+    named = set()
+    for name in names_in(shards):
+        if RECORD_NAME.fullmatch(name):
+            with suppress(ValueError):
+                named.add(str(read_checksummed(shards / name).get("file")))
+    remove_stale(shards, keep=named)
+
+
+def _check(record: Mapping[str, Any], plan: Plan, number: int) -> None:
     """Raise ValueError, TypeError or KeyError where a field is not what its readers rely on."""
     rows, count = plan.shard(number), record["rows"]
     if type(count) is not int or not 0 < count <= len(rows):
         raise ValueError("a number of rows that is none")
-    check_record(record, plan, number, file_name, count)
+    check_record(record, plan, number, record["file"], count)
+    named = PARTIAL_NAME.fullmatch(record["file"])
+    if named is None or os.sep in named[1] or Path(named[1]).stem != f"{number:05d}":
+        raise ValueError("a file that is none")
     stops = [stop for stop, _ in record["traits"]]
     counts = [count for _, traits in record["traits"] for count in traits.values()]
     counts += record["overflown"].values()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from featcli.dump.atomic_file import disk_errors, publish_lines, record_of_partial, sync_folder, take_partial
+from featcli.dump.atomic_file import disk_errors, publish_lines, sync_folder, take_partial
 from featcli.dump.checksummed_json import publish_checksummed
 from featcli.dump.folder import BEFORE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump
 from featcli.dump.formats.layout import Array, is_stage
@@ -22,7 +22,7 @@ from featcli.dump.lock import one_at_a_time
 from featcli.dump.plan import Plan, image_lines, with_fingerprint
 from featcli.dump.records import failure_lines, manifest_content, record_content
 from featcli.dump.shard import ShardSummary, ShardWriter
-from featcli.dump.unfinished import RowsMade, Unfinished
+from featcli.dump.unfinished import RowsMade, Unfinished, record_path, remove_unused
 from featcli.errors import IncompleteError, MachineError, counted, shown
 from featcli.events import Report, silent
 from featcli.inputs.image_list import ImageList
@@ -103,20 +103,21 @@ class DumpWriter:
         `starts`: the rows at which its batches start. A record that does not fit its file is thrown away, with
         a warning. Raises MachineError where the rows cannot be read back.
         """
-        for found in self.dump.unfinished():
-            if found.number != number:
-                continue
-            problem = found.problem
-            if found.record is not None:
-                with _reading_back(found.partial):
-                    begun = self._take_up(found, found.record, keys, shapes, starts)
-                if isinstance(begun, BegunShard):
-                    return begun
-                problem = begun
-            if problem:
-                found.remove()
-                text = f"unfinished shard {number}: {problem}: its {counted(found.rows, 'row')} are made again"
-                report("warning", text=text)
+        found = self.dump.unfinished_shard(number)
+        if found is None:
+            return None
+        problem = found.problem
+        if found.content is not None and found.partial is not None:
+            with _reading_back(found.partial):
+                begun = self._take_up(found, found.content, keys, shapes, starts)
+            if isinstance(begun, BegunShard):
+                return begun
+            problem = begun
+        if problem:
+            found.remove()
+            remove_unused(self.dump.path / SHARDS)  # what a damaged record named
+            text = f"unfinished shard {number}: {problem}: its {counted(found.rows, 'row')} are made again"
+            report("warning", text=text)
         return None
 
     def _take_up(
@@ -136,14 +137,15 @@ class DumpWriter:
         stop = max(start for start in (rows.start, *starts) if start <= most)  # the last batch is what commits a shard
         if stop == rows.start:
             return "no whole batch is worth keeping"
-        source = self._source(found)
-        if source is None:
-            return ""
+        partial = found.path.with_name(record["file"])
+        source = self._source(found, partial)
+        if isinstance(source, str):
+            return source
         descriptor, is_own = source
         if os.fstat(descriptor).st_size != record["bytes"]:
             os.close(descriptor)
             return "its file is of another size"
-        mine = self._file(found.number, keys, shapes, (descriptor, found.partial) if is_own else None)
+        mine = self._file(found.number, keys, shapes, (descriptor, partial) if is_own else None)
         try:
             layout, kept = mine.layout.arrays, ShardSummary(record["file"], record["bytes"], record["hashes"])
             wanted = {name: _bytes_of(layout[name], shapes.get(name), stop - rows.start) for name in _stages(layout)}
@@ -161,21 +163,22 @@ class DumpWriter:
         made.cut(range(rows.start, stop))
         return BegunShard(found.number, mine, made)
 
-    def _source(self, found: Unfinished) -> tuple[int, bool] | None:
+    def _source(self, found: Unfinished, partial: Path) -> tuple[int, bool] | str:
         """A descriptor of the file with the rows, and whether it is this process's own from now on.
 
         Where no other process may write to it, it is. Else, and where it has its name already, rows are copied from it.
+        Where there is no such file, why not, which is empty where somebody else has it.
         """
-        taken = take_partial(found.partial)
+        taken = take_partial(partial)
         if taken is not None:
             descriptor, is_locked = taken
             return descriptor, is_locked and os.fstat(descriptor).st_nlink == 1
-        if is_there(found.partial) or is_there(self.dump.record_path(found.number)):
-            return None  # its writer lives, or has committed the shard
+        if is_there(partial) or is_there(self.dump.record_path(found.number)):
+            return ""  # its writer lives, or has committed the shard
         try:
             return open_regular(self.dump.shard_path(found.number)), False
-        except (OSError, ValueError):
-            return None
+        except (FileNotFoundError, ValueError):
+            return "its file is gone"
 
     def _file(
         self,
@@ -188,12 +191,25 @@ class DumpWriter:
         arrays = dump.plan.arrays(number, shapes)
         return ShardWriter(dump.shard_path(number), dump.format, arrays, keys, dump.attributes(number), partial)
 
-    def keep(self, begun: BegunShard) -> None:
-        """Put the rows of an unfinished shard on the disk, then the record that says so. Raises OSError."""
+    def keep(self, begun: BegunShard) -> bool:
+        """Put the rows of an unfinished shard on the disk, then the record that says so. Raises OSError.
+
+        False where another process has committed it, or has more rows of it on the disk.
+        """
+        other = self.dump.unfinished_shard(begun.number)
+        is_other = other is not None and other.partial != begun.file.partial
+        if self.is_done(begun.number) or (is_other and self._is_further(other, begun)):
+            return False
         written = begun.file.keep()
         record = begun.made.to_json(self.dump.plan, begun.number, written)
         record |= {"environments": self._environments(begun.made), **self._sizes(begun.number)}
-        publish_checksummed(record_of_partial(begun.file.partial), record, replace=True)
+        publish_checksummed(record_path(self.dump.path / SHARDS, begun.number), record, replace=True)
+        if other is not None and is_other:
+            other.remove_partial()
+        return True
+
+    def _is_further(self, other: Unfinished | None, begun: BegunShard) -> bool:
+        return bool(other and other.partial is not None and other.rows >= begun.made.count and is_there(other.partial))
 
     def commit(self, begun: BegunShard, beside: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
         """Commit a shard whose rows are written: name its file, then publish its record. Returns the record.
@@ -206,6 +222,7 @@ class DumpWriter:
         with one_at_a_time(self.dump.path / SHARDS):
             if self.is_done(number):
                 begun.file.abort()
+                self._forget_unfinished(number)
                 return None
             if is_there(path):  # from here on the shard is not committed; what it says of failed images is kept
                 path.replace(before)
@@ -213,9 +230,13 @@ class DumpWriter:
             begun.file.publish()
             publish_checksummed(path, record, replace=True)
             before.unlink(missing_ok=True)
-            # Last: until then the rows that were kept are all there is to go on with.
-            _forget_unfinished(self.dump, number)
+            self._forget_unfinished(number)  # last: until then these rows are all there is to go on with
         return record
+
+    def _forget_unfinished(self, number: int) -> None:
+        kept = self.dump.unfinished_shard(number)
+        if kept is not None:
+            kept.remove()
 
     def _record(self, number: int, written: ShardSummary, made: RowsMade) -> dict[str, Any]:
         plan = self.dump.plan
@@ -267,12 +288,6 @@ def _reading_back(partial: Path) -> Iterator[None]:
             f"unfinished shard {shown(partial)}: {os.strerror(error.errno or 0)}",
             f"see to the disk; {RESUMES}, and without that file it makes the shard anew",
         ) from error
-
-
-def _forget_unfinished(dump: Dump, number: int) -> None:
-    for one in dump.unfinished():
-        if one.number == number:
-            one.remove()
 
 
 def reopen(dump: Dump) -> None:

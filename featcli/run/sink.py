@@ -68,9 +68,10 @@ class Sink:
     def _keep(self) -> None:
         """Put the rows of the shard on the disk that is not finished."""
         assert self._at_work is not None
-        self._into.keep(self._at_work)
-        self._kept_rows, self._kept_at = self._at_work.made.count, time.monotonic()
-        self._report("kept", shard=self._at_work.number, rows=self._kept_rows)
+        self._kept_at = time.monotonic()
+        if self._into.keep(self._at_work):
+            self._kept_rows = self._at_work.made.count
+            self._report("kept", shard=self._at_work.number, rows=self._kept_rows)
 
     def _commit(self, shard: Shard) -> None:
         """Commit a shard of which every row is written."""
@@ -97,7 +98,7 @@ class Sink:
             return
         # An error stopped it half way: else its commit would have set this to None.
         with suppress(OSError, EOFError, FeatcliError):  # the error that stopped it is what is to be heard
-            if self._at_work.made.count > self._kept_rows and not self._into.is_done(self._at_work.number):
+            if self._at_work.made.count > self._kept_rows:
                 self._keep()
         if self._kept_rows:
             self._at_work.close()

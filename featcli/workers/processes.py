@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from featcli.dump.atomic_file import remove_stale
 from featcli.dump.folder import SHARDS
+from featcli.dump.unfinished import remove_unused
 from featcli.events import Report
 from featcli.run.stats import RunStats
 from featcli.spec.commands import ExtractSpec
@@ -154,7 +154,7 @@ class ProcessEngine:
         why = worker.crash or (f"killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}")
         name = f"worker {worker.place} ({self._devices[worker.place]})"
         self._report("warning", text=f"{name} died{at_shards(worker.at_work)}: {why}")
-        remove_stale(order.dump.path / SHARDS)  # the file that it was writing
+        remove_unused(order.dump.path / SHARDS)  # the file that it was writing
         queue.died(worker.at_work, why, worker.has_started, is_last=not self._living)
         self._serve_idle(queue, order)
         if queue.wants_workers:  # else those that live go on without it

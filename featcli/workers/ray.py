@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 import featcli
-from featcli.dump.atomic_file import remove_stale
 from featcli.dump.folder import SHARDS
 from featcli.dump.plan import Plan, environment_changes
+from featcli.dump.unfinished import remove_unused
 from featcli.errors import FeatcliError, MachineError, UsageError, counted, one_line, shown
 from featcli.events import Report
 from featcli.inputs.image_list import is_url
@@ -167,7 +167,7 @@ class RayEngine:
             self._has_begun_ray = False
         if self._shards is not None:
             with suppress(MachineError):
-                remove_stale(self._shards)  # of workers that were ended
+                remove_unused(self._shards)  # of workers that were ended
 
     def _fill_up(self, queue: ShardQueue, order: WorkOrder) -> None:
         """Shards to each worker that has none, and workers for what is left."""
@@ -246,7 +246,7 @@ class RayEngine:
         self._report("warning", text=f"a worker died{at_shards(actor.at_work)}: {why}")
         actor.progress.take_back()
         self._end(actor)
-        remove_stale(order.dump.path / SHARDS)  # the file that it was writing
+        remove_unused(order.dump.path / SHARDS)  # the file that it was writing
         queue.died(actor.at_work, why, actor.has_loaded, is_last=not self._living)
 
     def _end(self, actor: _Actor) -> None:
