@@ -1,5 +1,8 @@
 """The backbone inside a larger model: MaskFormer, DETR and their kin, tiny and with random weights."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -241,11 +244,132 @@ def test_replay_of_what_is_no_composite():
         replay(upernet(), [torch.zeros(1, 16, 16, 16)] * 4)
 
 
-@pytest.mark.parametrize("maps", [{}, [torch.zeros(1, 4)], [torch.zeros(1, 16, 8, 8).half()]])
-def test_replay_of_what_are_no_maps(maps):
-    """Pooled maps, half precision and nothing at all are refused in words."""
-    with pytest.raises(UsageError, match=r"one float32 map \(B, C, H, W\)"):
-        replay(upernet(), maps, (64, 64))
+@pytest.fixture(scope="module")
+def small():
+    """A model, the (H, W) that its backbone was run with, and the four maps that it gave for two pictures."""
+    torch.manual_seed(0)
+    model = upernet().eval()
+    with torch.no_grad():
+        maps = model.backbone(torch.rand(2, 3, 64, 64)).feature_maps
+    return model, (64, 64), dict(zip(STAGES, maps, strict=True))
+
+
+def test_replay_knows_maps_by_name(small):
+    """A mapping is read by name: its order does not matter, nor stages that the model does not use."""
+    model, size, maps = small
+    with torch.no_grad():
+        expected = replay(model, list(maps.values()), size).logits
+        turned = {"stem": torch.zeros(2, 16, 16, 16), **dict(reversed(maps.items()))}
+        found = replay(model, turned, list(size)).logits
+        arrays = replay(model, {name: found.numpy() for name, found in maps.items()}, np.array(size).tolist()).logits
+    assert torch.equal(expected, found)
+    assert torch.equal(expected, arrays)
+
+
+def test_replay_knows_maps_of_timm_by_name():
+    """The maps of a timm backbone in a larger model may have featcli's names or timm's, in any order."""
+    torch.manual_seed(0)
+    model = deformable_detr(T.TimmBackboneConfig(backbone="test_resnet", out_indices=[2, 3, 4])).eval()
+    pixels = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        maps = model.get_submodule("model.backbone.model")(pixels)
+        whole = model(pixel_values=pixels).logits
+        for names in (STAGES[1:], ["layer2", "layer3", "layer4"]):
+            turned = dict(reversed([*zip(names, maps, strict=True)]))
+            assert torch.equal(whole, replay(model, turned, (128, 128)).logits)
+
+
+def test_replay_trains_the_neck(small):
+    """Tensors stay as they are: gradients reach the neck, maps that want some, and never the backbone."""
+    model, size, maps = small
+    with torch.inference_mode():
+        frozen = {name: found.clone() for name, found in maps.items()}  # as tensors that autograd would refuse
+    wanting = {**frozen, "stage2": maps["stage2"].clone().requires_grad_()}
+    replay(model, wanting, size).logits.sum().backward()
+    assert wanting["stage2"].grad.abs().sum() > 0
+    assert all(one.grad is None for one in model.backbone.parameters())
+    assert model.decode_head.classifier.weight.grad.abs().sum() > 0
+    model.zero_grad()
+
+
+def test_replay_in_threads_leaves_the_model_alone(small):
+    """Eight threads on one model get each its own result; the model stays what it was, also when a call fails."""
+    model, size, maps = small
+    others = [maps, {name: found + 1 for name, found in maps.items()}]
+    parts, values = list(model.modules()), {name: found.clone() for name, found in model.state_dict().items()}
+    hooks = [len(part._forward_hooks) for part in parts]
+
+    def call(number):
+        with torch.no_grad():
+            if number % 50 == 49:
+                with pytest.raises(TypeError, match="must be Tensor"):
+                    replay(model, maps, size, labels="none")
+            return replay(model, others[number % 2], size).logits
+
+    expected = [call(0), call(1)]
+    assert not torch.equal(*expected)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(call, range(200)))
+    assert all(torch.equal(expected[number % 2], logits) for number, logits in enumerate(found))
+    assert [id(part) for part in model.modules()] == [id(part) for part in parts]
+    assert [len(part._forward_hooks) for part in parts] == hooks
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+
+
+def test_replay_records_as_the_model_does():
+    """Attentions that are asked for come once for each layer, however often was replayed before."""
+    torch.manual_seed(0)
+    model = detr(T.ResNetConfig(**RESNET, out_features=["stage4"])).eval()
+    model.set_attn_implementation("eager")
+    maps = [torch.rand(1, 64, 2, 2)]
+    with torch.no_grad():
+        found = [replay(model, maps, (64, 64), output_attentions=True) for _ in range(3)]
+    assert [len(one.decoder_attentions) for one in found] == [1, 1, 1]
+
+
+MISUSES = {
+    "nothing": ({"maps": {}}, r"one float32 map \(B, C, H, W\)"),
+    "pooled": ({"maps": [torch.zeros(1, 4)] * 4}, r"one float32 map \(B, C, H, W\)"),
+    "half precision": ({"maps": [torch.zeros(1, 16, 8, 8).half()] * 4}, r"one float32 map \(B, C, H, W\)"),
+    "an empty batch": ({"maps": [torch.zeros(0, 16, 16, 16)] * 4}, r"one float32 map \(B, C, H, W\)"),
+    "no maps": ({"maps": None}, "neither a mapping nor a sequence"),
+    "one tensor": ({"maps": torch.zeros(4, 1, 16, 16, 16)}, "neither a mapping nor a sequence"),
+    "names alone": ({"maps": STAGES}, "no array of numbers"),
+    "maps of many sizes": ({"maps": [[np.zeros((16, 4, 4)), np.zeros((16, 5, 4))]] * 4}, "no array of numbers"),
+    "a stage less": ({"without": "stage2"}, "stage2 is not there"),
+    "a map less": ({"sequence": slice(3)}, "3 maps: UperNetForSemanticSegmentation needs 4"),
+    "another order": ({"sequence": slice(None, None, -1)}, r"the map of stage1 is \(64, 2, 2\)"),
+    "another size": ({"size": (128, 128)}, r"gives \(16, 32, 32\) for 128x128 pixels"),
+    "no size": ({"size": None}, "size of the pixels"),
+    "half a size": ({"size": 64}, "not \\(H, W\\)"),
+    "a broken size": ({"size": (64.0, 64)}, "not \\(H, W\\)"),
+    "two sizes": ({"pixel_values": torch.zeros(2, 3, 32, 32)}, "pixel_values are 32x32"),
+    "pixels of others": ({"pixel_values": torch.zeros(1, 3, 64, 64)}, "of 2 maps"),
+    "class tokens of others": ({"class_tokens": [torch.zeros(2, 1)] * 4}, "class_tokens"),
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_misuses_of_replay(small, misuse):
+    """Whatever is no map of this model, or is not of these pixels, is refused in words before anything runs."""
+    model, size, maps = small
+    given, message = MISUSES[misuse]
+    maps = {name: found for name, found in maps.items() if name != given.get("without")}
+    maps = list(maps.values())[given["sequence"]] if "sequence" in given else maps
+    more = {name: value for name, value in given.items() if name not in ("without", "sequence")}
+    with pytest.raises(UsageError, match=message):
+        replay(model, **{"maps": maps, "size": size, **more})
+
+
+def test_replay_through_a_model_that_goes_around_it(small):
+    """Where a forward was replaced so that the stored maps have no part in it, nothing is returned."""
+    model, size, maps = small
+    model.forward = model.forward  # bound to this model, as accelerate does it
+    try:
+        with pytest.raises(UsageError, match="did not ask its backbone"), torch.no_grad():
+            replay(model, maps, size)
+    finally:
+        del model.forward
 
 
 def test_a_processor_that_keeps_proportions_in_another_way(tmp_path):

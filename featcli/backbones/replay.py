@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import nn
 
 from featcli.backbones.composites import place_of_backbone
-from featcli.errors import UsageError
+from featcli.backbones.stages import names_by_stride
+from featcli.backbones.twins import twin_of, without_values
+from featcli.errors import UsageError, shown
+from featcli.spec.parsers import Size
 
 # What the heads of DPT and ZoeDepth do with class tokens, where they read them at all.
 READS_CLASS_TOKENS = ("project", "add")
+MOST_PREFIX_TOKENS = 16  # class token, distillation token, registers
+AS_EXTRACTED = "extract with --pool none and --dtype float32; dump[stage][:8] gives a batch"
+BY_NAME = "give {stage: dump[stage][:8] for stage in dump.stages}"
+
+# The shapes of what a backbone gives, by the size of its input; None where it cannot be told without computing.
+_shapes_of: WeakKeyDictionary[nn.Module, dict[Size, list[torch.Size] | None]] = WeakKeyDictionary()
 
 
 def replay(
@@ -26,49 +39,172 @@ def replay(
 ) -> Any:
     """Run a transformers model on maps that its backbone gave earlier, as `featcli extract` stored them.
 
-    `maps` are (B, C, H, W) tensors or arrays, in network order or by stage name: the stages that the model itself
-    uses, unpooled. `size` is the (H, W) of the pixels they came from; a model that reads the picture itself
+    `maps` are (B, C, H, W) tensors or arrays of the stages that the model itself uses, unpooled: a mapping by the names
+    of the stages, in any order, or a sequence in network order. Tensors are taken as they are, so that gradients reach
+    them where they want some. `size` is the (H, W) of the pixels they came from; a model that reads the picture itself
     needs `pixel_values` instead, one whose head reads class tokens (DPT, ZoeDepth) needs those too, (B, C) for each
     stage, as `--pool cls` stores them. Whatever else the model takes goes through. Returns what the model returns.
-    Raises UsageError where this model cannot be run so.
+
+    The model is left alone, so that any number of threads may replay through it at once. Raises UsageError where this
+    model cannot be run so, or not on these maps.
     """
-    place = place_of_backbone(model)
-    if not place:
-        raise UsageError(
-            f"{type(model).__name__} holds no backbone that can be replaced",
-            "give a MaskFormer, Mask2Former, DETR, RT-DETR, UperNet, DepthAnything or the like",
-        )
+    backbone = _Backbone.inside(model)
     if class_tokens is None and getattr(model.config, "readout_type", "") in READS_CLASS_TOKENS:
         raise UsageError(
             f"the head of {type(model).__name__} reads class tokens, which are not in maps",
             "extract them too, with --pool cls, and give them as class_tokens",
         )
-    found, tokens = _tensors(maps), None if class_tokens is None else _tensors(class_tokens)
-    if not found or any(m.ndim != 4 or m.dtype != torch.float32 or len(m) != len(found[0]) for m in found):
-        shapes = ", ".join(f"{tuple(m.shape)} {m.dtype}" for m in found) or "none"
+    like = next((one for one in model.parameters() if one.is_floating_point()), torch.empty(0))
+    found = backbone.in_order("maps", maps, like)
+    tokens = None if class_tokens is None else backbone.in_order("class_tokens", class_tokens, like)
+    _refuse_wrong_kinds(found, tokens, like)
+    seen = _size(size, pixel_values, len(found[0]))
+    backbone.refuse_other_shapes(found, seen)
+    if pixel_values is None:  # no memory: nobody reads it
+        pixel_values = torch.zeros(1, 1, 1, 1, dtype=like.dtype, device=like.device).expand(len(found[0]), 3, *seen)
+    stored = _Stored(found, tokens, backbone.module)
+    result = twin_of(model, {backbone.module: stored})(pixel_values=pixel_values, **inputs)
+    if not stored.was_asked:
         raise UsageError(
-            f"replay takes one float32 map (B, C, H, W) for each stage, not {shapes}",
-            "extract with --pool none and --dtype float32; dump[stage][:8] gives a batch",
+            f"{type(model).__name__} did not ask its backbone, so that these maps had no part in what it gave",
+            "was its forward replaced, by hooks of accelerate or the like? Give the model as from_pretrained loads it",
         )
-    if size is not None and not (isinstance(size, tuple | list) and len(size) == 2):
-        raise UsageError(f"size {size!r}: not (H, W)", "give size=(H, W) as it was extracted")
-    if pixel_values is None:
-        if size is None:
-            raise UsageError("replay needs the size of the pixels", "give size=(H, W) as it was extracted")
-        pixel_values = torch.zeros(1, 1, 1, 1).expand(len(found[0]), 3, *size)  # no memory: nobody reads it
-    backbone = model.get_submodule(place)
-    parent, _, leaf = place.rpartition(".")
-    owner = model.get_submodule(parent) if parent else model
-    setattr(owner, leaf, _Stored(found, tokens, backbone))
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Backbone:
+    """The backbone of a larger model, as far as the maps in its place have to be like its own."""
+
+    module: Any
+    owner: str  # what the larger model is called
+
+    @classmethod
+    def inside(cls, model: Any) -> _Backbone:
+        """Find it. Raises UsageError where there is none."""
+        place = place_of_backbone(model) if isinstance(model, nn.Module) else ""
+        if not place or not hasattr(model, "config"):
+            raise UsageError(
+                f"{type(model).__name__} holds no backbone that can be replaced",
+                "give a MaskFormer, Mask2Former, DETR, RT-DETR, UperNet, DepthAnything or the like",
+            )
+        return cls(model.get_submodule(place), type(model).__name__)
+
+    @cached_property
+    def names(self) -> list[tuple[str, ...]]:
+        """What each stage that it gives may be called: by featcli first, then by its library."""
+        timm = getattr(getattr(self.module, "_backbone", self.module), "feature_info", None)
+        if timm is None:
+            return [(name,) for name in getattr(getattr(self.module, "config", None), "out_features", None) or ()]
+        ours = names_by_stride([one["reduction"] for one in timm.info])
+        return [(ours[index], name) for index, name in zip(timm.out_indices, timm.module_name(), strict=True)]
+
+    def in_order(self, what: str, arrays: Any, like: torch.Tensor) -> list[torch.Tensor]:
+        """Make tensors of arrays, in network order. Raises UsageError unless there is one for each stage."""
+        known = ", ".join(name for name, *_ in self.names)
+        if isinstance(arrays, Mapping):
+            keys = [next((name for name in names if name in arrays), None) for names in self.names]
+            missing = [names[0] for names, key in zip(self.names, keys, strict=True) if key is None]
+            if missing and arrays:
+                raise UsageError(
+                    f"{what} of {', '.join(map(str, arrays))}: {self.owner} needs {known}, {missing[0]} is not there",
+                    f"extract with --out-features {known.replace(' ', '')}",
+                )
+            values = [] if missing else [arrays[key] for key in keys]
+        elif isinstance(arrays, str | bytes | torch.Tensor | np.ndarray) or not isinstance(arrays, Iterable):
+            raise UsageError(f"{what}: {type(arrays).__name__} is neither a mapping nor a sequence", BY_NAME)
+        else:
+            values = list(arrays)
+        if values and self.names and len(values) != len(self.names):
+            raise UsageError(f"{len(values)} {what}: {self.owner} needs {len(self.names)}, of {known}", BY_NAME)
+        return [_tensor(what, value, like) for value in values]
+
+    def refuse_other_shapes(self, maps: Sequence[torch.Tensor], size: Size) -> None:
+        """Raise UsageError for maps of other shapes than the backbone itself gives for pixels of this size."""
+        for place, (found, own) in enumerate(zip(maps, self._shapes(size) or (), strict=False)):
+            height, width = found.shape[2:]
+            if len(own) == 4:
+                is_like, expected = found.shape[1:] == own[1:], str(tuple(own[1:]))
+            else:  # tokens: a class token and others may be in front
+                is_like = found.shape[1] == own[2] and 0 <= own[1] - height * width <= MOST_PREFIX_TOKENS
+                expected = f"tokens ({own[1]}, {own[2]})"
+            if not is_like:
+                name = f" of {self.names[place][0]}" if self.names else f" {place}"
+                shape = f"{tuple(found.shape[1:])}"
+                raise UsageError(
+                    f"the map{name} is {shape}, the backbone of {self.owner} gives {expected} for"
+                    f" {size[0]}x{size[1]} pixels",
+                    "give the maps of this model in network order, or by name, and the size that they were"
+                    " extracted with",
+                )
+
+    def _shapes(self, size: Size) -> list[torch.Size] | None:
+        known = _shapes_of.setdefault(self.module, {})
+        if size not in known:
+            known[size] = self._shapes_by_running(size)
+        return known[size]
+
+    def _shapes_by_running(self, size: Size) -> list[torch.Size] | None:
+        twin = twin_of(self.module, tensors=without_values).eval()
+        like = next(twin.parameters(), torch.empty(0, device="meta"))
+        channels = getattr(getattr(self.module, "config", None), "num_channels", 3)
+        try:
+            with torch.no_grad():
+                found = twin(torch.empty(1, channels, *size, dtype=like.dtype, device="meta"))
+        except Exception:  # some models look into their tensors, and libraries refuse a size in many ways
+            return None
+        return [one.shape for one in getattr(found, "feature_maps", found)]
+
+
+def _tensor(what: str, value: Any, like: torch.Tensor) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        # Autograd keeps no tensor of inference mode.
+        return value.clone() if value.is_inference() and torch.is_grad_enabled() else value
     try:
-        return model(pixel_values=pixel_values, **inputs)
-    finally:
-        setattr(owner, leaf, backbone)
+        array = np.asarray(value)
+        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))  # some heads work in place
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{what}: {shown(type(value).__name__)} is no array of numbers", AS_EXTRACTED) from error
+    return tensor.to(like.device)
 
 
-def _tensors(arrays: Mapping[str, Any] | Sequence[Any]) -> list[torch.Tensor]:
-    values = arrays.values() if isinstance(arrays, Mapping) else arrays
-    return [torch.as_tensor(np.ascontiguousarray(value)) for value in values]
+def _refuse_wrong_kinds(maps: list[torch.Tensor], tokens: list[torch.Tensor] | None, like: torch.Tensor) -> None:
+    """Raise UsageError for what are no maps or class tokens, or for another number, type or device."""
+    kind, batch = str(like.dtype).removeprefix("torch."), len(maps[0]) if maps and maps[0].ndim else 0
+    if not batch or any(one.ndim != 4 or one.dtype != like.dtype or len(one) != batch for one in maps):
+        shapes = ", ".join(f"{tuple(one.shape)} {one.dtype}" for one in maps) or "none"
+        raise UsageError(f"replay takes one {kind} map (B, C, H, W) for each stage, not {shapes}", AS_EXTRACTED)
+    for one, token in zip(maps, tokens or (), strict=tokens is not None):
+        if token.shape != one.shape[:2] or token.dtype != like.dtype:
+            raise UsageError(
+                f"class_tokens: {tuple(token.shape)} {token.dtype}, beside maps {tuple(one.shape)} it takes"
+                f" {tuple(one.shape[:2])} {like.dtype}",
+                "extract the same pictures with --pool cls",
+            )
+    for one in (*maps, *(tokens or ())):
+        if one.device != like.device:
+            raise UsageError(f"maps on {one.device}, the model is on {like.device}", f"move them: .to('{like.device}')")
+
+
+def _size(size: Any, pixel_values: Any, batch: int) -> Size:
+    """The (H, W) of the pixels. Raises UsageError where it is not told, or told twice in two ways."""
+    said: Size | None = None
+    if size is not None:
+        is_pair = isinstance(size, tuple | list | torch.Size) and len(size) == 2
+        if not is_pair or not all(isinstance(edge, Integral) and int(edge) > 0 for edge in size):
+            raise UsageError(f"size {size!r}: not (H, W)", "give size=(H, W) as it was extracted")
+        said = int(size[0]), int(size[1])
+    if pixel_values is None:
+        if said is None:
+            raise UsageError("replay needs the size of the pixels", "give size=(H, W) as it was extracted")
+        return said
+    if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4 or len(pixel_values) != batch:
+        what = getattr(pixel_values, "shape", type(pixel_values).__name__)
+        raise UsageError(f"pixel_values {what}: not the (B, C, H, W) of {batch} maps", "give the normalised pixels")
+    seen = int(pixel_values.shape[2]), int(pixel_values.shape[3])
+    if said not in (None, seen):
+        raise UsageError(f"size {said}: pixel_values are {seen[0]}x{seen[1]}", "leave size out")
+    return seen
 
 
 class _Stored(nn.Module):
@@ -76,6 +212,7 @@ class _Stored(nn.Module):
 
     def __init__(self, maps: list[torch.Tensor], class_tokens: list[torch.Tensor] | None, backbone: nn.Module) -> None:
         super().__init__()
+        self.was_asked = False
         self.config = getattr(backbone, "config", None)
         # transformers' backbones return an output object; timm's, inside DETR, a plain list.
         self._as_list = self.config is None
@@ -93,6 +230,7 @@ class _Stored(nn.Module):
         return torch.cat([class_token[:, None], found.flatten(2).transpose(1, 2)], 1)
 
     def forward(self, *_: Any, **__: Any) -> Any:
+        self.was_asked = True
         if self._as_list:
             return list(self._maps)
         from transformers.modeling_outputs import BackboneOutput
