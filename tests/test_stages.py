@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+import torch
 
 from featcli.backbones.stages import select
 from featcli.errors import UsageError
@@ -30,6 +32,9 @@ def test_default_is_last_stage():
         ({"out_features": ["stage2:stage4"]}, ["stage2", "stage3", "stage4"]),
         ({"out_features": ["stem", "stage2:stage3"]}, ["stem", "stage2", "stage3"]),
         ({"out_features": ["stage4"], "out_indices": [-1]}, ["stage4"]),
+        ({"out_features": ["layer2"]}, ["stage2"]),
+        ({"out_features": ["act1", "layer1:layer3"]}, ["stem", "stage1", "stage2", "stage3"]),
+        ({"out_features": ["layer2", "stage4"], "out_indices": [2, 4]}, ["stage2", "stage4"]),
         ({"out_features": ["stage4", "stem"], "out_indices": [0, 4]}, ["stem", "stage4"]),
     ],
 )
@@ -55,7 +60,8 @@ def test_order_of_the_question_does_not_matter():
         ({"out_features": ["stage3:stage2"]}, "runs backwards", "stage2:stage3"),
         ({"out_features": ["stage2", "stage2"]}, "chooses stage2 twice", "once"),
         ({"out_features": ["stage5"]}, "unknown stage 'stage5'", "did you mean stage4"),
-        ({"out_features": ["layer2"]}, "unknown stage 'layer2'", "module 'layer2' is the stage 'stage2'"),
+        ({"out_features": ["layer2", "stage2"]}, "chooses stage2 twice", "once"),
+        ({"out_features": ["layer5"]}, "unknown stage 'layer5'", "did you mean layer4"),
         ({"out_features": ["xyz"]}, "unknown stage 'xyz'", "the stages are stem, stage1"),
     ],
 )
@@ -75,14 +81,52 @@ def test_disagreement_names_both_sides():
     assert "stage1, stage2" in refused.value.message
 
 
-def test_parsing():
-    """The command line's spellings are taken apart as written."""
-    assert parse_indices("1, 2,-1") == (1, 2, -1)
+def test_a_module_of_several_stages():
+    """A module that yields several stages names none of them: the names to choose by are in the hint."""
+    with pytest.raises(UsageError, match="unknown stage 'blocks'") as refused:
+        select([("stage1", "blocks"), ("stage2", "blocks"), ("stage3", "norm")], out_features=["blocks"])
+    assert "stage1 and stage2" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["1,2,-1", " 1, 2,-1 ", "(1,2,-1)", "[1, 2, -1]", "1,2,-1,", "(1, 2, -1,)", "['1','2',-1]"]
+)
+def test_indices_as_the_documents_write_them(text):
+    """Indices are understood with the brackets, the quotes and the last comma of Python."""
+    assert parse_indices(text) == (1, 2, -1)
+
+
+@pytest.mark.parametrize("text", ["stem,stage2:stage4", "['stem', 'stage2:stage4']", '("stem", "stage2:stage4",)'])
+def test_names_as_the_documents_write_them(text):
+    """Names are understood with the brackets, the quotes and the last comma of Python."""
+    assert parse_features(text) == ("stem", "stage2:stage4")
+
+
+def test_one_index_and_all():
+    """One index with a comma is a tuple of one, as in Python; brackets around nothing are a choice of no stage."""
+    assert parse_indices("0,") == parse_indices("(0,)") == parse_indices("[0]") == parse_indices(0) == (0,)
     assert parse_indices("all") == "all"
-    assert parse_features("stem, stage2:stage4") == ("stem", "stage2:stage4")
+    assert parse_indices("()") == parse_indices([]) == ()
+    assert parse_features("[]") == ()
 
 
-@pytest.mark.parametrize("text", ["", "1,", "stage1", "1.5"])
+@pytest.mark.parametrize(
+    "asked", [np.array([0, 2]), torch.tensor([0, 2]), (np.int64(0), torch.tensor(2)), ["0", "2"], range(0, 3, 2)]
+)
+def test_indices_of_python(asked):
+    """Whole numbers of numpy and torch, and texts of such, are indices; a tuple of plain numbers comes of them."""
+    assert parse_indices(asked) == (0, 2)
+    assert all(type(index) is int for index in parse_indices(asked))
+
+
+@pytest.mark.parametrize("asked", [1.0, (1.5,), [None], [True], np.array([True]), [[0, 1]], ["stage1"], {"a": 1}])
+def test_what_is_no_index(asked):
+    """Whatever is no whole number is refused as an index, in one line."""
+    with pytest.raises(UsageError, match="--out-indices"):
+        parse_indices(asked)
+
+
+@pytest.mark.parametrize("text", ["", ",", "1,,2", "(1,2", "stage1", "1.5", "(1)(2)"])
 def test_indices_that_are_no_numbers(text):
     """Anything but whole numbers is refused with the option that takes names."""
     with pytest.raises(UsageError) as refused:

@@ -92,13 +92,15 @@ def _from_features(stages: Sequence[tuple[str, str]], features: Sequence[str]) -
 
 
 def _position(stages: Sequence[tuple[str, str]], feature: str) -> int:
-    names = [name for name, _ in stages]
+    names, modules = [name for name, _ in stages], [module for _, module in stages]
     if feature in names:
         return names.index(feature)
-    modules = [module for _, module in stages]
+    if modules.count(feature) == 1:
+        return modules.index(feature)
     if feature in modules:
-        hint = f"module {shown(feature)} is the stage {shown(names[modules.index(feature)])}"
-    elif near := nearest(feature, names):
+        several = [name for name, module in stages if module == feature]
+        hint = f"module {shown(feature)} is the place of {' and '.join(several)}: choose by those names"
+    elif near := nearest(feature, [*names, *modules]):
         hint = f"did you mean {' or '.join(near)}? The stages are {_brief(names)}"
     elif re.fullmatch(r"-?\d+", feature):
         hint = f"stages have names here: {_brief(names)}; indices are for --out-indices"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
-from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal
 
 from featcli.errors import UsageError, shown
@@ -122,28 +122,39 @@ def parse_depth_range(text: str | None, option: str = "--depth-range") -> tuple[
     return low, high
 
 
-def parse_indices(asked: Sequence[int] | int | str | None) -> tuple[int, ...] | Literal["all"] | None:
-    """`"1,2,-1"`, (1, 2, -1) or one number as (1, 2, -1); `"all"` and None as they are."""
-    if asked is None or isinstance(asked, int):
-        return asked if asked is None else (asked,)
-    if not isinstance(asked, str):
-        return _whole(asked, "--out-indices", Integral)
-    if asked.strip() == ALL:
-        return ALL
-    try:
-        return tuple(int(part) for part in asked.split(","))
-    except ValueError:
+def parse_indices(asked: Any) -> tuple[int, ...] | Literal["all"] | None:
+    """`"1,2,-1"`, `"(1, 2, -1)"`, (1, 2, -1), an array or one number as a tuple; `"all"` and None as they are."""
+    if asked is None or (isinstance(asked, str) and asked.strip() == ALL):
+        return None if asked is None else ALL
+    if isinstance(asked, str):
+        parts: Any = listed_in(asked)
+    else:
+        parts = _each(asked)
+    found = tuple(_index(part) for part in parts)
+    wrong = next((part for part, index in zip(parts, found, strict=True) if index is None), None)
+    if None in found and isinstance(asked, str):
         raise UsageError(
             f"--out-indices {shown(asked)}: not a list of whole numbers",
             "write for example --out-indices 1,2,-1, or name stages with --out-features stage1,stage2",
-        ) from None
+        )
+    if None in found:
+        raise UsageError(f"--out-indices {shown(wrong)}: no stage has that index", "see featcli inspect")
+    return tuple(index for index in found if index is not None)
 
 
-def parse_features(asked: Sequence[str] | str | None) -> tuple[str, ...] | None:
-    """`"stem,stage2:stage4"` or a sequence as its parts, None as None; ranges are opened when the names are known."""
-    if asked is None or not isinstance(asked, str):
-        return None if asked is None else _whole(asked, "--out-features", str)
-    parts = tuple(part.strip() for part in asked.split(","))
+def parse_features(asked: Any) -> tuple[str, ...] | None:
+    """`"stem,stage2:stage4"`, `"['stem', 'stage2']"` or a sequence as its parts, None as None.
+
+    Ranges are opened when the names are known.
+    """
+    if asked is None:
+        return None
+    if not isinstance(asked, str):
+        wrong = next((one for one in _each(asked) if not isinstance(one, str)), "")
+        if not isinstance(wrong, str):
+            raise UsageError(f"--out-features {shown(wrong)}: no stage has that name", "see featcli inspect")
+        return _each(asked)
+    parts = tuple(listed_in(asked))
     if not all(parts):
         raise UsageError(
             f"--out-features {shown(asked)}: an empty name", "write for example --out-features stem,stage2"
@@ -151,16 +162,37 @@ def parse_features(asked: Sequence[str] | str | None) -> tuple[str, ...] | None:
     return parts
 
 
-def _whole(asked: Any, option: str, kind: Any) -> tuple[Any, ...]:
-    """All that an iterable gives. Raises UsageError where it is none, or gives something else than that kind."""
+def listed_in(text: str) -> list[str]:
+    """List the parts of a text with commas, which may be written as Python writes a tuple or a list.
+
+    One comma may stand behind the last part, and quotes around each.
+    """
+    inner = text.strip()
+    is_python = inner[:1] + inner[-1:] in ("()", "[]")
+    parts = [part.strip() for part in (inner[1:-1] if is_python else inner).split(",")]
+    if not parts[-1] and (is_python or len(parts) > 1):
+        parts.pop()
+    return [part[1:-1] if len(part) > 1 and part[0] == part[-1] and part[0] in "'\"" else part for part in parts]
+
+
+def _each(asked: Any) -> tuple[Any, ...]:
+    """All that an iterable gives; what is none, such as one number, by itself."""
     try:
-        found = tuple(asked)
+        return tuple(asked)
     except TypeError:
-        found = (asked,)
-    wrong = next((one for one in found if not isinstance(one, kind) or isinstance(one, bool)), None)
-    if wrong is not None or found == (None,):
-        raise UsageError(f"{option} {shown(wrong)}: no stage has that index or name", "see featcli inspect")
-    return tuple(int(one) for one in found) if kind is Integral else found
+        return (asked,)
+
+
+def _index(value: Any) -> int | None:
+    """A whole number of Python, numpy or torch, or the text of one; None for all else."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"[+-]?\d{1,9}", value.strip(), re.ASCII) else None
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith(("bool", "bool_")):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def parse_pool(name: str) -> Size | None:
