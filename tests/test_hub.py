@@ -11,20 +11,29 @@ import threading
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from conftest import SAMPLES
 from featcli import load_backbone, open_dump
 from featcli.backbones import hub
+from featcli.errors import CheckpointError, UsageError
 
 
-def cached(cache, name, files):
-    """Put files into a hub cache under a repository's name."""
+def cached(cache, name, files, revision="main", commit="0123abcd"):
+    """Put files into a hub cache under a repository's name, as a commit that a branch leads to."""
     repository = cache / f"models--{name.replace('/', '--')}"
-    snapshot = repository / "snapshots" / "0123abcd"
+    snapshot = repository / "snapshots" / commit
     shutil.copytree(files, snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123abcd")
+    (repository / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / revision).write_text(commit)
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """A hub cache for this process, in which nobody asks the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "cache"
 
 
 def featcli(cache, *arguments, offline):
@@ -120,6 +129,76 @@ def test_timm_hub_id_from_the_cache(tmp_path):
     done = featcli(tmp_path / "cache", "inspect", "lab/tiny-resnet", "--json", offline=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["library"] == "timm"
+
+
+def test_a_revision_of_a_transformers_repository(cache, tmp_path, dinov2_folder):
+    """`owner/name@revision` is configuration, weights and pixels of that branch or commit, also behind `hf-hub:`."""
+    cached(cache, "lab/tiny-dino", dinov2_folder)
+    shutil.copytree(dinov2_folder, tmp_path / "later")
+    weights = load_file(dinov2_folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, tmp_path / "later" / "model.safetensors")
+    settings = tmp_path / "later" / "preprocessor_config.json"
+    settings.write_text(
+        settings.read_text().replace('"image_mean": [', '"image_mean": [0.25, 0.25, 0.25], "before": [')
+    )
+    commit = "b" * 40
+    cached(cache, "lab/tiny-dino", tmp_path / "later", "trials/v2", commit)
+    first, later = load_backbone(str(dinov2_folder)), load_backbone(str(tmp_path / "later"))
+    assert first.digest != later.digest
+    for name in ("lab/tiny-dino", "hf-hub:lab/tiny-dino", "lab/tiny-dino@main"):
+        assert load_backbone(name).digest == first.digest
+    for name in ("lab/tiny-dino@trials/v2", f"lab/tiny-dino@{commit}", "hf-hub:lab/tiny-dino@trials/v2"):
+        found = load_backbone(name)
+        assert (found.digest, found.weights.files) == (later.digest, later.weights.files)
+        assert found.preprocessing.mean == later.preprocessing.mean == (0.25,) * 3
+        assert found.name == name.removeprefix("hf-hub:")
+    with pytest.raises(CheckpointError, match=r"lab/tiny-dino@v3.*not in the cache"):
+        load_backbone("lab/tiny-dino@v3")
+
+
+def test_a_revision_of_a_timm_repository(cache, tmp_path):
+    """It is timm's own way to name one, with and without `hf-hub:`; two revisions are two sets of weights."""
+    digests = {}
+    for revision, seed in (("main", 1), ("v2", 2)):
+        torch.manual_seed(seed)
+        model = timm.create_model("test_resnet", num_classes=3)
+        timm.models.save_for_hf(model, tmp_path / revision, safe_serialization=True)
+        cached(cache, "lab/tiny-resnet", tmp_path / revision, revision, str(seed) * 40)
+        digests[revision] = load_backbone(str(tmp_path / revision)).digest
+    for name, revision in (("", "main"), ("@v2", "v2"), (f"@{'2' * 40}", "v2")):
+        for prefix in ("", "hf-hub:"):
+            found = load_backbone(f"{prefix}lab/tiny-resnet{name}")
+            assert found.digest == digests[revision]
+            assert found.library == "timm"
+
+
+def test_a_configuration_that_asks_for_trained_weights(cache, tmp_path):
+    """`use_pretrained_backbone=True` is timm's trained weights, as the documents say; without it they are random."""
+    transformers = pytest.importorskip("transformers")
+    model = timm.create_model("test_resnet")
+    expected = model.layer4[0].conv1.weight
+    (tmp_path / "files").mkdir()
+    save_file(model.state_dict(), tmp_path / "files" / "model.safetensors")
+    cached(cache, "timm/test_resnet.r160_in1k", tmp_path / "files")
+    config = transformers.TimmBackboneConfig(backbone="test_resnet", use_pretrained_backbone=True)
+    for asked in (config, config.to_dict(), transformers.DetrConfig(backbone_config=config)):
+        found = load_backbone(asked, out_indices=-1)
+        assert not found.weights.random
+        assert found.weights.matched == found.weights.total
+        conv = found.network.module.state_dict()["layer4.0.conv1.weight"]
+        assert torch.equal(conv, expected)
+        assert load_backbone(asked, out_indices=-1, random_init=True).weights.random
+    config.use_pretrained_backbone = False
+    assert load_backbone(config).weights.random
+    with pytest.raises(UsageError, match=r"does not say which weights"):
+        load_backbone(transformers.SwinConfig(use_pretrained_backbone=True))
+
+
+def test_a_folder_with_an_at_sign_is_a_folder(cache, tmp_path, monkeypatch, dinov2_folder):
+    """A name that is a folder here is never taken apart."""
+    shutil.copytree(dinov2_folder, tmp_path / "lab" / "tiny@v2")
+    monkeypatch.chdir(tmp_path)
+    assert load_backbone("lab/tiny@v2").digest == load_backbone(str(dinov2_folder)).digest
 
 
 @pytest.mark.parametrize(

@@ -396,6 +396,15 @@ def test_a_configuration_is_read_as_it_is_written(tmp_path):
     """No default is added to what config.json says, else a new version of transformers makes another plan of it."""
     (tmp_path / "config.json").write_text('{"model_type": "dinov2", "hidden_size": 16}')
     assert internals.written_config(str(tmp_path)) == {"model_type": "dinov2", "hidden_size": 16}
+    assert internals.read_config_of(str(tmp_path)).hidden_size == 16
+
+
+def test_revisions_are_an_argument_of_their_own():
+    """If transformers' loaders take no `revision`, or the name by another word, hub ids with one are not found."""
+    found = internals.name_and_revision("lab/tiny@v2")
+    assert found == {"pretrained_model_name_or_path": "lab/tiny", "revision": "v2"}
+    assert internals.name_and_revision("lab/tiny").keys() == {"pretrained_model_name_or_path"}
+    assert found.keys() <= inspect.signature(transformers.PreTrainedModel.from_pretrained).parameters.keys()
 
 
 def test_the_plain_loader_is_there(tmp_path):

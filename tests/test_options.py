@@ -368,6 +368,17 @@ def test_timm_backbone_config():
         load_backbone(T.TimmBackboneConfig(backbone="test_resnet", features_only=False))
 
 
+def test_modules_in_a_timm_configuration():
+    """The names of a TimmBackboneConfig choose the stages of these modules; they may not contradict its indices."""
+    for options in ({"out_features": ["layer2"]}, {"out_features": ["layer2"], "out_indices": [2]}):
+        config = T.TimmBackboneConfig(backbone="test_resnet", **options)
+        assert load_backbone(config).out_features == ["stage2"]
+    model = T.AutoBackbone.from_config(config)
+    assert model.out_features == [stage.module for stage in load_backbone(config).selected]
+    with pytest.raises(UsageError, match="mean different stages"):
+        load_backbone(T.TimmBackboneConfig(backbone="test_resnet", out_features=["layer2"], out_indices=[3]))
+
+
 @pytest.mark.parametrize("name", ["timm", "swin"])
 def test_to_dict(name):
     """`to_dict` is plain JSON and names the chosen stages as a transformers configuration does."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from featcli.backbones.hub import ask_hub_again, hub_or_cache, unreachable
 from featcli.backbones.input_size import refuse_unfit
+from featcli.backbones.internals import AT_HUB, IN_FOLDER, read_config_of
 from featcli.backbones.model_spec import ModelSpec
 from featcli.backbones.torchvision_operators import import_transformers
 from featcli.backbones.weights import weights_files
@@ -23,7 +24,7 @@ from featcli.errors import CheckpointError, UsageError, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.system.files import is_file, is_folder, is_there, read_text
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # and a branch, a tag or a commit
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
@@ -48,8 +49,8 @@ def _open(asked: CheckpointSpec) -> ModelSpec:
         raise UsageError(f"checkpoint {shown(asked.checkpoint_name)}: no such folder or file", "is the path right?")
     if asked.arch is not None and not is_file(path):
         raise UsageError("--arch goes with a weights file", "leave --arch out: this checkpoint says what it is")
-    if asked.checkpoint_name.startswith(("hf-hub:", "local-dir:")):
-        return _timm(asked)
+    if asked.checkpoint_name.startswith((AT_HUB, IN_FOLDER)):
+        return _named_for_timm(asked)
     if is_file(path):
         return _from_config(asked, path) if path.suffix == ".json" else _from_file(asked, path)
     if is_folder(path) and is_file(path / "config.json"):
@@ -60,13 +61,20 @@ def _open(asked: CheckpointSpec) -> ModelSpec:
             "a checkpoint folder is what timm's or transformers' save_pretrained writes, a dump what extract makes",
         )
     if HUB_ID.fullmatch(asked.checkpoint_name) and not is_there(path):
-        return _from_hub(asked)
+        return _from_hub(asked, asked.checkpoint_name)
     if "/" in asked.checkpoint_name and not is_there(path):
         raise UsageError(
             f"checkpoint {shown(asked.checkpoint_name)}: no such folder or file",
             "a checkpoint is a timm model, a folder, a weights file or a hub id such as owner/name",
         )
     return _timm(asked)
+
+
+def _named_for_timm(asked: CheckpointSpec) -> ModelSpec:
+    """Open what has timm's own word for a place before its name; at the hub it may be a checkpoint of transformers."""
+    name = asked.checkpoint_name.removeprefix(AT_HUB)
+    is_id = name != asked.checkpoint_name and HUB_ID.fullmatch(name)
+    return _from_hub(asked, name) if is_id else _timm(asked)
 
 
 def _from_config(asked: CheckpointSpec, path: Path) -> ModelSpec:
@@ -110,19 +118,20 @@ def _from_folder(asked: CheckpointSpec, path: Path) -> ModelSpec:
     return _transformers(asked)
 
 
-def _from_hub(asked: CheckpointSpec) -> ModelSpec:
+def _from_hub(asked: CheckpointSpec, name: str) -> ModelSpec:
     from huggingface_hub import hf_hub_download
 
+    repository, _, revision = name.partition("@")
     try:
         with hub_or_cache():
-            config = read_config(Path(hf_hub_download(asked.checkpoint_name, "config.json")))
+            config = read_config(Path(hf_hub_download(repository, "config.json", revision=revision or None)))
     except CheckpointError:
         raise
     except Exception as error:  # the hub's client raises what its HTTP library and its validators raise
         raise unreachable(asked.checkpoint_name, error) from error
     if _is_timm_config(config):
-        return _timm(asked, hub=True)
-    return _transformers(asked)
+        return _timm(asked, hub=name == asked.checkpoint_name)
+    return _transformers(replace(asked, checkpoint=name))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -149,7 +158,7 @@ def _is_timm_name(name: str) -> bool:
 
 def _timm(asked: CheckpointSpec, local: bool = False, hub: bool = False) -> ModelSpec:
     """Open a model that timm finds by its name, or a weights file for one of its architectures."""
-    from featcli.backbones.timm_model import AT_HUB, IN_FOLDER, TimmModelSpec, TimmRequest
+    from featcli.backbones.timm_model import TimmModelSpec, TimmRequest
 
     prefix = IN_FOLDER if local else AT_HUB if hub else ""
     request = TimmRequest(
@@ -201,6 +210,12 @@ def _transformers(asked: CheckpointSpec) -> ModelSpec:
         tower = getattr(config, "vision_config", None)
         if "timm_backbone" in (config.model_type, getattr(inner, "model_type", None)):
             return TimmInTransformersModelSpec(asked, inner or config, None if inner is None else config)
+        if asked.config is not None and not asked.is_random:
+            raise UsageError(
+                f"{asked.checkpoint_name}: use_pretrained_backbone=True, and a configuration of type"
+                f" {shown(config.model_type)} does not say which weights",
+                "give the checkpoint that has them, its folder or hub id, or leave use_pretrained_backbone out",
+            )
         if tower is not None and is_mapped(tower):
             return AutoBackboneModelSpec(asked, tower, config)
         if is_mapped(config):
@@ -211,9 +226,8 @@ def _transformers(asked: CheckpointSpec) -> ModelSpec:
 
 
 def _transformers_config(asked: CheckpointSpec) -> Any:
-    transformers = import_transformers()
     if asked.config is None:
-        return transformers.AutoConfig.from_pretrained(asked.checkpoint_name, trust_remote_code=False)
+        return read_config_of(asked.checkpoint_name)
     if isinstance(asked.config, Mapping):
-        return transformers.AutoConfig.for_model(**asked.config)
+        return import_transformers().AutoConfig.for_model(**asked.config)
     return asked.config

@@ -33,7 +33,7 @@ from featcli.errors import CheckpointError, shown
 from featcli.pixels.resize import shorter_edge
 from featcli.system.borrowed import Borrowed, one_at_a_time
 from featcli.system.faults import is_of_machine, machine_error
-from featcli.system.files import reading
+from featcli.system.files import is_there, reading
 
 # What reading weights takes of torch and numpy.
 
@@ -224,9 +224,18 @@ HUB_ERRORS = {
     "LocalEntryNotFoundError": "it is not in the cache, and the hub does not answer or HF_HUB_OFFLINE is set",
     "OfflineModeIsEnabled": "it is not in the cache, and HF_HUB_OFFLINE is set or the hub does not answer",
     "RepositoryNotFoundError": "there is no such repository, or it is private",
+    "RevisionNotFoundError": "the repository has no such revision",
     "GatedRepoError": "its owner gives access on request only",
     "EntryNotFoundError": "the repository has no config.json",
 }
+
+
+def name_and_revision(checkpoint: str) -> dict[str, Any]:
+    """Take `owner/name@revision` apart into what transformers' loaders are given; a path stays as it is."""
+    name, at, revision = checkpoint.rpartition("@")
+    if not at or is_there(checkpoint):
+        return {"pretrained_model_name_or_path": checkpoint}
+    return {"pretrained_model_name_or_path": name, "revision": revision}
 
 
 def hub_is_offline() -> bool:
@@ -251,6 +260,8 @@ def ask_hub(seconds: float) -> None:
 
 
 # The models of timm.
+
+AT_HUB, IN_FOLDER = "hf-hub:", "local-dir:"  # what timm wants before the names of such checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -461,7 +472,7 @@ def load_pretrained(
     plain = import_transformers().PreTrainedModel.from_pretrained.__func__
     model, report = plain(
         kind,
-        checkpoint,
+        **name_and_revision(checkpoint),
         config=config,
         key_mapping=renamed,
         dtype=torch.float32,
@@ -529,13 +540,20 @@ def load_processor(checkpoint: str) -> Any:
 
     Raises whatever transformers raises.
     """
-    return import_transformers().AutoImageProcessor.from_pretrained(checkpoint, backend="pil", trust_remote_code=False)
+    kind, place = import_transformers().AutoImageProcessor, name_and_revision(checkpoint)
+    return kind.from_pretrained(**place, backend="pil", trust_remote_code=False)
 
 
 def written_config(checkpoint: str) -> dict[str, Any]:
     """Read what the config.json of a folder, file or hub id says, with no default of transformers among it."""
-    config, _ = import_transformers().PreTrainedConfig.get_config_dict(checkpoint)
+    config, _ = import_transformers().PreTrainedConfig.get_config_dict(**name_and_revision(checkpoint))
     return dict(config)
+
+
+def read_config_of(checkpoint: str) -> Any:
+    """Read the configuration of a folder or hub id, without running code of its own."""
+    kind = import_transformers().AutoConfig
+    return kind.from_pretrained(**name_and_revision(checkpoint), trust_remote_code=False)
 
 
 def processor_class(model_type: str) -> Any:

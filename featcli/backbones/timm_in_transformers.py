@@ -9,6 +9,7 @@ from typing import Any
 from featcli.backbones.backbone import Network
 from featcli.backbones.composites import described_place, norm_freezer
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing
+from featcli.backbones.stages import select
 from featcli.backbones.timm_model import TimmModelSpec, TimmRequest
 from featcli.backbones.transformers_model import (
     files_of,
@@ -40,14 +41,31 @@ class TimmInTransformersModelSpec(TimmModelSpec):
             num_channels=channels if channels != 3 else asked.num_channels,
         )
         super().__init__(asked, request)
-        self.default_indices = tuple(config.out_indices) if config.out_indices else None
+        self.default_indices = self._own_choice(config)
         within = self.architecture if outer is None else f"the {self.architecture} in a {outer.model_type}"
         self.name = f"{name_of(asked)} ({within})"
         self.inside = described_place(outer) if outer is not None else ""
 
+    def _own_choice(self, config: Any) -> tuple[int, ...] | None:
+        """Read the stages that a configuration chooses, None where it does not. Raises UsageError.
+
+        Where it names modules alone, its indices are those of the last stage all the same.
+        """
+        names, indices = getattr(config, "out_features", None), tuple(config.out_indices or ())
+        if not names:
+            return indices or None
+        chosen = select(self.stage_names, names)
+        if indices not in ((), (-1,)) and select(self.stage_names, None, indices) != chosen:
+            raise UsageError(
+                f"{name_of(self.asked)}: out_features {', '.join(names)} and out_indices {list(indices)} of its"
+                " configuration mean different stages",
+                "choose stages with one of the two",
+            )
+        return chosen
+
     def preprocessing(self) -> Preprocessing:
         """See ModelSpec; the checkpoint's own where it has one, which is not timm's."""
-        if self._processor is None and self.inside and not self.asked.is_random:
+        if self._processor is None and self.inside and self.asked.config is None and not self.asked.is_random:
             raise no_processor(self.asked)
         if self._processor is None:
             return super().preprocessing()
@@ -58,6 +76,8 @@ class TimmInTransformersModelSpec(TimmModelSpec):
         return super()._cut(model, positions)
 
     def _own_files(self) -> list[Path]:
+        if self.asked.config is not None:  # the trained weights of the architecture: timm finds them
+            return []
         with reading(self.asked):
             files = files_of(self.asked)
         if not files:

@@ -21,6 +21,8 @@ from featcli.backbones.backbone import Network, Weights
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
 from featcli.backbones.image_processor import plain_json
 from featcli.backbones.internals import (
+    AT_HUB,
+    IN_FOLDER,
     captured_loads,
     class_tokens_of_timm,
     facts_of_timm,
@@ -60,8 +62,6 @@ from featcli.system.faults import fault_behind, machine_error
 from featcli.system.files import is_there
 
 timm = import_timm()
-
-AT_HUB, IN_FOLDER = "hf-hub:", "local-dir:"  # what timm wants before the names of such checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,7 +202,7 @@ class CheckpointSpec(Spec):
     """Which checkpoint, with which weights, and the input that it is to take.
 
     In Python the checkpoint may be a path, or a transformers configuration (an object, or its dictionary), which has
-    no weights: it means `random_init`, as in `AutoBackbone.from_config`.
+    no weights: it means `random_init`, as in `AutoBackbone.from_config`, unless it says `use_pretrained_backbone`.
     """
 
     checkpoint: Annotated[
@@ -241,7 +241,7 @@ class CheckpointSpec(Spec):
     @property
     def is_random(self) -> bool:
         """Whether weights are drawn by chance."""
-        return self.random_init or self.config is not None
+        return self.random_init or (self.config is not None and not _wants_pretrained(self.config))
 
     @property
     def seed_of_weights(self) -> int:
@@ -276,6 +276,16 @@ class CheckpointSpec(Spec):
                 f"checkpoint {shown(config)}: neither a name, a path nor a configuration of transformers",
                 "a configuration is an object, or its dictionary with a model_type",
             )
+
+
+def _wants_pretrained(config: Any) -> bool:
+    """Tell whether a configuration, or that of the backbone in it, asks for trained weights."""
+    for _ in range(2):
+        fields = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+        if fields.get("use_pretrained_backbone"):
+            return True
+        config = fields.get("backbone_config") or {}
+    return False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
