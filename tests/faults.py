@@ -9,8 +9,10 @@ from __future__ import annotations
 import builtins
 import contextlib
 import errno
+import fcntl
 import io
 import itertools
+import json
 import os
 import pathlib
 import shutil
@@ -54,6 +56,8 @@ class Scene:
     start: Path | None = None  # a dump to begin with
     options: dict[str, Any] = field(default_factory=dict)
     links: bool = True  # False: the file system refuses hard links, as some network shares and memory cards do
+    locks: bool = True  # False: it refuses locks
+    keeps: bool = False  # the rows of an unfinished shard are kept after each batch, and what is computed is counted
     calls: list[str] = field(default_factory=list)
     expected: dict[str, bytes] = field(default_factory=dict)
 
@@ -74,11 +78,41 @@ class Scene:
 
     def _extract(self, dump: Path) -> int:
         from featcli import extract
+        from featcli.run import sink
 
         if not self.links:
             os.link = _refused
+        if not self.locks:
+            fcntl.flock = _refused
+        if self.keeps:
+            sink.KEEP_SECONDS = 0.0
         options = {**OPTIONS, **self.options, "format": self.format_name}
-        return extract(self.photos, output=dump, **options).exit_code
+        with open(_events_of(dump), "ab", buffering=0) as told:
+
+            def report(kind: str, **facts: Any) -> None:
+                told.write(f"{json.dumps([kind, facts])}\n".encode())
+
+            return extract(self.photos, output=dump, report=report, **options).exit_code
+
+    def loses(self, first: str, again: str) -> str:
+        """What the second run computed though the first had put it on the disk, by what each of them told; or nothing.
+
+        The last batch of a shard is always computed: it is what commits the shard.
+        """
+        batch, size = OPTIONS["batch_size"], self.options["shard_size"]
+        safe: dict[int, int] = {}
+        for kind, facts in _events(first):
+            if kind == "start":
+                shards = [min(size, facts["images"] - begin) for begin in range(0, facts["images"], size)]
+            if kind in ("resumed", "kept"):
+                safe[facts["shard"]] = min(facts["rows"], (shards[facts["shard"]] - 1) // batch * batch)
+            if kind == "shard":
+                safe[facts["shard"]] = facts["rows"]
+        events = _events(again)
+        computed = sum(facts["images"] for kind, facts in events if kind == "batch")
+        images = next((facts["images"] for kind, facts in events if kind == "start"), 0)
+        needed = images - sum(safe.values())
+        return "" if computed <= needed else f"{computed} images computed, though {safe} were on the disk"
 
     def survives_reading(self, dump: Path, fault: str, at: int) -> str:
         """What is wrong after a read that failed, or after one more run of the same command; empty where nothing is.
@@ -108,6 +142,7 @@ class Scene:
         from featcli.errors import FeatcliError
 
         ended = self.run(dump, fault, at)
+        first = _events_of(dump).read_text() if self.keeps else ""
         where = f"{self.format_name}, {fault} at call {at} ({ended.calls[at] if at < len(ended.calls) else 'none'})"
         if ended.code != (-9 if fault == "kill" else 7):
             return f"{where}: ended in {ended.code}"
@@ -126,13 +161,25 @@ class Scene:
         again = self.run(dump)
         if again.code not in (0, 3):
             return f"{where}: the next run ended in {again.code}"
-        return "" if tree(dump) == self.expected else f"{where}: other bytes"
+        if tree(dump) != self.expected:
+            return f"{where}: other bytes"
+        lost = self.loses(first, _events_of(dump).read_text()[len(first) :]) if self.keeps else ""
+        return f"{where}: {lost}" if lost else ""
 
     def _known(self) -> set[str]:
         """The damages that are there before the run."""
         from featcli.dump.verify import verify
 
         return {damage.what for damage in verify(self.start).damages} if self.start is not None else set()
+
+
+def _events_of(dump: Path) -> Path:
+    """Where the runs of a scene tell their events, a line each; beside the dump, where no fault is."""
+    return dump.with_name(f"events of {dump.name}")
+
+
+def _events(told: str) -> list[tuple[str, dict[str, Any]]]:
+    return [json.loads(line) for line in told.splitlines()]
 
 
 def forked(work: Callable[[], int], below: Path, fault: str, at: int, names: tuple[str, ...]) -> Ended:
@@ -240,6 +287,38 @@ def scenes(folder: Path, format_name: str, links: bool = True) -> Iterator[tuple
     yield "mended", Scene(folder / "mended", format_name, folder / "lossy", {"retry_failed": True})
     extract(folder / "photos", output=folder / "other", **{**options, "seed": 1})
     yield "overwritten", Scene(folder / "photos", format_name, folder / "other", {"overwrite": True})
+
+
+def keeping_scenes(
+    folder: Path, format_name: str, links: bool = True, locks: bool = True
+) -> Iterator[tuple[str, Scene]]:
+    """Scenes whose rows are kept after each batch: a new dump of one shard; the same where an earlier run has begun it;
+    two shards of maps that differ in size, of which the first is begun.
+    """
+    from conftest import draw
+    from featcli import extract
+
+    class Stop(BaseException):
+        """Stands for what stops a run."""
+
+    def stop(kind: str, **_: object) -> None:
+        if kind == "batch":
+            raise Stop
+
+    for i in range(7):
+        draw(folder / "photos" / f"{i}.png", i, (32, 32 + 8 * (i % 2)))
+    (folder / "photos" / "1.png").write_bytes(b"broken")
+    how: dict[str, Any] = {"links": links, "locks": locks, "keeps": True}
+    kinds = {
+        "one": {"shard_size": 7, "out_indices": "1,-1"},
+        "two": {"shard_size": 4, "fit": "native", "image_size": 32},
+    }
+    yield "kept", Scene(folder / "photos", format_name, options=kinds["one"], **how)
+    for name, options in kinds.items():
+        begun = folder / f"begun {name}"
+        with contextlib.suppress(Stop):
+            extract(folder / "photos", output=begun, report=stop, **{**OPTIONS, **options, "format": format_name})
+        yield f"taken up, {name}", Scene(folder / "photos", format_name, begun, options, **how)
 
 
 def _refused(*_: object) -> None:

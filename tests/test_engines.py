@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import featcli
 from conftest import MANY_SHARDS, SHARDS, Featcli, at_work, content, finished, hooked
+from featcli.dump.atomic_file import record_of_partial
+from featcli.dump.folder import Dump
 from featcli.errors import MachineError, WorkerError
 from featcli.workers import processes
 from featcli.workers.shard_progress import ShardProgress
@@ -141,6 +144,40 @@ def test_interrupting_workers(cli, many, whole, tmp_path):
     assert content(tmp_path / "d") == content(whole)
 
 
+def test_workers_keep_their_rows(many, tmp_path):
+    """What workers have made of shards that are not finished is on the disk when a run is stopped.
+
+    The next run, of one process, makes the rest alone, and the dump is that of one process.
+    """
+    options = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "threads": 1, "decode_threads": 1}
+    options |= {"batch_size": 2, "shard_size": 24}
+    computed, again, dump = [], [], tmp_path / "d"
+
+    class Stop(BaseException):
+        """Stands for what stops a run from outside."""
+
+    def stop(kind, **facts):
+        if kind == "batch":
+            computed.append(facts["images"])
+            if sum(computed) == 12:
+                raise Stop
+
+    def count(kind, **facts):
+        if kind == "batch":
+            again.append(facts["images"])
+
+    with pytest.raises(Stop):
+        featcli.extract(many, output=dump, device="cpu,cpu", report=stop, **options)
+    assert not [one for one in dump.rglob("*.partial") if not record_of_partial(one).exists()]
+    begun = Dump.at(dump)
+    safe = sum(begun.rows_kept().values()) + sum(len(begun.plan.shard(number)) for number in begun.numbered(".json"))
+    assert safe >= 12
+    featcli.extract(many, output=dump, report=count, **options)
+    assert sum(again) == SHARDS - safe
+    featcli.extract(many, output=tmp_path / "whole", **options)
+    assert content(dump) == content(tmp_path / "whole")
+
+
 def test_a_driver_that_is_killed(cli, many, whole, tmp_path):
     """Workers end with the process that feeds them, and hold the dump until they have."""
     environment = hooked(WAITS_AT="10.png", WAITS_FOR=tmp_path / "go")
@@ -179,8 +216,6 @@ def test_the_queue_isolates():
 
 def test_progress_is_taken_back(whole):
     """What a dead worker had not committed is not counted, and its failures are not told twice."""
-    from featcli.dump.folder import Dump
-
     told = []
     progress = ShardProgress(Dump.at(whole).plan, lambda kind, **facts: told.append((kind, facts)))
     failure = {"key": "33.png", "row": 33, "reason": "not_an_image", "detail": ""}
@@ -190,9 +225,13 @@ def test_progress_is_taken_back(whole):
     assert told == [("batch", {"images": 1}), ("batch", {"images": -1})]
     for kind, facts in (("failure", failure), ("batch", {"images": 1})):
         progress.hear(kind, facts)
+    for kind in ("resumed", "kept"):  # the shard is not there yet
+        told.clear()
+        assert progress.hear(kind, {"shard": 33, "rows": 0}) is None
+    told.clear()
     assert progress.hear("shard", {"shard": 33, "rows": 1}) == 33
     progress.take_back()
-    assert told[2:] == [("batch", {"images": 1}), ("failure", failure), ("shard", {"shard": 33, "rows": 1})]
+    assert told == [("failure", failure), ("shard", {"shard": 33, "rows": 1})]
 
 
 @pytest.mark.parametrize(

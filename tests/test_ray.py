@@ -103,6 +103,7 @@ class StandInForRay:
     def __init__(self, loads=(), make=None, nodes=(), has_room=True):
         """`loads`: of each worker, what it is. `make`: what a worker says while it makes these shards."""
         self._loads, self._make, self._nodes, self._has_room = iter(loads), make, nodes, has_room
+        self.calls = []  # of what ends workers
 
     def is_initialized(self):
         return True
@@ -117,20 +118,23 @@ class StandInForRay:
         def actor(task):
             methods = {"ping": lambda: None, "load": lambda: next(self._loads)}
             made = {name: SimpleNamespace(remote=partial(Reference, method)) for name, method in methods.items()}
+            made["keep"] = SimpleNamespace(remote=lambda: self.calls.append("keep"))
             made["make"] = SimpleNamespace(remote=lambda shards: map(Reference, map(constant, self._make(shards))))
             return SimpleNamespace(**made)
 
         kind = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=actor))
         return lambda worker: kind
 
-    def wait(self, references, timeout):
+    def wait(self, references, timeout, num_returns=1):
+        if num_returns > 1:
+            self.calls.append(f"wait for {num_returns}")
         return (references, []) if self._has_room else ([], references)
 
     def get(self, reference):
         return reference.value()
 
     def kill(self, handle):
-        pass
+        self.calls.append("kill")
 
 
 @dataclass(eq=False)
@@ -256,6 +260,24 @@ def test_the_machines_fault_is_handed_on(engine, whole):
     with pytest.raises(MachineError, match="no longer there") as raised:
         made.run(order)
     assert raised.value.exit_code == 7
+
+
+def test_workers_keep_their_rows_before_they_are_ended(engine, whole):
+    """Where a run ends half way, workers that are at work keep what they have made; only then they are killed."""
+
+    def make(shards):
+        if shards[0].number == 0:
+            error = RuntimeError("as Ray tells it")
+            error.cause = MachineError("input folder 'photos': no longer there", "bring it back")
+            raise error
+        yield from all_made(shards)
+
+    ray = StandInForRay([environment_of(whole)] * 2, make)
+    made, order, _ = engine(ray, range(2), workers=2)
+    with pytest.raises(MachineError):
+        made.run(order)
+    made.close()
+    assert ray.calls == ["keep", "keep", "wait for 2", "kill", "kill"]
 
 
 def test_the_last_times_are_heard(engine, whole):

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,8 @@ from featcli.system.machine import SLEEPING_THREADS
 from featcli.system.threads import exit_process
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
+# A signal comes twice where `timeout`, or a scheduler, sends it to the process and then to its group.
+ECHO_SECONDS = 0.2
 
 
 @contextmanager
@@ -29,6 +32,9 @@ def _heeding_signals() -> Iterator[list[int]]:
     received: list[int] = []
 
     def stop(number: int, _: object) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)
+        time.sleep(ECHO_SECONDS)
         for one in before:
             signal.signal(one, signal.SIG_DFL)
         received.append(number)

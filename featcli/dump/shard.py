@@ -132,9 +132,12 @@ class ShardWriter:
             self._ends[name] += rows.nbytes
 
     def keep(self) -> ShardSummary:
-        """Put what is written so far on the disk, and say what that is. Raises OSError, also after it did so before."""
+        """Put what is written so far on the disk, and say what that is. Raises OSError, also after it did so before.
+
+        REST is of what `finish` does not write: a kill on its way there takes nothing of the rows.
+        """
         self._sync()
-        return ShardSummary(self.partial.name, self.layout.size, self._hashes())
+        return ShardSummary(self.partial.name, self.layout.size, self._hashes(self._written_by_finish()))
 
     def take_up(self, source: int, num_bytes: Mapping[str, int], hashed: Mapping[str, int], kept: ShardSummary) -> bool:
         """Take up rows that are on the disk, in this file or in another that they are copied from.
@@ -158,7 +161,7 @@ class ShardWriter:
                 digest.update(content)
             if digest.hexdigest() != kept.hashes[name]:
                 return False
-        return is_copied or hash_rest(source, self.layout.size, list(stages.values())) == kept.hashes[REST]
+        return is_copied or hash_rest(source, kept.bytes, self._written_by_finish()) == kept.hashes[REST]
 
     def finish(self, beside: Mapping[str, np.ndarray]) -> ShardSummary:
         """Write the arrays that are not of stages. Afterwards all is on the disk but the name."""
@@ -168,7 +171,7 @@ class ShardWriter:
             write_all(self._descriptor, content.data.cast("B"), layout.arrays[name].offset)
         write_all(self._descriptor, memoryview(layout.header), 0)  # last: it makes the file a file
         self._sync()
-        return ShardSummary(self.final.name, layout.size, self._hashes())
+        return ShardSummary(self.final.name, layout.size, self._hashes(self._stages()))
 
     def _sync(self) -> None:
         if self._is_lost:
@@ -179,10 +182,17 @@ class ShardWriter:
             self._is_lost = True
             raise
 
-    def _hashes(self) -> dict[str, str]:
+    def _hashes(self, but: Sequence[Array]) -> dict[str, str]:
+        """Of the rows of each stage, and of what lies outside these arrays."""
         hashes = {name: digest.hexdigest() for name, digest in self._digests.items()}
-        stages = [self.layout.arrays[name] for name in self._digests]
-        return {**hashes, REST: hash_rest(self._descriptor, self.layout.size, stages)}
+        return {**hashes, REST: hash_rest(self._descriptor, self.layout.size, but)}
+
+    def _stages(self) -> list[Array]:
+        return [self.layout.arrays[name] for name in self._digests]
+
+    def _written_by_finish(self) -> list[Array]:
+        """What `write` and `finish` write: every array, and the header where the format has it last."""
+        return [*self.layout.arrays.values(), Array("uint8", (len(self.layout.header),), 0)]
 
     def publish(self) -> None:
         """Give the file its name, which whoever calls knows to be free of committed shards. It is then on the disk."""

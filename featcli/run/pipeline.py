@@ -39,6 +39,7 @@ class ShardRunner:
         self._setup = setup
         self._report = report
         self._forward = Forward(setup, report)
+        self._sink: Sink | None = None
 
     def compile(self) -> None:
         """Let torch.compile do its work now, before anything is written. Raises MachineError."""
@@ -54,6 +55,7 @@ class ShardRunner:
         """
         device, plan, stats = self._setup.backbone.device, into.dump.plan, RunStats()
         source, sink = Source(self._setup.decoder, into, self._report), Sink(into, self._report, count)
+        self._sink = sink
         # Python leaves these in reverse order. So the writer thread has written what was computed before the sink keeps
         # what there is of a shard, both are done before decoding stops, and errors of all three pass through the blocks
         # that give them their words.
@@ -71,6 +73,11 @@ class ShardRunner:
         # What the writer waited for the device is no wait of the device for the writer.
         stats.timings.waited_for_write = max(0.0, writer.waited_seconds - sink.waited_seconds)
         count(stats)
+
+    def keep(self) -> None:
+        """Put the rows that are written on the disk now, while another thread is in `run`. Raises OSError."""
+        if self._sink is not None:
+            self._sink.keep()
 
     def _stream(self, batches: Iterable[ShardBatch], sink: Sink, writer: Background, stats: RunStats) -> None:
         """Rows become batches, batches maps, maps bytes, bytes a committed shard."""

@@ -1,9 +1,10 @@
-"""Rows -> committed shards. The writer thread alone uses it; whoever started that thread cleans up after it."""
+"""Rows -> committed shards. The writer thread alone writes; whoever started that thread cleans up after it."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import numpy as np
@@ -35,6 +36,7 @@ class Sink:
         self._made = RunStats()  # of the shard that is at work, by this run
         self._kept_rows = 0  # of it, that are on the disk
         self._kept_at = 0.0
+        self._one_at_a_time = threading.Lock()  # `keep` is for any thread
 
     def write(self, batch: ShardBatch, rows: BatchRows, micro_batch: int) -> None:
         """Write the next rows of a shard, and commit it after the last. It is dropped where another process was first.
@@ -44,6 +46,10 @@ class Sink:
         maps = rows.finished()
         self.compute_seconds += rows.compute_seconds
         self.waited_seconds += rows.waited_seconds
+        with self._one_at_a_time:
+            self._write(batch, rows, maps, micro_batch)
+
+    def _write(self, batch: ShardBatch, rows: BatchRows, maps: Mapping[str, np.ndarray], micro_batch: int) -> None:
         if self._at_work is None:
             self._at_work = self._begin(batch)
         self._at_work.file.write(maps)
@@ -64,6 +70,15 @@ class Sink:
         begun = batch.begun or self._into.start(shard.number, shard.keys, shard.shapes(stages))
         self._made, self._kept_rows, self._kept_at = RunStats(), begun.made.count, time.monotonic()
         return begun
+
+    def keep(self) -> None:
+        """Put the rows that are written of an unfinished shard on the disk now. Raises OSError."""
+        with self._one_at_a_time:
+            self._keep_what_is_new()
+
+    def _keep_what_is_new(self) -> None:
+        if self._at_work is not None and self._at_work.made.count > self._kept_rows:
+            self._keep()
 
     def _keep(self) -> None:
         """Put the rows of the shard on the disk that is not finished."""
@@ -94,13 +109,14 @@ class Sink:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._at_work is None:
-            return
-        # An error stopped it half way: else its commit would have set this to None.
-        with suppress(OSError, EOFError, FeatcliError):  # the error that stopped it is what is to be heard
-            if self._at_work.made.count > self._kept_rows:
-                self._keep()
-        if self._kept_rows:
-            self._at_work.close()
-        else:
-            self._at_work.file.abort()
+        with self._one_at_a_time:
+            if self._at_work is None:
+                return
+            # An error stopped it half way: else its commit would have set this to None.
+            with suppress(OSError, EOFError, FeatcliError):  # the error that stopped it is what is to be heard
+                self._keep_what_is_new()
+            if self._kept_rows:
+                self._at_work.close()
+            else:
+                self._at_work.file.abort()
+            self._at_work = None

@@ -50,11 +50,13 @@ def begin(ray: Any, address: str | None) -> None:
 def started_worker(ray: Any, kind: type, task: Any, wants: Mapping[str, float], environment: Mapping[str, str]) -> Any:
     """A handle of an actor, not all of them on one node. Ray neither restarts it nor repeats what it was at.
 
+    Two of its methods can run at a time, each in a thread of Ray's: one keeps the rows that the other has made.
+
     A method of it that is a generator gives references as they come: `ray.wait` takes the generator itself, which
     equals what it returns, and `next` of it is a reference for `ray.get`.
     """
     options = {**wants, "runtime_env": {"env_vars": dict(environment)}}
-    actor = ray.remote(max_restarts=0, max_task_retries=0, **options)(kind)
+    actor = ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=2, **options)(kind)
     return actor.options(scheduling_strategy="SPREAD").remote(task)
 
 

@@ -36,6 +36,7 @@ from featcli.workers.shard_queue import ShardQueue, at_shards
 from featcli.workers.worker import ONE_ARENA, RayWorker, WorkerSpec
 
 CONNECT_SECONDS = 10.0
+PATIENCE = 10.0  # seconds that workers may take, all together, to keep the rows of what they are at
 START_SECONDS = 120.0  # in which one worker at least has to have a place
 MOST_SHARDS, MOST_ROWS = 8, 100_000  # that a worker is given together
 
@@ -157,7 +158,11 @@ class RayEngine:
         return stats
 
     def close(self) -> None:
-        """End all workers, and the Ray that was started here."""
+        """End all workers, once they have kept the rows of what they are at, and the Ray that was started here."""
+        with suppress(Exception):  # whatever state the cluster is in
+            keeping = [one.handle.keep.remote() for one in self._living if one.state is _State.AT_WORK]
+            if keeping:
+                self._ray.wait(keeping, num_returns=len(keeping), timeout=PATIENCE)
         for actor in self._living:
             with suppress(Exception):  # whatever state the cluster is in
                 self._ray.kill(actor.handle)

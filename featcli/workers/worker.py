@@ -146,6 +146,10 @@ class RayWorker:
         self._lock.beside()  # so that nobody deletes the dump while this is at work, whatever becomes of the driver
         return dict(self._into.environment)
 
+    def keep(self) -> None:
+        """Put the rows that there are on the disk now, since the end is near. Ray calls it while `make` is at work."""
+        self._runner.keep()
+
     def _report(self, kind: str, **facts: Any) -> None:
         self._events.put(("event", (kind, facts)))
 

@@ -2,6 +2,7 @@
 
 DIES_AT=KEY: the process is killed when it reads that image; with DIES_ONCE=FILE the first time alone.
 WAITS_AT=KEY, WAITS_FOR=FILE: images from that key on are read once the file is there.
+KEEPS_EVERY=SECONDS: so often the rows of an unfinished shard are put on the disk, in place of each minute.
 """
 
 import os
@@ -26,3 +27,8 @@ if {"DIES_AT", "WAITS_AT"} & os.environ.keys():
         return whole(image, *rest)
 
     decode.read_pixels = read_pixels
+
+if "KEEPS_EVERY" in os.environ:
+    from featcli.run import sink
+
+    sink.KEEP_SECONDS = float(os.environ["KEEPS_EVERY"])
