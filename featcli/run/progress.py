@@ -27,7 +27,8 @@ class Progress:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.has_started = self.makes_shards = False
-        self.images = self.done = self.computed = self.failed = self.bytes = 0
+        self.images = self.done = self.computed = self.failed = 0
+        self._bytes = self._to_do = 0  # of the shards to be made, and their images
         self._clock = clock
         self._committed = 0
         self._kept: dict[int, int] = {}  # unfinished shard -> rows of it that are on the disk
@@ -39,6 +40,11 @@ class Progress:
     def safe(self) -> int | None:
         """Images whose rows are on the disk."""
         return self._committed + sum(self._kept.values()) if self.makes_shards else None
+
+    @property
+    def bytes_left(self) -> int:
+        """That the images will take which are not done."""
+        return self._bytes * max(0, self.images - self.done) // max(1, self._to_do)
 
     @property
     def seconds(self) -> float:
@@ -107,7 +113,8 @@ class Progress:
 
     def _start(self, images: int, done: int, shards: int | None = None, bytes: int = 0) -> None:
         self.has_started, self.makes_shards, self._started = True, shards is not None, self._clock()
-        self.images, self.done, self._committed, self.bytes = images, done, done, bytes
+        self.images, self.done, self._committed = images, done, done
+        self._bytes, self._to_do = bytes, images - done
 
 
 class ProgressReport:
@@ -140,7 +147,7 @@ class ProgressReport:
                 "estimate",
                 images=facts["images"] - facts["done"],
                 seconds=facts["seconds_left"],
-                bytes=self.progress.bytes,
+                bytes=self.progress.bytes_left,
                 images_per_second=facts["images_per_second"],
             )
 
