@@ -90,6 +90,7 @@ def test_options_are_the_configurations():
             "make them agree",
         ),
         ("extract SAMPLES -c resnet18 --random-init --pool cls -o d", 2, "resnet18 gives no class token", "--pool avg"),
+        ("extract SAMPLES -c resnet18 -o x.png/d", 7, "cannot write in 'x.png': Not a directory", "another -o"),
         ("extract SAMPLES -c resnet18 -o d", 6, "checkpoint 'resnet18", "--random-init"),
         (
             "extract SAMPLES -c nobody/nothing -o d",

@@ -45,6 +45,8 @@ def check_target(path: Path, overwrite: bool) -> None:
             "remove the link yourself",
         )
     folder = existing_parent(path)
+    if not is_folder(folder):
+        raise _not_writable(path, errno.ENOTDIR)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise _not_writable(path, errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES)
 
