@@ -62,12 +62,16 @@ def cli(capfd):
 
 
 @cache
-def forks() -> Path:
-    """The folder of a `featcli` that need not import torch again. It works until these tests are over."""
+def forks(**environment: str) -> Path:
+    """The folder of a `featcli` that need not import torch again. It works until these tests are over.
+
+    `environment`: variables that libraries read when they are imported.
+    """
     folder = mkdtemp(prefix="fc")  # a short one: sockets have short names
     command = [sys.executable, Path(__file__).with_name("forked_featcli.py"), f"{folder}/socket", folder]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as most have it
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=buffered)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    server = subprocess.Popen(command, env={**buffered, **environment}, **pipes)
     assert server.stdout.readline() == "ready\n"
     atexit.register(shutil.rmtree, folder)
     atexit.register(server.communicate)

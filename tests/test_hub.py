@@ -5,15 +5,17 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import SAMPLES
+from conftest import SAMPLES, forks
 from featcli import load_backbone, open_dump
 from featcli.backbones import hub
 from featcli.errors import CheckpointError, UsageError
@@ -37,11 +39,19 @@ def cache(monkeypatch, tmp_path):
 
 
 def featcli(cache, *arguments, offline):
-    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1" if offline else "0"}
+    """Run a command with a cache at the place that the hub's client learns when it is imported."""
+    environment = {"HF_HUB_CACHE": cache_of_all(), "HF_HUB_OFFLINE": "1" if offline else "0"}
     if not offline:
         environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there
-    command = [sys.executable, "-m", "featcli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    Path(environment["HF_HUB_CACHE"]).unlink(missing_ok=True)
+    Path(environment["HF_HUB_CACHE"]).symlink_to(cache)
+    command = [forks(**environment) / "featcli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+@cache
+def cache_of_all():
+    return f"{mkdtemp()}/cache"
 
 
 @pytest.mark.parametrize("offline", [True, False])

@@ -11,6 +11,7 @@ import pytest
 from conftest import SAMPLES, draw
 from featcli import extract, open_dump
 from featcli.errors import MachineError, UsageError
+from featcli.inputs import archives
 from featcli.inputs.listing import find
 from featcli.pixels.image_file import opened
 from featcli.spec.groups import InputSpec
@@ -182,8 +183,10 @@ LONG = {
 
 
 @pytest.mark.parametrize("what", LONG)
-def test_headers_without_end(tmp_path, what):
+def test_headers_without_end(tmp_path, monkeypatch, what):
     """Headers of a tar that would take memory without bound are refused before they are read."""
+    if what == "a map of holes":  # a quarter of them: each is counted, which takes its time
+        monkeypatch.setattr(archives, "MOST_HEADER_BYTES", archives.MOST_HEADER_BYTES // 4)
     whole = packed(tmp_path / "x.tar", [("b.png", draw(tmp_path / "b.png", 0).read_bytes())]).read_bytes()
     (tmp_path / "x.tar").write_bytes(LONG[what] + whole)
     tracemalloc.start()  # other threads of the process do not count
