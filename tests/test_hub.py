@@ -1,12 +1,12 @@
 """Checkpoints by hub id, from a cache that is laid out as the hub's client lays it out; there is no network here."""
 
+import functools
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import threading
-from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -49,7 +49,7 @@ def featcli(cache, *arguments, offline):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
-@cache
+@functools.cache
 def cache_of_all():
     return f"{mkdtemp()}/cache"
 
