@@ -87,6 +87,7 @@ class Scene:
         if self.keeps:
             sink.KEEP_SECONDS = 0.0
         options = {**OPTIONS, **self.options, "format": self.format_name}
+        _events_of(dump).parent.mkdir(parents=True, exist_ok=True)
         with open(_events_of(dump), "ab", buffering=0) as told:
 
             def report(kind: str, **facts: Any) -> None:
@@ -99,18 +100,19 @@ class Scene:
 
         The last batch of a shard is always computed: it is what commits the shard.
         """
+        from featcli.dump.folder import Dump
+
         batch, size = OPTIONS["batch_size"], self.options["shard_size"]
-        safe: dict[int, int] = {}
+        safe = {} if self.start is None else Dump.at(self.start).rows_kept()
+        events = [*_events(first), *_events(again)]
+        images = next((facts["images"] for kind, facts in events if kind == "start"), 0)
+        shards = [min(size, images - begin) for begin in range(0, images, size)]
         for kind, facts in _events(first):
-            if kind == "start":
-                shards = [min(size, facts["images"] - begin) for begin in range(0, facts["images"], size)]
             if kind in ("resumed", "kept"):
                 safe[facts["shard"]] = min(facts["rows"], (shards[facts["shard"]] - 1) // batch * batch)
             if kind == "shard":
                 safe[facts["shard"]] = facts["rows"]
-        events = _events(again)
-        computed = sum(facts["images"] for kind, facts in events if kind == "batch")
-        images = next((facts["images"] for kind, facts in events if kind == "start"), 0)
+        computed = sum(facts["images"] for kind, facts in _events(again) if kind == "batch")
         needed = images - sum(safe.values())
         return "" if computed <= needed else f"{computed} images computed, though {safe} were on the disk"
 
@@ -123,6 +125,7 @@ class Scene:
         from featcli.dump.verify import verify
 
         ended = self.run(dump, fault, at, READS)
+        first = _events_of(dump).read_text() if self.keeps else ""
         where = f"{self.format_name}, {fault} at read {at} ({ended.calls[at] if at < len(ended.calls) else 'none'})"
         if ended.code != 7 and not (ended.code in (0, 3) and tree(dump) == self.expected):
             return f"{where}: ended in {ended.code} {ended.said}"
@@ -133,7 +136,10 @@ class Scene:
         again = self.run(dump)
         if again.code not in (0, 3):
             return f"{where}: the next run ended in {again.code} {again.said}"
-        return "" if tree(dump) == self.expected else f"{where}: other bytes"
+        if tree(dump) != self.expected:
+            return f"{where}: other bytes"
+        lost = self.loses(first, _events_of(dump).read_text()[len(first) :]) if self.keeps else ""
+        return f"{where}: {lost}" if lost else ""
 
     def survives(self, dump: Path, fault: str, at: int) -> str:
         """What is wrong after a fault, or after one more run of the same command; empty where nothing is."""
@@ -242,6 +248,8 @@ def reading_scenes(folder: Path, format_name: str) -> Iterator[tuple[str, Scene]
     of_file = {"random_init": False, "arch": "test_resnet"}
     yield "new", Scene(photos, format_name, options={**of_file, "checkpoint": weights / "w.safetensors"})
     yield "mended", found["mended"]
+    kept = dict(keeping_scenes(folder / "keeping", format_name))
+    yield "taken up", kept["taken up, one"]
     with tarfile.open(folder / "photos.tar", "w") as tar:
         tar.add(photos / "0.png", "in/0.png")
         tar.add(photos / "1.png", "in/1.png")

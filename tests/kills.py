@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "maps": {"out_indices": "1,-1", "image_size": 32},
     "native": {"fit": "native", "image_size": 64},
 }
+FORMATS = ("hdf5", "safetensors")
 BATCH = 2
 IN_FLIGHT = 4  # batches: one at the backbone, one at the writer, two between them
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "threads": 1, "decode_threads": 1, "batch_size": BATCH}
@@ -165,7 +167,15 @@ def _safe(dump: Path) -> int:
     return sum(found.rows_kept().values()) + sum(len(found.plan.shard(one)) for one in found.numbered(".json"))
 
 
-def main(kinds: list[str], formats: list[str], rows: int = 4000, **how: Any) -> list[str]:
+def main(
+    kinds: Sequence[str] = tuple(KINDS),
+    formats: Sequence[str] = FORMATS,
+    kills: int = 100,
+    seconds: float = 1.0,
+    longest: float = 3.5,
+    pace: float = 0.04,
+    rows: int = 4000,
+) -> list[str]:
     """Kill a run of each kind; print a table; what is wrong."""
     import timm  # noqa: F401  (before the forks: no child need import it)
 
@@ -178,18 +188,20 @@ def main(kinds: list[str], formats: list[str], rows: int = 4000, **how: Any) -> 
         (folder / "photos" / "00003.png").write_bytes(b"broken")
         cases = [(kind, name) for kind in kinds for name in formats]
         with ProcessPoolExecutor(len(cases), get_context("fork")) as pool:
-            found = list(pool.map(partial(killed, folder, rows=rows, **how), *zip(*cases, strict=True)))
+            how = {"kills": kills, "seconds": seconds, "longest": longest, "pace": pace, "rows": rows}
+            found = list(pool.map(partial(killed, folder, **how), *zip(*cases, strict=True)))
     print(HEADER, *found, sep="\n", flush=True)
     return [f"{told.title}: {text}" for told in found for text in told.wrong]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=1.0, help="that stand for the minute")
-    parser.add_argument("--longest", type=float, default=3.5, help="of those minutes, that a try is let live")
-    parser.add_argument("--pace", type=float, default=0.04, help="seconds of an image")
-    parser.add_argument("--rows", type=int, default=4000)
-    parser.add_argument("--kinds", choices=KINDS, nargs="+", default=list(KINDS))
-    parser.add_argument("--formats", nargs="+", default=["hdf5", "safetensors"])
-    sys.exit(1 if main(**vars(parser.parse_args())) else 0)
+    parser.add_argument("--kinds", choices=KINDS, nargs="+")
+    parser.add_argument("--formats", choices=FORMATS, nargs="+")
+    parser.add_argument("--kills", type=int)
+    parser.add_argument("--seconds", type=float, help="that stand for the minute")
+    parser.add_argument("--longest", type=float, help="of those minutes, that a try is let live")
+    parser.add_argument("--pace", type=float, help="seconds of an image")
+    parser.add_argument("--rows", type=int)
+    asked = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    sys.exit(1 if main(**asked) else 0)

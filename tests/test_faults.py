@@ -34,6 +34,22 @@ def test_a_fault_at_any_call(rehearsed, tmp_path, name, fault):
     assert [text for text in wrong if text] == []
 
 
+@pytest.mark.parametrize("format_name", ["hdf5", "safetensors"])
+def test_a_fault_while_rows_are_kept(tmp_path, format_name):
+    """No fault costs a row that was kept: the next run makes those alone that were not, and the same bytes."""
+    import timm  # noqa: F401  (before the fork)
+
+    torch.set_num_threads(1)
+    scenes = dict(faults.keeping_scenes(tmp_path, format_name))
+    wrong = []
+    for name in ("kept", "taken up, two"):
+        scenes[name].rehearse(tmp_path / f"rehearsed {name}")
+        calls = len(scenes[name].calls)
+        for number, fault in enumerate(faults.FAULTS):
+            wrong += [scenes[name].survives(tmp_path / f"{name} {fault}", fault, (number + 1) * calls // 4 + number)]
+    assert [text for text in wrong if text] == []
+
+
 def test_a_read_that_fails(tmp_path):
     """Whatever cannot be read ends the run in exit code 7, or was not needed; the same command ends in equal bytes.
 
@@ -42,14 +58,17 @@ def test_a_read_that_fails(tmp_path):
     import timm  # noqa: F401  (before the fork)
 
     torch.set_num_threads(1)
-    scene = dict(faults.reading_scenes(tmp_path, "safetensors"))["new"]
+    scenes = dict(faults.reading_scenes(tmp_path, "safetensors"))
+    scene, kept = scenes["new"], scenes["taken up"]
     scene.rehearse(tmp_path / "swept" / "whole", faults.READS)
     whole = tmp_path / "swept" / "whole"
     calls, ended = scene.calls, faults.checks(whole)[0]
     assert {"open", "stat", "fstat", "pread", "listdir", "scandir"} <= {*calls}
     assert {"open", "stat", "fstat", "pread", "preadv", "listdir"} <= {*ended.calls}
     assert ended.code == 0
-    wrong = []
+    kept.rehearse(tmp_path / "kept" / "whole", faults.READS)
+    rows = next(at for at, call in enumerate(kept.calls) if call == "pread")  # that are taken up
+    wrong = [kept.survives_reading(tmp_path / "kept" / fault, fault, rows) for fault in faults.READ_FAULTS]
     for number, fault in enumerate(faults.READ_FAULTS, 1):
         wrong += [scene.survives_reading(tmp_path / "swept" / fault, fault, number * len(calls) // 3)]
         wrong += [

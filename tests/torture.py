@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # a forked child cannot use the threads of its parent
 
 import faults
+import kills
 
 import conftest  # noqa: F401  (lets timm be imported)
 
@@ -19,7 +20,9 @@ FUZZ = {"FUZZ_EXAMPLES": "2000", "FUZZ_IMAGES": "800"}  # of each test in test_f
 
 
 def main() -> int:
-    """Every fault at every call that changes the disk, or reads, in both formats; then hostile dumps and pictures."""
+    """Every fault at every call that changes the disk, or reads, in both formats; a run that is killed a hundred times;
+    then hostile dumps and pictures.
+    """
     import timm  # noqa: F401  (before the forks: no child need import it)
 
     wrong = []
@@ -31,9 +34,15 @@ def main() -> int:
                     wrong += sweep(
                         scene, folder / f"swept {name}", f"{format_name}, {name}{'' if links else ', links refused'}"
                     )
+            for links, locks in ((True, True), (False, True), (True, False), (False, False)):
+                folder = Path(scratch) / f"{format_name}-keeps-{links}-{locks}"
+                refused = f"{'' if links else ', links refused'}{'' if locks else ', locks refused'}"
+                for name, scene in faults.keeping_scenes(folder, format_name, links, locks):
+                    wrong += sweep(scene, folder / f"swept {name}", f"{format_name}, {name}{refused}")
             folder = Path(scratch) / f"{format_name}-reads"
             for name, scene in faults.reading_scenes(folder, format_name):
                 wrong += sweep_reads(scene, folder / f"swept {name}", f"{format_name}, {name}")
+    wrong += kills.main()
     print("\n".join(wrong), flush=True)
     here = Path(__file__).parent
     tests = [str(here / "test_fuzz.py"), str(here / "test_fuzz_images.py")]

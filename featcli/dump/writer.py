@@ -145,7 +145,12 @@ class DumpWriter:
         if os.fstat(descriptor).st_size != record["bytes"]:
             os.close(descriptor)
             return "its file is of another size"
-        mine = self._file(found.number, keys, shapes, (descriptor, partial) if is_own else None)
+        try:
+            mine = self._file(found.number, keys, shapes, (descriptor, partial) if is_own else None)
+        except BaseException:  # what is its own it has closed
+            if not is_own:
+                os.close(descriptor)
+            raise
         try:
             layout, kept = mine.layout.arrays, ShardSummary(record["file"], record["bytes"], record["hashes"])
             wanted = {name: _bytes_of(layout[name], shapes.get(name), stop - rows.start) for name in _stages(layout)}
