@@ -475,15 +475,25 @@ def test_transformers_is_silent_and_heard_again():
 def test_processors_of_one_backend(tmp_path):
     """If backends have other names, another one's pixels are taken for those of the checkpoint, or none is found."""
     transformers.ViTImageProcessor().save_pretrained(tmp_path)
-    assert type(internals.load_processor(str(tmp_path))) is transformers.ViTImageProcessorPil
-    assert internals.processor_class("convnext") is transformers.ConvNextImageProcessorPil
-    assert internals.processor_class("nothing") is None
-    assert dict(internals.plain_processor((64, 96)).size)["height"] == 64
+    for backend, kind in (("pil", transformers.ViTImageProcessorPil), ("torchvision", transformers.ViTImageProcessor)):
+        processor = internals.load_processor(str(tmp_path), backend)
+        assert (type(processor), processor.backend) == (kind, backend)
+        assert dict(internals.plain_processor((64, 96), backend).size)["height"] == 64
+    assert internals.processor_class("convnext", "pil") is transformers.ConvNextImageProcessorPil
+    assert internals.processor_class("nothing", "pil") is None
+
+
+def test_torchvision_resizes_as_its_backend_does():
+    """If torchvision or the table of its filters moves, rectangles of that backend are no longer its own pixels."""
+    picture = Image.effect_noise((50, 33), 90).convert("RGB")
+    processor = internals.plain_processor((24, 40), "torchvision")
+    expected = processor(picture, return_tensors="np", do_rescale=False, do_normalize=False)["pixel_values"][0]
+    assert np.array_equal(internals.resized_by_torchvision(picture, (24, 40), int(processor.resample)), expected)
 
 
 def test_what_is_asked_of_an_image_processor():
     """If processors lose one of these attributes, sizes, steps and normalisation are not known any more."""
-    processor = internals.plain_processor((64, 96))
+    processor = internals.plain_processor((64, 96), "pil")
     wanted = "do_resize do_rescale do_normalize size resample rescale_factor image_mean image_std backend".split()
     assert [name for name in wanted if not hasattr(processor, name)] == []
     options = {"return_tensors": "np", "do_rescale": False, "do_normalize": False}

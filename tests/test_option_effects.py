@@ -83,6 +83,7 @@ EFFECTS = {
         Effect("out_features", "stage1", "dry_run stages", DRY),
         Effect("image_size", 64, "dry_run stages", DRY),
         Effect("fit", "pad", "map a.jpg"),
+        Effect("processor_backend", "torchvision", "error"),  # of a timm model
         Effect("orientation", "ignore", "map turned.jpg", {"inputs": "odd"}),
         Effect("alpha", "white", "map see-through.png", {"inputs": "odd"}),
         Effect("depth_range", "0:9000", "map deep.png", {"inputs": "odd"}),
@@ -369,6 +370,7 @@ OF_LOADING = {
     "norm": Effect("norm", "model", "settings", {"checkpoint": "test_vit"}),
     "image_size": Effect("image_size", 64, "image_size"),
     "fit": Effect("fit", "pad", "pixels"),
+    "processor_backend": Effect("processor_backend", "torchvision", "error"),
     "out_indices": Effect("out_indices", [1], "out_indices"),
     "out_features": Effect("out_features", "stage1", "out_features"),
     "device": Effect("device", "cuda:99", "error"),

@@ -1,13 +1,18 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from timm.data import create_transform
 
 from conftest import SAMPLES, upright
 from featcli import load_backbone
 from featcli.backbones.checkpoint import resolve
-from featcli.errors import CheckpointError
+from featcli.backbones.image_processor import read_processor
+from featcli.backbones.preprocessing import processor_preprocessing, recorded_preprocessing
+from featcli.errors import CheckpointError, UsageError
 from featcli.spec.groups import CheckpointSpec
 
 transformers = pytest.importorskip("transformers")
@@ -77,6 +82,88 @@ def test_image_size(swin_folder, dinov2_folder, size):
         backbone = load_backbone(str(folder), image_size=expected)
         assert tuple(backbone.preprocess(PICTURES[0]).shape[1:]) == expected
         assert tuple(run(backbone)[backbone.selected[0].name].shape[1:]) == backbone.selected[0].shape
+
+
+CROPPING = {
+    "BitImageProcessor": ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, 0.875),
+    "CLIPImageProcessor": ({}, 1.0),
+    "ConvNextImageProcessor": ({"size": {"shortest_edge": 224}, "crop_pct": 0.95}, 0.95),
+    "PoolFormerImageProcessor": ({}, 0.9),
+    "LevitImageProcessor": ({}, 0.875),
+}
+
+
+@pytest.mark.parametrize("kind", CROPPING)
+def test_a_rectangle_keeps_of_a_picture_what_timm_keeps(tmp_path, kind):
+    """Processors that cut a square out cut a rectangle out as timm does with their share of it, bit for bit.
+
+    A plan has it on record, and pictures come out the same by that.
+    """
+    options, share = CROPPING[kind]
+    getattr(transformers, kind)(**options).save_pretrained(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (301, 500, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(noise), Image.fromarray(noise.transpose(1, 0, 2).copy()), *PICTURES[:1]]
+    size = (96, 131)
+    processor = read_processor(str(tmp_path), size)
+    found = processor_preprocessing(processor, size)
+    how = {"input_size": (3, *size), "crop_pct": share, "interpolation": processor.resampling.name.lower()}
+    expected = create_transform(**how, use_prefetcher=True)
+    again = recorded_preprocessing(found.settings, size=size, channels=3, resize_mode=None)
+    for picture in pictures:
+        pixels = found.fit(picture)
+        assert np.array_equal(pixels, np.asarray(expected(picture)))
+        assert np.array_equal(pixels, again.fit(picture))
+    assert read_processor(str(tmp_path), (400, 416)).fit_bytes(pictures[0]).shape == (3, 400, 416)
+
+
+def test_a_plan_of_a_rectangle_of_before():
+    """Dumps that were begun with a wider cut keep it: what their plans have on record gives the same pixels."""
+    own = transformers.BitImageProcessorPil(size={"shortest_edge": 146}, crop_size={"height": 96, "width": 128})
+    before = {**own.to_dict(), "backend": "pil"}
+    found = recorded_preprocessing(before, size=(96, 128), channels=3, resize_mode=None)
+    options = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+    assert np.array_equal(found.fit(PICTURES[0]), own(PICTURES[0], **options)["pixel_values"][0])
+
+
+@pytest.mark.parametrize("backend", ["pil", "torchvision"])
+def test_the_backend_of_an_image_processor(dinov2_folder, backend):
+    """Pixels are those of the processor of the backend that is asked for; the plan has which, `pil` by default."""
+    own = transformers.AutoImageProcessor.from_pretrained(dinov2_folder, backend=backend)
+    backbone = load_backbone(dinov2_folder, processor_backend=backend)
+    for picture in PICTURES:
+        expected = own(picture, return_tensors="pt")["pixel_values"]
+        ready = backbone.preprocessing.normalize(backbone.preprocess(picture)[None])
+        torch.testing.assert_close(ready, expected, rtol=0, atol=1e-6)
+    assert backbone.preprocessing.settings["backend"] == backend
+    default = load_backbone(dinov2_folder).preprocess(PICTURES[0])
+    assert torch.equal(default, backbone.preprocess(PICTURES[0])) == (backend == "pil")
+    again = recorded_preprocessing(backbone.preprocessing.settings, size=(70, 70), channels=3, resize_mode=None)
+    assert np.array_equal(again.fit(PICTURES[0]), backbone.preprocess(PICTURES[0]).numpy())
+    with pytest.raises(UsageError, match=f"--processor-backend {backend} does not go with --fit"):
+        load_backbone(dinov2_folder, processor_backend=backend, fit="pad")
+
+
+def test_backends_that_are_not_there(tmp_path, dinov2_folder):
+    """A checkpoint of timm, and a type of processor without this backend, refuse it by name."""
+    with pytest.raises(UsageError, match="--processor-backend pil: 'test_resnet'"):
+        load_backbone("test_resnet", random_init=True, processor_backend="pil")
+    shutil.copytree(dinov2_folder, tmp_path / "d")
+    transformers.Llama4ImageProcessor().save_pretrained(tmp_path / "d")
+    with pytest.raises(UsageError, match=r"--processor-backend pil: .* has only torchvision"):
+        load_backbone(tmp_path / "d", processor_backend="pil")
+
+
+def test_what_a_refused_size_hints_at(tmp_path):
+    """The hint names sizes and --fit only where they work."""
+    transformers.MaskFormerImageProcessor().save_pretrained(tmp_path / "steps")
+    with pytest.raises(CheckpointError, match="200x300") as refused:
+        read_processor(str(tmp_path / "steps"), (200, 300))
+    assert refused.value.hint == "try --fit crop, squash or pad or --image-size 192x288"
+    assert read_processor(str(tmp_path / "steps"), (192, 288)) is not None
+    transformers.VideoMAEImageProcessor().save_pretrained(tmp_path / "video")
+    with pytest.raises(CheckpointError, match="200x300") as refused:
+        read_processor(str(tmp_path / "video"), (200, 300))
+    assert refused.value.hint == "leave --image-size out"
 
 
 def test_random_weights_from_a_configuration(tmp_path, dinov2_folder):

@@ -18,6 +18,7 @@ from featcli.backbones.hub import ask_hub_again, hub_or_cache, unreachable
 from featcli.backbones.input_size import refuse_unfit
 from featcli.backbones.internals import AT_HUB, IN_FOLDER, read_config_of
 from featcli.backbones.model_spec import ModelSpec
+from featcli.backbones.preprocessing import refuse_processor_backend
 from featcli.backbones.torchvision_operators import import_transformers
 from featcli.backbones.weights import weights_files
 from featcli.errors import CheckpointError, UsageError, shown
@@ -160,6 +161,7 @@ def _timm(asked: CheckpointSpec, local: bool = False, hub: bool = False) -> Mode
     """Open a model that timm finds by its name, or a weights file for one of its architectures."""
     from featcli.backbones.timm_model import TimmModelSpec, TimmRequest
 
+    refuse_processor_backend(asked)
     prefix = IN_FOLDER if local else AT_HUB if hub else ""
     request = TimmRequest(
         model_name=asked.arch or prefix + asked.checkpoint_name,
@@ -175,6 +177,7 @@ def _timm_wrapper(asked: CheckpointSpec, path: Path, config: dict[str, Any]) -> 
     """Open what transformers' TimmWrapper saves: timm's configuration in its words, and weights under `timm_model.`"""
     from featcli.backbones.timm_model import TimmModelSpec, TimmRequest
 
+    refuse_processor_backend(asked)
     files = weights_files(path)
     if not (files or asked.is_random):
         raise CheckpointError(f"checkpoint {shown(path)}: no weights in it", "is the folder whole?")

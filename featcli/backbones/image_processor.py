@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,21 @@ from featcli.backbones.internals import (
     load_processor,
     plain_processor,
     processor_class,
+    resized_by_torchvision,
     silent_transformers,
 )
-from featcli.errors import CheckpointError, one_line, shown
-from featcli.pixels.resize import shorter_edge, widest_for, within_reason
+from featcli.errors import CheckpointError, UsageError, one_line, shown
+from featcli.pixels.resize import covering, shorter_edge, widest_for, within_reason
 from featcli.spec.parsers import Size
+from featcli.spec.words import ProcessorBackend
 from featcli.system.faults import fault_behind, machine_error
 from featcli.system.files import is_folder, is_there
 
+DEFAULT_BACKEND: ProcessorBackend = "pil"
+RECTANGLE = "rectangle"  # what a plan calls a size of which the edges differ, see `Rectangle`
 Fit = Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W)
+WARPED = 384  # from this edge on processors with a `crop_pct` of their own squash pictures
+STEP = 32  # pixels, of which some processors give multiples alone
 HIGH = 32  # pixels of the long picture on which a processor is tried
 NEAR = 2.5 / 255  # of all values, by which pixels differ that are the same but for rounding
 
@@ -34,9 +42,23 @@ class ImageProcessor:
     """One of transformers' image processors, whose attributes are the words of preprocessor_config.json."""
 
     def __init__(self, processor: Any) -> None:
-        """Take over a processor: `set_size` changes it."""
+        """Take over a processor."""
         self._processor = processor
         self._covering_edges: dict[Size, int | None] = {}
+        self._rectangle: Rectangle | None = None  # where it knows squares alone
+
+    def in_rectangle(self, box: Sequence[int] | None, size: Sequence[int]) -> ImageProcessor:
+        """Make one that brings pictures to a rectangle (H, W) in place of its own square: see `Rectangle`."""
+        found = ImageProcessor(self._processor)
+        pair = None if box is None else (box[0], box[1])
+        found._rectangle = Rectangle(pair, (size[0], size[1]), self.resampling, self.backend)
+        return found
+
+    @property
+    def backend(self) -> ProcessorBackend:
+        """What it computes by."""
+        backend: ProcessorBackend = str(self._processor.backend)  # type: ignore[assignment]
+        return backend
 
     @property
     def name(self) -> str:
@@ -46,7 +68,8 @@ class ImageProcessor:
     @property
     def settings(self) -> dict[str, Any]:
         """All that it is, as JSON, with the backend: a few types have no PIL one."""
-        return {**plain_json(self._processor.to_dict()), "backend": str(self._processor.backend)}
+        rectangle = {} if self._rectangle is None else {RECTANGLE: self._rectangle.settings}
+        return {**plain_json(self._processor.to_dict()), "backend": self.backend, **rectangle}
 
     @property
     def resampling(self) -> Image.Resampling:
@@ -74,6 +97,15 @@ class ImageProcessor:
     def background(self) -> tuple[float, ...]:
         """The colour, from 0 to 1, that stands for nothing: what becomes 0, or grey where nothing is normalised."""
         return _three(self._processor.image_mean if self._processor.do_normalize else 0.5)
+
+    def covering(self, size: Size) -> Callable[[Size], Size] | None:
+        """Give what says to which (H, W) it resizes a picture of another before it cuts out this (H, W); None where it
+        cuts nothing.
+        """
+        if self._rectangle is not None:
+            return self._rectangle.covering
+        edge = self.covering_edge(size)
+        return None if edge is None else shorter_edge(edge)
 
     def covering_edge(self, size: Size) -> int | None:
         """Find the length to which it resizes the shorter edge before it cuts out this (H, W); None where it does not.
@@ -103,14 +135,20 @@ class ImageProcessor:
     def steps(self) -> list[str]:
         """What it does, in words."""
         own, steps = self._processor, []
-        if own.do_resize:
+        if self._rectangle is not None:
+            steps += self._rectangle.steps
+        elif own.do_resize:
             wanted = " ".join(f"{k} {v}" for k, v in dict(own.size).items() if v)
             steps.append(f"resize {wanted} {self.resampling.name.lower()}")
-        if getattr(own, "do_center_crop", False):
+        if getattr(own, "do_center_crop", False) and self._rectangle is None:
             steps.append(f"crop {own.crop_size.height}x{own.crop_size.width}")
         if own.do_normalize:
             steps.append(normalisation(self.mean, self.std))
         return steps
+
+    @cached_property
+    def _not_resizing(self) -> ImageProcessor:
+        return self.without_resizing()
 
     def without_resizing(self) -> ImageProcessor:
         """Make one that only scales and normalises. It keeps `resampling` on record, with which another resizes."""
@@ -123,6 +161,8 @@ class ImageProcessor:
 
     def fit_bytes(self, picture: Image.Image) -> np.ndarray:
         """Resize and crop an RGB picture: (3, H, W), uint8 unless the processor has steps of its own."""
+        if self._rectangle is not None:
+            return self._not_resizing.fit_bytes(self._rectangle.fitted(picture))
         done = self._processor(picture, return_tensors="np", do_rescale=False, do_normalize=False)
         return np.ascontiguousarray(done["pixel_values"][0])
 
@@ -132,6 +172,8 @@ class ImageProcessor:
 
     def fit_floats(self, picture: Image.Image) -> np.ndarray:
         """Do all that the processor does: (3, H, W) float32."""
+        if self._rectangle is not None:
+            return self._not_resizing.fit_floats(self._rectangle.fitted(picture))
         done = self._processor(picture, return_tensors="np")
         return np.ascontiguousarray(done["pixel_values"][0], dtype=np.float32)
 
@@ -139,12 +181,60 @@ class ImageProcessor:
         """Find the (H, W) that it gives a landscape and a portrait picture."""
         return {self.fit_floats(picture).shape[1:] for picture in probe_pictures()}
 
-    def set_size(self, size: Size) -> None:
-        """Give every size of the processor the wanted one; an edge that is resized before a crop keeps its ratio to it,
-        and is never shorter than the crop, which would pad the picture with black.
+    def at(self, size: Size) -> ImageProcessor | None:
+        """Make one that gives every picture this (H, W), None where it cannot."""
+        with suppress(AttributeError, KeyError, TypeError, ValueError):  # of one that knows a single edge only, or none
+            found = self.sized(size)
+            if found.output_sizes() == {size}:
+                return found
+        return None
+
+    def ways_to(self, size: Size) -> list[str]:
+        """Name options that give every picture this (H, W), or nearly, where `at` does not."""
+        height, width = (max(1, round(edge / STEP)) * STEP for edge in size)
+        near = [f"--image-size {height}x{width}"] if (height, width) != size and self.at((height, width)) else []
+        with suppress(Exception):  # processors refuse in many ways
+            blank = Image.new("RGB", (size[1], size[0]))
+            if self.without_resizing().fit_floats(blank).shape == (3, *size):
+                return ["--fit crop, squash or pad", *near]
+        return near
+
+    def sized(self, size: Size) -> ImageProcessor:
+        """Make one that gives pictures of this (H, W). An edge that is resized before a crop keeps its ratio to it."""
+        found = ImageProcessor(copy.deepcopy(self._processor))
+        if size[0] != size[1] and (rectangle := found._rectangle_for(size)):
+            return found.in_rectangle(*rectangle)
+        found._set_size(size)
+        return found
+
+    def _rectangle_for(self, size: Size) -> tuple[Size | None, Size] | None:
+        """Find the (H, W) that a picture has to cover before this one is cut out, None for one that is squashed.
+
+        As in timm it is larger than the input, on both sides, by what the processor cuts off its own square. No pair at
+        all for a processor that does not cut.
         """
+        own = self._processor
+        edge, crop = dict(own.size).get("shortest_edge"), self._crop
+        kept = getattr(own, "crop_pct", None)
+        if not (own.do_resize and edge and (crop or kept)):
+            return None
+        if not crop or kept:
+            assert kept
+            is_warped = not crop and min(size) >= WARPED
+            return (None, size) if is_warped else ((int(size[0] / kept), int(size[1] / kept)), size)
+        square = min(crop)
+        resized = self.covering_edge(crop) or edge
+        return (size[0] * resized // square, size[1] * resized // square), size
+
+    @property
+    def _crop(self) -> Size | None:
+        """The (H, W) that it cuts out of what it has resized, None where it does not, or says so otherwise."""
+        crop = self._processor.crop_size if getattr(self._processor, "do_center_crop", False) else None
+        return (crop.height, crop.width) if crop and dict(crop).get("height") else None
+
+    def _set_size(self, size: Size) -> None:
+        """Give every size of the processor the wanted one."""
         own, (height, width) = self._processor, size
-        self._covering_edges.clear()
         crop = own.crop_size if getattr(own, "do_center_crop", False) else None
         edge = dict(own.size).get("shortest_edge")
         if edge and crop and dict(crop).get("height"):
@@ -160,14 +250,60 @@ class ImageProcessor:
             own.crop_size = type(crop)(height=height, width=width)
 
 
-def read_processor(checkpoint: str, image_size: Size | None) -> ImageProcessor | None:
+@dataclass(frozen=True)
+class Rectangle:
+    """How pictures get a size of which the edges differ, where a processor resizes by one edge and cuts out a square.
+
+    A picture just covers `box`, as in timm, and the middle of it is cut out where the processor has it; without a box
+    it is squashed.
+    """
+
+    box: Size | None
+    size: Size  # (H, W)
+    resample: Image.Resampling
+    backend: ProcessorBackend
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As part of the plan."""
+        return {"box": self.box and list(self.box), "size": list(self.size)}
+
+    @property
+    def steps(self) -> list[str]:
+        """In words."""
+        how = self.resample.name.lower()
+        cut, box = "{}x{}".format(*self.size), self.box
+        return [f"squash to {cut} {how}"] if box is None else [f"cover {box[0]}x{box[1]} {how}", f"crop {cut}"]
+
+    @property
+    def covering(self) -> Callable[[Size], Size] | None:
+        """See `ImageProcessor.covering`."""
+        return None if self.box is None else covering(self.box)
+
+    def fitted(self, picture: Image.Image) -> Image.Image:
+        """Resize an RGB picture, by the processor's backend, and cut out the middle."""
+        height, width = self.size if self.covering is None else self.covering((picture.height, picture.width))
+        if self.backend == "torchvision":
+            pixels = resized_by_torchvision(picture, (height, width), self.resample)
+            resized = Image.fromarray(pixels.transpose(1, 2, 0))
+        else:
+            resized = picture.resize((width, height), self.resample)
+        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)  # halves as in timm
+        return resized.crop((left, top, left + self.size[1], top + self.size[0]))
+
+
+def read_processor(
+    checkpoint: str, image_size: Size | None, backend: ProcessorBackend | None = None
+) -> ImageProcessor | None:
     """Read the image processor of a checkpoint, at `image_size` (H, W) where one is given; None where it has none.
 
-    Raises CheckpointError for one that cannot be used, or that does not give every picture this size.
+    By this backend; by default the one of Pillow, where its type has that. Raises UsageError for a backend that its
+    type does not have here, CheckpointError for a processor that cannot be used, or that does not give every picture
+    this size.
     """
     try:
         with silent_transformers(), hub_or_cache(wanted=not is_folder(checkpoint)), faults_are_heard(checkpoint):
-            processor = ImageProcessor(load_processor(checkpoint))
+            processor = ImageProcessor(load_processor(checkpoint, backend or DEFAULT_BACKEND))
     except Exception as error:  # files, JSON, unknown or custom classes: there is no common type
         if is_folder(checkpoint) and (fault := fault_behind(error)) is not None:
             raise machine_error(f"checkpoint {shown(checkpoint)}", fault) from error
@@ -179,33 +315,35 @@ def read_processor(checkpoint: str, image_size: Size | None) -> ImageProcessor |
         if not isinstance(error, OSError | ValueError):
             raise
         return None
-    if image_size is not None:
-        processor.set_size(image_size)
-        try:
-            sizes = processor.output_sizes()
-        except (AttributeError, KeyError, TypeError, ValueError):  # of one that knows a single edge only
-            sizes = set()
-        if sizes != {image_size}:
-            raise CheckpointError(
-                f"checkpoint {shown(checkpoint)}: its {processor.name} does not give every picture"
-                f" {image_size[0]}x{image_size[1]} pixels",
-                "try --fit crop, squash or pad, or a multiple of the patch or of 32",
-            )
-    return processor
+    if backend is not None and processor.backend != backend:
+        raise UsageError(
+            f"--processor-backend {backend}: {processor.name} has only {processor.backend} here",
+            "leave it out" if backend == "pil" else "pip install torchvision, or leave it out",
+        )
+    if image_size is None:
+        return processor
+    found = processor.at(image_size)
+    if found is None:
+        ways = processor.ways_to(image_size)
+        raise CheckpointError(
+            f"checkpoint {shown(checkpoint)}: its {processor.name} does not give every picture"
+            f" {image_size[0]}x{image_size[1]} pixels",
+            f"try {' or '.join(ways)}" if ways else "leave --image-size out",
+        )
+    return found
 
 
-def default_processor(model_type: str, size: Size) -> ImageProcessor:
+def default_processor(model_type: str, size: Size, backend: ProcessorBackend | None = None) -> ImageProcessor:
     """Make the image processor that transformers pairs with a model type, with its defaults but for the size; ViT's
     where that one does not give every picture this size.
     """
+    backend = backend or DEFAULT_BACKEND
     with silent_transformers(), suppress(AttributeError, TypeError, ValueError):  # of those that have no size to set
-        kind = processor_class(model_type)
-        if kind is not None and getattr(own := kind(), "size", None):
-            processor = ImageProcessor(own)
-            processor.set_size(size)
-            if processor.output_sizes() == {size}:
-                return processor
-    return ImageProcessor(plain_processor(size))
+        kind = processor_class(model_type, backend)
+        own = kind() if kind is not None else None
+        if getattr(own, "size", None) and (processor := ImageProcessor(own).at(size)):
+            return processor
+    return ImageProcessor(plain_processor(size, backend))
 
 
 def probe_pictures() -> list[Image.Image]:

@@ -30,7 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featcli.backbones.torchvision_operators import import_timm, import_transformers
 from featcli.errors import CheckpointError, shown
-from featcli.pixels.resize import shorter_edge
+from featcli.pixels.resize import covering, shorter_edge
+from featcli.spec.words import ProcessorBackend
 from featcli.system.borrowed import Borrowed, one_at_a_time
 from featcli.system.faults import is_of_machine, machine_error
 from featcli.system.files import is_there, reading
@@ -415,13 +416,11 @@ def timm_sizes(config: Mapping[str, Any]) -> Callable[[tuple[int, int]], tuple[i
 
     kept = config.get("crop_pct") or DEFAULT_CROP_PCT
     height, width = (math.floor(edge / kept) for edge in config["input_size"][1:])
-    is_border = config.get("crop_mode") == "border"
-    if height == width and not is_border:
-        return shorter_edge(height)
+    if config.get("crop_mode") != "border":
+        return shorter_edge(height) if height == width else covering((height, width))
 
     def sizes(size: tuple[int, int]) -> tuple[int, int]:
-        ratios = size[0] / height, size[1] / width
-        ratio = max(ratios) if is_border else min(ratios)
+        ratio = max(size[0] / height, size[1] / width)
         return round(size[0] / ratio), round(size[1] / ratio)
 
     return sizes
@@ -535,13 +534,13 @@ _SAID_BY_TRANSFORMERS = Borrowed(_said_by_transformers, _have_transformers_say)
 # The preprocessing of transformers.
 
 
-def load_processor(checkpoint: str) -> Any:
+def load_processor(checkpoint: str, backend: ProcessorBackend) -> Any:
     """Load an image processor without running code of its own. Its backend is pinned: the others differ in pixels.
 
-    Raises whatever transformers raises.
+    It has another backend where its type does not have this one. Raises whatever transformers raises.
     """
     kind, place = import_transformers().AutoImageProcessor, name_and_revision(checkpoint)
-    return kind.from_pretrained(**place, backend="pil", trust_remote_code=False)
+    return kind.from_pretrained(**place, backend=backend, trust_remote_code=False)
 
 
 def written_config(checkpoint: str) -> dict[str, Any]:
@@ -556,14 +555,27 @@ def read_config_of(checkpoint: str) -> Any:
     return kind.from_pretrained(**name_and_revision(checkpoint), trust_remote_code=False)
 
 
-def processor_class(model_type: str) -> Any:
-    """Find the image processor class that transformers pairs with a model type, of the backend `pil`, or None."""
+def processor_class(model_type: str, backend: ProcessorBackend) -> Any:
+    """Find the image processor class of a backend that transformers pairs with a model type, or None."""
     transformers = import_transformers()
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-    return getattr(transformers, str(IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {}).get("pil")), None)
+    return getattr(transformers, str(IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {}).get(backend)), None)
 
 
-def plain_processor(size: tuple[int, int]) -> Any:
+def plain_processor(size: tuple[int, int], backend: ProcessorBackend) -> Any:
     """Make ViT's image processor for this (H, W): resize, scale, normalise."""
-    return import_transformers().ViTImageProcessorPil(size={"height": size[0], "width": size[1]})
+    return processor_class("vit", backend)(size={"height": size[0], "width": size[1]})
+
+
+def resized_by_torchvision(picture: Image.Image, size: tuple[int, int], resample: int) -> np.ndarray:
+    """Resize an RGB picture to this (H, W) as the backend `torchvision` does: (3, H, W)."""
+    from torchvision.transforms.v2 import functional
+    from transformers.image_utils import pil_torch_interpolation_mapping
+
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    found = functional.resize(
+        pixels, list(size), interpolation=pil_torch_interpolation_mapping[resample], antialias=True
+    )
+    resized: np.ndarray = found.numpy()
+    return resized

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from featcli.backbones.image_processor import (
+    RECTANGLE,
     Fit,
     ImageProcessor,
     normalisation,
@@ -22,8 +23,9 @@ from featcli.backbones.image_processor import (
     read_processor,
 )
 from featcli.backbones.internals import timm_resampling, timm_sizes, timm_transform, values_for_channels
-from featcli.errors import UsageError
-from featcli.pixels.resize import ResizeMode, fill_of, shortened, shorter_edge, within_reason
+from featcli.errors import UsageError, shown
+from featcli.pixels.resize import ResizeMode, fill_of, shortened, within_reason
+from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
 
 # What a plan holds of timm's data configuration.
@@ -90,6 +92,16 @@ def _on(device: torch.device, values: tuple[float, ...]) -> torch.Tensor:
     """Make (C, 1, 1), once: a copy to a GPU waits for all that it is doing."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(-1, 1, 1)
+
+
+def refuse_processor_backend(asked: CheckpointSpec) -> None:
+    """Raise UsageError where one is asked for, of a checkpoint whose pixels timm prepares."""
+    if asked.processor_backend is not None:
+        raise UsageError(
+            f"--processor-backend {asked.processor_backend}: {shown(asked.checkpoint_name)} has no image processor of"
+            " transformers: timm prepares its pictures, by Pillow",
+            "leave it out",
+        )
 
 
 def timm_preprocessing(
@@ -219,12 +231,12 @@ def _sizing(
     if resize_mode is not None:
         resize = resize_mode.fitted(processor.resampling, fill_of(processor.background, channels))
         return lambda fit: lambda picture: fit(resize(picture))
-    resample, edge = processor.resampling, processor.covering_edge(size)
+    resample, covering = processor.resampling, processor.covering(size)
 
     def for_all_proportions(fit: Fit) -> Fit:
-        if edge is None:
+        if covering is None:
             return lambda picture: fit(shortened(picture, resample))
-        fit_any = within_reason(fit, size, shorter_edge(edge), resample)
+        fit_any = within_reason(fit, size, covering, resample)
         # Greys first, as where the whole picture is resized.
         return fit_any if channels == 3 else lambda picture: fit_any(picture.convert("L").convert("RGB"))
 
@@ -246,7 +258,10 @@ def _refuse_other_sizes(processor: ImageProcessor, ours: Preprocessing, resize_m
 def _are_equal(ours: Preprocessing, whole: Fit) -> bool:
     """Try on pictures of two shapes whether uint8 plus our normalisation equals the whole processor."""
     for picture in probe_pictures():
-        fitted = ours.fit(picture)
+        try:
+            fitted = ours.fit(picture)
+        except TypeError:  # of one whose own steps are for floats alone
+            return False
         if fitted.dtype != np.uint8:
             return False
         normalized = ours.normalize(torch.from_numpy(fitted)[None])[0].numpy()
@@ -266,11 +281,13 @@ def recorded_preprocessing(
         words = ((name, preprocessing[name]) for name in WORDS_OF_TIMM if name in preprocessing)
         config = {name: tuple(value) if isinstance(value, list) else value for name, value in words}
         return timm_preprocessing({**config, "input_size": (channels, *size)}, channels, "", resize_mode)
-    config = {name: value for name, value in preprocessing.items() if name != "backend"}
+    config = {name: value for name, value in preprocessing.items() if name not in ("backend", RECTANGLE)}
     if resize_mode is not None:  # recorded as false, for `resize_mode` resizes; but in the processor's own manner
         config["do_resize"] = True
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "preprocessor_config.json").write_text(json.dumps(config))
-        processor = read_processor(folder, None)
+        processor = read_processor(folder, None, preprocessing.get("backend"))
     assert processor is not None  # the file is there: it was read, or refused
+    if rectangle := preprocessing.get(RECTANGLE):
+        processor = processor.in_rectangle(rectangle["box"], rectangle["size"])
     return processor_preprocessing(processor, size, channels, resize_mode)

@@ -8,7 +8,7 @@ from typing import Any
 
 from featcli.backbones.backbone import Network
 from featcli.backbones.composites import described_place, norm_freezer
-from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing
+from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing, refuse_processor_backend
 from featcli.backbones.stages import select
 from featcli.backbones.timm_model import TimmModelSpec, TimmRequest
 from featcli.backbones.transformers_model import (
@@ -31,6 +31,8 @@ class TimmInTransformersModelSpec(TimmModelSpec):
         if not config.features_only:
             raise UsageError("features_only=False: featcli gives features, never logits", "leave features_only out")
         self._processor = processor_of(asked)
+        if self._processor is None:
+            refuse_processor_backend(asked)
         self._freeze_norms = norm_freezer(outer)
         channels = asked.num_channels or config.num_channels
         request = TimmRequest(

@@ -66,7 +66,7 @@ class TransformersModelSpec(ModelSpec):
         self._has_processor = self.processor is not None
         self.input_size = asked.input_size or own_size(asked, self.processor) or config_size(self.config)
         if self.processor is None and asked.is_random:  # nothing was trained on other pixels
-            self.processor = default_processor(self.model_type, self.input_size)
+            self.processor = default_processor(self.model_type, self.input_size, asked.processor_backend)
         if outer is not None:
             self.name += f" (the {self.model_type} in a {outer.model_type})"
             self.inside = described_place(outer)
@@ -272,7 +272,8 @@ def processor_of(asked: CheckpointSpec) -> ImageProcessor | None:
     """Read the image processor of a folder or hub id; None where it has none, and for configurations by themselves."""
     if asked.config is not None or is_file(asked.checkpoint_name):
         return None
-    return read_processor(asked.checkpoint_name, None if asked.fit else asked.input_size)  # --fit sizes by itself
+    size = None if asked.fit else asked.input_size  # --fit sizes by itself
+    return read_processor(asked.checkpoint_name, size, asked.processor_backend)
 
 
 def no_processor(asked: CheckpointSpec) -> CheckpointError:

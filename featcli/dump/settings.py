@@ -15,7 +15,7 @@ from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import PixelSpec
 from featcli.spec.option import options_of
 from featcli.spec.parsers import Size
-from featcli.spec.words import NATIVE, Fit, Format, Layout, Norm, Precision
+from featcli.spec.words import NATIVE, Fit, Format, Layout, Norm, Precision, ProcessorBackend
 
 MOST = 1 << 53  # of anything that is counted: what every reader of JSON has exactly
 BESIDE = ("unknown", "as_read")  # the fields that are not settings
@@ -143,6 +143,7 @@ class Settings(Mapping[str, Any]):
             "norm": self.norm,
             "num_channels": self.num_channels,
             "fit": self.fit,
+            "processor_backend": self.processor_backend,
             "image_size": self.largest,
             "precision": self.precision,
             "layout": self.layout,
@@ -163,6 +164,11 @@ class Settings(Mapping[str, Any]):
     def fit(self) -> Fit | None:
         """How pictures got their size, where that was not the checkpoint's own way."""
         return self.preprocessing.get("fit")
+
+    @property
+    def processor_backend(self) -> ProcessorBackend | None:
+        """By what an image processor resized pictures, where that is not the default."""
+        return "torchvision" if self.fit is None and self.preprocessing.get("backend") == "torchvision" else None
 
     @property
     def is_native(self) -> bool:

@@ -233,6 +233,16 @@ def _windows(length: int, resized: int, kept: range, resample: Image.Resampling)
     return first, last
 
 
+def covering(box: Size) -> Callable[[Size], Size]:
+    """Make what says the (H, W) of a picture that just covers this one, as timm does it for edges that differ."""
+
+    def sizes(size: Size) -> Size:
+        ratio = min(size[0] / box[0], size[1] / box[1])
+        return round(size[0] / ratio), round(size[1] / ratio)
+
+    return sizes
+
+
 def shorter_edge(edge: int) -> Callable[[Size], Size]:
     """Make what says the (H, W) of a picture whose shorter edge becomes this, as torchvision and transformers do it."""
 

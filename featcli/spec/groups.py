@@ -55,6 +55,7 @@ from featcli.spec.words import (
     Norm,
     Orientation,
     Precision,
+    ProcessorBackend,
 )
 
 # The headings of the help, in its order.
@@ -225,6 +226,14 @@ class CheckpointSpec(Spec):
         Option(
             f"How pictures get that size: {', '.join(FITS)} (each its own). Default: the checkpoint's way.",
             group=PIXELS,
+        ),
+    ] = None
+    processor_backend: Annotated[
+        ProcessorBackend | None,
+        Option(
+            "By what an image processor of transformers resizes: pil, torchvision. Default: pil, if it can.",
+            group=PIXELS,
+            excludes=(Other("fit", "Pillow resizes pictures then: leave one of them out"),),
         ),
     ] = None
 

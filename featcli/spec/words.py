@@ -10,6 +10,7 @@ AUTO: Final = "auto"  # featcli chooses, says so, and what can move a bit is kep
 Precision = Literal["fp32", "bf16", "fp16"]
 Layout = Literal["channels-first", "channels-last"]
 Fit = Literal["crop", "squash", "pad", "native"]
+ProcessorBackend = Literal["pil", "torchvision"]  # by which transformers' image processors compute
 Norm = Literal["raw", "model"]  # maps before, or after, the final norm of the model
 Orientation = Literal["apply", "ignore"]
 Alpha = Literal["drop", "white", "black"]
