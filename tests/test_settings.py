@@ -202,6 +202,7 @@ def test_settings_say_which_options_ask_for_them(content):
     chosen = Settings.from_json(content | other).options()
     asked = {"norm": "model", "num_channels": 1, "fit": "native", "image_size": (64, 96), "fold": True, "compile": True}
     asked |= {name: other[name] for name in ("precision", "layout", "batch_size", "threads", "pool", "format")}
+    asked |= {"processor_backend": None}
     assert chosen == asked | OTHER_PIXELS
     assert chosen.keys() <= {option.name for option in options_of(ExtractSpec)}
 
