@@ -186,6 +186,19 @@ def test_no_place_for_a_worker(engine, monkeypatch):
         engine.run(order)
 
 
+def test_a_ray_that_does_not_start(engine, monkeypatch):
+    """Where a Ray of its own does not start, as on a machine that is too busy, the run ends in one line."""
+
+    def init(**_):
+        raise Exception("The current node timed out during startup.")
+
+    ray = StandInForRay()
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init, raising=False)
+    with pytest.raises(MachineError, match="timed out during startup"):
+        engine(ray)
+
+
 def test_workers_of_other_versions(engine, whole):
     """A worker with another featcli is refused; other libraries that differ are warned about, once."""
     same = environment_of(whole)

@@ -16,7 +16,7 @@ from featcli.errors import UsageError
 STORE_BYTES = 80 << 20  # of Ray's object store, where only names go through it: nearly its least
 # Nothing is told to Ray's makers; and where `uv run` started the driver, workers are not started through uv again.
 HOUSEKEEPING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-NO_CLUSTER = (ConnectionError, RuntimeError, OSError, TimeoutError)  # what `begin` raises where there is none
+NO_CLUSTER = Exception  # what `begin` raises where there is none: a bare one where a Ray of its own starts too slowly
 
 
 def imported_ray() -> Any:
@@ -31,7 +31,7 @@ def imported_ray() -> Any:
 
 
 def begin(ray: Any, address: str | None) -> None:
-    """Connect to a cluster, or start one for this process, which prints nothing. Raises one of NO_CLUSTER.
+    """Connect to a cluster, or start one for this process, which prints nothing. Raises NO_CLUSTER.
 
     Ray sets handlers of signals that know nothing of what is to be tidied up: those that were there are put back.
     """
