@@ -100,7 +100,7 @@ class WorkerError(FeatcliError):
     exit_code = 1
 
 
-class UsageError(FeatcliError):
+class UsageError(FeatcliError, ValueError):
     """An option or an input that cannot be used."""
 
     exit_code = 2

@@ -38,6 +38,7 @@ from featcli.pixels.internals import (
     silence_libtiff,
     still_marked,
     transformations_of,
+    untouched_file,
 )
 from featcli.reading.internals import is_held_by_none_but, shared_tensor
 from featcli.system.device import is_out_of_memory
@@ -448,3 +449,16 @@ def test_pillow_12_reads_uncompressed_ycbcr(tmp_path):
         picture.tile = [tile._replace(args=("RGBX", *tile.args[1:]))]  # as Pillow 12 has it
         mend_ycbcr(picture)
         assert np.array_equal(np.asarray(picture.convert("RGB")), np.asarray(made.convert("RGB")))
+
+
+def test_pillow_says_whether_a_picture_was_unpacked(tmp_path):
+    """What `Image.open` gave is known by its `tile`: else a query that was changed in memory is read from its file."""
+    Image.new("RGB", (8, 6)).save(tmp_path / "x.gif", save_all=True, append_images=[Image.new("RGB", (8, 6), "red")])
+    with Image.open(tmp_path / "x.gif") as picture:
+        assert untouched_file(picture) == str(tmp_path / "x.gif")
+        picture.seek(1)
+        assert untouched_file(picture) == ""
+        assert untouched_file(picture.convert("RGB")) == ""
+    with Image.open(tmp_path / "x.gif") as picture:
+        picture.load()
+        assert untouched_file(picture) == ""

@@ -357,8 +357,16 @@ def load(options):
         backbone = featcli.load_backbone(**options)
     except FeatcliError as error:
         return {"error": error.message}
-    pixels = backbone.preprocess(Image.new("RGB", (40, 32), (200, 30, 90)))
-    return {"error": None, "digest": backbone.digest, "pixels": pixels.numpy().tobytes(), **backbone.to_dict()}
+    pixels = {
+        "pixels": Image.new("RGB", (40, 32), (200, 30, 90)),
+        **{path.stem: path for path in Path("odd").iterdir()},
+    }
+    for name, picture in pixels.items():
+        try:
+            pixels[name] = backbone.preprocess(picture).numpy().tobytes()
+        except FeatcliError as error:
+            pixels[name] = error.message
+    return {"error": None, "digest": backbone.digest, **pixels, **backbone.to_dict()}
 
 
 OF_LOADING = {
@@ -373,6 +381,12 @@ OF_LOADING = {
     "processor_backend": Effect("processor_backend", "torchvision", "error"),
     "out_indices": Effect("out_indices", [1], "out_indices"),
     "out_features": Effect("out_features", "stage1", "out_features"),
+    "orientation": Effect("orientation", "ignore", "turned"),
+    "alpha": Effect("alpha", "white", "see-through"),
+    "depth_range": Effect("depth_range", (0, 4095), "deep"),
+    "colour": Effect("colour", "convert", "wide"),
+    "max_pixels": Effect("max_pixels", 100, "noise"),
+    "decode": Effect("decode", "scaled", "noise", {"image_size": 32}),
     "device": Effect("device", "cuda:99", "error"),
     "precision": Effect("precision", "bf16", "precision"),
     "layout": Effect("layout", "channels-last", "layout"),

@@ -53,7 +53,7 @@ def bfloat16(folder, tmp_path_factory):
 
 def test_what_a_dump_says_of_itself(dump):
     """Stages with shape, dtype and stride, keys, rows by key, failures, the norm."""
-    assert list(dump.stages) == list(dump) == ["stage1", "stage2"]
+    assert list(dump.stages) == ["stage1", "stage2"]
     stage = dump.stages["stage2"]
     assert (stage.dtype, stage.stride, stage.index, len(stage.shape)) == ("float32", (8, 8), 2, 3)
     assert dump["stage2"].shape == (11, *stage.shape)
@@ -199,11 +199,35 @@ def test_keys_that_are_not_there(dump):
     """A wrong key is a KeyError that names the nearest; what is no index is a TypeError."""
     with pytest.raises(KeyError, match=r"no key 'cats/0\.png' in this dump; did you mean 'cats/0\d\.png'"):
         dump["stage1"]["cats/0.png"]
-    for index in (..., None, 1.5, (0, 1)):
+    for index in (None, 1.5, (0, [1, 2]), (0, None), (0, "cats"), (0, True), ("cats/00.png", "cats/01.png"), (1.5, 0)):
         with pytest.raises(TypeError):
             dump["stage1"][index]
     with pytest.raises(UsageError, match="at_once=-1"):
         next(dump.walk(at_once=-1))
+
+
+@pytest.mark.parametrize("images", [3, -1, "cats/00.png", slice(1, 6), slice(0), [7, 0], ["10.png"]], ids=str)
+@pytest.mark.parametrize("inside", [(0,), (slice(1, 3),), (..., -1), (2, slice(None), 0), (1, 2, 3), ()], ids=str)
+def test_parts_of_maps(dump, images, inside):
+    """Numbers and slices behind the images take of each map what numpy takes of an array, also as tensors."""
+    rows = {"cats/00.png": 2, "['10.png']": [1]}.get(str(images), images)
+    stage = dump["stage2"]
+    expected = stage[:][rows][inside if isinstance(rows, int) else (slice(None), *inside)]
+    np.testing.assert_array_equal(stage[(images, *inside)], expected)
+    np.testing.assert_array_equal(stage.tensor((images, *inside)).numpy(), expected)
+
+
+@pytest.mark.parametrize("index", [..., (..., 0), (..., slice(2), 1), ()], ids=str)
+def test_parts_of_all_maps(dump, index):
+    """Three dots stand for all images, as in an array."""
+    np.testing.assert_array_equal(dump["stage2"][index], dump["stage2"][:][index])
+
+
+def test_iterating_warns(dump):
+    """`len(dump)` counts rows, and stages are those of `dump.stages`: iterating still gives them, with a warning."""
+    with pytest.warns(FutureWarning, match=r"use dump\.stages"):
+        assert list(dump) == list(dump.stages)
+    assert len(dump) == len(dump.keys) == len(dump["stage1"])
 
 
 @pytest.mark.parametrize("labels", [{"cats/00.png": 1}, [1, 2, 3], 5], ids=["mapping", "sequence", "number"])

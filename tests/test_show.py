@@ -336,7 +336,7 @@ def page(dump, folder, tmp_path_factory):
     from featcli.views.survey import survey
 
     path = tmp_path_factory.mktemp("pages") / "survey.html"
-    drawing = Drawing(dump, rows_to_draw(dump, 60), list(dump), DumpPictures(dump, str(folder)))
+    drawing = Drawing(dump, rows_to_draw(dump, 60), list(dump.stages), DumpPictures(dump, str(folder)))
     survey(drawing, str(path))
     assert not drawing.pictures.missing
     return path

@@ -14,6 +14,7 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageColor
 
 import featcli
@@ -394,6 +395,53 @@ def test_help_in_groups(cli, monkeypatch, name):
         assert len(under[group]) == len(names), group
         assert [name for name, entry in zip(names, under[group], strict=True) if name not in entry] == [], group
     assert has_groups == (name in ("extract", "verify"))
+
+
+PLAIN = {
+    "device": [("cpu", torch.device("cpu")), ("cuda:1", torch.device("cuda", 1)), ("cpu,cuda:0", ["cpu", "cuda:0"])],
+    "precision": [
+        ("bf16", torch.bfloat16),
+        ("fp16", np.float16),
+        ("fp32", np.dtype("float32")),
+        ("fp16", np.str_("fp16")),
+    ],
+    "image_size": [(224, np.int64(224)), ((32, 64), np.array([32, 64])), ((32, 64), torch.Size([32, 64])), ("8", "8")],
+    "out_indices": [
+        ((1,), np.int64(1)),
+        ((0, 1), torch.tensor([0, 1])),
+        ((1, -1), ["1", np.int8(-1)]),
+        ((2,), np.array(2)),
+    ],
+    "out_features": [(("stem",), np.array(["stem"])), (("stem", "stage1"), {"stem": 1, "stage1": 2}.keys())],
+    "depth_range": [("0:4095", (0, 4095)), ("0:0.5", [np.int64(0), np.float32(0.5)])],
+    "max_pixels": [(5, np.uint8(5)), (5, "5")],
+    "num_channels": [(1, "1"), (3, np.int64(3))],
+    "random_init": [(True, np.True_), (True, 1)],
+}
+WRONG = {
+    "device": [3, torch.float16, b"cpu"],
+    "precision": [torch.int8, 16, np.float64],
+    "image_size": [224.0, True, (32, 32, 32), torch.ones(1, 1), "2²", -1],
+    "out_indices": [[1.0], [True], "one", [None], torch.ones(1), ["1.0"], object()],
+    "out_features": [[1], [None], 5, [b"stem"]],
+    "depth_range": [(0,), 5, ("0", "1"), (1, 0), (0, np.nan)],
+    "max_pixels": [5.5, True, "five", "5.0", float("nan")],
+    "num_channels": [1.0, np.float32(3), [1]],
+    "random_init": ["yes", 2, 0.5],
+}
+
+
+@pytest.mark.parametrize("option", PLAIN)
+def test_values_of_other_libraries(option):
+    """Numbers, arrays, dtypes and devices of numpy and torch, and numbers as text, are what Python's own would be."""
+    for expected, value in PLAIN[option]:
+        found = getattr(calls.BackboneCall("x", **{option: value}), option)
+        assert (found, str(found)) == (expected, str(expected)), value
+        assert type(found) is type(expected)
+    for value in WRONG[option]:
+        with pytest.raises(UsageError) as raised:
+            calls.BackboneCall("x", **{option: value})
+        assert isinstance(raised.value, ValueError)  # as transformers raises them
 
 
 ODD = [None, True, 7, 2.5, object(), ["a"], (1, 2), np.array([1, 2]), np.array(["a"]), Path("p"), b"x", {}.keys()]

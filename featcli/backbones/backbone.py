@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,11 +13,9 @@ from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
 from featcli.backbones.preprocessing import Preprocessing
 from featcli.backbones.stages import Stage
 from featcli.errors import UsageError
-from featcli.pixels.colour import upright_rgb
-from featcli.pixels.failure import UnreadableError
-
-if TYPE_CHECKING:
-    from PIL import Image
+from featcli.pixels.colour import DEFAULT
+from featcli.pixels.pictures import prepared
+from featcli.spec.groups import PixelSpec
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ class Backbone:
     device: torch.device
     execution: Execution
     digest: str = field(repr=False)
+    rules: PixelSpec = field(default=DEFAULT, repr=False)  # what becomes of a picture before the preprocessing
 
     @property
     def precision(self) -> str:
@@ -120,15 +119,14 @@ class Backbone:
         """Whether `class_tokens` can be asked for."""
         return self.network.class_tokens is not None
 
-    def preprocess(self, picture: Image.Image) -> torch.Tensor:
-        """Turn a picture upright and make of it what `forward` takes a batch of: (C, H, W), uint8 as a rule.
+    def preprocess(self, picture: Any) -> torch.Tensor:
+        """Make of a picture what `forward` takes a batch of: (C, H, W), uint8 as a rule.
 
-        Raises UsageError for 32-bit modes.
+        A list of pictures gives (B, C, H, W). A picture is a path or URL, a picture of Pillow, or an array or tensor
+        (H, W), (H, W, C) or (C, H, W) of uint8 or uint16. The options of pixels that the backbone was loaded with are
+        applied as `extract` applies them. Raises UsageError for what is no picture, or cannot be read.
         """
-        try:
-            return torch.tensor(self.preprocessing.fit(upright_rgb(picture)))
-        except UnreadableError as error:
-            raise UsageError(f"a picture cannot be prepared: {error.detail}", "convert it to 8 or 16 bits") from error
+        return prepared(picture, self.rules, self.preprocessing, self.preprocessing.size)
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Compute {stage: (B, C, h, w)} of (B, C, H, W) from `preprocess`, on the device, in the precision computed in.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from featcli.backbones.assembly import assemble_backbone
 from featcli.backbones.backbone import Backbone
 from featcli.backbones.checkpoint import resolve
 from featcli.backbones.execution import Execution
 from featcli.backbones.folding import nothing_to_fold
 from featcli.spec.calls import BackboneCall
-from featcli.spec.option import takes
+from featcli.spec.groups import PixelSpec
+from featcli.spec.option import narrowed, takes
 from featcli.system.device import exact_arithmetic, resolve_device
 
 
@@ -19,10 +22,13 @@ def load_backbone(asked: BackboneCall) -> Backbone:
     The last stage is selected where neither `out_features` nor `out_indices` is given. `image_size` is
     (H, W) or one number, the checkpoint's own where it is None, and so are `num_channels`, `norm` ("raw" or
     "model": before or after the model's final norm) and `fit` (crop, squash, pad, or native: then `image_size` is the
-    most that a picture may keep of its own). The checkpoint may be a path, or a transformers configuration (object or
-    dictionary), which gives random weights as `AutoBackbone.from_config` does. It is always in eval mode
-    with every parameter and every statistic of its norms frozen, and run as its library runs it unless `layout`
-    ("channels-last") or `fold` (norms into convolutions) say otherwise.
+    most that a picture may keep of its own). The options of pixels (`alpha`, `orientation`, `depth_range`, `colour`,
+    `max_pixels`, `decode`) are what `Backbone.preprocess` does to a picture, as in `extract`.
+
+    The checkpoint may be a path, or a transformers configuration (object or dictionary), which gives random weights as
+    `AutoBackbone.from_config` does. It is always in eval mode with every parameter and every statistic of its norms
+    frozen, and run as its library runs it unless `layout` ("channels-last") or `fold` (norms into convolutions) say
+    otherwise.
 
     Raises UsageError, CheckpointError and MachineError.
     """
@@ -34,4 +40,4 @@ def load_backbone(asked: BackboneCall) -> Backbone:
         backbone = assemble_backbone(model, positions, resolve_device(asked.device).value, execution)
         if asked.fold and not backbone.execution.folded:
             raise nothing_to_fold(model.name)
-        return backbone
+        return replace(backbone, rules=narrowed(asked, PixelSpec))

@@ -251,6 +251,8 @@ class ModelSpec(ABC):
             pass
         try:
             return _forward_once(self.build(positions, "cpu"), torch.zeros(size))
+        except UsageError:
+            raise
         except REFUSALS as error:
             norm = " and --norm model" if self.norm == "model" else ""
             raise UsageError(

@@ -8,6 +8,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from featcli.errors import UsageError
+
 Maps = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 
@@ -22,6 +24,8 @@ def idle_tensors(module: nn.Module, maps: Maps, pixels: torch.Tensor) -> frozens
         with torch.enable_grad():
             total = sum(found.sum() for found in maps(pixels))
             gradients = torch.autograd.grad(total, parameters, allow_unused=True)  # type: ignore[arg-type]
+    except UsageError:
+        raise
     except (NotImplementedError, RuntimeError, TypeError, ValueError):
         return frozenset()
     idle = {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}

@@ -64,6 +64,8 @@ def members(name: str, file: IO[bytes], suffixes: frozenset[str], ignored: Count
                 if (found := _image(name, member, suffixes, ignored)) is not None:
                     yield found
             _refuse_more(file, end_of_member(tar))
+    except UsageError:
+        raise
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(
             f"input {shown(name)}: damaged or cut short after {counted(count, 'member')}: {one_line(error)}",

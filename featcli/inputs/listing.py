@@ -120,6 +120,8 @@ def _local(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
         with reading(path, "input") as file:
             origin = Origin(str(path.parent), "", name, state_of(file.regular.state()))
             inside = [*members(name, file, SUFFIXES, ignored)]
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         cause = (isinstance(error, OSError) and error.strerror) or error
         raise UsageError(f"input {shown(name)}: {cause}", "make it readable, or leave it out") from error

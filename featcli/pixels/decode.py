@@ -50,20 +50,7 @@ def read_pixels(
     before. Raises UnreadableError for whatever is wrong with the file; `out` may then hold anything. Raises
     MachineError for what is no fault of the file's.
     """
-
-    def unpacked(file: IO[bytes], picture: Image.Image) -> tuple[np.ndarray, tuple[Trait, ...]]:
-        found = list(traits.of_header(picture))
-        if rules.decode == "scaled" and picture.format in jpeg.FORMATS:
-            edge = SPARE * max(out.shape[1:])
-            picture.draft(None, (edge, edge))  # as small as its own coding lets it, but no edge smaller than that
-        bound_pixels(file, picture.size, picture.format)
-        if strict := STRICT.get(picture.format or ""):
-            strict(picture)
-        picture.load()
-        found += traits.of_pixels(picture)
-        return fit(upright_rgb(picture, rules)), tuple(dict.fromkeys(found))
-
-    pixels, found = _looked_at(image, rules, unpacked)
+    pixels, found = fitted_pixels(image, rules, fit, max(out.shape[1:]))
     if pixels.shape != out.shape:
         if is_native:
             raise UnreadableError("changed", f"{pixels.shape[1:]} pixels, by its header {out.shape[1:]}")
@@ -73,6 +60,29 @@ def read_pixels(
         )
     out[...] = pixels
     return found
+
+
+def fitted_pixels(
+    image: Input, rules: PixelSpec, fit: Callable[[Image.Image], np.ndarray], longest: int
+) -> tuple[np.ndarray, tuple[Trait, ...]]:
+    """Decode a file, make it upright RGB, and give what `fit` makes of it, with what is true of the picture.
+
+    `longest`: the longer edge of the input. Raises as `read_pixels` does.
+    """
+
+    def unpacked(file: IO[bytes], picture: Image.Image) -> tuple[np.ndarray, tuple[Trait, ...]]:
+        found = list(traits.of_header(picture))
+        if rules.decode == "scaled" and picture.format in jpeg.FORMATS:
+            edge = SPARE * longest
+            picture.draft(None, (edge, edge))  # as small as its own coding lets it, but no edge smaller than that
+        bound_pixels(file, picture.size, picture.format)
+        if strict := STRICT.get(picture.format or ""):
+            strict(picture)
+        picture.load()
+        found += traits.of_pixels(picture)
+        return fit(upright_rgb(picture, rules)), tuple(dict.fromkeys(found))
+
+    return _looked_at(image, rules, unpacked)
 
 
 def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:

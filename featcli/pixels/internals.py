@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 from PIL import Image, ImageFile
 
 from featcli.system.borrowed import Borrowed, unheard
+from featcli.system.files import is_file
 
 
 def exif_of_header(picture: Image.Image) -> Image.Exif:
@@ -29,6 +30,16 @@ def exif_of_header(picture: Image.Image) -> Image.Exif:
 def file_of(picture: Image.Image) -> IO[bytes] | None:
     """The file from which an opened picture is read, as long as there is one."""
     return getattr(picture, "fp", None)
+
+
+def untouched_file(picture: Image.Image) -> str:
+    """The path that `Image.open` was given for a picture that is as it was then: not unpacked, and at its first frame.
+
+    Empty for all others.
+    """
+    path, is_packed = getattr(picture, "filename", None), bool(getattr(picture, "tile", None))
+    is_as_opened = isinstance(path, str) and is_packed and file_of(picture) is not None and picture.tell() == 0
+    return path if isinstance(path, str) and is_as_opened and is_file(path) else ""
 
 
 @contextmanager

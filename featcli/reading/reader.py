@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ from featcli.reading.open_shards import OpenShards
 from featcli.reading.stage_array import RowIndex, StageArray
 
 if TYPE_CHECKING:
+    import torch
+
+    from featcli.backbones.backbone import Backbone
     from featcli.backbones.preprocessing import Preprocessing
     from featcli.reading.torch_dataset import StageDataset
 
@@ -108,6 +112,37 @@ class DumpReader:
                 "is its library installed, in the version that it was made with?",
             ) from error
 
+    def load_backbone(self, checkpoint: Any = None, device: Any = "cpu") -> Backbone:
+        """Load the backbone that the dump was made with, with all settings of its plan but `--compile`.
+
+        A picture that goes through its `preprocess` gives the maps that its row has; to the last bit on a machine of
+        the same kind, in a batch of the same size, with as many threads. `checkpoint` is needed where the plan cannot
+        name it: a folder, a file, a configuration. Raises UsageError without one, ConflictError where it is another
+        than that of the dump, and what `featcli.load_backbone` raises.
+        """
+        from featcli.reading.plan_backbone import load_plan_backbone
+
+        backbone = load_plan_backbone(self.plan, checkpoint, device)
+        return replace(backbone, preprocessing=self.preprocessing)
+
+    def preprocess(self, picture: Any) -> torch.Tensor:
+        """Make of a picture, or a list of them, what the backbone was given: by the plan alone, without the checkpoint.
+
+        (C, H, W), or (B, C, H, W) of a list; uint8 as a rule. A picture is a path or URL, a picture of Pillow, or an
+        array. Raises UsageError for what is no picture, or cannot be read, and CheckpointError as `preprocessing` does.
+        """
+        from featcli.pixels.pictures import prepared
+
+        settings = self.plan.settings
+        try:
+            rules = settings.pixel_rules
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"dump {shown(self.path)}: its plan does not say how pictures were read",
+                "it was made by another featcli",
+            ) from error
+        return prepared(picture, rules, self.preprocessing, settings.input_size)
+
     @property
     def keys(self) -> list[str]:
         """The key of each row."""
@@ -168,7 +203,9 @@ class DumpReader:
         return self.plan.num_images
 
     def __iter__(self) -> Iterator[str]:
-        """The names of the stages, in network order."""
+        """The names of the stages, in network order, with a warning: `len(dump)` counts rows. Use `dump.stages`."""
+        text = "iterating over a dump gives its stages, while len() counts its rows: use dump.stages, or dump.keys"
+        warnings.warn(text, FutureWarning, stacklevel=2)
         return iter(self.stages)
 
     def __contains__(self, stage: object) -> bool:

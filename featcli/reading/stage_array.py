@@ -21,6 +21,7 @@ from featcli.reading.open_shards import OpenShards
 if TYPE_CHECKING:
     import torch
 
+SOME = 64  # maps that are read at once where only a part of each is kept
 Index = int | str | slice | Sequence[int | str] | np.ndarray
 
 
@@ -69,9 +70,14 @@ class StageArray:
     def __getitem__(self, index: Index) -> Any:
         """One image by row or key, or several by slice, list of rows or keys, or mask, as numpy arrays.
 
-        Raises KeyError and IndexError as a dict and an array do, IncompleteError for rows not extracted yet.
+        Numbers and slices behind the images are for channels and positions, `[:, 0]` for the first channel of all.
+        Raises KeyError and IndexError as a dict and an array do, TypeError for other indices, IncompleteError for rows
+        not extracted yet.
         """
-        rows = self._index.rows_of(index)
+        images, inside = images_and_inside(index)
+        if inside:
+            return self._inside(images, inside)
+        rows = self._index.rows_of(images)
         if isinstance(rows, int):
             if self.stage.is_ragged:
                 return values_of(self._run(rows, 1)[0])
@@ -84,6 +90,17 @@ class StageArray:
         self._fill(stored, rows)
         return values_of(stored)
 
+    def _inside(self, images: Any, inside: tuple[Any, ...]) -> Any:
+        """A part of each map: maps are read some at a time, since all of them may not fit into memory."""
+        rows = self._index.rows_of(images)
+        if isinstance(rows, int):
+            return self[rows][inside]
+        if self.stage.is_ragged:
+            return [found[inside] for found in self[rows]]
+        whole = (slice(None), *inside)
+        parts = [self[rows[first : first + SOME]][whole] for first in range(0, len(rows), SOME)]
+        return np.concatenate(parts) if parts else self[rows][whole]
+
     def tensor(self, index: Index = slice(None), out: torch.Tensor | None = None) -> Any:
         """The same as torch tensors, in the type that is stored, bfloat16 too. Raises as indexing does.
 
@@ -91,7 +108,16 @@ class StageArray:
         """
         import torch
 
-        rows, kind = self._index.rows_of(index), getattr(torch, self.stage.dtype)
+        images, inside = images_and_inside(index)
+        if inside:
+            if out is not None:
+                raise UsageError("out goes with whole maps", "leave it out, or index by images alone")
+            maps = self.tensor(images)
+            is_one = isinstance(self._index.rows_of(images), int)
+            if isinstance(maps, list):
+                return [found[inside] for found in maps]
+            return maps[inside if is_one else (slice(None), *inside)]
+        rows, kind = self._index.rows_of(images), getattr(torch, self.stage.dtype)
         several = [rows] if isinstance(rows, int) else rows
         if self.stage.is_ragged:
             found = [row for run in self._neighbours(several) for row in self._run(run.start, len(run))]
@@ -186,6 +212,30 @@ class StageArray:
         return shard, place
 
 
+def images_and_inside(index: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Split an index into what names images and what is taken of each map: numbers, slices and `...`.
+
+    Raises TypeError for what an array could take in several ways.
+    """
+    if index is Ellipsis:
+        return slice(None), ()
+    if not isinstance(index, tuple):
+        return index, ()
+    images, *inside = index or (slice(None),)
+    if images is Ellipsis:
+        images, inside = slice(None), [Ellipsis, *inside]
+    if all(part is Ellipsis or type(part) is slice or _is_number(part) for part in inside):
+        return images, tuple(inside)
+    raise TypeError(
+        "behind the images a stage takes numbers and slices: dump[stage][images][:, channels] takes any other index,"
+        " and a list names several images: dump[stage][[0, 2]]"
+    )
+
+
+def _is_number(part: Any) -> bool:
+    return hasattr(part, "__index__") and not isinstance(part, bool | np.bool_) and getattr(part, "ndim", 0) == 0
+
+
 class RowIndex:
     """The rows of a dump by what people name them with. Its keys are read when first asked for."""
 
@@ -224,7 +274,7 @@ class RowIndex:
         if isinstance(index, str):
             return self._row(index)
         if isinstance(index, tuple | bytes | bool | np.bool_):
-            raise TypeError("a stage is indexed by images alone: dump[stage][image][channel]")
+            raise TypeError(f"{index!r} is neither a row nor a key")
         if not hasattr(index, "__len__") or getattr(index, "shape", None) == ():
             if not hasattr(index, "__index__"):
                 raise TypeError(f"{index!r} is neither a row nor a key")

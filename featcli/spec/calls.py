@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from featcli.events import Report
 from featcli.spec.commands import ExtractSpec
-from featcli.spec.groups import COMPUTATION, CheckpointSpec, StageSpec
+from featcli.spec.groups import COMPUTATION, OF_DEVICE, CheckpointSpec, PixelSpec, StageSpec
 from featcli.spec.option import Option
+from featcli.spec.parsers import precision_of_type
 from featcli.spec.words import DEFAULT_LAYOUT, DEFAULT_PRECISION, LAYOUTS, PRECISIONS, Layout, Precision
 
 
@@ -19,13 +20,19 @@ class ExtractCall(ExtractSpec):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class BackboneCall(StageSpec, CheckpointSpec):
-    """`featcli.load_backbone` in Python: a checkpoint, its stages, and how the network is run."""
+class BackboneCall(StageSpec, PixelSpec, CheckpointSpec):
+    """`featcli.load_backbone` in Python: a checkpoint, its stages and pixels, and how the network is run."""
 
     checkpoint: Any = field(kw_only=False)
-    device: str = "cpu"
+    device: Annotated[str, OF_DEVICE] = "cpu"
     precision: Annotated[
-        Precision, Option(f"Of the computation: {', '.join(PRECISIONS)}.", flags=("precision",), group=COMPUTATION)
+        Precision,
+        Option(
+            f"Of the computation: {', '.join(PRECISIONS)}.",
+            flags=("precision",),
+            group=COMPUTATION,
+            keep=precision_of_type,
+        ),
     ] = DEFAULT_PRECISION
     layout: Annotated[
         Layout, Option(f"Of maps while they are computed: {', '.join(LAYOUTS)}.", flags=("layout",), group=COMPUTATION)

@@ -15,6 +15,8 @@ from featcli.spec.parsers import (
     at_least,
     between,
     count_up_to,
+    depth_as_given,
+    device_text,
     parse_count,
     parse_depth_range,
     parse_features,
@@ -24,6 +26,9 @@ from featcli.spec.parsers import (
     parse_pool,
     parse_size,
     path_text,
+    precision_of_type,
+    size_as_given,
+    type_name,
 )
 from featcli.spec.words import (
     ALL,
@@ -97,12 +102,14 @@ ImageSize = Annotated[
     Option(
         "Input size N or HxW; with --fit native the most. Default: the checkpoint's own.",
         group=PIXELS,
+        keep=size_as_given,
         check=lambda option, value: parse_size(value, option),
     ),
 ]
 OF_DEVICE = Option(
     "auto, cpu, cuda, cuda:N or mps; cuda:0,cuda:1 or cuda:all for a process each.",
     group=COMPUTATION,
+    keep=device_text,
     offers=(AUTO, "cpu", "cuda", "cuda:all", "mps"),
 )
 Incomplete = Annotated[bool, Option("Take what is there of a dump that still misses shards.", group=DUMP)]
@@ -344,6 +351,7 @@ class PixelSpec(Spec):
         Option(
             "Black and white of pictures deeper than 8 bits, such as 0:4095. Default: all of 16 bits.",
             group=PIXELS,
+            keep=depth_as_given,
             check=lambda option, value: parse_depth_range(value, option),
         ),
     ] = None
@@ -374,7 +382,11 @@ class ComputationSpec(Spec):
     device: Annotated[str, OF_DEVICE] = AUTO
     precision: Annotated[
         Precision | Auto,
-        Option(f"Of the computation: {', '.join(PRECISIONS)}, or {AUTO}: the fastest here.", group=COMPUTATION),
+        Option(
+            f"Of the computation: {', '.join(PRECISIONS)}, or {AUTO}: the fastest here.",
+            group=COMPUTATION,
+            keep=precision_of_type,
+        ),
     ] = DEFAULT_PRECISION
     layout: Annotated[
         Layout | Auto,
@@ -444,7 +456,9 @@ class DumpSpec(Spec):
             offers=POOLS,
         ),
     ] = "none"
-    dtype: Annotated[Dtype, Option(f"Type that is stored: {', '.join(DTYPES)}.", group=DUMP)] = DEFAULT_DTYPE
+    dtype: Annotated[Dtype, Option(f"Type that is stored: {', '.join(DTYPES)}.", group=DUMP, keep=type_name)] = (
+        DEFAULT_DTYPE
+    )
     format: Annotated[Format, Option(f"{', '.join(FORMATS)}.", flags=("-f", "--format"), group=DUMP)] = "hdf5"
     shard_size: Annotated[
         int | None,

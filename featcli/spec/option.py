@@ -7,7 +7,9 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -104,16 +106,32 @@ class OptionField:
         kinds = self.kinds - {type(None)}
         if value is self.default or (value is None and kinds != self.kinds):
             return value
-        if kinds == {Literal}:
-            one_of(self.called, value if isinstance(value, str) else repr(value), self.words)
-        if kinds == {bool} and (type(value).__name__ not in ("bool", "bool_", "int") or value not in (0, 1)):
-            raise UsageError(f"{self.called} {shown(value)}: neither on nor off", "give True or False")
-        if kinds <= {str, os.PathLike} and not isinstance(value, tuple(kinds)):
-            raise UsageError(f"{self.called} {shown(value)}: not a text", "give it as in a shell, as one text")
         kept = value if self.option.keep is None else self.option.keep(value)
+        kept = str(kept) if isinstance(kept, str) else kept  # of numpy's text, too
+        if kinds == {Literal}:
+            one_of(self.called, kept if isinstance(kept, str) else repr(kept), self.words)
+        if kinds == {bool}:
+            if type(kept).__name__ not in ("bool", "bool_", "int") or kept not in (0, 1):
+                raise UsageError(f"{self.called} {shown(kept)}: neither on nor off", "give True or False")
+            kept = bool(kept)
+        if kinds <= {str, os.PathLike} and not isinstance(kept, tuple(kinds)):
+            raise UsageError(f"{self.called} {shown(kept)}: not a text", "give it as in a shell, as one text")
+        if kinds & {int, float} and kinds <= {int, float, Literal}:
+            kept = kept if isinstance(kept, str) and kept in self.words else self._number(kept, float not in kinds)
         if self.option.check is not None:
             self.option.check(self.called, kept)
         return kept
+
+    def _number(self, value: Any, is_whole: bool) -> int | float:
+        """A number of Python, of numpy or in a text, as Python has it. Raises UsageError for all else."""
+        kind: Any = Integral if is_whole else Real
+        with suppress(ValueError):
+            if (isinstance(value, str) and value.isascii()) or (
+                isinstance(value, kind) and not isinstance(value, bool)
+            ):
+                return int(value) if is_whole or isinstance(value, Integral) else float(value)
+        what = "whole number" if is_whole and isinstance(value, Real) else "number"
+        raise UsageError(f"{self.called} {shown(str(value))}: not a {what}", "leave it out for the default")
 
 
 class Spec:

@@ -16,12 +16,56 @@ Size = tuple[int, int]  # (H, W)
 Path = str | os.PathLike[str]
 GRID = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 LEAVE_OUT = "leave it out for the default"
+OF_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # dtype -> precision
 HOW_PARTS = "give it as i/n, such as 0/4: the first of four parts"
 
 
 def path_text(path: Any) -> Any:
     """A path as text; whatever is no path as it is."""
     return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+def device_text(device: Any) -> Any:
+    """A torch.device as text, several as a list in one text; whatever is none as it is."""
+    if isinstance(device, tuple | list):
+        return ",".join(str(device_text(one)) for one in device)
+    return str(device) if _is_of_torch(device, "device") else device
+
+
+def type_name(value: Any) -> Any:
+    """The name of a dtype of torch or numpy, `float16`; whatever is none as it is."""
+    if _is_of_torch(value, "dtype"):
+        return str(value).removeprefix("torch.")
+    name = value.__name__ if isinstance(value, type) else getattr(value, "name", None)
+    return name if isinstance(name, str) else value
+
+
+def precision_of_type(value: Any) -> Any:
+    """The precision that a dtype is the type of, `bf16`; whatever is no dtype as it is."""
+    name = type_name(value)
+    return value if isinstance(value, str) or not isinstance(name, str) else OF_TYPES.get(name, name)
+
+
+def _is_of_torch(value: Any, name: str) -> bool:
+    """Whether a value is of that class of torch, which takes seconds to import."""
+    return (type(value).__module__, type(value).__name__) == ("torch", name)
+
+
+def size_as_given(size: Any) -> Any:
+    """A size as plain numbers and text, of numpy's numbers and arrays too; whatever is none as it is."""
+    plain = size.tolist() if hasattr(size, "tolist") else size
+    if isinstance(plain, tuple | list):
+        return tuple(size_as_given(edge) for edge in plain)
+    return int(plain) if isinstance(plain, Integral) and not isinstance(plain, bool) else plain
+
+
+def depth_as_given(depth: Any) -> Any:
+    """Two numbers, black and white, as the text `0:4095`; whatever is no such pair as it is."""
+    plain = depth.tolist() if hasattr(depth, "tolist") else depth
+    is_pair = isinstance(plain, tuple | list) and len(plain) == 2
+    if not is_pair or not all(isinstance(edge, Real) and not isinstance(edge, bool) for edge in plain):
+        return plain
+    return ":".join(str(int(edge) if isinstance(edge, Integral) else float(edge)) for edge in plain)
 
 
 def parse_inputs(inputs: Any) -> tuple[str, ...]:

@@ -1,0 +1,79 @@
+"""Pictures as Python has them -> pixels of the input: paths, pictures of Pillow, arrays, tensors and lists of these."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from featcli.errors import UsageError, shown
+from featcli.inputs.image_list import MISSING
+from featcli.inputs.image_list import Image as Input
+from featcli.pixels.colour import DEEP, upright_rgb
+from featcli.pixels.decode import fitted_pixels
+from featcli.pixels.depth import reduced
+from featcli.pixels.failure import UnreadableError
+from featcli.pixels.internals import pillow_set_up, untouched_file
+from featcli.spec.groups import PixelSpec
+from featcli.spec.parsers import Size
+from featcli.system.threads import DecodeThreads
+
+if TYPE_CHECKING:
+    from featcli.pixels.batches import Pixels
+
+COLOURS = (1, 2, 3, 4)  # channels of an array: grey, grey with alpha, RGB, RGB with alpha
+TAKEN = "give a path, a picture of Pillow, an array (H, W) or (H, W, C) of uint8 or uint16, or a list of these"
+
+
+def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) -> torch.Tensor:
+    """Make the pixels of one picture, (C, H, W), or of a list of them, (B, C, H, W), as a run makes them of files.
+
+    `size` is the (H, W) of the input. A picture of Pillow that was opened and not looked at yet is read from its file.
+    Raises UsageError for what is no picture, or cannot be read, and for a list whose pictures differ in size.
+    """
+    if isinstance(given, Sequence) and not isinstance(given, str | bytes):
+        several = [prepared(one, rules, preprocessing, size) for one in given]
+        if len({one.shape for one in several}) != 1 or several[0].ndim != 3:
+            sizes = ", ".join(str(tuple(one.shape)) for one in several[:4]) or "none"
+            raise UsageError(f"pictures of {sizes} pixels are no batch", "prepare them one by one, each is a batch")
+        return torch.stack(several)
+    values = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else given
+    if isinstance(values, np.ndarray) and values.ndim == 4:
+        return prepared(list(values), rules, preprocessing, size)
+    name = "a picture"
+    try:
+        if isinstance(values, np.ndarray):
+            return torch.tensor(preprocessing.fit(upright_rgb(_picture_of(values, rules), rules)))
+        path = untouched_file(values) if isinstance(values, Image.Image) else values
+        if isinstance(values, Image.Image) and not path:
+            return torch.tensor(preprocessing.fit(upright_rgb(values, rules)))
+        if not isinstance(path, str | os.PathLike):
+            raise UsageError(f"{type(given).__name__} is no picture", TAKEN)
+        name = f"picture {shown(os.fspath(path))}"
+        image = Input(os.fspath(path), os.fspath(path), MISSING)
+        # In a thread of its own: the first one could not be interrupted.
+        with pillow_set_up(rules.max_pixels), DecodeThreads(1, "picture") as pool:
+            pixels, _ = pool.submit(fitted_pixels, image, rules, preprocessing.fit, max(size)).result()
+    except UnreadableError as error:
+        hint = "convert it to 8 or 16 bits, or say which values are black and white: depth_range"
+        hint = hint if error.reason == "unsupported_depth" else "see docs/pictures.md"
+        raise UsageError(f"{name} cannot be prepared: {error.reason}: {error.detail}", hint) from error
+    return torch.tensor(pixels)
+
+
+def _picture_of(values: np.ndarray, rules: PixelSpec) -> Image.Image:
+    """Make a picture of (H, W), (H, W, C) or (C, H, W) numbers. Raises UsageError for what are none."""
+    if values.ndim == 3 and values.shape[2] not in COLOURS and values.shape[0] in COLOURS:
+        values = values.transpose(1, 2, 0)  # as torch has pictures
+    is_shape = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in COLOURS)
+    if not (is_shape and values.size and (values.dtype in (np.uint8, np.uint16) or values.dtype.kind == "b")):
+        floats = "; pixels of floats are normalised already" if values.dtype.kind == "f" else ""
+        raise UsageError(f"an array {values.shape} of {values.dtype} is no picture{floats}", TAKEN)
+    values = np.ascontiguousarray(values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values)
+    if values.dtype == np.uint16 and values.ndim == 3:  # which Pillow has no mode for
+        values = reduced(values, *(rules.black_and_white or DEEP))
+    return Image.fromarray(values)
