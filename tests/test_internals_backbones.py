@@ -510,3 +510,23 @@ def test_every_function_of_the_fence_is_spoken_for():
     ]
     text = inspect.getsource(inspect.getmodule(test_nothing_private_is_used_outside_the_fence))
     assert [name for name in public if f"internals.{name}" not in text and name != "TimmFacts"] == []
+
+
+def test_twins_of_modules(resnet):
+    """torch keeps parts and hooks of a module in dicts of its instance: else replay would change the caller's model."""
+    before = [(part, len(part._forward_hooks)) for part in resnet.modules()]
+    twin = internals.twin_of(resnet, {resnet.layer2: nn.Identity()})
+    assert type(twin) is type(resnet)
+    assert isinstance(twin.layer2, nn.Identity)
+    assert twin.conv1 is not resnet.conv1
+    assert twin.conv1.weight is resnet.conv1.weight
+    for part in twin.modules():
+        part.register_forward_hook(lambda *_: None)
+    twin.layer3 = nn.Identity()
+    assert [(part, len(part._forward_hooks)) for part in resnet.modules()] == before
+    shared = nn.Linear(2, 2)
+    both = internals.twin_of(nn.Sequential(shared, shared))
+    assert both[0] is both[1]
+    empty = internals.twin_of(resnet, tensors=internals.without_values)
+    assert all(tensor.is_meta for tensor in (*empty.parameters(), *empty.buffers()))
+    assert not any(tensor.is_meta for tensor in (*resnet.parameters(), *resnet.buffers()))

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from featcli.backbones.composites import place_of_backbone
+from featcli.backbones.internals import twin_of, without_values
 from featcli.backbones.stages import names_by_stride
-from featcli.backbones.twins import twin_of, without_values
 from featcli.errors import UsageError, shown
 from featcli.spec.parsers import Size
 

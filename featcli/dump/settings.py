@@ -108,6 +108,12 @@ class Settings(Mapping[str, Any]):
         return norm
 
     @property
+    def timm_architecture(self) -> str | None:
+        """The name of the architecture, where it is one of timm's."""
+        words = self.backbone
+        return words.get("architecture") if words.get("library") == "timm" else None
+
+    @property
     def num_channels(self) -> int | None:
         """Of the input, where the library's words name them; where they do not, there are three."""
         words = self.backbone

@@ -45,16 +45,15 @@ def _options(plan: Plan, checkpoint: Any, device: Any) -> dict[str, Any]:
     is_name = isinstance(options["checkpoint"], str | os.PathLike)
     if is_name and (random := OF_RANDOM_WEIGHTS.match(plan.provenance["weights"])):
         options |= {"random_init": True, "seed": int(random[1])}
-    elif is_name and is_file(options["checkpoint"]) and plan.settings.backbone.get("library") == "timm":
-        options["arch"] = plan.settings.backbone["architecture"]
+    elif is_name and is_file(options["checkpoint"]) and plan.settings.timm_architecture is not None:
+        options["arch"] = plan.settings.timm_architecture
     return options
 
 
 def _named(plan: Plan) -> str:
     """The checkpoint that a plan names, where that is a name which means the same everywhere. Raises UsageError."""
     name, _, within = str(plan.provenance["checkpoint"]).partition(" (")
-    is_of_timm = plan.settings.backbone.get("library") == "timm" and not within
-    if is_of_timm or name.count("/") == 1:
+    if (plan.settings.timm_architecture is not None and not within) or name.count("/") == 1:
         return name
     raise UsageError(
         f"this dump was made with {shown(name)}, a file, a folder or a configuration that its plan cannot find",
