@@ -518,8 +518,8 @@ def test_twins_of_modules(resnet):
     twin = internals.twin_of(resnet, {resnet.layer2: nn.Identity()})
     assert type(twin) is type(resnet)
     assert isinstance(twin.layer2, nn.Identity)
-    assert twin.conv1 is not resnet.conv1
-    assert twin.conv1.weight is resnet.conv1.weight
+    assert twin.layer1 is not resnet.layer1
+    assert twin.layer1[0].conv1.weight is resnet.layer1[0].conv1.weight
     for part in twin.modules():
         part.register_forward_hook(lambda *_: None)
     twin.layer3 = nn.Identity()
