@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import re
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from featcli.errors import UsageError, shown
@@ -194,10 +194,11 @@ def parse_features(asked: Any) -> tuple[str, ...] | None:
     if asked is None:
         return None
     if not isinstance(asked, str):
-        wrong = next((one for one in _each(asked) if not isinstance(one, str)), "")
+        names = _each(asked)
+        wrong = next((one for one in names if not isinstance(one, str)), "")
         if not isinstance(wrong, str):
             raise UsageError(f"--out-features {shown(wrong)}: no stage has that name", "see featcli inspect")
-        return _each(asked)
+        return tuple(map(str, names))  # of numpy's text, too
     parts = tuple(listed_in(asked))
     if not all(parts):
         raise UsageError(
