@@ -190,7 +190,8 @@ def most_first(counts: Mapping[str, int]) -> dict[str, int]:
 
 def one_line(error: BaseException, count: int = 1) -> str:
     """The first `count` lines of a library's message as one, fit for a terminal; its type where it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = f"there is no {error}" if isinstance(error, KeyError) else str(error)  # its own is the bare key
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = printable(" ".join(lines[:count]))
     return (text if len(text) <= LONGEST else text[: LONGEST - 3] + "...") or type(error).__name__
 

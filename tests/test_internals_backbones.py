@@ -11,6 +11,7 @@ import pickle
 import re
 import warnings
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -60,21 +61,31 @@ def test_nothing_private_is_used_outside_the_fence():
     assert wrong == []
 
 
-def test_loads_are_captured():
-    """Without `nn.Module.load_state_dict` to replace, nobody could say which weights a library did not load."""
-    plain = nn.Module.load_state_dict
-    with internals.captured_loads() as loads:
-        nn.Linear(1, 1).load_state_dict({"weight": torch.zeros(1, 1), "more": torch.zeros(1)}, strict=False)
-    assert [(load.missing_keys, load.unexpected_keys) for load in loads] == [(["bias"], ["more"])]
-    assert nn.Module.load_state_dict is plain
+def test_loads_are_reported():
+    """Without hooks on the modules that are made, nobody could say which weights a library could not load."""
+    made_before = nn.Sequential(nn.Linear(1, 1))
+    with internals.reported_loads() as loads:
+        made_before.load_state_dict({}, strict=False)
+        module = nn.Sequential(nn.Linear(1, 1))
+        module.load_state_dict({"0.weight": torch.zeros(1, 1), "0.more": torch.zeros(1)}, strict=False)
+        other = Thread(target=lambda: nn.Sequential(nn.Linear(1, 1)).load_state_dict({}, strict=False))
+        other.start()
+        other.join()
+    assert [(load.module, [*load.arrived], load.missing, load.unexpected) for load in loads] == [
+        (module, ["0.weight", "0.more"], ["0.bias"], ["0.more"])
+    ]
+    module.load_state_dict({}, strict=False)
+    assert len(loads) == 1  # the hooks are gone
 
 
-def test_loads_are_captured_where_timm_and_transformers_load(tmp_path, resnet):
-    """If timm loads in another way than by `load_state_dict`, its models are refused as if nothing had been loaded."""
-    with internals.captured_loads() as loads:
-        options = internals.option_for_weights(resnet.state_dict())
-        timm.create_model("test_resnet", pretrained=True, num_classes=0, **options)
-    assert [(load.missing_keys, load.unexpected_keys) for load in loads] == [([], [])]
+def test_loads_are_reported_where_timm_loads(resnet):
+    with internals.reported_loads() as loads:
+        options = internals.option_for_weights(resnet.state_dict() | {"layer1.0.more": torch.zeros(1)})
+        made = timm.create_model("test_resnet", pretrained=True, num_classes=0, **options)
+    (load,) = (load for load in loads if load.module is made)
+    assert (load.missing, load.unexpected) == ([], ["layer1.0.more"])
+    assert {"layer1.0.more", "conv1.0.weight"} <= {*load.arrived}
+    assert "fc.weight" not in load.arrived
 
 
 def test_weights_are_read_not_mapped(tmp_path, resnet):

@@ -23,6 +23,7 @@ from featcli.spec.groups import CheckpointSpec
 # Types that normalise each requested map do so with norms of their own, which only a checkpoint saved as a
 # backbone has. Any other absent weight is a refusal.
 UNTRAINED_NORM = re.compile(r"hidden_states_norms\.")
+NORM_OF_STAGE = re.compile(r"hidden_states_norms\.(\w+)\.")
 # pixio has a norm for all its maps that a plain checkpoint lacks too.
 UNTRAINED_NORMS = {"pixio": re.compile(r"layernorm\.")}
 # A final norm that the types below apply to whatever stage is last: after a cut it would meet the wrong width.
@@ -70,6 +71,10 @@ class AutoBackboneModelSpec(TransformersModelSpec):
     def _may_be_absent(self, key: str) -> bool:
         return UNTRAINED_NORMS.get(self.model_type, UNTRAINED_NORM).match(key) is not None
 
+    def _is_of_other_stages(self, key: str) -> bool:
+        found = NORM_OF_STAGE.match(key)
+        return found is not None and found[1] in self.config.stage_names
+
     def _blank(self, positions: Sequence[int]) -> Any:
         try:
             return self._class(self._config_for(positions))
@@ -81,7 +86,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
             ) from error
 
     def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
-        renamed = names_of_backbone() if self.outer is not None else None
+        renamed = names_of_backbone(self.names_on_disk) if self.outer is not None else None
         return self.from_pretrained(self._class, self._config_for(positions), renamed)
 
     def _config_for(self, positions: Sequence[int]) -> Any:

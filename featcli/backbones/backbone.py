@@ -27,6 +27,7 @@ class Weights:
     total: int = 0  # tensors that it has
     missing: tuple[str, ...] = ()  # norms of the stages that a plain checkpoint does not have: all else is refused
     unexpected: tuple[str, ...] = ()  # tensors of the checkpoint that are no part of the backbone, such as its head
+    undecided: tuple[str, ...] = ()  # tensors that the library left out or merged while it converted names
     files: Mapping[str, str] = field(default_factory=dict)  # name of each file -> its SHA-256, as the hub shows it
     random: bool = False
 
@@ -41,6 +42,9 @@ class Weights:
         if self.unexpected:
             names = f"{', '.join(self.unexpected[:2])}{' ...' if len(self.unexpected) > 2 else ''}"
             text += f"; {len(self.unexpected)} of no use here ({names})"
+        if self.undecided:
+            names = f"{', '.join(self.undecided[:2])}{' ...' if len(self.undecided) > 2 else ''}"
+            text += f"; {len(self.undecided)} that the library leaves out or merges, which is not proven ({names})"
         return text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ IN_MEMORY = (
     "backbone.model",
     "backbone",  # UperNet, DepthAnything, ZoeDepth
 )
+OUTSIDE = "outside_of_backbone."  # before the names of tensors that are none of the backbone's
 # Prefixes of its weights in a checkpoint on disk, the longest names first. transformers renames some while loading, so
 # that a model may hold its backbone at another path in memory.
 ON_DISK = (
@@ -42,9 +43,21 @@ def place_of_backbone(model: nn.Module) -> str:
     return next((place for place in IN_MEMORY if _has(model, place)), "")
 
 
-def names_of_backbone() -> dict[str, str]:
-    """Give the prefixes of a backbone's weights inside a composite on disk: pattern -> what takes its place."""
-    return {f"^(?:{'|'.join(map(re.escape, ON_DISK))})": ""}
+def names_of_backbone(on_disk: Iterable[str]) -> dict[str, str]:
+    """Give what becomes of the names of a composite's tensors on disk: pattern -> what takes its place.
+
+    The prefix of the backbone goes; what has none is marked as outside of it. None changes where nothing has one.
+    """
+    names = list(on_disk)
+    return names_under([prefix for prefix in ON_DISK if any(name.startswith(prefix) for name in names)])
+
+
+def names_under(prefixes: Sequence[str]) -> dict[str, str]:
+    """Give the patterns that take these prefixes off, the first that fits, and put OUTSIDE before all other names."""
+    if not prefixes:
+        return {}
+    either = "|".join(map(re.escape, prefixes))
+    return {f"^(?!{either})": OUTSIDE, f"^(?:{either})": ""}
 
 
 def described_place(outer: Any) -> str:

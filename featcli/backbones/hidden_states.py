@@ -8,7 +8,6 @@ all of them end up as (B, C, h, w).
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,12 +16,13 @@ import torch
 from torch import nn
 
 from featcli.backbones.backbone import Network
+from featcli.backbones.composites import names_under
 from featcli.backbones.internals import silent_transformers, vision_class
+from featcli.backbones.key_names import find_prefix
 from featcli.backbones.stages import names_by_stride
 from featcli.backbones.torchvision_operators import import_transformers
 from featcli.backbones.transformers_model import FINAL_NORMS, TransformersModelSpec, config_size
 from featcli.backbones.trimming import idle_tensors, trim
-from featcli.backbones.weights import find_prefix
 from featcli.errors import CheckpointError, UsageError, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
@@ -165,7 +165,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         if names <= set(report["missing_keys"]):  # nothing of it was found: it lies deeper in a larger model
             others = [key for key in report["unexpected_keys"] if "text" not in key]  # whose layers have the same names
             if prefix := find_prefix(others, names):
-                return self.from_pretrained(self._class, self.config, {f"^{re.escape(prefix)}": ""})
+                return self.from_pretrained(self._class, self.config, names_under([prefix]))
         return module, report
 
     def _network(self, module: Any, positions: Sequence[int]) -> Network:

@@ -16,15 +16,18 @@ import pickle
 import shutil
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,21 +44,61 @@ from featcli.system.files import is_there, reading
 _PIECE_BYTES = 1 << 24  # that are copied at once
 
 
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What one `load_state_dict` met: the names that reached it, after any converter, and what it made of them."""
+
+    module: nn.Module
+    arrived: Mapping[str, torch.Tensor]
+    missing: list[str]  # tensors of the module that did not arrive
+    unexpected: list[str]  # those that arrived and that the module does not have
+
+
+class _Watch(threading.local):
+    """What a thread collects of its loads."""
+
+    loads: list[Load] | None = None
+    hooks: dict[nn.Module, Any]
+
+
+_watch = _Watch()
+
+
+def _arrive(
+    module: nn.Module, state: Mapping[str, torch.Tensor], prefix: str, _: object, __: object, *lists: list[str]
+) -> None:
+    missing, unexpected, _ = lists
+    if not prefix and _watch.loads is not None:  # a part of the module that is loaded has a prefix
+        _watch.loads.append(Load(module=module, arrived=dict(state), missing=missing, unexpected=unexpected))
+
+
+def _meet(owner: nn.Module, name: str, part: object) -> None:
+    if _watch.loads is not None and owner not in _watch.hooks:
+        _watch.hooks[owner] = owner.register_load_state_dict_pre_hook(_arrive)  # type: ignore[no-untyped-call]
+
+
+@cache
+def _meet_modules() -> None:
+    """Have torch tell of modules that are made. For good: taken away while another thread makes a module, it would end
+    the loop in which torch calls such hooks with an error.
+    """
+    register_module_module_registration_hook(_meet)
+
+
 @contextmanager
-def captured_loads() -> Iterator[list[Any]]:
-    """Collect what every `load_state_dict` inside the block returned: libraries only log it."""
-    original, results = nn.Module.load_state_dict, []
+def reported_loads() -> Iterator[list[Load]]:
+    """Collect the loads of all modules that this thread makes inside the block: libraries only log them.
 
-    def capturing(module: nn.Module, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        results.append(original(module, state, *args, **kwargs))
-        return results[-1]
-
-    with one_at_a_time:  # it is a method of all modules
-        nn.Module.load_state_dict = capturing  # type: ignore[assignment, method-assign]
-        try:
-            yield results
-        finally:
-            nn.Module.load_state_dict = original  # type: ignore[method-assign]
+    Hooks on these modules see them, which are gone after the block.
+    """
+    _meet_modules()
+    _watch.loads, _watch.hooks = [], {}
+    try:
+        yield _watch.loads
+    finally:
+        for hook in _watch.hooks.values():
+            hook.remove()
+        _watch.loads, _watch.hooks = None, {}
 
 
 @contextmanager
@@ -289,14 +332,11 @@ def facts_of_timm(model: Any) -> TimmFacts:
 
 
 def in_chans_of_timm(model: Any) -> int:
-    """Count the channels of the pixels in the weight of the first layer: a folder's model_args may say anything."""
-    first = model.pretrained_cfg.get("first_conv")
-    path = first[0] if isinstance(first, list | tuple) else first
-    try:
-        weight = model.get_submodule(path).weight
-    except (AttributeError, TypeError):
-        return 3
-    return int(weight.shape[1]) if weight.ndim == 4 else 3
+    """Read how many channels the pixels have that a model takes, as its constructor was told.
+
+    The weight of the first layer does not say it: some models make more channels of fewer pixels before.
+    """
+    return int(model.in_chans)
 
 
 def patch_of_timm(model: Any) -> tuple[int, ...]:
@@ -436,6 +476,22 @@ def values_for_channels(values: Sequence[float], channels: int) -> tuple[float, 
 
 
 # The models of transformers.
+
+
+def is_whole_model(module: nn.Module) -> bool:
+    """Tell whether a module is a whole model of transformers, as SwinModel is and SwinEncoder is not."""
+    return hasattr(module, "base_model_prefix") and type(module).__name__.endswith("Model")
+
+
+def prefix_of_transformers(module: Any) -> str:
+    """Read the name that a whole model has inside one with a head, as `swin` for SwinModel."""
+    return str(module.base_model_prefix)
+
+
+def ignored_names_of_transformers(module: Any) -> list[str]:
+    """List the patterns of names that a model leaves out of the report of what it loaded."""
+    return sorted(module._keys_to_ignore_on_load_unexpected or ())
+
 
 # The types whose code puts frozen norms in place of their backbone's batch norms, by the names of their modules.
 REPLACE_NORMS = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +16,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featcli.backbones.backbone import Network, Weights
+from featcli.backbones.extra_tensors import Skeleton, foreign_tensors, modules_in_use
 from featcli.backbones.internals import operations_of
 from featcli.backbones.preprocessing import Preprocessing
 from featcli.backbones.stages import Stage, select
-from featcli.errors import UsageError, one_line
+from featcli.errors import CheckpointError, UsageError, one_line, shown
 from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
@@ -187,6 +188,37 @@ class ModelSpec(ABC):
             except Exception:  # libraries refuse in many ways
                 continue
         return []
+
+    def refuse_foreign(
+        self,
+        extra: Iterable[str],
+        skeleton: Skeleton,
+        positions: Sequence[int],
+        network: Network,
+        dimensions: Mapping[str, int] | None = None,
+    ) -> None:
+        """Raise CheckpointError if the checkpoint has tensors that another network than this one would use.
+
+        `extra` are the names of those that this one lacks, `skeleton` is what it had before it was cut.
+        """
+        foreign = sorted(foreign_tensors(extra, skeleton, lambda: self._in_use(positions, network), dimensions))
+        if foreign:
+            raise CheckpointError(
+                f"checkpoint {shown(self.asked.checkpoint_name)}: {len(foreign)} of its tensors have no place in"
+                f" {self.name}, which gives other maps than with them, first {', '.join(foreign[:3])}",
+                self._hint_for(foreign),
+            )
+
+    def _in_use(self, positions: Sequence[int], network: Network) -> frozenset[str]:
+        """See `modules_in_use`."""
+        try:
+            return modules_in_use(self.build(positions, "meta"), self.blank("meta"))
+        except Exception:  # some models look into their tensors
+            return modules_in_use(network, self.blank("cpu"))
+
+    def _hint_for(self, foreign: Sequence[str]) -> str:
+        """Say what may be done about tensors without a place."""
+        return "do these weights belong to this architecture?"
 
     def blank(self, device: str) -> torch.Tensor:
         """Give one picture without anything on it: (1, C, H, W) of the backbone's input."""

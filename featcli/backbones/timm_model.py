@@ -8,8 +8,10 @@ asked for, and run by `forward_intermediates(output_fmt="NCHW")`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ import torch
 import xxhash
 
 from featcli.backbones.backbone import Network, Weights
+from featcli.backbones.extra_tensors import foreign_tensors, skeleton_of
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
 from featcli.backbones.image_processor import plain_json
 from featcli.backbones.internals import (
     AT_HUB,
     IN_FOLDER,
-    captured_loads,
+    Load,
     class_tokens_of_timm,
     facts_of_timm,
     faults_are_heard,
@@ -38,9 +41,11 @@ from featcli.backbones.internals import (
     option_for_weights,
     patch_of_timm,
     prune_timm,
+    reported_loads,
     silent_timm,
     stages_of_timm,
 )
+from featcli.backbones.key_names import Reading, readings, refuse_equals, strip_prefix
 from featcli.backbones.model_spec import ModelSpec, modules_run
 from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
 from featcli.backbones.stages import names_by_stride
@@ -50,7 +55,6 @@ from featcli.backbones.weights import (
     is_counter,
     read_weights,
     refuse_pretenders,
-    strip_prefix,
     weights_files,
 )
 from featcli.errors import CheckpointError, FeatcliError, UsageError, nearest, one_line, shown
@@ -200,12 +204,22 @@ class TimmModelSpec(ModelSpec):
         read = self._read()
         if self.request.model_name.startswith(IN_FOLDER):
             refuse_pretenders(weights_files(Path(self.request.model_name.removeprefix(IN_FOLDER))))
-        with captured_loads() as loads:
+        with reported_loads() as loads:
             model = self._create_pretrained(read)
         forget_weights(model)
         files = read.files if read else self._files_of_timm(model)
+        load = next((load for load in reversed(loads) if load.module is model), None)
+        skeleton = skeleton_of(model)
         network = self._cut(model, positions)
-        return network, self._proven(network.module, loads, read, hash_files(files))
+        weights = self._proven(network.module, load, read, hash_files(files))
+        if load is None:
+            return network, weights
+        dimensions = {key: tensor.ndim for key, tensor in load.arrived.items()}
+        self.refuse_foreign(load.unexpected, skeleton, positions, network, dimensions)
+        left_out = [] if read is None else _left_out(read.tensors, load)
+        undecided = foreign_tensors(left_out, skeleton, lambda: self._in_use(positions, network))
+        of_no_use = [*weights.unexpected, *(key for key in left_out if key not in undecided)]
+        return network, replace(weights, unexpected=tuple(of_no_use), undecided=tuple(undecided))
 
     def preprocessing(self) -> Preprocessing:
         """See ModelSpec: timm's own evaluation transform, up to the point where it would leave uint8."""
@@ -274,16 +288,43 @@ class TimmModelSpec(ModelSpec):
             return None
         container, found = read_weights(files)
         expected = self._create("meta", self._options).state_dict()
-        prefix, tensors, strangers = strip_prefix(files[0], found, expected)
-        place = ", ".join([*([container] if container else []), *([f"{prefix}*"] if prefix else [])])
-        return _FileWeights(files=files, place=place, tensors=tensors, strangers=strangers)
+        best = strip_prefix(files[0], found, expected)
+        if not all(name in best.tensors or is_counter(name) for name in expected):
+            best = self._best_reading(files[0], readings(found, expected, best), expected)
+        words = [container, best.prefix and f"{best.prefix}*", best.format and f"names of {best.format}"]
+        place = ", ".join(filter(None, words))
+        return _FileWeights(files=files, place=place, tensors=best.tensors, strangers=best.strangers)
+
+    def _best_reading(self, path: Path, ways: Iterable[Reading], expected: Mapping[str, torch.Tensor]) -> Reading:
+        """Find the way to read a file by which most of the model's tensors arrive, after timm's own converter.
+
+        Nothing is computed. Raises CheckpointError where two prefixes do equally well.
+        """
+        counts = [(way, self._count_arriving(way.tensors, expected)) for way in ways]
+        best, most = max(counts, key=lambda pair: pair[1])  # the first among equals
+        prefixes = [way.prefix for way, count in counts if count == most > 0]
+        apart = [
+            prefix for prefix in prefixes if not (prefix.startswith(best.prefix) or best.prefix.startswith(prefix))
+        ]
+        refuse_equals(path, [best.prefix, *apart])
+        return best
+
+    def _count_arriving(self, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> int:
+        """Count the tensors of the model that these become in timm's converter, with the shapes that it wants."""
+        blank = {key: tensor.to("meta") for key, tensor in tensors.items()}
+        options = {**self._options, **option_for_weights(blank)}
+        with reported_loads() as loads, suppress(Exception), silent_timm(), silent_warnings(), torch.device("meta"):
+            # Whatever a converter makes of names that it does not expect.
+            timm.create_model(self.request.model_name, pretrained=True, num_classes=0, **options)
+        arrived = loads[-1].arrived if loads else {}
+        return sum(key in arrived and arrived[key].shape == tensor.shape for key, tensor in expected.items())
 
     def _create_pretrained(self, read: _FileWeights | None) -> Any:
         """Make the same model with weights. Whatever timm raises here is about the checkpoint."""
         name, options = self.request.model_name, dict(self._options)
         at_hub = read is None and not name.startswith(IN_FOLDER)
         if read is not None:
-            options |= option_for_weights(read.tensors)
+            options |= option_for_weights(dict(read.tensors))  # converters take tensors out of it
         try:
             heard = faults_are_heard(self.asked.checkpoint_name)
             with silent_timm(), hub_or_cache(wanted=at_hub), heard, files_are_read():
@@ -308,26 +349,24 @@ class TimmModelSpec(ModelSpec):
         with hub_or_cache(wanted=False):  # all of it has just been read
             return hub_weights(facts.hub_id, facts.hub_filename) if facts.hub_id else []
 
-    def _proven(
-        self, module: Any, loads: Sequence[Any], read: _FileWeights | None, hashes: Mapping[str, str]
-    ) -> Weights:
+    def _proven(self, module: Any, load: Load | None, read: _FileWeights | None, hashes: Mapping[str, str]) -> Weights:
         """Say what timm loaded, if it is all that the cut network has. Raises CheckpointError."""
         origin = read.files[0].name if read else self.name.partition(" (")[0]
         origin += f" ({read.place})" if read and read.place else ""
         tensors = module.state_dict().keys()
-        if not loads:
+        if load is None:
             if not facts_of_timm(module).has_reader_of_its_own:
                 raise CheckpointError(f"checkpoint {shown(self.asked.checkpoint_name)}: timm loaded nothing from it")
             origin += ", by timm's reader for its format, which does not say which"
             return Weights(origin=origin, total=len(tensors), files=hashes)
-        absent = [key for load in loads for key in load.missing_keys if key in tensors and not is_counter(key)]
+        absent = [key for key in load.missing if key in tensors and not is_counter(key)]
         if absent:
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {len(absent)} of {len(tensors)} tensors of"
                 f" {self.name} are not in it, first {', '.join(absent[:3])}",
                 f"do these weights belong to {self.architecture}?",
             )
-        strangers = [*(read.strangers if read else ()), *(key for load in loads for key in load.unexpected_keys)]
+        strangers = [*(read.strangers if read else ()), *load.unexpected]
         return Weights(
             origin=origin, matched=len(tensors), total=len(tensors), unexpected=tuple(strangers), files=hashes
         )
@@ -336,6 +375,25 @@ class TimmModelSpec(ModelSpec):
 def is_timm_name(name: str) -> bool:
     """Tell whether timm has such a model; whatever comes after the first dot is a tag."""
     return bool(timm.is_model(name.partition(".")[0]))
+
+
+def _left_out(tensors: Mapping[str, torch.Tensor], load: Load) -> list[str]:
+    """Name the tensors that went into timm's converter and did not come out of it, under whatever name and shape."""
+    renamed = Counter(_content(tensor) for key, tensor in load.arrived.items() if key not in tensors)
+    found: list[str] = []
+    for key, tensor in tensors.items():
+        if key in load.arrived:
+            continue
+        content = _content(tensor)
+        if not renamed[content]:
+            found.append(key)
+        renamed[content] -= 1
+    return found
+
+
+def _content(tensor: torch.Tensor) -> tuple[int, bytes]:
+    """Tell a tensor by its values, in whatever shape: how many there are, and their digest."""
+    return tensor.numel(), xxhash.xxh3_128_digest(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _patch(model: Any, strides: Sequence[int]) -> Size | None:

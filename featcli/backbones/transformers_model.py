@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,22 +15,25 @@ from typing import Any
 import torch
 
 from featcli.backbones.backbone import Network, Weights
-from featcli.backbones.composites import described_place
+from featcli.backbones.composites import OUTSIDE, described_place
+from featcli.backbones.extra_tensors import OF_NO_EFFECT, skeleton_of
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
 from featcli.backbones.image_processor import ImageProcessor, default_processor, plain_json, read_processor
 from featcli.backbones.internals import (
     faults_are_heard,
     files_are_read,
     holds_more_than_tensors,
+    ignored_names_of_transformers,
     load_pretrained,
     needs_code_of_its_own,
+    prefix_of_transformers,
     silent_transformers,
     vision_class,
     written_config,
 )
 from featcli.backbones.model_spec import ModelSpec, modules_run
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing
-from featcli.backbones.weights import hash_files, is_counter, refuse_pretenders, weights_files
+from featcli.backbones.weights import hash_files, is_counter, names_in, refuse_pretenders, weights_files
 from featcli.errors import CheckpointError, FeatcliError, UsageError, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
@@ -106,8 +110,38 @@ class TransformersModelSpec(ModelSpec):
         if is_folder(self.asked.checkpoint_name):
             refuse_pretenders(files_of(self.asked))
         module, report = self._read(positions)
+        skeleton, extra = skeleton_of(module), self._extra(module, report)
+        ignored = ignored_names_of_transformers(module)
         network = self._network(module, positions)
-        return network, self._proven(network, report)
+        weights = self._proven(network, report)
+        inside = [key for key in extra if not key.startswith(OUTSIDE) and not self._is_of_other_stages(key)]
+        self.refuse_foreign(inside, skeleton, positions, network)
+        undecided = [key for key in self.names_on_disk if _matches(ignored, key) and not OF_NO_EFFECT.search(key)]
+        unexpected = sorted(key.removeprefix(OUTSIDE) for key in report["unexpected_keys"])
+        return network, replace(weights, unexpected=tuple(unexpected), undecided=tuple(undecided))
+
+    @cached_property
+    def names_on_disk(self) -> list[str]:
+        """The names of all tensors of the checkpoint. Raises CheckpointError and MachineError."""
+        with reading(self.asked):
+            return names_in(files_of(self.asked))
+
+    def _extra(self, module: Any, report: Mapping[str, Any]) -> list[str]:
+        """List the tensors that the model lacks as they would be named in it: with its own prefix, or without.
+
+        transformers takes a prefix off, or puts it before a name, for those alone that the model has.
+        """
+        prefix = f"{prefix_of_transformers(module)}."
+        names = sorted(report["unexpected_keys"])
+        if not any(name.startswith(prefix) for name in module.state_dict()):
+            return [name.removeprefix(prefix) for name in names]
+        if names and not any(name.startswith(prefix) for name in self.names_on_disk):
+            return [name if name.startswith((prefix, OUTSIDE)) else prefix + name for name in names]
+        return names
+
+    def _is_of_other_stages(self, key: str) -> bool:
+        """Tell whether a tensor that the cut network lacks is that of a stage which was not asked for."""
+        return False
 
     def from_pretrained(
         self, kind: Any, config: Any, renamed: Mapping[str, str] | None
@@ -217,7 +251,6 @@ class TransformersModelSpec(ModelSpec):
             matched=len(tensors) - len(missing),
             total=len(tensors),
             missing=missing,
-            unexpected=tuple(sorted(report["unexpected_keys"])),
             files=hash_files(files),
         )
 
@@ -300,6 +333,10 @@ def config_size(config: Any) -> Size:
     """Read the (H, W) that a configuration names, for checkpoints that say nothing of their preprocessing."""
     size = getattr(config, "image_size", None) or DEFAULT_SIZE
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _matches(patterns: Sequence[str], name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _of_architecture(config: Mapping[str, Any]) -> dict[str, Any]:

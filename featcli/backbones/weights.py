@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import pickle
 import zipfile
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,46 +155,22 @@ def _read_pickle(path: Path) -> Mapping[str, object]:
     return content
 
 
+def names_in(paths: Iterable[Path]) -> list[str]:
+    """List the names of the tensors in weights files; of safetensors files only the header is read.
+
+    Raises CheckpointError and MachineError.
+    """
+    names: list[str] = []
+    for path in paths:
+        if path.suffix == ".safetensors":
+            with reading(path, "checkpoint") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            names += [name for name in header if name != "__metadata__"]
+        else:
+            names += _read(path)[1]
+    return names
+
+
 def is_counter(key: str) -> bool:
     """Tell whether a tensor is a norm's count of batches, which only training uses: checkpoints may lack it."""
     return key.endswith("num_batches_tracked")
-
-
-def strip_prefix(
-    path: Path, tensors: Mapping[str, torch.Tensor], expected: Collection[str]
-) -> tuple[str, dict[str, torch.Tensor], list[str]]:
-    """Find the prefix (`module.`, `backbone.`, `encoder.body.` ...) that fits most expected names, the tensors under
-    it, and the names of all others.
-
-    With no fit at all the tensors come back as they are: the library may know another way to read them.
-    Raises CheckpointError where two prefixes fit equally well, as a student's and a teacher's.
-    """
-    fits = count_prefixes(tensors, expected)
-    best = most_fitting(fits)
-    equals = [prefix for prefix in sorted(fits) if fits[prefix] == fits[best]]
-    if len(equals) > 1:
-        raise CheckpointError(
-            f"checkpoint {shown(path)}: two sets of weights in it fit equally well, {equals[0]}* and {equals[1]}*",
-            "save the one that you want in a file of its own",
-        )
-    under = {key[len(best) :]: tensor for key, tensor in tensors.items() if key.startswith(best)}
-    return best, under, [key for key in tensors if not key.startswith(best)]
-
-
-def count_prefixes(found: Iterable[str], expected: Collection[str]) -> Counter[str]:
-    """Count how many of the expected names are found under each prefix."""
-    names, fits = set(expected), Counter[str]()
-    for key in found:
-        starts = [0, *(i + 1 for i, char in enumerate(key) if char == ".")]
-        fits.update(key[:start] for start in starts if key[start:] in names)
-    return fits
-
-
-def find_prefix(found: Iterable[str], expected: Collection[str]) -> str:
-    """Find the prefix under which most of the expected names are found, empty without any."""
-    return most_fitting(count_prefixes(found, expected))
-
-
-def most_fitting(fits: Counter[str]) -> str:
-    """Find the prefix with the highest count, the first by name among equals, empty without any."""
-    return max(sorted(fits), key=fits.__getitem__, default="")

@@ -1,0 +1,121 @@
+"""Tensors of a checkpoint that the network lacks: those that would have changed its maps are told from heads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from featcli.backbones.backbone import Network
+from featcli.backbones.internals import is_whole_model
+from featcli.backbones.trimming import idle_tensors
+
+# Names of tensors that no evaluation needs, wherever they are: what training counts or masks with, tables that models
+# compute by themselves, what profilers and other libraries leave behind.
+OF_NO_EFFECT = re.compile(
+    r"(?:^|\.)(?:mask_token|num_batches_tracked|position_ids|relative_position_index|relative_coords_table|attn_mask"
+    r"|attention_bias_idxs|bias_mask|total_ops|total_params|_extra_state"
+    r"|periods|inv_freq|freqs|freqs_cos|freqs_sin)$"
+)
+MOST_DIMENSIONS = 2  # of a table of frequencies; what was learnt has one for each layer and head
+# Modules of the root that are None where a model has none, and change its maps where it has: what all blocks share.
+SHARED = ("rel_pos_bias", "rope")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skeleton:
+    """What a whole network has, before it is cut."""
+
+    modules: frozenset[str]  # paths of all modules, "" is the root
+    roots: frozenset[str]  # those that stand for the root: a model around which there is another
+    absent: Mapping[str, frozenset[str]]  # by root: what its class knows and this one lacks
+
+
+def skeleton_of(module: nn.Module) -> Skeleton:
+    """List the modules of a whole network."""
+    parts = dict(module.named_modules())
+    roots = {""}
+    for path, part in parts.items():  # outer modules come first
+        if path.rpartition(".")[0] in roots and is_whole_model(part):
+            roots.add(path)
+    return Skeleton(
+        modules=frozenset(parts),
+        roots=frozenset(roots),
+        absent={root: frozenset(_absent(parts[root])) for root in roots},
+    )
+
+
+def _absent(module: nn.Module) -> set[str]:
+    """Name the attributes of a module that are None, and the tokens that others of its family have."""
+    kinds = (vars(module), module._parameters, module._modules)
+    names = {name for kind in kinds for name, value in kind.items() if value is None}
+    return names | ({"dist_token"} if hasattr(module, "cls_token") and not hasattr(module, "dist_token") else set())
+
+
+def place_of(key: str, skeleton: Skeleton) -> tuple[str, str]:
+    """Split a name into the path of the deepest module that the network has, and the rest."""
+    place = key
+    while place not in skeleton.modules:
+        place = place.rpartition(".")[0]
+    return place, key[len(place) + 1 :] if place else key
+
+
+def foreign_tensors(
+    extra: Iterable[str],
+    skeleton: Skeleton,
+    modules_in_use: Callable[[], frozenset[str]],
+    dimensions: Mapping[str, int] | None = None,
+) -> list[str]:
+    """Find those of the extra names of a checkpoint that belong to another network than this one.
+
+    These are: a tensor under a module that runs; a token of the root that its class knows and this network lacks; one
+    for a module that does nothing here. Heads and other towers are absent at the root, and stages that were not asked
+    for do not run. `modules_in_use` is only called where it matters, `dimensions` counts those of tensors by name.
+    """
+    found: list[str] = []
+    for key in extra:
+        place, rest = place_of(key, skeleton)
+        if OF_NO_EFFECT.search(key):
+            if _is_learnt(key, dimensions or {}):
+                found.append(key)
+            continue
+        if place in skeleton.roots:
+            first, _, deeper = rest.partition(".")
+            absent = first in skeleton.absent[place]
+            if absent and (not deeper or first in SHARED):
+                found.append(key)
+        elif place in modules_in_use():
+            found.append(key)
+    return found
+
+
+def _is_learnt(key: str, dimensions: Mapping[str, int]) -> bool:
+    return key.endswith("freqs") and dimensions.get(key, 0) > MOST_DIMENSIONS
+
+
+def modules_in_use(network: Network, pixels: torch.Tensor) -> frozenset[str]:
+    """Name the modules that run for the maps of a network: called, used by their tensors, or around such a one.
+
+    `pixels` are (1, C, H, W), on the device of the network. Raises whatever the network raises.
+    """
+    module, called = network.module.eval(), set[str]()
+    hooks = [
+        part.register_forward_hook(lambda *_, name=name: called.add(name)) for name, part in module.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            network.maps(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    idle = idle_tensors(module, network.maps, pixels)
+    called |= {name.rpartition(".")[0] for name, _ in module.named_parameters() if name not in idle}
+    return frozenset(path[:end] for path in called for end in _ends(path))
+
+
+def _ends(path: str) -> list[int]:
+    """List where a path and those of all modules around it end, the root's among them."""
+    return [0, *(i for i, char in enumerate(path) if char == "."), len(path)]

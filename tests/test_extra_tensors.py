@@ -1,0 +1,214 @@
+"""Tensors that a checkpoint has and the network lacks: what would change maps is refused, heads are not."""
+
+import re
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from tiny_transformers import PYRAMID, TINY, TOKENS, WINDOWS
+
+from featcli import load_backbone
+from featcli.errors import CheckpointError
+
+T = pytest.importorskip("transformers")
+VIT = TOKENS | {"image_size": 64}
+RESNET = PYRAMID | {"hidden_sizes": [16, 32, 32, 64], "embedding_size": 16}
+
+
+def write(folder, tensors, **options):
+    """A weights file of timm with these tensors; returns what load_backbone takes."""
+    file = folder / "w.safetensors"
+    safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
+    return {"checkpoint": file, **options}
+
+
+def saved(model, folder):
+    """A folder of transformers; returns what load_backbone takes."""
+    model.save_pretrained(folder)
+    T.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return {"checkpoint": folder}
+
+
+def put(folder, tensors):
+    """Put more tensors into the weights of a folder."""
+    file = folder / "model.safetensors"
+    whole = safetensors.torch.load_file(file) | tensors
+    safetensors.torch.save_file(whole, file, metadata={"format": "pt"})
+
+
+def timm_state(name, **options):
+    torch.manual_seed(0)
+    return timm.create_model(name, **options).state_dict()
+
+
+def refused(opened, first, hint=""):
+    """Loading is refused, naming this tensor as the first without a place."""
+    with pytest.raises(CheckpointError, match=r"of its tensors have no place in") as error:
+        load_backbone(**opened)
+    assert error.value.message.endswith(f"first {first}") or f"first {first}, " in error.value.message
+    assert hint in error.value.hint
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "first"),
+    [
+        ({"init_values": 0.1}, "test_vit", "blocks.0.ls1.gamma"),  # an Identity that runs
+        ({"qk_norm": True}, "test_vit", "blocks.0.attn.k_norm.bias"),
+        ({"block_args": {"attn_layer": "se"}}, "test_resnet", "layer1.0.se.fc1.bias"),  # under a module that runs
+    ],
+)
+def test_parts_that_the_architecture_lacks(tmp_path, options, name, first):
+    """A file of the same architecture with more parts than the network has is refused; the hint says what has them."""
+    opened = write(tmp_path, timm_state(name, **options), arch=name)
+    refused(opened, first)
+
+
+def test_a_norm_that_does_nothing_here(tmp_path):
+    """A norm of the root that is an Identity here, and runs, is refused."""
+    norm = {"norm_pre.weight": torch.ones(64), "norm_pre.bias": torch.ones(64)}
+    refused(write(tmp_path, timm_state("test_vit") | norm, arch="test_vit"), "norm_pre.bias")
+
+
+@pytest.mark.parametrize("token", ["reg_token", "dist_token"])
+def test_tokens_of_the_root(tmp_path, token):
+    """A token that others of the family have is refused, though it is no part of any module that runs."""
+    state = timm_state("test_vit") | {token: torch.ones(1, 1, 64)}
+    refused(write(tmp_path, state, arch="test_vit"), token)
+
+
+def test_what_all_blocks_share(tmp_path):
+    """A bias for all blocks is refused where the network has none."""
+    state = timm_state("test_vit") | {"rope.freqs": torch.ones(2, 3, 4)}
+    assert load_backbone(**write(tmp_path, state, arch="test_vit")).weights.unexpected  # no such module in its class
+    state = timm_state("beit_base_patch16_224", depth=1, embed_dim=24, num_heads=2)
+    table = {"rel_pos_bias.relative_position_bias_table": torch.ones(732, 2)}
+    opened = write(tmp_path, state | table, arch="beit_base_patch16_224")
+    opened |= {"model_arg": {"depth": 1, "embed_dim": 24, "num_heads": 2}}
+    refused(opened, *table)
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_heads_are_not_judged(tmp_path, prefix):
+    """What is absent at the root, or outside of the prefix, is named and does not matter."""
+    state = {prefix + key: tensor for key, tensor in timm_state("test_vit", num_classes=3).items()}
+    more = ["decoder.0.weight", "AuxLogits.fc.weight", "logit_scale", "blocks_of_text.0.weight", "projector.1.bias"]
+    opened = write(tmp_path, state | {key: torch.ones(2) for key in more}, arch="test_vit")
+    assert {*more, "head.weight"} <= {*load_backbone(**opened).weights.unexpected}
+
+
+def test_stages_that_were_not_asked_for_are_not_judged(tmp_path):
+    """More under a block that is cut off does not matter; under one that runs it does."""
+    state = timm_state("test_vit") | {"blocks.5.attn.gate.weight": torch.ones(2)}
+    opened = write(tmp_path, state, arch="test_vit")
+    assert "blocks.5.attn.gate.weight" in load_backbone(**opened, out_indices=[4]).weights.unexpected
+    refused(opened, "blocks.5.attn.gate.weight")
+
+
+# What a tensor is called, and the checkpoint that has it there.
+HARMLESS = {
+    "test_resnet": ["layer1.0.conv1.num_batches_tracked", "layer1.0.total_ops", "layer1.0.conv1.total_params"],
+    "test_vit": [
+        "mask_token",  # EVA and BEiT, pretraining
+        "blocks.0.attn.relative_position_index",  # BEiT, Swin, as first published
+        "blocks.0.attn.relative_coords_table",  # Swin V2
+        "blocks.0.attn_mask",  # Swin
+        "blocks.0.attn.attention_bias_idxs",  # LeViT, TinyViT, EfficientFormer
+        "blocks.0.attn.qkv.bias_mask",  # DINOv3
+        "rope_embed.periods",  # DINOv3
+        "blocks.0.attn.rope.freqs_cos",  # EVA02
+        "blocks.0.attn.rotary_emb.inv_freq",  # what is built on Llama's code
+        "blocks.0.attn.rope.freqs",  # ViT of Segment Anything and Perception Encoder
+        "blocks.0.norm1._extra_state",  # Transformer Engine
+    ],
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_names_without_effect(tmp_path, name):
+    """Counters, masks and tables that models compute themselves are accepted wherever they are."""
+    state = {key: torch.ones(2) for key in HARMLESS[name]} | timm_state(name)
+    assert load_backbone(**write(tmp_path, state, arch=name)).weights.undecided == ()
+
+
+def test_learnt_frequencies_are_no_table(tmp_path):
+    """Rotary frequencies that were learnt, for each layer and head, are refused where a network computes its own."""
+    state = timm_state("test_vit") | {"blocks.0.attn.rope.freqs": torch.ones(2, 1, 2, 4)}
+    refused(write(tmp_path, state, arch="test_vit"), "blocks.0.attn.rope.freqs")
+
+
+def test_positions_of_clip(tmp_path):
+    """`position_ids` is in every CLIP checkpoint of before 2023, under a module that runs."""
+    opened = saved(T.CLIPVisionModel(T.CLIPVisionConfig(**VIT)), tmp_path)
+    put(tmp_path, {"vision_model.embeddings.position_ids": torch.arange(5)[None]})
+    assert load_backbone(**opened).weights.matched
+
+
+def test_norms_of_other_stages(tmp_path):
+    """A checkpoint saved as a backbone has a norm for each of its stages: those not asked for do not matter."""
+    config = T.SwinConfig(**WINDOWS, out_features=["stage1", "stage2", "stage3", "stage4"])
+    opened = saved(T.SwinBackbone(config), tmp_path)
+    assert load_backbone(**opened, out_features=["stage2"]).weights.missing == ()
+    put(tmp_path, {"hidden_states_norms.stage9.weight": torch.ones(2)})
+    refused(opened, "hidden_states_norms.stage9.weight")
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "options", "key"),
+    [
+        (
+            lambda: T.ResNetForImageClassification(T.ResNetConfig(**RESNET)),
+            "resnet.",
+            "encoder.stages.1.layers.0.se.weight",
+        ),
+        (lambda: T.SwinForImageClassification(T.SwinConfig(**WINDOWS)), "swin.", "encoder.layers.1.blocks.0.ls.gamma"),
+        (
+            lambda: T.Dinov2ForImageClassification(T.Dinov2Config(**TINY["dinov2"])),
+            "dinov2.",
+            "embeddings.register_tokens",
+        ),
+        (lambda: T.ViTForImageClassification(T.ViTConfig(**VIT)), "vit.", "embeddings.register_tokens"),
+    ],
+)
+def test_prefixes_of_transformers(tmp_path, kind, options, key, prefixed):
+    """A tensor is judged by its place in the model, with the prefix of a larger one or without."""
+    torch.manual_seed(0)
+    model = getattr(T, f"{kind}ForImageClassification")(getattr(T, f"{kind}Config")(**options))
+    prefix = f"{model.base_model_prefix}." if prefixed else ""
+    opened = saved(model if prefixed else getattr(model, model.base_model_prefix), tmp_path)
+    put(tmp_path, {prefix + key: torch.ones(2), "decoder.weight": torch.ones(2)})
+    with pytest.raises(CheckpointError, match="1 of its tensors have no place in"):
+        load_backbone(**opened)
+
+
+def test_an_edited_configuration(tmp_path):
+    """More layers in the file than in the configuration, or biases that it leaves out: refused."""
+    opened = saved(T.ViTModel(T.ViTConfig(**VIT)), tmp_path)
+    config = tmp_path / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"num_hidden_layers": 3', '"num_hidden_layers": 2'))
+    refused(opened, "layers.2.attention.k_proj.bias")
+    config.write_text(re.sub('"qkv_bias": true', '"qkv_bias": false', text))
+    refused(opened, "layers.0.attention.k_proj.bias")
+
+
+def test_a_larger_model(tmp_path):
+    """Inside a larger model the backbone alone is judged, though its decoder has layers of the same names."""
+    backbone = T.ResNetConfig(**RESNET, out_features=["stage4"])
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 5}
+    opened = saved(T.DetrForObjectDetection(T.DetrConfig(**sizes, backbone_config=backbone)), tmp_path)
+    inside = "model.backbone.conv_encoder.model."
+    put(tmp_path, {"model.encoder.stages.0.gate": torch.ones(2), "encoder.layers.0.gate": torch.ones(2)})
+    assert "model.encoder.stages.0.gate" in load_backbone(**opened).weights.unexpected
+    put(tmp_path, {f"{inside}encoder.stages.0.gate": torch.ones(2)})
+    refused(opened, "encoder.stages.0.gate")
+
+
+def test_what_a_converter_leaves_out_is_said(tmp_path):
+    """timm's converters drop some tensors before anybody can judge them: the weights line names these."""
+    state = timm_state("test_vit") | {"blocks.0.pre_logits.weight": torch.ones(3)}
+    weights = load_backbone(**write(tmp_path, state, arch="test_vit")).weights
+    assert weights.undecided == ("blocks.0.pre_logits.weight",)
+    assert "1 that the library leaves out or merges, which is not proven" in weights.summary()
