@@ -1,15 +1,17 @@
 """Tensors that a checkpoint has and the network lacks: what would change maps is refused, heads are not."""
 
+import json
 import re
 
 import pytest
 import safetensors.torch
 import timm
 import torch
-from tiny_transformers import PYRAMID, TINY, TOKENS, WINDOWS
+from tiny_transformers import PYRAMID, TOKENS, WINDOWS
 
 from featcli import load_backbone
-from featcli.errors import CheckpointError
+from featcli.errors import CheckpointError, UsageError
+from featcli.spec.parsers import as_given
 
 T = pytest.importorskip("transformers")
 VIT = TOKENS | {"image_size": 64}
@@ -54,15 +56,27 @@ def refused(opened, first, hint=""):
 @pytest.mark.parametrize(
     ("options", "name", "first"),
     [
-        ({"init_values": 0.1}, "test_vit", "blocks.0.ls1.gamma"),  # an Identity that runs
+        ({"init_values": 1e-5}, "test_vit", "blocks.0.ls1.gamma"),  # an Identity that runs
         ({"qk_norm": True}, "test_vit", "blocks.0.attn.k_norm.bias"),
         ({"block_args": {"attn_layer": "se"}}, "test_resnet", "layer1.0.se.fc1.bias"),  # under a module that runs
     ],
 )
 def test_parts_that_the_architecture_lacks(tmp_path, options, name, first):
-    """A file of the same architecture with more parts than the network has is refused; the hint says what has them."""
+    """A file of the same architecture with more parts is refused; the argument that the hint names has it loaded."""
     opened = write(tmp_path, timm_state(name, **options), arch=name)
-    refused(opened, first)
+    ((argument, value),) = options.items()
+    refused(opened, first, f"--model-arg {as_given(argument, value)}")
+    weights = load_backbone(**opened, model_arg=[f"{argument}={json.dumps(value)}"]).weights
+    assert weights.matched == weights.total
+
+
+def test_positions_that_do_not_fit(tmp_path):
+    """Register tokens make timm's converter stumble over the positions: the hint names them all the same."""
+    opened = write(tmp_path, timm_state("test_vit", reg_tokens=2), arch="test_vit")
+    with pytest.raises(CheckpointError) as error:
+        load_backbone(**opened)
+    assert "--model-arg reg_tokens=2" in error.value.hint
+    assert load_backbone(**opened, model_arg={"reg_tokens": 2}).settings["options"] == {"reg_tokens": 2}
 
 
 def test_a_norm_that_does_nothing_here(tmp_path):
@@ -79,14 +93,10 @@ def test_tokens_of_the_root(tmp_path, token):
 
 
 def test_what_all_blocks_share(tmp_path):
-    """A bias for all blocks is refused where the network has none."""
-    state = timm_state("test_vit") | {"rope.freqs": torch.ones(2, 3, 4)}
-    assert load_backbone(**write(tmp_path, state, arch="test_vit")).weights.unexpected  # no such module in its class
-    state = timm_state("beit_base_patch16_224", depth=1, embed_dim=24, num_heads=2)
-    table = {"rel_pos_bias.relative_position_bias_table": torch.ones(732, 2)}
-    opened = write(tmp_path, state | table, arch="beit_base_patch16_224")
-    opened |= {"model_arg": {"depth": 1, "embed_dim": 24, "num_heads": 2}}
-    refused(opened, *table)
+    """Positions for all blocks are refused where the network has none and its class can have them."""
+    small = {"depth": 1, "embed_dim": 24, "num_heads": 2, "use_rot_pos_emb": False}
+    state = timm_state("eva02_tiny_patch14_224", **small) | {"rope.freqs": torch.ones(2, 3, 4)}
+    refused(write(tmp_path, state, arch="eva02_tiny_patch14_224") | {"model_arg": small}, "rope.freqs")
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
@@ -158,18 +168,9 @@ def test_norms_of_other_stages(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "options", "key"),
     [
-        (
-            lambda: T.ResNetForImageClassification(T.ResNetConfig(**RESNET)),
-            "resnet.",
-            "encoder.stages.1.layers.0.se.weight",
-        ),
-        (lambda: T.SwinForImageClassification(T.SwinConfig(**WINDOWS)), "swin.", "encoder.layers.1.blocks.0.ls.gamma"),
-        (
-            lambda: T.Dinov2ForImageClassification(T.Dinov2Config(**TINY["dinov2"])),
-            "dinov2.",
-            "embeddings.register_tokens",
-        ),
-        (lambda: T.ViTForImageClassification(T.ViTConfig(**VIT)), "vit.", "embeddings.register_tokens"),
+        ("ResNet", RESNET, "encoder.stages.1.layers.0.se.weight"),
+        ("Swin", WINDOWS, "encoder.layers.1.blocks.0.ls.gamma"),
+        ("ViT", VIT, "embeddings.register_tokens"),
     ],
 )
 def test_prefixes_of_transformers(tmp_path, kind, options, key, prefixed):
@@ -189,9 +190,33 @@ def test_an_edited_configuration(tmp_path):
     config = tmp_path / "config.json"
     text = config.read_text()
     config.write_text(text.replace('"num_hidden_layers": 3', '"num_hidden_layers": 2'))
-    refused(opened, "layers.2.attention.k_proj.bias")
+    refused(opened, "layers.2.attention.k_proj.bias", "--model-arg num_hidden_layers=3")
+    whole = load_backbone(**opened, model_arg=["num_hidden_layers=3"])
+    assert (whole.out_features, whole.settings["config_json"]["num_hidden_layers"]) == (["stage3"], 3)
     config.write_text(re.sub('"qkv_bias": true', '"qkv_bias": false', text))
-    refused(opened, "layers.0.attention.k_proj.bias")
+    refused(opened, "layers.0.attention.k_proj.bias", "--model-arg qkv_bias=true")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("in_chans=1", "featcli sets it by itself"),
+        ("nonsense=1", "cannot be made so"),
+        ("init_values", "not NAME=VALUE"),
+        (["depth=1", "depth=2"], "given twice"),
+    ],
+)
+def test_arguments_that_are_refused(argument, message):
+    """An argument that the network does not have, or that another option stands for."""
+    with pytest.raises(UsageError, match=message):
+        load_backbone("test_vit", random_init=True, model_arg=argument)
+
+
+def test_fields_that_are_refused():
+    """A field that a configuration does not have, with the nearest that it has."""
+    with pytest.raises(UsageError, match="ViTConfig has no such field") as error:
+        load_backbone(T.ViTConfig(**VIT), model_arg={"num_hidden_layer": 2})
+    assert "num_hidden_layers" in error.value.hint
 
 
 def test_a_larger_model(tmp_path):

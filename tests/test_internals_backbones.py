@@ -71,6 +71,7 @@ def test_loads_are_reported():
         other = Thread(target=lambda: nn.Sequential(nn.Linear(1, 1)).load_state_dict({}, strict=False))
         other.start()
         other.join()
+    assert all(isinstance(load, internals.Load) for load in loads)
     assert [(load.module, [*load.arrived], load.missing, load.unexpected) for load in loads] == [
         (module, ["0.weight", "0.more"], ["0.bias"], ["0.more"])
     ]
@@ -78,9 +79,32 @@ def test_loads_are_reported():
     assert len(loads) == 1  # the hooks are gone
 
 
+def test_heads_of_models_that_were_trained_without():
+    """If timm refuses a head again where its configuration names no classes, fine-tuned DINOv2 cannot be read."""
+    with torch.device("meta"):
+        state = timm.create_model("test_vit3", num_classes=3).state_dict()
+        options = {**internals.option_for_weights((), state | {"head.more": torch.zeros(1)})}
+        options["pretrained_cfg"] = {"num_classes": 0}
+        with internals.reported_loads() as loads:
+            timm.create_model("test_vit3", pretrained=True, num_classes=0, **options)
+    assert "head.more" in loads[-1].unexpected
+
+
+def test_whole_models_of_transformers():
+    """If they are not known, what a backbone has no use for, such as a pooler, is taken for a part of its network."""
+    config = transformers.SwinConfig(embed_dim=8, depths=[1], num_heads=[1], image_size=32)
+    with torch.device("meta"):
+        backbone = transformers.SwinBackbone(config)
+    assert internals.prefix_of_transformers(backbone) == "swin"
+    assert internals.is_whole_model(backbone.swin)
+    assert not internals.is_whole_model(backbone.swin.encoder)
+    patterns = internals.ignored_names_of_transformers(backbone)
+    assert any("relative_position_index" in pattern for pattern in patterns)
+
+
 def test_loads_are_reported_where_timm_loads(resnet):
     with internals.reported_loads() as loads:
-        options = internals.option_for_weights(resnet.state_dict() | {"layer1.0.more": torch.zeros(1)})
+        options = internals.option_for_weights(("fc",), resnet.state_dict() | {"layer1.0.more": torch.zeros(1)})
         made = timm.create_model("test_resnet", pretrained=True, num_classes=0, **options)
     (load,) = (load for load in loads if load.module is made)
     assert (load.missing, load.unexpected) == ([], ["layer1.0.more"])
@@ -270,11 +294,11 @@ def test_models_with_a_reader_of_their_own():
     assert [name for name in timm.list_models("resnetv2_*") if timm.get_pretrained_cfg(name).custom_load]
 
 
-def test_channels_of_the_first_layer():
-    """If `first_conv` is gone, every model is taken for one of three channels."""
+def test_channels_of_the_pixels():
+    """If `in_chans` is gone, nobody can tell what a model takes: TResNet's first layer has 48 channels for three."""
     with torch.device("meta"):
-        grey = timm.create_model("test_resnet", in_chans=1)
-    assert internals.in_chans_of_timm(grey) == 1
+        grey, deep = timm.create_model("test_resnet", in_chans=1), timm.create_model("tresnet_m")
+    assert (internals.in_chans_of_timm(grey), internals.in_chans_of_timm(deep)) == (1, 3)
 
 
 def test_options_of_constructors(resnet, vit):
@@ -335,7 +359,7 @@ def test_names_that_timm_does_not_know(name, is_pretrained):
 
 def test_weights_from_memory(resnet):
     """Without `pretrained_cfg_overlay` only timm reads weights files: no prefixes, no containers, code in pickles."""
-    options = internals.option_for_weights(resnet.state_dict())
+    options = internals.option_for_weights(("fc",), resnet.state_dict())
     made = timm.create_model("test_resnet", pretrained=True, num_classes=0, **options)
     assert torch.equal(made.conv1[0].weight, resnet.conv1[0].weight)
     assert "state_dict" in made.pretrained_cfg

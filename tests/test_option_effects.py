@@ -60,6 +60,7 @@ BASES: dict[str, dict[str, Any]] = {
 DRY = {"dry_run": True}
 LIST = {"inputs": NOT, "files_from": "list"}
 VIT = {"checkpoint": "test_vit"}
+TWO = {"checkpoint": "two.safetensors", "arch": "test_resnet", "random_init": NOT}
 TEXT = {"as_json": NOT}
 RAY = {"engine": "ray"}
 OLD = {"inputs": "mixed", "out_indices": "1,-1", "shard_size": 1}  # as the dump was made
@@ -75,6 +76,8 @@ EFFECTS = {
         Effect("follow_links", True, "choice images", DRY),
         Effect("checkpoint", "test_vit", "choice checkpoint", DRY),
         Effect("arch", "test_resnet", "error", {**DRY, "checkpoint": "weights.safetensors", "random_init": NOT}),
+        Effect("weights_key", "b", "error", TWO),
+        Effect("model_arg", "init_values=0.5", "map a.jpg", VIT),
         Effect("random_init", True, "error", {"random_init": NOT}),
         Effect("seed", 3, "map a.jpg"),
         Effect("num_channels", 1, "map a.jpg"),
@@ -122,6 +125,7 @@ EFFECTS = {
     "inspect": [
         Effect("target", "test_vit", "checkpoint name"),
         Effect("arch", "test_resnet", "error", {"target": "weights.safetensors"}),
+        Effect("model_arg", "init_values=0.5", "checkpoint parameters", {"target": "test_vit"}),
         Effect("image_size", 64, "checkpoint input_size"),
         Effect("num_channels", 1, "checkpoint num_channels"),
         Effect("norm", "model", "checkpoint norm", {"target": "test_vit"}),
@@ -143,6 +147,8 @@ EFFECTS = {
         Effect("follow_links", True, "recomputed follow_links", ANEW),
         Effect("checkpoint", "test_vit", "recomputed checkpoint", ANEW),
         Effect("arch", "test_resnet", "recomputed arch", ANEW),
+        Effect("weights_key", "b", "recomputed weights_key", ANEW | {"arch": "test_resnet"}),
+        Effect("model_arg", "init_values=0.5", "recomputed model_arg", ANEW),
         Effect("random_init", True, "recomputed random_init", ANEW | {"random_init": NOT}),
         Effect("seed", 3, "recomputed seed", ANEW),
         Effect("device", "cpu", "recomputed device", ANEW),
@@ -208,7 +214,11 @@ def world(tmp_path_factory):
     (folder / "zeros").write_text("photos/b.png\0")
     (folder / "short").write_text("b.png\n")
     (folder / "outside").write_text("../linked/far.png\n")
-    save_file(timm.create_model("test_resnet").state_dict(), folder / "weights.safetensors")
+    weights = timm.create_model("test_resnet").state_dict()
+    save_file(weights, folder / "weights.safetensors")
+    save_file(
+        {f"{of}.{key}": tensor.clone() for of in "ab" for key, tensor in weights.items()}, folder / "two.safetensors"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("COLUMNS", "200")
@@ -372,6 +382,8 @@ def load(options):
 OF_LOADING = {
     "checkpoint": Effect("checkpoint", "test_vit", "digest"),
     "arch": Effect("arch", "test_resnet", "error", {"checkpoint": "weights.safetensors", "random_init": False}),
+    "weights_key": Effect("weights_key", "b", "error", TWO | {"random_init": False}),
+    "model_arg": Effect("model_arg", {"init_values": 0.5}, "settings", {"checkpoint": "test_vit"}),
     "random_init": Effect("random_init", True, "error", {"random_init": False}),
     "seed": Effect("seed", 3, "digest"),
     "num_channels": Effect("num_channels", 1, "num_channels"),

@@ -67,19 +67,19 @@ def foreign_tensors(
     extra: Iterable[str],
     skeleton: Skeleton,
     modules_in_use: Callable[[], frozenset[str]],
-    dimensions: Mapping[str, int] | None = None,
+    shapes: Mapping[str, torch.Size] | None = None,
 ) -> list[str]:
     """Find those of the extra names of a checkpoint that belong to another network than this one.
 
     These are: a tensor under a module that runs; a token of the root that its class knows and this network lacks; one
     for a module that does nothing here. Heads and other towers are absent at the root, and stages that were not asked
-    for do not run. `modules_in_use` is only called where it matters, `dimensions` counts those of tensors by name.
+    for do not run. `modules_in_use` is only called where it matters; `shapes` are those of tensors, as far as known.
     """
     found: list[str] = []
     for key in extra:
         place, rest = place_of(key, skeleton)
         if OF_NO_EFFECT.search(key):
-            if _is_learnt(key, dimensions or {}):
+            if _is_learnt(key, shapes or {}):
                 found.append(key)
             continue
         if place in skeleton.roots:
@@ -92,8 +92,14 @@ def foreign_tensors(
     return found
 
 
-def _is_learnt(key: str, dimensions: Mapping[str, int]) -> bool:
-    return key.endswith("freqs") and dimensions.get(key, 0) > MOST_DIMENSIONS
+def _is_learnt(key: str, shapes: Mapping[str, torch.Size]) -> bool:
+    return key.endswith("freqs") and len(shapes.get(key, ())) > MOST_DIMENSIONS
+
+
+def layers_in(names: Iterable[str]) -> int:
+    """Count the layers that names such as `blocks.11.norm1.weight` mean, 0 for other names."""
+    numbers = [re.search(r"\.(\d+)\.", name) for name in names]
+    return max((int(number[1]) + 1 for number in numbers if number), default=0)
 
 
 def modules_in_use(network: Network, pixels: torch.Tensor) -> frozenset[str]:

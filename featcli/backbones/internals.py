@@ -317,17 +317,20 @@ class TimmFacts:
     hub_id: str  # of the repository with the weights, empty where there is none
     hub_filename: str | None  # of the weights there, where it is no usual one
     has_reader_of_its_own: bool  # for a format that is no state dict
+    classifiers: tuple[str, ...]  # the modules of its head
 
 
 def facts_of_timm(model: Any) -> TimmFacts:
     """Read the configuration of a model that timm made."""
     config = model.pretrained_cfg
+    classifiers = config.get("classifier")
     return TimmFacts(
         architecture=config.get("architecture") or "",
         tag=config.get("tag") or "",
         hub_id=str(config.get("hf_hub_id") or ""),
         hub_filename=config.get("hf_hub_filename"),
         has_reader_of_its_own=bool(config.get("custom_load")),
+        classifiers=(classifiers,) if isinstance(classifiers, str) else tuple(classifiers or ()),
     )
 
 
@@ -396,9 +399,14 @@ def is_unknown_to_timm(error: Exception) -> bool:
     return str(error).startswith(("Unknown model", "Invalid pretrained tag"))
 
 
-def option_for_weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Make the option with which timm's `create_model(pretrained=True)` loads these tensors in place of a file."""
-    return {"pretrained_cfg_overlay": {"state_dict": tensors}}
+def option_for_weights(classifiers: Sequence[str], tensors: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
+    """Make the option with which timm's `create_model(pretrained=True)` loads these tensors, or those of its own file.
+
+    timm refuses what a headless model lacks if its configuration says that the trained one had no head either. With
+    another number of classes in it timm takes the tensors of `classifiers` out, and reports the others.
+    """
+    overlay: dict[str, Any] = {"num_classes": 1, "classifier": tuple(classifiers)}
+    return {"pretrained_cfg_overlay": overlay if tensors is None else {**overlay, "state_dict": tensors}}
 
 
 def forget_weights(model: Any) -> None:

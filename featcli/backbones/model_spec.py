@@ -23,7 +23,7 @@ from featcli.backbones.stages import Stage, select
 from featcli.errors import CheckpointError, UsageError, one_line, shown
 from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import CheckpointSpec
-from featcli.spec.parsers import Size
+from featcli.spec.parsers import Size, as_given
 from featcli.spec.words import NATIVE, Norm
 
 REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)  # how libraries refuse a size
@@ -195,18 +195,18 @@ class ModelSpec(ABC):
         skeleton: Skeleton,
         positions: Sequence[int],
         network: Network,
-        dimensions: Mapping[str, int] | None = None,
+        shapes: Mapping[str, torch.Size] | None = None,
     ) -> None:
         """Raise CheckpointError if the checkpoint has tensors that another network than this one would use.
 
         `extra` are the names of those that this one lacks, `skeleton` is what it had before it was cut.
         """
-        foreign = sorted(foreign_tensors(extra, skeleton, lambda: self._in_use(positions, network), dimensions))
+        foreign = sorted(foreign_tensors(extra, skeleton, lambda: self._in_use(positions, network), shapes))
         if foreign:
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {len(foreign)} of its tensors have no place in"
                 f" {self.name}, which gives other maps than with them, first {', '.join(foreign[:3])}",
-                self._hint_for(foreign),
+                self._hint_for(foreign, shapes or {}),
             )
 
     def _in_use(self, positions: Sequence[int], network: Network) -> frozenset[str]:
@@ -216,9 +216,24 @@ class ModelSpec(ABC):
         except Exception:  # some models look into their tensors
             return modules_in_use(network, self.blank("cpu"))
 
-    def _hint_for(self, foreign: Sequence[str]) -> str:
-        """Say what may be done about tensors without a place."""
+    def _hint_for(self, foreign: Sequence[str], shapes: Mapping[str, torch.Size]) -> str:
+        """Say what may be done about tensors without a place: which argument would give them one, if there is any."""
+        for name, value in self._arguments_for(foreign, shapes):
+            try:
+                names = self._names_with(name, value)
+            except Exception:  # libraries refuse in many ways
+                continue
+            if names.issuperset(foreign):
+                return f"is it a network with them? Then add --model-arg {as_given(name, value)}"
         return "do these weights belong to this architecture?"
+
+    @abstractmethod
+    def _arguments_for(self, foreign: Sequence[str], shapes: Mapping[str, torch.Size]) -> Iterable[tuple[str, Any]]:
+        """Give arguments of the network, by name, with which it could have such tensors."""
+
+    @abstractmethod
+    def _names_with(self, argument: str, value: Any) -> set[str]:
+        """Name the tensors of the whole network with another value of an argument. Raises whatever its library does."""
 
     def blank(self, device: str) -> torch.Tensor:
         """Give one picture without anything on it: (1, C, H, W) of the backbone's input."""

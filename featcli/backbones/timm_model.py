@@ -20,7 +20,7 @@ import torch
 import xxhash
 
 from featcli.backbones.backbone import Network, Weights
-from featcli.backbones.extra_tensors import foreign_tensors, skeleton_of
+from featcli.backbones.extra_tensors import foreign_tensors, layers_in, skeleton_of
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
 from featcli.backbones.image_processor import plain_json
 from featcli.backbones.internals import (
@@ -59,13 +59,34 @@ from featcli.backbones.weights import (
 )
 from featcli.errors import CheckpointError, FeatcliError, UsageError, nearest, one_line, shown
 from featcli.spec.groups import CheckpointSpec
-from featcli.spec.parsers import Size
+from featcli.spec.parsers import Size, as_given
 from featcli.spec.words import NATIVE
 from featcli.system.borrowed import own_random_numbers, silent_warnings
 from featcli.system.faults import fault_behind, machine_error
 from featcli.system.files import is_there
 
 timm = import_timm()
+
+
+# Arguments of timm's constructors that give a network more tensors, with values that do.
+ARGUMENTS: tuple[tuple[str, Any], ...] = (
+    ("init_values", 1e-5),
+    ("qk_norm", True),
+    ("qkv_bias", True),
+    ("pre_norm", True),
+    ("scale_norm", True),
+    ("class_token", True),
+    ("use_abs_pos_emb", True),
+    ("use_rel_pos_bias", True),
+    ("use_shared_rel_pos_bias", True),
+    ("rel_pos", True),
+    ("ls_init_value", 1e-6),
+    ("block_args", {"attn_layer": "se"}),
+)
+# Those that other options stand for, or that would make it something else than a backbone.
+SETTLED = {"in_chans": "give --num-channels", "img_size": "give --image-size", "num_classes": "a backbone has no head"}
+SETTLED |= dict.fromkeys(("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"), "give -c/--checkpoint")
+SETTLED |= dict.fromkeys(("features_only", "out_indices"), "give --out-indices")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +124,8 @@ class TimmModelSpec(ModelSpec):
         """
         self.asked = asked
         self.request = request
-        plain, options = self._with_channels(dict(request.options))
+        refuse_settled(asked.model_args)
+        plain, options = self._with_channels(self._given_options)
         own = dict(request.pretrained_cfg) or plain.pretrained_cfg
         self._options = options | self._size_options(plain, options, own)
         self.config = self._data_config(request.input_size, own)
@@ -118,9 +140,13 @@ class TimmModelSpec(ModelSpec):
         self.norm = asked.norm or self.default_norm
         self.norm_reason = "as asked" if asked.norm else "default: timm's own"
         facts = facts_of_timm(plain)
-        self.tag = facts.tag
+        self.tag, self._classifiers = facts.tag, facts.classifiers
         self.architecture = facts.architecture or request.model_name
         self.name = self._name()
+
+    @property
+    def _given_options(self) -> dict[str, Any]:
+        return {**self.request.options, **self.asked.model_args}
 
     def _with_channels(self, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Make the model for the channels that are asked for, and its options: one that changes nothing is left out."""
@@ -177,7 +203,7 @@ class TimmModelSpec(ModelSpec):
         """See ModelSpec. Older plans have a hash of the network as torch prints it in place of its arguments."""
         if "structure" not in before:
             return super().settings_beside(before, is_same_library)
-        plain, _ = self._with_channels(dict(self.request.options))
+        plain, _ = self._with_channels(self._given_options)
         structure = xxhash.xxh3_128_hexdigest(repr(plain).encode())
         settings = {**self.settings(), "structure": structure, "options": plain_json(self._options)}
         # What the checkpoint says of the network may be another by now, unless it says nothing.
@@ -214,8 +240,8 @@ class TimmModelSpec(ModelSpec):
         weights = self._proven(network.module, load, read, hash_files(files))
         if load is None:
             return network, weights
-        dimensions = {key: tensor.ndim for key, tensor in load.arrived.items()}
-        self.refuse_foreign(load.unexpected, skeleton, positions, network, dimensions)
+        shapes = {key: tensor.shape for key, tensor in load.arrived.items()}
+        self.refuse_foreign(load.unexpected, skeleton, positions, network, shapes)
         left_out = [] if read is None else _left_out(read.tensors, load)
         undecided = foreign_tensors(left_out, skeleton, lambda: self._in_use(positions, network))
         of_no_use = [*weights.unexpected, *(key for key in left_out if key not in undecided)]
@@ -271,11 +297,41 @@ class TimmModelSpec(ModelSpec):
                 raise _unknown(name, "--arch" if self.request.is_architecture else "checkpoint") from None
             if name.startswith(AT_HUB):
                 raise unreachable(name, error) from error
+            if self.asked.model_args:
+                arguments = ", ".join(self.asked.model_args)
+                raise UsageError(
+                    f"--model-arg {arguments}: {name.removeprefix(IN_FOLDER)} cannot be made so: {one_line(error)}",
+                    "its arguments are those of its class in timm",
+                ) from error
             if (fault := fault_behind(error)) is not None:
                 raise machine_error(f"checkpoint {shown(self.asked.checkpoint_name)}", fault) from error
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error)}", "is the folder whole?"
             ) from error
+
+    def _arguments_for(self, foreign: Sequence[str], shapes: Mapping[str, torch.Size]) -> Iterable[tuple[str, Any]]:
+        model = self._create("meta", self._options)
+        numbers = (("reg_tokens", shapes.get("reg_token", (1, 4))[1]), ("depth", layers_in(foreign)))
+        return [(name, value) for name, value in (*ARGUMENTS, *numbers) if is_option_of_timm(model, name)]
+
+    def _names_with(self, argument: str, value: Any) -> set[str]:
+        return set(self._shapes_with({argument: value}))
+
+    def _shapes_with(self, arguments: Mapping[str, Any]) -> dict[str, torch.Size]:
+        """List the shapes of the whole network's tensors with other values of these arguments."""
+        model = self._create("meta", {**self._options, **arguments})
+        return {key: tensor.shape for key, tensor in model.state_dict().items() if not is_counter(key)}
+
+    def _hint_after(self, read: _FileWeights | None) -> str:
+        """Say what may be done about weights that timm cannot load: which argument makes them fit, if there is any."""
+        found = {key: tensor.shape for key, tensor in read.tensors.items()} if read else {}
+        own = self._shapes_with({})
+        for name, value in self._arguments_for(list(found), found) if found else ():
+            with suppress(FeatcliError):
+                shapes = self._shapes_with({name: value})
+                if shapes != own and all(found.get(key) == shape for key, shape in shapes.items()):
+                    return f"is it a network with another {name}? Then add --model-arg {as_given(name, value)}"
+        return f"do these weights belong to {self.architecture}?"
 
     def _own_files(self) -> Sequence[Path]:
         """List the weights files that are read here, empty where timm finds its own."""
@@ -286,7 +342,7 @@ class TimmModelSpec(ModelSpec):
         files = self._own_files()
         if not files:
             return None
-        container, found = read_weights(files)
+        container, found = read_weights(files, self.asked.weights_key)
         expected = self._create("meta", self._options).state_dict()
         best = strip_prefix(files[0], found, expected)
         if not all(name in best.tensors or is_counter(name) for name in expected):
@@ -312,7 +368,7 @@ class TimmModelSpec(ModelSpec):
     def _count_arriving(self, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> int:
         """Count the tensors of the model that these become in timm's converter, with the shapes that it wants."""
         blank = {key: tensor.to("meta") for key, tensor in tensors.items()}
-        options = {**self._options, **option_for_weights(blank)}
+        options = {**self._options, **option_for_weights(self._classifiers, blank)}
         with reported_loads() as loads, suppress(Exception), silent_timm(), silent_warnings(), torch.device("meta"):
             # Whatever a converter makes of names that it does not expect.
             timm.create_model(self.request.model_name, pretrained=True, num_classes=0, **options)
@@ -323,8 +379,8 @@ class TimmModelSpec(ModelSpec):
         """Make the same model with weights. Whatever timm raises here is about the checkpoint."""
         name, options = self.request.model_name, dict(self._options)
         at_hub = read is None and not name.startswith(IN_FOLDER)
-        if read is not None:
-            options |= option_for_weights(dict(read.tensors))  # converters take tensors out of it
+        # Converters take tensors out of what they are given.
+        options |= option_for_weights(self._classifiers, None if read is None else dict(read.tensors))
         try:
             heard = faults_are_heard(self.asked.checkpoint_name)
             with silent_timm(), hub_or_cache(wanted=at_hub), heard, files_are_read():
@@ -337,8 +393,7 @@ class TimmModelSpec(ModelSpec):
             if (fault := fault_behind(error)) is not None:
                 raise machine_error(f"checkpoint {shown(self.asked.checkpoint_name)}", fault) from error
             raise CheckpointError(
-                f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error, 2)}",
-                f"do these weights belong to {self.architecture}?",
+                f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error, 2)}", self._hint_after(read)
             ) from error
 
     def _files_of_timm(self, model: Any) -> Sequence[Path]:
@@ -402,6 +457,13 @@ def _patch(model: Any, strides: Sequence[int]) -> Size | None:
     if len(sides) == 2 and sides[0] == strides[0]:  # else patches overlap, and borders are padded
         return int(sides[0]), int(sides[1])
     return (strides[0], strides[0]) if len(set(strides)) == 1 else None
+
+
+def refuse_settled(arguments: Mapping[str, Any]) -> None:
+    """Raise UsageError for arguments that other options stand for."""
+    for name in arguments:
+        if name in SETTLED:
+            raise UsageError(f"--model-arg {name}: featcli sets it by itself", SETTLED[name])
 
 
 def _unknown(name: str, option: str) -> UsageError:

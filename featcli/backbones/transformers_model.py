@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from featcli.backbones.backbone import Network, Weights
 from featcli.backbones.composites import OUTSIDE, described_place
-from featcli.backbones.extra_tensors import OF_NO_EFFECT, skeleton_of
+from featcli.backbones.extra_tensors import OF_NO_EFFECT, layers_in, skeleton_of
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
 from featcli.backbones.image_processor import ImageProcessor, default_processor, plain_json, read_processor
 from featcli.backbones.internals import (
@@ -34,7 +35,7 @@ from featcli.backbones.internals import (
 from featcli.backbones.model_spec import ModelSpec, modules_run
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing
 from featcli.backbones.weights import hash_files, is_counter, names_in, refuse_pretenders, weights_files
-from featcli.errors import CheckpointError, FeatcliError, UsageError, one_line, shown
+from featcli.errors import CheckpointError, FeatcliError, UsageError, nearest, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
 from featcli.system.borrowed import own_random_numbers
@@ -48,6 +49,12 @@ NOT_ARCHITECTURE = frozenset(
     "_name_or_path transformers_version architectures out_features out_indices dtype torch_dtype id2label"
     " label2id".split()
 )
+FOLLOWING = ("stage_names", "out_features", "out_indices", "_out_features", "_out_indices")  # from other fields
+SETTLED = {
+    "num_channels": "it is what --num-channels sets",
+    "out_features": "it is what --out-features sets",
+    "out_indices": "it is what --out-indices sets",
+}
 PARTS = ("vision_config", "backbone_config")  # of a larger model: where its configuration has that of the backbone
 
 
@@ -60,7 +67,7 @@ class TransformersModelSpec(ModelSpec):
         """Take over a configuration: `config` is the vision model's, `outer` that of a larger model around it."""
         self.asked = asked
         self.name = name_of(asked)
-        self.config = copied(config)
+        self.config = with_arguments(copied(config), asked.model_args)
         self.outer = outer
         self.model_type = config.model_type
         if asked.num_channels is not None:
@@ -138,6 +145,18 @@ class TransformersModelSpec(ModelSpec):
         if names and not any(name.startswith(prefix) for name in self.names_on_disk):
             return [name if name.startswith((prefix, OUTSIDE)) else prefix + name for name in names]
         return names
+
+    def _arguments_for(self, foreign: Sequence[str], shapes: Mapping[str, torch.Size]) -> Iterable[tuple[str, Any]]:
+        fields = self.config.to_dict()
+        yield from ((name, True) for name, value in fields.items() if value is False and name not in NOT_ARCHITECTURE)
+        numbers = {"num_hidden_layers": layers_in(foreign), "num_register_tokens": 4, "layer_scale_init_value": 1e-5}
+        yield from ((name, value) for name, value in numbers.items() if name in fields)
+
+    def _names_with(self, argument: str, value: Any) -> set[str]:
+        twin = copy(self)
+        twin.config = with_arguments(self.config, {argument: value})
+        with torch.device("meta"), silent_transformers():
+            return set(twin._blank((0,)).state_dict())
 
     def _is_of_other_stages(self, key: str) -> bool:
         """Tell whether a tensor that the cut network lacks is that of a stage which was not asked for."""
@@ -221,7 +240,8 @@ class TransformersModelSpec(ModelSpec):
         elif not isinstance(config, Mapping):
             config = config.to_diff_dict()
         parts = () if self.outer is None else [config.get(f"{part}{end}") for part in PARTS for end in ("", "_dict")]
-        return _of_architecture(next((part for part in parts if isinstance(part, Mapping)), config))
+        written = next((part for part in parts if isinstance(part, Mapping)), config)
+        return _of_architecture({**written, **asked.model_args})
 
     def _proven(self, network: Network, report: Mapping[str, Any]) -> Weights:
         tensors = network.tensors().keys()
@@ -362,6 +382,29 @@ def unless_set(
             kept |= {name: before[name]} if name in before else {}
             differing.append(name)
     return kept, differing
+
+
+def with_arguments(config: Any, arguments: Mapping[str, Any]) -> Any:
+    """Change fields of a configuration; what follows from them, such as the names of stages, is made anew.
+
+    Raises UsageError.
+    """
+    if not arguments:
+        return config
+    if unknown := [name for name in arguments if not hasattr(config, name) or name in SETTLED]:
+        near = nearest(unknown[0], config.to_dict())
+        raise UsageError(
+            f"--model-arg {unknown[0]}: " + SETTLED.get(unknown[0], f"{type(config).__name__} has no such field"),
+            f"did you mean {' or '.join(near)}?" if near and unknown[0] not in SETTLED else "see its config.json",
+        )
+    fields = {name: value for name, value in config.to_dict().items() if name not in FOLLOWING}
+    try:
+        return type(config).from_dict(plain_json({**fields, **arguments}))
+    except Exception as error:  # configurations check their fields in many ways
+        asked = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        raise UsageError(
+            f"--model-arg {asked}: {type(config).__name__} does not take it: {one_line(error)}", "see its config.json"
+        ) from error
 
 
 def copied(config: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 
 from featcli.backbones.hub import find_weights
 from featcli.backbones.internals import ends_too_early, numpy_numbers
-from featcli.errors import CheckpointError, FeatcliError, shown
+from featcli.errors import CheckpointError, FeatcliError, UsageError, shown
 from featcli.system.borrowed import silent_warnings
 from featcli.system.files import is_file, reading
 
@@ -55,17 +55,18 @@ def hash_files(paths: Iterable[Path]) -> dict[str, str]:
     return hashes
 
 
-def read_weights(paths: Sequence[Path]) -> tuple[str, dict[str, torch.Tensor]]:
+def read_weights(paths: Sequence[Path], key: str | None = None) -> tuple[str, dict[str, torch.Tensor]]:
     """Read the tensors of weights files by name, and in which container of a training checkpoint they were.
 
-    Raises CheckpointError and MachineError.
+    `key` names containers, then a prefix of names, which is taken off: `teacher.backbone`. Without it the first
+    container that is known is taken. Raises CheckpointError, MachineError, and UsageError for a key that is not there.
     """
     refuse_pretenders(paths)
-    read = [_read(path) for path in paths]
+    read = [_read(path, key) for path in paths]
     return read[0][0], {name: tensor for _, tensors in read for name, tensor in tensors.items()}
 
 
-def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
+def _read(path: Path, key: str | None = None) -> tuple[str, dict[str, torch.Tensor]]:
     try:
         content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except pickle.UnpicklingError as error:
@@ -83,7 +84,7 @@ def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
         raise CheckpointError(
             f"checkpoint {shown(path)}: not a readable weights file ({type(error).__name__})", "is the file whole?"
         ) from error
-    found = _find_tensors(content)
+    found = _find_tensors(content) if key is None else _tensors_under(path, content, key)
     if found is None:
         top = ", ".join(map(str, list(content)[:5]))
         raise CheckpointError(f"checkpoint {shown(path)}: no weights in it, only {top}", "is it a weights file?")
@@ -100,6 +101,30 @@ def _find_tensors(content: Mapping[Any, Any], place: str = "") -> tuple[str, dic
                 return found
     tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     return (place.rstrip("."), tensors) if tensors else None
+
+
+def _tensors_under(path: Path, content: Mapping[Any, Any], key: str) -> tuple[str, dict[str, torch.Tensor]]:
+    """Find the tensors in the containers that a key names first, whose names have what is left of it as a prefix."""
+    inner, parts = content, key.split(".")
+    while parts and isinstance(inner.get(parts[0]), Mapping):
+        inner = inner[parts.pop(0)]
+    if not parts:
+        found = _find_tensors(inner)
+        if found is not None:
+            return f"{key}.{found[0]}".rstrip("."), found[1]
+    prefix = ".".join([*parts, ""])
+    tensors = {
+        str(name)[len(prefix) :]: value
+        for name, value in inner.items()
+        if isinstance(value, torch.Tensor) and str(name).startswith(prefix)
+    }
+    if not tensors:
+        heads = dict.fromkeys(str(name).partition(".")[0] for name in inner)
+        raise UsageError(
+            f"--weights-key {shown(key)}: nothing of that name in {shown(path)}",
+            f"there is {', '.join(list(heads)[:8])}" + (" ..." if len(heads) > 8 else ""),
+        )
+    return key, tensors
 
 
 def refuse_pretenders(paths: Iterable[Path]) -> None:

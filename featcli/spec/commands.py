@@ -25,6 +25,7 @@ from featcli.spec.groups import (
     Incomplete,
     InputSpec,
     Json,
+    ModelArg,
     ModelNorm,
     NumChannels,
     PixelSpec,
@@ -34,6 +35,7 @@ from featcli.spec.groups import (
     Seed,
     StageNames,
     StageSpec,
+    WeightsKey,
 )
 from featcli.spec.option import Option, Other, Spec, options_of
 from featcli.spec.parsers import Path, at_least, between, parse_inputs, parse_pool
@@ -98,6 +100,7 @@ class InspectCommand(StageSpec):
         str, Option("What extract -c or -o take.", metavar="CHECKPOINT|DUMP", is_argument=True, is_model=True)
     ]
     arch: Arch = None
+    model_arg: ModelArg = ()
     image_size: ImageSize = None
     num_channels: NumChannels = None
     norm: ModelNorm = None
@@ -158,6 +161,8 @@ class VerifyCommand(InputSpec):
         Option("For --recompute: as for extract.", flags=("-c", "--checkpoint"), group=CHECKPOINT, is_model=True),
     ] = None
     arch: Arch = None
+    weights_key: WeightsKey = None
+    model_arg: ModelArg = ()
     random_init: RandomInit = False
     seed: Seed = None
     device: Annotated[str | None, replace(OF_DEVICE, help=f"{OF_DEVICE.help} Default: {AUTO}.", stands_for=AUTO)] = None

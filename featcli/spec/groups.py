@@ -17,11 +17,13 @@ from featcli.spec.parsers import (
     count_up_to,
     depth_as_given,
     device_text,
+    model_args,
     parse_count,
     parse_depth_range,
     parse_features,
     parse_indices,
     parse_inputs,
+    parse_model_args,
     parse_part,
     parse_pool,
     parse_size,
@@ -80,6 +82,25 @@ Seed = Annotated[
         check=between(0, 2**63 - 1, most_said="2**63 - 1"),
         stands_for=0,
         needs=Other("random_init", "trained weights are what they are: leave --seed out"),
+    ),
+]
+ModelArg = Annotated[
+    Mapping[str, Any] | Sequence[str],
+    Option(
+        "An argument of the network, such as init_values=1e-5; give it again for more.",
+        metavar="NAME=VALUE",
+        group=CHECKPOINT,
+        keep=parse_model_args,
+    ),
+]
+WeightsKey = Annotated[
+    str | None,
+    Option(
+        "Which weights of the file: a container, a prefix of names, or both, such as teacher.backbone."
+        " Default: what fits best.",
+        metavar="NAME",
+        group=CHECKPOINT,
+        needs=Other("arch", "it chooses within a weights file: leave --weights-key out"),
     ),
 ]
 NumChannels = Annotated[
@@ -223,6 +244,8 @@ class CheckpointSpec(Spec):
         ),
     ]
     arch: Arch = None
+    weights_key: WeightsKey = None
+    model_arg: ModelArg = ()
     random_init: RandomInit = False
     seed: Seed = None
     num_channels: NumChannels = None
@@ -258,6 +281,11 @@ class CheckpointSpec(Spec):
     def is_random(self) -> bool:
         """Whether weights are drawn by chance."""
         return self.random_init or (self.config is not None and not _wants_pretrained(self.config))
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """The arguments of the network, by name."""
+        return model_args(tuple(self.model_arg))
 
     @property
     def seed_of_weights(self) -> int:

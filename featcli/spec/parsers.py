@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import operator
 import os
 import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -89,6 +93,47 @@ def parse_number(option: str, text: str, kind: type[int] | type[float]) -> int |
     except ValueError:
         what = "a whole number" if kind is int else "a number"
         raise UsageError(f"{option} {shown(text)}: not {what}", LEAVE_OUT) from None
+
+
+def parse_model_args(asked: Any) -> tuple[str, ...]:
+    """Arguments of a model, from texts such as `init_values=1e-5` or a mapping, as texts whose values are JSON."""
+    if isinstance(asked, str):
+        asked = (asked,)
+    if isinstance(asked, Mapping):
+        found = {str(name): value for name, value in asked.items()}
+    else:
+        found = {}
+        for text in asked if isinstance(asked, Iterable) else (asked,):
+            name, equals, value = text.partition("=") if isinstance(text, str) else ("", "", "")
+            if not (equals and name.isidentifier()):
+                raise UsageError(f"--model-arg {shown(text)}: not NAME=VALUE", "such as --model-arg init_values=1e-5")
+            if name in found and found[name] != _value_of(value):
+                raise UsageError(f"--model-arg {name} is given twice, with different values", "give it once")
+            found[name] = _value_of(value)
+    try:
+        return tuple(f"{name}={json.dumps(value)}" for name, value in found.items())
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--model-arg: {error}", "give numbers, words, or lists and dictionaries of them") from None
+
+
+def as_given(name: str, value: Any) -> str:
+    """An argument as it is written in a shell."""
+    return shlex.quote(f"{name}={json.dumps(value)}")
+
+
+def model_args(texts: Sequence[str]) -> dict[str, Any]:
+    """What `parse_model_args` keeps, as values by name."""
+    return {name: json.loads(value) for name, _, value in (text.partition("=") for text in texts)}
+
+
+def _value_of(text: str) -> Any:
+    """A value as JSON or Python write it; any other text is a word."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
 
 
 def parse_count(option: str, text: str) -> int | str:

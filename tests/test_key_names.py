@@ -1,0 +1,130 @@
+"""Names of tensors that other code gave them: prefixes, flat names, official formats; and the choice among them."""
+
+import re
+
+import pytest
+import timm
+import torch
+
+from featcli import load_backbone
+from featcli.errors import CheckpointError, UsageError
+
+
+def read(tmp_path, content, arch, **options):
+    """The backbone of a weights file with this content."""
+    torch.save(content, tmp_path / "w.pth")
+    return load_backbone(tmp_path / "w.pth", arch=arch, **options)
+
+
+def state_of(arch, **options):
+    torch.manual_seed(0)
+    return timm.create_model(arch, num_classes=0, **options).state_dict()
+
+
+def named(state, *pairs):
+    """The same tensors with patterns in their names replaced."""
+    renamed = {}
+    for key, tensor in state.items():
+        for pattern, new in pairs:
+            key = re.sub(pattern, new, key)
+        renamed[key] = tensor
+    return renamed
+
+
+# timm/models/convnext.py, checkpoint_filter_fn, backwards: the names of facebookresearch/ConvNeXt.
+CONVNEXT = (
+    (r"^stem\.(\d)", r"downsample_layers.0.\1"),
+    (r"^stages\.(\d)\.downsample\.(\d)", r"downsample_layers.\1.\2"),
+    (r"^stages\.(\d)\.blocks\.(\d+)", r"stages.\1.\2"),
+    (r"conv_dw", "dwconv"),
+    (r"mlp\.fc", "pwconv"),
+    (r"^head\.norm", "norm"),
+)
+
+
+def same(backbone, state):
+    """Every tensor of the backbone is the one of that name."""
+    return all(torch.equal(tensor, state[key]) for key, tensor in backbone.network.tensors().items())
+
+
+def test_flat_names(tmp_path):
+    """timm's `features_only` models write `stages_0.` for `stages.0.` (timm/models/_features.py, `_module_list`)."""
+    state = timm.create_model("test_convnext", features_only=True).state_dict()
+    assert any(key.startswith("stages_0.") for key in state)
+    backbone = read(tmp_path, {f"model.{key}": tensor for key, tensor in state.items()}, "test_convnext")
+    assert "names of features_only" in backbone.weights.summary()
+    assert backbone.weights.matched == backbone.weights.total
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.", "module.encoder."])
+def test_official_names(tmp_path, prefix):
+    """The names of an official repository, as they are or under a prefix that timm's converter does not expect."""
+    state = state_of("test_convnext")
+    content = {prefix + key: tensor for key, tensor in named(state, *CONVNEXT).items()}
+    backbone = read(tmp_path, content | {"projector.weight": torch.ones(1)}, "test_convnext")
+    assert same(backbone, state)
+    assert (backbone.weights.unexpected, backbone.weights.undecided) == (("projector.weight",), ())
+
+
+def test_a_prefix_of_the_converter(tmp_path):
+    """SAM's names need their prefix: timm/models/vision_transformer_sam.py, checkpoint_filter_fn."""
+    small = {"depth": 2, "embed_dim": 32, "num_heads": 2, "global_attn_indexes": (1,), "img_size": 64}
+    state = state_of("samvit_base_patch16_224", **small)
+    content = {f"image_encoder.{key}": tensor for key, tensor in named(state, (r"mlp\.fc", "mlp.lin")).items()}
+    small["global_attn_indexes"] = [1]
+    options = {"image_size": small.pop("img_size"), "model_arg": small}
+    backbone = read(tmp_path, content | {"prompt_encoder.x": torch.ones(1)}, "samvit_base_patch16_224", **options)
+    assert same(backbone, state)
+
+
+def test_two_sets_of_weights(tmp_path):
+    """Of two that fit equally well none is guessed; `weights_key` chooses, by a prefix or a container."""
+    one, other = (named(state_of("test_convnext"), *CONVNEXT) for _ in range(2))
+    other = {key: tensor + 1 for key, tensor in other.items()}
+    flat = {f"{name}.backbone.{key}": t for name, state in (("a", one), ("b", other)) for key, t in state.items()}
+    with pytest.raises(CheckpointError, match="two sets of weights in it fit equally well") as error:
+        read(tmp_path, flat, "test_convnext")
+    assert error.value.hint == "choose one: --weights-key a.backbone"
+    first, second = (read(tmp_path, flat, "test_convnext", weights_key=key) for key in ("a.backbone", "b"))
+    assert first.digest != second.digest
+    nested = {"student": {"backbone": other}, "teacher": {f"backbone.{key}": tensor for key, tensor in one.items()}}
+    assert read(tmp_path, nested, "test_convnext").digest == first.digest
+    assert read(tmp_path, nested, "test_convnext", weights_key="teacher.backbone").digest == first.digest
+    assert read(tmp_path, nested, "test_convnext", weights_key="student").digest == second.digest
+    with pytest.raises(UsageError, match="nothing of that name") as error:
+        read(tmp_path, nested, "test_convnext", weights_key="ema")
+    assert error.value.hint == "there is student, teacher"
+
+
+def test_no_bare_key(tmp_path):
+    """What a converter misses is said as a sentence."""
+    with pytest.raises(CheckpointError, match=r"there is no 'stages\.0\.blocks\.0\.other\.weight'"):
+        read(tmp_path, {"stages.0.0.other.weight": torch.ones(2, 2)}, "test_convnext")
+
+
+# efficientnet_pytorch/model.py: what it calls the tensors of a block.
+BLOCK = {"conv_dw": "_depthwise_conv", "se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
+FIRST = BLOCK | {"bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+OTHERS = BLOCK | {"conv_pw": "_expand_conv", "bn1": "_bn0", "bn2": "_bn1", "conv_pwl": "_project_conv", "bn3": "_bn2"}
+AROUND = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+
+
+def test_names_of_efficientnet_pytorch(tmp_path):
+    """Its blocks are counted through all stages; the first do not expand, so their norms have other names."""
+    state = state_of("tf_efficientnet_lite0")
+    blocks = list(
+        dict.fromkeys(key.split(".")[1] + "." + key.split(".")[2] for key in state if key.startswith("blocks"))
+    )
+    content = {}
+    for key, tensor in state.items():
+        if key.startswith("blocks."):
+            _, stage, block, *rest = key.split(".")
+            names = FIRST if stage == "0" else OTHERS
+            part = ".".join(rest[:-1])
+            content[f"_blocks.{blocks.index(f'{stage}.{block}')}.{names[part]}.{rest[-1]}"] = tensor
+        else:
+            part, leaf = key.rsplit(".", 1)
+            content[f"{AROUND[part]}.{leaf}"] = tensor
+    backbone = read(tmp_path, content, "tf_efficientnet_lite0")
+    assert same(backbone, state)
+    assert "names of efficientnet_pytorch" in backbone.weights.summary()
