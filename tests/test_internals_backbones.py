@@ -103,6 +103,7 @@ def test_whole_models_of_transformers():
 
 
 def test_loads_are_reported_where_timm_loads(resnet):
+    """If timm loads its models in another way, nobody knows what it did not load."""
     with internals.reported_loads() as loads:
         options = internals.option_for_weights(("fc",), resnet.state_dict() | {"layer1.0.more": torch.zeros(1)})
         made = timm.create_model("test_resnet", pretrained=True, num_classes=0, **options)
