@@ -45,6 +45,7 @@ docs: .venv/installed  ## write the tables of options in docs/ anew
 bench: .venv/installed  ## measure start, memory, writer, large pictures and speed, as ratios (two hours)
 	$(BIN)/python benchmarks/memory.py --pictures build/pictures/small
 	$(BIN)/python benchmarks/storage.py
+	$(BIN)/python benchmarks/unfinished.py --pictures build/pictures/many
 	$(BIN)/python benchmarks/reading.py --pictures build/pictures/small
 	$(BIN)/python benchmarks/decoding.py --pictures build/pictures/large
 	$(BIN)/python benchmarks/speed.py --pictures build/pictures/small

@@ -1,21 +1,18 @@
 """What it costs to keep the rows of an unfinished shard, and how long it takes to go on with one.
 
-`cost`: one extraction in turn with and without, in processes of their own; processor time is user and kernel of the
-whole process, and beside it that of the keeping alone, as the writer thread spends it. `--seconds` stands for the
-minute: where it is shorter, rows are kept that much more often, and the share of a minute is worked out from what one
-keeping takes. `resume`: a shard of one gigabyte of which so much is done is laid out again, read back and hashed; cold
-is with its pages dropped from memory.
+`cost`: one extraction in turn with and without; processor time is user and kernel of the whole process, and beside it
+that of the keeping alone, as the writer thread spends it. `--seconds` stands for the minute: where it is shorter,
+rows are kept that much more often, and the share of a minute is worked out from what one keeping takes. `resume`: a
+shard of one gigabyte of which so much is done is laid out again, read back and hashed; cold is with its pages dropped
+from memory.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,24 +27,25 @@ ROUNDS = 7
 
 
 def extraction(pictures, output, stored, seconds):
-    """Extract in this process; say what that took."""
+    """Extract; what that took."""
     import featcli
     from featcli.run import sink
 
-    sink.KEEP_SECONDS, kept, plain = seconds, [], sink.Sink._keep
+    kept, plain, before = [], sink.Sink._keep, sink.KEEP_SECONDS
 
     def timed(self):
         began, wall = time.thread_time(), time.perf_counter()
         plain(self)
         kept.append((time.thread_time() - began, time.perf_counter() - wall))
 
-    sink.Sink._keep = timed
-    began = os.times()
     how = {"random_init": True, "batch_size": 16, "shard_size": 1 << 14, "fold": True, "layout": "channels-last"}
-    outcome = featcli.extract(pictures, checkpoint="resnet18", output=output, **how, **STORED[stored])
+    sink.Sink._keep, sink.KEEP_SECONDS, began = timed, seconds, os.times()
+    try:
+        featcli.extract(pictures, checkpoint="resnet18", output=output, **how, **STORED[stored])
+    finally:
+        sink.Sink._keep, sink.KEEP_SECONDS = plain, before
     spent = os.times()
-    processor = spent.user + spent.system - began.user - began.system
-    print(json.dumps({"processor": processor, "wall": outcome.seconds, "kept": kept}))
+    return spent.user + spent.system - began.user - began.system, kept
 
 
 def cost(pictures, seconds, rounds):
@@ -60,13 +58,11 @@ def cost(pictures, seconds, rounds):
         for number in range(rounds):
             for each in sorted(found, reverse=bool(number % 2)):
                 with tempfile.TemporaryDirectory() as folder:
-                    command = [sys.executable, __file__, "extraction", str(pictures), f"{folder}/d", stored, str(each)]
-                    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-                found[each].append(json.loads(said.splitlines()[-1]))
-        without, with_ = (statistics.median(one["processor"] for one in found[each]) for each in (math.inf, seconds))
-        kept = [one for each in found[seconds] for one in each["kept"]]
+                    found[each].append(extraction(pictures, f"{folder}/d", stored, each))
+        without, with_ = (statistics.median(spent for spent, _ in found[each]) for each in (math.inf, seconds))
+        kept = [one for _, each in found[seconds] for one in each]
         processor, wall = (statistics.median(one[place] for one in kept) for place in (0, 1))
-        ratio = statistics.median(b["processor"] / a["processor"] for a, b in zip(*found.values(), strict=True))
+        ratio = statistics.median(b / a for (a, _), (b, _) in zip(*found.values(), strict=True))
         print(
             f"| {stored} | {without:.1f} | {with_:.1f} | {ratio:.3f} | {len(kept) / rounds:.0f} |"
             f" {1e3 * processor:.1f} | {1e3 * wall:.0f} | {processor / 60:.4%} |",
@@ -122,9 +118,6 @@ def resume(folder, rounds):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["extraction"]:
-        extraction(*sys.argv[2:5], float(sys.argv[5]))
-        sys.exit()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=Path, default=Path("build/pictures/small"))
     parser.add_argument("--images", type=int, default=6000)

@@ -229,8 +229,17 @@ def test_progress_is_taken_back(whole):
         assert progress.hear(kind, {"shard": 33, "rows": 0}) is None
     told.clear()
     assert progress.hear("shard", {"shard": 33, "rows": 1}) == 33
-    progress.take_back()
+    assert progress.take_back() == 0
     assert told == [("failure", failure), ("shard", {"shard": 33, "rows": 1})]
+
+
+def test_rows_that_a_dead_worker_kept_count_as_made(whole):
+    """Of a shard that another is to take up, the run has made what its dead worker kept, less what was there before."""
+    progress = ShardProgress(Dump.at(whole).plan, lambda kind, **facts: None)
+    for kind, rows in (("resumed", 2), ("kept", 4), ("kept", 7)):
+        progress.hear(kind, {"shard": 5, "rows": rows})
+    assert progress.take_back() == 5
+    assert progress.take_back() == 0
 
 
 @pytest.mark.parametrize(

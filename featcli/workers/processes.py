@@ -72,7 +72,7 @@ class ProcessEngine:
                 try:
                     kind, content = worker.connection.recv()
                 except (EOFError, OSError):
-                    self._bury(worker, queue, order)
+                    self._bury(worker, queue, stats, order)
                 else:
                     self._hear(worker, kind, content, queue, stats, order)
                 self._serve_idle(queue, order)
@@ -143,12 +143,12 @@ class ProcessEngine:
         worker.at_work.add(number)
         _tell(worker, order.shard(number))
 
-    def _bury(self, worker: _Worker, queue: ShardQueue, order: WorkOrder) -> None:
+    def _bury(self, worker: _Worker, queue: ShardQueue, stats: RunStats, order: WorkOrder) -> None:
         """A worker is gone: because there was no more to do, or it died; another takes its place if it is needed."""
         self._living.remove(worker)
         worker.connection.close()
         code = _ended(worker.process)
-        worker.progress.take_back()
+        stats.images += worker.progress.take_back()
         if code == 0 and not worker.at_work:
             return
         why = worker.crash or (f"killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}")

@@ -218,7 +218,7 @@ class RayEngine:
                 raise cause from None
             # Lost: killed, out of memory, its node gone, not to be reached.
             why = f"lost ({type(error).__name__})" if cause is None else f"{type(cause).__name__}: {one_line(cause)}"
-            self._bury(actor, queue, why, order)
+            self._bury(actor, queue, why, stats, order)
 
     def _hear_of_shard(self, actor: _Actor, queue: ShardQueue, stats: RunStats) -> None:
         kind, content = self._ray.get(next(actor.awaited))
@@ -247,9 +247,9 @@ class RayEngine:
             self._warned.add(text)
             self._report("warning", text=f"a worker is not like the others, last bits may differ: {text}")
 
-    def _bury(self, actor: _Actor, queue: ShardQueue, why: str, order: WorkOrder) -> None:
+    def _bury(self, actor: _Actor, queue: ShardQueue, why: str, stats: RunStats, order: WorkOrder) -> None:
         self._report("warning", text=f"a worker died{at_shards(actor.at_work)}: {why}")
-        actor.progress.take_back()
+        stats.images += actor.progress.take_back()
         self._end(actor)
         remove_unused(order.dump.path / SHARDS)  # the file that it was writing
         queue.died(actor.at_work, why, actor.has_loaded, is_last=not self._living)

@@ -16,6 +16,7 @@ class ShardProgress:
         self._report = report
         self._images = 0  # that it computed, passed on, of shards that are not committed
         self._resumed: dict[int, int] = {}  # shard -> rows that were on the disk, likewise
+        self._kept: dict[int, int] = {}  # likewise, rows that are on the disk
         self._failures: list[dict[str, Any]] = []  # likewise, and not passed on
 
     def hear(self, kind: str, facts: dict[str, Any]) -> int | None:
@@ -27,10 +28,13 @@ class ShardProgress:
             self._images += facts["images"]
         elif kind == "resumed":
             self._resumed[facts["shard"]] = facts["rows"]
+        elif kind == "kept":
+            self._kept[facts["shard"]] = facts["rows"]
         is_there = kind in ("shard", "there")
         if is_there:
             rows = self._plan.shard(facts["shard"])
             resumed = self._resumed.pop(facts["shard"], 0)
+            self._kept.pop(facts["shard"], None)
             mine = [failure for failure in self._failures if failure["row"] in rows]
             self._failures = [failure for failure in self._failures if failure["row"] not in rows]
             if kind == "shard" or not facts["images"]:
@@ -40,12 +44,18 @@ class ShardProgress:
         self._report(kind, **facts)
         return facts["shard"] if is_there else None
 
-    def take_back(self) -> None:
-        """The worker is gone: what it had not committed is taken up by another, or done anew."""
+    def take_back(self) -> int:
+        """The worker is gone: what it had not committed is taken up by another, or done anew.
+
+        Returns how many images it has made whose rows are kept: those are taken up.
+        """
+        made = sum(rows - self._resumed.get(shard, 0) for shard, rows in self._kept.items())
         if self._images:
             self._report("batch", images=-self._images)
         for shard, rows in self._resumed.items():
             self._report("resumed", shard=shard, rows=-rows)
         self._images = 0
         self._resumed.clear()
+        self._kept.clear()
         self._failures.clear()
+        return made
