@@ -17,6 +17,8 @@ NAMES = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES
 PICTURES = [upright(path) for path in sorted(SAMPLES.rglob("*.jpg"))[:2]]
 # They have no small configuration: a few of their stages must do.
 LARGE = ("pp_lcnet", "pp_lcnet_v3", "pp_lcnet_v4", "uvdoc_backbone")
+# Types of which the modules that give maps are no plain list; benchmarks/conformance.py tries all.
+PLACES = ("beit", "dinov3_convnext", "focalnet", "hiera", "lw_detr_vit", "maskformer-swin", "pvt_v2", "swin")
 # Types of the mapping that are not in TINY, with the reason.
 ELSEWHERE = {"dinat": "needs natten", "timm_backbone": "a timm model in other clothes", "tipsv2": "a text model too"}
 
@@ -77,6 +79,30 @@ def test_every_stage_of_every_type(tmp_path, model_type):
         backbone = load_backbone(str(tmp_path), out_indices=[stage.index])
         (found,) = backbone(torch.stack([backbone.preprocess(picture) for picture in PICTURES])).values()
         assert torch.equal(found, maps), stage
+
+
+@pytest.mark.parametrize("model_type", PLACES)
+def test_the_module_of_a_stage_gives_its_map(model_type):
+    """What a hook sees of the module that is named for a stage are the values of its raw map.
+
+    A map may have them in another order, and without what stands for no patch; the input is a place by its own name.
+    """
+    torch.manual_seed(0)
+    spec = resolve(CheckpointSpec(checkpoint=configured(model_type)))
+    stages, spec.norm = spec.stages, "raw"
+    network = spec.build(range(len(stages)), "cpu")
+    pixels = torch.rand(1, spec.channels, *spec.input_size)
+    seen = {"pixel_values": pixels}
+    for place in {stage.module for stage in stages} - seen.keys():
+        network.module.get_submodule(place).register_forward_hook(
+            lambda _, given, out, place=place: seen.update({place: out if isinstance(out, torch.Tensor) else out[0]})
+        )
+    with torch.no_grad():
+        maps = network.maps(pixels)
+    for stage, found in zip(stages, maps, strict=True):
+        given = seen[stage.module].flatten().tolist()
+        assert len(given) - found.numel() <= 8 * stage.channels * 4, stage  # tokens for no patch, of each window
+        assert set(found.flatten().tolist()) <= set(given), stage
 
 
 def test_every_type_of_the_mapping_is_known():

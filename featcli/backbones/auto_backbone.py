@@ -48,6 +48,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
     """A checkpoint of a mapped type, or of a larger model with one inside, before its weights are read."""
 
     default_norm = "model"
+    norms_of_maps = ("hidden_states_norms", *SHARED_NORMS)
 
     def __init__(self, asked: CheckpointSpec, config: Any, outer: Any = None) -> None:
         super().__init__(asked, config, outer)

@@ -106,6 +106,8 @@ def _aspect_off(grid: Sequence[int], height: int, width: int) -> float:
 class HiddenStatesModelSpec(TransformersModelSpec):
     """A checkpoint whose hidden states are its stages, before its weights are read."""
 
+    norms_of_maps = FINAL_NORMS
+
     def __init__(self, asked: CheckpointSpec, config: Any) -> None:
         """Run the model once without weights, to see what its hidden states are. Raises CheckpointError."""
         tower = getattr(config, "vision_config", None)

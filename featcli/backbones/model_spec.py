@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,13 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from featcli.backbones.backbone import Network, Weights
 from featcli.backbones.extra_tensors import Skeleton, foreign_tensors, modules_in_use
 from featcli.backbones.internals import operations_of
+from featcli.backbones.places import Places
 from featcli.backbones.preprocessing import Preprocessing
 from featcli.backbones.stages import Stage, select
 from featcli.errors import CheckpointError, UsageError, one_line, shown
 from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size, as_given
-from featcli.spec.words import NATIVE, Norm
+from featcli.spec.words import ALL, NATIVE, Norm
 
 REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)  # how libraries refuse a size
 
@@ -50,6 +52,7 @@ class ModelSpec(ABC):
     first_index: int = 0  # the library's own index of the first stage
     strides: tuple[int, ...] | None = None  # where the library knows them; sizes alone round at odd input sizes
     default_indices: tuple[int, ...] | None = None  # the stages that a larger model uses; None is the last
+    norms_of_maps: tuple[str, ...] | None = None  # where `module` is seen in a run: norms that are no place of a map
 
     @abstractmethod
     def build(self, positions: Sequence[int], device: str) -> Network:
@@ -132,16 +135,16 @@ class ModelSpec(ABC):
     def stages(self) -> tuple[Stage, ...]:
         """Every stage, with shapes as the network really yields them (never from config fields)."""
         known = self.strides or (None,) * len(self.stage_names)
-        places = zip(self.stage_names, self._whole.shapes, known, strict=True)
+        places = zip(self.stage_names, self._whole.places, self._whole.shapes, known, strict=True)
         return tuple(
             Stage(
                 name=name,
                 index=index,
-                module=module,
+                module=place or module,
                 shape=(shape[1], shape[2], shape[3]),
                 stride=self._stride(shape, stride),
             )
-            for index, ((name, module), shape, stride) in enumerate(places, self.first_index)
+            for index, ((name, module), place, shape, stride) in enumerate(places, self.first_index)
         )
 
     def _stride(self, shape: torch.Size, known: int | None) -> tuple[int, int]:
@@ -160,7 +163,10 @@ class ModelSpec(ABC):
         """
         if out_features is None and out_indices is None:
             out_indices = self.default_indices
-        return select(self.stage_names, out_features, out_indices, self.first_index)
+        known = {ALL, *(name for name, _ in self.stage_names)}
+        by_module = any(part not in known for feature in out_features or () for part in feature.split(":"))
+        pairs = [(stage.name, stage.module) for stage in self.stages] if by_module else self.stage_names
+        return select(pairs, out_features, out_indices, self.first_index)
 
     def final_norm(self, positions: Sequence[int]) -> frozenset[str]:
         """Name the modules that `--norm model` runs for the maps of these stages, and `--norm raw` does not.
@@ -291,13 +297,13 @@ class ModelSpec(ABC):
 
     def _run_once(self, positions: Sequence[int], size: tuple[int, ...]) -> _Probe:
         try:
-            return _forward_once(self.build(positions, "meta"), torch.empty(size, device="meta"))
+            return self._forward_once(self.build(positions, "meta"), torch.empty(size, device="meta"))
         except UsageError:
             raise
         except Exception:  # some models look into their tensors, and libraries refuse in many ways
             pass
         try:
-            return _forward_once(self.build(positions, "cpu"), torch.zeros(size))
+            return self._forward_once(self.build(positions, "cpu"), torch.zeros(size))
         except UsageError:
             raise
         except REFUSALS as error:
@@ -309,12 +315,35 @@ class ModelSpec(ABC):
                 + (", or leave --num-channels out" if self.channels != 3 else ""),
             ) from error
 
+    def _forward_once(self, network: Network, pixels: torch.Tensor) -> _Probe:
+        network.module.eval()
+        places = Places(pixels, self._is_norm_of_maps)
+        watched = nullcontext() if self.norms_of_maps is None else places.watched(network.module)
+        # With gradients: under inference_mode no operation reaches the counter, under no_grad some models fail in it.
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter, watched:
+            maps = network.maps(pixels)
+        for found in maps:
+            if found.ndim != 4:
+                raise UsageError(f"a stage of this backbone yields {tuple(found.shape)}, not a map (B, C, H, W)")
+        operations, convolutions = operations_of(counter)
+        return _Probe(
+            shapes=[found.shape for found in maps],
+            places=[None if self.norms_of_maps is None else places.of(found) for found in maps],
+            operations=operations,
+            convolutions=convolutions,
+            parameters=sum(parameter.numel() for parameter in network.module.parameters()),
+        )
+
+    def _is_norm_of_maps(self, name: str) -> bool:
+        return any(f"{name}.".startswith(f"{norm}.") for norm in self.norms_of_maps or ())
+
 
 @dataclass(frozen=True)
 class _Probe:
     """What one forward pass showed."""
 
     shapes: list[torch.Size]  # (B, C, H, W) of each map
+    places: list[str | None]  # the module that gives it, where that was watched and is one
     operations: int
     convolutions: int  # of the operations
     parameters: int
@@ -345,20 +374,3 @@ def modules_run(
         for hook in hooks:
             hook.remove()
     return found
-
-
-def _forward_once(network: Network, pixels: torch.Tensor) -> _Probe:
-    network.module.eval()
-    # With gradients: under inference_mode no operation reaches the counter, under no_grad some models fail in it.
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        maps = network.maps(pixels)
-    for found in maps:
-        if found.ndim != 4:
-            raise UsageError(f"a stage of this backbone yields {tuple(found.shape)}, not a map (B, C, H, W)")
-    operations, convolutions = operations_of(counter)
-    return _Probe(
-        shapes=[found.shape for found in maps],
-        operations=operations,
-        convolutions=convolutions,
-        parameters=sum(parameter.numel() for parameter in network.module.parameters()),
-    )

@@ -172,6 +172,8 @@ def _resolve(
     devices = [resolve_device(name, rank) for name in device_names(asked.device)]
     listing = _with_keys_of(existing, listing or find(asked))
     selection = select(asked, devices[0])
+    if existing is not None:
+        selection = selection.worded_as(existing.plan)
     model, positions = selection.model, selection.positions
     if existing is None or existing.plan.settings.norm != model.norm:  # who began a dump so may resume it so
         model.refuse_idle_norm(positions)

@@ -52,7 +52,7 @@ def load(asked: ExtractSpec, plan: Plan) -> Setup:
 
     The plan in it is the one that these options come to here, to be compared.
     """
-    selection = select(asked, resolve_device(asked.device))
+    selection = select(asked, resolve_device(asked.device)).worded_as(plan)
     loading = load_selected(asked, selection, plan.num_images, plan, silent)
     found = replace(plan, settings=loading.settings, stages=selection.stages, environment=loading.environment)
     return loading.setup(asked, found)
@@ -66,6 +66,12 @@ class Selection:
     positions: tuple[int, ...]
     stages: tuple[StoredStage, ...]
     device: Choice[torch.device]
+
+    def worded_as(self, begun: Plan) -> Selection:
+        """Say the same in the manner of a plan, which may have other names for the modules of its stages."""
+        before = {stage.name: stage.module for stage in begun.stages}
+        stages = (replace(stage, module=before.get(stage.name, stage.module)) for stage in self.stages)
+        return replace(self, stages=tuple(stages))
 
 
 @dataclass(frozen=True)
