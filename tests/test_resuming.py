@@ -9,6 +9,7 @@ import timm
 import torch
 
 import featcli
+from featcli.backbones.places import Places
 from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
 from featcli.errors import ConflictError
 
@@ -82,6 +83,19 @@ def test_random_weights_of_other_arguments(folder, name, fields, named):
         extracted(name, "d", pool="avg", random_init=True)
     extracted(name, "other", pool="avg", random_init=True)
     assert featcli.open_dump("other").plan.settings.weights_digest == digest
+
+
+def test_a_plan_with_other_names_of_modules(folder, monkeypatch):
+    """What a module is called is no choice: a dump with another name for that of a stage is resumed, and keeps it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Places, "of", lambda *_: "older.name")
+        extracted("dinov2", "d", pool="cls", shard_size=2, batch_size=2)
+    (folder / "d" / "manifest.json").unlink()
+    (folder / "d" / "shards" / "00001.json").unlink()
+    assert featcli.load_backbone("weights/dinov2").selected[0].module != "older.name"
+    assert extracted("dinov2", "d", pool="cls", shard_size=2, batch_size=2) == []
+    dump = featcli.open_dump("d")
+    assert [stage.module for stage in dump.plan.stages] == ["older.name"]
 
 
 def test_a_plan_with_a_whole_configuration(folder, monkeypatch):
