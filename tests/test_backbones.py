@@ -1,5 +1,6 @@
 import argparse
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config, resolve_model_data_config
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import SAMPLES, upright
@@ -334,12 +336,11 @@ def test_operators_are_declared_once():
         torch.zeros(1, 3, 160, 160),
         torch.zeros(3, 160, 160, dtype=torch.uint8),
         torch.zeros(1, 1, 160, 160, dtype=torch.uint8),
-        torch.zeros(1, 3, 96, 96, dtype=torch.uint8),
         np.zeros((1, 3, 160, 160), np.uint8),
     ],
 )
 def test_pixels_that_preprocess_does_not_give(pixels):
-    """Floats that were normalised already, one picture alone, other channels and sizes, and arrays are refused."""
+    """Floats that were normalised already, one picture alone, other channels, and arrays are refused."""
     with pytest.raises(UsageError, match="this backbone takes"):
         load_backbone("test_resnet", random_init=True)(pixels)
 
@@ -372,3 +373,35 @@ def test_noise_in_another_size_keeps_the_promised_shape():
     for size in ((1, 1), (3, 500), (161, 160)):
         picture = Image.fromarray(np.zeros((*size, 3), np.uint8))
         assert tuple(backbone.preprocess(picture).shape) == (3, 160, 160)
+
+
+def test_inputs_of_another_size(dinov2_folder):
+    """Where a network takes another size, its maps are those of a backbone that was loaded for that."""
+    for checkpoint, size in (("test_resnet", (96, 130)), (dinov2_folder, (56, 98))):
+        pixels = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        options = {"random_init": True, "out_features": "all"}
+        made_for_it = load_backbone(checkpoint, image_size=size, fit="squash", **options)
+        backbone = load_backbone(checkpoint, **options)
+        for name, found in backbone(pixels).items():
+            assert torch.equal(found, made_for_it(pixels)[name])
+
+
+@pytest.mark.parametrize(
+    ("size", "cause"), [((256, 256), "does not take them"), ((232, 232), "not a multiple of 16x16")]
+)
+def test_an_input_that_is_refused_or_would_be_cut(size, cause):
+    """What the network is not made for, or would cut off, never gives maps in silence."""
+    with pytest.raises(UsageError, match=cause) as refused:
+        load_backbone("vit_tiny_patch16_224", random_init=True, out_indices=0)(
+            torch.zeros(1, 3, *size, dtype=torch.uint8)
+        )
+    assert f"pixels of {size[0]}x{size[1]}" in refused.value.message
+
+
+def test_an_input_that_would_be_resized():
+    """A network that resizes its input by itself, as timm's CrossViT does, is found by the size of its maps."""
+    backbone = load_backbone("test_resnet", random_init=True)
+    plain = backbone.network.maps
+    backbone.network = replace(backbone.network, maps=lambda x: plain(nn.functional.interpolate(x, (160, 160))))
+    with pytest.raises(UsageError, match="the map of stage4 is 5x5"):
+        backbone(torch.zeros(1, 3, 320, 320, dtype=torch.uint8))

@@ -41,6 +41,7 @@ def assemble_backbone(
         device=device,
         execution=execution,
         digest=digest,
+        patch=model.patch,
     )
 
 

@@ -12,10 +12,14 @@ from torch import nn
 from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
 from featcli.backbones.preprocessing import Preprocessing
 from featcli.backbones.stages import Stage
-from featcli.errors import UsageError
+from featcli.errors import UsageError, one_line
 from featcli.pixels.colour import DEFAULT
 from featcli.pixels.pictures import prepared
 from featcli.spec.groups import PixelSpec
+from featcli.spec.parsers import Size
+
+REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)  # how libraries refuse a size
+ROUNDED = 8  # the share of a map, as 1/n, by which it may be off from the size of its input
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Backbone:
     execution: Execution
     digest: str = field(repr=False)
     rules: PixelSpec = field(default=DEFAULT, repr=False)  # what becomes of a picture before the preprocessing
+    patch: Size | None = None  # (height, width) of the patches that it cuts its input into, if it does
+    other_sizes: set[Size] = field(default_factory=set, repr=False)  # of inputs that were seen to fit, besides its own
 
     @property
     def precision(self) -> str:
@@ -135,7 +141,8 @@ class Backbone:
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Compute {stage: (B, C, h, w)} of (B, C, H, W) from `preprocess`, on the device, in the precision computed in.
 
-        Raises UsageError for anything else, such as pixels that were normalised already.
+        Pixels may be of another size where the network takes it. Raises UsageError for anything else, such as pixels
+        that were normalised already.
         """
         return self._run(self.network.maps, pixels)
 
@@ -150,13 +157,13 @@ class Backbone:
     def _run(
         self, yields: Callable[[torch.Tensor], list[torch.Tensor]], pixels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        wanted = self.preprocessing.dtype
-        if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4 or not self._takes(tuple(pixels.shape[1:])):
+        wanted, ours = self.preprocessing.dtype, self.preprocessing
+        if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4 or pixels.shape[1] != ours.channels:
             found = getattr(pixels, "shape", type(pixels).__name__)
-            size = "H, W" if self.preprocessing.is_native else ", ".join(map(str, self.preprocessing.size))
+            size = "H, W" if ours.is_native else ", ".join(map(str, ours.size))
             raise UsageError(
-                f"pixels {found}: this backbone takes a tensor (B, {self.preprocessing.channels}, {size})",
-                "stack what preprocess gives; another size is another load_backbone(..., image_size=...)",
+                f"pixels {found}: this backbone takes a tensor (B, {ours.channels}, {size})",
+                "stack what preprocess gives",
             )
         if pixels.dtype != getattr(torch, wanted):
             raise UsageError(
@@ -164,17 +171,46 @@ class Backbone:
                 "give what preprocess gives; normalising is done inside",
             )
         with torch.inference_mode():
-            ready = self.preprocessing.normalize(pixels.to(self.device, non_blocking=True))
+            self._refuse_unfit((pixels.shape[2], pixels.shape[3]))
+            ready = ours.normalize(pixels.to(self.device, non_blocking=True))
             found = yields(as_run(ready, self.execution))
         return {stage.name: tensor for stage, tensor in zip(self.selected, found, strict=True)}
 
-    def _takes(self, shape: tuple[int, ...]) -> bool:
-        """Tell whether an input (C, H, W) is one that `preprocess` can give."""
+    def _refuse_unfit(self, size: Size) -> None:
+        """Raise UsageError for an input of another size than `preprocess` gives that the network does not take.
+
+        It would cut patches off, refuse, or resize the input by itself: blank pixels show it, once for each size.
+        """
         ours = self.preprocessing
-        if ours.resize_mode is not None and ours.is_native:
-            step = ours.resize_mode.step
-            return shape[0] == ours.channels and not (shape[1] % step[0] or shape[2] % step[1])
-        return shape == (ours.channels, *ours.size)
+        if size == ours.size or size in self.other_sizes:
+            return
+        step = ours.resize_mode.step if ours.resize_mode is not None and ours.is_native else self.patch or (1, 1)
+        cause = f"not a multiple of {step[0]}x{step[1]}" if size[0] % step[0] or size[1] % step[1] else ""
+        if not cause and not ours.is_native:
+            cause = self._tried(size)
+        if cause:
+            raise UsageError(
+                f"pixels of {size[0]}x{size[1]}: {self.name} does not take them: {cause}",
+                f"stack what preprocess gives, or try load_backbone(..., image_size=({size[0]}, {size[1]}))",
+            )
+        self.other_sizes.add(size)
+
+    def _tried(self, size: Size) -> str:
+        """Say why the network does not take an input of this size; empty where its maps are of that size."""
+        blank = torch.zeros(1, self.preprocessing.channels, *size, device=self.device)
+        try:
+            maps = self.network.maps(as_run(blank, self.execution))
+        except REFUSALS as error:
+            return one_line(error)
+        for stage, found in zip(self.selected, maps, strict=True):
+            for axis in (0, 1):
+                cells, expected = (
+                    found.shape[2 + axis],
+                    stage.shape[1 + axis] * size[axis] / self.preprocessing.size[axis],
+                )
+                if abs(cells - expected) > 1 + expected / ROUNDED:  # borders and rounding
+                    return f"the map of {stage.name} is {found.shape[2]}x{found.shape[3]}"
+        return ""
 
 
 def as_run(pixels: torch.Tensor, execution: Execution) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from featcli.backbones.backbone import Network, Weights
+from featcli.backbones.backbone import REFUSALS, Network, Weights
 from featcli.backbones.extra_tensors import Skeleton, foreign_tensors, modules_in_use
 from featcli.backbones.internals import operations_of
 from featcli.backbones.places import Places
@@ -27,8 +27,6 @@ from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size, as_given
 from featcli.spec.words import ALL, NATIVE, Norm
-
-REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)  # how libraries refuse a size
 
 
 class ModelSpec(ABC):
