@@ -90,10 +90,10 @@ def _refuse_table(files_from: str, content: bytes) -> None:
     first = content.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)[0]
     what = "JSON" if first[:1] in (b"{", b"[") else "a table" if re.search(rb"[,;\t]", first) else ""
     if what:
+        column = "; the first column of a table: cut -d, -f1 TABLE | featcli extract --files-from -"
         raise UsageError(
             f"--files-from {shown(files_from)}: {what}, no list of names: no line of it names a file that is there",
-            "give the paths alone, one a line; the first column of a table: cut -d, -f1 TABLE | featcli extract"
-            " --files-from -",
+            f"give the paths alone, one a line{column if what != 'JSON' else ''}",
         )
 
 
