@@ -238,7 +238,7 @@ def _is_for_pillow(header: Header, rules: PixelSpec) -> bool:
     if header.is_planar and header.compression == RAW:  # one plane after another, by the letters of Pillow's mode
         plain = ((BLACK_IS_ZERO, ()), (PALETTE, ()), (RGB, ()), (RGB, (UNASSOCIATED,)), (CMYK, ()))
         return bits == 8 and (photometric, extra) in plain and not is_reversed
-    if header.is_planar and not any(extra):
+    if header.is_planar and not any(extra) and (bits == 8 or len(extra) < 2):
         extra = ()  # Pillow skips planes that mean nothing
     elif header.is_planar and extra and (len(extra) > 1 or photometric != RGB):
         return False
