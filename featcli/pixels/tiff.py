@@ -238,10 +238,11 @@ def _is_for_pillow(header: Header, rules: PixelSpec) -> bool:
     if header.is_planar and header.compression == RAW:  # one plane after another, by the letters of Pillow's mode
         plain = ((BLACK_IS_ZERO, ()), (PALETTE, ()), (RGB, ()), (RGB, (UNASSOCIATED,)), (CMYK, ()))
         return bits == 8 and (photometric, extra) in plain and not is_reversed
-    if header.is_planar and not any(extra) and (bits == 8 or len(extra) < 2):
-        extra = ()  # Pillow skips planes that mean nothing
-    elif header.is_planar and extra and (len(extra) > 1 or photometric != RGB):
-        return False
+    means_nothing = not any(extra)
+    if header.is_planar and extra and (bits == 16 if means_nothing else len(extra) > 1 or photometric != RGB):
+        return False  # Pillow 12.0 takes 16-bit planes that mean nothing for damage
+    if header.is_planar and means_nothing:
+        extra = ()  # Pillow skips such planes
     if bits == 16 and header.samples > 1 and rules.black_and_white is not None:
         return False  # Pillow reduces them to 8 bits before anything else can
     is_known = bits in (WITH_EXTRA.get((photometric, extra), ()) if extra else PLAIN[photometric])
