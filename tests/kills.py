@@ -46,7 +46,7 @@ class Kill:
 
     computed: int  # images, by that try
     lost: int  # rows that were made and are not on the disk
-    allowed: int  # rows that the last minute and the batches on their way account for
+    allowed: int  # rows that a minute at the set pace and the batches on their way account for
 
 
 @dataclass
@@ -90,12 +90,10 @@ def killed(
         if _wait(child) != -signal.SIGKILL:
             told.wrong.append(f"ended after {len(told.kills)} kills")
             break
-        now = time.monotonic()
         events = _events(dump)
         computed = sum(facts["images"] for _, kind_, facts in events if kind_ == "batch")
-        recent = sum(facts["images"] for at, kind_, facts in events if kind_ == "batch" and at > now - 1.25 * seconds)
         had, safe = safe, _safe(dump)
-        kill = Kill(computed, had + computed - safe, recent + IN_FLIGHT * BATCH)
+        kill = Kill(computed, had + computed - safe, round(seconds / pace) + IN_FLIGHT * BATCH)
         told.kills.append(kill)
         told.computed += computed
         if kill.lost > kill.allowed or safe < had:
