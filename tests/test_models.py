@@ -66,3 +66,11 @@ def test_the_command(cli):
     assert (shown.code, shown.out.splitlines()[0].split()[:2]) == (0, ["model", "library"])
     assert cli("models", "convnext_tiny", "--json").events[0]["strides"] == [4, 8, 16, 32]
     assert cli("models", "nothing_like_it_at_all").code == 2
+
+
+def test_types_that_no_sweep_builds():
+    """Every type of AutoBackbone is listed, by its name alone where the sweep could not build it."""
+    names = pytest.importorskip("transformers").models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES
+    listed = {model["name"]: model for model in list_models("*") if model["library"] == "transformers"}
+    assert set(names) - listed.keys() == {"timm_backbone"}  # whose models are timm's
+    assert listed["dinat"]["stages"] is None

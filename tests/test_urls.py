@@ -154,7 +154,6 @@ def test_a_folder_that_cannot_be_listed(server, monkeypatch, picture):
 @pytest.fixture
 def web(picture, tmp_path):
     """A web server of this machine whose paths begin with how it answers, and how often it was asked for which."""
-    pytest.importorskip("aiohttp", reason="fsspec reads http with it")
     (tmp_path / "a.png").write_bytes(picture)
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         tar.add(tmp_path / "a.png", "in/a.png")

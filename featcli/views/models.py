@@ -17,6 +17,9 @@ from typing import Any
 from featcli.errors import UsageError, nearest, shown
 
 FACTS = "models.csv"
+# Types of AutoBackbone that no sweep has built: the first needs natten, the other is a backbone and a text model in one.
+NOT_SWEPT = ("dinat", "tipsv2")
+UNKNOWN: dict[str, Any] = dict.fromkeys(("parameters", "input", "strides", "stages"))
 
 
 def list_models(pattern: str | None = None) -> list[dict[str, Any]]:
@@ -44,7 +47,10 @@ def _models() -> Iterator[dict[str, Any]]:
         yield from _installed(facts["timm"]["models"])
     else:  # the very release that was swept: its names are known, and timm takes seconds to import
         yield from facts["timm"]["models"].values()
-    yield from facts["transformers"]["models"].values()
+    others = [{"name": name, "library": "transformers", **UNKNOWN, "tags": []} for name in NOT_SWEPT]
+    yield from sorted(
+        [*of_transformers.values(), *facts["transformers"]["models"].values()], key=lambda one: one["name"]
+    )
 
 
 def _installed(known: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -54,9 +60,8 @@ def _installed(known: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     declare_missing_operators()
     import timm
 
-    blank = dict.fromkeys(("parameters", "input", "strides", "stages"))
     for name in timm.list_models():
-        yield known.get(name, {"name": name, "library": "timm", **blank, "tags": []})
+        yield known.get(name, {"name": name, "library": "timm", **UNKNOWN, "tags": []})
 
 
 @cache
