@@ -17,7 +17,7 @@ from typing import Any
 from featcli.errors import UsageError, nearest, shown
 
 FACTS = "models.csv"
-# Types of AutoBackbone that no sweep has built: the first needs natten, the other is a backbone and a text model in one.
+# Types of AutoBackbone that no sweep has built: one needs natten, the other is a backbone and a text model in one.
 NOT_SWEPT = ("dinat", "tipsv2")
 UNKNOWN: dict[str, Any] = dict.fromkeys(("parameters", "input", "strides", "stages"))
 
@@ -48,9 +48,7 @@ def _models() -> Iterator[dict[str, Any]]:
     else:  # the very release that was swept: its names are known, and timm takes seconds to import
         yield from facts["timm"]["models"].values()
     others = [{"name": name, "library": "transformers", **UNKNOWN, "tags": []} for name in NOT_SWEPT]
-    yield from sorted(
-        [*of_transformers.values(), *facts["transformers"]["models"].values()], key=lambda one: one["name"]
-    )
+    yield from sorted([*others, *facts["transformers"]["models"].values()], key=lambda model: str(model["name"]))
 
 
 def _installed(known: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
