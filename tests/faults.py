@@ -159,7 +159,7 @@ class Scene:
                 return f"{where}: {error}"
             if [damage for damage in verdict.damages if damage.what not in self._known()]:
                 return f"{where}: {verdict.damages}"
-        may_leave = fault == "kill" or ended.calls[at] == "unlink"
+        may_leave = fault == "kill" or ended.calls[at] == "unlink" or not self.locks  # a file whose writer may live
         records = "".join(one.read_text() for one in dump.rglob("*.unfinished.json"))
         left = [one for one in dump.rglob("*.partial") if one.name not in records]  # nobody takes it up
         if left and not may_leave:

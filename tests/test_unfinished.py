@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from PIL import Image
 
 import featcli
 from conftest import draw, tree
+from featcli.dump import writer
 from featcli.dump.checksummed_json import checksummed, read_checksummed
 from featcli.dump.folder import Dump
 from featcli.dump.shard import ShardWriter
+from featcli.dump.writer import DumpWriter
 from featcli.errors import IncompleteError, MachineError
+from featcli.pixels.failure import Failure
 from featcli.run import sink
 from featcli.run.pipeline import ShardRunner
 
@@ -219,7 +223,7 @@ def test_rows_behind_those_that_are_kept_do_not_matter(pictures, tmp_path, monke
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS])
 def test_where_there_are_no_locks_rows_are_copied(pictures, tmp_path, monkeypatch, error):
-    """Where nobody can tell whether the writer of a file lives, its rows are copied; it goes with the commit."""
+    """Where nobody can tell whether the writer of a file lives, its rows are copied; the file goes with the commit."""
     run(pictures, tmp_path / "whole")
 
     def no_locks(*_):
@@ -228,11 +232,11 @@ def test_where_there_are_no_locks_rows_are_copied(pictures, tmp_path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.raises(Stop):
         run(pictures, tmp_path / "d", stop_after=3)
-    before = partials(tmp_path / "d")
+    (before,) = partials(tmp_path / "d")
     with pytest.raises(Stop):
         run(pictures, tmp_path / "d", stop_after=1)
-    assert len(partials(tmp_path / "d")) == 1
-    assert partials(tmp_path / "d") != before
+    assert before in partials(tmp_path / "d")
+    assert read_checksummed(records(tmp_path / "d")[0])["file"] != before.name
     assert run(pictures, tmp_path / "d").extracted == 1
     assert tree(tmp_path / "d") == tree(tmp_path / "whole")
 
@@ -249,6 +253,119 @@ def test_a_shard_whose_writer_lives_is_not_taken_up(pictures, tmp_path):
         assert partials(tmp_path / "d") == [partial]
     run(pictures, tmp_path / "d")
     assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+
+
+@pytest.fixture
+def beside(pictures, tmp_path):
+    """Two processes that make the same shard, as `writer` and `batches` of each: here they take turns."""
+    run(pictures, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "d")
+    for path in (tmp_path / "d" / "manifest.json", *(tmp_path / "d" / "shards").iterdir()):
+        path.unlink()
+    whole, dump = Dump.at(tmp_path / "whole"), Dump.at(tmp_path / "d")
+    made, keys, starts = whole.record_of(0), whole.keys(), range(0, 9, 2)
+    stage, valid = (
+        featcli.open_dump(tmp_path / "whole")["stage4"][:],
+        np.array([1, 1, 1, 0, 1, 1, 1, 1, 1], np.uint8),
+    )
+
+    class Process:
+        """Makes batches of the shard, and keeps or commits them, when it is told to."""
+
+        def __init__(self, takes_up=False):
+            self.into = DumpWriter(dump, dump.plan.environment)
+            self.begun = self.into.take_up(0, keys, {}, starts) if takes_up else self.into.start(0, keys, {})
+
+        def make(self, batches):
+            """Make so many batches, and try to keep the rows."""
+            for _ in range(batches):
+                first = self.begun.made.count
+                rows = range(first, min(first + 2, 9))
+                failures = [Failure(**one) for one in made["failures"] if one["row"] in rows]
+                self.begun.file.write({"stage4": stage[rows.start : rows.stop]})
+                self.begun.made.add(rows, failures, Counter(), Counter())
+            return self.into.keep(self.begun)
+
+        def commit(self):
+            """Commit the shard; whether this one was first."""
+            return self.into.commit(self.begun, {"valid": valid}) is not None
+
+        def leave(self):
+            """End before that."""
+            self.into.leave(self.begun)
+
+        def dies(self):
+            """End by a kill: the lock on the file goes."""
+            self.begun.file.close()
+
+    Process.dump = tmp_path / "d"
+    Process.is_whole = lambda: tree(tmp_path / "d" / "shards") == tree(tmp_path / "whole" / "shards")
+    return Process
+
+
+def test_of_two_processes_the_one_with_most_rows_has_the_record(beside):
+    """Fewer rows never take the place of more; who is overtaken loses no file while it lives, and leaves none."""
+    one, other = beside(), beside()
+    assert one.make(2)
+    assert not other.make(1)
+    assert Dump.at(beside.dump).rows_kept() == {0: 4}
+    assert other.make(2)
+    assert Dump.at(beside.dump).rows_kept() == {0: 6}
+    assert len(partials(beside.dump)) == 2
+    one.leave()  # stopped: its rows are fewer than those that are kept
+    assert len(partials(beside.dump)) == 1
+    other.dies()
+    third = beside(takes_up=True)
+    third.make(2)
+    assert third.commit()
+    assert beside.is_whole()
+
+
+def test_a_process_that_is_stopped_after_another_has_committed(beside):
+    """It leaves nothing behind, though rows of its were kept before."""
+    one, other = beside(), beside()
+    one.make(2)
+    other.make(5)
+    assert other.commit()
+    assert not one.make(1)
+    one.leave()
+    assert beside.is_whole()
+
+
+def test_a_record_that_is_another_by_now_stays(beside, monkeypatch):
+    """Where the rows that were to be taken up are gone because another process has more, its record is left alone."""
+    one = beside()
+    one.make(1)
+    one.dies()
+    other, take = beside(), writer.take_partial
+
+    def overtaken(path):
+        assert other.make(3)  # between a look at the record and one at the file
+        return take(path)
+
+    monkeypatch.setattr(writer, "take_partial", overtaken)
+    assert beside(takes_up=True).begun is None
+    assert Dump.at(beside.dump).rows_kept() == {0: 6}
+
+
+def test_two_processes_without_locks(beside, monkeypatch):
+    """Neither deletes a file that the other may be writing; whoever commits leaves no file of the shard behind."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    dead = beside()
+    dead.make(1)
+    dead.dies()
+    one, other = beside(takes_up=True), beside(takes_up=True)
+    assert one.make(1)
+    assert other.make(2)
+    assert one.make(3)
+    assert one.commit()
+    assert not other.make(2)
+    assert not other.commit()
+    assert beside.is_whole()
 
 
 @pytest.mark.parametrize("links", [True, False])

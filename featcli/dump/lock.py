@@ -68,13 +68,17 @@ class FolderLock:
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait until no other process is inside such a block for this folder; for a block that takes no time."""
-    descriptor = _opened(folder)
+def one_at_a_time(folder: Path) -> Iterator[bool]:
+    """Wait until no other process is inside such a block for this folder; for a block that takes no time.
+
+    Gives False where the file system locks no folders, and nobody waits.
+    """
+    descriptor, is_real = _opened(folder), False
     try:
         with suppress(OSError):  # as above: no locks there
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+            is_real = True
+        yield is_real
     finally:
         os.close(descriptor)
 

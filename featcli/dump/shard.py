@@ -27,8 +27,9 @@ PIECE_BYTES = 1 << 24  # that are hashed at once
 REST = "rest"  # the hash of everything in the file that is not a stage: header, keys, valid
 PAGE = 4096  # address, offset and length must be multiples of the disk's block, which is never larger
 LEAST = 1 << 18  # bytes of a write: the disk is waited for
-# How file systems say that they have it not; EFAULT: not from the memory of this driver.
-NOT_HERE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EFAULT)
+# How file systems say that they have it not; EFAULT: not from the memory of this driver; ENOENT: another process has
+# committed the shard where there are no locks, and removed this file, which goes on without its name.
+NOT_HERE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EFAULT, errno.ENOENT)
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class ShardWriter:
         return ShardSummary(self.final.name, layout.size, self._hashes(self._stages()))
 
     def _sync(self) -> None:
-        if self._is_lost:
+        if self._is_lost or self._descriptor < 0:  # or let go of
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         try:
             os.fsync(self._descriptor)
@@ -200,14 +201,16 @@ class ShardWriter:
         self.close()
 
     def abort(self) -> None:
-        """Remove the partial file, if it has not got its name."""
-        self.partial.unlink(missing_ok=True)
+        """Remove the partial file, if it has not got its name, and was not let go of."""
+        if self._descriptor >= 0:
+            self.partial.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
         """Let go of the file: what is there stays, for whoever takes it up."""
         self._hasher.shutdown()
         self._file.close()
+        self._descriptor = -1  # the number may be another file's by now
 
 
 def _pieces(descriptor: int, begin: int, end: int) -> Iterator[tuple[int, bytes]]:

@@ -36,7 +36,7 @@ class RowsMade:
     count: int = 0
     failures: list[Failure] = field(default_factory=list)
     traits: list[tuple[int, Counter[Trait]]] = field(default_factory=list)  # of a batch, and the row where it stops
-    overflown: Counter[str] = field(default_factory=Counter)  # values that are not finite, by stage
+    overflown: list[tuple[int, Counter[str]]] = field(default_factory=list)  # values not finite by stage, likewise
     least_batch: int | None = None  # images that went through the backbone together, where memory allowed no more
     environments: list[Mapping[str, str]] = field(default_factory=list)  # of other processes that made some of them
 
@@ -44,7 +44,8 @@ class RowsMade:
         """The rows of a batch are written."""
         self.count += len(rows)
         self.failures += failures
-        self.overflown.update(overflown)
+        if overflown:
+            self.overflown.append((rows.stop, overflown))
         if traits:
             self.traits.append((rows.stop, traits))
 
@@ -53,11 +54,17 @@ class RowsMade:
         self.count = len(rows)
         self.failures = [failure for failure in self.failures if failure.row < rows.stop]
         self.traits = [(stop, traits) for stop, traits in self.traits if stop <= rows.stop]
+        self.overflown = [(stop, overflown) for stop, overflown in self.overflown if stop <= rows.stop]
 
     @property
     def all_traits(self) -> Counter[Trait]:
         """Of how many pictures each trait is true."""
         return sum((traits for _, traits in self.traits), Counter())
+
+    @property
+    def all_overflown(self) -> Counter[str]:
+        """How many values of each stage are not finite."""
+        return sum((overflown for _, overflown in self.overflown), Counter())
 
     def to_json(self, plan: Plan, number: int, written: ShardSummary) -> dict[str, Any]:
         """The content of the record."""
@@ -65,7 +72,7 @@ class RowsMade:
             **record_content(plan, number, written, self.failures),
             "rows": self.count,
             "traits": [[stop, dict(traits)] for stop, traits in self.traits],
-            "overflown": dict(self.overflown),
+            "overflown": [[stop, dict(overflown)] for stop, overflown in self.overflown],
             "least_batch": self.least_batch,
             "environments": [dict(environment) for environment in self.environments],
         }
@@ -77,7 +84,7 @@ class RowsMade:
             count=record["rows"],
             failures=[Failure(**failure) for failure in record["failures"]],
             traits=[(stop, Counter(traits)) for stop, traits in record["traits"]],
-            overflown=Counter(record["overflown"]),
+            overflown=[(stop, Counter(overflown)) for stop, overflown in record["overflown"]],
             least_batch=record["least_batch"],
             environments=record["environments"],
         )
@@ -107,17 +114,15 @@ class Unfinished:
         """What the file takes of the disk: rows that are not written take nothing. 0 where it is gone."""
         return 0 if self.partial is None else allocated_bytes(self.partial)
 
-    def remove(self) -> None:
-        """Delete the record, and the file unless the one who writes it lives."""
+    def remove(self, is_committed: bool = False) -> None:
+        """Delete the record, and the file as `remove_partial` does."""
         self.path.unlink(missing_ok=True)
-        self.remove_partial()
+        self.remove_partial(is_committed)
 
-    def remove_partial(self) -> None:
-        """Delete the file unless the one who writes it lives."""
-        taken = None if self.partial is None else take_partial(self.partial)
-        if self.partial is not None and taken is not None:
-            self.partial.unlink(missing_ok=True)
-            os.close(taken[0])
+    def remove_partial(self, is_committed: bool = False) -> None:
+        """Delete the file unless the one who writes it lives; where nobody can tell, once the shard is committed."""
+        if self.partial is not None:
+            _remove_partial(self.partial, is_committed)
 
 
 def record_path(shards: Path, number: int) -> Path:
@@ -146,6 +151,23 @@ def unfinished_in(shards: Path, plan: Plan) -> list[Unfinished]:
     return [one for one in found if one is not None]
 
 
+def remove_partials(final: Path) -> None:
+    """Remove the partial files of a shard that is committed, but for those whose writers are known to live."""
+    for name in names_in(final.parent):
+        named = PARTIAL_NAME.fullmatch(name)
+        if named is not None and named[1] == final.name:
+            _remove_partial(final.with_name(name), is_committed=True)
+
+
+def _remove_partial(path: Path, is_committed: bool) -> None:
+    taken = take_partial(path)
+    if taken is not None:
+        descriptor, is_locked = taken
+        if is_locked or is_committed:  # without a lock its writer may live, and needs it for the commit
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 def remove_unused(shards: Path) -> None:
     """Remove the partial files of dead processes but for those that are named by a record of an unfinished shard."""
     named = set()
@@ -165,9 +187,9 @@ def _check(record: Mapping[str, Any], plan: Plan, number: int) -> None:
     named = PARTIAL_NAME.fullmatch(record["file"])
     if named is None or os.sep in named[1] or Path(named[1]).stem != f"{number:05d}":
         raise ValueError("a file that is none")
-    stops = [stop for stop, _ in record["traits"]]
-    counts = [count for _, traits in record["traits"] for count in traits.values()]
-    counts += record["overflown"].values()
+    counted = [*record["traits"], *record["overflown"]]
+    stops = [stop for stop, _ in counted]
+    counts = [count for _, of_batch in counted for count in of_batch.values()]
     if not all(type(one) is int and one >= 0 for one in (*stops, *counts, record["least_batch"] or 0)):
         raise ValueError("counts that are none")
     if any(type(text) is not str for environment in record["environments"] for text in environment.values()):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from featcli.dump.lock import one_at_a_time
 from featcli.dump.plan import Plan, image_lines, with_fingerprint
 from featcli.dump.records import failure_lines, manifest_content, record_content
 from featcli.dump.shard import ShardSummary, ShardWriter
-from featcli.dump.unfinished import RowsMade, Unfinished, record_path, remove_unused
+from featcli.dump.unfinished import RowsMade, Unfinished, record_path, remove_partials, remove_unused
 from featcli.errors import IncompleteError, MachineError, counted, shown
 from featcli.events import Report, silent
 from featcli.inputs.image_list import ImageList
@@ -53,8 +53,9 @@ def resume(dump: Dump, plan: Plan, images: ImageList, retry_failed: bool = False
         if dump.is_committed(number):  # a kill left it: what has come in its place was there already
             _before(dump, number).unlink(missing_ok=True)
     for one in dump.unfinished():
-        if dump.is_committed(one.number) and not retry_failed:  # by another process, or before a kill
-            one.remove()
+        is_again = retry_failed and one.number in dump.found.failed  # what is left of it is of that
+        if dump.is_committed(one.number) and not is_again:  # by another process, or before a kill
+            one.remove(is_committed=True)
     return resized
 
 
@@ -65,10 +66,6 @@ class BegunShard:
     number: int
     file: ShardWriter
     made: RowsMade
-
-    def close(self) -> None:
-        """Let go of it: what is on the disk stays, for whoever takes it up. Nothing where that was done before."""
-        self.file.close()
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ class DumpWriter:
             if isinstance(begun, BegunShard):
                 return begun
             problem = begun
-        if problem:
+        if problem and self.dump.unfinished_shard(number) == found:  # else another process goes on with the shard
             found.remove()
             remove_unused(self.dump.path / SHARDS)  # what a damaged record named
             text = f"unfinished shard {number}: {problem}: its {counted(found.rows, 'row')} are made again"
@@ -216,6 +213,14 @@ class DumpWriter:
     def _is_further(self, other: Unfinished | None, begun: BegunShard) -> bool:
         return bool(other and other.partial is not None and other.rows >= begun.made.count and is_there(other.partial))
 
+    def leave(self, begun: BegunShard) -> None:
+        """Let go of an unfinished shard: its file stays if its record names it, for whoever takes it up."""
+        is_named = True
+        with suppress(MachineError):  # where nobody can tell
+            kept = self.dump.unfinished_shard(begun.number)
+            is_named = kept is not None and kept.partial == begun.file.partial
+        begun.file.close() if is_named else begun.file.abort()
+
     def commit(self, begun: BegunShard, beside: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
         """Commit a shard whose rows are written: name its file, then publish its record. Returns the record.
 
@@ -224,7 +229,7 @@ class DumpWriter:
         number = begun.number
         record = self._record(number, begun.file.finish(beside), begun.made)
         path, before = self.dump.record_path(number), _before(self.dump, number)
-        with one_at_a_time(self.dump.path / SHARDS):
+        with one_at_a_time(self.dump.path / SHARDS) as is_locked:
             if self.is_done(number):
                 begun.file.abort()
                 self._forget_unfinished(number)
@@ -236,12 +241,14 @@ class DumpWriter:
             publish_checksummed(path, record, replace=True)
             before.unlink(missing_ok=True)
             self._forget_unfinished(number)  # last: until then these rows are all there is to go on with
+            if not is_locked:  # files whose writers may have lived, for all that could be told, are of no use now
+                remove_partials(self.dump.shard_path(number))
         return record
 
     def _forget_unfinished(self, number: int) -> None:
         kept = self.dump.unfinished_shard(number)
         if kept is not None:
-            kept.remove()
+            kept.remove(is_committed=True)
 
     def _record(self, number: int, written: ShardSummary, made: RowsMade) -> dict[str, Any]:
         plan = self.dump.plan

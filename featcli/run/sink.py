@@ -101,7 +101,7 @@ class Sink:
             # Its batches were counted while they were made.
             self._report("there", shard=shard.number, rows=len(shard.rows), images=0)
             return
-        self._made.overflown = begun.made.overflown
+        self._made.overflown = begun.made.all_overflown
         self._count(self._made)
         self._report("shard", **{k: record[k] for k in ("shard", "file", "rows", "bytes")}, failed=len(failures))
 
@@ -115,8 +115,5 @@ class Sink:
             # An error stopped it half way: else its commit would have set this to None.
             with suppress(OSError, EOFError, FeatcliError):  # the error that stopped it is what is to be heard
                 self._keep_what_is_new()
-            if self._kept_rows:
-                self._at_work.close()
-            else:
-                self._at_work.file.abort()
+            self._into.leave(self._at_work)
             self._at_work = None

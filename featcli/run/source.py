@@ -98,4 +98,4 @@ class Source:
 
     def __exit__(self, *_: object) -> None:
         for one in self._begun:  # those that came to no batch are still open
-            one.close()
+            self._into.leave(one)
