@@ -167,7 +167,10 @@ class Scene:
         again = self.run(dump)
         if again.code not in (0, 3):
             return f"{where}: the next run ended in {again.code}"
-        if tree(dump) != self.expected:
+        made = tree(dump)
+        if not self.locks:  # small files, of which nobody can tell whether they are being written, stay
+            made = {name: content for name, content in made.items() if ".json" not in name or name[-8:] != ".partial"}
+        if made != self.expected:
             return f"{where}: other bytes"
         lost = self.loses(first, _events_of(dump).read_text()[len(first) :]) if self.keeps else ""
         return f"{where}: {lost}" if lost else ""

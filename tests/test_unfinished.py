@@ -19,6 +19,7 @@ from featcli.dump import writer
 from featcli.dump.checksummed_json import checksummed, read_checksummed
 from featcli.dump.folder import Dump
 from featcli.dump.shard import ShardWriter
+from featcli.dump.unfinished import RowsMade
 from featcli.dump.writer import DumpWriter
 from featcli.errors import IncompleteError, MachineError
 from featcli.pixels.failure import Failure
@@ -431,6 +432,29 @@ def test_an_image_that_was_read_since_is_read_again_when_it_changes(pictures, tm
     run(pictures, tmp_path / "whole")
     mine, theirs = featcli.open_dump(tmp_path / "d"), featcli.open_dump(tmp_path / "whole")
     assert np.array_equal(mine["stage4"][:], theirs["stage4"][:])
+
+
+def test_a_record_of_a_finished_shard_goes_with_the_next_run(pictures, tmp_path):
+    """A record that a kill left after the commit goes, also with retry_failed where the shard has no failure."""
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=4, shard_size=6)
+    (record,) = records(tmp_path / "d")  # of the second shard
+    left = record.read_bytes()
+    run(pictures, tmp_path / "d", shard_size=6)
+    record.write_bytes(left)
+    run(pictures, tmp_path / "d", shard_size=6, retry_failed=True)
+    assert not records(tmp_path / "d")
+
+
+def test_what_is_not_taken_up_is_forgotten():
+    """Nothing of a batch that is made again counts twice: neither its failures nor its traits nor values like NaN."""
+    made, failures = RowsMade(), [Failure("a", row, "empty", "") for row in (11, 13)]
+    for first, failure in zip((10, 12), failures, strict=True):
+        made.add(range(first, first + 2), [failure], Counter(deep=1), Counter(stage4=first))
+    made.cut(range(10, 12))
+    assert (made.count, made.failures, made.all_traits, made.all_overflown) == (
+        2, failures[:1], {"deep": 1}, {"stage4": 10}
+    )  # fmt: skip
 
 
 def test_what_is_known_of_the_rows_is_kept_with_them(tmp_path):

@@ -114,15 +114,15 @@ class Unfinished:
         """What the file takes of the disk: rows that are not written take nothing. 0 where it is gone."""
         return 0 if self.partial is None else allocated_bytes(self.partial)
 
-    def remove(self, is_committed: bool = False) -> None:
+    def remove(self) -> None:
         """Delete the record, and the file as `remove_partial` does."""
         self.path.unlink(missing_ok=True)
-        self.remove_partial(is_committed)
+        self.remove_partial()
 
-    def remove_partial(self, is_committed: bool = False) -> None:
-        """Delete the file unless the one who writes it lives; where nobody can tell, once the shard is committed."""
+    def remove_partial(self) -> None:
+        """Delete the file, unless the one who writes it lives or nobody can tell: without it there is no commit."""
         if self.partial is not None:
-            _remove_partial(self.partial, is_committed)
+            _remove_partial(self.partial)
 
 
 def record_path(shards: Path, number: int) -> Path:
@@ -152,18 +152,21 @@ def unfinished_in(shards: Path, plan: Plan) -> list[Unfinished]:
 
 
 def remove_partials(final: Path) -> None:
-    """Remove the partial files of a shard that is committed, but for those whose writers are known to live."""
+    """Remove the partial files of a shard that is committed, but for those whose writers are known to live.
+
+    Where nobody can tell who lives, they stay until then.
+    """
     for name in names_in(final.parent):
         named = PARTIAL_NAME.fullmatch(name)
         if named is not None and named[1] == final.name:
-            _remove_partial(final.with_name(name), is_committed=True)
+            _remove_partial(final.with_name(name), even_unlocked=True)
 
 
-def _remove_partial(path: Path, is_committed: bool) -> None:
+def _remove_partial(path: Path, even_unlocked: bool = False) -> None:
     taken = take_partial(path)
     if taken is not None:
         descriptor, is_locked = taken
-        if is_locked or is_committed:  # without a lock its writer may live, and needs it for the commit
+        if is_locked or even_unlocked:
             path.unlink(missing_ok=True)
         os.close(descriptor)
 

@@ -55,7 +55,8 @@ def resume(dump: Dump, plan: Plan, images: ImageList, retry_failed: bool = False
     for one in dump.unfinished():
         is_again = retry_failed and one.number in dump.found.failed  # what is left of it is of that
         if dump.is_committed(one.number) and not is_again:  # by another process, or before a kill
-            one.remove(is_committed=True)
+            remove_partials(dump.shard_path(one.number))
+            one.remove()
     return resized
 
 
@@ -232,7 +233,7 @@ class DumpWriter:
         with one_at_a_time(self.dump.path / SHARDS) as is_locked:
             if self.is_done(number):
                 begun.file.abort()
-                self._forget_unfinished(number)
+                self._forget_unfinished(number, is_locked)
                 return None
             if is_there(path):  # from here on the shard is not committed; what it says of failed images is kept
                 path.replace(before)
@@ -240,15 +241,15 @@ class DumpWriter:
             begun.file.publish()
             publish_checksummed(path, record, replace=True)
             before.unlink(missing_ok=True)
-            self._forget_unfinished(number)  # last: until then these rows are all there is to go on with
-            if not is_locked:  # files whose writers may have lived, for all that could be told, are of no use now
-                remove_partials(self.dump.shard_path(number))
+            self._forget_unfinished(number, is_locked)  # last: until then these rows are all there is to go on with
         return record
 
-    def _forget_unfinished(self, number: int) -> None:
+    def _forget_unfinished(self, number: int, is_locked: bool) -> None:
+        if not is_locked:  # then more files than the one that is named may be left
+            remove_partials(self.dump.shard_path(number))
         kept = self.dump.unfinished_shard(number)
         if kept is not None:
-            kept.remove(is_committed=True)
+            kept.remove()
 
     def _record(self, number: int, written: ShardSummary, made: RowsMade) -> dict[str, Any]:
         plan = self.dump.plan
