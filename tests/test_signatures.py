@@ -12,7 +12,9 @@ import re
 import sqlite3
 import struct
 import tarfile
+import tempfile
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -71,10 +73,13 @@ def hdf5(file):
 
 
 def sqlite():
-    database = sqlite3.connect(":memory:")
-    database.execute("create table a (path text)")
-    database.commit()
-    return database.serialize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.db"
+        database = sqlite3.connect(path)
+        database.execute("create table a (path text)")
+        database.commit()
+        database.close()
+        return path.read_bytes()
 
 
 def video(brand):
