@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featcli.backbones.backbone import Backbone
     from featcli.backbones.load import load_backbone
     from featcli.backbones.replay import replay
     from featcli.errors import (
@@ -22,19 +23,23 @@ if TYPE_CHECKING:
     )
     from featcli.events import Report
     from featcli.extraction.extract import extract
-    from featcli.reading.reader import open_dump
+    from featcli.reading.reader import DumpReader, open_dump
+    from featcli.reading.stage_array import StageArray
     from featcli.run.progress import progress_bar
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Backbone",
     "CheckpointError",
     "ConflictError",
     "DamagedError",
+    "DumpReader",
     "FeatcliError",
     "IncompleteError",
     "MachineError",
     "Report",
+    "StageArray",
     "UsageError",
     "extract",
     "load_backbone",
@@ -44,7 +49,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Backbone": "backbones.backbone",
+    "DumpReader": "reading.reader",
     "Report": "events",
+    "StageArray": "reading.stage_array",
     "extract": "extraction.extract",
     "load_backbone": "backbones.load",
     "open_dump": "reading.reader",

@@ -29,13 +29,16 @@ PACKAGES = [
 ]
 LONGEST_FUNCTION = 60
 PUBLIC = [
+    "Backbone",
     "CheckpointError",
     "ConflictError",
     "DamagedError",
+    "DumpReader",
     "FeatcliError",
     "IncompleteError",
     "MachineError",
     "Report",
+    "StageArray",
     "UsageError",
     "extract",
     "load_backbone",

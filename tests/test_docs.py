@@ -57,7 +57,7 @@ PAGES = {
     "docs/numbers.md": 4,
     "docs/pictures.md": 3,
     "docs/pipelines.md": 15,
-    "docs/python.md": 5,
+    "docs/python.md": 8,
     "docs/replay.md": 6,
     "docs/scale.md": 14,
     "docs/show.md": 3,

@@ -62,7 +62,7 @@ def test_every_example_explains_itself(name):
     command = [sys.executable, EXAMPLES / f"{name}.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "    featcli extract " in done.stdout
+    assert ("    featcli extract " if name != "train_upernet" else "    python examples") in done.stdout
     assert f"    python examples/{name}.py " in done.stdout
     assert ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text())) in done.stdout
 
@@ -242,4 +242,19 @@ def test_the_rest_of_a_maskformer_gives_what_the_whole_gives(tmp_path, capsys):
     assert min(module.differences(str(model), open_dump(maps), other).values()) > 0
     with pytest.raises(SystemExit) as ended:
         module.main([str(model), str(maps), str(SAMPLES / "things"), "--demo"])
+    assert ended.value.code == 2
+
+
+def test_a_upernet_learns_the_same_with_our_module(capsys):
+    """Twenty steps of training give the losses of transformers' own backbone to 1e-5, and they fall."""
+    pytest.importorskip("transformers")
+    module = example("train_upernet")
+    module.main([str(SAMPLES / "nature"), "--demo"])
+    steps = [line.split()[2:] for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    own, ours = np.array(steps, float).T
+    assert len(own) == 20
+    np.testing.assert_allclose(ours, own, rtol=0, atol=1e-5)
+    assert ours[-1] < 0.9 * ours[0]
+    with pytest.raises(SystemExit) as ended:
+        module.main(["nowhere", "--demo"])
     assert ended.value.code == 2

@@ -566,3 +566,33 @@ def test_twins_of_modules(resnet):
     empty = internals.twin_of(resnet, tensors=internals.without_values)
     assert all(tensor.is_meta for tensor in (*empty.parameters(), *empty.buffers()))
     assert not any(tensor.is_meta for tensor in (*resnet.parameters(), *resnet.buffers()))
+
+
+def test_modules_speak_the_words_of_transformers(resnet):
+    """The face of a module needs transformers' word for its library, and timm's frozen norms as its TimmBackbone."""
+    from transformers import AutoBackbone, TimmBackboneConfig
+
+    own = AutoBackbone.from_config(TimmBackboneConfig(backbone="test_resnet", freeze_batch_norm_2d=True))
+    assert internals.backbone_type("timm") is own.backbone_type
+    twin = timm.create_model("test_resnet")
+    internals.freeze_norms_of_timm(twin)
+    frozen = type(own._backbone.layer1[0].bn1)
+    assert type(twin.layer1[0].bn1) is frozen is not type(resnet.layer1[0].bn1)
+    internals.unfreeze_norms_of_timm(twin)
+    assert type(twin.layer1[0].bn1) is type(resnet.layer1[0].bn1)
+
+
+def test_copies_record_outputs_again():
+    """transformers records outputs by hooks that no pickle takes: else a backbone cannot be sent to another process."""
+    config = transformers.Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    model = transformers.Dinov2Backbone(config).eval()
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        pickle.dumps(model)
+    twin, hooked = internals.to_be_copied(model)
+    again = pickle.loads(pickle.dumps(twin))
+    internals.hook_again(again, hooked)
+    pixels = torch.rand(1, 3, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(again(pixels).feature_maps[0], model(pixels).feature_maps[0])
+        assert len(again(pixels, output_hidden_states=True).hidden_states) == 2
+    assert internals.to_be_copied(torch.nn.Linear(1, 1))[1] is False

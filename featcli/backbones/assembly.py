@@ -11,7 +11,6 @@ import xxhash
 from featcli.backbones.backbone import Backbone, Network
 from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
 from featcli.backbones.folding import fold
-from featcli.backbones.internals import compiled
 from featcli.backbones.model_spec import ModelSpec
 from featcli.errors import CheckpointError, shown
 from featcli.system.borrowed import own_random_numbers
@@ -63,8 +62,7 @@ def prepare_network(
             tensor.data = tensor.data.contiguous(memory_format=layout)
     if not execution.compiled:
         return network, execution
-    class_tokens = None if network.class_tokens is None else compiled(network.class_tokens)
-    return replace(network, maps=compiled(network.maps), class_tokens=class_tokens), execution
+    return network.compiled(), execution
 
 
 def refuse_not_finite(name: str, network: Network) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from featcli.backbones.internals import backbone_classes, silent_transformers
 from featcli.backbones.transformers_model import TransformersModelSpec, copied
 from featcli.errors import CheckpointError, one_line, shown
 from featcli.spec.groups import CheckpointSpec
+from featcli.spec.parsers import Size
 
 # Types that normalise each requested map do so with norms of their own, which only a checkpoint saved as a
 # backbone has. Any other absent weight is a refusal.
@@ -102,38 +104,14 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         if self.norm == "raw":
             _drop_norms(module)
         self._freeze_norms(module)
-
-        def maps(pixels: torch.Tensor) -> list[torch.Tensor]:
-            height, width = pixels.shape[2:]
-            return [self._as_grid(found, height, width) for found in module(pixels).feature_maps]
-
-        return Network(module=module, maps=maps, class_tokens=self._class_tokens(module, positions))
-
-    def _as_grid(self, found: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Give (B, tokens, C) of types that leave their patches in a row as (B, C, h, w); maps as they are."""
-        if found.ndim != 3:
-            return found
-        assert self.patch is not None
-        grid = height // self.patch[0], width // self.patch[1]
-        tokens = found[:, found.shape[1] - grid[0] * grid[1] :]  # whatever is in front of the patches is no patch
-        return tokens.transpose(1, 2).reshape(len(found), -1, *grid)
-
-    def _class_tokens(self, module: nn.Module, positions: Sequence[int]) -> Any:
-        """Give token 0 of the selected hidden states, normalised as the maps are, where it is a class token."""
         is_token_model = hasattr(self.config, "reshape_hidden_states")
         has_class_token = any(name.endswith("cls_token") for name, _ in module.named_parameters())
-        norm = next(
-            (found for name in SHARED_NORMS if isinstance(found := getattr(module, name, None), nn.Module)), None
+        class_tokens = partial(_class_tokens_of, module, positions=tuple(positions))
+        return Network(
+            module=module,
+            maps=partial(_maps_of, module, patch=self.patch),
+            class_tokens=class_tokens if is_token_model and has_class_token else None,
         )
-        if not (is_token_model and has_class_token):
-            return None
-        wants_norm = getattr(self.config, "apply_layernorm", True)
-
-        def class_tokens(pixels: torch.Tensor) -> list[torch.Tensor]:
-            hidden = module(pixels, output_hidden_states=True).hidden_states
-            return [norm(hidden[i])[:, 0] if norm is not None and wants_norm else hidden[i][:, 0] for i in positions]
-
-        return class_tokens
 
     def _module_names(self, names: list[str]) -> list[str]:
         with torch.device("meta"), silent_transformers():
@@ -142,6 +120,29 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         has_stem = names[0] == "stem"
         stem = [next(name for name, _ in module.named_children())] if has_stem else []
         return stem + [f"{path}.{i}" for i in range(len(names) - has_stem)]
+
+
+def _maps_of(module: Any, pixels: torch.Tensor, patch: Size | None) -> list[torch.Tensor]:
+    """Run a backbone for (B, C, h, w) maps, also of types that leave their patches in a row: (B, tokens, C)."""
+    height, width = pixels.shape[2:]
+    return [_as_grid(found, height, width, patch) for found in module(pixels).feature_maps]
+
+
+def _as_grid(found: torch.Tensor, height: int, width: int, patch: Size | None) -> torch.Tensor:
+    if found.ndim != 3:
+        return found
+    assert patch is not None
+    grid = height // patch[0], width // patch[1]
+    tokens = found[:, found.shape[1] - grid[0] * grid[1] :]  # whatever is in front of the patches is no patch
+    return tokens.transpose(1, 2).reshape(len(found), -1, *grid)
+
+
+def _class_tokens_of(module: Any, pixels: torch.Tensor, positions: Sequence[int]) -> list[torch.Tensor]:
+    """Give token 0 of hidden states, normalised as the maps are."""
+    norm = next((found for name in SHARED_NORMS if isinstance(found := getattr(module, name, None), nn.Module)), None)
+    wants_norm = norm is not None and getattr(module.config, "apply_layernorm", True)
+    hidden = module(pixels, output_hidden_states=True).hidden_states
+    return [(norm(hidden[i]) if norm is not None and wants_norm else hidden[i])[:, 0] for i in positions]
 
 
 def _stage_list(module: nn.Module, names: Sequence[str]) -> tuple[str, nn.ModuleList]:

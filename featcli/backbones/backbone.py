@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
+from featcli.backbones.internals import compiled, hook_again, to_be_copied
 from featcli.backbones.preprocessing import Preprocessing
 from featcli.backbones.stages import Stage
-from featcli.errors import UsageError, one_line
+from featcli.errors import UsageError, one_line, shown_shape
 from featcli.pixels.colour import DEFAULT
 from featcli.pixels.pictures import prepared
 from featcli.spec.groups import PixelSpec
@@ -20,6 +22,8 @@ from featcli.spec.parsers import Size
 
 REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)  # how libraries refuse a size
 ROUNDED = 8  # the share of a map, as 1/n, by which it may be off from the size of its input
+
+Maps = Callable[[torch.Tensor], list[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,65 @@ class Network:
     """
 
     module: nn.Module
-    maps: Callable[[torch.Tensor], list[torch.Tensor]]
-    class_tokens: Callable[[torch.Tensor], list[torch.Tensor]] | None = None
+    maps: Maps  # of the module alone: a partial of a function that takes the module first, so that it can be copied
+    class_tokens: Maps | None = None
     idle: frozenset[str] = frozenset()  # parameters and buffers that no map depends on, such as those of a head
+    is_compiled: bool = False  # what is called then goes through torch.compile
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be copied and pickled by the module, and how it is asked: neither what is compiled, nor hooks of libraries.
+
+        The copy has a module of its own.
+        """
+        asked = (_recipe(self.maps), _recipe(self.class_tokens))
+        return _network_again, (*to_be_copied(self.module), asked, self.idle, self.is_compiled)
+
+    def compiled(self) -> Network:
+        """Make the network that goes through torch.compile, for one size of batch."""
+        class_tokens = None if self.class_tokens is None else _Compiled(self.class_tokens)
+        return replace(self, maps=_Compiled(self.maps), class_tokens=class_tokens, is_compiled=True)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """List the parameters and buffers by name, without the idle ones."""
         return {name: tensor for name, tensor in self.module.state_dict().items() if name not in self.idle}
 
 
-@dataclass
+class _Compiled:
+    """A function that goes through torch.compile, and the function that it was."""
+
+    def __init__(self, plain: Maps) -> None:
+        self.plain = plain
+        self._run = compiled(plain)
+
+    def __call__(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = self._run(pixels)
+        return found
+
+
+def _recipe(asks: Any) -> tuple[Any, ...] | None:
+    """Take the module out of what asks it: (function, other arguments, keywords)."""
+    if asks is None:
+        return None
+    plain: Any = asks.plain if isinstance(asks, _Compiled) else asks
+    return plain.func, plain.args[1:], plain.keywords
+
+
+def _network_again(
+    module: Any, hooked: bool, asked: tuple[Any, Any], idle: frozenset[str], is_compiled: bool
+) -> Network:
+    """Make a network of what `Network.__reduce__` gave."""
+    hook_again(module, hooked)
+    maps, class_tokens = (made and partial(made[0], module, *made[1], **made[2]) for made in asked)
+    network = Network(module, maps, class_tokens, idle)
+    return network.compiled() if is_compiled else network
+
+
+@dataclass(eq=False, repr=False)
 class Backbone:
-    """A frozen vision backbone, cut after the deepest selected stage."""
+    """A frozen vision backbone, cut after the deepest selected stage: pixels in, the map of each stage out.
+
+    `featcli.load_backbone` makes it. It can be copied, and pickled with its weights; two are the same if they are one.
+    """
 
     name: str
     library: str
@@ -81,13 +132,20 @@ class Backbone:
     preprocessing: Preprocessing
     weights: Weights
     settings: Mapping[str, Any]
-    network: Network = field(repr=False)
+    network: Network
     device: torch.device
     execution: Execution
-    digest: str = field(repr=False)
-    rules: PixelSpec = field(default=DEFAULT, repr=False)  # what becomes of a picture before the preprocessing
+    digest: str
+    rules: PixelSpec = DEFAULT  # what becomes of a picture before the preprocessing
     patch: Size | None = None  # (height, width) of the patches that it cuts its input into, if it does
-    other_sizes: set[Size] = field(default_factory=set, repr=False)  # of inputs that were seen to fit, besides its own
+    other_sizes: set[Size] = field(default_factory=set)  # of inputs that were seen to fit, besides its own
+    make_module: Callable[[Backbone, bool], Any] | None = None  # the same network once more: see as_module
+
+    def __repr__(self) -> str:
+        stages = ", ".join(f"{stage.name} {shown_shape(stage.shape)}" for stage in self.selected)
+        size = "HxW" if self.preprocessing.is_native else shown_shape(self.preprocessing.size)
+        how = f"{self.device}, {self.precision}"
+        return f"<backbone {self.name}: {stages} of {self.preprocessing.channels}x{size} pixels, {how}>"
 
     @property
     def precision(self) -> str:
@@ -141,8 +199,8 @@ class Backbone:
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Compute {stage: (B, C, h, w)} of (B, C, H, W) from `preprocess`, on the device, in the precision computed in.
 
-        Pixels may be of another size where the network takes it. Raises UsageError for anything else, such as pixels
-        that were normalised already.
+        Pixels may be of another size where the network takes it. Nothing of it takes a gradient; a head can be trained
+        on what it returns. Raises UsageError for anything else, such as pixels that were normalised already.
         """
         return self._run(self.network.maps, pixels)
 
@@ -153,6 +211,19 @@ class Backbone:
         return self._run(self.network.class_tokens, pixels)
 
     __call__ = forward
+
+    def as_module(self, cut: bool = False) -> Any:
+        """Load the network once more, as a torch module in transformers' manner, to be trained or built into a model.
+
+        It takes normalised float pixels (`pixel_values`, (B, C, H, W)) and returns transformers' `BackboneOutput`. It
+        is what the library built: not folded, not compiled, in fp32 on the CPU, with every stage, in eval mode. It
+        shares no tensor with this backbone, so that memory is needed twice. `cut`: without what comes after the deepest
+        selected stage. See `featcli.backbones.module`. Raises CheckpointError without the extra transformers, or where
+        the checkpoint is another by now, and what `load_backbone` raises.
+        """
+        if self.make_module is None:
+            raise UsageError(f"{self!r} does not know its checkpoint", "featcli.load_backbone makes one that does")
+        return self.make_module(self, cut)
 
     def _run(
         self, yields: Callable[[torch.Tensor], list[torch.Tensor]], pixels: torch.Tensor
@@ -170,7 +241,7 @@ class Backbone:
                 f"pixels of {pixels.dtype}: this backbone takes {wanted}",
                 "give what preprocess gives; normalising is done inside",
             )
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: autograd keeps no tensor of that, and a head may be trained
             self._refuse_unfit((pixels.shape[2], pixels.shape[3]))
             ready = ours.normalize(pixels.to(self.device, non_blocking=True))
             found = yields(as_run(ready, self.execution))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,14 +84,13 @@ def norm_freezer(outer: Any) -> Callable[[nn.Module], None]:
     Frozen norms give other last bits, and `replay` promises every bit. `outer` is the configuration of that model, or
     None. Raises CheckpointError where this transformers has no such norms any more.
     """
-    replace = norm_replacer(outer) if outer is not None else None
+    return partial(_freeze, norm_replacer(outer) if outer is not None else None)
 
-    def freeze(backbone: nn.Module) -> None:
-        if replace is not None:
-            with torch.no_grad():
-                replace(backbone)
 
-    return freeze
+def _freeze(replace: Callable[[nn.Module], object] | None, backbone: nn.Module) -> None:
+    if replace is not None:
+        with torch.no_grad():
+            replace(backbone)
 
 
 def _has(model: nn.Module, place: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from featcli.backbones.backbone import Network
 from featcli.backbones.composites import names_under
 from featcli.backbones.internals import silent_transformers, vision_class
 from featcli.backbones.key_names import find_prefix
+from featcli.backbones.model_spec import Outputs
 from featcli.backbones.stages import names_by_stride
 from featcli.backbones.torchvision_operators import import_transformers
-from featcli.backbones.transformers_model import FINAL_NORMS, TransformersModelSpec, config_size
+from featcli.backbones.transformers_model import FINAL_NORMS, TransformersModelSpec, config_size, copied
 from featcli.backbones.trimming import idle_tensors, trim
 from featcli.errors import CheckpointError, UsageError, one_line, shown
 from featcli.spec.groups import CheckpointSpec
@@ -171,19 +173,14 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         return module, report
 
     def _network(self, module: Any, positions: Sequence[int]) -> Network:
-        def maps(pixels: torch.Tensor) -> list[torch.Tensor]:
-            return self._maps(module, pixels, positions)
-
-        def class_tokens(pixels: torch.Tensor) -> list[torch.Tensor]:
-            hidden = self._hidden(module, pixels)
-            return [self._normed(module, hidden[i])[:, 0] for i in positions]
-
+        maps = partial(self._maps, module, positions=tuple(positions))
         idle = self._idle(positions)
         if idle:
             noise = torch.rand(1, self.channels, *self.input_size, generator=torch.Generator().manual_seed(0))
             idle = trim(module, idle, maps, noise.to(next(module.parameters()).device))
         has_class_token = _has_class_token(module) and all(self.layout.prefixes[i] > 0 for i in positions)
-        return Network(module=module, maps=maps, class_tokens=class_tokens if has_class_token else None, idle=idle)
+        class_tokens = partial(self._class_tokens, module, positions=tuple(positions)) if has_class_token else None
+        return Network(module=module, maps=maps, class_tokens=class_tokens, idle=idle)
 
     def _idle(self, positions: Sequence[int]) -> frozenset[str]:
         """Name what these stages do not depend on, as a twin without weights shows."""
@@ -195,12 +192,41 @@ class HiddenStatesModelSpec(TransformersModelSpec):
 
     def _hidden(self, module: Any, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
         """Compute all hidden states of (B, C, H, W), as the model gives them."""
-        options: dict[str, Any] = {"output_hidden_states": True}
+        return self._states_of(self._run_with_states(module, pixels))
+
+    def _run_with_states(self, module: Any, pixels: torch.Tensor, **more: bool) -> Any:
+        options: dict[str, Any] = {"output_hidden_states": True, **more}
         if "interpolate_pos_encoding" in inspect.signature(module.forward).parameters:
             options["interpolate_pos_encoding"] = tuple(pixels.shape[2:]) != config_size(self.config)
-        found = module(pixel_values=pixels, **options)
+        return module(pixel_values=pixels, **options)
+
+    @staticmethod
+    def _states_of(found: Any) -> Sequence[torch.Tensor]:
         hidden: Sequence[torch.Tensor] = found.get("reshaped_hidden_states") or found.hidden_states
         return hidden
+
+    def module_config(self) -> Any:
+        """See ModelSpec: the model's own."""
+        return copied(self.config)
+
+    def run(
+        self,
+        module: Any,
+        pixels: torch.Tensor,
+        positions: Sequence[int],
+        reach: int,
+        with_hidden: bool,
+        with_attentions: bool,
+    ) -> Outputs:
+        """See ModelSpec."""
+        found = self._run_with_states(module, pixels, **({"output_attentions": True} if with_attentions else {}))
+        hidden = self._states_of(found)
+        maps = tuple(self.layout.as_map(self._normed(module, hidden[i]), *pixels.shape[2:]) for i in positions)
+        return Outputs(
+            maps,
+            tuple(found.hidden_states) if with_hidden else None,
+            tuple(found.attentions) if with_attentions and found.get("attentions") else None,
+        )
 
     def _run_whole(self, module: Any, pixels: torch.Tensor) -> None:
         self._hidden(module, pixels)
@@ -208,6 +234,10 @@ class HiddenStatesModelSpec(TransformersModelSpec):
     def _maps(self, module: Any, pixels: torch.Tensor, positions: Sequence[int]) -> list[torch.Tensor]:
         hidden = self._hidden(module, pixels)
         return [self.layout.as_map(self._normed(module, hidden[i]), *pixels.shape[2:]) for i in positions]
+
+    def _class_tokens(self, module: Any, pixels: torch.Tensor, positions: Sequence[int]) -> list[torch.Tensor]:
+        hidden = self._hidden(module, pixels)
+        return [self._normed(module, hidden[i])[:, 0] for i in positions]
 
     def _normed(self, module: Any, hidden: torch.Tensor) -> torch.Tensor:
         if self.norm == "raw":

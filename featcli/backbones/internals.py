@@ -645,6 +645,46 @@ def resized_by_torchvision(picture: Image.Image, size: tuple[int, int], resample
     return resized
 
 
+def backbone_type(library: str) -> Any:
+    """Give transformers' word for the library of a backbone."""
+    from transformers.backbone_utils import BackboneType
+
+    return BackboneType(library)
+
+
+def freeze_norms_of_timm(module: nn.Module) -> None:
+    """Put timm's frozen norms in the place of batch norms, as transformers' TimmBackbone does."""
+    import_timm().utils.model.freeze_batch_norm_2d(module)
+
+
+def unfreeze_norms_of_timm(module: nn.Module) -> None:
+    """Put batch norms back in the place of timm's frozen ones."""
+    import_timm().utils.model.unfreeze_batch_norm_2d(module)
+
+
+def to_be_copied(module: nn.Module) -> tuple[nn.Module, bool]:
+    """Make a twin that can be pickled: without the hooks by which transformers records outputs, local functions.
+
+    Also returns whether it has such hooks.
+    """
+    twin, hooked = twin_of(module), False
+    for part in twin.modules():
+        for number, hook in list(part._forward_hooks.items()):
+            if "output_capturing_hook" in getattr(hook, "__qualname__", ""):
+                del part._forward_hooks[number]
+                hooked = True
+        vars(part).pop("_output_capturing_hooks_installed", None)
+    return twin, hooked
+
+
+def hook_again(module: nn.Module, hooked: bool) -> None:
+    """Put the hooks by which transformers records outputs into a copy that has none."""
+    if hooked:
+        from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+        maybe_install_capturing_hooks(module)
+
+
 def twin_of(
     module: nn.Module,
     instead: Mapping[nn.Module, nn.Module] | None = None,

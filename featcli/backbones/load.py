@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from featcli.backbones.assembly import assemble_backbone
 from featcli.backbones.backbone import Backbone
 from featcli.backbones.checkpoint import resolve
 from featcli.backbones.execution import Execution
 from featcli.backbones.folding import nothing_to_fold
+from featcli.backbones.module import make_module
 from featcli.spec.calls import BackboneCall
 from featcli.spec.groups import PixelSpec
 from featcli.spec.option import narrowed, takes
@@ -40,4 +42,4 @@ def load_backbone(asked: BackboneCall) -> Backbone:
         backbone = assemble_backbone(model, positions, resolve_device(asked.device).value, execution)
         if asked.fold and not backbone.execution.folded:
             raise nothing_to_fold(model.name)
-        return replace(backbone, rules=narrowed(asked, PixelSpec))
+        return replace(backbone, rules=narrowed(asked, PixelSpec), make_module=partial(make_module, asked))

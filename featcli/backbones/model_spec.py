@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -27,6 +27,14 @@ from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size, as_given
 from featcli.spec.words import ALL, NATIVE, Norm
+
+
+class Outputs(NamedTuple):
+    """What a whole model gives of pixels."""
+
+    maps: tuple[torch.Tensor, ...]  # (B, C, h, w) of each stage asked for
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class ModelSpec(ABC):
@@ -49,6 +57,7 @@ class ModelSpec(ABC):
     inside: str = ""  # of a larger model: where in it the backbone sits
     first_index: int = 0  # the library's own index of the first stage
     strides: tuple[int, ...] | None = None  # where the library knows them; sizes alone round at odd input sizes
+    freezes_norms: bool = False  # whether its configuration wants frozen batch norms in training
     default_indices: tuple[int, ...] | None = None  # the stages that a larger model uses; None is the last
     norms_of_maps: tuple[str, ...] | None = None  # where `module` is seen in a run: norms that are no place of a map
 
@@ -86,6 +95,22 @@ class ModelSpec(ABC):
         `is_same_library`: whether the dump was begun with the same versions.
         """
         return self.settings(), []
+
+    def module_config(self) -> Any:
+        """Give a configuration of transformers that says what the network is, for a `BackboneModule`."""
+        raise NotImplementedError
+
+    def run(
+        self,
+        module: Any,
+        pixels: torch.Tensor,
+        positions: Sequence[int],
+        reach: int,
+        with_hidden: bool,
+        with_attentions: bool,
+    ) -> Outputs:
+        """Run a module that `load` made for the first `reach` stages: the maps of these, and what else is asked for."""
+        raise NotImplementedError
 
     @property
     def resize_mode(self) -> ResizeMode | None:

@@ -55,6 +55,15 @@ class Preprocessing:
     def __post_init__(self) -> None:
         object.__setattr__(self, "fit", _of_rgb(self.fit))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be pickled by the settings, of which all else is made again."""
+        settings = {**self.settings}
+        return _made_again, (settings, self.size, self.channels, self.resize_mode, self.origin, self.summary)
+
+    def __deepcopy__(self, _: Any) -> Preprocessing:
+        """Be itself: nothing of it changes."""
+        return self
+
     @property
     def is_native(self) -> bool:
         """Whether every picture gives pixels of a size of its own; `size` is then the checkpoint's."""
@@ -291,3 +300,11 @@ def recorded_preprocessing(
     if rectangle := preprocessing.get(RECTANGLE):
         processor = processor.in_rectangle(rectangle["box"], rectangle["size"])
     return processor_preprocessing(processor, size, channels, resize_mode)
+
+
+def _made_again(
+    settings: Mapping[str, Any], size: Size, channels: int, resize_mode: ResizeMode | None, origin: str, summary: str
+) -> Preprocessing:
+    """Make what was pickled."""
+    found = recorded_preprocessing(settings, size=size, channels=channels, resize_mode=resize_mode)
+    return replace(found, origin=origin, summary=summary)

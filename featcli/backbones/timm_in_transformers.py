@@ -43,6 +43,7 @@ class TimmInTransformersModelSpec(TimmModelSpec):
             num_channels=channels if channels != 3 else asked.num_channels,
         )
         super().__init__(asked, request)
+        self.freezes_norms = bool(config.freeze_batch_norm_2d)
         self.default_indices = self._own_choice(config)
         within = self.architecture if outer is None else f"the {self.architecture} in a {outer.model_type}"
         self.name = f"{name_of(asked)} ({within})"

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,10 @@ from featcli.backbones.internals import (
     stages_of_timm,
 )
 from featcli.backbones.key_names import Reading, readings, refuse_equals, strip_prefix
-from featcli.backbones.model_spec import ModelSpec, modules_run
+from featcli.backbones.model_spec import ModelSpec, Outputs, modules_run
 from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
 from featcli.backbones.stages import names_by_stride
-from featcli.backbones.torchvision_operators import import_timm
+from featcli.backbones.torchvision_operators import import_timm, import_transformers
 from featcli.backbones.weights import (
     hash_files,
     is_counter,
@@ -269,17 +269,39 @@ class TimmModelSpec(ModelSpec):
 
     def _cut(self, model: Any, positions: Sequence[int]) -> Network:
         """Cut off what comes after the deepest of these stages."""
-        # A final norm fits every block of a transformer, but only the last stage of a pyramid.
-        normed = self.norm == "model" and (self._is_isotropic or len(self.stage_names) - 1 in positions)
-        indices = prune_timm(model, positions, keeps_norm=normed)
+        normed = self._is_normed(positions)
+        how = {"indices": prune_timm(model, positions, keeps_norm=normed), "normed": normed}
+        class_tokens = partial(class_tokens_of_timm, model, **how) if has_class_token_of_timm(model) else None
+        return Network(module=model, maps=partial(maps_of_timm, model, **how), class_tokens=class_tokens)
 
-        def maps(pixels: torch.Tensor) -> list[torch.Tensor]:
-            return maps_of_timm(model, pixels, indices, normed)
+    def _is_normed(self, positions: Sequence[int]) -> bool:
+        """Tell whether the final norm is run: it fits every block of a transformer, but only the end of a pyramid."""
+        return self.norm == "model" and (self._is_isotropic or len(self.stage_names) - 1 in positions)
 
-        def class_tokens(pixels: torch.Tensor) -> list[torch.Tensor]:
-            return class_tokens_of_timm(model, pixels, indices, normed)
+    def module_config(self) -> Any:
+        """See ModelSpec: what transformers' own TimmBackbone is made of."""
+        return import_transformers().TimmBackboneConfig(
+            backbone=self.architecture,
+            num_channels=self.channels,
+            output_stride=self._options.get("output_stride"),
+            freeze_batch_norm_2d=self.freezes_norms,
+        )
 
-        return Network(module=model, maps=maps, class_tokens=class_tokens if has_class_token_of_timm(model) else None)
+    def run(
+        self,
+        module: Any,
+        pixels: torch.Tensor,
+        positions: Sequence[int],
+        reach: int,
+        with_hidden: bool,
+        with_attentions: bool,
+    ) -> Outputs:
+        """See ModelSpec. Hidden states are the maps of all stages, as TimmBackbone gives them; it has no attentions."""
+        if not with_hidden:
+            return Outputs(tuple(maps_of_timm(module, pixels, list(positions), self._is_normed(positions))))
+        every = range(reach)
+        hidden = tuple(maps_of_timm(module, pixels, list(every), self._is_normed(every)))
+        return Outputs(tuple(hidden[position] for position in positions), hidden)
 
     def _create(self, device: str, options: Mapping[str, Any]) -> Any:
         """Make a headless model without weights. Raises UsageError for names that timm does not know."""

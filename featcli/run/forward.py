@@ -65,7 +65,8 @@ class Forward:
     def __init__(self, setup: Setup, report: Report = silent) -> None:
         self._setup = setup
         self._report = report
-        self._forward = setup.backbone.class_tokens if setup.pooling.of_class_token else setup.backbone.forward
+        forward = setup.backbone.class_tokens if setup.pooling.of_class_token else setup.backbone.forward
+        self._forward = torch.inference_mode()(forward)
         self._transfers = transfers(setup.backbone.device)
         self._buffers = Buffers(self._transfers.pinned)
         self.micro_batch = setup.plan.settings.batch_size
