@@ -50,10 +50,11 @@ bench: .venv/installed  ## measure start, memory, writer, large pictures and spe
 	$(BIN)/python benchmarks/decoding.py --pictures build/pictures/large
 	$(BIN)/python benchmarks/speed.py --pictures build/pictures/small
 
-sweep: .venv/installed  ## every model of timm and transformers: writes docs/sweep.md and featcli/views/models.csv; every kind of TIFF and JPEG 2000 (an hour)
+sweep: .venv/installed  ## every model of timm and transformers: writes docs/sweep.md and featcli/views/models.csv; weights that are not the network's; every kind of TIFF and JPEG 2000 (an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt rasterio av
 	$(BIN)/python benchmarks/decoders.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/corruption.py
 	$(BIN)/python benchmarks/damage.py
 
 torture: .venv/installed  ## a small run killed, or refused by the disk, at every call that changes it; hostile files (a quarter of an hour)

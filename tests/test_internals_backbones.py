@@ -90,6 +90,15 @@ def test_heads_of_models_that_were_trained_without():
     assert "head.more" in loads[-1].unexpected
 
 
+def test_errors_of_the_meta_device():
+    """If they are not known, networks that look into their tensors are refused for their size."""
+    for look in (lambda tensor: tensor.item(), lambda tensor: tensor.numpy(), lambda tensor: tensor + torch.ones(1, 2)):
+        with pytest.raises((RuntimeError, NotImplementedError, TypeError)) as error:
+            look(torch.ones(1, 1, device="meta"))
+        assert internals.is_of_meta(error.value)
+    assert not internals.is_of_meta(AssertionError("Input height (97) doesn't match model (64)"))
+
+
 def test_whole_models_of_transformers():
     """If they are not known, what a backbone has no use for, such as a pooler, is taken for a part of its network."""
     config = transformers.SwinConfig(embed_dim=8, depths=[1], num_heads=[1], image_size=32)

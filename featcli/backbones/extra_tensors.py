@@ -22,7 +22,7 @@ OF_NO_EFFECT = re.compile(
 )
 MOST_DIMENSIONS = 2  # of a table of frequencies; what was learnt has one for each layer and head
 # Modules of the root that are None where a model has none, and change its maps where it has: what all blocks share.
-SHARED = ("rel_pos_bias", "rope")
+SHARED = ("rel_pos_bias", "shared_rel_pos", "rope", "rope_global", "rope_window", "parallel_blocks")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,13 +18,14 @@ from torch import nn
 
 from featcli.backbones.backbone import Network
 from featcli.backbones.composites import names_under
-from featcli.backbones.internals import silent_transformers, vision_class
+from featcli.backbones.internals import is_of_meta, silent_transformers, vision_class
 from featcli.backbones.key_names import find_prefix
 from featcli.backbones.model_spec import Outputs
 from featcli.backbones.stages import names_by_stride
 from featcli.backbones.torchvision_operators import import_transformers
 from featcli.backbones.transformers_model import FINAL_NORMS, TransformersModelSpec, config_size, copied
 from featcli.backbones.trimming import idle_tensors, trim
+from featcli.backbones.weightless import WithoutWeights
 from featcli.errors import CheckpointError, UsageError, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
@@ -132,24 +133,30 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         """Make the model without weights, and see what its hidden states are. Raises CheckpointError."""
         size = config_size(self.config) if self.asked.input_size else self.input_size
         behind = getattr(self.config, "num_detection_tokens", 0)  # YOLOS
-        cause: Exception | None = None
-        for device in ("meta", "cpu"):  # some models look into their tensors
+        try:
             try:
-                with torch.device(device), silent_transformers():
-                    module = self._blank(())
-                with torch.no_grad():
-                    hidden = self._hidden(module, torch.zeros(2, self.channels, *size, device=device))
-                return module, find_layout(hidden, size, _patch(self.config), behind)
-            except UsageError:
-                raise
+                module, hidden = self._run_blank(size, "meta")
             except Exception as error:  # whatever a model's forward does with an input that it does not expect
-                cause = error
-        assert cause is not None
-        raise CheckpointError(
-            f"checkpoint {shown(self.asked.checkpoint_name)}: {self._class.__name__} does not give the hidden states of"
-            f" a picture: {one_line(cause)}",
-            "use another vision model",
-        ) from cause
+                if not is_of_meta(error):
+                    raise
+                with WithoutWeights():
+                    module, hidden = self._run_blank(size, "cpu")
+            return module, find_layout(hidden, size, _patch(self.config), behind)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint {shown(self.asked.checkpoint_name)}: {self._class.__name__} does not give the hidden"
+                f" states of a picture: {one_line(error)}",
+                "use another vision model",
+            ) from error
+
+    def _run_blank(self, size: Size, device: str) -> tuple[Any, Sequence[torch.Tensor]]:
+        """Make the model without weights, and give it with its hidden states of two pictures."""
+        with torch.device(device), silent_transformers():
+            module = self._blank(())
+        with torch.no_grad():
+            return module, self._hidden(module, torch.zeros(2, self.channels, *size, device=device))
 
     def _name_stages(self, module: nn.Module) -> tuple[tuple[str, str], ...]:
         strides = self.layout.strides

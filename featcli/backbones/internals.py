@@ -247,6 +247,11 @@ def fused_weights(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, 
     )
 
 
+def is_of_meta(error: Exception) -> bool:
+    """Tell whether a network cannot be run on the meta device because it looks into its tensors."""
+    return isinstance(error, NotImplementedError) or "meta" in str(error)
+
+
 def operations_of(counter: FlopCounterMode) -> tuple[int, int]:
     """Return how many floating point operations were counted, and how many of them were those of convolutions."""
     by_operator = counter.get_flop_counts().get("Global", {})

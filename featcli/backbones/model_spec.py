@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featcli.backbones.backbone import REFUSALS, Network, Weights
 from featcli.backbones.extra_tensors import Skeleton, foreign_tensors, modules_in_use
-from featcli.backbones.internals import operations_of
+from featcli.backbones.internals import is_of_meta, operations_of
 from featcli.backbones.places import Places
 from featcli.backbones.preprocessing import Preprocessing
 from featcli.backbones.stages import Stage, select
+from featcli.backbones.weightless import WithoutWeights
 from featcli.errors import CheckpointError, UsageError, one_line, shown
 from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import CheckpointSpec
@@ -320,13 +321,15 @@ class ModelSpec(ABC):
 
     def _run_once(self, positions: Sequence[int], size: tuple[int, ...]) -> _Probe:
         try:
-            return self._forward_once(self.build(positions, "meta"), torch.empty(size, device="meta"))
-        except UsageError:
-            raise
-        except Exception:  # some models look into their tensors, and libraries refuse in many ways
-            pass
-        try:
-            return self._forward_once(self.build(positions, "cpu"), torch.zeros(size))
+            try:
+                return self._forward_once(self.build(positions, "meta"), torch.empty(size, device="meta"))
+            except (*REFUSALS, NotImplementedError) as error:
+                if isinstance(error, UsageError) or not is_of_meta(error):
+                    raise
+            with WithoutWeights():
+                network = self.build(positions, "cpu")
+                network.module.requires_grad_(False)  # else every layer's maps are kept for gradients: gigabytes
+                return self._forward_once(network, torch.zeros(size))
         except UsageError:
             raise
         except REFUSALS as error:

@@ -1,0 +1,61 @@
+"""Stages are told without memory for weights: on the meta device, or where a network cannot be run there, by zeros."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from featcli.backbones import model_spec
+from featcli.backbones.checkpoint import resolve
+from featcli.backbones.hidden_states import HiddenStatesModelSpec
+from featcli.backbones.weightless import WithoutWeights
+from featcli.errors import CheckpointError
+from featcli.spec.groups import CheckpointSpec
+
+
+def test_weights_take_no_memory():
+    """Large weights are one zero each, nobody writes into them, and the network gives its shapes."""
+    with WithoutWeights():
+        network = nn.Sequential(nn.Linear(300, 3000), nn.LayerNorm(3000), nn.Linear(3000, 5)).eval()
+        assert network(torch.zeros(2, 300)).shape == (2, 5)
+    sizes = [parameter.untyped_storage().nbytes() for parameter in network.parameters()]
+    assert [sizes[0], sizes[4]] == [4, 4]
+    nn.init.ones_(network[1].weight)  # outside of the block all is as it was
+    assert nn.Linear(300, 3000).weight.stride() == (300, 1)
+
+
+def test_a_network_that_looks_into_its_tensors(monkeypatch):
+    """One that cannot be run on the meta device has the stages of one that can."""
+    plain = resolve(CheckpointSpec(checkpoint="test_vit", random_init=True)).stages
+
+    def looking(network, pixels):
+        assert pixels.device.type == "meta" or any(not any(p.stride()) for p in network.module.parameters())
+        float(pixels.sum().item())
+        return forward_once(network, pixels)
+
+    forward_once = model_spec._forward_once
+    monkeypatch.setattr(model_spec, "_forward_once", looking)
+    assert resolve(CheckpointSpec(checkpoint="test_vit", random_init=True)).stages == plain
+
+
+def test_a_refusal_costs_no_weights(monkeypatch):
+    """A model without maps is refused after it was run on the meta device, and is not built."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    devices, run_blank = [], HiddenStatesModelSpec._run_blank
+    monkeypatch.setattr(
+        HiddenStatesModelSpec, "_run_blank", lambda self, *args: devices.append(args[1]) or run_blank(self, *args)
+    )
+    with pytest.raises(CheckpointError, match="it packs the pictures of a batch together"):
+        resolve(CheckpointSpec(checkpoint=transformers.PixtralVisionConfig(**sizes, image_size=64)))
+    assert devices == ["meta"]
+
+
+@pytest.mark.parametrize("name", ["tresnet_m", "csatv2"])
+def test_first_layers_of_many_channels(name):
+    """TResNet and CSATv2 make more channels of fewer pixels before their first convolution: they take three."""
+    with torch.device("meta"):
+        whole = timm.create_model(name, num_classes=0).eval()
+    expected = whole.forward_intermediates(torch.empty(1, 3, 64, 64, device="meta"), intermediates_only=True)
+    stages = resolve(CheckpointSpec(checkpoint=name, random_init=True, image_size=64)).stages
+    assert [stage.shape for stage in stages] == [tuple(maps.shape[1:]) for maps in expected]
