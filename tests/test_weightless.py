@@ -5,9 +5,9 @@ import timm
 import torch
 from torch import nn
 
-from featcli.backbones import model_spec
 from featcli.backbones.checkpoint import resolve
 from featcli.backbones.hidden_states import HiddenStatesModelSpec
+from featcli.backbones.model_spec import ModelSpec
 from featcli.backbones.weightless import WithoutWeights
 from featcli.errors import CheckpointError
 from featcli.spec.groups import CheckpointSpec
@@ -28,13 +28,13 @@ def test_a_network_that_looks_into_its_tensors(monkeypatch):
     """One that cannot be run on the meta device has the stages of one that can."""
     plain = resolve(CheckpointSpec(checkpoint="test_vit", random_init=True)).stages
 
-    def looking(network, pixels):
-        assert pixels.device.type == "meta" or any(not any(p.stride()) for p in network.module.parameters())
-        float(pixels.sum().item())
-        return forward_once(network, pixels)
+    def looking(self, network, pixels):
+        assert pixels.is_meta or any(not any(parameter.stride()) for parameter in network.module.parameters())
+        pixels.sum().item()
+        return forward_once(self, network, pixels)
 
-    forward_once = model_spec._forward_once
-    monkeypatch.setattr(model_spec, "_forward_once", looking)
+    forward_once = ModelSpec._forward_once
+    monkeypatch.setattr(ModelSpec, "_forward_once", looking)
     assert resolve(CheckpointSpec(checkpoint="test_vit", random_init=True)).stages == plain
 
 
