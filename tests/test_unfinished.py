@@ -446,6 +446,41 @@ def test_a_record_of_a_finished_shard_goes_with_the_next_run(pictures, tmp_path)
     assert not records(tmp_path / "d")
 
 
+def test_a_finished_dump_has_no_unfinished_shards(pictures, tmp_path, cli):
+    """Whoever finishes a dump removes what a kill, or a copy of the folder, has left of shards that are there."""
+    run(pictures, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=4)
+    for path in (tmp_path / "whole" / "shards").iterdir():
+        shutil.copy(path, tmp_path / "d" / "shards")
+    (tmp_path / "d" / "shards" / ".00000.h5.0123456789abcdef.partial").touch()  # named by no record
+    assert cli("finalize", tmp_path / "d", "-q").code == 0
+    assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+
+
+def test_rows_of_another_user_are_copied(pictures, tmp_path, monkeypatch):
+    """A file that may be read and not written is copied from, and goes; one that may not be read is named."""
+    run(pictures, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=4)
+    theirs, opened = partials(tmp_path / "d")[0], os.open
+
+    def denied(*modes):
+        def open_(path, flags, *rest, **others):
+            if Path(path) == theirs and flags & os.O_ACCMODE in modes:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return opened(path, flags, *rest, **others)
+
+        return open_
+
+    with monkeypatch.context() as patched, pytest.raises(MachineError, match=f"{theirs.name}'?: Permission denied"):
+        patched.setattr(os, "open", denied(os.O_RDWR, os.O_RDONLY))
+        run(pictures, tmp_path / "d")
+    monkeypatch.setattr(os, "open", denied(os.O_RDWR))
+    assert run(pictures, tmp_path / "d").extracted == 1
+    assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+
+
 def test_what_is_not_taken_up_is_forgotten():
     """Nothing of a batch that is made again counts twice: neither its failures nor its traits nor values like NaN."""
     made, failures = RowsMade(), [Failure("a", row, "empty", "") for row in (11, 13)]

@@ -52,10 +52,15 @@ def take_partial(path: Path) -> tuple[int, bool] | None:
     """Open a partial file whose writer is dead, and lock it as `create_partial` does.
 
     Returns (file descriptor, whether it is locked): where the file system knows no locks, nobody can tell whether its
-    writer lives. None where it lives, where another process was faster, and where no such file is.
+    writer lives. None where it lives, where another process was faster, and where no such file is. What another user
+    lets be read alone is opened to be read.
     """
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            descriptor = os.open(path, os.O_RDWR | flags)
+        except PermissionError:
+            descriptor = os.open(path, os.O_RDONLY | flags)
     except FileNotFoundError:
         return None
     is_locked, is_free = True, True

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from featcli.dump.atomic_file import PARTIAL_NAME, remove_stale, take_partial
-from featcli.dump.checksummed_json import read_checksummed
+from featcli.dump.checksummed_json import read_checksummed, why_refused
 from featcli.dump.plan import Plan
 from featcli.dump.records import check_record, record_content
 from featcli.dump.shard import ShardSummary
@@ -139,7 +139,7 @@ def read_unfinished(shards: Path, plan: Plan, number: int) -> Unfinished | None:
         record = read_checksummed(path)
         _check(record, plan, number)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return Unfinished(path, number, None, f"its record is damaged ({error})")
+        return Unfinished(path, number, None, f"its record is damaged ({why_refused(error)})")
     return Unfinished(path, number, record)
 
 
@@ -163,12 +163,16 @@ def remove_partials(final: Path) -> None:
 
 
 def _remove_partial(path: Path, even_unlocked: bool = False) -> None:
-    taken = take_partial(path)
-    if taken is not None:
+    with suppress(PermissionError):  # another user's
+        taken = take_partial(path)
+        if taken is None:
+            return
         descriptor, is_locked = taken
-        if is_locked or even_unlocked:
-            path.unlink(missing_ok=True)
-        os.close(descriptor)
+        try:
+            if is_locked or even_unlocked:
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
 
 
 def remove_unused(shards: Path) -> None:

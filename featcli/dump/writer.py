@@ -5,6 +5,7 @@ A record is published after its shard file, the manifest after all records: what
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -52,12 +53,17 @@ def resume(dump: Dump, plan: Plan, images: ImageList, retry_failed: bool = False
     for number in dump.numbered(".json" + BEFORE):
         if dump.is_committed(number):  # a kill left it: what has come in its place was there already
             _before(dump, number).unlink(missing_ok=True)
+    _remove_left(dump, retry_failed)
+    return resized
+
+
+def _remove_left(dump: Dump, retry_failed: bool) -> None:
+    """Remove what a kill, another process or a copy of the folder has left of shards that are committed."""
     for one in dump.unfinished():
         is_again = retry_failed and one.number in dump.found.failed  # what is left of it is of that
-        if dump.is_committed(one.number) and not is_again:  # by another process, or before a kill
+        if dump.is_committed(one.number) and not is_again:
             remove_partials(dump.shard_path(one.number))
             one.remove()
-    return resized
 
 
 @dataclass
@@ -114,7 +120,8 @@ class DumpWriter:
         if problem and self.dump.unfinished_shard(number) == found:  # else another process goes on with the shard
             found.remove()
             remove_unused(self.dump.path / SHARDS)  # what a damaged record named
-            text = f"unfinished shard {number}: {problem}: its {counted(found.rows, 'row')} are made again"
+            rows = counted(found.rows, "row") if found.rows else "rows"
+            text = f"unfinished shard {number}: {problem}: its {rows} are made again"
             report("warning", text=text)
         return None
 
@@ -169,13 +176,15 @@ class DumpWriter:
     def _source(self, found: Unfinished, partial: Path) -> tuple[int, bool] | str:
         """A descriptor of the file with the rows, and whether it is this process's own from now on.
 
-        Where no other process may write to it, it is. Else, and where it has its name already, rows are copied from it.
+        Where no other process may write to it, it is. Else, and where it has its name already or is of another user who
+        lets it be read alone, rows are copied from it.
         Where there is no such file, why not, which is empty where somebody else has it.
         """
         taken = take_partial(partial)
         if taken is not None:
             descriptor, is_locked = taken
-            return descriptor, is_locked and os.fstat(descriptor).st_nlink == 1
+            can_write = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+            return descriptor, is_locked and can_write and os.fstat(descriptor).st_nlink == 1
         if is_there(partial) or is_there(self.dump.record_path(found.number)):
             return ""  # its writer lives, or has committed the shard
         try:
@@ -295,7 +304,8 @@ def _reading_back(partial: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not is_of_machine(error):
+        is_refused = isinstance(error, PermissionError) and error.filename == str(partial)
+        if not is_of_machine(error) and not is_refused:
             raise
         raise MachineError(
             f"unfinished shard {shown(partial)}: {os.strerror(error.errno or 0)}",
@@ -310,9 +320,10 @@ def reopen(dump: Dump) -> None:
         sync_folder(dump.path)  # before any shard that it speaks of is another
 
 
-def finalize(dump: Dump) -> dict[str, Any]:
+def finalize(dump: Dump, retry_failed: bool = False) -> dict[str, Any]:
     """Write failures.jsonl, then manifest.json, from the records. Returns the content of the manifest.
 
+    What is left of unfinished shards goes first, but for those that `retry_failed` makes again.
     Raises IncompleteError while a record is missing, and MachineError.
     """
     records = list(dump.records())
@@ -328,6 +339,8 @@ def finalize(dump: Dump) -> dict[str, Any]:
         )
     manifest = manifest_content(dump.plan, records)
     with disk_errors(dump.path):
+        _remove_left(dump, retry_failed)
+        remove_unused(dump.path / SHARDS)
         publish_lines(dump.path / FAILURES, failure_lines(records), replace=True)
         publish_checksummed(dump.path / MANIFEST, manifest, replace=True)
     return manifest

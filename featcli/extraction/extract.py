@@ -163,7 +163,7 @@ def _make(
     if order.shards:
         stats.add(engine.run(order))
     missing = [] if part is None else dump.committed().missing
-    manifest = finalize(dump) if not missing else {}
+    manifest = finalize(dump, order.into.retry_failed) if not missing else {}
     records = manifest["shards"] if part is None else [dump.record_of(number) for number in mine]
     totals = manifest["totals"] if part is None else totals_of(records)
     pictures = pictures_of(records) or stats.pictures  # of this run, where no record has it
