@@ -54,8 +54,8 @@ def put(made, dump):
 
 def test_what_is_no_part_of_a_dump_is_named(made, dump, cli):
     """finalize, inspect and verify name it, the first for people and all for programs, and the dump is whole."""
-    for end in ("", ".json"):  # of an unfinished shard
-        (dump / "shards" / f".00001.h5.0123456789abcdef.partial{end}").touch()
+    for name in (".00001.h5.0123456789abcdef.partial", ".00001.unfinished.json"):
+        (dump / "shards" / name).touch()
     (dump / "shards" / "00001.h5.damaged").touch()  # what repair put aside
     assert cli("finalize", dump, "--json").events[0]["foreign_files"] == []
     put_there = put(made, dump)
