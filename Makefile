@@ -56,6 +56,7 @@ sweep: .venv/installed  ## every model of timm and transformers: writes docs/swe
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/corruption.py
 	$(BIN)/python benchmarks/damage.py
+	$(BIN)/python benchmarks/conformance.py --write docs/conformance.md
 
 torture: .venv/installed  ## a small run killed, or refused by the disk, at every call that changes it; hostile files (a quarter of an hour)
 	$(BIN)/python tests/torture.py

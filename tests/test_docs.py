@@ -174,3 +174,14 @@ def test_sample_images_are_small_and_various():
     assert {"JPEG", "PNG", "WEBP", "RGB", "RGBA", "L", "P", "wide", "tall", "turned"} <= facts
     assert len(paths) == 12
     assert {path.parent.name for path in paths} == {"nature", "things"}
+
+
+def test_what_differs_from_transformers_by_design_is_said():
+    """Every row of benchmarks/conformance.py that is by design names a sentence that stands in the documentation."""
+    pytest.importorskip("transformers")
+    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+    from conformance import GROUPS
+
+    rows = [row for group in GROUPS for row in group() if row.page]
+    assert {row.id for row in rows} >= {"A15", "A16", "A17", "D6", "E5", "G2 maskformer-swin", "H2 4"}
+    assert [(row.id, row.says) for row in rows if not row.is_said()] == []
