@@ -24,7 +24,7 @@ from test_spec import COMMANDS
 
 import featcli
 from conftest import draw
-from featcli.backbones import assembly
+from featcli.backbones import backbone as backbones
 from featcli.cli.signature import in_order_of_help
 from featcli.errors import FeatcliError, MachineError, UsageError
 from featcli.extraction import recompute
@@ -262,7 +262,7 @@ def no_job(asked, *_):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """What is slow is only said, not done: compiling, a Ray, recomputing."""
-    monkeypatch.setattr(assembly, "compiled", lambda function: function)
+    monkeypatch.setattr(backbones, "compiled", lambda function: function)
     monkeypatch.setattr(ray, "imported_ray", OneNode)
     monkeypatch.setattr(ray.RayEngine, "run", no_worker)
     monkeypatch.setattr(recompute, "prepare", no_job)
