@@ -131,7 +131,7 @@ def begun(tmp_path, photos, whole):
 def rows_of(whole, rows, **more):
     """What the forward pass would give for these rows."""
     released = []
-    maps = {name: np.ascontiguousarray(whole[name][rows.start : rows.stop]) for name in whole}
+    maps = {name: np.ascontiguousarray(whole[name][rows.start : rows.stop]) for name in whole.stages}
     facts = {"compute_seconds": 0.5, "waited_seconds": 0.25, "overflown": Counter(), **more}
     return SimpleNamespace(finished=lambda: maps, release=lambda: released.append(rows), released=released, **facts)
 

@@ -320,7 +320,7 @@ def test_what_an_index_may_be(dump):
     assert np.array_equal(maps[torch.tensor(4)], maps[4])
     assert np.array_equal(maps[np.array([reader.keys[4], reader.keys[2]])], maps[[4, 2]])
     assert maps[[]].shape[0] == 0
-    for index in (True, b"2", (1, 2), 1.0, [1.9], np.array([1.0]), [b"2"], [None], torch.ones(12), [[1, 2]]):
+    for index in (True, b"2", 1.0, [1.9], np.array([1.0]), [b"2"], [None], torch.ones(12), [[1, 2]]):
         with pytest.raises(TypeError):
             maps[index]
     with pytest.raises(IndexError):

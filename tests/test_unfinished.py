@@ -605,3 +605,60 @@ def test_everybody_knows_unfinished_shards(pictures, tmp_path, cli, monkeypatch)
         dump["stage4"][6]
     run(pictures, tmp_path / "d", shard_size=6)
     assert cli("inspect", "d", "--json").events[0]["unfinished_shards"] == []
+
+
+def test_a_full_disk_has_room_for_the_record(pictures, tmp_path, monkeypatch):
+    """Where the disk is full, what was reserved for the record of the rows is given back, and they are kept."""
+    from featcli.dump.shard import DirectFile, ShardWriter
+
+    run(pictures, tmp_path / "whole")
+    write, make_room, publish, written = DirectFile.write, ShardWriter.make_room, writer.publish_checksummed, []
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def third_is_refused(file, rows, offset):
+        written.append("rows")
+        if written.count("rows") == 3:
+            raise full
+        write(file, rows, offset)
+
+    def noted(file):
+        written.append("room")
+        make_room(file)
+
+    def only_with_room(path, *rest, **more):
+        if "unfinished" in path.name and "room" not in written:
+            raise full
+        return publish(path, *rest, **more)
+
+    with monkeypatch.context() as patched, pytest.raises(MachineError, match="no space left"):
+        patched.setattr(DirectFile, "write", third_is_refused)
+        patched.setattr(ShardWriter, "make_room", noted)
+        patched.setattr(writer, "publish_checksummed", only_with_room)
+        run(pictures, tmp_path / "d")
+    assert Dump.at(tmp_path / "d").rows_kept() == {0: 4}
+    assert run(pictures, tmp_path / "d").extracted == 5
+    assert tree(tmp_path / "d") == tree(tmp_path / "whole")
+
+
+def test_rows_of_slow_batches_are_kept_at_once(pictures, tmp_path, monkeypatch):
+    """Where the next batch would end after the minute, rows are put on the disk before it begins."""
+    now, kept = [0.0], []
+    monkeypatch.setattr(sink.time, "monotonic", lambda: now[0])
+
+    def report(kind, **facts):
+        if kind == "batch":
+            kept.append(None)
+        if kind == "kept":
+            kept.append(facts["rows"])
+
+    from featcli.run.forward import BatchRows
+
+    finished = BatchRows.finished
+
+    def slow(rows):
+        now[0] += 40
+        return finished(rows)
+
+    monkeypatch.setattr(BatchRows, "finished", slow)
+    featcli.extract(str(pictures), output=tmp_path / "d", report=report, **OPTIONS)
+    assert [rows for rows in kept if rows] == [4, 6, 8]

@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from featcli.system.files import state_at
 PIECE_BYTES = 1 << 24  # that are hashed at once
 REST = "rest"  # the hash of everything in the file that is not a stage: header, keys, valid
 PAGE = 4096  # address, offset and length must be multiples of the disk's block, which is never larger
+RESERVE = 1 << 18  # bytes behind the arrays while rows come in: where the disk is full, they make room for a record
 LEAST = 1 << 18  # bytes of a write: the disk is waited for
 # How file systems say that they have it not; EFAULT: not from the memory of this driver; ENOENT: another process has
 # committed the shard where there are no locks, and removed this file, which goes on without its name.
@@ -113,6 +115,9 @@ class ShardWriter:
         except BaseException:
             self.abort() if partial is None else self.close()
             raise
+        # Not every file system can, and a disk that is full already will say so at the first row.
+        with suppress(OSError, AttributeError):
+            os.posix_fallocate(self._descriptor, self.layout.size, RESERVE)
         self._digests = {name: xxhash.xxh3_128() for name in arrays if is_stage(name)}
         self._ends = {name: array.offset for name, array in self.layout.arrays.items()}  # of what is written of each
 
@@ -139,6 +144,10 @@ class ShardWriter:
         """
         self._sync()
         return ShardSummary(self.partial.name, self.layout.size, self._hashes(self._written_by_finish()))
+
+    def make_room(self) -> None:
+        """Give the disk back what was reserved."""
+        os.ftruncate(self._descriptor, self.layout.size)
 
     def take_up(self, source: int, num_bytes: Mapping[str, int], hashed: Mapping[str, int], kept: ShardSummary) -> bool:
         """Take up rows that are on the disk, in this file or in another that they are copied from.
@@ -170,6 +179,7 @@ class ShardWriter:
         assert all(self._ends[name] == layout.arrays[name].end for name in self._digests)  # every row, and no more
         for name, content in beside.items():
             write_all(self._descriptor, content.data.cast("B"), layout.arrays[name].offset)
+        self.make_room()
         write_all(self._descriptor, memoryview(layout.header), 0)  # last: it makes the file a file
         self._sync()
         return ShardSummary(self.final.name, layout.size, self._hashes(self._stages()))

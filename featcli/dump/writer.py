@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from featcli.dump.atomic_file import disk_errors, publish_lines, sync_folder, take_partial
+from featcli.dump.atomic_file import FULL, disk_errors, publish_lines, sync_folder, take_partial
 from featcli.dump.checksummed_json import publish_checksummed
 from featcli.dump.folder import BEFORE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump
 from featcli.dump.formats.layout import Array, is_stage
 from featcli.dump.lock import one_at_a_time
 from featcli.dump.plan import Plan, image_lines, with_fingerprint
 from featcli.dump.records import failure_lines, manifest_content, record_content
-from featcli.dump.shard import ShardSummary, ShardWriter
+from featcli.dump.shard import RESERVE, ShardSummary, ShardWriter
 from featcli.dump.unfinished import RowsMade, Unfinished, record_path, remove_partials, remove_unused
 from featcli.errors import IncompleteError, MachineError, counted, shown
 from featcli.events import Report, silent
@@ -147,7 +147,7 @@ class DumpWriter:
         if isinstance(source, str):
             return source
         descriptor, is_own = source
-        if os.fstat(descriptor).st_size != record["bytes"]:
+        if os.fstat(descriptor).st_size - record["bytes"] not in (0, RESERVE):
             os.close(descriptor)
             return "its file is of another size"
         try:
@@ -215,7 +215,14 @@ class DumpWriter:
         written = begun.file.keep()
         record = begun.made.to_json(self.dump.plan, begun.number, written)
         record |= {"environments": self._environments(begun.made), **self._sizes(begun.number)}
-        publish_checksummed(record_path(self.dump.path / SHARDS, begun.number), record, replace=True)
+        path = record_path(self.dump.path / SHARDS, begun.number)
+        try:
+            publish_checksummed(path, record, replace=True)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            begun.file.make_room()
+            publish_checksummed(path, record, replace=True)
         if other is not None and is_other:
             other.remove_partial()
         return True

@@ -224,5 +224,5 @@ def out_of_reach(url: str, error: BaseException) -> MachineError:
     """What no other image would find better: no network, no rights, no answer."""
     return MachineError(
         f"{shown(url)}: {type(error).__name__}: {one_line(error)}",
-        "see network and credentials; what is committed stays, and the same command goes on",
+        "see network and credentials; what is safe stays, and the same command resumes",
     )

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from featcli.errors import counted, duration, printable
 from featcli.events import Report
 
+GRACE = 10.0  # seconds that a `progress` event waits for rows that are just being put on the disk
 MINUTE = 60.0  # seconds between two `progress` events; runs that are expected to be longer begin with an estimate
 SETTLED = 5.0  # seconds of computing after which the pace is worth an estimate
 WINDOW = 5  # minutes over which the pace is taken
@@ -130,11 +131,10 @@ class ProgressReport:
         """Pass an event on."""
         self.progress.hear(kind, **facts)
         self._report(kind, **facts)
-        if kind != "batch":
-            return
-        if not self._has_estimated and self.progress.seconds_of_pace >= SETTLED:
+        if kind == "batch" and not self._has_estimated and self.progress.seconds_of_pace >= SETTLED:
             self._estimate()
-        if self.progress.seconds >= self._due:
+        waits = {"kept": 0.0, "shard": 0.0, "batch": GRACE if self.progress.makes_shards else 0.0}
+        if kind in waits and self.progress.seconds >= self._due + waits[kind]:
             self._report("progress", **self.progress.facts())
             self.progress.mark()
             self._due = self.progress.seconds + MINUTE

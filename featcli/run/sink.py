@@ -36,6 +36,7 @@ class Sink:
         self._made = RunStats()  # of the shard that is at work, by this run
         self._kept_rows = 0  # of it, that are on the disk
         self._kept_at = 0.0
+        self._written_at = time.monotonic()  # the last rows; at first, when this began
         self._one_at_a_time = threading.Lock()  # `keep` is for any thread
 
     def write(self, batch: ShardBatch, rows: BatchRows, micro_batch: int) -> None:
@@ -62,8 +63,14 @@ class Sink:
         stats.traits.update(batch.traits)
         if batch.ends_shard:
             self._commit(batch.shard)
-        elif time.monotonic() - self._kept_at >= KEEP_SECONDS:
+        elif self._is_time_to_keep():
             self._keep()
+        self._written_at = time.monotonic()
+
+    def _is_time_to_keep(self) -> bool:
+        """Whether rows would wait for too long for the next batch, if that takes as long as this one did."""
+        now = time.monotonic()
+        return now - self._kept_at + (now - self._written_at) >= KEEP_SECONDS
 
     def _begin(self, batch: ShardBatch) -> BegunShard:
         shard, stages = batch.shard, self._into.dump.plan.stages

@@ -28,7 +28,7 @@ LOST = frozenset(getattr(errno, name) for name in ("EIO", "ENODATA", "EBADMSG", 
 # What a name says that leads to no file.
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
-RESUMES = "what is committed stays, and the same command resumes"
+RESUMES = "what is safe stays, and the same command resumes"
 _TO_DO = {
     errno.EMFILE: "raise ulimit -n",
     errno.ENFILE: "this machine has too many open files",
