@@ -156,6 +156,17 @@ def test_the_checkpoint_of_a_dump(tmp_path, odd):
         dump.load_backbone(SAMPLES)
 
 
+def test_arguments_of_the_model_of_a_dump(tmp_path, odd):
+    """What was given to the model is given again, since a plan has it in other words; nothing else can be given."""
+    options = {"checkpoint": "test_vit", "random_init": True, "model_arg": ["init_values=0.1"]}
+    dump = featcli.open_dump(featcli.extract(odd, output=tmp_path / "d", **options).dump)
+    assert dump.load_backbone(model_arg=["init_values=0.1"]).digest == dump.plan.settings.weights_digest
+    with pytest.raises(ConflictError, match="and the model_arg of then"):
+        dump.load_backbone()
+    with pytest.raises(UsageError, match="alpha: a dump's backbone has the settings of its plan"):
+        dump.load_backbone(alpha="white")
+
+
 def test_a_weights_file_of_a_dump(tmp_path, odd):
     """A weights file is given again without its architecture, which the plan has."""
     timm = pytest.importorskip("timm")

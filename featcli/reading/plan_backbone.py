@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +18,25 @@ if TYPE_CHECKING:
     from featcli.backbones.backbone import Backbone
 
 OF_RANDOM_WEIGHTS = re.compile(r"random weights, seed (\d+)")  # as the provenance of a plan says it
-THE_OTHER = "give the checkpoint that the dump was made with"
+OF_WEIGHTS = ("model_arg", "weights_key")  # options that no plan has as they were given
+THE_OTHER = "give the checkpoint that the dump was made with, and the model_arg of then"
 
 
-def load_plan_backbone(plan: Plan, checkpoint: Any, device: Any) -> Backbone:
+def load_plan_backbone(plan: Plan, checkpoint: Any, device: Any, weights: Mapping[str, Any]) -> Backbone:
     """Load the backbone of a plan: its stages, norm, size, pixels, precision, layout and folding.
 
     `checkpoint`: needed where the plan names none that can be found from here, since it keeps only the last name of a
-    folder or file. Raises UsageError without one, ConflictError for one of another architecture or other weights, and
-    what `load_backbone` raises.
+    folder or file. `weights`: options of OF_WEIGHTS. Raises UsageError without a checkpoint and for other options,
+    ConflictError for another architecture or other weights than the dump's, and what `load_backbone` raises.
     """
     from featcli.backbones.load import load_backbone
 
-    options = _options(plan, checkpoint, device)
+    if unknown := weights.keys() - OF_WEIGHTS:
+        raise UsageError(
+            f"{min(unknown)}: a dump's backbone has the settings of its plan",
+            f"it takes {' and '.join(OF_WEIGHTS)} beside them; featcli.load_backbone takes any option",
+        )
+    options = {**_options(plan, checkpoint, device), **weights}
     backbone = load_backbone(**options, image_size=_image_size(plan, options))
     if backbone.digest != plan.settings.weights_digest:
         raise ConflictError(f"checkpoint {shown(backbone.name)}: its weights are not those of this dump", THE_OTHER)

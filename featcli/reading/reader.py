@@ -112,17 +112,18 @@ class DumpReader:
                 "is its library installed, in the version that it was made with?",
             ) from error
 
-    def load_backbone(self, checkpoint: Any = None, device: Any = "cpu") -> Backbone:
+    def load_backbone(self, checkpoint: Any = None, device: Any = "cpu", **weights: Any) -> Backbone:
         """Load the backbone that the dump was made with, with all settings of its plan but `--compile`.
 
         A picture that goes through its `preprocess` gives the maps that its row has; to the last bit on a machine of
         the same kind, in a batch of the same size, with as many threads. `checkpoint` is needed where the plan cannot
-        name it: a folder, a file, a configuration. Raises UsageError without one, ConflictError where it is another
-        than that of the dump, and what `featcli.load_backbone` raises.
+        name it: a folder, a file, a configuration. `weights`: the `model_arg` and `weights_key` that it was extracted
+        with. Raises UsageError without a checkpoint, ConflictError where it is another than that of the dump, and what
+        `featcli.load_backbone` raises.
         """
         from featcli.reading.plan_backbone import load_plan_backbone
 
-        backbone = load_plan_backbone(self.plan, checkpoint, device)
+        backbone = load_plan_backbone(self.plan, checkpoint, device, weights)
         return replace(backbone, preprocessing=self.preprocessing)
 
     def preprocess(self, picture: Any) -> torch.Tensor:
