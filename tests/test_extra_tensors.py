@@ -184,6 +184,13 @@ def test_prefixes_of_transformers(tmp_path, kind, options, key, prefixed):
         load_backbone(**opened)
 
 
+def test_a_neck_for_segmentation(tmp_path):
+    """BEiT's pyramid for segmentation stands behind the maps, where its backbone has a module that does nothing."""
+    config = T.BeitConfig(**VIT | {"num_hidden_layers": 4}, out_indices=[0, 1, 2, 3], num_labels=3)
+    opened = saved(T.BeitForSemanticSegmentation(config), tmp_path)
+    assert any("fpn1" in name for name in load_backbone(**opened).weights.unexpected)
+
+
 def test_an_edited_configuration(tmp_path):
     """More layers in the file than in the configuration, or biases that it leaves out: refused."""
     opened = saved(T.ViTModel(T.ViTConfig(**VIT)), tmp_path)
@@ -217,6 +224,8 @@ def test_fields_that_are_refused():
     with pytest.raises(UsageError, match="ViTConfig has no such field") as error:
         load_backbone(T.ViTConfig(**VIT), model_arg={"num_hidden_layer": 2})
     assert "num_hidden_layers" in error.value.hint
+    with pytest.raises(UsageError, match="num_hidden_layers: it has that value without it"):
+        load_backbone(T.ViTConfig(**VIT), model_arg={"num_hidden_layers": 3})
 
 
 def test_a_larger_model(tmp_path):

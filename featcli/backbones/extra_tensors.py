@@ -23,6 +23,9 @@ OF_NO_EFFECT = re.compile(
 MOST_DIMENSIONS = 2  # of a table of frequencies; what was learnt has one for each layer and head
 # Modules of the root that are None where a model has none, and change its maps where it has: what all blocks share.
 SHARED = ("rel_pos_bias", "shared_rel_pos", "rope", "rope_global", "rope_window", "parallel_blocks")
+# Modules of the root that come after the maps, though they stand in their backbone too, where they do nothing: BEiT's
+# for segmentation.
+NECKS = ("fpn",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,7 @@ def foreign_tensors(
             absent = first in skeleton.absent[place]
             if absent and (not deeper or first in SHARED):
                 found.append(key)
-        elif place in modules_in_use():
+        elif place not in NECKS and place in modules_in_use():
             found.append(key)
     return found
 

@@ -397,6 +397,8 @@ def with_arguments(config: Any, arguments: Mapping[str, Any]) -> Any:
             f"--model-arg {unknown[0]}: " + SETTLED.get(unknown[0], f"{type(config).__name__} has no such field"),
             f"did you mean {' or '.join(near)}?" if near and unknown[0] not in SETTLED else "see its config.json",
         )
+    if idle := [name for name, value in arguments.items() if getattr(config, name) == value]:
+        raise UsageError(f"--model-arg {idle[0]}: it has that value without it", "leave it out")
     fields = {name: value for name, value in config.to_dict().items() if name not in FOLLOWING}
     try:
         return type(config).from_dict(plain_json({**fields, **arguments}))
