@@ -57,7 +57,6 @@ def refused(opened, first, hint=""):
     ("options", "name", "first"),
     [
         ({"init_values": 1e-5}, "test_vit", "blocks.0.ls1.gamma"),  # an Identity that runs
-        ({"qk_norm": True}, "test_vit", "blocks.0.attn.k_norm.bias"),
         ({"block_args": {"attn_layer": "se"}}, "test_resnet", "layer1.0.se.fc1.bias"),  # under a module that runs
     ],
 )
