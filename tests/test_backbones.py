@@ -275,7 +275,7 @@ def test_timm_folder(tmp_path):
         ("resnet5", {}, "no such timm model", "did you mean resnet5"),
         ("resnet50.a9_in1k", {}, "no tag 'a9_in1k'", "a1_in1k"),
         ("resnet18", {"arch": "resnet18"}, "--arch goes with a weights file", "leave"),
-        ("resnet18", {"out_features": "layer4"}, "unknown stage 'layer4'", "'stage4'"),
+        ("resnet18", {"out_features": "layer9"}, "unknown stage 'layer9'", "layer4"),
     ],
 )
 def test_usage_errors(checkpoint, options, message, hint):
