@@ -58,6 +58,8 @@ def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) ->
         # In a thread of its own: the first one could not be interrupted.
         with pillow_set_up(rules.max_pixels), DecodeThreads(1, "picture") as pool:
             pixels, _ = pool.submit(fitted_pixels, image, rules, preprocessing.fit, max(size)).result()
+            if isinstance(values, Image.Image):
+                values.load()  # as any use of it would: Pillow closes its file then
     except UnreadableError as error:
         hint = "convert it to 8 or 16 bits, or say which values are black and white: depth_range"
         hint = hint if error.reason == "unsupported_depth" else "see docs/pictures.md"
