@@ -81,7 +81,7 @@ def main(arguments=None):
         parser.error(f"--held-out {chosen.held_out}: a share between 0 and 1")
     try:
         dump = featcli.open_dump(chosen.dump)
-        stage = chosen.stage or list(dump)[-1]
+        stage = chosen.stage or list(dump.stages)[-1]
         features, rows = dump.pooled(stage)  # a few maps are in memory at a time
         labels = np.array([dump.labels[row] for row in rows])
         result = probe(features[labels != ""], labels[labels != ""], chosen.held_out, chosen.seed)

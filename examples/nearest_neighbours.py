@@ -41,7 +41,7 @@ def main(arguments=None):
         parser.error(f"--count {chosen.count}: must be at least 1")
     try:
         dump = featcli.open_dump(chosen.dump)
-        features, rows = dump.pooled(chosen.stage or list(dump)[-1])  # a few maps are in memory at a time
+        features, rows = dump.pooled(chosen.stage or list(dump.stages)[-1])  # a few maps are in memory at a time
         found = nearest(features, [dump.keys[row] for row in rows], chosen.key, chosen.count)
     except featcli.FeatcliError as error:
         parser.error(str(error))

@@ -103,7 +103,7 @@ def main(arguments=None):
     chosen = parser.parse_args(arguments)
     try:
         dump = featcli.open_dump(chosen.dump)
-        stage = chosen.stage or list(dump)[-1]
+        stage = chosen.stage or list(dump.stages)[-1]
         of_head, of_most_frequent = measure(dump, stage, chosen.masks, chosen.epochs, chosen.seed)
     except featcli.FeatcliError as error:
         parser.error(str(error))

@@ -49,8 +49,9 @@ def vit():
 def test_nothing_private_is_used_outside_the_fence():
     """Whatever else in backbones/ imports a library below its public names belongs into the fence."""
     private = re.compile(
-        r"(?:from|import) (timm\.(?!data\b)|transformers\.(?!modeling_outputs\b)|torch\.(?!utils\.flop_counter\b)"
-        r"|huggingface_hub\.(?!errors\b))|modeling_auto|pretrained_cfg\b\.get|__func__|nn\.Module\.\w+ ="
+        r"(?:from|import) (timm\.(?!data\b)|transformers\.(?!modeling_outputs\b)"
+        r"|torch\.(?!utils\.flop_counter\b|overrides\b)|huggingface_hub\.(?!errors\b))"
+        r"|modeling_auto|pretrained_cfg\b\.get|__func__|nn\.Module\.\w+ ="
     )
     wrong = [
         f"{path.name}: {found[0]}"
@@ -544,6 +545,17 @@ def test_what_is_asked_of_an_image_processor():
     options = {"return_tensors": "np", "do_rescale": False, "do_normalize": False}
     pixels = processor(Image.new("RGB", (30, 20), (10, 20, 30)), **options)["pixel_values"]
     assert (pixels.shape, pixels.dtype) == ((1, 3, 64, 96), np.uint8)
+
+
+def test_what_a_module_knows_and_lacks():
+    """torch keeps parameters and modules that are None under their names: else tensors for them would load unseen."""
+    module = nn.Module()
+    module.token, module.there = None, 1
+    module.register_parameter("bias", None)
+    module.register_parameter("weight", nn.Parameter(torch.ones(1)))
+    module.register_module("norm", None)
+    of_torch = internals.names_without_value(nn.Module())
+    assert internals.names_without_value(module) - of_torch == {"token", "bias", "norm"}
 
 
 def test_every_function_of_the_fence_is_spoken_for():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from featcli.backbones.backbone import Network
-from featcli.backbones.internals import is_whole_model
+from featcli.backbones.internals import is_whole_model, names_without_value
 from featcli.backbones.trimming import idle_tensors
 
 # Names of tensors that no evaluation needs, wherever they are: what training counts or masks with, tables that models
@@ -53,9 +53,8 @@ def skeleton_of(module: nn.Module) -> Skeleton:
 
 def _absent(module: nn.Module) -> set[str]:
     """Name the attributes of a module that are None, and the tokens that others of its family have."""
-    kinds = (vars(module), module._parameters, module._modules)
-    names = {name for kind in kinds for name, value in kind.items() if value is None}
-    return names | ({"dist_token"} if hasattr(module, "cls_token") and not hasattr(module, "dist_token") else set())
+    lacks_token = hasattr(module, "cls_token") and not hasattr(module, "dist_token")
+    return names_without_value(module) | ({"dist_token"} if lacks_token else set())
 
 
 def place_of(key: str, skeleton: Skeleton) -> tuple[str, str]:

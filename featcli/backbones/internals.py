@@ -723,3 +723,9 @@ def without_values(tensor: torch.Tensor) -> torch.Tensor:
     """Make a tensor of the same shape and type that takes no memory."""
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def names_without_value(module: nn.Module) -> set[str]:
+    """Name the attributes, parameters and modules of a module that are None: no public name lists those."""
+    kinds = (vars(module), module._parameters, module._modules)
+    return {name for kind in kinds for name, value in kind.items() if value is None}
