@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ class DumpWriter:
         problem = found.problem
         if found.content is not None and found.partial is not None:
             with _reading_back(found.partial):
-                begun = self._take_up(found, found.content, keys, shapes, starts)
+                begun = self._take_up(number, found.content, found.partial, keys, shapes, starts)
             if isinstance(begun, BegunShard):
                 return begun
             problem = begun
@@ -127,53 +127,44 @@ class DumpWriter:
 
     def _take_up(
         self,
-        found: Unfinished,
+        number: int,
         record: Mapping[str, Any],
+        partial: Path,
         keys: Sequence[str],
         shapes: Mapping[str, np.ndarray],
         starts: Sequence[int],
     ) -> BegunShard | str:
         """The shard; or why it is to be thrown away, which is empty where somebody else has it."""
-        rows, made = self.dump.plan.shard(found.number), RowsMade.from_json(record)
+        rows, made = self.dump.plan.shard(number), RowsMade.from_json(record)
         most = rows.start + made.count
         if self.retry_failed:  # images that failed, or were read and are others by now
-            sizes = {*record.get("sizes", {}).items()} ^ {*self._sizes(found.number).get("sizes", {}).items()}
+            sizes = {*record.get("sizes", {}).items()} ^ {*self._sizes(number).get("sizes", {}).items()}
             most = min([most, *(failure.row for failure in made.failures), *(int(row) for row, _ in sizes)])
         stop = max(start for start in (rows.start, *starts) if start <= most)  # the last batch is what commits a shard
         if stop == rows.start:
             return "no whole batch is worth keeping"
-        partial = found.path.with_name(record["file"])
-        source = self._source(found, partial)
+        source = self._source(number, partial)
         if isinstance(source, str):
             return source
         descriptor, is_own = source
         if os.fstat(descriptor).st_size - record["bytes"] not in (0, RESERVE):
             os.close(descriptor)
             return "its file is of another size"
-        try:
-            mine = self._file(found.number, keys, shapes, (descriptor, partial) if is_own else None)
-        except BaseException:  # what is its own it has closed
+        with ExitStack() as copied_from, ExitStack() as given_up:
             if not is_own:
-                os.close(descriptor)
-            raise
-        try:
+                copied_from.callback(os.close, descriptor)
+            mine = self._file(number, keys, shapes, (descriptor, partial) if is_own else None)
+            given_up.callback(mine.close if is_own else mine.abort)
             layout, kept = mine.layout.arrays, ShardSummary(record["file"], record["bytes"], record["hashes"])
             wanted = {name: _bytes_of(layout[name], shapes.get(name), stop - rows.start) for name in _stages(layout)}
             hashed = {name: _bytes_of(layout[name], shapes.get(name), made.count) for name in _stages(layout)}
-            fits = mine.take_up(descriptor, wanted, hashed, kept)
-        except BaseException:
-            mine.close() if is_own else mine.abort()
-            raise
-        finally:
-            if not is_own:
-                os.close(descriptor)
-        if not fits:
-            mine.close() if is_own else mine.abort()
-            return "its rows are not those that were kept"
+            if not mine.take_up(descriptor, wanted, hashed, kept):
+                return "its rows are not those that were kept"
+            given_up.pop_all()
         made.cut(range(rows.start, stop))
-        return BegunShard(found.number, mine, made)
+        return BegunShard(number, mine, made)
 
-    def _source(self, found: Unfinished, partial: Path) -> tuple[int, bool] | str:
+    def _source(self, number: int, partial: Path) -> tuple[int, bool] | str:
         """A descriptor of the file with the rows, and whether it is this process's own from now on.
 
         Where no other process may write to it, it is. Else, and where it has its name already or is of another user who
@@ -185,10 +176,10 @@ class DumpWriter:
             descriptor, is_locked = taken
             can_write = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
             return descriptor, is_locked and can_write and os.fstat(descriptor).st_nlink == 1
-        if is_there(partial) or is_there(self.dump.record_path(found.number)):
+        if is_there(partial) or is_there(self.dump.record_path(number)):
             return ""  # its writer lives, or has committed the shard
         try:
-            return open_regular(self.dump.shard_path(found.number)), False
+            return open_regular(self.dump.shard_path(number)), False
         except (FileNotFoundError, ValueError):
             return "its file is gone"
 
