@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class Shard:
     rows: range
     pictures: SizedImages  # of these rows; where all of it stays in one process, of all rows
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """Of its rows, in order."""
         return [self.pictures.images[row].key for row in self.rows]
