@@ -183,6 +183,8 @@ def test_training_checkpoint(tmp_path, weights):
         (lambda good, bad: {"net": good, "best": np.float64(0.7)}, "net"),
         (lambda good, bad: {"foo": {"bar": good}, "optimizer": {"state": {0: bad["fc.weight"]}}}, "foo.bar"),
         (lambda good, bad: {"student": bad, "teacher": good}, "teacher"),
+        (lambda good, bad: {"ema": {"loss": torch.ones(1)}, "model": good}, "model"),
+        (lambda good, bad: {"foo": {**good, "_extra_state": {"scale": torch.ones(1)}}}, "foo"),
     ],
 )
 def test_containers_of_training_checkpoints(tmp_path, weights, content, place):
@@ -384,6 +386,7 @@ def test_inputs_of_another_size(dinov2_folder):
         backbone = load_backbone(checkpoint, **options)
         for name, found in backbone(pixels).items():
             assert torch.equal(found, made_for_it(pixels)[name])
+            assert backbone(pixels[:0])[name].shape == (0, *found.shape[1:])  # no pictures, no maps
 
 
 @pytest.mark.parametrize(

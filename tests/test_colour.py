@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -217,6 +218,36 @@ def test_profiles_that_cannot_be_used(tmp_path, mode, broken):
     assert failed.value.reason == "decode_error"
 
 
+def png_of(bits, kind, values, *chunks):
+    """A PNG of (H, W, ...) values of so many bits, made by hand."""
+    ones = (values.reshape(H, -1, 1) >> np.arange(bits)[::-1]) & 1
+    rows = np.packbits(ones.reshape(H, -1).astype(np.uint8), axis=1)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    head = struct.pack(">IIBBBBB", W, H, bits, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+        for name, content in ((b"IHDR", head), *chunks, (b"IDAT", data), (b"IEND", b""))
+    )
+
+
+BROKEN = {
+    "packed wrongly": lambda: png_of(8, 2, NOISE, (b"iCCP", b"x\0\0no zlib")),
+    "checksum": lambda: encoded(PICTURE, icc_profile=rgb_profile()).replace(b"iCCPICC", b"iCCPICD"),
+    "too large": lambda: encoded(PICTURE, icc_profile=rgb_profile() + bytes(1 << 25)),
+    "a part is missing": lambda: encoded(PICTURE, "JPEG", icc_profile=rgb_profile()).replace(
+        b"ICC_PROFILE\0\1\1", b"ICC_PROFILE\0\1\2"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_profiles_that_cannot_be_read(tmp_path, name):
+    """A profile that is there and cannot be read is a failure where it is to convert, as a broken one is."""
+    assert read(tmp_path, BROKEN[name]())[1] == set()
+    with pytest.raises(UnreadableError, match="its colour profile cannot be used"):
+        read(tmp_path, BROKEN[name](), CONVERT)
+
+
 def deep_avif(bits):
     imagecodecs = pytest.importorskip("imagecodecs")
     return imagecodecs.avif_encode(NOISE.astype(np.uint16) << (bits - 8), bitspersample=bits)
@@ -258,6 +289,12 @@ def turned(orientation):
     return exif
 
 
+def bitmap(*masks):
+    """A BMP of 16-bit pixels, white, whose colours are at these bits of them."""
+    head = struct.pack("<IiiHHIIiiII", 40, W, H, 1, 16, 3, 2 * W * H, 0, 0, 0, 0) + struct.pack("<III", *masks)
+    return b"BM" + struct.pack("<IHHI", 14 + len(head) + 2 * W * H, 0, 0, 14 + len(head)) + head + b"\xff" * 2 * W * H
+
+
 GREYS = (np.asarray(PICTURE.convert("L")).astype(np.uint16) + 1) * 200
 TRAITS = {
     "plain": (lambda: encoded(PICTURE), set()),
@@ -274,6 +311,7 @@ TRAITS = {
         {"deep", "transparent"},
     ),
     "deep grey": (lambda: encoded(Image.fromarray(GREYS)), {"deep"}),
+    "bmp of 5, 6 and 5 bits": (lambda: bitmap(0xF800, 0x7E0, 0x1F), set()),
     "deep ppm": (lambda: b"P6 40 30 65535\n" + NOISE.astype(">u2").tobytes(), {"deep"}),
     "ppm": (lambda: b"P6 40 30 255\n" + NOISE.tobytes(), set()),
     "avif of 8": (lambda: encoded(PICTURE, "AVIF"), set()),
@@ -320,6 +358,27 @@ def test_transparency_of_deep_greys(tmp_path):
     is_clear = np.equal(GREYS, GREYS[0, 0])
     assert (on_white[is_clear] == 255).all()
     assert np.array_equal(on_white[~is_clear], dropped[~is_clear])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_transparency_of_greys_of_few_bits(tmp_path, bits):
+    """The grey that a PNG calls transparent is found among its pixels, however few bits they have."""
+    values = (np.arange(H * W).reshape(H, W) * 7) % 2**bits
+    content = png_of(bits, 0, values, (b"tRNS", struct.pack(">H", 1)))
+    pixels, traits = read(tmp_path, content, PixelSpec(alpha="white"))
+    assert np.array_equal(pixels[..., 0], np.where(values == 1, 255, values * 255 // (2**bits - 1)))
+    assert traits == {"transparent"}
+
+
+def test_transparency_of_deep_colours(tmp_path):
+    """A PNG of 16-bit colours, one of them transparent, is refused where that would be seen: 8 bits do not tell it."""
+    values = NOISE.astype(int) * 256 + 7
+    content = png_of(16, 2, values, (b"tRNS", struct.pack(">HHH", *values[0, 0].tolist())))
+    pixels, traits = read(tmp_path, content)
+    assert (np.array_equal(pixels, NOISE), traits) == (True, {"deep", "transparent"})
+    with pytest.raises(UnreadableError, match="one of them transparent") as failed:
+        read(tmp_path, content, PixelSpec(alpha="white"))
+    assert failed.value.reason == "unsupported_depth"
 
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "pool": "avg", "batch_size": 2, "shard_size": 2}

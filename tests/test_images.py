@@ -2,6 +2,7 @@ import fcntl
 import os
 import signal
 import socket
+import struct
 from contextlib import contextmanager
 
 import numpy as np
@@ -99,6 +100,12 @@ def test_truncated_files(tmp_path):
     assert reason(tmp_path / "x.jpg") == "truncated"
 
 
+# A BMP whose colours have four bits each, which Pillow does not read.
+ODD_BITMAP = b"BM" + struct.pack(
+    "<IHHI IiiHHIIiiII III", 66 + 2, 0, 0, 66, 40, 1, 1, 1, 16, 3, 2, 0, 0, 0, 0, 0xF00, 0xF0, 0xF
+) + bytes(2)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -107,6 +114,11 @@ def test_truncated_files(tmp_path):
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "format_not_allowed"),
         (b"%PDF-1.7\n", "format_not_allowed"),
         (b"\xff\xd8\xff\xe0", "decode_error"),
+        (b"\0\0\0\x1cftypavis", "decode_error"),
+        (b"P7\nWIDTH 1\n", "format_not_allowed"),
+        (b"PF\n1 1\n-1.0\n", "format_not_allowed"),
+        (b"P6 9 9 1023\n" + bytes(40), "truncated"),
+        (ODD_BITMAP, "format_not_allowed"),
         pytest.param(np.random.default_rng(0).bytes(2000), "not_an_image", id="noise"),
     ],
 )

@@ -11,6 +11,7 @@ from tiny_transformers import PYRAMID, TOKENS
 
 from conftest import SAMPLES
 from featcli import extract, load_backbone, open_dump
+from featcli.backbones.weights import read_weights, tensors_in
 from featcli.errors import CheckpointError
 
 T = pytest.importorskip("transformers")
@@ -140,6 +141,48 @@ def test_an_absent_tensor_is_refused(checkpoint):
     with pytest.raises(CheckpointError, match=r"1 of .* not in it") as refused:
         load_backbone(checkpoint, out_indices="all", **options(checkpoint))
     assert refused.value.message.endswith(f"first {in_memory}")
+
+
+def test_whole_numbers_are_refused(checkpoint):
+    """A quantised tensor is refused by its name: its values would be taken for weights."""
+    name = LAST[checkpoint.name][0]
+    rewrite(checkpoint, lambda tensors: tensors | {name: (100 * tensors[name]).to(torch.int8)})
+    with pytest.raises(CheckpointError, match="1 of its weights are no floating-point numbers") as refused:
+        load_backbone(checkpoint, **options(checkpoint))
+    assert "quantised" in refused.value.hint
+
+
+def test_an_adapter_is_refused(vit):
+    """A folder with an adapter of PEFT is refused, whether PEFT is installed or not: maps would depend on that."""
+    (vit / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
+    with pytest.raises(CheckpointError, match="weights of PEFT that are not merged") as refused:
+        load_backbone(vit)
+    assert "merge_and_unload" in refused.value.hint
+
+
+def test_fitted_positions_are_said(tmp_path):
+    """Positions of another grid, which timm resamples for this one, are named in the line of the weights."""
+    model = timm.create_model("test_vit", img_size=224)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    weights = load_backbone(tmp_path / "w.pth", arch="test_vit").weights
+    assert weights.resized == ("pos_embed",)
+    assert "1 of another size there, which the library fitted to this input (pos_embed)" in weights.summary()
+
+
+def test_the_content_of_a_file_counts(tmp_path):
+    """A safetensors file is read as one, whatever its name ends in, and so is what torch.save wrote."""
+    safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "w.pth")
+    torch.save({"b": torch.ones(2)}, tmp_path / "w.safetensors")
+    for name, key in (("w.pth", "a"), ("w.safetensors", "b")):
+        assert torch.equal(read_weights([tmp_path / name])[1][key], torch.ones(2))
+        assert tensors_in([tmp_path / name]) == {key: True}
+
+
+def test_a_key_within_the_container_that_is_taken(tmp_path):
+    """A weights key names a container, or else a prefix in the one that is taken without it."""
+    torch.save({"state_dict": {"a.x": torch.ones(1), "b.x": torch.zeros(1)}}, tmp_path / "w.pth")
+    for key in ("a", "state_dict.a"):
+        assert read_weights([tmp_path / "w.pth"], key) == ("state_dict.a", {"x": torch.ones(1)})
 
 
 def test_a_truncated_file_is_refused(checkpoint):

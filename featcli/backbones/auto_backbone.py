@@ -89,7 +89,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
             ) from error
 
     def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
-        renamed = names_of_backbone(self.names_on_disk) if self.outer is not None else None
+        renamed = names_of_backbone(self.on_disk) if self.outer is not None else None
         return self.from_pretrained(self._class, self._config_for(positions), renamed)
 
     def _config_for(self, positions: Sequence[int]) -> Any:

@@ -36,6 +36,7 @@ class Weights:
     missing: tuple[str, ...] = ()  # norms of the stages that a plain checkpoint does not have: all else is refused
     unexpected: tuple[str, ...] = ()  # tensors of the checkpoint that are no part of the backbone, such as its head
     undecided: tuple[str, ...] = ()  # tensors that the library left out or merged while it converted names
+    resized: tuple[str, ...] = ()  # tensors that the library fitted to another input than the checkpoint's
     files: Mapping[str, str] = field(default_factory=dict)  # name of each file -> its SHA-256, as the hub shows it
     random: bool = False
 
@@ -47,6 +48,9 @@ class Weights:
         if self.missing:
             norms = sorted({name.rpartition(".")[0] for name in self.missing})
             text += f"; norms that it does not have, left without effect on scale: {', '.join(norms)}"
+        if self.resized:
+            names = f"{', '.join(self.resized[:2])}{' ...' if len(self.resized) > 2 else ''}"
+            text += f"; {len(self.resized)} of another size there, which the library fitted to this input ({names})"
         if self.unexpected:
             names = f"{', '.join(self.unexpected[:2])}{' ...' if len(self.unexpected) > 2 else ''}"
             text += f"; {len(self.unexpected)} of no use here ({names})"
@@ -243,9 +247,11 @@ class Backbone:
             )
         with torch.no_grad():  # not inference_mode: autograd keeps no tensor of that, and a head may be trained
             self._refuse_unfit((pixels.shape[2], pixels.shape[3]))
-            ready = ours.normalize(pixels.to(self.device, non_blocking=True))
+            count = len(pixels)
+            some = pixels if count else pixels.new_zeros(1, *pixels.shape[1:])  # many networks cannot do without any
+            ready = ours.normalize(some.to(self.device, non_blocking=True))
             found = yields(as_run(ready, self.execution))
-        return {stage.name: tensor for stage, tensor in zip(self.selected, found, strict=True)}
+        return {stage.name: tensor[:count] for stage, tensor in zip(self.selected, found, strict=True)}
 
     def _refuse_unfit(self, size: Size) -> None:
         """Raise UsageError for an input of another size than `preprocess` gives that the network does not take.

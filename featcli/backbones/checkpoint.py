@@ -26,6 +26,7 @@ from featcli.spec.groups import CheckpointSpec
 from featcli.system.files import is_file, is_folder, is_there, read_text
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # and a branch, a tag or a commit
+ADAPTER = "adapter_config.json"  # transformers applies what it describes where PEFT is installed, else it says nothing
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
@@ -54,6 +55,11 @@ def _open(asked: CheckpointSpec) -> ModelSpec:
         return _named_for_timm(asked)
     if is_file(path):
         return _from_config(asked, path) if path.suffix == ".json" else _from_file(asked, path)
+    if is_folder(path) and is_file(path / ADAPTER) and not asked.is_random:
+        raise CheckpointError(
+            f"checkpoint {shown(path)}: {ADAPTER} is in it, of weights of PEFT that are not merged into others",
+            "merge them: model.merge_and_unload().save_pretrained(FOLDER); or take it out, to do without them",
+        )
     if is_folder(path) and is_file(path / "config.json"):
         return _from_folder(asked, path)
     if is_folder(path) and not _is_timm_name(asked.checkpoint_name):

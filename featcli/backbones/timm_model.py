@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -55,6 +55,7 @@ from featcli.backbones.weights import (
     is_counter,
     read_weights,
     refuse_pretenders,
+    refuse_whole_numbers,
     weights_files,
 )
 from featcli.errors import CheckpointError, FeatcliError, UsageError, nearest, one_line, shown
@@ -245,7 +246,10 @@ class TimmModelSpec(ModelSpec):
         left_out = [] if read is None else _left_out(read.tensors, load)
         undecided = foreign_tensors(left_out, skeleton, lambda: self._in_use(positions, network))
         of_no_use = [*weights.unexpected, *(key for key in left_out if key not in undecided)]
-        return network, replace(weights, unexpected=tuple(of_no_use), undecided=tuple(undecided))
+        resized = [] if read is None else _resized(read.tensors, load, network.tensors())
+        return network, replace(
+            weights, unexpected=tuple(of_no_use), undecided=tuple(undecided), resized=tuple(resized)
+        )
 
     def preprocessing(self) -> Preprocessing:
         """See ModelSpec: timm's own evaluation transform, up to the point where it would leave uint8."""
@@ -436,6 +440,9 @@ class TimmModelSpec(ModelSpec):
                 raise CheckpointError(f"checkpoint {shown(self.asked.checkpoint_name)}: timm loaded nothing from it")
             origin += ", by timm's reader for its format, which does not say which"
             return Weights(origin=origin, total=len(tensors), files=hashes)
+        floats = {key for key, tensor in module.state_dict().items() if tensor.is_floating_point()}
+        whole = [key for key, tensor in load.arrived.items() if key in floats and not tensor.is_floating_point()]
+        refuse_whole_numbers(self.asked.checkpoint_name, whole)
         absent = [key for key in load.missing if key in tensors and not is_counter(key)]
         if absent:
             raise CheckpointError(
@@ -466,6 +473,12 @@ def _left_out(tensors: Mapping[str, torch.Tensor], load: Load) -> list[str]:
             found.append(key)
         renamed[content] -= 1
     return found
+
+
+def _resized(tensors: Mapping[str, torch.Tensor], load: Load, own: Collection[str]) -> list[str]:
+    """Name those of a network's own tensors that timm's converter made larger or smaller than they are in a file."""
+    both = [key for key in load.arrived if key in tensors and key in own]
+    return [key for key in both if load.arrived[key].numel() != tensors[key].numel()]
 
 
 def _content(tensor: torch.Tensor) -> tuple[int, bytes]:

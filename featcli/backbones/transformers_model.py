@@ -34,7 +34,14 @@ from featcli.backbones.internals import (
 )
 from featcli.backbones.model_spec import ModelSpec, modules_run
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing
-from featcli.backbones.weights import hash_files, is_counter, names_in, refuse_pretenders, weights_files
+from featcli.backbones.weights import (
+    hash_files,
+    is_counter,
+    refuse_pretenders,
+    refuse_whole_numbers,
+    tensors_in,
+    weights_files,
+)
 from featcli.errors import CheckpointError, FeatcliError, UsageError, nearest, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
@@ -119,19 +126,33 @@ class TransformersModelSpec(ModelSpec):
         module, report = self._read(positions)
         skeleton, extra = skeleton_of(module), self._extra(module, report)
         ignored = ignored_names_of_transformers(module)
+        self._refuse_whole_numbers(module)
         network = self._network(module, positions)
         weights = self._proven(network, report)
         inside = [key for key in extra if not key.startswith(OUTSIDE) and not self._is_of_other_stages(key)]
         self.refuse_foreign(inside, skeleton, positions, network)
-        undecided = [key for key in self.names_on_disk if _matches(ignored, key) and not OF_NO_EFFECT.search(key)]
+        undecided = [key for key in self.on_disk if _matches(ignored, key) and not OF_NO_EFFECT.search(key)]
         unexpected = sorted(key.removeprefix(OUTSIDE) for key in report["unexpected_keys"])
         return network, replace(weights, unexpected=tuple(unexpected), undecided=tuple(undecided))
 
     @cached_property
-    def names_on_disk(self) -> list[str]:
-        """The names of all tensors of the checkpoint. Raises CheckpointError and MachineError."""
+    def on_disk(self) -> Mapping[str, bool]:
+        """All tensors of the checkpoint by name, and whether they hold floating-point numbers.
+
+        Raises CheckpointError and MachineError.
+        """
         with reading(self.asked):
-            return names_in(files_of(self.asked))
+            return tensors_in(files_of(self.asked))
+
+    def _refuse_whole_numbers(self, module: Any) -> None:
+        """Raise CheckpointError for whole numbers that have the place of a parameter, by the ends of their names.
+
+        The names before that are others in the module than on disk.
+        """
+        leaves = {name.rpartition(".")[2] for name, one in module.named_parameters() if one.is_floating_point()}
+        whole = [name for name, is_floating in self.on_disk.items() if not is_floating]
+        named = [name for name in whole if name.rpartition(".")[2] in leaves and not OF_NO_EFFECT.search(name)]
+        refuse_whole_numbers(self.asked.checkpoint_name, named)
 
     def _extra(self, module: Any, report: Mapping[str, Any]) -> list[str]:
         """List the tensors that the model lacks as they would be named in it: with its own prefix, or without.
@@ -142,7 +163,7 @@ class TransformersModelSpec(ModelSpec):
         names = sorted(report["unexpected_keys"])
         if not any(name.startswith(prefix) for name in module.state_dict()):
             return [name.removeprefix(prefix) for name in names]
-        if names and not any(name.startswith(prefix) for name in self.names_on_disk):
+        if names and not any(name.startswith(prefix) for name in self.on_disk):
             return [name if name.startswith((prefix, OUTSIDE)) else prefix + name for name in names]
         return names
 

@@ -26,6 +26,7 @@ CONTAINERS = (
     "teacher", "module", "net", "network", "params", "weights", "backbone", "student",
 )  # fmt: skip
 DEEPEST = 3  # containers in containers
+LEAST_SHARE = 10  # a container with fewer than 1/10 of the tensors that another has is no set of weights
 # What stands in a file that is not the weights but tells where they are: (first bytes, what it is, what to do).
 POINTERS = (
     (
@@ -68,7 +69,7 @@ def read_weights(paths: Sequence[Path], key: str | None = None) -> tuple[str, di
 
 def _read(path: Path, key: str | None = None) -> tuple[str, dict[str, torch.Tensor]]:
     try:
-        content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        content: Any = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
     except pickle.UnpicklingError as error:
         if not _begins(path).startswith((b"PK", b"\x80")) or ends_too_early(error):  # neither an archive nor a pickle
             raise CheckpointError(
@@ -92,19 +93,28 @@ def _read(path: Path, key: str | None = None) -> tuple[str, dict[str, torch.Tens
 
 
 def _find_tensors(content: Mapping[Any, Any], place: str = "") -> tuple[str, dict[str, torch.Tensor]] | None:
-    """Find the weights in a training checkpoint, and the names of the containers that they are in."""
+    """Find the weights in a training checkpoint, and the names of the containers that they are in.
+
+    Known containers come first, then others, then the tensors that lie open; those of a few tensors beside many are
+    statistics, counters or what an optimizer keeps.
+    """
+    found: list[tuple[str, dict[str, torch.Tensor]]] = []
     for name in (*CONTAINERS, *(key for key in content if key not in (*CONTAINERS, "optimizer", "optimizers"))):
         inner = content.get(name)
         if isinstance(inner, Mapping) and place.count(".") < DEEPEST:
-            found = _find_tensors(inner, f"{place}{name}.")
-            if found is not None:
-                return found
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    return (place.rstrip("."), tensors) if tensors else None
+            within = _find_tensors(inner, f"{place}{name}.")
+            found += [] if within is None else [within]
+    if tensors := {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}:
+        found.append((place.rstrip("."), tensors))
+    most = max((len(tensors) for _, tensors in found), default=0)
+    return next((one for one in found if LEAST_SHARE * len(one[1]) >= most), None)
 
 
 def _tensors_under(path: Path, content: Mapping[Any, Any], key: str) -> tuple[str, dict[str, torch.Tensor]]:
-    """Find the tensors in the containers that a key names first, whose names have what is left of it as a prefix."""
+    """Find the tensors in the containers that a key names first, whose names have what is left of it as a prefix.
+
+    A key that names no container is meant for the one that is taken without a key.
+    """
     inner, parts = content, key.split(".")
     while parts and isinstance(inner.get(parts[0]), Mapping):
         inner = inner[parts.pop(0)]
@@ -112,12 +122,10 @@ def _tensors_under(path: Path, content: Mapping[Any, Any], key: str) -> tuple[st
         found = _find_tensors(inner)
         if found is not None:
             return f"{key}.{found[0]}".rstrip("."), found[1]
-    prefix = ".".join([*parts, ""])
-    tensors = {
-        str(name)[len(prefix) :]: value
-        for name, value in inner.items()
-        if isinstance(value, torch.Tensor) and str(name).startswith(prefix)
-    }
+    tensors = _with_prefix(inner, ".".join([*parts, ""]))
+    if not tensors and inner is content and (taken := _find_tensors(content)) is not None:
+        tensors = _with_prefix(taken[1], f"{key}.")
+        key = f"{taken[0]}.{key}"
     if not tensors:
         heads = dict.fromkeys(str(name).partition(".")[0] for name in inner)
         raise UsageError(
@@ -125,6 +133,14 @@ def _tensors_under(path: Path, content: Mapping[Any, Any], key: str) -> tuple[st
             f"there is {', '.join(list(heads)[:8])}" + (" ..." if len(heads) > 8 else ""),
         )
     return key, tensors
+
+
+def _with_prefix(content: Mapping[Any, Any], prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        str(name)[len(prefix) :]: value
+        for name, value in content.items()
+        if isinstance(value, torch.Tensor) and str(name).startswith(prefix)
+    }
 
 
 def refuse_pretenders(paths: Iterable[Path]) -> None:
@@ -162,6 +178,11 @@ def _unpacks(path: Path) -> bool:
     return not stored or sum(member.file_size for member in members) > size
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Tell a safetensors file by its beginning, whatever its name ends in: a length, then JSON."""
+    return _begins(path)[8:9] == b"{"
+
+
 def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
     from safetensors.torch import load
 
@@ -180,20 +201,34 @@ def _read_pickle(path: Path) -> Mapping[str, object]:
     return content
 
 
-def names_in(paths: Iterable[Path]) -> list[str]:
-    """List the names of the tensors in weights files; of safetensors files only the header is read.
+def tensors_in(paths: Iterable[Path]) -> dict[str, bool]:
+    """List the tensors in weights files by name, and whether they hold floating-point numbers.
 
-    Raises CheckpointError and MachineError.
+    Of safetensors files only the header is read. Raises CheckpointError and MachineError.
     """
-    names: list[str] = []
+    found: dict[str, bool] = {}
     for path in paths:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             with reading(path, "checkpoint") as file:
                 header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            names += [name for name in header if name != "__metadata__"]
+            tensors = {name: one for name, one in header.items() if name != "__metadata__"}
+            found |= {name: one["dtype"].startswith(("F", "BF")) for name, one in tensors.items()}
         else:
-            names += _read(path)[1]
-    return names
+            found |= {name: tensor.is_floating_point() for name, tensor in _read(path)[1].items()}
+    return found
+
+
+def refuse_whole_numbers(checkpoint: str, names: Sequence[str]) -> None:
+    """Raise CheckpointError for weights that are there as other than floating-point numbers: quantised, or damaged.
+
+    Libraries would copy an int8 value such as 97 into the network as 97.0.
+    """
+    if names:
+        raise CheckpointError(
+            f"checkpoint {shown(checkpoint)}: {len(names)} of its weights are no floating-point numbers, first"
+            f" {', '.join(names[:3])}",
+            "weights that were quantised are not read: give those that they were made of",
+        )
 
 
 def is_counter(key: str) -> bool:

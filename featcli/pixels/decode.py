@@ -38,6 +38,7 @@ SAYS_NOTHING = re.compile(  # what libraries call any damage
     "|(decoder|unknown) error|input data did not give",
     re.IGNORECASE,
 )
+UNREAD = ("Unsupported BMP", "unrecognized image mode")  # what Pillow says of kinds that it does not read
 SPARE = 2  # how much larger than the input a picture is that was decoded smaller: what is left for resizing
 
 
@@ -156,5 +157,9 @@ def _reason(error: Exception, name: str = "a picture") -> tuple[str, str]:
     text = " ".join(re.sub(r"\bat 0x[0-9a-f]+", "", text).split())  # addresses would make two equal runs differ
     if isinstance(error, OSError | struct.error | EOFError) and "trunca" in text.lower():
         return "truncated", ENDS_EARLY
+    if text == "not enough image data":
+        return "truncated", ENDS_EARLY
+    if text.startswith(UNREAD):
+        return "format_not_allowed", f"{name} of a kind that is not read ({text}): convert it to JPEG or PNG"
     said = f"{name} whose data are damaged, or cut short"
     return "decode_error", (said if not text or SAYS_NOTHING.search(text) else f"{said} ({text})")[:DETAIL_LENGTH]

@@ -10,7 +10,7 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 from featcli.inputs.signatures import DOCUMENT, START, foreign, known_format
-from featcli.pixels import jpeg2000, tiff
+from featcli.pixels import jpeg2000, png, tiff
 from featcli.pixels.containers import oriented
 from featcli.pixels.extras import HEIF, JXL
 from featcli.pixels.failure import UnreadableError
@@ -38,6 +38,8 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
     except UnidentifiedImageError:
         file.seek(0)
         raise _unidentified(file.read(START), formats) from None
+    if picture.format == "PNG":
+        png.mend_transparency(picture, is_seen=rules.alpha != "drop")
     if picture.format in PLUGINS:
         picture = oriented(picture, file, rules)
     if header:

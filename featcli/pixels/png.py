@@ -17,8 +17,11 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # a wrong checksum of these is damage
 BESIDE = (b"acTL", b"fcTL", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"cICP")
 EXIF_TEXT, XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"  # texts that say how a picture is turned
+DEPTH_AT = len(SIGNATURE) + 16  # where the bits of a value are, and behind them what the values are
+GREY = 0
 MOST_UNPACKED = 1 << 24  # bytes of a profile or a text
 PILLOWS_LIMIT = 1 << 20  # bytes of a profile, unpacked
+BROKEN_PROFILE = b"damaged"  # stands for a profile that is there, and cannot be read
 PATTERNS = (bytes.fromhex("a53c961fe2074b"), bytes.fromhex("5ac369e01df8b4"))  # which differ in every bit
 
 
@@ -31,6 +34,28 @@ def load(picture: Image.Image) -> None:
     with Image.open(file, formats=("PNG",)) as again:  # either it is cut short, or its last row is that pattern
         if _stays_marked(again, PATTERNS[1]):
             raise UnreadableError("truncated", "its data end before its pixels do")
+
+
+def mend_transparency(picture: Image.Image, is_seen: bool) -> None:
+    """Have the value that a PNG calls transparent be one of the values of 8 bits that Pillow gives.
+
+    Pillow spreads greys of 2 and 4 bits over 8, and takes the upper half of 16-bit colours, but not of that value.
+    Raises UnreadableError for such colours where the transparency `is_seen`: others are the same in 8 bits.
+    """
+    value, file = picture.info.get("transparency"), file_of(picture)
+    if value is None or file is None:
+        return
+    place = file.tell()
+    file.seek(DEPTH_AT)
+    bits, kind = file.read(2)
+    file.seek(place)
+    if bits in (2, 4) and kind == GREY:
+        most = 2**bits - 1
+        picture.info["transparency"] = (value & most) * 255 // most
+    elif bits == 16 and kind != GREY:
+        if is_seen:
+            raise UnreadableError("unsupported_depth", "PNG of 16-bit colours, one of them transparent: --alpha drop")
+        picture.info["transparency"] = tuple(one >> 8 for one in value)
 
 
 def _stays_marked(picture: Image.Image, pattern: bytes) -> bool:
@@ -62,8 +87,8 @@ def says_more(picture: Image.Image) -> bool:
 def essential(file: IO[bytes]) -> tuple[IO[bytes], bytes | None] | None:
     """A PNG without the chunks that hold no pixels and that Pillow may refuse, and its colour profile if there is one.
 
-    What says how the picture is turned is kept where it is whole. Returns None for what is no PNG, or has no such
-    chunk.
+    What says how the picture is turned is kept where it is whole; BROKEN_PROFILE stands for a profile that is not.
+    Returns None for what is no PNG, or has no such chunk.
     """
     file.seek(0)
     if file.read(8) != SIGNATURE:
@@ -75,9 +100,11 @@ def essential(file: IO[bytes]) -> tuple[IO[bytes], bytes | None] | None:
             pieces.append((place - 8, length + 12))
             continue
         is_less = True
-        if kind == b"iCCP" and _is_right(file, kind, place, length):
-            profile = _unpacked(_content(file, place, length).partition(b"\0")[2][1:])
-            if profile and len(profile) < PILLOWS_LIMIT:
+        if kind == b"iCCP":
+            is_right = _is_right(file, kind, place, length)
+            unpacked = _unpacked(_content(file, place, length).partition(b"\0")[2][1:]) if is_right else None
+            profile = unpacked or BROKEN_PROFILE
+            if unpacked and len(unpacked) < PILLOWS_LIMIT:
                 pieces.append((place - 8, length + 12))
         elif kind in (b"tEXt", b"zTXt", b"iTXt") and (text := _turning_text(kind, _content(file, place, length))):
             pieces.append(text)

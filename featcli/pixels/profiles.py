@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from featcli.pixels.failure import UnreadableError
+from featcli.pixels.png import BROKEN_PROFILE
 
 # The modes of pictures that a profile can be for, by the space of its colours. The first is what it is applied to.
 MODES = {
@@ -24,9 +25,9 @@ KEPT = 32  # profiles whose transforms are kept: a folder has few
 
 
 def icc_profile_of(picture: Image.Image) -> bytes | None:
-    """The profile in the file of a picture."""
-    found = picture.info.get("icc_profile")
-    return found if isinstance(found, bytes) and found else None
+    """The profile in the file of a picture, None without one; one that Pillow could not read is BROKEN_PROFILE."""
+    found = picture.info.get("icc_profile", b"")
+    return BROKEN_PROFILE if found is None else found or None
 
 
 @lru_cache(KEPT)

@@ -75,7 +75,12 @@ def is_deep(picture: Image.Image) -> bool:
         return header is not None and max(header.depths) > 8
     if picture.format == "AVIF":
         return bool(_in_file(picture, _is_deep_avif))
-    return any(";16" in str(tile.args) or _most_of_ppm(tile.args) > 255 for tile in getattr(picture, "tile", ()))
+    return any(_is_16_bit(tile.args) or _most_of_ppm(tile.args) > 255 for tile in getattr(picture, "tile", ()))
+
+
+def _is_16_bit(args: object) -> bool:
+    """Tell values of 16 bits from the pixels of 16 bits that a BMP has."""
+    return ";16" in str(args) and "BGR;16" not in str(args)
 
 
 def _most_of_ppm(args: object) -> int:
