@@ -55,11 +55,6 @@ def _open(asked: CheckpointSpec) -> ModelSpec:
         return _named_for_timm(asked)
     if is_file(path):
         return _from_config(asked, path) if path.suffix == ".json" else _from_file(asked, path)
-    if is_folder(path) and is_file(path / ADAPTER) and not asked.is_random:
-        raise CheckpointError(
-            f"checkpoint {shown(path)}: {ADAPTER} is in it, of weights of PEFT that are not merged into others",
-            "merge them: model.merge_and_unload().save_pretrained(FOLDER); or take it out, to do without them",
-        )
     if is_folder(path) and is_file(path / "config.json"):
         return _from_folder(asked, path)
     if is_folder(path) and not _is_timm_name(asked.checkpoint_name):
@@ -116,6 +111,11 @@ def _from_folder(asked: CheckpointSpec, path: Path) -> ModelSpec:
         raise UsageError(
             f"checkpoint {shown(asked.checkpoint_name)}: both a folder here and a timm model",
             f"write ./{asked.checkpoint_name} for the folder, or run elsewhere for the model",
+        )
+    if is_file(path / ADAPTER) and not asked.is_random:
+        raise CheckpointError(
+            f"checkpoint {shown(path)}: {ADAPTER} is in it, of weights of PEFT that are not merged into others",
+            "merge them: model.merge_and_unload().save_pretrained(FOLDER); or take it out, to do without them",
         )
     config = read_config(path / "config.json")
     if config.get("model_type") == "timm_wrapper" and "architecture" in config and "architectures" in config:
