@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 import tarfile
 import tracemalloc
 
@@ -282,8 +283,9 @@ def test_listed_urls_without_a_root(tmp_path, memory):
         names(files_from=str(tmp_path / "list"))
 
 
-def test_urls_that_lead_nowhere(memory):
+def test_urls_that_lead_nowhere(memory, monkeypatch):
     """Nothing there, a protocol that nobody knows, and one whose package is missing: said with what to do."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)
     for url, says in (
         ("memory://bucket/nothing", "nothing there"),
         ("nosuch://bucket/x", "Protocol not known"),

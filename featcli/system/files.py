@@ -115,6 +115,8 @@ class RegularFile(io.RawIOBase):
     It offers no descriptor: C code would map with it what it is to read. Raises what `open_regular` raises.
     """
 
+    _descriptor = -1  # where the file could not be opened: Python closes the object all the same
+
     def __init__(self, path: AnyPath) -> None:
         super().__init__()
         self.name = os.fspath(path)
@@ -178,7 +180,7 @@ class RegularFile(io.RawIOBase):
 
     def close(self) -> None:
         """See io.IOBase."""
-        if not self.closed:
+        if not self.closed and self._descriptor >= 0:
             with suppress(OSError):
                 os.close(self._descriptor)
         super().close()
