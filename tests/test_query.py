@@ -1,5 +1,7 @@
 """A query is treated like the dump: the backbone and the pixels of a plan, for pictures of every kind."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from test_colour import rgb_profile
 import featcli
 from conftest import SAMPLES, draw
 from featcli.errors import CheckpointError, ConflictError, UsageError
+from featcli.pixels.pictures import prepared
+from featcli.spec.groups import PixelSpec
 
 TINY = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "threads": 1, "batch_size": 8}
 
@@ -86,6 +90,19 @@ def test_pictures_of_their_own_sizes(odd, tmp_path):
         dump.preprocess([odd / "noise.jpg", odd / "deep.png"])
 
 
+@pytest.mark.parametrize("rules", [{}, {"alpha": "white"}, {"alpha": "white", "depth_range": "0:4095"}])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_deep_arrays_are_read_as_their_files_are(tmp_path, channels, rules):
+    """An array of 16 bits gives the pixels of a TIFF of it; `depth_range` leaves its transparency alone."""
+    tifffile = pytest.importorskip("tifffile")
+    values = np.random.default_rng(0).integers(0, 65536, (9, 8, channels)).astype(np.uint16)
+    kind = {"photometric": "rgb" if channels > 2 else "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "x.tif", values, **kind, extrasamples=["unassalpha"] * (1 - channels % 2))
+    whole = SimpleNamespace(fit=lambda picture: np.asarray(picture).transpose(2, 0, 1))
+    of_array, of_file = (prepared(one, PixelSpec(**rules), whole, (9, 8)) for one in (values, tmp_path / "x.tif"))
+    assert torch.equal(of_array, of_file)
+
+
 def test_arrays_are_pictures(odd):
     """Arrays and tensors of uint8, uint16 and bool are the pictures that a file of them would be."""
     backbone = featcli.load_backbone("test_resnet", random_init=True, image_size=32, alpha="black")
@@ -95,7 +112,7 @@ def test_arrays_are_pictures(odd):
     for name, arrays in {
         "see-through": [see_through, see_through.transpose(2, 0, 1), torch.tensor(see_through)],
         "grey": [grey, grey[..., None], torch.tensor(grey)[None], np.dstack([grey] * 3), np.dstack([grey, grey | 255])],
-        "deep": [deep, np.dstack([deep] * 3), deep[..., None]],
+        "deep": [deep, deep[..., None]],
         "plain": [plain, torch.tensor(plain).permute(2, 0, 1), plain.astype(np.uint16) * 257],
     }.items():
         expected = backbone.preprocess(odd / f"{name}.png")

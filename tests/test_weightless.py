@@ -18,6 +18,8 @@ def test_weights_take_no_memory():
     with WithoutWeights():
         network = nn.Sequential(nn.Linear(300, 3000), nn.LayerNorm(3000), nn.Linear(3000, 5)).eval()
         assert network(torch.zeros(2, 300)).shape == (2, 5)
+        network.requires_grad_(False)  # else all that it computes would be kept for gradients
+        assert not any(parameter.requires_grad for parameter in network.parameters())
     sizes = [parameter.untyped_storage().nbytes() for parameter in network.parameters()]
     assert [sizes[0], sizes[4]] == [4, 4]
     nn.init.ones_(network[1].weight)  # outside of the block all is as it was

@@ -36,7 +36,9 @@ class WithoutWeights(TorchFunctionMode):
 
 
 def _writes(name: str) -> bool:
-    """Tell whether a function changes its first tensor, by torch's way to name such."""
+    """Tell whether a function changes the values of its first tensor, by torch's way to name such."""
+    if name == "requires_grad_":
+        return False
     return (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
 
 

@@ -15,7 +15,7 @@ from featcli.inputs.image_list import MISSING
 from featcli.inputs.image_list import Image as Input
 from featcli.pixels.colour import DEEP, upright_rgb
 from featcli.pixels.decode import fitted_pixels
-from featcli.pixels.depth import reduced
+from featcli.pixels.depth import high_bits, reduced
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import pillow_set_up, untouched_file
 from featcli.spec.groups import PixelSpec
@@ -77,5 +77,18 @@ def _picture_of(values: np.ndarray, rules: PixelSpec) -> Image.Image:
         raise UsageError(f"an array {values.shape} of {values.dtype} is no picture{floats}", TAKEN)
     values = np.ascontiguousarray(values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values)
     if values.dtype == np.uint16 and values.ndim == 3:  # which Pillow has no mode for
-        values = reduced(values, *(rules.black_and_white or DEEP))
+        values = _in_8_bits(values, rules)
     return Image.fromarray(values)
+
+
+def _in_8_bits(values: np.ndarray, rules: PixelSpec) -> np.ndarray:
+    """Reduce (H, W, C) of 16 bits as those of a TIFF are; `depth_range` is not for the transparency."""
+    colours = 1 if values.shape[2] == 2 else 3
+    shown, alpha = values[..., :colours], values[..., colours:]
+    if rules.black_and_white is not None:
+        shown = reduced(shown, *rules.black_and_white)
+    shown, alpha = (
+        part if part.dtype == np.uint8 else high_bits(part) if colours == 3 else reduced(part, *DEEP)
+        for part in (shown, alpha)
+    )
+    return np.concatenate([shown, alpha], axis=2)

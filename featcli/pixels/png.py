@@ -21,7 +21,7 @@ DEPTH_AT = len(SIGNATURE) + 16  # where the bits of a value are, and behind them
 GREY = 0
 MOST_UNPACKED = 1 << 24  # bytes of a profile or a text
 PILLOWS_LIMIT = 1 << 20  # bytes of a profile, unpacked
-BROKEN_PROFILE = b"damaged"  # stands for a profile that is there, and cannot be read
+BROKEN_PROFILE = b"it is damaged"  # stands for a profile that is there, and cannot be read
 PATTERNS = (bytes.fromhex("a53c961fe2074b"), bytes.fromhex("5ac369e01df8b4"))  # which differ in every bit
 
 

@@ -20,14 +20,17 @@ MODES = {
 }
 DEEP_GREYS = ("I", "F")  # modes that become L before a profile is applied
 MOST_BYTES = 4 * 1024**2  # of a profile: the largest of printers have some 3 MB
+TOO_LARGE = f"it is larger than {MOST_BYTES:,} bytes".encode()  # stands for such a one: KEPT of them would be gigabytes
 SAME = 2  # levels of 255 by which profiles move colours that are sRGB but for rounding, and for the text in them
 KEPT = 32  # profiles whose transforms are kept: a folder has few
 
 
 def icc_profile_of(picture: Image.Image) -> bytes | None:
-    """The profile in the file of a picture, None without one; one that Pillow could not read is BROKEN_PROFILE."""
+    """The profile in the file of a picture, None without one; BROKEN_PROFILE or TOO_LARGE for one that is no use."""
     found = picture.info.get("icc_profile", b"")
-    return BROKEN_PROFILE if found is None else found or None
+    if found is None:  # it is there, and Pillow could not read it
+        return BROKEN_PROFILE
+    return TOO_LARGE if len(found) > MOST_BYTES else found or None
 
 
 @lru_cache(KEPT)
@@ -101,8 +104,8 @@ def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform]:
 
 
 def _opened(profile: bytes) -> ImageCms.ImageCmsProfile:
-    if len(profile) > MOST_BYTES:
-        raise _unusable(f"it has {len(profile):,} bytes, the limit is {MOST_BYTES:,}")
+    if profile in (BROKEN_PROFILE, TOO_LARGE):
+        raise _unusable(profile.decode())
     try:
         return ImageCms.ImageCmsProfile(io.BytesIO(profile))
     except OSError as error:
