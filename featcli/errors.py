@@ -153,7 +153,12 @@ def _escaped(char: str) -> str:
 def one_of(option: str, value: str, known: tuple[str, ...]) -> None:
     """Raise UsageError unless the value of an option is one of those."""
     if value not in known:
-        raise UsageError(f"{option} {shown(value)}: no such choice", f"use {', '.join(known)}")
+        raise UsageError(f"{option} cannot be {shown(value)}", f"it can be {any_of(known)}")
+
+
+def any_of(words: Sequence[str]) -> str:
+    """`a, b or c`."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def counted(number: int, what: str) -> str:
@@ -201,8 +206,8 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names most like `name`, best first; empty when nothing is near."""
+def nearest(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.5) -> list[str]:
+    """The known names most like `name`, best first; empty when none is as near as `cutoff`, by difflib's ratio."""
     import difflib  # for the rare case
 
-    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=cutoff)

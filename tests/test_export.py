@@ -235,10 +235,10 @@ def test_maps_of_many_sizes(tmp_path, cli):
     [
         (["-o", "x.foo"], 2, "no format has that suffix"),
         (["-o", "x.npy"], 2, "holds one stage, not 2"),
-        (["-o", "x.h5", "--to", "csv"], 2, "--to 'csv': no such choice"),
+        (["-o", "x.h5", "--to", "csv"], 2, "--to cannot be 'csv'"),
         (["-o", "-", "--to", "hdf5"], 2, "only JSON lines can be streamed"),
         (["-o", "x.h5", "--pool", "cls"], 2, "maps hold no class token"),
-        (["-o", "x.h5", "--pool", "median"], 2, "no such pooling"),
+        (["-o", "x.h5", "--pool", "median"], 2, "--pool cannot be 'median'"),
         (["-o", "x.npy", "--dtype", "bfloat16", "--stage", "stage1"], 2, "npy has no such type"),
         (["-o", "x.h5", "--to", "npy"], 2, "its suffix says hdf5"),
         (["-o", "x.h5", "--pool", "99x99"], 2, "finer than stage 'stage1'"),

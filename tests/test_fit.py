@@ -364,7 +364,7 @@ def test_wide_inputs_and_squashing_processors_see_all_of_a_picture(tmp_path):
 
 def test_unknown_fits():
     """A fit that does not exist is refused with those that do."""
-    with pytest.raises(UsageError, match="no such choice") as refused:
+    with pytest.raises(UsageError, match="cannot be") as refused:
         load_backbone("resnet18", random_init=True, fit="stretch")
     assert "squash" in refused.value.hint
 

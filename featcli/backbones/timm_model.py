@@ -8,6 +8,7 @@ asked for, and run by `forward_intermediates(output_fmt="NCHW")`.
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -46,6 +47,7 @@ from featcli.backbones.internals import (
     stages_of_timm,
 )
 from featcli.backbones.key_names import Reading, readings, refuse_equals, strip_prefix
+from featcli.backbones.model_names import containing
 from featcli.backbones.model_spec import ModelSpec, Outputs, modules_run
 from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
 from featcli.backbones.stages import names_by_stride
@@ -58,7 +60,7 @@ from featcli.backbones.weights import (
     refuse_whole_numbers,
     weights_files,
 )
-from featcli.errors import CheckpointError, FeatcliError, UsageError, nearest, one_line, shown
+from featcli.errors import CheckpointError, FeatcliError, UsageError, any_of, nearest, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size, as_given
 from featcli.spec.words import NATIVE
@@ -85,6 +87,7 @@ ARGUMENTS: tuple[tuple[str, Any], ...] = (
     ("block_args", {"attn_layer": "se"}),
 )
 # Those that other options stand for, or that would make it something else than a backbone.
+NAMED = 3  # models that a hint names
 SETTLED = {"in_chans": "give --num-channels", "img_size": "give --image-size", "num_classes": "a backbone has no head"}
 SETTLED |= dict.fromkeys(("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"), "give -c/--checkpoint")
 SETTLED |= dict.fromkeys(("features_only", "out_indices"), "give --out-indices")
@@ -506,10 +509,18 @@ def _unknown(name: str, option: str) -> UsageError:
     if is_timm_name(plain):
         tags = [known.partition(".")[2] for known in timm.list_pretrained(plain)]
         return UsageError(f"{option} {shown(name)}: no tag {shown(tag)}", f"the tags of {plain} are {', '.join(tags)}")
-    near = nearest(plain, timm.list_models())
-    what, else_ = "timm model, folder or file", "a timm model, a folder, a weights file or a hub id"
+    what, else_ = "timm model, folder or file", "give a timm model, a folder, a weights file or a hub id"
     if option == "--arch":
         what, else_ = "timm architecture", "featcli models lists them"
-    return UsageError(
-        f"{option} {shown(name)}: no such {what}", f"did you mean {' or '.join(near)}?" if near else else_
-    )
+    return UsageError(f"{option} {shown(name)}: no such {what}", _did_you_mean(plain) or else_)
+
+
+def _did_you_mean(name: str) -> str:
+    """Name models that have the parts of a name, else those that are spelt most like it; nothing where none is."""
+    known = timm.list_models()
+    found = containing(name, known)
+    if found:
+        more = f" featcli models {shlex.quote(name)} lists all {len(found)}" if len(found) > NAMED else ""
+        return f"did you mean {any_of(found[:NAMED])}?{more}"
+    near = nearest(name, known)
+    return f"did you mean {any_of(near)}?" if near else ""

@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 import typer
 
 from featcli.cli.commands import app
-from featcli.cli.internals import error_of_typer
+from featcli.cli.internals import TyperError, error_of_typer
+from featcli.cli.suggestions import instead_of_command, instead_of_option, unknown_command
 from featcli.errors import FeatcliError, MachineError, shown
 from featcli.system.faults import RESUMES, is_of_machine
 from featcli.system.machine import SLEEPING_THREADS
@@ -91,8 +92,17 @@ def _run(arguments: list[str] | None) -> int:
         found = error_of_typer(error)
         if found is None:  # a bug, which shows its traceback
             raise
-        message, command_path, code = found
-        return _fail(message, f"see '{command_path} --help'", code, arguments)
+        return _fail(*_suggested(found), found.exit_code, arguments)
+
+
+def _suggested(error: TyperError) -> tuple[str, str]:
+    """Message and hint of an error of Typer's."""
+    if error.option is not None and error.spec is not None:
+        return error.message, instead_of_option(error.option, error.spec, error.command)
+    typed = unknown_command(error.message)
+    if typed is not None:
+        return f"there is no command {shown(typed)}", instead_of_command(typed)
+    return error.message, f"see '{error.command} --help'"
 
 
 def _let_go_of_stdout() -> None:

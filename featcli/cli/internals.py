@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from typer.core import TyperCommand
 
 from featcli.errors import UsageError, shown
+from featcli.spec.option import Spec
 
 
 class GroupedCommand(TyperCommand):
@@ -23,6 +24,7 @@ class GroupedCommand(TyperCommand):
     """
 
     headings: Mapping[str, str] = {}  # name of the parameter -> heading; what has none stands under Options
+    spec: type[Spec] | None = None  # that it was made from
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then the options by group, in the order in which groups first occur."""
@@ -65,13 +67,26 @@ def _process_once(
     process(text, state)
 
 
-def error_of_typer(error: Exception) -> tuple[str, str, int] | None:
-    """(message, command, exit code) of an error of Typer's own; None for any other, which is a bug.
+class TyperError(NamedTuple):
+    """An error of Typer's own."""
+
+    message: str
+    command: str  # as it was typed, such as `featcli extract`
+    spec: type[Spec] | None  # of that command; None where there is no command yet
+    exit_code: int
+    option: str | None  # that the command does not have
+
+
+def error_of_typer(error: Exception) -> TyperError | None:
+    """What an error of Typer's own says; None for any other, which is a bug.
 
     Typer's errors are those of the click that it has in it, and have no type that can be imported.
     """
     if not hasattr(error, "format_message"):
         return None
     context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "featcli"
-    return error.format_message(), command, getattr(error, "exit_code", 2)
+    path = context.command_path if context is not None else "featcli"
+    spec = getattr(context.command, "spec", None) if context is not None else None
+    option = str(getattr(error, "option_name", "")) if hasattr(error, "possibilities") else None
+    message = error.format_message() if option is None else f"there is no option {option}"
+    return TyperError(message, path, spec, getattr(error, "exit_code", 2), option)

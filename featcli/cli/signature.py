@@ -32,7 +32,9 @@ def command_of(app: typer.Typer, spec: type[S], **more: Any) -> Callable[[Callab
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__signature__ = inspect.Signature([_parameter(option) for option in options])  # type: ignore[attr-defined]
         command.__annotations__ = {}
-        app.command(cls=type("Command", (GroupedCommand,), {"headings": headings_of(spec)}), **more)(command)
+        app.command(cls=type("Command", (GroupedCommand,), {"headings": headings_of(spec), "spec": spec}), **more)(
+            command
+        )
         return function
 
     return decorate

@@ -293,7 +293,9 @@ def other_images(path: str, before: Sequence[str], now: Sequence[str]) -> Confli
         for names, what in ((gone, "gone"), (new, "new"))
         if names
     ]
-    if gone:
+    if gone and len(gone) == len(before) and len(new) == len(now):
+        help_ = "a dump takes its images from one command (after find, give it --files-from -)"
+    elif gone:
         help_ = "put the images back" + (" and take the new ones away" if new else "")
     else:
         help_ = "extract the new images to a dump of their own" if new else "give the inputs in the order of then"

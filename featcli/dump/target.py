@@ -21,17 +21,27 @@ from featcli.dump.atomic_file import (
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, OURS, PLAN, SHARDS, Dump, in_use
 from featcli.dump.lock import FolderLock
 from featcli.dump.unfinished import remove_unused
-from featcli.errors import ConflictError, MachineError, shown
+from featcli.errors import ConflictError, MachineError, UsageError, shown
 from featcli.system.files import allocated_bytes, is_file, is_folder, is_link, is_there, names_in
+
+# Suffixes of what people want a dump to be: one file.
+FILES = {".h5", ".hdf5", ".safetensors", ".npy", ".npz", ".jsonl", ".json", ".csv", ".parquet", ".pt", ".pth", ".pkl"}
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """Whether a dump may come to be at `path`; looks only. Raises ConflictError, DamagedError and MachineError.
+    """Whether a dump may come to be at `path`; looks only.
+
+    Raises UsageError, ConflictError, DamagedError and MachineError.
 
     That a folder may be written in is not all that it takes: see `try_to_write`.
     """
     if is_there(path) and not is_folder(path):
         raise ConflictError(f"dump {shown(path)}: there is a file of that name", "use another -o")
+    if path.suffix.lower() in FILES and not is_folder(path):
+        raise UsageError(
+            f"-o {shown(path)}: a dump is a folder, not a {path.suffix} file",
+            f"use -o {shown(path.with_suffix(''))}; featcli export writes one file from it",
+        )
     if is_folder(path) and not overwrite:
         Dump.existing(path)  # a plan that cannot be read is said before anything is loaded
     if is_folder(path) and not _is_ours(path):

@@ -109,7 +109,8 @@ def _local(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
         images = ((key, size, WHOLE) for key, size in Walk(follow_links, ignored, storage).images(str(path)))
         return _Source(FOLDER, Origin(str(path), storage=storage), images)
     if state_at(path, follow_links=False) is None:
-        raise UsageError(f"input {shown(name)}: no such file or folder", INPUTS)
+        hint = "--files-from - reads names from stdin" if name == "-" else INPUTS
+        raise UsageError(f"input {shown(name)}: no such file or folder", hint)
     if is_there(path) and not is_file(path):
         raise UsageError(f"input {shown(name)}: a device, pipe or socket", INPUTS)
     if not is_tar(name):

@@ -69,22 +69,22 @@ class ExtractSpec(EngineSpec, DumpSpec, ComputationSpec, PixelSpec, StageSpec, C
 class ExtractCommand(ExtractSpec):
     """`featcli extract`: the options, and what the command says."""
 
-    dry_run: Annotated[bool, Option("Say what would be done; read no weights.", group=REPORT)] = False
+    dry_run: Annotated[bool, Option("Print what would be done, and read no weights.", group=REPORT)] = False
     rate: Annotated[
         float | None,
         Option(
-            "Images a second of one worker: --dry-run says how long it would take.",
+            "Images a second of one worker, from which --dry-run tells how long a run would take.",
             group=REPORT,
             check=between(1e-6, 1e9),
             needs=Other("dry_run", "a run measures its own"),
         ),
     ] = None
-    as_json: Annotated[bool, Option("Events as JSON lines on stdout.", flags=("--json",), group=REPORT)] = False
+    as_json: Annotated[bool, Option("Print events as JSON lines on stdout.", flags=("--json",), group=REPORT)] = False
     quiet: Quiet = False
     verbose: Annotated[
         bool,
         Option(
-            "Also every failure and shard.",
+            "Also print every failure and every shard.",
             flags=("-v", "--verbose"),
             group=REPORT,
             excludes=(Other("quiet", "-q says nothing but errors: give one of the two"),),
@@ -97,7 +97,14 @@ class InspectCommand(StageSpec):
     """`featcli inspect`."""
 
     target: Annotated[
-        str, Option("What extract -c or -o take.", metavar="CHECKPOINT|DUMP", is_argument=True, is_model=True)
+        str,
+        Option(
+            "A checkpoint as extract -c takes it, or the folder of a dump.",
+            known_as=("-c", "--checkpoint", "--model", "-m", "--weights", "--backbone", "--dump", "-o"),
+            metavar="CHECKPOINT|DUMP",
+            is_argument=True,
+            is_model=True,
+        ),
     ]
     arch: Arch = None
     model_arg: ModelArg = ()
@@ -107,7 +114,7 @@ class InspectCommand(StageSpec):
     dtype: Annotated[
         Dtype | None,
         Option(
-            f"Type that would be stored: {', '.join(DTYPES)}. Default: {DEFAULT_DTYPE}.",
+            f"Type in which maps would be stored: {', '.join(DTYPES)}. Default: {DEFAULT_DTYPE}.",
             group=DUMP,
             stands_for=DEFAULT_DTYPE,
         ),
@@ -143,22 +150,33 @@ class VerifyCommand(InputSpec):
     dump: DumpFolder
     inputs: Annotated[
         Path | Sequence[Path],
-        Option("For --recompute: what extract was given.", metavar="[INPUT]...", is_argument=True, keep=parse_inputs),
+        Option(
+            "Images for --recompute, as extract was given them.",
+            metavar="[INPUT]...",
+            is_argument=True,
+            keep=parse_inputs,
+        ),
     ] = ()
     repair: Annotated[
-        bool, Option("Put damaged shards aside, so that the next extract makes them again.", group=DUMP)
+        bool, Option("Set damaged shards aside, so that the next extract makes them again.", group=DUMP)
     ] = False
     recompute: Annotated[
         int,
         Option(
-            "Extract so many images anew, drawn by chance, and compare.",
+            "Extract this many images again, chosen at random, and compare.",
             group=DUMP,
             check=at_least(0, "say how many images"),
         ),
     ] = 0
     checkpoint: Annotated[
         str | None,
-        Option("For --recompute: as for extract.", flags=("-c", "--checkpoint"), group=CHECKPOINT, is_model=True),
+        Option(
+            "The checkpoint for --recompute, as extract was given it.",
+            known_as=("--model", "--weights", "-m"),
+            flags=("-c", "--checkpoint"),
+            group=CHECKPOINT,
+            is_model=True,
+        ),
     ] = None
     arch: Arch = None
     weights_key: WeightsKey = None
@@ -190,24 +208,35 @@ class ExportCommand(Spec):
     output: Annotated[
         str,
         Option(
-            "A file, a folder for one .npy file a stage, or - for JSON lines.", flags=("-o", "--output"), group=DUMP
+            "A file, a folder for one .npy file a stage, or - for JSON lines on stdout.",
+            flags=("-o", "--output"),
+            group=DUMP,
         ),
     ]
     to: Annotated[
-        ExportFormat | None, Option(f"{', '.join(EXPORT_FORMATS)}. Default: what the suffix says.", group=DUMP)
+        ExportFormat | None,
+        Option(
+            f"Format of the file: {', '.join(EXPORT_FORMATS)}. Default: what its suffix says.",
+            known_as=("--format", "-f", "--file-format", "--output-format"),
+            group=DUMP,
+        ),
     ] = None
     stage: StageNames = None
     pool: Annotated[
         str | None,
         Option(
-            "avg, max, or a grid HxW of averages such as 7x7. Default: as stored.",
+            "Pool stored maps: avg, max, or a grid HxW of averages such as 7x7. Default: as stored.",
             group=STAGES,
             check=lambda _, value: parse_pool(value),
             offers=("avg", "max"),
         ),
     ] = None
-    dtype: Annotated[Dtype | None, Option(f"{', '.join(DTYPES)}. Default: as stored.", group=DUMP)] = None
-    keep_failed: Annotated[bool, Option("Keep the rows of failed images: NaN, null in JSON lines.", group=DUMP)] = False
+    dtype: Annotated[
+        Dtype | None, Option(f"Type in which values are written: {', '.join(DTYPES)}. Default: as stored.", group=DUMP)
+    ] = None
+    keep_failed: Annotated[
+        bool, Option("Also write the rows of failed images, as NaN, or null in JSON lines.", group=DUMP)
+    ] = False
     incomplete: Incomplete = False
     overwrite: Annotated[
         bool,
@@ -223,27 +252,35 @@ class ShowCommand(Spec):
     dump: DumpFolder
     output: Annotated[
         str,
-        Option("A picture (.png, .jpg, .webp), or a page on the dump (.html).", flags=("-o", "--output"), group=DUMP),
+        Option(
+            "A picture (.png, .jpg, .webp), or a page about the dump (.html).", flags=("-o", "--output"), group=DUMP
+        ),
     ]
     keys: Annotated[
         Sequence[str],
-        Option("Images by their keys. Default: evenly spaced ones.", metavar="[KEY]...", is_argument=True),
+        Option(
+            "Keys of the images to draw. Default: evenly spaced ones.",
+            known_as=("--key", "--keys", "--image", "--images"),
+            metavar="[KEY]...",
+            is_argument=True,
+        ),
     ] = ()
     root: Annotated[
         str | None,
-        Option("Folder that the keys are relative to: the INPUT of extract. Default: here.", group=IMAGES),
+        Option("Folder to which the keys are relative, the INPUT of extract. Default: this folder.", group=IMAGES),
     ] = None
     stage: StageNames = None
     num_images: Annotated[
         int | None,
         Option(
-            f"Without keys: so many. Default: {SHEET_IMAGES}, on a page {PAGE_IMAGES}.",
+            f"Number of images where no keys are given. Default: {SHEET_IMAGES}, on a page {PAGE_IMAGES}.",
+            known_as=("--num", "--count", "-n", "--limit", "--samples"),
             group=IMAGES,
             check=at_least(1, "say how many images"),
             excludes=(Other("keys", "all whose keys are given are drawn: leave it out"),),
         ),
     ] = None
-    allow_outside: Annotated[bool, Option("Follow keys that lead out of that folder, too.", group=IMAGES)] = False
+    allow_outside: Annotated[bool, Option("Also draw pictures outside --root.", group=IMAGES)] = False
     incomplete: Incomplete = False
     overwrite: Replace = False
     quiet: Quiet = False

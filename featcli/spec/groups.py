@@ -17,6 +17,7 @@ from featcli.spec.parsers import (
     count_up_to,
     depth_as_given,
     device_text,
+    dump_format,
     model_args,
     parse_count,
     parse_depth_range,
@@ -28,6 +29,7 @@ from featcli.spec.parsers import (
     parse_pool,
     parse_size,
     path_text,
+    pool_name,
     precision_of_type,
     size_as_given,
     type_name,
@@ -72,12 +74,27 @@ GROUPS = (IMAGES, CHECKPOINT, STAGES, PIXELS, COMPUTATION, DUMP, WORKERS, REPORT
 
 
 # Options that several specs have, in one group or another.
-Arch = Annotated[str | None, Option("timm architecture, for a bare weights file.", group=CHECKPOINT, is_model=True)]
-RandomInit = Annotated[bool, Option("Random weights instead of trained ones.", group=CHECKPOINT)]
+Arch = Annotated[
+    str | None,
+    Option(
+        "The timm architecture that a weights file belongs to.",
+        known_as=("--architecture", "--model-arch"),
+        group=CHECKPOINT,
+        is_model=True,
+    ),
+]
+RandomInit = Annotated[
+    bool,
+    Option(
+        "Use random weights instead of trained ones.",
+        known_as=("--no-pretrained", "--random", "--scratch"),
+        group=CHECKPOINT,
+    ),
+]
 Seed = Annotated[
     int | None,
     Option(
-        "Of the random weights. Default: 0.",
+        "Number from which random weights are drawn. Default: 0.",
         group=CHECKPOINT,
         check=between(0, 2**63 - 1, most_said="2**63 - 1"),
         stands_for=0,
@@ -87,7 +104,7 @@ Seed = Annotated[
 ModelArg = Annotated[
     Mapping[str, Any] | Sequence[str],
     Option(
-        "An argument of the network, such as init_values=1e-5; give it again for more.",
+        "An argument of the network, such as init_values=1e-5. May be given several times.",
         metavar="NAME=VALUE",
         group=CHECKPOINT,
         keep=parse_model_args,
@@ -96,8 +113,8 @@ ModelArg = Annotated[
 WeightsKey = Annotated[
     str | None,
     Option(
-        "Which weights of the file: a container, a prefix of names, or both, such as teacher.backbone."
-        " Default: what fits best.",
+        "Which weights of the file to take: a container, a prefix of their names, or both,"
+        " such as teacher.backbone. Default: those that fit best.",
         metavar="NAME",
         group=CHECKPOINT,
         needs=Other("arch", "it chooses within a weights file: leave --weights-key out"),
@@ -106,7 +123,8 @@ WeightsKey = Annotated[
 NumChannels = Annotated[
     int | None,
     Option(
-        "Of the input: 1 is grey. Default: the checkpoint's own, 3 as a rule.",
+        "Channels of the input; 1 is grey. Default: the checkpoint's own, mostly 3.",
+        known_as=("--in-chans", "--in-channels", "--channels"),
         group=CHECKPOINT,
         check=between(1, MOST_CHANNELS, "1 is grey"),
     ),
@@ -114,36 +132,53 @@ NumChannels = Annotated[
 ModelNorm = Annotated[
     Norm | None,
     Option(
-        "Maps before (raw) or after (model) the model's final norm. Default: as its library gives them.",
+        "Take maps before (raw) or after (model) the final norm. Default: as the library gives them.",
         group=STAGES,
     ),
 ]
 ImageSize = Annotated[
     str | int | Size | None,
     Option(
-        "Input size N or HxW; with --fit native the most. Default: the checkpoint's own.",
+        "Size of the input, N or HxW; with --fit native the largest. Default: the checkpoint's own.",
+        known_as=("--size", "--resolution", "--img-size", "--input-size", "--resize", "--imgsz"),
         group=PIXELS,
         keep=size_as_given,
         check=lambda option, value: parse_size(value, option),
     ),
 ]
 OF_DEVICE = Option(
-    "auto, cpu, cuda, cuda:N or mps; cuda:0,cuda:1 or cuda:all for a process each.",
+    "Where to compute: auto, cpu, cuda, cuda:N or mps. Several, such as cuda:0,cuda:1 or cuda:all,"
+    " get one process each.",
+    known_as=("--gpu", "--gpus", "--cuda", "--device-id", "-d"),
     group=COMPUTATION,
     keep=device_text,
     offers=(AUTO, "cpu", "cuda", "cuda:all", "mps"),
 )
-Incomplete = Annotated[bool, Option("Take what is there of a dump that still misses shards.", group=DUMP)]
-OF_QUIET = Option("Errors only.", flags=("-q", "--quiet"), group=REPORT)
+Incomplete = Annotated[bool, Option("Read a dump that is not complete yet.", group=DUMP)]
+OF_QUIET = Option(
+    "Print errors, and nothing else but how many images failed or are safe.",
+    known_as=("--silent", "--no-progress"),
+    flags=("-q", "--quiet"),
+    group=REPORT,
+)
 Quiet = Annotated[bool, OF_QUIET]
-Json = Annotated[bool, Option("JSON on stdout.", flags=("--json",), group=REPORT)]
-OF_REPLACE = Option("Take the place of a file that is there.", group=DUMP)
+Json = Annotated[bool, Option("Print JSON on stdout.", flags=("--json",), group=REPORT)]
+OF_REPLACE = Option("Replace a file that is there.", known_as=("--force", "--replace"), group=DUMP)
 Replace = Annotated[bool, OF_REPLACE]
-DumpFolder = Annotated[str, Option("The folder that extract -o made.", metavar="DUMP", is_argument=True)]
+DumpFolder = Annotated[
+    str,
+    Option(
+        "A folder that featcli extract made.",
+        known_as=("--dump", "--input", "-i", "-d", "--features", "--folder"),
+        metavar="DUMP",
+        is_argument=True,
+    ),
+]
 StageNames = Annotated[
     Sequence[str] | str | None,
     Option(
-        "Stages by name, such as stage2,stage4 or stage2:stage4. Default: all.",
+        "Names of stages, such as stage2,stage4 or stage2:stage4. Default: all.",
+        known_as=("--out-features", "--layer", "--layers", "--stages", "--features"),
         group=STAGES,
         keep=parse_features,
     ),
@@ -157,20 +192,38 @@ class InputSpec(Spec):
     inputs: Annotated[
         Path | Sequence[Path],
         Option(
-            "Folders (recursive), tar files, images; or URLs of such.",
+            "Images, tar files, or folders with all that is below them; or URLs of these.",
             metavar="INPUT",
+            known_as=(
+                "--input",
+                "-i",
+                "--inputs",
+                "--images",
+                "--data",
+                "--data-dir",
+                "--image-dir",
+                "--folder",
+                "--dir",
+                "--path",
+                "--source",
+            ),
             is_argument=True,
             keep=parse_inputs,
         ),
     ] = field(default=(), kw_only=False)
     files_from: Annotated[
         Path | None,
-        Option("A list of paths or URLs of images, one a line; - is stdin.", group=IMAGES, keep=path_text),
+        Option(
+            "A file that lists paths or URLs of images, one a line; - reads stdin.",
+            known_as=("--list", "--file-list", "--filelist", "--image-list", "--images-from", "--list-file"),
+            group=IMAGES,
+            keep=path_text,
+        ),
     ] = None
     null: Annotated[
         bool,
         Option(
-            "Names in the list end in a zero byte.",
+            "The names in the list end in a zero byte.",
             flags=("-0", "--null"),
             group=IMAGES,
             needs=Other("files_from", "it says how the names in the list are separated"),
@@ -179,7 +232,7 @@ class InputSpec(Spec):
     root: Annotated[
         Path | None,
         Option(
-            "Folder or URL that listed names, and their keys, are relative to. Default: here.",
+            "Folder or URL to which listed names and their keys are relative. Default: this folder.",
             group=IMAGES,
             keep=path_text,
             needs=Other("files_from", "names in a list are relative to it"),
@@ -188,7 +241,7 @@ class InputSpec(Spec):
     allow_outside: Annotated[
         bool,
         Option(
-            "Listed names may lead out of that folder; their keys are whole paths.",
+            "Allow listed names outside --root; their keys are absolute paths.",
             group=IMAGES,
             needs=Other("files_from", "images in a folder are never outside it"),
         ),
@@ -196,7 +249,7 @@ class InputSpec(Spec):
     follow_links: Annotated[
         bool,
         Option(
-            "Look into folders that are links, too.",
+            "Also search folders that are symbolic links.",
             group=IMAGES,
             needs=Other("inputs", "in a list every image is named: leave --follow-links out"),
         ),
@@ -237,7 +290,8 @@ class CheckpointSpec(Spec):
     checkpoint: Annotated[
         Any,
         Option(
-            "timm model, local folder, weights file (with --arch) or hub id.",
+            "A timm model, a folder, a weights file (with --arch) or a hub id.",
+            known_as=("--model", "--weights", "--backbone", "--model-name", "--ckpt", "--network", "--net", "-m"),
             flags=("-c", "--checkpoint"),
             group=CHECKPOINT,
             is_model=True,
@@ -254,14 +308,15 @@ class CheckpointSpec(Spec):
     fit: Annotated[
         Fit | None,
         Option(
-            f"How pictures get that size: {', '.join(FITS)} (each its own). Default: the checkpoint's way.",
+            f"How pictures get the input size: {', '.join(FITS)} (which keeps their own)."
+            " Default: as the checkpoint does.",
             group=PIXELS,
         ),
     ] = None
     processor_backend: Annotated[
         ProcessorBackend | None,
         Option(
-            "By what an image processor of transformers resizes: pil, torchvision. Default: pil, if it can.",
+            "How an image processor of transformers resizes: pil, torchvision. Default: pil where it can.",
             group=PIXELS,
             excludes=(Other("fit", "Pillow resizes pictures then: leave one of them out"),),
         ),
@@ -339,7 +394,8 @@ class StageSpec(Spec):
     out_indices: Annotated[
         Sequence[int] | int | str | None,
         Option(
-            "Stages by index, such as 1,2,-1, or all. Default: the last stage.",
+            "Indices of stages, such as 1,2,-1, or all. Default: the last stage.",
+            known_as=("--indices", "--index", "--layer-index", "--layer-indices"),
             group=STAGES,
             keep=parse_indices,
             offers=(ALL,),
@@ -348,7 +404,8 @@ class StageSpec(Spec):
     out_features: Annotated[
         Sequence[str] | str | None,
         Option(
-            "Stages by name, such as stem,stage2 or stage2:stage4 (both ends) or all.",
+            "Names of stages, such as stem,stage2, or a range such as stage2:stage4, or all.",
+            known_as=("--layer", "--layers", "--stage", "--stages", "--features", "--blocks", "--return-nodes"),
             group=STAGES,
             keep=parse_features,
             offers=(ALL,),
@@ -371,13 +428,16 @@ class PixelSpec(Spec):
     """What becomes of a picture before the checkpoint's own preprocessing."""
 
     orientation: Annotated[
-        Orientation, Option("What EXIF says about which way is up: apply, ignore.", group=PIXELS)
+        Orientation, Option("What to do with the orientation that a file names: apply, ignore.", group=PIXELS)
     ] = "apply"
-    alpha: Annotated[Alpha, Option("What becomes of transparency: drop, white, black.", group=PIXELS)] = "drop"
+    alpha: Annotated[
+        Alpha,
+        Option("What to put behind transparent pixels: white, black; drop shows their hidden colours.", group=PIXELS),
+    ] = "drop"
     depth_range: Annotated[
         str | None,
         Option(
-            "Black and white of pictures deeper than 8 bits, such as 0:4095. Default: all of 16 bits.",
+            "Values of black and white in pictures deeper than 8 bits, such as 0:4095. Default: the whole range.",
             group=PIXELS,
             keep=depth_as_given,
             check=lambda option, value: parse_depth_range(value, option),
@@ -385,13 +445,15 @@ class PixelSpec(Spec):
     ] = None
     colour: Annotated[
         Colour,
-        Option("What becomes of colours whose ICC profile is not sRGB: ignore (the profile), convert.", group=PIXELS),
+        Option("What to do with ICC profiles that are not sRGB: ignore them, or convert to sRGB.", group=PIXELS),
     ] = "ignore"
-    max_pixels: Annotated[int, Option("Larger pictures are failures.", group=PIXELS, check=at_least(1))] = MAX_PIXELS
+    max_pixels: Annotated[int, Option("Pictures with more pixels than this fail.", group=PIXELS, check=at_least(1))] = (
+        MAX_PIXELS
+    )
     decode: Annotated[
         Decode,
         Option(
-            "exact; or scaled: large JPEGs are unpacked smaller, which is faster and nearly the same.",
+            "How JPEGs are decoded: exact, or scaled, which is faster for large ones and nearly the same.",
             group=PIXELS,
             excludes=(Other("fit", "native keeps every pixel of a picture", value=NATIVE),),
         ),
@@ -411,7 +473,9 @@ class ComputationSpec(Spec):
     precision: Annotated[
         Precision | Auto,
         Option(
-            f"Of the computation: {', '.join(PRECISIONS)}, or {AUTO}: the fastest here.",
+            f"Precision of the computation: {', '.join(PRECISIONS)}, or {AUTO}, the fastest here."
+            " The names of dtypes, such as float16, are understood.",
+            known_as=("--half", "--amp", "--fp16", "--bf16", "--float16", "--mixed-precision"),
             group=COMPUTATION,
             keep=precision_of_type,
         ),
@@ -419,21 +483,22 @@ class ComputationSpec(Spec):
     layout: Annotated[
         Layout | Auto,
         Option(
-            f"Of maps while they are computed: {', '.join(LAYOUTS)}, or {AUTO}: the fastest here.", group=COMPUTATION
+            f"Memory layout of the computation: {', '.join(LAYOUTS)}, or {AUTO}, the fastest here.", group=COMPUTATION
         ),
     ] = AUTO
     fold: Annotated[
         bool | None,
         Option(
-            "Batch norms into convolutions. Default: where it is faster. With --layout channels-first"
-            " --no-fold numbers are the library's to the last bit.",
+            "Fold batch norms into convolutions. Default: where that is faster. With --layout channels-first"
+            " --no-fold all numbers equal the library's to the last bit.",
             group=COMPUTATION,
         ),
     ] = None
     compile: Annotated[
         bool,
         Option(
-            "Let torch.compile make it faster: up to half a minute at the start.",
+            "Compile the network with torch.compile, which takes up to half a minute at the start.",
+            known_as=("--torch-compile",),
             group=COMPUTATION,
             excludes=(Other("fit", "a network is compiled for one size", value=NATIVE),),
         ),
@@ -441,7 +506,8 @@ class ComputationSpec(Spec):
     batch_size: Annotated[
         int | Auto,
         Option(
-            f"Images that go through the backbone together, or {AUTO}: the fastest here.",
+            f"Images that go through the backbone together, or {AUTO}, the fastest number here.",
+            known_as=("--batch", "--bs", "-b"),
             group=COMPUTATION,
             parse=parse_count,
             check=count_up_to(MOST),
@@ -450,7 +516,8 @@ class ComputationSpec(Spec):
     threads: Annotated[
         int | Auto,
         Option(
-            f"Of the forward pass on a CPU, or {AUTO}: torch's choice.",
+            f"Threads of the forward pass on a CPU, or {AUTO}, which leaves it to torch.",
+            known_as=("--num-threads", "--cpu-threads"),
             group=COMPUTATION,
             parse=parse_count,
             check=count_up_to(MOST_THREADS),
@@ -459,7 +526,8 @@ class ComputationSpec(Spec):
     decode_threads: Annotated[
         int | Auto,
         Option(
-            f"Of each process, or {AUTO}: the cores that may be used, divided by the processes.",
+            f"Threads of each process that decode pictures, or {AUTO}, the cores divided by the processes.",
+            known_as=("--num-workers", "--loader-threads", "--jobs", "-j", "--nproc"),
             group=COMPUTATION,
             parse=parse_count,
             check=count_up_to(MOST_THREADS),
@@ -473,34 +541,67 @@ class DumpSpec(Spec):
 
     output: Annotated[
         Path,
-        Option("The dump: a folder to make or to go on with.", flags=("-o", "--output"), group=DUMP, keep=path_text),
+        Option(
+            "Folder of the dump, which is made or resumed.",
+            known_as=("--out", "--output-dir", "--out-dir", "--outdir", "--save", "--save-dir", "--dest"),
+            flags=("-o", "--output"),
+            group=DUMP,
+            keep=path_text,
+        ),
     ]
     pool: Annotated[
         str,
         Option(
-            f"{', '.join(POOLS)}, or a grid HxW of averages such as 7x7.",
+            f"What is stored of a map: {', '.join(POOLS)}, or a grid HxW of averages such as 7x7."
+            " mean and gap are avg, 7 is 7x7.",
+            known_as=("--pooling", "--global-pool", "--reduce", "--reduction", "--gap"),
             group=DUMP,
+            keep=pool_name,
             check=lambda _, value: parse_pool(value),
             offers=POOLS,
         ),
     ] = "none"
-    dtype: Annotated[Dtype, Option(f"Type that is stored: {', '.join(DTYPES)}.", group=DUMP, keep=type_name)] = (
-        DEFAULT_DTYPE
-    )
-    format: Annotated[Format, Option(f"{', '.join(FORMATS)}.", flags=("-f", "--format"), group=DUMP)] = "hdf5"
+    dtype: Annotated[
+        Dtype,
+        Option(
+            f"Type in which maps are stored: {', '.join(DTYPES)}; fp32, fp16 and bf16 are understood.",
+            known_as=("--half", "--fp16", "--bf16", "--float16", "--output-dtype"),
+            group=DUMP,
+            keep=type_name,
+        ),
+    ] = DEFAULT_DTYPE
+    format: Annotated[
+        Format,
+        Option(
+            f"Format of the shard files: {', '.join(FORMATS)}; h5 is hdf5.",
+            known_as=("--file-format", "--output-format", "--hdf5", "--h5", "--safetensors"),
+            flags=("-f", "--format"),
+            group=DUMP,
+            keep=dump_format,
+        ),
+    ] = "hdf5"
     shard_size: Annotated[
         int | None,
         Option(
-            "Images in a shard, rounded up to whole batches. Default: about 1 GiB, less where several make them.",
+            "Images in a shard, rounded up to whole batches. Default: as many as make about 1 GiB;"
+            " fewer where several processes share the work.",
             group=DUMP,
             check=count_up_to(MOST, or_auto=False),
         ),
     ] = None
-    overwrite: Annotated[bool, Option("Delete the dump that is there; start anew.", group=DUMP)] = False
+    overwrite: Annotated[
+        bool,
+        Option(
+            "Delete the dump that is there, and start anew.",
+            known_as=("--force", "--replace", "--exist-ok", "--clobber"),
+            group=DUMP,
+        ),
+    ] = False
     retry_failed: Annotated[
         bool,
         Option(
-            "Do the shards with failed images again; others stay.",
+            "Try failed images again; shards without any stay as they are.",
+            known_as=("--retry", "--retries"),
             group=DUMP,
             excludes=(
                 Other("overwrite", "--overwrite tries all images anyway"),
@@ -533,7 +634,7 @@ class EngineSpec(Spec):
     part: Annotated[
         str | None,
         Option(
-            "The I-th of N parts of the shards, from 0; auto: as the scheduler says.",
+            "Make only part I of N, counted from 0; auto takes both from the scheduler.",
             group=WORKERS,
             metavar="I/N",
             check=lambda _, value: parse_part(value),
@@ -541,11 +642,13 @@ class EngineSpec(Spec):
             excludes=(Other("overwrite", "delete the dump before its parts begin"),),
         ),
     ] = None
-    engine: Annotated[EngineName, Option(f"Who makes the shards: {', '.join(ENGINES)}.", group=WORKERS)] = "local"
+    engine: Annotated[
+        EngineName, Option(f"Where shards are made: {', '.join(ENGINES)}; ray is a cluster.", group=WORKERS)
+    ] = "local"
     ray_address: Annotated[
         str | None,
         Option(
-            "The Ray cluster: auto, or host:port. Default: a Ray of its own, on this machine.",
+            "Address of the Ray cluster, auto or host:port. Default: start Ray on this machine.",
             group=WORKERS,
             offers=(AUTO,),
             needs=RAY,
@@ -554,7 +657,7 @@ class EngineSpec(Spec):
     workers: Annotated[
         int | None,
         Option(
-            "With --engine ray. Default: as many as the cluster has room for.",
+            "Number of Ray workers. Default: as many as the cluster has room for.",
             group=WORKERS,
             check=between(1, MOST),
             needs=RAY,
@@ -563,7 +666,7 @@ class EngineSpec(Spec):
     cpus_per_worker: Annotated[
         float | None,
         Option(
-            "With --engine ray. Default: those of --threads; with GPUs what a node has for each.",
+            "CPUs of each Ray worker. Default: as many as --threads; with GPUs the CPUs of a node for each.",
             group=WORKERS,
             check=between(0, MOST),
             needs=RAY,
@@ -572,7 +675,7 @@ class EngineSpec(Spec):
     gpus_per_worker: Annotated[
         float | None,
         Option(
-            "With --engine ray. Default: 1 with --device cuda, else 0.",
+            "GPUs of each Ray worker. Default: 1 with --device cuda, else 0.",
             group=WORKERS,
             check=between(0, MOST),
             needs=RAY,

@@ -44,6 +44,7 @@ class Option:
     check: Check | None = None  # for what the type does not say
     keep: Callable[[Any], Any] | None = None  # value -> what the field holds of it, such as a generator as a tuple
     offers: tuple[str, ...] = ()  # words that a shell offers, where the type does not name them
+    known_as: tuple[str, ...] = ()  # what other programs call it, or an argument: named where somebody types that
     is_model: bool = False  # a shell offers the names of models
     stands_for: Any = None  # what None means, where that is one of its values
     needs: Other | None = None  # without it this option has no effect

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from featcli.errors import UsageError, shown
 from featcli.spec.option import Check
-from featcli.spec.words import ALL, AUTO, POOLS
+from featcli.spec.words import ALL, AUTO, EXPORT_FORMATS, FORMATS, OTHER_WORDS, POOLS
 
 Size = tuple[int, int]  # (H, W)
 Path = str | os.PathLike[str]
 GRID = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+SIDE = re.compile(r"[1-9]\d*", re.ASCII)
 LEAVE_OUT = "leave it out for the default"
-OF_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # dtype -> precision
 HOW_PARTS = "give it as i/n, such as 0/4: the first of four parts"
 
 
@@ -37,17 +37,42 @@ def device_text(device: Any) -> Any:
 
 
 def type_name(value: Any) -> Any:
-    """The name of a dtype of torch or numpy, `float16`; whatever is none as it is."""
+    """The name of a dtype of torch or numpy, `float16`, also by another word for it; whatever is none as it is."""
     if _is_of_torch(value, "dtype"):
         return str(value).removeprefix("torch.")
-    name = value.__name__ if isinstance(value, type) else getattr(value, "name", None)
-    return name if isinstance(name, str) else value
+    name = value.__name__ if isinstance(value, type) else getattr(value, "name", value)
+    return _our_word("dtype", name) if isinstance(name, str) else value
 
 
 def precision_of_type(value: Any) -> Any:
     """The precision that a dtype is the type of, `bf16`; whatever is no dtype as it is."""
-    name = type_name(value)
-    return value if isinstance(value, str) or not isinstance(name, str) else OF_TYPES.get(name, name)
+    return _our_word("precision", type_name(value))
+
+
+def pool_name(value: Any) -> Any:
+    """The word for a pooling, also by another word for it; a grid of equal sides by one number, as `7x7`."""
+    is_side = isinstance(value, Integral | str) and SIDE.fullmatch(str(value))
+    return f"{value}x{value}" if is_side else _our_word("pool", value)
+
+
+def format_name(value: Any) -> Any:
+    """The word for a file format, also by another word for it."""
+    return _our_word("format", value)
+
+
+def dump_format(value: Any) -> Any:
+    """The word for the format of a dump. Raises UsageError for those that only export writes."""
+    name = format_name(value)
+    if isinstance(name, str) and name in set(EXPORT_FORMATS) - set(FORMATS):
+        raise UsageError(
+            f"a dump cannot be stored as {name}", f"featcli export writes {name} from a dump, by --to {name}"
+        )
+    return name
+
+
+def _our_word(option: str, value: Any) -> Any:
+    """The word of featcli for one of other programs; any other value as it is."""
+    return OTHER_WORDS[option].get(value, value) if isinstance(value, str) else value
 
 
 def _is_of_torch(value: Any, name: str) -> bool:
@@ -291,7 +316,7 @@ def parse_pool(name: str) -> Size | None:
         return None
     if grid := GRID.fullmatch(name):
         return int(grid[1]), int(grid[2])
-    raise UsageError(f"--pool {shown(name)}: no such pooling", f"use {', '.join(POOLS)} or a grid such as 7x7")
+    raise UsageError(f"--pool cannot be {shown(name)}", f"it can be {', '.join(POOLS)}, or a grid such as 7x7")
 
 
 def parse_part(text: str) -> tuple[int, int] | Literal["auto"]:

@@ -31,6 +31,13 @@ EXPORT_FORMATS: Final[tuple[ExportFormat, ...]] = get_args(ExportFormat)
 ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)
 POOLS: Final = ("none", "avg", "max", "cls")  # besides grids such as 7x7
 ALL: Final = "all"  # every stage
+# What other programs call the same: taken for our words, by which it is stored.
+OTHER_WORDS: Final = {
+    "pool": {"mean": "avg", "gap": "avg"},
+    "precision": {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"},
+    "dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"},
+    "format": {"h5": "hdf5"},
+}
 
 DEFAULT_PRECISION: Final[Precision] = "fp32"
 DEFAULT_LAYOUT: Final[Layout] = "channels-first"

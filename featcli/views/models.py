@@ -14,7 +14,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from featcli.errors import UsageError, nearest, shown
+from featcli.backbones.model_names import containing
+from featcli.errors import UsageError, any_of, nearest, shown
 
 FACTS = "models.csv"
 # Types of AutoBackbone that no sweep has built: one needs natten, the other is a backbone and a text model in one.
@@ -25,19 +26,22 @@ UNKNOWN: dict[str, Any] = dict.fromkeys(("parameters", "input", "strides", "stag
 def list_models(pattern: str | None = None) -> list[dict[str, Any]]:
     """The models whose name matches, timm's first; a pattern without `*`, `?` or `[` matches any part of a name.
 
+    Where no name has it, those are found that have its parts, the shortest first: `vit_b_16`, `ViT-L/14`.
+
     Each has its name, library, parameters (without a head), input (C, H, W), stages (as --out-features takes a range
     of them), strides and tags of its trained weights, as far as they are known. Raises UsageError where none matches.
     """
     models = list(_models())
-    wanted = pattern or ""
-    if "." in wanted and not any(wanted in model["name"] for model in models):
+    wanted, by_name = pattern or "", {str(model["name"]): model for model in models}
+    if "." in wanted and not any(wanted in name for name in by_name):
         wanted = wanted.partition(".")[0]  # a name with its tag
     glob = wanted if any(char in wanted for char in "*?[") else f"*{wanted}*"
-    found = [model for model in models if fnmatchcase(model["name"].lower(), glob.lower())]
+    found = [model for name, model in by_name.items() if fnmatchcase(name.lower(), glob.lower())]
+    found = found or [by_name[name] for name in containing(wanted, by_name)]
     if not found:
-        near = nearest(wanted, [model["name"] for model in models])
-        hint = f"did you mean {' or '.join(near)}?" if near else "try a part of its name, such as resnet or *dino*"
-        raise UsageError(f"models {shown(wanted)}: none has such a name", hint)
+        near = nearest(wanted, by_name)
+        hint = f"did you mean {any_of(near)}?" if near else "try a part of its name, such as resnet or *dino*"
+        raise UsageError(f"no model has {shown(wanted)} in its name", hint)
     return found
 
 

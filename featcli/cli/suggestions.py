@@ -1,0 +1,66 @@
+"""What to type instead of an option or a command that is not there: the words of other programs, or a slip."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from featcli.errors import any_of, nearest
+from featcli.spec.option import OptionField, Spec, options_of
+
+# What other programs call a command.
+COMMANDS = {
+    "models": ("list", "ls", "list-models", "search", "find"),
+    "inspect": ("info", "stages", "layers", "describe", "summary", "status"),
+    "extract": ("run", "dump", "features", "embed", "encode", "resume", "predict"),
+    "verify": ("check", "validate", "test"),
+    "export": ("convert", "save", "write"),
+    "show": ("plot", "view", "draw", "visualize", "visualise", "display"),
+    "finalize": ("finalise", "finish", "merge", "join"),
+}
+# Options of other programs for what happens here anyway.
+NOT_NEEDED = {
+    ("--resume", "--continue", "--skip-existing", "--restart"): "leave it out: the same command resumes what is there",
+    ("--recursive", "-r", "-R"): "leave it out: folders are searched with all that is below them",
+    ("--pretrained",): "leave it out: weights are trained ones unless --random-init is given",
+    ("--no-grad", "--eval", "--frozen"): "leave it out: networks are frozen",
+    ("--progress", "--tqdm"): "leave it out: a terminal has a bar, a log a line a minute",
+    ("--help-all", "-help", "-?"): "--help lists all options",
+}
+ALIKE = 0.7  # of two words, by difflib: --tiems and --times are 0.86
+
+
+def instead_of_option(typed: str, spec: type[Spec], command: str) -> str:
+    """A hint for an option that a command does not have."""
+    options = options_of(spec)
+    for words, hint in NOT_NEEDED.items():
+        if typed in words:
+            return hint
+    meant = [one for one in options if typed in one.option.known_as]
+    argument = next((one for one in meant if one.option.is_argument), None)
+    if argument is not None:
+        return f"give {argument.named} by itself, without an option in front of it"
+    names = [_written(one) for one in meant] or nearest(typed, _long_flags(options), cutoff=ALIKE)
+    return f"did you mean {any_of(names)}?" if names else f"see '{command} --help'"
+
+
+def instead_of_command(typed: str) -> str:
+    """A hint for a command that is not there."""
+    meant = [name for name, words in COMMANDS.items() if typed.lower() in (name, *words)]
+    names = meant or nearest(typed, COMMANDS, cutoff=ALIKE)
+    return f"did you mean {any_of([f'featcli {name}' for name in names])}?" if names else "see 'featcli --help'"
+
+
+def unknown_command(message: str) -> str | None:
+    """The command that a message of Typer says not to be there, None for any other message."""
+    found = re.match(r"No such command '(.*?)'\.", message)
+    return found and found[1]
+
+
+def _written(option: OptionField) -> str:
+    return "/".join(option.flags)
+
+
+def _long_flags(options: Sequence[OptionField]) -> list[str]:
+    flags = (flag for one in options if not one.option.is_argument for text in one.flags for flag in text.split("/"))
+    return [flag for flag in flags if flag.startswith("--")]

@@ -1,0 +1,136 @@
+"""What people type first is understood, or answered with what to type."""
+
+import re
+
+import pytest
+from test_spec import COMMANDS, of_each_command
+
+from featcli import extract
+from featcli.backbones.model_names import containing
+from featcli.cli.suggestions import COMMANDS as OTHER_COMMANDS
+from featcli.cli.suggestions import NOT_NEEDED
+from featcli.errors import ConflictError, UsageError
+from featcli.spec.option import options_of
+from featcli.spec.words import OTHER_WORDS
+
+PLAIN = {"checkpoint": "test_vit", "random_init": True, "image_size": 32}
+# Of each command: words of timm, torchvision, Hugging Face and others -> what the hint names.
+TYPED = {
+    "extract": {
+        "--model": "-c/--checkpoint",
+        "--weights": "-c/--checkpoint",
+        "--layer": "--out-features",
+        "--layers": "--out-features",
+        "--num-workers": "--decode-threads",
+        "--gpu": "--device",
+        "--half": "--precision or --dtype",
+        "--batch": "--batch-size",
+        "--nonsense": "--help",
+        "--outputs": "--output",
+        "--image_size": "--image-size",
+        "--input": "give INPUT by itself",
+        "--resume": "leave it out",
+    },
+    "inspect": {"-c": "give CHECKPOINT|DUMP by itself", "--model": "give CHECKPOINT|DUMP by itself"},
+    "export": {"--format": "--to", "--layers": "--stage", "--force": "--overwrite"},
+    "show": {"--layer": "--stage", "-n": "--num-images", "--dump": "give DUMP by itself"},
+    "verify": {"--gpu": "--device", "--model": "-c/--checkpoint"},
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "named"), [(name, *one) for name, words in TYPED.items() for one in words.items()]
+)
+def test_an_option_that_is_not_there(cli, command, typed, named):
+    """An option of another program is answered with the one that is meant; one that nobody knows, with --help."""
+    ended = cli(command, typed, "3")
+    assert (ended.code, ended.out) == (2, "")
+    message, hint = ended.err.splitlines()
+    assert message == f"featcli: error: there is no option {typed}"
+    assert named in hint
+
+
+def test_every_command_has_other_words():
+    """The table of other words for commands has each command."""
+    assert set(OTHER_COMMANDS) == set(COMMANDS)
+
+
+@of_each_command
+def test_words_of_other_programs_are_not_our_own(name):
+    """No option is called what another option of its command is said to be called elsewhere."""
+    options = options_of(COMMANDS[name])
+    flags = {flag for one in options if not one.option.is_argument for text in one.flags for flag in text.split("/")}
+    elsewhere = {word for one in options for word in one.option.known_as} | {w for words in NOT_NEEDED for w in words}
+    assert flags & elsewhere == set()
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [(word, name) for name, words in OTHER_COMMANDS.items() for word in words] + [("exprt", "export")],
+)
+def test_a_command_that_is_not_there(cli, typed, meant):
+    """A command of another program, or a slip, is answered with the command that is meant."""
+    ended = cli(typed)
+    assert ended.code == 2
+    assert ended.err == (f"featcli: error: there is no command '{typed}'\nhint: did you mean featcli {meant}?\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "typed", "meant"), [(o, *pair) for o, of in OTHER_WORDS.items() for pair in of.items()]
+)
+def test_words_for_the_same(option, typed, meant):
+    """A word of another program means ours, is stored as ours, and is named by the help of the option."""
+    one = next(one for one in options_of(COMMANDS["extract"]) if one.name == option)
+    assert one.kept(typed) == meant
+    if option != "precision":
+        assert re.search(rf"\b{typed}\b", one.option.help)
+
+
+def test_words_for_the_same_make_the_same_dump(photos, tmp_path):
+    """A dump that was made with our words is resumed with those of other programs."""
+    made = extract(photos, output=tmp_path / "d", pool="avg", dtype="float16", format="hdf5", **PLAIN)
+    again = extract(photos, output=tmp_path / "d", pool="gap", dtype="fp16", format="h5", precision="float32", **PLAIN)
+    assert (made.extracted, again.extracted) == (12, 0)
+    assert extract(photos, output=tmp_path / "g", pool=2, **PLAIN).extracted == 12
+    assert extract(photos, output=tmp_path / "g", pool="2x2", **PLAIN).extracted == 0
+
+
+def test_a_file_for_a_dump(photos, tmp_path, monkeypatch):
+    """-o x.h5 is refused with the way to one file, unless a dump of that name is there."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"a dump is a folder, not a \.h5 file") as refused:
+        extract(photos, output="x.h5", **PLAIN)
+    assert refused.value.hint == "use -o 'x'; featcli export writes one file from it"
+    extract(photos, output="x", **PLAIN)
+    (tmp_path / "x").rename(tmp_path / "x.h5")
+    assert extract(photos, output="x.h5", **PLAIN).extracted == 0
+
+
+def test_two_commands_for_one_dump(photos, tmp_path):
+    """A second command with other images, as xargs starts one, is told to give all names to one command."""
+    one, two = sorted(photos.iterdir())[:2]
+    extract(one, output=tmp_path / "d", **PLAIN)
+    with pytest.raises(ConflictError, match="made of other images") as refused:
+        extract(two, output=tmp_path / "d", **PLAIN)
+    assert "--files-from -" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("typed", "first"),
+    [
+        ("vit_b_16", "vit_base_patch16_224"),
+        ("ViT-L/14", "vit_large_patch14_224"),
+        ("dinov2", "vit_base_patch14_dinov2"),
+        ("convnext-tiny", "convnext_tiny"),
+        ("resnet 18", "resnet18"),
+        ("nothing_of_it", None),
+        ("", None),
+        ("//", None),
+    ],
+)
+def test_names_of_models_by_their_parts(typed, first):
+    """Models are found by parts of their names in any manner of writing, letters of sizes among them."""
+    import timm
+
+    found = containing(typed, timm.list_models())
+    assert (found[0] if found else None) == first
