@@ -89,10 +89,10 @@ def extract(asked: ExtractCommand) -> None:
     featcli extract photos -c resnet50 --out-indices 2,-1 -o feats
     """
     from featcli.cli.terminal import JsonLines, nothing_read, quiet
+    from featcli.cli.variables import with_variables
     from featcli.events import tee
 
-    spec = narrowed(asked, ExtractSpec)
-    with _terminal(verbose=asked.verbose) as terminal:
+    with with_variables(narrowed(asked, ExtractSpec)) as spec, _terminal(verbose=asked.verbose) as terminal:
         lines = JsonLines()
         said = quiet if asked.quiet else terminal
         report = tee(said, lines) if asked.as_json else said
@@ -200,10 +200,12 @@ def _judge(asked: VerifyCommand) -> Verdict:
 
 def _recompute(asked: VerifyCommand) -> None:
     from featcli.cli.tables import comparison_line
+    from featcli.cli.variables import with_variables
     from featcli.dump.folder import Dump
     from featcli.extraction.recompute import recompute
 
-    comparison = recompute(Dump.at(Path(asked.dump)), asked)
+    with with_variables(asked) as spec:
+        comparison = recompute(Dump.at(Path(asked.dump)), spec)
     if asked.as_json:
         _print_json({"type": "recompute", **vars(comparison)})
     else:

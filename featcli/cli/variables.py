@@ -1,0 +1,66 @@
+"""Environment variables for what is the machine's: each stands for an option that was left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from featcli.dump.folder import Dump
+from featcli.errors import FeatcliError
+from featcli.spec.commands import VerifyCommand
+from featcli.spec.groups import DumpSpec, EngineSpec
+from featcli.spec.option import Spec, options_of
+
+VARIABLES = {
+    "device": "FEATCLI_DEVICE",
+    "threads": "FEATCLI_THREADS",
+    "decode_threads": "FEATCLI_DECODE_THREADS",
+    "ray_address": "FEATCLI_RAY_ADDRESS",
+}
+S = TypeVar("S", bound=Spec)
+
+
+@contextmanager
+def with_variables(asked: S, environment: Mapping[str, str] = os.environ) -> Iterator[S]:
+    """Give the spec with the variables for options that are at their default and have a use.
+
+    Threads can move the last bits of a map, so a dump that is resumed keeps its own. Raises UsageError for a value that
+    the option does not take; an error inside the block names the variable where it would name the option.
+    """
+    used: dict[str, str] = {}  # option as messages call it -> variable
+    with _named(used):
+        for option in options_of(type(asked)):
+            text = environment.get(VARIABLES.get(option.name, ""), "")
+            if text and not asked.is_given(option.name) and _has_use(asked, option.name, text):
+                used[option.called] = VARIABLES[option.name]
+                value: Any = option.option.parse(option.called, text) if option.option.parse else text
+                asked = replace(asked, **{option.name: value})  # type: ignore[type-var]
+        yield asked
+
+
+def _has_use(asked: Spec, name: str, text: str) -> bool:
+    is_of_ray = isinstance(asked, EngineSpec) and asked.engine == "ray"
+    if name == "ray_address":
+        return is_of_ray
+    if name == "device":  # the workers of Ray are no list of devices
+        several = "," in text or text == "cuda:all"
+        return not (is_of_ray and several) and (not isinstance(asked, VerifyCommand) or bool(asked.recompute))
+    if name == "threads" and isinstance(asked, DumpSpec) and not asked.overwrite:
+        return Dump.existing(Path(asked.output)) is None
+    return True
+
+
+@contextmanager
+def _named(used: Mapping[str, str]) -> Iterator[None]:
+    try:
+        yield
+    except FeatcliError as error:
+        option, space, rest = error.message.partition(" ")
+        if not (space and option in used):
+            raise
+        hint = error.hint.replace("leave it out", "unset it")
+        raise type(error)(f"{used[option]} {rest}", hint) from error
