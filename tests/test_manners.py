@@ -1,5 +1,6 @@
 """What people type first is understood, or answered with what to type."""
 
+import json
 import re
 
 import pytest
@@ -134,3 +135,54 @@ def test_names_of_models_by_their_parts(typed, first):
 
     found = containing(typed, timm.list_models())
     assert (found[0] if found else None) == first
+
+
+def plan_of(folder):
+    return json.loads((folder / "plan.json").read_text())
+
+
+def test_variables_stand_for_options(cli, photos, tmp_path, monkeypatch):
+    """What a machine sets is taken where an option is left out, and gives way to one that is given."""
+    command = ["extract", photos, "-c", "test_vit", "--random-init", "--image-size", 32, "--pool", "avg"]
+    monkeypatch.setenv("FEATCLI_THREADS", "1")
+    monkeypatch.setenv("FEATCLI_DECODE_THREADS", "3")
+    monkeypatch.setenv("FEATCLI_DEVICE", "cpu")
+    run = cli(*command, "-o", tmp_path / "one", "--json")
+    assert run.code == 0
+    chosen = {event["name"]: event for event in run.events if event["type"] == "choice"}
+    assert (chosen["device"]["value"], chosen["device"]["reason"]) == ("cpu", "as asked")
+    assert plan_of(tmp_path / "one")["settings"]["threads"] == 1
+    run = cli(*command, "-o", tmp_path / "two", "--threads", 2)
+    assert run.code == 0
+    assert plan_of(tmp_path / "two")["settings"]["threads"] == 2
+    assert (
+        cli(*command, "-o", tmp_path / "two").code == 0
+    )  # threads of a machine are not asked for: the dump's own stay
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "says"),
+    [
+        ("FEATCLI_DEVICE", "gpu", "FEATCLI_DEVICE 'gpu': no such kind of device"),
+        ("FEATCLI_DEVICE", "cuda:99", "FEATCLI_DEVICE cuda:99: t"),
+        ("FEATCLI_THREADS", "0", "FEATCLI_THREADS 0: must be at least 1"),
+        ("FEATCLI_DECODE_THREADS", "many", "FEATCLI_DECODE_THREADS 'many': neither a number nor auto"),
+    ],
+)
+def test_a_variable_that_is_wrong(cli, photos, tmp_path, monkeypatch, variable, text, says):
+    """The error of a value that a variable gives names the variable, not an option that nobody gave."""
+    monkeypatch.setenv(variable, text)
+    run = cli("extract", photos, "-c", "test_vit", "--random-init", "-o", tmp_path / "d", "-q")
+    assert run.code in (2, 7)
+    assert run.err.startswith(f"featcli: error: {says}")
+    assert "--" not in run.err.splitlines()[0]
+
+
+def test_variables_without_use(cli, photos, tmp_path, monkeypatch):
+    """A variable for which a command has no use is ignored: a cluster's without Ray, a device's where none computes."""
+    monkeypatch.setenv("FEATCLI_RAY_ADDRESS", "nowhere:1")
+    command = ["extract", photos, "-c", "test_vit", "--random-init", "--image-size", 32, "-o", tmp_path / "d"]
+    assert cli(*command).code == 0
+    monkeypatch.setenv("FEATCLI_DEVICE", "gpu")
+    assert cli("verify", tmp_path / "d").code == 0
+    assert cli("inspect", "test_vit").code == 0
