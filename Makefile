@@ -54,6 +54,7 @@ sweep: .venv/installed  ## every model of timm and transformers: writes docs/swe
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt rasterio av
 	$(BIN)/python benchmarks/decoders.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/norms.py
 	$(BIN)/python benchmarks/corruption.py
 	$(BIN)/python benchmarks/damage.py
 	$(BIN)/python benchmarks/conformance.py --write docs/conformance.md

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from featcli.backbones.torchvision_operators import declare_missing_operators
 from featcli.cli.boundary import main
 
 declare_missing_operators()  # before a test imports timm or transformers as its reference
+gc.set_threshold(10_000, 20, 20)  # torch and the tests are many objects: looking at all of them takes its time
 
 REPOSITORY = Path(__file__).parent.parent
 SAMPLES = REPOSITORY / "sample_images"
@@ -132,26 +134,28 @@ def photos(tmp_path):
 
 @pytest.fixture(scope="session")
 def swin_folder(tmp_path_factory):
-    """The documents' example: transformers' Swin with its default configuration, and a ViT image processor."""
+    """A small Swin of transformers, and a ViT image processor for 224x224 pixels."""
     transformers = pytest.importorskip("transformers")
     import torch
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoints") / "swin"
-    transformers.SwinForImageClassification(transformers.SwinConfig()).save_pretrained(folder)
+    config = transformers.SwinConfig(embed_dim=24, depths=[2, 1, 1, 1])
+    transformers.SwinForImageClassification(config).save_pretrained(folder)
     transformers.ViTImageProcessor().save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def resnet_folder(tmp_path_factory):
-    """transformers' ResNet-50 with its own kind of image processor."""
+    """A small ResNet of transformers, of bottlenecks as ResNet-50 is, with its own kind of image processor."""
     transformers = pytest.importorskip("transformers")
     import torch
 
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("checkpoints") / "resnet"
-    transformers.ResNetForImageClassification(transformers.ResNetConfig()).save_pretrained(folder)
+    config = transformers.ResNetConfig(embedding_size=16, hidden_sizes=[32, 64, 64, 128], depths=[2, 2, 1, 1])
+    transformers.ResNetForImageClassification(config).save_pretrained(folder)
     transformers.ConvNextImageProcessor(size={"shortest_edge": 224}).save_pretrained(folder)
     return folder
 

@@ -182,8 +182,8 @@ def test_inspect_json(cli, swin_folder):
     facts = json.loads(cli("inspect", swin_folder, "--json", "--out-features", "stage1").out)
     assert facts["type"] == "checkpoint"
     assert [stage["name"] for stage in facts["stages"] if stage["selected"]] == ["stage1"]
-    assert facts["stages"][1]["shape"] == [96, 56, 56]
-    assert facts["stages"][1]["bytes_per_image"] == 96 * 56 * 56 * 4 == facts["bytes_per_image"]
+    assert facts["stages"][1]["shape"] == [24, 56, 56]
+    assert facts["stages"][1]["bytes_per_image"] == 24 * 56 * 56 * 4 == facts["bytes_per_image"]
     assert 0 < facts["share_computed"] < 0.5
     assert facts["preprocessing"]["settings"]["size"] == {"height": 224, "width": 224}
 

@@ -170,19 +170,21 @@ INPUTS = {
 }
 
 
-@pytest.fixture(params=COMPOSITES)
-def composite(request, tmp_path):
-    """A composite saved to a folder: (folder, model, where its backbone is in it)."""
+@pytest.fixture(scope="module", params=COMPOSITES)
+def composite(request, tmp_path_factory):
+    """A composite saved to a folder, loaded, and the folder of a dump: (folder, model, its backbone's place, ...)."""
     make, place = COMPOSITES[request.param]
+    made = tmp_path_factory.mktemp("composite")
     torch.manual_seed(0)
     model = make().eval()
     for name, buffer in model.named_buffers():  # trained norms: fresh ones could be taken for any other
         if name.endswith(("running_mean", "running_var")):
             buffer.uniform_(0.5, 1.5)
-    model.save_pretrained(tmp_path / "checkpoint")
+    model.save_pretrained(made / "checkpoint")
     edge = 56 if "dinov2" in str(model.config) else 64
-    T.ViTImageProcessor(size={"height": edge, "width": edge}).save_pretrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint", model, place
+    T.ViTImageProcessor(size={"height": edge, "width": edge}).save_pretrained(made / "checkpoint")
+    outcome = extract(SAMPLES / "nature", checkpoint=str(made / "checkpoint"), output=made / "dump")
+    return made / "checkpoint", model, place, load_backbone(str(made / "checkpoint")), outcome.dump
 
 
 def maps_of(backbone, pixels):
@@ -193,14 +195,12 @@ def maps_of(backbone, pixels):
     return [m if m.ndim == 4 else m[:, 1:].transpose(1, 2).unflatten(2, (4, 4)) for m in found]
 
 
-def test_backbone_inside(composite, tmp_path):
+def test_backbone_inside(composite):
     """A composite's folder gives its inner backbone, with its weights and the stages that the model itself uses."""
-    folder, model, place = composite
-    extract(SAMPLES / "nature", checkpoint=str(folder), output=tmp_path / "dump")
-    dump, backbone = open_dump(tmp_path / "dump"), load_backbone(str(folder))
+    folder, model, place, backbone, dump = composite
     pixels = torch.randint(0, 256, (2, 3, *backbone.preprocessing.size), dtype=torch.uint8)
     expected = maps_of(model.get_submodule(place), backbone.preprocessing.normalize(pixels))
-    assert [stage.name for stage in backbone.selected] == list(dump.stages)
+    assert [stage.name for stage in backbone.selected] == list(open_dump(dump).stages)
     for found, maps in zip(backbone(pixels).values(), expected, strict=True):
         assert torch.equal(found, maps)
     assert " in a " in backbone.name
@@ -208,15 +208,11 @@ def test_backbone_inside(composite, tmp_path):
     assert backbone.weights.matched == backbone.weights.total > 0
 
 
-@pytest.mark.parametrize("format_name", ["hdf5", "safetensors"])
-def test_replay(composite, tmp_path, format_name):
+def test_replay(composite, tmp_path):
     """The rest of a model run on a dump's maps gives bit for bit what the whole model gives for the pictures."""
-    folder, model, _ = composite
-    dump = open_dump(
-        extract(SAMPLES / "nature", checkpoint=str(folder), output=tmp_path / "d", format=format_name).dump
-    )
+    folder, model, _, backbone, path = composite
+    dump = open_dump(path)
     maps = {name: dump[name][:] for name in dump.stages}
-    backbone = load_backbone(str(folder))
     size = backbone.preprocessing.size
     inputs = INPUTS.get(model.config.model_type, {})
     if model.config.model_type in ("dpt", "zoedepth"):

@@ -10,10 +10,8 @@ from tiny_transformers import PYRAMID, TOKENS, randomize
 from conftest import SAMPLES, upright
 from featcli import extract, load_backbone, open_dump
 from featcli.backbones import hidden_states
-from featcli.backbones.checkpoint import resolve
 from featcli.backbones.trimming import idle_tensors, trim
 from featcli.errors import CheckpointError, FeatcliError, UsageError
-from featcli.spec.groups import CheckpointSpec
 
 T = pytest.importorskip("transformers")
 
@@ -104,7 +102,7 @@ def reference(model_type, folder, pixels):
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_every_hidden_state_is_a_stage(tmp_path, model_type):
-    """Each stage, from a model cut after it, is bit for bit the hidden state that transformers' whole model gives."""
+    """Each stage, also of a model cut after it, is bit for bit the hidden state that transformers' own model gives."""
     save(model_type, tmp_path)
     backbone = load_backbone(tmp_path, out_indices="all")
     pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
@@ -112,12 +110,11 @@ def test_every_hidden_state_is_a_stage(tmp_path, model_type):
     tolerance = {"rtol": 0, "atol": 1e-5 if model_type in CLOSE else 0}
     for maps, found in zip(expected, backbone(pixels).values(), strict=True):
         torch.testing.assert_close(found, maps, **tolerance)
-    for i in sorted({0, max(0, len(expected) - 2)}):
-        cut = load_backbone(tmp_path, out_indices=[i])
-        (found,) = cut(pixels).values()
-        torch.testing.assert_close(found, expected[i], **tolerance)
-        assert cut.weights.matched == cut.weights.total > 0
-    assert resolve(CheckpointSpec(checkpoint=tmp_path)).share([0]) < 1 or model_type in COMPUTES_ALL
+    cut = load_backbone(tmp_path, out_indices=[middle := (len(expected) - 1) // 2])
+    (found,) = cut(pixels).values()
+    torch.testing.assert_close(found, expected[middle], **tolerance)
+    assert cut.weights.matched == cut.weights.total > 0
+    assert cut.weights.total < backbone.weights.total or model_type in COMPUTES_ALL
 
 
 TOWER = VIT | {"projection_dim": 16}

@@ -71,8 +71,9 @@ def test_grey_pictures_for_transformers(tmp_path):
 
 def test_greys_of_a_processor_with_steps_of_its_own():
     """EfficientNet's processor shifts its values in a way of its own: greys are refused rather than shifted wrongly."""
+    small = {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320}
     with pytest.raises(UsageError, match="no greys"):
-        load_backbone(T.EfficientNetConfig(image_size=64, width_coefficient=0.25, hidden_dim=320), num_channels=1)
+        load_backbone(T.EfficientNetConfig(**small), num_channels=1)
 
 
 def test_options_that_change_nothing_are_no_part_of_the_plan(tmp_path, cli):
@@ -117,12 +118,13 @@ def test_norm_of_timm():
 def test_norm_of_a_pyramid_of_timm():
     """A pyramid's final norm fits its last stage: the others are what they are, cut or not."""
     torch.manual_seed(0)
-    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0).eval()
-    options = {"random_init": True, "norm": "model"}
+    small = {"embed_dim": 24, "depths": [1, 1, 1, 1]}
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **small).eval()
+    options = {"random_init": True, "norm": "model", "model_arg": small}
     whole = load_backbone("swin_tiny_patch4_window7_224", **options, out_indices="all")
     with pytest.raises(UsageError, match="the final norm of swin_tiny_patch4_window7_224 is for stage4 alone"):
         load_backbone("swin_tiny_patch4_window7_224", **options, out_indices=[1])
-    cut = load_backbone("swin_tiny_patch4_window7_224", random_init=True, out_indices=[1])
+    cut = load_backbone("swin_tiny_patch4_window7_224", random_init=True, model_arg=small, out_indices=[1])
     pixels = whole.preprocess(PICTURE)[None]
     with torch.inference_mode():
         ready = whole.preprocessing.normalize(pixels)
@@ -202,12 +204,17 @@ def test_models_that_norm_before_they_pool(checkpoint, of_average, of_class_toke
         options = TINY.get(checkpoint, {**VIT, "hidden_size": 32})
         checkpoint = T.CONFIG_MAPPING[checkpoint](**options)
     model = resolve(CheckpointSpec(checkpoint=checkpoint))
-    assert (model.norms_before_pooling(False), model.norms_before_pooling(True)) == (of_average, of_class_token)
+    found = [bool(model.norms_before_pooling(of_class_token)) for of_class_token in (False, True)]
+    assert found == [of_average, of_class_token]
 
 
-def test_vectors_that_no_option_gives_after_the_norm():
-    """transformers' Swinv2 norms before it pools, and AutoBackbone has no map after that: no option is named."""
-    (line,) = warned(T.Swinv2Config(**TINY["swinv2"]), "avg")
+@pytest.mark.parametrize("checkpoint", [T.Swinv2Config(**TINY["swinv2"]), "efficientvim_m1"], ids=["swinv2", "timm"])
+def test_vectors_that_no_option_gives_after_the_norm(checkpoint):
+    """Where a model norms before it pools and its library gives no map after that norm, no option is named.
+
+    AutoBackbone has none of Swinv2; timm gives EfficientViM's after the norm of another tensor.
+    """
+    (line,) = warned(checkpoint, "avg")
     assert line.endswith("itself pools after it: no option gives maps after it")
 
 

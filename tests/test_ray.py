@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from conftest import MANY_SHARDS, SHARDS, at_work, content, finished, hooked
+from conftest import MANY_SHARDS, SHARDS, at_work, content, hooked
 from featcli.errors import MachineError, UsageError
 from featcli.pixels.batches import SizedImages
 from featcli.run.stats import RunStats, Timings
@@ -27,7 +27,10 @@ RAY = ["--engine", "ray"]
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A cluster of one node, whose workers wait at image 20 for a file "go": its address, and how to tell it things."""
+    """A cluster of one node: its address, and how to tell it things.
+
+    Its workers wait at image 20 for a file "go", and are killed at image 45.
+    """
     script = Path(__file__).with_name("ray_cluster.py")
     process = subprocess.Popen(
         [sys.executable, script],
@@ -35,7 +38,7 @@ def cluster(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=hooked(**QUIET, WAITS_AT="20.png", WAITS_FOR=tmp_path / "go"),
+        env=hooked(**QUIET, WAITS_AT="20.png", WAITS_FOR=tmp_path / "go", DIES_AT="45.png"),
     )
     address = process.stdout.readline().strip()
 
@@ -65,33 +68,25 @@ def test_a_death_a_part_and_an_interruption(cli, many, whole, tmp_path):
     assert content(tmp_path / "d") == content(whole)
 
 
-def test_a_poisonous_shard_with_ray(cli, many, whole, tmp_path):
-    """A shard that kills every worker is given up and named; all others are there, and a later run completes it."""
-    command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
-    here = ["extract", os.path.relpath(many, tmp_path), *MANY_SHARDS, "-o", "d"]  # workers are in other folders
-    environment = hooked(**QUIET, DIES_AT="20.png")
-    code, err = finished(*here, *RAY, "--workers", "2", env=environment, cwd=tmp_path)
-    assert code == 1, err
-    assert "engine         ray, 2 workers of 1 CPUs" in err
-    assert "featcli: error: shard 20: given up after 3 workers died at it, the last one lost" in err
-    assert "Traceback" not in err
-    assert len(list((tmp_path / "d" / "shards").glob("*.json"))) == SHARDS - 1
-    assert cli(*command).code == 3
-    assert content(tmp_path / "d") == content(whole)
+def test_a_node_comes_a_node_goes_and_a_shard_is_poisonous(cli, cluster, many, whole, tmp_path):
+    """A run begins with the workers that have a place; others join when a node comes, and do what a dead one was at.
 
-
-def test_a_node_comes_and_a_node_goes(cluster, many, whole, tmp_path):
-    """A run begins with the workers that have a place; others join when a node comes, and do what a dead one was at."""
+    A shard that kills every worker is given up and named; all others are there, and a later run completes it.
+    """
     address, tell = cluster
-    command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d", *RAY, "--ray-address", address, "-v"]
-    command += ["--workers", "2"]  # one has to wait
-    run = at_work(*command, shards=20, env={**os.environ, **QUIET})
+    here = ["extract", os.path.relpath(many, tmp_path), *MANY_SHARDS, "-o", "d"]  # workers are in other folders
+    here += [*RAY, "--ray-address", address, "-v", "--workers", "2"]  # one has to wait
+    run = at_work(*here, shards=20, env={**os.environ, **QUIET}, cwd=tmp_path)
     tell("add")
     tell("kill")
     assert any("warning: a worker died" in line for line in run.stderr)
     (tmp_path / "go").touch()
     err = run.communicate()[1]
-    assert run.returncode == 3, err
+    assert run.returncode == 1, err
+    assert "featcli: error: shard 45: given up after 3 workers died at it, the last one lost" in err
+    assert "Traceback" not in err
+    assert len(list((tmp_path / "d" / "shards").glob("*.json"))) == SHARDS - 1
+    assert cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d").code == 3
     assert content(tmp_path / "d") == content(whole)
 
 

@@ -285,12 +285,16 @@ class ModelSpec(ABC):
             "leave --norm out",
         )
 
-    def norms_before_pooling(self, of_class_token: bool) -> bool:
-        """Tell whether the model itself applies a final norm to its last stage, or its class token, before it pools.
+    def norms_before_pooling(self, of_class_token: bool) -> frozenset[str]:
+        """Name the norms that the model itself applies to its last stage, or its class token, before it pools.
 
-        Only such a norm counts as these maps have not seen.
+        Only such norms count as these maps have not seen.
         """
-        return False
+        return frozenset()
+
+    def can_apply(self, norms: frozenset[str]) -> bool:
+        """Tell whether `--norm model` gives maps of the last stage after these norms that come before pooling."""
+        return self.norm == "raw" and bool(self.final_norm((len(self.stage_names) - 1,)))
 
     @property
     def num_parameters(self) -> int:
@@ -305,7 +309,7 @@ class ModelSpec(ABC):
 
     def share_of_convolutions(self, positions: Sequence[int]) -> float:
         """Tell which share of the operations for these stages are those of convolutions."""
-        found = self._probe(positions)
+        found = self._whole if len(self.stage_names) - 1 in positions else self._probe(positions)
         return found.convolutions / found.operations if found.operations else 0.0
 
     @cached_property
@@ -400,3 +404,21 @@ def modules_run(
         for hook in hooks:
             hook.remove()
     return found
+
+
+def norms_at_first(module: nn.Module, names: Iterable[str]) -> frozenset[str]:
+    """Of modules in the order in which they run, name the norms with which they begin, before anything else."""
+
+    def is_norm(name: str) -> bool:
+        return "norm" in type(module.get_submodule(name)).__name__.lower()
+
+    found: set[str] = set()
+    for name in names:
+        part, steps = module.get_submodule(name), name.split(".")
+        if any(is_norm(".".join(steps[:length])) for length in range(1, len(steps))) or isinstance(part, nn.Dropout):
+            continue  # what a norm is made of
+        if is_norm(name):
+            found.add(name)
+        elif not [*part.children()]:
+            break
+    return frozenset(found)

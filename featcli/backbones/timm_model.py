@@ -48,7 +48,7 @@ from featcli.backbones.internals import (
 )
 from featcli.backbones.key_names import Reading, readings, refuse_equals, strip_prefix
 from featcli.backbones.model_names import containing
-from featcli.backbones.model_spec import ModelSpec, Outputs, modules_run
+from featcli.backbones.model_spec import ModelSpec, Outputs, modules_run, norms_at_first
 from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
 from featcli.backbones.stages import names_by_stride
 from featcli.backbones.torchvision_operators import import_timm, import_transformers
@@ -262,17 +262,27 @@ class TimmModelSpec(ModelSpec):
             )
         return timm_preprocessing(self.config, self.channels, self.tag, self.resize_mode)
 
-    def norms_before_pooling(self, of_class_token: bool) -> bool:
-        """See ModelSpec: whether timm's `forward_features` runs the norm that its `forward_intermediates` can run."""
-        norms, values = self.final_norm((len(self.stage_names) - 1,)), math.prod(self.stages[-1].shape)
-        for device in ("meta", "cpu") if norms and self.norm == "raw" else ():
+    def norms_before_pooling(self, of_class_token: bool) -> frozenset[str]:
+        """See ModelSpec: what timm's `forward_features` runs first after the raw map, if that is a norm.
+
+        Its `forward_intermediates` may run that norm too, or another one, or none.
+        """
+        last, values = (len(self.stage_names) - 1,), math.prod(self.stages[-1].shape)
+        known = self.final_norm(last)
+        for device in ("meta", "cpu") if self.norm == "raw" else ():
             try:
                 model = self._create(device, self._options)
                 found = modules_run(model, model.forward_features, self.blank(device))
-                return any(name in norms and size >= values for name, size in found)
             except Exception:  # some models look into their tensors
                 continue
-        return False
+            of_maps = {name for name, _ in self._modules_run(last, "raw")}
+            first = norms_at_first(model, [name for name, _ in found if name not in of_maps])
+            return frozenset(name for name, size in found if size >= values and name in known | first)
+        return frozenset()
+
+    def can_apply(self, norms: frozenset[str]) -> bool:
+        """See ModelSpec."""
+        return norms <= self.final_norm((len(self.stage_names) - 1,)) and super().can_apply(norms)
 
     def _cut(self, model: Any, positions: Sequence[int]) -> Network:
         """Cut off what comes after the deepest of these stages."""

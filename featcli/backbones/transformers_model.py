@@ -207,21 +207,21 @@ class TransformersModelSpec(ModelSpec):
             found = processor_preprocessing(self.processor, self.input_size, self.channels, self.resize_mode)
         return found if self._has_processor else replace(found, origin="default of its type: it has none")
 
-    def norms_before_pooling(self, of_class_token: bool) -> bool:
-        """See ModelSpec: whether the plain model of the type runs such a norm, on all that the last stage gives."""
+    def norms_before_pooling(self, of_class_token: bool) -> frozenset[str]:
+        """See ModelSpec: such norms that the plain model of the type runs on all that the last stage gives."""
         kind = vision_class(self.config)
         if kind is None or (self.norm == "model" and self.final_norm((len(self.stage_names) - 1,))):
-            return False
+            return frozenset()
         values = 1 if of_class_token else math.prod(self.stages[-1].shape)
         for device in ("meta", "cpu"):
             try:
                 with torch.device(device), silent_transformers():
                     module = kind(self.config)
                 found = modules_run(module, partial(self._run_whole, module), self.blank(device))
-                return any(name in FINAL_NORMS and size >= values for name, size in found)
+                return frozenset(name for name, size in found if name in FINAL_NORMS and size >= values)
             except Exception:  # some models look into their tensors
                 continue
-        return False
+        return frozenset()
 
     def _run_whole(self, module: Any, pixels: torch.Tensor) -> None:
         """Run the plain model of the type, up to where it has pooled."""

@@ -213,10 +213,10 @@ def _report_vectors(asked: ExtractSpec, model: ModelSpec, positions: Sequence[in
     last = len(model.stage_names) - 1
     if asked.norm is not None or asked.pool not in VECTORS or last not in positions:
         return
-    if model.norms_before_pooling(of_class_token=asked.pool == "cls"):
+    norms = model.norms_before_pooling(of_class_token=asked.pool == "cls")
+    if norms:
         stage = model.stage_names[last][0]
-        can_be_had = model.norm == "raw" and model.final_norm((last,))
-        way = "--norm model does so, too" if can_be_had else "no option gives maps after it"
+        way = "--norm model does so, too" if model.can_apply(norms) else "no option gives maps after it"
         text = f"{stage} is pooled before the model's final norm, and {model.name} itself pools after it: {way}"
         report("warning", text=text)
 
