@@ -1,11 +1,11 @@
 """Names of tensors that other code gave them: prefixes, flat names, official formats; and the choice among them."""
 
-import re
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from official_names import CONVNEXT
 from PIL import Image
 
 from featcli import load_backbone
@@ -22,27 +22,6 @@ def read(tmp_path, content, arch, **options):
 def state_of(arch, **options):
     torch.manual_seed(0)
     return timm.create_model(arch, num_classes=0, **options).state_dict()
-
-
-def named(state, *pairs):
-    """The same tensors with patterns in their names replaced."""
-    renamed = {}
-    for key, tensor in state.items():
-        for pattern, new in pairs:
-            key = re.sub(pattern, new, key)
-        renamed[key] = tensor
-    return renamed
-
-
-# timm/models/convnext.py, checkpoint_filter_fn, backwards: the names of facebookresearch/ConvNeXt.
-CONVNEXT = (
-    (r"^stem\.(\d)", r"downsample_layers.0.\1"),
-    (r"^stages\.(\d)\.downsample\.(\d)", r"downsample_layers.\1.\2"),
-    (r"^stages\.(\d)\.blocks\.(\d+)", r"stages.\1.\2"),
-    (r"conv_dw", "dwconv"),
-    (r"mlp\.fc", "pwconv"),
-    (r"^head\.norm", "norm"),
-)
 
 
 def same(backbone, state):
@@ -63,26 +42,15 @@ def test_flat_names(tmp_path):
 def test_official_names(tmp_path, prefix):
     """The names of an official repository, as they are or under a prefix that timm's converter does not expect."""
     state = state_of("test_convnext")
-    content = {prefix + key: tensor for key, tensor in named(state, *CONVNEXT).items()}
+    content = {prefix + key: tensor for key, tensor in CONVNEXT(state).items()}
     backbone = read(tmp_path, content | {"projector.weight": torch.ones(1)}, "test_convnext")
     assert same(backbone, state)
     assert (backbone.weights.unexpected, backbone.weights.undecided) == (("projector.weight",), ())
 
 
-def test_a_prefix_of_the_converter(tmp_path):
-    """SAM's names need their prefix: timm/models/vision_transformer_sam.py, checkpoint_filter_fn."""
-    small = {"depth": 2, "embed_dim": 32, "num_heads": 2, "global_attn_indexes": (1,), "img_size": 64}
-    state = state_of("samvit_base_patch16_224", **small)
-    content = {f"image_encoder.{key}": tensor for key, tensor in named(state, (r"mlp\.fc", "mlp.lin")).items()}
-    small["global_attn_indexes"] = [1]
-    options = {"image_size": small.pop("img_size"), "model_arg": small}
-    backbone = read(tmp_path, content | {"prompt_encoder.x": torch.ones(1)}, "samvit_base_patch16_224", **options)
-    assert same(backbone, state)
-
-
 def test_two_sets_of_weights(tmp_path):
     """Of two that fit equally well none is guessed; `weights_key` chooses, by a prefix or a container."""
-    one, other = (named(state_of("test_convnext"), *CONVNEXT) for _ in range(2))
+    one, other = (CONVNEXT(state_of("test_convnext")) for _ in range(2))
     other = {key: tensor + 1 for key, tensor in other.items()}
     flat = {f"{name}.backbone.{key}": t for name, state in (("a", one), ("b", other)) for key, t in state.items()}
     with pytest.raises(CheckpointError, match="two sets of weights in it fit equally well") as error:
@@ -94,6 +62,7 @@ def test_two_sets_of_weights(tmp_path):
     assert read(tmp_path, nested, "test_convnext").digest == first.digest
     assert read(tmp_path, nested, "test_convnext", weights_key="teacher.backbone").digest == first.digest
     assert read(tmp_path, nested, "test_convnext", weights_key="student").digest == second.digest
+    assert read(tmp_path, {"state_dict": flat}, "test_convnext", weights_key="a.backbone").digest == first.digest
     with pytest.raises(UsageError, match="nothing of that name") as error:
         read(tmp_path, nested, "test_convnext", weights_key="ema")
     assert error.value.hint == "there is student, teacher"

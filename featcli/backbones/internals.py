@@ -423,10 +423,20 @@ _timm = logging.getLogger("timm")
 _LEVEL_OF_TIMM = Borrowed(lambda: _timm.level, _timm.setLevel)
 
 
+# One of its converters prints what it tried to find.
+_PRINT_OF_TIMM: Borrowed[Any] = Borrowed(
+    lambda: vars(_module_of_eva()).get("print", print), lambda found: setattr(_module_of_eva(), "print", found)
+)
+
+
+def _module_of_eva() -> Any:
+    return importlib.import_module("timm.models.eva")
+
+
 @contextmanager
 def silent_timm() -> Iterator[None]:
     """Keep timm's warnings of every key that a file has too much away: what matters, featcli says itself."""
-    with _LEVEL_OF_TIMM.set_to(logging.ERROR):
+    with _LEVEL_OF_TIMM.set_to(logging.ERROR), _PRINT_OF_TIMM.set_to(lambda *_, **__: None):
         yield
 
 

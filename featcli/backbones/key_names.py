@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from featcli.errors import CheckpointError, shown
 
 DEEPEST_PREFIX = 4  # names in one, such as module.student.backbone.model
 MOST_PREFIXES = 4  # that are tried with a library's converter
+HEADS = ("head", "fc", "classifier")
 # What efficientnet_pytorch calls the parts of a network -> what timm calls them.
 EFFICIENTNET_PYTORCH = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
 EFFICIENTNET_PYTORCH |= {"_fc": "classifier"}
@@ -58,6 +59,14 @@ def under_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Reading:
         tensors={key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)},
         strangers=[key for key in tensors if not key.startswith(prefix)],
     )
+
+
+def without_heads(reading: Reading, heads: Iterable[str]) -> Reading:
+    """Leave out what lies below modules of the root that are classifiers: some converters look for those in a model."""
+    starts = tuple(f"{name}." for name in (*HEADS, *heads))
+    left_out = [key for key in reading.tensors if key.startswith(starts)]
+    tensors = {key: tensor for key, tensor in reading.tensors.items() if not key.startswith(starts)}
+    return replace(reading, tensors=tensors, strangers=[*reading.strangers, *left_out])
 
 
 def leading_prefixes(names: Iterable[str], least: int) -> list[str]:
@@ -118,9 +127,26 @@ def from_efficientnet_pytorch(tensors: Mapping[str, torch.Tensor], expected: Col
     return renamed
 
 
+def from_vissl(tensors: Mapping[str, torch.Tensor], expected: Collection[str]) -> Tensors | None:
+    """Rename the tensors of vissl's RegNets (SEER) as torchvision's, which timm converts; None where there are none.
+
+    timm converts vissl's too, but only where they lie in a container that is gone once the file was read.
+    timm/models/regnet.py, `_filter_fn`.
+    """
+    if "_feature_blocks.conv1.stem.0.weight" not in tensors:
+        return None
+    renamed: Tensors = {}
+    for name, tensor in tensors.items():
+        key = name.replace("_feature_blocks.conv1.stem.", "stem.")
+        key = re.sub(r"^_feature_blocks\.res\d\.block(\d)-(\d+)\.", r"trunk_output.block\1.block\1-\2.", key)
+        renamed[re.sub(r"(block\d-\d+)\.bn\.", r"\1.proj.1.", key)] = tensor
+    return renamed
+
+
 FORMATS: dict[str, Callable[[Mapping[str, torch.Tensor], Collection[str]], Tensors | None]] = {
     "features_only": from_flat_names,
     "efficientnet_pytorch": from_efficientnet_pytorch,
+    "vissl": from_vissl,
 }
 
 
@@ -128,11 +154,12 @@ def strip_prefix(path: Path, tensors: Mapping[str, torch.Tensor], expected: Coll
     """Find the prefix (`module.`, `backbone.`, `encoder.body.` ...) that fits most expected names, and take it off.
 
     With no fit at all the tensors come back as they are: the library may know another way to read them.
-    Raises CheckpointError where two prefixes fit equally well, as a student's and a teacher's.
+    Raises CheckpointError where two prefixes fit all of them, as a student's and a teacher's.
     """
     fits = count_prefixes(tensors, expected)
     best = most_fitting(fits)
-    refuse_equals(path, [prefix for prefix in sorted(fits) if fits[prefix] == fits[best]])
+    if fits[best] == len(expected):
+        refuse_equals(path, [prefix for prefix in sorted(fits) if fits[prefix] == fits[best]])
     return under_prefix(best, tensors)
 
 

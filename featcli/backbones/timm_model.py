@@ -46,7 +46,7 @@ from featcli.backbones.internals import (
     silent_timm,
     stages_of_timm,
 )
-from featcli.backbones.key_names import Reading, readings, refuse_equals, strip_prefix
+from featcli.backbones.key_names import Reading, readings, refuse_equals, strip_prefix, without_heads
 from featcli.backbones.model_names import containing
 from featcli.backbones.model_spec import ModelSpec, Outputs, modules_run, norms_at_first
 from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
@@ -396,6 +396,9 @@ class TimmModelSpec(ModelSpec):
         Nothing is computed. Raises CheckpointError where two prefixes do equally well.
         """
         counts = [(way, self._count_arriving(way.tensors, expected)) for way in ways]
+        if not any(count for _, count in counts):
+            bare = [without_heads(way, self._classifiers) for way, _ in counts]
+            counts += [(way, self._count_arriving(way.tensors, expected)) for way in bare]
         best, most = max(counts, key=lambda pair: pair[1])  # the first among equals
         prefixes = [way.prefix for way, count in counts if count == most > 0]
         apart = [
@@ -475,16 +478,20 @@ def is_timm_name(name: str) -> bool:
 
 
 def _left_out(tensors: Mapping[str, torch.Tensor], load: Load) -> list[str]:
-    """Name the tensors that went into timm's converter and did not come out of it, under whatever name and shape."""
-    renamed = Counter(_content(tensor) for key, tensor in load.arrived.items() if key not in tensors)
+    """Name the tensors that went into timm's converter and did not come out of it, under whatever name and shape.
+
+    A name that came out may have another tensor than it went in with: Swin's stages are counted otherwise.
+    """
+    as_they_were = {key for key, tensor in tensors.items() if _is_same(tensor, load.arrived.get(key))}
+    moved = Counter(_content(tensor) for key, tensor in load.arrived.items() if key not in as_they_were)
     found: list[str] = []
     for key, tensor in tensors.items():
-        if key in load.arrived:
+        if key in as_they_were:
             continue
         content = _content(tensor)
-        if not renamed[content]:
+        if not moved[content] and key not in load.arrived:
             found.append(key)
-        renamed[content] -= 1
+        moved[content] -= 1
     return found
 
 
@@ -492,6 +499,13 @@ def _resized(tensors: Mapping[str, torch.Tensor], load: Load, own: Collection[st
     """Name those of a network's own tensors that timm's converter made larger or smaller than they are in a file."""
     both = [key for key in load.arrived if key in tensors and key in own]
     return [key for key in both if load.arrived[key].numel() != tensors[key].numel()]
+
+
+def _is_same(tensor: torch.Tensor, arrived: torch.Tensor | None) -> bool:
+    """Tell whether a tensor arrived as it was."""
+    return arrived is not None and (
+        arrived is tensor or (arrived.dtype == tensor.dtype and torch.equal(arrived, tensor))
+    )
 
 
 def _content(tensor: torch.Tensor) -> tuple[int, bytes]:

@@ -25,7 +25,7 @@ CONTAINERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema", "state_dict", "model_state_dict", "model",
     "teacher", "module", "net", "network", "params", "weights", "backbone", "student",
 )  # fmt: skip
-DEEPEST = 3  # containers in containers
+DEEPEST = 4  # containers in containers: those of vissl are in classy_state_dict.base_model.model.trunk
 LEAST_SHARE = 10  # a container with fewer than 1/10 of the tensors that another has is no set of weights
 # What stands in a file that is not the weights but tells where they are: (first bytes, what it is, what to do).
 POINTERS = (

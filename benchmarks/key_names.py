@@ -1,0 +1,60 @@
+"""Checkpoints with the names of official repositories: each must be read, as it is and with prefixes before its names.
+
+    python benchmarks/key_names.py
+
+For each of timm's converters a model is made, small where its constructor allows that, and its tensors get the names,
+shapes and containers of the official file (tests/official_names.py). featcli reads the file; its maps are compared with
+those of the model. Prints a table; the exit code is 1 if a cell is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from importlib import import_module
+from pathlib import Path
+
+from featcli.backbones.torchvision_operators import import_timm
+
+import_timm()
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+_names = import_module("official_names")
+
+# None is the file as it is, with its containers, as a pickle; the others are files of safetensors.
+PREFIXES = (None, "", "module.", "backbone.", "model.encoder.")
+CLOSE = 1e-4  # of the greatest value: some converters compute with the tensors
+
+
+def cell(official, prefix: str | None) -> str:
+    """Say how far the maps are off, or what was raised."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found, expected = _names.read(official, Path(folder), prefix)
+        except Exception as error:  # whatever it is, the table names it
+            return f"{type(error).__name__}: {error}"
+    if len(found) != len(expected):
+        return f"{len(found)} maps of {len(expected)}"
+    off = max(float((one - other).abs().max() / other.abs().max()) for one, other in zip(found, expected, strict=True))
+    return "equal" if not off else f"{off:.0e}" if off < CLOSE else f"off by {off:.1e}"
+
+
+def main(only: str = "") -> int:
+    """Print the table; return 1 if a cell is wrong. `only` is a part of the names that are tried."""
+    wrong, done = [], 0
+    print(f"{'checkpoint':36} {'names in timm/models':58} as it is, flat, {', '.join(filter(None, PREFIXES))}")
+    for name, official in _names.OFFICIAL.items():
+        if only not in name:
+            continue
+        began = time.perf_counter()
+        prefixes = PREFIXES if official.weights_key is None and name != "DINO" else PREFIXES[:1]
+        cells = [cell(official, prefix) for prefix in prefixes]
+        wrong += [f"{name}: {found}" for found in cells if found != "equal" and not found[0].isdigit()]
+        done += len(cells)
+        print(f"{name:36} {official.source:58} {' '.join(cells)}  ({time.perf_counter() - began:.0f} s)", flush=True)
+    print(f"{done - len(wrong)} of {done} cells right, {len(_names.OFFICIAL)} kinds of checkpoint")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
