@@ -389,6 +389,27 @@ def test_timm_is_silent_and_heard_again(caplog):
     assert timm.models._builder._logger.name.startswith("timm.")
 
 
+def test_what_timm_prints_is_not_heard(capsys):
+    """If EVA's converter prints in another way, a checkpoint of DINOv3 breaks the JSON of a command."""
+    eva = internals._module_of_eva()
+    with internals.silent_timm():
+        eval("print('heard')", vars(eva))
+    assert capsys.readouterr().out == ""
+    eval("print('heard')", vars(eva))
+    assert capsys.readouterr().out == "heard\n"
+    assert "print(" in inspect.getsource(eva.checkpoint_filter_fn)
+
+
+def test_arguments_of_constructors():
+    """If constructors do not say what they take, an argument without effect cannot be told from one that is unknown."""
+    found = internals.arguments_of_timm(timm.create_model("test_vit"))
+    assert found["qkv_bias"] is True
+    assert "self" not in found
+    assert "blocks" in internals.arguments_of_timm(timm.create_model("test_byobnet"))  # of the dataclass of its family
+    noted = vars(timm.create_model("test_vit")).keys()
+    assert noted >= internals.NOTES_OF_TIMM
+
+
 # The preprocessing of timm
 
 

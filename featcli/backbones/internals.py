@@ -7,6 +7,7 @@ of modules and tensors inside models do not stand here, since checkpoints on dis
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import logging
@@ -18,10 +19,10 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -362,6 +363,29 @@ def is_option_of_timm(model: nn.Module, option: str) -> bool:
     """Tell whether a constructor of the model has such a parameter."""
     kinds = [kind for kind in type(model).__mro__ if issubclass(kind, nn.Module)]
     return any(option in inspect.signature(kind.__init__).parameters for kind in kinds)
+
+
+def arguments_of_timm(model: nn.Module) -> dict[str, Any]:
+    """List the arguments that the constructors of a model have, with their defaults; of some, fields of a dataclass."""
+    fields: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    kinds: list[Any] = [kind for kind in type(model).__mro__[:-1] if kind is not nn.Module]
+    for kind in reversed(kinds):
+        _, *known = inspect.signature(kind.__init__).parameters.values()
+        found |= {one.name: one.default for one in known if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+        with suppress(NameError):  # an annotation that is for type checkers alone
+            config = get_type_hints(kind.__init__).get("cfg")
+            for form in (config, *get_args(config)):
+                fields |= (
+                    {one.name: one.default for one in dataclasses.fields(form)}
+                    if dataclasses.is_dataclass(form)
+                    else {}
+                )
+    return fields | found
+
+
+# What timm notes at a model of how it was made.
+NOTES_OF_TIMM = frozenset(("pretrained_cfg", "default_cfg", "pretrained_model_args", "_traits", "_model_args"))
 
 
 def has_class_token_of_timm(model: Any) -> bool:

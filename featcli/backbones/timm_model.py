@@ -23,11 +23,13 @@ import xxhash
 from featcli.backbones.backbone import Network, Weights
 from featcli.backbones.extra_tensors import foreign_tensors, layers_in, skeleton_of
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
+from featcli.backbones.idle_arguments import refuse_idle
 from featcli.backbones.image_processor import plain_json
 from featcli.backbones.internals import (
     AT_HUB,
     IN_FOLDER,
     Load,
+    arguments_of_timm,
     class_tokens_of_timm,
     facts_of_timm,
     faults_are_heard,
@@ -89,7 +91,10 @@ ARGUMENTS: tuple[tuple[str, Any], ...] = (
 # Those that other options stand for, or that would make it something else than a backbone.
 NAMED = 3  # models that a hint names
 SETTLED = {"in_chans": "give --num-channels", "img_size": "give --image-size", "num_classes": "a backbone has no head"}
-SETTLED |= dict.fromkeys(("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"), "give -c/--checkpoint")
+SETTLED |= dict.fromkeys(
+    ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"), "give -c/--checkpoint"
+)
+SETTLED |= dict.fromkeys(("pretrained_strict", "cache_dir"), "leave it out")
 SETTLED |= dict.fromkeys(("features_only", "out_indices"), "give --out-indices")
 
 
@@ -130,6 +135,11 @@ class TimmModelSpec(ModelSpec):
         self.request = request
         refuse_settled(asked.model_args)
         plain, options = self._with_channels(self._given_options)
+        refuse_idle(
+            asked.model_args,
+            lambda device, some: self._create(device, {**request.options, **some}),
+            is_random=asked.is_random,
+        )
         own = dict(request.pretrained_cfg) or plain.pretrained_cfg
         self._options = options | self._size_options(plain, options, own)
         self.config = self._data_config(request.input_size, own)
@@ -330,7 +340,8 @@ class TimmModelSpec(ModelSpec):
                 return timm.create_model(name, pretrained=False, num_classes=0, **options)
         except (AssertionError, ZeroDivisionError) as error:
             asked = ", ".join(f"{option} {value}" for option, value in options.items())
-            raise UsageError(f"{name} with {asked}: {one_line(error)}", "choose another --image-size") from error
+            hint = "choose another --image-size" + (", or leave --model-arg out" if self.asked.model_args else "")
+            raise UsageError(f"{name} with {asked}: {one_line(error)}", hint) from error
         except Exception as error:  # a configuration that is off; files, the hub, its HTTP library
             if is_unknown_to_timm(error):
                 raise _unknown(name, "--arch" if self.request.is_architecture else "checkpoint") from None
@@ -340,13 +351,24 @@ class TimmModelSpec(ModelSpec):
                 arguments = ", ".join(self.asked.model_args)
                 raise UsageError(
                     f"--model-arg {arguments}: {name.removeprefix(IN_FOLDER)} cannot be made so: {one_line(error)}",
-                    "its arguments are those of its class in timm",
+                    self._hint_for_arguments(),
                 ) from error
             if (fault := fault_behind(error)) is not None:
                 raise machine_error(f"checkpoint {shown(self.asked.checkpoint_name)}", fault) from error
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error)}", "is the folder whole?"
             ) from error
+
+    def _hint_for_arguments(self) -> str:
+        """Say which arguments were meant, where one is unknown to the model's class."""
+        with suppress(Exception):  # the network may be none without them
+            with torch.device("meta"), silent_warnings():
+                plain = timm.create_model(self.request.model_name, num_classes=0, **self.request.options)
+            known = arguments_of_timm(plain)
+            for name in self.asked.model_args:
+                if name not in known and (near := nearest(name, known)):
+                    return f"did you mean {' or '.join(near)}?"
+        return "its arguments are those of its class in timm"
 
     def _arguments_for(self, foreign: Sequence[str], shapes: Mapping[str, torch.Size]) -> Iterable[tuple[str, Any]]:
         model = self._create("meta", self._options)
