@@ -114,6 +114,8 @@ ODD_BITMAP = b"BM" + struct.pack(
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "format_not_allowed"),
         (b"%PDF-1.7\n", "format_not_allowed"),
         (b"\xff\xd8\xff\xe0", "decode_error"),
+        (b"\xff\xd8\xff\xc1\0\x0b\x0c\0\1\0\1\1\1\x11\0" + bytes(9), "unsupported_depth"),  # JPEG of 12 bits
+        (b"\xff\xd8\xff\xe8\0\4LS\xff\xf7\0\x0b\x08\0\1\0\1\1\1\x11\0" + bytes(9), "format_not_allowed"),
         (b"\0\0\0\x1cftypavis", "decode_error"),
         (b"P7\nWIDTH 1\n", "format_not_allowed"),
         (b"PF\n1 1\n-1.0\n", "format_not_allowed"),

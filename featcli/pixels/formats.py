@@ -15,7 +15,7 @@ from featcli.pixels.containers import oriented
 from featcli.pixels.extras import HEIF, JXL
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import register_plugin, silence_libtiff
-from featcli.pixels.limits import too_many_pixels
+from featcli.pixels.limits import FRAME_OF_LS, frame_of_jpeg, too_many_pixels
 from featcli.pixels.tiff_header import TURNS, header_of
 from featcli.pixels.traits import is_deep
 from featcli.spec.groups import PixelSpec
@@ -37,7 +37,8 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
             picture = tiff.corrected(picture, header, rules) if header else picture
     except UnidentifiedImageError:
         file.seek(0)
-        raise _unidentified(file.read(START), formats) from None
+        start = file.read(START)
+        raise _of_jpeg(file, start) or _unidentified(start, formats) from None
     if picture.format == "PNG":
         png.mend_transparency(picture, is_seen=rules.alpha != "drop")
     if picture.format in PLUGINS:
@@ -57,6 +58,16 @@ def _refuse_reduced(picture: Image.Image) -> None:
         raise UnreadableError(
             "unsupported_depth", f"{picture.format} of more than 8 bits is read as 8: --depth-range needs it as a TIFF"
         )
+
+
+def _of_jpeg(file: IO[bytes], start: bytes) -> UnreadableError | None:
+    """Why Pillow does not know a JPEG that is whole: it is a JPEG-LS, or has more than 8 bits; None for all others."""
+    marker, bits = (start.startswith(b"\xff\xd8") and frame_of_jpeg(file)) or (0, 8)
+    if marker == FRAME_OF_LS:
+        return UnreadableError("format_not_allowed", "JPEG-LS: convert it to JPEG or PNG")
+    return (
+        None if bits == 8 else UnreadableError("unsupported_depth", f"JPEG of {bits} bits a value: convert it to PNG")
+    )
 
 
 def _unidentified(start: bytes, formats: Sequence[str]) -> UnreadableError:

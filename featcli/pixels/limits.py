@@ -32,7 +32,7 @@ MOST_ENCODED_BYTES = 1 << 24  # of a GIF beside four for each pixel: it can be e
 
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # in the pixels of a JPEG: no stuffed byte, and no restart
 BARE = {*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}  # what Pillow takes for markers without a length
-EXIF, FIRST_MARKER = 0xE1, 0xC0
+EXIF, FIRST_MARKER, FRAME_OF_LS = 0xE1, 0xC0, 0xF7
 PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}  # frames of several scans
 BITMAP_HEADER = 40  # bytes; older ones have 12, and edges of two bytes
 TIFF_TILE_EDGES, TIFF_SHORT, TIFF_BYTES, TIFF_PRIVATE = (322, 323), 3, (1, 2, 6, 7), 32768
@@ -166,6 +166,19 @@ def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
         if code not in BARE:
             place += int.from_bytes(content[place : place + 2], "big")
         yield code, found + 4, place
+
+
+def frame_of_jpeg(file: IO[bytes]) -> tuple[int, int] | None:
+    """Return (marker, bits of a value) of the frame of a JPEG or JPEG-LS; None where there is none near its beginning.
+
+    Raises UnreadableError where far too many bytes belong to no segment.
+    """
+    file.seek(0)
+    content = file.read(HEADER_PIECES[0])
+    frames = (
+        (code, content[body : body + 1]) for code, body, _ in _segments(content) if code in (*FRAMES, FRAME_OF_LS)
+    )
+    return next(((code, bits[0]) for code, bits in frames if bits), None)
 
 
 def _refuse_many_scans(file: IO[bytes], place: int, pixels: int) -> None:
