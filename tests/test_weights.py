@@ -185,6 +185,36 @@ def test_a_key_within_the_container_that_is_taken(tmp_path):
         assert read_weights([tmp_path / "w.pth"], key) == ("state_dict.a", {"x": torch.ones(1)})
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.pth", "other.safetensors"])
+def test_the_file_that_timm_chose_is_hashed(timm_folder, name):
+    """Of several weights files in a timm folder that one is named and hashed which timm reads."""
+    tensors = safetensors.torch.load_file(timm_folder / "model.safetensors")
+    (timm_folder / "model.safetensors").unlink()
+    (torch.save if name.endswith(".pth") else safetensors.torch.save_file)(tensors, timm_folder / name)
+    if name.endswith(".pth"):  # which timm takes before this one
+        torch.save({}, timm_folder / "open_clip_pytorch_model.bin")
+    expected = {name: hashlib.sha256((timm_folder / name).read_bytes()).hexdigest()}
+    assert load_backbone(timm_folder).weights.files == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("architecture", "nope", "names an architecture that this timm lacks"),
+        ("interpolation", "nope", "its preprocessing cannot be followed"),
+        ("std", [0, 1, 1], "standard deviations of 0, 1, 1"),
+    ],
+)
+def test_a_damaged_configuration_of_timm(timm_folder, field, value, message):
+    """A config.json that names what timm does not have, or what would make every map infinite, is a sentence."""
+    path = timm_folder / "config.json"
+    config = json.loads(path.read_text())
+    (config if field in config else config["pretrained_cfg"])[field] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(timm_folder)
+
+
 def test_a_truncated_file_is_refused(checkpoint):
     """Half a file is no checkpoint."""
     file = checkpoint if checkpoint.is_file() else checkpoint / "model.safetensors"

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -103,24 +104,28 @@ def reported_loads() -> Iterator[list[Load]]:
 
 
 @contextmanager
-def files_are_read() -> Iterator[None]:
+def files_are_read() -> Iterator[list[Path]]:
     """Let libraries read weights files inside the block where they would map them: a fault under a map kills a process.
 
-    Raises MachineError inside the block for what cannot be read.
+    Gives the list of the files that were read whole, which grows. Raises MachineError inside the block for what cannot
+    be read.
     """
     import safetensors.torch
 
     mapped, loaded = safetensors.torch.load_file, torch.load
     models = sys.modules.get("transformers.modeling_utils")
     opened = getattr(models, "safe_open", None)
+    whole: list[Path] = []
 
     def load_file(filename: Any, device: Any = "cpu", **_: Any) -> dict[str, torch.Tensor]:
+        whole.append(Path(filename))
         with reading(filename, "checkpoint") as file:
             return {name: tensor.to(device) for name, tensor in safetensors.torch.load(file.read()).items()}
 
     def load(f: Any, *args: Any, mmap: bool | None = None, **options: Any) -> Any:
         if not isinstance(f, str | os.PathLike):
             return loaded(f, *args, **options)
+        whole.append(Path(f))
         with reading(f, "checkpoint") as file:
             return loaded(file, *args, **options)
 
@@ -136,7 +141,7 @@ def files_are_read() -> Iterator[None]:
         if opened is not None:
             setattr(models, "safe_open", safe_open)  # noqa: B010
         try:
-            yield
+            yield whole
         finally:
             safetensors.torch.load_file, torch.load = mapped, loaded
             if opened is not None:

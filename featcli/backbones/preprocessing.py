@@ -23,7 +23,7 @@ from featcli.backbones.image_processor import (
     read_processor,
 )
 from featcli.backbones.internals import timm_resampling, timm_sizes, timm_transform, values_for_channels
-from featcli.errors import UsageError, shown
+from featcli.errors import CheckpointError, UsageError, shown
 from featcli.pixels.resize import ResizeMode, fill_of, shortened, within_reason
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
@@ -53,6 +53,12 @@ class Preprocessing:
     resize_mode: ResizeMode | None = None  # where the size does not come about in the checkpoint's own way
 
     def __post_init__(self) -> None:
+        """Raise CheckpointError for a standard deviation of 0: every map would be of infinities."""
+        if not all(self.std):
+            raise CheckpointError(
+                f"{self.origin}: standard deviations of {', '.join(map(str, self.std))}, by which pixels are divided",
+                "is the checkpoint's configuration whole?",
+            )
         object.__setattr__(self, "fit", _of_rgb(self.fit))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -245,9 +245,10 @@ class TimmModelSpec(ModelSpec):
         if self.request.model_name.startswith(IN_FOLDER):
             refuse_pretenders(weights_files(Path(self.request.model_name.removeprefix(IN_FOLDER))))
         with reported_loads() as loads:
-            model = self._create_pretrained(read)
+            model, files = self._create_pretrained(read)
         forget_weights(model)
-        files = read.files if read else self._files_of_timm(model)
+        if read or not self.request.model_name.startswith(IN_FOLDER):
+            files = read.files if read else self._files_at_hub(model)
         load = next((load for load in reversed(loads) if load.module is model), None)
         skeleton = skeleton_of(model)
         network = self._cut(model, positions)
@@ -270,7 +271,20 @@ class TimmModelSpec(ModelSpec):
             raise UsageError(
                 f"--num-channels {self.channels}: a picture has 1 or 3", "such a backbone can only be inspected"
             )
-        return timm_preprocessing(self.config, self.channels, self.tag, self.resize_mode)
+        try:
+            return timm_preprocessing(self.config, self.channels, self.tag, self.resize_mode)
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            ZeroDivisionError,
+        ) as error:  # of words that timm lacks
+            raise CheckpointError(
+                f"checkpoint {shown(self.asked.checkpoint_name)}: its preprocessing cannot be followed:"
+                f" {one_line(error)}",
+                "is pretrained_cfg in its config.json whole?",
+            ) from error
 
     def norms_before_pooling(self, of_class_token: bool) -> frozenset[str]:
         """See ModelSpec: what timm's `forward_features` runs first after the raw map, if that is a norm.
@@ -339,6 +353,10 @@ class TimmModelSpec(ModelSpec):
                 # Those are of architectures that have another name by now.
                 return timm.create_model(name, pretrained=False, num_classes=0, **options)
         except (AssertionError, ZeroDivisionError) as error:
+            if not options:
+                raise CheckpointError(
+                    f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error)}", "is its config.json whole?"
+                ) from error
             asked = ", ".join(f"{option} {value}" for option, value in options.items())
             hint = "choose another --image-size" + (", or leave --model-arg out" if self.asked.model_args else "")
             raise UsageError(f"{name} with {asked}: {one_line(error)}", hint) from error
@@ -439,16 +457,19 @@ class TimmModelSpec(ModelSpec):
         arrived = loads[-1].arrived if loads else {}
         return sum(key in arrived and arrived[key].shape == tensor.shape for key, tensor in expected.items())
 
-    def _create_pretrained(self, read: _FileWeights | None) -> Any:
-        """Make the same model with weights. Whatever timm raises here is about the checkpoint."""
+    def _create_pretrained(self, read: _FileWeights | None) -> tuple[Any, Sequence[Path]]:
+        """Make the same model with weights, and list the files that timm read for it.
+
+        Whatever timm raises here is about the checkpoint.
+        """
         name, options = self.request.model_name, dict(self._options)
         at_hub = read is None and not name.startswith(IN_FOLDER)
         # Converters take tensors out of what they are given.
         options |= option_for_weights(self._classifiers, None if read is None else dict(read.tensors))
         try:
             heard = faults_are_heard(self.asked.checkpoint_name)
-            with silent_timm(), hub_or_cache(wanted=at_hub), heard, files_are_read():
-                return timm.create_model(name, pretrained=True, num_classes=0, **options)
+            with silent_timm(), hub_or_cache(wanted=at_hub), heard, files_are_read() as files:
+                return timm.create_model(name, pretrained=True, num_classes=0, **options), files
         except FeatcliError:
             raise
         except Exception as error:  # files, hub, HTTP, unpickling and shapes: timm lets all of them through
@@ -460,11 +481,9 @@ class TimmModelSpec(ModelSpec):
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error, 2)}", self._hint_after(read)
             ) from error
 
-    def _files_of_timm(self, model: Any) -> Sequence[Path]:
-        """List the files that timm has just read: those of its folder, or the hub's cache."""
-        name, facts = self.request.model_name, facts_of_timm(model)
-        if name.startswith(IN_FOLDER):
-            return weights_files(Path(name.removeprefix(IN_FOLDER)))
+    def _files_at_hub(self, model: Any) -> Sequence[Path]:
+        """List the files that timm has just read of the hub's cache."""
+        facts = facts_of_timm(model)
         with hub_or_cache(wanted=False):  # all of it has just been read
             return hub_weights(facts.hub_id, facts.hub_filename) if facts.hub_id else []
 
@@ -550,7 +569,12 @@ def refuse_settled(arguments: Mapping[str, Any]) -> None:
             raise UsageError(f"--model-arg {name}: featcli sets it by itself", SETTLED[name])
 
 
-def _unknown(name: str, option: str) -> UsageError:
+def _unknown(name: str, option: str) -> FeatcliError:
+    if name.startswith((IN_FOLDER, AT_HUB)):
+        return CheckpointError(
+            f"checkpoint {shown(name.partition(':')[2])}: its config.json names an architecture that this timm lacks",
+            "is it spelt rightly? A newer timm may have it",
+        )
     plain, _, tag = name.partition(".")
     if is_timm_name(plain):
         tags = [known.partition(".")[2] for known in timm.list_pretrained(plain)]
