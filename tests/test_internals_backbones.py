@@ -389,6 +389,21 @@ def test_timm_is_silent_and_heard_again(caplog):
     assert timm.models._builder._logger.name.startswith("timm.")
 
 
+def test_operations_are_seen():
+    """If torch's blocks see no operations, the shapes of networks that look into their tensors cost gigabytes."""
+    seen = []
+
+    class Noting(internals.OperationMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append((str(func), len(internals.leaves_of(args))))
+            return internals.mapped(lambda one: one + 1, func(*args, **kwargs or {}))
+
+    with Noting():
+        found = torch.cat([torch.ones(1), torch.zeros(1)])
+    assert ("aten.cat.default", 2) in seen
+    assert found.tolist() == [3.0, 2.0]  # one more for what was made, and one more for what was joined
+
+
 def test_what_timm_prints_is_not_heard(capsys):
     """If EVA's converter prints in another way, a checkpoint of DINOv3 breaks the JSON of a command."""
     eva = internals._module_of_eva()

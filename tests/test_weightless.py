@@ -8,7 +8,7 @@ from torch import nn
 from featcli.backbones.checkpoint import resolve
 from featcli.backbones.hidden_states import HiddenStatesModelSpec
 from featcli.backbones.model_spec import ModelSpec
-from featcli.backbones.weightless import WithoutWeights
+from featcli.backbones.weightless import WithoutValues, WithoutWeights, blank
 from featcli.errors import CheckpointError
 from featcli.spec.groups import CheckpointSpec
 
@@ -26,9 +26,11 @@ def test_weights_take_no_memory():
     assert nn.Linear(300, 3000).weight.stride() == (300, 1)
 
 
-def test_a_network_that_looks_into_its_tensors(monkeypatch):
-    """One that cannot be run on the meta device has the stages of one that can."""
-    plain = resolve(CheckpointSpec(checkpoint="test_vit", random_init=True)).stages
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_coatnet"])
+def test_a_network_that_looks_into_its_tensors(monkeypatch, name):
+    """One that cannot be run on the meta device has the stages and the cost of one that can."""
+    spec = resolve(CheckpointSpec(checkpoint=name, random_init=True))
+    plain, operations = spec.stages, spec._whole.operations
 
     def looking(self, network, pixels):
         assert pixels.is_meta or any(not any(parameter.stride()) for parameter in network.module.parameters())
@@ -37,7 +39,20 @@ def test_a_network_that_looks_into_its_tensors(monkeypatch):
 
     forward_once = ModelSpec._forward_once
     monkeypatch.setattr(ModelSpec, "_forward_once", looking)
-    assert resolve(CheckpointSpec(checkpoint="test_vit", random_init=True)).stages == plain
+    spec = resolve(CheckpointSpec(checkpoint=name, random_init=True))
+    assert spec.stages == plain
+    assert spec._whole.operations == pytest.approx(operations, rel=0.01)  # some are counted as others
+
+
+def test_maps_take_no_memory():
+    """What is computed from one value is one value of the right shape; what a network looks into is computed."""
+    with WithoutValues():
+        pixels = blank((2, 3, 640, 640))
+        maps = nn.functional.conv2d(pixels, torch.ones(64, 3, 3, 3), padding=1).relu().flatten(2).transpose(1, 2)
+        assert maps.shape == (2, 640 * 640, 64)
+        assert maps.untyped_storage().nbytes() == 4
+        assert nn.functional.avg_pool2d(pixels, 640).tolist() == [[[[0.0]]] * 3] * 2  # few values
+        assert torch.arange(9000).max().item() == 8999
 
 
 def test_a_refusal_costs_no_weights(monkeypatch):

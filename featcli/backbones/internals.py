@@ -31,6 +31,8 @@ from PIL import Image
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from featcli.backbones.torchvision_operators import import_timm, import_transformers
@@ -256,6 +258,24 @@ def fused_weights(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, 
 def is_of_meta(error: Exception) -> bool:
     """Tell whether a network cannot be run on the meta device because it looks into its tensors."""
     return isinstance(error, NotImplementedError) or "meta" in str(error)
+
+
+class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A block in which each operation of this thread on tensors goes through `__torch_dispatch__`."""
+
+    def __init__(self) -> None:
+        """Make a block, for one `with`."""
+        super().__init__()  # type: ignore[no-untyped-call]
+
+
+def leaves_of(tree: object) -> list[Any]:
+    """List what is in lists and dictionaries of any depth."""
+    return tree_leaves(tree)
+
+
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Give the same lists and dictionaries with each thing in them replaced."""
+    return tree_map(function, tree)
 
 
 def operations_of(counter: FlopCounterMode) -> tuple[int, int]:

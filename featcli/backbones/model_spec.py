@@ -22,7 +22,7 @@ from featcli.backbones.internals import is_of_meta, operations_of
 from featcli.backbones.places import Places
 from featcli.backbones.preprocessing import Preprocessing
 from featcli.backbones.stages import Stage, select
-from featcli.backbones.weightless import WithoutWeights
+from featcli.backbones.weightless import WithoutValues, WithoutWeights, blank
 from featcli.errors import CheckpointError, UsageError, one_line, shown
 from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import CheckpointSpec
@@ -330,10 +330,10 @@ class ModelSpec(ABC):
             except (*REFUSALS, NotImplementedError) as error:
                 if isinstance(error, UsageError) or not is_of_meta(error):
                     raise
-            with WithoutWeights():
+            with WithoutWeights(), WithoutValues():
                 network = self.build(positions, "cpu")
                 network.module.requires_grad_(False)  # else every layer's maps are kept for gradients: gigabytes
-                return self._forward_once(network, torch.zeros(size))
+                return self._forward_once(network, blank(size))
         except UsageError:
             raise
         except REFUSALS as error:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from featcli.backbones.internals import OperationMode, leaves_of, mapped
+
 LEAST = 1 << 12  # values: smaller tensors are made as they are
 
 
@@ -44,3 +46,49 @@ def _writes(name: str) -> bool:
 
 def _is_one_value(tensor: object) -> bool:
     return isinstance(tensor, torch.Tensor) and tensor.numel() > LEAST and not any(tensor.stride())
+
+
+class WithoutValues(OperationMode):  # type: ignore[no-untyped-call]
+    """Inside the block, what is computed from tensors that are one value in every place is such a tensor, too.
+
+    Its shape comes from the meta device: neither memory nor time is needed for maps, while numbers that a network looks
+    into, such as the places of its patches, are computed. Small results are computed as they are.
+    """
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """See OperationMode."""
+        kwargs = kwargs or {}
+        if not any(_is_one_value(one) for one in leaves_of((args, kwargs))):
+            return func(*args, **kwargs)
+        schema: Any = getattr(func, "_schema", None)
+        if schema is None or schema.is_mutable or any(one.alias_info is not None for one in schema.returns):
+            return args[0] if schema is not None and schema.is_mutable else func(*args, **kwargs)  # or a view of one
+        try:
+            shapes = func(*mapped(_on_meta, args), **mapped(_on_meta, kwargs))
+        except NotImplementedError:  # not on that device
+            return func(*args, **kwargs)
+        found = [one for one in leaves_of(shapes) if isinstance(one, torch.Tensor)]
+        if not found or any(one.numel() <= LEAST or not one.is_floating_point() for one in found[:1]):
+            return func(*args, **kwargs)
+        return mapped(_blank_as, shapes)
+
+
+def blank(size: Sequence[int]) -> torch.Tensor:
+    """Give pixels without anything on them, as one value."""
+    return torch.zeros(()).expand(tuple(size))
+
+
+def _on_meta(one: Any) -> Any:
+    if isinstance(one, torch.Tensor):
+        return one.to("meta")
+    return torch.device("meta") if isinstance(one, torch.device) else one
+
+
+def _blank_as(one: Any) -> Any:
+    return torch.zeros((), dtype=one.dtype).expand(one.shape) if isinstance(one, torch.Tensor) else one
