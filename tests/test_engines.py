@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ def test_a_part_alone(cli, many, whole, tmp_path):
     """A part makes its shards alone, says what is missing, and leaves the dump incomplete; parts may be cut anew."""
     run = cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--part", "0/3")
     assert run.code == 3
-    assert "15 images, 1 failed" in run.err
+    assert f"part 0/3 of {tmp_path / 'd'}: 15 images, 1 failed (1 not_an_image)\n" in run.err
     assert "still missing, of other parts: 32 of 48 shards" in run.err
     made = sorted(int(path.stem) for path in (tmp_path / "d" / "shards").glob("*.h5"))
     assert made == list(range(0, SHARDS, 3))
@@ -70,7 +72,8 @@ def test_a_process_for_each_device(cli, many, whole, tmp_path):
     assert "device         cpu, cpu  (as asked: a process for each)" in err
     assert re.search(r"warning: worker \d \(cpu\) died at shard .*20.*: killed by SIGKILL", err)
     assert err.count("failed '33.png'") == 1
-    assert "featcli: error: shard 20: given up after 3 workers died at it, the last one killed by SIGKILL" in err
+    given_up = "shard 20: given up after 3 workers died at it and kept no more rows"
+    assert f"featcli: error: {given_up}, the last one killed by SIGKILL" in err
     assert "Traceback" not in err
     events = [json.loads(line) for line in out.splitlines()]
     made = sorted(event["shard"] for event in events if event["type"] == "shard")
@@ -140,6 +143,19 @@ def test_interrupting_workers(cli, many, whole, tmp_path):
     assert content(tmp_path / "d") == content(whole)
 
 
+def test_ctrl_c_while_workers_import(tmp_path):
+    """A worker leaves Ctrl-C to the driver from its first line on: it prints no traceback of what it imports."""
+    package = tmp_path / "featcli" / "workers"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    worker = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nmain = print\n"  # stands for the real one
+    (package / "worker.py").write_text(worker)
+    program = processes.PROGRAM.format(path=[str(tmp_path), *sys.path], socket=3, lock=4)
+    run = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "3 4\n", "")
+
+
 def test_workers_keep_their_rows(many, tmp_path):
     """What workers have made of shards that are not finished is on the disk when a run is stopped.
 
@@ -192,7 +208,7 @@ def test_a_driver_that_is_killed(cli, many, whole, tmp_path):
 
 def test_the_queue_isolates():
     """Shards that were at work when a worker died are tried again apart; only the one that kills is given up."""
-    queue = ShardQueue(range(5))
+    queue = ShardQueue(range(5), dict)
     assert [queue.take_new() for _ in range(2)] == [0, 1]
     queue.died([0, 1], "killed", had_started=True, is_last=False)
     assert queue.take_again() is None  # first all others
@@ -206,8 +222,46 @@ def test_the_queue_isolates():
         queue.died([1], "killed again", had_started=True, is_last=False)
     assert queue.is_over
     assert queue.given_up == {1: "killed again"}
-    with pytest.raises(WorkerError, match="shard 1: given up after 3 workers"):
+    with pytest.raises(WorkerError, match="shard 1: given up after 3 workers died at it and kept no more rows"):
         queue.refuse_given_up()
+
+
+@pytest.mark.parametrize(
+    ("kept", "deaths"),
+    [
+        ([0, 0, 0], 3),
+        ([10, 10, 10], 3),  # by an earlier run
+        ([10, 20, 20, 20, 20], 5),
+        ([0, 4, 4, 8, 8, 12, 12, 12, 12], 9),  # two deaths without progress, then one with it
+        ([10, 0, 5, 5], 3),  # rows that were thrown away, and fewer since: no progress
+    ],
+)
+def test_only_deaths_without_progress_give_a_shard_up(kept, deaths):
+    """`kept` rows on the disk at first, and after each death: three in turn that add none give it up, and no other."""
+    rows = iter([{0: count} if count else {} for count in [kept[0], *kept]])
+    queue, died = ShardQueue([0, 1], lambda: next(rows)), 0
+    assert (queue.take_new(), queue.take_new()) == (0, 1)
+    queue.done(1)
+    while not queue.is_over:
+        queue.died([0], "killed", had_started=True, is_last=False)
+        died += 1
+        assert queue.take_again() == (None if queue.given_up else 0)
+    assert died == deaths
+    assert [*queue.given_up] == [0]
+
+
+def test_no_shard_pays_for_another():
+    """Where a worker had several shards and rows of one were kept, its death counts against none of them."""
+    rows = iter([{}, {3: 10}, {3: 10}, {3: 10}])
+    queue = ShardQueue([3, 4], lambda: next(rows))
+    assert (queue.take_new(), queue.take_new()) == (3, 4)
+    queue.died([3, 4], "killed", had_started=True, is_last=False)
+    assert queue.take_again() == 3
+    queue.done(3)
+    for _ in range(TRIES - 1):
+        assert queue.take_again() == 4
+        queue.died([4], "killed", had_started=True, is_last=False)
+    assert queue.given_up == {}
 
 
 def test_progress_is_taken_back(whole):

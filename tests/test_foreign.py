@@ -2,12 +2,19 @@
 
 import json
 import os
+import re
 import shutil
+from collections import Counter
 
 import pytest
 
 import featcli
 from conftest import draw, tree
+from featcli.dump.checksummed_json import checksummed
+from featcli.dump.folder import Dump
+from featcli.dump.foreign import foreign_files
+from featcli.dump.unfinished import remove_unused
+from featcli.dump.writer import DumpWriter, finalize
 from featcli.errors import DamagedError
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 2, "shard_size": 2, "image_size": 32}
@@ -86,6 +93,89 @@ def test_what_is_no_part_of_a_dump_stays(made, dump, cli):
     featcli.extract(made / "photos", output=dump, overwrite=True, **OPTIONS)
     kept = {name for name in tree(dump) if name in mine}
     assert kept == {"shards/00001 (1).h5", "shards/00001.txt", "shards/.00001.h5.Ab3dEf"}
+
+
+@pytest.fixture(scope="module")
+def begun(made):
+    """What a run leaves that is stopped in shard 1, of this plan and of another: record, and file with one row."""
+    left = {}
+    for name in ("d", "weights"):
+        path = made / f"{name} begun"
+        shutil.copytree(made / name, path)
+        for file in ("manifest.json", "shards/00001.json", "shards/00001.h5"):
+            (path / file).unlink()
+        dump = Dump.at(path)
+        writer, first = DumpWriter(dump, dump.plan.environment), dump.plan.shard(1)[:1]
+        shard = writer.start(1, dump.keys()[2:4], {})
+        shard.file.write({"stage4": featcli.open_dump(made / name)["stage4"][2:3]})
+        shard.made.add(first, [], Counter(), Counter())
+        assert writer.keep(shard)
+        writer.leave(shard)
+        left[name] = sorted((path / "shards").glob(".*"), reverse=True)
+    return left
+
+
+BEYOND = "the plan has only 3 shards"
+ALIEN = "no name that featcli gives"
+OTHER = "it belongs to another dump"
+
+
+@pytest.mark.parametrize("is_committed", [False, True], ids=["missing", "committed"])
+@pytest.mark.parametrize(
+    ("plan", "record", "file", "why"),
+    [
+        ("d", 1, 1, None),
+        ("d", 1, None, None),
+        ("d", None, 1, None),
+        ("d", None, 9, None),
+        ("d", 9, 9, BEYOND),
+        ("d", 9, 1, BEYOND),
+        ("d", 9, None, BEYOND),
+        ("weights", 9, 9, BEYOND),
+        ("weights", 1, 1, OTHER),
+        ("weights", 1, None, OTHER),
+        ("d", 2, 1, "it is of another shard"),
+        ("d", ".9.unfinished.json", 9, ALIEN),
+        ("d", ".000001.unfinished.json", 1, ALIEN),
+        ("d", "00001.unfinished.json", 1, ALIEN),
+        ("d", ".00001.unfinished.json.bak", 1, ALIEN),
+    ],
+)
+def test_what_is_left_of_unfinished_shards(made, begun, dump, plan, record, file, why, is_committed):
+    """A record that is none of this plan's is named with its file, and stays unless a shard has to have its name.
+
+    Of the dump's own, rows are counted where record and file are there; what is of no use goes.
+    """
+    shards, (its_record, its_file) = dump / "shards", begun[plan]
+    for name in () if is_committed else ("manifest.json", "shards/00001.json", "shards/00001.h5"):
+        (dump / name).unlink()
+    there = tree(dump)
+    file_name = its_file.name.replace("00001", f"{file or 1:05d}")
+    name = f".{record:05d}.unfinished.json" if isinstance(record, int) else record
+    if name:
+        content = json.loads(its_record.read_text())
+        del content["checksum"]
+        (shards / name).write_bytes(checksummed({**content, "file": file_name}))
+    if file:
+        shutil.copy(its_file, shards / file_name)
+    is_read = name and re.fullmatch(r"\.\d{5,}\.unfinished\.json", name)  # else a partial file that nobody names
+    expected = {name: why} | ({file_name: f"{name} names it"} if file and is_read else {}) if why else {}
+    before, found = tree(dump), Dump.at(dump)
+    assert {
+        one.file.removeprefix("shards/"): one.what.partition(": its")[0] for one in foreign_files(found)
+    } == expected
+    is_kept = (plan, record, file, is_committed) == ("d", 1, 1, False)
+    assert found.unfinished_shards() == ([{"shard": 1, "kept": 1, "rows": 2}] if is_kept else [])
+    told = []
+    if is_committed:
+        finalize(found)
+    else:
+        remove_unused(shards)  # as every run does
+        report, keys = (lambda kind, **_: told.append(kind)), found.keys()[2:4]
+        assert DumpWriter(found, {}).take_up(1, keys, {}, [2], report) is None  # one row is no whole batch
+    left = {f"shards/{one}": before[f"shards/{one}"] for one in expected if is_committed or record != 1}
+    assert tree(dump) == there | left
+    assert told == (["warning", "kept", "resumed"] if record == 1 and not is_committed else [])
 
 
 @pytest.mark.parametrize("suffixes", [(".h5",), (".json",), (".h5", ".json")], ids=["file", "record", "both"])

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import struct
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -421,6 +422,30 @@ def test_ray_is_begun_quietly(ray, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert internals.imported_ray() is ray
     assert {name: os.environ[name] for name in internals.HOUSEKEEPING} == internals.HOUSEKEEPING
+
+
+def test_a_sigterm_while_ray_starts():
+    """Ray's handler ends the process with a code of its own: the handler that was there hears of the signal instead."""
+    from featcli.workers.internals import begin
+
+    def init(**_):
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray does
+        signal.raise_signal(signal.SIGTERM)
+
+    def stop(number, _):
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="15") as caught:
+            begin(SimpleNamespace(init=init), None)
+        assert caught.value.__context__ is None
+        assert signal.getsignal(signal.SIGTERM) is stop
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with pytest.raises(SystemExit, match="15"):  # there is no Ray to go on with
+            begin(SimpleNamespace(init=init), None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_ray_says_what_a_worker_raised(ray):

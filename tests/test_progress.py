@@ -4,6 +4,7 @@ import ast
 import inspect
 import io
 import re
+import traceback
 
 import pytest
 
@@ -124,6 +125,34 @@ def test_what_is_safe(run):
     assert (facts["done"], facts["safe"], facts["failed"]) == (300, 300, 1)
 
 
+@pytest.mark.parametrize(
+    ("events", "done", "safe"),
+    [
+        ([], 170, 170),
+        ([("resumed", {"shard": 4, "rows": 50})], 170, 170),
+        ([("resumed", {"shard": 4, "rows": 30})], 150, 150),  # the others are made again
+        ([("kept", {"shard": 4, "rows": 0}), ("resumed", {"shard": 4, "rows": 0})], 120, 120),  # of no use
+        ([("resumed", {"shard": 4, "rows": 0}), ("batch", {"images": 10})], 130, 170),  # another process is at it
+        ([("there", {"shard": 4, "rows": 100, "images": 100})], 220, 220),
+        ([("there", {"shard": 4, "rows": 100, "images": 100}), ("resumed", {"shard": 7, "rows": 20})], 220, 220),
+    ],
+)
+def test_rows_that_wait_to_be_taken_up(events, done, safe):
+    """Rows that other runs have put on the disk are safe and done from the start on, and counted once."""
+    report, stream = ProgressReport(Told(), Clock()), io.StringIO()
+    stream.isatty = lambda: True
+    bar = ProgressBar(stream)
+    found = [{"shard": 4, "kept": 50, "rows": 100}, {"shard": 7, "kept": 20, "rows": 100}]
+    start = ("start", {"images": 1000, "done": 100, "shards": 9, "bytes": 9000, "unfinished_shards": found})
+    for kind, facts in (start, *events):
+        report(kind, **facts)
+        bar.hear(kind, **facts)
+    assert (report.progress.done, report.progress.safe) == (done, safe)
+    assert bar._bar.format_dict["n"] == done
+    assert report.progress.bytes_left == 10 * (1000 - done)
+    bar.close()
+
+
 def test_a_worker_that_dies(run):
     """What it had computed and not committed is not done; what it found or put on the disk stays safe for the next."""
     from featcli.dump.plan import Outline
@@ -177,9 +206,12 @@ def test_lines_without_a_terminal():
     line = "3,008 of 15,010 images (20%), 2,944 safe, 2 failed, 20.5 images/s, 9.8 min left\n"
     assert shown(START, PROGRESS) == line
     assert line not in shown(START, PROGRESS, is_terminal=True)
-    estimate = {"images": 15010, "seconds": 733.7, "bytes": 123456789, "images_per_second": 20.4567}
-    expected = "expected       15,010 images in 12.2 min, 123 MB  (20.5 images/s; a kill costs at most a minute of it)"
-    assert shown(START, ("estimate", estimate)).startswith(expected)
+    estimate = {"images": 14986, "seconds": 733.7, "bytes": 123456789, "images_per_second": 20.4567}
+    expected = "expected       14,986 more images in 12.2 min, 123 MB  (20.5 images/s; "
+    kill = "a kill costs at most a minute of it and the batches at hand)\n"
+    assert shown(START, ("estimate", estimate)) == expected + kill
+    short = shown(START, ("estimate", {**estimate, "images": 1, "seconds": 61.0}))  # a minute of it is nearly all
+    assert short == "expected       1 more image in 61 s, 123 MB  (20.5 images/s; Ctrl-C keeps what is done)\n"
     assert shown(START, ("stopped", {"images": 15010, "safe": 2944})) == "stopped: 2,944 of 15,010 images are safe\n"
 
 
@@ -198,7 +230,8 @@ def test_work_that_makes_no_shards():
 def test_what_a_kill_costs(cli, photos, tmp_path):
     """It is said before: with -v, and of a dry run that says more than a minute; not of a run that is shorter."""
     command = ["extract", photos, *OPTIONS, "-o", tmp_path / "d"]
-    words = "rows are put on the disk every minute: a kill costs at most a minute of work"
+    cost = "a kill costs those of the last minute at most, and the batches at hand"
+    words = f"rows are put on the disk every minute: {cost}"
     for options, is_said in {("-v",): True, (): False, ("--rate", 1): False, ("--rate", 0.1): True}.items():
         assert (words in cli(*command, "--dry-run", *options).err) == is_said
     assert (words in cli(*command).err, words in cli(*command, "-v").err) == (False, False)  # nothing is left to do
@@ -249,7 +282,8 @@ def test_numbers_are_numbers(cli, photos, tmp_path, monkeypatch):
     assert chosen["stages"]["value"] == [{"name": "stage4", "shape": [96, 1, 1]}]
     assert (chosen["dump"]["shards"], chosen["dump"]["shard_rows"]) == (3, 4)
     events = {kind: [one for one in run.events if one["type"] == kind] for kind in ("start", "progress", "estimate")}
-    assert events["start"] == [{"type": "start", "images": 12, "done": 0, "shards": 3, "bytes": 12 * 96 * 4}]
+    start = {"images": 12, "done": 0, "shards": 3, "bytes": 12 * 96 * 4, "unfinished_shards": []}
+    assert events["start"] == [{"type": "start", **start}]
     assert sorted({event["done"] for event in events["progress"]}) == [4, 8, 12]
     for event in (*events["progress"], *events["estimate"]):
         assert all(type(number) in (int, float) and number == round(number, 3) for name, number in event.items()
@@ -286,11 +320,36 @@ def test_a_run_that_ends_before_its_time(cli, photos, tmp_path, stops, options, 
         assert run.events[-2] == {"type": "stopped", "images": 12, "safe": 8}
 
 
+def test_ctrl_c_in_a_script(photos, tmp_path):
+    """`featcli.extract` raises KeyboardInterrupt with one traceback, also where Ctrl-C came again later."""
+
+    def report(kind, **facts):
+        if kind in ("batch", "kept", "shard", "stopped"):
+            raise KeyboardInterrupt(kind)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped") as caught:
+        featcli.extract(photos, output=tmp_path / "d", report=report, **TINY)
+    printed = "".join(traceback.format_exception(caught.value))
+    assert printed.count("Traceback") == printed.count("KeyboardInterrupt: ") == 1
+
+
 def test_a_run_that_could_not_begin_says_nothing_of_safety(cli, photos, tmp_path):
     """An error before anything was made is that error alone."""
     featcli.extract(photos, output=tmp_path / "d", **TINY)
     run = cli("extract", photos, *OPTIONS, "-o", tmp_path / "d", "--pool", "avg", "-q")
     assert (run.code, "safe" in run.err) == (5, False)
+
+
+def test_what_is_new(photos, tmp_path):
+    """A dump is said to be new by the run that begins it, not by one that finds its plan and none of its shards."""
+    reasons = []
+    for _ in range(2):
+        told = Told()
+        featcli.extract(photos, output=tmp_path / "d", report=told, **TINY)
+        reasons += [facts["reason"] for facts in told.of("choice") if facts["name"] == "dump"]
+        for path in (tmp_path / "d" / "manifest.json", *(tmp_path / "d" / "shards").iterdir()):
+            path.unlink()
+    assert reasons == ["new; shard size as asked", "begun already; shard size as asked"]
 
 
 def test_failures_are_heard(cli, photos, tmp_path):
@@ -319,6 +378,7 @@ def test_what_an_export_leaves_out_is_heard(cli, photos, tmp_path):
     (path / "shards" / "00003.json").unlink()  # of one image
     run = cli("export", path, "-o", tmp_path / "d.h5", "--incomplete")
     assert run.out.endswith(f"; {left_out}; 1 image not there yet\n")
+    assert cli("export", path, "-o", "-", "--incomplete").err == f"{path}: {left_out}; 1 image not there yet\n"
     assert "13 images, 1 failed, 1 missing, stages" in repr(featcli.open_dump(path, incomplete=True))
 
 

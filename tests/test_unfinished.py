@@ -15,15 +15,17 @@ from PIL import Image
 
 import featcli
 from conftest import draw, tree
+from featcli.dump import lock as lock_module
 from featcli.dump import writer
 from featcli.dump.checksummed_json import checksummed, read_checksummed
 from featcli.dump.folder import Dump
+from featcli.dump.lock import FolderLock
 from featcli.dump.shard import ShardWriter
 from featcli.dump.unfinished import RowsMade
 from featcli.dump.writer import DumpWriter
 from featcli.errors import IncompleteError, MachineError
 from featcli.pixels.failure import Failure
-from featcli.run import sink
+from featcli.run import progress, sink
 from featcli.run.pipeline import ShardRunner
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 2, "threads": 1, "decode_threads": 1}
@@ -32,6 +34,9 @@ KINDS = {
     "vectors": {"pool": "avg", "dtype": "float16"},
     "native": {"fit": "native", "image_size": 64},
 }
+
+
+needs_locks = pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the system has no list of locks")
 
 
 class Stop(BaseException):
@@ -130,6 +135,108 @@ def test_rows_are_kept_when_another_thread_asks_for_it(pictures, tmp_path, monke
     assert seen[-1] in (2, 4, 6, 8)  # a few batches may wait to be written
     runners[-1].keep()  # nothing is left to be kept
     assert tree(dump) == tree(tmp_path / "whole")
+
+
+def test_rows_of_all_unfinished_shards_are_safe(pictures, tmp_path, monkeypatch):
+    """A run says from its first line on that rows are safe which two others have left in two shards."""
+    monkeypatch.setattr(progress, "MINUTE", 0.0)
+    monkeypatch.setattr(progress, "GRACE", 0.0)
+    for part in ("0/2", "1/2"):
+        with pytest.raises(Stop):
+            run(pictures, tmp_path / "d", stop_after=1, shard_size=6, part=part)
+    events = []
+    run(pictures, tmp_path / "d", events=events, shard_size=6)
+    (start,) = [facts for kind, facts in events if kind == "start"]
+    assert start["unfinished_shards"] == [{"shard": 0, "kept": 2, "rows": 6}, {"shard": 1, "kept": 2, "rows": 3}]
+    said = [(facts["done"], facts["safe"]) for kind, facts in events if kind == "progress"]
+    assert said[0] == (6, 4)  # with the first batch of this run
+    assert said[-1] == (9, 9)
+    assert said == sorted(said)
+
+
+def test_nothing_can_be_read_before_a_shard_is_finished(pictures, tmp_path, cli):
+    """`export` and `show` of a dump whose rows are all in an unfinished shard say so, and the way out: exit code 8."""
+    dump = tmp_path / "d"
+    with pytest.raises(Stop):
+        run(pictures, dump, stop_after=1)
+    hint = "hint: run its extract command again"
+    for command, name in (("export", "o.h5"), ("export", "-"), ("show", "o.png"), ("show", "o.html")):
+        refused = cli(command, dump, "-o", name if name == "-" else tmp_path / name)
+        assert (refused.code, refused.out) == (8, "")
+        assert refused.err == f"featcli: error: dump '{dump}': not complete, 0 of 1 shard there\n{hint}\n"
+        refused = cli(command, dump, "--incomplete", "-o", name if name == "-" else tmp_path / name)
+        assert (refused.code, refused.out) == (8, "")
+        said = "none of its 1 shard is finished yet: 2 images kept in unfinished ones"
+        rest = ": rows can be read when their shard is finished"
+        assert refused.err == f"featcli: error: dump '{dump}': {said}\n{hint}{rest}\n"
+    assert not [*tmp_path.glob("o.*")]
+
+
+def test_what_is_missing_of_an_export(pictures, tmp_path, cli):
+    """It says how many of the images that are not there yet lie in unfinished shards."""
+    with pytest.raises(Stop):
+        run(pictures, tmp_path / "d", stop_after=4, shard_size=6)
+    said = cli("export", tmp_path / "d", "--incomplete", "-o", tmp_path / "o.h5").out
+    assert said.endswith("; 1 failed image left out; 3 images not there yet (2 of them in unfinished shards)\n")
+
+
+@needs_locks
+def test_a_look_at_a_dump_that_is_in_use(pictures, tmp_path, cli):
+    """`inspect` and `verify` say that a run is at work there, and take no lock: the run and others go on beside."""
+    dump, seen = tmp_path / "d", []
+
+    def report(kind, **_):
+        if kind == "batch" and not seen:
+            for command in ("inspect", "verify"):
+                said, facts = cli(command, dump).out, cli(command, dump, "--json").events[0]
+                seen.append((said.splitlines()[-1], facts["in_use"]))
+
+    featcli.extract(str(pictures), output=dump, report=report, **OPTIONS)
+    assert seen == 2 * [("a process is at work in it now: what was found may have changed since", True)]
+    for command in ("inspect", "verify"):
+        assert not cli(command, dump, "--json").events[0]["in_use"]
+        assert "at work" not in cli(command, dump).out
+
+
+@needs_locks
+def test_a_look_takes_no_lock(tmp_path, monkeypatch):
+    """A process that begins meanwhile can have the folder; where the system has no list of locks nothing is said."""
+    with FolderLock(tmp_path) as lock:
+        assert lock.alone()
+        monkeypatch.setattr(fcntl, "flock", None)
+        assert lock_module.is_in_use(tmp_path)
+        assert not lock_module.is_in_use(tmp_path.parent)
+        for answer in ([], ["ino:\t5"], ["mnt_id:\t1", "ino:\tx"]):
+            monkeypatch.setattr(lock_module, "_lines", lambda _, answer=answer: answer)
+            assert not lock_module.is_in_use(tmp_path)
+
+        def refuse(_):
+            raise FileNotFoundError
+
+        monkeypatch.setattr(lock_module, "_lines", refuse)
+        assert not lock_module.is_in_use(tmp_path)
+
+
+def test_a_file_that_loses_its_name(pictures, tmp_path, monkeypatch):
+    """Where another machine sees no locks of this one and removes the file of a shard, the run ends within a minute."""
+    monkeypatch.setattr(sink, "KEEP_SECONDS", 0.0)
+    start, dump, events = DumpWriter.start, tmp_path / "d", []
+
+    def removed(into, *rest):
+        begun = start(into, *rest)
+        begun.file.partial.unlink()
+        return begun
+
+    monkeypatch.setattr(DumpWriter, "start", removed)
+    with pytest.raises(MachineError, match="gone while it was written"):
+        run(pictures, dump, events=events)
+    assert not records(dump)
+    assert "kept" not in [kind for kind, _ in events]
+    monkeypatch.setattr(sink, "KEEP_SECONDS", 60.0)
+    with pytest.raises(MachineError, match="gone while it was written"):  # when it should get its last name
+        run(pictures, dump)
+    monkeypatch.undo()
+    assert run(pictures, dump).is_complete
 
 
 OF_FILES = ("a row", "the file is shorter", "the file is empty", "other hashes")

@@ -248,7 +248,7 @@ def export(asked: ExportCommand) -> None:
         print(
             printable("; ".join([f"{asked.output}{beside}: {images}, {stages}, {size(num_bytes)}", *content.remarks]))
         )
-    elif content.dump.failures:
+    elif content.remarks and (content.dump.failures or not asked.quiet):
         print(printable(f"{asked.dump}: {'; '.join(content.remarks)}"), file=sys.stderr)
 
 
@@ -271,6 +271,7 @@ def show(asked: ShowCommand) -> None:
 
     is_page = asked.output.lower().endswith(PAGES)
     found = open_dump(asked.dump, asked.incomplete)
+    found.refuse_without_shards()
     count = asked.num_images or (PAGE_IMAGES if is_page else SHEET_IMAGES)
     rows = rows_of(found, asked.keys) if asked.keys else rows_to_draw(found, count)
     with _terminal(work="drawing", unit="steps") as terminal:

@@ -11,6 +11,7 @@ from featcli.errors import counted, printable, shown_shape, size
 
 WIDE = 240
 FOREIGN_SHOWN = 5
+IN_USE = "a process is at work in it now: what was found may have changed since"
 
 
 def print_checkpoint(facts: Mapping[str, Any]) -> None:
@@ -94,7 +95,9 @@ def print_dump(facts: Mapping[str, Any]) -> None:
     if facts["damaged_files"]:
         _say(f"gone or damaged: {', '.join(facts['damaged_files'])}; featcli verify says more")
     _say_each(foreign_lines(facts["foreign_files"]))
-    if facts["state"] == "incomplete" and facts["committed_shards"] == facts["shards"]:
+    if facts["in_use"]:
+        _say(IN_USE)
+    elif facts["state"] == "incomplete" and facts["committed_shards"] == facts["shards"]:
         _say("featcli finalize writes its last files")
     elif facts["state"] != "complete":
         _say("run its extract command again to complete it")
@@ -115,7 +118,9 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
         f"{facts['dump']}: {facts['state']}, {there:,} of {facts['shards']:,} shards, {size(facts['bytes'])} checked,"
         f" {counted(len(facts['damages']), 'damage')}"
     )
-    if facts["state"] == "incomplete":
+    if facts["in_use"]:
+        _say(IN_USE)
+    elif facts["state"] == "incomplete":
         _say("run its extract command again to complete it")
 
 

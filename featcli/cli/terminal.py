@@ -69,8 +69,10 @@ class Terminal:
         self._say(f"warning: {text}")
 
     def _on_estimate(self, images: int, seconds: float, bytes: int, images_per_second: float) -> None:
-        what = f"{counted(images, 'image')} in {duration(seconds)}, {size(bytes)}"
-        self._say(f"{'expected':<14} {what}  ({shown_rate(images_per_second)}; {A_KILL} at most a minute of it)")
+        what = f"{counted(images, 'more image')} in {duration(seconds)}, {size(bytes)}"
+        is_long = seconds >= 2 * MINUTE  # else a minute of it is nearly all
+        cost = f"{A_KILL} at most a minute of it and the batches at hand" if is_long else "Ctrl-C keeps what is done"
+        self._say(f"{'expected':<14} {what}  ({shown_rate(images_per_second)}; {cost})")
 
     def _on_start(self, shards: int = 0, **_: Any) -> None:
         if shards and self._verbose:
@@ -92,7 +94,8 @@ class Terminal:
             self._say(f"committed {file}: {rows} images")
 
     def _say_what_a_kill_costs(self) -> None:
-        self._say(f"{'safety':<14} rows are put on the disk every minute: {A_KILL} at most a minute of work")
+        cost = "those of the last minute at most, and the batches at hand"
+        self._say(f"{'safety':<14} rows are put on the disk every minute: {A_KILL} {cost}")
 
     def _on_resumed(self, shard: int, rows: int) -> None:
         if self._verbose and rows > 0:
@@ -128,9 +131,17 @@ def quiet(kind: str, **facts: Any) -> None:
         print(stopped_line(facts), file=sys.stderr or io.StringIO())
 
 
-def some_failed(dump: str, written: int, failed: int, failed_by_reason: Mapping[str, int], **_: Any) -> str:
+def some_failed(
+    dump: str, written: int, failed: int, failed_by_reason: Mapping[str, int], part: str | None = None, **_: Any
+) -> str:
     """One line of a dump, or a part, of which some images failed."""
-    return f"{dump}: {failed:,} of {counted(written + failed, 'image')} failed ({_reasons(failed_by_reason)})"
+    which = f"{_part_of(dump, part)}: {failed:,} of {counted(written + failed, 'image')}"
+    return f"{which} failed ({_reasons(failed_by_reason)})"
+
+
+def _part_of(dump: str, part: str | None) -> str:
+    """Name what the counts of a run are of."""
+    return dump if part is None else f"part {part} of {dump}"
 
 
 def _shown_value(value: Any) -> str:
@@ -156,7 +167,8 @@ def summary(end: dict[str, Any]) -> str:
     if is_idle:
         lines = [_without_shards(end["part"], end["shards"])]
     else:
-        lines.append(f"{end['dump']}: {counted(end['written'], 'image')}{failed if end['failed'] else ''}")
+        which = _part_of(end["dump"], end["part"])
+        lines.append(f"{which}: {counted(end['written'], 'image')}{failed if end['failed'] else ''}")
     if not end["is_complete"]:
         missing = f"{end['missing_shards']:,} of {counted(end['shards'], 'shard')}"
         lines.append(f"still missing, of other parts: {missing}; the last of them writes the manifest")

@@ -208,7 +208,12 @@ class Dump:
     def rows_kept(self) -> dict[int, int]:
         """How many rows of each unfinished shard that is not committed are on the disk."""
         there = {*self.numbered(".json")}
-        return {one.number: one.rows for one in self.unfinished() if one.rows and one.number not in there}
+        begun = [one for one in self.unfinished() if one.rows and one.number not in there]
+        return {one.number: one.rows for one in begun if self._has_its_rows(one)}
+
+    def _has_its_rows(self, one: Unfinished) -> bool:
+        """Whether the file of an unfinished shard is there: a kill may have left it under its last name."""
+        return one.partial is not None and (is_there(one.partial) or is_there(self.shard_path(one.number)))
 
     def _is_damaged(self, record: Mapping[str, Any]) -> bool:
         found = state_at(self.shard_path(record["shard"]))

@@ -1,7 +1,8 @@
 """What lies among the shards of a dump and is no part of it: copied there by mistake, or from the dump of another plan.
 
 It is named and left alone. A record, or a shard file without one, that another plan has for a shard of this one is more
-than that: see `Dump.committed`.
+than that: see `Dump.committed`. A partial file is no matter of this: a process writes it, a record names it, or it is
+removed.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcli.dump.folder import OURS, SHARD_FILE, SHARDS, Dump
+from featcli.dump.atomic_file import PARTIAL_NAME
+from featcli.dump.folder import SHARD_FILE, SHARDS, Dump
+from featcli.dump.unfinished import RECORD_NAME, named_file
 from featcli.errors import counted
 from featcli.system.files import is_folder, names_in
 
@@ -26,19 +29,25 @@ def foreign_files(dump: Dump) -> list[ForeignFile]:
     """Name what lies among the shards and is not read, in order. Raises MachineError."""
     folder = dump.path / SHARDS
     found = {name: _why_foreign(dump, folder / name) for name in sorted(names_in(folder))}
+    records = {name: named_file(folder / name) for name in found if RECORD_NAME.fullmatch(name)}
+    ours = {file for record, file in records.items() if not found[record]}
+    for record, file in records.items():
+        if found[record] and file in found and file not in ours and PARTIAL_NAME.fullmatch(file):
+            found[file] = f"{record} names it"
     return [ForeignFile(f"{SHARDS}/{name}", why) for name, why in found.items() if why]
 
 
 def _why_foreign(dump: Dump, path: Path) -> str:
     """Say why a file is not read; nothing where it is of the dump."""
-    named = SHARD_FILE.fullmatch(path.name)
-    if named is None and OURS.fullmatch(path.name):  # of an unfinished shard
+    named, unfinished = SHARD_FILE.fullmatch(path.name), RECORD_NAME.fullmatch(path.name)
+    if PARTIAL_NAME.fullmatch(path.name):
         return ""
-    digits = path.name.partition(".")[0]
-    if named is None or digits != f"{int(digits):05d}":
+    digits = unfinished[1] if unfinished else path.name.partition(".")[0]
+    if (named is None and unfinished is None) or digits != f"{int(digits):05d}":
         return "a folder" if is_folder(path) else "no name that featcli gives"
-    if named[1] not in (dump.format.SUFFIX, ".json"):
+    if named is not None and named[1] not in (dump.format.SUFFIX, ".json"):
         return f"this dump is of {dump.plan.settings.format}"
     if int(digits) >= dump.plan.num_shards:
         return f"the plan has only {counted(dump.plan.num_shards, 'shard')}"
-    return ""
+    begun = dump.unfinished_shard(int(digits)) if unfinished else None
+    return begun.problem if begun is not None and begun.is_foreign else ""

@@ -67,6 +67,29 @@ class FolderLock:
         os.close(self._descriptor)
 
 
+def is_in_use(folder: Path) -> bool:
+    """Whether a process of this machine is seen to hold a lock on the folder now.
+
+    The kernel's own list is read, where there is one: a lock taken for a look, however short, would be in the way of
+    a process that begins. Locks of other machines and of containers beside this one are not in it.
+    """
+    with suppress(OSError, ValueError, LookupError):
+        descriptor = _opened(folder)
+        try:
+            known = dict(line.split(":\t") for line in _lines(f"/proc/self/fdinfo/{descriptor}") if ":\t" in line)
+        finally:
+            os.close(descriptor)
+        mounts = (line.split() for line in _lines("/proc/self/mountinfo"))
+        major, minor = next((one[2] for one in mounts if one[0] == known["mnt_id"]), "").split(":")
+        name = f"{int(major):02x}:{int(minor):02x}:{int(known['ino'])}"  # stat has other numbers on some file systems
+        return any(line.split()[1:2] == ["FLOCK"] and name in line.split() for line in _lines("/proc/locks"))
+    return False
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[bool]:
     """Wait until no other process is inside such a block for this folder; for a block that takes no time.

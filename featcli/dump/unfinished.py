@@ -20,7 +20,7 @@ from typing import Any
 from featcli.dump.atomic_file import PARTIAL_NAME, remove_stale, take_partial
 from featcli.dump.checksummed_json import read_checksummed, why_refused
 from featcli.dump.plan import Plan
-from featcli.dump.records import check_record, record_content
+from featcli.dump.records import ForeignRecordError, check_record, record_content
 from featcli.dump.shard import ShardSummary
 from featcli.pixels.failure import Failure
 from featcli.pixels.traits import Trait
@@ -98,6 +98,7 @@ class Unfinished:
     number: int
     content: Mapping[str, Any] | None
     problem: str = ""
+    is_foreign: bool = False  # it is whole, and another plan's, or another shard's
 
     @property
     def rows(self) -> int:
@@ -138,6 +139,8 @@ def read_unfinished(shards: Path, plan: Plan, number: int) -> Unfinished | None:
     try:
         record = read_checksummed(path)
         _check(record, plan, number)
+    except ForeignRecordError as error:
+        return Unfinished(path, number, None, str(error), is_foreign=True)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return Unfinished(path, number, None, f"its record is damaged ({why_refused(error)})")
     return Unfinished(path, number, record)
@@ -146,7 +149,7 @@ def read_unfinished(shards: Path, plan: Plan, number: int) -> Unfinished | None:
 def unfinished_in(shards: Path, plan: Plan) -> list[Unfinished]:
     """The unfinished shards in a folder, in order. Raises MachineError."""
     names = (RECORD_NAME.fullmatch(name) for name in names_in(shards))
-    numbers = sorted(int(name[1]) for name in names if name and int(name[1]) < plan.num_shards)
+    numbers = sorted({int(name[1]) for name in names if name and int(name[1]) < plan.num_shards})
     found = (read_unfinished(shards, plan, number) for number in numbers)
     return [one for one in found if one is not None]
 
@@ -177,20 +180,23 @@ def _remove_partial(path: Path, even_unlocked: bool = False) -> None:
 
 def remove_unused(shards: Path) -> None:
     """Remove the partial files of dead processes but for those that are named by a record of an unfinished shard."""
-    named = set()
-    for name in names_in(shards):
-        if RECORD_NAME.fullmatch(name):
-            with suppress(ValueError):
-                named.add(str(read_checksummed(shards / name).get("file")))
+    named = {named_file(shards / name) for name in names_in(shards) if RECORD_NAME.fullmatch(name)}
     remove_stale(shards, keep=named)
+
+
+def named_file(record: Path) -> str:
+    """The name of the file with the rows, by a record of anybody's; nothing where it says none."""
+    with suppress(ValueError):
+        return str(read_checksummed(record).get("file"))
+    return ""
 
 
 def _check(record: Mapping[str, Any], plan: Plan, number: int) -> None:
     """Raise ValueError, TypeError or KeyError where a field is not what its readers rely on."""
-    rows, count = plan.shard(number), record["rows"]
-    if type(count) is not int or not 0 < count <= len(rows):
+    count = record["rows"]
+    check_record(record, plan, number, record["file"], count)  # first: another plan's may be right as it is
+    if type(count) is not int or not 0 < count <= len(plan.shard(number)):
         raise ValueError("a number of rows that is none")
-    check_record(record, plan, number, record["file"], count)
     named = PARTIAL_NAME.fullmatch(record["file"])
     if named is None or os.sep in named[1] or Path(named[1]).stem != f"{number:05d}":
         raise ValueError("a file that is none")

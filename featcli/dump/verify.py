@@ -19,7 +19,7 @@ from featcli.dump.folder import ASIDE, BEFORE, FAILURES, IMAGES, MANIFEST, PLAN,
 from featcli.dump.foreign import ForeignFile, foreign_files
 from featcli.dump.formats import FORMATS
 from featcli.dump.formats.layout import VALID, Array, Layout, is_stage, read_rows, values_of
-from featcli.dump.lock import FolderLock
+from featcli.dump.lock import FolderLock, is_in_use
 from featcli.dump.plan import Plan, with_fingerprint
 from featcli.dump.records import failure_lines, manifest_content
 from featcli.dump.shard import REST, hash_rest
@@ -50,6 +50,7 @@ class Verdict:
     missing_shards: int = 0
     unfinished_shards: list[dict[str, int]] = field(default_factory=list)  # as Dump.unfinished_shards has them
     has_manifest: bool = False
+    in_use: bool = False  # by a process of this machine, when the last byte was read
     bytes: int = 0
     damages: list[Damage] = field(default_factory=list)
     foreign_files: list[ForeignFile] = field(default_factory=list)
@@ -109,6 +110,7 @@ def _verdict(folder: Path, report: Report) -> Verdict:
             dump.refuse_foreign_file(number)
     verdict.foreign_files = foreign_files(dump)
     _check_last_files(dump, records, verdict)
+    verdict.in_use = is_in_use(folder)
     return verdict
 
 

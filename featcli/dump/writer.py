@@ -61,7 +61,7 @@ def _remove_left(dump: Dump, retry_failed: bool) -> None:
     """Remove what a kill, another process or a copy of the folder has left of shards that are committed."""
     for one in dump.unfinished():
         is_again = retry_failed and one.number in dump.found.failed  # what is left of it is of that
-        if dump.is_committed(one.number) and not is_again:
+        if dump.is_committed(one.number) and not (is_again or one.is_foreign):
             remove_partials(dump.shard_path(one.number))
             one.remove()
 
@@ -123,6 +123,8 @@ class DumpWriter:
             rows = counted(found.rows, "row") if found.rows else "rows"
             text = f"unfinished shard {number}: {problem}: its {rows} are made again"
             report("warning", text=text)
+            report("kept", shard=number, rows=0)
+        report("resumed", shard=number, rows=0)
         return None
 
     def _take_up(
@@ -195,7 +197,7 @@ class DumpWriter:
         return ShardWriter(dump.shard_path(number), dump.format, arrays, keys, dump.attributes(number), partial)
 
     def keep(self, begun: BegunShard) -> bool:
-        """Put the rows of an unfinished shard on the disk, then the record that says so. Raises OSError.
+        """Put the rows of an unfinished shard on the disk, then the record that says so. Raises OSError, MachineError.
 
         False where another process has committed it, or has more rows of it on the disk.
         """
@@ -203,6 +205,7 @@ class DumpWriter:
         is_other = other is not None and other.partial != begun.file.partial
         if self.is_done(begun.number) or (is_other and self._is_further(other, begun)):
             return False
+        _refuse_if_gone(begun)
         written = begun.file.keep()
         record = begun.made.to_json(self.dump.plan, begun.number, written)
         record |= {"environments": self._environments(begun.made), **self._sizes(begun.number)}
@@ -242,6 +245,7 @@ class DumpWriter:
                 begun.file.abort()
                 self._forget_unfinished(number, is_locked)
                 return None
+            _refuse_if_gone(begun)
             if is_there(path):  # from here on the shard is not committed; what it says of failed images is kept
                 path.replace(before)
                 sync_folder(self.dump.path / SHARDS)
@@ -284,6 +288,15 @@ class DumpWriter:
         """Of the processes that made rows of a shard, each one once, this one last."""
         mine = dict(self.environment)
         return [*(dict(one) for one in made.environments if dict(one) != mine), mine]
+
+
+def _refuse_if_gone(begun: BegunShard) -> None:
+    """Raise MachineError where the file of a shard has lost its name: what is written to it from now on is lost."""
+    if not is_there(begun.file.partial):
+        raise MachineError(
+            f"unfinished shard {shown(begun.file.partial)}: gone while it was written",
+            f"another machine that does not see the locks of this one has removed it, or somebody; {RESUMES}",
+        )
 
 
 def _stages(arrays: Iterable[str]) -> list[str]:

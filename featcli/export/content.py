@@ -41,11 +41,12 @@ class Content:
     @property
     def remarks(self) -> list[str]:
         """What is to be said of rows of the dump that hold no maps."""
-        failed, missing = len(self.dump.failures), self.dump.num_missing
+        failed, missing, kept = len(self.dump.failures), self.dump.num_missing, self.dump.num_kept
         became = "kept as NaN" if self.keeps_failed else "left out"
+        of_them = f" ({kept:,} of them in unfinished shards)" if kept else ""
         return [
             *([f"{counted(failed, 'failed image')} {became}"] if failed else []),
-            *([f"{counted(missing, 'image')} not there yet"] if missing else []),
+            *([f"{counted(missing, 'image')} not there yet{of_them}"] if missing else []),
         ]
 
     @property

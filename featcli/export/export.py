@@ -31,8 +31,9 @@ def export(dump: DumpReader, asked: ExportCommand, report: Report = silent) -> C
     """Write the chosen stages of a dump: to a file, a folder of .npy files, or `-` for JSON lines on stdout.
 
     The suffix tells the format where `asked.to` does not. Returns what was written. Raises UsageError, ConflictError
-    where the output is there already, DamagedError and MachineError.
+    where the output is there already, IncompleteError where no shard is finished, DamagedError and MachineError.
     """
+    dump.refuse_without_shards()
     output, name = asked.output, _format(asked.output, asked.to)
     known = export_format(name).DTYPES
     if asked.dtype is not None and asked.dtype not in known:

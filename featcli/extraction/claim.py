@@ -74,7 +74,7 @@ def claim(job: Job, asked: ExtractSpec, existing: Dump | None, lock: FolderLock)
     if shards and not is_alone:  # another begins at the first: begin elsewhere
         start = random.SystemRandom().randrange(len(shards))  # no number of the caller's
         shards = shards[start:] + shards[:start]
-    return WorkOrder(into, shards, job.pictures, lock.descriptor)
+    return WorkOrder(into, shards, job.pictures, lock.descriptor, is_new=existing is None)
 
 
 def _begin(path: Path, job: Job, existing: Dump | None, is_alone: bool) -> None:

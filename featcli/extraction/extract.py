@@ -68,7 +68,10 @@ def extract(asked: ExtractCall) -> Outcome:
     The keywords are the options that `featcli extract -h` describes, but for those under Report: `report`, which is
     called with every event of the run, takes their place. Raises FeatcliError.
     """
-    return run(narrowed(asked, ExtractSpec), silent if asked.report is None else asked.report)
+    try:
+        return run(narrowed(asked, ExtractSpec), silent if asked.report is None else asked.report)
+    except KeyboardInterrupt as interrupt:
+        raise interrupt from None  # with one traceback, however often Ctrl-C came while the run tidied up
 
 
 def run(asked: ExtractSpec, report: Report = silent, listing: Listing | None = None) -> Outcome:
@@ -218,17 +221,19 @@ def _report_dump(order: WorkOrder, part: Part | None, shard_size: str, report: R
         report("choice", name="part", value=value, reason=part.reason)
     done = len(mine) - len(shards - again)
     value = f"{counted(plan.num_shards, 'shard')} of up to {plan.shard_rows:,} images"
-    kept = sum(rows for number, rows in order.dump.rows_kept().items() if number in mine)
+    unfinished = [one for one in order.dump.unfinished_shards() if one["shard"] in shards]
+    kept = sum(one["kept"] for one in unfinished)
     reasons = [f"{done:,} of them there already"] if done else []
     reasons += [f"{counted(kept, 'image')} of unfinished ones there already"] if kept else []
-    reasons = reasons or ([] if shard_size == SIZE_AS_BEGUN else ["new"])
+    reasons = reasons or (["new"] if order.is_new else [] if shard_size == SIZE_AS_BEGUN else ["begun already"])
     reasons += [f"{len(again):,} of those with failures and done again"] if again else []
     reasons += [] if shard_size == DEFAULT else [shard_size]
     facts = {"shards": plan.num_shards, "shard_rows": plan.shard_rows}
     report("choice", name="dump", value=value, reason="; ".join(reasons), **facts)
     images, left = (sum(len(plan.shard(number)) for number in some) for some in (mine, shards))
     num_bytes = sum(plan.shard_bytes(number, order.pictures.sizes) for number in shards)
-    report("start", images=images, done=images - left, shards=len(shards), bytes=num_bytes)
+    facts = {"images": images, "done": images - left, "shards": len(shards), "bytes": num_bytes}
+    report("start", **facts, unfinished_shards=unfinished)
 
 
 def _warn_of_maps(stats: RunStats, plan: Plan, report: Report) -> None:

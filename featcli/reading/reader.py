@@ -40,9 +40,9 @@ def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpRea
     if not (dump.is_complete() or incomplete):
         there, shards = len(dump.numbered(".json")), dump.plan.num_shards
         way_out = "run its extract command again" if there < shards else "featcli finalize completes it"
+        as_it_is = ", or take what is there: --incomplete, in Python incomplete=True" if there else ""
         raise IncompleteError(
-            f"dump {shown(path)}: not complete, {there:,} of {counted(shards, 'shard')} there",
-            f"{way_out}, or take what is there: --incomplete, in Python incomplete=True",
+            f"dump {shown(path)}: not complete, {there:,} of {counted(shards, 'shard')} there", way_out + as_it_is
         )
     return DumpReader(dump)
 
@@ -199,6 +199,21 @@ class DumpReader:
         """Images of shards that are not there yet."""
         return len(self) - sum(len(self.plan.shard(number)) for number in self.records)
 
+    @property
+    def num_kept(self) -> int:
+        """Of the missing images those whose rows are on the disk already: to be read when their shards are finished."""
+        return sum(self._dump.rows_kept().values())
+
+    def refuse_without_shards(self) -> None:
+        """Raise IncompleteError where no shard is finished: then there is no row to be read."""
+        if self.records:
+            return
+        kept = f": {counted(self.num_kept, 'image')} kept in unfinished ones" if self.num_kept else ""
+        raise IncompleteError(
+            f"dump {shown(self.path)}: none of its {counted(self.plan.num_shards, 'shard')} is finished yet{kept}",
+            "run its extract command again: rows can be read when their shard is finished",
+        )
+
     def __len__(self) -> int:
         """Images, failed ones too: row i is image i."""
         return self.plan.num_images
@@ -291,7 +306,7 @@ class DumpReader:
         counts = [f"{len(self)} images"]
         with suppress(FeatcliError):  # a record that is damaged is told by what needs it
             counts += [f"{len(self.failures)} failed"] if self.failures else []
-            kept = sum(self._dump.rows_kept().values())
+            kept = self.num_kept
             of_them = f" ({kept} of them kept, to be read when their shards are finished)" if kept else ""
             counts += [f"{self.num_missing} missing{of_them}"] if self.num_missing else []
         return f"<dump {shown(self.path)}: {', '.join(counts)}, stages {', '.join(self.stages)}>"

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
 from featcli.errors import counted, duration, printable
@@ -22,8 +22,8 @@ Clock = Callable[[], float]  # seconds
 class Progress:
     """Counts of a run, which hears of all its events, in any thread.
 
-    `images`: of the run. `done`: those that are there, were found unfinished on the disk, are made by others, or were
-    computed. `computed`: by this run alone. `safe`: those that a kill does not lose; None where no shards are made.
+    `images`: of the run. `done`: those that are there, lie in unfinished shards on the disk, are made by others, or
+    were computed. `computed`: by this run alone. `safe`: those that a kill does not lose; None where none are made.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -33,6 +33,7 @@ class Progress:
         self._clock = clock
         self._committed = 0
         self._kept: dict[int, int] = {}  # unfinished shard -> rows of it that are on the disk
+        self._found: dict[int, int] = {}  # likewise, of those that wait to be taken up: `done` has them
         self._started = 0.0
         self._paces: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)  # (when, computed by then), a minute apart
         self._lock = threading.Lock()
@@ -72,9 +73,10 @@ class Progress:
         rate = self.rate
         return None if rate is None else max(0, self.images - self.done) / rate
 
-    def hear(self, kind: str, **facts: Any) -> None:
-        """Count what happened."""
+    def hear(self, kind: str, **facts: Any) -> int:
+        """Count what happened. Returns how many more images are done."""
         with self._lock:
+            before = self.done
             if kind == "start":
                 self._start(**facts)
             elif kind == "batch":
@@ -83,7 +85,7 @@ class Progress:
                 if not self._paces:  # what comes before the first batch, such as workers that load, is no pace
                     self.mark()
             elif kind == "resumed":
-                self.done += facts["rows"]
+                self.done += facts["rows"] - self._found.pop(facts["shard"], 0)
                 if facts["rows"] > 0:
                     self._kept[facts["shard"]] = facts["rows"]
             elif kind == "kept":
@@ -91,9 +93,10 @@ class Progress:
             elif kind in ("shard", "there"):
                 self._kept.pop(facts["shard"], None)
                 self._committed += facts["rows"]
-                self.done += facts.get("images", 0)
+                self.done += facts.get("images", 0) - self._found.pop(facts["shard"], 0)
             elif kind == "failure":
                 self.failed += 1
+            return self.done - before
 
     def mark(self) -> None:
         """Remember how far it is now: the pace is that of the last marks."""
@@ -112,9 +115,18 @@ class Progress:
             "seconds_left": None if left is None else round(left, 3),
         }
 
-    def _start(self, images: int, done: int, shards: int | None = None, bytes: int = 0) -> None:
+    def _start(
+        self,
+        images: int,
+        done: int,
+        shards: int | None = None,
+        bytes: int = 0,
+        unfinished_shards: Iterable[Mapping[str, int]] = (),
+    ) -> None:
         self.has_started, self.makes_shards, self._started = True, shards is not None, self._clock()
-        self.images, self.done, self._committed = images, done, done
+        self._found = {one["shard"]: one["kept"] for one in unfinished_shards}
+        self._kept = dict(self._found)
+        self.images, self.done, self._committed = images, done + sum(self._found.values()), done
         self._bytes, self._to_do = bytes, images - done
 
 
@@ -167,13 +179,13 @@ class ProgressBar:
 
     def hear(self, kind: str, **facts: Any) -> None:
         """Move it by an event."""
-        self._progress.hear(kind, **facts)
+        done = self._progress.hear(kind, **facts)
         if kind == "start":
             self._open()
         elif kind in ("end", "stopped"):
             self.close()
         elif self._bar is not None:
-            self._move(kind, facts)
+            self._move(kind, done)
 
     def say(self, text: str) -> None:
         """Print lines above it."""
@@ -201,14 +213,13 @@ class ProgressBar:
             file=self._stream, leave=self._leave, dynamic_ncols=True,
         )  # fmt: skip
 
-    def _move(self, kind: str, facts: Mapping[str, Any]) -> None:
+    def _move(self, kind: str, done: int) -> None:
         if kind == "batch":
-            self._bar.update(facts["images"])
+            self._bar.update(done)
             return
-        not_computed = facts["images"] if kind == "there" else facts["rows"] if kind == "resumed" else 0
-        self._bar.initial += not_computed  # so that they are no part of its pace
-        self._bar.last_print_n += not_computed
-        self._bar.n += not_computed
+        self._bar.initial += done  # not computed: so that they are no part of its pace
+        self._bar.last_print_n += done
+        self._bar.n += done
         if kind in ("resumed", "there", "kept", "shard", "failure"):
             failed = f", {self._progress.failed:,} failed" if self._progress.failed else ""
             self._bar.set_postfix_str(f"{self._progress.safe:,} safe{failed}")

@@ -87,7 +87,7 @@ class ExtractCommand(ExtractSpec):
             "Also print every failure and every shard.",
             flags=("-v", "--verbose"),
             group=REPORT,
-            excludes=(Other("quiet", "-q says nothing but errors: give one of the two"),),
+            excludes=(Other("quiet", "-q leaves these out: give one of the two"),),
         ),
     ] = False
 
@@ -185,7 +185,9 @@ class VerifyCommand(InputSpec):
     seed: Seed = None
     device: Annotated[str | None, replace(OF_DEVICE, help=f"{OF_DEVICE.help} Default: {AUTO}.", stands_for=AUTO)] = None
     as_json: Json = False
-    quiet: Quiet = False
+    quiet: Annotated[
+        bool, replace(OF_QUIET, help="Print only errors, and what --repair does and --recompute finds.")
+    ] = False
 
     def refuse_conflicts(self) -> None:
         """See Spec: images and a checkpoint are for --recompute, which needs both."""

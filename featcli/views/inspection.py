@@ -12,6 +12,7 @@ from featcli.dump.checksummed_json import read_checksummed
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
 from featcli.dump.foreign import foreign_files
 from featcli.dump.formats.layout import ITEM_BYTES
+from featcli.dump.lock import is_in_use
 from featcli.dump.records import pictures_of, said_of_pictures, totals_of
 from featcli.errors import CheckpointError, IncompleteError, UsageError, most_first, shown
 from featcli.inputs.image_list import SUFFIXES
@@ -113,6 +114,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "type": "dump",
         "path": str(path),
         "state": "damaged" if damaged else "complete" if is_complete else "incomplete",
+        "in_use": is_in_use(path),
         "images": dump.plan.num_images,
         "written": totals["written"],
         "failed": totals["failed"],

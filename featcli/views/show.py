@@ -77,7 +77,7 @@ def _row(dump: DumpReader, key: str) -> int:
     row = dump.rows[key]
     if not dump.valid[row]:
         failure = next((f for f in dump.failures if f["row"] == row), None)
-        why = f"{failure['reason']} ({failure['detail']})" if failure else "its shard is missing"
+        why = f"{failure['reason']} ({failure['detail']})" if failure else "its shard is not finished yet"
         raise UsageError(f"key {shown(key)}: it has no maps: {why}", "choose another")
     return row
 

@@ -27,6 +27,7 @@ class WorkOrder:
     shards: Sequence[int]
     pictures: SizedImages
     lock: int  # the descriptor of the lock on the folder, which holds as long as any process has it
+    is_new: bool = False  # the dump was begun for this order
 
     @property
     def dump(self) -> Dump:

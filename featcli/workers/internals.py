@@ -33,18 +33,26 @@ def imported_ray() -> Any:
 def begin(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start one for this process, which prints nothing. Raises NO_CLUSTER.
 
-    Ray sets handlers of signals that know nothing of what is to be tidied up: those that were there are put back.
+    Ray sets handlers of signals that know nothing of what is to be tidied up: those that were there are put back, and
+    hear of a SIGTERM that Ray has heard meanwhile.
     """
     options: dict[str, Any] = {"address": address or "local", "logging_level": "ERROR", "log_to_driver": False}
     if address is None:
         options |= {"object_store_memory": STORE_BYTES, "include_dashboard": False}
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    is_main, ended_by_ray = threading.current_thread() is threading.main_thread(), None
     try:
         ray.init(**options)
+    except SystemExit as error:  # raised by its handler of SIGTERM, wherever Ray was
+        ended_by_ray = error
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if is_main:
             for one, handler in before.items():
                 signal.signal(one, handler)
+    if ended_by_ray is not None:
+        if is_main and ended_by_ray.code == signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)
+        raise ended_by_ray
 
 
 def started_worker(ray: Any, kind: type, task: Any, wants: Mapping[str, float], environment: Mapping[str, str]) -> Any:

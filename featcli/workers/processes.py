@@ -28,7 +28,11 @@ from featcli.workers.shard_queue import ShardQueue, at_shards
 from featcli.workers.worker import WorkerSpec
 
 PATIENCE = 10.0  # seconds that a worker may take to end when it is told to
-PROGRAM = "import sys; sys.path[:] = {path!r}; from featcli.workers.worker import main; main({socket}, {lock})"
+# Ctrl-C reaches all processes of a terminal, and the driver alone decides: also while a worker is still importing.
+PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "import sys; sys.path[:] = {path!r}; from featcli.workers.worker import main; main({socket}, {lock})"
+)
 
 
 @dataclass(eq=False)
@@ -63,7 +67,7 @@ class ProcessEngine:
 
     def run(self, order: WorkOrder) -> RunStats:
         """Raises FeatcliError: a worker's own, or WorkerError."""
-        stats, queue = RunStats(), ShardQueue(order.shards)
+        stats, queue = RunStats(), ShardQueue(order.shards, order.dump.rows_kept)
         for place in range(min(self.workers, len(order.shards))):
             self._start_worker(place, order)
         while self._living:

@@ -135,7 +135,7 @@ class RayEngine:
     def run(self, order: WorkOrder) -> RunStats:
         """Raises FeatcliError: a worker's own, WorkerError, or MachineError where no worker starts."""
         self._shards = order.dump.path / SHARDS
-        stats, queue, began = RunStats(), ShardQueue(order.shards), time.monotonic()
+        stats, queue, began = RunStats(), ShardQueue(order.shards, order.dump.rows_kept), time.monotonic()
         self._fill_up(queue, order)
         has_started, placed = False, began
         while not queue.is_over or any(one.state is _State.AT_WORK for one in self._living):

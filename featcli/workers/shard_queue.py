@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from featcli.errors import WorkerError, counted
 
-TRIES = 3  # of a shard, and of starting workers
+TRIES = 3  # of a shard that gets no further, and of starting workers
 
 
 def at_shards(numbers: Iterable[int]) -> str:
@@ -20,15 +20,18 @@ class ShardQueue:
     """Shards in their order; after them, one at a time for a worker, those that were at work when one died.
 
     One at a time, since a worker may have several at work: so the next death says which of them it was. `given_up`:
-    the shards that no worker lived through, with what was last said of it.
+    the shards at which workers died one after the other, none of which got any further, with what was last said of it.
+    `rows_kept`: how many rows of each unfinished shard are on the disk now.
     """
 
-    def __init__(self, shards: Iterable[int]) -> None:
+    def __init__(self, shards: Iterable[int], rows_kept: Callable[[], Mapping[int, int]]) -> None:
         self.given_up: dict[int, str] = {}
         self._new = deque(shards)
         self._again: deque[int] = deque()
         self._at_work: set[int] = set()
-        self._deaths: Counter[int] = Counter()
+        self._rows_kept = rows_kept
+        self._most_kept = Counter(rows_kept())  # of a shard, before any death that counts
+        self._deaths: Counter[int] = Counter()  # since rows of it were last kept
         self._failed_starts = 0  # one after the other
 
     @property
@@ -74,9 +77,12 @@ class ShardQueue:
 
     def died(self, shards: Iterable[int], why: str, had_started: bool, is_last: bool) -> None:
         """The worker that was at these shards is gone. Raises WorkerError where it was the last and none can start."""
+        shards, kept = list(shards), self._rows_kept()
+        got_further = any(kept.get(number, 0) > self._most_kept[number] for number in shards)
         for number in shards:
             self._at_work.discard(number)
-            self._deaths[number] += 1
+            self._most_kept[number] = max(self._most_kept[number], kept.get(number, 0))
+            self._deaths[number] = 0 if got_further else self._deaths[number] + 1
             if self._deaths[number] < TRIES:
                 self._again.append(number)
             else:
@@ -91,6 +97,7 @@ class ShardQueue:
             number, why = next(iter(self.given_up.items()))
             others = "" if len(self.given_up) == 1 else f" (and {counted(len(self.given_up) - 1, 'other shard')})"
             raise WorkerError(
-                f"shard {number}{others}: given up after {TRIES} workers died at it, the last one {why}",
+                f"shard {number}{others}: given up after {TRIES} workers died at it and kept no more rows, the last"
+                f" one {why}",
                 "all other shards are committed; the same command tries again: with one --device it says more",
             )

@@ -72,7 +72,6 @@ def main(descriptor: int, lock: int) -> None:
     """Serve the driver at the other end of a socket until it has no more to do. `lock`: held on the dump with it."""
     for one in (descriptor, lock):
         os.set_inheritable(one, False)  # whatever a compiler starts does not outlive this process for the others
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal: the driver decides
     signal.signal(signal.SIGTERM, _stop)
     with suppress(OSError):  # where there is no stderr
         os.dup2(2, 1)  # stdout carries results alone
