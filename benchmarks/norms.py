@@ -52,8 +52,9 @@ def made(name: str) -> Any:
 
 
 def norms_of(model: Any) -> list[Any]:
-    """Every module that its class calls a norm."""
-    return [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    """Every module that its class calls a norm and that has no weights of more than one dimension, as layers have."""
+    named = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    return [module for module in named if all(weight.squeeze().ndim < 2 for weight in module.parameters())]
 
 
 def forms(raw: Any) -> Iterator[Any]:

@@ -189,6 +189,7 @@ def test_vectors_before_the_norm(pool):
         ("test_vit2", False, False),  # so does this one
         ("test_efficientnet", False, False),  # what comes before its pooling is a convolution
         ("test_resnet", False, False),
+        ("rexnet_100", False, False),  # a convolution, with a norm in one module
         ("resnetv2_18", True, True),
         ("vit", True, True),
         ("clip_vision_model", False, True),  # its norm is of the class token alone

@@ -410,7 +410,9 @@ def norms_at_first(module: nn.Module, names: Iterable[str]) -> frozenset[str]:
     """Of modules in the order in which they run, name the norms with which they begin, before anything else."""
 
     def is_norm(name: str) -> bool:
-        return "norm" in type(module.get_submodule(name)).__name__.lower()
+        part = module.get_submodule(name)
+        has_layers = any(isinstance(one, nn.Linear | nn.Conv2d) for one in part.modules())  # as a ConvNormAct has
+        return "norm" in type(part).__name__.lower() and not has_layers
 
     found: set[str] = set()
     for name in names:
