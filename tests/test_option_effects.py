@@ -149,7 +149,7 @@ EFFECTS = {
         Effect("arch", "test_resnet", "recomputed arch", ANEW),
         Effect("weights_key", "b", "recomputed weights_key", ANEW | {"arch": "test_resnet"}),
         Effect("model_arg", "init_values=0.5", "recomputed model_arg", ANEW),
-        Effect("random_init", True, "recomputed random_init", ANEW | {"random_init": NOT}),
+        Effect("random_init", True, "recomputed random_init", ANEW | {"dump": "of_file", "random_init": NOT}),
         Effect("seed", 3, "recomputed seed", ANEW),
         Effect("device", "cpu", "recomputed device", ANEW),
         Effect("as_json", True, "stdout", TEXT),
@@ -225,6 +225,8 @@ def world(tmp_path_factory):
         featcli.extract("mixed", **SMALL, out_indices=[1, -1], output="dump", shard_size=1)
         outside = {"files_from": "outside", "root": "photos", "allow_outside": True}
         featcli.extract(**outside, **SMALL, output="outer")
+        of_file = {"checkpoint": "weights.safetensors", "arch": "test_resnet", "random_init": False}
+        featcli.extract("mixed", **SMALL | of_file, output="of_file")
         for name in ("unfinished", "begun", "damaged"):
             shutil.copytree("dump", name)
         for name in ("unfinished", "begun"):

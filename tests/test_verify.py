@@ -6,6 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
+from safetensors.torch import save_file
 
 import featcli
 from conftest import SAMPLES, draw, tree
@@ -172,6 +174,23 @@ def test_recompute(made, cli):
     refused = cli(*arguments, "-c", "test_resnet", "--seed", 1)
     assert (refused.code, "weights_digest" in refused.err) == (5, True)
     assert cli("verify", made / "d", "--recompute", 2).code == 2
+
+
+def test_recompute_takes_the_checkpoint_from_the_plan(made, tmp_path, cli):
+    """Checkpoint, random weights and their seed are the plan's where none is given; a local one has to be named."""
+    pictures, weights = made / "photos", tmp_path / "w.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), weights)
+    seeded, local = ("test_resnet", "--random-init", "--seed", 3), (weights, "--arch", "test_resnet")
+    for name, given in (("seeded", seeded), ("local", local)):
+        assert cli("extract", pictures, "-c", *given, "--pool", "avg", "-o", tmp_path / name).code == 3
+    shown = cli("verify", tmp_path / "seeded", pictures, "--recompute", 20)
+    assert (shown.code, "8 equal bit for bit" in shown.out) == (0, True)
+    refused = cli("verify", tmp_path / "local", pictures, "--recompute", 20)
+    assert refused.code == 2
+    assert "this dump was made with 'w.safetensors'" in refused.err
+    assert "hint: give it by -c/--checkpoint\n" in refused.err
+    shown = cli("verify", tmp_path / "local", pictures, "--recompute", 20, "-c", weights)
+    assert (shown.code, "8 equal bit for bit" in shown.out) == (0, True)
 
 
 def test_recompute_of_greys(made, tmp_path, cli):

@@ -158,7 +158,7 @@ def verify(asked: VerifyCommand) -> None:
 
     Exit code 4 where something is damaged, 8 where the dump is whole but not complete.
 
-    featcli verify feats --recompute 8 -c resnet50 photos
+    featcli verify feats photos --recompute 8
     """
     from featcli.dump.folder import PLAN
     from featcli.dump.verify import repair

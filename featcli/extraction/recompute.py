@@ -8,15 +8,18 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from featcli.dump.folder import Dump
 from featcli.dump.formats.layout import values_of
+from featcli.dump.plan import Plan
 from featcli.errors import ConflictError, shown
 from featcli.events import Report, silent
 from featcli.extraction.planning import Job, prepare, refuse_without_extras
 from featcli.pixels import batches
+from featcli.reading.plan_backbone import checkpoint_options
 from featcli.reading.reader import DumpReader
 from featcli.run.forward import Forward
 from featcli.run.loading import Setup
@@ -43,8 +46,8 @@ class Comparison:
 def recompute(dump: Dump, asked: VerifyCommand, report: Report = silent) -> Comparison:
     """Extract some images again, drawn by chance, in the very batches that they were in, and compare.
 
-    `asked` says how many, and where images and checkpoint are; all else is the plan's. Raises ConflictError where
-    they are not those of the plan, and what `extract` raises.
+    `asked` says how many, where the images are, and the checkpoint if the plan cannot find it. Raises ConflictError
+    where they are not those of the plan, and what `extract` raises.
     """
     job, setup = _same_job(dump, asked, report)
     reader = DumpReader(dump)
@@ -92,7 +95,7 @@ def _same_job(dump: Dump, asked: VerifyCommand, report: Report) -> tuple[Job, Se
         raise ConflictError(f"dump {shown(dump.path)}: made by another version of featcli", "use that one")
     with tempfile.TemporaryDirectory() as elsewhere:  # nothing is written, least of all into the dump
         same = ExtractSpec(
-            **shared_options(asked, ExtractSpec),
+            **shared_options(asked, ExtractSpec) | _checkpoint(plan, asked),
             **settings.options(),
             output=str(Path(elsewhere) / "dump"),
             out_indices=tuple(stage.index for stage in plan.stages),
@@ -112,6 +115,16 @@ def _same_job(dump: Dump, asked: VerifyCommand, report: Report) -> tuple[Job, Se
             error.message, "give the checkpoint, seed and images that the dump was made with"
         ) from error
     return job, setup
+
+
+def _checkpoint(plan: Plan, asked: VerifyCommand) -> dict[str, Any]:
+    """The options that ask for the checkpoint: those of the plan where none is given."""
+    hint = "give it by -c/--checkpoint"
+    return {
+        name: value
+        for name, value in checkpoint_options(plan, asked.checkpoint, hint).items()
+        if not asked.is_given(name)
+    }
 
 
 def _difference(stored: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray], place: int) -> float:

@@ -47,8 +47,17 @@ def _options(plan: Plan, checkpoint: Any, device: Any) -> dict[str, Any]:
     """The options that ask for the backbone of a plan, but for the size of its input."""
     known = {one.name for one in fields(BackboneCall)} - {"image_size"}
     options = {name: value for name, value in plan.settings.options().items() if name in known and value is not None}
-    options |= {"checkpoint": _named(plan) if checkpoint is None else checkpoint, "device": device}
+    options |= checkpoint_options(plan, checkpoint, "give it: dump.load_backbone(checkpoint)") | {"device": device}
     options["out_indices"] = tuple(stage.index for stage in plan.stages)
+    return options
+
+
+def checkpoint_options(plan: Plan, checkpoint: Any, hint: str) -> dict[str, Any]:
+    """Give the options that ask for the checkpoint of a plan: its name, random weights and seed, or architecture.
+
+    `checkpoint`: stands for the name; None takes the plan's. Raises UsageError with that hint where it names none.
+    """
+    options: dict[str, Any] = {"checkpoint": _named(plan, hint) if checkpoint is None else checkpoint}
     is_name = isinstance(options["checkpoint"], str | os.PathLike)
     if is_name and (random := OF_RANDOM_WEIGHTS.match(plan.provenance["weights"])):
         options |= {"random_init": True, "seed": int(random[1])}
@@ -57,14 +66,13 @@ def _options(plan: Plan, checkpoint: Any, device: Any) -> dict[str, Any]:
     return options
 
 
-def _named(plan: Plan) -> str:
+def _named(plan: Plan, hint: str) -> str:
     """The checkpoint that a plan names, where that is a name which means the same everywhere. Raises UsageError."""
     name, _, within = str(plan.provenance["checkpoint"]).partition(" (")
     if (plan.settings.timm_architecture is not None and not within) or name.count("/") == 1:
         return name
     raise UsageError(
-        f"this dump was made with {shown(name)}, a file, a folder or a configuration that its plan cannot find",
-        "give it: dump.load_backbone(checkpoint)",
+        f"this dump was made with {shown(name)}, a file, a folder or a configuration that its plan cannot find", hint
     )
 
 

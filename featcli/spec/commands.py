@@ -163,7 +163,7 @@ class VerifyCommand(InputSpec):
     recompute: Annotated[
         int,
         Option(
-            "Extract this many images again, chosen at random, and compare.",
+            "Extract this many of the images again, chosen at random, and compare.",
             group=DUMP,
             check=at_least(0, "say how many images"),
         ),
@@ -171,7 +171,7 @@ class VerifyCommand(InputSpec):
     checkpoint: Annotated[
         str | None,
         Option(
-            "The checkpoint for --recompute, as extract was given it.",
+            "The checkpoint for --recompute. Default: the one that the dump names, unless it is a local file.",
             known_as=("--model", "--weights", "-m"),
             flags=("-c", "--checkpoint"),
             group=CHECKPOINT,
@@ -190,15 +190,13 @@ class VerifyCommand(InputSpec):
     ] = False
 
     def refuse_conflicts(self) -> None:
-        """See Spec: images and a checkpoint are for --recompute, which needs both."""
+        """See Spec: images and a checkpoint are for --recompute, which needs the images."""
         if not self.recompute:
             of_extract = {one.name for one in options_of(ExtractSpec)}
             self.refuse_given(of_extract, "goes with --recompute", "without it nothing but the dump is read")
             return
-        if not (self.checkpoint and (self.input_names or self.files_from)):
-            raise UsageError(
-                "--recompute needs what extract was given", "give -c/--checkpoint and the INPUT, or a list"
-            )
+        if not (self.input_names or self.files_from):
+            raise UsageError("--recompute needs the images", "give the INPUT of extract, or its list")
         super().refuse_conflicts()
 
 
