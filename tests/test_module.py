@@ -221,8 +221,36 @@ def test_a_module_inside_a_maskformer(tmp_path, backbone):
         whole = model(pixels).masks_queries_logits
         level.encoder = module
         assert torch.equal(model(pixels).masks_queries_logits, whole)
-    model.train()(pixels).masks_queries_logits.sum().backward()
-    assert sum(one.grad is not None for one in module.parameters()) > 10
+    masks, classes = [(torch.rand(2, 64, 64) > 0.5).float() for _ in pixels], [torch.tensor([0, 1]) for _ in pixels]
+    optimizer, losses = torch.optim.AdamW(model.train().parameters(), lr=1e-3), []
+    for _ in range(5):
+        loss = model(pixels, mask_labels=masks, class_labels=classes).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert sum(one.grad is not None and bool(one.grad.any()) for one in module.parameters()) > 10
+
+
+@pytest.mark.parametrize("is_timm", [True, False])
+def test_a_stage_that_is_refused(tmp_path, is_timm):
+    """A module of featcli's class is as before when a setter refused a stage; transformers' own takes a known one."""
+    if is_timm:
+        module = featcli.load_backbone("test_resnet", random_init=True, out_indices=[2, 4]).as_module()
+    else:
+        module = featcli.load_backbone(T.ResNetConfig(**TINY["resnet"], out_indices=[2, 4])).as_module()
+    for name, value in (("out_features", ["stage2", "stage9"]), ("out_indices", [1, 7])):
+        with pytest.raises(ValueError, match="stage9|7"):
+            setattr(module, name, value)
+        if is_timm:
+            assert (module.out_features, module.out_indices) == (["stage2", "stage4"], [2, 4])
+            assert list(module.config.out_indices) == [2, 4]
+            module.out_features = ["layer2", "layer4"]  # timm's names, as TimmBackbone has them
+        else:
+            module.out_features = ["stage2", "stage4"]
+        assert module.out_features == ["stage2", "stage4"]
+        assert len(module(torch.rand(1, 3, 64, 64)).feature_maps) == 2
 
 
 def test_refusals_of_as_module(tmp_path, monkeypatch):
