@@ -241,7 +241,7 @@ def test_a_stage_that_is_refused(tmp_path, is_timm):
     else:
         module = featcli.load_backbone(T.ResNetConfig(**TINY["resnet"], out_indices=[2, 4])).as_module()
     for name, value in (("out_features", ["stage2", "stage9"]), ("out_indices", [1, 7])):
-        with pytest.raises(ValueError, match="stage9|7"):
+        with pytest.raises(ValueError, match=r"stage9|7"):
             setattr(module, name, value)
         if is_timm:
             assert (module.out_features, module.out_indices) == (["stage2", "stage4"], [2, 4])

@@ -48,3 +48,25 @@ def randomize(model):
             if name.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
     return model
+
+
+def refuse_wrong_places(spec):
+    """Raise where what a hook sees of the module that is named for a stage lacks a value of its raw map, or has more.
+
+    `spec` is a ModelSpec. What stands for no patch may be more: some tokens, of each window.
+    """
+    torch.manual_seed(0)
+    stages, spec.norm = spec.stages, "raw"
+    network = spec.build(range(len(stages)), "cpu")
+    pixels = torch.rand(1, spec.channels, *spec.input_size)
+    seen = {"pixel_values": pixels}
+    for place in {stage.module for stage in stages} - seen.keys():
+        network.module.get_submodule(place).register_forward_hook(
+            lambda _, given, out, place=place: seen.update({place: out if isinstance(out, torch.Tensor) else out[0]})
+        )
+    with torch.no_grad():
+        maps = network.maps(pixels)
+    for stage, found in zip(stages, maps, strict=True):
+        given = seen[stage.module].flatten().tolist()
+        assert len(given) - found.numel() <= 8 * stage.channels * 4, (stage.name, stage.module)
+        assert set(found.flatten().tolist()) <= set(given), (stage.name, stage.module)

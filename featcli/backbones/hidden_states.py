@@ -20,7 +20,7 @@ from featcli.backbones.backbone import Network
 from featcli.backbones.composites import names_under
 from featcli.backbones.internals import is_of_meta, silent_transformers, vision_class
 from featcli.backbones.key_names import find_prefix
-from featcli.backbones.model_spec import Outputs
+from featcli.backbones.model_spec import Outputs, Wanted
 from featcli.backbones.stages import names_by_stride
 from featcli.backbones.torchvision_operators import import_transformers
 from featcli.backbones.transformers_model import FINAL_NORMS, TransformersModelSpec, config_size, copied
@@ -216,23 +216,15 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         """See ModelSpec: the model's own."""
         return copied(self.config)
 
-    def run(
-        self,
-        module: Any,
-        pixels: torch.Tensor,
-        positions: Sequence[int],
-        reach: int,
-        with_hidden: bool,
-        with_attentions: bool,
-    ) -> Outputs:
+    def run(self, module: Any, pixels: torch.Tensor, wanted: Wanted) -> Outputs:
         """See ModelSpec."""
-        found = self._run_with_states(module, pixels, **({"output_attentions": True} if with_attentions else {}))
+        found = self._run_with_states(module, pixels, **({"output_attentions": True} if wanted.attentions else {}))
         hidden = self._states_of(found)
-        maps = tuple(self.layout.as_map(self._normed(module, hidden[i]), *pixels.shape[2:]) for i in positions)
+        maps = tuple(self.layout.as_map(self._normed(module, hidden[i]), *pixels.shape[2:]) for i in wanted.positions)
         return Outputs(
             maps,
-            tuple(found.hidden_states) if with_hidden else None,
-            tuple(found.attentions) if with_attentions and found.get("attentions") else None,
+            tuple(found.hidden_states) if wanted.hidden_states else None,
+            tuple(found.attentions) if wanted.attentions and found.get("attentions") else None,
         )
 
     def _run_whole(self, module: Any, pixels: torch.Tensor) -> None:

@@ -38,6 +38,16 @@ class Outputs(NamedTuple):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a whole model is run for."""
+
+    positions: tuple[int, ...]  # of the stages whose maps are given
+    reach: int  # how many stages the model has been left
+    hidden_states: bool = False
+    attentions: bool = False
+
+
 class ModelSpec(ABC):
     """A checkpoint of one library, before its weights are read.
 
@@ -101,16 +111,8 @@ class ModelSpec(ABC):
         """Give a configuration of transformers that says what the network is, for a `BackboneModule`."""
         raise NotImplementedError
 
-    def run(
-        self,
-        module: Any,
-        pixels: torch.Tensor,
-        positions: Sequence[int],
-        reach: int,
-        with_hidden: bool,
-        with_attentions: bool,
-    ) -> Outputs:
-        """Run a module that `load` made for the first `reach` stages: the maps of these, and what else is asked for."""
+    def run(self, module: Any, pixels: torch.Tensor, wanted: Wanted) -> Outputs:
+        """Run a module that `load` made for its first stages: the maps, and what else is wanted."""
         raise NotImplementedError
 
     @property

@@ -15,7 +15,7 @@ from torch import nn
 from featcli.backbones.backbone import Backbone, Network
 from featcli.backbones.checkpoint import resolve
 from featcli.backbones.internals import backbone_type, freeze_norms_of_timm, unfreeze_norms_of_timm
-from featcli.backbones.model_spec import ModelSpec
+from featcli.backbones.model_spec import ModelSpec, Wanted
 from featcli.backbones.stages import select
 from featcli.backbones.torchvision_operators import import_transformers
 from featcli.errors import CheckpointError, UsageError, shown
@@ -174,9 +174,13 @@ class BackboneModule(nn.Module):
         wants_attentions = self._wants("output_attentions", output_attentions)
         if wants_attentions and not self.has_attentions:
             raise UsageError("output_attentions: timm's models do not give their attentions", "leave it out")
-        wants_hidden = self._wants("output_hidden_states", output_hidden_states)
-        reach = len(self._stages)
-        found = self._spec.run(self.model, pixel_values, self._positions, reach, wants_hidden, wants_attentions)
+        wanted = Wanted(
+            positions=self._positions,
+            reach=len(self._stages),
+            hidden_states=self._wants("output_hidden_states", output_hidden_states),
+            attentions=wants_attentions,
+        )
+        found = self._spec.run(self.model, pixel_values, wanted)
         output = BackboneOutput(feature_maps=found.maps, hidden_states=found.hidden_states, attentions=found.attentions)
         return output if self._wants("return_dict", return_dict, True) else output.to_tuple()
 

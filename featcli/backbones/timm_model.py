@@ -50,7 +50,7 @@ from featcli.backbones.internals import (
 )
 from featcli.backbones.key_names import Reading, readings, refuse_equals, strip_prefix, without_heads
 from featcli.backbones.model_names import containing
-from featcli.backbones.model_spec import ModelSpec, Outputs, modules_run, norms_at_first
+from featcli.backbones.model_spec import ModelSpec, Outputs, Wanted, modules_run, norms_at_first
 from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
 from featcli.backbones.stages import names_by_stride
 from featcli.backbones.torchvision_operators import import_timm, import_transformers
@@ -328,19 +328,12 @@ class TimmModelSpec(ModelSpec):
             freeze_batch_norm_2d=self.freezes_norms,
         )
 
-    def run(
-        self,
-        module: Any,
-        pixels: torch.Tensor,
-        positions: Sequence[int],
-        reach: int,
-        with_hidden: bool,
-        with_attentions: bool,
-    ) -> Outputs:
+    def run(self, module: Any, pixels: torch.Tensor, wanted: Wanted) -> Outputs:
         """See ModelSpec. Hidden states are the maps of all stages, as TimmBackbone gives them; it has no attentions."""
-        if not with_hidden:
+        positions = wanted.positions
+        if not wanted.hidden_states:
             return Outputs(tuple(maps_of_timm(module, pixels, list(positions), self._is_normed(positions))))
-        every = range(reach)
+        every = range(wanted.reach)
         hidden = tuple(maps_of_timm(module, pixels, list(every), self._is_normed(every)))
         return Outputs(tuple(hidden[position] for position in positions), hidden)
 
