@@ -322,7 +322,9 @@ def test_chains_of_file_systems(tmp_path, memory, folder, cache):
 def test_objects_that_no_file_can_be_named(memory, name):
     """Objects whose names lead elsewhere are refused, and no file of this machine is read for them."""
     memory.store[f"/bucket/odd/{name}"] = memory.store["/bucket/photos/01.png"]
-    with pytest.raises(UsageError, match="a name that no file can have"):
+    with pytest.raises(
+        UsageError, match=r"a name that no file can have|no images in"
+    ):  # fsspec 2025.3 does not list it
         names("memory://bucket/odd")
 
 
