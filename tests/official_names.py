@@ -31,6 +31,7 @@ class Official:
     size: int | None = None  # where its constructor wants to know it
     head: bool = True  # whether the file has the tensors of a classifier
     noughts: tuple[str, ...] = ()  # parameters that are nought, and not in the file
+    ordered: bool = False  # whether the converter goes by the order of names, which a file of safetensors does not keep
     weights_key: str | None = None  # where a file has more than one set of weights
 
     def model(self) -> torch.nn.Module:
@@ -813,6 +814,7 @@ OFFICIAL: dict[str, Official] = {
         source="efficientformer.py, checkpoint_filter_fn",
         back=EFFICIENTFORMER,
         arguments={"embed_dims": [8, 16, 16, 32], "depths": [1, 1, 1, 2]},
+        ordered=True,
     ),
     "FastViT": Official(
         arch="fastvit_t8",
@@ -929,7 +931,7 @@ OFFICIAL: dict[str, Official] = {
         back=lambda state: {"model": MAMBAOUT(state)},
     ),
     "ResMLP": Official(arch="resmlp_12_224", source="mlp_mixer.py, checkpoint_filter_fn", back=resmlp),
-    "NextViT": Official(arch="nextvit_small", source="nextvit.py, checkpoint_filter_fn", back=by_order),
+    "NextViT": Official(arch="nextvit_small", source="nextvit.py, checkpoint_filter_fn", back=by_order, ordered=True),
     "PiT": Official(
         arch="pit_ti_224",
         source="pit.py, checkpoint_filter_fn",
@@ -1088,13 +1090,14 @@ def flat(content: Mapping[str, Any]) -> State:
 def read(official: Official, folder: Path, prefix: str | None = None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Maps of all stages: of an official file that featcli has read, and of the model whose weights are in it.
 
-    With a prefix before its names the file is one of safetensors, without any container. What is undecided is allowed.
+    With a prefix before its names the file is one of safetensors, without any container, unless the order of names is
+    to be kept. What is undecided is allowed.
     """
     model = official.model()
     content = official.back(model.state_dict())
-    if prefix is None:
+    if prefix is None or official.ordered:
         file = folder / "w.pth"
-        torch.save(content, file)
+        torch.save(content if prefix is None else under(prefix, flat(content)), file)
     else:
         file = folder / "w.safetensors"
         save_file(under(prefix, flat(content)), file)
