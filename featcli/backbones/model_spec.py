@@ -408,8 +408,8 @@ def modules_run(
     return found
 
 
-def norms_at_first(module: nn.Module, names: Iterable[str]) -> frozenset[str]:
-    """Of modules in the order in which they run, name the norms with which they begin, before anything else."""
+def norms_alone(module: nn.Module, names: Iterable[str]) -> frozenset[str]:
+    """Of modules that run one after the other, name the norms, if nothing else is among them."""
 
     def is_norm(name: str) -> bool:
         part = module.get_submodule(name)
@@ -424,5 +424,5 @@ def norms_at_first(module: nn.Module, names: Iterable[str]) -> frozenset[str]:
         if is_norm(name):
             found.add(name)
         elif not [*part.children()]:
-            break
+            return frozenset()
     return frozenset(found)

@@ -50,7 +50,7 @@ from featcli.backbones.internals import (
 )
 from featcli.backbones.key_names import Reading, readings, refuse_equals, strip_prefix, without_heads
 from featcli.backbones.model_names import containing
-from featcli.backbones.model_spec import ModelSpec, Outputs, Wanted, modules_run, norms_at_first
+from featcli.backbones.model_spec import ModelSpec, Outputs, Wanted, modules_run, norms_alone
 from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
 from featcli.backbones.stages import names_by_stride
 from featcli.backbones.torchvision_operators import import_timm, import_transformers
@@ -287,9 +287,9 @@ class TimmModelSpec(ModelSpec):
             ) from error
 
     def norms_before_pooling(self, of_class_token: bool) -> frozenset[str]:
-        """See ModelSpec: what timm's `forward_features` runs first after the raw map, if that is a norm.
+        """See ModelSpec: norms that timm's `forward_features` runs, and `forward_intermediates` too if asked.
 
-        Its `forward_intermediates` may run that norm too, or another one, or none.
+        Or that alone are what it runs after the raw map, though `forward_intermediates` runs others there, or none.
         """
         last, values = (len(self.stage_names) - 1,), math.prod(self.stages[-1].shape)
         known = self.final_norm(last)
@@ -300,13 +300,13 @@ class TimmModelSpec(ModelSpec):
             except Exception:  # some models look into their tensors
                 continue
             of_maps = {name for name, _ in self._modules_run(last, "raw")}
-            first = norms_at_first(model, [name for name, _ in found if name not in of_maps])
-            return frozenset(name for name, size in found if size >= values and name in known | first)
+            alone = norms_alone(model, [name for name, _ in found if name not in of_maps])
+            return frozenset(name for name, size in found if size >= values and name in known | alone)
         return frozenset()
 
     def can_apply(self, norms: frozenset[str]) -> bool:
         """See ModelSpec."""
-        return norms <= self.final_norm((len(self.stage_names) - 1,)) and super().can_apply(norms)
+        return bool(norms & self.final_norm((len(self.stage_names) - 1,))) and super().can_apply(norms)
 
     def _cut(self, model: Any, positions: Sequence[int]) -> Network:
         """Cut off what comes after the deepest of these stages."""
