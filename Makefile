@@ -15,13 +15,8 @@ help:  ## list the targets
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' $(BY_PATH)
 	@touch $@
 
-demo: .venv/installed  ## extract the sample images with a ResNet-18, inspect the checkpoint and the dump
-	$(BIN)/featcli extract sample_images -c resnet18 --random-init --out-features stage2,stage4 -o demo/feats
-	$(BIN)/featcli inspect resnet18 --out-features stage2,stage4
-	$(BIN)/featcli inspect demo/feats
-	@echo
-	@echo 'These maps are of random weights, so that no download was needed. With trained weights:'
-	@echo '  $(BIN)/featcli extract sample_images -c resnet18 --out-features stage2,stage4 -o demo/trained'
+demo: .venv/installed  ## extract photographs with trained weights from the package registry, draw their maps, compare them
+	$(BIN)/python examples/demo.py demo
 
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest

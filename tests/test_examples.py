@@ -16,6 +16,7 @@ from featcli.errors import UsageError
 
 EXAMPLES = REPOSITORY / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+STARTS_ITSELF = {"demo", "train_upernet"}  # what it needs is not extracted before
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "threads": 1, "fit": "squash"}
 EDGE = 160  # of test_resnet's input
 
@@ -64,7 +65,7 @@ def test_every_example_explains_itself(name, monkeypatch, capsys):
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     said = capsys.readouterr().out
     assert ended.value.code == 0
-    assert ("    featcli extract " if name != "train_upernet" else "    python examples") in said
+    assert ("    python examples" if name in STARTS_ITSELF else "    featcli extract ") in said
     assert f"    python examples/{name}.py " in said
     assert ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text())) in said
 
