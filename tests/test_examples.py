@@ -61,6 +61,7 @@ def textures(tmp_path):
 def test_every_example_explains_itself(name, monkeypatch, capsys):
     """--help of each script answers with what it does and the commands to try it, as its docstring has them."""
     monkeypatch.setattr(sys, "argv", [f"examples/{name}.py", "--help"])
+    monkeypatch.syspath_prepend(EXAMPLES)  # as Python does for a script
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     said = capsys.readouterr().out
