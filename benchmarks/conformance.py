@@ -225,7 +225,7 @@ def choosing() -> Iterator[Row]:
         "backbone.out_indices",
         lambda: same(load_backbone(folder(), out_indices=[-2, -1]).out_indices, [3, 4]),
         BACKBONES,
-        "`out_indices` of a Backbone are counted from the beginning, also where they were chosen from the end.",
+        "`out_indices` of a Backbone are counted from the beginning, even if they were chosen from the end.",
     )
 
     def any_order() -> None:
@@ -488,7 +488,7 @@ OTHERS_OF_TIMM = {
     "vgg11": ("vgg11", [0, 5]),
 }
 PORTABLE = "**Names are portable, indices are not.**"
-THEIR_NAMES = "Of a timm model transformers has the names of timm's modules, `layer2`, and featcli `stage2`"
+THEIR_NAMES = "transformers names a timm model's stages after timm's modules, `layer2`; featcli names them `stage2`"
 
 
 def of_timm() -> Iterator[Row]:
@@ -520,7 +520,7 @@ def of_timm() -> Iterator[Row]:
             "backbone.out_indices",
             indices,
             BACKBONES,
-            "`out_indices` of a Backbone are counted from the beginning, also where they were chosen from the end.",
+            "`out_indices` of a Backbone are counted from the beginning, even if they were chosen from the end.",
         )
 
     def channels_first() -> None:
@@ -623,9 +623,7 @@ def types() -> Iterator[Row]:
             chosen = slice(None) if everything else slice(-1, None)
             same(found[chosen], list(expected[chosen]))
 
-        row = (
-            (BACKBONES, "also where a model leaves its patches in a row (ViTPose") if name == "vitpose_backbone" else ()
-        )
+        row = (BACKBONES, "even if a model leaves its patches in a row (ViTPose") if name == "vitpose_backbone" else ()
         yield Row(f"G3 {name}", "the map of the last stage", "backbone(pixels)", maps, *row)
         yield Row(
             f"G4 {name}", "the maps of all stages", "out_features='all'", functools.partial(maps, everything=True), *row
