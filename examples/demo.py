@@ -68,7 +68,7 @@ def main(arguments=None):
         pictures, checkpoint = SAMPLES, (ARCHITECTURE, "--random-init")
     feats = folder / "feats"
     run("inspect", ARCHITECTURE)
-    run("extract", pictures, "-c", *checkpoint, "--out-features", "all", "-o", feats)
+    run("extract", pictures, "-c", *checkpoint, "--out-features", "all", "-o", feats, "--overwrite")
     run("inspect", feats)
     run("show", feats, "--root", pictures, "--num-images", 5, "-o", folder / "sheet.png", "--overwrite")
     run("show", feats, "--root", pictures, "-o", folder / "feats.html", "--overwrite")

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
 import featcli
 from featcli.inputs.image_list import MISSING
@@ -246,6 +246,18 @@ def test_profiles_that_cannot_be_read(tmp_path, name):
     assert read(tmp_path, BROKEN[name]())[1] == set()
     with pytest.raises(UnreadableError, match="its colour profile cannot be used"):
         read(tmp_path, BROKEN[name](), CONVERT)
+
+
+def test_profiles_that_are_no_bytes(tmp_path):
+    """A TIFF may have a number or a text where its profile should be: no harm, unless it is to convert."""
+    for kind, value in ((3, 7), (2, "abc")):
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags.tagtype[34675], tags[34675] = kind, value
+        content = encoded(PICTURE, "TIFF", tiffinfo=tags)
+        pixels, traits = read(tmp_path, content)
+        assert (np.array_equal(pixels, NOISE), traits) == (True, set())
+        with pytest.raises(UnreadableError, match="its colour profile cannot be used"):
+            read(tmp_path, content, CONVERT)
 
 
 def deep_avif(bits):

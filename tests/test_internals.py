@@ -24,7 +24,7 @@ import typer
 from PIL import Image, PngImagePlugin
 
 import featcli
-from featcli.cli.internals import GroupedCommand, error_of_typer
+from featcli.cli.internals import GroupedCommand, error_of_typer, typed_in
 from featcli.errors import MachineError
 from featcli.inputs.internals import end_of_member, forget_members
 from featcli.pixels.internals import (
@@ -141,6 +141,7 @@ def test_click_lets_each_option_know_what_was_given_before(typed, message):
         (["once", "--tiems", "3"], "there is no option --tiems"),
         (["once", "--times", "x"], "Invalid value for '--times'"),
         (["once"], "Missing option '--times'"),
+        (["once", "--times"], "Option '--times' requires an argument."),
         (["twice"], "No such command 'twice'"),
     ],
 )
@@ -149,7 +150,7 @@ def test_errors_of_typer_say_what_is_wrong(arguments, message):
     app = typer.Typer(rich_markup_mode=None)
     app.callback()(lambda: None)
 
-    @app.command()
+    @app.command(cls=GroupedCommand)
     def once(times: Annotated[int, typer.Option()]) -> None: ...
 
     try:
@@ -159,6 +160,24 @@ def test_errors_of_typer_say_what_is_wrong(arguments, message):
     assert found.message.startswith(message)
     assert found.option == ("--tiems" if "--tiems" in arguments else None)
     assert (found.command, found.exit_code) == ("featcli once" if arguments[0] == "once" else "featcli", 2)
+
+
+@pytest.mark.parametrize(("typed", "names"), [("", set()), ("-s 3 --no-fold x", {"size", "fold", "source"})])
+def test_click_knows_what_was_typed(typed, names):
+    """Without it a default that is typed, such as --device auto, would give way to an environment variable."""
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+    @app.command(cls=GroupedCommand)
+    def draw(
+        context: typer.Context,
+        source: Annotated[str | None, typer.Argument()] = None,
+        size: Annotated[int, typer.Option("-s")] = 3,
+        fold: Annotated[bool, typer.Option("--fold/--no-fold")] = False,
+    ) -> set[str]:
+        """Draw something."""
+        return typed_in(context)
+
+    assert typer.main.get_command(app).main(typed.split(), standalone_mode=False) == names
 
 
 def test_other_errors_are_bugs():

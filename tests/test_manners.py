@@ -31,10 +31,23 @@ TYPED = {
         "--image_size": "--image-size",
         "--input": "give INPUT by itself",
         "--resume": "leave it out",
+        "--restart": "--overwrite",
+        "--no-resume": "see 'featcli extract --help'",
+        "-?": "lists all options",
     },
     "inspect": {"-c": "give CHECKPOINT|DUMP by itself", "--model": "give CHECKPOINT|DUMP by itself"},
-    "export": {"--format": "--to", "--layers": "--stage", "--force": "--overwrite"},
-    "show": {"--layer": "--stage", "-n": "--num-images", "--dump": "give DUMP by itself"},
+    "export": {
+        "--resume": "see 'featcli export --help'",
+        "--format": "--to",
+        "--layers": "--stage",
+        "--force": "--overwrite",
+    },
+    "show": {
+        "-r": "see 'featcli show --help'",
+        "--layer": "--stage",
+        "-n": "--num-images",
+        "--dump": "give DUMP by itself",
+    },
     "verify": {"--gpu": "--device", "--model": "-c/--checkpoint"},
 }
 
@@ -49,6 +62,22 @@ def test_an_option_that_is_not_there(cli, command, typed, named):
     message, hint = ended.err.splitlines()
     assert message == f"featcli: error: there is no option {typed}"
     assert named in hint
+
+
+@pytest.mark.parametrize(
+    ("typed", "message", "named"),
+    [
+        (["extract", "--a\nb"], r"there is no option '--a\nb'", "extract"),
+        (["extract", "--output"], "Option '--output' requires an argument.", "extract"),
+        (["verify", "d", "--repair=1"], "Option '--repair' does not take a value.", "verify"),
+        (["it's"], r"there is no command 'it\'s'", ""),
+        (["a\nb"], r"there is no command 'a\nb'", ""),
+    ],
+)
+def test_a_line_for_each(cli, typed, message, named):
+    """Whatever is typed, its message is one line, and its hint names the command that was typed."""
+    ended = cli(*typed)
+    assert ended.err == f"featcli: error: {message}\nhint: see '{f'featcli {named}'.strip()} --help'\n"
 
 
 def test_every_command_has_other_words():
@@ -85,6 +114,14 @@ def test_words_for_the_same(option, typed, meant):
     assert one.kept(typed) == meant
     if option != "precision":
         assert re.search(rf"\b{typed}\b", one.option.help)
+
+
+def test_words_for_the_same_in_other_commands(tmp_path, cli):
+    """Options of inspect and export take the words that those of extract take."""
+    export = {one.name: one for one in options_of(COMMANDS["export"])}
+    of_inspect = next(one for one in options_of(COMMANDS["inspect"]) if one.name == "dtype")
+    assert [one.kept("fp16") for one in (export["dtype"], of_inspect)] == ["float16", "float16"]
+    assert (export["pool"].kept("gap"), export["pool"].kept("2"), export["to"].kept("h5")) == ("avg", "2x2", "hdf5")
 
 
 def test_words_for_the_same_make_the_same_dump(photos, tmp_path):
@@ -124,6 +161,9 @@ def test_two_commands_for_one_dump(photos, tmp_path):
         ("dinov2", "vit_base_patch14_dinov2"),
         ("convnext-tiny", "convnext_tiny"),
         ("resnet 18", "resnet18"),
+        ("ConvNeXt-B", "convnext_base"),
+        ("efficientnet-v2-s", "efficientnetv2_s"),
+        ("a.*b(", None),
         ("nothing_of_it", None),
         ("", None),
         ("//", None),
@@ -158,6 +198,30 @@ def test_variables_stand_for_options(cli, photos, tmp_path, monkeypatch):
     assert (
         cli(*command, "-o", tmp_path / "two").code == 0
     )  # threads of a machine are not asked for: the dump's own stay
+    run = cli(*command, "-o", tmp_path / "three", "--json", "--threads", "auto", "--device", "auto")
+    reasons = {event["name"]: event["reason"] for event in run.events if event["type"] == "choice"}
+    assert reasons["threads"].startswith("auto: torch's own choice")  # what is typed wins, be it a default
+    assert reasons["device"].startswith("auto: ")
+
+
+def test_threads_of_a_machine_give_way_to_a_dump_that_is_begun_meanwhile(cli, photos, tmp_path, monkeypatch):
+    """Of two machines with FEATCLI_THREADS of their own that begin a dump together, both make it."""
+    from featcli.extraction import extract as module
+
+    make_folder = module.make_folder
+
+    def begun_meanwhile(path):
+        monkeypatch.setattr(module, "make_folder", make_folder)
+        extract(photos, output=path, threads=2, pool="avg", **PLAIN)
+        make_folder(path)
+
+    monkeypatch.setattr(module, "make_folder", begun_meanwhile)
+    monkeypatch.setenv("FEATCLI_THREADS", "1")
+    command = ["extract", photos, "-c", "test_vit", "--random-init", "--image-size", 32, "--pool", "avg"]
+    run = cli(*command, "-o", tmp_path / "d")
+    assert run.code == 0
+    assert "another run has begun this dump meanwhile" in run.err
+    assert plan_of(tmp_path / "d")["settings"]["threads"] == 2
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,9 @@ def test_recompute_takes_the_checkpoint_from_the_plan(made, tmp_path, cli):
         assert cli("extract", pictures, "-c", *given, "--pool", "avg", "-o", tmp_path / name).code == 3
     shown = cli("verify", tmp_path / "seeded", pictures, "--recompute", 20)
     assert (shown.code, "8 equal bit for bit" in shown.out) == (0, True)
+    for other in (("--random-init", "--seed", 0), ("-c", weights)):  # a seed that is the default, and trained weights
+        refused = cli("verify", tmp_path / "seeded", pictures, "--recompute", 20, *other)
+        assert (refused.code, "random weights, seed 3: its feature maps mean nothing" in refused.err) == (5, True)
     refused = cli("verify", tmp_path / "local", pictures, "--recompute", 20)
     assert refused.code == 2
     assert "this dump was made with 'w.safetensors'" in refused.err

@@ -88,8 +88,8 @@ ARGUMENTS: tuple[tuple[str, Any], ...] = (
     ("ls_init_value", 1e-6),
     ("block_args", {"attn_layer": "se"}),
 )
-# Those that other options stand for, or that would make it something else than a backbone.
 NAMED = 3  # models that a hint names
+# Arguments that other options stand for, or that would make it something else than a backbone.
 SETTLED = {"in_chans": "give --num-channels", "img_size": "give --image-size", "num_classes": "a backbone has no head"}
 SETTLED |= dict.fromkeys(
     ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"), "give -c/--checkpoint"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,7 +93,8 @@ def extract(asked: ExtractCommand) -> None:
     from featcli.cli.variables import with_variables
     from featcli.events import tee
 
-    with with_variables(narrowed(asked, ExtractSpec)) as spec, _terminal(verbose=asked.verbose) as terminal:
+    with with_variables(asked) as chosen, _terminal(verbose=asked.verbose) as terminal:
+        spec = narrowed(chosen, ExtractSpec)
         lines = JsonLines()
         said = quiet if asked.quiet else terminal
         report = tee(said, lines) if asked.as_json else said
@@ -103,7 +105,7 @@ def extract(asked: ExtractCommand) -> None:
             return
         from featcli.extraction.extract import run
 
-        outcome = run(spec, report)
+        outcome = run(spec, report, if_there=replace(spec, threads=asked.threads))  # a dump's own threads stay
     if outcome.exit_code == NOTHING_READ:
         print(printable(nothing_read(outcome.dump, outcome.failed_by_reason)), file=sys.stderr)
     if asked.as_json and not lines.is_read:  # the dump is as whole as if somebody had listened

@@ -1,7 +1,8 @@
 """What of Typer is used though it is not promised: the one place to mend when a later Typer changes it.
 
-`TyperCommand.format_options`, `make_parser`, `get_params`, `get_help_record` and `param_type_name` come from the click
-that Typer has in it; `HelpFormatter.section` and `write_dl` likewise, and the options of its parser.
+`TyperCommand.format_options`, `parse_args`, `make_parser`, `get_params`, `get_help_record` and `param_type_name` come
+from the click that Typer has in it; `HelpFormatter.section` and `write_dl` likewise, `Context.get_parameter_source`,
+and the options of its parser.
 tests/test_internals.py says what breaks without each.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import typer
 from typer.core import TyperCommand
 
 from featcli.errors import UsageError, shown
@@ -38,6 +40,15 @@ class GroupedCommand(TyperCommand):
         for heading, records in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Let errors of click's parser know their command, which some of them do not."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if getattr(error, "ctx", ctx) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
 
     def make_parser(self, ctx: Any) -> Any:
         """Make click's parser, and let each of its options know which value was given to it before."""
@@ -67,6 +78,12 @@ def _process_once(
     process(text, state)
 
 
+def typed_in(context: typer.Context) -> frozenset[str]:
+    """Name the parameters that were given in the command line, be it with their default."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+
+
 class TyperError(NamedTuple):
     """An error of Typer's own."""
 
@@ -88,5 +105,9 @@ def error_of_typer(error: Exception) -> TyperError | None:
     path = context.command_path if context is not None else "featcli"
     spec = getattr(context.command, "spec", None) if context is not None else None
     option = str(getattr(error, "option_name", "")) if hasattr(error, "possibilities") else None
-    message = error.format_message() if option is None else f"there is no option {option}"
+    message = error.format_message() if option is None else f"there is no option {_fit(option)}"
     return TyperError(message, path, spec, getattr(error, "exit_code", 2), option)
+
+
+def _fit(option: str) -> str:
+    return option if option.isprintable() else shown(option)

@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 
 import typer
 
-from featcli.cli.internals import GroupedCommand
+from featcli.cli.internals import GroupedCommand, typed_in
 from featcli.spec.groups import GROUPS
 from featcli.spec.option import OptionField, Spec, options_of
 from featcli.spec.parsers import parse_number
 
 S = TypeVar("S", bound=Spec)
 FEW = 10  # options that need no headings
+CONTEXT = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
 
 def command_of(app: typer.Typer, spec: type[S], **more: Any) -> Callable[[Callable[[S], None]], Callable[[S], None]]:
@@ -26,11 +27,13 @@ def command_of(app: typer.Typer, spec: type[S], **more: Any) -> Callable[[Callab
     def decorate(function: Callable[[S], None]) -> Callable[[S], None]:
         options = in_order_of_help(spec)
 
-        def command(**values: Any) -> None:
-            function(spec(**{option.name: _value(option, values[option.name]) for option in options}))
+        def command(context: typer.Context, **values: Any) -> None:
+            asked = spec(**{option.name: _value(option, values[option.name]) for option in options})
+            object.__setattr__(asked, "typed", typed_in(context))
+            function(asked)
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
-        command.__signature__ = inspect.Signature([_parameter(option) for option in options])  # type: ignore[attr-defined]
+        command.__signature__ = inspect.Signature([CONTEXT, *map(_parameter, options)])  # type: ignore[attr-defined]
         command.__annotations__ = {}
         app.command(cls=type("Command", (GroupedCommand,), {"headings": headings_of(spec), "spec": spec}), **more)(
             command

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
 
 from featcli.errors import any_of, nearest
+from featcli.spec.groups import CheckpointSpec, DumpSpec, InputSpec
 from featcli.spec.option import OptionField, Spec, options_of
 
 # What other programs call a command.
@@ -18,29 +20,34 @@ COMMANDS = {
     "show": ("plot", "view", "draw", "visualize", "visualise", "display"),
     "finalize": ("finalise", "finish", "merge", "join"),
 }
-# Options of other programs for what happens here anyway.
-NOT_NEEDED = {
-    ("--resume", "--continue", "--skip-existing", "--restart"): "leave it out: the same command resumes what is there",
-    ("--recursive", "-r", "-R"): "leave it out: folders are searched with all that is below them",
-    ("--pretrained",): "leave it out: weights are trained ones unless --random-init is given",
-    ("--no-grad", "--eval", "--frozen"): "leave it out: networks are frozen",
-    ("--progress", "--tqdm"): "leave it out: a terminal has a bar, a log a line a minute",
-    ("--help-all", "-help", "-?"): "--help lists all options",
+# Options of other programs for what happens here anyway, in commands of that kind.
+NOT_NEEDED: dict[tuple[str, ...], tuple[type[Spec], str]] = {
+    ("--resume", "--continue", "--skip-existing"): (
+        DumpSpec,
+        "leave it out: the same command resumes what is there",
+    ),
+    ("--recursive", "-r", "-R"): (InputSpec, "leave it out: folders are searched with all that is below them"),
+    ("--pretrained",): (CheckpointSpec, "leave it out: weights are trained ones unless --random-init is given"),
+    ("--no-grad", "--eval", "--frozen"): (CheckpointSpec, "leave it out: networks are frozen"),
+    ("--progress", "--tqdm"): (DumpSpec, "leave it out: a terminal has a bar, a log a line a minute"),
+    ("--help-all", "-?"): (Spec, "--help lists all options"),
 }
-ALIKE = 0.7  # of two words, by difflib: --tiems and --times are 0.86
+NO_COMMAND = re.compile(r"""No such command ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\.""")  # as Python writes a text
+ALIKE = 0.7  # of two words, by difflib: tiems and times are 0.8
 
 
 def instead_of_option(typed: str, spec: type[Spec], command: str) -> str:
     """A hint for an option that a command does not have."""
     options = options_of(spec)
-    for words, hint in NOT_NEEDED.items():
-        if typed in words:
+    for words, (kind, hint) in NOT_NEEDED.items():
+        if typed in words and issubclass(spec, kind):
             return hint
     meant = [one for one in options if typed in one.option.known_as]
     argument = next((one for one in meant if one.option.is_argument), None)
     if argument is not None:
         return f"give {argument.named} by itself, without an option in front of it"
-    names = [_written(one) for one in meant] or nearest(typed, _long_flags(options), cutoff=ALIKE)
+    flags = {flag.lstrip("-"): flag for flag in _long_flags(options)}  # dashes are alike in all
+    names = [_written(one) for one in meant] or [flags[one] for one in nearest(typed.lstrip("-"), flags, cutoff=ALIKE)]
     return f"did you mean {any_of(names)}?" if names else f"see '{command} --help'"
 
 
@@ -53,8 +60,8 @@ def instead_of_command(typed: str) -> str:
 
 def unknown_command(message: str) -> str | None:
     """The command that a message of Typer says not to be there, None for any other message."""
-    found = re.match(r"No such command '(.*?)'\.", message)
-    return found and found[1]
+    found = NO_COMMAND.match(message)
+    return None if found is None else str(ast.literal_eval(found[1]))
 
 
 def _written(option: OptionField) -> str:

@@ -142,8 +142,9 @@ def foreign_lines(files: Sequence[Mapping[str, str]]) -> list[str]:
 
 def comparison_line(comparison: Any) -> str:
     """What came of `--recompute`."""
+    images = counted(comparison.images, "image")
     return (
-        f"{comparison.images} images extracted anew: {comparison.equal} equal bit for bit, largest difference"
+        f"{images} extracted anew: {comparison.equal} equal bit for bit, largest difference"
         f" {comparison.largest:.2g} of the largest number in a row (tolerance {comparison.tolerance:.2g})"
     )
 

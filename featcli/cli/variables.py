@@ -26,16 +26,18 @@ S = TypeVar("S", bound=Spec)
 
 @contextmanager
 def with_variables(asked: S, environment: Mapping[str, str] = os.environ) -> Iterator[S]:
-    """Give the spec with the variables for options that are at their default and have a use.
+    """Give the spec with the variables for options that were not typed and have a use.
 
     Threads can move the last bits of a map, so a dump that is resumed keeps its own. Raises UsageError for a value that
     the option does not take; an error inside the block names the variable where it would name the option.
     """
     used: dict[str, str] = {}  # option as messages call it -> variable
+    typed = asked.typed
     with _named(used):
         for option in options_of(type(asked)):
             text = environment.get(VARIABLES.get(option.name, ""), "")
-            if text and not asked.is_given(option.name) and _has_use(asked, option.name, text):
+            is_given = option.name in typed or asked.is_given(option.name)
+            if text and not is_given and _has_use(asked, option.name, text):
                 used[option.called] = VARIABLES[option.name]
                 value: Any = option.option.parse(option.called, text) if option.option.parse else text
                 asked = replace(asked, **{option.name: value})  # type: ignore[type-var]

@@ -74,25 +74,28 @@ def extract(asked: ExtractCall) -> Outcome:
         raise interrupt from None  # with one traceback, however often Ctrl-C came while the run tidied up
 
 
-def run(asked: ExtractSpec, report: Report = silent, listing: Listing | None = None) -> Outcome:
+def run(asked: ExtractSpec, report: Report = silent, if_there: ExtractSpec | None = None) -> Outcome:
     """Dump the feature maps of the images, or what is missing of them. Raises FeatcliError.
 
-    `listing`: the images, where they were found before.
+    `if_there`: what is asked instead where the dump is there already, or another process begins it meanwhile.
     """
-    progress = ProgressReport(report)
+    progress, listing = ProgressReport(report), None
     while True:
+        existing = None if asked.overwrite else Dump.existing(asked.dump_path)
         try:
-            return _run_once(asked, progress, listing)
+            return _run_once(asked if existing is None else if_there or asked, existing, progress, listing)
         except BegunMeanwhileError as begun:
             listing = begun.listing
         report("warning", text="another run has begun this dump meanwhile: its choices are taken")
 
 
-def _run_once(asked: ExtractSpec, report: ProgressReport, listing: Listing | None) -> Outcome:
-    """Plan the run, claim the dump, make its shards. Raises BegunMeanwhileError, and FeatcliError."""
+def _run_once(asked: ExtractSpec, existing: Dump | None, report: ProgressReport, listing: Listing | None) -> Outcome:
+    """Plan the run, claim the dump, make its shards. Raises BegunMeanwhileError, and FeatcliError.
+
+    `existing`: the dump that is resumed. `listing`: the images, where they were found before.
+    """
     began, path = time.perf_counter(), asked.dump_path
     part = part_of(asked.part)
-    existing = None if asked.overwrite else Dump.existing(path)
     job, setup = prepare(asked, existing, report, listing)
     if existing is not None:
         existing.refuse_other_plan(job.plan, job.images)

@@ -112,7 +112,7 @@ def _same_job(dump: Dump, asked: VerifyCommand, report: Report) -> tuple[Job, Se
         dump.refuse_changed_images(job.plan, job.images, retry_failed=True)
     except ConflictError as error:
         raise ConflictError(
-            error.message, "give the checkpoint, seed and images that the dump was made with"
+            error.message, "give the images, checkpoint, seed and --model-arg that the dump was made with"
         ) from error
     return job, setup
 
@@ -123,7 +123,7 @@ def _checkpoint(plan: Plan, asked: VerifyCommand) -> dict[str, Any]:
     return {
         name: value
         for name, value in checkpoint_options(plan, asked.checkpoint, hint).items()
-        if not asked.is_given(name)
+        if not (asked.is_given(name) or (name == "seed" and asked.seed is not None))  # 0 may be meant
     }
 
 

@@ -28,7 +28,7 @@ KEPT = 32  # profiles whose transforms are kept: a folder has few
 def icc_profile_of(picture: Image.Image) -> bytes | None:
     """The profile in the file of a picture, None without one; BROKEN_PROFILE or TOO_LARGE for one that is no use."""
     found = picture.info.get("icc_profile", b"")
-    if found is None:  # it is there, and Pillow could not read it
+    if not isinstance(found, bytes):  # it is there, and Pillow could not read it; in a TIFF it may be a number
         return BROKEN_PROFILE
     return TOO_LARGE if len(found) > MOST_BYTES else found or None
 

@@ -59,10 +59,10 @@ def checkpoint_options(plan: Plan, checkpoint: Any, hint: str) -> dict[str, Any]
     """
     options: dict[str, Any] = {"checkpoint": _named(plan, hint) if checkpoint is None else checkpoint}
     is_name = isinstance(options["checkpoint"], str | os.PathLike)
-    if is_name and (random := OF_RANDOM_WEIGHTS.match(plan.provenance["weights"])):
+    if is_name and is_file(options["checkpoint"]):  # it holds weights
+        options |= {} if plan.settings.timm_architecture is None else {"arch": plan.settings.timm_architecture}
+    elif is_name and (random := OF_RANDOM_WEIGHTS.match(plan.provenance["weights"])):
         options |= {"random_init": True, "seed": int(random[1])}
-    elif is_name and is_file(options["checkpoint"]) and plan.settings.timm_architecture is not None:
-        options["arch"] = plan.settings.timm_architecture
     return options
 
 

@@ -38,7 +38,16 @@ from featcli.spec.groups import (
     WeightsKey,
 )
 from featcli.spec.option import Option, Other, Spec, options_of
-from featcli.spec.parsers import Path, at_least, between, parse_inputs, parse_pool
+from featcli.spec.parsers import (
+    Path,
+    at_least,
+    between,
+    format_name,
+    parse_inputs,
+    parse_pool,
+    pool_name,
+    type_name,
+)
 from featcli.spec.words import (
     AUTO,
     DEFAULT_DTYPE,
@@ -116,6 +125,7 @@ class InspectCommand(StageSpec):
         Option(
             f"Type in which maps would be stored: {', '.join(DTYPES)}. Default: {DEFAULT_DTYPE}.",
             group=DUMP,
+            keep=type_name,
             stands_for=DEFAULT_DTYPE,
         ),
     ] = None
@@ -219,6 +229,7 @@ class ExportCommand(Spec):
             f"Format of the file: {', '.join(EXPORT_FORMATS)}. Default: what its suffix says.",
             known_as=("--format", "-f", "--file-format", "--output-format"),
             group=DUMP,
+            keep=format_name,
         ),
     ] = None
     stage: StageNames = None
@@ -227,12 +238,16 @@ class ExportCommand(Spec):
         Option(
             "Pool stored maps: avg, max, or a grid HxW of averages such as 7x7. Default: as stored.",
             group=STAGES,
+            keep=pool_name,
             check=lambda _, value: parse_pool(value),
             offers=("avg", "max"),
         ),
     ] = None
     dtype: Annotated[
-        Dtype | None, Option(f"Type in which values are written: {', '.join(DTYPES)}. Default: as stored.", group=DUMP)
+        Dtype | None,
+        Option(
+            f"Type in which values are written: {', '.join(DTYPES)}. Default: as stored.", group=DUMP, keep=type_name
+        ),
     ] = None
     keep_failed: Annotated[
         bool, Option("Also write the rows of failed images, as NaN, or null in JSON lines.", group=DUMP)

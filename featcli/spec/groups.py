@@ -593,7 +593,7 @@ class DumpSpec(Spec):
         bool,
         Option(
             "Delete the dump that is there, and start anew.",
-            known_as=("--force", "--replace", "--exist-ok", "--clobber"),
+            known_as=("--force", "--replace", "--exist-ok", "--clobber", "--restart"),
             group=DUMP,
         ),
     ] = False

@@ -142,6 +142,8 @@ class Spec:
     takes a tenth of the time of `featcli --help`.
     """
 
+    typed = frozenset[str]()  # options that stood in a command line, be it with their default
+
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
