@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -19,37 +20,62 @@ import conftest  # noqa: F401  (lets timm be imported)
 FUZZ = {"FUZZ_EXAMPLES": "2000", "FUZZ_IMAGES": "800"}  # of each test in test_fuzz.py, of each of 27 pictures
 
 
-def main() -> int:
+PARTS = ("writes", "keeps", "reads", "kills", "fuzz")
+
+
+def main(arguments: list[str] | None = None) -> int:
     """Every fault at every call that changes the disk, or reads, in both formats; a run that is killed a hundred times;
     then hostile dumps and pictures.
     """
     import timm  # noqa: F401  (before the forks: no child need import it)
 
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--formats", choices=kills.FORMATS, nargs="+", default=kills.FORMATS)
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS, help="of the work; all by default")
+    chosen = parser.parse_args(arguments)
     wrong = []
     with tempfile.TemporaryDirectory() as scratch:
-        for format_name in ("hdf5", "safetensors"):
-            for links in (True, False):
-                folder = Path(scratch) / f"{format_name}-{links}"
-                for name, scene in faults.scenes(folder, format_name, links):
-                    wrong += sweep(
-                        scene, folder / f"swept {name}", f"{format_name}, {name}{'' if links else ', links refused'}"
-                    )
-            for links, locks in ((True, True), (False, True), (True, False), (False, False)):
-                folder = Path(scratch) / f"{format_name}-keeps-{links}-{locks}"
-                refused = f"{'' if links else ', links refused'}{'' if locks else ', locks refused'}"
-                for name, scene in faults.keeping_scenes(folder, format_name, links, locks):
-                    wrong += sweep(scene, folder / f"swept {name}", f"{format_name}, {name}{refused}")
-            folder = Path(scratch) / f"{format_name}-reads"
-            for name, scene in faults.reading_scenes(folder, format_name):
-                wrong += sweep_reads(scene, folder / f"swept {name}", f"{format_name}, {name}")
-    wrong += kills.main()
+        for format_name in chosen.formats:
+            folder = Path(scratch) / format_name
+            if "writes" in chosen.parts:
+                wrong += writes(folder, format_name)
+            if "keeps" in chosen.parts:
+                wrong += keeps(folder, format_name)
+            for name, scene in faults.reading_scenes(folder / "reads", format_name) if "reads" in chosen.parts else ():
+                wrong += sweep_reads(scene, folder / "reads" / f"swept {name}", f"{format_name}, {name}")
+    if "kills" in chosen.parts:
+        wrong += kills.main(formats=chosen.formats)
     print("\n".join(wrong), flush=True)
+    return 1 if wrong or ("fuzz" in chosen.parts and fuzz()) else 0
+
+
+def writes(folder: Path, format_name: str) -> list[str]:
+    """Whole shards, with links and where the disk has none; what was lost."""
+    wrong = []
+    for links in (True, False):
+        for name, scene in faults.scenes(folder / f"links {links}", format_name, links):
+            title = f"{format_name}, {name}{'' if links else ', links refused'}"
+            wrong += sweep(scene, folder / f"links {links}" / f"swept {name}", title)
+    return wrong
+
+
+def keeps(folder: Path, format_name: str) -> list[str]:
+    """Unfinished shards, with links and locks and without; what was lost."""
+    wrong = []
+    for links, locks in ((True, True), (False, True), (True, False), (False, False)):
+        refused = f"{'' if links else ', links refused'}{'' if locks else ', locks refused'}"
+        below = folder / f"keeps {links} {locks}"
+        for name, scene in faults.keeping_scenes(below, format_name, links, locks):
+            wrong += sweep(scene, below / f"swept {name}", f"{format_name}, {name}{refused}")
+    return wrong
+
+
+def fuzz() -> int:
+    """Hostile dumps and pictures; the exit code of the tests."""
     here = Path(__file__).parent
     tests = [str(here / "test_fuzz.py"), str(here / "test_fuzz_images.py")]
-    fuzzed = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "2", *tests], env={**os.environ, **FUZZ}, check=False
-    )
-    return 1 if wrong or fuzzed.returncode else 0
+    command = [sys.executable, "-m", "pytest", "-n", "2", *tests]
+    return subprocess.run(command, env={**os.environ, **FUZZ}, check=False).returncode
 
 
 def sweep(scene: faults.Scene, folder: Path, title: str) -> list[str]:
