@@ -583,7 +583,7 @@ def _did_you_mean(name: str) -> str:
     known = timm.list_models()
     found = containing(name, known)
     if found:
-        more = f" featcli models {shlex.quote(name)} lists all {len(found)}" if len(found) > NAMED else ""
+        more = f" featcli models {shlex.quote(name)} lists all" if len(found) > NAMED else ""
         return f"did you mean {any_of(found[:NAMED])}?{more}"
     near = nearest(name, known)
     return f"did you mean {any_of(near)}?" if near else ""

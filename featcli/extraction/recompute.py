@@ -123,7 +123,7 @@ def _checkpoint(plan: Plan, asked: VerifyCommand) -> dict[str, Any]:
     return {
         name: value
         for name, value in checkpoint_options(plan, asked.checkpoint, hint).items()
-        if not (asked.is_given(name) or (name == "seed" and asked.seed is not None))  # 0 may be meant
+        if not asked.is_given(name)
     }
 
 

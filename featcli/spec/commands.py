@@ -13,6 +13,7 @@ from featcli.spec.groups import (
     OF_DEVICE,
     OF_QUIET,
     OF_REPLACE,
+    OF_SEED,
     REPORT,
     STAGES,
     Arch,
@@ -32,7 +33,6 @@ from featcli.spec.groups import (
     Quiet,
     RandomInit,
     Replace,
-    Seed,
     StageNames,
     StageSpec,
     WeightsKey,
@@ -192,7 +192,12 @@ class VerifyCommand(InputSpec):
     weights_key: WeightsKey = None
     model_arg: ModelArg = ()
     random_init: RandomInit = False
-    seed: Seed = None
+    seed: Annotated[
+        int | None,
+        replace(
+            OF_SEED, help="Number from which random weights are drawn. Default: that of the dump.", stands_for=None
+        ),
+    ] = None
     device: Annotated[str | None, replace(OF_DEVICE, help=f"{OF_DEVICE.help} Default: {AUTO}.", stands_for=AUTO)] = None
     as_json: Json = False
     quiet: Annotated[

@@ -91,16 +91,14 @@ RandomInit = Annotated[
         group=CHECKPOINT,
     ),
 ]
-Seed = Annotated[
-    int | None,
-    Option(
-        "Number from which random weights are drawn. Default: 0.",
-        group=CHECKPOINT,
-        check=between(0, 2**63 - 1, most_said="2**63 - 1"),
-        stands_for=0,
-        needs=Other("random_init", "trained weights are what they are: leave --seed out"),
-    ),
-]
+OF_SEED = Option(
+    "Number from which random weights are drawn. Default: 0.",
+    group=CHECKPOINT,
+    check=between(0, 2**63 - 1, most_said="2**63 - 1"),
+    stands_for=0,
+    needs=Other("random_init", "trained weights are what they are: leave --seed out"),
+)
+Seed = Annotated[int | None, OF_SEED]
 ModelArg = Annotated[
     Mapping[str, Any] | Sequence[str],
     Option(
