@@ -3,6 +3,9 @@
 import pytest
 from torch import nn
 
+from conftest import SAMPLES
+from featcli import extract, load_backbone
+from featcli.backbones import timm_model
 from featcli.backbones.checkpoint import resolve
 from featcli.backbones.idle_arguments import refuse_idle
 from featcli.errors import UsageError
@@ -11,7 +14,9 @@ from featcli.spec.parsers import parse_model_args
 
 
 def resolved(arch, is_random=False, **arguments):
-    return resolve(CheckpointSpec(checkpoint=arch, random_init=is_random, model_arg=parse_model_args(arguments)))
+    model = resolve(CheckpointSpec(checkpoint=arch, random_init=is_random, model_arg=parse_model_args(arguments)))
+    model.refuse_idle_arguments()
+    return model
 
 
 class Swallowing(nn.Module):
@@ -75,3 +80,19 @@ def test_the_hint_names_what_was_meant():
 def test_random_weights():
     """What only weights at the start depend on is taken where they are random."""
     assert resolved("test_resnet", is_random=True, zero_init_last=False).settings()["options"]
+
+
+def test_a_dump_that_was_begun_so(cli, tmp_path, monkeypatch):
+    """A dump of an older version, which took any argument, is resumed by its own command; nothing new is begun so."""
+    options = {"checkpoint": "test_vit", "random_init": True, "pool": "avg", "model_arg": {"scriptable": True}}
+    with monkeypatch.context() as older:
+        older.setattr(timm_model, "refuse_idle", lambda *_, **__: None)
+        extract(SAMPLES / "nature", output=tmp_path / "d", image_size=32, **options)
+    assert extract(SAMPLES / "nature", output=tmp_path / "d", image_size=32, **options).extracted == 0
+    for ask in (
+        lambda: extract(SAMPLES / "nature", output=tmp_path / "new", image_size=32, **options),
+        lambda: load_backbone("test_vit", random_init=True, model_arg={"scriptable": True}),
+    ):
+        with pytest.raises(UsageError, match="ignores it"):
+            ask()
+    assert "ignores it" in cli("inspect", "test_vit", "--model-arg", "scriptable=true").err

@@ -37,6 +37,7 @@ def load_backbone(asked: BackboneCall) -> Backbone:
     with exact_arithmetic():
         model = resolve(asked)
         positions = model.select(asked.features, asked.indices)
+        model.refuse_idle_arguments()
         model.refuse_idle_norm(positions)
         execution = Execution(precision=asked.precision, layout=asked.layout, folded=asked.fold)
         backbone = assemble_backbone(model, positions, resolve_device(asked.device).value, execution)

@@ -271,6 +271,13 @@ class ModelSpec(ABC):
         """Give one picture without anything on it: (1, C, H, W) of the backbone's input."""
         return torch.zeros(1, self.channels, *self.input_size, device=device)
 
+    def refuse_idle_arguments(self) -> None:  # noqa: B027 (most libraries do so themselves)
+        """Raise UsageError for a `--model-arg` that changes nothing about the network."""
+
+    def is_of(self, backbone: Mapping[str, Any]) -> bool:
+        """Tell whether this is the backbone of a dump, by its settings."""
+        return self.settings_beside(backbone, False)[0] == backbone
+
     def refuse_idle_norm(self, positions: Sequence[int]) -> None:
         """Raise UsageError where `--norm` asks for other maps of these stages than the default, and gets the same."""
         norm, last = self.norm, len(self.stage_names) - 1

@@ -135,11 +135,6 @@ class TimmModelSpec(ModelSpec):
         self.request = request
         refuse_settled(asked.model_args)
         plain, options = self._with_channels(self._given_options)
-        refuse_idle(
-            asked.model_args,
-            lambda device, some: self._create(device, {**request.options, **some}),
-            is_random=asked.is_random,
-        )
         own = dict(request.pretrained_cfg) or plain.pretrained_cfg
         self._options = options | self._size_options(plain, options, own)
         self.config = self._data_config(request.input_size, own)
@@ -157,6 +152,14 @@ class TimmModelSpec(ModelSpec):
         self.tag, self._classifiers = facts.tag, facts.classifiers
         self.architecture = facts.architecture or request.model_name
         self.name = self._name()
+
+    def refuse_idle_arguments(self) -> None:
+        """See ModelSpec: some constructors of timm take any argument."""
+        refuse_idle(
+            self.asked.model_args,
+            lambda device, some: self._create(device, {**self.request.options, **some}),
+            is_random=self.asked.is_random,
+        )
 
     @property
     def _given_options(self) -> dict[str, Any]:

@@ -175,8 +175,11 @@ def _resolve(
     if existing is not None:
         selection = selection.worded_as(existing.plan)
     model, positions = selection.model, selection.positions
-    if existing is None or existing.plan.settings.norm != model.norm:  # who began a dump so may resume it so
+    # Who began a dump so may resume it so: older versions refused less.
+    if existing is None or existing.plan.settings.norm != model.norm:
         model.refuse_idle_norm(positions)
+    if asked.model_arg and (existing is None or not model.is_of(existing.plan.settings.backbone)):
+        model.refuse_idle_arguments()
     if asked.fold and not has_norms(model.build(positions, "meta")):
         raise nothing_to_fold(model.name)
     report("choice", name="checkpoint", value=f"{model.name} ({model.library})")

@@ -91,7 +91,7 @@ def _image_size(plan: Plan, options: dict[str, Any]) -> Size | None:
         except FeatcliError as error:  # of a checkpoint that has no size of its own, the first try
             cause = error
             continue
-        if model.settings_beside(settings.backbone, False)[0] == settings.backbone:
+        if model.is_of(settings.backbone):
             return size
         cause = None
     if cause is not None:

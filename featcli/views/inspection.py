@@ -33,6 +33,7 @@ def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: Dty
     with _neither(checkpoint.checkpoint_name):
         model = resolve(checkpoint)
     chosen = model.select(stages.features, stages.indices)
+    model.refuse_idle_arguments()
     model.refuse_idle_norm(chosen)
     try:
         found = model.preprocessing()
