@@ -7,24 +7,27 @@
 At each position the maps of the stages, averaged over 3x3 positions and resized to the largest map, make one vector.
 Vectors of the normal images are drawn at random, as many from each, and of those a memory bank is kept by a greedy
 coreset: each time the one farthest from all that are in it. The score of a position is its distance to the nearest
-vector of the bank. Printed are the tested images by their highest score, with its place in the map. The heat map of the
-first of them is as large as the network's input, from black for no distance to white for the highest score.
+vector of the bank. Printed are the tested images by their highest score, with its place in the map. On the sheet the
+first of them stand as the network saw them, and beside that under their heat: nothing up to the highest score of the
+normal images, then from red over yellow to white for the highest score of all. So one colour means one score.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch.nn.functional import avg_pool2d, interpolate
 
 import featcli
 
 CANDIDATES = 10  # vectors that are drawn for each one kept
+GAP, LINE = 8, 16  # pixels of the sheet
 MUST_AGREE = ("backbone", "weights_digest", "preprocessing", "pool")
 
 
@@ -40,26 +43,34 @@ def vectors(dump, stages):
 
 
 def coreset(candidates, size):
-    """At most `size` of the (M, C) candidates, chosen greedily: each the farthest from those before it."""
+    """The places of at most `size` of the (M, C) candidates, chosen greedily: each the farthest from those before."""
+    if size >= len(candidates):
+        return list(range(len(candidates)))
     chosen, distances = [0], torch.full((len(candidates),), torch.inf)
-    while len(chosen) < min(size, len(candidates)):
+    while len(chosen) < size:
         distances = torch.minimum(distances, torch.cdist(candidates, candidates[chosen[-1:]])[:, 0])
         chosen.append(int(distances.argmax()))
-    return candidates[chosen]
+    return chosen
 
 
 def memory_bank(dump, stages, size=1000, seed=0):
-    """(size, C): vectors of normal images that lie as far apart as possible."""
-    random, drawn = torch.Generator().manual_seed(seed), []
+    """(size, C) vectors of normal images that lie as far apart as possible, and (size,) numbers of their images."""
+    random, drawn, images = torch.Generator().manual_seed(seed), [], []
     from_each = math.ceil(CANDIDATES * size / max(1, dump.valid.sum()))
-    for _, found in vectors(dump, stages):
+    for number, (_, found) in enumerate(vectors(dump, stages)):
         flat = found.flatten(0, 1)
         drawn.append(flat[torch.randperm(len(flat), generator=random)[:from_each]])
-    return coreset(torch.cat(drawn), size)
+        images += [number] * len(drawn[-1])
+    kept = coreset(torch.cat(drawn), size)
+    return torch.cat(drawn)[kept], torch.tensor(images)[kept]
 
 
 def anomaly_maps(normal, tested, stages, size=1000, seed=0):
-    """{key: (H, W) scores} for each image of the dump `tested`, the highest score first. Raises UsageError."""
+    """{key: (H, W) scores} for each image of the dump `tested`, the highest score first; and the highest of `normal`.
+
+    A normal image is compared with what the bank has of the others: with its own vectors it would score too low.
+    Raises UsageError.
+    """
     if not normal.valid.any():
         raise featcli.UsageError("the normal dump holds no maps", "its failures.jsonl says why")
     for name in stages:
@@ -67,48 +78,102 @@ def anomaly_maps(normal, tested, stages, size=1000, seed=0):
             raise featcli.UsageError(f"stage {name!r} holds no maps", "extract with --pool none")
     if any(normal.plan.settings[name] != tested.plan.settings[name] for name in MUST_AGREE):
         raise featcli.UsageError("the dumps were extracted in two ways", "extract both with the same options")
-    bank = memory_bank(normal, stages, size, seed)
-    scores = {
-        key: torch.cdist(found.flatten(0, 1), bank).amin(1).view(found.shape[:2])
-        for key, found in vectors(tested, stages)
-    }
-    return dict(sorted(scores.items(), key=lambda item: -item[1].max()))
+    bank, images = memory_bank(normal, stages, size, seed)
+    scores = {key: distances(found, bank) for key, found in vectors(tested, stages)}
+    highest = 0.0
+    for number, (_, found) in enumerate(vectors(normal, stages)):
+        others = bank[images != number]
+        if len(others):
+            highest = max(highest, float(distances(found, others).max()))
+    return dict(sorted(scores.items(), key=lambda item: -item[1].max())), highest
 
 
-def heat_map(scores, stride):
-    """(H, W) scores -> a picture of H and W times the stride, from black over red and yellow to white."""
-    share = (scores / scores.max().clamp(min=1e-12)).numpy()
-    colors = np.clip(np.stack([3 * share, 3 * share - 1, 3 * share - 2], 2), 0, 1)
-    picture = Image.fromarray((255 * colors).round().astype(np.uint8))
-    return picture.resize((picture.width * stride[1], picture.height * stride[0]), Image.Resampling.BICUBIC)
+def distances(found, bank):
+    """(H, W): of each position of (H, W, C) to the nearest vector of the bank."""
+    return torch.cdist(found.flatten(0, 1), bank).amin(1).view(found.shape[:2])
+
+
+def heat_of(scores, low, high, size):
+    """(H, W) scores -> (*size, 4) of 0 to 1: colours, and how much of the picture they hide; from `low` to `high`."""
+    scaled = (scores - low) / max(high - low, 1e-12)
+    share = interpolate(scaled[None, None], size, mode="bilinear")[0, 0].clamp(0, 1).numpy()
+    green, blue = np.clip([2 * share - 0.4, 3 * share - 2], 0, 1)
+    return np.stack([np.ones_like(share), green, blue, 0.9 * share**0.5], 2)
+
+
+def overlay(picture, scores, low, high):
+    """(H, W, 3) of 0 to 255, as the network saw it, under the heat of its scores."""
+    heat = heat_of(scores, low, high, picture.shape[:2])
+    return (1 - heat[..., 3:]) * picture + 255 * heat[..., 3:] * heat[..., :3]
+
+
+def seen(dump, key, root=None):
+    """(H, W, 3) of 0 to 255: the picture of a row as the network saw it; grey where its file cannot be found."""
+    try:
+        pixels = dump.preprocess(dump.picture_path(key, root))
+    except featcli.FeatcliError as error:
+        print(error, file=sys.stderr)
+        return np.full((*dump.plan.settings.input_size, 3), 128.0)
+    pixels = pixels.float()
+    if pixels.max() <= 1:  # of a processor that scales by itself
+        pixels = 255 * (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp(min=1e-12)
+    return pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def sheet(dump, found, low, high, root=None):
+    """A picture: each image of {key: scores} beside itself under its heat, and the scale below."""
+    pairs = [(seen(dump, key, root), key, scores) for key, scores in found.items()]
+    edge = max(max(picture.shape) for picture, _, _ in pairs)
+    columns = math.ceil(len(pairs) ** 0.5 / 1.5)
+    width, height = 2 * edge + 3 * GAP, edge + GAP + LINE
+    rows = math.ceil(len(pairs) / columns)
+    drawn = Image.new("RGB", (columns * width + GAP, rows * height + 3 * LINE + GAP), "white")
+    draw = ImageDraw.Draw(drawn)
+    for number, (picture, key, scores) in enumerate(pairs):
+        left, top = GAP + number % columns * width, GAP + number // columns * height
+        draw.text((left, top), f"{scores.max():.3g}  {key}".encode("ascii", "backslashreplace").decode(), "black")
+        for place, pixels in enumerate((picture, overlay(picture, scores, low, high))):
+            tile = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+            drawn.paste(tile, (left + place * (edge + GAP), top + LINE))
+    ramp = torch.linspace(low, high, 2 * edge).expand(2, -1)
+    bar = overlay(np.full((LINE, 2 * edge, 3), 128.0), ramp, low, high)
+    top = GAP + rows * height
+    drawn.paste(Image.fromarray(bar.round().astype(np.uint8)), (GAP, top))
+    draw.text((GAP, top + LINE + 2), f"{low:.3g}, the highest of the normal images", "black")
+    draw.text((GAP + 2 * edge, top + LINE + 2), f"{high:.3g}", "black", anchor="ra")
+    return drawn
 
 
 def main(arguments=None):
-    """Read the command line, compare the dumps, write the heat map, print."""
+    """Read the command line, compare the dumps, print, draw the sheet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("normal", help="the dump of normal images")
     parser.add_argument("tested", help="the dump of images to be tested, extracted with the same options")
     parser.add_argument("--stages", default="stage2,stage3", help="default: %(default)s")
     parser.add_argument("--bank", type=int, default=1000, help="vectors that are kept (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
-    parser.add_argument("--output", help="write the heat map of the image with the highest score there, as PNG")
+    parser.add_argument("--output", help="draw the tested images with the highest scores on this sheet, as PNG")
+    parser.add_argument("--num-images", type=int, default=6, help="on the sheet (default: %(default)s)")
+    parser.add_argument("--root", help="folder of the tested images (default: where extract found them)")
     chosen = parser.parse_args(arguments)
-    if chosen.bank < 1:
-        parser.error(f"--bank {chosen.bank}: must be at least 1")
+    for name in ("bank", "num_images"):
+        if vars(chosen)[name] < 1:
+            parser.error(f"--{name.replace('_', '-')} {vars(chosen)[name]}: must be at least 1")
     if chosen.output and not Path(chosen.output).absolute().parent.is_dir():
         parser.error(f"--output {chosen.output}: no such folder")
     stages = chosen.stages.split(",")
     try:
         normal, tested = featcli.open_dump(chosen.normal), featcli.open_dump(chosen.tested)
-        found = anomaly_maps(normal, tested, stages, chosen.bank, chosen.seed)
+        found, low = anomaly_maps(normal, tested, stages, chosen.bank, chosen.seed)
     except featcli.FeatcliError as error:
         parser.error(str(error))
     for key, scores in found.items():
         row, column = divmod(int(scores.argmax()), scores.shape[1])
         print(f"{scores.max():.4g}  {key!r}  at row {row}, column {column} of {scores.shape[0]}x{scores.shape[1]}")
     if chosen.output and found:
-        stride = min(tested[stage].stage.stride for stage in stages)
-        heat_map(next(iter(found.values())), stride).save(chosen.output, "PNG")
+        high = float(next(iter(found.values())).max())
+        first = dict(list(found.items())[: chosen.num_images])
+        sheet(tested, first, min(low, high), high, chosen.root).save(chosen.output, "PNG")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -14,9 +15,10 @@ from PIL import Image
 import featcli
 from conftest import draw, tree
 from featcli import open_dump
+from featcli.reading.keys import match_keys
 from featcli.views.dump_pictures import DumpPictures
+from featcli.views.neighbours import neighbours
 from featcli.views.stage_view import evenly_spaced, study
-from featcli.views.survey import neighbours
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 4}
 
@@ -226,6 +228,37 @@ def test_neighbours_are_by_cosine():
     assert neighbours(vectors[:1]) == [[]]
 
 
+def test_neighbours_are_those_of_the_whole_dump(dump, tmp_path, cli):
+    """A page of one key has its nearest images of all, by the last stage; those that are not on it by key."""
+    target = tmp_path / "x.html"
+    assert cli("show", dump.path, "things/0", "things/4", "-o", target).code == 0
+    facts = facts_of(target)
+    vectors, rows = dump.pooled("stage2")
+    unit = vectors.astype(float) / np.linalg.norm(vectors.astype(float), axis=1, keepdims=True)
+    similar = unit @ unit[rows.tolist().index(dump.rows["things/0.png"])]
+    expected = [(dump.keys[rows[i]], similar[i]) for i in np.argsort(-similar) if dump.keys[rows[i]] != "things/0.png"]
+    near = [
+        (place if isinstance(place, str) else facts["images"][place]["key"], value)
+        for place, value in facts["images"][0]["near"]["stage2"]
+    ]
+    assert {key for key, _ in near} == {key for key, _ in expected}
+    assert [value for _, value in near] == pytest.approx([value for _, value in expected], abs=1e-4)
+    here = [facts["images"][place]["key"] for place, _ in facts["images"][0]["near"]["stage2"] if place in (0, 1)]
+    assert here == ["things/4.png"]
+    assert near[0][0] == "things/twin.png"
+    assert facts["compared"] == 6
+    assert [place for place, _ in facts["images"][0]["near"]["stage1"]] == [1]  # by other stages those of the page
+
+
+def test_neighbours_of_a_part_of_a_large_dump(dump, monkeypatch):
+    """Where there is more than may be read, evenly spaced images are compared, and always the shown ones."""
+    from featcli.views import neighbours as module
+
+    monkeypatch.setattr(module, "MOST_BYTES", 3 * dump.stages["stage2"].row_bytes())
+    valid = np.flatnonzero(dump.valid).tolist()
+    assert module.rows_to_compare(dump, "stage2", [valid[1]]) == sorted({*evenly_spaced(valid, 3), valid[1]})
+
+
 def test_a_sheet(dump, folder, tmp_path, cli):
     """The picture stands beside the maps of its stages, drawn by cells, with captions."""
     target = tmp_path / "made" / "sheet.png"
@@ -233,15 +266,17 @@ def test_a_sheet(dump, folder, tmp_path, cli):
     assert (run.code, run.err) == (0, "")
     assert run.out == f"{target}: 2 images, 2 stages\n"
     sheet = np.asarray(Image.open(target))
-    left, top, panel, step = 20, 80, 224, 234
+    left, top, panel, step, large = 20, 80, 224, 234, 458
     seen = DumpPictures(dump, str(folder))[dump.rows["things/0.png"]]
-    shown = sheet[top : top + panel, left : left + panel]
-    assert np.array_equal(shown, np.asarray(seen.resize((panel, panel), Image.Resampling.LANCZOS)))
+    shown = sheet[top : top + large, left : left + large]
+    assert np.array_equal(shown, np.asarray(seen.resize((large, large), Image.Resampling.LANCZOS)))
+    around = np.concatenate([sheet[top - 1, left : left + large], sheet[top : top + large, left + large]])
+    assert (around < 200).all()  # an edge, by which a white picture is seen
     _, colours = study(dump["stage1"], np.flatnonzero(dump.valid).tolist())
     cells = Image.fromarray(colours.components_of(dump["stage1"]["things/0.png"]))
-    first = sheet[top : top + panel, left + step : left + step + panel]
+    first = sheet[top : top + panel, left + large + 10 :][:, :panel]
     assert np.array_equal(first, np.asarray(cells.resize((panel, panel), Image.Resampling.NEAREST)))
-    second = sheet[top + 2 * step + 20 :][:panel, left + step : left + step + panel]
+    second = sheet[top + 2 * step + 20 :][:panel, left + large + 10 :][:, :panel]
     assert np.array_equal(first, second)  # twins look alike
     assert [path.name for path in target.parent.iterdir()] == ["sheet.png"]
 
@@ -249,17 +284,91 @@ def test_a_sheet(dump, folder, tmp_path, cli):
 def test_a_sheet_without_pictures(dump, tmp_path, cli, monkeypatch):
     """Where the pictures are elsewhere the maps are drawn all the same, and it is said what to give."""
     monkeypatch.chdir(tmp_path)
-    run = cli("show", dump.path, "-o", "sheet.webp")
+    shutil.copytree(dump.path, tmp_path / "far" / "away" / "d")
+    run = cli("show", "far/away/d", "-o", "sheet.webp")
     assert run.code == 0
     assert run.err == "3 pictures of '.' not shown: not there (see --root)\n"
     with Image.open("sheet.webp") as sheet:
-        assert sheet.width == 2 * 20 + 3 * 234 - 10
+        assert sheet.width == 2 * 20 + 458 + 2 * 234
+
+
+def test_keys_as_they_are_typed():
+    """A key, a key without suffix, a pattern: the first that there is counts; in the order given, then that of rows."""
+    keys = ["a/1.png", "a/2.jpg", "a/2.png", "a/[x].png", "b/a/3.png", "b/*.png", "b/y.png", "v1", "v1.5"]
+    rows = {key: row for row, key in enumerate(keys)}
+
+    def found(*texts):
+        return [[keys[row] for row in match.rows] for match in match_keys(texts, rows)]
+
+    assert found("b/y", "a/2.png", "a/2") == [["b/y.png"], ["a/2.png"], ["a/2.jpg", "a/2.png"]]
+    assert found("b/*.png", "b/*", "a/[x]", "v1") == [["b/*.png"], ["b/*.png"], ["a/[x].png"], ["v1"]]
+    assert found("a/*") == [keys[:4]]
+    assert found("*/[13].png", "[!a]*3*") == [["a/1.png", "b/a/3.png"], ["b/a/3.png"]]
+    assert [match.is_pattern for match in match_keys(["b/*.png", "b/*", "b/?.png"], rows)] == [False, False, True]
+    for wrong, near in (("a/1.pgn", "a/1.png"), ("A/*", "a/1.png"), ("y", "b/y.png"), ("B/Y?", "b/y.png")):
+        with pytest.raises(featcli.UsageError) as refused:
+            match_keys(["a/*", wrong], rows)
+        assert repr(wrong) in refused.value.message
+        assert f"did you mean {near!r}?" in refused.value.hint
+
+
+def test_patterns_of_keys_are_drawn(dump, tmp_path, cli):
+    """What a pattern adds is drawn once and in row order; images without maps are left out, which is said."""
+    target = tmp_path / "x.html"
+    run = cli("show", dump.path, "things/twin", "things/*", "-o", target)
+    assert (run.code, run.err) == (0, "'things/*': 1 image without maps left out\n")
+    keys = [image["key"] for image in facts_of(target)["images"]]
+    assert keys == [f"things/{name}.png" for name in ("twin", 0, 1, 2, 4)]
+
+
+def test_pictures_are_found_where_the_run_had_them(tmp_path, folder, cli, monkeypatch):
+    """Without --root they are found again where extract found them, also by several inputs and where all was moved.
+
+    Nothing in the dump says so: its bytes are those of a dump that lies elsewhere. A tar file is no folder.
+    """
+    shutil.copytree(folder, tmp_path / "a" / "pictures")
+    shutil.copytree(folder / "things", tmp_path / "b" / "things")
+    monkeypatch.chdir(tmp_path / "a")
+    if not hasattr(os, "setxattr"):
+        pytest.skip("no extended attributes here")
+    try:
+        os.setxattr(tmp_path, "user.test", b"")
+    except OSError:
+        pytest.skip("no extended attributes on this disk")
+    options = {**OPTIONS, "pool": "avg"}
+    featcli.extract("pictures", output="d", **options)
+    featcli.extract(folder, output=tmp_path / "other", **options)
+    assert tree(tmp_path / "a" / "d") == tree(tmp_path / "other")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    run = cli("show", "moved/d", "-o", "x.html")
+    assert (run.code, run.err) == (0, "")
+    assert run.out == "x.html: 6 images, 2 stages, pictures from 'moved/pictures'\n"
+    assert all(image["picture"] for image in facts_of(Path("x.html"))["images"])
+    key = "things/0.png"
+    assert open_dump("moved/d").picture_path(key) == str(tmp_path / "moved" / "pictures" / key)
+    assert open_dump("moved/d").picture_path(key, root=folder) == str(folder / key)
+    with pytest.raises(featcli.UsageError, match=r"picture 'things/0\.png': not there"):
+        open_dump("moved/d").picture_path(key, root="moved")
+
+    inputs = ["moved/pictures/things", "b/things", "moved/pictures/<script>alert(1)<.png"]
+    featcli.extract(inputs, output="several", **options)
+    several = open_dump("several")
+    for row, key in enumerate(several.keys):
+        lead, _, name = key.rpartition("/")
+        where = {"": "moved/pictures", "pictures/things": "moved/pictures/things", "b/things": "b/things"}[lead]
+        assert several.picture_path(row) == str(tmp_path / where / name)
+    shutil.rmtree(tmp_path / "b")
+    said = cli("show", "several", "pictures/things/0", "-o", "y.html").out
+    assert said == "y.html: 1 image, 2 stages, pictures from 2 folders\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
         (["things/9.png", "-o", "x.png"], 2, "not in this dump"),
+        (["nothing/*", "-o", "x.png"], 2, "no key of this dump is like that"),
+        (["things/[3].*", "-o", "x.png"], 2, "it has no maps: not_an_image"),
         (["things/3.png", "-o", "x.png"], 2, "it has no maps: not_an_image"),
         (["-o", "x.pdf"], 2, "no picture has that suffix"),
         (["-o", "x.png", "--root", "nowhere"], 2, "no such folder"),
@@ -267,7 +376,7 @@ def test_a_sheet_without_pictures(dump, tmp_path, cli, monkeypatch):
         (["-o", "taken.png"], 5, "it is there already"),
         (["-o", "taken.html"], 5, "it is there already"),
         (["-o", "x.png", "--stage", "stage9"], 2, "unknown stage 'stage9'"),
-        (["-o", "x.webp", "--stage", "stage1", *["things/0.png"] * 40], 2, "the format ends at 16383"),
+        (["-o", "x.webp", "--stage", "stage1", *["things/0.png"] * 40], 2, "the format ends at 16,383"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -313,7 +422,7 @@ def test_chosen_stages(dump, folder, tmp_path, cli):
     given = ("--root", folder, "--stage", "stage2")
     assert cli("show", dump.path, *given, "-o", tmp_path / "x.png").code == 0
     with Image.open(tmp_path / "x.png") as sheet:
-        assert sheet.width == 2 * 20 + 2 * 234 - 10
+        assert sheet.width == 2 * 20 + 458 + 234
     assert cli("show", dump.path, *given, "-o", tmp_path / "x.html").code == 0
     assert [stage["name"] for stage in facts_of(tmp_path / "x.html")["stages"]] == ["stage2"]
 
@@ -363,7 +472,7 @@ def test_an_incomplete_dump_on_a_page(dump, tmp_path, cli):
         (tmp_path / "d" / gone).unlink()
     assert cli("show", tmp_path / "d", "-o", tmp_path / "x.html").code == 8
     assert cli("show", tmp_path / "d", "-o", tmp_path / "x.html", "--incomplete").code == 0
-    assert "1 shards missing" in dict(facts_of(tmp_path / "x.html")["about"])["images"]
+    assert "1 shard missing" in dict(facts_of(tmp_path / "x.html")["about"])["images"]
 
 
 @contextmanager
@@ -407,7 +516,7 @@ def test_a_page_in_a_browser(page):
             return [element.text for element in all_of(selector)]
 
         def names_of_tiles():
-            return [text.splitlines()[0] for text in texts("#images .tile")]
+            return [text.partition("\n")[0] for text in texts("#images .tile")]
 
         assert texts("h1") == ["dump"]
         assert texts("#stages button") == ["stage1", "stage2"]
@@ -423,6 +532,11 @@ def test_a_page_in_a_browser(page):
         assert len(all_of("#images .tile img")) == 6
         loaded = "return [...document.images].every((image) => image.naturalWidth > 0)"
         assert driver.execute_script(loaded)
+        driver.find_element("css selector", "#search input").send_keys("GS/1")
+        assert [text for text in names_of_tiles() if text] == ["1.png"]
+        assert texts("#hits") == ["1 of 6 on this page"]
+        driver.find_element("css selector", "#search input").clear()
+        driver.find_element("css selector", "#search input").send_keys(" ")
         all_of("#images .tile")[names_of_tiles().index("0.png")].click()
         assert texts("#key") == ["things/0.png"]
         assert texts("#near .tile")[0] == "twin.png\nthings\n1.000"

@@ -259,8 +259,8 @@ def show(asked: ShowCommand) -> None:
     """Draw images beside their maps, or survey a dump on one page that works offline.
 
     \b
-    featcli show feats nature/sea.jpg --root sample_images -o sea.png
-    featcli show feats --root sample_images -o feats.html
+    featcli show feats nature/sea 'things/*' -o sheet.png
+    featcli show feats -o feats.html
     """
     from featcli.events import silent
     from featcli.reading.reader import open_dump
@@ -275,17 +275,21 @@ def show(asked: ShowCommand) -> None:
     found = open_dump(asked.dump, asked.incomplete)
     found.refuse_without_shards()
     count = asked.num_images or (PAGE_IMAGES if is_page else SHEET_IMAGES)
-    rows = rows_of(found, asked.keys) if asked.keys else rows_to_draw(found, count)
+    rows, without_maps = rows_of(found, asked.keys) if asked.keys else (rows_to_draw(found, count), {})
     with _terminal(work="drawing", unit="steps") as terminal:
         pictures = DumpPictures(found, asked.root, asked.allow_outside)
         drawing = Drawing(found, rows, found.chosen_stages(parse_features(asked.stage)), pictures)
         report = silent if asked.quiet else ProgressReport(terminal)
         (survey if is_page else draw)(drawing, asked.output, asked.overwrite, report)
     if not asked.quiet:
+        for pattern, number in without_maps.items():
+            print(printable(f"{shown(pattern)}: {counted(number, 'image')} without maps left out"), file=sys.stderr)
         for why, number in pictures.missing.most_common():
-            missing = f"{counted(number, 'picture')} of {shown(asked.root or '.')} not shown: {why}"
+            missing = f"{counted(number, 'picture')} of {pictures.files.where} not shown: {why}"
             print(printable(missing), file=sys.stderr)
-        print(printable(f"{asked.output}: {counted(len(rows), 'image')}, {counted(len(drawing.stages), 'stage')}"))
+        from_there = f", pictures from {pictures.files.where}" if pictures.files.are_noted else ""
+        counts = f"{counted(len(rows), 'image')}, {counted(len(drawing.stages), 'stage')}"
+        print(printable(f"{asked.output}: {counts}{from_there}"))
 
 
 @command(FinalizeCommand, short_help="Write the manifest of a dump whose shards are all there.")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from featcli.dump.folder import Dump, in_use, no_dump
 from featcli.dump.lock import FolderLock
+from featcli.dump.picture_folders import remember_pictures
 from featcli.dump.target import occupy
 from featcli.dump.writer import DumpWriter, create, resume
 from featcli.extraction.planning import Job, refuse_without_extras
@@ -66,6 +67,7 @@ def claim(job: Job, asked: ExtractSpec, existing: Dump | None, lock: FolderLock)
     if is_alone and not lock.together():  # others may help, and need not wait while the records are read
         raise in_use(path)
     into, to_make = _state_now(path, job, asked)
+    remember_pictures(path, job.images)
     if to_make.again or into.dump.found.damaged & {*to_make.missing}:
         if not lock.alone():
             raise in_use(path)  # what is committed is made again by one process alone

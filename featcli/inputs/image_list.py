@@ -75,6 +75,12 @@ class ImageList:
         self._places = array("q", [image.place for image in ordered] if is_in_tar else [])
         self._origins = origins
 
+    @property
+    def folders(self) -> list[tuple[str, str]]:
+        """(what leads the keys, the folder) for images that are files of this machine by themselves; each pair once."""
+        local = (origin for origin in self._origins if origin.storage is not None and not origin.tar)
+        return [*dict.fromkeys((origin.leads, origin.folder) for origin in local)]
+
     def __len__(self) -> int:
         return len(self.keys)
 

@@ -16,8 +16,10 @@ import numpy as np
 from featcli.dump.folder import Dump
 from featcli.dump.plan import Plan, StoredStage
 from featcli.errors import CheckpointError, FeatcliError, IncompleteError, UsageError, counted, nearest, one_line, shown
+from featcli.pixels.failure import UnreadableError
 from featcli.reading.labels import labels_of
 from featcli.reading.open_shards import OpenShards
+from featcli.reading.picture_files import PictureFiles
 from featcli.reading.stage_array import RowIndex, StageArray
 
 if TYPE_CHECKING:
@@ -162,6 +164,22 @@ class DumpReader:
             for row, size in record.get("sizes", {}).items():  # of images that failed, and were read later
                 sizes[int(row)] = size
         return sizes
+
+    def picture_path(self, row: int | str, root: str | os.PathLike[str] | None = None) -> str:
+        """The file of the picture of a row, given by number or key, if it still has the size that it had.
+
+        It is looked for below `root`; by default where the last run of `extract` found the pictures, if that was noted
+        (see docs/format.md) and they are still there, and else in the current folder. Raises UsageError.
+        """
+        number = self._index.rows_of(row)
+        if not isinstance(number, int):
+            raise UsageError(f"picture_path of {row!r}", "give one row or key")
+        try:
+            return PictureFiles(self, None if root is None else os.fspath(root)).find(number)[0]
+        except UnreadableError as error:
+            raise UsageError(
+                f"picture {shown(self.keys[number])}: {error.reason}", "give its folder with root="
+            ) from error
 
     @cached_property
     def labels(self) -> list[str]:

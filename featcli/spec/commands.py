@@ -279,7 +279,7 @@ class ShowCommand(Spec):
     keys: Annotated[
         Sequence[str],
         Option(
-            "Keys of the images to draw. Default: evenly spaced ones.",
+            "Keys, with or without suffix, or patterns such as 'cats/*'. Default: evenly spaced images.",
             known_as=("--key", "--keys", "--image", "--images"),
             metavar="[KEY]...",
             is_argument=True,
@@ -287,7 +287,10 @@ class ShowCommand(Spec):
     ] = ()
     root: Annotated[
         str | None,
-        Option("Folder to which the keys are relative, the INPUT of extract. Default: this folder.", group=IMAGES),
+        Option(
+            "Folder to which the keys are relative. Default: where extract found the pictures, or this folder.",
+            group=IMAGES,
+        ),
     ] = None
     stage: StageNames = None
     num_images: Annotated[

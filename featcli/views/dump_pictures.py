@@ -1,25 +1,22 @@
-"""The pictures of a dump as its backbone saw them: found again below a folder, sized and cut as the plan records."""
+"""The pictures of a dump as its backbone saw them: found again by their keys, sized and cut as the plan records."""
 
 from __future__ import annotations
 
-import os
-import stat
 from collections import Counter
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcli.errors import CheckpointError, UsageError, shown
+from featcli.errors import CheckpointError, UsageError
 from featcli.inputs.image_list import MISSING
 from featcli.inputs.image_list import Image as Input
 from featcli.pixels.decode import read_pixels, read_size
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import pillow_set_up
+from featcli.reading.picture_files import PictureFiles
 from featcli.reading.reader import DumpReader
 from featcli.spec.groups import PixelSpec
-from featcli.system.files import is_folder, state_at
 from featcli.system.threads import DecodeThreads
 
 if TYPE_CHECKING:
@@ -29,31 +26,18 @@ if TYPE_CHECKING:
 class DumpPictures:
     """`pictures[row]` is the picture of a row, or None where it cannot be shown; `missing` counts why.
 
-    A dump knows keys, not folders: `root` is what they are relative to. A key that leads out of it is only followed
-    with `allow_outside`: a dump may be anybody's. Raises UsageError for a folder that is none.
+    `root`, `allow_outside`: see PictureFiles. Raises UsageError for a folder that is none.
     """
 
-    def __init__(self, dump: DumpReader, root: str | None, allow_outside: bool = False) -> None:
+    def __init__(self, dump: DumpReader, root: str | None = None, allow_outside: bool = False) -> None:
         self.missing: Counter[str] = Counter()
+        self.files = PictureFiles(dump, root, allow_outside)
         self._dump = dump
-        self._root = root or os.curdir
-        self._allow_outside = allow_outside
-        if not is_folder(self._root):
-            raise UsageError(f"--root {shown(self._root)}: no such folder", "give the one that extract was given")
 
     def __getitem__(self, row: int) -> Picture | None:
-        key = self._dump.keys[row]
-        path = str(Path(self._root, key))
-        is_outside = os.path.isabs(key) or ".." in key.split("/")
         try:
-            if is_outside and not self._allow_outside:
-                raise UnreadableError("outside of it (see --allow-outside)", key)
-            found = state_at(path)
-            if found is None or not stat.S_ISREG(found.st_mode):
-                raise UnreadableError("not there (see --root)", key)
-            if found.st_size != self._dump.sizes[row]:
-                raise UnreadableError("not the file that was extracted", key)
-            return self._read(Input(key, path, MISSING, self._root))
+            path, folder = self.files.find(row)
+            return self._read(Input(self._dump.keys[row], path, MISSING, folder))
         except UnreadableError as error:
             self.missing[error.reason] += 1
         except CheckpointError as error:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcli.dump.target import refuse_taken, write_files
-from featcli.errors import UsageError, counted, nearest, printable, shown, shown_shape
+from featcli.errors import UsageError, counted, printable, shown, shown_shape
 from featcli.events import Report, silent
+from featcli.reading.keys import match_keys
 from featcli.reading.reader import DumpReader
 from featcli.views.dump_pictures import DumpPictures
 from featcli.views.stage_view import HIGH, LOW, Colours, evenly_spaced, study
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
 STUDIED = 256  # images that colours are fitted to
 PANEL, GAP, MARGIN = 224, 10, 20  # pixels
+PICTURE = 2 * PANEL + GAP  # of the picture, which stands beside two rows of maps
 TITLE, LINE = 40, 20
 SIZE, CHARACTER = 14, 7  # of the text: its height, and the width that a character takes as a rule
-PAPER, INK, FAINT = "#ffffff", "#1b1b1b", "#6b6b6b"
+PAPER, INK, FAINT, EDGE = "#ffffff", "#1b1b1b", "#6b6b6b", "#b5b0a5"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MOST_PIXELS = {"PNG": 40_000, "JPEG": 65_500, "WEBP": 16_383}  # of an edge; of PNG what others still open
 
@@ -59,9 +61,25 @@ def show(drawing: Drawing, output: str, overwrite: bool = False, report: Report 
     write_files({path: lambda partial: sheet.save(partial, kind)}, overwrite)
 
 
-def rows_of(dump: DumpReader, keys: Sequence[str]) -> list[int]:
-    """The rows of these keys. Raises UsageError for one that is not there, or has no maps."""
-    return [_row(dump, key) for key in keys]
+def rows_of(dump: DumpReader, keys: Sequence[str]) -> tuple[list[int], dict[str, int]]:
+    """The rows of these keys, keys without suffix and patterns: see featcli.reading.keys.
+
+    A pattern adds the rows that are not there yet, without those that have no maps; how many these are is the second
+    that is returned, by pattern. Raises UsageError for what stands for nothing, and for a key that has no maps.
+    """
+    rows: list[int] = []
+    without_maps: dict[str, int] = {}
+    for match in match_keys(keys, dump.rows):
+        if match.is_pattern and (drawn := [row for row in match.rows if dump.valid[row]]):
+            there = {*rows}
+            rows += [row for row in drawn if row not in there]
+            if len(drawn) < len(match.rows):
+                without_maps[match.text] = len(match.rows) - len(drawn)
+        else:
+            for row in match.rows:
+                _refuse_without_maps(dump, row)
+            rows += match.rows
+    return rows, without_maps
 
 
 def rows_to_draw(dump: DumpReader, count: int) -> list[int]:
@@ -69,17 +87,11 @@ def rows_to_draw(dump: DumpReader, count: int) -> list[int]:
     return evenly_spaced(np.flatnonzero(dump.valid).tolist(), count)
 
 
-def _row(dump: DumpReader, key: str) -> int:
-    if key not in dump.rows:
-        near = nearest(key, dump.keys) if len(dump) <= 10_000 else []  # it takes long among many
-        hint = f"did you mean {shown(near[0])}?" if near else f"there is {shown(dump.keys[0])}, for one;"
-        raise UsageError(f"key {shown(key)}: not in this dump", f"{hint} all keys are in its images.jsonl")
-    row = dump.rows[key]
+def _refuse_without_maps(dump: DumpReader, row: int) -> None:
     if not dump.valid[row]:
         failure = next((f for f in dump.failures if f["row"] == row), None)
         why = f"{failure['reason']} ({failure['detail']})" if failure else "its shard is not finished yet"
-        raise UsageError(f"key {shown(key)}: it has no maps: {why}", "choose another")
-    return row
+        raise UsageError(f"key {shown(dump.keys[row])}: it has no maps: {why}", "choose another")
 
 
 def _fitted(dump: DumpReader, stages: Sequence[str], report: Report) -> dict[str, Colours]:
@@ -107,26 +119,26 @@ def _sheet(
     colours: dict[str, Colours],
     limit: int,
 ) -> Image.Image:
-    """The panels: for each image two rows, its picture on the left, its maps stage by stage to the right.
+    """The panels: for each image its picture on the left, its maps in two rows stage by stage to the right.
 
     Raises UsageError where it would have more than `limit` pixels in a direction.
     """
     from PIL import Image, ImageDraw
 
-    width = 2 * MARGIN + (1 + len(colours)) * (PANEL + GAP) - GAP
+    width = 2 * MARGIN + PICTURE + len(colours) * (GAP + PANEL)
     characters = (width - 2 * MARGIN) // CHARACTER
     lines = textwrap.wrap(_caption(dump), characters)
     height = MARGIN + TITLE + len(rows) * (2 * (PANEL + GAP) + LINE) + len(lines) * LINE + MARGIN
     if max(width, height) > limit:
         raise UsageError(
             f"{counted(len(rows), 'image')} of {counted(len(colours), 'stage')} make a picture of {width}x{height}"
-            f" pixels, the format ends at {limit}",
+            f" pixels, the format ends at {limit:,}",
             "draw fewer images or stages (--num-images, --stage), or a page: -o page.html",
         )
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for column, name in enumerate(colours, 1):
-        left = MARGIN + column * (PANEL + GAP)
+    lefts = {name: MARGIN + PICTURE + GAP + column * (PANEL + GAP) for column, name in enumerate(colours)}
+    for name, left in lefts.items():
         _write(draw, (left, MARGIN), name, INK)
         _write(draw, (left, MARGIN + LINE - 2), shown_shape(dump.stages[name].shape), FAINT)
     top = MARGIN + TITLE
@@ -134,16 +146,15 @@ def _sheet(
         _write(draw, (MARGIN, top), _cut(_plain(dump.keys[row]), width - 2 * MARGIN), INK)
         top += LINE
         if picture is None:
-            draw.rectangle((MARGIN, top, MARGIN + PANEL - 1, top + PANEL - 1), outline=FAINT)
-            _write(draw, (MARGIN + 12, top + PANEL // 2 - 18), "its picture cannot be shown", FAINT)
+            draw.rectangle((MARGIN, top, MARGIN + PICTURE - 1, top + PICTURE - 1), outline=EDGE)
+            _write(draw, (MARGIN + 12, top + PICTURE // 2 - 9), "its picture cannot be shown", FAINT)
         else:
-            sheet.paste(_panel(np.asarray(picture), smooth=True), (MARGIN, top))
-        for column, (name, of_stage) in enumerate(colours.items(), 1):
+            _paste(draw, sheet, _panel(np.asarray(picture), PICTURE, smooth=True), (MARGIN, top))
+        for name, of_stage in colours.items():
             maps = dump[name][row]
-            left = MARGIN + column * (PANEL + GAP)
-            sheet.paste(_panel(of_stage.components_of(maps)), (left, top))
-            sheet.paste(_panel(of_stage.mean_of(maps)), (left, top + PANEL + GAP))
-        top += 2 * (PANEL + GAP)
+            _paste(draw, sheet, _panel(of_stage.components_of(maps), PANEL), (lefts[name], top))
+            _paste(draw, sheet, _panel(of_stage.mean_of(maps), PANEL), (lefts[name], top + PANEL + GAP))
+        top += PICTURE + GAP
     for line in lines:
         _write(draw, (MARGIN, top), line, FAINT)
         top += LINE
@@ -160,17 +171,22 @@ def _caption(dump: DumpReader) -> str:
     )
 
 
-def _panel(pixels: np.ndarray, smooth: bool = False) -> Image.Image:
-    """(H, W, 3) as a square panel's picture: cells stay cells, proportions stay, the rest is paper."""
+def _paste(draw: ImageDraw.ImageDraw, sheet: Image.Image, panel: Image.Image, place: tuple[int, int]) -> None:
+    """Put a picture on the sheet, with an edge around it: a white one would have none."""
+    left, top = place
+    draw.rectangle((left - 1, top - 1, left + panel.width, top + panel.height), outline=EDGE)
+    sheet.paste(panel, place)
+
+
+def _panel(pixels: np.ndarray, edge: int, smooth: bool = False) -> Image.Image:
+    """(H, W, 3) as a picture whose longer edge has so many pixels: cells stay cells, proportions stay."""
     from PIL import Image
 
     height, width = pixels.shape[:2]
-    scale = PANEL / max(height, width)
+    scale = edge / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
-    panel = Image.new("RGB", (PANEL, PANEL), PAPER)
-    panel.paste(Image.fromarray(pixels).resize(size, how))
-    return panel
+    return Image.fromarray(pixels).resize(size, how)
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: str) -> None:

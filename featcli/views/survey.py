@@ -7,7 +7,7 @@ import html
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from featcli.dump.target import refuse_taken, write_files
 from featcli.errors import CheckpointError, UsageError, counted, printable, shown_shape, size
 from featcli.events import Report, silent
 from featcli.reading.reader import DumpReader
+from featcli.views.neighbours import averaged, neighbours, neighbours_in_dump, rows_to_compare
 from featcli.views.show import STUDIED, Drawing
 from featcli.views.stage_view import HIGH, LOW, Colours, Statistics, evenly_spaced, study
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".html", ".htm")
 PICTURE, MAP = 224, 64  # the longer edge at the most, in pixels
-NEIGHBOURS = 6
 MOST_IMAGES = 1000
 MOST_FAILURES = 200  # that are named
 TEMPLATE, TITLE, FACTS = "survey.html", "FEATCLI-TITLE", "FEATCLI-FACTS"
@@ -44,7 +44,7 @@ def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Repor
     if len(drawing.rows) > MOST_IMAGES:
         raise UsageError(f"{len(drawing.rows):,} images: a page holds at most {MOST_IMAGES:,}", "choose fewer")
     dump, rows, stages = drawing.dump, drawing.rows, drawing.stages
-    report("start", images=len(stages) + len(rows), done=0)
+    report("start", images=len(stages) + len(rows) + 1, done=0)
     studied = evenly_spaced(np.flatnonzero(dump.valid).tolist(), STUDIED)
     of_stage: dict[str, tuple[Statistics, Colours | None]] = {}
     for name in stages if studied else ():
@@ -56,14 +56,14 @@ def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Repor
     for row in rows:
         images.append(_image(dump, row, labels[row], drawing.pictures[row], of_stage, pooled))
         report("batch", images=1)
-    for name, vectors in pooled.items():
-        for image, near in zip(images, neighbours(np.array(vectors)), strict=True):
-            image["near"][name] = near
+    compared = _add_neighbours(dump, rows, images, pooled)
+    report("batch", images=1)
     facts = {
         "title": printable(dump.path.absolute().name),
         "about": _about(dump),
         "stages": [_stage(dump, name, statistics) for name, (statistics, _) in of_stage.items()],
         "studied": len(studied),
+        "compared": compared,
         "cut": [LOW, 100 - HIGH],
         "images": images,
         "valid": int(dump.valid.sum()),
@@ -77,7 +77,8 @@ def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Repor
 def _about(dump: DumpReader) -> list[tuple[str, str]]:
     """What the dump is, as its plan and records say."""
     plan, settings = dump.plan, dump.plan.settings
-    state = "" if len(dump.records) == plan.num_shards else f"; {plan.num_shards - len(dump.records)} shards missing"
+    missing = plan.num_shards - len(dump.records)
+    state = "" if not missing else f"; {counted(missing, 'shard')} missing"
     edges = settings.largest if settings.is_native else settings.input_size
     try:
         preprocessing = dump.preprocessing.summary
@@ -127,8 +128,7 @@ def _image(
     maps = {}
     for name, (_, colours) in of_stage.items():
         found = dump[name][row]
-        finite = np.where(np.isfinite(found), found, 0)
-        pooled[name].append(finite.reshape(len(found), -1).mean(1, dtype=np.float64))
+        pooled[name].append(averaged(found[None])[0])
         if colours is not None:
             drawn = (colours.components_of(found), colours.mean_of(found))
             maps[name] = [_as_data(_small(pixels, MAP), "PNG") for pixels in drawn]
@@ -144,22 +144,38 @@ def _image(
     }
 
 
+def _add_neighbours(
+    dump: DumpReader,
+    rows: Sequence[int],
+    images: Sequence[dict[str, Any]],
+    pooled: Mapping[str, Sequence[np.ndarray]],
+) -> int:
+    """Give each image its neighbours by each stage: by the last one of the whole dump, by others of those on the page.
+
+    A neighbour is a place on the page, or the key of one that is not there. Returns how many images of the dump were
+    compared.
+    """
+    if not rows:
+        return 0
+    *others, last = pooled
+    for name in others:
+        for image, near in zip(images, neighbours(np.array(pooled[name])), strict=True):
+            image["near"][name] = near
+    compared = rows_to_compare(dump, last, rows)
+    places = {row: place for place, row in enumerate(rows)}
+    for image, of_image in zip(
+        images, neighbours_in_dump(dump, last, np.array(pooled[last]), rows, compared), strict=True
+    ):
+        image["near"][last] = [(places.get(row, printable(dump.keys[row])), value) for row, value in of_image]
+    return len(compared)
+
+
 def _labels(dump: DumpReader) -> list[str]:
     """The class of each image, where the dump says which it is."""
     try:
         return dump.labels
     except UsageError:  # a dump of before plans told inputs from folders
         return [""] * len(dump)
-
-
-def neighbours(vectors: np.ndarray) -> list[list[tuple[int, float]]]:
-    """For each of (N, C) vectors the others that are nearest by cosine: (place, similarity), the nearest first."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = vectors / np.maximum(lengths, 1e-30)
-    similar = unit @ unit.T
-    np.fill_diagonal(similar, -np.inf)
-    order = np.argsort(-similar, 1, kind="stable")[:, : min(NEIGHBOURS, len(vectors) - 1)]
-    return [[(int(place), round(float(similar[i, place]), 4)) for place in row] for i, row in enumerate(order)]
 
 
 def _small(pixels: np.ndarray, most: int) -> Image.Image:

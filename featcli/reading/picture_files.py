@@ -1,0 +1,63 @@
+"""The files of a dump's pictures, found again by their keys: below a named folder, or where extract found them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from featcli.dump.picture_folders import remembered_pictures
+from featcli.errors import UsageError, counted, shown
+from featcli.pixels.failure import UnreadableError
+from featcli.system.files import is_folder, state_at
+
+if TYPE_CHECKING:
+    from featcli.reading.reader import DumpReader
+
+CHANGED = "not the file that was extracted"
+
+
+class PictureFiles:
+    """Paths of pictures by row.
+
+    `root` is the folder that keys are relative to: by default those where the last run of `extract` found the pictures,
+    and where these are gone or were not noted the current folder. A key that leads out of it is only followed with
+    `allow_outside`: a dump may be anybody's. Raises UsageError for a folder that is none.
+    """
+
+    def __init__(self, dump: DumpReader, root: str | None = None, allow_outside: bool = False) -> None:
+        self._dump = dump
+        self._allow_outside = allow_outside
+        noted = [] if root is not None else remembered_pictures(dump.path)
+        self.are_noted = bool(noted)  # the folders, at the dump
+        self._folders = noted or [("", root or os.curdir)]
+        if not is_folder(self._folders[0][1]):
+            raise UsageError(
+                f"--root {shown(self._folders[0][1])}: no such folder", "give the one that extract was given"
+            )
+
+    @property
+    def where(self) -> str:
+        """The folder for people, or how many."""
+        folders = sorted({folder for _, folder in self._folders})
+        if len(folders) > 1:
+            return counted(len(folders), "folder")
+        return shown(min(folders[0], os.path.relpath(folders[0]), key=len) if self.are_noted else folders[0])
+
+    def find(self, row: int) -> tuple[str, str]:
+        """The path of the picture of a row, and the folder that it was found in. Raises UnreadableError."""
+        key, reason = self._dump.keys[row], "not there (see --root)"
+        for lead, folder in self._folders:
+            rest = key[len(lead) :]
+            if not key.startswith(lead):
+                continue
+            if (os.path.isabs(rest) or ".." in rest.split("/")) and not self._allow_outside:
+                raise UnreadableError("outside of it (see --allow-outside)", key)
+            path = os.path.join(folder, rest)
+            found = state_at(path)
+            if found is None or not stat.S_ISREG(found.st_mode):
+                continue
+            if found.st_size == self._dump.sizes[row]:
+                return path, folder
+            reason = CHANGED
+        raise UnreadableError(reason, key)
