@@ -15,6 +15,7 @@ from PIL import Image
 import featcli
 from conftest import draw, tree
 from featcli import open_dump
+from featcli.dump.picture_folders import remembered_pictures
 from featcli.reading.keys import match_keys
 from featcli.views.dump_pictures import DumpPictures
 from featcli.views.neighbours import neighbours
@@ -302,7 +303,7 @@ def test_keys_as_they_are_typed():
 
     assert found("b/y", "a/2.png", "a/2") == [["b/y.png"], ["a/2.png"], ["a/2.jpg", "a/2.png"]]
     assert found("b/*.png", "b/*", "a/[x]", "v1") == [["b/*.png"], ["b/*.png"], ["a/[x].png"], ["v1"]]
-    assert found("a/*") == [keys[:4]]
+    assert found("a/*", "a/?") == [keys[:4], keys[:3]]
     assert found("*/[13].png", "[!a]*3*") == [["a/1.png", "b/a/3.png"], ["b/a/3.png"]]
     assert [match.is_pattern for match in match_keys(["b/*.png", "b/*", "b/?.png"], rows)] == [False, False, True]
     for wrong, near in (("a/1.pgn", "a/1.png"), ("A/*", "a/1.png"), ("y", "b/y.png"), ("B/Y?", "b/y.png")):
@@ -324,7 +325,7 @@ def test_patterns_of_keys_are_drawn(dump, tmp_path, cli):
 def test_pictures_are_found_where_the_run_had_them(tmp_path, folder, cli, monkeypatch):
     """Without --root they are found again where extract found them, also by several inputs and where all was moved.
 
-    Nothing in the dump says so: its bytes are those of a dump that lies elsewhere. A tar file is no folder.
+    No file of the dump says so: its bytes are those of a dump that lies elsewhere.
     """
     shutil.copytree(folder, tmp_path / "a" / "pictures")
     shutil.copytree(folder / "things", tmp_path / "b" / "things")
@@ -361,6 +362,13 @@ def test_pictures_are_found_where_the_run_had_them(tmp_path, folder, cli, monkey
     shutil.rmtree(tmp_path / "b")
     said = cli("show", "several", "pictures/things/0", "-o", "y.html").out
     assert said == "y.html: 1 image, 2 stages, pictures from 2 folders\n"
+    row = several.rows["pictures/things/0.png"]
+    several.keys[row] = f"pictures/things/{folder}/things/0.png"  # of anybody's making: an absolute path behind a lead
+    with pytest.raises(featcli.UsageError, match="outside of it"):
+        several.picture_path(row)
+    for noted in (b"", b"{", b"[[1]]", b"3", b'[["", "\\u0000"]]', b'[["", "nowhere"]]', b"[" * 2000):
+        os.setxattr("several", "user.featcli.pictures", noted)
+        assert remembered_pictures(Path("several")) == []
 
 
 @pytest.mark.parametrize(

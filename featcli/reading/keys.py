@@ -27,8 +27,8 @@ class Match:
 def match_keys(texts: Sequence[str], rows: Mapping[str, int]) -> list[Match]:
     """What each text stands for, in the order of the texts. `rows`: the row of each key, in row order.
 
-    A text is a key; or else all of a key but its suffix; or else a pattern of fnmatch, whose `*` also stands for
-    slashes. The first of these that there is counts. Raises UsageError for a text that stands for nothing.
+    A text is a key; or else all of a key but its suffix; or else a pattern of either, as fnmatch has them: its `*` also
+    stands for slashes. The first of these that there is counts. Raises UsageError for a text that stands for nothing.
     """
     by_stem: dict[str, list[int]] = defaultdict(list)
     if any(text not in rows for text in texts):
@@ -44,7 +44,7 @@ def _match(text: str, rows: Mapping[str, int], by_stem: Mapping[str, list[int]])
         return Match(text, by_stem[text])
     is_pattern = SPECIAL.search(text) is not None
     fits = re.compile(fnmatch.translate(text)).fullmatch
-    found = [row for key, row in rows.items() if fits(key)] if is_pattern else []
+    found = [row for key, row in rows.items() if fits(key) or fits(os.path.splitext(key)[0])] if is_pattern else []
     if not found:
         what = "no key of this dump is like that" if is_pattern else "not in this dump"
         raise UsageError(f"key {shown(text)}: {what}", f"{_near(text, rows)} all keys are in its images.jsonl")

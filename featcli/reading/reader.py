@@ -321,12 +321,12 @@ class DumpReader:
         return StageDataset(self, stages, labels, rows)
 
     def __repr__(self) -> str:
-        counts = [f"{len(self)} images"]
+        counts = [f"{len(self):,} images"]
         with suppress(FeatcliError):  # a record that is damaged is told by what needs it
-            counts += [f"{len(self.failures)} failed"] if self.failures else []
+            counts += [f"{len(self.failures):,} failed"] if self.failures else []
             kept = self.num_kept
-            of_them = f" ({kept} of them kept, to be read when their shards are finished)" if kept else ""
-            counts += [f"{self.num_missing} missing{of_them}"] if self.num_missing else []
+            of_them = f" ({kept:,} of them kept, to be read when their shards are finished)" if kept else ""
+            counts += [f"{self.num_missing:,} missing{of_them}"] if self.num_missing else []
         return f"<dump {shown(self.path)}: {', '.join(counts)}, stages {', '.join(self.stages)}>"
 
     def close(self) -> None:
