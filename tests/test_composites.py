@@ -212,18 +212,17 @@ def test_replay(composite, tmp_path):
     """The rest of a model run on a dump's maps gives bit for bit what the whole model gives for the pictures."""
     folder, model, _, backbone, path = composite
     dump = open_dump(path)
-    maps = {name: dump[name][:] for name in dump.stages}
     size = backbone.preprocessing.size
     inputs = INPUTS.get(model.config.model_type, {})
     if model.config.model_type in ("dpt", "zoedepth"):
         with pytest.raises(UsageError, match="reads class tokens"):
-            replay(model, maps, size)
+            replay(model, dump, size)
         tokens = open_dump(extract(SAMPLES / "nature", checkpoint=folder, pool="cls", output=tmp_path / "c").dump)
-        inputs = {"class_tokens": [tokens[name][:] for name in tokens.stages]}
+        inputs = {"class_tokens": tokens}
     pictures = [upright(SAMPLES / "nature" / key) for key in dump.keys]
     pixels = backbone.preprocessing.normalize(torch.stack([backbone.preprocess(picture) for picture in pictures]))
     with torch.inference_mode():
-        found = replay(model, maps, size, **inputs)
+        found = replay(model, dump, size, **inputs)
         inputs.pop("class_tokens", None)
         whole, again = (model(pixel_values=pixels, **inputs) for _ in range(2))
     tensors = [name for name, value in whole.items() if torch.is_tensor(value)]
@@ -355,6 +354,26 @@ def test_misuses_of_replay(small, misuse):
     more = {name: value for name, value in given.items() if name not in ("without", "sequence")}
     with pytest.raises(UsageError, match=message):
         replay(model, **{"maps": maps, "size": size, **more})
+
+
+def test_hints_of_replay(small):
+    """What is wrong is told with what would be right, in each case: the type, the rows, the names, the sizes."""
+    model, size, maps = small
+    numpy, half = [found.numpy() for found in maps.values()], [found.half() for found in maps.values()]
+    fewer = [numpy[0][:1], *numpy[1:]]
+    cases = [
+        (upernet().half(), numpy, {}, "model.float()"),
+        (model, half, {}, "--dtype float32"),
+        (model, fewer, {}, "the same rows of each stage"),
+        (model, STAGES, {}, "give an open dump"),
+        (model, [[found[0], found[0, :, :1]] for found in numpy], {}, "maps of one size"),
+        (model, numpy, {"class_tokens": [found[:1, :, 0, 0] for found in numpy]}, "the same rows of both"),
+        (model, numpy, {"class_tokens": numpy}, "--pool cls"),
+    ]
+    for one, given, more, hint in cases:
+        with pytest.raises(UsageError) as refusal:
+            replay(one, given, size, **more)
+        assert hint in refusal.value.hint, (refusal.value.message, refusal.value.hint)
 
 
 def test_replay_through_a_model_that_goes_around_it(small):

@@ -79,6 +79,7 @@ FILES = {  # name -> (content, what the message says)
     "empty.pt": (lambda _: b"", "not a readable weights file"),
     "bomb.pt": (lambda _: bomb(), "a compressed archive"),
     "list.pt": (lambda _: pickled([1, 2]), "not a readable weights file"),
+    "nothing.pt": (lambda _: pickled({}), "it is empty: no weights in it"),
     "numbers.pt": (lambda _: pickled({"epoch": 3}), "no weights in it, only epoch"),
     "cut.safetensors": (lambda _: WHOLE[:-1000], "not a readable weights file"),
     "empty.safetensors": (lambda _: b"", "not a readable weights file"),

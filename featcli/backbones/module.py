@@ -194,7 +194,14 @@ class BackboneModule(nn.Module):
         return self(*args, **{name: value for name, value in kwargs.items() if name in taken})
 
     def __getattr__(self, name: str) -> Any:
-        """Give `save_pretrained` of a model whose class has it."""
+        """Give `save_pretrained` of a model whose class has it, one that raises UsageError of any other."""
         if name == "save_pretrained":
-            return getattr(super().__getattr__("model"), name)
+            return getattr(super().__getattr__("model"), name, _cannot_save)
         return super().__getattr__(name)
+
+
+def _cannot_save(*_: Any, **__: Any) -> None:
+    raise UsageError(
+        "save_pretrained: it is transformers' own, this is a model of timm",
+        "torch.save(module.model.state_dict(), 'weights.pth'), to be loaded by -c weights.pth --arch NAME",
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,30 +23,42 @@ from featcli.spec.parsers import Size
 READS_CLASS_TOKENS = ("project", "add")
 MOST_PREFIX_TOKENS = 16  # class token, distillation token, registers
 AS_EXTRACTED = "extract with --pool none and --dtype float32; dump[stage][:8] gives a batch"
-BY_NAME = "give {stage: dump[stage][:8] for stage in dump.stages}"
+BY_NAME = "give an open dump for all of its rows, or {stage: dump[stage][:8] for stage in dump.stages}"
 
 # The shapes of what a backbone gives, by the size of its input; None where it cannot be told without computing.
 _shapes_of: WeakKeyDictionary[nn.Module, dict[Size, list[torch.Size] | None]] = WeakKeyDictionary()
 
 
+@runtime_checkable
+class OpenDump(Protocol):
+    """What `featcli.open_dump` gives, as far as maps are read from it."""
+
+    @property
+    def stages(self) -> Mapping[str, Any]:
+        """The stages by name."""
+
+    def __getitem__(self, stage: str, /) -> Any:
+        """Give the array of a stage."""
+
+
 def replay(
     model: nn.Module,
-    maps: Mapping[str, Any] | Sequence[Any],
+    maps: Mapping[str, Any] | Sequence[Any] | OpenDump,
     size: tuple[int, int] | None = None,
-    class_tokens: Mapping[str, Any] | Sequence[Any] | None = None,
+    class_tokens: Mapping[str, Any] | Sequence[Any] | OpenDump | None = None,
     pixel_values: torch.Tensor | None = None,
     **inputs: Any,
 ) -> Any:
     """Run a transformers model on maps that its backbone gave earlier, as `featcli extract` stored them.
 
     `maps` are (B, C, H, W) tensors or arrays of the stages that the model itself uses, unpooled: a mapping by the names
-    of the stages, in any order, or a sequence in network order. Tensors are taken as they are, so that gradients reach
+    of the stages, in any order, a sequence in network order, or an open dump, whose rows are all read. Tensors are taken as they are, so that gradients reach
     them where they want some. `size` is the (H, W) of the pixels they came from; a model that reads the picture itself
     needs `pixel_values` instead, one whose head reads class tokens (DPT, ZoeDepth) needs those too, (B, C) for each
     stage, as `--pool cls` stores them. Whatever else the model takes goes through. Returns what the model returns.
 
     The model is left alone, so that any number of threads may replay through it at once. Raises UsageError where this
-    model cannot be run so, or not on these maps.
+    model cannot be run so, or not on these maps, and for a dump what reading it raises.
     """
     backbone = _Backbone.inside(model)
     if class_tokens is None and getattr(model.config, "readout_type", "") in READS_CLASS_TOKENS:
@@ -102,6 +114,8 @@ class _Backbone:
     def in_order(self, what: str, arrays: Any, like: torch.Tensor) -> list[torch.Tensor]:
         """Make tensors of arrays, in network order. Raises UsageError unless there is one for each stage."""
         known = ", ".join(name for name, *_ in self.names)
+        if isinstance(arrays, OpenDump):
+            arrays = {stage: arrays[stage] for stage in arrays.stages}  # not read yet
         if isinstance(arrays, Mapping):
             keys = [next((name for name in names if name in arrays), None) for names in self.names]
             missing = [names[0] for names, key in zip(self.names, keys, strict=True) if key is None]
@@ -161,10 +175,13 @@ def _tensor(what: str, value: Any, like: torch.Tensor) -> torch.Tensor:
         # Autograd keeps no tensor of inference mode.
         return value.clone() if value.is_inference() and torch.is_grad_enabled() else value
     try:
-        array = np.asarray(value)
+        array = np.asarray(value)  # of a stage of a dump, too
         tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))  # some heads work in place
+    except UsageError:  # a dump of maps of many sizes
+        raise
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{what}: {shown(type(value).__name__)} is no array of numbers", AS_EXTRACTED) from error
+        hint = BY_NAME if isinstance(value, str) else "give (B, C, H, W) arrays, so maps of one size in each call"
+        raise UsageError(f"{what}: {shown(type(value).__name__)} is no array of numbers", hint) from error
     return tensor.to(like.device)
 
 
@@ -173,13 +190,22 @@ def _refuse_wrong_kinds(maps: list[torch.Tensor], tokens: list[torch.Tensor] | N
     kind, batch = str(like.dtype).removeprefix("torch."), len(maps[0]) if maps and maps[0].ndim else 0
     if not batch or any(one.ndim != 4 or one.dtype != like.dtype or len(one) != batch for one in maps):
         shapes = ", ".join(f"{tuple(one.shape)} {one.dtype}" for one in maps) or "none"
-        raise UsageError(f"replay takes one {kind} map (B, C, H, W) for each stage, not {shapes}", AS_EXTRACTED)
+        if not maps or any(one.ndim != 4 for one in maps):
+            hint = AS_EXTRACTED
+        elif any(len(one) != batch for one in maps) or not batch:
+            hint = "give the same rows of each stage, one at least"
+        elif like.dtype != torch.float32 and all(one.dtype == torch.float32 for one in maps):
+            hint = "run the model in the type of the maps: model.float()"
+        else:
+            hint = f"cast them, or the model: both have to be of one type; {AS_EXTRACTED}"
+        raise UsageError(f"replay takes one {kind} map (B, C, H, W) for each stage, not {shapes}", hint)
     for one, token in zip(maps, tokens or (), strict=tokens is not None):
         if token.shape != one.shape[:2] or token.dtype != like.dtype:
+            is_vector = token.ndim == 2 and token.shape[1] == one.shape[1]
             raise UsageError(
                 f"class_tokens: {tuple(token.shape)} {token.dtype}, beside maps {tuple(one.shape)} it takes"
                 f" {tuple(one.shape[:2])} {like.dtype}",
-                "extract the same pictures with --pool cls",
+                "give the same rows of both, in one type" if is_vector else "extract the same pictures with --pool cls",
             )
     for one in (*maps, *(tokens or ())):
         if one.device != like.device:

@@ -3,7 +3,7 @@
 The rules are those of transformers' `BackboneConfigMixin` (default: the last stage; names and indices
 must exist, must not repeat, and must agree where both are given), with three differences on purpose:
 the order in which stages are asked for does not matter, an index that is too negative is an error like
-any other, and `all` and `stage2:stage4` are understood.
+any other, and `all`, `stage2:stage4`, `stage2:` and `:stage2` are understood.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def _from_features(stages: Sequence[tuple[str, str]], features: Sequence[str]) -
             chosen += range(len(stages))
         elif ":" in feature:
             first, _, last = feature.partition(":")
-            span = range(_position(stages, first), _position(stages, last) + 1)
+            begin = _position(stages, first) if first else 0
+            span = range(begin, _position(stages, last) + 1 if last else len(stages))
             if not span:
                 raise UsageError(f"range {shown(feature)} runs backwards", f"write {last}:{first}")
             chosen += span

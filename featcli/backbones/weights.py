@@ -88,7 +88,8 @@ def _read(path: Path, key: str | None = None) -> tuple[str, dict[str, torch.Tens
     found = _find_tensors(content) if key is None else _tensors_under(path, content, key)
     if found is None:
         top = ", ".join(map(str, list(content)[:5]))
-        raise CheckpointError(f"checkpoint {shown(path)}: no weights in it, only {top}", "is it a weights file?")
+        what = f"no weights in it, only {top}" if top else "it is empty: no weights in it"
+        raise CheckpointError(f"checkpoint {shown(path)}: {what}", "is it a weights file?")
     return found
 
 

@@ -393,7 +393,10 @@ class StageSpec(Spec):
         Sequence[int] | int | str | None,
         Option(
             "Indices of stages, such as 1,2,-1, or all. Default: the last stage.",
-            known_as=("--indices", "--index", "--layer-index", "--layer-indices"),
+            known_as=(
+                *("--indices", "--index", "--layer-index", "--layer-indices"),
+                *("--layer", "--layers", "--stage", "--stages", "--blocks"),  # with numbers
+            ),
             group=STAGES,
             keep=parse_indices,
             offers=(ALL,),

@@ -35,7 +35,7 @@ ALL: Final = "all"  # every stage
 OTHER_WORDS: Final = {
     "pool": {"mean": "avg", "gap": "avg"},
     "precision": {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"},
-    "dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"},
+    "dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"},
     "format": {"h5": "hdf5"},
 }
 
