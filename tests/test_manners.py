@@ -20,8 +20,8 @@ TYPED = {
     "extract": {
         "--model": "-c/--checkpoint",
         "--weights": "-c/--checkpoint",
-        "--layer": "--out-features",
-        "--layers": "--out-features",
+        "--stages": "--out-indices or --out-features",
+        "--layers": "--out-indices or --out-features",
         "--num-workers": "--decode-threads",
         "--gpu": "--device",
         "--half": "--precision or --dtype",
@@ -78,6 +78,17 @@ def test_a_line_for_each(cli, typed, message, named):
     """Whatever is typed, its message is one line, and its hint names the command that was typed."""
     ended = cli(*typed)
     assert ended.err == f"featcli: error: {message}\nhint: see '{f'featcli {named}'.strip()} --help'\n"
+
+
+def test_a_path_without_a_command(cli, tmp_path, monkeypatch):
+    """Pictures or a dump where a command belongs are answered with the command that takes them."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "feats").mkdir()
+    (tmp_path / "feats/plan.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert "featcli extract 'photos' -c CHECKPOINT -o DUMP" in cli("photos", "-c", "test_vit").err
+    assert "featcli extract 's3://bucket' -c" in cli("s3://bucket").err
+    assert "featcli inspect 'feats'" in cli("feats").err
 
 
 def test_every_command_has_other_words():
@@ -190,7 +201,8 @@ def test_variables_stand_for_options(cli, photos, tmp_path, monkeypatch):
     run = cli(*command, "-o", tmp_path / "one", "--json")
     assert run.code == 0
     chosen = {event["name"]: event for event in run.events if event["type"] == "choice"}
-    assert (chosen["device"]["value"], chosen["device"]["reason"]) == ("cpu", "as asked")
+    assert (chosen["device"]["value"], chosen["device"]["reason"]) == ("cpu", "as FEATCLI_DEVICE says")
+    assert chosen["threads"]["reason"].startswith("as FEATCLI_THREADS says")
     assert plan_of(tmp_path / "one")["settings"]["threads"] == 1
     run = cli(*command, "-o", tmp_path / "two", "--threads", 2)
     assert run.code == 0

@@ -90,14 +90,14 @@ def extract(asked: ExtractCommand) -> None:
     featcli extract photos -c resnet50 --out-indices 2,-1 -o feats
     """
     from featcli.cli.terminal import JsonLines, nothing_read, quiet
-    from featcli.cli.variables import with_variables
+    from featcli.cli.variables import naming_variables, with_variables
     from featcli.events import tee
 
     with with_variables(asked) as chosen, _terminal(verbose=asked.verbose) as terminal:
         spec = narrowed(chosen, ExtractSpec)
         lines = JsonLines()
         said = quiet if asked.quiet else terminal
-        report = tee(said, lines) if asked.as_json else said
+        report = naming_variables(asked, chosen, tee(said, lines) if asked.as_json else said)
         if asked.dry_run:
             from featcli.extraction.planning import dry_run
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
-from featcli.errors import any_of, nearest
+from featcli.errors import any_of, nearest, shown
 from featcli.spec.groups import CheckpointSpec, DumpSpec, InputSpec
 from featcli.spec.option import OptionField, Spec, options_of
 
@@ -54,8 +56,17 @@ def instead_of_option(typed: str, spec: type[Spec], command: str) -> str:
 def instead_of_command(typed: str) -> str:
     """A hint for a command that is not there."""
     meant = [name for name, words in COMMANDS.items() if typed.lower() in (name, *words)]
+    if not meant and ("://" in typed or os.path.exists(typed)):
+        return f"a command comes first: {_command_for(typed)}"
     names = meant or nearest(typed, COMMANDS, cutoff=ALIKE)
     return f"did you mean {any_of([f'featcli {name}' for name in names])}?" if names else "see 'featcli --help'"
+
+
+def _command_for(path: str) -> str:
+    from featcli.dump.folder import PLAN
+
+    is_dump = os.path.exists(Path(path) / PLAN)
+    return f"featcli inspect {shown(path)}" if is_dump else f"featcli extract {shown(path)} -c CHECKPOINT -o DUMP"
 
 
 def unknown_command(message: str) -> str | None:

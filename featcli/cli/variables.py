@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from featcli.dump.folder import Dump
 from featcli.errors import FeatcliError
+from featcli.events import Report
 from featcli.spec.commands import VerifyCommand
 from featcli.spec.groups import DumpSpec, EngineSpec
 from featcli.spec.option import Spec, options_of
@@ -42,6 +43,23 @@ def with_variables(asked: S, environment: Mapping[str, str] = os.environ) -> Ite
                 value: Any = option.option.parse(option.called, text) if option.option.parse else text
                 asked = replace(asked, **{option.name: value})  # type: ignore[type-var]
         yield asked
+
+
+def naming_variables(asked: Spec, chosen: Spec, report: Report) -> Report:
+    """Have a report name the variable as the reason of a value that came from one: `chosen` has it, `asked` has not."""
+    used = {
+        name: variable
+        for name, variable in VARIABLES.items()
+        if getattr(asked, name, None) != getattr(chosen, name, None)
+    }
+
+    def named(kind: str, **facts: Any) -> None:
+        variable = used.get(facts["name"]) if kind == "choice" else None
+        if variable is not None:
+            facts["reason"] = facts["reason"].replace("as asked", f"as {variable} says", 1)
+        report(kind, **facts)
+
+    return named
 
 
 def _has_use(asked: Spec, name: str, text: str) -> bool:

@@ -565,7 +565,7 @@ class DumpSpec(Spec):
     dtype: Annotated[
         Dtype,
         Option(
-            f"Type in which maps are stored: {', '.join(DTYPES)}; fp32, fp16 and bf16 are understood.",
+            f"Type in which maps are stored: {', '.join(DTYPES)}; fp32, fp16, half and bf16 are understood.",
             known_as=("--half", "--fp16", "--bf16", "--float16", "--output-dtype"),
             group=DUMP,
             keep=type_name,
