@@ -51,12 +51,12 @@ def replay(
 ) -> Any:
     """Run a transformers model on maps that its backbone gave earlier, as `featcli extract` stored them.
 
-    `maps` are (B, C, H, W) tensors or arrays of the stages that the model itself uses, unpooled: a mapping by the names
-    of the stages, in any order, a sequence in network order, or an open dump, whose rows are all read. Tensors are taken
-    as they are, so that gradients reach them where they want some. `size` is the (H, W) of the pixels they came from; a
-    model that reads the picture itself needs `pixel_values` instead, one whose head reads class tokens (DPT, ZoeDepth)
-    needs those too, (B, C) for each stage, as `--pool cls` stores them. Whatever else the model takes goes through.
-    Returns what the model returns.
+    `maps` are (B, C, H, W) tensors or arrays of the stages that the model itself uses, unpooled: a mapping by the
+    names of the stages, in any order, a sequence in network order, or an open dump, whose rows are all read. Tensors
+    are taken as they are, so that gradients reach them where they want some. `size` is the (H, W) of the pixels they
+    came from; a model that reads the picture itself needs `pixel_values` instead, one whose head reads class tokens
+    (DPT, ZoeDepth) needs those too, (B, C) for each stage, as `--pool cls` stores them. Whatever else the model takes
+    goes through. Returns what the model returns.
 
     The model is left alone, so that any number of threads may replay through it at once. Raises UsageError where this
     model cannot be run so, or not on these maps, and for a dump what reading it raises.
