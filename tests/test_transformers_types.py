@@ -109,3 +109,29 @@ def test_a_type_that_needs_more(tmp_path):
     transformers.DinatConfig().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="natten"):
         load_backbone(str(tmp_path))
+
+
+def test_arguments_leave_the_chosen_stages_chosen():
+    """Stages that a configuration chooses stay so beside --model-arg, as far as they are there; the last stays the last."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 28}
+
+    def chosen(stages, **arguments):
+        config = transformers.Dinov2Config(**sizes, out_features=stages)
+        return load_backbone(config, model_arg=arguments).out_features
+
+    assert chosen(["stage1", "stage2"], drop_path_rate=0.3) == ["stage1", "stage2"]
+    assert chosen(["stage1", "stage3"], num_hidden_layers=2) == ["stage1"]
+    assert chosen(["stage3"], num_hidden_layers=2) == ["stage2"]
+    assert chosen(["stage4"], num_hidden_layers=5) == ["stage5"]
+
+
+def test_a_pyramid_of_four_stages_is_no_stage():
+    """A BEiT whose maps are each made of four stages is refused, with the argument that gives the stages themselves."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.BeitConfig(**sizes, image_size=64, out_indices=[1, 2, 3, 4], add_fpn=True)
+    with pytest.raises(CheckpointError, match="add_fpn makes a pyramid"):
+        load_backbone(config)
+    backbone = load_backbone(config, model_arg={"add_fpn": False})
+    assert backbone.out_features == ["stage1", "stage2", "stage3", "stage4"]

@@ -56,6 +56,12 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         super().__init__(asked, config, outer)
         self._freeze_norms = norm_freezer(outer)
         self._class = backbone_classes()[type(self.config)]
+        if getattr(self.config, "add_fpn", False):  # BEiT: a map is made of a stage by its place among the chosen four
+            raise CheckpointError(
+                f"checkpoint {shown(asked.checkpoint_name)}: add_fpn makes a pyramid of four of its stages, whose maps"
+                " are no stages",
+                "--model-arg add_fpn=false gives the maps of its stages, without the pyramid",
+            )
         self.norm = asked.norm or self.default_norm
         self.norm_reason = "as asked" if asked.norm else "default: AutoBackbone's own"
         self.first_index = int(self.model_type in NO_STEM)

@@ -161,6 +161,12 @@ class ModelSpec(ABC):
     def stages(self) -> tuple[Stage, ...]:
         """Every stage, with shapes as the network really yields them (never from config fields)."""
         known = self.strides or (None,) * len(self.stage_names)
+        if len(self._whole.shapes) != len(self.stage_names):
+            raise CheckpointError(
+                f"checkpoint {shown(self.asked.checkpoint_name)}: {self.name} names {len(self.stage_names)} stages and"
+                f" gives {len(self._whole.shapes)} maps",
+                "is its configuration whole?",
+            )
         places = zip(self.stage_names, self._whole.places, self._whole.shapes, known, strict=True)
         return tuple(
             Stage(

@@ -408,7 +408,8 @@ def unless_set(
 def with_arguments(config: Any, arguments: Mapping[str, Any]) -> Any:
     """Change fields of a configuration; what follows from them, such as the names of stages, is made anew.
 
-    Raises UsageError.
+    Stages that the configuration chooses stay chosen where they are still there; the last one stays the last. Raises
+    UsageError.
     """
     if not arguments:
         return config
@@ -422,12 +423,22 @@ def with_arguments(config: Any, arguments: Mapping[str, Any]) -> Any:
         raise UsageError(f"--model-arg {idle[0]}: it has that value without it", "leave it out")
     fields = {name: value for name, value in config.to_dict().items() if name not in FOLLOWING}
     try:
-        return type(config).from_dict(plain_json({**fields, **arguments}))
+        made = type(config).from_dict(plain_json({**fields, **arguments}))
+        _choose_as(made, config)
+        return made
     except Exception as error:  # configurations check their fields in many ways
         asked = ", ".join(f"{name}={value}" for name, value in arguments.items())
         raise UsageError(
             f"--model-arg {asked}: {type(config).__name__} does not take it: {one_line(error)}", "see its config.json"
         ) from error
+
+
+def _choose_as(made: Any, before: Any) -> None:
+    """Choose the stages in a configuration that another one chooses, unless that is its last one."""
+    chosen, names = getattr(before, "out_features", None), getattr(before, "stage_names", None)
+    if chosen and names and list(chosen) != [names[-1]]:
+        kept = [name for name in chosen if name in made.stage_names]
+        made.out_features = kept or [made.stage_names[-1]]
 
 
 def copied(config: Any) -> Any:
