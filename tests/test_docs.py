@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 
 from conftest import REPOSITORY, SAMPLES, forks
+from featcli.reading import picture_files
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TIMING = re.compile(r"^extracted .*(\n  .*)*", re.MULTILINE)
@@ -43,6 +44,10 @@ def scratch(tmp_path, monkeypatch):
     """A folder as a reader of the README has it before them."""
     shutil.copytree(SAMPLES, tmp_path / "sample_images", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
+    try:
+        os.setxattr(tmp_path, "user.test", b"")
+    except (AttributeError, OSError):  # where no file system remembers it, the pages show what it would be
+        monkeypatch.setattr(picture_files, "remembered_pictures", lambda _: [("", str(tmp_path / "sample_images"))])
     return tmp_path
 
 

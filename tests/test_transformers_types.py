@@ -112,7 +112,7 @@ def test_a_type_that_needs_more(tmp_path):
 
 
 def test_arguments_leave_the_chosen_stages_chosen():
-    """Stages that a configuration chooses stay so beside --model-arg, as far as they are there; the last stays the last."""
+    """Stages that a configuration chooses stay so beside --model-arg where they are there; the last stays the last."""
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 28}
 
