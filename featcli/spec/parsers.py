@@ -249,7 +249,7 @@ def parse_indices(asked: Any) -> tuple[int, ...] | Literal["all"] | None:
     if None in found and isinstance(asked, str):
         raise UsageError(
             f"--out-indices {shown(asked)}: not a list of whole numbers",
-            "write for example --out-indices 1,2,-1, or name stages with --out-features stage1,stage2",
+            "write for example --out-indices 1,2,-1, or a range of names: --out-features stage1:stage3",
         )
     if None in found:
         raise UsageError(f"--out-indices {shown(wrong)}: no stage has that index", "see featcli inspect")
