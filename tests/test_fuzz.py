@@ -149,3 +149,16 @@ def _fingerprint(content):
 
     left_out = ("fingerprint", "images_digest", "provenance", "environment")
     return hash_json({name: value for name, value in content.items() if name not in left_out})
+
+
+@pytest.mark.parametrize("number", [0.0, False])
+@pytest.mark.parametrize("name", ["shard", "first_row"])
+def test_numbers_that_are_equal_to_whole_ones(made, tmp_path, name, number):
+    """A record that says 0.0 or false where 0 belongs is damaged, for every reader alike."""
+    shutil.copytree(made, tmp_path / "d")
+    path = tmp_path / "d" / "shards" / "00000.json"
+    content = json.loads(path.read_bytes())
+    del content[CHECKSUM]
+    path.write_bytes(checksummed({**content, name: number}))
+    (tmp_path / "d" / "manifest.json").unlink()
+    assert [damage.file for damage in verify(tmp_path / "d").damages] == ["shards/00000.json"]

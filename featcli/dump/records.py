@@ -65,6 +65,8 @@ def check_record(record: Mapping[str, Any], plan: Plan, number: int, file_name: 
     planned = {"shard": number, "file": file_name, "first_row": rows.start, "rows": len(rows)}
     if {name: record[name] for name in planned} != planned:
         raise ForeignRecordError("it is of another shard")
+    if any(type(record[name]) is not type(value) for name, value in planned.items()):  # 0.0 and false are equal to 0
+        raise ValueError("a number in it is not a whole one")
     if record["hashes"].keys() != {*(stage.name for stage in plan.stages), REST}:
         raise ValueError("it has not the hashes of these stages")
     if type(record["bytes"]) is not int or not all(isinstance(text, str) for text in record["hashes"].values()):
