@@ -161,6 +161,11 @@ def any_of(words: Sequence[str]) -> str:
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
+def did_you_mean(names: Sequence[str], otherwise: str = "") -> str:
+    """A hint that names what may have been meant; `otherwise` where that is nothing."""
+    return f"did you mean {any_of(names)}?" if names else otherwise
+
+
 def counted(number: int, what: str) -> str:
     """`1 image`, `2,000 images`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

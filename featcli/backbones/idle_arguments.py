@@ -12,7 +12,7 @@ from torch import nn
 
 from featcli.backbones.internals import NOTES_OF_TIMM, arguments_of_timm
 from featcli.backbones.weightless import WithoutWeights
-from featcli.errors import UsageError, nearest
+from featcli.errors import UsageError, did_you_mean, nearest
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 
@@ -37,10 +37,9 @@ def refuse_idle(
             continue
         known = arguments_of_timm(plain)
         if name not in known:
-            near = nearest(name, known)
             raise UsageError(
                 f"--model-arg {name}: {type(plain).__name__} has no such argument, and ignores it",
-                f"did you mean {' or '.join(near)}?" if near else "its arguments are those of its class in timm",
+                did_you_mean(nearest(name, known), "its arguments are those of its class in timm"),
             )
         if is_random or _plain(known[name]) == _plain(value):
             continue

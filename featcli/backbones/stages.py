@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from featcli.errors import UsageError, nearest, shown
+from featcli.errors import UsageError, did_you_mean, nearest, shown
 from featcli.spec.words import ALL
 
 
@@ -102,7 +102,7 @@ def _position(stages: Sequence[tuple[str, str]], feature: str) -> int:
         several = [name for name, module in stages if module == feature]
         hint = f"module {shown(feature)} is the place of {' and '.join(several)}: choose by those names"
     elif near := nearest(feature, [*names, *modules]):
-        hint = f"did you mean {' or '.join(near)}? The stages are {_brief(names)}"
+        hint = f"{did_you_mean(near)} The stages are {_brief(names)}"
     elif re.fullmatch(r"-?\d+", feature):
         hint = f"stages have names here: {_brief(names)}; indices are for --out-indices"
     else:

@@ -62,7 +62,7 @@ from featcli.backbones.weights import (
     refuse_whole_numbers,
     weights_files,
 )
-from featcli.errors import CheckpointError, FeatcliError, UsageError, any_of, nearest, one_line, shown
+from featcli.errors import CheckpointError, FeatcliError, UsageError, did_you_mean, nearest, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size, as_given
 from featcli.spec.words import NATIVE
@@ -381,7 +381,7 @@ class TimmModelSpec(ModelSpec):
             known = arguments_of_timm(plain)
             for name in self.asked.model_args:
                 if name not in known and (near := nearest(name, known)):
-                    return f"did you mean {' or '.join(near)}?"
+                    return did_you_mean(near)
         return "its arguments are those of its class in timm"
 
     def _arguments_for(self, foreign: Sequence[str], shapes: Mapping[str, torch.Size]) -> Iterable[tuple[str, Any]]:
@@ -578,15 +578,14 @@ def _unknown(name: str, option: str) -> FeatcliError:
     what, else_ = "timm model, folder or file", "give a timm model, a folder, a weights file or a hub id"
     if option == "--arch":
         what, else_ = "timm architecture", "featcli models lists them"
-    return UsageError(f"{option} {shown(name)}: no such {what}", _did_you_mean(plain) or else_)
+    return UsageError(f"{option} {shown(name)}: no such {what}", _models_like(plain) or else_)
 
 
-def _did_you_mean(name: str) -> str:
+def _models_like(name: str) -> str:
     """Name models that have the parts of a name, else those that are spelt most like it; nothing where none is."""
     known = timm.list_models()
     found = containing(name, known)
     if found:
         more = f" featcli models {shlex.quote(name)} lists all" if len(found) > NAMED else ""
-        return f"did you mean {any_of(found[:NAMED])}?{more}"
-    near = nearest(name, known)
-    return f"did you mean {any_of(near)}?" if near else ""
+        return did_you_mean(found[:NAMED]) + more
+    return did_you_mean(nearest(name, known))

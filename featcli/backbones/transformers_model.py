@@ -42,7 +42,7 @@ from featcli.backbones.weights import (
     tensors_in,
     weights_files,
 )
-from featcli.errors import CheckpointError, FeatcliError, UsageError, nearest, one_line, shown
+from featcli.errors import CheckpointError, FeatcliError, UsageError, did_you_mean, nearest, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
 from featcli.system.borrowed import own_random_numbers
@@ -417,7 +417,7 @@ def with_arguments(config: Any, arguments: Mapping[str, Any]) -> Any:
         near = nearest(unknown[0], config.to_dict())
         raise UsageError(
             f"--model-arg {unknown[0]}: " + SETTLED.get(unknown[0], f"{type(config).__name__} has no such field"),
-            f"did you mean {' or '.join(near)}?" if near and unknown[0] not in SETTLED else "see its config.json",
+            did_you_mean([] if unknown[0] in SETTLED else near, "see its config.json"),
         )
     if idle := [name for name, value in arguments.items() if getattr(config, name) == value]:
         raise UsageError(f"--model-arg {idle[0]}: it has that value without it", "leave it out")

@@ -85,7 +85,7 @@ def _print_json(*objects: Mapping[str, Any]) -> None:
 def extract(asked: ExtractCommand) -> None:
     """Write the feature map of each chosen stage, for every image, to a dump.
 
-    The same command again goes on where it stopped.
+    The same command again resumes where it stopped.
 
     featcli extract photos -c resnet50 --out-indices 2,-1 -o feats
     """

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from featcli.errors import any_of, nearest, shown
+from featcli.errors import did_you_mean, nearest, shown
 from featcli.spec.groups import CheckpointSpec, DumpSpec, InputSpec
 from featcli.spec.option import OptionField, Spec, options_of
 
@@ -50,7 +50,7 @@ def instead_of_option(typed: str, spec: type[Spec], command: str) -> str:
         return f"give {argument.named} by itself, without an option in front of it"
     flags = {flag.lstrip("-"): flag for flag in _long_flags(options)}  # dashes are alike in all
     names = [_written(one) for one in meant] or [flags[one] for one in nearest(typed.lstrip("-"), flags, cutoff=ALIKE)]
-    return f"did you mean {any_of(names)}?" if names else f"see '{command} --help'"
+    return did_you_mean(names, f"see '{command} --help'")
 
 
 def instead_of_command(typed: str) -> str:
@@ -59,7 +59,7 @@ def instead_of_command(typed: str) -> str:
     if not meant and ("://" in typed or os.path.exists(typed)):
         return f"a command comes first: {_command_for(typed)}"
     names = meant or nearest(typed, COMMANDS, cutoff=ALIKE)
-    return f"did you mean {any_of([f'featcli {name}' for name in names])}?" if names else "see 'featcli --help'"
+    return did_you_mean([f"featcli {name}" for name in names], "see 'featcli --help'")
 
 
 def _command_for(path: str) -> str:

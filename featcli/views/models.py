@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from featcli.backbones.model_names import containing
-from featcli.errors import UsageError, any_of, nearest, shown
+from featcli.errors import UsageError, did_you_mean, nearest, shown
 
 FACTS = "models.csv"
 # Types of AutoBackbone that no sweep has built: one needs natten, the other is a backbone and a text model in one.
@@ -39,8 +39,7 @@ def list_models(pattern: str | None = None) -> list[dict[str, Any]]:
     found = [model for name, model in by_name.items() if fnmatchcase(name.lower(), glob.lower())]
     found = found or [by_name[name] for name in containing(wanted, by_name)]
     if not found:
-        near = nearest(wanted, by_name)
-        hint = f"did you mean {any_of(near)}?" if near else "try a part of its name, such as resnet or *dino*"
+        hint = did_you_mean(nearest(wanted, by_name), "try a part of its name, such as resnet or *dino*")
         raise UsageError(f"no model has {shown(wanted)} in its name", hint)
     return found
 
