@@ -1,4 +1,4 @@
-"""AVIFs whose transparency lacks its size: libavif, as Pillow has it set, refuses them; early writers left it out."""
+"""Mend AVIFs whose transparency lacks its size. Early writers left it out, and Pillow's libavif refuses such files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import struct
 from collections.abc import Iterator
 from typing import IO
 
-MOST_BYTES = 1 << 28  # of a file that is copied
+MOST_BYTES = 1 << 28  # the largest file that is copied
 MOST_ITEMS = 16
 
 
 def with_alpha_size(file: IO[bytes]) -> IO[bytes] | None:
-    """A copy in which each auxiliary image has the size of its picture; None for what is no AVIF, or lacks no size."""
+    """Return a copy in which each auxiliary image has the size of its picture.
+
+    Return None if the file is no AVIF, or lacks no size.
+    """
     file.seek(0)
     if file.read(8)[4:] != b"ftyp":
         return None
@@ -25,13 +28,13 @@ def with_alpha_size(file: IO[bytes]) -> IO[bytes] | None:
             if more is None:
                 break
             content, is_more = more, True
-    except (KeyError, IndexError, ValueError, struct.error):  # damaged, as was said
+    except (KeyError, IndexError, ValueError, struct.error):  # Pillow finds the damage, too, and says so
         return None
     return io.BytesIO(content) if is_more else None
 
 
 def _boxes(content: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, where its content begins, where it ends) of each box, all of which have sizes of 32 bits."""
+    """Yield (kind, begin of its content, end of its content) of each box. All boxes have sizes of 32 bits."""
     while begin + 8 <= end:
         length = int.from_bytes(content[begin : begin + 4], "big")
         if length < 8:
@@ -69,7 +72,7 @@ def _with_one_size(content: bytes) -> bytes | None:
 
 
 def _associations(content: bytes, at: int, width: int) -> Iterator[tuple[int, tuple[list[int], int]]]:
-    """(item, (the numbers of its properties, where their list ends))."""
+    """Yield (item, (the numbers of its properties, the end of their list))."""
     id_width, count = (4 if content[at] else 2), int.from_bytes(content[at + 4 : at + 8], "big")
     at += 8
     for _ in range(count):
@@ -83,7 +86,7 @@ def _associations(content: bytes, at: int, width: int) -> Iterator[tuple[int, tu
 
 
 def _auxiliaries(content: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """(the auxiliary image, the picture that it belongs to)."""
+    """Yield (auxiliary image, the picture that it belongs to)."""
     width = 4 if content[begin] else 2
     for kind, at, _ in _boxes(content, begin + 4, end):
         if kind == b"auxl":
@@ -92,7 +95,7 @@ def _auxiliaries(content: bytes, begin: int, end: int) -> Iterator[tuple[int, in
 
 
 def _move(content: bytearray, at: int, place: int, by: int) -> None:
-    """Have the offsets of items that lie behind a place point farther on."""
+    """Add `by` to the offsets of all items that lie behind `place`."""
     version, sizes = content[at], content[at + 4 : at + 6]
     offset_size, length_size, base_size = sizes[0] >> 4, sizes[0] & 15, sizes[1] >> 4
     index_size = sizes[1] & 15 if version else 0

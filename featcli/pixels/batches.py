@@ -1,4 +1,4 @@
-"""Decode threads filling batch buffers in order, ahead of the backbone. Pillow releases the GIL while it decodes."""
+"""Fill batch buffers in order, by decode threads ahead of the backbone. Pillow releases the GIL while it decodes."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image as Picture
 
-AHEAD = 2  # batches that are being decoded while the backbone works on another
+AHEAD = 2  # batches that are decoded while the backbone works on another
 
 
 class Pixels(Protocol):
-    """What must be known of a backbone's preprocessing to fill a buffer."""
+    """What batches need to know of a backbone's preprocessing."""
 
     @property
     def fit(self) -> Callable[[Picture], np.ndarray]:
-        """RGB picture -> (C, H, W) of `dtype`."""
+        """A function that turns an RGB picture into (C, H, W) values of `dtype`."""
 
     @property
     def channels(self) -> int:
-        """C."""
+        """The number of channels C."""
 
     @property
     def dtype(self) -> str:
-        """Of torch and numpy, by name."""
+        """The name of the dtype, which torch and numpy share."""
 
     @property
     def is_native(self) -> bool:
-        """Whether every picture gives a size of its own."""
+        """Whether each picture has an input size of its own."""
 
 
 @dataclass(frozen=True)
 class SizedImages:
-    """Images, all of a run or some of them by row, and the sizes of what the backbone is given of each."""
+    """The images of a run, or some of them by row, and the input size of each."""
 
     images: ImageList | Mapping[int, Image]
     sizes: Sizes
 
     def of(self, rows: range) -> SizedImages:
-        """Those of some neighbouring rows alone, which can be sent to another process."""
+        """Return the part for some neighbouring rows, which can be sent to another process."""
         return SizedImages({row: self.images[row] for row in rows}, self.sizes.of(rows))
 
 
@@ -67,23 +67,23 @@ class Decoder:
     rules: PixelSpec
     preprocessing: Pixels
     threads: int
-    pinned: bool = False  # in memory that a GPU can copy from by itself
+    pinned: bool = False  # whether buffers are in memory that a GPU can copy from by itself
 
 
 @dataclass
 class Batch:
-    """Images that go through the backbone together. Valid until the next one is asked for: buffers are used again."""
+    """Images that go through the backbone together. It is valid until the next batch, which uses the same buffers."""
 
     rows: range
     pixels: torch.Tensor  # (B, 3, H, W)
-    failures: list[Failure] = field(default_factory=list)  # in row order; their pixels are zero
-    traits: Counter[Trait] = field(default_factory=Counter)  # of how many images each is true
-    decode_seconds: float = 0.0  # summed over threads
+    failures: list[Failure] = field(default_factory=list)  # in row order; the pixels of failed images are zero
+    traits: Counter[Trait] = field(default_factory=Counter)  # how many images have each trait
+    decode_seconds: float = 0.0  # the sum over all threads
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What came of one image."""
+    """The result of decoding one image."""
 
     failure: Failure | None
     traits: tuple[Trait, ...]
@@ -91,9 +91,9 @@ class _Outcome:
 
 
 def read(decoder: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Generator[Batch, None, None]:
-    """The batches (rows of one size) in their order, each decoded by several threads at most AHEAD batches early."""
+    """Yield the batches (rows of one size) in order. Several threads decode each, at most AHEAD batches early."""
     left, dtype = iter(batches), getattr(torch, decoder.preprocessing.dtype)
-    buffers: list[torch.Tensor] = []  # flat: the sizes of batches may differ
+    buffers: list[torch.Tensor] = []  # flat, because batches may differ in size
     waiting: deque[tuple[range, torch.Tensor, torch.Tensor, list[Future[_Outcome]]]] = deque()
     with pillow_set_up(decoder.rules.max_pixels), DecodeThreads(decoder.threads, "decode") as pool:
 
@@ -133,6 +133,6 @@ def _fill(decoder: Decoder, image: Image, row: int, out: np.ndarray) -> _Outcome
     try:
         traits = read_pixels(image, decoder.rules, preprocessing.fit, out, preprocessing.is_native)
     except UnreadableError as error:
-        out[...] = 0  # never the pixels of the image that used this buffer before
+        out[...] = 0  # else the pixels of the image before would stay in the buffer
         failure = Failure(key=image.key, row=row, reason=error.reason, detail=error.detail)
     return _Outcome(failure, traits, time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""A decoded picture -> upright RGB: orientation, transparency and depth, by rules that are checked."""
+"""Turn a decoded picture into upright RGB: orientation, transparency and depth, by rules that are part of the plan."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from featcli.pixels.profiles import icc_profile_of, is_srgb, is_xyb, to_srgb
 from featcli.pixels.tiff_header import EXCHANGING, ORIENTATION, UPRIGHT
 from featcli.spec.groups import PixelSpec
 
-STRIP_PIXELS = 1 << 22  # of a deep picture that are made 8 bits at once
+STRIP_PIXELS = 1 << 22  # pixels of a deep picture that are reduced to 8 bits at once
 DEFAULT = PixelSpec()
 DEEP = (0.0, 65535.0)  # the values of a 16-bit picture that become black and white
 
 
 def settings_of(rules: PixelSpec) -> dict[str, Any]:
-    """The rules as part of the plan."""
+    """Return the rules as the plan holds them."""
     return {
         "orientation": rules.orientation,
         "alpha": rules.alpha,
@@ -29,12 +29,12 @@ def settings_of(rules: PixelSpec) -> dict[str, Any]:
         "max_pixels": rules.max_pixels,
         "frame": "first",
         "decode": rules.decode,
-        **({"colour": rules.colour} if rules.colour != DEFAULT.colour else {}),  # a later one: see Settings
+        **({"colour": rules.colour} if rules.colour != DEFAULT.colour else {}),  # absent at its default: see Settings
     }
 
 
 def summary_of(rules: PixelSpec) -> str:
-    """The rules for people, in one line."""
+    """Describe the rules in one line for people."""
     depth = "16 bits" if rules.black_and_white is None else "{:g} to {:g}".format(*rules.black_and_white)
     turned = "applied" if rules.orientation == "apply" else "ignored"
     large = ", large JPEGs decoded smaller" if rules.decode == "scaled" else ""
@@ -43,9 +43,9 @@ def summary_of(rules: PixelSpec) -> str:
 
 
 def upright_rgb(picture: Image.Image, rules: PixelSpec = DEFAULT) -> Image.Image:
-    """The picture as a person sees it, in RGB, by these rules.
+    """Return the picture in RGB as a person sees it, by these rules.
 
-    Raises UnreadableError for modes without a known range, and for a colour profile that is needed and broken.
+    Raises UnreadableError if the values have no known range, or if a colour profile that is needed is broken.
     """
     profile = _profile_to_apply(picture, rules)
     is_16_bit = picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PPM")  # 16-bit PGM
@@ -67,11 +67,11 @@ def upright_rgb(picture: Image.Image, rules: PixelSpec = DEFAULT) -> Image.Image
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy it
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # a conversion would copy it
 
 
 def _profile_to_apply(picture: Image.Image, rules: PixelSpec) -> bytes | None:
-    """The colour profile by which the values of a picture are converted, None where they stay."""
+    """Return the colour profile that the picture is converted by, or None if its values stay."""
     profile = icc_profile_of(picture)
     if profile is None or not (rules.colour == "convert" or is_xyb(profile)):
         return None
@@ -79,14 +79,14 @@ def _profile_to_apply(picture: Image.Image, rules: PixelSpec) -> bytes | None:
 
 
 def _alpha_of(picture: Image.Image) -> Image.Image:
-    """How opaque each pixel is. Of 16-bit greys those of one value are not at all."""
+    """Return the opacity of each pixel. In a 16-bit grey picture, one value can stand for transparent."""
     if picture.mode.startswith("I;16"):
         return Image.fromarray(np.asarray(picture) != picture.info["transparency"]).convert("L")
     return picture.convert("RGBA").getchannel("A")
 
 
 def upright_size(picture: Image.Image, rules: PixelSpec) -> tuple[int, int]:
-    """(height, width) that `upright_rgb` will give, from the header alone."""
+    """Return the (height, width) that `upright_rgb` will give, read from the header alone."""
     width, height = picture.size
     if rules.orientation != "apply" or width == height or picture.format == "TIFF":
         return height, width
@@ -94,36 +94,36 @@ def upright_size(picture: Image.Image, rules: PixelSpec) -> tuple[int, int]:
     if picture.format == "PNG" and not is_known:
         picture.load()
     turned = exif_orientation(picture, unpack=not is_known) in EXCHANGING
-    return (width, height) if turned else (height, width)  # Pillow itself turns TIFF, and says so in its size
+    return (width, height) if turned else (height, width)  # Pillow turns a TIFF itself, and its size is that afterwards
 
 
 def exif_orientation(picture: Image.Image, unpack: bool = True) -> int:
-    """What EXIF says about which way is up. `unpack`: the pixels, where what comes after them is to count."""
+    """Return the orientation that EXIF gives. `unpack` unpacks the pixels first, to find EXIF that follows them."""
     try:
         exif = picture.getexif() if unpack else exif_of_header(picture)
         return int(exif.get(ORIENTATION, UPRIGHT))
-    except Exception:  # damaged EXIF beside good pixels: there is no orientation to apply
+    except Exception:  # EXIF is damaged but the pixels may be good: there is no orientation to apply
         return UPRIGHT
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    if exif_orientation(picture) == UPRIGHT:  # nearly all; ImageOps would copy them
+    if exif_orientation(picture) == UPRIGHT:  # true of nearly all pictures, and ImageOps would copy them
         return picture
     try:
         return ImageOps.exif_transpose(picture)
-    except Exception:  # as above: it writes the EXIF anew
+    except Exception:  # ImageOps writes the EXIF again, which fails if it is damaged
         return picture
 
 
 def _scaled(picture: Image.Image, known: tuple[float, float] | None) -> Image.Image:
-    """A deep grey picture in 8 bits. Pillow's own conversion would clip all above 255 to white."""
+    """Reduce a deep grey picture to 8 bits. Pillow's own conversion would clip all values above 255 to white."""
     if known is None:
         raise UnreadableError(
             "unsupported_depth", f"mode {picture.mode}: 32-bit values; say which are black and white: --depth-range"
         )
     out = np.empty((picture.height, picture.width), np.uint8)
     rows = max(1, STRIP_PIXELS // picture.width)
-    for top in range(0, picture.height, rows):  # an array of the whole would be a copy of it
+    for top in range(0, picture.height, rows):  # by strips, because an array of the whole would be a copy of it
         bottom = min(top + rows, picture.height)
         out[top:bottom] = reduced(np.asarray(picture.crop((0, top, picture.width, bottom))), *known)
     return Image.fromarray(out)

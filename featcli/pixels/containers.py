@@ -1,4 +1,4 @@
-"""HEIF and JPEG XL: their containers say which way is up, not EXIF, and their plugins turn pictures by that."""
+"""Apply the orientation of HEIF and JPEG XL: their containers say it, not EXIF, and their plugins turn by it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ UNMIRRORED = {0: Transpose.FLIP_TOP_BOTTOM, 1: Transpose.FLIP_LEFT_RIGHT}
 
 
 def oriented(picture: Image.Image, file: IO[bytes], rules: PixelSpec) -> Image.Image:
-    """The picture as `rules.orientation` wants it, without an EXIF that would turn it once more.
+    """Return the picture as `rules.orientation` wants it, without an EXIF that would turn it again.
 
-    Raises UnreadableError where pillow-heif is too old to say how it turned the picture, and that is to be undone.
+    Raises UnreadableError if a turn has to be undone, but pillow-heif is too old to say how it turned the picture.
     """
     is_ignored = rules.orientation == "ignore"
     turns: list[Transpose] = []
@@ -55,7 +55,7 @@ def oriented(picture: Image.Image, file: IO[bytes], rules: PixelSpec) -> Image.I
 
 
 def _undoing(picture: Image.Image) -> list[Transpose]:
-    """What undoes the turns that a HEIF lists, the last first."""
+    """Return the turns that undo those of a HEIF, beginning with its last one."""
     known = transformations_of(picture)
     if known is None:
         raise UnreadableError(

@@ -1,4 +1,4 @@
-"""One file -> pixels of the wanted size, or a failure."""
+"""Decode one file into pixels of the wanted size, or say why it cannot be read."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ T = TypeVar("T")
 
 DETAIL_LENGTH = 200
 STRICT: dict[str, Callable[[Image.Image], None]] = {**dict.fromkeys(jpeg.FORMATS, jpeg.load), "PNG": png.load}
-PLAIN_ERRORS = (OSError, ValueError, RuntimeError, SyntaxError)  # of which the name says nothing
+PLAIN_ERRORS = (OSError, ValueError, RuntimeError, SyntaxError)  # classes whose names say nothing about the error
 ENDS_EARLY = "its data end before its pixels do"
-SAYS_NOTHING = re.compile(  # what libraries call any damage
+SAYS_NOTHING = re.compile(  # what libraries say about any damage
     "data stream|cannot load this image|could not create decoder|failed to read next frame|Generic Error"
     "|(decoder|unknown) error|input data did not give",
     re.IGNORECASE,
 )
-UNREAD = ("Unsupported BMP", "unrecognized image mode")  # what Pillow says of kinds that it does not read
-SPARE = 2  # how much larger than the input a picture is that was decoded smaller: what is left for resizing
+UNREAD = ("Unsupported BMP", "unrecognized image mode")  # what Pillow says about kinds that it does not read
+SPARE = 2  # a picture that is decoded at a smaller size stays this much larger than the input, for resizing
 
 
 def read_pixels(
@@ -47,9 +47,9 @@ def read_pixels(
 ) -> tuple[Trait, ...]:
     """Decode a file, make it upright RGB, resize and crop it with `fit`, and write it into `out` (C, H, W).
 
-    Returns what is true of the picture. `is_native`: the size follows from the file's header, which has been read
-    before. Raises UnreadableError for whatever is wrong with the file; `out` may then hold anything. Raises
-    MachineError for what is no fault of the file's.
+    Returns the traits of the picture. With `is_native` the size was read from the header before, and the pixels must
+    have it. Raises UnreadableError for whatever is wrong with the file, and MachineError for what is not the file's
+    fault. After an error `out` may hold anything.
     """
     pixels, found = fitted_pixels(image, rules, fit, max(out.shape[1:]))
     if pixels.shape != out.shape:
@@ -66,16 +66,16 @@ def read_pixels(
 def fitted_pixels(
     image: Input, rules: PixelSpec, fit: Callable[[Image.Image], np.ndarray], longest: int
 ) -> tuple[np.ndarray, tuple[Trait, ...]]:
-    """Decode a file, make it upright RGB, and give what `fit` makes of it, with what is true of the picture.
+    """Decode a file, make it upright RGB, and return what `fit` makes of it, with the traits of the picture.
 
-    `longest`: the longer edge of the input. Raises as `read_pixels` does.
+    `longest` is the longer edge of the input. Raises as `read_pixels` does.
     """
 
     def unpacked(file: IO[bytes], picture: Image.Image) -> tuple[np.ndarray, tuple[Trait, ...]]:
         found = list(traits.of_header(picture))
         if rules.decode == "scaled" and picture.format in jpeg.FORMATS:
             edge = SPARE * longest
-            picture.draft(None, (edge, edge))  # as small as its own coding lets it, but no edge smaller than that
+            picture.draft(None, (edge, edge))  # smaller if the format can, but no edge shorter than this
         bound_pixels(file, picture.size, picture.format)
         if strict := STRICT.get(picture.format or ""):
             strict(picture)
@@ -87,14 +87,17 @@ def fitted_pixels(
 
 
 def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:
-    """(height, width) of the upright picture, from the file's header alone. Raises as `read_pixels` does."""
+    """Return the (height, width) of the upright picture from the file's header alone. Raises as `read_pixels` does."""
     return _looked_at(image, rules, lambda _, picture: upright_size(picture, rules), header_only=True)
 
 
 def _looked_at(
     image: Input, rules: PixelSpec, look: Callable[[IO[bytes], Image.Image], T], header_only: bool = False
 ) -> T:
-    """What `look` finds in the open picture. What fails for something beside its pixels is looked at without it."""
+    """Return what `look` finds in the open picture.
+
+    If a part of the file that holds no pixels is broken, the picture is opened again without that part.
+    """
     with _explained(image), opened(image, header_only=header_only) as file, _named(file):
         try:
             with identified(affordable(file, rules.max_pixels, header_only=header_only), rules) as picture:
@@ -118,7 +121,7 @@ def _looked_at(
 
 @contextmanager
 def _named(file: IO[bytes]) -> Iterator[None]:
-    """Whatever a decoder raises inside the block, as UnreadableError that names the format of the file."""
+    """Turn any error of a decoder inside the block into an UnreadableError that names the format of the file."""
     try:
         yield
     except (UnreadableError, FeatcliError, MemoryError):
@@ -130,9 +133,9 @@ def _named(file: IO[bytes]) -> Iterator[None]:
 
 @contextmanager
 def _explained(image: Input) -> Iterator[None]:
-    """Whatever is raised, as UnreadableError: decoders raise nearly everything, OSError, SyntaxError, KeyError ...
+    """Turn any error into an UnreadableError: decoders raise OSError, SyntaxError, KeyError and nearly everything else.
 
-    That there is no memory left is the machine's fault, and becomes MachineError.
+    A lack of memory is the machine's fault, and becomes MachineError.
     """
     try:
         yield
@@ -148,7 +151,7 @@ def _explained(image: Input) -> Iterator[None]:
 
 
 def _reason(error: Exception, name: str = "a picture") -> tuple[str, str]:
-    """Why a file of that format gives no pixels: one of REASONS, and words, those of a library where they help."""
+    """Return one of REASONS for an error, and a text, which is the library's own if that helps."""
     if isinstance(error, Image.DecompressionBombError):
         found = re.search(r"\((\d+) pixels\)", str(error))
         many = f"{int(found[1]):,}" if found else "far too many"

@@ -1,4 +1,4 @@
-"""Deep samples -> 8 bits: linear between what becomes black and what becomes white."""
+"""Reduce deep samples to 8 bits, linearly between the value of black and the value of white."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import numpy as np
 
 from featcli.pixels.failure import UnreadableError
 
-AT_ONCE = 2**20  # samples that are computed together: a whole picture would need several copies of 4 bytes a sample
+AT_ONCE = 2**20  # samples that are computed together, because each takes several copies of 4 bytes
 
 
 def highest(bits: int) -> float:
-    """The largest value of that many bits, which becomes white; the lowest is 0."""
+    """Return the largest value of this many bits, which becomes white. The lowest is 0."""
     return float(2**bits - 1)
 
 
 def reduced(values: np.ndarray, black: float, white: float) -> np.ndarray:
-    """(H, W, ...) numbers -> 8 bits. `black` may be the larger one. Raises UnreadableError for what is not finite."""
+    """Reduce (H, W, ...) numbers to 8 bits. `black` may be larger than `white`.
+
+    Raises UnreadableError for NaN and infinity.
+    """
     out = np.empty(values.shape, np.uint8)
     rows = max(1, AT_ONCE // max(1, values[:1].size))
     table = _eight_bits(np.arange(2**16), black, white) if values.dtype.kind == "u" and values.itemsize <= 2 else None
@@ -26,7 +29,7 @@ def reduced(values: np.ndarray, black: float, white: float) -> np.ndarray:
 
 
 def high_bits(values: np.ndarray) -> np.ndarray:
-    """The upper 8 bits of 16, to which Pillow reduces colours."""
+    """Return the upper 8 bits of 16-bit values, as Pillow does for colours."""
     return (values >> 8).astype(np.uint8)
 
 

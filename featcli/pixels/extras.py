@@ -1,4 +1,4 @@
-"""The extras that read pictures: which are installed, and which files need them."""
+"""Know the extras that read pictures: which are installed, and which files need them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Extra(NamedTuple):
 
     name: str
     packages: tuple[str, ...]
-    suffixes: tuple[str, ...]  # of the files that it may be needed for
-    is_always: bool  # or is: for each of them
+    suffixes: tuple[str, ...]  # of the files that may need it
+    is_always: bool  # whether each of these files needs it
 
     @property
     def install(self) -> str:
-        """How to have it."""
+        """The command that installs it."""
         return f"pip install 'featcli[{self.name}]'"
 
 
@@ -36,7 +36,7 @@ EXTRAS = (HEIF, JXL, TIFF)
 
 
 def versions() -> dict[str, str]:
-    """Of the packages of extras that are installed."""
+    """Return the versions of the extras' packages that are installed."""
     found = {}
     for package in (package for extra in EXTRAS for package in extra.packages):
         with suppress(metadata.PackageNotFoundError):
@@ -46,23 +46,23 @@ def versions() -> dict[str, str]:
 
 @cache
 def reads_more_tiff() -> bool:
-    """Whether tifffile and imagecodecs can be imported."""
+    """Return whether tifffile and imagecodecs can be imported."""
     with suppress(ImportError):
         for library in TIFF.packages:
             import_module(library)
-        logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it finds wrong becomes a failure
+        logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it finds wrong becomes a failure instead
         return True
     return False
 
 
 def refuse_without_tiff(kind: str) -> None:
-    """Raise UnreadableError for a picture of this kind where tifffile or imagecodecs is missing."""
+    """Raise UnreadableError for a picture of this kind if tifffile or imagecodecs is missing."""
     if not reads_more_tiff():
         raise UnreadableError("format_not_allowed", f"{kind}: {TIFF.install}, or convert it to JPEG or PNG")
 
 
 def missing(keys: Iterable[str], installed: Collection[str]) -> list[str]:
-    """Say of every suffix of which no file can be read here how many there are, and what to install."""
+    """Return a line for each suffix that cannot be read here: how many files have it, and what to install."""
     lacking = {suffix: extra for extra in EXTRAS for suffix in extra.suffixes if not _has(installed, extra)}
     found = Counter(suffix for suffix in map(_suffix, keys) if suffix in lacking) if lacking else {}
     return [
@@ -73,9 +73,10 @@ def missing(keys: Iterable[str], installed: Collection[str]) -> list[str]:
 
 
 def refuse_without(used: Mapping[str, str], keys: Iterable[str], installed: Collection[str], path: str) -> None:
-    """Raise ConflictError where a dump was made with an extra that is missing here, and holds files that may need it.
+    """Raise ConflictError if a dump was made with an extra that is missing here, and holds files that may need it.
 
-    `used`: the packages with which its shards were made. Else some rows would fail of which their like have not.
+    `used` are the packages with which its shards were made. Without this check, files would fail from here on although
+    files of the same kind were read before.
     """
     lacking = [extra for extra in EXTRAS if _has(used, extra) and not _has(installed, extra)]
     if not lacking:

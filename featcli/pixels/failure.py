@@ -1,4 +1,4 @@
-"""Why an image gives no pixels: the closed list of reasons, and what is recorded of it."""
+"""Say why an image gives no pixels: the closed list of reasons, and what is recorded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REASONS = (
 
 
 class UnreadableError(Exception):
-    """Why one file gives no pixels: one of REASONS, and words."""
+    """The reason why one file gives no pixels: one of REASONS, and a text."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -32,7 +32,7 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be read. Its row is there, filled with NaN."""
+    """An image that could not be read. It keeps its row, which is filled with NaN."""
 
     key: str
     row: int
@@ -40,5 +40,5 @@ class Failure:
     detail: str
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in records and in failures.jsonl."""
+        """Return the fields as records and failures.jsonl hold them."""
         return {"key": self.key, "row": self.row, "reason": self.reason, "detail": self.detail}

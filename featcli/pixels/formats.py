@@ -1,4 +1,4 @@
-"""Which formats of pictures are read, and how a file is known to be of one."""
+"""Tell the format of a picture, and which formats are read."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from featcli.pixels.tiff_header import TURNS, header_of
 from featcli.pixels.traits import is_deep
 from featcli.spec.groups import PixelSpec
 
-# Never "every format Pillow knows": a PostScript file named .jpg would start Ghostscript.
+# This is not every format that Pillow knows: a PostScript file named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
-PLUGINS = {"HEIF": ("pillow_heif", HEIF), "JXL": ("pillow_jxl", JXL)}  # read if installed: modules, and their extras
+PLUGINS = {"HEIF": ("pillow_heif", HEIF), "JXL": ("pillow_jxl", JXL)}  # modules of the plugins, and their extras
 
 
 def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
-    """The picture as its header describes it, no pixel unpacked."""
+    """Return the picture as its header describes it. No pixel is unpacked.
+
+    Raises UnreadableError if the file is of no format that is read, or costs too much.
+    """
     formats = readable_formats()
     header = header_of(file)
     picture = tiff.unpacked(file, header, rules) if header else jpeg2000.unpacked(file, rules)
@@ -45,7 +48,7 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
         picture = oriented(picture, file, rules)
     if header:
         picture.info |= {"bit_depth": header.bits, "is_turned": header.orientation in TURNS}
-    elif rules.black_and_white is not None and picture.format != "JPEG2000":  # of which the range was applied, as here
+    elif rules.black_and_white is not None and picture.format != "JPEG2000":  # its range was applied already
         _refuse_reduced(picture)
     if picture.width * picture.height > rules.max_pixels:
         raise too_many_pixels(*picture.size, rules.max_pixels)
@@ -53,7 +56,7 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
 
 
 def _refuse_reduced(picture: Image.Image) -> None:
-    """Raise UnreadableError for deep values that are given in 8 bits, whatever --depth-range says."""
+    """Raise UnreadableError if deep values come in 8 bits although --depth-range was given."""
     if is_deep(picture) and not picture.mode.startswith(("I", "F")):
         raise UnreadableError(
             "unsupported_depth", f"{picture.format} of more than 8 bits is read as 8: --depth-range needs it as a TIFF"
@@ -61,7 +64,7 @@ def _refuse_reduced(picture: Image.Image) -> None:
 
 
 def _of_jpeg(file: IO[bytes], start: bytes) -> UnreadableError | None:
-    """Why Pillow does not know a JPEG that is whole: it is a JPEG-LS, or has more than 8 bits; None for all others."""
+    """Return why Pillow does not know a whole JPEG: it is a JPEG-LS, or has more than 8 bits. None for all others."""
     marker, bits = (start.startswith(b"\xff\xd8") and frame_of_jpeg(file)) or (0, 8)
     if marker == FRAME_OF_LS:
         return UnreadableError("format_not_allowed", "JPEG-LS: convert it to JPEG or PNG")
@@ -71,7 +74,7 @@ def _of_jpeg(file: IO[bytes], start: bytes) -> UnreadableError | None:
 
 
 def _unidentified(start: bytes, formats: Sequence[str]) -> UnreadableError:
-    """Why Pillow knows no format that is read, by the first bytes of the file."""
+    """Return why Pillow knows no format for this file, judged by its first bytes."""
     found = foreign(start)
     if found is None or found.what in formats:
         if name := format_of(start):
@@ -84,20 +87,20 @@ def _unidentified(start: bytes, formats: Sequence[str]) -> UnreadableError:
 
 
 def format_of(start: bytes) -> str:
-    """The format of a picture by its first bytes, as messages call it; an empty text where they do not tell."""
+    """Return the name of the format that a file begins like, for messages; empty if the first bytes do not tell."""
     found = foreign(start)
     return known_format(start) or (found.what if found is not None and found.is_picture else "")
 
 
 @cache
 def readable_formats() -> tuple[str, ...]:
-    """The formats that are read, once Pillow is set up: with plugins, without libtiff's messages."""
+    """Return the formats that are read, and set Pillow up: its plugins are registered, and libtiff is silenced."""
     silence_libtiff()
     return FORMATS + tuple(name for name, (module, _) in PLUGINS.items() if _registered(module))
 
 
 def _registered(module: str) -> bool:
-    with suppress(Exception):  # not installed, or for another Pillow
+    with suppress(Exception):  # the plugin is not installed, or is for another Pillow
         register_plugin(module)
         return True
     return False

@@ -1,4 +1,4 @@
-"""The open file of an image: a file by itself, one in a tar, or one behind a URL; or the reason why not."""
+"""Open the file of an image: a file by itself, one in a tar, or one behind a URL; or say why it cannot be opened."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from featcli.inputs.image_list import Image
 
 MAX_BYTES = 2 * 1024**3
-# A file of up to so many bytes is read before it is decoded; a larger one as far as its decoder asks, since most of it
-# may be pages that nobody wants. Of large ones there is one at a time: a decoder may ask for all of it.
+# A file of up to this many bytes is read before it is decoded. A larger one is read as its decoder asks, because most
+# of it may be pages that nobody wants. Only one large file is open at a time, because a decoder may ask for all of it.
 WHOLE_BYTES = 64 * 1024**2
-MOST_WITNESSES = 8  # other files that are tried, to tell a bad sector from a disk that is gone
+MOST_WITNESSES = 8  # other files that are tried, to tell a bad sector from a lost disk
 WITNESS_BYTES = 1 << 20
 _large_file = threading.Lock()
 
 
 class Content(Counted, io.BytesIO):
-    """The bytes of an image, read, with the name of their file."""
+    """The bytes of an image in memory, with the name of their file."""
 
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
@@ -42,15 +42,15 @@ class Content(Counted, io.BytesIO):
 
 
 class LargeFile(Counted, ReadFile):
-    """A file that is read as far as its decoder asks."""
+    """A file of which only the bytes are read that its decoder asks for."""
 
 
 @contextmanager
 def opened(image: Image, header_only: bool = False) -> Iterator[IO[bytes]]:
-    """Open the file of an image. It has no descriptor: what decodes it reads, and maps nothing.
+    """Open the file of an image. The result has no descriptor, so decoders read it and cannot map it.
 
-    Raises UnreadableError for what is wrong with this file alone, also where it is written to meanwhile or asks for
-    too much, and MachineError for what is no fault of the file's, whatever a decoder made of that.
+    Raises UnreadableError if this file alone is at fault, also if it is written to meanwhile or asks for too much.
+    Raises MachineError for anything else, whatever error the decoder made of it.
     """
     with _opened(image, header_only) as file:
         try:
@@ -87,7 +87,7 @@ def _opened(image: Image, header_only: bool) -> Iterator[Content | LargeFile]:
 
 @contextmanager
 def _file_of(image: Image) -> Iterator[LargeFile]:
-    """Open a file; whatever keeps it from being read inside the block becomes what `opened` raises."""
+    """Open a file. An error while it is read inside the block becomes one of those that `opened` raises."""
     try:
         file = LargeFile(image.path)
     except ValueError:
@@ -97,20 +97,23 @@ def _file_of(image: Image) -> Iterator[LargeFile]:
     with file:
         try:
             yield file
-        finally:  # whatever the decoder made of it
+        finally:  # an error of reading comes first, whatever the decoder made of it
             if (fault := file.regular.fault) is not None:
                 raise _cause(image, fault, file.regular.place_of_fault) from fault
 
 
 def _cause(image: Image, error: OSError, place: tuple[int, int]) -> FeatcliError | UnreadableError:
-    """Tell what a file is to blame for from what it is not. `place`: offset and number of the bytes asked for."""
+    """Return the error that tells whether the file or the machine is at fault.
+
+    `place` is the offset and the number of the bytes that were asked for.
+    """
     cause = os.strerror(error.errno) if error.errno else "cannot be opened"
     if is_of_machine(error):
         if error.errno in LOST and _is_alone(image, place):
             return UnreadableError("unreadable", cause)
         return machine_error(f"image {shown(image.key)}", error)
     refuse_if_gone(image.grounds)
-    if not is_folder(image.folder or os.curdir):  # unmounted, moved, or a network share that went away
+    if not is_folder(image.folder or os.curdir):  # unmounted, moved, or on a network share that is gone
         return MachineError(f"input folder {shown(image.folder)}: no longer there", f"bring it back: {RESUMES}")
     if error.errno == errno.EACCES and may_not_be_entered(image.path):
         return machine_error(f"image {shown(image.key)}", error)
@@ -120,7 +123,7 @@ def _cause(image: Image, error: OSError, place: tuple[int, int]) -> FeatcliError
 
 
 def _is_alone(image: Image, place: tuple[int, int]) -> bool:
-    """Whether a disk has lost bytes of this image alone: they are lost when asked for again, and others are read."""
+    """Return whether a disk lost only bytes of this image: they fail again, but other files can be read."""
     try:
         read_fresh(image.path, *place)
         return False
@@ -133,7 +136,7 @@ def _is_alone(image: Image, place: tuple[int, int]) -> bool:
         return _can_be_read(image.path, BLOCK) is True  # the first header of the tar
     folder, name = os.path.split(image.path)
     names = sorted(names_in(folder or os.curdir))
-    nearest = [*filter(name.__lt__, names), *reversed([*filter(name.__gt__, names)])]  # those behind it first
+    nearest = [*filter(name.__lt__, names), *reversed([*filter(name.__gt__, names)])]  # later names first
     tried = 0
     for other in nearest:
         found = _can_be_read(os.path.join(folder, other), WITNESS_BYTES)
@@ -144,7 +147,7 @@ def _is_alone(image: Image, place: tuple[int, int]) -> bool:
 
 
 def _can_be_read(path: str, count: int) -> bool | None:
-    """Whether the disk still gives what a file begins with; None for what is no file, or empty, and tells nothing."""
+    """Return whether the first bytes of a file can be read; None if it is no file, or is empty, which tells nothing."""
     try:
         return True if read_fresh(path, 0, count) else None
     except ValueError:
@@ -183,13 +186,13 @@ def _from_tar(image: Image) -> bytes:
 
 
 def _other_tar(image: Image, why: str) -> MachineError:
-    """No image of that tar can be read: it would be wrong to call each of them a failure."""
+    """Return the error for a tar of which no image can be read: it would be wrong to call each of them a failure."""
     return MachineError(f"tar file {shown(image.path)}: {why}", f"bring it back as it was: {RESUMES}")
 
 
 @cache
 def _remote_tar(path: str, state: str) -> Remote:
-    """A tar behind a URL, looked at once by each process. Raises MachineError where it is not the one of the list."""
+    """Return the tar behind a URL. Each process checks once that it is still the one of the list, else MachineError."""
     remote = Remote(path)
     if remote.state() != state:
         raise out_of_reach(path, ValueError("written to since it was listed"))
@@ -197,7 +200,7 @@ def _remote_tar(path: str, state: str) -> Remote:
 
 
 def _fetched(image: Image) -> bytes:
-    """The bytes of an image behind a URL."""
+    """Read the bytes of an image behind a URL."""
     is_in_tar = image.place != WHOLE
     if image.bytes != MISSING:
         _check_size(image.bytes, image.bytes)

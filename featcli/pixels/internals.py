@@ -1,6 +1,6 @@
-"""What of Pillow, its plugins and libtiff is used though nobody promises it: the one place to mend when it changes.
+"""Hold what featcli uses of Pillow, its plugins and libtiff although nobody promises it.
 
-tests/test_internals.py says what breaks without each.
+If one of them changes, this is the place to mend. tests/test_internals.py says what breaks without each.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from featcli.system.files import is_file
 
 
 def exif_of_header(picture: Image.Image) -> Image.Exif:
-    """The EXIF as far as the header of the file holds it, no pixel unpacked.
+    """Return the EXIF that the header of the file holds. No pixel is unpacked.
 
-    The method of PngImageFile unpacks the picture first, for what may come after its pixels; the one of all pictures,
-    which it overrides, does not.
+    The method of PngImageFile unpacks the picture first, because EXIF may follow its pixels. The method of the base
+    class, which it overrides, does not.
     """
     return Image.Image.getexif(picture)
 
 
 def file_of(picture: Image.Image) -> IO[bytes] | None:
-    """The file from which an opened picture is read, as long as there is one."""
+    """Return the file from which an opened picture is read, or None once it is closed."""
     return getattr(picture, "fp", None)
 
 
 def untouched_file(picture: Image.Image) -> str:
-    """The path that `Image.open` was given for a picture that is as it was then: not unpacked, and at its first frame.
+    """Return the path that `Image.open` was given if the picture is as it was then, else "".
 
-    Empty for all others.
+    It is so if no pixel has been unpacked and the picture is at its first frame.
     """
     path, is_packed = getattr(picture, "filename", None), bool(getattr(picture, "tile", None))
     is_as_opened = isinstance(path, str) and is_packed and file_of(picture) is not None and picture.tell() == 0
@@ -44,10 +44,10 @@ def untouched_file(picture: Image.Image) -> str:
 
 @contextmanager
 def decoder_of(picture: Image.Image) -> Iterator[Callable[[bytes], int]]:
-    """Pillow's decoder of a picture of one tile, to be given its bytes by hand; after it the picture is loaded.
+    """Yield Pillow's decoder of a picture of one tile, to be fed by hand. After the block the picture is loaded.
 
-    The function takes bytes, of which those that were not used have to come again with the next. It returns how many
-    were used, or -1 at the end of the picture. Raises OSError as `load` does.
+    The function takes bytes and returns how many it used, or -1 at the end of the picture. Bytes that it did not use
+    must come again at the next call. Raises OSError as `load` does.
     """
     tiles: Any = picture
     name, extents, _, arguments = tiles.tile[0]
@@ -71,10 +71,10 @@ def decoder_of(picture: Image.Image) -> Iterator[Callable[[bytes], int]]:
 def marked(picture: Image.Image, row: int, pattern: bytes) -> bytes:
     """Write a pattern into a row of a picture before it is unpacked, and return the bytes of the row.
 
-    Pillow leaves rows that do not come as they are.
+    Pillow leaves a row as it is if the file has no data for it.
     """
     tiles: Any = picture
-    ImageFile.ImageFile.load_prepare(tiles)  # not the picture's own, which counts how often it is called
+    ImageFile.ImageFile.load_prepare(tiles)  # not the picture's own method, which counts its calls
     strip = Image.new(picture.mode, (picture.width, 1))
     length = len(strip.tobytes())
     strip.frombytes((pattern * (length // len(pattern) + 1))[:length])
@@ -83,12 +83,12 @@ def marked(picture: Image.Image, row: int, pattern: bytes) -> bytes:
 
 
 def still_marked(picture: Image.Image, row: int, mark: bytes) -> bool:
-    """Whether a row of an unpacked picture is as it was marked."""
+    """Return whether a row of an unpacked picture is still as it was marked."""
     return picture.crop((0, row, picture.width, row + 1)).tobytes() == mark
 
 
 def transformations_of(picture: Image.Image) -> list[tuple[Any, ...]] | None:
-    """How pillow-heif turned, mirrored and cut a picture, in that order; None where it does not say."""
+    """Return the turns, mirrorings and crops that pillow-heif applied, in order; None if it does not say."""
     with suppress(AttributeError):
         plugin: Any = picture
         return list(plugin._heif_file[0]._c_image.transformations)
@@ -96,23 +96,23 @@ def transformations_of(picture: Image.Image) -> list[tuple[Any, ...]] | None:
 
 
 def is_as_stored(picture: Image.Image) -> bool:
-    """Whether pillow-jxl-plugin left a picture unturned: a JPEG packed as JPEG XL, which it makes a JPEG again."""
+    """Return whether pillow-jxl-plugin left a picture unturned: it does so for a JPEG packed as JPEG XL."""
     return bool(getattr(picture, "jpeg", False))
 
 
 def register_plugin(module: str) -> None:
-    """Import a plugin of Pillow: some register their formats by that, pillow_heif when it is told to."""
+    """Import a plugin of Pillow, and register it: some register on import, pillow_heif only by a call."""
     plugin: Any = import_module(module)
     if hasattr(plugin, "register_heif_opener"):
         plugin.register_heif_opener()
 
 
 class _Pillow(NamedTuple):
-    """The settings of Pillow's modules that decide which pictures it reads, and what it says of them."""
+    """The settings of Pillow's modules that decide which pictures it reads and what it logs."""
 
     most_pixels: int | None  # None: any number
     takes_truncated: bool
-    level: int  # of its logger
+    level: int  # the level of its logger
 
 
 def _pillow() -> _Pillow:
@@ -125,7 +125,7 @@ def _set_pillow(wanted: _Pillow) -> None:
 
 
 def _largest(before: _Pillow, wanted: Sequence[_Pillow]) -> _Pillow:
-    """Take the widest limit of those that read pictures now: Pillow's guards frames inside of files alone."""
+    """Return the widest limit of all that read pictures now. Pillow's limit only guards frames inside of files."""
     limits = [one.most_pixels for one in (before, *wanted)]
     return wanted[-1]._replace(most_pixels=None if None in limits else max(one for one in limits if one is not None))
 
@@ -136,13 +136,13 @@ _PILLOW = Borrowed(_pillow, _set_pillow, _largest)
 
 @contextmanager
 def pillow_set_up(max_pixels: int) -> Iterator[None]:
-    """Have Pillow read whole pictures alone, of so many pixels, and say nothing: what matters becomes a failure."""
+    """Have Pillow read only whole pictures of at most `max_pixels`, and log nothing: what matters becomes a failure."""
     with unheard.set_to(("PIL",)), _PILLOW.set_to(_Pillow(max_pixels, False, logging.CRITICAL)):
         yield
 
 
 def mend_ycbcr(picture: Image.Image) -> None:
-    """Make Pillow 12 read the three bytes of each pixel of an uncompressed YCbCr TIFF; it looks for four."""
+    """Make Pillow 12 read the three bytes of each pixel of an uncompressed YCbCr TIFF; by itself it looks for four."""
     is_mistaken = [tile[0] == "raw" and tile[3][0] == "RGBX" for tile in picture.tile]  # type: ignore[attr-defined]
     if all(is_mistaken) and is_mistaken:
         picture._mode = "YCbCr"
@@ -151,9 +151,9 @@ def mend_ycbcr(picture: Image.Image) -> None:
 
 
 def silence_libtiff() -> None:
-    """libtiff writes to the terminal by itself; what matters of it, Pillow raises. No harm where it is not found.
+    """Stop libtiff from writing to the terminal: Pillow raises what matters. Does nothing if libtiff is not found.
 
-    Wheels of Pillow bring a libtiff of their own, which is told through its C functions to call nobody.
+    Pillow's wheels bring a libtiff of their own. Its C functions set a handler that calls nobody.
     """
     with suppress(Exception):
         for file in metadata.files("pillow") or ():
@@ -166,9 +166,9 @@ def silence_libtiff() -> None:
 
 
 class Deferred(Image.Image):
-    """A picture of which the header is known, and that is unpacked by a function once its pixels are asked for.
+    """A picture whose header is known, and whose pixels a function unpacks once they are asked for.
 
-    Pillow's own pictures work so, and take over the picture that another library made as it is done here.
+    Pillow's own pictures work in this way, and take over a picture that another library made as is done here.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Deferred(Image.Image):
         self._unpack = unpack
 
     def load(self) -> Any:
-        """Unpack, and be what comes of it from now on."""
+        """Unpack the picture, and become the result."""
         picture = self._unpack()
         picture.format = self.format
         picture.info = {**self.info, **picture.info}

@@ -1,8 +1,8 @@
-"""JPEGs unpacked without inventing pixels: each scan must hold what its header declares.
+"""Unpack JPEGs without invented pixels: each scan must hold what its header declares.
 
-libjpeg makes up what is missing as soon as it meets a marker where data should be, and Pillow does not hear of that.
-Where data merely stop, it waits for more. So each scan is given to it without the marker that follows, and the marker
-only when the scan was whole.
+libjpeg invents what is missing as soon as it meets a marker in place of data, and Pillow is not told. If the data
+merely stop, libjpeg waits for more. So it is given each scan without the marker that follows, and the marker only if
+the scan was whole.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from PIL import Image
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import decoder_of, file_of
 
-FORMATS = ("JPEG", "MPO")  # an MPO is JPEGs in a row, the first of which is the picture
+FORMATS = ("JPEG", "MPO")  # an MPO is several JPEGs, and the first of them is the picture
 BLOCK = 1 << 18  # bytes that are read at once
 EOI, SOS, DHT, DRI = 0xD9, 0xDA, 0xC4, 0xDD
 RESTARTS = bytes(range(0xD0, 0xD8))
 WITHOUT_LENGTH = (0x01, 0xD8, EOI, *RESTARTS)
-FRAMES = {*range(0xC0, 0xD0)} - {DHT, 0xC8, 0xCC}  # markers of a size, and of how its pixels are coded
+FRAMES = {*range(0xC0, 0xD0)} - {DHT, 0xC8, 0xCC}  # markers of segments that say the size and the coding
 PROGRESSIVE, LOSSLESS = 0xC2, 0xC3
 HUFFMAN = (0xC0, 0xC1, PROGRESSIVE, LOSSLESS)
 MARKER = re.compile(rb"\xff[^\0\xff]")
 RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 OTHER_MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")
 COEFFICIENTS = 64
-# libjpeg reads ahead: where one bit would do it asks for 57, so the last block waits for up to seven bytes more.
+# libjpeg reads ahead: it asks for 57 bits if it needs one, so the last block waits for up to seven bytes more.
 READ_AHEAD = 7
 ONES = b"\xff\0"  # a byte of ones, which begin no code
 
 
 def load(picture: Image.Image) -> None:
-    """Unpack a JPEG as `picture.load()` does. Raises UnreadableError where its data end before its pixels do.
+    """Unpack a JPEG as `picture.load()` does. Raises UnreadableError if its data end before its pixels do.
 
-    A few codes of the last blocks may be missing unseen: a corner of at most 16x16 pixels.
+    A few codes of the last blocks may be missing unnoticed: at most a corner of 16x16 pixels.
     """
     file = file_of(picture)
     if file is None or len(getattr(picture, "tile", ())) != 1:
@@ -50,29 +50,29 @@ def load(picture: Image.Image) -> None:
 
 @dataclass
 class _Component:
-    """One colour of the picture."""
+    """One colour channel of the picture."""
 
-    across: int  # its blocks in a unit of all components
+    across: int  # blocks of it in a unit of all components
     down: int
-    lacks: list[int] = field(default_factory=lambda: [COEFFICIENTS] * COEFFICIENTS)  # bits yet to come, by coefficient
+    lacks: list[int] = field(default_factory=lambda: [COEFFICIENTS] * COEFFICIENTS)  # bits to come, by coefficient
 
 
 class _Scans:
-    """Gives a file to a decoder, scan by scan."""
+    """Feeds a file to a decoder, scan by scan."""
 
     def __init__(self, file: IO[bytes], decode: Callable[[bytes], int]) -> None:
         self._file, self._decode = file, decode
-        self._data, self._at = b"", 0  # what was read, and where what was not given yet begins
-        self._untaken = b""  # what was given, and not taken yet
+        self._data, self._at = b"", 0  # bytes that were read, and where those begin that are still to be given
+        self._untaken = b""  # bytes that were given, but not used yet
         self._is_done = False
         self._frame = 0
         self._size = (0, 0)
         self._components: dict[int, _Component] = {}
         self._interval = 0  # units between restart markers
-        self._tables: dict[int, bytes] = {}  # of Huffman codes: how many of each length, their symbols
+        self._tables: dict[int, bytes] = {}  # Huffman tables: the number of codes of each length, then their symbols
 
     def give(self) -> None:
-        """Give it all. Raises UnreadableError where a scan is not whole, or one is missing."""
+        """Give the whole file. Raises UnreadableError if a scan is incomplete or missing."""
         segments: list[bytes] = []
         while not self._is_done:
             marker, segment = self._segment()
@@ -96,9 +96,9 @@ class _Scans:
                     self._give_rest()
 
     def _segment(self) -> tuple[int, bytes]:
-        """The next marker with what belongs to it; what lies before is skipped, as libjpeg does."""
+        """Return the next marker with its segment. Bytes before it are skipped, as libjpeg does."""
         while not (found := MARKER.search(self._data, self._at)):
-            self._at = max(self._at, len(self._data) - 1)  # which may be the first byte of a marker
+            self._at = max(self._at, len(self._data) - 1)  # the last byte may be the first of a marker
             self._read_on()
         self._at = found.start()
         marker, length = found[0][1], 2
@@ -149,13 +149,13 @@ class _Scans:
             raise _truncated("its data end before its pixels do")
 
     def _give_data(self) -> bytes:
-        """Give the data up to the next marker that is none of a restart, and return the restart markers."""
+        """Give the data up to the next marker that is no restart marker, and return the restart markers."""
         restarts = []
         markers = OTHER_MARKER if self._interval else MARKER
         while not self._is_done:
             found = markers.search(self._data, self._at)
             end = found.start() if found else len(self._data)
-            data = self._data[self._at : end].rstrip(b"\xff")  # which may be the first of a marker
+            data = self._data[self._at : end].rstrip(b"\xff")  # these may be the first byte of a marker
             if self._interval:
                 restarts += [each[1:] for each in RESTART.findall(data)]
             self._give(data)
@@ -168,12 +168,12 @@ class _Scans:
         return b"".join(restarts)
 
     def _takes_no_more(self, is_only: bool, fill: bytes) -> bool:
-        """Whether the decoder has done with a scan, seen from what it takes beyond the data."""
+        """Return whether the decoder has finished a scan, judged by how many bytes it uses beyond the data."""
         for _ in range(READ_AHEAD):
             self._give(fill)
             if self._is_done:
                 return True
-        for _ in range(0 if is_only else 2):  # where more scans may follow, it skips all up to the next marker
+        for _ in range(0 if is_only else 2):  # if more scans may follow, it skips all bytes up to the next marker
             had_left = bool(self._untaken)
             self._give(fill)
             if not (had_left or self._untaken):
@@ -181,7 +181,7 @@ class _Scans:
         return False
 
     def _units(self, components: list[_Component]) -> int:
-        """How many units a scan of these components has: what lies between restart markers is counted in them."""
+        """Return how many units a scan of these components has. Restart intervals are counted in them."""
         units = 1
         for size, edge in zip(self._size, ("across", "down"), strict=True):
             coarsest = max(getattr(each, edge) for each in self._components.values())
@@ -190,7 +190,7 @@ class _Scans:
         return units
 
     def _give_rest(self) -> None:
-        """Give all that is left: with arithmetic coding libjpeg cannot wait, and an early end is no error."""
+        """Give the rest of the file at once: in arithmetic coding libjpeg cannot wait, and an early end is allowed."""
         while not self._is_done:
             self._read_on()
             self._give(self._data + self._file.read())
@@ -204,8 +204,8 @@ class _Scans:
 
 
 def _fill(table: bytes | None) -> bytes:
-    """A byte in which no block ends, wherever it is read from: blocks that are missing ask for more than there is."""
-    place = table.find(b"\0", 16) - 16 if table else -1  # of the symbol that ends a block
+    """Return a byte in which no block ends, wherever it is read from, so that missing blocks make themselves known."""
+    place = table.find(b"\0", 16) - 16 if table else -1  # where the table has the symbol that ends a block
     code = 0
     for length, count in enumerate(table[:16] if table and place >= 0 else b"", 1):
         if place < count:

@@ -1,8 +1,8 @@
-"""JPEG 2000: whether Pillow reads a kind rightly, by its header, and pixels of the kinds that it does not.
+"""Tell from the header whether Pillow reads a JPEG 2000 rightly, and unpack the kinds that it does not.
 
 Pillow shifts values to 8 bits: deeper white overflows to black, and white of fewer bits becomes grey. It does not read
-tiles that have a part more than they say, as some writers leave them. Those kinds are unpacked by imagecodecs, a part
-of the extra `tiff`.
+tiles with a part more than they declare, as some writers leave them. imagecodecs, a part of the extra `tiff`, unpacks
+those kinds.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from featcli.pixels.internals import Deferred
 from featcli.spec.groups import PixelSpec
 
 SIGNATURE, CODESTREAM, PART = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51", b"\xff\x90"
-MOST_PARTS = 2**12  # of tiles, that are looked at
+MOST_PARTS = 2**12  # parts of tiles that are looked at
 MOST_BOXES = 64
 MOST_COMPONENTS = 16
-CMYK, CIELAB = 12, 14  # spaces of colours
+CMYK, CIELAB = 12, 14  # numbers of colour spaces
 SPACES = {CMYK: "CMYK", CIELAB: "CIELAB", 18: "YCbCr", 24: "YCbCr"}
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a JPEG 2000 file says of its pixels."""
+    """What a JPEG 2000 file says about its pixels."""
 
     size: tuple[int, int]  # (width, height)
     depths: tuple[int, ...]  # bits of each component
     is_signed: bool
     is_subsampled: bool
-    space: int = 0  # of colours, by its number; 0: not by number
+    space: int = 0  # number of the colour space; 0 if it is not given by number
     has_palette: bool = False
-    is_bare: bool = False  # a codestream without boxes around it
-    has_more_parts: bool = False  # of a tile than it says
+    is_bare: bool = False  # whether it is a codestream without boxes around it
+    has_more_parts: bool = False  # whether a tile has more parts than it declares
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The kind of the picture, for people."""
         kinds = {1: "grey", 2: "grey with transparency", 3: "RGB", 4: "RGB with transparency"}
         named = SPACES.get(self.space) or kinds.get(len(self.depths), f"{len(self.depths)} components")
         depths = "/".join(map(str, dict.fromkeys(self.depths)))
@@ -53,7 +53,7 @@ class Header:
 
 
 def header_of(file: IO[bytes]) -> Header | None:
-    """What the file says of its pixels; None for one that is no JPEG 2000, or whose header cannot be followed."""
+    """Return what the file says about its pixels; None if it is no JPEG 2000, or its header cannot be followed."""
     file.seek(0)
     start = file.read(12)
     try:
@@ -65,7 +65,7 @@ def header_of(file: IO[bytes]) -> Header | None:
 
 
 def _boxes(file: IO[bytes]) -> Header | None:
-    """By the boxes of a file, those of the header looked into."""
+    """Read the boxes of a file, and those inside its header box."""
     place, space, has_palette = len(SIGNATURE), 0, False
     for _ in range(MOST_BOXES):
         file.seek(place)
@@ -107,7 +107,7 @@ def _codestream(file: IO[bytes], place: int, is_bare: bool, space: int = 0, has_
 
 
 def _has_more_parts(file: IO[bytes]) -> bool:
-    """Whether a tile has more parts than it says, in a codestream that is read up to the segments after its size."""
+    """Return whether a tile has more parts than it declares, reading on from the end of the size segment."""
     place = file.tell()
     for _ in range(MOST_BOXES + MOST_PARTS):
         file.seek(place)
@@ -119,7 +119,7 @@ def _has_more_parts(file: IO[bytes]) -> bool:
             if marker[0] != 0xFF or length < 2:  # the end, or damage
                 return False
             place += 2 + length
-        elif part_length < 12:  # up to the end
+        elif part_length < 12:  # the last part may leave out its length and reach to the end
             return False
         elif 0 < parts <= part:
             return True
@@ -129,9 +129,9 @@ def _has_more_parts(file: IO[bytes]) -> bool:
 
 
 def unpacked(file: IO[bytes], rules: PixelSpec) -> Image.Image | None:
-    """The picture, its pixels still to be unpacked by imagecodecs; None for one that Pillow is to read.
+    """Return the picture, which imagecodecs unpacks when its pixels are asked for; None if Pillow reads it.
 
-    Raises UnreadableError for kinds that are not read, and where imagecodecs is missing.
+    Raises UnreadableError for kinds that are not read, and if imagecodecs is missing.
     """
     header = header_of(file)
     if header is None or _is_for_pillow(header, rules):
@@ -148,12 +148,12 @@ def unpacked(file: IO[bytes], rules: PixelSpec) -> Image.Image | None:
 
 
 def _is_for_pillow(header: Header, rules: PixelSpec) -> bool:
-    """Whether Pillow reads this kind rightly. What it gives of others is not used, whatever it is."""
+    """Return whether Pillow reads this kind rightly. If not, whatever Pillow gives is not used."""
     count, deepest = len(header.depths), max(header.depths)
     if count not in MODES or header.space == CIELAB:
         return False
     if count == 1 and deepest > 8:
-        return deepest <= 16 and (deepest > 9 or header.is_bare)  # scaled to 16 bits; of 9 in boxes it takes 8
+        return deepest <= 16 and (deepest > 9 or header.is_bare)  # Pillow scales them to 16 bits; 9 bits in boxes to 8
     has_alpha = count in (2, 4) and header.space != CMYK
     seen = header.depths[:-1] if has_alpha and rules.alpha == "drop" else header.depths
     return header.has_palette or (set(seen) == {8} and not header.has_more_parts)
@@ -174,7 +174,7 @@ def _unpack(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image:
     shown = values if count in (1, 3) else values[..., :-1]
     if rules.black_and_white is None or bits <= 8:
         shown = _eight_bits(shown, bits, count > 2)
-    else:  # of 16 bits, as Pillow gives greys
+    else:  # 16 bits, as Pillow gives greys
         shown = reduced(shown << (16 - bits), *rules.black_and_white)
     if count in (2, 4):
         shown = np.concatenate([shown, _eight_bits(values[..., -1:], bits, count > 2)], axis=2)
@@ -182,5 +182,5 @@ def _unpack(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray, bits: int, is_colour: bool) -> np.ndarray:
-    """As in TIFF and PNG: of 16-bit colours the upper bits, all others linear between black and white."""
+    """Reduce values to 8 bits as in TIFF and PNG: the upper bits of 16-bit colours, else linear from black to white."""
     return high_bits(values) if is_colour and bits == 16 else reduced(values, 0.0, highest(bits))

@@ -1,6 +1,6 @@
-"""What one file may cost, by counts that are read from it: a file that is refused is refused on every machine.
+"""Limit what one file may cost, by counts that are read from it: a file that is refused is refused on every machine.
 
---max-pixels bounds what is unpacked. These bounds are for what decoders do beside that: they look for a header that
+--max-pixels limits what is unpacked. The limits here are for what decoders do besides: they look for a header that
 never comes, walk through millions of empty parts, or unpack before anybody has asked for the size.
 """
 
@@ -16,54 +16,54 @@ from typing import IO, TYPE_CHECKING
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.jpeg import EOI, FRAMES, SOS
 
-MOST_READS = 1 << 21  # that a decoder makes: one for each byte that it looks at by itself, and for each small part
-MOST_HEADER_BYTES = 1 << 26  # of a JPEG before its pixels
-MOST_SEGMENTS = 10_000  # of a JPEG, and boxes of a JPEG XL
-MOST_CHUNKS = 100_000  # of a WebP
-MOST_EXIF_SEGMENTS = 100  # which Pillow joins one by one
+MOST_READS = 1 << 21  # by a decoder: one for each byte that it looks at by itself, and for each small part
+MOST_HEADER_BYTES = 1 << 26  # in a JPEG before its pixels
+MOST_SEGMENTS = 10_000  # in a JPEG; boxes in a JPEG XL
+MOST_CHUNKS = 100_000  # in a WebP
+MOST_EXIF_SEGMENTS = 100  # in a JPEG: Pillow joins them one by one
 MOST_SKIPPED = 1 << 20  # bytes between the segments of a JPEG that belong to none
-MOST_SCANS = 100  # of a JPEG, whatever its size
+MOST_SCANS = 100  # in a JPEG, whatever its size
 MOST_SCANNED_PIXELS = 1 << 34  # pixels times scans: each scan goes over the whole picture
-MOST_TILES = 1 << 19  # or strips of a TIFF, or values of another of its tags that is not private
+MOST_TILES = 1 << 19  # or strips of a TIFF, or values of any of its tags that is not private
 MOST_NETPBM_HEADER = 1 << 16  # bytes
-MOST_PLAIN_VALUES = 1 << 25  # of a PBM, PGM or PPM in digits
+MOST_PLAIN_VALUES = 1 << 25  # in a PBM, PGM or PPM whose values are digits
 MOST_PLAIN_COMMENTS = 4_096
-MOST_ENCODED_BYTES = 1 << 24  # of a GIF beside four for each pixel: it can be empty for gigabytes
+MOST_ENCODED_BYTES = 1 << 24  # of a GIF, in addition to four for each pixel: it can go on without pixels for gigabytes
 
-MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # in the pixels of a JPEG: no stuffed byte, and no restart
-BARE = {*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}  # what Pillow takes for markers without a length
+MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker among a JPEG's pixels: no stuffed byte, and no restart
+BARE = {*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}  # markers that Pillow takes to have no length
 EXIF, FIRST_MARKER, FRAME_OF_LS = 0xE1, 0xC0, 0xF7
 PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}  # frames of several scans
-BITMAP_HEADER = 40  # bytes; older ones have 12, and edges of two bytes
+BITMAP_HEADER = 40  # bytes; older headers have 12, and edges of two bytes
 TIFF_TILE_EDGES, TIFF_SHORT, TIFF_BYTES, TIFF_PRIVATE = (322, 323), 3, (1, 2, 6, 7), 32768
-HEADER_PIECES = (1 << 16, MOST_HEADER_BYTES)  # that are read of a JPEG: most headers are within the first
+HEADER_PIECES = (1 << 16, MOST_HEADER_BYTES)  # bytes that are read of a JPEG: most headers end within the first
 JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 if TYPE_CHECKING:
     Readable = io.BufferedIOBase
 else:
-    Readable = object  # what is read is a class beside it
+    Readable = object  # each subclass also inherits the class of a real file
 
 
 class Counted(Readable):
-    """A file that counts how it is read. The read that is one too many raises UnreadableError."""
+    """A file that counts its reads. It raises UnreadableError at the first read beyond a limit."""
 
     reads = 0
-    bytes_left = 1 << 62  # that may be read in pieces
+    bytes_left = 1 << 62  # bytes that may be read in pieces
 
     def read(self, size: int | None = -1, /) -> bytes:
         """See io.BufferedIOBase."""
         content: bytes = super().read(size)
         self.reads += 1
-        if size is not None and size >= 0:  # else it is asked for as a whole, which is done once
+        if size is not None and size >= 0:  # else the whole file is asked for, which happens once
             self.bytes_left -= len(content)
         if self.reads > MOST_READS or self.bytes_left < 0:
             self.refuse_excess()
         return content
 
     def refuse_excess(self) -> None:
-        """Raise UnreadableError where too much was read: what decoders written in C are told, they may drop."""
+        """Raise UnreadableError if too much was read. Decoders written in C may drop the error that a read raised."""
         if self.reads > MOST_READS:
             raise _too_large(f"no picture after {MOST_READS:,} reads")
         if self.bytes_left < 0:
@@ -75,9 +75,9 @@ def _too_large(what: str) -> UnreadableError:
 
 
 def affordable(file: IO[bytes], max_pixels: int, header_only: bool = False) -> IO[bytes]:
-    """Return the file, at its beginning, unless it would cost more than a picture may: then raise UnreadableError.
+    """Return the file, at its beginning. Raises UnreadableError if it would cost more than a picture may.
 
-    `header_only`: no more than its header is to be read.
+    `header_only` says that only its header will be read.
     """
     file.seek(0)
     start = file.read(16)
@@ -104,34 +104,34 @@ def _refuse_large(size: tuple[int, int] | None, max_pixels: int) -> None:
 
 
 def too_many_pixels(width: int, height: int, max_pixels: int) -> UnreadableError:
-    """The failure of a picture of that size."""
+    """Return the error for a picture of this size."""
     return UnreadableError("too_many_pixels", f"{width}x{height}, the limit is {max_pixels:,} pixels (--max-pixels)")
 
 
 def bound_pixels(file: IO[bytes], size: tuple[int, int], format_name: str | None) -> None:
-    """Have the file raise UnreadableError where its pixels take far more bytes than they can need."""
+    """Make the file raise UnreadableError once its pixels take far more bytes than they can need."""
     if format_name == "GIF" and isinstance(file, Counted):
         file.bytes_left = MOST_ENCODED_BYTES + 4 * size[0] * size[1]
 
 
 def _refuse_costly_jpeg(file: IO[bytes], header_only: bool) -> None:
-    """Walk through the segments before the pixels, then through the scans where there are several."""
+    """Check the segments before the pixels, and the scans if there are several."""
     for most in HEADER_PIECES:
         file.seek(0)
         content = file.read(most)
         if _walk_segments(file, content, header_only):
             return
         if len(content) < most:
-            return  # cut short, as will be said
+            return  # the file is cut short, and its decoder will say so
     raise _too_large(f"no pixels in the first {MOST_HEADER_BYTES:,} bytes")
 
 
 def _walk_segments(file: IO[bytes], content: bytes, header_only: bool) -> bool:
-    """Walk as Pillow does. Returns whether the pixels, or damage, were reached within these first bytes."""
+    """Check the segments in Pillow's order. Returns whether `content` reaches the pixels, or damage."""
     exif_segments, pixels, components, several = 0, 0, b"", False
     for count, (code, body, end) in enumerate(_segments(content)):
         if code < FIRST_MARKER:
-            return True  # damaged, as Pillow says
+            return True  # the file is damaged, and Pillow says so
         if code in FRAMES:
             height, width = struct.unpack(">HH", content[body + 1 : body + 5].ljust(4, b"\0"))
             pixels, components, several = height * width, content[body + 5 : body + 6], code in PROGRESSIVE
@@ -146,9 +146,9 @@ def _walk_segments(file: IO[bytes], content: bytes, header_only: bool) -> bool:
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield the marker of each segment of a JPEG, where what it holds begins, and where it ends.
+    """Yield (marker, begin of the content, end of the content) of each segment of a JPEG.
 
-    Raises UnreadableError where far too many bytes belong to no segment.
+    Raises UnreadableError if far too many bytes belong to no segment.
     """
     place, skipped = 2, 0
     while True:
@@ -169,9 +169,9 @@ def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def frame_of_jpeg(file: IO[bytes]) -> tuple[int, int] | None:
-    """Return (marker, bits of a value) of the frame of a JPEG or JPEG-LS; None where there is none near its beginning.
+    """Return (marker, bits of a value) of the frame of a JPEG or JPEG-LS; None if there is no frame near the beginning.
 
-    Raises UnreadableError where far too many bytes belong to no segment.
+    Raises UnreadableError if far too many bytes belong to no segment.
     """
     file.seek(0)
     content = file.read(HEADER_PIECES[0])
@@ -182,7 +182,7 @@ def frame_of_jpeg(file: IO[bytes]) -> tuple[int, int] | None:
 
 
 def _refuse_many_scans(file: IO[bytes], place: int, pixels: int) -> None:
-    """Count the scans of a JPEG from the end of the first one's header on, up to the end of the picture."""
+    """Count the scans of a JPEG, from the end of the first scan's header to the end of the picture."""
     scans, markers, at = 1, 0, 0
     file.seek(place)
     piece = file.read(MOST_HEADER_BYTES)
@@ -213,7 +213,7 @@ def _refuse_many_scans(file: IO[bytes], place: int, pixels: int) -> None:
 
 
 def _refuse_costly_tiff(file: IO[bytes], max_pixels: int) -> None:
-    """Look at the counts of strips and tiles, and at the size of a tile, of the first image."""
+    """Check the numbers of strips and tiles, and the size of a tile, of the first image."""
     file.seek(0)
     head = file.read(16)
     order, is_big = ("<" if head[:1] == b"I" else ">"), b"+" in head[2:4]
@@ -224,13 +224,13 @@ def _refuse_costly_tiff(file: IO[bytes], max_pixels: int) -> None:
         length = struct.calcsize(order + entry)
         entries = file.read(min(number, MOST_TILES) * length)
     except (struct.error, ValueError, OverflowError, OSError):
-        return  # damaged, as will be said
+        return  # the file is damaged, and its decoder will say so
     tile = {}
     for tag, kind, values, value in struct.iter_unpack(order + entry, entries[: len(entries) // length * length]):
-        if values > MOST_TILES and tag < TIFF_PRIVATE and kind not in TIFF_BYTES:  # Pillow makes objects of them
+        if values > MOST_TILES and tag < TIFF_PRIVATE and kind not in TIFF_BYTES:  # Pillow makes an object of each
             raise _too_large(f"{values:,} values of the tag {tag}, the limit is {MOST_TILES:,}")
         if tag in TIFF_TILE_EDGES:
-            short = kind == TIFF_SHORT and order == ">"  # which lies at the beginning of its place
+            short = kind == TIFF_SHORT and order == ">"  # it stands in the first half of its field
             tile[tag] = value >> (8 * struct.calcsize(offset) - 16) if short else value
     if len(tile) == len(TIFF_TILE_EDGES):
         width, height = (tile[tag] for tag in TIFF_TILE_EDGES)
@@ -239,9 +239,9 @@ def _refuse_costly_tiff(file: IO[bytes], max_pixels: int) -> None:
 
 
 def _size_of_icon(file: IO[bytes]) -> tuple[int, int] | None:
-    """Return (width, height) of the picture of an icon that Pillow unpacks: the largest, of these that of least depth.
+    """Return (width, height) of the picture that Pillow unpacks from an icon: of the largest ones, the least deep.
 
-    Its directory knows edges of up to 256 alone; the picture has a header of its own.
+    The directory of an icon cannot say edges above 256, so the size is read from the picture's own header.
     """
     file.seek(4)
     (number,) = struct.unpack("<H", file.read(2).ljust(2, b"\0"))
@@ -262,14 +262,14 @@ def _size_of_icon(file: IO[bytes]) -> tuple[int, int] | None:
     length, width, height = struct.unpack("<Iii", start[:12].ljust(12, b"\0"))
     if length < BITMAP_HEADER:
         width, height = struct.unpack("<HH", start[4:8].ljust(4, b"\0"))
-    return abs(width), abs(height) // 2  # below the picture there is a mask
+    return abs(width), abs(height) // 2  # the lower half is a mask
 
 
 def header_of_jxl(file: IO[bytes]) -> tuple[int, int, int, int] | None:
-    """Return (width, height, orientation as of EXIF, bits of a value) of a JPEG XL as it is stored; None for damage.
+    """Return (width, height, EXIF orientation, bits of a value) of a JPEG XL as stored; None if it is damaged.
 
-    Its plugin unpacks it before it says its size, and never says how it was turned, or reduced. Of one with a preview
-    or frames the bits are not read, and said to be 8.
+    The plugin unpacks a JPEG XL before it says its size, and never says how it turned or reduced it. For a JPEG XL with
+    a preview or frames, the bits are not read but given as 8.
     """
     place = _codestream_of_jxl(file)
     if place is None:
@@ -299,14 +299,14 @@ def header_of_jxl(file: IO[bytes]) -> tuple[int, int, int, int] | None:
         return width, height, orientation, 8
     if take(1):
         orientation = 1 + take(3)
-        if take(3):  # another size, a preview, frames
+        if take(3):  # another size, a preview, or frames
             return width, height, orientation, 8
     is_float, kind = take(1), take(2)
     return width, height, orientation, (32, 16, 24, 32)[kind] if is_float else (8, 10, 12, 1 + take(6))[kind]
 
 
 def _codestream_of_jxl(file: IO[bytes]) -> int | None:
-    """Return where a JPEG XL begins, by itself or in the first of the boxes for it, all of which are counted."""
+    """Return where the codestream of a JPEG XL begins, bare or in the first of its boxes, which are counted."""
     file.seek(0)
     if file.read(2) == b"\xff\x0a":
         return 0
@@ -319,7 +319,7 @@ def _codestream_of_jxl(file: IO[bytes]) -> int | None:
             length, before = int.from_bytes(head[8:], "big"), 16
         if found is None and kind in (b"jxlc", b"jxlp"):
             found = place + before + (4 if kind == b"jxlp" else 0)
-        if length < before:  # 0: up to the end
+        if length < before:  # length 0 means up to the end of the file
             return found
         place += length
     raise _too_large(f"more than {MOST_SEGMENTS:,} boxes")
@@ -337,7 +337,7 @@ def _refuse_many_chunks(file: IO[bytes]) -> None:
 
 
 def _refuse_costly_netpbm(file: IO[bytes], header_only: bool) -> None:
-    """Look for the size of a PBM, PGM or PPM; where its values are digits, which Pillow reads one by one, count them.
+    """Read the size of a PBM, PGM or PPM. If its values are digits, count them, because Pillow reads them one by one.
 
     Pillow copies a megabyte for each comment between digits.
     """

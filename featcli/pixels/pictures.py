@@ -1,4 +1,4 @@
-"""Pictures as Python has them -> pixels of the input: paths, pictures of Pillow, arrays, tensors and lists of these."""
+"""Turn a Python caller's pictures into input pixels: paths, Pillow's pictures, arrays, tensors, or lists of these."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from featcli.system.threads import DecodeThreads
 if TYPE_CHECKING:
     from featcli.pixels.batches import Pixels
 
-COLOURS = (1, 2, 3, 4)  # channels of an array: grey, grey with alpha, RGB, RGB with alpha
+COLOURS = (1, 2, 3, 4)  # numbers of channels that an array may have: grey, grey with alpha, RGB, RGB with alpha
 TAKEN = "give a path, a picture of Pillow, an array (H, W) or (H, W, C) of uint8 or uint16, or a list of these"
 
 
 def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) -> torch.Tensor:
-    """Make the pixels of one picture, (C, H, W), or of a list of them, (B, C, H, W), as a run makes them of files.
+    """Return the pixels of one picture, (C, H, W), or of a list of them, (B, C, H, W), as a run makes them from files.
 
-    `size` is the (H, W) of the input. A picture of Pillow that was opened and not looked at yet is read from its file.
-    Raises UsageError for what is no picture, or cannot be read, and for a list whose pictures differ in size.
+    `size` is the (H, W) of the input. A picture of Pillow that was opened but not unpacked yet is read from its file.
+    Raises UsageError for something that is no picture or cannot be read, and for a list whose pictures differ in size.
     """
     if isinstance(given, Sequence) and not isinstance(given, str | bytes):
         several = [prepared(one, rules, preprocessing, size) for one in given]
@@ -55,11 +55,11 @@ def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) ->
             raise UsageError(f"{type(given).__name__} is no picture", TAKEN)
         name = f"picture {shown(os.fspath(path))}"
         image = Input(os.fspath(path), os.fspath(path), MISSING)
-        # In a thread of its own: the first one could not be interrupted.
+        # Pillow runs in another thread, because Ctrl-C could not interrupt it in the main one.
         with pillow_set_up(rules.max_pixels), DecodeThreads(1, "picture") as pool:
             pixels, _ = pool.submit(fitted_pixels, image, rules, preprocessing.fit, max(size)).result()
             if isinstance(values, Image.Image):
-                values.load()  # as any use of it would: Pillow closes its file then
+                values.load()  # as any use of the picture would: Pillow closes the file then
     except UnreadableError as error:
         hint = "convert it to 8 or 16 bits, or say which values are black and white: depth_range"
         hint = hint if error.reason == "unsupported_depth" else "see docs/pictures.md"
@@ -68,21 +68,21 @@ def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) ->
 
 
 def _picture_of(values: np.ndarray, rules: PixelSpec) -> Image.Image:
-    """Make a picture of (H, W), (H, W, C) or (C, H, W) numbers. Raises UsageError for what are none."""
+    """Make a picture from (H, W), (H, W, C) or (C, H, W) numbers. Raises UsageError for other shapes and kinds."""
     if values.ndim == 3 and values.shape[2] not in COLOURS and values.shape[0] in COLOURS:
-        values = values.transpose(1, 2, 0)  # as torch has pictures
+        values = values.transpose(1, 2, 0)  # torch has the channels first
     is_shape = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in COLOURS)
     if not (is_shape and values.size and (values.dtype in (np.uint8, np.uint16) or values.dtype.kind == "b")):
         floats = "; pixels of floats are normalised already" if values.dtype.kind == "f" else ""
         raise UsageError(f"an array {values.shape} of {values.dtype} is no picture{floats}", TAKEN)
     values = np.ascontiguousarray(values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values)
-    if values.dtype == np.uint16 and values.ndim == 3:  # which Pillow has no mode for
+    if values.dtype == np.uint16 and values.ndim == 3:  # Pillow has no mode for it
         values = _in_8_bits(values, rules)
     return Image.fromarray(values)
 
 
 def _in_8_bits(values: np.ndarray, rules: PixelSpec) -> np.ndarray:
-    """Reduce (H, W, C) of 16 bits as those of a TIFF are; `depth_range` is not for the transparency."""
+    """Reduce (H, W, C) 16-bit values as those of a TIFF are reduced. `depth_range` does not apply to transparency."""
     colours = 1 if values.shape[2] == 2 else 3
     shown, alpha = values[..., :colours], values[..., colours:]
     if rules.black_and_white is not None:

@@ -1,4 +1,4 @@
-"""PNGs unpacked without made-up pixels, and without what holds none: a wrong or endless text costs no picture."""
+"""Unpack PNGs without invented pixels, and without chunks that hold none: a broken or endless text costs no picture."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import file_of, marked, still_marked
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # a wrong checksum of these is damage
+PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # a wrong checksum of one of these is damage
 BESIDE = (b"acTL", b"fcTL", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"cICP")
 EXIF_TEXT, XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"  # texts that say how a picture is turned
-DEPTH_AT = len(SIGNATURE) + 16  # where the bits of a value are, and behind them what the values are
+DEPTH_AT = len(SIGNATURE) + 16  # place of the bits of a value, which the kind of values follows
 GREY = 0
-MOST_UNPACKED = 1 << 24  # bytes of a profile or a text
-PILLOWS_LIMIT = 1 << 20  # bytes of a profile, unpacked
-BROKEN_PROFILE = b"it is damaged"  # stands for a profile that is there, and cannot be read
-PATTERNS = (bytes.fromhex("a53c961fe2074b"), bytes.fromhex("5ac369e01df8b4"))  # which differ in every bit
+MOST_UNPACKED = 1 << 24  # bytes of a profile or text after unpacking
+PILLOWS_LIMIT = 1 << 20  # bytes of a profile after unpacking
+BROKEN_PROFILE = b"it is damaged"  # in place of a profile that is there but cannot be read
+PATTERNS = (bytes.fromhex("a53c961fe2074b"), bytes.fromhex("5ac369e01df8b4"))  # they differ in every bit
 
 
 def load(picture: Image.Image) -> None:
-    """Unpack a PNG as `picture.load()` does. Raises UnreadableError where its data end properly, but too early."""
+    """Unpack a PNG as `picture.load()` does. Raises UnreadableError if its data end properly, but too early."""
     file = file_of(picture)
     if file is None or not _stays_marked(picture, PATTERNS[0]):
         return
     file.seek(0)
-    with Image.open(file, formats=("PNG",)) as again:  # either it is cut short, or its last row is that pattern
+    with Image.open(file, formats=("PNG",)) as again:  # it is cut short, or its last row happens to be the pattern
         if _stays_marked(again, PATTERNS[1]):
             raise UnreadableError("truncated", "its data end before its pixels do")
 
 
 def mend_transparency(picture: Image.Image, is_seen: bool) -> None:
-    """Have the value that a PNG calls transparent be one of the values of 8 bits that Pillow gives.
+    """Convert the value that a PNG calls transparent into the 8 bits in which Pillow gives pixels.
 
-    Pillow spreads greys of 2 and 4 bits over 8, and takes the upper half of 16-bit colours, but not of that value.
-    Raises UnreadableError for such colours where the transparency `is_seen`: others are the same in 8 bits.
+    Pillow spreads greys of 2 and 4 bits over 8, and keeps the upper half of 16-bit colours, but leaves that value
+    alone. Raises UnreadableError for such colours if the transparency `is_seen`, because different colours become equal
+    in 8 bits.
     """
     value, file = picture.info.get("transparency"), file_of(picture)
     if value is None or file is None:
@@ -59,9 +60,9 @@ def mend_transparency(picture: Image.Image, is_seen: bool) -> None:
 
 
 def _stays_marked(picture: Image.Image, pattern: bytes) -> bool:
-    """Whether the row that is unpacked last is still as it was marked before."""
+    """Return whether the row that is unpacked last still holds the mark that was written before."""
     height = picture.height
-    is_odd_last = bool(picture.info.get("interlace")) and height % 2 == 1 and height > 1  # the last pass has odd rows
+    is_odd_last = bool(picture.info.get("interlace")) and height % 2 == 1 and height > 1  # odd rows come last
     row = height - 1 - is_odd_last
     mark = marked(picture, row, pattern)
     picture.load()
@@ -69,7 +70,7 @@ def _stays_marked(picture: Image.Image, pattern: bytes) -> bool:
 
 
 def says_more(picture: Image.Image) -> bool:
-    """Whether a PNG says something of itself after its pixels. Else that is known without unpacking them."""
+    """Return whether a PNG has metadata after its pixels. If not, all is known without unpacking them."""
     file = file_of(picture)
     if file is None:
         return True
@@ -85,10 +86,10 @@ def says_more(picture: Image.Image) -> bool:
 
 
 def essential(file: IO[bytes]) -> tuple[IO[bytes], bytes | None] | None:
-    """A PNG without the chunks that hold no pixels and that Pillow may refuse, and its colour profile if there is one.
+    """Return a PNG without chunks that hold no pixels and that Pillow may refuse, and its colour profile if it has one.
 
-    What says how the picture is turned is kept where it is whole; BROKEN_PROFILE stands for a profile that is not.
-    Returns None for what is no PNG, or has no such chunk.
+    Chunks that say how the picture is turned stay if they are whole. A profile that cannot be read becomes
+    BROKEN_PROFILE. Returns None for a file that is no PNG, or has no such chunk.
     """
     file.seek(0)
     if file.read(8) != SIGNATURE:
@@ -112,7 +113,7 @@ def essential(file: IO[bytes]) -> tuple[IO[bytes], bytes | None] | None:
 
 
 def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, place, length) of the content of each chunk up to the end, or up to what is no chunk."""
+    """Yield (kind, place, length) of the content of each chunk, up to the end or up to bytes that are no chunk."""
     place = len(SIGNATURE)
     while True:
         file.seek(place)
@@ -127,7 +128,7 @@ def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _content(file: IO[bytes], place: int, length: int) -> bytes:
-    """What a chunk holds; nothing of one that is larger than any here may be."""
+    """Return what a chunk holds, or b"" for one that is larger than any chunk here may be."""
     file.seek(place)
     return file.read(length) if length <= MOST_UNPACKED else b""
 
@@ -138,7 +139,7 @@ def _is_right(file: IO[bytes], kind: bytes, place: int, length: int) -> bool:
 
 
 def _unpacked(packed: bytes) -> bytes | None:
-    """What was packed; None where it is damaged, or larger than it may be."""
+    """Return the unpacked bytes, or None if they are damaged or larger than they may be."""
     unpacking = zlib.decompressobj()
     try:
         content = unpacking.decompress(packed, MOST_UNPACKED)
@@ -148,7 +149,7 @@ def _unpacked(packed: bytes) -> bytes | None:
 
 
 def _turning_text(kind: bytes, content: bytes) -> bytes | None:
-    """The chunk of a text that says how the picture is turned, such that Pillow takes it whatever its size."""
+    """Return the chunk of a text that says how the picture is turned, in a form that Pillow takes whatever its size."""
     keyword, _, rest = content.partition(b"\0")
     if keyword not in (EXIF_TEXT, XMP):
         return None
@@ -167,7 +168,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 class _Pieces(io.RawIOBase):
-    """Pieces of a file, as (place, length), and bytes, one after the other as a file."""
+    """A file made of pieces, one after another: each is a (place, length) of another file, or bytes."""
 
     def __init__(self, file: IO[bytes], pieces: list[tuple[int, int] | bytes]) -> None:
         self._file, self._pieces, self._at = file, pieces, 0

@@ -1,4 +1,4 @@
-"""ICC profiles: which say something else than sRGB, and pictures converted to sRGB by them."""
+"""Find ICC profiles that say something else than sRGB, and convert pictures to sRGB by them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.png import BROKEN_PROFILE
 
-# The modes of pictures that a profile can be for, by the space of its colours. The first is what it is applied to.
+# Each space of colours has the modes of pictures that its profiles fit. A profile is applied to the first mode.
 MODES = {
     "RGB": ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "L", "LA", "La", "1", "YCbCr"),
     "GRAY": ("L", "LA", "La", "1"),
@@ -19,23 +19,26 @@ MODES = {
     "Lab": ("LAB",),
 }
 DEEP_GREYS = ("I", "F")  # modes that become L before a profile is applied
-MOST_BYTES = 4 * 1024**2  # of a profile: the largest of printers have some 3 MB
-TOO_LARGE = f"it is larger than {MOST_BYTES:,} bytes".encode()  # stands for such a one: KEPT of them would be gigabytes
-SAME = 2  # levels of 255 by which profiles move colours that are sRGB but for rounding, and for the text in them
-KEPT = 32  # profiles whose transforms are kept: a folder has few
+MOST_BYTES = 4 * 1024**2  # the largest profile that is used; those of printers have about 3 MB
+TOO_LARGE = f"it is larger than {MOST_BYTES:,} bytes".encode()  # in place of such a profile, to save memory
+SAME = 2  # levels of 255 by which rounding, and its text, may move the colours of a profile that is sRGB
+KEPT = 32  # profiles whose transforms are kept; a folder has few
 
 
 def icc_profile_of(picture: Image.Image) -> bytes | None:
-    """The profile in the file of a picture, None without one; BROKEN_PROFILE or TOO_LARGE for one that is no use."""
+    """Return the colour profile of a picture, or None. An unusable one is returned as BROKEN_PROFILE or TOO_LARGE."""
     found = picture.info.get("icc_profile", b"")
-    if not isinstance(found, bytes):  # it is there, and Pillow could not read it; in a TIFF it may be a number
+    if not isinstance(found, bytes):  # Pillow could not read it; in a TIFF it may be a number
         return BROKEN_PROFILE
     return TOO_LARGE if len(found) > MOST_BYTES else found or None
 
 
 @lru_cache(KEPT)
 def is_srgb(profile: bytes) -> bool:
-    """Whether colours stay what they are, by what the profile does, not by its name. False for one that is broken."""
+    """Return whether a profile leaves colours as they are, judged by what it does, not by its name.
+
+    A broken one does not.
+    """
     try:
         space, transform = _transform(profile)
     except UnreadableError:
@@ -52,7 +55,7 @@ def is_srgb(profile: bytes) -> bool:
 
 
 def is_usable(profile: bytes, mode: str) -> bool:
-    """Whether pictures of a mode can be converted by it: it is not broken, and is for such colours."""
+    """Return whether pictures of a mode can be converted by a profile: it is not broken, and is for such colours."""
     try:
         space, _ = _transform(profile)
     except UnreadableError:
@@ -62,7 +65,7 @@ def is_usable(profile: bytes, mode: str) -> bool:
 
 @lru_cache(KEPT)
 def is_xyb(profile: bytes) -> bool:
-    """Whether it is of a JPEG whose values are no colours by themselves, but those of JPEG XL's XYB."""
+    """Return whether a profile belongs to a JPEG in JPEG XL's XYB, whose values are not colours by themselves."""
     try:
         return "XYB" in ImageCms.getProfileDescription(_opened(profile))
     except (UnreadableError, ImageCms.PyCMSError):
@@ -70,7 +73,7 @@ def is_xyb(profile: bytes) -> bool:
 
 
 def to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
-    """The picture in RGB, its values converted from the colours of the profile to sRGB, perceptually; no transparency.
+    """Return the picture in RGB, converted perceptually from the colours of the profile to sRGB, without transparency.
 
     Raises UnreadableError for a profile that is broken, or is not for such a picture.
     """
@@ -83,7 +86,7 @@ def to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
 
 @lru_cache(KEPT)
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform]:
-    """The space of its colours, and what makes them sRGB."""
+    """Return the space of a profile's colours, and the transform that makes them sRGB."""
     opened = _opened(profile)
     space = opened.profile.xcolor_space.strip()
     if space not in MODES:

@@ -1,4 +1,4 @@
-"""--fit: how a picture gets the size of the backbone's input, where it is not to be the checkpoint's own way."""
+"""Give a picture the size of the backbone's input by --fit, if not in the checkpoint's own way."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-WIDEST = 32  # beyond this ratio of its edges, only the middle of a picture is resized before the centre is cut out
+WIDEST = 32  # if the ratio of the edges is larger, only the middle is resized, and then the centre is cut out
 
-NEAREST, BOX = 0, 4  # as Pillow numbers them
+NEAREST, BOX = 0, 4  # numbers of Pillow
 JUMPING = (NEAREST, BOX)
-ONE = 1 << 22  # as Pillow has weights, in whole numbers
-COUNTED = 1 << 24  # steps that are added up
-REACH = 3  # pixels of the result that Pillow's widest filter reaches to either side
+ONE = 1 << 22  # the weight 1 in Pillow's whole numbers
+COUNTED = 1 << 24  # up to this many steps, Pillow adds up step by step
+REACH = 3  # pixels of the result to either side that Pillow's widest filter takes in
 
-MOST_RESIZED = 1 << 22  # pixels of an edge that is resized as it is, for which Pillow takes up to 200 MB
+MOST_RESIZED = 1 << 22  # pixels along an edge; Pillow takes up to 200 MB to resize this many
 
-LONGEST = 65_536  # edge of an input, in pixels
+LONGEST = 65_536  # pixels along an edge of the input
 
 
 @dataclass(frozen=True)
 class ResizeMode:
     """A way to bring pictures to the size of the input.
 
-    `crop` covers the size and cuts off what is too much on both sides; `squash` changes the proportions; `pad` keeps
-    the whole picture, centred, and fills up with a colour; `native` keeps the picture's own size, rounded to a multiple
-    of `step`, and shrunk to fit into `size` where there is one.
+    `crop` covers the size and cuts off what is too much on both sides. `squash` changes the proportions. `pad` keeps
+    the whole picture, centred, and fills up with a colour. `native` keeps the picture's own size, shrunk to fit into
+    `size` if there is one, and rounded to a multiple of `step`.
     """
 
     name: Fit
-    size: Size | None  # None only for native: as large as the picture
-    step: Size  # what the edges of native inputs are multiples of
+    size: Size | None  # None only for native: each picture keeps its size
+    step: Size  # edges of native inputs are multiples of it
 
     @property
     def is_native(self) -> bool:
-        """Whether every picture keeps a size of its own."""
+        """Whether each picture keeps a size of its own."""
         return self.name == NATIVE
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As part of the plan."""
+        """The fields as the plan holds them."""
         native = {"step": list(self.step), "largest": self.size and list(self.size)} if self.is_native else {}
         return {"fit": self.name, **native}
 
     def summary(self, interpolation: str) -> str:
-        """For people."""
+        """Describe the mode in one line for people."""
         size = "x".join(map(str, self.size or ()))
         if not self.is_native:
             return f"{self.name} to {size} {interpolation}"
@@ -62,9 +62,9 @@ class ResizeMode:
     def fitted(
         self, resample: Image.Resampling, fill: tuple[int, ...] = (0, 0, 0)
     ) -> Callable[[Image.Image], Image.Image]:
-        """RGB picture -> RGB picture of the wanted size. `fill` is the colour beside padded pictures.
+        """Return a function that gives an RGB picture the wanted size. `fill` is the colour beside padded pictures.
 
-        Raises ValueError for a mode that is none.
+        Raises ValueError for a mode that this version does not know.
         """
         if self.is_native:
             return lambda picture: _resized(picture, self.native_size((picture.height, picture.width)), resample)
@@ -74,12 +74,12 @@ class ResizeMode:
             return lambda picture: _resized(picture, size, resample)
         if self.name == "pad":
             return lambda picture: _padded(picture, size, resample, fill)
-        if self.name != "crop":  # of a plan that a later featcli made
+        if self.name != "crop":  # the plan may be from a later featcli
             raise ValueError(f"no such way to size pictures: {self.name}")
         return lambda picture: _covered(picture, size, resample)
 
     def native_size(self, size: Size) -> Size:
-        """The (H, W) of a picture's input: within `size`, then the nearest multiple of the step, one at the least."""
+        """Return the (H, W) of a native input: within `size`, then the nearest multiple of the step, at least one."""
         most = self.size or (LONGEST, LONGEST)
         scale = min(1.0, most[0] / size[0], most[1] / size[1])
         height, width = (
@@ -90,26 +90,26 @@ class ResizeMode:
 
 
 def _resized(picture: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:
-    return shortened(picture, resample).resize((size[1], size[0]), resample)  # Pillow counts the width first
+    return shortened(picture, resample).resize((size[1], size[0]), resample)  # Pillow takes the width first
 
 
 def _covered(picture: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:
-    """As Pillow's ImageOps.fit, which loses its place in pictures of millions of pixels in a row."""
+    """Resize as Pillow's ImageOps.fit, which misplaces the cut in pictures of millions of pixels in a row."""
     from PIL import ImageOps
 
     short, long = sorted(picture.size)
     spare = long - widest_for(size) * short
     if spare > 0:
-        near, far = spare // 2, long - spare // 2  # as much on both sides: the centre stays where it is
+        near, far = spare // 2, long - spare // 2  # the centre stays where it is
         is_wide = picture.width > picture.height
         picture = picture.crop((near, 0, far, short) if is_wide else (0, near, short, far))
     return ImageOps.fit(picture, (size[1], size[0]), resample)
 
 
 def shortened(picture: Image.Image, resample: Image.Resampling) -> Image.Image:
-    """The picture, averaged to at most MOST_RESIZED pixels along its longer edge.
+    """Average the picture down to at most MOST_RESIZED pixels along its longer edge.
 
-    Pillow's memory for resizing grows with that edge, whatever the result: it has none for an edge of 89 million.
+    Pillow's memory for resizing grows with that edge, whatever the result: an edge of 89 million pixels needs too much.
     """
     times = -(-max(picture.size) // MOST_RESIZED)
     if times <= 1 or resample == NEAREST:
@@ -118,7 +118,7 @@ def shortened(picture: Image.Image, resample: Image.Resampling) -> Image.Image:
 
 
 def _padded(picture: Image.Image, size: Size, resample: Image.Resampling, fill: tuple[int, ...]) -> Image.Image:
-    """As Pillow's ImageOps.pad, which loses a picture of which an edge would come out below half a pixel."""
+    """Resize as Pillow's ImageOps.pad, which loses a picture if an edge would become shorter than half a pixel."""
     from PIL import Image
 
     if picture.width * size[0] > picture.height * size[1]:
@@ -132,7 +132,7 @@ def _padded(picture: Image.Image, size: Size, resample: Image.Resampling, fill: 
 
 
 def fill_of(mean: Sequence[float], channels: int) -> tuple[int, ...]:
-    """The colour that normalises to zero, as near as 8 bits come; for one channel the grey that does."""
+    """Return the colour that normalises to zero, as near as 8 bits come; for one channel, the grey that does."""
     values = mean if channels == 3 else [sum(mean) / len(mean)] * 3
     return tuple(round(255 * value) for value in values)
 
@@ -143,11 +143,11 @@ def within_reason(
     covering: Callable[[Size], Size],
     resample: Image.Resampling,
 ) -> Callable[[Image.Image], np.ndarray]:
-    """A `fit` to this (H, W) that covers some size and cuts out the centre, for pictures of any proportions.
+    """Make a `fit` that covers a size and cuts out the centre fit for pictures of any proportions, and return it.
 
-    `covering` says the (H, W) to which it resizes a picture of another first. Of 20000x1 pixels that would be
-    gigabytes, of which it keeps a square. Where one edge is more than WIDEST times the other (more, where the input
-    itself is wide), it is given the middle alone, which has that size already. Pixels then differ by 2 levels at most.
+    `covering` says the (H, W) to which `fit` first resizes a picture of a given (H, W). For 20000x1 pixels that would
+    be gigabytes, of which it keeps a square. So if one edge is more than WIDEST times the other (or more, if the input
+    itself is wide), `fit` is given only the middle, already resized. Pixels then differ by at most 2 levels.
     """
     widest = widest_for(size)
 
@@ -161,15 +161,15 @@ def within_reason(
 
 
 def widest_for(size: Size) -> int:
-    """How many times longer than the other an edge can be before only the middle is resized to this (H, W)."""
+    """Return the ratio of edges above which only the middle of a picture is resized to this (H, W)."""
     return max(WIDEST, math.ceil(4 * max(size) / min(size)))
 
 
 def _resized_middle(picture: Image.Image, whole: Size, keep: int, resample: Image.Resampling) -> Image.Image:
-    """The middle of what the picture would be if it were resized to the (H, W) `whole`.
+    """Return the middle of the picture that resizing to the (H, W) `whole` would give.
 
-    Along the longer edge `keep` pixels are left, or up to 3 more: an even number is cut off from either side, so that
-    whoever cuts the centre out rounds halves alike.
+    Along the longer edge `keep` pixels are left, or up to 3 more. The number that is cut off from either side is even,
+    so that a caller who cuts out the centre rounds halves in the same way.
     """
     is_wide = picture.width > picture.height
     length, resized = (picture.width, whole[1]) if is_wide else (picture.height, whole[0])
@@ -179,7 +179,8 @@ def _resized_middle(picture: Image.Image, whole: Size, keep: int, resample: Imag
         return _picked(picture, whole, kept, resample)
     scale = length / resized
     reach = math.ceil(REACH * max(scale, 1)) + 1
-    # The pixels that have a say, since Pillow has edges of a box with 24 bits: of long pictures these are too few.
+    # Only pixels that the result depends on are cut out first: Pillow stores the edges of a box with 24 bits, which are
+    # too few in long pictures.
     first, last = max(0, int(kept.start * scale) - reach), min(length, math.ceil(kept.stop * scale) + reach)
     begin, end = kept.start * scale - first, kept.stop * scale - first
     if is_wide:
@@ -190,10 +191,10 @@ def _resized_middle(picture: Image.Image, whole: Size, keep: int, resample: Imag
 
 
 def _picked(picture: Image.Image, whole: Size, kept: range, resample: Image.Resampling) -> Image.Image:
-    """As `_resized_middle`, by the filters that weigh pixels 0 or 1.
+    """Return the same as `_resized_middle`, for filters that weigh pixels 0 or 1.
 
-    Which they weigh 1 can hang on the last bit of a position, so that is computed in Pillow's way, from the start of
-    the whole picture.
+    Which pixel gets the 1 can depend on the last bit of a position. So positions are computed in Pillow's way, from the
+    start of the whole picture.
     """
     import numpy as np
     from PIL import Image
@@ -215,7 +216,7 @@ def _picked(picture: Image.Image, whole: Size, kept: range, resample: Image.Resa
 
 
 def _windows(length: int, resized: int, kept: range, resample: Image.Resampling) -> tuple[np.ndarray, np.ndarray]:
-    """Find the pixels of an edge of which Pillow makes each of the `kept` ones of the resized edge: first, and end."""
+    """Return where the pixels begin and end of which Pillow makes each of the `kept` pixels of a resized edge."""
     import numpy as np
 
     scale = float(np.float32(length)) / resized
@@ -234,7 +235,7 @@ def _windows(length: int, resized: int, kept: range, resample: Image.Resampling)
 
 
 def covering(box: Size) -> Callable[[Size], Size]:
-    """Make what says the (H, W) of a picture that just covers this one, as timm does it for edges that differ."""
+    """Return a function from the (H, W) of a picture to the (H, W) that just covers `box`, as timm computes it."""
 
     def sizes(size: Size) -> Size:
         ratio = min(size[0] / box[0], size[1] / box[1])
@@ -244,7 +245,10 @@ def covering(box: Size) -> Callable[[Size], Size]:
 
 
 def shorter_edge(edge: int) -> Callable[[Size], Size]:
-    """Make what says the (H, W) of a picture whose shorter edge becomes this, as torchvision and transformers do it."""
+    """Return a function from the (H, W) of a picture to the (H, W) whose shorter edge is `edge`, as in torchvision.
+
+    transformers computes the same.
+    """
 
     def covering(size: Size) -> Size:
         height, width = size

@@ -1,4 +1,4 @@
-"""The input size of each image: one for all, or each its own from the file's header; and which images go together."""
+"""Hold the input size of each image, one for all or each from its file's header, and say which images go together."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from featcli.spec.groups import PixelSpec
 from featcli.spec.parsers import Size
 from featcli.system.threads import DecodeThreads
 
-AT_ONCE = 4096  # headers that are asked for together
+AT_ONCE = 4096  # headers that are read together
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """(H, W) of the input of every image."""
+    """The (H, W) of the input of each image."""
 
-    common: Size  # of all images; where they have their own, what batches are measured by
+    common: Size  # the size of all images; if each has its own, batches are measured in pixels of this one
     own: np.ndarray | None = None  # (N, 2), one row per image
-    first: int = 0  # which row the first of them is of
+    first: int = 0  # the row of the first size in `own`
 
     def __getitem__(self, row: int) -> Size:
         if self.own is None:
@@ -34,26 +34,26 @@ class Sizes:
         return height, width
 
     def of(self, rows: range) -> Sizes:
-        """Those of some neighbouring rows alone."""
+        """Return the sizes of some neighbouring rows alone."""
         return self if self.own is None else Sizes(self.common, self.own_of(rows), rows.start)
 
     def own_of(self, rows: range) -> np.ndarray:
-        """(rows, 2): the (H, W) of some neighbouring rows, where images have sizes of their own."""
+        """Return the own (H, W) of each of some neighbouring rows, as (rows, 2)."""
         assert self.own is not None
         return self.own[rows.start - self.first : rows.stop - self.first]
 
     @property
     def summary(self) -> str:
-        """For people, in one line."""
+        """One line for people."""
         if self.own is None:
             return "{}x{}".format(*self.common)
         least, most, different = self.own.min(0), self.own.max(0), len(np.unique(self.own, axis=0))
         return f"{different:,} different, heights {least[0]} to {most[0]}, widths {least[1]} to {most[1]}"
 
     def batches(self, rows: range, batch_size: int) -> Iterator[range]:
-        """The rows cut into batches: of one size each, and of no more pixels than `batch_size` common ones have.
+        """Yield the rows in batches. Each has one size, and no more pixels than `batch_size` images of the common size.
 
-        An image that is larger by itself makes a batch by itself.
+        A larger image makes a batch by itself.
         """
         first = rows.start
         while first < rows.stop:
@@ -69,10 +69,10 @@ class Sizes:
 
 
 def native_sizes(images: ImageList, rules: PixelSpec, mode: ResizeMode, common: Size, threads: int) -> Sizes:
-    """The size that each image keeps, by `threads` threads from the headers of the files.
+    """Return the size that each image keeps, read from the files' headers by `threads` threads.
 
-    An image that cannot be read gets the size of the one before it, so that no batch has to end for it; the first of
-    them gets the common one, as a picture of that size would. Raises MachineError where no image could be opened.
+    An image that cannot be read gets the size of the one before it, so that no batch has to end for it. If it is the
+    first, it gets the common size as a picture of that size would. Raises MachineError if no image could be opened.
     """
     own = np.zeros((len(images), 2), np.int32)
 

@@ -1,7 +1,7 @@
-"""TIFF: whether Pillow reads a kind rightly, by its header, and pixels of the kinds that it does not.
+"""Tell from the header whether Pillow reads a TIFF rightly, and unpack the kinds that it does not.
 
-Those are unpacked by tifffile and imagecodecs, the extra `tiff`, whatever Pillow would make of them. So pixels do not
-depend on what is installed. What neither is known to read rightly is refused by name.
+tifffile and imagecodecs, the extra `tiff`, unpack those kinds, even if Pillow would give pixels. So pixels do not
+depend on what is installed. A kind that neither is known to read rightly is refused by name.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from featcli.pixels.tiff_header import (
 )
 from featcli.spec.groups import PixelSpec
 
-UNREAD = {  # what samples can mean and is no picture, or none that is read here
+UNREAD = {  # meanings of samples that are no picture, or that nothing here reads
     4: "a transparency mask",
     CIELAB: "CIELAB colours",
     9: "ICC LAB colours",
@@ -62,8 +62,8 @@ UNREAD = {  # what samples can mean and is no picture, or none that is read here
     34892: "the linear values of a camera",
     51177: "a depth map",
 }
-COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34925, 50000)  # Pillow's, of any build
-CONFIRMED = (1, 5, 8, 32773, 32946, 34925, 50000)  # those of which other readers confirm what tifffile gives
+COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34925, 50000)  # those of Pillow, in any build
+CONFIRMED = (1, 5, 8, 32773, 32946, 34925, 50000)  # those for which other readers confirm what tifffile gives
 UNREAD_COMPRESSIONS = {
     **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000"),
     **dict.fromkeys((22610, 34934), "JPEG XR"),
@@ -78,7 +78,7 @@ UNREAD_COMPRESSIONS = {
     34892: "lossy JPEG",
     34933: "PNG",
 }
-# Bits of a sample that Pillow reads rightly, by what the samples are and what the extra ones are.
+# Bits of a sample that Pillow reads rightly, by the meaning of the samples and of the extra ones.
 PLAIN = {
     BLACK_IS_ZERO: (1, 2, 4, 8, 16),
     WHITE_IS_ZERO: (1, 2, 4, 8),
@@ -95,17 +95,17 @@ WITH_EXTRA: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {
     **{(CMYK, (NOTHING,) * n): (8,) for n in (1, 2)},
     (RGB, (COREL,)): (8,),
 }
-REVERSED_UNREAD = ((PALETTE, 1), (PALETTE, 2), (PALETTE, 4), (WHITE_IS_ZERO, 8))  # lowest bit first, uncompressed
-BACK = {**TURNS, 6: TURNS[8], 8: TURNS[6]}  # what undoes each turn
+REVERSED_UNREAD = ((PALETTE, 1), (PALETTE, 2), (PALETTE, 4), (WHITE_IS_ZERO, 8))  # if uncompressed, lowest bit first
+BACK = {**TURNS, 6: TURNS[8], 8: TURNS[6]}  # undoes each turn
 
 
 def unpacked(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image | None:
-    """The picture, its pixels still to be unpacked by tifffile; None where Pillow is to read it.
+    """Return the picture, which tifffile unpacks when its pixels are asked for; None if Pillow reads it.
 
-    Raises UnreadableError for kinds that are not read, and where tifffile or imagecodecs is missing.
+    Raises UnreadableError for kinds that are not read, and if tifffile or imagecodecs is missing.
     """
     _refuse_preview(header)
-    if header.compression == OLD_JPEG or not all(header.size):  # whose other tags are often wrong, or missing
+    if header.compression == OLD_JPEG or not all(header.size):  # other tags of such files are often wrong or missing
         return None
     if header.photometric == CIELAB and _has_plain_colours(header):
         if rules.colour == "convert":
@@ -126,7 +126,7 @@ def unpacked(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image |
 
 
 def corrected(picture: Image.Image, header: Header, rules: PixelSpec) -> Image.Image:
-    """What Pillow opened; or, where it says or gives something that the file does not, a picture that does not."""
+    """Return the picture that Pillow opened, corrected if its size, turn or values differ from the file's."""
     if header.compression == OLD_JPEG or not all(header.size):
         return picture
     if (header.photometric, header.compression) == (YCBCR, RAW):
@@ -143,9 +143,9 @@ def corrected(picture: Image.Image, header: Header, rules: PixelSpec) -> Image.I
     def load() -> Image.Image:
         picture.load()
         found = picture
-        if has_8_bit_colours:  # in a map of 16 bits, as some writers have it; Pillow takes the upper 8 of each
+        if has_8_bit_colours:  # some writers put 8 bits into the 16-bit map, of which Pillow takes the upper 8
             found.putpalette(np.array(colours, np.uint8).reshape(3, -1).T.tobytes())
-        if is_unsigned_32:  # Pillow has a mode for signed ones alone
+        if is_unsigned_32:  # Pillow has a mode only for signed ones
             found = Image.fromarray(np.asarray(found).view(np.uint32).astype(np.float32))
         return found.transpose(BACK[turn]) if is_put_back and turn is not None else found
 
@@ -153,10 +153,10 @@ def corrected(picture: Image.Image, header: Header, rules: PixelSpec) -> Image.I
 
 
 def _turn(picture: Image.Image) -> int | None:
-    """The orientation by which Pillow turns a TIFF while it unpacks it, whatever is asked; None where it does not."""
+    """Return the orientation by which Pillow turns a TIFF as it unpacks it, whatever is asked; None if it does not."""
     try:
         orientation = picture.getexif().get(ORIENTATION)
-    except Exception:  # damaged EXIF: Pillow fails by itself, or does without
+    except Exception:  # EXIF is damaged: Pillow fails by itself, or does without
         return None
     return orientation if isinstance(orientation, int) and orientation in TURNS else None
 
@@ -166,7 +166,7 @@ def _refused(header: Header, what: str) -> UnreadableError:
 
 
 def _refuse_preview(header: Header) -> None:
-    """Raise UnreadableError where the first image stands for another one."""
+    """Raise UnreadableError if the first image stands for another one."""
     is_reduced = bool(header.value(SUBFILE, 0) & 1) or header.value(OLD_SUBFILE, 0) == 2
     mains = [other for other in header.below if not other.value(SUBFILE, 0) & 1]
     larger = max((other.size for other in mains), key=prod, default=(0, 0))
@@ -177,7 +177,7 @@ def _refuse_preview(header: Header) -> None:
 
 
 def _has_plain_colours(header: Header) -> bool:
-    """Whether these CIELAB colours are of the kind that Pillow reads rightly, and their profile is there."""
+    """Return whether CIELAB colours are of the kind that Pillow reads rightly, and come with their profile."""
     kind = (header.bits, header.samples, header.sample_format, header.value(FILL_ORDER, 1))
     is_plain = kind == (8, 3, UNSIGNED, 1) and not (header.extra or header.is_planar or header.is_big)
     is_simple = header.compression in CONFIRMED and header.value(PREDICTOR, 1) == 1
@@ -185,7 +185,7 @@ def _has_plain_colours(header: Header) -> bool:
 
 
 def _refuse_meaning(header: Header) -> None:
-    """Raise UnreadableError for what the samples cannot be shown as."""
+    """Raise UnreadableError if the samples mean something that cannot be shown."""
     if header.photometric not in COLOURS:
         what = UNREAD.get(header.photometric, f"samples of an unknown meaning ({header.photometric})")
         raise _refused(header, f"with {what}")
@@ -209,7 +209,7 @@ def _refuse_meaning(header: Header) -> None:
 
 
 def _refuse_depth(header: Header, rules: PixelSpec) -> None:
-    """Raise UnreadableError for samples of which nobody knows what is black and white."""
+    """Raise UnreadableError for samples whose black and white nobody knows."""
     if header.has_range:
         return
     if rules.black_and_white is None:
@@ -222,7 +222,7 @@ def _refuse_depth(header: Header, rules: PixelSpec) -> None:
 
 
 def _is_for_pillow(header: Header, rules: PixelSpec) -> bool:
-    """Whether Pillow reads this kind rightly. What it gives of others is not used, whatever it is."""
+    """Return whether Pillow reads this kind rightly. If not, whatever Pillow gives is not used."""
     bits, extra, photometric = header.bits, header.extra, header.photometric
     if header.is_big and header.order == ">":
         return False
@@ -235,16 +235,16 @@ def _is_for_pillow(header: Header, rules: PixelSpec) -> bool:
         return is_known and is_plain and is_native
     if header.samples - header.colours != len(extra) and header.is_planar:
         return False
-    if header.is_planar and header.compression == RAW:  # one plane after another, by the letters of Pillow's mode
+    if header.is_planar and header.compression == RAW:  # Pillow reads one plane for each letter of its mode
         plain = ((BLACK_IS_ZERO, ()), (PALETTE, ()), (RGB, ()), (RGB, (UNASSOCIATED,)), (CMYK, ()))
         return bits == 8 and (photometric, extra) in plain and not is_reversed
     means_nothing = not any(extra)
     if header.is_planar and extra and (bits == 16 if means_nothing else len(extra) > 1 or photometric != RGB):
-        return False  # Pillow 12.0 takes 16-bit planes that mean nothing for damage
+        return False  # Pillow 12.0 takes 16-bit planes without meaning for damage
     if header.is_planar and means_nothing:
         extra = ()  # Pillow skips such planes
     if bits == 16 and header.samples > 1 and rules.black_and_white is not None:
-        return False  # Pillow reduces them to 8 bits before anything else can
+        return False  # Pillow reduces them to 8 bits before the range can be applied
     is_known = bits in (WITH_EXTRA.get((photometric, extra), ()) if extra else PLAIN[photometric])
     if is_reversed and (bits == 16 or header.samples > 1):
         return False
@@ -254,7 +254,7 @@ def _is_for_pillow(header: Header, rules: PixelSpec) -> bool:
 
 
 def _refuse_unconfirmed(header: Header) -> None:
-    """Raise UnreadableError for what no other reader confirms of tifffile."""
+    """Raise UnreadableError for a kind that only tifffile reads, so that no other reader confirms its pixels."""
     if header.compression not in CONFIRMED or header.photometric == YCBCR:
         raise _refused(header, f"of {header.kind}, compression {header.compression}")
     if header.photometric == CMYK and header.alpha:
@@ -267,7 +267,7 @@ def _refuse_unconfirmed(header: Header) -> None:
 
 
 def _unpack(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image:
-    """The picture in 8 bits, upright if so asked."""
+    """Return the picture in 8 bits, upright if the rules say so."""
     samples = _samples(file, header)
     shown, alpha = samples[..., : header.colours], samples[..., header.colours : header.colours + 1]
     if header.photometric == PALETTE:
@@ -290,14 +290,14 @@ def _eight_bits(
     values: np.ndarray, header: Header, asked: tuple[float, float] | None, is_inverted: bool = False
 ) -> np.ndarray:
     if header.bits == 16 and header.photometric in (RGB, CMYK) and asked is None:
-        return high_bits(values)  # as Pillow reads the twin in which the samples of a pixel lie together
+        return high_bits(values)  # so Pillow reads the same picture with the samples of a pixel side by side
     if asked is None or (header.has_range and header.bits <= 8):
         asked = (0.0, highest(header.bits))
     return reduced(values, *(asked[::-1] if is_inverted else asked))
 
 
 def _coloured(indices: np.ndarray, header: Header) -> np.ndarray:
-    """(H, W, 3) of 8 bits, by the palette."""
+    """Return (H, W, 3) of 8 bits, looked up in the palette."""
     colours = np.array(header.tags.get(COLOUR_MAP, ()), np.uint16)
     if len(colours) != 3 * 2**header.bits:
         raise UnreadableError("decode_error", f"{header.name} with a palette of {len(colours):,} values")
@@ -307,7 +307,7 @@ def _coloured(indices: np.ndarray, header: Header) -> np.ndarray:
 
 
 def _samples(file: IO[bytes], header: Header) -> np.ndarray:
-    """(H, W, samples of a pixel), as stored. Raises UnreadableError where the file does not hold them all."""
+    """Return (H, W, samples of a pixel) as stored. Raises UnreadableError if the file does not hold them all."""
     import tifffile
 
     end = file.seek(0, os.SEEK_END)
@@ -323,7 +323,7 @@ def _samples(file: IO[bytes], header: Header) -> np.ndarray:
         places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
         if len(places) < prod(page.chunked) or any(not held or place + held > end for place, held in places):
             raise UnreadableError("truncated", f"{header.name}: strips or tiles are missing")
-        out = np.empty(page.shaped, page.dtype.newbyteorder("="))  # (planes, depth, H, W, samples of each)
+        out = np.empty(page.shaped, page.dtype.newbyteorder("="))  # (planes, depth, H, W, samples of a pixel)
         for part, (plane, _, top, left, _), _ in page.segments(maxworkers=1, sort=True):
             room = out[plane, 0, top : top + part.shape[1], left : left + part.shape[2]]
             room[...] = part[0, : room.shape[0], : room.shape[1]]

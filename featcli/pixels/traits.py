@@ -1,4 +1,4 @@
-"""What is true of a picture that a default decides about: counted by every run, and said at its end."""
+"""Find the traits of a picture that a default decides about. Every run counts them, and says them at its end."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from featcli.spec.groups import PixelSpec
 
 T = TypeVar("T")
 Trait = Literal["transparent", "deep", "turned", "profile", "xyb", "frames"]
-TRAITS: tuple[Trait, ...] = get_args(Trait)  # a later one goes to the end
+TRAITS: tuple[Trait, ...] = get_args(Trait)  # add later ones at the end
 
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 OPAQUE = 255
-HEAD_BYTES = 1 << 20  # of an AVIF that are searched for its depth; profiles come before it
+HEAD_BYTES = 1 << 20  # bytes of an AVIF that are searched for its depth; profiles come before it
 
 
 def of_header(picture: Image.Image) -> Iterator[Trait]:
-    """The traits that only the opened file shows, before its pixels are unpacked."""
+    """Yield the traits that only the opened file shows, before its pixels are unpacked."""
     if _has_more(picture):
         yield "frames"
     if is_deep(picture):
         yield "deep"
-    if picture.info.get("is_turned"):  # of formats that are turned while they are unpacked
+    if picture.info.get("is_turned"):  # true for formats that are turned as they are unpacked
         yield "turned"
 
 
 def of_pixels(picture: Image.Image) -> Iterator[Trait]:
-    """The traits that the unpacked picture shows, as it is stored."""
+    """Yield the traits that the unpacked picture shows, as it is stored."""
     if picture.has_transparency_data and _is_transparent(picture):
         yield "transparent"
     if exif_orientation(picture) in TURNS:
@@ -48,7 +48,7 @@ def of_pixels(picture: Image.Image) -> Iterator[Trait]:
 
 
 def _has_more(picture: Image.Image) -> bool:
-    """Whether a file holds more than the picture that was read; never by n_frames, which walks the file."""
+    """Return whether a file holds more than one picture. n_frames is not used, because it walks through the file."""
     try:
         return bool(getattr(picture, "is_animated", False))
     except Exception:  # the next frame of a GIF is damaged
@@ -56,18 +56,18 @@ def _has_more(picture: Image.Image) -> bool:
 
 
 def _is_transparent(picture: Image.Image) -> bool:
-    """Whether a pixel is not fully opaque."""
+    """Return whether any pixel is not fully opaque."""
     if picture.mode.startswith("I;16"):
         return bool(np.any(np.asarray(picture) == picture.info["transparency"]))
     try:
         whole = picture if picture.mode in WITH_ALPHA else picture.convert("RGBA")
-    except ValueError:  # a mode that Pillow does not know transparency of
+    except ValueError:  # Pillow does not know transparency for this mode
         return True
     return bool(np.asarray(whole.getchannel(len(whole.getbands()) - 1)).min() < OPAQUE)
 
 
 def is_deep(picture: Image.Image) -> bool:
-    """Whether values have more than 8 bits, so that some are lost."""
+    """Return whether values have more than 8 bits, so that some bits are lost."""
     if picture.mode.startswith("I") or picture.mode == "F" or picture.info.get("bit_depth", 8) > 8:
         return True
     if picture.format == "JPEG2000":
@@ -79,17 +79,17 @@ def is_deep(picture: Image.Image) -> bool:
 
 
 def _is_16_bit(args: object) -> bool:
-    """Tell values of 16 bits from the pixels of 16 bits that a BMP has."""
+    """Return whether values have 16 bits. The pixels of a BMP can have 16 bits, too, but not its values."""
     return ";16" in str(args) and "BGR;16" not in str(args)
 
 
 def _most_of_ppm(args: object) -> int:
-    """The value that is white in a PPM, 255 in others."""
+    """Return the value that is white in a PPM, or 255 for other formats."""
     return args[1] if isinstance(args, tuple) and len(args) == 2 and isinstance(args[1], int) else 255
 
 
 def _is_deep_avif(file: IO[bytes]) -> bool:
-    """By the box of AV1, which says so in a bit."""
+    """Return whether an AVIF has more than 8 bits, which its AV1 box says in one bit."""
     file.seek(0)
     head = file.read(HEAD_BYTES)
     place = head.find(b"av1C")
@@ -97,7 +97,7 @@ def _is_deep_avif(file: IO[bytes]) -> bool:
 
 
 def _in_file(picture: Image.Image, look: Callable[[IO[bytes]], T]) -> T | None:
-    """What is seen in the file of a picture, which is left where it was read up to; None where it has no file."""
+    """Return what `look` finds in the file of a picture, or None if it has none. The position in the file is kept."""
     file = file_of(picture)
     if file is None:
         return None
@@ -109,7 +109,7 @@ def _in_file(picture: Image.Image, look: Callable[[IO[bytes]], T]) -> T | None:
 
 
 def lines(counts: Mapping[str, int], images: int, rules: PixelSpec) -> Iterator[str]:
-    """Say for people of how many of so many pictures each is true, what became of it, and which option changes that."""
+    """Yield a line for each trait: how many pictures have it, what became of it, and which option changes that."""
     depth = "; --depth-range says which values are black and white" if rules.black_and_white is None else ""
     turned = {"apply": "turned; --orientation ignore", "ignore": "left as they are; --orientation apply"}
     colours = {"ignore": "ignored; --colour convert", "convert": "converted to sRGB"}
