@@ -1,1 +1,1 @@
-"""Turn a file into pixels: upright RGB of the wanted size, or the reason why there is none."""
+"""From a file to pixels: images come in; upright RGB of the wanted size goes out, or the reason why not."""
