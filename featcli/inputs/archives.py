@@ -1,4 +1,4 @@
-"""Images in tar files, as webdataset writes them: listed from the headers, read where they lie, never unpacked."""
+"""List images in tar files, as webdataset writes them, from the headers. They are read in place, never unpacked."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from featcli.errors import UsageError, counted, one_line, shown
 from featcli.inputs.internals import end_of_member, forget_members
 
 SUFFIX = ".tar"
-BLOCK = 512  # bytes: of a header, and what all sizes are filled up to
-MOST_HEADER_BYTES = 1 << 20  # of one member: what systems allow for attributes is 64 KiB each
-MOST_FOR_ALL = 1_000  # values in pax headers for all members
+BLOCK = 512  # bytes of a header; all sizes are filled up to a multiple of it
+MOST_HEADER_BYTES = 1 << 20  # of one member: systems allow 64 KiB for each attribute
+MOST_FOR_ALL = 1_000  # values in pax headers that apply to all members
 LONGEST_NAME = 65_536  # characters
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 
 class Member(NamedTuple):
-    """An image in a tar file: its name, where its bytes begin, and how many there are."""
+    """An image in a tar file: its name, the place of its first byte, and its number of bytes."""
 
     name: str
     place: int
@@ -28,7 +28,7 @@ class Member(NamedTuple):
 
 
 def is_tar(name: str) -> bool:
-    """Whether a name says so. Raises UsageError for packed ones, in which nothing can be found without unpacking."""
+    """Return whether a name is that of a tar. Raises UsageError for compressed tars, in which an image has no place."""
     lower = name.lower()
     if lower.endswith(PACKED):
         raise UsageError(
@@ -38,22 +38,22 @@ def is_tar(name: str) -> bool:
 
 
 def state_of(found: os.stat_result) -> str:
-    """What tells a tar file of this machine from another of its name: tars are of few sizes."""
+    """Return a text that tells a local tar from another of its name: tars come in few sizes."""
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def members(name: str, file: IO[bytes], suffixes: frozenset[str], ignored: Counter[str]) -> Iterator[Member]:
-    """The images in a tar file, in its order; what else is there is counted in `ignored`.
+    """Yield the images in a tar file, in its order. `ignored` counts everything else.
 
-    Names are keys and never become paths; those that would lead out of a folder are refused all the same, since
-    somebody will join them to one. Raises UsageError, also where the file is damaged or cut short anywhere.
+    Names are keys and never become paths. A name that leads out of a folder is refused nevertheless, because somebody
+    may join it to one. Raises UsageError, also if the file is damaged or cut short anywhere.
     """
     count, headers = 0, _Headers(file)
-    readable: Any = headers  # all that reading needs of a file
+    readable: Any = headers  # it has all methods that reading a tar needs
     try:
         with tarfile.open(None, "r:", readable) as tar:
             before = -1
-            is_empty = end_of_member(tar) == 0  # Python 3.10 looks for the next member before the beginning then
+            is_empty = end_of_member(tar) == 0  # Python 3.10 would look for a member at a negative place
             while not is_empty and (member := tar.next()) is not None:
                 count += 1
                 headers.next_member(len(tar.pax_headers), len(member.name))
@@ -74,7 +74,7 @@ def members(name: str, file: IO[bytes], suffixes: frozenset[str], ignored: Count
 
 
 class _Headers:
-    """The headers of a tar, which are read into memory. Raises ValueError for those of one member that are too long."""
+    """The headers of a tar, which are read into memory. Raises ValueError if those of one member are too long."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._left = MOST_HEADER_BYTES
@@ -90,7 +90,10 @@ class _Headers:
         return self._read(size)
 
     def next_member(self, for_all: int, name: int) -> None:
-        """Begin with the next one. `for_all`: how many values hold for all members from now on; `name`: characters."""
+        """Begin with the next member.
+
+        `for_all` is the number of values for all members, `name` the length in characters.
+        """
         self._left = MOST_HEADER_BYTES
         if for_all > MOST_FOR_ALL:
             raise ValueError(f"more than {MOST_FOR_ALL:,} values for all members")
@@ -99,7 +102,7 @@ class _Headers:
 
 
 def _refuse_more(file: IO[bytes], end: int) -> None:
-    """Raise EOFError or ValueError unless the end is marked and nothing follows: a reader stops at damage, too."""
+    """Raise EOFError or ValueError unless the end is marked and nothing follows: damage also ends the reading."""
     file.seek(end)
     if len(file.read(BLOCK)) < BLOCK:
         raise EOFError("no end marker")

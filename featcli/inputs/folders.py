@@ -1,4 +1,4 @@
-"""Folders of this machine: walked through to the pictures in them and in those below. Looks at names and sizes."""
+"""Find the pictures in local folders and those below, by names and sizes alone."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from featcli.inputs.image_list import SUFFIXES
 from featcli.inputs.storage import Storage, refuse_if_gone
 from featcli.system.faults import is_of_machine, machine_error
 
-LINKED, LOOP = "linked folders", "links back"  # kinds of what is skipped
+LINKED, LOOP = "linked folders", "links back"  # kinds of names that are skipped
 
 
 class _Folder(NamedTuple):
     """A folder to look into."""
 
     path: str
-    below: str  # what leads its keys
-    above: tuple[tuple[int, int], ...]  # the folders (device, inode) that lead to it, where links are followed
+    below: str  # leads the keys of its images
+    above: tuple[tuple[int, int], ...]  # (device, inode) of the folders that lead to it, if links are followed
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Walk:
     storage: Storage
 
     def images(self, top: str) -> Iterator[tuple[str, int]]:
-        """(key, size) of the images in a folder and those below. Raises UsageError and MachineError."""
+        """Yield (key, size) of the images in a folder and those below. Raises UsageError and MachineError."""
         left: list[_Folder] = [_Folder(top, "", ())]
         while left:
             folder = left.pop()
@@ -47,7 +47,7 @@ class Walk:
                     f"folder {shown(folder.path)}: {error.strerror}",
                     "make it readable, or leave it out: its images would be missing",
                 ) from error
-        refuse_if_gone(self.storage.grounds)  # else what is missing has not been listed
+        refuse_if_gone(self.storage.grounds)  # else images may be missing that were never listed
 
     def _in_one(self, folder: _Folder, left: list[_Folder]) -> Iterator[tuple[str, int]]:
         here = os.stat(folder.path)

@@ -1,4 +1,4 @@
-"""What of tarfile is used though nobody promises it: the one place to mend when a later Python changes it.
+"""Hold what featcli uses of tarfile although nobody promises it: the one place to mend when a later Python changes it.
 
 tests/test_internals.py says what breaks without each.
 """
@@ -9,13 +9,13 @@ import tarfile
 
 
 def forget_members(tar: tarfile.TarFile) -> None:
-    """Let go of the members that `next` gave so far: the file remembers all of them in a list, and tars hold millions.
+    """Drop the members that `next` has returned: a TarFile keeps all of them in a list, and tars hold millions.
 
-    From Python 3.13 on `tarfile.open(stream=True)` remembers none.
+    From Python 3.13 on `tarfile.open(stream=True)` keeps none.
     """
     tar.members.clear()  # type: ignore[attr-defined]
 
 
 def end_of_member(tar: tarfile.TarFile) -> int:
-    """Where the member that `next` gave last ends, with what fills up its last block: there the next header begins."""
+    """Return the offset of the next header, which follows the last member and the rest of its last block."""
     return tar.offset

@@ -1,6 +1,6 @@
-"""What leads the keys of several inputs: their last names as given, or tails of their paths where two are equal.
+"""Choose what leads the keys of several inputs: their last names as given, or longer tails if two are equal.
 
-A link has its own name and not that of its target.
+A link has its own name, not that of its target.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import NamedTuple
 from featcli.inputs.archives import SUFFIX
 from featcli.inputs.image_list import is_url, without_dots
 
-FOLDER, TAR, FILE = "folder", "tar", "file"  # kinds of inputs, as plans name them
+FOLDER, TAR, FILE = "folder", "tar", "file"  # kinds of inputs, by their names in plans
 
-Names = tuple[str, ...]  # the names of a path, from the root on
+Names = tuple[str, ...]  # the names in a path, from the root on
 
 
 class Input(NamedTuple):
-    """An input by its name, and what it is."""
+    """An input, by name and kind."""
 
     name: str
     kind: str
 
 
 def leads_of(inputs: Sequence[Input]) -> list[str]:
-    """What leads the keys of each of several inputs: nothing, or names with a slash after each.
+    """Return what leads the keys of each of several inputs: nothing, or names with a slash after each.
 
-    Of an image it is what its own name follows: nothing, unless another image has that name.
+    For an image it is what its own name follows: nothing, unless another image has the same name.
     """
     paths = _paths(inputs)
     tails: dict[Names, Names] = {}
@@ -43,12 +43,12 @@ def leads_of(inputs: Sequence[Input]) -> list[str]:
 
 
 def is_only_one(names: Sequence[str]) -> bool:
-    """Whether inputs are one, however often and in whichever ways it was named."""
+    """Return whether all names are of one input, however it was written."""
     return len({_names_of(name) for name in names}) == 1
 
 
 def older_lead(one: Input) -> str:
-    """What led the keys of one of several inputs before plans said what does: its last name, a link's target's."""
+    """Return the lead of an input in older plans, which do not name it: its last name, for a link the target's."""
     if one.kind == FILE:
         return ""
     if is_url(one.name):
@@ -58,7 +58,7 @@ def older_lead(one: Input) -> str:
 
 
 def _paths(inputs: Iterable[Input]) -> list[Names]:
-    """The path of each input, of tars without their suffix, unless it is then that of another."""
+    """Return the path of each input. A tar loses its suffix, unless it would then have the path of another input."""
     whole = [_names_of(one.name) for one in inputs]
     taken: Mapping[Names, set[Names]] = defaultdict(set)
     for path, one in zip(whole, inputs, strict=True):
@@ -82,7 +82,7 @@ def _without_suffix(path: Names, kind: str) -> Names:
 
 
 def _shortest_tails(paths: set[Names]) -> dict[Names, Names]:
-    """The last names of each path, as few as make it differ from all others, and from what begins another."""
+    """Return the last names of each path: as few as make it differ from all others and from their beginnings."""
     tails = {path: path[-1:] for path in paths}
     longer = set(paths)
     while longer:
@@ -93,7 +93,7 @@ def _shortest_tails(paths: set[Names]) -> dict[Names, Names]:
         longer |= {
             path
             for path, tail in tails.items()
-            if any(tail[:count] in paths_of for count in range(1, len(tail)))  # `a` and `a/b` would share keys
+            if any(tail[:count] in paths_of for count in range(1, len(tail)))  # `a` and `a/b` could have equal keys
         }
         longer = {path for path in longer if len(tails[path]) < len(path)}
         for path in longer:

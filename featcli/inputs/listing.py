@@ -1,6 +1,7 @@
-"""Folders, images, lists and stdin -> the sorted list of images.
+"""Turn folders, images, lists and stdin into the sorted list of images.
 
-Looks at names and sizes, and into files that were named by themselves, for what cannot be a picture.
+Only names and sizes are looked at, and the first bytes of files that were named by themselves, which may be no
+pictures.
 """
 
 from __future__ import annotations
@@ -34,29 +35,32 @@ from featcli.spec.groups import InputSpec
 from featcli.system.files import is_file, is_folder, is_there, reading, state_at
 
 INPUTS = "an input is a folder, a tar file, an image or a URL"
-MOST_KINDS = 3  # of other files that a message counts by suffix
+MOST_KINDS = 3  # kinds of other files that a message counts by suffix
 
 
 @dataclass
 class Listing:
-    """What was found: the images, and what was skipped."""
+    """The images that were found, and what was skipped."""
 
     images: ImageList
     ignored: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by suffix
-    repeated: int = 0  # names listed more than once
-    leads: dict[str, str] = field(default_factory=dict)  # what leads the keys of an input -> its kind
-    older: Callable[[], ImageList | None] = lambda: None  # by the keys of older featclis, where those were others
+    repeated: int = 0  # names that were listed more than once
+    leads: dict[str, str] = field(default_factory=dict)  # the kind of each input, by what leads its keys
+    older: Callable[[], ImageList | None] = lambda: None  # the list with the keys of older versions, if those differ
 
 
 def find(asked: InputSpec) -> Listing:
-    """The images of folders (recursive), tar files, image files, and a list of names.
+    """Return the images of folders (with all below), tar files, image files, and a list of names.
 
-    A key is the path below the input folder, or in the tar file, led by the folder's name or the tar's without suffix
-    where there are several inputs; for an image given by itself its name; for a listed name its path below `root`,
-    and for one outside its whole path. Where two inputs have one name, more of their paths tells them apart.
-    Links to files are followed, links to folders where that was asked for, but never back into a folder above;
-    names that begin with a dot are skipped. Raises UsageError: nothing found, an input that is not there or is no
-    picture, a folder that cannot be read, names outside `root`, two files with one key.
+    A key is the path below the input folder or in the tar file. With several inputs it is led by the name of the
+    folder, or of the tar without suffix; if two inputs have one name, longer parts of their paths tell them apart. The
+    key of an image given by itself is its name. The key of a listed name is its path below `root`, or its whole path if
+    it is outside.
+
+    Links to files are followed. Links to folders are followed if that is asked for, but never back into a folder above.
+    Names that begin with a dot are skipped. Raises UsageError if nothing is found, if an input is missing or no
+    picture, if a folder cannot be read, if a name is outside `root`, or if two files have one key. Raises MachineError
+    if the machine cannot tell.
     """
     inputs, files_from = asked.input_names, asked.list_name
     origins: list[Origin] = []
@@ -91,11 +95,11 @@ def find(asked: InputSpec) -> Listing:
     return listing
 
 
-Names = Iterable[tuple[str, int, int]]  # what follows the lead of a key, size, place
+Names = Iterable[tuple[str, int, int]]  # (key without its lead, size, place)
 
 
 class _Source(NamedTuple):
-    """What an input is, and the images in it."""
+    """The kind of an input, and the images in it."""
 
     kind: str
     origin: Origin
@@ -143,13 +147,13 @@ def _remote(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
 
 
 def _inside(name: str, file: IO[bytes]) -> tuple[list[Member], Counter[str]]:
-    """The images in a tar file, and what else is in it."""
+    """Return the images in a tar file, and the counts of what else is in it."""
     ignored: Counter[str] = Counter()
     return [*members(name, file, SUFFIXES, ignored)], ignored
 
 
 def _with_leads(found: Sequence[ListedImage], origins: Sequence[Origin], leads: Sequence[str]) -> ImageList | None:
-    """The same images with other leads, one for each origin; None where two of them would share a key."""
+    """Return the same images with other leads, one for each origin; None if two of them would have one key."""
     renamed = [
         image._replace(key=leads[image.origin] + image.key[len(origins[image.origin].leads) :]) for image in found
     ]
@@ -161,7 +165,10 @@ def _with_leads(found: Sequence[ListedImage], origins: Sequence[Origin], leads: 
 
 
 def _refuse_foreign(inputs: Sequence[str]) -> None:
-    """Raise UsageError where inputs are something else than pictures. A suffix of pictures says that one was meant."""
+    """Raise UsageError for inputs that are something else than pictures.
+
+    A suffix of pictures makes a file a picture here.
+    """
     found = [(name, what) for name in inputs if (what := _foreign_input(name)) is not None and not what.may_be_read]
     if found:
         name, what = found[0]
@@ -171,7 +178,7 @@ def _refuse_foreign(inputs: Sequence[str]) -> None:
 
 
 def _foreign_input(name: str) -> Signature | None:
-    """What an input is that is neither a folder, nor a tar, nor named as a picture, nor one."""
+    """Return what an input is if it is no folder, no tar and no picture, and has no suffix of pictures; else None."""
     last = name.rstrip("/").rpartition("/")[2]
     if os.path.splitext(last)[1].lower() in SUFFIXES or is_tar(name):
         return None
@@ -182,7 +189,7 @@ def _foreign_input(name: str) -> Signature | None:
 
 
 def _refuse_if_none_is_a_picture(images: ImageList) -> None:
-    """Raise UsageError where every image is a file that was named for one and holds something else."""
+    """Raise UsageError if all images are files that have a suffix of pictures and hold something else."""
     first = None
     for image in map(images.__getitem__, range(len(images))):
         if image.place != WHOLE:
@@ -191,7 +198,7 @@ def _refuse_if_none_is_a_picture(images: ImageList) -> None:
         found = by_suffix(suffix) if is_url(image.path) else foreign_file(image.path)
         if found is None or found.may_be_read:
             return
-        if suffix in SUFFIXES and (found.is_picture or found.is_text):  # under another's name; a page of an error
+        if suffix in SUFFIXES and (found.is_picture or found.is_text):  # a picture with a wrong suffix; an error page
             return
         first = first or (image, found)
     if first is not None:
@@ -203,13 +210,13 @@ def _refuse_if_none_is_a_picture(images: ImageList) -> None:
 
 
 def kinds_of(ignored: Mapping[str, int]) -> str:
-    """The suffixes of what was skipped, with how often, the most frequent first."""
+    """Return the suffixes of what was skipped with their counts, the most frequent first."""
     named = [f"{count:,} {suffix}" for suffix, count in most_first(ignored).items()]
     return ", ".join([*named[:MOST_KINDS], *(["..."] if len(named) > MOST_KINDS else [])])
 
 
 def _nothing_found(asked: InputSpec, ignored: Counter[str]) -> UsageError:
-    """What the inputs hold instead of images, with what may help."""
+    """Return the error that says what the inputs hold instead of images, and what may help."""
     inputs, files_from = asked.input_names, asked.list_name
     where = ", ".join(shown(name) for name in [*inputs, *([files_from] if files_from else [])])
     others = {suffix: count for suffix, count in most_first(ignored).items() if suffix not in (LINKED, LOOP)}
@@ -247,7 +254,7 @@ def _pictures(name: str, files: Iterable[tuple[str, int]], ignored: Counter[str]
 
 
 def _unique(found: list[ListedImage], origins: Sequence[Origin]) -> tuple[list[ListedImage], int]:
-    """One of each key, and how many names were repeated. Raises UsageError where two files share a key."""
+    """Return one image for each key, and how many names were repeated. Raises UsageError if two files have one key."""
     first: dict[str, ListedImage] = {}
     kept = []
     for image in found:

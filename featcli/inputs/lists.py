@@ -1,4 +1,4 @@
-"""Lists of names, from a file or stdin: each name becomes a key below the folder or URL that it is relative to."""
+"""Read lists of names, from a file or stdin. Each name becomes a key below the folder or URL that it is relative to."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from featcli.system.files import is_folder, read_at
 
 
 def read_list(asked: InputSpec, files_from: str, storage: Storage) -> dict[str, list[tuple[str, int]]]:
-    """(key, size) of the names in a list, by the folder that they are below: a path or, of URLs, what leads them.
+    """Return (key, size) of the names in a list, grouped by the folder, or the beginning of a URL, that they are below.
 
-    `storage`: of local ones. Raises UsageError and MachineError.
+    `storage` is that of local names. Raises UsageError and MachineError.
     """
     root = asked.root_name or ""
     if root and not is_url(root) and not is_folder(root):
@@ -37,12 +37,15 @@ def read_list(asked: InputSpec, files_from: str, storage: Storage) -> dict[str, 
     if not any(size != MISSING or is_url(folder) for folder, names in found.items() for _, size in names):
         _refuse_table(files_from, content)
     for folder in filter(is_url, found):
-        Remote(folder)  # whatever it needs is said before anything is planned
+        Remote(folder)  # raises now if a package or an option is missing, before anything is planned
     return found
 
 
 def _listed_url(root: str, name: str) -> tuple[str, str, int]:
-    """What a URL in a list is below, its key and its size, which is not asked for: that would take as long as it."""
+    """Return what a listed URL is below, its key and its size.
+
+    The size is MISSING: to ask for it takes as long as to read.
+    """
     base = root.rstrip("/")
     if is_url(root) and (not is_url(name) or name.startswith(base + "/")):
         folder, key = base, name.removeprefix(base + "/")
@@ -86,7 +89,7 @@ def _names(asked: InputSpec, files_from: str, content: bytes) -> Iterator[str]:
 
 
 def _refuse_table(files_from: str, content: bytes) -> None:
-    """Raise UsageError for a list that names no file which is there, and has columns or brackets in its first line."""
+    """Raise UsageError for a list that names no existing file and whose first line has columns or brackets."""
     first = content.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)[0]
     what = "JSON" if first[:1] in (b"{", b"[") else "a table" if re.search(rb"[,;\t]", first) else ""
     if what:
@@ -108,7 +111,7 @@ def _read_names(files_from: str) -> bytes:
 
 
 def _whole(path: str) -> bytes:
-    """All that is in a file or comes through a pipe, such as a shell's `<(...)`."""
+    """Return all bytes of a file or of a pipe, such as a shell's `<(...)`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):

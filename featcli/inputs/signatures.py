@@ -1,7 +1,6 @@
-"""How files begin, and by that what they are: pictures, and what people name for pictures though it is none.
+"""Tell by its first bytes what a file is: a picture, or something that people take for one.
 
-One table is for both uses: a failed image is told by it what its file is, an input that cannot hold a picture what to
-do with it.
+One table serves two messages: what the file of a failed image is, and what to do with an input that holds no picture.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from typing import NamedTuple
 
 from featcli.system.files import open_regular
 
-START = 512  # bytes of a file that the table needs: a tar's mark is at 257
+START = 512  # bytes of a file that the table needs: a tar has its mark at 257
 XML, COMMENT = b"<?xml", re.compile(rb"<!--.*?-->\s*", re.DOTALL)
 
-# Formats that are read: how those begin whose header can be so damaged that Pillow no longer knows them.
+# First bytes of formats that are read. A header can be so damaged that Pillow no longer knows its format.
 KNOWN = (
     (b"\xff\xd8\xff", 0, "JPEG"),
     (b"\x89PNG", 0, "PNG"),
@@ -35,7 +34,7 @@ PICTURE = "picture"  # of a format that is not read
 ARCHIVE, PACKED, TAR, TABLE, ARRAY, VIDEO, AUDIO, DOCUMENT, TEXT, DATA = (
     "archive", "packed", "tar", "table", "array", "video", "audio", "document", "text", "data",
 )  # fmt: skip
-BY_PLUGIN = ("HEIF", "JXL")  # formats that a plugin of Pillow reads where it is installed
+BY_PLUGIN = ("HEIF", "JXL")  # formats that a plugin of Pillow reads if it is installed
 HINTS = {
     PICTURE: "convert it to JPEG or PNG",
     ARCHIVE: "unpack it and name the folder, or pack its pictures into a plain .tar",
@@ -51,8 +50,8 @@ HINTS = {
     DATA: "it is no picture: leave it out, or give the pictures that it describes as a list with --files-from",
 }
 
-# What no format here reads: (first bytes, how far in, what it is, of which of these kinds). A picture has the name of
-# its format, all else the words of a message.
+# Files that nothing here reads: (first bytes, their offset, what it is, its kind). A picture is called by its format,
+# anything else in the words of a message.
 FOREIGN = (
     (b"ftyphei", 4, "HEIF", PICTURE),
     (b"ftyphev", 4, "HEIF", PICTURE),
@@ -100,7 +99,7 @@ FOREIGN = (
     (b"FOVb", 0, "the raw format of a camera (X3F)", PICTURE),
     (b"\0MRM", 0, "the raw format of a camera (MRW)", PICTURE),
     (b"<svg", 0, "SVG", PICTURE),
-    (XML, 0, "SVG", PICTURE),  # where it says so itself
+    (XML, 0, "SVG", PICTURE),  # if the text says so
     (b"%PDF", 0, "PDF", DOCUMENT),
     (b"PK\x03\x04", 0, "a ZIP archive", ARCHIVE),
     (b"PK\x05\x06", 0, "an empty ZIP archive", ARCHIVE),
@@ -154,7 +153,7 @@ FOREIGN = (
     (b"ID3\x04", 0, "a sound (MP3)", AUDIO),
 )
 
-# What a name says of a file that has no such mark: (suffixes, what it is, kind).
+# Suffixes of files that have no such mark: (suffixes, what it is, its kind).
 _BY_SUFFIX = (
     (".svg .svgz", "SVG", PICTURE),
     (".psd .psb", "Photoshop (PSD)", PICTURE),
@@ -186,14 +185,14 @@ _SUFFIXES = {suffix: (what, kind) for suffixes, what, kind in _BY_SUFFIX for suf
 
 
 class Signature(NamedTuple):
-    """What a file is that is no picture which can be read."""
+    """What a file is that cannot be read as a picture."""
 
     what: str
     kind: str
 
     @property
     def is_picture(self) -> bool:
-        """Whether it is one all the same, of a format that is not read."""
+        """Whether it is a picture nevertheless, of a format that is not read."""
         return self.kind == PICTURE
 
     @property
@@ -203,7 +202,7 @@ class Signature(NamedTuple):
 
     @property
     def refused(self) -> str:
-        """For people: what it is, and that it is not read."""
+        """What it is, and that it is not read, for people."""
         return f"{self.what}, {'which is not read' if self.is_picture else 'no picture'}"
 
     @property
@@ -213,19 +212,19 @@ class Signature(NamedTuple):
 
     @property
     def hint(self) -> str:
-        """What to do with it where it was named as an input."""
+        """What to do with it if it was named as an input."""
         return HINTS.get(self.kind, "")
 
 
 def known_format(start: bytes) -> str:
-    """The format of those that are read whose mark is at the start of a file, or an empty text."""
+    """Return the format that a file begins like, of those that are read; "" for any other file."""
     return next((name for mark, at, name in KNOWN if start.startswith(mark, at)), "")
 
 
 def foreign(start: bytes, name: str = "") -> Signature | None:
-    """What a file is that is no picture which can be read, by its first START bytes; None where nothing says so.
+    """Return what a file is that cannot be read as a picture, by its first START bytes; None if they do not tell.
 
-    `name`: tells what the bytes do not, as for a file that is empty, and which kind of ZIP archive or text it is.
+    `name` tells what the bytes cannot, such as what an empty file is, and which kind of ZIP archive or text a file is.
     """
     by_name = by_suffix(os.path.splitext(name)[1])
     words = COMMENT.sub(b"", start.removeprefix(codecs.BOM_UTF8).lstrip(), count=9).lstrip()
@@ -243,9 +242,9 @@ def foreign(start: bytes, name: str = "") -> Signature | None:
 
 
 def foreign_file(path: str) -> Signature | None:
-    """What a file is that is no picture which can be read, by its first bytes and its name; None where nobody knows.
+    """Return what a file is that cannot be read as a picture, by its first bytes and its name; None if unknown.
 
-    A file that cannot be opened is told by its name alone: why it cannot is said when it is read.
+    A file that cannot be opened is known by its name alone. Why it cannot be opened is said when it is read.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
@@ -256,23 +255,23 @@ def foreign_file(path: str) -> Signature | None:
 
 
 def by_suffix(suffix: str) -> Signature | None:
-    """What files of a suffix are, where that is no picture."""
+    """Return what files with a suffix are if they are no pictures; else None."""
     found = _SUFFIXES.get(suffix.lower())
     return Signature(*found) if found else None
 
 
 def _is_netpbm(start: bytes) -> bool:
-    """Whether it is a PPM or one of its kin, which may be text."""
+    """Return whether it is a PPM or a relative of it. Some files with such a beginning are text."""
     return start[:1] == b"P" and start[1:2] in b"1234567fF" and start[2:3] in b" \t\r\n#"
 
 
 def _is_bmp(start: bytes) -> bool:
-    """Whether it is a BMP, whose mark may begin a word."""
+    """Return whether it is a BMP. Its mark can also begin a word."""
     return start.startswith(b"BM") and start[6:10] == bytes(4)
 
 
 def _is_text(start: bytes) -> bool:
-    """Whether there are characters and no bytes of control among them; the last may be cut off."""
+    """Return whether the bytes are text without control characters. The last character may be cut off."""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return True
     try:

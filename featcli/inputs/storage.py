@@ -1,4 +1,4 @@
-"""What images lie on: when one is not found, that has to be there still, or it is no fault of the image's.
+"""Know the folders that images lie on: if one is gone, a missing image is not at fault.
 
 A mount that goes away leaves an empty folder in its place. Device and inode tell one from the other.
 """
@@ -17,14 +17,14 @@ from featcli.system.files import identity, names_in
 
 
 class Ground(NamedTuple):
-    """A folder, and what told it from others when images were listed."""
+    """A folder, with what told it from others when images were listed."""
 
     path: str
-    identity: tuple[int, int] | None  # device and inode; None: unknown on this machine, where numbers are others
+    identity: tuple[int, int] | None  # device and inode; None on a machine where the numbers are others
 
 
 class Storage:
-    """The folder that images are listed below, and the top of every other file system that they were found on."""
+    """The folder that images are listed below, and the top of each further file system on which some were found."""
 
     def __init__(self, folder: str) -> None:
         """Look at the folder. Raises MachineError."""
@@ -34,13 +34,13 @@ class Storage:
 
     @property
     def grounds(self) -> tuple[Ground, ...]:
-        """All of them, the folder first."""
+        """All folders of this storage, the listed one first."""
         return tuple(self._grounds.values())
 
     def size_of(self, path: str) -> int:
-        """The size of a regular file; MISSING for anything else, which reading will then explain.
+        """Return the size of a regular file in bytes; MISSING for anything else, which is explained when it is read.
 
-        Raises MachineError where the machine cannot tell, and UsageError for a folder that may not be entered.
+        Raises MachineError if the machine cannot tell, and UsageError for a folder that may not be entered.
         """
         try:
             found = os.stat(path)
@@ -53,7 +53,7 @@ class Storage:
                     "make it readable, or leave it out: its images would be missing",
                 ) from error
             return MISSING
-        except ValueError:  # what no file can be named
+        except ValueError:  # no file can have such a name
             return MISSING
         if found.st_dev not in self._grounds:
             self._grounds[found.st_dev] = _top_of(path)
@@ -61,7 +61,7 @@ class Storage:
 
 
 def may_not_be_entered(path: str) -> bool:
-    """Whether rights keep from a path that are those of the folders above it, and not those of a link's target."""
+    """Return whether the rights of a folder above forbid a path. Those of a link's target do not count."""
     try:
         os.lstat(path)
     except PermissionError:
@@ -72,7 +72,7 @@ def may_not_be_entered(path: str) -> bool:
 
 
 def _top_of(path: str) -> Ground:
-    """The folder in which the file system begins that a file is on. Raises MachineError."""
+    """Return the top folder of the file system that a file is on. Raises MachineError."""
     top = os.path.dirname(os.path.realpath(path))
     found = identity(top)
     while (above := os.path.dirname(top)) != top:
@@ -84,7 +84,7 @@ def _top_of(path: str) -> Ground:
 
 
 def refuse_if_gone(grounds: tuple[Ground, ...]) -> None:
-    """Raise MachineError unless every ground is the folder that it was."""
+    """Raise MachineError unless every ground is still the same folder."""
     for path, before in grounds:
         now = identity(path)
         if now is None or (now != before if before is not None else not names_in(path)):

@@ -1,7 +1,7 @@
-"""Images behind URLs (s3://, gs://, hf:// ...), by way of fsspec: listed, and fetched one by one into memory.
+"""List images behind URLs (s3://, gs://, hf:// ...) with fsspec, and fetch them one by one into memory.
 
-A server that fails, a network or a token that is gone is the machine's fault. It is an object's own that it is not
-there, or that it is kept from us while the same server gives others.
+A server that fails, a network or a token that is gone is the machine's fault. An object is at fault if it is not there,
+or if the server refuses it but gives others.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from featcli.system import faults
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "http": "aiohttp"}
 PACKAGES |= {"https": "aiohttp", "hf": "huggingface_hub"}
-CHAINED = "::"  # what fsspec takes for several file systems, one through the other
-CACHES = ("simplecache", "filecache")  # the ones of a chain through which an image is read as without them
+CHAINED = "::"  # fsspec reaches one file system through another by this
+CACHES = ("simplecache", "filecache")  # these may lead a chain, because an image is read through them as without them
 ARCHIVES = ("zip", "tar", "libarchive")
-WEB = ("http", "https")  # fsspec tries these once alone; s3fs, gcsfs and the like try again by themselves
+WEB = ("http", "https")  # fsspec tries these only once; s3fs, gcsfs and others try again by themselves
 PAUSES = (0.5, 1.5)  # seconds before the second and the third try
 ABSENT = (404, 410)
-PASSING = (408, 425, 429)  # what a server may answer otherwise a little later, as all from 500 on
+PASSING = (408, 425, 429)  # answers that may be different a little later, as all from 500 on
 
 Answer = TypeVar("Answer")
-pause = time.sleep  # tests have another one
+pause = time.sleep  # tests replace it
 
 
 class Remote:
-    """A URL and the file system that it is on. Raises UsageError for one that nobody knows, or that cannot work."""
+    """A URL and its file system. Raises UsageError for a URL that no file system knows, or that cannot work."""
 
     def __init__(self, url: str) -> None:
         _refuse_chains(url)
@@ -41,14 +41,14 @@ class Remote:
         except ImportError as error:
             package = PACKAGES.get(self._protocol, "fsspec")
             raise UsageError(f"{shown(url)}: {one_line(error)}", f"pip install {package}") from error
-        except (ValueError, TypeError) as error:  # a TypeError where a part is missing, such as the host
+        except (ValueError, TypeError) as error:  # TypeError if a part is missing, such as the host
             raise UsageError(f"{shown(url)}: {one_line(error)}", "see the protocols that fsspec knows") from error
         except Exception as error:
             raise out_of_reach(url, error) from error
         self.url = url
 
     def is_folder(self) -> bool:
-        """Whether there are files below it. Raises UsageError where there is nothing, and MachineError."""
+        """Return whether there are files below it. Raises UsageError if there is nothing, and MachineError."""
         try:
             return bool(self._answer(lambda: self._system.info(self._path))["type"] == "directory")
         except FileNotFoundError as error:
@@ -57,34 +57,36 @@ class Remote:
             ) from error
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """(path below it, size) of every file. Raises MachineError, also where a folder below cannot be listed."""
+        """Yield (path below it, size) of each file. Raises MachineError, also if a folder below cannot be listed."""
         found = self._present(lambda: _found(self._system, self._path))
         above = self._path.rstrip("/") + "/"
         for path, info in found.items():
             yield path.removeprefix(above), size_of(info)
 
     def size(self) -> int:
-        """Of the file that it is. Raises MachineError."""
+        """Return the size of the file in bytes. Raises MachineError."""
         return size_of(self._present(lambda: self._system.info(self._path)))
 
     def state(self) -> str:
-        """What tells the file from another of its name: a tag, a time or whatever its file system has.
+        """Return a text that tells the file from another of its name: a tag, a time or whatever its file system has.
 
         Raises MachineError.
         """
         return str(self._present(lambda: self._system.ukey(self._path)))
 
     def is_gone(self) -> bool:
-        """Whether there is no longer anything of that name. Raises MachineError.
+        """Return whether nothing has this name any more. Raises MachineError.
 
-        A web server knows no folders: what it says of one object is all that it says.
+        A web server knows no folders, so its answer for one object is all that can be asked.
         """
         return self._protocol not in WEB and not self._present(lambda: self._system.exists(self._path))
 
     def read(self, some: Callable[[IO[bytes]], Answer]) -> Answer:
-        """What is made of the open file, which is read in order with leaps; once more where a read failed.
+        """Return what `some` makes of the open file, which it reads forwards, with leaps.
 
-        Raises MachineError, and the FeatcliError of what reads it.
+        If a read fails, it starts once more.
+
+        Raises MachineError, and the FeatcliErrors of `some`.
         """
 
         def read() -> Answer:
@@ -94,17 +96,17 @@ class Remote:
         return self._present(read)
 
     def start(self, count: int) -> bytes:
-        """The first bytes of the file that it is; none where it is gone, or its server gives files whole alone."""
+        """Return the first bytes of the file; b"" if it is gone, or if its server only gives whole files."""
         try:
             return self.fetch(0, count)
-        except (FileNotFoundError, PermissionError, MachineError):  # what it is will be seen when it is read
+        except (FileNotFoundError, PermissionError, MachineError):  # reading the image will say what is wrong
             return b""
 
     def fetch(self, first: int | None = None, count: int | None = None) -> bytes:
-        """The file, or some bytes of it.
+        """Return the bytes of the file, or some of them.
 
-        Raises FileNotFoundError; PermissionError where it is kept from us, be it alone or with all others; and
-        MachineError for all else.
+        Raises FileNotFoundError, PermissionError if this object is refused, perhaps with all others, and MachineError
+        for anything else.
         """
         stop = None if first is None or count is None else first + count
         try:
@@ -116,7 +118,7 @@ class Remote:
             raise
 
     def is_given(self) -> bool:
-        """Whether its server, not a cache before it, gives the object at once, or the beginning of it."""
+        """Return whether the server, not a cache in front of it, gives the first byte of the object at once."""
         try:
             direct = Remote(self.url.rpartition(CHAINED)[2])
             return bool(direct._system.cat_file(direct._path, 0, 1))
@@ -124,16 +126,16 @@ class Remote:
             return False
 
     def _present(self, ask: Callable[[], Answer]) -> Answer:
-        """The answer about what has to be there. Raises MachineError."""
+        """Return the answer about a file that has to be there. Raises MachineError."""
         try:
             return self._answer(ask)
         except FileNotFoundError as error:
             raise out_of_reach(self.url, error) from error
 
     def _answer(self, ask: Callable[[], Answer]) -> Answer:
-        """Ask a file system, more than once where that may help.
+        """Ask a file system, and ask again if that may help.
 
-        Raises FileNotFoundError, and MachineError for all else.
+        Raises FileNotFoundError, and MachineError for anything else.
         """
         for seconds in (*(PAUSES if self._protocol in WEB else ()), None):
             try:
@@ -151,15 +153,15 @@ class Remote:
         raise AssertionError("the last try returns or raises")
 
     def _behind(self, error: Exception) -> BaseException:
-        """What a web server answered, where fsspec makes an absent file of any answer."""
+        """Return the web server's own answer, because fsspec turns any answer into an absent file."""
         is_answer = self._protocol in WEB and isinstance(error, FileNotFoundError) and error.__cause__ is not None
         return (error.__cause__ if is_answer else None) or error
 
 
 def _found(system: Any, path: str) -> dict[str, dict[str, Any]]:
-    """What is known of the files below a folder, by their paths. Raises what the file system raises.
+    """Return what is known about the files below a folder, by path. Raises what the file system raises.
 
-    Where fsspec itself looks into folder after folder, it leaves out those that cannot be listed; here they are.
+    fsspec's own walk leaves out folders that cannot be listed. This one raises for them.
     """
     from fsspec import AbstractFileSystem
 
@@ -173,7 +175,7 @@ def _found(system: Any, path: str) -> dict[str, dict[str, Any]]:
             inside = system.ls(folder, detail=True)
         except OSError as error:
             if folder != path and error.errno in faults.ABSENT:
-                continue  # a link in a circle, or gone since
+                continue  # a link in a circle, or one that is gone meanwhile
             raise
         for info in inside:
             if info["type"] != "directory":
@@ -184,22 +186,22 @@ def _found(system: Any, path: str) -> dict[str, dict[str, Any]]:
 
 
 def _status(error: BaseException) -> int | None:
-    """What a server answered, by the number that HTTP has for it; None where there was no answer."""
+    """Return the HTTP status of a server's answer; None if there was no answer."""
     found = [getattr(error, "status", None), getattr(getattr(error, "response", None), "status_code", None)]
     return next((status for status in found if isinstance(status, int)), None)
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether a server answered that it keeps an object to itself."""
+    """Return whether a server refused access to an object."""
     status = _status(error)
     return isinstance(error, PermissionError) or (status is not None and 400 <= status < 500 and status not in PASSING)
 
 
 def _refuse_chains(url: str) -> None:
-    """Raise UsageError for a URL that fsspec can open and that cannot lead the names of images.
+    """Raise UsageError for a chained URL that fsspec can open but that cannot lead the names of images.
 
-    An image is found by a path that is put at the end. In `zip://inside::s3://bucket/x.zip` that is the end of the
-    archive's path; a cache, as `simplecache::s3://bucket/photos`, has no path of its own.
+    The path of an image is put at the end of the URL. In `zip://inside::s3://bucket/x.zip` the end is the archive's
+    path, and a cache such as `simplecache::s3://bucket/photos` has no path of its own.
     """
     *through, last = url.split(CHAINED)
     archive = next((part for part in (*through, last) if part.partition("://")[0] in ARCHIVES), None)
@@ -216,12 +218,12 @@ def _refuse_chains(url: str) -> None:
 
 
 def size_of(info: dict[str, Any]) -> int:
-    """As a file system says it, where it does."""
+    """Return the size that a file system gives, or MISSING."""
     return MISSING if info.get("size") is None else int(info["size"])
 
 
 def out_of_reach(url: str, error: BaseException) -> MachineError:
-    """What no other image would find better: no network, no rights, no answer."""
+    """Return the error for a URL behind which every image would fail: no network, no rights, no answer."""
     return MachineError(
         f"{shown(url)}: {type(error).__name__}: {one_line(error)}",
         "see network and credentials; what is safe stays, and the same command resumes",
