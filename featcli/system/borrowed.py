@@ -1,4 +1,4 @@
-"""Settings of the whole process that calls borrow: what was there before the first call is back after the last."""
+"""Change settings of the whole calling process for a time: the caller's values are back after the last call ends."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any, Generic, TypeVar
 
 Value = TypeVar("Value")
 
-# For what libraries do to the whole process: one lock for all of it, so that two of them cannot wait for one another.
+# Libraries also change the whole process at times. One lock serves for all of it, so that no two locks can wait for
+# each other.
 one_at_a_time = threading.RLock()
 
 
 class Borrowed(Generic[Value]):
-    """A setting that calls have as they need it, also in several threads at once.
+    """A setting that calls change while they need it, also in several threads at once.
 
-    `read` gives what it is, `write` changes it, and `joined` makes one value of what was there before and of what
-    those want that have it now: the last one's, unless it is given.
+    `read` returns it and `write` changes it. `joined` makes one value from the caller's and from those that are wanted
+    now; by default the last one wins.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Borrowed(Generic[Value]):
 
     @contextmanager
     def set_to(self, value: Value) -> Iterator[None]:
-        """Have the setting so inside the block."""
+        """Apply a value inside the block."""
         holder = object()
         with one_at_a_time:
             if not self._wanted:
@@ -59,10 +60,10 @@ class Borrowed(Generic[Value]):
 def _set_filters(filters: Sequence[Any]) -> None:
     warnings.filters[:] = filters  # type: ignore[index]
     with warnings.catch_warnings():
-        pass  # which has Python look at them anew
+        pass  # makes Python read the filters again
 
 
-# Modules whose warnings are ignored while they are borrowed, by the beginnings of their names.
+# Modules whose warnings are ignored for a time, by the beginnings of their names.
 unheard = Borrowed[Sequence[Any]](
     lambda: tuple(warnings.filters),
     _set_filters,
@@ -72,7 +73,7 @@ unheard = Borrowed[Sequence[Any]](
 
 @contextmanager
 def silent_warnings() -> Iterator[None]:
-    """Ignore Python's warnings inside the block, which no other thread enters meanwhile."""
+    """Ignore Python's warnings inside the block, which only one thread enters at a time."""
     with one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -80,9 +81,9 @@ def silent_warnings() -> Iterator[None]:
 
 @contextmanager
 def own_random_numbers(seed: int | None = None) -> Iterator[None]:
-    """Draw random numbers inside the block, from a seed or not, and leave those of the caller as they were.
+    """Draw random numbers inside the block, from a seed if one is given, and leave the caller's generators unchanged.
 
-    No other thread enters meanwhile: the generators are those of the whole process.
+    Only one thread enters at a time, because the generators are those of the whole process.
     """
     import numpy as np
     import torch
@@ -92,7 +93,7 @@ def own_random_numbers(seed: int | None = None) -> Iterator[None]:
         of_gpus: Any = torch.cuda.get_rng_state_all() if is_initialized() else None
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()
         if seed is not None:
-            torch.default_generator.manual_seed(seed)  # of the CPU alone, where networks are made
+            torch.default_generator.manual_seed(seed)  # only that of the CPU, where networks are made
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Choices that featcli makes for the user, each with its reason."""
+"""Choose the device, make fp32 exact, and explain a lack of memory."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from featcli.system.borrowed import Borrowed
 if TYPE_CHECKING:
     import torch
 
-# How allocators, CUDA and its libraries say that there is no memory left, in errors of no type of their own.
+# How allocators, CUDA and its libraries say that no memory is left, in errors without a type of their own.
 MEMORY_SAID = (
     "can't allocate memory",
     "out of memory",
-    "ALLOC_FAILED",  # cuBLAS, and cuDNN up to 8
+    "ALLOC_FAILED",  # cuBLAS, and cuDNN before version 9
     "ALLOCATION_FAILED",  # cuDNN 9
-    "unable to find an engine to execute this computation",  # there are some, but none fits into what is left
+    "unable to find an engine to execute this computation",  # some exist, but none fits into the memory left
 )
 
 
 def resolve_device(wanted: str, rank: int | None = None) -> Choice[torch.device]:
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` as a device that works. Raises UsageError and MachineError.
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, once it works.
 
-    `rank`: which of several processes on this machine asks: `auto` gives each a GPU of its own.
+    Raises UsageError and MachineError.
+
+    `rank` is the number of this process among those on this machine: `auto` gives each a GPU of its own.
     """
     import torch
 
@@ -58,37 +60,37 @@ def resolve_device(wanted: str, rank: int | None = None) -> Choice[torch.device]
 
 
 def device_names(wanted: str) -> tuple[str, ...]:
-    """The devices of a list such as `cuda:0,cuda:1`; `cuda:all` is every GPU there is. Raises MachineError."""
+    """Return the devices of a list such as `cuda:0,cuda:1`; `cuda:all` is every GPU there is. Raises MachineError."""
     if wanted != "cuda:all":
         return tuple(wanted.split(","))
     import torch
 
     if not torch.cuda.is_available():
-        resolve_device("cuda")  # says why
+        resolve_device("cuda")  # raises, and says why
     return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
 
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """Have fp32 mean fp32, and tensors be of it, whatever the caller has set for the process."""
+    """Make fp32 mean fp32, and new tensors be fp32, whatever the caller has set for the process."""
     with _ARITHMETIC.set_to(EXACT):
         yield
 
 
 @contextmanager
 def settled_arithmetic(threads: int, device: torch.device) -> Iterator[None]:
-    """So many threads, and fp32 that means fp32: cuDNN would round its inputs to TF32, and tune itself by the clock.
+    """Use this many threads, and exact fp32: cuDNN would round its inputs to TF32, and time algorithms to choose one.
 
-    A GPU is the current one meanwhile: else libraries would take memory of the first one beside it.
+    A GPU becomes the current one inside the block. Otherwise libraries would also take memory of the first GPU.
     """
     import torch
 
-    before = torch.get_num_threads()  # of this thread
+    before = torch.get_num_threads()  # the number of this thread
     with (
         exact_arithmetic(),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False) if device.type == "cuda" else nullcontext(),
-        torch.cuda.device(device if device.type == "cuda" else -1),  # -1: all stays as it is
+        torch.cuda.device(device if device.type == "cuda" else -1),  # -1 changes nothing
     ):
         torch.set_num_threads(threads)
         try:
@@ -97,7 +99,7 @@ def settled_arithmetic(threads: int, device: torch.device) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-# Where torch.backends has fp32_precision: for all, for CUDA's libraries, and for each kind of operation.
+# Where torch.backends has fp32_precision: for everything, for CUDA's libraries, and for each kind of operation.
 _ABOVE = ("", "cudnn")
 _MATMULS = ("cuda.matmul", "mkldnn.matmul")
 _OTHERS = ("cudnn.conv", "cudnn.rnn", "mkldnn.conv", "mkldnn.rnn")
@@ -106,11 +108,11 @@ _OLD_MATMUL = {"highest": ("ieee", "ieee"), "high": ("tf32", "tf32"), "medium": 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The settings of torch that change what fp32 means, and its default dtype. The default is fp32 that means fp32.
+    """The settings of torch that change what fp32 means, and its default dtype. The defaults mean exact fp32.
 
-    Torch has two interfaces, of which the older one remembers its own words, and "none" means: as what is above. A
-    convolution of cuDNN can be in a state that nobody can set, TF32 until what is above says something, so what is not
-    in the way stays as it is.
+    Torch has two interfaces, and the older one remembers its own words. "none" means that the setting above applies.
+    cuDNN's convolutions can be in a state that nobody can set: TF32 until a setting above says something. So settings
+    that allow exact fp32 are left as they are.
     """
 
     precisions: Mapping[str, str]
@@ -123,13 +125,13 @@ EXACT = Arithmetic({"": "ieee", "cudnn": "none", **dict.fromkeys(_MATMULS, "ieee
 
 
 def _arithmetic() -> Arithmetic:
-    """Read the settings. What the older interface remembers, it says only while the newer one says the same."""
+    """Read the settings. The older interface can only be read while the newer one agrees with it."""
     import torch
 
     above, matmuls = {}, {}
     for name in _ABOVE:
         above[name] = _place_of(name).fp32_precision
-        _place_of(name).fp32_precision = "none"  # else those below seem to have what they only inherit
+        _place_of(name).fp32_precision = "none"  # else the settings below would show what they inherit
     try:
         matmuls = {name: _place_of(name).fp32_precision for name in _MATMULS}
         matmul = next(word for word in _OLD_MATMUL if _says(word))
@@ -173,7 +175,7 @@ def _place_of(name: str) -> Any:
 
 
 def _exact(before: Arithmetic, _: Sequence[Arithmetic]) -> Arithmetic:
-    """Overrule what stands in the way, too."""
+    """Return exact fp32, and overrule all settings that prevent it."""
     return replace(EXACT, precisions={**dict.fromkeys(before.precisions, "ieee"), **EXACT.precisions})
 
 
@@ -182,7 +184,7 @@ _ARITHMETIC = Borrowed(_arithmetic, _set_arithmetic, _exact)
 
 @contextmanager
 def memory_errors(what: str, device: torch.device) -> Iterator[None]:
-    """Whatever inside does not fit into memory, as one line with what to do."""
+    """Turn a lack of memory inside the block into one line that says what to do."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -192,7 +194,7 @@ def memory_errors(what: str, device: torch.device) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error of torch or Python says."""
+    """Return whether an error of torch or Python says that memory is short."""
     import torch
 
     text = str(error)
@@ -200,7 +202,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(what: str, device: torch.device) -> MachineError:
-    """What does not fit ("the backbone does"), as one line with what to do."""
+    """Return the error that says what does not fit, such as "the backbone does", and what to do."""
     return MachineError(
         f"{what} not fit into the memory of {device}",
         "use a smaller --image-size, a smaller backbone, or another --device",

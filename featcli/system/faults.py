@@ -1,7 +1,7 @@
-"""Which errors are the machine's: they say nothing of the file that was asked for, and end a run instead.
+"""Tell errors of the machine, which end a run, from those that say something about a file.
 
-A disk, a network share or a limit of this process is at fault. No image is a failure for it and no shard is damaged:
-the run ends in exit code 7, and the same command resumes. This is the boundary for reads; `disk_errors` in
+A disk, a network share or a limit of this process is at fault. No image fails because of it and no shard is damaged:
+the run ends with exit code 7, and the same command resumes. This is the boundary for reads; `disk_errors` in
 `dump/atomic_file.py` is the one for writes.
 """
 
@@ -14,18 +14,18 @@ from contextlib import contextmanager
 
 from featcli.errors import MachineError, shown
 
-# By name, since not every system has all of them.
+# They are listed by name, because not every system has all of them.
 _NAMES = (
-    "EIO EREMOTEIO ENODEV ENXIO ENOMEDIUM ENODATA EBADMSG EUCLEAN "  # disks and what stands in for them
+    "EIO EREMOTEIO ENODEV ENXIO ENOMEDIUM ENODATA EBADMSG EUCLEAN "  # disks, and what takes their place
     "ESTALE ENOLINK ENOTCONN ETIMEDOUT ETIME EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ENETRESET ENONET ECOMM "
     "ECONNRESET ECONNABORTED ECONNREFUSED ESHUTDOWN EPROTO EPROTONOSUPPORT EREMCHG EBADE EBADFD ECANCELED "  # networks
     "ENOKEY EKEYEXPIRED EKEYREVOKED EKEYREJECTED "  # tickets of network shares, keys of encrypted folders
     "ENOMEM EMFILE ENFILE ENOBUFS ENOSPC EDQUOT ENOLCK EUSERS EAGAIN EBUSY EINTR ENOSYS"  # limits
 )
 MACHINE = frozenset(getattr(errno, name) for name in _NAMES.split() if hasattr(errno, name))
-# How a disk says that it has lost bytes, which may be those of one file alone.
+# A disk has lost bytes if it gives one of these errors. They may be those of one file alone.
 LOST = frozenset(getattr(errno, name) for name in ("EIO", "ENODATA", "EBADMSG", "EUCLEAN") if hasattr(errno, name))
-# What a name says that leads to no file.
+# These errors say that a name leads to no file.
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 RESUMES = "what is safe stays, and the same command resumes"
@@ -38,12 +38,12 @@ _TO_DO = {
 
 
 def is_of_machine(error: BaseException) -> bool:
-    """Whether an error is the machine's."""
+    """Return whether an error is the machine's."""
     return isinstance(error, OSError) and error.errno in MACHINE
 
 
 def machine_error(what: str, error: OSError) -> MachineError:
-    """Say in one line what could not be read, such as "image 'a.jpg'", and what to do."""
+    """Return the error that says in one line what could not be read, such as "image 'a.jpg'", and what to do."""
     cause = os.strerror(error.errno) if error.errno else str(error)
     to_do = _TO_DO.get(error.errno or 0, "see to the disk or the network share")
     return MachineError(f"{what}: {cause}", f"{to_do}; {RESUMES}")
@@ -51,10 +51,10 @@ def machine_error(what: str, error: OSError) -> MachineError:
 
 @contextmanager
 def machine_errors(what: str, name: object, strict: bool = False) -> Iterator[None]:
-    """Turn errors of the machine inside the block into MachineError; all others pass.
+    """Turn errors of the machine inside the block into MachineError. All others pass.
 
-    With `strict` those alone pass that say that there is no such file: whatever else keeps a file of a dump from being
-    read is no damage.
+    With `strict`, only errors pass that say that there is no such file: any other error that keeps a file of a dump
+    from being read is no damage.
     """
     try:
         yield
@@ -65,7 +65,7 @@ def machine_errors(what: str, name: object, strict: bool = False) -> Iterator[No
 
 
 def fault_behind(error: BaseException) -> OSError | None:
-    """Find the error of the machine that led to what a library raised; None where there is none."""
+    """Return the error of the machine that caused an error of a library, or None."""
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:

@@ -1,7 +1,7 @@
-"""Files and folders as they are read: regular files alone, by descriptor, and never mapped into memory.
+"""Read files and folders: only regular files, by descriptor, never mapped into memory.
 
-A fault under a map kills the process. A question about a path that the machine cannot answer is a MachineError here,
-where `os.path` and `pathlib` would say that nothing is there.
+A read error under a memory map kills the process. If the machine cannot say what is at a path, these functions raise
+MachineError; `os.path` and `pathlib` would say that nothing is there.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any
 from featcli.errors import shown
 from featcli.system.faults import ABSENT, is_of_machine, machine_error, machine_errors
 
-LEASE_SECONDS = 90.0  # twice as long as Linux lets a server keep a file to itself that somebody else opens
+LEASE_SECONDS = 90.0  # twice the time that Linux lets a file server keep a file that somebody else opens
 LEASE_PAUSE = 0.02
-PIECE_BYTES = 1 << 30  # that are asked for at once: Linux gives up to 2 GiB
+PIECE_BYTES = 1 << 30  # asked for at once: Linux gives at most 2 GiB
 MOST_TEXT = 1 << 26  # bytes
 
 AnyPath = str | os.PathLike[str]
 
 
 def open_regular(path: AnyPath) -> int:
-    """Return a descriptor to read from. Raises OSError, and ValueError for what is no regular file.
+    """Return a descriptor for reading. Raises OSError, and ValueError for anything but a regular file.
 
-    A pipe would wait for ever, a device never end.
+    A read from a pipe could wait for ever, and one from a device never end.
     """
     try:
         descriptor = _opened_at_once(path)
     except OSError as error:
-        if is_of_machine(error) and _is_special(path):  # a socket or a device without a driver cannot be opened
+        if is_of_machine(error) and _is_special(path):  # the system cannot open a socket, or a device without a driver
             raise ValueError("not a regular file") from error
         raise
     try:
@@ -58,24 +58,24 @@ def _is_special(path: AnyPath) -> bool:
 
 
 def _opened_at_once(path: AnyPath) -> int:
-    """Open without waiting for a writer, as a pipe would; only a file server is waited for that holds a lease."""
+    """Open without waiting for the writer of a pipe. Only a file server that holds a lease is waited for."""
     patience = time.monotonic() + LEASE_SECONDS
     while True:
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except BlockingIOError:  # Samba or NFS has been told to give the file up
+        except BlockingIOError:  # Samba or NFS was asked to give the file up
             if time.monotonic() > patience:
                 raise
             time.sleep(LEASE_PAUSE)
 
 
 def read_at(descriptor: int, count: int, offset: int) -> bytes:
-    """Read `count` bytes from `offset` on, fewer only where the file ends. Raises OSError."""
+    """Return `count` bytes from `offset` on, or fewer if the file ends before. Raises OSError."""
     content = os.pread(descriptor, min(count, PIECE_BYTES), offset)
     if len(content) == count:
         return content
     pieces = []
-    while content:  # the system may give less at a time
+    while content:  # the system may return fewer bytes at a time
         pieces.append(content)
         count, offset = count - len(content), offset + len(content)
         content = os.pread(descriptor, min(count, PIECE_BYTES), offset) if count else b""
@@ -83,9 +83,9 @@ def read_at(descriptor: int, count: int, offset: int) -> bytes:
 
 
 def read_regular(path: AnyPath, most: int) -> bytes:
-    """Read all bytes of a file. Raises OSError, and ValueError for one of more than `most` bytes."""
+    """Return all bytes of a file. Raises OSError, and ValueError for a file of more than `most` bytes."""
     descriptor = open_regular(path)
-    try:  # memory is taken for as many as are asked for
+    try:  # a read takes memory for as many bytes as it asks for
         raw = read_at(descriptor, min(os.fstat(descriptor).st_size, most) + 1, 0)
     finally:
         os.close(descriptor)
@@ -95,14 +95,14 @@ def read_regular(path: AnyPath, most: int) -> bytes:
 
 
 def read_fresh(path: AnyPath, offset: int, count: int) -> bytes:
-    """Read bytes of a file from the disk once more, not from what the system keeps of them in memory.
+    """Read bytes of a file from the disk again, instead of from the system's cache.
 
-    Raises OSError, and ValueError for what is no regular file.
+    Raises OSError, and ValueError for anything but a regular file.
     """
     descriptor = open_regular(path)
     try:
         if hasattr(os, "posix_fadvise"):
-            with suppress(OSError):  # a favour
+            with suppress(OSError):  # a refusal only means that the cache is read
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         return read_at(descriptor, count, offset) if count else b""
     finally:
@@ -110,23 +110,23 @@ def read_fresh(path: AnyPath, offset: int, count: int) -> bytes:
 
 
 class RegularFile(io.RawIOBase):
-    """A file for libraries to read. It remembers the first error of the machine, which they may well drop.
+    """A file for libraries to read. It remembers the first error of the machine, because libraries may drop it.
 
-    It offers no descriptor: C code would map with it what it is to read. Raises what `open_regular` raises.
+    It has no descriptor, because C code would map the file with one. Raises what `open_regular` raises.
     """
 
-    _descriptor = -1  # where the file could not be opened: Python closes the object all the same
+    _descriptor = -1  # stays so if the file cannot be opened; Python closes the object in that case, too
 
     def __init__(self, path: AnyPath) -> None:
         super().__init__()
         self.name = os.fspath(path)
-        self.fault: OSError | None = None  # without its traceback, which would keep the buffers of C code alive
+        self.fault: OSError | None = None  # without its traceback, which would keep buffers of C code alive
         self.place_of_fault = (0, 0)  # offset and number of the bytes that were asked for
         self._position = 0
         self._descriptor = open_regular(path)
 
     def state(self) -> os.stat_result:
-        """Ask the system about the open file. Raises OSError."""
+        """Return what the system says about the open file. Raises OSError."""
         try:
             return os.fstat(self._descriptor)
         except OSError as error:
@@ -187,7 +187,7 @@ class RegularFile(io.RawIOBase):
 
 
 class ReadFile(io.BufferedReader):
-    """The same, with what was read ahead."""
+    """A RegularFile that reads ahead."""
 
     def __init__(self, path: AnyPath) -> None:
         self.regular = RegularFile(path)
@@ -198,23 +198,23 @@ class ReadFile(io.BufferedReader):
 def reading(path: AnyPath, what: str = "", strict: bool = False) -> Iterator[ReadFile]:
     """Open a regular file for a library to read.
 
-    Raises MachineError for whatever the machine refused, whatever the library made of it; all else passes, also what
-    `open_regular` raises. `strict`: see `machine_errors`.
+    Raises MachineError for any error of the machine, whatever the library made of it. Other errors pass, also those of
+    `open_regular`. For `strict` see `machine_errors`.
     """
     with machine_errors(what, path, strict), ReadFile(path) as file:
         try:
             yield file
-        finally:  # whatever was made of it
+        finally:  # an error of the machine comes before whatever was made of it
             fault = file.regular.fault
             if fault is not None and is_of_machine(fault):
                 raise fault
 
 
 def state_at(path: AnyPath, follow_links: bool = True) -> os.stat_result | None:
-    """What the system says of a path, None where nothing is there. Raises MachineError where it cannot tell."""
+    """Return what the system says about a path, or None if nothing is there. Raises MachineError if it cannot tell."""
     try:
         return os.stat(path, follow_symlinks=follow_links)
-    except ValueError:  # what no file can be named
+    except ValueError:  # no file can have such a name
         return None
     except OSError as error:
         if error.errno in ABSENT:
@@ -223,30 +223,33 @@ def state_at(path: AnyPath, follow_links: bool = True) -> os.stat_result | None:
 
 
 def is_there(path: AnyPath) -> bool:
-    """Whether anything is there, a link that leads nowhere left out. Raises MachineError where nobody can tell."""
+    """Return whether something is there; a link that leads nowhere does not count.
+
+    Raises MachineError if nobody can tell.
+    """
     return state_at(path) is not None
 
 
 def is_folder(path: AnyPath) -> bool:
-    """Whether a folder is there. Raises MachineError where nobody can tell."""
+    """Return whether a folder is there. Raises MachineError if nobody can tell."""
     found = state_at(path)
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
 def is_file(path: AnyPath) -> bool:
-    """Whether a regular file is there. Raises MachineError where nobody can tell."""
+    """Return whether a regular file is there. Raises MachineError if nobody can tell."""
     found = state_at(path)
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def is_link(path: AnyPath) -> bool:
-    """Whether a link is there, wherever it leads. Raises MachineError where nobody can tell."""
+    """Return whether a link is there, wherever it leads. Raises MachineError if nobody can tell."""
     found = state_at(path, follow_links=False)
     return found is not None and stat.S_ISLNK(found.st_mode)
 
 
 def names_in(folder: AnyPath) -> list[str]:
-    """The names in a folder, none where there is no such folder. Raises MachineError where they cannot be listed."""
+    """Return the names in a folder; none if there is no such folder. Raises MachineError if they cannot be listed."""
     try:
         return os.listdir(folder)
     except OSError as error:
@@ -256,24 +259,24 @@ def names_in(folder: AnyPath) -> list[str]:
 
 
 def allocated_bytes(path: AnyPath) -> int:
-    """Bytes of the disk that a file takes: less than its size where parts were not written; 0 where there is none."""
+    """Return the bytes that a file takes on the disk, fewer than its size if parts are not written; 0 if it is gone."""
     found = state_at(path, follow_links=False)
     return 0 if found is None else min(found.st_size, 512 * found.st_blocks)
 
 
 def bytes_at(path: AnyPath) -> int:
-    """How large a file is, or the files in a folder are. Raises MachineError where nobody can tell."""
+    """Return the bytes of a file, or of all files in a folder. Raises MachineError if nobody can tell."""
     paths = [os.path.join(path, name) for name in names_in(path)] if is_folder(path) else [path]
     return sum(found.st_size for found in map(state_at, paths) if found is not None)
 
 
 def identity(path: AnyPath) -> tuple[int, int] | None:
-    """Device and inode of what is at a path: a mount that goes away leaves another folder there. None for nothing."""
+    """Return device and inode of what is at a path, or None. After an unmount another folder is at the same path."""
     found = state_at(path)
     return None if found is None else (found.st_dev, found.st_ino)
 
 
 def read_text(path: Path) -> str:
-    """Read a small file in UTF-8. Raises MachineError, OSError and ValueError."""
+    """Return a small UTF-8 file as text. Raises MachineError, OSError and ValueError."""
     with machine_errors("file", path):
         return read_regular(path, MOST_TEXT).decode("utf-8")

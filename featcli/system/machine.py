@@ -1,4 +1,4 @@
-"""The cores and the memory that this process may use, and how the C library keeps the latter."""
+"""Find the cores and the memory that this process may use, and decide how the C library keeps memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# Threads of the backbone that wait for one another sleep instead of spinning: decoding can use their core. It is read
-# when torch is loaded.
+# Threads of the backbone that wait for each other sleep instead of spinning, so that decoding can use their core. torch
+# reads this when it is loaded.
 SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # numbers from malloc.h
 
 
 def available_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use, which containers and job schedulers make fewer than the machine has.
+    """Return the cores that this process may use. Containers and job schedulers allow fewer than the machine has.
 
-    They do so by affinity, or by a quota of time for a control group (cpu.max, or cpu.cfs_quota_us of version 1).
+    They limit them by affinity, or by a quota of time for a control group (cpu.max, or cpu.cfs_quota_us in version 1).
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [
@@ -32,7 +32,7 @@ def available_cores(root: Path = Path("/")) -> int:
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that may be taken without pushing anything out: of the machine, and of the control group."""
+    """Return the bytes that can be taken without pushing anything out, within the machine and the control group."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     with suppress(OSError, StopIteration, ValueError):
         lines = (root / "proc/meminfo").read_text().splitlines()
@@ -49,10 +49,10 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folder of this process's control group, and of those above it, in version 2 and in version 1."""
+    """Yield the folder of this process's control group and those above it, in version 2 and in version 1."""
     try:
         lines = (root / "proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
-    except OSError:  # no Linux
+    except OSError:  # the system is no Linux
         return
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -60,13 +60,16 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
             continue
         mount = root / "sys/fs/cgroup" / (controller if controllers else "")
         inside = mount / path.lstrip("/")
-        for folder in (inside, *inside.parents):  # a container may see itself at the top, whatever its path says
+        for folder in (inside, *inside.parents):  # a container may see its group at the top, whatever its path says
             if folder.is_relative_to(mount):
                 yield folder
 
 
 def _numbers(folder: Path, *names: str) -> Iterator[tuple[int, int]]:
-    """The two numbers in these files, where they are there; no limit is no number, or below zero."""
+    """Yield the two numbers in these files, if they exist.
+
+    A group without limit has no number there, or a negative one.
+    """
     with suppress(OSError, ValueError):
         one, other = map(int, " ".join((folder / name).read_text() for name in names).split())
         yield one, other
@@ -76,9 +79,9 @@ def _numbers(folder: Path, *names: str) -> Iterator[tuple[int, int]]:
 def kept_memory() -> Iterator[None]:
     """Let the C library keep the memory of large tensors for the next ones instead of giving it back each time.
 
-    The system clears every page that it hands out: a ResNet-50 on a CPU spends a third of its time on that.
-    Only where the library is glibc (mallopt(3)); elsewhere, and for tensors of other devices, nothing changes. In other
-    threads than the first glibc keeps nothing above 64 MiB, unless MALLOC_ARENA_MAX=1 when the process starts.
+    The system clears every page that it hands out, which takes a third of the time of a ResNet-50 on a CPU. This works
+    only with glibc (mallopt(3)), and only for tensors of the CPU. In all threads but the first, glibc keeps nothing
+    above 64 MiB, unless the process was started with MALLOC_ARENA_MAX=1.
     """
     libc = _glibc()
     if libc is None:
@@ -89,14 +92,14 @@ def kept_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        libc.mallopt(M_MMAP_MAX, 65536)  # the default; of the others, what they grow to by themselves
+        libc.mallopt(M_MMAP_MAX, 65536)  # the default; the other two get the values that they grow to by themselves
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
         libc.malloc_trim(0)
 
 
 def give_memory_back() -> None:
-    """Give back what is kept and free, which other sizes of images and maps than those to come may have left."""
+    """Give back free memory that was kept: the sizes of images and maps to come may be others."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
@@ -104,8 +107,8 @@ def give_memory_back() -> None:
 
 @cache
 def _glibc() -> Any:
-    """The C library with these functions; None if it is another."""
-    import ctypes  # for this alone, and every command imports this module
+    """Return the C library if it has these functions, else None."""
+    import ctypes  # imported late, because every command imports this module
 
     try:
         libc = ctypes.CDLL(None)

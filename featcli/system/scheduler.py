@@ -1,4 +1,4 @@
-"""`--part i/n`: which shards are this process's to make, as it is told or as a scheduler says."""
+"""Find which shards this process makes: `--part i/n` as given, or as a scheduler says."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from featcli.errors import UsageError, shown
 from featcli.spec.parsers import HOW_PARTS, parse_part, refuse_no_part
 from featcli.spec.words import AUTO
 
-COUNT = "FEATCLI_PARTS"  # where a scheduler tells the index alone
+COUNT = "FEATCLI_PARTS"  # for schedulers that tell only the index
 
 
 @dataclass(frozen=True)
 class Part:
-    """The shards index, index + count, index + 2 count ... `reason` says where that comes from."""
+    """The shards index, index + count, index + 2 count ... `reason` says where the numbers come from."""
 
     index: int
     count: int
@@ -29,12 +29,12 @@ class Part:
         return f"{self.index}/{self.count}"
 
     def of(self, shards: Iterable[int]) -> list[int]:
-        """Those of the shards that are in this part."""
+        """Return the shards that are in this part."""
         return [number for number in shards if number % self.count == self.index]
 
 
 def part_of(text: str | None, environment: Mapping[str, str] = os.environ) -> Part | None:
-    """`i/n` as that part, or `auto` as what the scheduler that started this process says; None for None.
+    """Return the part for `i/n`; for `auto`, the one that the scheduler of this process says; for None, None.
 
     Raises UsageError.
     """
@@ -45,13 +45,13 @@ def part_of(text: str | None, environment: Mapping[str, str] = os.environ) -> Pa
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int | None:
-    """Which of the processes on its machine this is, where a launcher says so."""
+    """Return the number of this process among those on its machine, if a launcher says it."""
     names = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
     return next((int(environment[name]) for name in names if environment.get(name, "").isdecimal()), None)
 
 
 def _scheduled(environment: Mapping[str, str]) -> Part:
-    """The part of a job, and the part of that for each of its processes, where it has several."""
+    """Return the part of this job, divided among its processes if it has several."""
     outer = _slurm_array(environment) or _kubernetes(environment)
     if outer is not None and COUNT in environment and number(environment, COUNT) != outer.count:
         raise UsageError(
@@ -83,7 +83,10 @@ def _scheduled(environment: Mapping[str, str]) -> Part:
 
 
 def _slurm_array(environment: Mapping[str, str]) -> Part | None:
-    """An array that was submitted whole: where some tasks of one are submitted again, its count is another."""
+    """Return the part of an array that was submitted whole.
+
+    If only some of its tasks run again, its count is another.
+    """
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return None
     task, least, most, count, step = (
@@ -110,7 +113,7 @@ def _kubernetes(environment: Mapping[str, str]) -> Part | None:
 
 
 def number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """A whole number from the environment. Raises UsageError for anything else."""
+    """Return a whole number from the environment. Raises UsageError for anything else."""
     text = environment.get(name)
     if text is None and default is not None:
         return default

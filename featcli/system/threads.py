@@ -1,4 +1,4 @@
-"""Threads that a run can end without: Ctrl-C is not to wait for a decoder that is busy in C for a minute."""
+"""Run threads that a process can end without: Ctrl-C must not wait a minute for a decoder that is busy in C."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
-GRACE = 0.5  # seconds that busy threads get to finish what they are at, once it is no longer wanted
+GRACE = 0.5  # seconds that busy threads get to finish once their results are not needed any more
 
 Result = TypeVar("Result")
-_left_behind: list[threading.Thread] = []  # by pools that ended before they did
+_left_behind: list[threading.Thread] = []  # threads of pools that ended before them
 
 
 class DecodeThreads:
-    """A pool as ThreadPoolExecutor is one, whose threads are left behind where they are busy longer than GRACE.
+    """A pool like ThreadPoolExecutor, which leaves threads behind that are busy for longer than GRACE.
 
-    Python's own pool would wait for them, at its end and once more when the interpreter ends.
+    Python's own pool would wait for them, at its end and again when the interpreter ends.
     """
 
     def __init__(self, number: int, name: str) -> None:
@@ -35,13 +35,13 @@ class DecodeThreads:
             thread.start()
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Have a thread call the function; the future tells what came of it."""
+        """Let a thread call the function. Returns the future of its result."""
         future: Future[Result] = Future()
         self._work.put((future, lambda: function(*arguments)))
         return future
 
     def map(self, function: Callable[..., Result], items: Iterable[Any]) -> list[Result]:
-        """Have the threads call the function with each item; the results in the order of the items."""
+        """Let the threads call the function with each item. Returns the results in the order of the items."""
         return [future.result() for future in [self.submit(function, item) for item in items]]
 
     def __enter__(self) -> DecodeThreads:
@@ -50,7 +50,7 @@ class DecodeThreads:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the threads: what has not begun is not done."""
+        """End the threads. Work that has not begun is dropped."""
         self._is_over.set()
         for _ in self._threads:
             self._work.put(None)
@@ -66,19 +66,19 @@ class DecodeThreads:
             future, call = work
             try:
                 future.set_result(call())
-            except BaseException as error:  # handed over, not swallowed: whoever asks for the result gets it
+            except BaseException as error:  # the error is handed to whoever asks for the result
                 future.set_exception(error)
-            del work, future, call  # what they hold, before waiting for more
+            del work, future, call  # free what they hold, before waiting for more work
 
 
 def exit_process(code: int) -> NoReturn:
-    """End the process as `sys.exit` does; at once where a thread was left behind and is still busy.
+    """End the process as `sys.exit` does, or at once if a thread that was left behind is still busy.
 
-    Python would take down what such a thread is using, which ends in a crash now and then.
+    Python would take down what such a thread is using, which can end in a crash.
     """
     if any(thread.is_alive() for thread in _left_behind):
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+            with suppress(OSError, ValueError, AttributeError):  # closed, or not there at all
                 stream.flush()
         os._exit(code)
     sys.exit(code)
