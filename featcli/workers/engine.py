@@ -1,4 +1,4 @@
-"""Who makes the shards: this process, several processes of this machine, or a Ray cluster.
+"""Define who makes the shards: this process, several processes of this machine, or a Ray cluster.
 
 An engine moves numbers of shards and names of images, never tensors: workers write their shards themselves.
 """
@@ -26,38 +26,38 @@ class WorkOrder:
     into: DumpWriter
     shards: Sequence[int]
     pictures: SizedImages
-    lock: int  # the descriptor of the lock on the folder, which holds as long as any process has it
-    is_new: bool = False  # the dump was begun for this order
+    lock: int  # descriptor of the lock on the folder, which holds as long as any process has it open
+    is_new: bool = False  # whether the dump was begun for this order
 
     @property
     def dump(self) -> Dump:
-        """Whose shards they are."""
+        """The dump that the shards belong to."""
         return self.into.dump
 
     def shard(self, number: int) -> Shard:
-        """One of them with its own images alone, which can be sent to another process."""
+        """Return a shard with its own images alone, which can be sent to another process."""
         rows = self.dump.plan.shard(number)
         return Shard(number, rows, self.pictures.of(rows))
 
 
 class Engine(Protocol):
-    """How shards are made."""
+    """A way to make shards."""
 
-    workers: int  # processes that do it, where there are shards enough
-    decode_threads: int  # of each of them
+    workers: int  # processes that make them, if there are enough shards
+    decode_threads: int  # of each process
 
     def start(self) -> None:
-        """Whatever can fail before anything is written. Raises FeatcliError."""
+        """Do all that can fail before anything is written. Raises FeatcliError."""
 
     def run(self, order: WorkOrder) -> RunStats:
-        """Make and commit the shards. Raises FeatcliError; WorkerError where shards were given up."""
+        """Make and commit the shards. Raises FeatcliError, and WorkerError if shards were given up."""
 
     def close(self) -> None:
-        """End what was started, whatever happened."""
+        """End everything that was started, whatever happened."""
 
 
 class LocalEngine:
-    """One worker: this process, which has loaded the backbone already."""
+    """One worker, which is this process. Its backbone is already loaded."""
 
     workers = 1
 
@@ -66,15 +66,15 @@ class LocalEngine:
         self._runner = ShardRunner(setup, report)
 
     def start(self) -> None:
-        """Compile, where that was asked for. Raises MachineError."""
+        """Compile the network if that was asked for. Raises MachineError."""
         self._runner.compile()
 
     def run(self, order: WorkOrder) -> RunStats:
-        """Raises FeatcliError."""
+        """Make and commit the shards. Raises FeatcliError."""
         stats, plan = RunStats(), order.dump.plan
         shards = (Shard(number, plan.shard(number), order.pictures) for number in order.shards)
         self._runner.run(order.into, shards, stats.add)
         return stats
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing, because nothing was started."""

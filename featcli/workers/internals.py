@@ -1,6 +1,6 @@
-"""What of Ray is used though another version may have it otherwise: the one place to mend when a later Ray changes it.
+"""Hold what featcli uses of Ray although another version may differ: the one place to mend when a later Ray changes it.
 
-tests/test_internals.py says what breaks without each. Ray is installed with the extra alone: the module is given.
+tests/test_internals.py says what breaks without each. Ray comes only with its extra, so callers pass the module.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 from featcli.errors import UsageError
 
-STORE_BYTES = 80 << 20  # of Ray's object store, where only names go through it: nearly its least
-# Nothing is told to Ray's makers; and where `uv run` started the driver, workers are not started through uv again.
+STORE_BYTES = 80 << 20  # for Ray's object store, which only carries names: near the least that Ray allows
+# Ray's makers are told nothing. If `uv run` started the driver, Ray does not start workers through uv again.
 HOUSEKEEPING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-NO_CLUSTER = Exception  # what `begin` raises where there is none: a bare one where a Ray of its own starts too slowly
+NO_CLUSTER = Exception  # raised by `begin` without a cluster; a bare Exception if a Ray of its own starts too slowly
 
 
 def imported_ray() -> Any:
-    """The module, once its variables are set, which it reads while it starts. Raises UsageError without the extra."""
+    """Set Ray's variables, which it reads on import, and return the module. Raises UsageError without the extra."""
     for name, value in HOUSEKEEPING.items():
         os.environ.setdefault(name, value)
     try:
@@ -31,10 +31,10 @@ def imported_ray() -> Any:
 
 
 def begin(ray: Any, address: str | None) -> None:
-    """Connect to a cluster, or start one for this process, which prints nothing. Raises NO_CLUSTER.
+    """Connect to a cluster, or start one for this process that prints nothing. Raises NO_CLUSTER.
 
-    Ray sets handlers of signals that know nothing of what is to be tidied up: those that were there are put back, and
-    hear of a SIGTERM that Ray has heard meanwhile.
+    Ray sets signal handlers that do not clean up what featcli leaves. The handlers from before are put back, and get a
+    SIGTERM that Ray has received meanwhile.
     """
     options: dict[str, Any] = {"address": address or "local", "logging_level": "ERROR", "log_to_driver": False}
     if address is None:
@@ -43,7 +43,7 @@ def begin(ray: Any, address: str | None) -> None:
     is_main, ended_by_ray = threading.current_thread() is threading.main_thread(), None
     try:
         ray.init(**options)
-    except SystemExit as error:  # raised by its handler of SIGTERM, wherever Ray was
+    except SystemExit as error:  # raised by Ray's handler of SIGTERM, wherever Ray was
         ended_by_ray = error
     finally:
         if is_main:
@@ -56,12 +56,12 @@ def begin(ray: Any, address: str | None) -> None:
 
 
 def started_worker(ray: Any, kind: type, task: Any, wants: Mapping[str, float], environment: Mapping[str, str]) -> Any:
-    """A handle of an actor, not all of them on one node. Ray neither restarts it nor repeats what it was at.
+    """Return a handle of a new actor; Ray spreads actors over nodes. Ray neither restarts it nor repeats its calls.
 
     Two of its methods can run at a time, each in a thread of Ray's: one keeps the rows that the other has made.
 
-    A method of it that is a generator gives references as they come: `ray.wait` takes the generator itself, which
-    equals what it returns, and `next` of it is a reference for `ray.get`.
+    A method that is a generator yields references as they come. `ray.wait` takes the generator itself and returns one
+    equal to it, and `next` of it is a reference for `ray.get`.
     """
     options = {**wants, "runtime_env": {"env_vars": dict(environment)}}
     actor = ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=2, **options)(kind)
@@ -69,6 +69,6 @@ def started_worker(ray: Any, kind: type, task: Any, wants: Mapping[str, float], 
 
 
 def raised_by_worker(ray: Any, error: BaseException) -> Exception | None:
-    """What a method of an actor raised; None where `error` says that the actor is lost."""
+    """Return the error that a method of an actor raised, or None if the actor is lost."""
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
     return cause if isinstance(cause, Exception) else None

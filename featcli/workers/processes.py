@@ -1,4 +1,4 @@
-"""A process for each device of this machine, fed and watched by the one that was started; who dies is replaced."""
+"""Run one process for each device of this machine. This process feeds and watches them, and replaces one that dies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from featcli.workers.shard_queue import ShardQueue, at_shards
 from featcli.workers.worker import WorkerSpec
 
 PATIENCE = 10.0  # seconds that a worker may take to end when it is told to
-# Ctrl-C reaches all processes of a terminal, and the driver alone decides: also while a worker is still importing.
+# Ctrl-C reaches all processes of a terminal, but the driver alone decides what to do, even while a worker is importing.
 PROGRAM = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "import sys; sys.path[:] = {path!r}; from featcli.workers.worker import main; main({socket}, {lock})"
@@ -37,21 +37,21 @@ PROGRAM = (
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker process, and what it is at."""
+    """A worker process and its state."""
 
-    place: int  # which of the devices it has
+    place: int  # index of its device
     process: subprocess.Popen[bytes]
     connection: Connection
     progress: ShardProgress
     at_work: set[int] = field(default_factory=set)
     has_started: bool = False
-    is_idle: bool = False  # waits for a shard
-    is_alone: bool = False  # has one that is to be the only one
-    crash: str = ""  # what it said of its end
+    is_idle: bool = False  # whether it waits for a shard
+    is_alone: bool = False  # whether its shard has to be its only one
+    crash: str = ""  # what it said about its end
 
 
 class ProcessEngine:
-    """Workers of this machine, each for one device, which may be named more than once."""
+    """Workers on this machine, each for one device. A device may be named more than once."""
 
     def __init__(self, asked: ExtractSpec, devices: Sequence[str], decode_threads: int, report: Report) -> None:
         self.workers = len(devices)
@@ -62,11 +62,11 @@ class ProcessEngine:
         self._living: list[_Worker] = []
 
     def start(self) -> None:
-        """Workers start with the first shards: they read the plan. Here only their room is made."""
-        torch.cuda.empty_cache()  # nothing where there is no GPU
+        """Make room on the GPU. Workers start later, with the first shards, because they read the plan."""
+        torch.cuda.empty_cache()  # does nothing without a GPU
 
     def run(self, order: WorkOrder) -> RunStats:
-        """Raises FeatcliError: a worker's own, or WorkerError."""
+        """Make and commit the shards. Raises the FeatcliError of a worker, or WorkerError."""
         stats, queue = RunStats(), ShardQueue(order.shards, order.dump.rows_kept)
         for place in range(min(self.workers, len(order.shards))):
             self._start_worker(place, order)
@@ -84,7 +84,7 @@ class ProcessEngine:
         return stats
 
     def close(self) -> None:
-        """End all workers: what they have not committed is left out."""
+        """End all workers. What they have not committed is left out."""
         for worker in self._living:
             worker.process.terminate()
         for worker in self._living:
@@ -99,7 +99,7 @@ class ProcessEngine:
             [sys.executable, "-c", PROGRAM.format(path=sys.path, socket=theirs.fileno(), lock=order.lock)],
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(), order.lock),
-            env={**SLEEPING_THREADS, **os.environ, **environment},  # as the command line sets it for itself
+            env={**SLEEPING_THREADS, **os.environ, **environment},  # the command line sets this for itself, too
         )
         theirs.close()
         worker = _Worker(place, process, Connection(ours.detach()), ShardProgress(order.dump.plan, self._report))
@@ -128,7 +128,7 @@ class ProcessEngine:
         elif kind == "crash":
             worker.crash = content
         else:
-            raise content  # a FeatcliError
+            raise content  # it is a FeatcliError
 
     def _serve_idle(self, queue: ShardQueue, order: WorkOrder) -> None:
         for worker in [one for one in self._living if one.is_idle]:
@@ -148,7 +148,7 @@ class ProcessEngine:
         _tell(worker, order.shard(number))
 
     def _bury(self, worker: _Worker, queue: ShardQueue, stats: RunStats, order: WorkOrder) -> None:
-        """A worker is gone: because there was no more to do, or it died; another takes its place if it is needed."""
+        """Remove a worker that ended or died, and start another one if it is needed."""
         self._living.remove(worker)
         worker.connection.close()
         code = _ended(worker.process)
@@ -161,19 +161,19 @@ class ProcessEngine:
         remove_unused(order.dump.path / SHARDS)  # the file that it was writing
         queue.died(worker.at_work, why, worker.has_started, is_last=not self._living)
         self._serve_idle(queue, order)
-        if queue.wants_workers:  # else those that live go on without it
+        if queue.wants_workers:  # otherwise the workers that live do the rest
             self._start_worker(worker.place, order)
 
 
 def _signal_name(number: int) -> str:
     try:
         return Signals(number).name
-    except ValueError:  # real-time signals have none
+    except ValueError:  # real-time signals have no name
         return f"signal {number}"
 
 
 def _ended(process: subprocess.Popen[bytes]) -> int:
-    """What a process that is about to end ends with; one that hangs is killed."""
+    """Wait for a process that is about to end, and return its exit code. One that hangs is killed."""
     try:
         return process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
@@ -182,12 +182,12 @@ def _ended(process: subprocess.Popen[bytes]) -> int:
 
 
 def _tell(worker: _Worker, content: Any) -> None:
-    with suppress(OSError):  # it is dead: that will be found when it is listened to
+    with suppress(OSError):  # it is dead, which is found when it is listened to
         worker.connection.send(content)
 
 
 def as_the_only_one(device: str) -> tuple[str, dict[str, str]]:
-    """The name of a GPU for a process that sees no other: libraries take memory of the first one they see."""
+    """Return the name of a GPU for a process that sees only it: libraries take memory of the first GPU they see."""
     kind, _, number = device.partition(":")
     if kind != "cuda":
         return device, {}

@@ -1,4 +1,7 @@
-"""Workers as actors of a Ray cluster: placed, and counted as dead, by Ray; fed and replaced by the driver here."""
+"""Run workers as actors of a Ray cluster.
+
+Ray places them and says when one is lost; the driver feeds and replaces them.
+"""
 
 from __future__ import annotations
 
@@ -36,29 +39,29 @@ from featcli.workers.shard_queue import ShardQueue, at_shards
 from featcli.workers.worker import ONE_ARENA, RayWorker, WorkerSpec
 
 CONNECT_SECONDS = 10.0
-PATIENCE = 10.0  # seconds that workers may take, all together, to keep the rows of what they are at
-START_SECONDS = 120.0  # in which one worker at least has to have a place
-MOST_SHARDS, MOST_ROWS = 8, 100_000  # that a worker is given together
+PATIENCE = 10.0  # seconds that all workers together may take to keep their rows
+START_SECONDS = 120.0  # seconds in which at least one worker must get a place
+MOST_SHARDS, MOST_ROWS = 8, 100_000  # that a worker is given at once
 
 
 class _State(Enum):
-    """What a worker is at, in the order in which that comes."""
+    """What a worker is doing, in order of time."""
 
     UNPLACED = auto()  # Ray looks for a node: `ping` has not returned
     LOADING = auto()  # `load` has not returned
-    IDLE = auto()  # nothing is awaited of it
-    AT_WORK = auto()  # `make` gives what happens
+    IDLE = auto()  # nothing is awaited from it
+    AT_WORK = auto()  # `make` yields what happens
 
 
 @dataclass(eq=False)
 class _Actor:
-    """A worker, and what it is at."""
+    """A worker and its state."""
 
     handle: Any
-    awaited: Any  # a reference to what `ping` or `load` returns, the generator of `make`, or None where it is idle
+    awaited: Any  # the reference of `ping` or `load`, the generator of `make`, or None if it is idle
     progress: ShardProgress
     state: _State = _State.UNPLACED
-    at_work: set[int] = field(default_factory=set)  # shards
+    at_work: set[int] = field(default_factory=set)  # numbers of shards
 
     @property
     def has_loaded(self) -> bool:
@@ -66,7 +69,7 @@ class _Actor:
         return self.state in (_State.IDLE, _State.AT_WORK)
 
     def move_to(self, state: _State, awaited: Any = None) -> None:
-        """Let it be at something else, and wait for that."""
+        """Change the state, and what is awaited."""
         self.state, self.awaited = state, awaited
 
 
@@ -74,10 +77,10 @@ class RayEngine:
     """Workers of a Ray that is started for this run, or of the cluster at `--ray-address`."""
 
     def __init__(self, asked: ExtractSpec, device: str, plan: Plan, report: Report, ray: Any = None) -> None:
-        """`device`: the kind of device that workers have, as the driver does. `ray`: what stands for it in a test."""
+        """Prepare workers of the kind `device`, which is also the driver's. `ray` replaces the module in tests."""
         self._ray = ray
         self.workers = asked.workers or 1
-        self.decode_threads = 1  # until it is known what the cluster has
+        self.decode_threads = 1  # until the cores of the cluster are known
         self._cpus: float = plan.settings.threads if asked.cpus_per_worker is None else asked.cpus_per_worker
         self._gpus = (1.0 if device == "cuda" else 0.0) if asked.gpus_per_worker is None else asked.gpus_per_worker
         self._asked = replace(asked, checkpoint=_whole_path(asked.checkpoint), device=device)
@@ -85,21 +88,21 @@ class RayEngine:
         self._living: list[_Actor] = []
         self._has_begun_ray = False
         self._warned: set[str] = set()
-        self._shards: Path | None = None  # their folder, once there is one
+        self._shards: Path | None = None  # the folder of shards, once it exists
 
     def start(self) -> None:
         """Find the cluster, or start one. Raises UsageError without the extra, MachineError without a cluster."""
         self._ray = self._ray or imported_ray()
         if not self._ray.is_initialized():
             self._begin_ray()
-        torch.cuda.empty_cache()  # the backbone of this process is gone, and a worker may be given its GPU
+        torch.cuda.empty_cache()  # this process has dropped its backbone, and a worker may get its GPU
         offered = self._offered()
         if self._gpus and self._asked.cpus_per_worker is None:
             self._cpus = self._cpus_for_a_gpu()
         fitting = [int(offered.get("CPU", 0) // self._cpus)] if self._cpus else []
         fitting += [int(offered.get("GPU", 0) / self._gpus)] if self._gpus else []
         fits = min(fitting, default=1)
-        if fits < 1 and self._has_begun_ray and self._asked.ray_address is None:  # no other node can come
+        if fits < 1 and self._has_begun_ray and self._asked.ray_address is None:  # no node can be added to it
             raise MachineError(
                 f"a worker wants {self._cpus:g} CPUs and {self._gpus:g} GPUs, this machine has {_resources(offered)}",
                 "ask for less with --threads, --cpus-per-worker and --gpus-per-worker, or name a cluster",
@@ -117,7 +120,10 @@ class RayEngine:
         return self._ray.cluster_resources()  # type: ignore[no-any-return]
 
     def _cpus_for_a_gpu(self) -> float:
-        """The cores are for decoding: as many as every node with GPUs has for a worker's share of them."""
+        """Return the cores for a worker with a GPU.
+
+        They decode: each node with GPUs has this many for each of its workers.
+        """
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         shares = [node.get("CPU", 0) * self._gpus // node["GPU"] for node in nodes if node.get("GPU", 0) >= self._gpus]
         return max(1, min(shares, default=1))
@@ -133,7 +139,10 @@ class RayEngine:
         self._has_begun_ray = True
 
     def run(self, order: WorkOrder) -> RunStats:
-        """Raises FeatcliError: a worker's own, WorkerError, or MachineError where no worker starts."""
+        """Make and commit the shards.
+
+        Raises the FeatcliError of a worker, WorkerError, or MachineError if no worker starts.
+        """
         self._shards = order.dump.path / SHARDS
         stats, queue, began = RunStats(), ShardQueue(order.shards, order.dump.rows_kept), time.monotonic()
         self._fill_up(queue, order)
@@ -158,13 +167,13 @@ class RayEngine:
         return stats
 
     def close(self) -> None:
-        """End all workers, once they have kept the rows of what they are at, and the Ray that was started here."""
-        with suppress(Exception):  # whatever state the cluster is in
+        """End all workers once they have kept their rows, and end the Ray that was started here."""
+        with suppress(Exception):  # the cluster may be in any state
             keeping = [one.handle.keep.remote() for one in self._living if one.state is _State.AT_WORK]
             if keeping:
                 self._ray.wait(keeping, num_returns=len(keeping), timeout=PATIENCE)
         for actor in self._living:
-            with suppress(Exception):  # whatever state the cluster is in
+            with suppress(Exception):  # the cluster may be in any state
                 self._ray.kill(actor.handle)
         self._living.clear()
         if self._has_begun_ray:
@@ -172,12 +181,13 @@ class RayEngine:
             self._has_begun_ray = False
         if self._shards is not None:
             with suppress(MachineError):
-                remove_unused(self._shards)  # of workers that were ended
+                remove_unused(self._shards)  # files of workers that were ended
 
     def _fill_up(self, queue: ShardQueue, order: WorkOrder) -> None:
-        """Shards to each worker that has none, and workers for what is left."""
+        """Give shards to each worker that has none, and start workers for the shards that are left."""
         for actor in [one for one in self._living if one.state is _State.IDLE]:
-            # Together, since a worker prefetches from one to the next; fewer towards the end, for all to end together.
+            # A worker gets several shards, because it prefetches from one to the next. It gets fewer towards the end,
+            # so that all end together.
             most = min(MOST_SHARDS, MOST_ROWS // order.dump.plan.shard_rows, queue.num_new // (4 * self.workers))
             together = max(1, most)
             numbers = [number for _ in range(together) if (number := queue.take_new()) is not None]
@@ -189,7 +199,7 @@ class RayEngine:
                 actor.move_to(_State.AT_WORK, actor.handle.make.remote(shards))
         while queue.wants_workers and len(self._living) < min(self.workers, len(order.shards)):
             self._start_worker(order)
-        for actor in [one for one in self._living if one.state is _State.IDLE]:  # nothing is left for it
+        for actor in [one for one in self._living if one.state is _State.IDLE]:  # no shard is left for it
             self._end(actor)
 
     def _start_worker(self, order: WorkOrder) -> None:
@@ -216,7 +226,7 @@ class RayEngine:
             cause = raised_by_worker(self._ray, error)
             if isinstance(cause, FeatcliError):
                 raise cause from None
-            # Lost: killed, out of memory, its node gone, not to be reached.
+            # A worker is lost if it was killed, is out of memory, or cannot be reached.
             why = f"lost ({type(error).__name__})" if cause is None else f"{type(cause).__name__}: {one_line(cause)}"
             self._bury(actor, queue, why, stats, order)
 
@@ -233,7 +243,7 @@ class RayEngine:
                 queue.done(done)
 
     def _check(self, environment: dict[str, str], order: WorkOrder) -> None:
-        """Raises UsageError where a worker is of another version; says what else may move the last bits."""
+        """Raise UsageError if a worker has another version. Report other differences that may change the last bits."""
         if environment.get("featcli") != featcli.__version__:
             raise UsageError(
                 f"a worker has featcli {environment.get('featcli')}, this is {featcli.__version__}",
@@ -261,9 +271,9 @@ class RayEngine:
 
 
 def _refuse_if_nobody_is_there(address: str) -> None:
-    """Where nobody answers, Ray ends the process without a word to it. Raises UsageError and MachineError."""
+    """Raise MachineError if nobody answers at an address: Ray would end the process. Raise UsageError if it is none."""
     if address == "auto":
-        return  # Ray looks for a cluster of this machine by itself
+        return  # Ray finds a cluster of this machine by itself
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         raise UsageError(f"--ray-address {shown(address)}: no host:port", "give that of the head node, or auto")
@@ -281,8 +291,8 @@ def _no_cluster(address: str, error: Exception) -> MachineError:
 
 
 def _with_whole_paths(shard: Shard) -> Shard:
-    """The same for a process that is in another folder."""
-    assert isinstance(shard.pictures.images, Mapping)  # those of the shard
+    """Return the same shard with absolute paths, for a process that runs in another folder."""
+    assert isinstance(shard.pictures.images, Mapping)  # of this shard alone
     images = {
         row: image._replace(
             path=_from_the_root(image.path),
@@ -299,9 +309,9 @@ def _from_the_root(path: str) -> str:
 
 
 def _whole_path(checkpoint: Any) -> Any:
-    """The path of a checkpoint that is a file or folder here: others are names of models, or configurations.
+    """Return the absolute path of a checkpoint that is a file or folder here. Names and configurations stay.
 
-    Raises MachineError where nobody can tell.
+    Raises MachineError if nobody can tell.
     """
     is_path = isinstance(checkpoint, str | os.PathLike) and state_at(checkpoint, follow_links=False) is not None
     return os.path.abspath(checkpoint) if is_path else checkpoint

@@ -1,4 +1,4 @@
-"""What a worker elsewhere reports, as a run says it: nothing twice where a worker dies and another begins again."""
+"""Report what a worker in another process does as one run: nothing twice if a worker dies and another begins again."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from featcli.events import Report
 
 
 class ShardProgress:
-    """Events of one worker on their way to the user. Failures are passed on when their shard is committed."""
+    """Passes the events of one worker on to the user. Failures are held back until their shard is committed."""
 
     def __init__(self, plan: Plan, report: Report) -> None:
         self._plan = plan
         self._report = report
-        self._images = 0  # that it computed, passed on, of shards that are not committed
-        self._resumed: dict[int, int] = {}  # shard -> rows that were on the disk, likewise
-        self._kept: dict[int, int] = {}  # likewise, rows that are on the disk
-        self._failures: list[dict[str, Any]] = []  # likewise, and not passed on
+        self._images = 0  # images that were computed and reported, of shards that are not committed
+        self._resumed: dict[int, int] = {}  # shard -> rows that were on the disk, of such shards
+        self._kept: dict[int, int] = {}  # shard -> rows that are on the disk now, of such shards
+        self._failures: list[dict[str, Any]] = []  # failures of such shards, which are not reported yet
 
     def hear(self, kind: str, facts: dict[str, Any]) -> int | None:
-        """Pass an event on as far as that is due; the number of a shard that is there now."""
+        """Pass an event on if it is due. Returns the number of the shard if one is committed now."""
         if kind == "failure":
             self._failures.append(facts)
             return None
@@ -45,9 +45,9 @@ class ShardProgress:
         return facts["shard"] if is_there else None
 
     def take_back(self) -> int:
-        """The worker is gone: what it had not committed is taken up by another, or done anew.
+        """Take back what a lost worker reported but did not commit: another resumes it or makes it again.
 
-        Returns how many images it has made whose rows are kept: those are taken up.
+        Returns how many images it made whose rows are kept, so that they are resumed.
         """
         made = sum(rows - self._resumed.get(shard, 0) for shard, rows in self._kept.items())
         if self._images:

@@ -1,4 +1,4 @@
-"""Which shards are left, and what becomes of those whose worker died: every engine with several workers asks here."""
+"""Know which shards are left, also those whose worker died. Every engine with several workers asks here."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterable, Mapping
 
 from featcli.errors import WorkerError, counted
 
-TRIES = 3  # of a shard that gets no further, and of starting workers
+TRIES = 3  # for a shard that gets no further, and for starting workers
 
 
 def at_shards(numbers: Iterable[int]) -> str:
-    """Of which shard a worker was at, for messages; nothing where there is none."""
+    """Say for messages which shard a worker was making; "" if there is none."""
     one_of = " or ".join(map(str, sorted(numbers)))
     return f" at shard {one_of}" if one_of else ""
 
 
 class ShardQueue:
-    """Shards in their order; after them, one at a time for a worker, those that were at work when one died.
+    """Shards in order, then those whose worker died, each of which is given to a worker alone.
 
-    One at a time, since a worker may have several at work: so the next death says which of them it was. `given_up`:
-    the shards at which workers died one after the other, none of which got any further, with what was last said of it.
-    `rows_kept`: how many rows of each unfinished shard are on the disk now.
+    A worker may have several shards at once. If it has only one, the next death says which shard it was. `given_up`
+    holds the shards at which workers died again and again without getting further, with the last words about each.
+    `rows_kept` returns how many rows of each unfinished shard are on the disk now.
     """
 
     def __init__(self, shards: Iterable[int], rows_kept: Callable[[], Mapping[int, int]]) -> None:
@@ -30,9 +30,9 @@ class ShardQueue:
         self._again: deque[int] = deque()
         self._at_work: set[int] = set()
         self._rows_kept = rows_kept
-        self._most_kept = Counter(rows_kept())  # of a shard, before any death that counts
-        self._deaths: Counter[int] = Counter()  # since rows of it were last kept
-        self._failed_starts = 0  # one after the other
+        self._most_kept = Counter(rows_kept())  # of each shard, before any death that counts
+        self._deaths: Counter[int] = Counter()  # of each shard, since rows of it were last kept
+        self._failed_starts = 0  # in a row
 
     @property
     def num_new(self) -> int:
@@ -41,7 +41,7 @@ class ShardQueue:
 
     @property
     def has_waiting(self) -> bool:
-        """Whether there is a shard that nobody is at."""
+        """Whether there is a shard that nobody is making."""
         return bool(self._new or self._again)
 
     @property
@@ -51,19 +51,19 @@ class ShardQueue:
 
     @property
     def wants_workers(self) -> bool:
-        """Whether another worker would have something to do, and the last ones did not all die while they started."""
+        """Whether another worker would have work, and the last ones did not all die while they started."""
         return self.has_waiting and self._failed_starts < TRIES
 
     def worker_started(self) -> None:
-        """One has loaded the backbone."""
+        """Note that a worker has loaded the backbone."""
         self._failed_starts = 0
 
     def take_new(self) -> int | None:
-        """A shard that was not tried before."""
+        """Return a shard that was not tried before, or None."""
         return self._taken(self._new) if self._new else None
 
     def take_again(self) -> int | None:
-        """One that was; for a worker that does nothing beside it."""
+        """Return a shard that was tried before, or None. Its worker must make nothing else meanwhile."""
         return self._taken(self._again) if self._again and not self._new else None
 
     def _taken(self, waiting: deque[int]) -> int:
@@ -72,11 +72,11 @@ class ShardQueue:
         return number
 
     def done(self, number: int) -> None:
-        """It is committed."""
+        """Note that a shard is committed."""
         self._at_work.discard(number)
 
     def died(self, shards: Iterable[int], why: str, had_started: bool, is_last: bool) -> None:
-        """The worker that was at these shards is gone. Raises WorkerError where it was the last and none can start."""
+        """Note that the worker of these shards is gone. Raises WorkerError if it was the last and none can start."""
         shards, kept = list(shards), self._rows_kept()
         got_further = any(kept.get(number, 0) > self._most_kept[number] for number in shards)
         for number in shards:
@@ -92,7 +92,7 @@ class ShardQueue:
             raise WorkerError(f"{TRIES} workers died before they could begin, the last one {why}", "see above")
 
     def refuse_given_up(self) -> None:
-        """Raise WorkerError where there are shards that were given up."""
+        """Raise WorkerError if shards were given up."""
         if self.given_up:
             number, why = next(iter(self.given_up.items()))
             others = "" if len(self.given_up) == 1 else f" (and {counted(len(self.given_up) - 1, 'other shard')})"

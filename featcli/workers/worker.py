@@ -1,7 +1,7 @@
-"""A worker, a process of this machine or an actor of Ray: loads the backbone once, then makes the shards it is given.
+"""Be a worker, as a process of this machine or an actor of Ray: load the backbone once, then make the shards that come.
 
-Messages of a process to the driver are pairs of a kind and its content: "event" (kind, facts), "more" (while shards
-are at work), "idle" (when none is), "stats", "error" (a FeatcliError), "crash" (a text).
+A process sends the driver pairs of a kind and its content: "event" (kind, facts), "more" (while it makes shards),
+"idle" (when it has none), "stats", "error" (a FeatcliError), "crash" (a text).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from featcli.run.source import Shard
 from featcli.spec.commands import ExtractSpec
 from featcli.system.threads import exit_process
 
-UNHEARD = ("choice", "start", "end")  # the driver says those
-# An actor makes shards in a thread that is not the first of its process, and only of the first arena does glibc keep
-# the memory of large tensors.
+UNHEARD = ("choice", "start", "end")  # the driver reports these itself
+# An actor makes shards in a thread that is not the first of its process. glibc keeps the memory of large tensors only
+# in the first arena, so there is only one.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
@@ -43,19 +43,22 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 class WorkerSpec:
     """What a worker is told when it starts."""
 
-    asked: ExtractSpec  # for its one device
-    path: str  # of the dump
-    again: frozenset[int]  # committed shards that are to be made again
-    resized: Mapping[int, int]  # row -> bytes, of images that are not as they were listed
+    asked: ExtractSpec  # with the worker's one device
+    path: str  # the folder of the dump
+    again: frozenset[int]  # committed shards that are made again
+    resized: Mapping[int, int]  # row -> bytes, for images whose size has changed since they were listed
 
     def writer(self, dump: Dump, environment: Mapping[str, str]) -> DumpWriter:
-        """What writes shards of that dump, in a process of that environment."""
+        """Return a writer for shards of the dump, in a process with this environment."""
         retries = self.asked.retry_failed
         return DumpWriter(dump, environment, again=self.again, resized=self.resized, retry_failed=retries)
 
 
 def runner_for(spec: WorkerSpec, report: Report) -> tuple[DumpWriter, ShardRunner]:
-    """What makes shards, and what writes them. Raises ConflictError where the options come to another plan here."""
+    """Return a writer and a maker of shards.
+
+    Raises ConflictError if the options lead to another plan on this machine.
+    """
     warnings.filterwarnings("ignore", module="PIL")  # as the command line does
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     dump = Dump.existing(Path(spec.path))
@@ -69,29 +72,29 @@ def runner_for(spec: WorkerSpec, report: Report) -> tuple[DumpWriter, ShardRunne
 
 
 def main(descriptor: int, lock: int) -> None:
-    """Serve the driver at the other end of a socket until it has no more to do. `lock`: held on the dump with it."""
+    """Serve the driver at the other end of a socket until it has no more work. `lock` is held on the dump meanwhile."""
     for one in (descriptor, lock):
-        os.set_inheritable(one, False)  # whatever a compiler starts does not outlive this process for the others
+        os.set_inheritable(one, False)  # a compiler's processes may outlive this one, and must not hold these
     signal.signal(signal.SIGTERM, _stop)
-    with suppress(OSError):  # where there is no stderr
-        os.dup2(2, 1)  # stdout carries results alone
+    with suppress(OSError):  # there may be no stderr
+        os.dup2(2, 1)  # stdout carries only results
     try:
         with Connection(descriptor) as driver:
             _serve(driver)
     except (BrokenPipeError, ConnectionResetError, EOFError, KeyboardInterrupt):
-        exit_process(1)  # the driver is gone, or has had enough
+        exit_process(1)  # the driver is gone, or has stopped
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to tidy up
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to clean up
     exit_process(0)
 
 
 def _stop(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # tidying up is not to be stopped in its turn
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not stop the cleaning up
     raise KeyboardInterrupt
 
 
 def _serve(driver: Connection) -> None:
-    one_at_a_time = threading.Lock()  # events come from the main and the writer thread
+    one_at_a_time = threading.Lock()  # events come from the main thread and the writer thread
 
     def tell(kind: str, content: Any = None) -> None:
         with one_at_a_time:
@@ -111,9 +114,9 @@ def _serve(driver: Connection) -> None:
             runner.run(into, _asked(first, tell, driver), partial(tell, "stats"))
     except FeatcliError as error:
         tell("error", error)
-    except (OSError, EOFError):  # of the connection: those of disks and images are FeatcliErrors by now
+    except (OSError, EOFError):  # errors of the connection: those of disks and images are FeatcliErrors by now
         raise
-    except Exception as error:  # a bug, or a device that broke: said here in full, and what can be is tried again
+    except Exception as error:  # a bug, or a device that broke: its traceback is shown here, and the driver tries again
         traceback.print_exc()
         tell("crash", f"{type(error).__name__}: {one_line(error)}")
         exit_process(1)
@@ -128,7 +131,7 @@ def _asked(first: Shard, tell: Any, driver: Connection) -> Iterator[Shard]:
 
 
 class RayWorker:
-    """The actor: loads the backbone once, then makes the shards that it is given."""
+    """The actor. It loads the backbone once, then makes the shards that come."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
@@ -136,24 +139,24 @@ class RayWorker:
         self._lock: FolderLock | None = None
 
     def ping(self) -> None:
-        """It has been placed."""
+        """Return once the actor has a place."""
 
     def load(self) -> dict[str, str]:
-        """Load the backbone; what this process is, by name. Raises FeatcliError."""
+        """Load the backbone. Returns the names and versions of this process's environment. Raises FeatcliError."""
         self._into, self._runner = runner_for(self._spec, self._report)
         self._lock = FolderLock(self._into.dump.path)
-        self._lock.beside()  # so that nobody deletes the dump while this is at work, whatever becomes of the driver
+        self._lock.beside()  # nobody may delete the dump while this works, whatever becomes of the driver
         return dict(self._into.environment)
 
     def keep(self) -> None:
-        """Put the rows that there are on the disk now, since the end is near. Ray calls it while `make` is at work."""
+        """Put all rows on the disk now, because the end is near. Ray calls this while `make` runs."""
         self._runner.keep()
 
     def _report(self, kind: str, **facts: Any) -> None:
         self._events.put(("event", (kind, facts)))
 
     def make(self, shards: Sequence[Shard]) -> Iterator[tuple[str, Any]]:
-        """Make shards; yields what happens, as it happens, and "done". Raises FeatcliError."""
+        """Make shards. Yields what happens, as it happens, and at last "done". Raises FeatcliError."""
         thread = threading.Thread(target=self._make, args=(shards,), daemon=True)
         thread.start()
         while True:
@@ -168,5 +171,5 @@ class RayWorker:
         try:
             self._runner.run(self._into, shards, lambda stats: self._events.put(("stats", stats)))
             self._events.put(("done", None))
-        except BaseException as error:  # handed over to the thread that Ray listens to
+        except BaseException as error:  # the thread that Ray listens to gets it
             self._events.put(("error", error))
