@@ -1,4 +1,4 @@
-"""One thread that does work in order while the backbone goes on; what waits is bounded in bytes."""
+"""Run work in order in one thread while the backbone computes. The memory that waits is limited in bytes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from types import TracebackType
 
 
 class Background:
-    """Runs what it is given, one after the other. The first exception stops it and is raised to the giver."""
+    """Does work in the order in which it is given. The first exception stops it and is raised to whoever gives work."""
 
     def __init__(self, max_bytes: int) -> None:
         self.busy_seconds = 0.0  # of the thread
-        self.waited_seconds = 0.0  # of whoever gives it work
+        self.waited_seconds = 0.0  # of the thread that gives work
         self._max_bytes = max_bytes
         self._waiting: deque[tuple[Callable[[], None], int]] = deque()
         self._waiting_bytes = 0
@@ -25,7 +25,7 @@ class Background:
         self._thread.start()
 
     def give(self, work: Callable[[], None], num_bytes: int = 0) -> None:
-        """Queue some work that holds `num_bytes` of memory; waits while too much is waiting already."""
+        """Queue some work that holds `num_bytes` of memory. Waits while too much is queued already."""
         began = time.perf_counter()
         with self._changed:
             self._changed.wait_for(
@@ -38,13 +38,13 @@ class Background:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop the thread when it has done all that waits."""
+        """Stop the thread once it has done all queued work."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         try:
             self._thread.join()
-        except BaseException:  # Ctrl-C: no more than what it is doing now, and not one moment less
+        except BaseException:  # Ctrl-C: finish only what the thread is doing now, but all of that
             with self._changed:
                 self._waiting.clear()
             self._thread.join()
@@ -56,7 +56,7 @@ class Background:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()  # whoever stops the giver may still want what was given
+        self.close()  # an error of the caller leaves work that still has to be done
         if error is None:
             self._raise()
 
@@ -70,13 +70,13 @@ class Background:
             started = time.perf_counter()
             try:
                 work()
-            except BaseException as error:  # handed over, not swallowed: the giver raises it
+            except BaseException as error:  # the caller raises it
                 with self._changed:
                     self._error = error
                     self._waiting.clear()
                     self._changed.notify_all()
                 return
-            del work  # its memory, before waiting for more
+            del work  # free its memory, before waiting for more work
             with self._changed:
                 self.busy_seconds += time.perf_counter() - started
                 self._waiting_bytes -= num_bytes

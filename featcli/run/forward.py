@@ -1,4 +1,4 @@
-"""The pixels of a batch -> the rows that are stored: forward pass, pooling, type; in portions where memory is short."""
+"""Turn the pixels of a batch into stored rows: forward pass, pooling, dtype; in portions if memory is short."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from featcli.system.device import is_out_of_memory, out_of_memory
 
 @dataclass
 class BatchRows:
-    """What is stored of a batch, on its way from the device. `finished` is for the thread that writes it."""
+    """The stored rows of a batch, on their way from the device. Only the writer thread calls `finished`."""
 
-    arrays: Mapping[str, torch.Tensor]  # by stage, in the stored type
+    arrays: Mapping[str, torch.Tensor]  # by stage, in the stored dtype
     extremes: Mapping[str, list[torch.Tensor]]  # (least, largest) of each portion
-    failed: list[int]  # places in the batch where there was no image
+    failed: list[int]  # places in the batch without an image
     arrive: Callable[[], float]
-    release: Callable[[], None]  # the buffers may be used again
-    compute_seconds: float = field(default=0.0, init=False)  # once it is finished
+    release: Callable[[], None]  # to be called when the buffers may be used again
+    compute_seconds: float = field(default=0.0, init=False)  # known once it is finished
     waited_seconds: float = field(default=0.0, init=False)
     overflown: Counter[str] = field(default_factory=Counter, init=False)  # values that are not finite, by stage
 
     @property
     def nbytes(self) -> int:
-        """Of all stages."""
+        """The bytes of all stages."""
         return sum(array.nbytes for array in self.arrays.values())
 
     def finished(self) -> dict[str, np.ndarray]:
-        """The arrays by stage, complete, NaN where there was no image. Valid until `release`."""
+        """Return the complete arrays by stage, with NaN in rows without an image. They are valid until `release`."""
         began = time.perf_counter()
         self.compute_seconds = self.arrive()
         self.waited_seconds = time.perf_counter() - began
@@ -50,16 +50,16 @@ class BatchRows:
                 self.overflown[name] += int((~finite).sum())
             if self.failed:
                 values[self.failed] = torch.nan
-            # numpy has no bfloat16: the same bytes under another name
+            # numpy has no bfloat16, so the same bytes get another dtype.
             stored[name] = (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
         return stored
 
 
 class Forward:
-    """The backbone and the pooling, batch after batch.
+    """Runs the backbone and the pooling on batch after batch.
 
-    `micro_batch`: how many images go through the backbone together. It is halved where they do not fit into memory,
-    and stays so.
+    `micro_batch` is how many images go through the backbone together. If they do not fit into memory, it is halved for
+    the rest of the run.
     """
 
     def __init__(self, setup: Setup, report: Report = silent) -> None:
@@ -77,12 +77,12 @@ class Forward:
             self._forget_tensors()
 
     def _fits_compiled(self) -> bool:
-        """Try a batch; halve it where it does not fit."""
+        """Try a batch, and halve it if it does not fit."""
         pixels = self._setup.backbone.preprocessing
         zeros = torch.zeros(self.micro_batch, pixels.channels, *pixels.size, dtype=getattr(torch, pixels.dtype))
         try:
             self._forward(zeros)
-        except Exception as error:  # compilers, and what looks for them, fail in many ways
+        except Exception as error:  # compilers, and the code that looks for them, fail in many ways
             if not is_out_of_memory(error):
                 raise MachineError(
                     f"--compile: torch.compile cannot compile {self._setup.backbone.name}: {one_line(error)}",
@@ -93,7 +93,11 @@ class Forward:
         return True
 
     def __call__(self, batch: Batch) -> BatchRows:
-        """What is stored of each image. Raises MachineError where not even one image fits into memory."""
+        """Return what is stored of each image.
+
+        Raises MachineError if not even one image fits into memory, and UsageError if the network refuses a picture's
+        own size.
+        """
         taken, arrays = {}, {}
         for stage in self._setup.plan.stages:
             shape = (len(batch.rows), *stage.shape_at((batch.pixels.shape[2], batch.pixels.shape[3])))
@@ -115,7 +119,7 @@ class Forward:
                 if is_out_of_memory(error):
                     self._halve(len(batch.rows), error)
                 elif self._setup.backbone.preprocessing.is_native and not isinstance(error, torch.AcceleratorError):
-                    # these are how networks refuse a size
+                    # Networks refuse a size with one of these errors.
                     raise self._refused(error, batch) from error
                 else:
                     raise
@@ -126,7 +130,7 @@ class Forward:
         return BatchRows(arrays=arrays, extremes=extremes, failed=failed, arrive=arrive, release=release)
 
     def _refused(self, error: Exception, batch: Batch) -> UsageError:
-        """What an error means where pictures keep their own sizes, which not every network takes."""
+        """Return the error for pictures that keep their own sizes, which some networks do not take."""
         height, width = batch.pixels.shape[2:]
         return UsageError(
             f"--fit native: {self._setup.backbone.name} does not take an input of {height}x{width}: {one_line(error)}",
@@ -134,7 +138,7 @@ class Forward:
         )
 
     def _fill(self, arrays: Mapping[str, torch.Tensor], pixels: torch.Tensor) -> dict[str, list[torch.Tensor]]:
-        """Fill the arrays, portion by portion; return the extremes of each stage."""
+        """Fill the arrays, portion by portion. Returns the extremes of each stage."""
         extremes: dict[str, list[torch.Tensor]] = {name: [] for name in arrays}
         for first in range(0, len(pixels), self.micro_batch):
             portion = slice(first, first + self.micro_batch)
@@ -148,12 +152,12 @@ class Forward:
 
     def _portion(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         missing = self.micro_batch - len(pixels) if self._setup.backbone.execution.compiled else 0
-        if missing:  # it is compiled for one size of batch: the short last one would be compiled for again
+        if missing:  # the network is compiled for one size of batch, and a shorter one would be compiled again
             pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
         return self._forward(self._transfers.to_device(pixels))
 
     def _forget_tensors(self) -> None:
-        """To be called when an error is gone, and with it the tensors that it held."""
+        """Free GPU memory. Call it when an error is gone, because the error holds tensors."""
         if self._setup.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""Options -> a loaded backbone and all that goes with it: in the process that plans a run, and in its workers."""
+"""Load a backbone and all that goes with it from options, in the process that plans a run and in its workers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from featcli.system.machine import available_cores
 
 @dataclass(frozen=True)
 class Setup:
-    """What makes rows of images in a process: loaded once, used for every shard."""
+    """All that makes rows from images in a process. It is loaded once and used for every shard."""
 
     backbone: Backbone
     plan: Plan
@@ -48,9 +48,9 @@ class Setup:
 
 
 def load(asked: ExtractSpec, plan: Plan) -> Setup:
-    """What a run has loaded, in another process, from the plan of its dump. Raises what `prepare` raises.
+    """Load in another process what a run has loaded, by the plan of its dump. Raises what `prepare` raises.
 
-    The plan in it is the one that these options come to here, to be compared.
+    The result holds the plan that these options lead to on this machine, so that the caller can compare the two.
     """
     selection = select(asked, resolve_device(asked.device)).worded_as(plan)
     loading = load_selected(asked, selection, plan.num_images, plan, silent)
@@ -60,7 +60,7 @@ def load(asked: ExtractSpec, plan: Plan) -> Setup:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which stages of which checkpoint, and where they are to be computed."""
+    """The chosen stages of a checkpoint, and the device that computes them."""
 
     model: ModelSpec
     positions: tuple[int, ...]
@@ -68,7 +68,7 @@ class Selection:
     device: Choice[torch.device]
 
     def worded_as(self, begun: Plan) -> Selection:
-        """Say the same in the manner of a plan, which may have other names for the modules of its stages."""
+        """Return the same with the plan's words: another version of a library may name modules of stages otherwise."""
         before = {stage.name: stage.module for stage in begun.stages}
         stages = (replace(stage, module=before.get(stage.name, stage.module)) for stage in self.stages)
         return replace(self, stages=tuple(stages))
@@ -76,7 +76,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class LoadedBackbone:
-    """A backbone that was loaded, and all that goes with it."""
+    """A loaded backbone, and all that goes with it."""
 
     backbone: Backbone
     decoder: Decoder
@@ -85,12 +85,12 @@ class LoadedBackbone:
     environment: Mapping[str, str]
 
     def setup(self, asked: ExtractSpec, plan: Plan) -> Setup:
-        """What makes the rows of that plan."""
+        """Return what makes the rows of a plan."""
         return Setup(self.backbone, plan, pooling(asked.pool), self.decoder, self.threads.value)
 
 
 def select(asked: ExtractSpec, device: Choice[torch.device]) -> Selection:
-    """Which stages the options mean. Reads no weights. Raises UsageError and CheckpointError."""
+    """Return the stages that the options mean. Reads no weights. Raises UsageError and CheckpointError."""
     model = resolve(asked)
     positions = model.select(asked.features, asked.indices)
     if asked.fit == NATIVE:
@@ -103,7 +103,10 @@ def select(asked: ExtractSpec, device: Choice[torch.device]) -> Selection:
 def load_selected(
     asked: ExtractSpec, selection: Selection, num_images: int, begun: Plan | None, report: Report
 ) -> LoadedBackbone:
-    """Load the backbone. `begun`: the plan of the dump that is resumed."""
+    """Load the backbone. `begun` is the plan of the dump that is resumed, or None.
+
+    Raises UsageError, CheckpointError and MachineError.
+    """
     model, device, before = selection.model, selection.device.value, None if begun is None else begun.settings
     threads = threads_of(asked, before)
     with memory_errors("the backbone does", device), settled_arithmetic(threads.value, device):
@@ -135,7 +138,7 @@ def _report_tuning(device: torch.device, execution: Execution, tuning: Tuning, r
 
 
 def threads_of(asked: ExtractSpec, begun: Settings | None) -> Choice[int]:
-    """Threads of the forward pass. They can move the last bits, so a dump keeps those it was begun with."""
+    """Return the threads of the forward pass. They can change the last bits, so a dump keeps its first number."""
     if asked.threads != AUTO:
         return Choice(int(asked.threads), "as asked")
     if begun is not None:
@@ -143,18 +146,18 @@ def threads_of(asked: ExtractSpec, begun: Settings | None) -> Choice[int]:
     cores = available_cores()
     if (workers := num_workers(asked)) > 1:
         return Choice(max(1, cores // workers), f"auto: {cores} cores, {workers} workers")
-    if torch.get_num_threads() > cores:  # torch does not know of quotas
+    if torch.get_num_threads() > cores:  # torch does not know about quotas
         return Choice(cores, "auto: the cores that may be used")
     return Choice(torch.get_num_threads(), "auto: torch's own choice")
 
 
 def num_workers(asked: ExtractSpec) -> int:
-    """Of this machine, each with a process of its own."""
+    """Return the number of workers on this machine; each has a process of its own."""
     return len(device_names(asked.device))
 
 
 def decode_threads_of(asked: ExtractSpec) -> int:
-    """Of each worker."""
+    """Return the decode threads of each worker."""
     if asked.decode_threads != AUTO:
         return int(asked.decode_threads)
     return max(1, available_cores() // num_workers(asked))
@@ -185,7 +188,7 @@ def _stored_stages(asked: ExtractSpec, model: ModelSpec, positions: Sequence[int
 
 
 def _settings(asked: ExtractSpec, backbone: Backbone, rules: PixelSpec, threads: int, batch_size: int) -> Settings:
-    """What was chosen, as the plan keeps it."""
+    """Return what was chosen, as the plan holds it."""
     execution = backbone.execution
     return Settings(
         backbone=dict(backbone.settings),
@@ -203,7 +206,7 @@ def _settings(asked: ExtractSpec, backbone: Backbone, rules: PixelSpec, threads:
 
 
 def _environment(device: torch.device, library: str) -> dict[str, str]:
-    """What can move the last bits of a result and cannot be repeated at will."""
+    """Return what can change the last bits of a result and cannot be set by an option."""
     import h5py
     import PIL
     import timm

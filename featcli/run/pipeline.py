@@ -1,4 +1,4 @@
-"""Shards -> committed shards in one process: what every engine runs. Shards are committed in their order.
+"""Turn shards into committed shards in one process, in order. Every engine runs this.
 
 rows of a shard  -> batches of pixels       run/source.py    ahead, by the threads that decode
 a batch          -> maps, pooled and cast   run/forward.py   on the device, fed by the thread that runs this
@@ -28,12 +28,12 @@ from featcli.run.stats import RunStats
 from featcli.system.device import memory_errors, settled_arithmetic
 from featcli.system.machine import give_memory_back, kept_memory
 
-QUEUED_BATCHES = 2  # that may wait for the writer
-TIDY_SECONDS = 30.0  # after which memory that is free goes back to the system: seldom, since it is taken again
+QUEUED_BATCHES = 2  # batches that may wait for the writer
+TIDY_SECONDS = 30.0  # between two times when free memory goes back to the system; seldom, because it is needed again
 
 
 class ShardRunner:
-    """Makes shards of a dump with what is loaded. Used for any number of them."""
+    """Makes shards of a dump with what is loaded. It can be used again and again."""
 
     def __init__(self, setup: Setup, report: Report) -> None:
         self._setup = setup
@@ -48,17 +48,17 @@ class ShardRunner:
                 self._forward.compile()
 
     def run(self, into: DumpWriter, shards: Iterable[Shard], count: Callable[[RunStats], None]) -> None:
-        """Extract these shards and commit each; those that another process has committed meanwhile are skipped.
+        """Extract these shards and commit each. Shards that another process has committed meanwhile are skipped.
 
-        The next ones are asked for while those before are still at work. `count` is given what was done, shard by
-        shard as each is committed, and the times at the end. Raises FeatcliError.
+        The next shards are taken while those before are still being made. `count` gets the statistics of each shard
+        when it is committed, and the times at the end. Raises FeatcliError.
         """
         device, plan, stats = self._setup.backbone.device, into.dump.plan, RunStats()
         source, sink = Source(self._setup.decoder, into, self._report), Sink(into, self._report, count)
         self._sink = sink
-        # Python leaves these in reverse order. So the writer thread has written what was computed before the sink keeps
-        # what there is of a shard, both are done before decoding stops, and errors of all three pass through the blocks
-        # that give them their words.
+        # Python leaves these in reverse order. So the writer thread first writes what was computed, then the sink keeps
+        # the rows of an unfinished shard, then decoding stops. Errors of all three pass through the blocks that turn
+        # them into messages.
         with (
             _settled_process(self._setup.threads, device),
             _errors_of_the_machine(device, into.dump.path),
@@ -70,17 +70,17 @@ class ShardRunner:
             self._stream(batches, sink, writer, stats)
         stats.timings.compute, stats.timings.waited_for_compute = sink.compute_seconds, sink.waited_seconds
         stats.timings.write = writer.busy_seconds - sink.waited_seconds
-        # What the writer waited for the device is no wait of the device for the writer.
+        # If the writer waited for the device, then the device did not wait for the writer during that time.
         stats.timings.waited_for_write = max(0.0, writer.waited_seconds - sink.waited_seconds)
         count(stats)
 
     def keep(self) -> None:
-        """Put the rows that are written on the disk now, while another thread is in `run`. Raises OSError."""
+        """Put all written rows on the disk now, while another thread is in `run`. Raises OSError."""
         if self._sink is not None:
             self._sink.keep()
 
     def _stream(self, batches: Iterable[ShardBatch], sink: Sink, writer: Background, stats: RunStats) -> None:
-        """Rows become batches, batches maps, maps bytes, bytes a committed shard."""
+        """Turn rows into batches, batches into maps, maps into bytes, and bytes into a committed shard."""
         began = tidied = time.perf_counter()
         for batch in batches:
             stats.timings.waited_for_decode += time.perf_counter() - began
@@ -89,7 +89,7 @@ class ShardRunner:
             for failure in batch.failures:
                 self._report("failure", **failure.to_json())
             writer.give(partial(sink.write, batch, rows, self._forward.micro_batch), rows.nbytes)
-            del rows  # the writer lets go of their memory
+            del rows  # the writer frees their memory
             self._report("batch", images=len(batch.rows))
             began = time.perf_counter()
             if began - tidied > TIDY_SECONDS:
@@ -106,6 +106,6 @@ def _settled_process(threads: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _errors_of_the_machine(device: torch.device, dump: Path) -> Iterator[None]:
-    """Turn what memory and disk refuse into a MachineError: one line, with what to do."""
+    """Turn errors of memory and disk into a MachineError, which says in one line what to do."""
     with memory_errors("the images do", device), disk_errors(dump):
         yield

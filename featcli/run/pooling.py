@@ -1,4 +1,4 @@
-"""A feature map (B, C, H, W) -> what is stored of it, on the device."""
+"""Turn a feature map (B, C, H, W) into what is stored of it, on the device."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from featcli.spec.parsers import parse_pool
 if TYPE_CHECKING:
     import torch
 
-LARGEST_GRID = 1024  # cells of an edge, where maps have sizes of their own
+LARGEST_GRID = 1024  # cells along an edge, if maps have sizes of their own
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """How maps are reduced. With `of_class_token` it is given class tokens (B, C) instead of maps."""
+    """A way to reduce maps. With `of_class_token` it reduces class tokens (B, C) instead."""
 
     name: str
     reduce: Callable[[torch.Tensor], torch.Tensor]
-    shape: Callable[[tuple[int | None, ...]], tuple[int | None, ...]]  # (C, H, W) -> what is stored of one image
+    shape: Callable[[tuple[int | None, ...]], tuple[int | None, ...]]  # (C, H, W) -> the stored shape of an image
     of_class_token: bool = False
 
     def is_finer_than(self, shape: tuple[int | None, ...]) -> bool:
-        """Whether it makes more cells than a map (C, H, W) has; LARGEST_GRID where maps have sizes of their own."""
+        """Return whether it makes more cells than a map (C, H, W) has, or than LARGEST_GRID along an unknown edge."""
         edges = zip(self.shape(shape), shape, strict=False)
         return any((made or 0) > (there or LARGEST_GRID) for made, there in edges)
 
@@ -47,6 +47,6 @@ POOLINGS = {
 
 
 def pooling(name: str) -> Pooling:
-    """A pooling by its name: one of POOLINGS, or a grid `HxW` of averages such as `7x7`. Raises UsageError."""
+    """Return a pooling by its name: one of POOLINGS, or a grid `HxW` of averages such as `7x7`. Raises UsageError."""
     grid = parse_pool(name)
     return POOLINGS[name] if grid is None else _grid(*grid)

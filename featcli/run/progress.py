@@ -1,4 +1,4 @@
-"""How far a run is, counted from its events: images done and safe, pace, time left; said once a minute, or as a bar."""
+"""Count from events how far a run is (images done and safe, pace, time left), and show it each minute or as a bar."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from typing import Any, TextIO
 from featcli.errors import counted, duration, printable
 from featcli.events import Report
 
-GRACE = 10.0  # seconds that a `progress` event waits for rows that are just being put on the disk
-MINUTE = 60.0  # seconds between two `progress` events; runs that are expected to be longer begin with an estimate
-SETTLED = 5.0  # seconds of computing after which the pace is worth an estimate
-WINDOW = 5  # minutes over which the pace is taken
-Clock = Callable[[], float]  # seconds
+GRACE = 10.0  # seconds that a `progress` event waits for rows that are being put on the disk
+MINUTE = 60.0  # seconds between two `progress` events; a run that takes longer begins with an estimate
+SETTLED = 5.0  # seconds of computing after which the pace is good enough for an estimate
+WINDOW = 5  # minutes over which the pace is measured
+Clock = Callable[[], float]  # returns seconds
 
 
 class Progress:
-    """Counts of a run, which hears of all its events, in any thread.
+    """Counts of a run. It is told all events of the run, in any thread.
 
-    `images`: of the run. `done`: those that are there, lie in unfinished shards on the disk, are made by others, or
-    were computed. `computed`: by this run alone. `safe`: those that a kill does not lose; None where none are made.
+    `images` are all images of the run. `done` are those that are on the disk, also in unfinished shards, that others
+    make, or that were computed. `computed` are those that this run computed. `safe` are those that a kill does not
+    lose, or None if no shards are made.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.has_started = self.makes_shards = False
         self.images = self.done = self.computed = self.failed = 0
-        self._bytes = self._to_do = 0  # of the shards to be made, and their images
+        self._bytes = self._to_do = 0  # of the shards to be made; the images of these shards
         self._clock = clock
         self._committed = 0
-        self._kept: dict[int, int] = {}  # unfinished shard -> rows of it that are on the disk
-        self._found: dict[int, int] = {}  # likewise, of those that wait to be taken up: `done` has them
+        self._kept: dict[int, int] = {}  # unfinished shard -> its rows on the disk
+        self._found: dict[int, int] = {}  # the same for shards that are still to be resumed; `done` includes these rows
         self._started = 0.0
-        self._paces: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)  # (when, computed by then), a minute apart
+        self._paces: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)  # (time, computed by then), a minute apart
         self._lock = threading.Lock()
 
     @property
@@ -45,36 +46,36 @@ class Progress:
 
     @property
     def bytes_left(self) -> int:
-        """That the images will take which are not done."""
+        """The bytes of the images that are not done."""
         return self._bytes * max(0, self.images - self.done) // max(1, self._to_do)
 
     @property
     def seconds(self) -> float:
-        """Since the run has started."""
+        """Seconds since the start of the run."""
         return self._clock() - self._started
 
     @property
     def seconds_of_pace(self) -> float:
-        """That the pace is taken over: none before the second batch."""
+        """Seconds over which the pace is measured; 0 before the second batch."""
         return self._clock() - self._paces[0][0] if self._paces else 0.0
 
     @property
     def rate(self) -> float | None:
-        """Images that were computed in a second, over the last minutes; None before the first."""
+        """Images computed per second over the last minutes; None before the first batch."""
         now = self._clock()
         since, before = self._paces[0] if self._paces else (now, 0)
-        if now <= since or self.computed <= before:  # of the first batch, loading included
+        if now <= since or self.computed <= before:  # only the first batch is computed, so its loading counts, too
             since, before = self._started, 0
         return (self.computed - before) / (now - since) if self.computed > 0 and now > since else None
 
     @property
     def seconds_left(self) -> float | None:
-        """At that pace."""
+        """Seconds that the rest takes at this pace; None if the pace is unknown."""
         rate = self.rate
         return None if rate is None else max(0, self.images - self.done) / rate
 
     def hear(self, kind: str, **facts: Any) -> int:
-        """Count what happened. Returns how many more images are done."""
+        """Count an event. Returns how many more images are done."""
         with self._lock:
             before = self.done
             if kind == "start":
@@ -82,7 +83,7 @@ class Progress:
             elif kind == "batch":
                 self.done += facts["images"]
                 self.computed += facts["images"]
-                if not self._paces:  # what comes before the first batch, such as workers that load, is no pace
+                if not self._paces:  # time before the first batch, such as the loading of workers, does not count
                     self.mark()
             elif kind == "resumed":
                 self.done += facts["rows"] - self._found.pop(facts["shard"], 0)
@@ -99,11 +100,11 @@ class Progress:
             return self.done - before
 
     def mark(self) -> None:
-        """Remember how far it is now: the pace is that of the last marks."""
+        """Note how far the run is now, to measure the pace from."""
         self._paces.append((self._clock(), self.computed))
 
     def facts(self) -> dict[str, Any]:
-        """What a `progress` event says."""
+        """Return the facts of a `progress` event."""
         rate, left = self.rate, self.seconds_left
         return {
             "images": self.images,
@@ -131,12 +132,12 @@ class Progress:
 
 
 class ProgressReport:
-    """A report that tells another one every event, and adds `estimate` and `progress` where they are due."""
+    """A report that passes every event on to another, and adds `estimate` and `progress` when they are due."""
 
     def __init__(self, report: Report, clock: Clock = time.monotonic) -> None:
         self.progress = Progress(clock)
         self._report = report
-        self._due = MINUTE  # seconds of the run
+        self._due = MINUTE  # in seconds of the run
         self._has_estimated = False
 
     def __call__(self, kind: str, **facts: Any) -> None:
@@ -165,7 +166,7 @@ class ProgressReport:
 
 
 class ProgressBar:
-    """A bar for the events of a run, in a terminal or a notebook; nothing where there is neither."""
+    """A bar for the events of a run, in a terminal or a notebook. It shows nothing anywhere else."""
 
     def __init__(self, stream: TextIO, work: str = "extracting", unit: str = "images", leave: bool = True) -> None:
         self._stream, self._work, self._unit, self._leave = stream, work, unit, leave
@@ -178,7 +179,7 @@ class ProgressBar:
         return self._bar is not None
 
     def hear(self, kind: str, **facts: Any) -> None:
-        """Move it by an event."""
+        """Move the bar by an event."""
         done = self._progress.hear(kind, **facts)
         if kind == "start":
             self._open()
@@ -188,7 +189,7 @@ class ProgressBar:
             self._move(kind, done)
 
     def say(self, text: str) -> None:
-        """Print lines above it."""
+        """Print lines above the bar."""
         if self._bar is not None:
             self._bar.clear()
         print(text, file=self._stream, flush=True)
@@ -217,7 +218,7 @@ class ProgressBar:
         if kind == "batch":
             self._bar.update(done)
             return
-        self._bar.initial += done  # not computed: so that they are no part of its pace
+        self._bar.initial += done  # these were not computed, so they must not count for the pace of the bar
         self._bar.last_print_n += done
         self._bar.n += done
         if kind in ("resumed", "there", "kept", "shard", "failure"):
@@ -226,10 +227,10 @@ class ProgressBar:
 
 
 def progress_bar(stream: TextIO | None = None) -> Report:
-    """A report for scripts and notebooks: `featcli.extract(..., report=featcli.progress_bar())`.
+    """Return a report for scripts and notebooks: `featcli.extract(..., report=featcli.progress_bar())`.
 
-    It shows a bar with the images that are done and safe, and prints warnings. Where `stream` (stderr by default) is no
-    terminal and this is no notebook it prints a line a minute. Make one for each run.
+    It shows a bar with the images that are done and safe, and prints warnings. If `stream` (by default stderr) is no
+    terminal and this is no notebook, it prints a line a minute instead. Make a new one for each run.
     """
     bar = ProgressBar(sys.stderr if stream is None else stream)
 
@@ -246,7 +247,7 @@ def progress_bar(stream: TextIO | None = None) -> Report:
 
 
 def progress_line(facts: Mapping[str, Any]) -> str:
-    """A `progress` event for people."""
+    """Return one line about a `progress` event for people."""
     share = f" ({facts['done'] / facts['images']:.0%})" if facts["images"] else ""
     failed = f", {facts['failed']:,} failed" if facts["failed"] else ""
     rate, left = facts["images_per_second"], facts["seconds_left"]
@@ -256,10 +257,10 @@ def progress_line(facts: Mapping[str, Any]) -> str:
 
 
 def stopped_line(facts: Mapping[str, Any]) -> str:
-    """A `stopped` event for people."""
+    """Return one line about a `stopped` event for people."""
     return f"stopped: {facts['safe']:,} of {counted(facts['images'], 'image')} are safe"
 
 
 def shown_rate(rate: float) -> str:
-    """Images a second for people, with three digits where it is slow."""
+    """Return images per second for people. Slow rates have three digits."""
     return f"{rate:,.0f} images/s" if rate >= 100 else f"{rate:.3g} images/s"

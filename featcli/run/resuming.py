@@ -1,8 +1,8 @@
-"""What a run chose, in the manner of the plan that it resumes: a library that has other words by now is no other run.
+"""Word the settings of a run as the plan that it resumes does, so that a library's new words make no other run.
 
 A plan holds what the checkpoint's files and the user set. Plans of an older featcli hold a whole configuration, or the
-network as torch prints it, and every plan holds an image processor with its defaults: with another version of a library
-these may differ though nobody changed anything.
+network as torch prints it, and every plan holds an image processor with its defaults. Another version of a library may
+word these differently although nobody changed anything.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from featcli.dump.plan import Plan
 from featcli.dump.settings import Settings
 from featcli.events import Report
 
-LIBRARIES = ("torch", "timm", "transformers")  # of `environment`: those that describe a backbone
-NAMES_OF_CODE = ("image_processor_type", "backend")  # what a library calls its own code
+LIBRARIES = ("torch", "timm", "transformers")  # names in `environment` of the libraries that describe a backbone
+NAMES_OF_CODE = ("image_processor_type", "backend")  # a library's names for its own code
 
 
 @dataclass(frozen=True)
 class InMannerOf:
-    """The plan of a dump, in whose manner settings are given."""
+    """The plan of a dump, whose words settings are given in."""
 
     plan: Plan
     environment: Mapping[str, str]  # of this process
     report: Report
 
     def settings(self, found: Settings, model: ModelSpec, preprocessing: Preprocessing) -> Settings:
-        """These settings with the words of the plan for whatever nobody set; a warning names it where it differs."""
+        """Return the settings, with the plan's words for whatever nobody set.
+
+        A warning names what was worded differently.
+        """
         before = self.plan.settings
         backbone, reworded = model.settings_beside(before.backbone, self._is_same_library)
         found = replace(found, backbone=backbone)
@@ -53,7 +56,7 @@ class InMannerOf:
         return all(now.get(name) == before.get(name) for name in LIBRARIES if name in before)
 
     def _reworded(self, found: Settings, preprocessing: Preprocessing) -> list[str]:
-        """Name what of the preprocessing only one of the two has, if pictures come out the same by both."""
+        """Return the names of preprocessing settings that only one of the two has, if both give the same pictures."""
         before, now = self.plan.settings.preprocessing, found.preprocessing
         names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
         if not names or any(name in before and name in now for name in names if name not in NAMES_OF_CODE):
@@ -62,13 +65,13 @@ class InMannerOf:
             recorded = recorded_preprocessing(
                 before, size=found.input_size, channels=found.channels, resize_mode=found.resize_mode
             )
-        except Exception:  # words that this library does not know any more
+        except Exception:  # this library no longer knows the plan's words
             return []
         return names if _give_the_same(recorded, preprocessing) else []
 
 
 def _give_the_same(one: Preprocessing, two: Preprocessing) -> bool:
-    """Tell whether two ways of preprocessing give the same pixels of two pictures, and normalise them alike."""
+    """Return whether two ways of preprocessing give the same pixels for two pictures, and normalise them alike."""
     if any(getattr(one, name) != getattr(two, name) for name in ("dtype", "scale", "mean", "std", "channels")):
         return False
     return all(np.array_equal(one.fit(picture), two.fit(picture)) for picture in probe_pictures())

@@ -1,4 +1,4 @@
-"""Rows -> committed shards. The writer thread alone writes; whoever started that thread cleans up after it."""
+"""Turn rows into committed shards. Only the writer thread writes; the thread that started it cleans up."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from featcli.run.forward import BatchRows
 from featcli.run.source import Shard, ShardBatch
 from featcli.run.stats import RunStats
 
-KEEP_SECONDS = 60.0  # after which the rows of an unfinished shard are put on the disk: what a kill costs
+KEEP_SECONDS = 60.0  # seconds between two times that unfinished rows are put on the disk: what a kill costs
 
 
 class Sink:
-    """Writes the rows of shards, one shard after the other, and commits each once its last row is there.
+    """Writes the rows of shards, one shard after another, and commits each after its last row.
 
-    `count` is given what was done, shard by shard. What an error leaves of a shard is kept for whoever takes it up.
+    `count` gets the statistics of each shard. After an error the rows of the shard are kept, so that they can be
+    resumed.
     """
 
     def __init__(self, into: DumpWriter, report: Report, count: Callable[[RunStats], None]) -> None:
@@ -33,16 +34,16 @@ class Sink:
         self._report = report
         self._count = count
         self._at_work: BegunShard | None = None
-        self._made = RunStats()  # of the shard that is at work, by this run
-        self._kept_rows = 0  # of it, that are on the disk
+        self._made = RunStats()  # what this run did for the current shard
+        self._kept_rows = 0  # rows of the current shard that are on the disk
         self._kept_at = 0.0
-        self._written_at = time.monotonic()  # the last rows; at first, when this began
-        self._one_at_a_time = threading.Lock()  # `keep` is for any thread
+        self._written_at = time.monotonic()  # when the last rows were written, or when this began
+        self._one_at_a_time = threading.Lock()  # `keep` may come from any thread
 
     def write(self, batch: ShardBatch, rows: BatchRows, micro_batch: int) -> None:
-        """Write the next rows of a shard, and commit it after the last. It is dropped where another process was first.
+        """Write the next rows of a shard, and commit it after the last. It is dropped if another process was faster.
 
-        `micro_batch`: how many images went through the backbone together.
+        `micro_batch` is how many images went through the backbone together.
         """
         maps = rows.finished()
         self.compute_seconds += rows.compute_seconds
@@ -68,7 +69,7 @@ class Sink:
         self._written_at = time.monotonic()
 
     def _is_time_to_keep(self) -> bool:
-        """Whether rows would wait for too long for the next batch, if that takes as long as this one did."""
+        """Return whether rows would wait too long for the next batch, if that takes as long as this one did."""
         now = time.monotonic()
         return now - self._kept_at + (now - self._written_at) >= KEEP_SECONDS
 
@@ -79,7 +80,7 @@ class Sink:
         return begun
 
     def keep(self) -> None:
-        """Put the rows that are written of an unfinished shard on the disk now. Raises OSError."""
+        """Put the written rows of the unfinished shard on the disk now. Raises OSError."""
         with self._one_at_a_time:
             self._keep_what_is_new()
 
@@ -88,7 +89,7 @@ class Sink:
             self._keep()
 
     def _keep(self) -> None:
-        """Put the rows of the shard on the disk that is not finished."""
+        """Put the rows of the unfinished shard on the disk."""
         assert self._at_work is not None
         self._kept_at = time.monotonic()
         if self._into.keep(self._at_work):
@@ -96,7 +97,7 @@ class Sink:
             self._report("kept", shard=self._at_work.number, rows=self._kept_rows)
 
     def _commit(self, shard: Shard) -> None:
-        """Commit a shard of which every row is written."""
+        """Commit a shard whose rows are all written."""
         assert self._at_work is not None
         begun, failures = self._at_work, self._at_work.made.failures
         valid = np.ones(len(shard.rows), np.uint8)
@@ -105,7 +106,7 @@ class Sink:
         record = self._into.commit(begun, {VALID: valid, **{name + SHAPES: found for name, found in shapes.items()}})
         self._at_work = None
         if record is None:
-            # Its batches were counted while they were made.
+            # The images of this shard were counted batch by batch.
             self._report("there", shard=shard.number, rows=len(shard.rows), images=0)
             return
         self._made.overflown = begun.made.all_overflown
@@ -119,8 +120,8 @@ class Sink:
         with self._one_at_a_time:
             if self._at_work is None:
                 return
-            # An error stopped it half way: else its commit would have set this to None.
-            with suppress(OSError, EOFError, FeatcliError):  # the error that stopped it is what is to be heard
+            # An error stopped the shard half way, because a commit would have set it to None.
+            with suppress(OSError, EOFError, FeatcliError):  # the error that stopped it matters more
                 self._keep_what_is_new()
             self._into.leave(self._at_work)
             self._at_work = None

@@ -1,4 +1,4 @@
-"""Shards -> batches of decoded images, each knowing its shard. Used by one thread: the one that feeds the backbone."""
+"""Turn shards into batches of decoded images, each with its shard. Only the thread that feeds the backbone uses it."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ from featcli.pixels.batches import Batch, Decoder, SizedImages
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard that is to be made; what an engine gives to a worker."""
+    """A shard that is to be made, as an engine gives it to a worker."""
 
     number: int
     rows: range
-    pictures: SizedImages  # of these rows; where all of it stays in one process, of all rows
+    pictures: SizedImages  # of these rows, or of all rows if it stays in this process
 
     @cached_property
     def keys(self) -> list[str]:
-        """Of its rows, in order."""
+        """The keys of its rows, in order."""
         return [self.pictures.images[row].key for row in self.rows]
 
     def shapes(self, stages: Iterable[StoredStage]) -> dict[str, np.ndarray]:
-        """(rows, 3) of each stage whose maps differ in size."""
+        """Return (rows, 3) shapes for each stage whose maps differ in size."""
         return {one.name: one.shapes(self.pictures.sizes.own_of(self.rows)) for one in stages if one.is_ragged}
 
 
 @dataclass
 class ShardBatch(Batch):
-    """A batch of images of one shard."""
+    """A batch of images from one shard."""
 
     shard: Shard = field(kw_only=True)
-    begun: BegunShard | None = None  # what an earlier run left of the shard: with the first batch that comes after it
+    begun: BegunShard | None = None  # what an earlier run left of the shard; only the first batch after it has this
 
     @property
     def ends_shard(self) -> bool:
-        """Whether it is the last of its shard."""
+        """Whether it is the last batch of its shard."""
         return self.rows.stop == self.shard.rows.stop
 
 
 class Source:
-    """Decodes the images of shards, batch by batch in their order, some batches ahead of whoever takes them."""
+    """Decodes the images of shards in order, some batches ahead of whoever takes them."""
 
     def __init__(self, decoder: Decoder, into: DumpWriter, report: Report) -> None:
         self._decoder = decoder
         self._into = into
         self._report = report
-        # of each batch that is being decoded
+        # The shard of each batch that is being decoded.
         self._ahead: deque[tuple[Shard, BegunShard | None]] = deque()
-        self._begun: list[BegunShard] = []  # that were taken up
+        self._begun: list[BegunShard] = []  # shards that were resumed
 
     def batches(self, shards: Iterable[Shard]) -> Generator[ShardBatch, None, None]:
-        """The batches of these shards, but for those that another process has committed by the time they are reached.
+        """Yield the batches of these shards, except of those that another process has committed by then.
 
-        Of shards that an earlier run has begun, the batches that are left. The next shards are asked for while batches
-        of those before are still on their way.
+        A shard that an earlier run has begun gives only the batches that are left. The next shards are taken while
+        batches of those before are still being decoded.
         """
         with closing(batches.read(self._decoder, self._wanted(shards))) as decoded:
             for batch in decoded:
@@ -84,7 +84,7 @@ class Source:
                     yield shard.pictures, rows
 
     def _take_up(self, shard: Shard, starts: Sequence[int]) -> BegunShard | None:
-        """What an earlier run has left of a shard."""
+        """Return what an earlier run has left of a shard, or None."""
         shapes = shard.shapes(self._into.dump.plan.stages)
         begun = self._into.take_up(shard.number, shard.keys, shapes, starts, self._report)
         if begun is not None:
@@ -98,5 +98,5 @@ class Source:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for one in self._begun:  # those that came to no batch are still open
+        for one in self._begun:  # shards without a batch are still open
             self._into.leave(one)

@@ -1,4 +1,4 @@
-"""What was done, and which part of the pipeline set the pace: seconds at work, seconds waited, and what would help."""
+"""Count what was done, and tell which part of the pipeline set the pace: seconds at work, seconds waited, advice."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from featcli.pixels.traits import Trait
 from featcli.system.machine import available_cores
 
 PARTS = ("decode", "compute", "write")
-BUSY = 0.4  # share of a run from which decoding is worth a word though another part set the pace
-WORTH_COMPILING = 60  # seconds of compute for which half a minute of compilation is no loss
-SMALL_BATCH = 32  # images, which may not keep a GPU busy
+BUSY = 0.4  # decoding that takes this share of a run is worth advice even if another part set the pace
+WORTH_COMPILING = 60  # seconds of compute that make half a minute of compilation worth it
+SMALL_BATCH = 32  # images; fewer may not keep a GPU busy
 
 
 @dataclass
 class Timings:
-    """Seconds of a run, added to as it goes on."""
+    """Seconds of a run, which grow as it goes."""
 
-    preparation: float = 0.0  # before: loading, trials, compilation
+    preparation: float = 0.0  # loading, trials and compilation, before the start
     started: float = field(default_factory=time.perf_counter)
     decode: float = 0.0  # at work, summed over threads
     compute: float = 0.0
     write: float = 0.0
-    waited_for_decode: float = 0.0  # that compute stood still for it
+    waited_for_decode: float = 0.0  # while compute waited for decode
     waited_for_write: float = 0.0
-    waited_for_compute: float = 0.0  # that the writer stood still for a device
+    waited_for_compute: float = 0.0  # while the writer waited for the device
 
     def add(self, other: Timings) -> None:
-        """What other processes were busy with, and waited for, and what their start took."""
+        """Add the seconds of another process."""
         self.preparation += other.preparation
         self.started += other.preparation
         for part in (*PARTS, "waited_for_decode", "waited_for_write", "waited_for_compute"):
             setattr(self, part, getattr(self, part) + getattr(other, part))
 
     def pace(self, workers: int, decode_threads: int, plan: Plan) -> Throughput:
-        """What the run comes to, by now. `decode_threads`: of all workers together."""
+        """Return the pace of the run so far. `decode_threads` counts those of all workers."""
         seconds = time.perf_counter() - self.started
         worked = {"decode": self.decode, "compute": self.compute, "write": self.write}
         threads = {"decode": decode_threads, "compute": workers, "write": workers}
@@ -63,21 +63,21 @@ class Timings:
 
 @dataclass
 class RunStats:
-    """What was done, to be added up over processes."""
+    """What was done. It can be added up over processes."""
 
-    images: int = 0  # in shards that were committed
-    failed: int = 0  # of these
-    traits: Counter[Trait] = field(default_factory=Counter)  # of how many images each is true
+    images: int = 0  # in committed shards
+    failed: int = 0  # failed images among them
+    traits: Counter[Trait] = field(default_factory=Counter)  # how many images have each trait
     overflown: Counter[str] = field(default_factory=Counter)  # values that are not finite, by stage
     timings: Timings = field(default_factory=Timings)
 
     @property
     def pictures(self) -> dict[str, int]:
-        """The images of this run and the traits of them, as `pictures_of` has them of a whole dump."""
+        """The images of this run and their traits, as `pictures_of` gives them for a whole dump."""
         return {"read": self.images - self.failed, **{str(trait): count for trait, count in self.traits.items()}}
 
     def add(self, other: RunStats) -> None:
-        """What another process has done."""
+        """Add what another process has done."""
         self.images += other.images
         self.failed += other.failed
         self.traits.update(other.traits)
@@ -87,19 +87,19 @@ class RunStats:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Where the time of a run went."""
+    """The time of a run, by its parts."""
 
     seconds: float
-    preparation: float  # seconds before that: loading, trials, compilation
+    preparation: float  # seconds of loading, trials and compilation before that
     worked: Mapping[str, float]  # seconds, by part, summed over threads
-    busy: Mapping[str, float]  # as shares of the run, the average over threads
-    waited: Mapping[str, float]  # seconds that one part stood still for another
-    threads: Mapping[str, int]  # by part; of all workers, where there are several
+    busy: Mapping[str, float]  # share of the run, by part, averaged over threads
+    waited: Mapping[str, float]  # seconds that one part waited for another
+    threads: Mapping[str, int]  # by part, of all workers
     set_by: str
     advice: str
 
     def lines(self) -> Iterable[str]:
-        """For people."""
+        """Yield lines for people."""
         for part in PARTS:
             threads = f" on {self.threads[part]} threads" if self.threads[part] > 1 else ""
             waited = {name.partition(" for ")[2]: s for name, s in self.waited.items() if name.startswith(part)}
@@ -111,10 +111,10 @@ class Throughput:
 
 
 def _advice(slowest: str, decoding: float, computing: float, threads: int, plan: Plan) -> list[str]:
-    """Options that would take work from the slowest part and are not used yet, those that change least first.
+    """Return unused options that would take work from the slowest part. Those that change least come first.
 
-    `decoding`: the share of the run that it was busy; on a CPU at the cost of the backbone. `computing`: seconds.
-    `threads`: of decoding.
+    `decoding` is the share of the run that decoding was busy, which on a CPU slows the backbone. `computing` is in
+    seconds. `threads` are those of decoding.
     """
     settings, is_on_cpu = plan.settings, plan.environment.get("device") == "cpu"
     may_be_bf16 = settings.precision == "fp32" or (is_on_cpu and settings.precision == "fp16")
@@ -123,14 +123,14 @@ def _advice(slowest: str, decoding: float, computing: float, threads: int, plan:
         "decode": {
             "--decode scaled for large JPEGs": can_scale,
             "more --decode-threads": threads < available_cores(),
-            "--precision bf16": is_on_cpu and may_be_bf16,  # they share the cores
+            "--precision bf16": is_on_cpu and may_be_bf16,  # they share cores
             "more cores": True,
         },
         "compute": {
             "--compile": not (settings.compiled or settings.is_native) and computing > WORTH_COMPILING,
             "--precision bf16": may_be_bf16,
             "--batch-size auto": not is_on_cpu and settings.batch_size <= SMALL_BATCH,
-            "--decode scaled for large JPEGs": is_on_cpu and decoding > BUSY and can_scale,  # they share the cores
+            "--decode scaled for large JPEGs": is_on_cpu and decoding > BUSY and can_scale,  # they share cores
             "an earlier last stage": True,
             "a faster --device": True,
         },

@@ -1,7 +1,7 @@
-"""Batches on their way to the device, and rows on their way back, while the device works on others.
+"""Copy batches to the device and rows back, while the device works on others.
 
-On a CPU there is no way to go: values are cast and laid out straight into the buffer that is written. On CUDA both
-ways lead through pinned memory, on streams of their own, so that copies, the backbone and the writer overlap.
+A CPU needs no copies: values are cast and laid out straight in the buffer that is written. CUDA copies both ways
+through pinned memory, on streams of their own, so that copies, the backbone and the writer overlap.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from featcli.errors import MachineError
 
 
 class Buffers:
-    """Memory for rows that are to be written; what is given back is used again. It starts on a page."""
+    """Memory for rows that are to be written. A buffer that is given back is used again. Buffers start on a page."""
 
     def __init__(self, pinned: bool = False) -> None:
         self._pinned = pinned
         self._free: defaultdict[str, deque[torch.Tensor]] = defaultdict(deque)
 
     def take(self, stage: str, num_bytes: int) -> torch.Tensor:
-        """So many bytes or more, flat; others while these are not given back. Raises MachineError."""
+        """Return a flat buffer of at least `num_bytes`, which nobody else has until it is given back.
+
+        Raises MachineError.
+        """
         free = self._free[stage]
         while free:
             if len(buffer := free.popleft()) >= num_bytes:
-                return buffer  # smaller ones are let go: maps have become larger
+                return buffer  # buffers that are too small are dropped, because maps have become larger
         return self._allocated(num_bytes)
 
     def give_back(self, stage: str, buffer: torch.Tensor) -> None:
-        """What was taken, and nobody uses any more. From any thread."""
+        """Give back a buffer that nobody uses any more. Any thread may call this."""
         self._free[stage].append(buffer)
 
     def _allocated(self, num_bytes: int) -> torch.Tensor:
@@ -47,13 +50,13 @@ class Buffers:
                 f"{num_bytes:,} bytes for rows that are to be written do not fit into the memory of this machine",
                 "use a smaller --batch-size, fewer stages or --pool",
             ) from error
-        with suppress(AttributeError, OSError):  # large pages are a favour
+        with suppress(AttributeError, OSError):  # large pages only make it faster
             memory.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 class Transfers:
-    """Copies that are done when the call returns."""
+    """Copies that are complete when the call returns."""
 
     pinned = False
 
@@ -61,26 +64,29 @@ class Transfers:
         self._device = device
 
     def to_device(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The pixels there. Their buffer may be filled anew at once."""
+        """Return the pixels on the device. Their buffer may be filled again at once."""
         return pixels.to(self._device)
 
     def to_host(self, values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Fill `target`, in its own type and layout; return (least, largest): NaN or infinite if a value of it is."""
+        """Copy `values` into `target`, in its dtype and layout.
+
+        Returns (least, largest), not finite if any value is not.
+        """
         target.copy_(values if values.device == target.device else values.to(target.dtype).cpu())
         return torch.stack(torch.aminmax(target))
 
     def mark(self) -> Any:
-        """This moment, for `arrival`."""
+        """Return this moment, for `arrival`."""
         return time.perf_counter()
 
     def arrival(self, since: Any) -> Callable[[], float]:
-        """A call that returns once all that was copied is there, with the seconds that the device was at work."""
+        """Return a function that waits until all copies are complete and returns the seconds that the device worked."""
         seconds = time.perf_counter() - since
         return lambda: seconds
 
 
 class CudaTransfers(Transfers):
-    """Copies that go on while the device computes. `cuda` is torch.cuda, or what stands for it in a test."""
+    """Copies that run while the device computes. `cuda` is torch.cuda, or a replacement in tests."""
 
     pinned = True
 
@@ -90,17 +96,17 @@ class CudaTransfers(Transfers):
         self._in, self._out = cuda.Stream(device), cuda.Stream(device)
 
     def to_device(self, pixels: torch.Tensor) -> torch.Tensor:
-        """See Transfers. Waits for the copy alone: the device is still busy with the batch before."""
+        """See Transfers. Waits only for the copy: the device is still busy with the batch before."""
         with self._cuda.stream(self._in):
             there = pixels.to(self._device, non_blocking=True)
-            copied = self._cuda.Event(blocking=True)  # sleeps, where others would spin on a core that decodes
+            copied = self._cuda.Event(blocking=True)  # it sleeps; others would spin on a core that decodes
             copied.record(self._in)
         copied.synchronize()
-        there.record_stream(self._cuda.current_stream(self._device))  # or its memory might be given away too early
+        there.record_stream(self._cuda.current_stream(self._device))  # else its memory could be freed too early
         return there
 
     def to_host(self, values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """See Transfers. Cast and laid out there; both results are valid after `arrival` only."""
+        """See Transfers. Values are cast and laid out on the device. Both results are valid only after `arrival`."""
         there = values.to(target.dtype).contiguous()
         ends_there = torch.stack(torch.aminmax(there))
         ends = torch.empty(2, dtype=target.dtype, pin_memory=self._device.type == "cuda")
@@ -124,14 +130,14 @@ class CudaTransfers(Transfers):
         copied.record(self._out)
 
         def arrive() -> float:
-            with self._cuda.device(self._device):  # the thread that writes has a current one of its own
+            with self._cuda.device(self._device):  # the writer thread has a current device of its own
                 copied.synchronize()
-                computed.synchronize()  # no copy waits for it, and it may be a moment later
+                computed.synchronize()  # no copy waits for it, and it may end a moment later
             return float(since.elapsed_time(computed)) / 1000
 
         return arrive
 
 
 def transfers(device: torch.device) -> Transfers:
-    """The right ones for a device."""
+    """Return the transfers for a device."""
     return CudaTransfers(device) if device.type == "cuda" else Transfers(device)

@@ -1,4 +1,4 @@
-"""How fast ways to run a network are, tried with throwaway weights: images a second, for tuning.py to compare."""
+"""Measure how fast ways to run a network are, in images per second with throwaway weights. tuning.py compares them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from featcli.system.borrowed import own_random_numbers
 from featcli.system.device import is_out_of_memory
 
 AT_ONCE = 8  # images in a trial on a CPU
-AT_ONCE_ELSEWHERE = 64  # less would not keep a GPU busy while the next operation is launched
-ROUNDS = 3  # of which the fastest counts: whatever else a machine does only ever makes it slower
+AT_ONCE_ELSEWHERE = 64  # with fewer, a GPU would wait for the launch of each operation
+ROUNDS = 3  # the fastest counts, because other work on a machine only makes a round slower
 
 
 @dataclass
 class Trials:
-    """How fast throwaway networks of a kind are: speed does not ask what the weights are."""
+    """The speed of throwaway networks of one kind. Speed does not depend on the weights."""
 
     model: ModelSpec
     positions: Sequence[int]
     stages: Sequence[StoredStage]
     device: torch.device
     began: Callable[[], None] = lambda: None  # called before the first trial
-    images: int = field(init=False)  # that go through the network together, where nothing else is asked for
+    images: int = field(init=False)  # that go through the network together by default
     rates: dict[tuple[Execution, int], float] = field(default_factory=dict)
     _last: tuple[Execution, Network] | None = None
 
@@ -39,9 +39,9 @@ class Trials:
         self.images = AT_ONCE if self.device.type == "cpu" else AT_ONCE_ELSEWHERE
 
     def rate(self, execution: Execution, images: int = 0) -> float:
-        """Images a second, the maps laid out as on disk included; 0 where they do not fit into memory.
+        """Return images per second, with maps laid out as on disk; 0 if they do not fit into memory.
 
-        Only the first way that is tried may raise: where the network does not take another, that one is out.
+        Only the first way that is tried may raise. If the network cannot run another way, that way has the rate 0.
         """
         images = images or self.images
         if (execution, images) not in self.rates:
@@ -54,24 +54,24 @@ class Trials:
         return self.rates[execution, images]
 
     def make_room(self, execution: Execution) -> None:
-        """Try with fewer images from now on where so many do not fit, for ways to be compared with what is there."""
+        """Use fewer images from now on if this many do not fit, so that all ways can be compared."""
         while self.images > 1 and not self.rate(execution):
             self.images //= 2
 
     def compared(self, one: Execution, other: Execution) -> float:
-        """How many times as fast one is."""
+        """Return how many times as fast as the other one is."""
         if self.rate(other):
             return self.rate(one) / self.rate(other)
         return inf if self.rate(one) else 1.0
 
     def forget(self) -> None:
-        """Let go of the last network: the real one needs the memory."""
+        """Drop the last network, because the real one needs the memory."""
         self._last = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def measure(self, execution: Execution, images: int) -> float:
-        """Images a second, measured now. Raises whatever the network does where it does not take that."""
+        """Measure images per second now. Raises whatever a network raises that cannot run in this way."""
         if not self.rates:
             self.began()
         network = self._network(execution)
@@ -81,7 +81,7 @@ class Trials:
         seconds = []
         with torch.inference_mode():
             pixels = as_run(pixels, execution)
-            for _ in range(1 + ROUNDS):  # the first warms up
+            for _ in range(1 + ROUNDS):  # the first round warms up
                 began = time.perf_counter()
                 for found, dtype in zip(network.maps(pixels), dtypes, strict=True):
                     torch.empty(found.shape, dtype=dtype, device=self.device).copy_(found)

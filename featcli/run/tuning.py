@@ -1,6 +1,6 @@
-"""How the network is run and how many images go through it together: as asked, as the dump was begun, or measured.
+"""Choose how the network runs, and how many images go through it together: as asked, as before, or as measured.
 
-Every choice comes with its reason, which the run prints.
+Every choice has a reason, which the run prints.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from featcli.spec.option import options_of
 from featcli.spec.words import AUTO, DEFAULT_LAYOUT, LAYOUTS, Precision
 from featcli.system.machine import available_memory, kept_memory
 
-FEWEST = 1000  # images for which it pays to try layouts: the trials take as long as some hundred
-GAIN = 1.1  # what another layout must bring
-PRECISION_GAIN = 1.2  # and another precision
-BATCH_GAIN = 1.05  # and twice the batch
-CONVOLUTIONS = 0.25  # of the operations: below that the layout of maps in memory hardly matters
-MOST_ON_CPU, MOST = 64, 512  # images in a batch that are tried
-SHARE_OF_MEMORY = 1 / 12  # for the maps of a batch: three of them are on their way at any time
+FEWEST = 1000  # images; with fewer, trials of layouts do not pay, because they take as long as some hundred images
+GAIN = 1.1  # that another layout must bring
+PRECISION_GAIN = 1.2  # that another precision must bring
+BATCH_GAIN = 1.05  # that twice the batch must bring
+CONVOLUTIONS = 0.25  # of the operations; below that, the layout of maps in memory hardly matters
+MOST_ON_CPU, MOST = 64, 512  # images in the largest batch that is tried
+SHARE_OF_MEMORY = 1 / 12  # for the maps of a batch: three batches are on their way at any time
 AS_BEGUN = "as this dump was begun"
 DEFAULTS = {option.name: option.default for option in options_of(ExtractSpec)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """How the network is to be run."""
+    """How the network will be run."""
 
     precision: Choice[Precision]
     layout: Choice[Execution]  # layout and folding, in that precision
@@ -42,12 +42,12 @@ class Tuning:
 
     @property
     def execution(self) -> Execution:
-        """All of it but the batch size."""
+        """All of it except the batch size."""
         return replace(self.layout.value, precision=self.precision.value, compiled=self.compiled)
 
 
 def tune(asked: ExtractSpec, trials: Trials, num_images: int, begun: Settings | None) -> Tuning:
-    """Choose all that was left open. `begun`: the settings of the plan that is to be gone on with."""
+    """Choose all that was left open. `begun` are the settings of the plan that is resumed, or None."""
     if begun is not None:
         return _as_begun(asked, begun)
     if asked.batch_size != AUTO:
@@ -62,7 +62,7 @@ def tune(asked: ExtractSpec, trials: Trials, num_images: int, begun: Settings | 
 def expected(
     asked: ExtractSpec, model: ModelSpec, positions: Sequence[int], num_images: int, begun: Settings | None
 ) -> Mapping[str, Choice[Any]]:
-    """What a run would choose, by name, as far as that is known before anything is measured."""
+    """Return what a run would choose, by name, as far as it is known without measuring."""
     if begun is not None:
         tuning = _as_begun(asked, begun)
         precision: Choice[Any] = tuning.precision
@@ -77,14 +77,14 @@ def expected(
 
 
 def named(execution: Execution) -> str:
-    """The layout for people."""
+    """Return the layout for people."""
     return execution.layout + (", norms folded" if execution.folded else "")
 
 
 def untried_layout(
     asked: ExtractSpec, model: ModelSpec, positions: Sequence[int], num_images: int
 ) -> Choice[Execution] | None:
-    """The layout where no other is tried, and why not; None where some are."""
+    """Return the layout and why no other is tried, or None if others are tried."""
     plain = _layout_asked(asked)
     if asked.layout != AUTO and asked.fold is not None:
         return plain
@@ -97,7 +97,7 @@ def untried_layout(
 
 
 def _as_begun(asked: ExtractSpec, begun: Settings) -> Tuning:
-    """Parts and resumed runs do as the first one did, whatever they would measure."""
+    """Return the choices of the first run: parts and resumed runs do the same, whatever they would measure."""
 
     def settled(name: str, value: Any) -> Choice[Any]:
         is_open = value is None or value == AUTO
@@ -114,7 +114,7 @@ def _as_begun(asked: ExtractSpec, begun: Settings) -> Tuning:
 
 
 def _as_asked(name: str, value: Any) -> Choice[Any]:
-    """The value of an option; where it is left to featcli, that a run measures it."""
+    """Return the value of an option, or say that a run measures it."""
     if value == AUTO:
         return _to_measure()
     return Choice(value, "default" if DEFAULTS.get(name) == value else "as asked")
@@ -127,7 +127,7 @@ def _to_measure() -> Choice[str]:
 def _precision_and_layout(
     asked: ExtractSpec, trials: Trials, num_images: int
 ) -> tuple[Choice[Precision], Choice[Execution]]:
-    """The precision, and in it the layout. One depends on the other: a layout may be fast in one precision alone."""
+    """Choose precision and layout together, because a layout may be fast in one precision only."""
     layouts, why_alone = _layouts(asked, trials, num_images)
     precisions = _precisions(asked, trials.device.type)
     if len(layouts) * len(precisions) > 1:
@@ -149,14 +149,14 @@ def _precision_and_layout(
 
 
 def _precisions(asked: ExtractSpec, device: str) -> tuple[Precision, ...]:
-    """What is to be tried; the one to keep first."""
+    """Return the precisions to try, with the one to keep first."""
     if asked.precision != AUTO:
         return (asked.precision,)
     return ("fp32", "bf16") if device in ("cpu", "cuda") else ("fp32",)
 
 
 def _layout_asked(asked: ExtractSpec) -> Choice[Execution]:
-    """What the options say of it; the library's own way where they say nothing."""
+    """Return the layout that the options ask for. What they leave open is the library's own."""
     layout, folded = DEFAULT_LAYOUT if asked.layout == AUTO else asked.layout, bool(asked.fold)
     layout_is_open, fold_is_open = asked.layout == AUTO, asked.fold is None
     reasons = {(True, True): AUTO, (True, False): "folding as asked; auto", (False, True): "as asked; folding auto"}
@@ -164,7 +164,7 @@ def _layout_asked(asked: ExtractSpec) -> Choice[Execution]:
 
 
 def _layouts(asked: ExtractSpec, trials: Trials, num_images: int) -> tuple[list[Execution], str]:
-    """What is to be tried, the library's own way first; and where that is all there is, why."""
+    """Return the layouts to try, the library's own first. If there is only one, the second value says why."""
     untried = untried_layout(asked, trials.model, trials.positions, num_images)
     if untried is not None:
         return [untried.value], untried.reason
@@ -176,7 +176,7 @@ def _layouts(asked: ExtractSpec, trials: Trials, num_images: int) -> tuple[list[
 
 
 def _fastest(candidates: Sequence[Execution], trials: Trials, why_alone: str) -> Choice[Execution]:
-    """The first, unless another is faster by GAIN. `why_alone`: the reason where there is no other."""
+    """Return the first candidate, unless another is faster by GAIN. `why_alone` is the reason if there is no other."""
     first = candidates[0]
     if len(candidates) == 1:
         return Choice(first, why_alone)
@@ -188,11 +188,11 @@ def _fastest(candidates: Sequence[Execution], trials: Trials, why_alone: str) ->
 
 
 def _times(gain: float) -> str:
-    return "more than 100 x" if gain > 100 else f"{gain:.1f} x"  # where the other does not fit into memory
+    return "more than 100 x" if gain > 100 else f"{gain:.1f} x"  # the other may not fit into memory
 
 
 def _batch_size(asked: ExtractSpec, trials: Trials, execution: Execution) -> Choice[int]:
-    """Twice as many as long as that is faster, and the maps of three batches stay a small part of the memory."""
+    """Double the batch while that is faster and the maps of three batches take a small part of the memory."""
     if asked.batch_size != AUTO:
         return _as_asked("batch_size", int(asked.batch_size))
     row_bytes = sum(stage.row_bytes(trials.model.input_size) for stage in trials.stages)
