@@ -1,4 +1,4 @@
-"""What of torch and CPython is used though nobody promises it: the one place to mend when a later release changes it.
+"""Hold what featcli uses of torch and CPython although nobody promises it: the place to mend when a release changes it.
 
 tests/test_internals.py says what breaks without each.
 """
@@ -12,7 +12,7 @@ import torch
 
 
 def shared_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor in memory that another process is given without a copy; what is in it is nobody's.
+    """Return an uninitialised tensor in shared memory, which another process gets without a copy.
 
     It is made as torch's own collate makes it: `share_memory_` would copy what is not there yet.
     """
@@ -22,8 +22,8 @@ def shared_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def is_held_by_none_but(items: Sequence[object], place: int) -> bool:
-    """Whether a sequence alone knows what is at that place: nobody holds it, nor a tensor or an array over it.
+    """Return whether only the sequence knows the object at a place: nobody holds it, nor a tensor or array over it.
 
-    CPython counts who does. Two know it at this moment: the sequence and this question.
+    CPython counts the references. Two exist at this moment: that of the sequence and that of this call.
     """
     return sys.getrefcount(items[place]) == 2

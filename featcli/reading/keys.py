@@ -1,4 +1,4 @@
-"""Rows of a dump by what people type: a key, a key without its suffix, or a pattern of keys."""
+"""Find rows of a dump by what people type: a key, a key without its suffix, or a pattern of keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from featcli.errors import UsageError, nearest, shown
 
-MOST_COMPARED = 10_000  # keys that are compared with a wrong one: it takes long among many
+MOST_COMPARED = 10_000  # keys that are compared with a wrong one, which takes long for many
 SPECIAL = re.compile(r"[*?\[\]!]")
 
 
@@ -20,15 +20,16 @@ class Match:
     """What a text stands for."""
 
     text: str
-    rows: Sequence[int]  # in row order, never none
+    rows: Sequence[int]  # in row order, at least one
     is_pattern: bool = False
 
 
 def match_keys(texts: Sequence[str], rows: Mapping[str, int]) -> list[Match]:
-    """What each text stands for, in the order of the texts. `rows`: the row of each key, in row order.
+    """Return what each text stands for, in the order of the texts. `rows` holds the row of each key, in row order.
 
-    A text is a key; or else all of a key but its suffix; or else a pattern of either, as fnmatch has them: its `*` also
-    stands for slashes. The first of these that there is counts. Raises UsageError for a text that stands for nothing.
+    A text is a key; or else a key without its suffix; or else a pattern of either, as fnmatch has them, in which `*`
+    also stands for slashes. The first of these that exists counts. Raises UsageError for a text that stands for
+    nothing.
     """
     by_stem: dict[str, list[int]] = defaultdict(list)
     if any(text not in rows for text in texts):
@@ -52,7 +53,7 @@ def _match(text: str, rows: Mapping[str, int], by_stem: Mapping[str, list[int]])
 
 
 def _near(text: str, rows: Mapping[str, int]) -> str:
-    """The beginning of a hint: the key that is most like a wrong one."""
+    """Return the beginning of a hint: the key that is most like a wrong one."""
     plain = SPECIAL.sub("", text)
     name = os.path.splitext(plain)[0].rpartition("/")[2].lower()
     fits = re.compile(fnmatch.translate(text), re.IGNORECASE).fullmatch

@@ -1,4 +1,4 @@
-"""The class of each image, by the folders that it lies in: those inside the inputs, or else the inputs themselves."""
+"""Find the class of each image by its folders: those inside the inputs, or else the inputs themselves."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from featcli.inputs.leads import TAR
 
 
 def labels_of(keys: Sequence[str], leads: Mapping[str, str] | None, dump: object) -> list[str]:
-    """One label for each key: the first folder inside its input, or an empty text for an image above all folders.
+    """Return a label for each key: the first folder inside its input, or "" for an image above all folders.
 
-    Where no image lies in a folder inside its input, the leads are the labels, but never those of tar files. `leads`:
-    of the plan, None where it does not say. Then the first folder of a key is the label, and UsageError is raised where
-    a key has two or more, of which the first may be an input. `dump`: its path, for that message.
+    If no image lies in a folder inside its input, the leads are the labels, but never those of tar files. `leads` are
+    those of the plan, or None if it has none. Then the first folder of a key is the label, and UsageError is raised if
+    a key has two or more folders, because the first may be an input. `dump` is the path of the dump, for that message.
     """
     if leads is None:
         deep = next((key for key in keys if key.count("/") > 1), None)
@@ -33,7 +33,7 @@ def labels_of(keys: Sequence[str], leads: Mapping[str, str] | None, dump: object
 
 
 def _parts(keys: Sequence[str], leads: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(lead, what follows it) of each key; an empty lead where there is none."""
+    """Yield (lead, rest) of each key; the lead is empty if there is none."""
     depths = sorted({lead.count("/") + 1 for lead in leads}, reverse=True)
     for key in keys:
         names = key.split("/")

@@ -1,6 +1,6 @@
-"""The shard files of a dump that is read: opened when needed, checked against the plan, so many at a time.
+"""Open the shard files of a dump when they are needed, check them against the plan, and keep a limited number open.
 
-A file is checked once: where its arrays lie is kept, so that a row costs the same with ten shards or ten thousand.
+A file is checked once, and the places of its arrays are kept. So a row costs the same with ten shards or ten thousand.
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ from featcli.system.files import open_regular
 
 AGAIN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 LEAST, MOST = 8, 4096  # files that are open at once, as far as the process may open them
-SHARE = 4  # of the descriptors that it may have one in so many: others need some, and dumps may be several
+SHARE = 4  # one in this many descriptors is used: other code needs some, and several dumps may be open
 
-Version = int  # what tells a file from another of its name: a hash of inode, bytes, time of the last change
+Version = int  # a hash of inode, bytes and time of the last change, which tells a file from another of its name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where the arrays of a shard file lie; of stages whose maps differ in size, shapes and places of the maps too."""
+    """The places of the arrays in a shard file.
 
-    version: Version  # of the file that this is true of
+    For stages whose maps differ in size, also shapes and places of the maps.
+    """
+
+    version: Version  # of the file that this is true for
     arrays: Mapping[str, Array]
     shapes: Mapping[str, np.ndarray]  # (rows, 3)
     starts: Mapping[str, np.ndarray]  # (rows + 1,)
 
 
 class OpenShard:
-    """A shard file. It is closed when nobody holds it any more, whatever others open or close meanwhile."""
+    """A shard file. It is closed when nobody holds it any more, whatever is opened or closed meanwhile."""
 
     __slots__ = ("descriptor", "places")
 
@@ -52,21 +55,20 @@ class OpenShard:
 class OpenShards:
     """Reads rows by shard number, from any number of threads and forked processes at once.
 
-    There is no lock, which a fork could copy while it is held: each step on the dictionaries is one of the
-    interpreter's own, two threads that open the same file do it twice, and reading by place moves nothing that others
-    see.
+    There is no lock, because a fork could copy it while it is held. Each step on the dictionaries is one step of the
+    interpreter, two threads that open the same file do it twice, and a read by offset moves nothing that others see.
     """
 
     def __init__(self, dump: Dump) -> None:
         self._dump = dump
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # those used last come last
         self._places: dict[int, Places] = {}
-        self._arrays: Mapping[str, Array] = {}  # of the last shard: nearly all have the same, and then the same object
+        self._arrays: Mapping[str, Array] = {}  # of the last shard: nearly all are equal, and then share one object
         self._folder, self._suffix = f"{dump.path / SHARDS}{os.sep}", dump.format.SUFFIX
         self._most = most_open()
 
     def read(self, shard: int, name: str, first: int, count: int) -> np.ndarray:
-        """`count` rows of an array as they are stored, bfloat16 as uint16. Raises DamagedError and MachineError."""
+        """Return `count` rows of an array as stored, bfloat16 as uint16. Raises DamagedError and MachineError."""
         found = self._shard(shard)
         try:
             return read_rows(found.descriptor, found.places.arrays[name], first, count)
@@ -74,7 +76,7 @@ class OpenShards:
             raise self._unreadable(shard, error) from error
 
     def read_row(self, shard: int, name: str, row: int) -> np.ndarray:
-        """One row of an array likewise."""
+        """Return one row of an array as stored. Raises DamagedError and MachineError."""
         found = self._shard(shard)
         try:
             return read_row(found.descriptor, found.places.arrays[name], row)
@@ -82,7 +84,12 @@ class OpenShards:
             raise self._unreadable(shard, error) from error
 
     def read_into(self, out: np.ndarray, shard: int, name: str, first: int) -> None:
-        """As many rows as `out` (contiguous, of the stored type) has, without another copy. Raises DamagedError."""
+        """Fill `out`, which is contiguous and of the stored dtype, with as many rows as it has.
+
+        Nothing is copied twice.
+
+        Raises DamagedError and MachineError.
+        """
         found = self._shard(shard)
         try:
             fill_rows(out, found.descriptor, found.places.arrays[name], first)
@@ -90,26 +97,26 @@ class OpenShards:
             raise self._unreadable(shard, error) from error
 
     def place(self, shard: int, name: str) -> tuple[str, Array]:
-        """The path of a shard file, and where in it an array is."""
+        """Return the path of a shard file, and where in it an array is. Raises DamagedError and MachineError."""
         return str(self._dump.shard_path(shard)), self._shard(shard).places.arrays[name]
 
     def starts(self, shard: int, stage: str) -> tuple[np.ndarray, np.ndarray]:
-        """Of a stage whose maps differ in size: (rows, 3) shapes, and where each map begins among the values."""
+        """Return (rows, 3) shapes, and where each map begins among the values. The maps of the stage differ in size."""
         places = self._shard(shard).places
         return places.shapes[stage], places.starts[stage]
 
     def close(self) -> None:
-        """Close the files; they are opened again when needed."""
+        """Close the files. They are opened again when needed."""
         self._open.clear()
 
     def _shard(self, number: int) -> OpenShard:
-        """The open file of a shard. Raises DamagedError."""
+        """Return the open file of a shard. Raises DamagedError and MachineError."""
         found = self._open.get(number)
         if found is None:
             return self._opened(number)
         try:  # noqa: SIM105 - rows are read by the hundred thousand
             self._open.move_to_end(number)
-        except KeyError:  # another thread has let go of it by now; it is open as long as it is held here
+        except KeyError:  # another thread has dropped it, but it stays open while it is held here
             pass
         return found
 
@@ -140,7 +147,7 @@ class OpenShards:
         return OpenShard(descriptor, places)
 
     def _checked(self, number: int, descriptor: int) -> Places:
-        """Where things lie in a shard file. Raises DamagedError unless it is what the plan says."""
+        """Return the places in a shard file. Raises DamagedError unless it is as the plan says."""
         path, version = self._dump.shard_path(number), _version(descriptor)
         layout = self._dump.format.read_layout(str(path), None)
         attributes = layout.attributes.get("fingerprint"), layout.attributes.get("shard")
@@ -152,10 +159,10 @@ class OpenShards:
         return Places(version=version, arrays=self._arrays, shapes=shapes, starts=starts)
 
     def _open_again(self, number: int, places: Places) -> OpenShard | None:
-        """Open a file that was checked before; None where it is not that file any more, or cannot be opened."""
-        try:  # the path is put together: one from far away in memory would take longer
+        """Open a file that was checked before. Returns None if it is another file now, or cannot be opened."""
+        try:  # the path is made here: to read one from memory that is not cached would take longer
             descriptor = os.open(f"{self._folder}{number:05d}{self._suffix}", AGAIN)
-        except OSError:  # what is wrong is said when it is opened and checked anew
+        except OSError:  # the error is raised when the file is opened and checked again
             return None
         try:
             if _version(descriptor) == places.version:
@@ -173,7 +180,7 @@ class OpenShards:
 
 
 def most_open() -> int:
-    """How many shard files are open at once: a part of what RLIMIT_NOFILE allows, which stays as it is."""
+    """Return how many shard files may be open at once: a part of RLIMIT_NOFILE, which is not changed."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST if allowed == resource.RLIM_INFINITY else max(LEAST, min(MOST, allowed // SHARE))
 

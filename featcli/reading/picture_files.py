@@ -1,4 +1,4 @@
-"""The files of a dump's pictures, found again by their keys: below a named folder, or where extract found them."""
+"""Find the files of a dump's pictures again by their keys: below a given folder, or where extract found them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ CHANGED = "not the file that was extracted"
 class PictureFiles:
     """Paths of pictures by row.
 
-    `root` is the folder that keys are relative to: by default those where the last run of `extract` found the pictures,
-    and where these are gone or were not noted the current folder. A key that leads out of it is only followed with
-    `allow_outside`: a dump may be anybody's. Raises UsageError for a folder that is none.
+    `root` is the folder that keys are relative to. By default it is where the last run of `extract` found the pictures,
+    or the current folder if that was not noted or is gone. A key that leads out of the folder is only followed with
+    `allow_outside`, because a dump may come from anybody. Raises UsageError if `root` is no folder.
     """
 
     def __init__(self, dump: DumpReader, root: str | None = None, allow_outside: bool = False) -> None:
         self._dump = dump
         self._allow_outside = allow_outside
         noted = [] if root is not None else remembered_pictures(dump.path)
-        self.are_noted = bool(noted)  # the folders, at the dump
+        self.are_noted = bool(noted)  # whether the dump has a note of the folders
         self._folders = noted or [("", root or os.curdir)]
         if not is_folder(self._folders[0][1]):
             raise UsageError(
@@ -38,14 +38,14 @@ class PictureFiles:
 
     @property
     def where(self) -> str:
-        """The folder for people, or how many."""
+        """The folder for people, or how many folders there are."""
         folders = sorted({folder for _, folder in self._folders})
         if len(folders) > 1:
             return counted(len(folders), "folder")
         return shown(min(folders[0], os.path.relpath(folders[0]), key=len) if self.are_noted else folders[0])
 
     def find(self, row: int) -> tuple[str, str]:
-        """The path of the picture of a row, and the folder that it was found in. Raises UnreadableError."""
+        """Return the path of the picture of a row, and the folder that it was found in. Raises UnreadableError."""
         key, reason = self._dump.keys[row], "not there (see --root)"
         for lead, folder in self._folders:
             rest = key[len(lead) :]

@@ -1,4 +1,4 @@
-"""The backbone that a dump was made with, loaded again by its plan: a query is treated as the dump's images were."""
+"""Load the backbone of a dump again by its plan, so that a query is treated as the dump's images were."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from featcli.backbones.backbone import Backbone
 
 OF_RANDOM_WEIGHTS = re.compile(r"random weights, seed (\d+)")  # as the provenance of a plan says it
-OF_WEIGHTS = ("model_arg", "weights_key")  # options that no plan has as they were given
+OF_WEIGHTS = ("model_arg", "weights_key")  # options whose given form is in no plan
 THE_OTHER = "give the checkpoint that the dump was made with, and the model_arg of then"
 
 
 def load_plan_backbone(plan: Plan, checkpoint: Any, device: Any, weights: Mapping[str, Any]) -> Backbone:
-    """Load the backbone of a plan: its stages, norm, size, pixels, precision, layout and folding.
+    """Load the backbone of a plan with its stages, norm, size, pixels, precision, layout and folding.
 
-    `checkpoint`: needed where the plan names none that can be found from here, since it keeps only the last name of a
-    folder or file. `weights`: options of OF_WEIGHTS. Raises UsageError without a checkpoint and for other options,
-    ConflictError for another architecture or other weights than the dump's, and what `load_backbone` raises.
+    `checkpoint` is needed if the plan names none that can be found from here: of a folder or file it keeps only the
+    last name. `weights` are options of OF_WEIGHTS. Raises UsageError if the checkpoint is missing and for other
+    options, ConflictError if architecture or weights are not those of the dump, and what `load_backbone` raises.
     """
     from featcli.backbones.load import load_backbone
 
@@ -44,7 +44,7 @@ def load_plan_backbone(plan: Plan, checkpoint: Any, device: Any, weights: Mappin
 
 
 def _options(plan: Plan, checkpoint: Any, device: Any) -> dict[str, Any]:
-    """The options that ask for the backbone of a plan, but for the size of its input."""
+    """Return the options that ask for the backbone of a plan, without the size of its input."""
     known = {one.name for one in fields(BackboneCall)} - {"image_size"}
     options = {name: value for name, value in plan.settings.options().items() if name in known and value is not None}
     options |= checkpoint_options(plan, checkpoint, "give it: dump.load_backbone(checkpoint)") | {"device": device}
@@ -53,13 +53,13 @@ def _options(plan: Plan, checkpoint: Any, device: Any) -> dict[str, Any]:
 
 
 def checkpoint_options(plan: Plan, checkpoint: Any, hint: str) -> dict[str, Any]:
-    """Give the options that ask for the checkpoint of a plan: its name, random weights and seed, or architecture.
+    """Return the options that ask for the checkpoint of a plan: its name, random weights and seed, or architecture.
 
-    `checkpoint`: stands for the name; None takes the plan's. Raises UsageError with that hint where it names none.
+    `checkpoint` replaces the plan's name; None takes the plan's. Raises UsageError with `hint` if there is no name.
     """
     options: dict[str, Any] = {"checkpoint": _named(plan, hint) if checkpoint is None else checkpoint}
     is_name = isinstance(options["checkpoint"], str | os.PathLike)
-    if is_name and is_file(options["checkpoint"]):  # it holds weights
+    if is_name and is_file(options["checkpoint"]):  # the file holds weights
         options |= {} if plan.settings.timm_architecture is None else {"arch": plan.settings.timm_architecture}
     elif is_name and (random := OF_RANDOM_WEIGHTS.match(plan.provenance["weights"])):
         options |= {"random_init": True, "seed": int(random[1])}
@@ -67,7 +67,7 @@ def checkpoint_options(plan: Plan, checkpoint: Any, hint: str) -> dict[str, Any]
 
 
 def _named(plan: Plan, hint: str) -> str:
-    """The checkpoint that a plan names, where that is a name which means the same everywhere. Raises UsageError."""
+    """Return the checkpoint of a plan if its name means the same everywhere. Raises UsageError if it does not."""
     name, _, within = str(plan.provenance["checkpoint"]).partition(" (")
     if (plan.settings.timm_architecture is not None and not within) or name.count("/") == 1:
         return name
@@ -77,9 +77,9 @@ def _named(plan: Plan, hint: str) -> str:
 
 
 def _image_size(plan: Plan, options: dict[str, Any]) -> Size | None:
-    """The size to ask for: the checkpoint's own where that is the plan's, since asking can change a network.
+    """Return the size to ask for, None if the checkpoint has it by itself: asking can change a network.
 
-    Raises ConflictError where the checkpoint is of another architecture at either, or what `resolve` raises.
+    Raises ConflictError if the checkpoint has another architecture at both sizes, and what `resolve` raises.
     """
     from featcli.backbones.checkpoint import resolve
 
@@ -88,7 +88,7 @@ def _image_size(plan: Plan, options: dict[str, Any]) -> Size | None:
     for size in (settings.largest,) if settings.is_native else (None, settings.input_size):
         try:
             model = resolve(BackboneCall(**options, image_size=size))
-        except FeatcliError as error:  # of a checkpoint that has no size of its own, the first try
+        except FeatcliError as error:  # the first try fails for a checkpoint without a size of its own
             cause = error
             continue
         if model.is_of(settings.backbone):

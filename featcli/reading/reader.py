@@ -1,4 +1,4 @@
-"""Reading a dump back: `open_dump(path)`, arrays by stage, rows by number or key. One way for both formats."""
+"""Read a dump back with `open_dump(path)`: arrays by stage, rows by number or key, in one way for both formats."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from featcli.backbones.preprocessing import Preprocessing
     from featcli.reading.torch_dataset import StageDataset
 
-WALK_BYTES = 4 * 1024**2  # that are read at once, about, when rows are walked through
+WALK_BYTES = 4 * 1024**2  # about as many are read at once when rows are walked through
 
 
 def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpReader:
-    """Open a dump for reading. With `incomplete`, one that still misses shards: their rows are not valid.
+    """Open a dump for reading. With `incomplete`, a dump may lack shards; the rows of these are not valid.
 
-    Raises UsageError where there is no dump, IncompleteError where it is not complete, DamagedError where its
-    files are damaged.
+    Raises UsageError if there is no dump, IncompleteError if it is not complete, DamagedError if its files are damaged,
+    and MachineError if they cannot be read.
     """
     dump = Dump.at(Path(path))
     if not (dump.is_complete() or incomplete):
@@ -51,17 +51,17 @@ def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpRea
 
 @dataclass(frozen=True)
 class Run:
-    """Rows of a dump in the order in which they are stored."""
+    """Some rows of a dump in the order in which they are stored."""
 
     rows: list[int]
     keys: list[str]
-    maps: dict[str, Any]  # stage -> [rows, ...], a list of arrays where maps differ in size
+    maps: dict[str, Any]  # stage -> (rows, ...), or a list of arrays if maps differ in size
 
 
 class DumpReader:
-    """A dump: `stages`, `keys`, `labels`, `failures`, `valid`, and `dump["stage4"]`, an array with one row per image.
+    """A dump: `stages`, `keys`, `labels`, `failures`, `valid`, and `dump["stage4"]`, which has a row for each image.
 
-    May be used from any number of threads, after a fork, and pickled.
+    It may be used from any number of threads and after a fork, and may be pickled.
     """
 
     def __init__(self, dump: Dump) -> None:
@@ -74,29 +74,29 @@ class DumpReader:
 
     @property
     def path(self) -> Path:
-        """The folder."""
+        """The folder of the dump."""
         return self._dump.path
 
     @property
     def plan(self) -> Plan:
-        """What was asked."""
+        """All settings of the dump."""
         return self._dump.plan
 
     @cached_property
     def stages(self) -> dict[str, StoredStage]:
-        """The stored stages by name, in network order: shape, dtype, stride, index and module of each."""
+        """The stored stages by name, in network order, with shape, dtype, stride, index and module."""
         return {stage.name: stage for stage in self.plan.stages}
 
     @property
     def norm(self) -> str:
-        """Whether maps are those before (`raw`) or after (`model`) the model's final norm, where it has one."""
+        """Whether maps come before (`raw`) or after (`model`) the model's final norm, if it has one."""
         return self.plan.settings.norm
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
-        """How pictures became the backbone's input, made again from the plan: `fit`, `normalize` and the numbers.
+        """The preprocessing, made again from the plan: `fit`, `normalize` and their numbers.
 
-        Raises CheckpointError where the library that it is of is not here, or does not know these settings.
+        Raises CheckpointError if its library is not installed, or does not know these settings.
         """
         from featcli.backbones.preprocessing import recorded_preprocessing
 
@@ -108,19 +108,21 @@ class DumpReader:
                 channels=settings.channels,
                 resize_mode=settings.resize_mode,
             )
-        except Exception as error:  # settings of anybody, read by libraries
+        except Exception as error:  # anybody may have written the settings, and libraries raise anything
             raise CheckpointError(
                 f"dump {shown(self.path)}: its preprocessing cannot be repeated here: {one_line(error)}",
                 "is its library installed, in the version that it was made with?",
             ) from error
 
     def load_backbone(self, checkpoint: Any = None, device: Any = "cpu", **weights: Any) -> Backbone:
-        """Load the backbone that the dump was made with, with all settings of its plan but `--compile`.
+        """Load the backbone that the dump was made with, with all settings of its plan except `--compile`.
 
-        A picture that goes through its `preprocess` gives the maps that its row has; to the last bit on a machine of
-        the same kind, in a batch of the same size, with as many threads. `checkpoint` is needed where the plan cannot
-        name it: a folder, a file, a configuration. `weights`: the `model_arg` and `weights_key` that it was extracted
-        with. Raises UsageError without a checkpoint, ConflictError where it is another than that of the dump, and what
+        A picture that goes through its `preprocess` gives the maps of its row. They are equal to the last bit on a
+        machine of the same kind, in a batch of the same size, with as many threads. `checkpoint` is a folder, a file or
+        a configuration, and is needed if the plan cannot name it. `weights` are the `model_arg` and `weights_key` of
+        the extraction.
+
+        Raises UsageError if the checkpoint is missing, ConflictError if it is not that of the dump, and what
         `featcli.load_backbone` raises.
         """
         from featcli.reading.plan_backbone import load_plan_backbone
@@ -129,10 +131,11 @@ class DumpReader:
         return replace(backbone, preprocessing=self.preprocessing)
 
     def preprocess(self, picture: Any) -> torch.Tensor:
-        """Make of a picture, or a list of them, what the backbone was given: by the plan alone, without the checkpoint.
+        """Return the pixels that the backbone gets for a picture, or for a list of them, by the plan alone.
 
-        (C, H, W), or (B, C, H, W) of a list; uint8 as a rule. A picture is a path or URL, a picture of Pillow, or an
-        array. Raises UsageError for what is no picture, or cannot be read, and CheckpointError as `preprocessing` does.
+        The shape is (C, H, W), or (B, C, H, W) for a list; the dtype is uint8 as a rule. A picture is a path or URL, a
+        picture of Pillow, or an array. Raises UsageError for something that is no picture or cannot be read, and
+        CheckpointError as `preprocessing` does.
         """
         from featcli.pixels.pictures import prepared
 
@@ -158,18 +161,19 @@ class DumpReader:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """The size in bytes of the file of each row, as it was read."""
+        """The size of each row's file in bytes, as it was read."""
         sizes = [size for _, size in self._dump.images()]
         for record in self.records.values():
-            for row, size in record.get("sizes", {}).items():  # of images that failed, and were read later
+            for row, size in record.get("sizes", {}).items():  # of images that failed first and were read later
                 sizes[int(row)] = size
         return sizes
 
     def picture_path(self, row: int | str, root: str | os.PathLike[str] | None = None) -> str:
-        """The file of the picture of a row, given by number or key, if it still has the size that it had.
+        """Return the file of a row's picture, by number or key, if it still has its size.
 
-        It is looked for below `root`; by default where the last run of `extract` found the pictures, if that was noted
-        (see docs/format.md) and they are still there, and else in the current folder. Raises UsageError.
+        It is looked for below `root`. By default that is where the last run of `extract` found the pictures, if it was
+        noted (see docs/format.md) and is still there, and otherwise the current folder. Raises UsageError if the file
+        is not found, and KeyError and IndexError for a row that is not there.
         """
         number = self._index.rows_of(row)
         if not isinstance(number, int):
@@ -188,42 +192,45 @@ class DumpReader:
 
     @cached_property
     def classes(self) -> list[str]:
-        """The classes that occur, sorted: their places are the numbers that a dataset gives."""
+        """The classes that occur, sorted. Their places are the numbers that a dataset gives. Raises UsageError."""
         return sorted({*self.labels})
 
     @cached_property
     def records(self) -> dict[int, dict[str, Any]]:
-        """The record of each committed shard by number."""
+        """The record of each committed shard, by number."""
         return {record["shard"]: record for record in self._dump.records()}
 
     @cached_property
     def failures(self) -> list[dict[str, Any]]:
-        """The images that could not be read: key, row, reason, detail."""
+        """The images that could not be read: key, row, reason and detail of each."""
         return [failure for record in self.records.values() for failure in record["failures"]]
 
     @cached_property
     def valid(self) -> np.ndarray:
-        """(N,) bool: whether a row holds maps. It does not for failures, nor for shards that are missing."""
-        valid = np.zeros(len(self.keys), bool)  # of the list that is there, whatever the plan claims
+        """(N,) bool: whether a row holds maps. Rows of failed images and of missing shards do not."""
+        valid = np.zeros(len(self.keys), bool)  # the length of the list that is there, whatever the plan claims
         for number in self.records:
             rows = self.plan.shard(number)
             valid[rows.start : rows.stop] = True
-        # `verify` holds the shards' own arrays `valid` to this.
+        # `verify` compares the arrays `valid` of the shards with this one.
         valid[[failure["row"] for failure in self.failures]] = False
         return valid
 
     @property
     def num_missing(self) -> int:
-        """Images of shards that are not there yet."""
+        """The number of images in shards that are missing."""
         return len(self) - sum(len(self.plan.shard(number)) for number in self.records)
 
     @property
     def num_kept(self) -> int:
-        """Of the missing images those whose rows are on the disk already: to be read when their shards are finished."""
+        """The number of missing images whose rows are already on the disk.
+
+        They can be read once their shards are finished.
+        """
         return sum(self._dump.rows_kept().values())
 
     def refuse_without_shards(self) -> None:
-        """Raise IncompleteError where no shard is finished: then there is no row to be read."""
+        """Raise IncompleteError if no shard is finished, because then no row can be read."""
         if self.records:
             return
         kept = f": {counted(self.num_kept, 'image')} kept in unfinished ones" if self.num_kept else ""
@@ -233,11 +240,14 @@ class DumpReader:
         )
 
     def __len__(self) -> int:
-        """Images, failed ones too: row i is image i."""
+        """Return the number of images, including failed ones: row i is image i."""
         return self.plan.num_images
 
     def __iter__(self) -> Iterator[str]:
-        """The names of the stages, in network order, with a warning: `len(dump)` counts rows. Use `dump.stages`."""
+        """Yield the names of the stages in network order, and warn, because `len(dump)` counts rows.
+
+        Use `dump.stages`.
+        """
         text = "iterating over a dump gives its stages, while len() counts its rows: use dump.stages, or dump.keys"
         warnings.warn(text, FutureWarning, stacklevel=2)
         return iter(self.stages)
@@ -246,23 +256,24 @@ class DumpReader:
         return stage in self.stages
 
     def __getitem__(self, stage: str) -> StageArray:
-        """The maps of a stage. Raises UsageError for an unknown one."""
+        """Return the maps of a stage. Raises UsageError for an unknown one."""
         if stage not in self.stages:
             near = (nearest(stage, self.stages) if isinstance(stage, str) else []) or list(self.stages)
             raise UsageError(f"stage {shown(str(stage))} is not in this dump", f"it has {', '.join(near)}")
         return StageArray(self.stages[stage], self.plan, self._index, self._shards, self.records)
 
     def as_numpy(self, stage: str, shard: int | None = None) -> np.ndarray:
-        """A stage mapped into memory, without a copy, where that can be: see StageArray.as_numpy."""
+        """Return a stage mapped into memory, without a copy, if that is possible: see StageArray.as_numpy."""
         return self[stage].as_numpy(shard)
 
     def walk(
         self, stages: Sequence[str] | str | None = None, at_once: int = 0, rows: Any = None, failed: bool = False
     ) -> Iterator[Run]:
-        """All rows in the order in which they are stored, some at a time (by default as many as make 4 MB).
+        """Yield all rows in the order in which they are stored, `at_once` at a time (by default about 4 MB).
 
-        Without rows of failed images, unless `failed`, and without shards that are missing. `stages`: all by default;
-        `rows`: those alone, by row, key or mask.
+        Rows of failed images are left out unless `failed` is true, and rows of missing shards are always left out.
+        `stages` are all by default. `rows` chooses some, by row, key or mask. Raises UsageError, KeyError, IndexError,
+        DamagedError and MachineError.
         """
         if at_once < 0:
             raise UsageError(f"at_once={at_once}: must be at least 1", "leave it out for the default")
@@ -280,14 +291,20 @@ class DumpReader:
                 yield Run(some, [self.keys[row] for row in some], maps)
 
     def chosen_stages(self, asked: Sequence[str] | None = None) -> list[str]:
-        """Names and ranges such as `stage2:stage4` as names, in network order; all where it is None. UsageError."""
+        """Return names and ranges such as `stage2:stage4` as names in network order; all for None.
+
+        Raises UsageError.
+        """
         from featcli.backbones.stages import select
 
         stages = [(stage.name, stage.module) for stage in self.plan.stages]
         return [stages[position][0] for position in (range(len(stages)) if asked is None else select(stages, asked))]
 
     def chosen(self, rows: Any = None) -> np.ndarray:
-        """(N,) bool: these rows, given by row, key or mask; all where it is None. Raises KeyError and IndexError."""
+        """Return (N,) bool: the rows that are given by row, key or mask; all for None.
+
+        Raises KeyError and IndexError.
+        """
         if rows is None:
             return np.ones(len(self), bool)
         chosen = np.zeros(len(self), bool)
@@ -295,9 +312,12 @@ class DumpReader:
         return chosen
 
     def pooled(self, stage: str, rows: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """(n, C) float32, the average of each map over its positions, and the n rows they are of; failed ones are out.
+        """Return the average of each map over its positions, (n, C) float32, and its row, (n,).
 
-        Vectors that were pooled before are given as they are. `rows`: those alone, by row, key or mask.
+        Failed images are left out.
+
+        Vectors that were already pooled are returned as they are. `rows` chooses some, by row, key or mask. Raises as
+        `walk` does.
         """
         features: list[np.ndarray] = []
         found: list[int] = []
@@ -310,11 +330,12 @@ class DumpReader:
     def as_torch_dataset(
         self, stages: Sequence[str] | str | None = None, labels: Any = None, rows: Any = None
     ) -> StageDataset:
-        """The images as a torch Dataset, failed ones left out: see featcli.reading.torch_dataset.StageDataset.
+        """Return the images that could be read as a torch Dataset: see featcli.reading.torch_dataset.StageDataset.
 
-        `stages`: one by name, whose maps are then given alone, or several (all by default), given by name. `labels`:
-        True for the number of the image's class in `classes`; or a label for each key, in a mapping; or one for each
-        row, in a sequence. `rows`: those images alone, by row, key or mask, in the order of the dump.
+        `stages` is one name, whose maps are then the items, or several (by default all), which make dicts by name.
+        `labels` is True for the number of the image's class in `classes`, a mapping with a label for each key, or a
+        sequence with a label for each row. `rows` chooses images by row, key or mask; they stay in the order of the
+        dump. Raises UsageError.
         """
         from featcli.reading.torch_dataset import StageDataset
 
@@ -322,7 +343,7 @@ class DumpReader:
 
     def __repr__(self) -> str:
         counts = [f"{len(self):,} images"]
-        with suppress(FeatcliError):  # a record that is damaged is told by what needs it
+        with suppress(FeatcliError):  # a damaged record is reported by whatever needs it
             counts += [f"{len(self.failures):,} failed"] if self.failures else []
             kept = self.num_kept
             of_them = f" ({kept:,} of them kept, to be read when their shards are finished)" if kept else ""
@@ -330,7 +351,7 @@ class DumpReader:
         return f"<dump {shown(self.path)}: {', '.join(counts)}, stages {', '.join(self.stages)}>"
 
     def close(self) -> None:
-        """Close the shard files; they are opened again when needed."""
+        """Close the shard files. They are opened again when needed."""
         self._shards.close()
 
     def __enter__(self) -> DumpReader:

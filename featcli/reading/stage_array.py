@@ -1,4 +1,4 @@
-"""The maps of one stage over all images, and which rows an index means: a number, key, slice, list or mask.
+"""Read the maps of one stage over all images, and find which rows an index means: a number, key, slice, list or mask.
 
 Maps are read when they are asked for, as numpy arrays or torch tensors.
 """
@@ -21,14 +21,14 @@ from featcli.reading.open_shards import OpenShards
 if TYPE_CHECKING:
     import torch
 
-SOME = 64  # maps that are read at once where only a part of each is kept
+SOME = 64  # maps that are read at once if only a part of each is kept
 Index = int | str | slice | Sequence[int | str] | np.ndarray
 
 
 class StageArray:
     """The maps of one stage. Rows of failed images are NaN.
 
-    Where maps differ in size (`--fit native`), several are a list of arrays, and `shape` has None for both edges.
+    If maps differ in size (`--fit native`), several maps are a list of arrays, and `shape` has None for both edges.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class StageArray:
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """(N, C, H, W), or less where the maps were pooled."""
+        """(N, C, H, W), or fewer dimensions if the maps were pooled."""
         return (len(self), *self.stage.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of what indexing gives. numpy has no bfloat16: its values come as float32, exactly."""
+        """The dtype of what indexing returns. numpy has no bfloat16, so its values come exactly as float32."""
         return np.dtype(np.float32 if self.stage.dtype == "bfloat16" else NUMPY_TYPES[self.stage.dtype])
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class StageArray:
         return f"<stage {shown(self.stage.name)}: {shown_shape(self.shape)} {self.stage.dtype}>"
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All rows, for numpy's functions. Raises UsageError where maps differ in size."""
+        """Return all rows for numpy's functions. Raises UsageError if maps differ in size."""
         if self.stage.is_ragged:
             raise UsageError(f"stage {shown(self.stage.name)}: maps of many sizes are no array", "take them one by one")
         if copy is False:
@@ -68,11 +68,11 @@ class StageArray:
         return np.asarray(self[:], dtype)
 
     def __getitem__(self, index: Index) -> Any:
-        """One image by row or key, or several by slice, list of rows or keys, or mask, as numpy arrays.
+        """Return one image by row or key, or several by slice, list of rows or keys, or mask, as numpy arrays.
 
-        Numbers and slices behind the images are for channels and positions, `[:, 0]` for the first channel of all.
+        Numbers and slices after the images choose channels and positions: `[:, 0]` is the first channel of all images.
         Raises KeyError and IndexError as a dict and an array do, TypeError for other indices, IncompleteError for rows
-        not extracted yet.
+        that are not extracted yet, DamagedError and MachineError.
         """
         images, inside = images_and_inside(index)
         if inside:
@@ -91,7 +91,7 @@ class StageArray:
         return values_of(stored)
 
     def _inside(self, images: Any, inside: tuple[Any, ...]) -> Any:
-        """A part of each map: maps are read some at a time, since all of them may not fit into memory."""
+        """Return a part of each map. Only some maps are read at a time, because all of them may not fit into memory."""
         rows = self._index.rows_of(images)
         if isinstance(rows, int):
             return self[rows][inside]
@@ -102,9 +102,9 @@ class StageArray:
         return np.concatenate(parts) if parts else self[rows][whole]
 
     def tensor(self, index: Index = slice(None), out: torch.Tensor | None = None) -> Any:
-        """The same as torch tensors, in the type that is stored, bfloat16 too. Raises as indexing does.
+        """Return the same as torch tensors, in the stored dtype, also bfloat16. Raises as indexing does.
 
-        `out`: a contiguous tensor of this shape and type, to be filled instead of a new one.
+        `out` is a contiguous tensor of this shape and dtype, which is filled instead of a new one.
         """
         import torch
 
@@ -125,7 +125,7 @@ class StageArray:
             return tensors[0] if isinstance(rows, int) else tensors
         self._open_first(several)
         shape = self.stage.shape_at((0, 0)) if isinstance(rows, int) else (len(several), *self.stage.shape_at((0, 0)))
-        # numpy asks for large pages, which take less time to come by.
+        # numpy asks for large pages, which the system gives faster.
         whole = torch.from_numpy(np.empty(shape, NUMPY_TYPES[self.stage.dtype])).view(kind) if out is None else out
         if (tuple(whole.shape), whole.dtype) != (shape, kind) or not whole.is_contiguous():
             raise UsageError(
@@ -136,10 +136,11 @@ class StageArray:
         return whole
 
     def as_numpy(self, shard: int | None = None) -> np.ndarray:
-        """The rows of a shard, or of a dump that has only one, mapped into memory: nothing is read or copied yet.
+        """Return the rows of a shard, or of a dump with only one, mapped into memory: nothing is read or copied yet.
 
-        Read-only, [rows, ...]. Raises UsageError where that cannot be: more shards than one and none named, bfloat16
-        (numpy has none), maps of many sizes; IncompleteError for a shard that is not there yet.
+        The array is read-only, (rows, ...). Raises UsageError if that is impossible: there are several shards and none
+        is named, the dtype is bfloat16, which numpy lacks, or maps differ in size. Raises IncompleteError for a shard
+        that is missing.
         """
         name = shown(self.stage.name)
         if self.stage.is_ragged or self.stage.dtype == "bfloat16":
@@ -159,13 +160,16 @@ class StageArray:
         return np.memmap(path, self.dtype, "r", array.offset, array.shape)
 
     def _open_first(self, rows: Sequence[int]) -> None:
-        """A plan may claim any shape: the file, which is compared with it, has a word before memory is taken."""
+        """Check the first file before memory is taken, because a plan may claim any shape."""
         if len(rows):
             shard, _ = self._located(rows[0])
             self._shards.place(shard, self.stage.name)
 
     def map_shapes(self, rows: Sequence[int]) -> np.ndarray:
-        """(rows, 3): the (C, H, W) of each, of a stage whose maps differ in size. Failed images have one too."""
+        """Return (rows, 3): the (C, H, W) of each row of a stage whose maps differ in size.
+
+        Failed images have one, too.
+        """
         out, done = np.empty((len(rows), 3), np.uint32), 0
         for run in self._neighbours(rows):
             shard, first = self._located(run.start)
@@ -175,7 +179,7 @@ class StageArray:
         return out
 
     def _neighbours(self, rows: Sequence[int]) -> Iterator[range]:
-        """The rows, in their order, as runs of neighbours within one shard."""
+        """Yield the rows, in their order, as runs of neighbours within one shard."""
         done = 0
         while done < len(rows):
             first, count = rows[done], 1
@@ -186,7 +190,7 @@ class StageArray:
             done += count
 
     def _run(self, first: int, count: int) -> np.ndarray | list[np.ndarray]:
-        """Neighbouring rows within one shard, as they are stored: bfloat16 as uint16."""
+        """Return neighbouring rows within one shard as they are stored, bfloat16 as uint16."""
         shard, row = self._located(first)
         name = self.stage.name
         if not self.stage.is_ragged:
@@ -197,7 +201,7 @@ class StageArray:
         return [stored[starts[i] - begin : starts[i + 1] - begin].reshape(shapes[i]) for i in range(row, row + count)]
 
     def _fill(self, out: np.ndarray, rows: Sequence[int]) -> None:
-        """`out` with rows in any order, as they are stored, of a stage whose maps are of one size."""
+        """Fill `out` with rows in any order, as they are stored. All maps of the stage have one size."""
         done = 0
         for run in self._neighbours(rows):
             shard, row = self._located(run.start)
@@ -205,7 +209,7 @@ class StageArray:
             done += len(run)
 
     def _located(self, row: int) -> tuple[int, int]:
-        """The shard of a row, and its place in there. Raises IncompleteError."""
+        """Return the shard of a row, and its place in it. Raises IncompleteError."""
         shard, place = divmod(row, self._plan.shard_rows)
         if shard not in self._committed:
             raise self._index.not_yet(f"row {row}", shard)
@@ -215,7 +219,7 @@ class StageArray:
 def images_and_inside(index: Any) -> tuple[Any, tuple[Any, ...]]:
     """Split an index into what names images and what is taken of each map: numbers, slices and `...`.
 
-    Raises TypeError for what an array could take in several ways.
+    Raises TypeError for an index that an array could understand in several ways.
     """
     if index is Ellipsis:
         return slice(None), ()
@@ -237,7 +241,7 @@ def _is_number(part: Any) -> bool:
 
 
 class RowIndex:
-    """The rows of a dump by what people name them with. Its keys are read when first asked for."""
+    """The rows of a dump, by whatever people name them with. Its keys are read when they are first needed."""
 
     def __init__(self, dump: Dump) -> None:
         self._dump = dump
@@ -246,7 +250,7 @@ class RowIndex:
         return self._dump.plan.num_images
 
     def not_yet(self, what: str, shard: int) -> IncompleteError:
-        """Say that something of a shard cannot be read, since the shard is not committed."""
+        """Return the error that says that something of a shard cannot be read because the shard is not committed."""
         kept = self._dump.rows_kept().get(shard)
         unfinished = f": shard {shard} is unfinished, {kept:,} of its rows are kept" if kept else ""
         hint = "run the extract command of this dump again"
@@ -263,11 +267,11 @@ class RowIndex:
         return {key: row for row, key in enumerate(self.keys)}
 
     def rows_of(self, index: Any) -> int | Sequence[int]:
-        """What is asked for as a row, or as rows in the order that was given.
+        """Return a row, or rows in the order in which they were given.
 
-        Raises KeyError and IndexError as a dict and an array do, TypeError for what names no rows.
+        Raises KeyError and IndexError as a dict and an array do, and TypeError for something that names no rows.
         """
-        if type(index) is int:  # first: single maps are read often
+        if type(index) is int:  # comes first, because single maps are read often
             return self._absolute(index)
         if isinstance(index, slice):
             return range(len(self))[index]
@@ -282,7 +286,10 @@ class RowIndex:
         return self._listed(index)
 
     def _listed(self, index: Any) -> list[int]:
-        """A mask, or rows and keys in any order, as rows. Whatever holds other things is an error, never a guess."""
+        """Return the rows for a mask, or for rows and keys in any order.
+
+        Anything else raises, because a guess could be wrong.
+        """
         listed = index.tolist() if hasattr(index, "tolist") else [getattr(i, "item", lambda i=i: i)() for i in index]
         if listed and all(type(i) is bool for i in listed):
             if len(listed) != len(self):

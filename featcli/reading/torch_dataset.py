@@ -1,4 +1,4 @@
-"""The maps of a dump as a torch Dataset, safe in worker processes, and a loader whose workers are threads."""
+"""Give the maps of a dump as a torch Dataset, safe in worker processes, and as a loader whose workers are threads."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class StageDataset(Dataset[Any]):
-    """The images of a dump that could be read, in its order: `rows[i]` and `keys[i]` say which item i is.
+    """The images of a dump that could be read, in its order. `rows[i]` and `keys[i]` say which image item i is.
 
-    An item is the map of the stage, or a dict of them by stage; with labels a pair of that and the label. Several
-    items at once, by a list of them, come stacked. Raises UsageError for stages and labels that do not fit the dump.
+    An item is the map of the stage, or a dict of maps by stage; with labels it is a pair of that and the label. Several
+    items at once, by a list of numbers, are stacked. Raises UsageError for stages and labels that do not fit the dump.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class StageDataset(Dataset[Any]):
         self._labels = None if labels is None or labels is False else self._labels_of(labels)
 
     def _labels_of(self, labels: Any) -> torch.Tensor | list[Any]:
-        """One for each item."""
+        """Return one label for each item."""
         dump = self.dump
         if labels is True:
             numbers = {name: number for number, name in enumerate(dump.classes)}
@@ -68,7 +68,7 @@ class StageDataset(Dataset[Any]):
             as_array = np.asarray(found)
         except ValueError:  # lists of several lengths
             return found
-        return torch.from_numpy(as_array) if as_array.dtype.kind in "biuf" else found  # names are given as they are
+        return torch.from_numpy(as_array) if as_array.dtype.kind in "biuf" else found  # names stay as they are
 
     @property
     def keys(self) -> list[str]:
@@ -93,7 +93,7 @@ class StageDataset(Dataset[Any]):
         return maps if labels is None else (maps, labels[0])
 
     def read(self, items: Sequence[int], memory: BatchMemory | None = None) -> Any:
-        """Several items, stacked."""
+        """Return several items, stacked. Raises as indexing a StageArray does."""
         maps, labels = self._maps(items, memory), self._labels_at(items)
         return maps if labels is None else (maps, labels)
 
@@ -108,7 +108,10 @@ class StageDataset(Dataset[Any]):
         return self._labels[torch.as_tensor(items)]
 
     def _read(self, stage: str, rows: np.ndarray, memory: BatchMemory | None) -> torch.Tensor:
-        """A batch; in a worker process in memory that the main process has too, without another copy."""
+        """Return a batch.
+
+        In a worker process it is in memory that the main process shares, so it is not copied again.
+        """
         array = self.dump[stage]
         shape, out = (len(rows), *array.stage.shape_at((0, 0))), None
         if memory is not None:
@@ -126,19 +129,19 @@ class StageDataset(Dataset[Any]):
         drop_last: bool = False,
         generator: torch.Generator | None = None,
     ) -> BatchLoader:
-        """Batches of items, read ahead by `num_workers` threads, 0 for none: see BatchLoader."""
+        """Return a loader of batches, read ahead by `num_workers` threads; 0 reads in this thread. See BatchLoader."""
         return BatchLoader(self, batch_size, shuffle, num_workers, drop_last, generator)
 
 
 class BatchMemory:
-    """The memory of batches that nobody holds any more is used again: a system takes long to give new memory."""
+    """Memory of batches, which is used again once nobody holds a batch: a system takes long to give new memory."""
 
     def __init__(self) -> None:
         self._arrays: list[np.ndarray] = []
         self._lock = threading.Lock()
 
     def take(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-        """A tensor of this shape and type; what is in it is nobody's."""
+        """Return an uninitialised tensor of this shape and dtype."""
         kind = getattr(torch, dtype)
         size = prod(shape) * kind.itemsize
         with self._lock:
@@ -153,10 +156,10 @@ class BatchMemory:
 
 
 class BatchLoader:
-    """Iterates over the batches of a dataset as DataLoader does, in a new order each time where it shuffles.
+    """Iterates over the batches of a dataset as DataLoader does, in a new order each time if it shuffles.
 
-    Its workers are threads: reading lets go of the interpreter, and what processes read would have to be copied, or
-    its memory made anew for every batch, to get it across. Batches come in their order, some are read ahead.
+    Its workers are threads: reads release the interpreter's lock. Processes would have to copy what they read, or share
+    new memory for every batch. Batches come in order, and some are read ahead.
     """
 
     def __init__(
@@ -179,10 +182,10 @@ class BatchLoader:
         self._num_workers = num_workers
         self._drop_last = drop_last
         self._generator = generator
-        self._memory = BatchMemory()  # from epoch to epoch
+        self._memory = BatchMemory()  # kept from epoch to epoch
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches in an epoch."""
         whole, rest = divmod(len(self._data), self._batch_size)
         return whole + (rest > 0 and not self._drop_last)
 
@@ -201,6 +204,6 @@ class BatchLoader:
                     waiting.append(pool.submit(self._data.read, batch.tolist(), self._memory))
                 if not waiting:
                     return
-                yield waiting.popleft().result()  # nothing here holds it then
+                yield waiting.popleft().result()  # after this nothing here holds the batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
