@@ -1,4 +1,4 @@
-"""The pictures of a dump as its backbone saw them: found again by their keys, sized and cut as the plan records."""
+"""Show the pictures of a dump as its backbone saw them: found again by their keys, resized and cut as the plan says."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class DumpPictures:
-    """`pictures[row]` is the picture of a row, or None where it cannot be shown; `missing` counts why.
+    """`pictures[row]` is the picture of a row, or None if it cannot be shown. `missing` counts why.
 
-    `root`, `allow_outside`: see PictureFiles. Raises UsageError for a folder that is none.
+    For `root` and `allow_outside` see PictureFiles. Raises UsageError if `root` is no folder.
     """
 
     def __init__(self, dump: DumpReader, root: str | None = None, allow_outside: bool = False) -> None:
@@ -45,7 +45,7 @@ class DumpPictures:
         return None
 
     def _read(self, image: Input) -> Picture:
-        """Read a picture in a thread of its own: the first one could not be interrupted."""
+        """Read a picture in another thread, because Ctrl-C could not interrupt it in the main one."""
         with pillow_set_up(self._rules.max_pixels), DecodeThreads(1, "picture") as pool:
             return pool.submit(self._decoded, image).result()
 
@@ -60,10 +60,10 @@ class DumpPictures:
             raise UnreadableError("larger than can be", f"{size[0]}x{size[1]}")
         pixels = np.empty((seen.channels, *size), seen.dtype)
         read_pixels(image, rules, seen.fit, pixels, seen.is_native)
-        if pixels.dtype != np.uint8:  # of a processor that normalises by itself: from its darkest to its brightest
+        if pixels.dtype != np.uint8:  # its processor normalises by itself: scale from darkest to brightest
             low, high = float(pixels.min()), float(pixels.max())
             pixels = ((pixels - low) * (255 / max(high - low, 1e-30))).astype(np.uint8)
-        colours = np.broadcast_to(pixels, (3, *size))  # of greys, the same three times
+        colours = np.broadcast_to(pixels, (3, *size))  # greys become three equal channels
         return Image.fromarray(np.ascontiguousarray(colours.transpose(1, 2, 0)))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What `featcli inspect` shows: the stages of a checkpoint before anything is run, or the state of a dump."""
+"""Collect what `featcli inspect` shows: the stages of a checkpoint before anything runs, or the state of a dump."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from featcli.spec.groups import CheckpointSpec, StageSpec
 from featcli.spec.words import DEFAULT_DTYPE, Dtype
 from featcli.system.files import is_file, is_folder, is_there, names_in
 
-MOST_FOLDERS = 100  # in a folder that is no dump that are looked into
+MOST_FOLDERS = 100  # folders that are looked into, inside a folder that is no dump
 
 
 def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: Dtype = DEFAULT_DTYPE) -> dict[str, Any]:
-    """Stages, what would be selected, its size and its share of the computation. Reads no weights.
+    """Return the stages, which of them are selected, their size, and their share of the computation. Reads no weights.
 
     Raises UsageError and CheckpointError.
     """
@@ -38,7 +38,7 @@ def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: Dty
     try:
         found = model.preprocessing()
         preprocessing = {"summary": found.summary, "origin": found.origin, "settings": dict(found.settings)}
-    except (CheckpointError, UsageError) as error:  # the stages can be shown without; extract will refuse
+    except (CheckpointError, UsageError) as error:  # the stages can be shown without it; extract will refuse
         preprocessing = {"summary": f"none: {error.message}", "origin": "", "settings": {}}
     listed = [
         {
@@ -72,7 +72,7 @@ def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: Dty
 
 @contextmanager
 def _neither(name: str) -> Iterator[None]:
-    """Say of a name that is no dump, and proves no checkpoint inside the block, that it is neither."""
+    """Say that a name is neither a dump nor a checkpoint, if the block finds that it is no checkpoint."""
     try:
         yield
     except (CheckpointError, UsageError) as error:
@@ -89,7 +89,7 @@ def _neither(name: str) -> Iterator[None]:
 
 
 def _holds_pictures(path: Path) -> bool:
-    """Whether it is a picture, or a folder with pictures in it or in one of the folders there, by their suffixes."""
+    """Return whether it is a picture, or a folder with pictures in it or one level below, by their suffixes."""
     if is_file(path):
         return path.suffix.lower() in SUFFIXES
     inside = [path / name for name in names_in(path)]
@@ -98,13 +98,16 @@ def _holds_pictures(path: Path) -> bool:
 
 
 def inspect_dump(path: Path) -> dict[str, Any] | None:
-    """The state of a dump: stages, rows, failures, what is missing. None where there is no dump."""
+    """Return the state of a dump: stages, rows, failures, and what is missing. Returns None if there is no dump.
+
+    Raises DamagedError and MachineError.
+    """
     dump = Dump.existing(path)
     if dump is None:
         if is_folder(path / SHARDS):
             raise IncompleteError(f"dump {shown(path)}: no plan.json yet", "run its extract command again")
         return None
-    begun = dump.unfinished_shards()  # before the records: a shard may be committed meanwhile
+    begun = dump.unfinished_shards()  # before the records, because a shard may be committed meanwhile
     records = list(dump.records())
     totals, pictures = totals_of(records), pictures_of(records)
     settings, there = dump.plan.settings, {record["shard"] for record in records}
@@ -139,7 +142,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
 
 
 def _damaged_files(dump: Dump) -> list[str]:
-    """What beside the shards can be seen to be gone or damaged without reading the shards."""
+    """Return which files, other than shards, are missing or damaged. No shard is read."""
     wrong = [] if is_file(dump.path / IMAGES) else [IMAGES]
     if dump.is_complete():
         wrong += [] if is_file(dump.path / FAILURES) else [FAILURES]

@@ -1,6 +1,6 @@
-"""What `featcli models` lists: timm's architectures and transformers' model types, with what a sweep found of each.
+"""List timm's architectures and transformers' model types, with what a sweep found of each, for `featcli models`.
 
-The facts are in models.csv, written by `make sweep`, which builds every one of them; nothing is built here.
+The facts are in models.csv. `make sweep` writes it by building every model; nothing is built here.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ UNKNOWN: dict[str, Any] = dict.fromkeys(("parameters", "input", "strides", "stag
 
 
 def list_models(pattern: str | None = None) -> list[dict[str, Any]]:
-    """The models whose name matches, timm's first; a pattern without `*`, `?` or `[` matches any part of a name.
+    """Return the models whose name matches, timm's first. A pattern without `*`, `?` or `[` matches any part of a name.
 
-    Where no name has it, those are found that have its parts, the shortest first: `vit_b_16`, `ViT-L/14`.
+    If no name contains the pattern, names that contain its parts match, the shortest first, as for `vit_b_16` or
+    `ViT-L/14`.
 
-    Each has its name, library, parameters (without a head), input (C, H, W), stages (as --out-features takes a range
-    of them), strides and tags of its trained weights, as far as they are known. Raises UsageError where none matches.
+    Each model has its name, library, parameters (without a head), input (C, H, W), stages (a range as --out-features
+    takes it), strides, and tags of its trained weights, as far as they are known. Raises UsageError if none matches.
     """
     models = list(_models())
     wanted, by_name = pattern or "", {str(model["name"]): model for model in models}
@@ -48,14 +49,14 @@ def _models() -> Iterator[dict[str, Any]]:
     facts = read_facts()
     if importlib.metadata.version("timm") != facts["timm"]["version"]:
         yield from _installed(facts["timm"]["models"])
-    else:  # the very release that was swept: its names are known, and timm takes seconds to import
+    else:  # this release was swept, so its names are known, and timm takes seconds to import
         yield from facts["timm"]["models"].values()
     others = [{"name": name, "library": "transformers", **UNKNOWN, "tags": []} for name in NOT_SWEPT]
     yield from sorted([*others, *facts["transformers"]["models"].values()], key=lambda model: str(model["name"]))
 
 
 def _installed(known: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The models of a timm that was not swept, with the facts where they are known."""
+    """Yield the models of a timm release that was not swept, with facts if they are known."""
     from featcli.backbones.torchvision_operators import declare_missing_operators
 
     declare_missing_operators()
@@ -67,7 +68,7 @@ def _installed(known: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 @cache
 def read_facts() -> dict[str, Any]:
-    """models.csv: for each library its version and its models by name."""
+    """Return models.csv: for each library, its version and its models by name."""
     facts: dict[str, Any] = {}
     text = resources.files("featcli.views").joinpath(FACTS).read_text("utf-8")
     for row in csv.DictReader(io.StringIO(text)):

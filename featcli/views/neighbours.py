@@ -1,4 +1,4 @@
-"""The images of a dump that are nearest to some of them, by the cosine of maps averaged over all positions."""
+"""Find the images of a dump that are nearest to given ones, by the cosine of maps averaged over all positions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Near = list[list[tuple[int, float]]]  # for each image the nearest others: (row 
 
 
 def averaged(maps: Any) -> np.ndarray:
-    """(N, C, ...) maps, or a list where they differ in size -> (N, C) float64, averages over all positions.
+    """Return the averages over all positions, (N, C) float64, of (N, C, ...) maps or of a list of maps.
 
-    What is not finite counts as zero.
+    Values that are not finite count as zero.
     """
     if isinstance(maps, list):
         return np.concatenate([averaged(one[None]) for one in maps])
@@ -28,14 +28,14 @@ def averaged(maps: Any) -> np.ndarray:
 
 
 def neighbours(vectors: np.ndarray) -> Near:
-    """For each of (N, C) vectors the places of the others that are nearest by cosine, the nearest first."""
+    """Return for each of (N, C) vectors the places of the others that are nearest by cosine, the nearest first."""
     return _nearest(vectors, range(len(vectors)), [(range(len(vectors)), vectors)])
 
 
 def rows_to_compare(dump: DumpReader, stage: str, shown: Sequence[int]) -> list[int]:
-    """The rows whose maps are compared with those of the shown ones: all that have maps, or as many as may be read.
+    """Return the rows to compare with the shown ones: all that have maps, or as many as may be read.
 
-    These are evenly spaced, and the shown ones beside them.
+    If there are too many, they are evenly spaced, and the shown rows are added.
     """
     row_bytes = max(1, dump.stages[stage].row_bytes(dump.plan.settings.input_size))
     some = evenly_spaced(np.flatnonzero(dump.valid).tolist(), max(1, MOST_BYTES // row_bytes))
@@ -43,16 +43,19 @@ def rows_to_compare(dump: DumpReader, stage: str, shown: Sequence[int]) -> list[
 
 
 def neighbours_in_dump(dump: DumpReader, stage: str, vectors: np.ndarray, shown: Sequence[int], among: Any) -> Near:
-    """For each of the shown rows those that are nearest by the maps of a stage.
+    """Return for each of the shown rows those that are nearest by the maps of a stage.
 
-    `vectors`: (N, C), the averages of the shown ones. `among`: rows of the dump, which are read once.
+    `vectors` are the averages of the shown rows, (N, C). `among` are rows of the dump, which are read once.
     """
     runs = ((run.rows, averaged(run.maps[stage])) for run in dump.walk(stage, rows=among))
     return _nearest(vectors, shown, runs)
 
 
 def _nearest(vectors: np.ndarray, rows: Sequence[int], others: Iterable[tuple[Sequence[int], np.ndarray]]) -> Near:
-    """Of all others, which come some at a time with their rows, those nearest to each vector, which has a row too."""
+    """Return for each vector, which also has a row, the nearest of all others.
+
+    These come in portions with their rows.
+    """
     unit, own = _unit(vectors), np.asarray(rows)[:, None]
     best, found = np.full((len(unit), 0), -np.inf), np.zeros((len(unit), 0), int)
     for some, theirs in others:

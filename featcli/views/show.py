@@ -1,4 +1,4 @@
-"""Images of a dump beside their maps, as one PNG or JPEG: components as colours, and the mean over channels as heat."""
+"""Draw images of a dump beside their maps into a PNG, JPEG or WebP: components as colours, the channel mean as heat."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 STUDIED = 256  # images that colours are fitted to
 PANEL, GAP, MARGIN = 224, 10, 20  # pixels
-PICTURE = 2 * PANEL + GAP  # of the picture, which stands beside two rows of maps
+PICTURE = 2 * PANEL + GAP  # the picture stands beside two rows of maps
 TITLE, LINE = 40, 20
-SIZE, CHARACTER = 14, 7  # of the text: its height, and the width that a character takes as a rule
+SIZE, CHARACTER = 14, 7  # of the text: its height, and the usual width of a character
 PAPER, INK, FAINT, EDGE = "#ffffff", "#1b1b1b", "#6b6b6b", "#b5b0a5"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-MOST_PIXELS = {"PNG": 40_000, "JPEG": 65_500, "WEBP": 16_383}  # of an edge; of PNG what others still open
+MOST_PIXELS = {"PNG": 40_000, "JPEG": 65_500, "WEBP": 16_383}  # along an edge; for PNG, what other programs still open
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is drawn: these rows and stages of a dump, and where their pictures are."""
+    """The rows and stages of a dump that are drawn, and the place of their pictures."""
 
     dump: DumpReader
     rows: Sequence[int]
@@ -44,7 +44,7 @@ class Drawing:
 def show(drawing: Drawing, output: str, overwrite: bool = False, report: Report = silent) -> None:
     """Draw these images and their maps into the file `output`.
 
-    Raises UsageError for dumps without maps, ConflictError where `output` is there already, MachineError.
+    Raises UsageError for dumps without maps, ConflictError if `output` exists already, DamagedError and MachineError.
     """
     path = Path(output)
     if path.suffix.lower() not in FORMATS:
@@ -62,10 +62,10 @@ def show(drawing: Drawing, output: str, overwrite: bool = False, report: Report 
 
 
 def rows_of(dump: DumpReader, keys: Sequence[str]) -> tuple[list[int], dict[str, int]]:
-    """The rows of these keys, keys without suffix and patterns: see featcli.reading.keys.
+    """Return the rows of keys, of keys without suffix, and of patterns: see featcli.reading.keys.
 
-    A pattern adds the rows that are not there yet, without those that have no maps; how many these are is the second
-    that is returned, by pattern. Raises UsageError for what stands for nothing, and for a key that has no maps.
+    A pattern adds rows that are not there yet and have maps. The second result counts the rows without maps, by
+    pattern. Raises UsageError for a text that stands for nothing, and for a key without maps.
     """
     rows: list[int] = []
     without_maps: dict[str, int] = {}
@@ -83,7 +83,7 @@ def rows_of(dump: DumpReader, keys: Sequence[str]) -> tuple[list[int], dict[str,
 
 
 def rows_to_draw(dump: DumpReader, count: int) -> list[int]:
-    """So many rows with maps, evenly spaced over the dump."""
+    """Return `count` rows with maps, evenly spaced over the dump."""
     return evenly_spaced(np.flatnonzero(dump.valid).tolist(), count)
 
 
@@ -95,7 +95,7 @@ def _refuse_without_maps(dump: DumpReader, row: int) -> None:
 
 
 def _fitted(dump: DumpReader, stages: Sequence[str], report: Report) -> dict[str, Colours]:
-    """The colours of each stage that has maps."""
+    """Return the colours of each stage that has maps."""
     rows = evenly_spaced(np.flatnonzero(dump.valid).tolist(), STUDIED)
     found = {}
     report("start", images=len(stages), done=0)
@@ -119,9 +119,9 @@ def _sheet(
     colours: dict[str, Colours],
     limit: int,
 ) -> Image.Image:
-    """The panels: for each image its picture on the left, its maps in two rows stage by stage to the right.
+    """Draw for each image its picture on the left, and its maps in two rows, stage by stage, to the right.
 
-    Raises UsageError where it would have more than `limit` pixels in a direction.
+    Raises UsageError if the sheet would have more than `limit` pixels along an edge.
     """
     from PIL import Image, ImageDraw
 
@@ -172,14 +172,14 @@ def _caption(dump: DumpReader) -> str:
 
 
 def _paste(draw: ImageDraw.ImageDraw, sheet: Image.Image, panel: Image.Image, place: tuple[int, int]) -> None:
-    """Put a picture on the sheet, with an edge around it: a white one would have none."""
+    """Put a picture on the sheet with an edge around it, because a white picture would have none."""
     left, top = place
     draw.rectangle((left - 1, top - 1, left + panel.width, top + panel.height), outline=EDGE)
     sheet.paste(panel, place)
 
 
 def _panel(pixels: np.ndarray, edge: int, smooth: bool = False) -> Image.Image:
-    """(H, W, 3) as a picture whose longer edge has so many pixels: cells stay cells, proportions stay."""
+    """Return (H, W, 3) as a picture whose longer edge has `edge` pixels. Cells stay cells, and proportions stay."""
     from PIL import Image
 
     height, width = pixels.shape[:2]
@@ -196,12 +196,12 @@ def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour:
 
 
 def _plain(key: str) -> str:
-    """The key in one line and as the font has it, which is Latin without accents: all else is escaped."""
+    """Return the key in one line. Characters that the font lacks are escaped: it has Latin without accents."""
     return printable(key).replace("\n", "\\n").encode("ascii", "backslashreplace").decode()
 
 
 def _cut(text: str, width: int) -> str:
-    """The text, without its middle where it is wider than so many pixels."""
+    """Return the text, without its middle if it is wider than `width` pixels."""
     from PIL import ImageFont
 
     half, shown = len(text) // 2, text

@@ -1,4 +1,4 @@
-"""What the maps of a stage look like over a dump: its statistics, and colours that mean the same for every picture."""
+"""Describe the maps of a stage over a dump: statistics, and colours that mean the same for every picture."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ import numpy as np
 
 from featcli.reading.stage_array import StageArray
 
-MOST_NUMBERS = 1 << 22  # that components and histograms are made of: 16 MB
+MOST_NUMBERS = 1 << 22  # from which components and histograms are made: 16 MB
 BINS = 40
-LOW, HIGH = 1, 99  # percent: what lies beyond is darkest, or brightest
+LOW, HIGH = 1, 99  # percent: values beyond these are darkest or brightest
 OUTERMOST = 0.1  # percent that a histogram leaves out at either end
 HEAT = ("#0b0b2e", "#c8375e", "#fff3b8")  # from low to high, readable without telling red from green
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of all values of a stage over the studied images."""
+    """Statistics of all values of a stage over the studied images."""
 
     mean: float
     std: float
     least: float
     most: float
     zeros: float  # the share of values that are exactly zero
-    not_finite: int  # values that are infinite or undefined: in none of the numbers above
+    not_finite: int  # values that are infinite or undefined; no other number here counts them
     channels: int
-    dead: list[int]  # the channels that are zero everywhere
-    counts: list[int]  # histogram of what is not zero, BINS from `low` to `high`
+    dead: list[int]  # channels that are zero everywhere
+    counts: list[int]  # histogram of values that are not zero, in BINS bins from `low` to `high`
     low: float
     high: float
 
 
 @dataclass(frozen=True)
 class Colours:
-    """How maps become pictures: the same for every image of the dump."""
+    """How maps become pictures, in the same way for every image of the dump."""
 
     mean: np.ndarray  # (C,)
-    components: np.ndarray  # (3, C): the first principal components; rows of zeros where there are fewer
-    low: np.ndarray  # (3,): what becomes 0
-    high: np.ndarray  # (3,): what becomes 255
+    components: np.ndarray  # (3, C): the first principal components; missing ones are zero
+    low: np.ndarray  # (3,): the values that become 0
+    high: np.ndarray  # (3,): the values that become 255
     heat_low: float
     heat_high: float
 
     def components_of(self, maps: np.ndarray) -> np.ndarray:
-        """A map (C, H, W) -> (H, W, 3) uint8, the first three components as red, green and blue."""
-        with np.errstate(invalid="ignore"):  # infinite values
+        """Return (H, W, 3) uint8 of a map (C, H, W): its first three components as red, green and blue."""
+        with np.errstate(invalid="ignore"):  # the map may hold infinite values
             projected = (maps.reshape(len(maps), -1).T - self.mean) @ self.components.T
         return _scaled(projected, self.low, self.high).reshape(*maps.shape[1:], 3)
 
     def mean_of(self, maps: np.ndarray) -> np.ndarray:
-        """A map (C, H, W) -> (H, W, 3) uint8, the mean over its channels from dark to bright."""
+        """Return (H, W, 3) uint8 of a map (C, H, W): the mean over its channels, from dark to bright."""
         from PIL import Image, ImageOps
 
         with np.errstate(invalid="ignore"):
@@ -62,9 +62,11 @@ class Colours:
 
 
 def study(array: StageArray, rows: Sequence[int]) -> tuple[Statistics, Colours | None]:
-    """Statistics over these rows, and the colours; None where maps were pooled to vectors. Reads one map at a time.
+    """Return statistics over these rows, and the colours, or None if maps were pooled to vectors.
 
-    Values that are not finite are counted, and left out of all else.
+    Reads one map at a time.
+
+    Values that are not finite are counted, and left out of everything else.
     """
     channels = array.stage.shape[0] or 1
     share = max(1, MOST_NUMBERS // (len(rows) * channels))  # positions of an image that points are drawn from
@@ -84,7 +86,7 @@ def study(array: StageArray, rows: Sequence[int]) -> tuple[Statistics, Colours |
         zeros, count = zeros + (values == 0).sum(), count + values.size
         least, most = min(least, values.min()), max(most, values.max())
         alive |= ((vectors != 0) & finite).any(1)
-        places = chance.permutation(vectors.shape[1])[:share]  # of the whole map: borders are unlike the rest
+        places = chance.permutation(vectors.shape[1])[:share]  # of the whole map: its border differs from the rest
         drawn.append(vectors[:, places[finite[:, places].all(0)]].T.astype(np.float32))
     points = np.concatenate(drawn)  # (n, C)
     points = points if len(points) else np.zeros((1, channels), np.float32)
@@ -107,7 +109,7 @@ def study(array: StageArray, rows: Sequence[int]) -> tuple[Statistics, Colours |
 
 
 def _histogram(points: np.ndarray) -> tuple[list[int], float, float]:
-    """Of the values that are not zero, without the outermost at either end: counts, where they begin and end."""
+    """Return (counts, begin, end) of the values that are not zero. The outermost at either end are left out."""
     values = points[points != 0].astype(np.float64) if points.any() else np.zeros(1)
     low, high = (float(edge) for edge in np.percentile(values, (OUTERMOST, 100 - OUTERMOST)))
     high = low + max(high - low, abs(low) * 1e-6, 1e-30)
@@ -120,13 +122,13 @@ def _colours(points: np.ndarray) -> Colours:
     centre = points.mean(0, dtype=np.float64)
     centred = points - centre
     scale = max(float(np.abs(centred).max()), 1e-30)
-    wanted = min(12, *centred.shape)  # more than the three that are kept: it finds those better
+    wanted = min(12, *centred.shape)  # the three that are kept get better if more are computed
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(0)
         _, _, directions = torch.pca_lowrank(torch.from_numpy(centred / scale).float(), q=wanted, center=False, niter=8)
     components = np.zeros((3, points.shape[1]))
     components[: min(3, wanted)] = directions.T[:3].double().numpy()
-    # Either sign would do; this one does not depend on chance.
+    # Either sign is right; this one does not depend on chance.
     signs = np.sign(components[np.arange(3), np.abs(components).argmax(1)])
     components *= np.where(signs == 0, 1, signs)[:, None]
     low, high = np.percentile(centred @ components.T, (LOW, HIGH), axis=0)
@@ -142,7 +144,7 @@ def _colours(points: np.ndarray) -> Colours:
 
 
 def _scaled(values: np.ndarray, low: Any, high: Any) -> np.ndarray:
-    """From `low` to `high` as 0 to 255; where the two are one, all is in the middle."""
+    """Scale `low` to `high` to 0 to 255. If the two are equal, every value is in the middle."""
     span = np.asarray(high - low)
     flat = span <= 1e-30
     scaled = np.where(flat & np.isfinite(values), 0.5, (values - low) / np.where(flat, 1, span))
@@ -150,7 +152,7 @@ def _scaled(values: np.ndarray, low: Any, high: Any) -> np.ndarray:
 
 
 def evenly_spaced(rows: Sequence[int], most: int) -> list[int]:
-    """At most so many of the rows, from the first to the last."""
+    """Return at most `most` of the rows, from the first to the last."""
     if len(rows) <= most:
         return list(rows)
     return [rows[round(place)] for place in np.linspace(0, len(rows) - 1, most)]

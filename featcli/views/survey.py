@@ -1,4 +1,4 @@
-"""A dump as one HTML page that needs nothing else: what it is, its numbers, images with their maps, failures."""
+"""Write a dump as one HTML page that needs no other file: its settings, its numbers, images with maps, and failures."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".html", ".htm")
-PICTURE, MAP = 224, 64  # the longer edge at the most, in pixels
+PICTURE, MAP = 224, 64  # pixels along the longer edge, at most
 MOST_IMAGES = 1000
-MOST_FAILURES = 200  # that are named
+MOST_FAILURES = 200  # failures that are named
 TEMPLATE, TITLE, FACTS = "survey.html", "FEATCLI-TITLE", "FEATCLI-FACTS"
 
 
 def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Report = silent) -> None:
     """Write the page with these images.
 
-    Raises UsageError for too many images, ConflictError where `output` is there already, MachineError.
+    Raises UsageError for too many images, ConflictError if `output` exists already, DamagedError and MachineError.
     """
     path = Path(output)
     refuse_taken(path, overwrite)
@@ -75,7 +75,7 @@ def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Repor
 
 
 def _about(dump: DumpReader) -> list[tuple[str, str]]:
-    """What the dump is, as its plan and records say."""
+    """Return what the dump is, as its plan and records say."""
     plan, settings = dump.plan, dump.plan.settings
     missing = plan.num_shards - len(dump.records)
     state = "" if not missing else f"; {counted(missing, 'shard')} missing"
@@ -124,7 +124,7 @@ def _image(
     of_stage: Mapping[str, tuple[Statistics, Colours | None]],
     pooled: dict[str, list[np.ndarray]],
 ) -> dict[str, Any]:
-    """An image with its pictures as data; its average over all positions goes into `pooled`, stage by stage."""
+    """Return an image with its pictures as data. Its averages over all positions go into `pooled`, stage by stage."""
     maps = {}
     for name, (_, colours) in of_stage.items():
         found = dump[name][row]
@@ -150,10 +150,10 @@ def _add_neighbours(
     images: Sequence[dict[str, Any]],
     pooled: Mapping[str, Sequence[np.ndarray]],
 ) -> int:
-    """Give each image its neighbours by each stage: by the last one of the whole dump, by others of those on the page.
+    """Give each image its neighbours by each stage: from the whole dump by the last stage, from the page by the others.
 
-    A neighbour is a place on the page, or the key of one that is not there. Returns how many images of the dump were
-    compared.
+    A neighbour is a place on the page, or the key of an image that is not on it. Returns how many images of the dump
+    were compared.
     """
     if not rows:
         return 0
@@ -171,10 +171,10 @@ def _add_neighbours(
 
 
 def _labels(dump: DumpReader) -> list[str]:
-    """The class of each image, where the dump says which it is."""
+    """Return the class of each image, if the dump says it."""
     try:
         return dump.labels
-    except UsageError:  # a dump of before plans told inputs from folders
+    except UsageError:  # the plan is from a version that did not tell inputs from folders
         return [""] * len(dump)
 
 
@@ -196,7 +196,7 @@ def _as_data(picture: Image.Image, kind: str) -> str:
 
 
 def _page(facts: Mapping[str, Any]) -> bytes:
-    """The template with the facts in it. They are JSON inside a script element, which only `<` could end."""
+    """Return the template with the facts in it. They are JSON inside a script element, which only `<` could end."""
     template = resources.files("featcli.views").joinpath(TEMPLATE).read_text("utf-8")
     content = json.dumps(facts, allow_nan=False).replace("<", "\\u003c")
     before, _, after = template.partition(FACTS)
