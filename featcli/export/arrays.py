@@ -1,6 +1,6 @@
-"""HDF5 and safetensors: every array has its place before a row is written, as in the shards of a dump, in one file.
+"""Export HDF5 and safetensors: every array gets its place before a row is written, as in shards, but in one file.
 
-Of each stage one array, beside it `valid`; keys and attributes as the shards have them.
+Each stage is one array, and `valid` is another. Keys and attributes are those of shards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from featcli.spec import words
 
 
 class ArrayFile:
-    """A format of shards, as one of exports."""
+    """A format of shards, used as a format of exports."""
 
     DTYPES: tuple[str, ...] = words.DTYPES
 
@@ -28,14 +28,17 @@ class ArrayFile:
         self._format = FORMATS[name]
 
     def write(self, content: Content, path: Path) -> None:
-        """See formats.Format. Lays the file out, fills the arrays, and writes what makes it readable last."""
+        """Write the file: first its layout, then the arrays, and last the bytes that make it readable.
+
+        See formats.Format.
+        """
         shapes = {stage.name: content.shapes(stage) for stage in content.stages if stage.is_ragged}
         arrays = arrays_of(content.stages, len(content.rows), shapes)
         beside = {VALID: content.valid.astype(np.uint8), **{name + SHAPES: found for name, found in shapes.items()}}
         layout = self._format.lay_out(str(path), arrays, content.keys, content.attributes)
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            ends = {name: array.offset for name, array in layout.arrays.items()}  # of what is written so far
+            ends = {name: array.offset for name, array in layout.arrays.items()}  # where each array ends so far
 
             def append(name: str, rows: Any) -> None:
                 content = np.ascontiguousarray(rows).data.cast("B")

@@ -1,4 +1,4 @@
-"""What is exported: rows of a dump in its order, without failed ones unless they are wanted, pooled, of one type."""
+"""Choose what is exported: rows in the order of the dump, with or without failed ones, pooled, in one dtype."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from featcli.spec.words import Dtype
 
 @dataclass(frozen=True)
 class Content:
-    """Rows of a dump. `stages` are as they are exported, with the shape and type that they have there."""
+    """Rows of a dump for export. `stages` have the shape and dtype that is exported."""
 
     dump: DumpReader
     stages: tuple[StoredStage, ...]
@@ -35,12 +35,12 @@ class Content:
 
     @property
     def valid(self) -> np.ndarray:
-        """(rows,) bool: false for failed images that were kept, of which all values are NaN."""
+        """(rows,) bool: false for failed images that were kept, whose values are all NaN."""
         return np.asarray(self.dump.valid[self.rows])
 
     @property
     def remarks(self) -> list[str]:
-        """What is to be said of rows of the dump that hold no maps."""
+        """Remarks about rows of the dump that hold no maps."""
         failed, missing, kept = len(self.dump.failures), self.dump.num_missing, self.dump.num_kept
         became = "kept as NaN" if self.keeps_failed else "left out"
         of_them = f" ({kept:,} of them in unfinished shards)" if kept else ""
@@ -51,7 +51,7 @@ class Content:
 
     @property
     def attributes(self) -> dict[str, str]:
-        """What the file should say about itself, in ASCII."""
+        """What the file says about itself, in ASCII."""
         provenance = self.dump.plan.provenance
         attributes = {
             "featcli_export_version": "1",
@@ -64,11 +64,11 @@ class Content:
         return {name: text.encode("ascii", "backslashreplace").decode() or "-" for name, text in attributes.items()}
 
     def shapes(self, stage: StoredStage) -> np.ndarray:
-        """(rows, 3) the (C, H, W) of each row, of a stage whose maps differ in size."""
+        """Return (rows, 3): the (C, H, W) of each row, for a stage whose maps differ in size."""
         return self.dump[stage.name].map_shapes(self.rows)
 
     def runs(self) -> Iterator[Run]:
-        """Some rows at a time, in the type in which they are written: bfloat16 as uint16."""
+        """Yield some rows at a time, in the dtype that is written; bfloat16 is uint16."""
         names = [stage.name for stage in self.stages]
         for run in self.dump.walk(names, failed=self.keeps_failed):
             maps = {stage.name: self._converted(stage, run.maps[stage.name]) for stage in self.stages}
@@ -76,7 +76,10 @@ class Content:
             self.report("batch", images=len(run.rows))
 
     def _converted(self, stage: StoredStage, found: Any) -> Any:
-        """Maps as numpy has them (bfloat16 as float32) -> pooled, in the type of the stage. Raises UsageError."""
+        """Pool maps that numpy holds (bfloat16 as float32), and cast them to the dtype of the stage.
+
+        Raises UsageError.
+        """
         if isinstance(found, list):
             converted = [self._converted(stage, maps[None])[0] for maps in found]
             return converted if stage.is_ragged else np.stack(converted)
@@ -98,7 +101,7 @@ class Content:
 def content_of(
     dump: DumpReader, names: Sequence[str], pool: str | None, dtype: Dtype | None, keeps_failed: bool
 ) -> Content:
-    """The content that is asked for; `dtype` None means as stored. Raises UsageError."""
+    """Return the content that is asked for. For `dtype` None, values stay as stored. Raises UsageError."""
     stored = dump.plan.settings.pool
     pooled = pooling(pool or stored)
     if pool not in (None, stored):

@@ -1,4 +1,7 @@
-"""A dump as one file (or a folder of arrays): never all of it in memory, never half a file under the final name."""
+"""Write a dump as one file or a folder of arrays.
+
+It never is in memory as a whole, and never half under its final name.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,15 @@ from featcli.spec.parsers import parse_features
 from featcli.system.files import is_folder, is_there, names_in
 
 STDOUT = "-"
-FOLDER = ".folder"  # ends the name of a folder that is not whole yet
-IMAGES = "images.jsonl"  # beside arrays that hold no keys: which image each of their rows is
+FOLDER = ".folder"  # end of the name of a folder that is not complete yet
+IMAGES = "images.jsonl"  # file beside arrays that hold no keys: it says which image each row is
 
 
 def export(dump: DumpReader, asked: ExportCommand, report: Report = silent) -> Content:
-    """Write the chosen stages of a dump: to a file, a folder of .npy files, or `-` for JSON lines on stdout.
+    """Write the chosen stages of a dump to a file, to a folder of .npy files, or as JSON lines to stdout (`-`).
 
-    The suffix tells the format where `asked.to` does not. Returns what was written. Raises UsageError, ConflictError
-    where the output is there already, IncompleteError where no shard is finished, DamagedError and MachineError.
+    The suffix tells the format if `asked.to` does not. Returns what was written. Raises UsageError, ConflictError if
+    the output exists already, IncompleteError if no shard is finished, DamagedError and MachineError.
     """
     dump.refuse_without_shards()
     output, name = asked.output, _format(asked.output, asked.to)
@@ -55,7 +58,7 @@ def export(dump: DumpReader, asked: ExportCommand, report: Report = silent) -> C
 
 
 def _format(output: str, to: str | None) -> str:
-    """Which format is meant. Raises UsageError where that cannot be told, or does not go together."""
+    """Return the format. Raises UsageError if nothing tells it, or if output and format do not fit."""
     if output == STDOUT:
         if to not in (None, "jsonl"):
             raise UsageError(f"-o - --to {to}: only JSON lines can be streamed", "use --to jsonl, or name a file")
@@ -83,7 +86,7 @@ def _stream(content: Content) -> None:
 
 
 def _write_file(content: Content, path: Path, name: str, overwrite: bool) -> None:
-    """A file that has its name once it is whole and on the disk; of an array with its list of images."""
+    """Write a file, which gets its name once it is complete and on the disk. An array also gets its list of images."""
     refuse_taken(path, overwrite)
     if name == "npy" and len(content.stages) > 1:
         raise UsageError(
@@ -101,12 +104,12 @@ def _write_file(content: Content, path: Path, name: str, overwrite: bool) -> Non
 
 
 def images_beside(path: Path) -> Path:
-    """Where a .npy file's list of images lies."""
+    """Return the path of the list of images that belongs to a .npy file."""
     return path.with_suffix(f".{IMAGES}")
 
 
 def _write_folder(content: Content, path: Path) -> None:
-    """A folder with a .npy file for each stage, which has its name once all is in it and on the disk."""
+    """Write a folder with a .npy file for each stage. It gets its name once everything is in it and on the disk."""
     refuse_inside(path)
     if is_there(path) and not (is_folder(path) and not names_in(path)):
         raise ConflictError(f"-o {shown(path)}: not an empty folder", "name another; none is overwritten")
@@ -131,7 +134,7 @@ def _write_folder(content: Content, path: Path) -> None:
 
 
 def _remove_stale_folders(path: Path) -> None:
-    """What kills have left of earlier exports to this folder: those whose lock nobody holds."""
+    """Remove what kills have left of earlier exports to this folder: unfinished folders whose lock nobody holds."""
     remove_stale(path.parent, path.name)
     for left in path.parent.glob(f".*{PARTIAL}{FOLDER}"):
         lock = left.name.removesuffix(FOLDER)

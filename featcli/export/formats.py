@@ -1,4 +1,4 @@
-"""What a dump can be exported to. A format is one function, `write`, the types it has, and a suffix."""
+"""List what a dump can be exported to. A format is a function `write`, the dtypes that it can hold, and a suffix."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ SUFFIXES = {
 
 
 class Format(Protocol):
-    """What a format must say."""
+    """What a format must have."""
 
-    DTYPES: tuple[str, ...]  # that it can hold; whatever is stored in another becomes float32
+    DTYPES: tuple[str, ...]  # that it can hold; other dtypes become float32
 
     def write(self, content: Content, path: Path) -> None:
-        """Write all of it into the empty file at `path`, some rows at a time. Raises UsageError for what it has not."""
+        """Write everything into the empty file at `path`, some rows at a time.
+
+        Raises UsageError for what it cannot hold.
+        """
 
 
 def export_format(name: str) -> Format:
-    """A format by its name, imported when it is used."""
-    if name in FORMATS:  # as those of shards
+    """Return a format by its name. Its module is imported now."""
+    if name in FORMATS:  # the formats of shards
         from featcli.export.arrays import ArrayFile
 
         return ArrayFile(name)
@@ -39,5 +42,5 @@ def export_format(name: str) -> Format:
 
 
 def format_of(path: str) -> str | None:
-    """The name of the format that a file's suffix says, or None."""
+    """Return the name of the format that the suffix of a file says, or None."""
     return next((name for name, suffixes in SUFFIXES.items() if path.lower().endswith(suffixes)), None)

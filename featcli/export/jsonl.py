@@ -1,4 +1,4 @@
-"""JSON lines: one object for each image, its key first. For jq and whatever else reads a line at a time."""
+"""Write JSON lines: an object for each image, with its key first, for jq and other programs that read line by line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ DTYPES = ("float32", "float16")
 
 
 def write(content: Content, path: Path) -> None:
-    """See formats.Format."""
+    """Write the lines into a file. See formats.Format."""
     with path.open("wb") as file:
         file.writelines(lines(content))
 
 
 def lines(content: Content) -> Iterator[bytes]:
-    """A line for each row. Stages of failed images are null; so are values that are not finite: JSON has none."""
+    """Yield a line for each row.
+
+    Stages of failed images are null, and so are values that JSON lacks: NaN and infinity.
+    """
     valid = content.dump.valid
     for run in content.runs():
         for place, (row, key) in enumerate(zip(run.rows, run.keys, strict=True)):
@@ -30,9 +33,9 @@ def lines(content: Content) -> Iterator[bytes]:
 
 
 def _numbers(array: np.ndarray) -> str:
-    """Nested lists, each number in as few digits as give it back as float32."""
+    """Return nested lists. Each number has as few digits as it needs to be read back exactly as float32."""
     if array.ndim > 1:
         return f"[{', '.join(map(_numbers, array))}]"
-    wide = array.astype(np.float32)  # of float16 a few digits would do, for those who read them as float16 again
+    wide = array.astype(np.float32)  # float16 would need fewer digits, but only for those who read it as float16 again
     pairs = zip(wide.astype("U").tolist(), np.isfinite(array).tolist(), strict=True)
     return f"[{', '.join([text if is_finite else 'null' for text, is_finite in pairs])}]"

@@ -1,4 +1,4 @@
-"""One array in numpy's own file. https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html"""
+"""Write one array in numpy's own format. https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DTYPES = ("float32", "float16")
 
 
 def write(content: Content, path: Path) -> None:
-    """See formats.Format. For content of a single stage."""
+    """Write content with a single stage. See formats.Format."""
     stage = content.stages[0]
     if stage.is_ragged:
         raise UsageError(

@@ -1,7 +1,7 @@
-"""Parquet, by pyarrow: a row group at a time; columns `key`, `row` and one of lists for each stage.
+"""Write Parquet with pyarrow, a row group at a time: the columns `key` and `row`, and a column of lists for each stage.
 
-Lists are of a fixed length where every map has it. With null ones among them pyarrow before 25 does not write such a
-column, and before 26 it does not read it.
+Lists have a fixed length if all maps have it. But pyarrow before version 25 does not write such a column with nulls,
+and before version 26 does not read it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from featcli.export.content import Content
 from featcli.reading.reader import Run
 
 DTYPES = ("float32", "float16")
-ROWS, BYTES = 1024, 1 << 24  # that make a row group
-MOST_ROWS = 1 << 20  # never divided by pyarrow
+ROWS, BYTES = 1024, 1 << 24  # of a row group
+MOST_ROWS = 1 << 20  # pyarrow's limit for a row group, which none of these reaches
 
 
 def write(content: Content, path: Path) -> None:
-    """See formats.Format. `row` is the row in the dump; a key that is not UTF-8 is escaped. Failed rows are null."""
+    """Write the columns. `row` is the row in the dump, keys that are not UTF-8 are escaped, and failed rows are null.
+
+    See formats.Format.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
@@ -39,7 +42,7 @@ def write(content: Content, path: Path) -> None:
             fields.append(pyarrow.field(f"{stage.name}.shape", pyarrow.list_(pyarrow.int32(), 3)))
     schema = pyarrow.schema(fields, metadata=content.attributes)
     with parquet.ParquetWriter(path, schema, compression="none") as file:
-        waiting: list[Any] = []  # a group has costs of its own
+        waiting: list[Any] = []  # each row group has costs of its own
         for run in content.runs():
             waiting.append(_batch(content, run, schema))
             if sum(batch.num_rows for batch in waiting) >= ROWS or sum(batch.nbytes for batch in waiting) >= BYTES:
@@ -64,7 +67,7 @@ def _batch(content: Content, run: Run, schema: Any) -> Any:
 
 
 def _lists(maps: Any, valid: np.ndarray, kind: Any) -> Any:
-    """A column of lists, without a copy of the values where each has as many; null where a row is not valid."""
+    """Return a column of lists, null for rows that are not valid. Lists of equal length are not copied."""
     import pyarrow
 
     if not pyarrow.types.is_fixed_size_list(kind):
