@@ -1,4 +1,4 @@
-"""The command line: runs a command and ends in a documented exit code. The one place that catches FeatcliError."""
+"""Run a command and end in a documented exit code. This is the one place that catches FeatcliError."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from featcli.system.machine import SLEEPING_THREADS
 from featcli.system.threads import exit_process
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
-# A signal comes twice where `timeout`, or a scheduler, sends it to the process and then to its group.
+# `timeout` and some schedulers send a signal to the process and then to its group, so that it comes twice.
 ECHO_SECONDS = 0.2
 
 
 @contextmanager
 def _heeding_signals() -> Iterator[list[int]]:
-    """Let SIGTERM clean up on its way out as Ctrl-C does; a second signal ends at once. The list says what came."""
+    """Let SIGTERM clean up as Ctrl-C does. A second signal ends at once. The list holds the signals that came."""
     received: list[int] = []
 
     def stop(number: int, _: object) -> None:
@@ -51,11 +51,11 @@ def _heeding_signals() -> Iterator[list[int]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; always ends in SystemExit with a documented code."""
+    """Run the command line. It always ends in SystemExit with a documented code."""
     for name, value in SLEEPING_THREADS.items():
         os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", module="PIL")  # what matters of them is a recorded failure
-    logging.getLogger("PIL").addHandler(logging.NullHandler())  # as of what it logs, which would name no file
+    warnings.filterwarnings("ignore", module="PIL")  # warnings that matter become failures
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # so do its log messages, which name no file
     with _heeding_signals() as received:
         code = _run(arguments)
         if code == INTERRUPTED:
@@ -70,19 +70,19 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str] | None) -> int:
     command = typer.main.get_command(app)
     try:
-        # Not standalone: usage errors come as exceptions and are worded like all others.
+        # Typer then raises usage errors, which are worded here like all others.
         result = command.main(arguments, prog_name="featcli", standalone_mode=False)
-        if sys.stdout is not None:  # closed by whoever started us
+        if sys.stdout is not None:  # the parent may have closed it
             sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except FeatcliError as error:
         return _fail(error.message, error.hint, error.exit_code, arguments)
-    except KeyboardInterrupt:  # Typer makes it an exit code of its own; this one came a moment before or after
+    except KeyboardInterrupt:  # Typer turns it into an exit code; this one came just before or after that
         return INTERRUPTED
     except (BrokenPipeError, SystemExit) as error:
         if not isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
             raise
-        _let_go_of_stdout()  # whoever read it has seen enough
+        _let_go_of_stdout()  # its reader has stopped reading
         return BROKEN_PIPE
     except OSError as error:
         code = _fail(*_explained(error), MachineError.exit_code, arguments)
@@ -90,13 +90,13 @@ def _run(arguments: list[str] | None) -> int:
         return code
     except Exception as error:
         found = error_of_typer(error)
-        if found is None:  # a bug, which shows its traceback
+        if found is None:  # it is a bug, so its traceback is shown
             raise
         return _fail(*_suggested(found), found.exit_code, arguments)
 
 
 def _suggested(error: TyperError) -> tuple[str, str]:
-    """Message and hint of an error of Typer's."""
+    """Return message and hint of an error of Typer's."""
     if error.option is not None and error.spec is not None:
         return error.message, instead_of_option(error.option, error.spec, error.command)
     typed = unknown_command(error.message)
@@ -106,17 +106,17 @@ def _suggested(error: TyperError) -> tuple[str, str]:
 
 
 def _let_go_of_stdout() -> None:
-    """Drop what it does not take: Python would try once more, and complain, when it closes it."""
+    """Drop output that stdout does not take. Python would try again when it closes stdout, and complain."""
     try:
-        if sys.stdout is not None:  # closed by whoever started us
+        if sys.stdout is not None:  # the parent may have closed it
             sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explained(error: OSError) -> tuple[str, str]:
-    """A system error that reached the command line, as message and hint; one that is a bug goes on."""
-    if error.filename is not None:  # a path in somebody else's folder, a name too long
+    """Return message and hint for a system error that reached the command line. One that is a bug is raised again."""
+    if error.filename is not None:  # a path in a folder of another user, or a name that is too long
         return f"{shown(error.filename)}: {error.strerror}", "check the path and its rights"
     if error.errno == errno.ENOSPC:
         return "cannot write the results: no space left", "see to where stdout goes"

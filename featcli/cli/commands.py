@@ -1,4 +1,4 @@
-"""The commands: each takes its spec, calls one function, and prints. What goes wrong is for boundary.py to say."""
+"""Define the commands. Each takes its spec, calls one function, and prints. boundary.py says what goes wrong."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from featcli.cli.terminal import Terminal
     from featcli.dump.verify import Verdict
 
-# What the work needs is imported inside the commands: `--help` must not wait for it.
+# The commands import what they need when they run, because `--help` must not wait for it.
 
 EPILOG = "\b\nExit codes:\n" + "".join(f"  {'/'.join(map(str, code.codes)):<7}  {code.means}\n" for code in EXIT_CODES)
 
 app = typer.Typer(
     help="Dump the feature maps of frozen vision backbones.",
-    rich_markup_mode=None,  # plain help and plain errors, which documents and logs can hold
+    rich_markup_mode=None,  # plain text for help and errors, which documents and logs can hold
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
@@ -55,7 +55,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Options of featcli itself."""
+    """Take the options of featcli itself."""
     if version:
         print(f"featcli {__version__}")
     elif context.invoked_subcommand is None:
@@ -64,7 +64,7 @@ def root(
 
 @contextmanager
 def _terminal(**words: str | bool) -> Iterator[Terminal]:
-    """A terminal that is left as it was, whatever happens."""
+    """Yield a terminal, and leave it as it was, whatever happens."""
     from featcli.cli.terminal import Terminal
 
     terminal = Terminal(**words)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def _terminal(**words: str | bool) -> Iterator[Terminal]:
 
 
 def _print_json(*objects: Mapping[str, Any]) -> None:
-    """Print one JSON object a line: results for programs."""
+    """Print each object as a line of JSON: results for programs."""
     import json
 
     print("\n".join(map(json.dumps, objects)))
@@ -105,10 +105,10 @@ def extract(asked: ExtractCommand) -> None:
             return
         from featcli.extraction.extract import run
 
-        outcome = run(spec, report, if_there=replace(spec, threads=asked.threads))  # a dump's own threads stay
+        outcome = run(spec, report, if_there=replace(spec, threads=asked.threads))  # a dump keeps its own threads
     if outcome.exit_code == NOTHING_READ:
         print(printable(nothing_read(outcome.dump, outcome.failed_by_reason)), file=sys.stderr)
-    if asked.as_json and not lines.is_read:  # the dump is as whole as if somebody had listened
+    if asked.as_json and not lines.is_read:  # the dump is complete, whether or not anybody has read the lines
         raise BrokenPipeError
     raise typer.Exit(outcome.exit_code)
 
@@ -174,7 +174,7 @@ def verify(asked: VerifyCommand) -> None:
     if verdict.damages:
         for line in repair(verdict):
             print(printable(line), file=sys.stderr)
-        if any(damage.file == PLAN for damage in verdict.damages):  # what was found by it had to wait for the repair
+        if any(damage.file == PLAN for damage in verdict.damages):  # the rest is found only after its repair
             verdict = _judge(asked)
     if verdict.damages or verdict.state == "incomplete":
         if asked.recompute:

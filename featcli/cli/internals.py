@@ -1,9 +1,8 @@
-"""What of Typer is used though it is not promised: the one place to mend when a later Typer changes it.
+"""Hold what featcli uses of Typer although nobody promises it: the one place to mend when a later Typer changes it.
 
-`TyperCommand.format_options`, `parse_args`, `make_parser`, `get_params`, `get_help_record` and `param_type_name` come
-from the click that Typer has in it; `HelpFormatter.section` and `write_dl` likewise, `Context.get_parameter_source`,
-and the options of its parser.
-tests/test_internals.py says what breaks without each.
+The click that is inside Typer has `TyperCommand.format_options`, `parse_args`, `make_parser`, `get_params`,
+`get_help_record` and `param_type_name`, `HelpFormatter.section` and `write_dl`, `Context.get_parameter_source`, and the
+options of its parser. tests/test_internals.py says what breaks without each.
 """
 
 from __future__ import annotations
@@ -20,16 +19,18 @@ from featcli.spec.option import Spec
 
 
 class GroupedCommand(TyperCommand):
-    """A command whose help has a heading for each group of options, without Rich, which takes longer than all else.
+    """A command whose help has a heading for each group of options.
 
-    An option that is given twice with different values is refused: click would keep the last.
+    It does without Rich, which takes longer than all else.
+
+    An option that is given twice with different values is refused, because click would keep the last.
     """
 
-    headings: Mapping[str, str] = {}  # name of the parameter -> heading; what has none stands under Options
-    spec: type[Spec] | None = None  # that it was made from
+    headings: Mapping[str, str] = {}  # name of the parameter -> heading; all others stand under Options
+    spec: type[Spec] | None = None  # the spec that it was made from
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments, then the options by group, in the order in which groups first occur."""
+        """Write the arguments, then the options by group. Groups stand in the order of their first option."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -42,7 +43,7 @@ class GroupedCommand(TyperCommand):
                 formatter.write_dl(records)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Let errors of click's parser know their command, which some of them do not."""
+        """Tell errors of click's parser their command, which some of them do not know."""
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
@@ -51,11 +52,11 @@ class GroupedCommand(TyperCommand):
             raise
 
     def make_parser(self, ctx: Any) -> Any:
-        """Make click's parser, and let each of its options know which value was given to it before."""
+        """Make click's parser, and let each of its options know which value it was given before."""
         parser = super().make_parser(ctx)
         given: dict[str, tuple[str, Any]] = {}
         options: dict[int, Any] = {id(one): one for one in (*parser._long_opt.values(), *parser._short_opt.values())}
-        for option in () if ctx.resilient_parsing else options.values():  # a shell completes what is not typed yet
+        for option in () if ctx.resilient_parsing else options.values():  # a shell completes an unfinished line
             option.process = partial(_process_once, option, option.process, given)
         return parser
 
@@ -65,10 +66,10 @@ def _process_once(
 ) -> None:
     """Take the text of an option, unless another was given before. Raises UsageError.
 
-    `given`: parameter -> the option and the text that came first. A switch such as --fold/--no-fold is two options of
-    one parameter, each with a constant.
+    `given` holds for each parameter the option and the text that came first. A switch such as --fold/--no-fold is two
+    options of one parameter, each with a constant.
     """
-    if option.action in ("store", "store_const"):  # others collect what they are given
+    if option.action in ("store", "store_const"):  # other options collect what they are given
         name, value = (option._long_opts or option._short_opts)[-1], option.const if text is None else text
         before, first = given.setdefault(option.dest, (name, value))
         if before != name:
@@ -79,7 +80,7 @@ def _process_once(
 
 
 def typed_in(context: typer.Context) -> frozenset[str]:
-    """Name the parameters that were given in the command line, be it with their default."""
+    """Return the parameters that the command line names, even if it gives them their default."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
 
@@ -89,15 +90,15 @@ class TyperError(NamedTuple):
 
     message: str
     command: str  # as it was typed, such as `featcli extract`
-    spec: type[Spec] | None  # of that command; None where there is no command yet
+    spec: type[Spec] | None  # of that command; None if there is no command yet
     exit_code: int
-    option: str | None  # that the command does not have
+    option: str | None  # an option that the command does not have
 
 
 def error_of_typer(error: Exception) -> TyperError | None:
-    """What an error of Typer's own says; None for any other, which is a bug.
+    """Return what an error of Typer's own says; None for any other, which is a bug.
 
-    Typer's errors are those of the click that it has in it, and have no type that can be imported.
+    Typer's errors are those of the click that is inside it, and have no type that can be imported.
     """
     if not hasattr(error, "format_message"):
         return None

@@ -1,4 +1,4 @@
-"""Commands made from specs: every option of a spec becomes one of the command, with its help and its default."""
+"""Make commands from specs: every option of a spec becomes one of the command, with its help and its default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featcli.spec.option import OptionField, Spec, options_of
 from featcli.spec.parsers import parse_number
 
 S = TypeVar("S", bound=Spec)
-FEW = 10  # options that need no headings
+FEW = 10  # a command with fewer options needs no headings
 CONTEXT = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
 
@@ -44,7 +44,7 @@ def command_of(app: typer.Typer, spec: type[S], **more: Any) -> Callable[[Callab
 
 
 def in_order_of_help(spec: type[Spec]) -> list[OptionField]:
-    """The options of a spec as its help has them: arguments, then the others, by group where they are many."""
+    """Return the options of a spec in the order of its help: arguments, then the others, by group if there are many."""
     options, headings = options_of(spec), headings_of(spec)
     arguments = sorted((one for one in options if one.option.is_argument), key=lambda one: not one.is_required)
     others = [one for one in options if not one.option.is_argument]
@@ -54,20 +54,20 @@ def in_order_of_help(spec: type[Spec]) -> list[OptionField]:
 
 
 def headings_of(spec: type[Spec]) -> dict[str, str]:
-    """The name of each option -> its heading in the help; none where the options are few."""
+    """Return the heading of each option in the help, by name; none if there are few options."""
     headings = {one.name: one.option.group for one in options_of(spec) if not one.option.is_argument}
     return headings if len(headings) > FEW else {}
 
 
 def _parameter(option: OptionField) -> inspect.Parameter:
-    """The option as a parameter of a function, which is what Typer makes commands from."""
+    """Return the option as a parameter of a function, from which Typer makes commands."""
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=_info(option), annotation=_type(option)
     )
 
 
 def _type(option: OptionField) -> Any:
-    """What Typer turns the text of a shell into: bool where nothing else can be given, else text."""
+    """Return what Typer turns the text of a shell into: bool if nothing else is possible, else text."""
     if option.is_repeated:
         return list[str] | None
     plain = bool if option.kinds - {type(None)} == {bool} else str
@@ -75,7 +75,7 @@ def _type(option: OptionField) -> Any:
 
 
 def _number(option: OptionField) -> type[int] | type[float] | None:
-    """The type of the numbers that an option takes, None where it takes something else as well."""
+    """Return the type of the numbers that an option takes, or None if it takes anything else, too."""
     kinds = option.kinds - {type(None)}
     return next((kind for kind in (int, float) if kinds == {kind}), None)
 
@@ -103,7 +103,7 @@ def _info(option: OptionField) -> Any:
 
 
 def _completion(option: OptionField) -> Callable[[str], list[str]] | None:
-    """What a shell offers for what was begun: words, or names of models."""
+    """Return a function that completes what was typed with words or names of models, or None."""
     if option.option.is_model:
         return _model_names
     words = option.words or option.option.offers
@@ -111,8 +111,8 @@ def _completion(option: OptionField) -> Callable[[str], list[str]] | None:
 
 
 def _model_names(incomplete: str) -> list[str]:
-    """The names of models that begin so, or those of a model with its tags. Local paths are the shell's to complete."""
-    from featcli.views.models import read_facts  # the list of a sweep: timm takes seconds to import
+    """Return the names of models that begin so, or those of a model with its tags. The shell completes local paths."""
+    from featcli.views.models import read_facts  # reads the list of a sweep, because timm takes seconds to import
 
     models, (model, dot, _) = read_facts()["timm"]["models"], incomplete.partition(".")
     names = [f"{model}.{tag}" for tag in models.get(model, {"tags": ()})["tags"]] if dot else models
@@ -120,7 +120,7 @@ def _model_names(incomplete: str) -> list[str]:
 
 
 def _value(option: OptionField, given: Any) -> Any:
-    """What the shell gave as the value of the field."""
+    """Return the value of the field for what the shell gave."""
     if given is None:
         return () if option.is_repeated else None
     if option.option.parse is not None:

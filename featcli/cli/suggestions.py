@@ -1,4 +1,4 @@
-"""What to type instead of an option or a command that is not there: the words of other programs, or a slip."""
+"""Suggest what to type instead of an option or command that does not exist: a word of another program, or a typo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featcli.errors import did_you_mean, nearest, shown
 from featcli.spec.groups import CheckpointSpec, DumpSpec, InputSpec
 from featcli.spec.option import OptionField, Spec, options_of
 
-# What other programs call a command.
+# Names that other programs have for a command.
 COMMANDS = {
     "models": ("list", "ls", "list-models", "search", "find"),
     "inspect": ("info", "stages", "layers", "describe", "summary", "status"),
@@ -22,7 +22,7 @@ COMMANDS = {
     "show": ("plot", "view", "draw", "visualize", "visualise", "display"),
     "finalize": ("finalise", "finish", "merge", "join"),
 }
-# Options of other programs for what happens here anyway, in commands of that kind.
+# Options of other programs for what featcli does anyway, in commands of these kinds.
 NOT_NEEDED: dict[tuple[str, ...], tuple[type[Spec], str]] = {
     ("--resume", "--continue", "--skip-existing"): (
         DumpSpec,
@@ -34,12 +34,12 @@ NOT_NEEDED: dict[tuple[str, ...], tuple[type[Spec], str]] = {
     ("--progress", "--tqdm"): (DumpSpec, "leave it out: a terminal has a bar, a log a line a minute"),
     ("--help-all", "-?"): (Spec, "--help lists all options"),
 }
-NO_COMMAND = re.compile(r"""No such command ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\.""")  # as Python writes a text
-ALIKE = 0.7  # of two words, by difflib: tiems and times are 0.8
+NO_COMMAND = re.compile(r"""No such command ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\.""")  # the name as Python quotes it
+ALIKE = 0.7  # similarity of two words, by difflib: that of tiems and times is 0.8
 
 
 def instead_of_option(typed: str, spec: type[Spec], command: str) -> str:
-    """A hint for an option that a command does not have."""
+    """Return a hint for an option that a command does not have."""
     options = options_of(spec)
     for words, (kind, hint) in NOT_NEEDED.items():
         if typed in words and issubclass(spec, kind):
@@ -48,13 +48,13 @@ def instead_of_option(typed: str, spec: type[Spec], command: str) -> str:
     argument = next((one for one in meant if one.option.is_argument), None)
     if argument is not None:
         return f"give {argument.named} by itself, without an option in front of it"
-    flags = {flag.lstrip("-"): flag for flag in _long_flags(options)}  # dashes are alike in all
+    flags = {flag.lstrip("-"): flag for flag in _long_flags(options)}  # all flags have dashes, which must not count
     names = [_written(one) for one in meant] or [flags[one] for one in nearest(typed.lstrip("-"), flags, cutoff=ALIKE)]
     return did_you_mean(names, f"see '{command} --help'")
 
 
 def instead_of_command(typed: str) -> str:
-    """A hint for a command that is not there."""
+    """Return a hint for a command that does not exist."""
     meant = [name for name, words in COMMANDS.items() if typed.lower() in (name, *words)]
     if not meant and ("://" in typed or os.path.exists(typed)):
         return f"a command comes first: {_command_for(typed)}"
@@ -70,7 +70,7 @@ def _command_for(path: str) -> str:
 
 
 def unknown_command(message: str) -> str | None:
-    """The command that a message of Typer says not to be there, None for any other message."""
+    """Return the command that does not exist by a message of Typer; None for any other message."""
     found = NO_COMMAND.match(message)
     return None if found is None else str(ast.literal_eval(found[1]))
 

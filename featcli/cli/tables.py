@@ -1,4 +1,4 @@
-"""What `featcli inspect` prints for people."""
+"""Print what `featcli inspect`, `models` and `verify` found, for people."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IN_USE = "a process is at work in it now: what was found may have changed since"
 
 
 def print_checkpoint(facts: Mapping[str, Any]) -> None:
-    """The stages of a checkpoint, from `inspect_checkpoint`."""
+    """Print the stages of a checkpoint, from `inspect_checkpoint`."""
     height, width = facts["input_size"]
     millions = facts["parameters"] / 1e6
     pixels = f"{facts['num_channels']}x{height}x{width}"
@@ -45,7 +45,7 @@ def print_checkpoint(facts: Mapping[str, Any]) -> None:
 
 
 def print_models(models: Sequence[Mapping[str, Any]]) -> None:
-    """The rows of `list_models`."""
+    """Print the rows of `list_models`."""
     rows = [
         (
             model["name"],
@@ -62,12 +62,12 @@ def print_models(models: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _shortened(strides: list[int]) -> list[int]:
-    """One number where all stages have the same stride."""
+    """Return one number if all stages have the same stride."""
     return strides[:1] if len(set(strides)) == 1 else strides
 
 
 def print_dump(facts: Mapping[str, Any]) -> None:
-    """The state of a dump, from `inspect_dump`."""
+    """Print the state of a dump, from `inspect_dump`."""
     is_open = facts["state"] == "incomplete"
     safe = f", {facts['safe']:,} of {counted(facts['images'], 'image')} are safe" if is_open else ""
     _say(f"{facts['path']}: {facts['state']}, {facts['committed_shards']:,} of {facts['shards']:,} shards{safe}")
@@ -104,7 +104,7 @@ def print_dump(facts: Mapping[str, Any]) -> None:
 
 
 def print_verdict(facts: Mapping[str, Any]) -> None:
-    """What `verify` found: every damage a line, then the sum of it."""
+    """Print what `verify` found: a line for each damage, then a summary."""
     for damage in facts["damages"]:
         _say(f"{damage['file']}: {damage['what']}")
     _say_each(foreign_lines(facts["foreign_files"]))
@@ -125,14 +125,14 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
 
 
 def _kept(unfinished: Sequence[Mapping[str, int]]) -> str:
-    """How many rows of unfinished shards are on the disk."""
+    """Say how many rows of unfinished shards are on the disk."""
     kept, rows = (sum(one[name] for one in unfinished) for name in ("kept", "rows"))
     which = f"shard {unfinished[0]['shard']}" if len(unfinished) == 1 else counted(len(unfinished), "shard")
     return f"{kept:,} of {counted(rows, 'row')} of {which} are kept"
 
 
 def foreign_lines(files: Sequence[Mapping[str, str]]) -> list[str]:
-    """What lies among the shards and is not read: the first of them by name."""
+    """Return lines about files among the shards that are not read. The first of them are named."""
     lines = [f"{one['file']}: not of this dump, and not read: {one['what']}" for one in files[:FOREIGN_SHOWN]]
     more = len(files) - FOREIGN_SHOWN
     return lines + (
@@ -141,7 +141,7 @@ def foreign_lines(files: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def comparison_line(comparison: Any) -> str:
-    """What came of `--recompute`."""
+    """Return one line about the result of `--recompute`."""
     images = counted(comparison.images, "image")
     return (
         f"{images} extracted anew: {comparison.equal} equal bit for bit, largest difference"
@@ -155,7 +155,7 @@ def _say_each(lines: Iterable[str]) -> None:
 
 
 def _say(text: str, end: str = "\n") -> None:
-    """Print what may hold anybody's names."""
+    """Print text that may hold names of files."""
     print(folded(printable(text), sys.stdout), end=end)
 
 
@@ -164,7 +164,7 @@ def _stride(stride: list[int]) -> str:
 
 
 def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """A table; on a terminal that is narrower than it, a paragraph for each row: nothing is ever cut."""
+    """Print a table, or a paragraph for each row if the terminal is too narrow. Nothing is ever cut."""
     from rich.console import Console
     from rich.table import Table
 
@@ -181,4 +181,4 @@ def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
         return
     with console.capture() as drawn:
         console.print(table)
-    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))  # its own styles, on a terminal
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))  # without styles except on a terminal

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: events for programs, lines and a bar for people. All but results goes to stderr."""
+"""Say what a run does: events for programs, lines and a bar for people. Everything but results goes to stderr."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from featcli.run.stats import Throughput
 
 FAILURES_SHOWN = 5
 A_KILL = "a kill costs"
-LABEL = re.compile(r"[a-z_ ]{14} (?=\S)")  # begins a line that says what was chosen
+LABEL = re.compile(r"[a-z_ ]{14} (?=\S)")  # the beginning of a line that says what was chosen
 _one_line_at_a_time = threading.Lock()
 
 
 class JsonLines:
-    """One JSON object a line on stdout: results for programs. A run goes on when nobody reads them any more."""
+    """Prints each event as a line of JSON on stdout: results for programs.
+
+    The run continues if nobody reads them any more.
+    """
 
     def __init__(self) -> None:
-        self.is_read = sys.stdout is not None  # closed by whoever started us
+        self.is_read = sys.stdout is not None  # the parent may have closed it
 
     def __call__(self, kind: str, **facts: Any) -> None:
-        """Handle an event."""
+        """Print an event."""
         if kind != "batch" and self.is_read:
-            with _one_line_at_a_time:  # events come from the main and the writer thread
+            with _one_line_at_a_time:  # events come from the main thread and the writer thread
                 try:
                     sys.stdout.write(json.dumps({"type": kind, **facts}) + "\n")
                     sys.stdout.flush()
@@ -40,18 +43,18 @@ class JsonLines:
 
 
 class Terminal:
-    """Choices, a bar where stderr is a terminal, the first failures, and a summary."""
+    """Prints choices, a bar if stderr is a terminal, the first failures, and a summary."""
 
     def __init__(
         self, verbose: bool = False, stream: TextIO | None = None, work: str = "extracting", unit: str = "images"
     ) -> None:
-        self._stream = stream or sys.stderr or io.StringIO()  # closed by whoever started us
+        self._stream = stream or sys.stderr or io.StringIO()  # the parent may have closed it
         self._bar = ProgressBar(self._stream, work, unit, leave=False)
         self._verbose = verbose
         self._failures = 0
 
     def __call__(self, kind: str, **facts: Any) -> None:
-        """Handle an event by the method of its name, if it has one."""
+        """Handle an event with the method of its name, if there is one."""
         self._bar.hear(kind, **facts)
         handle = getattr(self, f"_on_{kind}", None)
         if handle is not None:
@@ -62,7 +65,7 @@ class Terminal:
         self._bar.close()
 
     def _on_choice(self, name: str, value: Any, reason: str = "", **_: Any) -> None:
-        if reason != "default" or self._verbose:  # what nobody chose need not be said
+        if reason != "default" or self._verbose:  # a default needs no line
             self._say(f"{name:<14} {_shown_value(value)}{f'  ({reason})' if reason else ''}")
 
     def _on_warning(self, text: str) -> None:
@@ -70,7 +73,7 @@ class Terminal:
 
     def _on_estimate(self, images: int, seconds: float, bytes: int, images_per_second: float) -> None:
         what = f"{counted(images, 'more image')} in {duration(seconds)}, {size(bytes)}"
-        is_long = seconds >= 2 * MINUTE  # else a minute of it is nearly all
+        is_long = seconds >= 2 * MINUTE  # if the run is shorter, a minute is most of it
         cost = f"{A_KILL} at most a minute of it and the batches at hand" if is_long else "Ctrl-C keeps what is done"
         self._say(f"{'expected':<14} {what}  ({shown_rate(images_per_second)}; {cost})")
 
@@ -124,7 +127,7 @@ class Terminal:
 
 
 def quiet(kind: str, **facts: Any) -> None:
-    """What is said with -q of a run: how many images failed, or are safe where it was stopped."""
+    """Print only what -q allows: how many images failed, or are safe after a run was stopped."""
     if kind == "end" and facts["failed"] and facts["exit_code"] != NOTHING_READ:
         print(printable(some_failed(**facts)), file=sys.stderr or io.StringIO())
     elif kind == "stopped":
@@ -134,25 +137,25 @@ def quiet(kind: str, **facts: Any) -> None:
 def some_failed(
     dump: str, written: int, failed: int, failed_by_reason: Mapping[str, int], part: str | None = None, **_: Any
 ) -> str:
-    """One line of a dump, or a part, of which some images failed."""
+    """Return one line about a dump, or a part, in which some images failed."""
     which = f"{_part_of(dump, part)}: {failed:,} of {counted(written + failed, 'image')}"
     return f"{which} failed ({_reasons(failed_by_reason)})"
 
 
 def _part_of(dump: str, part: str | None) -> str:
-    """Name what the counts of a run are of."""
+    """Return what the counts of a run are about: the dump or its part."""
     return dump if part is None else f"part {part} of {dump}"
 
 
 def _shown_value(value: Any) -> str:
-    """What was chosen, for people."""
+    """Return a value that was chosen, for people."""
     if isinstance(value, list):  # stages
         return ", ".join(f"{one['name']} {shown_shape(one['shape'])}" for one in value)
     return f"{value:,}" if type(value) is int else str(value)
 
 
 def summary(end: dict[str, Any]) -> str:
-    """The last words of a run, for people."""
+    """Return the last lines of a run, for people."""
     lines = []
     is_idle = end["part"] and not end["written"] + end["failed"]
     failed = f", {end['failed']:,} failed ({_reasons(end['failed_by_reason'])})"
@@ -183,7 +186,7 @@ def summary(end: dict[str, Any]) -> str:
 
 
 def _without_shards(part: str, shards: int) -> str:
-    """Say of a part that has no shards whose they are: there are fewer than parts."""
+    """Say for a part without shards which parts have them: there are fewer shards than parts."""
     count = part.partition("/")[2]
     first, last = f"0/{count}", f"{shards - 1}/{count}"
     if shards == 1:
@@ -194,7 +197,7 @@ def _without_shards(part: str, shards: int) -> str:
 
 
 def nothing_read(dump: str, failed_by_reason: Mapping[str, int]) -> str:
-    """What is said, also with -q, of a complete dump in which every image failed."""
+    """Return what is said, also with -q, about a complete dump in which every image failed."""
     failed = sum(failed_by_reason.values())
     which = f"none of the {failed:,} images" if failed > 1 else "the only image"
     could = "could" if failed > 1 else "could not"
@@ -208,12 +211,12 @@ def nothing_read(dump: str, failed_by_reason: Mapping[str, int]) -> str:
 
 
 def _reasons(counts: Mapping[str, int]) -> str:
-    """Why images failed, the most frequent reason first."""
+    """Return why images failed, the most frequent reason first."""
     return ", ".join(f"{number:,} {reason}" for reason, number in most_first(counts).items())
 
 
 def folded(text: str, stream: TextIO) -> str:
-    """The text as it fits on a terminal, its lines folded under what they say; as it is for a file or a pipe."""
+    """Return the text folded for a terminal, each line under what it says. For a file or a pipe it stays as it is."""
     if not stream.isatty():
         return text
     width = max(40, shutil.get_terminal_size().columns)

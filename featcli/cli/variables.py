@@ -1,4 +1,4 @@
-"""Environment variables for what is the machine's: each stands for an option that was left out."""
+"""Read environment variables that belong to the machine: each stands for an option that was left out."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ S = TypeVar("S", bound=Spec)
 
 @contextmanager
 def with_variables(asked: S, environment: Mapping[str, str] = os.environ) -> Iterator[S]:
-    """Give the spec with the variables for options that were not typed and have a use.
+    """Yield the spec with variables for options that were not typed and have a use.
 
-    Threads can move the last bits of a map, so a dump that is resumed keeps its own. Raises UsageError for a value that
-    the option does not take; an error inside the block names the variable where it would name the option.
+    Threads can change the last bits of a map, so a dump that is resumed keeps its own. Raises UsageError for a value
+    that the option does not take. An error inside the block names the variable instead of the option.
     """
     used: dict[str, str] = {}  # option as messages call it -> variable
     typed = asked.typed
@@ -46,7 +46,7 @@ def with_variables(asked: S, environment: Mapping[str, str] = os.environ) -> Ite
 
 
 def naming_variables(asked: Spec, chosen: Spec, report: Report) -> Report:
-    """Have a report name the variable as the reason of a value that came from one: `chosen` has it, `asked` has not."""
+    """Return a report that names the variable as the reason of its value. `chosen` has the value, `asked` has not."""
     used = {
         name: variable
         for name, variable in VARIABLES.items()
@@ -66,7 +66,7 @@ def _has_use(asked: Spec, name: str, text: str) -> bool:
     is_of_ray = isinstance(asked, EngineSpec) and asked.engine == "ray"
     if name == "ray_address":
         return is_of_ray
-    if name == "device":  # the workers of Ray are no list of devices
+    if name == "device":  # workers of Ray take no list of devices
         several = "," in text or text == "cuda:all"
         return not (is_of_ray and several) and (not isinstance(asked, VerifyCommand) or bool(asked.recompute))
     if name == "threads" and isinstance(asked, DumpSpec) and not asked.overwrite:
