@@ -1,6 +1,6 @@
-"""Which shards of a dump are this run's to make, and the locks under which it makes them: others may be at work there.
+"""Decide which shards of a dump this run makes, and take the locks for it, because other runs may work there.
 
-Shards that are missing may be made by several processes beside one another; who makes committed ones again is alone.
+Several processes may make missing shards at the same time. Only one alone may make committed shards again.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ from featcli.workers.engine import WorkOrder
 
 
 class BegunMeanwhileError(Exception):
-    """Another run has begun the dump since this one looked: its choices, which the plan holds, are to be taken."""
+    """Another run has begun the dump since this one looked. Its plan holds the choices that this run must take."""
 
     def __init__(self, listing: Listing) -> None:
         super().__init__()
-        self.listing = listing  # the images that were found: stdin, for one, can be read once
+        self.listing = listing  # the images that were found, because stdin can be read only once
 
 
 @dataclass(frozen=True)
 class ShardsToMake:
-    """Of a dump, or of a part of it."""
+    """The shards of a dump, or of a part of it, that are to be made."""
 
-    missing: tuple[int, ...]  # those that are not there whole
-    again: tuple[int, ...] = ()  # those that are, with images that failed and are to be tried again
+    missing: tuple[int, ...]  # shards that are not complete
+    again: tuple[int, ...] = ()  # complete shards with failed images that will be tried again
 
     @property
     def all(self) -> list[int]:
-        """In order."""
+        """All of them in order."""
         return sorted({*self.missing, *self.again})
 
 
 def shards_to_make(dump: Dump, retry_failed: bool, part: Part | None) -> ShardsToMake:
-    """What a look at every record of a dump says. Raises DamagedError."""
+    """Return what is to be made, after a look at every record of a dump. Raises DamagedError."""
     missing = dump.found.missing
     again = sorted(dump.found.failed - {*missing}) if retry_failed else []
     return ShardsToMake(missing=in_part(missing, part), again=in_part(again, part))
 
 
 def in_part(shards: Iterable[int], part: Part | None) -> tuple[int, ...]:
-    """Those that are in the part; all where there is none."""
+    """Return the shards that are in the part; all shards for None."""
     return tuple(shards if part is None else part.of(shards))
 
 
 def claim(job: Job, asked: ExtractSpec, existing: Dump | None, lock: FolderLock) -> WorkOrder:
-    """Take the dump for this run, and begin it where there is none. Returns what is to be made, and the lock for it.
+    """Take the dump for this run, and begin it if there is none. Returns the shards to make, and the lock for them.
 
-    `existing` is the dump that the job was planned by. Raises BegunMeanwhileError where there was none and now is one,
-    ConflictError where another process is in the way, and MachineError.
+    `existing` is the dump that the job was planned by. Raises BegunMeanwhileError if there was none and now is one,
+    ConflictError if another process is in the way, and MachineError.
     """
     path = asked.dump_path
     is_alone = occupy(path, lock, asked.overwrite)
@@ -70,17 +70,17 @@ def claim(job: Job, asked: ExtractSpec, existing: Dump | None, lock: FolderLock)
     remember_pictures(path, job.images)
     if to_make.again or into.dump.found.damaged & {*to_make.missing}:
         if not lock.alone():
-            raise in_use(path)  # what is committed is made again by one process alone
-        into, to_make = _state_now(path, job, asked)  # as it is now
+            raise in_use(path)  # only one process alone may make committed shards again
+        into, to_make = _state_now(path, job, asked)  # the state may have changed since the plan was made
     shards = to_make.all
-    if shards and not is_alone:  # another begins at the first: begin elsewhere
-        start = random.SystemRandom().randrange(len(shards))  # no number of the caller's
+    if shards and not is_alone:  # another process begins with the first shard, so begin elsewhere
+        start = random.SystemRandom().randrange(len(shards))  # does not change the caller's random numbers
         shards = shards[start:] + shards[:start]
     return WorkOrder(into, shards, job.pictures, lock.descriptor, is_new=existing is None)
 
 
 def _begin(path: Path, job: Job, existing: Dump | None, is_alone: bool) -> None:
-    """See to it that there is a dump with this job's plan, or the one that the job was planned by."""
+    """Make sure that there is a dump with this job's plan, or the one that the job was planned by."""
     if Dump.existing(path) is not None:
         if existing is None:
             raise BegunMeanwhileError(job.listing)
@@ -92,7 +92,7 @@ def _begin(path: Path, job: Job, existing: Dump | None, is_alone: bool) -> None:
 
 
 def _state_now(path: Path, job: Job, asked: ExtractSpec) -> tuple[DumpWriter, ShardsToMake]:
-    """The dump as it is now, if it is the job's, and what there is to make. Raises ConflictError if it is not."""
+    """Return the dump as it is now, and what is left to make. Raises ConflictError if it is not the job's."""
     dump = Dump.existing(path)
     if dump is None:
         raise no_dump(path)

@@ -1,4 +1,4 @@
-"""A run from its options to its outcome: it is planned, claims its shards, has them made, and writes the manifest."""
+"""Take a run from its options to its outcome: plan it, claim its shards, have them made, and write the manifest."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ from featcli.workers.processes import ProcessEngine
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did. `failed` and `written` count the dump, or the part of it; `extracted` this run alone."""
+    """The result of a run. `failed` and `written` count the dump or its part; `extracted` counts this run alone."""
 
     dump: str
     written: int
     failed: int
     failed_by_reason: Mapping[str, int]
     extracted: int
-    is_complete: bool  # the dump, with its manifest: other parts may still be missing
+    is_complete: bool  # the dump has its manifest; for a part, other parts may still be missing
     pace: Throughput
-    pictures: Mapping[str, int]  # `read`, and of how many of these each trait is true: of the dump, or the part
-    part: str | None = None  # of the dump, where that is all that was made
+    pictures: Mapping[str, int]  # `read`, and how many of these have each trait, in the dump or the part
+    part: str | None = None  # the part, if only that was made
 
     @property
     def seconds(self) -> float:
-        """From the first image to the manifest."""
+        """Seconds from the first image to the manifest."""
         return self.pace.seconds
 
     @property
     def exit_code(self) -> int:
-        """3 where images failed, 9 where every image of the dump did, else 0. Of a part it is 3 at the most."""
+        """3 if images failed, 9 if every image of the dump failed, else 0. A part gives at most 3."""
         if not self.failed:
             return 0
         return SOME_FAILED if self.written or self.part is not None else NOTHING_READ
@@ -65,19 +65,22 @@ class Outcome:
 def extract(asked: ExtractCall) -> Outcome:
     """Dump the feature maps of images: `featcli extract` from Python.
 
-    The keywords are the options that `featcli extract -h` describes, but for those under Report: `report`, which is
-    called with every event of the run, takes their place. Raises FeatcliError.
+    The keywords are the options that `featcli extract -h` describes, except those under Report: `report` takes their
+    place, and is called with every event of the run. Returns an `Outcome`.
+
+    Raises UsageError, ConflictError, CheckpointError, MachineError, DamagedError, WorkerError and IncompleteError, all
+    of which are FeatcliError.
     """
     try:
         return run(narrowed(asked, ExtractSpec), silent if asked.report is None else asked.report)
     except KeyboardInterrupt as interrupt:
-        raise interrupt from None  # with one traceback, however often Ctrl-C came while the run tidied up
+        raise interrupt from None  # has one traceback, however often Ctrl-C came during the cleanup
 
 
 def run(asked: ExtractSpec, report: Report = silent, if_there: ExtractSpec | None = None) -> Outcome:
-    """Dump the feature maps of the images, or what is missing of them. Raises FeatcliError.
+    """Dump the feature maps of the images, or those that are missing. Raises FeatcliError.
 
-    `if_there`: what is asked instead where the dump is there already, or another process begins it meanwhile.
+    `if_there` is asked instead if the dump exists already, or if another process begins it meanwhile.
     """
     progress, listing = ProgressReport(report), None
     while True:
@@ -90,9 +93,9 @@ def run(asked: ExtractSpec, report: Report = silent, if_there: ExtractSpec | Non
 
 
 def _run_once(asked: ExtractSpec, existing: Dump | None, report: ProgressReport, listing: Listing | None) -> Outcome:
-    """Plan the run, claim the dump, make its shards. Raises BegunMeanwhileError, and FeatcliError.
+    """Plan the run, claim the dump, and make its shards. Raises BegunMeanwhileError, and FeatcliError.
 
-    `existing`: the dump that is resumed. `listing`: the images, where they were found before.
+    `existing` is the dump that is resumed. `listing` are the images, if they were found before.
     """
     began, path = time.perf_counter(), asked.dump_path
     part = part_of(asked.part)
@@ -104,10 +107,10 @@ def _run_once(asked: ExtractSpec, existing: Dump | None, report: ProgressReport,
         shards = list(in_part(range(job.plan.num_shards), part))
     _refuse_if_too_large(path, job, shards, asked.overwrite, existing)
     with (
-        _told_if_stopped(path, job.plan, part, report),  # when no worker is at work any more
+        _told_if_stopped(path, job.plan, part, report),  # comes last, when no worker runs any more
         closing(_engine(asked, job.plan, setup, report)) as engine,
     ):
-        del setup  # an engine that needs it has it
+        del setup  # an engine that needs it holds it
         if shards:
             engine.start()
         make_folder(path)
@@ -120,11 +123,11 @@ def _run_once(asked: ExtractSpec, existing: Dump | None, report: ProgressReport,
 
 
 def _refuse_if_too_large(path: Path, job: Job, shards: Sequence[int], overwrite: bool, existing: Dump | None) -> None:
-    """Before anything is deleted or made: whether the shards to do fit into what is free. Raises MachineError."""
+    """Raise MachineError if the shards to make do not fit into the free space, before anything is deleted or made."""
     needed = sum(job.plan.shard_bytes(number, job.pictures.sizes) for number in shards)
-    if existing is not None:  # what there is of them already needs no more
+    if existing is not None:  # space that they already have is not needed again
         needed -= sum(one.stored_bytes for one in existing.unfinished() if one.number in shards)
-    # What is to be deleted first will be free.
+    # Space of files that will be deleted first counts as free.
     with machine_errors("dump", path, strict=True):
         free = shutil.disk_usage(existing_parent(path)).free + (stored_bytes(path) if overwrite else 0)
     if needed > free:
@@ -148,9 +151,9 @@ def _engine(asked: ExtractSpec, plan: Plan, setup: Setup, report: Report) -> Eng
 def _make(
     order: WorkOrder, engine: Engine, part: Part | None, shard_size: str, preparation: float, report: Report
 ) -> Outcome:
-    """Make the shards, and the manifest where all are there by then; say what came of it.
+    """Make the shards, write the manifest if all are there by then, and return the outcome.
 
-    `shard_size`: where that comes from.
+    `shard_size` says where the number of rows comes from.
     """
     dump, plan = order.dump, order.dump.plan
     if changed := environment_changes(plan.environment, order.into.environment):
@@ -162,7 +165,7 @@ def _make(
     stats = RunStats()
     stats.timings.preparation = preparation
     mine = in_part(range(plan.num_shards), part)
-    workers = min(engine.workers, max(1, len(order.shards)))  # a shard is not divided
+    workers = min(engine.workers, max(1, len(order.shards)))  # a shard is never divided
     few = too_few(plan, plan.settings.batch_size, Sharers(1 if part is None else part.count, engine.workers))
     if few is not None and (order.shards or not mine):
         report("warning", text=few)
@@ -172,7 +175,7 @@ def _make(
     manifest = finalize(dump, order.into.retry_failed) if not missing else {}
     records = manifest["shards"] if part is None else [dump.record_of(number) for number in mine]
     totals = manifest["totals"] if part is None else totals_of(records)
-    pictures = pictures_of(records) or stats.pictures  # of this run, where no record has it
+    pictures = pictures_of(records) or stats.pictures  # of this run alone, if no record has them
     _warn_of_maps(stats, plan, report)
     for text in said_of_pictures(plan, pictures):
         report("warning", text=text)
@@ -187,7 +190,7 @@ def _make(
         pictures=pictures,
         part=None if part is None else str(part),
     )
-    # Nothing was dropped, nothing counted twice.
+    # No row was lost, and none was counted twice.
     assert outcome.written + outcome.failed == sum(len(plan.shard(number)) for number in mine)
     report(
         "end",
@@ -201,15 +204,15 @@ def _make(
 
 @contextmanager
 def _told_if_stopped(path: Path, plan: Plan, part: Part | None, report: ProgressReport) -> Iterator[None]:
-    """Say how many images are safe where a run ends before its time, once it has begun."""
+    """Say how many images are safe if a run ends before its time, once it has begun."""
     try:
         yield
     except (KeyboardInterrupt, FeatcliError):
-        with suppress(OSError, FeatcliError):  # whoever reads what is said may be gone too
+        with suppress(OSError, FeatcliError):  # the reader of these lines may be gone, too
             dump = Dump.existing(path) if report.progress.has_started else None
             if dump is not None:
                 mine = in_part(range(plan.num_shards), part)
-                rows = dump.rows_kept()  # first: a shard may be committed by another process meanwhile
+                rows = dump.rows_kept()  # before the shards, because another process may commit one meanwhile
                 rows |= {number: len(plan.shard(number)) for number in dump.numbered(".json")}
                 safe = sum(rows.get(number, 0) for number in mine)
                 report("stopped", images=sum(len(plan.shard(number)) for number in mine), safe=safe)

@@ -1,4 +1,4 @@
-"""Options -> a job: images found, backbone loaded, every choice made and said with its reason. Writes nothing."""
+"""Turn options into a job: find images, load the backbone, make every choice and say its reason. Writes nothing."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from featcli.system.device import device_names, memory_errors, resolve_device
 from featcli.system.files import is_there
 from featcli.system.scheduler import local_rank, part_of
 
-VECTORS = ("avg", "cls")  # what models make of their last maps
+VECTORS = ("avg", "cls")  # models make these of their last maps
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a run needs, resolved: nothing is guessed after this."""
+    """All that a run needs. Every choice is made, so nothing is guessed afterwards."""
 
     listing: Listing
     pictures: SizedImages
@@ -49,17 +49,17 @@ class Job:
 
     @property
     def images(self) -> ImageList:
-        """In row order."""
+        """The images in row order."""
         return self.listing.images
 
 
 def prepare(
     asked: ExtractSpec, existing: Dump | None, report: Report = silent, listing: Listing | None = None
 ) -> tuple[Job, Setup]:
-    """Find the images, load the backbone, make the plan. Leaves nothing behind. Raises FeatcliError.
+    """Find the images, load the backbone, and make the plan. Writes nothing. Raises FeatcliError.
 
-    `existing`: the dump that is to be resumed. What may be chosen is chosen as it was for that one. `listing`: the
-    images, where they were found before: stdin can be read once.
+    `existing` is the dump that is resumed; choices that are open are made as they were for it. `listing` are the
+    images, if they were found before, because stdin can be read only once.
     """
     listing, selection = _resolve(asked, existing, report, listing, is_real=True)
     begun = None if existing is None else existing.plan
@@ -102,7 +102,7 @@ def prepare(
 def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = None) -> Outline:
     """Say what `extract` would do, with stages, shapes and bytes. Loads no weights and writes nothing.
 
-    `rate`: images a second of one worker, for how long it would take.
+    `rate` is the images per second of one worker, to tell how long it would take. Raises FeatcliError.
     """
     existing = None if asked.overwrite else Dump.existing(asked.dump_path)
     listing, selection = _resolve(asked, existing, report)
@@ -152,7 +152,7 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
         bytes=total,
         free_bytes=free,
         workers=workers,
-        # Shards are made whole: of one shard, or the last of an odd number, several workers make no more than one.
+        # Shards are not divided: several workers make one shard, or the last of an odd number, no faster than one does.
         seconds=None if rate is None else round(min(images, -(-len(todo) // workers) * plan.shard_rows) / rate, 3),
     )
     return plan
@@ -161,9 +161,9 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
 def _resolve(
     asked: ExtractSpec, existing: Dump | None, report: Report, listing: Listing | None = None, is_real: bool = False
 ) -> tuple[Listing, Selection]:
-    """What is cheap to find out, before any weight is read. `is_real`: something will be written.
+    """Find out what is cheap, before any weight is read. `is_real` says that something will be written.
 
-    Raises UsageError for options that the model makes idle.
+    Raises UsageError for options that have no effect with this model.
     """
     check_target(asked.dump_path, asked.overwrite)
     if is_real:
@@ -175,7 +175,7 @@ def _resolve(
     if existing is not None:
         selection = selection.worded_as(existing.plan)
     model, positions = selection.model, selection.positions
-    # Who began a dump so may resume it so: older versions refused less.
+    # Older versions refused less, and whoever began such a dump may resume it.
     if existing is None or existing.plan.settings.norm != model.norm:
         model.refuse_idle_norm(positions)
     if asked.model_arg and (existing is None or not model.is_of(existing.plan.settings.backbone)):
@@ -206,13 +206,13 @@ def _resolve(
 
 
 def refuse_without_extras(dump: Dump, images: ImageList, is_to_be_read: bool) -> None:
-    """Raise ConflictError where images are to be read, and what the dump was made with to read them is missing."""
+    """Raise ConflictError if images will be read, and packages are missing with which the dump has read images."""
     if is_to_be_read:
         extras.refuse_without(dump.packages, images.keys, extras.versions(), str(dump.path))
 
 
 def _report_vectors(asked: ExtractSpec, model: ModelSpec, positions: Sequence[int], report: Report) -> None:
-    """Say where vectors are made of maps that have not seen the norm which the model itself applies before it pools."""
+    """Say if vectors are made from maps before the norm that the model itself applies before it pools."""
     last = len(model.stage_names) - 1
     if asked.norm is not None or asked.pool not in VECTORS or last not in positions:
         return
@@ -225,7 +225,7 @@ def _report_vectors(asked: ExtractSpec, model: ModelSpec, positions: Sequence[in
 
 
 def _with_keys_of(existing: Dump | None, listing: Listing) -> Listing:
-    """The listing with the keys that a dump has of before plans said what leads them, if these are its images."""
+    """Return the listing with the keys of an older dump, whose plan names no leads, if these are its images."""
     if existing is None or existing.plan.leads is not None:
         return listing
     planned = existing.plan.keys_digest
@@ -240,7 +240,7 @@ def _stages_reason(model: ModelSpec, positions: Sequence[int]) -> str:
 
 
 def _batch_size(asked: ExtractSpec, existing: Dump | None) -> int:
-    """What a dry run goes by, which measures nothing."""
+    """Return the batch size that a dry run counts with; it measures nothing."""
     if asked.batch_size != AUTO:
         return int(asked.batch_size)
     return DEFAULT_BATCH_SIZE if existing is None else existing.plan.settings.batch_size
@@ -256,7 +256,7 @@ def _sizes(model: ModelSpec, images: ImageList, rules: PixelSpec, threads: int, 
 
 
 def _report_existing(asked: ExtractSpec, existing: Dump | None, done: int | None, report: Report) -> None:
-    """What is there where a dry run would write; `done` shards of it, None where it is of other work."""
+    """Say what a dry run finds in the folder: `done` committed shards, or None for a dump of other work."""
     if asked.overwrite and is_there(asked.dump_path):
         report("warning", text=f"{shown(asked.output)}: the dump that is there would be deleted")
     if existing is None:
@@ -270,5 +270,5 @@ def _report_existing(asked: ExtractSpec, existing: Dump | None, done: int | None
 
 
 def _seems_same(one: Outline, other: Outline) -> bool:
-    """Whether two plans are of the same work, so far as that is known without weights."""
+    """Return whether two plans are of the same work, as far as it is known without weights."""
     return (one.stages, one.keys_digest, one.shard_rows) == (other.stages, other.keys_digest, other.shard_rows)

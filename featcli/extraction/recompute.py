@@ -1,4 +1,4 @@
-"""A few images of a dump extracted anew, and compared with what it holds."""
+"""Extract a few images of a dump again, and compare them with what it holds."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from featcli.spec.commands import ExtractSpec, VerifyCommand
 from featcli.spec.option import shared_options
 from featcli.system.device import memory_errors, settled_arithmetic
 
-LARGEST = 1e300  # JSON knows no infinity
-# How far a number may be off on another machine, as a share of the largest number in its row.
+LARGEST = 1e300  # JSON has no infinity
+# Largest difference that another machine may cause, as a share of the largest number in the row.
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of it. `largest` is the largest difference, as a share of the largest number in its row."""
+    """The result of a comparison. `largest` is the largest difference, as a share of the largest number in its row."""
 
     images: int
     equal: int  # bit for bit
     largest: float
     tolerance: float
-    off: tuple[str, ...]  # the keys of images that are further off than the tolerance
+    off: tuple[str, ...]  # keys of the images that differ by more than the tolerance
 
 
 def recompute(dump: Dump, asked: VerifyCommand, report: Report = silent) -> Comparison:
-    """Extract some images again, drawn by chance, in the very batches that they were in, and compare.
+    """Extract randomly drawn images again, each in the batch that it was in, and compare.
 
-    `asked` says how many, where the images are, and the checkpoint if the plan cannot find it. Raises ConflictError
-    where they are not those of the plan, and what `extract` raises.
+    `asked` says how many, where the images are, and the checkpoint if the plan cannot find it. Raises ConflictError if
+    they are not those of the plan, and what `extract` raises.
     """
     job, setup = _same_job(dump, asked, report)
     reader = DumpReader(dump)
@@ -82,18 +82,18 @@ def recompute(dump: Dump, asked: VerifyCommand, report: Report = silent) -> Comp
 
 
 def _batch(job: Job, row: int) -> range:
-    """The rows that went through the backbone together with this one."""
+    """Return the rows that went through the backbone together with this one."""
     shard = job.plan.shard(row // job.plan.shard_rows)
     batches_of_shard = job.pictures.sizes.batches(shard, job.plan.settings.batch_size)
     return next(batch for batch in batches_of_shard if row in batch)
 
 
 def _same_job(dump: Dump, asked: VerifyCommand, report: Report) -> tuple[Job, Setup]:
-    """The job that the dump's plan is of. Its input size is the checkpoint's own, or was asked for: either will do."""
+    """Return the job of the dump's plan. Its input size may be the checkpoint's own or asked for, so both are tried."""
     plan, settings = dump.plan, dump.plan.settings
     if not settings.can_be_repeated:
         raise ConflictError(f"dump {shown(dump.path)}: made by another version of featcli", "use that one")
-    with tempfile.TemporaryDirectory() as elsewhere:  # nothing is written, least of all into the dump
+    with tempfile.TemporaryDirectory() as elsewhere:  # nothing may be written into the dump
         same = ExtractSpec(
             **shared_options(asked, ExtractSpec) | _checkpoint(plan, asked),
             **settings.options(),
@@ -118,7 +118,7 @@ def _same_job(dump: Dump, asked: VerifyCommand, report: Report) -> tuple[Job, Se
 
 
 def _checkpoint(plan: Plan, asked: VerifyCommand) -> dict[str, Any]:
-    """The options that ask for the checkpoint: those of the plan where none is given."""
+    """Return the options that ask for the checkpoint: those of the plan if none is given."""
     hint = "give it by -c/--checkpoint"
     return {
         name: value
@@ -128,13 +128,13 @@ def _checkpoint(plan: Plan, asked: VerifyCommand) -> dict[str, Any]:
 
 
 def _difference(stored: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray], place: int) -> float:
-    """The largest difference over the stages of one image, as a share of the largest number; LARGEST for NaN."""
+    """Return the largest difference over all stages of an image, as a share of the largest number; LARGEST for NaN."""
     largest = 0.0
     for name, before in stored.items():
         now = values_of(maps[name][place])
-        if now.shape != before.shape:  # a picture of other edges
+        if now.shape != before.shape:  # the picture has other edges now
             return LARGEST
-        same = (before == now) | (np.isnan(before) & np.isnan(now))  # infinity is equal to itself
+        same = (before == now) | (np.isnan(before) & np.isnan(now))  # infinity equals itself
         if same.all():
             continue
         off = np.abs(before[~same].astype(np.float64) - now[~same]).max() / max(float(np.abs(before).max()), 1e-30)

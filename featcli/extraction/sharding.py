@@ -1,4 +1,4 @@
-"""How many images a shard holds, with the reason, and whether there are shards for all who share the work."""
+"""Choose how many images a shard holds, with the reason, and tell whether there are shards for all workers."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from featcli.spec.words import MOST
 from featcli.system.machine import available_cores
 from featcli.system.scheduler import part_of
 
-SHARD_BYTES = 1024**3  # about 1 GiB: minutes of work, a commit that costs nothing beside it
-MAX_SHARD_ROWS = 4096  # where rows are small
-MAX_VECTORS = 65_536  # of vectors, in a list so long that smaller shards would be thousands of small files
+SHARD_BYTES = 1024**3  # about 1 GiB: minutes of work, for which a commit costs nothing
+MAX_SHARD_ROWS = 4096  # for small rows
+MAX_VECTORS = 65_536  # for vectors of so long a list that smaller shards would be thousands of small files
 LONG_LIST = 1_000_000  # images
-# Of the keys of a shard of more than MAX_SHARD_ROWS. A safetensors header writes a byte of a key in seven at the most,
-# and its limit is 100 MB; HDF5 gives every key the room of the longest.
+# Limits for the keys of a shard with more than MAX_SHARD_ROWS. A safetensors header needs at most seven bytes for a
+# byte of a key, and its limit is 100 MB. HDF5 gives every key the room of the longest.
 KEY_BYTES, BESIDE_KEY = 13_000_000, 8
-FOR_EACH = 4  # shards that each of those who share the work should have: a slow one then leaves few images to wait for
-DEFAULT = "default"  # the reason that need not be said
+FOR_EACH = 4  # shards for each worker, so that a slow one leaves few images to wait for
+DEFAULT = "default"  # a reason that need not be said
 SIZE_AS_BEGUN = f"shard size {AS_BEGUN}"
-WORKERS_OF_A_CLUSTER = 16  # where nobody knows yet how many a Ray has room for
+WORKERS_OF_A_CLUSTER = 16  # while nobody knows yet how many a Ray cluster has room for
 
 
 @dataclass(frozen=True)
 class Sharers:
-    """Who makes the shards of a dump: so many parts, each of so many workers."""
+    """Who makes the shards of a dump: a number of parts, each with a number of workers."""
 
     parts: int
     workers: int
 
     @property
     def count(self) -> int:
-        """All of them."""
+        """The number of all workers."""
         return self.parts * self.workers
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Sharers:
 
 
 def sharers_of(asked: ExtractSpec, threads: int, device: torch.device) -> Sharers:
-    """Who will share the work, as far as that is known before anything is started. `threads`: of each worker."""
+    """Return who will share the work, as far as it is known before a start. `threads` are those of each worker."""
     part = part_of(asked.part)
     return Sharers(1 if part is None else part.count, _workers(asked, threads, device))
 
@@ -72,7 +72,7 @@ def _workers(asked: ExtractSpec, threads: int, device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is to be stored: of which images, how large the input of each is, and which stages."""
+    """The rows that are stored: their images, the input size of each, and the stages."""
 
     images: ImageList
     sizes: Sizes
@@ -86,7 +86,7 @@ class Rows:
 
     @property
     def most_of_a_shard(self) -> int:
-        """How many rows a shard has at the most, however small they are."""
+        """The most rows that a shard may have, however small they are."""
         if len(self.images) <= LONG_LIST or any(len(stage.shape) > 1 for stage in self.stages):
             return MAX_SHARD_ROWS
         longest = max(len(os.fsencode(key)) for key in self.images.keys)
@@ -96,13 +96,13 @@ class Rows:
 def choose_shard_rows(
     asked: ExtractSpec, begun: Outline | None, rows: Rows, batch_size: int, sharers: Sharers
 ) -> Choice[int]:
-    """Choose the rows of a shard: whole batches, so that batches do not span shards.
+    """Choose the rows of a shard: whole batches, so that no batch spans two shards.
 
-    `begun`: the plan that is resumed. `rows`: all of the dump.
+    `begun` is the plan that is resumed, or None. `rows` are all of the dump.
     """
     if asked.shard_size is not None:
         return Choice(_whole_batches(-(-asked.shard_size // batch_size), batch_size), "shard size as asked")
-    if begun is not None:  # another memory, another average or another rule is no other dump
+    if begun is not None:  # other memory, another average or another rule must not change a dump
         return Choice(begun.shard_rows, SIZE_AS_BEGUN)
     default = default_shard_rows(batch_size, rows.bytes_of_each, rows.most_of_a_shard)
     num_batches = -(-len(rows.images) // batch_size)
@@ -113,7 +113,7 @@ def choose_shard_rows(
 
 
 def default_shard_rows(batch_size: int, bytes_per_image: int, most: int = MAX_SHARD_ROWS) -> int:
-    """As many rows as have about SHARD_BYTES, and no more than `most`, but a batch at least."""
+    """Return as many rows as have about SHARD_BYTES, at most `most`, but at least a batch."""
     return _whole_batches(min(SHARD_BYTES // max(1, bytes_per_image), most) // batch_size, batch_size)
 
 
@@ -122,7 +122,7 @@ def _whole_batches(number: int, batch_size: int) -> int:
 
 
 def too_few(plan: Outline, batch_size: int, sharers: Sharers) -> str | None:
-    """What is said where some of those who share the work get no shard, with the way out; None where all get one."""
+    """Return what to say if some workers get no shard, with the way out; None if all get one."""
     if plan.num_shards >= sharers.count:
         return None
     fewer = f"{counted(plan.num_shards, 'shard')} for {sharers}"
