@@ -1,6 +1,6 @@
-"""The specs of `featcli.extract` and `featcli.load_backbone`: what Python takes beside, or instead of, the shell."""
+"""Define the specs of `featcli.extract` and `featcli.load_backbone`: the options, and what only Python takes."""
 
-# No `from __future__ import annotations` here, as in commands.py.
+# Annotations must not be text here: see commands.py.
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from featcli.spec.words import DEFAULT_LAYOUT, DEFAULT_PRECISION, LAYOUTS, PRECI
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ExtractCall(ExtractSpec):
-    """`featcli.extract` in Python: the options, and who is told of every event of the run."""
+    """`featcli.extract` in Python: the options, and a report that is called with every event of the run."""
 
     report: Report | None = None
 
@@ -40,7 +40,7 @@ class BackboneCall(StageSpec, PixelSpec, CheckpointSpec):
     fold: Annotated[bool, Option("Batch norms into convolutions.", flags=("fold",), group=COMPUTATION)] = False
 
     def refuse_conflicts(self) -> None:
-        """See Spec: None is no checkpoint."""
+        """Refuse None as a checkpoint. See Spec."""
         super().refuse_conflicts()
         if self.checkpoint is None:
             self.check_configuration()

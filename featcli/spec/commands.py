@@ -1,6 +1,6 @@
-"""One spec for each command, and which of its options do not go together."""
+"""Define one spec for each command, and which of its options do not go together."""
 
-# No `from __future__ import annotations` here: every command looks into these, and text would have to be evaluated.
+# `from __future__ import annotations` would make annotations text, which every command would have to evaluate.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -57,15 +57,15 @@ from featcli.spec.words import (
     ExportFormat,
 )
 
-SHEET_IMAGES, PAGE_IMAGES = 3, 60  # that are drawn where no key is given
+SHEET_IMAGES, PAGE_IMAGES = 3, 60  # images that are drawn if no key is given
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ExtractSpec(EngineSpec, DumpSpec, ComputationSpec, PixelSpec, StageSpec, CheckpointSpec, InputSpec):
-    """What can be asked of an extraction. Raises UsageError where an option can be seen to be wrong without looking."""
+    """What can be asked of an extraction. Raises UsageError for an option that is wrong whatever is on the disk."""
 
     def refuse_conflicts(self) -> None:
-        """See Spec: what is said by options of several groups goes together."""
+        """Check options of several groups together. See Spec."""
         super().refuse_conflicts()
         for name, value in (("-c/--checkpoint", self.checkpoint), ("-o/--output", self.output)):
             if not value:
@@ -76,7 +76,7 @@ class ExtractSpec(EngineSpec, DumpSpec, ComputationSpec, PixelSpec, StageSpec, C
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ExtractCommand(ExtractSpec):
-    """`featcli extract`: the options, and what the command says."""
+    """`featcli extract`: the options, and what the command prints."""
 
     dry_run: Annotated[bool, Option("Print what would be done, and read no weights.", group=REPORT)] = False
     rate: Annotated[
@@ -103,7 +103,7 @@ class ExtractCommand(ExtractSpec):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class InspectCommand(StageSpec):
-    """`featcli inspect`."""
+    """The options of `featcli inspect`."""
 
     target: Annotated[
         str,
@@ -132,14 +132,14 @@ class InspectCommand(StageSpec):
     as_json: Json = False
 
     def refuse_beside_dump(self) -> None:
-        """Raise UsageError for what is asked of a checkpoint, where the target is a dump."""
+        """Raise UsageError for options that are about a checkpoint, if the target is a dump."""
         of_checkpoint = {one.name for one in options_of(InspectCommand)} - {"target", "as_json"}
         self.refuse_given(of_checkpoint, "goes with a checkpoint", f"{shown(self.target)} is a dump: leave it out")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ModelsCommand(Spec):
-    """`featcli models`."""
+    """The options of `featcli models`."""
 
     pattern: Annotated[
         str | None,
@@ -155,7 +155,7 @@ class ModelsCommand(Spec):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class VerifyCommand(InputSpec):
-    """`featcli verify`."""
+    """The options of `featcli verify`."""
 
     dump: DumpFolder
     inputs: Annotated[
@@ -205,7 +205,7 @@ class VerifyCommand(InputSpec):
     ] = False
 
     def refuse_conflicts(self) -> None:
-        """See Spec: images and a checkpoint are for --recompute, which needs the images."""
+        """Refuse images and a checkpoint without --recompute, and --recompute without images. See Spec."""
         if not self.recompute:
             of_extract = {one.name for one in options_of(ExtractSpec)}
             self.refuse_given(of_extract, "goes with --recompute", "without it nothing but the dump is read")
@@ -217,7 +217,7 @@ class VerifyCommand(InputSpec):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ExportCommand(Spec):
-    """`featcli export`."""
+    """The options of `featcli export`."""
 
     dump: DumpFolder
     output: Annotated[
@@ -267,7 +267,7 @@ class ExportCommand(Spec):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ShowCommand(Spec):
-    """`featcli show`."""
+    """The options of `featcli show`."""
 
     dump: DumpFolder
     output: Annotated[
@@ -311,7 +311,7 @@ class ShowCommand(Spec):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FinalizeCommand(Spec):
-    """`featcli finalize`."""
+    """The options of `featcli finalize`."""
 
     dump: DumpFolder
     as_json: Json = False

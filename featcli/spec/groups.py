@@ -1,6 +1,9 @@
-"""The options by group: mixins that specs are made of. An option's help, words, default and check stand here alone."""
+"""Define the options, group by group, as mixins for specs.
 
-# No `from __future__ import annotations` here: every command looks into these, and text would have to be evaluated.
+Help, words, default and check of an option stand here alone.
+"""
+
+# `from __future__ import annotations` would make annotations text, which every command would have to evaluate.
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -67,13 +70,13 @@ from featcli.spec.words import (
     ProcessorBackend,
 )
 
-# The headings of the help, in its order.
+# The headings of the help, in order.
 IMAGES, CHECKPOINT, STAGES, PIXELS = "Images", "Checkpoint", "Stages", "Pixels"
 COMPUTATION, DUMP, WORKERS, REPORT = "Computation", "Dump", "Workers", "Report"
 GROUPS = (IMAGES, CHECKPOINT, STAGES, PIXELS, COMPUTATION, DUMP, WORKERS, REPORT)
 
 
-# Options that several specs have, in one group or another.
+# These options occur in several specs, in one group or another.
 Arch = Annotated[
     str | None,
     Option(
@@ -265,11 +268,11 @@ class InputSpec(Spec):
 
     @property
     def root_name(self) -> str | None:
-        """What listed names are relative to, as text."""
+        """The folder or URL that listed names are relative to, as text."""
         return None if self.root is None else os.fspath(self.root)
 
     def refuse_conflicts(self) -> None:
-        """See Spec: there is an input."""
+        """Check that there is an input. See Spec."""
         super().refuse_conflicts()
         if not self.input_names and self.files_from is None:
             raise UsageError("no input", "name a folder or images, or a list with --files-from")
@@ -279,10 +282,11 @@ class InputSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CheckpointSpec(Spec):
-    """Which checkpoint, with which weights, and the input that it is to take.
+    """A checkpoint, its weights, and the input that it takes.
 
-    In Python the checkpoint may be a path, or a transformers configuration (an object, or its dictionary), which has
-    no weights: it means `random_init`, as in `AutoBackbone.from_config`, unless it says `use_pretrained_backbone`.
+    In Python the checkpoint may be a path or a transformers configuration (an object, or its dictionary). A
+    configuration has no weights, so it means `random_init`, as in `AutoBackbone.from_config`, unless it says
+    `use_pretrained_backbone`.
     """
 
     checkpoint: Annotated[
@@ -327,12 +331,12 @@ class CheckpointSpec(Spec):
 
     @property
     def checkpoint_name(self) -> str:
-        """The checkpoint as text; of a configuration, the name of its class."""
+        """The checkpoint as text; for a configuration, the name of its class."""
         return os.fspath(self.checkpoint) if self.config is None else type(self.checkpoint).__name__
 
     @property
     def is_random(self) -> bool:
-        """Whether weights are drawn by chance."""
+        """Whether weights are random."""
         return self.random_init or (self.config is not None and not _wants_pretrained(self.config))
 
     @property
@@ -342,31 +346,31 @@ class CheckpointSpec(Spec):
 
     @property
     def seed_of_weights(self) -> int:
-        """Of random weights."""
+        """The seed of random weights."""
         return self.seed or 0
 
     def is_given(self, name: str) -> bool:
-        """See Spec: a configuration means `random_init`."""
+        """Return whether an option is given; a configuration gives `random_init`. See Spec."""
         return self.is_random if name == "random_init" else super().is_given(name)
 
     @property
     def input_size(self) -> Size | None:
-        """(H, W) of the input as asked for; None is the checkpoint's own."""
+        """The (H, W) of the input that was asked for; None is the checkpoint's own."""
         return None if self.fit == NATIVE else parse_size(self.image_size)
 
     @property
     def largest_size(self) -> Size | None:
-        """(H, W) that pictures of sizes of their own are shrunk into; None is no limit."""
+        """The (H, W) that pictures with sizes of their own are shrunk into; None is no limit."""
         return parse_size(self.image_size) if self.fit == NATIVE else None
 
     def refuse_conflicts(self) -> None:
-        """See Spec: a checkpoint is a name, a path or a configuration."""
+        """Check that the checkpoint is a name, a path or a configuration. See Spec."""
         super().refuse_conflicts()
         if self.config is not None:
             self.check_configuration()
 
     def check_configuration(self) -> None:
-        """Raise UsageError unless the checkpoint, which is no text, is a configuration."""
+        """Raise UsageError if the checkpoint is neither text nor a configuration."""
         config = self.checkpoint
         if not ("model_type" in config if isinstance(config, Mapping) else hasattr(config, "model_type")):
             raise UsageError(
@@ -376,7 +380,7 @@ class CheckpointSpec(Spec):
 
 
 def _wants_pretrained(config: Any) -> bool:
-    """Tell whether a configuration, or that of the backbone in it, asks for trained weights."""
+    """Return whether a configuration, or that of the backbone inside it, asks for trained weights."""
     for _ in range(2):
         fields = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
         if fields.get("use_pretrained_backbone"):
@@ -387,7 +391,7 @@ def _wants_pretrained(config: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class StageSpec(Spec):
-    """Which stages."""
+    """The stages that are chosen."""
 
     out_indices: Annotated[
         Sequence[int] | int | str | None,
@@ -395,7 +399,7 @@ class StageSpec(Spec):
             "Indices of stages, such as 1,2,-1, or all. Default: the last stage.",
             known_as=(
                 *("--indices", "--index", "--layer-index", "--layer-indices"),
-                *("--layer", "--layers", "--stage", "--stages", "--blocks"),  # with numbers
+                *("--layer", "--layers", "--stage", "--stages", "--blocks"),  # usually with numbers
             ),
             group=STAGES,
             keep=parse_indices,
@@ -415,18 +419,18 @@ class StageSpec(Spec):
 
     @property
     def indices(self) -> tuple[int, ...] | Literal["all"] | None:
-        """The indices, or `all`."""
+        """The indices as numbers, `all`, or None."""
         return parse_indices(self.out_indices)
 
     @property
     def features(self) -> tuple[str, ...] | None:
-        """The names and ranges of names."""
+        """The names and ranges of names, or None."""
         return parse_features(self.out_features)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PixelSpec(Spec):
-    """What becomes of a picture before the checkpoint's own preprocessing."""
+    """What happens to a picture before the checkpoint's own preprocessing."""
 
     orientation: Annotated[
         Orientation, Option("What to do with the orientation that a file names: apply, ignore.", group=PIXELS)
@@ -462,7 +466,7 @@ class PixelSpec(Spec):
 
     @property
     def black_and_white(self) -> tuple[float, float] | None:
-        """The values of deep pictures that become black and white, where they were asked for."""
+        """The values of deep pictures that become black and white, or None."""
         return parse_depth_range(self.depth_range)
 
 
@@ -617,7 +621,7 @@ class DumpSpec(Spec):
         return pathlib.Path(self.output)
 
     def refuse_conflicts(self) -> None:
-        """See Spec: a dump is a local folder."""
+        """Check that the dump is a local folder. See Spec."""
         super().refuse_conflicts()
         if "://" in os.fspath(self.output):
             raise UsageError(

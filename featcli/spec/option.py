@@ -1,4 +1,7 @@
-"""What a spec is made of: dataclass fields whose annotation says how the option looks in a shell, and what is right."""
+"""Define what specs are made of: dataclass fields.
+
+Their annotations say how an option looks in a shell, and what is valid.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,18 @@ from featcli.errors import UsageError, one_of, shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# Each takes the option as messages call it, then its text or its value, and raises UsageError.
+# Each takes the option as messages call it, then its text or value, and raises UsageError.
 Parser = Callable[[str, str], Any]
 Check = Callable[[str, Any], object]
 
 
 @dataclass(frozen=True)
 class Other:
-    """Another option of the same spec, as one that needs it or excludes it sees it; and what to do."""
+    """Another option of the same spec that an option needs or excludes, and what to do about it."""
 
     name: str
     hint: str
-    value: Any = None  # that matters; None: whatever is not its default
+    value: Any = None  # the value that matters; None stands for any that is not the default
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,19 @@ class Option:
     """How a field is given in a shell: `Annotated[int, Option("Larger pictures are failures.")]`."""
 
     help: str
-    flags: tuple[str, ...] = ()  # --name-of-the-field where there are none
-    group: str = ""  # the heading of the help under which it stands
+    flags: tuple[str, ...] = ()  # by default --name-of-the-field
+    group: str = ""  # its heading in the help
     metavar: str | None = None
     is_argument: bool = False  # given by its place, without a flag
-    parse: Parser | None = None  # text from the shell -> value, where the text itself is not the value
+    parse: Parser | None = None  # text from the shell -> value, if the text is not the value
     check: Check | None = None  # for what the type does not say
-    keep: Callable[[Any], Any] | None = None  # value -> what the field holds of it, such as a generator as a tuple
-    offers: tuple[str, ...] = ()  # words that a shell offers, where the type does not name them
-    known_as: tuple[str, ...] = ()  # what other programs call it, or an argument: named where somebody types that
-    is_model: bool = False  # a shell offers the names of models
-    stands_for: Any = None  # what None means, where that is one of its values
+    keep: Callable[[Any], Any] | None = None  # value -> what the field holds, such as a tuple for a generator
+    offers: tuple[str, ...] = ()  # words that a shell offers, if the type does not name them
+    known_as: tuple[str, ...] = ()  # names in other programs, which the hint for a wrong name knows
+    is_model: bool = False  # whether a shell offers the names of models
+    stands_for: Any = None  # what None means, if that is one of the values
     needs: Other | None = None  # without it this option has no effect
-    excludes: tuple[Other, ...] = ()  # beside these this option has no effect, or no sense
+    excludes: tuple[Other, ...] = ()  # with one of these this option has no effect, or no sense
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class OptionField:
     name: str
     type: Any  # without the Option
     option: Option
-    default: Any  # dataclasses.MISSING where it must be given
+    default: Any  # dataclasses.MISSING if it must be given
 
     @property
     def is_required(self) -> bool:
@@ -72,43 +75,43 @@ class OptionField:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """As they are written in a shell; a switch that is on or off has two, `--fold/--no-fold`."""
+        """The flags as they are written in a shell; a switch has two, `--fold/--no-fold`."""
         name = self.name.replace("_", "-")
         return self.option.flags or (f"--{name}/--no-{name}" if self.kinds == {bool, type(None)} else f"--{name}",)
 
     @property
     def called(self) -> str:
-        """What messages call it: its long flag."""
+        """The name in messages: its long flag."""
         return self.flags[-1].partition("/")[0]
 
     @property
     def named(self) -> str:
-        """What messages call it that may be about a place: the word for that, a long flag."""
+        """The name in messages about a place: the word for an argument, or a long flag."""
         return (self.option.metavar or "").strip("[]. ") if self.option.is_argument else self.called
 
     def is_given(self, value: Any) -> bool:
-        """Whether a value is another than the default, which says nothing."""
+        """Return whether a value differs from the default."""
         return value is not None and value != self.default and value != self.option.stands_for
 
     @property
     def kinds(self) -> set[Any]:
-        """The types of which it takes values; of `int | Literal["auto"]` these are int and Literal."""
+        """The types of its values; for `int | Literal["auto"]` these are int and Literal."""
         parts = get_args(self.type) if get_origin(self.type) in (Union, UnionType) else (self.type,)
         return {get_origin(part) or part for part in parts if not isinstance(part, str)}
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that it takes, where its type names them."""
+        """The words that it takes, if its type names them."""
         parts = (self.type,) if get_origin(self.type) is Literal else get_args(self.type)
         return tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
 
     def kept(self, value: Any) -> Any:
-        """What the field holds of a value. Raises UsageError for one that can be seen to be wrong by itself."""
+        """Return what the field holds for a value. Raises UsageError for one that is wrong by itself."""
         kinds = self.kinds - {type(None)}
         if value is self.default or (value is None and kinds != self.kinds):
             return value
         kept = value if self.option.keep is None else self.option.keep(value)
-        kept = str(kept) if isinstance(kept, str) else kept  # of numpy's text, too
+        kept = str(kept) if isinstance(kept, str) else kept  # numpy's text becomes Python's
         if kinds == {Literal}:
             one_of(self.called, kept if isinstance(kept, str) else repr(kept), self.words)
         if kinds == {bool}:
@@ -124,7 +127,7 @@ class OptionField:
         return kept
 
     def _number(self, value: Any, is_whole: bool) -> int | float:
-        """A number of Python, of numpy or in a text, as Python has it. Raises UsageError for all else."""
+        """Return a number of Python, of numpy or in a text as Python has it. Raises UsageError for anything else."""
         kind: Any = Integral if is_whole else Real
         with suppress(ValueError):
             if (isinstance(value, str) and value.isascii()) or (
@@ -136,13 +139,13 @@ class OptionField:
 
 
 class Spec:
-    """Something that can be asked for: a frozen dataclass of options. Making one raises UsageError for wrong values.
+    """Something that can be asked for: a frozen dataclass of options. Wrong values raise UsageError when it is made.
 
-    Its `__eq__`, `__hash__` and `__repr__` stand here: a dataclass would write each of them anew for every spec, which
+    Its `__eq__`, `__hash__` and `__repr__` are written here, because a dataclass would make them for every spec, which
     takes a tenth of the time of `featcli --help`.
     """
 
-    typed = frozenset[str]()  # options that stood in a command line, be it with their default
+    typed = frozenset[str]()  # options that stood in a command line, even with their default
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -162,9 +165,10 @@ class Spec:
         self.refuse_conflicts()
 
     def refuse_conflicts(self) -> None:
-        """Raise UsageError for options that do not go together, or have no effect beside others.
+        """Raise UsageError for options that do not go together, or have no effect with others.
 
-        Most say so themselves, by `needs` and `excludes`. A group adds what depends on more, after that of `super()`.
+        Most options say so themselves, by `needs` and `excludes`. A group adds what depends on more, after it calls
+        `super()`.
         """
         for one in options_of(type(self)):
             needed = one.option.needs
@@ -177,15 +181,18 @@ class Spec:
                     raise UsageError(f"{self._shown(one)} does not go with {self._named(other)}", other.hint)
 
     def is_given(self, name: str) -> bool:
-        """Whether an option says something other than its default does."""
+        """Return whether an option has another value than its default."""
         return any(one.name == name and one.is_given(getattr(self, name)) for one in options_of(type(self)))
 
     def has(self, other: Other) -> bool:
-        """Whether that option is given, or has the value that matters; not where a group has no such option."""
+        """Return whether the other option is given, or has the value that matters.
+
+        False if the group has no such option.
+        """
         return self.is_given(other.name) if other.value is None else getattr(self, other.name, None) == other.value
 
     def refuse_given(self, names: Iterable[str], what: str, hint: str) -> None:
-        """Raise UsageError if one of these options is given, since that is `what`."""
+        """Raise UsageError if one of these options is given; `what` says why."""
         given = next((one for one in options_of(type(self)) if one.name in names and self.is_given(one.name)), None)
         if given is not None:
             raise UsageError(f"{given.named} {what}", hint)
@@ -195,12 +202,12 @@ class Spec:
         return named if other.value is None else f"{named} {other.value}"
 
     def _shown(self, one: OptionField) -> str:
-        """The option with its word, where it is one of some words."""
+        """Return the option, with its value if that is one of some words."""
         return f"{one.named} {getattr(self, one.name)}" if one.words and len(one.words) > 1 else one.named
 
 
 def options_of(spec: type[Spec]) -> tuple[OptionField, ...]:
-    """The options of a spec in the order of its fields; fields that are no options are left out."""
+    """Return the options of a spec in the order of its fields, without fields that are no options."""
     return _options_of(spec)  # type: ignore[arg-type]  # mypy takes the hash of a spec for that of its class
 
 
@@ -215,14 +222,14 @@ def _options_of(spec: type[Spec]) -> tuple[OptionField, ...]:
 
 
 def shared_options(asked: Spec, other: type[Spec]) -> dict[str, Any]:
-    """The options of a spec that another has as well, by name; without those that are left to their default by None."""
+    """Return the options of a spec that another has, too, by name, without those that None leaves at their default."""
     names = {field.name for field in options_of(other)} & {field.name for field in options_of(type(asked))}
     found = {name: getattr(asked, name) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def narrowed(asked: Any, spec: Callable[P, R]) -> R:
-    """The fields of a smaller spec out of a larger one, as an instance of the smaller one."""
+    """Return a smaller spec with its fields taken from a larger one."""
     return spec(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(spec)})  # type: ignore
 
 
@@ -230,7 +237,7 @@ def takes(spec: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[P,
     """Give a function of one spec the keywords of that spec.
 
     Editors, type checkers, `help()` and `typing.get_type_hints` see every keyword with its type. A keyword that is
-    unknown or missing raises TypeError with the name of the function, as Python itself would.
+    unknown or missing raises TypeError with the name of the function, as Python itself does.
     """
 
     def decorate(function: Callable[..., R]) -> Callable[P, R]:
@@ -245,7 +252,7 @@ def takes(spec: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[P,
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                signature.bind_partial(*args, **kwargs)  # first: one that is mistyped is missing under its name, too
+                signature.bind_partial(*args, **kwargs)  # before a mistyped one is called missing
                 signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{function.__name__}() {error}") from None

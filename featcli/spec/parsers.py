@@ -1,4 +1,7 @@
-"""What options say, as values: counts, sizes, ranges, stages, grids, parts. Pure functions; each raises UsageError."""
+"""Turn what options say into values: counts, sizes, ranges, stages, grids, parts.
+
+Pure functions that raise UsageError.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +28,22 @@ HOW_PARTS = "give it as i/n, such as 0/4: the first of four parts"
 
 
 def path_text(path: Any) -> Any:
-    """A path as text; whatever is no path as it is."""
+    """Return a path as text. Anything else is returned as it is."""
     return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
 def device_text(device: Any) -> Any:
-    """A torch.device as text, several as a list in one text; whatever is none as it is."""
+    """Return a torch.device as text, and several as a list in one text. Anything else is returned as it is."""
     if isinstance(device, tuple | list):
         return ",".join(str(device_text(one)) for one in device)
     return str(device) if _is_of_torch(device, "device") else device
 
 
 def type_name(value: Any) -> Any:
-    """The name of a dtype of torch or numpy, `float16`, also by another word for it; whatever is none as it is."""
+    """Return the name of a dtype, such as `float16`, for one of torch or numpy or another word.
+
+    Anything else is returned as it is.
+    """
     if _is_of_torch(value, "dtype"):
         return str(value).removeprefix("torch.")
     name = value.__name__ if isinstance(value, type) else getattr(value, "name", value)
@@ -45,23 +51,23 @@ def type_name(value: Any) -> Any:
 
 
 def precision_of_type(value: Any) -> Any:
-    """The precision that a dtype is the type of, `bf16`; whatever is no dtype as it is."""
+    """Return the precision that computes in a dtype, such as `bf16`. Anything else is returned as it is."""
     return _our_word("precision", type_name(value))
 
 
 def pool_name(value: Any) -> Any:
-    """The word for a pooling, also by another word for it; a grid of equal sides by one number, as `7x7`."""
+    """Return featcli's word for a pooling; one number becomes a grid of equal sides, such as `7x7`."""
     is_side = isinstance(value, Integral | str) and SIDE.fullmatch(str(value))
     return f"{value}x{value}" if is_side else _our_word("pool", value)
 
 
 def format_name(value: Any) -> Any:
-    """The word for a file format, also by another word for it."""
+    """Return featcli's word for a file format."""
     return _our_word("format", value)
 
 
 def dump_format(value: Any) -> Any:
-    """The word for the format of a dump. Raises UsageError for those that only export writes."""
+    """Return featcli's word for the format of a dump. Raises UsageError for formats that only export writes."""
     name = format_name(value)
     if isinstance(name, str) and name in set(EXPORT_FORMATS) - set(FORMATS):
         raise UsageError(
@@ -71,17 +77,17 @@ def dump_format(value: Any) -> Any:
 
 
 def _our_word(option: str, value: Any) -> Any:
-    """The word of featcli for one of other programs; any other value as it is."""
+    """Return featcli's word for one of another program. Any other value is returned as it is."""
     return OTHER_WORDS[option].get(value, value) if isinstance(value, str) else value
 
 
 def _is_of_torch(value: Any, name: str) -> bool:
-    """Whether a value is of that class of torch, which takes seconds to import."""
+    """Return whether a value is of a class of torch, without importing torch, which takes seconds."""
     return (type(value).__module__, type(value).__name__) == ("torch", name)
 
 
 def size_as_given(size: Any) -> Any:
-    """A size as plain numbers and text, of numpy's numbers and arrays too; whatever is none as it is."""
+    """Return a size as plain numbers or text, also one of numpy. Anything else is returned as it is."""
     plain = size.tolist() if hasattr(size, "tolist") else size
     if isinstance(plain, tuple | list):
         return tuple(size_as_given(edge) for edge in plain)
@@ -89,7 +95,7 @@ def size_as_given(size: Any) -> Any:
 
 
 def depth_as_given(depth: Any) -> Any:
-    """Two numbers, black and white, as the text `0:4095`; whatever is no such pair as it is."""
+    """Return two numbers, black and white, as the text `0:4095`. Anything else is returned as it is."""
     plain = depth.tolist() if hasattr(depth, "tolist") else depth
     is_pair = isinstance(plain, tuple | list) and len(plain) == 2
     if not is_pair or not all(isinstance(edge, Real) and not isinstance(edge, bool) for edge in plain):
@@ -98,7 +104,7 @@ def depth_as_given(depth: Any) -> Any:
 
 
 def parse_inputs(inputs: Any) -> tuple[str, ...]:
-    """A path or a URL, or any number of them, as a tuple of text."""
+    """Return a path or URL, or any number of them, as a tuple of text. Raises UsageError."""
     if isinstance(inputs, str | os.PathLike):
         return (path_text(inputs),)
     try:
@@ -112,7 +118,7 @@ def parse_inputs(inputs: Any) -> tuple[str, ...]:
 
 
 def parse_number(option: str, text: str, kind: type[int] | type[float]) -> int | float:
-    """A number of that type."""
+    """Return a number of a type. Raises UsageError."""
     try:
         return kind(text)
     except ValueError:
@@ -121,7 +127,7 @@ def parse_number(option: str, text: str, kind: type[int] | type[float]) -> int |
 
 
 def parse_model_args(asked: Any) -> tuple[str, ...]:
-    """Arguments of a model, from texts such as `init_values=1e-5` or a mapping, as texts whose values are JSON."""
+    """Return arguments of a model as texts with values in JSON, from texts such as `init_values=1e-5` or a mapping."""
     if isinstance(asked, str):
         asked = (asked,)
     if isinstance(asked, Mapping):
@@ -142,17 +148,17 @@ def parse_model_args(asked: Any) -> tuple[str, ...]:
 
 
 def as_given(name: str, value: Any) -> str:
-    """An argument as it is written in a shell."""
+    """Return an argument as it is written in a shell."""
     return shlex.quote(f"{name}={json.dumps(value)}")
 
 
 def model_args(texts: Sequence[str]) -> dict[str, Any]:
-    """What `parse_model_args` keeps, as values by name."""
+    """Return the values by name that `parse_model_args` has made texts of."""
     return {name: json.loads(value) for name, _, value in (text.partition("=") for text in texts)}
 
 
 def _value_of(text: str) -> Any:
-    """A value as JSON or Python write it; any other text is a word."""
+    """Return a value that JSON or Python would write so; any other text is a word."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
@@ -162,7 +168,7 @@ def _value_of(text: str) -> Any:
 
 
 def parse_count(option: str, text: str) -> int | str:
-    """`auto`, or how many."""
+    """Return `auto`, or a count. Raises UsageError."""
     try:
         return text if text == AUTO else int(text)
     except ValueError:
@@ -170,7 +176,7 @@ def parse_count(option: str, text: str) -> int | str:
 
 
 def count_up_to(most: int, or_auto: bool = True) -> Check:
-    """A check: a whole number from 1 to `most`, or `auto`."""
+    """Return a check for a whole number from 1 to `most`, or `auto`."""
 
     def check(option: str, value: Any) -> None:
         if or_auto and isinstance(value, str) and value == AUTO:
@@ -183,12 +189,12 @@ def count_up_to(most: int, or_auto: bool = True) -> Check:
 
 
 def at_least(least: int, hint: str = LEAVE_OUT) -> Check:
-    """A check: a number that is not smaller."""
+    """Return a check for a number that is at least `least`."""
     return lambda option, value: _refuse_below(option, value, least, hint)
 
 
 def between(least: int, most: int, hint: str = LEAVE_OUT, most_said: str = "") -> Check:
-    """A check: a number from `least` to `most`, which messages may write in another way."""
+    """Return a check for a number from `least` to `most`, which messages may write in another way."""
 
     def check(option: str, value: Any) -> None:
         _refuse_no_number(option, value)
@@ -210,7 +216,7 @@ def _refuse_no_number(option: str, value: Any, kind: type = Real) -> None:
 
 
 def parse_size(text: str | int | Size | None, option: str = "--image-size") -> Size | None:
-    """`"224"`, `"224x288"`, 224 or (224, 288) as (H, W), None as None."""
+    """Return `"224"`, `"224x288"`, 224 or (224, 288) as (H, W), and None as None. Raises UsageError."""
     if text is None:
         return None
     text = "x".join(map(str, text)) if isinstance(text, tuple | list) else str(text)
@@ -223,7 +229,7 @@ def parse_size(text: str | int | Size | None, option: str = "--image-size") -> S
 
 
 def parse_depth_range(text: str | None, option: str = "--depth-range") -> tuple[float, float] | None:
-    """`"0:4095"` as (0, 4095), None as None."""
+    """Return `"0:4095"` as (0, 4095), and None as None. Raises UsageError."""
     if text is None:
         return None
     match = re.fullmatch(r"(-?[\d.]+(?:e[+-]?\d+)?):(-?[\d.]+(?:e[+-]?\d+)?)", text)
@@ -237,7 +243,10 @@ def parse_depth_range(text: str | None, option: str = "--depth-range") -> tuple[
 
 
 def parse_indices(asked: Any) -> tuple[int, ...] | Literal["all"] | None:
-    """`"1,2,-1"`, `"(1, 2, -1)"`, (1, 2, -1), an array or one number as a tuple; `"all"` and None as they are."""
+    """Return `"1,2,-1"`, `"(1, 2, -1)"`, (1, 2, -1), an array or one number as a tuple; `"all"` and None as they are.
+
+    Raises UsageError.
+    """
     if asked is None or (isinstance(asked, str) and asked.strip() == ALL):
         return None if asked is None else ALL
     if isinstance(asked, str):
@@ -257,9 +266,9 @@ def parse_indices(asked: Any) -> tuple[int, ...] | Literal["all"] | None:
 
 
 def parse_features(asked: Any) -> tuple[str, ...] | None:
-    """`"stem,stage2:stage4"`, `"['stem', 'stage2']"` or a sequence as its parts, None as None.
+    """Return the parts of `"stem,stage2:stage4"`, `"['stem', 'stage2']"` or a sequence, and None as None.
 
-    Ranges are opened when the names are known.
+    Ranges stay as they are until the names are known. Raises UsageError.
     """
     if asked is None:
         return None
@@ -268,7 +277,7 @@ def parse_features(asked: Any) -> tuple[str, ...] | None:
         wrong = next((one for one in names if not isinstance(one, str)), "")
         if not isinstance(wrong, str):
             raise UsageError(f"--out-features {shown(wrong)}: no stage has that name", "see featcli inspect")
-        return tuple(map(str, names))  # of numpy's text, too
+        return tuple(map(str, names))  # numpy's text becomes Python's
     parts = tuple(listed_in(asked))
     if not all(parts):
         raise UsageError(
@@ -278,9 +287,9 @@ def parse_features(asked: Any) -> tuple[str, ...] | None:
 
 
 def listed_in(text: str) -> list[str]:
-    """List the parts of a text with commas, which may be written as Python writes a tuple or a list.
+    """Return the parts of a text with commas. It may be written as Python writes a tuple or a list.
 
-    One comma may stand behind the last part, and quotes around each.
+    One comma may stand after the last part, and quotes around each.
     """
     inner = text.strip()
     is_python = inner[:1] + inner[-1:] in ("()", "[]")
@@ -291,7 +300,7 @@ def listed_in(text: str) -> list[str]:
 
 
 def _each(asked: Any) -> tuple[Any, ...]:
-    """All that an iterable gives; what is none, such as one number, by itself."""
+    """Return all items of an iterable, or a single value by itself."""
     try:
         return tuple(asked)
     except TypeError:
@@ -299,7 +308,7 @@ def _each(asked: Any) -> tuple[Any, ...]:
 
 
 def _index(value: Any) -> int | None:
-    """A whole number of Python, numpy or torch, or the text of one; None for all else."""
+    """Return a whole number of Python, numpy, torch or in a text; None for anything else."""
     if isinstance(value, str):
         return int(value) if re.fullmatch(r"[+-]?\d{1,9}", value.strip(), re.ASCII) else None
     if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith(("bool", "bool_")):
@@ -311,7 +320,7 @@ def _index(value: Any) -> int | None:
 
 
 def parse_pool(name: str) -> Size | None:
-    """The grid (H, W) that `7x7` means; None for a name of POOLS."""
+    """Return the grid (H, W) of `7x7`, or None for a name of POOLS. Raises UsageError."""
     if name in POOLS:
         return None
     if grid := GRID.fullmatch(name):
@@ -320,7 +329,7 @@ def parse_pool(name: str) -> Size | None:
 
 
 def parse_part(text: str) -> tuple[int, int] | Literal["auto"]:
-    """`"1/4"` as (1, 4): the second of four parts; `"auto"` as it is."""
+    """Return `"1/4"` as (1, 4), the second of four parts, and `"auto"` as it is. Raises UsageError."""
     if text == AUTO:
         return AUTO
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
@@ -332,6 +341,6 @@ def parse_part(text: str) -> tuple[int, int] | Literal["auto"]:
 
 
 def refuse_no_part(index: int, count: int) -> None:
-    """Raise UsageError unless there is such a part."""
+    """Raise UsageError if there is no such part."""
     if not 0 <= index < count:
         raise UsageError(f"--part {index}/{count}: i/n needs 0 <= i < n", HOW_PARTS)

@@ -1,17 +1,17 @@
-"""The words that options take, their defaults and their limits. Tables elsewhere are keyed by these words."""
+"""List the words that options take, their defaults and their limits. Tables elsewhere have these words as keys."""
 
 from __future__ import annotations
 
 from typing import Final, Literal, get_args
 
 Auto = Literal["auto"]
-AUTO: Final = "auto"  # featcli chooses, says so, and what can move a bit is kept by the dump
+AUTO: Final = "auto"  # featcli chooses and says so; a dump keeps choices that can change a bit
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Layout = Literal["channels-first", "channels-last"]
 Fit = Literal["crop", "squash", "pad", "native"]
-ProcessorBackend = Literal["pil", "torchvision"]  # by which transformers' image processors compute
-Norm = Literal["raw", "model"]  # maps before, or after, the final norm of the model
+ProcessorBackend = Literal["pil", "torchvision"]  # what transformers' image processors compute with
+Norm = Literal["raw", "model"]  # maps before, or after, the model's final norm
 Orientation = Literal["apply", "ignore"]
 Alpha = Literal["drop", "white", "black"]
 Colour = Literal["ignore", "convert"]
@@ -24,14 +24,14 @@ EngineName = Literal["local", "ray"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
 FITS: Final[tuple[Fit, ...]] = get_args(Fit)
-NATIVE: Final = "native"  # the one fit under which pictures keep sizes of their own
+NATIVE: Final = "native"  # the only fit under which pictures keep sizes of their own
 DTYPES: Final[tuple[Dtype, ...]] = get_args(Dtype)
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 EXPORT_FORMATS: Final[tuple[ExportFormat, ...]] = get_args(ExportFormat)
 ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)
-POOLS: Final = ("none", "avg", "max", "cls")  # besides grids such as 7x7
+POOLS: Final = ("none", "avg", "max", "cls")  # in addition to grids such as 7x7
 ALL: Final = "all"  # every stage
-# What other programs call the same: taken for our words, by which it is stored.
+# Words of other programs. They are understood, and stored as featcli's own.
 OTHER_WORDS: Final = {
     "pool": {"mean": "avg", "gap": "avg"},
     "precision": {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"},
@@ -43,7 +43,7 @@ DEFAULT_PRECISION: Final[Precision] = "fp32"
 DEFAULT_LAYOUT: Final[Layout] = "channels-first"
 DEFAULT_BATCH_SIZE: Final = 32
 DEFAULT_DTYPE: Final[Dtype] = "float32"
-MAX_PIXELS: Final = 89_478_485  # where Pillow begins to warn; a picture of that size takes 270 MB as RGB
-MOST: Final = 200_000  # of anything that is counted: the keys of a shard must fit into a safetensors header
-MOST_THREADS: Final = 1024  # far more than helps, and far fewer than some libraries die of
+MAX_PIXELS: Final = 89_478_485  # Pillow begins to warn here; a picture of this size takes 270 MB as RGB
+MOST: Final = 200_000  # largest count of anything: the keys of a shard must fit into a safetensors header
+MOST_THREADS: Final = 1024  # more than anybody needs, and fewer than the number at which some libraries die
 MOST_CHANNELS: Final = 1024
