@@ -1,7 +1,7 @@
-"""How a finished file gets its name: complete, durable, and never over another one.
+"""Give a finished file its name: complete, durable, and never over another one.
 
-The order is what makes it safe. Data is on the disk before the name exists (or a power cut could leave the
-name on an empty file), and the name is on the disk before anything relies on it.
+The order makes it safe. Data is on the disk before the name exists, because a power cut could otherwise leave the name
+on an empty file. The name is on the disk before anything relies on it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from featcli.system.faults import RESUMES
 from featcli.system.files import is_there, names_in
 
 PARTIAL = ".partial"
-PARTIAL_NAME = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial", re.DOTALL)  # as create_partial gives it: of which file
-# The file systems that know no hard links say so in one of these ways.
+PARTIAL_NAME = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial", re.DOTALL)  # as create_partial names it
+# File systems without hard links say so with one of these errors.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def create_partial(final: Path) -> tuple[int, Path]:
-    """A new, empty, locked file beside `final`: (file descriptor, path).
+    """Create a new, empty, locked file beside `final`. Returns (file descriptor, path).
 
-    The lock says that its writer lives. It goes with the process, however that ends, so that
-    `remove_stale` can tell the dead from the living without clocks or process numbers. It is a shared one: the file
-    still has it for a moment when it has its name, and HDF5 opens no file that another locks for itself alone.
+    The lock says that the writer lives. It ends with the process in any case, so `remove_stale` can tell dead writers
+    from living ones without clocks or process numbers. The lock is shared, because the file still has it for a moment
+    under its final name, and HDF5 opens no file that another process locks exclusively.
     """
     while True:
         path = final.with_name(f".{final.name}.{secrets.token_hex(8)}{PARTIAL}")
@@ -41,7 +41,7 @@ def create_partial(final: Path) -> tuple[int, Path]:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:  # a cleaner was faster, and is about to remove the file
             taken = True
-        except OSError:  # a file system without locks: nobody cleans up there either
+        except OSError:  # the file system has no locks, so nobody cleans up there either
             pass
         if not taken and _names(path, descriptor):
             return descriptor, path
@@ -51,9 +51,9 @@ def create_partial(final: Path) -> tuple[int, Path]:
 def take_partial(path: Path) -> tuple[int, bool] | None:
     """Open a partial file whose writer is dead, and lock it as `create_partial` does.
 
-    Returns (file descriptor, whether it is locked): where the file system knows no locks, nobody can tell whether its
-    writer lives. None where it lives, where another process was faster, and where no such file is. What another user
-    lets be read alone is opened to be read.
+    Returns (file descriptor, whether it is locked). On a file system without locks nobody can tell whether the writer
+    lives. Returns None if it lives, if another process was faster, and if there is no such file. A file that another
+    user allows only to be read is opened for reading.
     """
     flags = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
@@ -65,8 +65,8 @@ def take_partial(path: Path) -> tuple[int, bool] | None:
         return None
     is_locked, is_free = True, True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # whoever was faster in between has it
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if anybody holds it
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # fails if somebody was faster in between
     except BlockingIOError:
         is_free = False
     except OSError:
@@ -85,9 +85,11 @@ def _names(path: Path, descriptor: int) -> bool:
 
 
 def remove_stale(folder: Path, final: str = "", keep: Container[str] = ()) -> int:
-    """Remove the partial files (for that name alone) whose writers are dead, and no other file; how many there were.
+    """Remove the partial files whose writers are dead, only those of `final` if it is given.
 
-    `keep`: names of partial files that are still of use to somebody.
+    Returns how many there were.
+
+    `keep` are names of partial files that somebody can still use.
     """
     removed = 0
     for name in names_in(folder):
@@ -96,7 +98,7 @@ def remove_stale(folder: Path, final: str = "", keep: Container[str] = ()) -> in
             continue
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:  # removed by another, or somebody else's
+        except OSError:  # another process removed it, or it belongs to another user
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,7 +112,7 @@ def remove_stale(folder: Path, final: str = "", keep: Container[str] = ()) -> in
 
 
 def write_all(descriptor: int, content: memoryview, offset: int) -> None:
-    """Write all of it at `offset`; the system may take less at a time."""
+    """Write all of `content` at `offset`, in several writes if the system takes less at a time."""
     while content:
         written = os.pwrite(descriptor, content, offset)
         content, offset = content[written:], offset + written
@@ -119,12 +121,12 @@ def write_all(descriptor: int, content: memoryview, offset: int) -> None:
 def publish(partial: Path, final: Path, replace: bool = False) -> bool:
     """Give a partial file that is already on the disk its final name, unless that name is taken.
 
-    Returns whether it was free. The partial name is gone afterwards either way. With `replace` the name is
+    Returns whether the name was free. The partial name is gone afterwards in either case. With `replace`, the name is
     taken over at once from whatever had it.
     """
     if replace:
         os.replace(partial, final)
-        partial.unlink(missing_ok=True)  # it stays where both are names of one file
+        partial.unlink(missing_ok=True)  # it stays if both are names of one file
         sync_folder(final.parent)
         return True
     try:
@@ -149,32 +151,32 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot do this for folders
             raise
     finally:
         os.close(descriptor)
 
 
 def publish_lines(final: Path, lines: Iterable[bytes], replace: bool = False) -> bool:
-    """Write a small file and publish it; whether the name was free."""
+    """Write a small file and publish it. Returns whether the name was free."""
     descriptor, partial = create_partial(final)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
-            return publish(partial, final, replace)  # while the file is open: the lock goes with it
+            return publish(partial, final, replace)  # inside the block, because the lock ends when the file is closed
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def disk_errors(path: Path, what: str = "dump") -> Iterator[None]:
-    """Whatever the disk refuses inside the block, as one line with what to do."""
+    """Turn an error of the disk inside the block into one line that says what to do."""
     try:
         yield
     except BrokenPipeError:
-        raise  # whoever reads our output went away: no matter of the disk
+        raise  # whoever reads our output has stopped, which is no error of the disk
     except OSError as error:
         full = error.errno in FULL
         cause = "no space left" if full else os.strerror(error.errno) if error.errno else str(error)

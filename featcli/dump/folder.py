@@ -1,4 +1,4 @@
-"""The dump folder as it is read: where things are in it, what it says of itself, and whether it fits what is asked.
+"""Read the folder of a dump: where things are in it, what it says about itself, and whether it fits what is asked.
 
 Nothing here writes: see featcli.dump.writer.
 """
@@ -33,18 +33,18 @@ from featcli.system.faults import RESUMES, machine_errors
 from featcli.system.files import identity, is_there, names_in, open_regular, reading, state_at
 
 PLAN, IMAGES, SHARDS, FAILURES, MANIFEST = "plan.json", "images.jsonl", "shards", "failures.jsonl", "manifest.json"
-ASIDE = ".damaged"  # ends the name of what verify --repair has put aside
-# What featcli writes into SHARDS.
+ASIDE = ".damaged"  # end of the names of files that verify --repair has put aside
+# featcli writes files with these endings into SHARDS.
 _SUFFIXES = "|".join(re.escape(suffix) for suffix in (".json", *(one.SUFFIX for one in FORMATS.values())))
 SHARD_FILE = re.compile(rf"\d{{5,}}({_SUFFIXES})(\.damaged|\.before)?")
 OURS = re.compile(f"{SHARD_FILE.pattern}|{PARTIAL_NAME.pattern}|{RECORD_NAME.pattern}")
-BEFORE = ".before"  # ends the name of a record while its shard is made again
-LONGEST_LINE = 1 << 16  # of images.jsonl: names have 255 bytes, paths 4096
+BEFORE = ".before"  # end of the name of a record while its shard is made again
+LONGEST_LINE = 1 << 16  # bytes of a line of images.jsonl: names have up to 255 bytes, paths up to 4096
 RELIST = "its extract command lists the images again, if they are as they were"
 
 
 class Dump:
-    """A dump folder with a plan, complete or not."""
+    """A folder with a plan: a dump, complete or not."""
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self.path = path
@@ -53,17 +53,20 @@ class Dump:
 
     @cached_property
     def found(self) -> CommittedShards:
-        """What was committed when this was first asked for."""
+        """The shards that were committed when this was first used."""
         return self.committed()
 
     @property
     def packages(self) -> dict[str, str]:
-        """Those that the dump was begun with, and others that one of its shards was made with; with their versions."""
+        """The packages that the dump was begun with or that one of its shards was made with, and their versions."""
         return {**self.found.packages, **self.plan.environment}
 
     @classmethod
     def existing(cls, path: Path) -> Dump | None:
-        """The dump in a folder, or None where there is none. Raises DamagedError for a plan that is damaged or gone."""
+        """Return the dump in a folder, or None.
+
+        Raises DamagedError if the plan is damaged or gone, and MachineError.
+        """
         if state_at(path / PLAN, follow_links=False) is not None:
             return cls(path, cls.plan_in(path))
         if is_there(path / MANIFEST) or any(SHARD_FILE.fullmatch(name) for name in names_in(path / SHARDS)):
@@ -72,7 +75,7 @@ class Dump:
 
     @classmethod
     def at(cls, path: Path) -> Dump:
-        """The dump in a folder, to be read. Raises UsageError where there is none, DamagedError as `existing` does."""
+        """Return the dump in a folder for reading. Raises UsageError if there is none, and what `existing` raises."""
         dump = cls.existing(path)
         if dump is None:
             raise no_dump(path)
@@ -83,7 +86,7 @@ class Dump:
 
     @staticmethod
     def plan_in(path: Path) -> Plan:
-        """The plan in a folder. Raises DamagedError."""
+        """Return the plan in a folder. Raises DamagedError and MachineError."""
         try:
             plan = Plan.from_json(read_checksummed(path / PLAN))
             if plan.settings.format not in FORMATS or any(stage.dtype not in ITEM_BYTES for stage in plan.stages):
@@ -97,7 +100,7 @@ class Dump:
             ) from error
 
     def refuse_other_plan(self, plan: Plan, images: ImageList) -> None:
-        """Raise ConflictError where the plan is not this one, naming what differs."""
+        """Raise ConflictError if the plan is not this one. The error names what differs."""
         if (
             plan.keys_digest != self.plan.keys_digest
             and replace(plan, keys_digest=self.plan.keys_digest, num_images=self.plan.num_images).fingerprint
@@ -108,9 +111,11 @@ class Dump:
         refuse_other_plan(shown(self.path), self.plan, plan)
 
     def refuse_changed_images(self, plan: Plan, images: ImageList, retry_failed: bool) -> dict[int, int]:
-        """The keys are those of the plan, or its fingerprint would differ; the files behind them may be others.
+        """Return row -> size now, for images whose size has changed since they were listed.
 
-        `plan`: of these images. Returns row -> size now, of the images that are not as they were listed: repaired ones.
+        `plan` is the plan of these images. Its keys are those of the dump, or its fingerprint would differ. Raises
+        ConflictError for a changed image, unless it failed before and `retry_failed` is true, or a record already has
+        its new size.
         """
         sizes, failed = self.found.sizes, self.found.failed_rows
         if plan.images_digest == self.plan.images_digest and not sizes:
@@ -134,7 +139,10 @@ class Dump:
         return resized
 
     def images(self) -> Iterator[tuple[str, int]]:
-        """(key, size in bytes when listed) of each row. Raises DamagedError if it is not the list that was planned."""
+        """Yield (key, size in bytes when listed) of each row.
+
+        Raises DamagedError if it is not the planned list, and MachineError.
+        """
         digest, count = xxhash.xxh3_128(), 0
         try:
             with reading(self.path / IMAGES, "image list", strict=True) as file:
@@ -142,7 +150,7 @@ class Dump:
                     image = json.loads(line)
                     if not isinstance(image["key"], str) or type(image["bytes"]) is not int:
                         raise ValueError("a key or a size that is none")
-                    os.fsencode(image["key"])  # raises for what no file can be named
+                    os.fsencode(image["key"])  # raises for a name that no file can have
                     digest.update(line)
                     count += 1
                     yield image["key"], image["bytes"]
@@ -152,7 +160,7 @@ class Dump:
             raise DamagedError(f"dump {shown(self.path)}: images.jsonl is not the list that was planned", RELIST)
 
     def has_its_list(self) -> bool:
-        """Whether images.jsonl is what was planned, to the byte."""
+        """Return whether images.jsonl is what was planned, to the byte."""
         try:
             with machine_errors("image list", self.path / IMAGES, strict=True):
                 descriptor = open_regular(self.path / IMAGES)
@@ -164,21 +172,21 @@ class Dump:
             return False
 
     def keys(self) -> list[str]:
-        """The key of each row. Raises FeatcliError."""
+        """Return the key of each row. Raises DamagedError and MachineError."""
         return [key for key, _ in self.images()]
 
     def shard_path(self, number: int) -> Path:
-        """Where the file of a shard is, or will be."""
+        """Return the path that the file of a shard has, or will have."""
         return self.path / SHARDS / f"{number:05d}{self.format.SUFFIX}"
 
     def record_path(self, number: int) -> Path:
-        """Where the record of a shard is, or will be."""
+        """Return the path that the record of a shard has, or will have."""
         return self.path / SHARDS / f"{number:05d}.json"
 
     def committed(self) -> CommittedShards:
-        """What is there, from one look at every record.
+        """Return what is committed, after one look at every record.
 
-        Raises DamagedError for one that is damaged or foreign, and for a foreign shard file without one.
+        Raises DamagedError for a record that is damaged or foreign, and for a foreign shard file without a record.
         """
         found = CommittedShards(self.plan.num_shards)
         with unmoved(self.path):
@@ -193,26 +201,26 @@ class Dump:
         return found
 
     def unfinished(self) -> list[Unfinished]:
-        """The shards that were begun and not ended, also those that were committed since."""
+        """Return the shards that were begun and not finished, also those that were committed since."""
         return unfinished_in(self.path / SHARDS, self.plan)
 
     def unfinished_shard(self, number: int) -> Unfinished | None:
-        """What was begun of a shard and not ended, None where nothing was."""
+        """Return what was begun of a shard, or None."""
         return read_unfinished(self.path / SHARDS, self.plan, number)
 
     def unfinished_shards(self) -> list[dict[str, int]]:
-        """The shards that were begun and not ended, with how many of their `rows` are `kept` on the disk."""
+        """Return the shards that were begun and not finished, with how many of their `rows` are `kept` on the disk."""
         kept = self.rows_kept().items()
         return [{"shard": shard, "kept": rows, "rows": len(self.plan.shard(shard))} for shard, rows in sorted(kept)]
 
     def rows_kept(self) -> dict[int, int]:
-        """How many rows of each unfinished shard that is not committed are on the disk."""
+        """Return how many rows are on the disk, for each unfinished shard that is not committed."""
         there = {*self.numbered(".json")}
         begun = [one for one in self.unfinished() if one.rows and one.number not in there]
         return {one.number: one.rows for one in begun if self._has_its_rows(one)}
 
     def _has_its_rows(self, one: Unfinished) -> bool:
-        """Whether the file of an unfinished shard is there: a kill may have left it under its last name."""
+        """Return whether the file of an unfinished shard exists. A kill may have left it under its final name."""
         return one.partial is not None and (is_there(one.partial) or is_there(self.shard_path(one.number)))
 
     def _is_damaged(self, record: Mapping[str, Any]) -> bool:
@@ -220,7 +228,7 @@ class Dump:
         return found is None or found.st_size != record["bytes"]
 
     def attributes(self, number: int) -> dict[str, str]:
-        """What the file of a shard says about itself."""
+        """Return what the file of a shard says about itself."""
         return {
             "featcli_format_version": "1",
             "fingerprint": self.plan.fingerprint,
@@ -231,9 +239,9 @@ class Dump:
     def checked_shapes(
         self, number: int, descriptor: int, layout: Layout
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """For the stages of a shard whose maps differ in size: (rows, 3) shapes, and where each map begins.
+        """Return (rows, 3) shapes, and where each map begins, for the stages of a shard whose maps differ in size.
 
-        `descriptor`, `layout`: of its file. Raises DamagedError where its arrays are not those of the plan.
+        `descriptor` and `layout` are those of its file. Raises DamagedError if its arrays are not those of the plan.
         """
         shapes: dict[str, np.ndarray] = {}
         starts: dict[str, np.ndarray] = {}
@@ -258,13 +266,13 @@ class Dump:
         return shapes, starts
 
     def numbered(self, suffix: str) -> list[int]:
-        """The shards of which a file of this kind is there, in order."""
+        """Return the numbers of shards that have a file of this kind, in order."""
         names = (re.fullmatch(r"(\d{5,})" + re.escape(suffix), name) for name in names_in(self.path / SHARDS))
         numbers = {int(name[1]) for name in names if name and name[1] == f"{int(name[1]):05d}"}
         return sorted(number for number in numbers if number < self.plan.num_shards)
 
     def refuse_damaged_shards(self) -> None:
-        """Raise DamagedError where a committed shard can be seen to be damaged, or another dump's, from its header."""
+        """Raise DamagedError if the header of a committed shard shows that it is damaged, or of another dump."""
         damaged = sorted(self.committed().damaged)
         if damaged:
             raise DamagedError(
@@ -276,23 +284,24 @@ class Dump:
             self.refuse_foreign_file(number)
 
     def unrecorded(self) -> list[int]:
-        """The shards of which there is a file and no record: a kill came between the two, or somebody copied it."""
+        """Return the shards with a file and no record: a kill came between the two, or somebody copied the file."""
         files = self.numbered(self.format.SUFFIX)
         return sorted({*files} - {*self.numbered(".json")})
 
     def refuse_foreign_file(self, number: int) -> None:
-        """Raise DamagedError where the file of a shard is whole and says that it is one of another dump."""
+        """Raise DamagedError if the file of a shard is complete and says that it belongs to another dump."""
         path = self.shard_path(number)
         try:
             attributes = self.format.read_layout(str(path), None).attributes
-        except DamagedError:  # of no dump: it is made again
+        except DamagedError:  # it belongs to no dump, so it is made again
             return
         if attributes != self.attributes(number):
             raise DamagedError(f"shard {shown(path)}: it belongs to another dump", COMPARE_PLANS)
 
     def _records_before(self) -> Iterator[dict[str, Any]]:
-        """Of shards that are to be made again, the records before: they know which images failed, as far as they can
-        be read.
+        """Yield the former records of shards that are made again, if they can be read.
+
+        They know which images failed.
         """
         committed = {*self.numbered(".json")}
         for suffix in (".json" + ASIDE, ".json" + BEFORE):
@@ -302,26 +311,26 @@ class Dump:
                     yield read_record(path, self.plan, number, self.shard_path(number).name)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The records there are, in shard order. Raises DamagedError for one that is damaged or foreign."""
+        """Yield the records in the order of shards. Raises DamagedError for one that is damaged or foreign."""
         for number in self.numbered(".json"):
             yield self.record_of(number)
 
     def record_of(self, number: int) -> dict[str, Any]:
-        """The record of a shard. Raises DamagedError for one that is damaged or foreign."""
+        """Return the record of a shard. Raises DamagedError if it is damaged or foreign."""
         return read_record(self.record_path(number), self.plan, number, self.shard_path(number).name)
 
     def is_committed(self, number: int) -> bool:
-        """Whether a shard has a record, and its file is as the record says."""
+        """Return whether a shard has a record, and a file that fits the record."""
         return is_there(self.record_path(number)) and not self._is_damaged(self.record_of(number))
 
     def is_complete(self) -> bool:
-        """Whether the manifest is there."""
+        """Return whether the manifest exists."""
         return is_there(self.path / MANIFEST)
 
 
 @contextmanager
 def unmoved(path: Path) -> Iterator[None]:
-    """Raise MachineError where the folder of a dump is another when the block ends: nothing is known of the dump.
+    """Raise MachineError if the dump's folder is another one when the block ends: nothing is known about the dump then.
 
     A mount that goes away leaves an empty folder, in which everything is missing.
     """
@@ -332,20 +341,20 @@ def unmoved(path: Path) -> Iterator[None]:
 
 
 def _way_out(path: Path) -> str:
-    """What can be done about a plan that cannot be read."""
+    """Return what can be done if the plan cannot be read."""
     if is_there(path / MANIFEST):
         return "featcli verify --repair writes it anew from manifest.json"
     return "start anew with --overwrite: what cannot be trusted cannot be resumed"
 
 
 def no_dump(path: str | os.PathLike[str]) -> UsageError:
-    """Where a dump was named and none is."""
+    """Return the error for a path that was named as a dump and is none."""
     what = "no plan.json there" if state_at(path, follow_links=False) is not None else "no such folder"
     return UsageError(f"dump {shown(path)}: {what}", "a dump is the folder that extract -o made")
 
 
 def in_use(path: Path) -> ConflictError:
-    """Another process is at work there, and what is asked for does not go beside it."""
+    """Return the error for a dump that another process works on, in a way that forbids what was asked."""
     return ConflictError(f"dump {shown(path)}: in use by another process", "wait until it has ended, or use another -o")
 
 

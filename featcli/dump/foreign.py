@@ -1,8 +1,8 @@
-"""What lies among the shards of a dump and is no part of it: copied there by mistake, or from the dump of another plan.
+"""Find files among the shards of a dump that are no part of it: copied there by mistake, or from another plan's dump.
 
-It is named and left alone. A record, or a shard file without one, that another plan has for a shard of this one is more
-than that: see `Dump.committed`. A partial file is no matter of this: a process writes it, a record names it, or it is
-removed.
+They are named and left alone. If another plan has a record, or a shard file without a record, for a shard of this dump,
+that is an error: see `Dump.committed`. Partial files do not count: a process writes them, a record names them, or they
+are removed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from featcli.system.files import is_folder, names_in
 class ForeignFile:
     """A file that is no part of the dump."""
 
-    file: str  # below the dump
+    file: str  # its path below the dump
     what: str
 
 
 def foreign_files(dump: Dump) -> list[ForeignFile]:
-    """Name what lies among the shards and is not read, in order. Raises MachineError."""
+    """Return the files among the shards that are not read, in order. Raises MachineError."""
     folder = dump.path / SHARDS
     found = {name: _why_foreign(dump, folder / name) for name in sorted(names_in(folder))}
     records = {name: named_file(folder / name) for name in found if RECORD_NAME.fullmatch(name)}
@@ -38,7 +38,7 @@ def foreign_files(dump: Dump) -> list[ForeignFile]:
 
 
 def _why_foreign(dump: Dump, path: Path) -> str:
-    """Say why a file is not read; nothing where it is of the dump."""
+    """Return why a file is not read; "" if it belongs to the dump."""
     named, unfinished = SHARD_FILE.fullmatch(path.name), RECORD_NAME.fullmatch(path.name)
     if PARTIAL_NAME.fullmatch(path.name):
         return ""

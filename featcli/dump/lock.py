@@ -1,6 +1,6 @@
-"""Who may write into a folder: locks on the folder itself, which go with the process, however that ends.
+"""Decide who may write into a folder, by locks on the folder itself. They end with the process in any case.
 
-Where a file system knows no locks, everybody may; what then keeps two processes apart is that names are given once.
+On a file system without locks everybody may write. Two processes are then kept apart because a name is given only once.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from pathlib import Path
 
 from featcli.system.faults import machine_errors
 
-PATIENCE = 30.0  # seconds that somebody else may take to lay out a plan
+PATIENCE = 30.0  # seconds that another process may take to lay out a plan
 STEP = 0.05
 
 
 class FolderLock:
-    """A lock on a folder, held until it is closed: by any number of processes together, or by one alone.
+    """A lock on a folder, held until it is closed, by any number of processes together or by one alone.
 
-    Raises MachineError where the folder cannot be opened.
+    Raises MachineError if the folder cannot be opened.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.is_real = True  # until the file system says otherwise
+        self.is_real = True  # until the file system refuses
         self._descriptor = _opened(folder)
 
     @property
     def descriptor(self) -> int:
-        """Of the folder: a process that is given it holds the lock too, until it ends."""
+        """The descriptor of the folder. A process that gets it holds the lock, too, until it ends."""
         return self._descriptor
 
     def alone(self) -> bool:
-        """Hold it alone; False where another process holds it."""
+        """Hold it alone. Returns False if another process holds it."""
         return self._take(fcntl.LOCK_EX)
 
     def together(self) -> bool:
-        """Hold it with others; False where one that holds it alone does not let go in time."""
+        """Hold it with others. Returns False if a process that holds it alone does not release it in time."""
         until = time.monotonic() + PATIENCE
         while not self._take(fcntl.LOCK_SH):
             if time.monotonic() > until:
@@ -48,7 +48,7 @@ class FolderLock:
         return True
 
     def beside(self) -> None:
-        """Hold it with others where that can be done at once."""
+        """Hold it with others if that is possible at once."""
         self._take(fcntl.LOCK_SH)
 
     def _take(self, kind: int) -> bool:
@@ -57,7 +57,7 @@ class FolderLock:
         except OSError as error:
             if error.errno == errno.EWOULDBLOCK:
                 return False
-            self.is_real = False  # NFS, for one, locks no folders
+            self.is_real = False  # NFS, for example, locks no folders
         return True
 
     def __enter__(self) -> FolderLock:
@@ -68,10 +68,10 @@ class FolderLock:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether a process of this machine is seen to hold a lock on the folder now.
+    """Return whether a process of this machine holds a lock on the folder now.
 
-    The kernel's own list is read, where there is one: a lock taken for a look, however short, would be in the way of
-    a process that begins. Locks of other machines and of containers beside this one are not in it.
+    The kernel's list is read, if there is one: to take a lock only for a look could get in the way of a process that
+    begins. The list has no locks of other machines, or of containers beside this one.
     """
     with suppress(OSError, ValueError, LookupError):
         descriptor = _opened(folder)
@@ -81,7 +81,7 @@ def is_in_use(folder: Path) -> bool:
             os.close(descriptor)
         mounts = (line.split() for line in _lines("/proc/self/mountinfo"))
         major, minor = next((one[2] for one in mounts if one[0] == known["mnt_id"]), "").split(":")
-        name = f"{int(major):02x}:{int(minor):02x}:{int(known['ino'])}"  # stat has other numbers on some file systems
+        name = f"{int(major):02x}:{int(minor):02x}:{int(known['ino'])}"  # stat gives other numbers on some file systems
         return any(line.split()[1:2] == ["FLOCK"] and name in line.split() for line in _lines("/proc/locks"))
     return False
 
@@ -92,13 +92,13 @@ def _lines(path: str) -> list[str]:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[bool]:
-    """Wait until no other process is inside such a block for this folder; for a block that takes no time.
+    """Wait until no other process is inside such a block for this folder. The block must take no time.
 
-    Gives False where the file system locks no folders, and nobody waits.
+    Yields False if the file system locks no folders, so that nobody waits.
     """
     descriptor, is_real = _opened(folder), False
     try:
-        with suppress(OSError):  # as above: no locks there
+        with suppress(OSError):  # the file system has no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             is_real = True
         yield is_real

@@ -1,7 +1,8 @@
-"""Where the last run found the pictures of a dump, relative to it: an extended attribute of its folder, no file in it.
+"""Note where the last run found the pictures, relative to the dump, in an extended attribute of its folder.
 
-So equal work gives equal bytes wherever it lies, and nobody who is given the files learns where their maker keeps
-pictures, or has pictures of his own opened by them. Where a file system knows no such attributes nothing is remembered.
+It is in no file of the dump, so equal work gives equal bytes wherever it lies. Nobody who gets the files learns where
+their maker keeps pictures, or has his own pictures opened by them. On a file system without such attributes nothing is
+noted.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pathlib import Path
 from featcli.inputs.image_list import ImageList, without_dots
 
 ATTRIBUTE = "user.featcli.pictures"
-MOST_BYTES = 2000  # ext4 has some 4,000 for all attributes of a folder
+MOST_BYTES = 2000  # ext4 has about 4,000 for all attributes of a folder
 
 
 def remember_pictures(path: Path, images: ImageList) -> None:
-    """Note at the folder of a dump where its images lie, if that can be: the pictures can be named without it."""
+    """Note at the folder of a dump where its images lie, if that is possible: users can also name the place."""
     if not hasattr(os, "setxattr"):
         return
     with suppress(OSError):
@@ -32,7 +33,7 @@ def remember_pictures(path: Path, images: ImageList) -> None:
 
 
 def remembered_pictures(path: Path) -> list[tuple[str, str]]:
-    """(what leads the keys of the images in it, a folder) for each that is still there, the longest lead first."""
+    """Return (lead of the keys, folder) for each folder that still exists, the longest lead first."""
     if not hasattr(os, "getxattr"):
         return []
     here = os.path.realpath(path)
@@ -45,6 +46,6 @@ def remembered_pictures(path: Path) -> list[tuple[str, str]]:
 
 
 def _absolute(folder: str) -> str:
-    """The path of a folder with its own name, a link's too, below the real path of the one that holds it."""
+    """Return the path of a folder with its own name, also a link's, below the real path of the folder that holds it."""
     above, name = os.path.split(without_dots(os.path.join(os.getcwd(), folder)))
     return os.path.join(os.path.realpath(above), name)

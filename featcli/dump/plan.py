@@ -1,4 +1,4 @@
-"""What was asked, frozen before the first image is decoded, and the fingerprint that tells two plans apart."""
+"""Freeze what was asked before the first image is decoded, with a fingerprint that tells two plans apart."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from featcli.pixels.sizes import Sizes
 
 FORMAT_VERSION = 1
-COUNTED = "counted"  # what is counted of pictures, in the provenance
+COUNTED = "counted"  # in the provenance: what is counted of pictures
 STAGE_NAME = re.compile(r"\w[\w.-]*(?<!\.shapes)(?<!\.shape)", re.ASCII)
-NOT_STAGES = ("keys", "key", "row", VALID)  # what else there is in a shard and in exports
+NOT_STAGES = ("keys", "key", "row", VALID)  # names of other things in a shard and in exports
 
 
 class OtherVersionError(ValueError):
@@ -42,8 +42,8 @@ class StoredStage:
     index: int
     module: str
     stride: tuple[int, int]
-    map_shape: tuple[int | None, ...]  # (C, H, W) before pooling; None where it is the image's own
-    shape: tuple[int | None, ...]  # what is stored of one image; None likewise
+    map_shape: tuple[int | None, ...]  # (C, H, W) before pooling; None for an edge that depends on the image
+    shape: tuple[int | None, ...]  # what is stored of an image; None likewise
     dtype: Dtype
 
     @property
@@ -52,16 +52,19 @@ class StoredStage:
         return None in self.shape
 
     def shape_at(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """What is stored of an image whose input has this (H, W)."""
+        """Return the shape that is stored of an image whose input has this (H, W)."""
         own = (0, size[0] // self.stride[0], size[1] // self.stride[1])
         return tuple(own[axis] if edge is None else edge for axis, edge in enumerate(self.shape))
 
     def row_bytes(self, size: tuple[int, int] = (0, 0)) -> int:
-        """Bytes of what is stored of an image; where maps differ in size, of one whose input has this (H, W)."""
+        """Return the bytes that are stored of an image; if maps differ in size, of one whose input has this (H, W)."""
         return math.prod(self.shape_at(size)) * ITEM_BYTES[self.dtype]
 
     def shapes(self, sizes: np.ndarray) -> np.ndarray:
-        """(rows, 3): the (C, H, W) of each row, of a stage whose maps differ in size. `sizes`: (rows, 2) of inputs."""
+        """Return (rows, 3): the (C, H, W) of each row of a stage whose maps differ in size.
+
+        `sizes` are (rows, 2) of inputs.
+        """
         cells = self._cells(sizes)
         return np.column_stack([np.full(len(cells), self.shape[0]), cells]).astype("<u4")
 
@@ -75,12 +78,12 @@ class StoredStage:
         return cells
 
     def to_json(self) -> dict[str, Any]:
-        """As plan.json has it."""
+        """Return the fields as plan.json holds them."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]  # tuples as lists
 
 
 def bytes_of_rows(stages: Iterable[StoredStage], sizes: Sizes, rows: range) -> int:
-    """Bytes of what is stored of these rows over all stages. `sizes`: of the images' inputs."""
+    """Return the bytes that are stored of these rows over all stages. `sizes` are those of the images' inputs."""
     return sum(stage._bytes_of(sizes, rows) for stage in stages)
 
 
@@ -88,7 +91,10 @@ Arrays = dict[str, tuple[str, tuple[int, ...]]]  # name -> (dtype, shape)
 
 
 def arrays_of(stages: Sequence[StoredStage], num_rows: int, shapes: Mapping[str, np.ndarray]) -> Arrays:
-    """Every array of so many rows, as a file has them. `shapes`: (rows, 3) of stages whose maps differ in size."""
+    """Return every array of so many rows as a file holds them.
+
+    `shapes` are (rows, 3), for stages whose maps differ in size.
+    """
     arrays: Arrays = {}
     for stage in stages:
         values = (int(shapes[stage.name].astype("int64").prod(1).sum()),) if stage.is_ragged else None
@@ -99,66 +105,72 @@ def arrays_of(stages: Sequence[StoredStage], num_rows: int, shapes: Mapping[str,
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """What of a plan is known before any weight is read: which rows of which stages, shard by shard."""
+    """The part of a plan that is known before any weight is read: which rows of which stages, shard by shard."""
 
     stages: tuple[StoredStage, ...]
     num_images: int
-    keys_digest: str  # xxh3-128 over the keys in row order
+    keys_digest: str  # xxh3-128 of the keys in row order
     shard_rows: int
 
     @property
     def num_shards(self) -> int:
-        """The last shard may be short."""
+        """The number of shards. The last one may be short."""
         return -(-self.num_images // self.shard_rows)
 
     def shard(self, number: int) -> range:
-        """The rows of a shard."""
+        """Return the rows of a shard."""
         first = number * self.shard_rows
         return range(first, min(first + self.shard_rows, self.num_images))
 
     def arrays(self, number: int, shapes: Mapping[str, np.ndarray]) -> Arrays:
-        """Every array of a shard: name -> (dtype, shape). `shapes`: (rows, 3) of stages whose maps differ."""
+        """Return every array of a shard: name -> (dtype, shape).
+
+        `shapes` are (rows, 3), for stages whose maps differ in size.
+        """
         return arrays_of(self.stages, len(self.shard(number)), shapes)
 
     def shard_bytes(self, number: int, sizes: Sizes) -> int:
-        """Bytes of what is stored of the rows of a shard over all stages."""
+        """Return the bytes that are stored of the rows of a shard over all stages."""
         return bytes_of_rows(self.stages, sizes, self.shard(number))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Outline):
-    """Everything that decides the bytes of a dump. Holds no times, hosts or absolute paths."""
+    """Everything that decides the bytes of a dump. It holds no times, hosts or absolute paths."""
 
     settings: Settings
-    images_digest: str  # xxh3-128 over images.jsonl: the keys and the sizes of their files when they were listed
-    provenance: Mapping[str, Any]  # names for people: the same bytes may come from a file of another name
-    environment: Mapping[str, str]  # what can move the last bits and cannot be repeated at will
+    images_digest: str  # xxh3-128 of images.jsonl: the keys, and the sizes of their files when listed
+    provenance: Mapping[str, Any]  # names for people: a file of another name may hold the same bytes
+    environment: Mapping[str, str]  # what can change the last bits and cannot be set by an option
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of what is stored of an image over all stages; where maps differ in size, of one of the common size."""
+        """Bytes that are stored of an image over all stages; if maps differ in size, of one of the common size."""
         return sum(stage.row_bytes(self.settings.input_size) for stage in self.stages)
 
     @property
     def leads(self) -> Mapping[str, str] | None:
-        """What leads the keys of several inputs -> folder, tar or file. None in plans of before that was said."""
+        """The kind (folder, tar or file) of each input by what leads its keys.
+
+        None in older plans, which do not say it.
+        """
         return self.provenance.get("leads")
 
     @property
     def counts_traits(self) -> bool:
-        """Whether its records say what is true of how many pictures: those of dumps of earlier versions do not."""
+        """Whether its records count traits of pictures. Dumps of earlier versions do not."""
         return COUNTED in self.provenance
 
     @cached_property
     def fingerprint(self) -> str:
-        """xxh3-128 over all that can change a byte of the result: not sizes of files, provenance or environment."""
+        """xxh3-128 of all that can change a byte of the result: without sizes of files, provenance and environment."""
         content = self.to_json()
         for field in ("fingerprint", "images_digest", "provenance", "environment"):
             del content[field]
         return hash_json(content)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of plan.json."""
+        """Return the content of plan.json."""
         content = {
             "format_version": FORMAT_VERSION,
             "fingerprint": "",
@@ -175,7 +187,7 @@ class Plan(Outline):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
-        """The plan in a plan.json. Raises KeyError, TypeError or ValueError for anything else."""
+        """Return the plan of a plan.json. Raises KeyError, TypeError or ValueError for anything else."""
         if content["format_version"] != FORMAT_VERSION:
             raise OtherVersionError(f"format version {content['format_version']}, this featcli reads {FORMAT_VERSION}")
         stages = tuple(
@@ -200,7 +212,7 @@ class Plan(Outline):
 
 
 def _check_types(content: Mapping[str, Any], stages: Sequence[StoredStage]) -> None:
-    """Raise ValueError where a field is not what its readers rely on: the file may be anybody's."""
+    """Raise ValueError if a field is not what its readers rely on: anybody may have written the file."""
     counts = [content["num_images"], content["shard_rows"]]
     counts += [edge for stage in stages for edge in (*_known(stage.shape), *_known(stage.map_shape), *stage.stride)]
     if not all(map(is_count, counts)):
@@ -224,17 +236,17 @@ def _check_types(content: Mapping[str, Any], stages: Sequence[StoredStage]) -> N
 
 
 def _known(shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-    """The edges of a shape that must be numbers: height and width may be each image's own."""
+    """Return the edges of a shape that must be numbers. Height and width may depend on the image."""
     return shape[:1] if shape[1:] == (None, None) else shape
 
 
 def with_fingerprint(plan: Plan) -> dict[str, Any]:
-    """The plan as it is written."""
+    """Return the plan as it is written."""
     return plan.to_json() | {"fingerprint": plan.fingerprint}
 
 
 def digest_keys(keys: Iterable[str]) -> str:
-    """xxh3-128 over keys, each followed by a zero byte."""
+    """Return the xxh3-128 of keys, each followed by a zero byte."""
     digest = xxhash.xxh3_128()
     for key in keys:
         digest.update(os.fsencode(key) + b"\0")
@@ -242,7 +254,7 @@ def digest_keys(keys: Iterable[str]) -> str:
 
 
 def digest_images(images: ImageList) -> str:
-    """xxh3-128 over what images.jsonl will be."""
+    """Return the xxh3-128 of what images.jsonl will be."""
     digest = xxhash.xxh3_128()
     for line in image_lines(images):
         digest.update(line)
@@ -250,13 +262,13 @@ def digest_images(images: ImageList) -> str:
 
 
 def image_lines(images: ImageList) -> Iterator[bytes]:
-    """The lines of images.jsonl."""
+    """Yield the lines of images.jsonl."""
     for key, size in zip(images.keys, images.sizes, strict=True):
         yield json.dumps({"key": key, "bytes": size}).encode("ascii") + b"\n"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted field, old value, new value) for every field in which two JSON objects differ."""
+    """Yield (dotted field, old value, new value) for every field in which two JSON objects differ."""
     for name in dict.fromkeys([*old, *new]):
         one, two = old.get(name), new.get(name)
         if isinstance(one, Mapping) and isinstance(two, Mapping):
@@ -266,12 +278,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "")
 
 
 def environment_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """`torch 2.9 -> 2.10` for everything in which an environment differs from the one before."""
+    """Return a text such as `torch 2.9 -> 2.10` for everything that has changed in an environment."""
     return [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
 
 
 def refuse_other_plan(path: str, old: Plan, new: Plan) -> None:
-    """Raise ConflictError naming the fields in which the plan of an existing dump differs from the one asked for."""
+    """Raise ConflictError with the fields in which the plan of an existing dump differs from the one asked for."""
     if old.fingerprint == new.fingerprint:
         return
     fields = [
@@ -286,7 +298,7 @@ def refuse_other_plan(path: str, old: Plan, new: Plan) -> None:
 
 
 def other_images(path: str, before: Sequence[str], now: Sequence[str]) -> ConflictError:
-    """The refusal of a plan that is the same but for its images, naming the first that came or went."""
+    """Return the error for a plan that differs only in its images. It names the first that came or went."""
     gone, new = sorted({*before} - {*now}), sorted({*now} - {*before})
     texts = [
         f"{len(names):,} {'is' if len(names) == 1 else 'are'} {what}, first {shown(names[0])}"
@@ -306,7 +318,7 @@ def other_images(path: str, before: Sequence[str], now: Sequence[str]) -> Confli
 
 
 def _for_people(plan: Plan) -> dict[str, Any]:
-    """The fields of a plan by which people tell one from another."""
+    """Return the fields of a plan by which people tell one from another."""
     stages = [f"{s.name} {shown_shape(s.shape)} {s.dtype}" for s in plan.stages]
     images = {"images": plan.num_images, "keys_digest": plan.keys_digest}
     return {

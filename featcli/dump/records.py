@@ -1,6 +1,7 @@
-"""What is said of shards on disk: the record of each, what is committed, failures.jsonl and manifest.json.
+"""Read and write what the disk says about shards: their records, what is committed, failures.jsonl and manifest.json.
 
-A record makes its shard committed; the manifest, written from all of them, says that the dump is complete.
+A shard is committed when it has a record. The dump is complete when it has the manifest, which is written from all
+records.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ COMPARE_PLANS = f"compare the plan.json of both; or {AND_AGAIN}"
 
 
 class ForeignRecordError(ValueError):
-    """A record that another dump has for a shard of this number."""
+    """The record of another dump for a shard of this number."""
 
 
 def record_content(plan: Plan, number: int, written: ShardSummary, failures: Sequence[Failure]) -> dict[str, Any]:
-    """What every record says."""
+    """Return what every record says."""
     rows = plan.shard(number)
     return {
         "shard": number,
@@ -43,7 +44,7 @@ def record_content(plan: Plan, number: int, written: ShardSummary, failures: Seq
 
 
 def read_record(path: Path, plan: Plan, number: int, file_name: str) -> dict[str, Any]:
-    """The record of a shard whose file has this name. Raises DamagedError for one that is damaged or foreign."""
+    """Return the record of a shard whose file has this name. Raises DamagedError if it is damaged or foreign."""
     try:
         record = read_checksummed(path)
         check_record(record, plan, number, file_name, len(plan.shard(number)))
@@ -55,7 +56,7 @@ def read_record(path: Path, plan: Plan, number: int, file_name: str) -> dict[str
 
 
 def check_record(record: Mapping[str, Any], plan: Plan, number: int, file_name: str, num_rows: int) -> None:
-    """Raise ValueError where a field is not what its readers rely on: the file may be anybody's."""
+    """Raise ValueError if a field is not what its readers rely on: anybody may have written the file."""
     if record["fingerprint"] != plan.fingerprint:
         raise ForeignRecordError(
             f"it belongs to another dump: its fingerprint is {shown(record['fingerprint'])}, that of plan.json is"
@@ -84,18 +85,18 @@ def check_record(record: Mapping[str, Any], plan: Plan, number: int, file_name: 
 
 @dataclass
 class CommittedShards:
-    """Shards with a record, and what those records say that matters to a run that goes on."""
+    """The shards that have a record, and what the records say that a resumed run needs."""
 
-    num_shards: int  # of the plan
-    damaged: set[int] = field(default_factory=set)  # their file is gone, or of another size than the record says
-    failed: set[int] = field(default_factory=set)  # they have images that could not be read
-    failed_rows: set[int] = field(default_factory=set)  # those images, and those of shards that are being made again
-    sizes: dict[int, int] = field(default_factory=dict)  # row -> bytes, of images that failed, and were read later
-    packages: dict[str, str] = field(default_factory=dict)  # with which shards were made that the plan does not know
+    num_shards: int  # in the plan
+    damaged: set[int] = field(default_factory=set)  # shards whose file is gone, or not of the recorded size
+    failed: set[int] = field(default_factory=set)  # shards with images that could not be read
+    failed_rows: set[int] = field(default_factory=set)  # those images, also of shards that are being made again
+    sizes: dict[int, int] = field(default_factory=dict)  # row -> bytes, for images that failed and were read later
+    packages: dict[str, str] = field(default_factory=dict)  # of shards, if the plan does not name them
     _there: set[int] = field(default_factory=set)
 
     def add(self, record: Mapping[str, Any], is_damaged: bool) -> None:
-        """A shard that is there."""
+        """Add a shard that has a record."""
         self._there.add(record["shard"])
         if is_damaged:
             self.damaged.add(record["shard"])
@@ -104,7 +105,7 @@ class CommittedShards:
         self.remember((record,))
 
     def remember(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """What is said of images, by records of shards that need not be there any more."""
+        """Add what records say about images. Their shards need not exist any more."""
         for record in records:
             self.failed_rows.update(failure["row"] for failure in record["failures"])
             self.sizes.update((int(row), size) for row, size in record.get("sizes", {}).items())
@@ -113,13 +114,13 @@ class CommittedShards:
 
     @property
     def missing(self) -> list[int]:
-        """The shards that are not there whole, in order."""
+        """The shards that are missing or damaged, in order."""
         whole = self._there - self.damaged
         return [number for number in range(self.num_shards) if number not in whole]
 
 
 def manifest_content(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What manifest.json says once these are all records."""
+    """Return what manifest.json says if these are all records."""
     return {
         **with_fingerprint(plan),
         "shards": [{k: v for k, v in record.items() if k not in ("fingerprint", "failures")} for record in records],
@@ -128,7 +129,7 @@ def manifest_content(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[s
 
 
 def totals_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the records come to: images, written and failed ones, bytes."""
+    """Return the sums of the records: images, written and failed ones, bytes."""
     images = num_bytes = 0
     reasons: Counter[str] = Counter()
     for record in records:
@@ -145,9 +146,9 @@ def totals_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def pictures_of(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """How many pictures were read, and of how many of these each trait is true; nothing where it was not counted.
+    """Return how many pictures were read, and how many of them have each trait; {} if that was not counted.
 
-    `records`: or what the manifest has of them.
+    `records` may also be what the manifest has of them.
     """
     counted = [record["pictures"] for record in records if "pictures" in record]
     counts: Counter[str] = Counter()
@@ -157,13 +158,13 @@ def pictures_of(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def said_of_pictures(plan: Plan, pictures: Mapping[str, int]) -> list[str]:
-    """What these counts mean for people: what became of such pictures by the rules of the plan."""
+    """Return lines for people about these counts: what the rules of the plan did to such pictures."""
     try:
         return list(lines(pictures, pictures.get("read", 0), plan.settings.pixel_rules))
-    except (KeyError, TypeError, UsageError):  # rules of another version
+    except (KeyError, TypeError, UsageError):  # the rules are of another version
         return []
 
 
 def failure_lines(records: Iterable[Mapping[str, Any]]) -> list[bytes]:
-    """The lines of failures.jsonl."""
+    """Return the lines of failures.jsonl."""
     return [json.dumps(failure).encode("ascii") + b"\n" for record in records for failure in record["failures"]]

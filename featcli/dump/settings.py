@@ -1,7 +1,7 @@
-"""What was chosen for a run, as plan.json's `settings` hold it: read, checked and written here alone.
+"""Read, check and write what was chosen for a run, the `settings` of plan.json. Nobody else does so.
 
-The words of the libraries (`backbone`, `preprocessing`) stay as they are. What others need of them they ask of
-`Settings` by name, so that nobody else has to know where it stands.
+The words of libraries (`backbone`, `preprocessing`) stay as they are. Others ask `Settings` by name for what they need
+of these, so that only this module knows where it stands.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from featcli.spec.option import options_of
 from featcli.spec.parsers import Size
 from featcli.spec.words import NATIVE, Fit, Format, Layout, Norm, Precision, ProcessorBackend
 
-MOST = 1 << 53  # of anything that is counted: what every reader of JSON has exactly
-BESIDE = ("unknown", "as_read")  # the fields that are not settings
+MOST = 1 << 53  # largest count of anything: every reader of JSON has it exactly
+BESIDE = ("unknown", "as_read")  # fields that are not settings
 S = TypeVar("S", bound="Settings")
 
 
@@ -26,29 +26,29 @@ S = TypeVar("S", bound="Settings")
 class Settings(Mapping[str, Any]):
     """All that can change a byte of the result, besides stages and images.
 
-    A field with a default is a later one: plans that lack it mean the default, and it is written only where it
-    differs from that, so that plans made before it keep their fingerprint.
+    A field with a default was added later. A plan without it means the default, and it is written only if it differs
+    from that, so that older plans keep their fingerprint.
 
-    For users it is a mapping as well, `dump.plan.settings["batch_size"]`: by the names of plan.json.
+    It is also a mapping for users, with the names of plan.json: `dump.plan.settings["batch_size"]`.
     """
 
-    backbone: Mapping[str, Any]  # what the architecture is, in the library's words
+    backbone: Mapping[str, Any]  # the architecture, in the library's words
     weights_digest: str
-    preprocessing: Mapping[str, Any]  # in the library's words; beside them --fit's and those of PixelSpec
+    preprocessing: Mapping[str, Any]  # in the library's words, with those of --fit and PixelSpec
     precision: Precision
-    layout: Layout  # of maps in memory while they are computed
+    layout: Layout  # of maps in memory during the computation
     folded: bool
     compiled: bool
     batch_size: int
     threads: int
     pool: str
     format: Format
-    unknown: Mapping[str, Any] = field(default_factory=dict)  # settings of another featcli: kept, and compared
-    as_read: tuple[str, ...] = ()  # the names in the order in which they were read
+    unknown: Mapping[str, Any] = field(default_factory=dict)  # settings of another version: kept, and compared
+    as_read: tuple[str, ...] = ()  # names in the order in which they were read
 
     @classmethod
     def from_json(cls: type[S], content: Mapping[str, Any]) -> S:
-        """The settings of a plan. Raises KeyError, TypeError or ValueError for what are none."""
+        """Return the settings of a plan. Raises KeyError, TypeError or ValueError for anything else."""
         known = {one.name: one for one in cls._settings()}
         chosen = {
             name: content[name] if one.default is MISSING else content.get(name, one.default)
@@ -60,7 +60,7 @@ class Settings(Mapping[str, Any]):
         return settings
 
     def to_json(self) -> dict[str, Any]:
-        """As plan.json has them: what was read in its order, else in the order of the fields."""
+        """Return the settings as plan.json holds them, in the order in which they were read, or that of the fields."""
         written = [one.name for one in self._settings() if getattr(self, one.name) != one.default]
         names = dict.fromkeys([*self.as_read, *written, *self.unknown])
         return {name: self.unknown[name] if name in self.unknown else getattr(self, name) for name in names}
@@ -82,7 +82,7 @@ class Settings(Mapping[str, Any]):
         return (one for one in fields(cls) if one.name not in BESIDE)
 
     def _check(self) -> None:
-        """Raise ValueError where a setting is not what its readers rely on: the file may be anybody's."""
+        """Raise ValueError if a setting is not what its readers rely on: anybody may have written the file."""
         if not (is_count(self.batch_size) and is_count(self.threads)):
             raise ValueError("a number that is not a whole one above zero")
         if self.precision not in PRECISIONS or self.layout not in LAYOUTS:
@@ -97,25 +97,25 @@ class Settings(Mapping[str, Any]):
 
     @property
     def input_size(self) -> Size:
-        """(H, W) of the backbone's input; where pictures keep their own, what batches are measured by."""
+        """The (H, W) of the backbone's input; if pictures keep their own sizes, the one that measures batches."""
         height, width = self.backbone["input_size"]
         return height, width
 
     @property
     def norm(self) -> Norm:
-        """Whether maps are those before (`raw`) or after (`model`) the backbone's final norm, where it has one."""
+        """Whether maps come before (`raw`) or after (`model`) the backbone's final norm, if it has one."""
         norm: Norm = self.backbone.get("norm", "raw")
         return norm
 
     @property
     def timm_architecture(self) -> str | None:
-        """The name of the architecture, where it is one of timm's."""
+        """The name of the architecture if it is timm's, else None."""
         words = self.backbone
         return words.get("architecture") if words.get("library") == "timm" else None
 
     @property
     def num_channels(self) -> int | None:
-        """Of the input, where the library's words name them; where they do not, there are three."""
+        """The number of input channels if the library's words name it, else None, which means three."""
         words = self.backbone
         of_timm, of_transformers = words.get("options", {}), words.get("config", {})
         found: int | None = words.get("num_channels") or of_timm.get("in_chans") or of_transformers.get("num_channels")
@@ -123,12 +123,15 @@ class Settings(Mapping[str, Any]):
 
     @property
     def channels(self) -> int:
-        """Of the input."""
+        """The number of input channels."""
         return self.num_channels or 3
 
     @property
     def pixel_rules(self) -> PixelSpec:
-        """By which pictures were read. Raises KeyError, TypeError and UsageError for those that are not known here."""
+        """The rules by which pictures were read.
+
+        Raises KeyError, TypeError and UsageError for rules of another version.
+        """
         words = self.preprocessing
         depth = words["depth_range"]
         return PixelSpec(
@@ -137,11 +140,11 @@ class Settings(Mapping[str, Any]):
             depth_range=":".join(map(str, depth)) if isinstance(depth, list) else None,
             max_pixels=words["max_pixels"],
             decode=words["decode"],
-            colour=words.get("colour", "ignore"),  # a later word
+            colour=words.get("colour", "ignore"),  # a later field
         )
 
     def options(self) -> dict[str, Any]:
-        """The options that ask for just these settings, by name. Raises as `pixel_rules` does."""
+        """Return the options that ask for these settings, by name. Raises as `pixel_rules` does."""
         rules = self.pixel_rules
         of_pixels = {one.name: getattr(rules, one.name) for one in options_of(PixelSpec)}
         return {
@@ -163,27 +166,27 @@ class Settings(Mapping[str, Any]):
 
     @property
     def is_scaled(self) -> bool:
-        """Whether large JPEGs were decoded at a part of their size."""
+        """Whether large JPEGs were decoded at a smaller size."""
         return bool(self.preprocessing.get("decode") == "scaled")
 
     @property
     def fit(self) -> Fit | None:
-        """How pictures got their size, where that was not the checkpoint's own way."""
+        """How pictures got their size; None for the checkpoint's own way."""
         return self.preprocessing.get("fit")
 
     @property
     def processor_backend(self) -> ProcessorBackend | None:
-        """By what an image processor resized pictures, where that is not the default."""
+        """What an image processor resized pictures with, if it was not the default."""
         return "torchvision" if self.fit is None and self.preprocessing.get("backend") == "torchvision" else None
 
     @property
     def is_native(self) -> bool:
-        """Whether every picture keeps a size of its own."""
+        """Whether each picture keeps a size of its own."""
         return self.fit == NATIVE
 
     @property
     def largest(self) -> Size | None:
-        """(H, W) that pictures with sizes of their own were shrunk into; None where there was no limit."""
+        """The (H, W) that pictures with sizes of their own were shrunk into; None if there was no limit."""
         edges = self.preprocessing.get("largest")
         return edges and tuple(edges)
 
@@ -197,11 +200,11 @@ class Settings(Mapping[str, Any]):
 
     @property
     def can_be_repeated(self) -> bool:
-        """Whether all is said that the images have to be extracted anew with."""
+        """Whether all is known that is needed to extract the images again."""
         words = {"norm", "input_size"} <= self.backbone.keys()
         return words and {"depth_range", "decode"} <= self.preprocessing.keys()
 
 
 def is_count(value: object) -> bool:
-    """Whether a value out of JSON is a whole number above zero that all readers have exactly."""
+    """Return whether a value from JSON is a whole number above zero that every reader has exactly."""
     return type(value) is int and 0 < value < MOST

@@ -1,4 +1,4 @@
-"""Where a command writes: the folder of a dump or a file. What may be written there, and what may be deleted."""
+"""Decide where a command may write, the folder of a dump or a file, and what it may delete."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ from featcli.dump.unfinished import remove_unused
 from featcli.errors import ConflictError, MachineError, UsageError, shown
 from featcli.system.files import allocated_bytes, is_file, is_folder, is_link, is_there, names_in
 
-# Suffixes of what people want a dump to be: one file.
+# Suffixes of files that people want a dump to be.
 FILES = {".h5", ".hdf5", ".safetensors", ".npy", ".npz", ".jsonl", ".json", ".csv", ".parquet", ".pt", ".pth", ".pkl"}
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """Whether a dump may come to be at `path`; looks only.
+    """Check whether a dump may be made at `path`. Changes nothing.
 
-    Raises UsageError, ConflictError, DamagedError and MachineError.
-
-    That a folder may be written in is not all that it takes: see `try_to_write`.
+    Raises UsageError, ConflictError, DamagedError and MachineError. Whether a file can be made there is left to
+    `try_to_write`.
     """
     if is_there(path) and not is_folder(path):
         raise ConflictError(f"dump {shown(path)}: there is a file of that name", "use another -o")
@@ -43,7 +42,7 @@ def check_target(path: Path, overwrite: bool) -> None:
             f"use -o {shown(path.with_suffix(''))}; featcli export writes one file from it",
         )
     if is_folder(path) and not overwrite:
-        Dump.existing(path)  # a plan that cannot be read is said before anything is loaded
+        Dump.existing(path)  # an unreadable plan is reported before anything is loaded
     if is_folder(path) and not _is_ours(path):
         raise ConflictError(
             f"dump {shown(path)}: the folder holds other files and no plan.json",
@@ -62,7 +61,10 @@ def check_target(path: Path, overwrite: bool) -> None:
 
 
 def try_to_write(path: Path) -> None:
-    """Make a file where a dump is to be, and remove it: some folders only seem to take one. Raises MachineError."""
+    """Create a file where a dump will be, and remove it, because some folders only seem to take files.
+
+    Raises MachineError.
+    """
     probe = existing_parent(path) / f".featcli-probe.{secrets.token_hex(8)}{PARTIAL}"
     try:
         probe.touch(exist_ok=False)
@@ -77,32 +79,32 @@ def _not_writable(path: Path, error: int) -> MachineError:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a folder is empty, a dump, or what a start leaves that was killed before its plan was there."""
+    """Return whether a folder is empty, a dump, or what is left of a start that was killed before it wrote a plan."""
     if is_there(path / PLAN):
         return True
     names = {name for name in names_in(path) if not PARTIAL_NAME.fullmatch(name)}
     if not names:
         return True
-    shards = names_in(path / SHARDS) if is_folder(path / SHARDS) else [""]  # made before any file
+    shards = names_in(path / SHARDS) if is_folder(path / SHARDS) else [""]  # it is made before any file
     return names <= {IMAGES, SHARDS, MANIFEST, FAILURES} and all(map(OURS.fullmatch, shards))
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder of a dump, with a place for its shards, on the disk. Raises MachineError."""
+    """Create the folder of a dump and the one for its shards, on the disk. Raises MachineError."""
     with disk_errors(path):
         above, folder = existing_parent(path), path / SHARDS
         if not is_folder(folder):
             folder.mkdir(parents=True, exist_ok=True)
         while folder != above.parent and folder != folder.parent:
-            with suppress(PermissionError):  # a folder above may be somebody else's, who lets us in but not look
+            with suppress(PermissionError):  # a folder above may belong to another user, who lets us in but not list it
                 sync_folder(folder)
             folder = folder.parent
 
 
 def occupy(path: Path, lock: FolderLock, overwrite: bool) -> bool:
-    """Take the folder for a run: whether nobody else is at work in it. Deletes what is there with `overwrite`.
+    """Take the folder for a run. Returns whether nobody else works in it. Deletes what is there with `overwrite`.
 
-    Raises ConflictError where that is not possible beside another process.
+    Raises ConflictError if another process makes that impossible, and MachineError.
     """
     is_alone = lock.alone()
     if overwrite and not is_alone:
@@ -118,19 +120,19 @@ def occupy(path: Path, lock: FolderLock, overwrite: bool) -> bool:
 
 
 def existing_parent(path: Path) -> Path:
-    """The path itself or the nearest folder above it that is there."""
+    """Return the path itself, or the nearest folder above it that exists."""
     return path if is_there(path) else existing_parent(path.parent)
 
 
 def stored_bytes(path: Path) -> int:
-    """Bytes of the shard files in a folder, whatever state the dump is in."""
+    """Return the bytes of the shard files in a folder, whatever state the dump is in."""
     return sum(allocated_bytes(path / SHARDS / name) for name in names_in(path / SHARDS) if OURS.fullmatch(name))
 
 
 def remove_dump(path: Path) -> None:
-    """Delete the files of a dump, and nothing else, in the reverse of the order in which they came to be.
+    """Delete the files of a dump, and nothing else, in the reverse of the order in which they were made.
 
-    So what is left if that is cut short is an incomplete dump, or what a start leaves that was cut short.
+    If that is interrupted, an incomplete dump is left, or what an interrupted start leaves.
     """
     (path / MANIFEST).unlink(missing_ok=True)
     for name in sorted(names_in(path / SHARDS), key=lambda name: ".json" not in name):  # records first
@@ -144,7 +146,7 @@ Write = Callable[[Path], object]  # fills the empty file at a path
 
 
 def refuse_taken(path: Path, overwrite: bool) -> None:
-    """Raise ConflictError where something is there that may not be replaced, and inside any dump."""
+    """Raise ConflictError for a path inside a dump, and for one that exists and may not be replaced."""
     refuse_inside(path)
     if is_folder(path):
         raise ConflictError(f"-o {shown(path)}: there is a folder of that name", "name a file")
@@ -155,7 +157,7 @@ def refuse_taken(path: Path, overwrite: bool) -> None:
 
 
 def refuse_inside(path: Path) -> None:
-    """Raise ConflictError where a path leads into a dump: what is there must not be overwritten by what it holds."""
+    """Raise ConflictError for a path inside a dump, whose files must not be overwritten by an export of it."""
     for folder in (path.resolve(), *path.resolve().parents):
         if is_file(folder / PLAN) and is_folder(folder / SHARDS):
             raise ConflictError(f"-o {shown(path)}: inside the dump {shown(folder)}", "name a place outside of it")
@@ -164,8 +166,8 @@ def refuse_inside(path: Path) -> None:
 def write_files(files: Mapping[Path, Write], overwrite: bool = False) -> None:
     """Fill files of one folder, and give them their names, in this order, when all of them are on the disk.
 
-    With `overwrite` the last one that is there goes before any other is replaced: it never lies beside what belongs to
-    another. Raises ConflictError where a name is taken by then, and MachineError.
+    With `overwrite`, the last file is removed before any other is replaced, so it never lies beside files that belong
+    to another. Raises ConflictError if a name is taken by then, and MachineError.
     """
     *beside, last = files
     with disk_errors(last, "-o"), ExitStack() as stack:

@@ -1,9 +1,9 @@
-"""Shards that a run began and did not end: their rows that are on the disk, and what is known of them.
+"""Know the shards that a run began and did not finish: their rows on the disk, and what is known about these.
 
-The rows lie in a partial file of the shard. A record beside it names that file and says how many rows are on the disk:
-it is written after them, and another takes its place when there are more. Whoever takes the shard up reads these rows
-again and compares their hashes, so that nothing rests on the record alone. Of several processes that make one shard at
-the same time, the one with most rows has the record.
+The rows lie in a partial file of the shard. A record beside it names that file and says how many rows are on the disk.
+It is written after the rows, and replaced when there are more. Whoever resumes the shard reads these rows again and
+compares their hashes, so that nothing rests on the record alone. If several processes make one shard at the same time,
+the one with most rows has the record.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ RECORD_NAME = re.compile(r"\.(\d{5,})\.unfinished\.json")
 
 @dataclass
 class RowsMade:
-    """What is known of the rows of a shard that are written so far, by whomever."""
+    """What is known about the rows of a shard that are written so far, whoever wrote them."""
 
     count: int = 0
     failures: list[Failure] = field(default_factory=list)
-    traits: list[tuple[int, Counter[Trait]]] = field(default_factory=list)  # of a batch, and the row where it stops
-    overflown: list[tuple[int, Counter[str]]] = field(default_factory=list)  # values not finite by stage, likewise
-    least_batch: int | None = None  # images that went through the backbone together, where memory allowed no more
-    environments: list[Mapping[str, str]] = field(default_factory=list)  # of other processes that made some of them
+    traits: list[tuple[int, Counter[Trait]]] = field(default_factory=list)  # of each batch, with the row after it
+    overflown: list[tuple[int, Counter[str]]] = field(default_factory=list)  # values not finite, by stage, likewise
+    least_batch: int | None = None  # fewest images that went through the backbone together because of memory
+    environments: list[Mapping[str, str]] = field(default_factory=list)  # of other processes that made some of the rows
 
     def add(self, rows: range, failures: Sequence[Failure], traits: Counter[Trait], overflown: Counter[str]) -> None:
-        """The rows of a batch are written."""
+        """Note that the rows of a batch are written."""
         self.count += len(rows)
         self.failures += failures
         if overflown:
@@ -50,7 +50,7 @@ class RowsMade:
             self.traits.append((rows.stop, traits))
 
     def cut(self, rows: range) -> None:
-        """Forget what is known of rows behind these, which are the first of the shard."""
+        """Forget what is known about rows after these, which are the first of the shard."""
         self.count = len(rows)
         self.failures = [failure for failure in self.failures if failure.row < rows.stop]
         self.traits = [(stop, traits) for stop, traits in self.traits if stop <= rows.stop]
@@ -58,7 +58,7 @@ class RowsMade:
 
     @property
     def all_traits(self) -> Counter[Trait]:
-        """Of how many pictures each trait is true."""
+        """How many pictures have each trait."""
         return sum((traits for _, traits in self.traits), Counter())
 
     @property
@@ -67,7 +67,7 @@ class RowsMade:
         return sum((overflown for _, overflown in self.overflown), Counter())
 
     def to_json(self, plan: Plan, number: int, written: ShardSummary) -> dict[str, Any]:
-        """The content of the record."""
+        """Return the content of the record."""
         return {
             **record_content(plan, number, written, self.failures),
             "rows": self.count,
@@ -79,7 +79,7 @@ class RowsMade:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RowsMade:
-        """What a record says that `read` has checked."""
+        """Return what a record says that `read` has checked."""
         return cls(
             count=record["rows"],
             failures=[Failure(**failure) for failure in record["failures"]],
@@ -92,27 +92,30 @@ class RowsMade:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """What the record of an unfinished shard says: `content`, or why it is none."""
+    """The record of an unfinished shard: its `content`, or why it has none."""
 
     path: Path
     number: int
     content: Mapping[str, Any] | None
     problem: str = ""
-    is_foreign: bool = False  # it is whole, and another plan's, or another shard's
+    is_foreign: bool = False  # it is complete, but of another plan or another shard
 
     @property
     def rows(self) -> int:
-        """That are on the disk."""
+        """How many rows are on the disk."""
         return 0 if self.content is None else int(self.content["rows"])
 
     @property
     def partial(self) -> Path | None:
-        """The file with the rows. It may have got its name already: the record of the shard was to come next."""
+        """The file with the rows.
+
+        It may have its final name, if the process stopped just before it wrote the shard's record.
+        """
         return None if self.content is None else self.path.with_name(self.content["file"])
 
     @property
     def stored_bytes(self) -> int:
-        """What the file takes of the disk: rows that are not written take nothing. 0 where it is gone."""
+        """The bytes that the file takes on the disk. Rows that are not written take nothing; 0 if it is gone."""
         return 0 if self.partial is None else allocated_bytes(self.partial)
 
     def remove(self) -> None:
@@ -121,18 +124,18 @@ class Unfinished:
         self.remove_partial()
 
     def remove_partial(self) -> None:
-        """Delete the file, unless the one who writes it lives or nobody can tell: without it there is no commit."""
+        """Delete the file, unless its writer lives or nobody can tell: without the file a writer cannot commit."""
         if self.partial is not None:
             _remove_partial(self.partial)
 
 
 def record_path(shards: Path, number: int) -> Path:
-    """Where the record of an unfinished shard lies."""
+    """Return the path of the record of an unfinished shard."""
     return shards / f".{number:05d}.unfinished.json"
 
 
 def read_unfinished(shards: Path, plan: Plan, number: int) -> Unfinished | None:
-    """The record of an unfinished shard, None where there is none. Raises MachineError."""
+    """Return the record of an unfinished shard, or None. Raises MachineError."""
     path = record_path(shards, number)
     if not is_there(path):
         return None
@@ -147,7 +150,7 @@ def read_unfinished(shards: Path, plan: Plan, number: int) -> Unfinished | None:
 
 
 def unfinished_in(shards: Path, plan: Plan) -> list[Unfinished]:
-    """The unfinished shards in a folder, in order. Raises MachineError."""
+    """Return the unfinished shards in a folder, in order. Raises MachineError."""
     names = (RECORD_NAME.fullmatch(name) for name in names_in(shards))
     numbers = sorted({int(name[1]) for name in names if name and int(name[1]) < plan.num_shards})
     found = (read_unfinished(shards, plan, number) for number in numbers)
@@ -155,9 +158,9 @@ def unfinished_in(shards: Path, plan: Plan) -> list[Unfinished]:
 
 
 def remove_partials(final: Path) -> None:
-    """Remove the partial files of a shard that is committed, but for those whose writers are known to live.
+    """Remove the partial files of a committed shard, except those whose writers are known to live.
 
-    Where nobody can tell who lives, they stay until then.
+    On a file system without locks nobody can tell who lives, so partial files stay until their shard is committed.
     """
     for name in names_in(final.parent):
         named = PARTIAL_NAME.fullmatch(name)
@@ -166,7 +169,7 @@ def remove_partials(final: Path) -> None:
 
 
 def _remove_partial(path: Path, even_unlocked: bool = False) -> None:
-    with suppress(PermissionError):  # another user's
+    with suppress(PermissionError):  # it belongs to another user
         taken = take_partial(path)
         if taken is None:
             return
@@ -179,22 +182,22 @@ def _remove_partial(path: Path, even_unlocked: bool = False) -> None:
 
 
 def remove_unused(shards: Path) -> None:
-    """Remove the partial files of dead processes but for those that are named by a record of an unfinished shard."""
+    """Remove the partial files of dead processes, except those that the record of an unfinished shard names."""
     named = {named_file(shards / name) for name in names_in(shards) if RECORD_NAME.fullmatch(name)}
     remove_stale(shards, keep=named)
 
 
 def named_file(record: Path) -> str:
-    """The name of the file with the rows, by a record of anybody's; nothing where it says none."""
+    """Return the name of the file with the rows by a record that anybody may have written; "" if it names none."""
     with suppress(ValueError):
         return str(read_checksummed(record).get("file"))
     return ""
 
 
 def _check(record: Mapping[str, Any], plan: Plan, number: int) -> None:
-    """Raise ValueError, TypeError or KeyError where a field is not what its readers rely on."""
+    """Raise ValueError, TypeError or KeyError if a field is not what its readers rely on."""
     count = record["rows"]
-    check_record(record, plan, number, record["file"], count)  # first: another plan's may be right as it is
+    check_record(record, plan, number, record["file"], count)  # first: another plan's record may be right in itself
     if type(count) is not int or not 0 < count <= len(plan.shard(number)):
         raise ValueError("a number of rows that is none")
     named = PARTIAL_NAME.fullmatch(record["file"])

@@ -1,4 +1,4 @@
-"""Every byte of a dump against what was written: all damage is found before anything is said."""
+"""Check every byte of a dump against what was written. All damage is found before anything is reported."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ PIECE_BYTES = 64 * 1024**2  # that are read at once
 class Damage:
     """Something in a dump that is not as it was written."""
 
-    file: str  # below the dump
+    file: str  # its path below the dump
     what: str
-    shard: int | None = None  # the shard that has to be made again, where that is the way out
+    shard: int | None = None  # the shard to make again, if that mends it
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Verdict:
     images: int = 0
     shards: int = 0
     missing_shards: int = 0
-    unfinished_shards: list[dict[str, int]] = field(default_factory=list)  # as Dump.unfinished_shards has them
+    unfinished_shards: list[dict[str, int]] = field(default_factory=list)  # as Dump.unfinished_shards returns them
     has_manifest: bool = False
     in_use: bool = False  # by a process of this machine, when the last byte was read
     bytes: int = 0
@@ -63,15 +63,15 @@ class Verdict:
         return "damaged" if self.damages else "whole" if self.has_manifest else "incomplete"
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the fields for programs."""
         lists = {name: [vars(one) for one in getattr(self, name)] for name in ("damages", "foreign_files")}
         return {"type": "verdict", "state": self.state, **vars(self), **lists}
 
 
 def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
-    """Check structure, plan, counts and every byte of a dump. Reads the dump alone; changes nothing.
+    """Check structure, plan, counts and every byte of a dump. Changes nothing, and reads no other file.
 
-    Raises UsageError where there is no dump, and MachineError where the dump cannot be read, which is no damage.
+    Raises UsageError if there is no dump, and MachineError if the dump cannot be read, which is no damage.
     """
     with unmoved(Path(path)):
         return _verdict(Path(path), report)
@@ -95,7 +95,7 @@ def _verdict(folder: Path, report: Report) -> Verdict:
     with _noting(verdict, IMAGES):
         keys = dump.keys()
     records = []
-    verdict.has_manifest = is_there(folder / MANIFEST)  # first: a run may come to its end meanwhile
+    verdict.has_manifest = is_there(folder / MANIFEST)  # comes first, because a run may end meanwhile
     numbers = dump.numbered(".json")
     verdict.missing_shards = dump.plan.num_shards - len(numbers)
     verdict.unfinished_shards = dump.unfinished_shards()
@@ -116,20 +116,20 @@ def _verdict(folder: Path, report: Report) -> Verdict:
 
 @contextmanager
 def _noting(verdict: Verdict, file: str, shard: int | None = None) -> Iterator[None]:
-    """What is damaged inside the block goes into the verdict. Raises MachineError for what cannot be read."""
+    """Add damage that is found inside the block to the verdict. Raises MachineError for what cannot be read."""
     try:
         with machine_errors("file", Path(verdict.dump) / file, strict=True):
             yield
     except (DamagedError, OSError, EOFError, ValueError) as error:
         text = error.message if isinstance(error, DamagedError) else str(error)
-        for path in (Path(verdict.dump) / file, Path(verdict.dump)):  # which is said before it
+        for path in (Path(verdict.dump) / file, Path(verdict.dump)):  # the verdict names the file itself
             text = text.partition(f"{shown(path)}: ")[2] or text
         text = text.removeprefix(f"{file} is ")
         verdict.damages.append(Damage(file=file, what=printable(text), shard=shard))
 
 
 def _checked_shard(dump: Dump, number: int, keys: Sequence[str] | None, verdict: Verdict) -> dict[str, Any] | None:
-    """The record of a shard, if it can be read; whatever is wrong with it or its file goes into the verdict."""
+    """Return the record of a shard if it can be read. Whatever is wrong with it or its file goes into the verdict."""
     name = f"{SHARDS}/{dump.record_path(number).name}"
     record = None
     with _noting(verdict, name, number):
@@ -201,7 +201,7 @@ def _wrong_bytes(
 
 
 def _of_valid(valid: np.ndarray, starts: np.ndarray | None, first: int, count: int) -> np.ndarray:
-    """Which of `count` rows from `first` on are of images that were read; of values, where maps differ in size."""
+    """Return which of `count` rows from `first` on are of images that were read; of values, if maps differ in size."""
     if starts is None:
         return np.asarray(valid[first : first + count] == 1)
     of_values: np.ndarray = np.repeat(valid == 1, np.diff(starts.clip(first, first + count)))
@@ -209,14 +209,14 @@ def _of_valid(valid: np.ndarray, starts: np.ndarray | None, first: int, count: i
 
 
 def _pieces(descriptor: int, array: Array) -> Iterator[tuple[int, np.ndarray]]:
-    """Runs of rows of an array: (first row, rows)."""
+    """Yield runs of rows of an array as (first row, rows)."""
     step = max(1, PIECE_BYTES // max(1, array.row_bytes))
     for first in range(0, array.shape[0], step):
         yield first, read_rows(descriptor, array, first, min(step, array.shape[0] - first))
 
 
 def _check_last_files(dump: Dump, records: Sequence[dict[str, Any]], verdict: Verdict) -> None:
-    """failures.jsonl and manifest.json say again what the records say."""
+    """Check that failures.jsonl and manifest.json repeat what the records say."""
     if not verdict.has_manifest:
         return
     if len(records) < dump.plan.num_shards:
@@ -235,10 +235,10 @@ def _check_last_files(dump: Dump, records: Sequence[dict[str, Any]], verdict: Ve
 
 
 def repair(verdict: Verdict) -> list[str]:
-    """Put what is damaged aside, so that the next `extract` makes it again. Returns what was done, file by file.
+    """Put damaged files aside, so that the next `extract` makes them again. Returns what was done, file by file.
 
-    A plan is written anew from a whole manifest, and the rest is judged by it. An image list is for `extract` to make
-    again: DamagedError.
+    A plan is written again from an undamaged manifest, and everything else is judged by it. A damaged image list raises
+    DamagedError, because only `extract` can make it again.
     """
     folder, done = Path(verdict.dump), []
     _refuse_damaged_list(verdict)
@@ -250,13 +250,13 @@ def repair(verdict: Verdict) -> list[str]:
     with disk_errors(folder), FolderLock(folder) as lock:
         if not lock.alone():
             raise in_use(folder)
-        verdict = verify(folder)  # again: what was damaged may have been made again by one who is gone now
+        verdict = verify(folder)  # what was damaged may have been made again by a process that has ended since
         if any(damage.file == PLAN for damage in verdict.damages):
             _restore_plan(folder)
             done.append(f"{PLAN} written anew from {MANIFEST}")
-            verdict = verify(folder)  # by that plan
+            verdict = verify(folder)  # by the repaired plan
         _refuse_damaged_list(verdict)
-        for name in (MANIFEST, FAILURES):  # what says that the dump is complete goes first
+        for name in (MANIFEST, FAILURES):  # first, because these say that the dump is complete
             if verdict.damages and is_there(folder / name):
                 (folder / name).unlink()
                 done.append(f"{name} taken away: the next extract writes it anew")
@@ -278,7 +278,7 @@ def _refuse_damaged_list(verdict: Verdict) -> None:
 
 
 def _files_of(folder: Path, number: int) -> list[Path]:
-    """The files of a shard, its record first: a shard without one is not committed."""
+    """Return the files of a shard, its record first, because a shard without a record is not committed."""
     suffix = FORMATS[Dump.plan_in(folder).settings.format].SUFFIX
     names = [f"{number:05d}{end}" for end in (".json", ".json" + BEFORE, suffix)]
     return [folder / SHARDS / name for name in names if state_at(folder / SHARDS / name, follow_links=False)]

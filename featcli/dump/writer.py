@@ -1,6 +1,6 @@
-"""How a dump comes to be: plan first, then a file and a record for each shard, the manifest last.
+"""Make a dump: the plan first, then a file and a record for each shard, the manifest last.
 
-A record is published after its shard file, the manifest after all records: what exists is complete.
+A record is published after its shard file, and the manifest after all records, so whatever exists is complete.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from featcli.system.files import is_there, open_regular
 
 
 def create(path: Path, plan: Plan, images: ImageList) -> bool:
-    """Freeze the plan; False where another is there by now, as can be where there are no locks. Raises MachineError."""
+    """Freeze the plan. Returns False if another exists by now, which is possible without locks. Raises MachineError."""
     with disk_errors(path):
-        # The list before the plan: where there is a plan, the list it froze is there.
+        # The list comes before the plan, so that a folder with a plan also has the list that it froze.
         publish_lines(path / IMAGES, image_lines(images), replace=True)
         return publish_checksummed(path / PLAN, with_fingerprint(plan))
 
 
 def resume(dump: Dump, plan: Plan, images: ImageList, retry_failed: bool = False) -> dict[int, int]:
-    """Make a dump ready to be resumed. Returns row -> size in bytes now, of images that are not as they were listed.
+    """Make a dump ready to be resumed. Returns row -> size in bytes now, for images whose size has changed.
 
-    `plan` is what is asked for now. Raises ConflictError where it differs from the plan of the dump, or where an image
-    has changed. Images that failed may have changed where `retry_failed` is true.
+    `plan` is what is asked for now. Raises ConflictError if it differs from the plan of the dump, or if an image has
+    changed. With `retry_failed`, images that failed may have changed.
     """
     dump.refuse_other_plan(plan, images)
     if plan.images_digest == dump.plan.images_digest and not dump.has_its_list():
@@ -51,16 +51,16 @@ def resume(dump: Dump, plan: Plan, images: ImageList, retry_failed: bool = False
             publish_lines(dump.path / IMAGES, image_lines(images), replace=True)
     resized = dump.refuse_changed_images(plan, images, retry_failed)
     for number in dump.numbered(".json" + BEFORE):
-        if dump.is_committed(number):  # a kill left it: what has come in its place was there already
+        if dump.is_committed(number):  # a kill left it after the shard was made again
             _before(dump, number).unlink(missing_ok=True)
     _remove_left(dump, retry_failed)
     return resized
 
 
 def _remove_left(dump: Dump, retry_failed: bool) -> None:
-    """Remove what a kill, another process or a copy of the folder has left of shards that are committed."""
+    """Remove what a kill, another process or a copy of the folder has left of committed shards."""
     for one in dump.unfinished():
-        is_again = retry_failed and one.number in dump.found.failed  # what is left of it is of that
+        is_again = retry_failed and one.number in dump.found.failed  # its rows are of the shard that is made again
         if dump.is_committed(one.number) and not (is_again or one.is_foreign):
             remove_partials(dump.shard_path(one.number))
             one.remove()
@@ -68,7 +68,7 @@ def _remove_left(dump: Dump, retry_failed: bool) -> None:
 
 @dataclass
 class BegunShard:
-    """A shard that is being made: its file, and what is known of the rows in it."""
+    """A shard that is being made: its file, and what is known about the rows in it."""
 
     number: int
     file: ShardWriter
@@ -81,17 +81,17 @@ class DumpWriter:
 
     dump: Dump
     environment: Mapping[str, str]  # of this process
-    again: frozenset[int] = frozenset()  # committed shards that are to be made again
-    # row -> size in bytes, of images that are not as they were listed
+    again: frozenset[int] = frozenset()  # committed shards that are made again
+    # Row -> size in bytes, for images whose size has changed since they were listed.
     resized: Mapping[int, int] = field(default_factory=dict)
-    retry_failed: bool = False  # rows of images that failed are taken up from nobody
+    retry_failed: bool = False  # failed images are tried again, so rows of other runs are not resumed
 
     def is_done(self, number: int) -> bool:
-        """Whether a shard is committed, by whomever, and stays as it is."""
+        """Return whether a shard is committed and will not be made again."""
         return number not in self.again and self.dump.is_committed(number)
 
     def start(self, number: int, keys: Sequence[str], shapes: Mapping[str, np.ndarray]) -> BegunShard:
-        """Begin a shard, under a partial name. `shapes`: (rows, 3) of stages whose maps differ in size."""
+        """Begin a shard under a partial name. `shapes` are (rows, 3), for stages whose maps differ in size."""
         return BegunShard(number, self._file(number, keys, shapes), RowsMade())
 
     def take_up(
@@ -102,10 +102,10 @@ class DumpWriter:
         starts: Sequence[int],
         report: Report = silent,
     ) -> BegunShard | None:
-        """Go on with a shard that another run began, at the start of a batch; None where there is no such shard.
+        """Resume a shard that another run began, at the start of a batch. Returns None if there is no such shard.
 
-        `starts`: the rows at which its batches start. A record that does not fit its file is thrown away, with
-        a warning. Raises MachineError where the rows cannot be read back.
+        `starts` are the first rows of its batches. A record that does not fit its file is dropped with a warning.
+        Raises MachineError if the rows cannot be read back.
         """
         found = self.dump.unfinished_shard(number)
         if found is None:
@@ -117,9 +117,9 @@ class DumpWriter:
             if isinstance(begun, BegunShard):
                 return begun
             problem = begun
-        if problem and self.dump.unfinished_shard(number) == found:  # else another process goes on with the shard
+        if problem and self.dump.unfinished_shard(number) == found:  # otherwise another process has resumed the shard
             found.remove()
-            remove_unused(self.dump.path / SHARDS)  # what a damaged record named
+            remove_unused(self.dump.path / SHARDS)  # the file that a damaged record named
             rows = counted(found.rows, "row") if found.rows else "rows"
             text = f"unfinished shard {number}: {problem}: its {rows} are made again"
             report("warning", text=text)
@@ -136,13 +136,13 @@ class DumpWriter:
         shapes: Mapping[str, np.ndarray],
         starts: Sequence[int],
     ) -> BegunShard | str:
-        """The shard; or why it is to be thrown away, which is empty where somebody else has it."""
+        """Return the shard, or why it is dropped. The text is empty if another process has it."""
         rows, made = self.dump.plan.shard(number), RowsMade.from_json(record)
         most = rows.start + made.count
-        if self.retry_failed:  # images that failed, or were read and are others by now
+        if self.retry_failed:  # images that failed are tried again, and others may have changed
             sizes = {*record.get("sizes", {}).items()} ^ {*self._sizes(number).get("sizes", {}).items()}
             most = min([most, *(failure.row for failure in made.failures), *(int(row) for row, _ in sizes)])
-        stop = max(start for start in (rows.start, *starts) if start <= most)  # the last batch is what commits a shard
+        stop = max(start for start in (rows.start, *starts) if start <= most)  # the last batch commits a shard
         if stop == rows.start:
             return "no whole batch is worth keeping"
         source = self._source(number, partial)
@@ -167,11 +167,11 @@ class DumpWriter:
         return BegunShard(number, mine, made)
 
     def _source(self, number: int, partial: Path) -> tuple[int, bool] | str:
-        """A descriptor of the file with the rows, and whether it is this process's own from now on.
+        """Return a descriptor of the file with the rows, and whether this process owns the file now.
 
-        Where no other process may write to it, it is. Else, and where it has its name already or is of another user who
-        lets it be read alone, rows are copied from it.
-        Where there is no such file, why not, which is empty where somebody else has it.
+        It does if no other process may write to it. Otherwise rows are copied from it, also if it has its final name
+        already, or belongs to another user who allows only reading. If there is no such file, a text says why. It is
+        empty if another process has the shard.
         """
         taken = take_partial(partial)
         if taken is not None:
@@ -197,9 +197,11 @@ class DumpWriter:
         return ShardWriter(dump.shard_path(number), dump.format, arrays, keys, dump.attributes(number), partial)
 
     def keep(self, begun: BegunShard) -> bool:
-        """Put the rows of an unfinished shard on the disk, then the record that says so. Raises OSError, MachineError.
+        """Put the rows of an unfinished shard on the disk, then the record that says so.
 
-        False where another process has committed it, or has more rows of it on the disk.
+        Raises OSError and MachineError.
+
+        Returns False if another process has committed it, or has more rows of it on the disk.
         """
         other = self.dump.unfinished_shard(begun.number)
         is_other = other is not None and other.partial != begun.file.partial
@@ -225,9 +227,9 @@ class DumpWriter:
         return bool(other and other.partial is not None and other.rows >= begun.made.count and is_there(other.partial))
 
     def leave(self, begun: BegunShard) -> None:
-        """Let go of an unfinished shard: its file stays if its record names it, for whoever takes it up."""
+        """Leave an unfinished shard. If its record names its file, the file stays for whoever resumes it."""
         is_named = True
-        with suppress(MachineError):  # where nobody can tell
+        with suppress(MachineError):  # nobody can tell whether the record names it, so it stays
             kept = self.dump.unfinished_shard(begun.number)
             is_named = kept is not None and kept.partial == begun.file.partial
         begun.file.close() if is_named else begun.file.abort()
@@ -235,7 +237,7 @@ class DumpWriter:
     def commit(self, begun: BegunShard, beside: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
         """Commit a shard whose rows are written: name its file, then publish its record. Returns the record.
 
-        None where another process was first. `beside`: the arrays that are not of stages.
+        Returns None if another process was faster. `beside` are the arrays that are no stages.
         """
         number = begun.number
         record = self._record(number, begun.file.finish(beside), begun.made)
@@ -246,17 +248,17 @@ class DumpWriter:
                 self._forget_unfinished(number, is_locked)
                 return None
             _refuse_if_gone(begun)
-            if is_there(path):  # from here on the shard is not committed; what it says of failed images is kept
+            if is_there(path):  # from here on the shard is not committed, but what it says about failed images is kept
                 path.replace(before)
                 sync_folder(self.dump.path / SHARDS)
             begun.file.publish()
             publish_checksummed(path, record, replace=True)
             before.unlink(missing_ok=True)
-            self._forget_unfinished(number, is_locked)  # last: until then these rows are all there is to go on with
+            self._forget_unfinished(number, is_locked)  # last, because until now only these rows could be resumed
         return record
 
     def _forget_unfinished(self, number: int, is_locked: bool) -> None:
-        if not is_locked:  # then more files than the one that is named may be left
+        if not is_locked:  # without locks, other files than the named one may be left
             remove_partials(self.dump.shard_path(number))
         kept = self.dump.unfinished_shard(number)
         if kept is not None:
@@ -274,24 +276,24 @@ class DumpWriter:
         others = [one for one in self._environments(made) if one != dict(self.environment)]
         if others or self.environment != plan.environment:
             record["environment"] = dict(self.environment)
-        if others:  # processes before this one, which made some of its rows
+        if others:  # earlier processes, which made some of the rows
             record["environments"] = others
         return record
 
     def _sizes(self, number: int) -> dict[str, Any]:
-        """The sizes of images of a shard that are not as they were listed, as records have them."""
+        """Return the sizes of images in a shard that have changed since they were listed, as records hold them."""
         rows = self.dump.plan.shard(number)
         sizes = {str(row): size for row, size in self.resized.items() if row in rows}
         return {"sizes": sizes} if sizes else {}
 
     def _environments(self, made: RowsMade) -> list[dict[str, str]]:
-        """Of the processes that made rows of a shard, each one once, this one last."""
+        """Return the environments of all processes that made rows of a shard, each once, this one last."""
         mine = dict(self.environment)
         return [*(dict(one) for one in made.environments if dict(one) != mine), mine]
 
 
 def _refuse_if_gone(begun: BegunShard) -> None:
-    """Raise MachineError where the file of a shard has lost its name: what is written to it from now on is lost."""
+    """Raise MachineError if the file of a shard has lost its name, because everything written to it would be lost."""
     if not is_there(begun.file.partial):
         raise MachineError(
             f"unfinished shard {shown(begun.file.partial)}: gone while it was written",
@@ -304,14 +306,14 @@ def _stages(arrays: Iterable[str]) -> list[str]:
 
 
 def _bytes_of(array: Array, shapes: np.ndarray | None, count: int) -> int:
-    """Bytes of the first `count` rows of an array; `shapes`: (rows, 3) of maps that differ in size."""
+    """Return the bytes of the first `count` rows of an array. `shapes` are (rows, 3), if maps differ in size."""
     rows = count if shapes is None else int(shapes[:count].astype(np.int64).prod(1).sum())
     return rows * array.row_bytes
 
 
 @contextmanager
 def _reading_back(partial: Path) -> Iterator[None]:
-    """What keeps rows that are on the disk from being read, with the way out where that stays so."""
+    """Turn an error while rows on the disk are read into one that says what to do if it stays."""
     try:
         yield
     except OSError as error:
@@ -325,17 +327,17 @@ def _reading_back(partial: Path) -> Iterator[None]:
 
 
 def reopen(dump: Dump) -> None:
-    """There is work to do: what says that the dump is complete goes first. Raises MachineError."""
+    """Remove what says that the dump is complete, because there is work to do. Raises MachineError."""
     with disk_errors(dump.path):
         (dump.path / MANIFEST).unlink(missing_ok=True)
-        sync_folder(dump.path)  # before any shard that it speaks of is another
+        sync_folder(dump.path)  # before any shard that it speaks of changes
 
 
 def finalize(dump: Dump, retry_failed: bool = False) -> dict[str, Any]:
     """Write failures.jsonl, then manifest.json, from the records. Returns the content of the manifest.
 
-    What is left of unfinished shards goes first, but for those that `retry_failed` makes again.
-    Raises IncompleteError while a record is missing, and MachineError.
+    What is left of unfinished shards is removed first, except of those that `retry_failed` makes again. Raises
+    IncompleteError if a record is missing, and MachineError.
     """
     records = list(dump.records())
     if len(records) < dump.plan.num_shards:
@@ -358,6 +360,6 @@ def finalize(dump: Dump, retry_failed: bool = False) -> dict[str, Any]:
 
 
 def _before(dump: Dump, number: int) -> Path:
-    """Where the record of a shard lies while the shard is made again."""
+    """Return the path of a shard's record while the shard is made again."""
     path = dump.record_path(number)
     return path.with_name(path.name + BEFORE)

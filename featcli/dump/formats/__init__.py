@@ -1,4 +1,4 @@
-"""Shard formats. A format is two functions, `lay_out` and `read_layout`, and a suffix: a file each."""
+"""Define the formats of shards. A format is a module with two functions, `lay_out` and `read_layout`, and a suffix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from featcli.dump.formats.layout import Layout
 
 
 class Format(Protocol):
-    """What a format must say. It never writes a map: rows go straight to the offsets of its layout."""
+    """What a format must have. It never writes a map, because rows go straight to the offsets of its layout."""
 
     SUFFIX: str
 
@@ -21,11 +21,14 @@ class Format(Protocol):
         keys: Sequence[str],
         attributes: Mapping[str, str],
     ) -> Layout:
-        """Prepare the empty file at `path`. Raises DoesNotFitError."""
+        """Prepare the empty file at `path`, and return where each array belongs. Raises DoesNotFitError."""
 
     def read_layout(self, path: str, num_keys: int | None) -> Layout:
-        """Where the arrays of a finished file with so many keys are. The keys are not read where it is None."""
+        """Return where the arrays of a finished file with `num_keys` keys are. For None the keys are not read.
+
+        Raises DamagedError and MachineError.
+        """
 
 
-# Keyed by the words of --format.
+# The keys are the words of --format.
 FORMATS: Mapping[str, Format] = {"hdf5": hdf5, "safetensors": safetensors}

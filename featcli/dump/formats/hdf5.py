@@ -1,7 +1,8 @@
-"""HDF5 shards: one contiguous dataset per stage, laid out by h5py, then closed; rows go to known offsets.
+"""Write HDF5 shards: h5py lays out one contiguous dataset for each stage and closes the file; rows go to known offsets.
 
-HDF5 itself never touches the file. For the maps, slice assignment reaches a quarter to two thirds of a plain write;
-for the rest, a disk that is full makes HDF5 fail while it closes, with no error code and with messages of its own.
+HDF5 itself never touches the file. For maps, its slice assignment reaches a quarter to two thirds of the speed of a
+plain write. For the rest, a full disk makes HDF5 fail while it closes the file, without an error code and with messages
+of its own.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, Attribu
 def lay_out(
     path: str, arrays: Mapping[str, tuple[str, tuple[int, ...]]], keys: Sequence[str], attributes: Mapping[str, str]
 ) -> Layout:
-    """Write everything but the arrays' contents into the empty file at `path`; say where each array belongs."""
+    """Write everything but the contents of arrays into the empty file at `path`. Returns where each array belongs."""
     import h5py
 
     sparse = _Sparse()
     options = {"libver": ("earliest", "v110"), "alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
     with h5py.File(sparse, "w", **options) as file:
-        # Texts of a fixed length, all of them: of other texts HDF5 keeps a heap, and a damaged heap makes it read wild
-        # memory, or for ever. Keys are bytes: a name may be anything a file system allows, but a zero byte.
+        # All texts have a fixed length: HDF5 keeps a heap for other texts, and a damaged heap makes it read memory that
+        # is not its own, or read for ever. Keys are bytes, because a name may hold any byte but zero.
         for name, text in attributes.items():
             file.attrs.create(name, text.encode(), dtype=h5py.string_dtype("ascii", len(text)))
         names = [os.fsencode(key) for key in keys]
@@ -38,7 +39,7 @@ def lay_out(
         file.create_dataset(KEYS, data=names, dtype=h5py.string_dtype("utf-8", longest), shape=(len(names),))
         for name, (dtype, shape) in arrays.items():
             _create(file, name, dtype, shape)
-        # Of an array without a row there is no offset.
+        # An array without a row has no offset.
         placed = {name: Array(dtype, shape, file[name].id.get_offset() or 0) for name, (dtype, shape) in arrays.items()}
     size = max([sparse.size, *(array.end for array in placed.values())])
     os.truncate(path, size)
@@ -52,7 +53,7 @@ def lay_out(
 
 
 class _Placed(io.RawIOBase):
-    """A file that HDF5 moves about in: what it holds is for those below to say."""
+    """A file that HDF5 moves about in. Subclasses say what it holds."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -70,14 +71,14 @@ class _Placed(io.RawIOBase):
 
 
 class _Sparse(_Placed):
-    """A file in memory that holds what was written into it, and nothing for the gaps between."""
+    """A file in memory that stores what was written into it, but not the gaps between."""
 
     def __init__(self) -> None:
         super().__init__(0)
-        self.written: list[tuple[int, bytes]] = []  # (offset, content), the later over the earlier
+        self.written: list[tuple[int, bytes]] = []  # (offset, content); later ones cover earlier ones
 
     def truncate(self, size: int | None = None) -> int:
-        """See io.IOBase. HDF5 only makes the file longer."""
+        """Make the file longer; HDF5 never makes it shorter. See io.IOBase."""
         self.size = max(self.size, self._position if size is None else size)
         return self.size
 
@@ -101,9 +102,9 @@ class _Sparse(_Placed):
 
 
 class _Calm(_Placed):
-    """A file that gives zeros where the machine refuses to read, which the file below it remembers.
+    """A file that returns zeros if the machine refuses to read. The file below it remembers the error.
 
-    An error would make HDF5 keep its file open, for which it calls into Python when that has ended.
+    After an error HDF5 would keep its file open, and call into Python for it when Python has ended.
     """
 
     def __init__(self, file: ReadFile) -> None:
@@ -124,19 +125,19 @@ class _Calm(_Placed):
 
 
 def _create(file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-    """A contiguous dataset whose space exists at once and is never filled: the rows will be."""
+    """Create a contiguous dataset whose space exists at once and is not filled, because the rows will fill it."""
     from h5py import h5d, h5p, h5s
 
     creation = h5p.create(h5p.DATASET_CREATE)
     creation.set_layout(h5d.CONTIGUOUS)
     creation.set_alloc_time(h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5d.FILL_TIME_NEVER)
-    creation.set_obj_track_times(False)  # no clock in the file: equal work gives equal bytes
+    creation.set_obj_track_times(False)  # no times in the file, so that equal work gives equal bytes
     h5d.create(file.id, name.encode(), _types()[dtype], h5s.create_simple(shape), creation)
 
 
 def _types() -> dict[str, Any]:
-    """HDF5's own types. bfloat16 equals the library's predefined H5T_FLOAT_BFLOAT16LE (HDF5 2.0)."""
+    """Return HDF5's own types. bfloat16 equals the library's predefined H5T_FLOAT_BFLOAT16LE (HDF5 2.0)."""
     from h5py import h5t
 
     bfloat16 = h5t.IEEE_F16LE.copy()
@@ -147,7 +148,7 @@ def _types() -> dict[str, Any]:
 
 
 def read_layout(path: str, num_keys: int | None) -> Layout:
-    """Where the arrays of a finished file are, and its keys unless `num_keys` is None.
+    """Return where the arrays of a finished file are, and its keys unless `num_keys` is None.
 
     Raises DamagedError for anything that is not such a file, and MachineError.
     """
@@ -155,7 +156,8 @@ def read_layout(path: str, num_keys: int | None) -> Layout:
 
     problem = ""
     try:
-        # Through a file of Python's: HDF5 refuses a path that the same process has opened with other lock settings.
+        # A file of Python's is used because HDF5 refuses a path that the same process has opened with other lock
+        # settings.
         with reading(path, "shard", strict=True) as raw:
             try:
                 with h5py.File(_Calm(raw), "r") as file:
@@ -163,7 +165,8 @@ def read_layout(path: str, num_keys: int | None) -> Layout:
                     keys = [] if num_keys is None else _keys(file, num_keys, size, raw)
                     arrays = {name: _placed(file, name, size) for name in file if name != KEYS}
                     attributes = {name: _text(file, name) for name in file.attrs}
-            # Of HDF5's errors nothing but the text goes on: while one lives, so does what HDF5 calls into Python for.
+            # Only the text of HDF5's errors is kept: while such an error lives, so do the objects through which HDF5
+            # calls into Python.
             except UNREADABLE as error:
                 problem = str(error) or type(error).__name__
     except (OSError, ValueError) as error:
@@ -213,7 +216,7 @@ def _placed(file: Any, name: str, size: int) -> Array:
 
 
 def _plain(file: Any, name: str) -> Any:
-    """A dataset whose bytes lie in this file as they are. Anything else could lead anywhere, or unpack to any size."""
+    """Return a dataset whose bytes lie plainly in this file. Any other could lead anywhere, or unpack to any size."""
     import h5py
 
     if file.get(name, getclass=True, getlink=True) is not h5py.HardLink:

@@ -1,7 +1,8 @@
-"""safetensors shards: 8 bytes of header length, a JSON header, the arrays. https://github.com/huggingface/safetensors
+"""Write safetensors shards: 8 bytes of header length, a JSON header, the arrays.
 
-The header is written last: before that the file begins with zeros, which no reader accepts, whereas a header
-over data that is not there yet would be a valid file full of zeros.
+The format is described at https://github.com/huggingface/safetensors. The header is written last. Before that the file
+begins with zeros, which no reader accepts. A header over data that is not there yet would be a valid file full of
+zeros.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 def lay_out(
     path: str, arrays: Mapping[str, tuple[str, tuple[int, ...]]], keys: Sequence[str], attributes: Mapping[str, str]
 ) -> Layout:
-    """Give the empty file at `path` its size; say where each array (dtype, shape) belongs. Raises DoesNotFitError."""
+    """Give the empty file at `path` its size. Returns where each array (dtype, shape) belongs.
+
+    Raises DoesNotFitError.
+    """
     header: dict[str, object] = {"__metadata__": {**attributes, KEYS: json.dumps(keys)}}
     begins, placed = 0, {}
     for name, (dtype, shape) in arrays.items():
@@ -33,7 +37,7 @@ def lay_out(
         placed[name] = Array(dtype, shape, begins)
         begins = ends
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)  # spaces after the JSON are allowed
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)  # the format allows spaces after the JSON
     if len(text) > MAX_HEADER_BYTES:
         raise DoesNotFitError(f"the keys of {len(keys):,} images do not fit into the header of a safetensors file")
     start = 8 + len(text)
@@ -43,7 +47,7 @@ def lay_out(
 
 
 def read_layout(path: str, num_keys: int | None) -> Layout:
-    """Where the arrays of a finished file are, and its keys unless `num_keys` is None.
+    """Return where the arrays of a finished file are, and its keys unless `num_keys` is None.
 
     Raises DamagedError for anything that is not such a file, and MachineError.
     """
@@ -70,7 +74,7 @@ def read_layout(path: str, num_keys: int | None) -> Layout:
                 raise ValueError(f"array {name} does not fit its offsets")
             arrays[name] = array
         ends_at = 8 + length
-        for array in sorted(arrays.values(), key=lambda array: array.offset):  # without gaps, as the format has it
+        for array in sorted(arrays.values(), key=lambda array: array.offset):  # the format allows no gaps
             if array.offset != ends_at:
                 raise ValueError("arrays with gaps between them")
             ends_at = array.end
