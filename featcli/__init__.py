@@ -1,6 +1,6 @@
 """Dump the feature maps of frozen vision backbones.
 
-spec -> inputs -> pixels -> backbones -> run -> dump -> reading: docs/architecture.md has all of it.
+Data flows through spec, inputs, pixels, backbones, run, dump and reading, in this order: see docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # Only what is asked for is imported: `featcli --help` must not wait for torch.
+    # Names are imported when they are first used: `featcli --help` must not wait for torch.
     if name not in __all__:
         raise AttributeError(f"module 'featcli' has no attribute {name!r}")
     return getattr(importlib.import_module(f"featcli.{_HOMES.get(name, 'errors')}"), name)

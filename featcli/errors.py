@@ -1,7 +1,7 @@
-"""Every error a user can meet, every exit code and what it says, and how names are shown in messages.
+"""Define every error that a user can meet, every exit code with its meaning, and how messages show names.
 
     FeatcliError            1
-    ├── WorkerError         1   a worker died too often
+    ├── WorkerError         1   workers died too often
     ├── UsageError          2
     ├── DamagedError        4
     ├── ConflictError       5
@@ -9,7 +9,7 @@
     ├── MachineError        7
     └── IncompleteError     8
 
-Exit codes 3 and 9 are no errors: they are results of a run. EXIT_CODES is the one table of them; the help and the pages
+Exit codes 3 and 9 are no errors, but results of a run. EXIT_CODES is the one table of all codes; the help and the pages
 in `docs/` are written from it.
 """
 
@@ -18,16 +18,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-SOME_FAILED, NOTHING_READ = 3, 9  # results of a run
+SOME_FAILED, NOTHING_READ = 3, 9  # results of a run, not errors
 
 
 class ExitCode(NamedTuple):
-    """What a command that ends in one of these codes has to say."""
+    """What a command has to say when it ends with one of these codes."""
 
     codes: tuple[int, ...]
     means: str
-    to_do: str  # Markdown, with links inside docs/troubleshooting.md
-    again: str  # whether a program that ran the command should try once more
+    to_do: str  # what the user can do, in Markdown, with links inside docs/troubleshooting.md
+    again: str  # whether a program that ran the command should try again
 
 
 NO_NEED, AGAIN, IN_VAIN = "not needed", "yes", "no: it would end the same way"
@@ -77,11 +77,11 @@ EXIT_CODES = (
     ExitCode((141,), "whoever read stdout went away", "nothing", NO_NEED),
 )
 
-LONGEST = 300  # characters of a library's message: some list all that they know
+LONGEST = 300  # characters of a library's message, because some list all that they know
 
 
 class FeatcliError(Exception):
-    """What went wrong, in one line, and one line on what to do next."""
+    """An error that says in one line what went wrong, and in one more (`hint`) what to do next."""
 
     exit_code = 1
 
@@ -91,53 +91,53 @@ class FeatcliError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[type[FeatcliError], tuple[str, str]]:
-        return type(self), (self.message, self.hint)  # from one process to another
+        return type(self), (self.message, self.hint)  # pickled, because errors go from one process to another
 
 
 class WorkerError(FeatcliError):
-    """Workers died, and shards were given up."""
+    """Workers died too often, and shards were given up."""
 
     exit_code = 1
 
 
 class UsageError(FeatcliError, ValueError):
-    """An option or an input that cannot be used."""
+    """An option or an input cannot be used."""
 
     exit_code = 2
 
 
 class DamagedError(FeatcliError):
-    """A file of a dump that is not what it was."""
+    """A file of a dump is not as it was written."""
 
     exit_code = 4
 
 
 class ConflictError(FeatcliError):
-    """A folder that holds something other than what was asked for."""
+    """A folder holds something other than what was asked for, or another process is at work in it."""
 
     exit_code = 5
 
 
 class CheckpointError(FeatcliError):
-    """A checkpoint that cannot be trusted or read."""
+    """A checkpoint cannot be read, or cannot be trusted."""
 
     exit_code = 6
 
 
 class MachineError(FeatcliError):
-    """Something the machine lacks: space, rights, a device, memory."""
+    """The machine lacks something: space, rights, a device, memory."""
 
     exit_code = 7
 
 
 class IncompleteError(FeatcliError):
-    """A dump that misses shards."""
+    """A dump lacks shards."""
 
     exit_code = 8
 
 
 def shown(name: object) -> str:
-    """The name in quotes, with control characters and undecodable bytes escaped, fit for a terminal."""
+    """Return a name in quotes, with control characters and undecodable bytes escaped, fit for a terminal."""
     text = str(name)
     return "'" + "".join(c if c.isprintable() and c not in "'\\" else _escaped(c) for c in text) + "'"
 
@@ -151,28 +151,28 @@ def _escaped(char: str) -> str:
 
 
 def one_of(option: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise UsageError unless the value of an option is one of those."""
+    """Raise UsageError unless the value of an option is one of `known`."""
     if value not in known:
         raise UsageError(f"{option} cannot be {shown(value)}", f"it can be {any_of(known)}")
 
 
 def any_of(words: Sequence[str]) -> str:
-    """`a, b or c`."""
+    """Return words as `a, b or c`."""
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def did_you_mean(names: Sequence[str], otherwise: str = "") -> str:
-    """A hint that names what may have been meant; `otherwise` where that is nothing."""
+    """Return a hint with the names that may have been meant, or `otherwise` if there are none."""
     return f"did you mean {any_of(names)}?" if names else otherwise
 
 
 def counted(number: int, what: str) -> str:
-    """`1 image`, `2,000 images`."""
+    """Return a count with its noun: `1 image`, `2,000 images`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def size(num_bytes: float) -> str:
-    """Bytes for people, in powers of 1000."""
+    """Return bytes for people, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 999.5:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
@@ -181,7 +181,7 @@ def size(num_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For people: `40 s`, `12 min`, `3.5 hours`, `2.1 days`."""
+    """Return seconds for people: `40 s`, `12 min`, `3.5 hours`, `2.1 days`."""
     for unit, length, least in (("days", 86400, 2), ("hours", 3600, 2), ("min", 60, 2)):
         if seconds >= least * length:
             return f"{seconds / length:,.1f} {unit}"
@@ -189,30 +189,30 @@ def duration(seconds: float) -> str:
 
 
 def shown_shape(shape: Sequence[int | None]) -> str:
-    """A shape for people, such as 2048x7x7, or 2048x*x* where maps differ in size."""
+    """Return a shape for people, such as 2048x7x7, or 2048x*x* if maps differ in size."""
     return "x".join("*" if edge is None else str(edge) for edge in shape)
 
 
 def most_first(counts: Mapping[str, int]) -> dict[str, int]:
-    """The counts, the largest first, equal ones by name."""
+    """Return the counts with the largest first, and equal ones by name."""
     return dict(sorted(counts.items(), key=lambda count: (-count[1], count[0])))
 
 
 def one_line(error: BaseException, count: int = 1) -> str:
-    """The first `count` lines of a library's message as one, fit for a terminal; its type where it says nothing."""
-    message = f"there is no {error}" if isinstance(error, KeyError) else str(error)  # its own is the bare key
+    """Return the first `count` lines of a library's message as one line for a terminal, or its type if it is empty."""
+    message = f"there is no {error}" if isinstance(error, KeyError) else str(error)  # str of a KeyError is only the key
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = printable(" ".join(lines[:count]))
     return (text if len(text) <= LONGEST else text[: LONGEST - 3] + "...") or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """The text with everything escaped that could write to a terminal what was not meant; lines stay lines."""
+    """Return the text with every character escaped that would control a terminal. Lines stay lines."""
     return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.5) -> list[str]:
-    """The known names most like `name`, best first; empty when none is as near as `cutoff`, by difflib's ratio."""
-    import difflib  # for the rare case
+    """Return the known names that are most like `name`, best first, if difflib's ratio is at least `cutoff`."""
+    import difflib  # rarely needed
 
     return difflib.get_close_matches(name, list(known), n=count, cutoff=cutoff)

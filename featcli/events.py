@@ -1,4 +1,4 @@
-"""What a run reports: events for whoever listens, and the choices that were made, each with its reason."""
+"""Define what a run reports: events, and the choices that were made, each with its reason."""
 
 from __future__ import annotations
 
@@ -9,57 +9,57 @@ T = TypeVar("T")
 
 
 class Report(Protocol):
-    """Anything that can be called as `report(kind, **facts)`: `featcli.extract` tells it what happens, event by event.
+    """Anything that can be called as `report(kind, **facts)`. `featcli.extract` calls it with every event.
 
-    Events may come from two threads at once. A later version may add events, and facts to an event: take those that you
-    do not need as `**facts`. What a report raises ends the run.
+    Events may come from two threads at once. A later version may add events and facts, so take those that you do not
+    need as `**facts`. An error that a report raises ends the run.
 
-        choice    name, value, reason: what was chosen, and why. The value of `images` is a number, that of `stages` a
-                  list with the name and shape of each; `dump` has the numbers shards and shard_rows, too
+        choice    name, value, reason: what was chosen, and why. The value of `images` is a number; that of `stages`
+                  is a list with the name and shape of each; `dump` also has the numbers shards and shard_rows
         warning   text: what may not be as you expect it
         start     images, done, shards, bytes, unfinished_shards: images of the dump, or of the part; how many of them
-                  are in committed shards; shards that are to be made, and the bytes that these will have; of which of
-                  these so many of the `rows` are `kept` on the disk: a list with `shard`, `kept` and `rows` of each
-        resumed   shard, rows: an unfinished shard is taken up, and so many of its rows are on the disk: they are done,
-                  but not computed by this run. 0 where none of them can be taken up. Less than 0 where a worker died at
-                  that shard, which is taken up again
-        batch     images: so many more are computed. Less than 0 where a worker died: those are computed again
-        failure   key, row, reason, detail: an image that cannot be read
-        kept      shard, rows: so many rows of an unfinished shard are on the disk now. 0 where they were of no use
+                  are in committed shards; shards that are to be made, and the bytes that these will have; those of
+                  them with rows on the disk, a list with `shard`, `kept` and `rows` of each
+        resumed   shard, rows: the run resumes an unfinished shard that has this many rows on the disk. They count as
+                  done, but this run did not compute them. 0 if none of them can be used. Less than 0 if a worker died
+                  at that shard, which is then resumed again
+        batch     images: how many more images are computed. Less than 0 if a worker died: those are computed again
+        failure   key, row, reason, detail: of an image that cannot be read
+        kept      shard, rows: how many rows of an unfinished shard are on the disk now. 0 if they were of no use
         shard     shard, file, rows, bytes, failed: a shard is committed
-        there     shard, rows, images: another process has committed a shard meanwhile. images: those of its rows that
-                  were not counted as done before
+        there     shard, rows, images: another process has committed a shard meanwhile. images: how many of its rows
+                  did not count as done before
         estimate  images, seconds, bytes, images_per_second: what is left to do, at the pace of the first batches; once,
                   in a run that is expected to take more than a minute
         progress  images, done, safe, failed, images_per_second, seconds, seconds_left: how far the run is, with the
                   first batch after each minute. safe: images that a kill does not lose. seconds: since `start`.
-                  Images are those of the dump, or of the part
-        stopped   images, safe: the run ends before its time, by Ctrl-C, SIGTERM or an error. Images are those of the
-                  dump, or of the part
+                  Numbers are for the dump, or for the part
+        stopped   images, safe: Ctrl-C, SIGTERM or an error ends the run before its time. Numbers are for the dump, or
+                  for the part
         end       dump, written, failed, failed_by_reason, extracted, is_complete, pace, pictures, part, shards,
-                  missing_shards, exit_code: what came of it; most is what `featcli.extract` returns
-        dry_run   stages, images, shards, bytes, free_bytes, workers, seconds: with --dry-run, in place of all from
-                  `start` on
+                  missing_shards, exit_code: the result; most of it is what `featcli.extract` returns
+        dry_run   stages, images, shards, bytes, free_bytes, workers, seconds: with --dry-run, in place of all events
+                  from `start` on
     """
 
     def __call__(self, kind: str, **facts: Any) -> None:
-        """Hear of an event."""
+        """Take an event."""
 
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """A value and why it is that value."""
+    """A value, and why it was chosen."""
 
     value: T
     reason: str
 
 
 def silent(kind: str, **facts: Any) -> None:
-    """Say nothing."""
+    """Ignore every event."""
 
 
 def tee(*reports: Report) -> Report:
-    """Tell several."""
+    """Return a report that passes every event on to several others."""
 
     def report(kind: str, **facts: Any) -> None:
         for one in reports:
