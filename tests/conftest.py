@@ -1,4 +1,4 @@
-"""What tests share: drawn pictures, checkpoints saved to disk, and the command line run in this process."""
+"""Define what tests share: drawn pictures, checkpoints on disk, and the command line run in this process."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a network
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores already
+    os.environ["OMP_NUM_THREADS"] = "1"  # the workers already share the cores
 
 from featcli.backbones.torchvision_operators import declare_missing_operators
 from featcli.cli.boundary import main
 
-declare_missing_operators()  # before a test imports timm or transformers as its reference
-gc.set_threshold(10_000, 20, 20)  # torch and the tests are many objects: looking at all of them takes its time
+declare_missing_operators()  # comes before a test imports timm or transformers as its reference
+gc.set_threshold(10_000, 20, 20)  # torch and the tests make many objects, and to look at all of them takes long
 
 REPOSITORY = Path(__file__).parent.parent
 SAMPLES = REPOSITORY / "sample_images"
@@ -37,7 +37,7 @@ SAMPLES = REPOSITORY / "sample_images"
 
 @dataclass
 class Run:
-    """What a command ended with and said."""
+    """The exit code of a command, and what it printed."""
 
     code: int
     out: str
@@ -65,11 +65,11 @@ def cli(capfd):
 
 @cache
 def forks(**environment: str) -> Path:
-    """The folder of a `featcli` that need not import torch again. It works until these tests are over.
+    """Return the folder of a `featcli` that need not import torch again. It works until these tests are over.
 
-    `environment`: variables that libraries read when they are imported.
+    `environment` holds variables that libraries read when they are imported.
     """
-    folder = mkdtemp(prefix="fc")  # a short one: sockets have short names
+    folder = mkdtemp(prefix="fc")  # short, because sockets have short names
     command = [sys.executable, Path(__file__).with_name("forked_featcli.py"), f"{folder}/socket", folder]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as most have it
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -81,7 +81,7 @@ def forks(**environment: str) -> Path:
 
 
 class Featcli(subprocess.Popen):
-    """featcli in a process and a session of its own, which has the number `featcli`; signals go to that."""
+    """featcli in a process and a session of its own. Its process number is `featcli`, and signals go to it."""
 
     def __init__(self, *arguments: object, env=os.environ, stderr=subprocess.PIPE, **options):
         told, tells = os.pipe()
@@ -101,23 +101,23 @@ class Featcli(subprocess.Popen):
             os.kill(self.featcli, number)
 
     def end(self) -> None:
-        """After a test that failed: nobody else would."""
+        """End it after a test that failed, because nobody else would."""
         if self.poll() is None:
             os.killpg(self.featcli, signal.SIGKILL)
 
 
 @contextmanager
 def little_memory(most: int):
-    """The block may take no more than so many bytes beyond what the process has, at any moment."""
+    """Fail if the block ever takes more than so many bytes beyond what the process has."""
     status, peak = Path("/proc/self/status"), re.compile(r"VmHWM:\s+(\d+) kB")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest value so far
     before = int(peak.search(status.read_text())[1])
     yield
     assert (int(peak.search(status.read_text())[1]) - before) * 1024 < most
 
 
 def draw(path: Path, seed: int, size: tuple[int, int] = (96, 80)) -> Path:
-    """A smooth coloured picture, another one for each seed."""
+    """Draw a smooth coloured picture, another one for each seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
@@ -126,7 +126,7 @@ def draw(path: Path, seed: int, size: tuple[int, int] = (96, 80)) -> Path:
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder with twelve pictures, some of them in a folder below."""
+    """Make a folder with twelve pictures, some of them in a folder below."""
     for i in range(12):
         draw(tmp_path / "photos" / ("trip" if i % 3 == 0 else "") / f"{i:02d}.{'png' if i % 2 else 'jpg'}", i)
     return tmp_path / "photos"
@@ -134,7 +134,7 @@ def photos(tmp_path):
 
 @pytest.fixture(scope="session")
 def swin_folder(tmp_path_factory):
-    """A small Swin of transformers, and a ViT image processor for 224x224 pixels."""
+    """Save a small Swin of transformers, and a ViT image processor for 224x224 pixels."""
     transformers = pytest.importorskip("transformers")
     import torch
 
@@ -148,7 +148,7 @@ def swin_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def resnet_folder(tmp_path_factory):
-    """A small ResNet of transformers, of bottlenecks as ResNet-50 is, with its own kind of image processor."""
+    """Save a small ResNet of transformers with bottlenecks, as ResNet-50 has, and its own kind of image processor."""
     transformers = pytest.importorskip("transformers")
     import torch
 
@@ -162,7 +162,7 @@ def resnet_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def dinov2_folder(tmp_path_factory):
-    """A small DINOv2: tokens, a class token, a processor that crops."""
+    """Save a small DINOv2: tokens, a class token, and a processor that crops."""
     transformers = pytest.importorskip("transformers")
     import torch
 
@@ -176,12 +176,12 @@ def dinov2_folder(tmp_path_factory):
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its bytes."""
+    """Return the bytes of every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def upright(path: Path) -> Image.Image:
-    """The picture as a person sees it, by Pillow alone."""
+    """Return the picture as a person sees it, by Pillow alone."""
     from PIL import ImageOps
 
     with Image.open(path) as picture:
@@ -195,7 +195,7 @@ SHARDS = 48
 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory):
-    """A picture for each of many shards; one is broken."""
+    """Make a picture for each of many shards; one is broken."""
     folder = tmp_path_factory.mktemp("many")
     for i in range(SHARDS):
         draw(folder / f"{i:02d}.png", i, (32, 32))
@@ -205,7 +205,7 @@ def many(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole(many, tmp_path_factory):
-    """The dump of those that one process makes."""
+    """Make the dump of those pictures in one process."""
     target = tmp_path_factory.mktemp("whole") / "d"
     with pytest.raises(SystemExit) as ended:
         main(["extract", str(many), *MANY_SHARDS, "-o", str(target), "-q"])
@@ -214,26 +214,26 @@ def whole(many, tmp_path_factory):
 
 
 def content(dump: Path) -> dict[str, bytes]:
-    """Every file of a dump and what is in it."""
+    """Return the bytes of every file of a dump."""
     return {str(path.relative_to(dump)): path.read_bytes() for path in dump.rglob("*") if path.is_file()}
 
 
 def hooked(**variables: object) -> dict[str, str]:
-    """The environment in which workers have those hooks."""
+    """Return the environment in which workers have those hooks."""
     hooks = Path(__file__).parent / "worker_hooks"
     path = os.pathsep.join([str(hooks), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, **{name: str(value) for name, value in variables.items()}}
 
 
 def finished(*arguments: object, **options) -> tuple[int, str]:
-    """What a process ended with, and said on stderr."""
+    """Return the exit code of a process, and what it said on stderr."""
     run = Featcli(*arguments, **options)
     err = run.communicate()[1]
     return run.returncode, err
 
 
 def at_work(*arguments: object, shards: int = 10, **options) -> Featcli:
-    """A process that has committed so many shards and goes on."""
+    """Return a process that has committed so many shards and continues."""
     run = Featcli(*arguments, **options)
     for line in run.stderr:
         shards -= "committed" in line

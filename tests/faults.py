@@ -1,7 +1,7 @@
-"""A small extraction in a process of its own, killed or refused at the n-th call that changes the disk, or that reads.
+"""Run a small extraction in its own process, killed or refused at the n-th call that changes the disk or reads.
 
-What is read are images, the dump and the checkpoint. A read fails once, or each that comes after it fails too, as it
-does when a share goes away.
+Reads are those of images, the dump and the checkpoint. A read fails once, or all reads after it fail, too, as they do
+when a share goes away.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OPTIONS = {
 
 @dataclass
 class Ended:
-    """How a run ended: its exit code (-9: killed), and which calls it made."""
+    """How a run ended: its exit code (-9 if killed), and the calls that it made."""
 
     code: int
     calls: list[str]
@@ -49,20 +49,20 @@ class Ended:
 
 @dataclass
 class Scene:
-    """What is there before the run, and what is run; `expected` is what it leaves when nothing happens to it."""
+    """What is on the disk before a run, and what is run. `expected` is what it leaves if nothing happens to it."""
 
-    photos: Any  # what is extracted
+    photos: Any  # images that are extracted
     format_name: str
     start: Path | None = None  # a dump to begin with
     options: dict[str, Any] = field(default_factory=dict)
     links: bool = True  # False: the file system refuses hard links, as some network shares and memory cards do
-    locks: bool = True  # False: it refuses locks
-    keeps: bool = False  # the rows of an unfinished shard are kept after each batch, and what is computed is counted
+    locks: bool = True  # False: the file system refuses locks
+    keeps: bool = False  # rows of an unfinished shard are kept after each batch, and computed images are counted
     calls: list[str] = field(default_factory=list)
     expected: dict[str, bytes] = field(default_factory=dict)
 
     def rehearse(self, dump: Path, names: tuple[str, ...] = CALLS) -> None:
-        """Run undisturbed."""
+        """Run without a fault."""
         from conftest import tree
 
         ended = self.run(dump, names=names)
@@ -70,7 +70,7 @@ class Scene:
         self.calls, self.expected = ended.calls, tree(dump)
 
     def run(self, dump: Path, fault: str = "", at: int = -1, names: tuple[str, ...] = CALLS) -> Ended:
-        """Extract in a forked child, beginning with `start`; the call number `at` (from 0) meets the fault."""
+        """Extract in a forked child, beginning with `start`. Call number `at` (from 0) meets the fault."""
         if self.start is not None and not dump.exists():
             shutil.copytree(self.start, dump)
         below = dump if names == CALLS else dump.parents[1]
@@ -96,9 +96,9 @@ class Scene:
             return extract(self.photos, output=dump, report=report, **options).exit_code
 
     def loses(self, first: str, again: str) -> str:
-        """What the second run computed though the first had put it on the disk, by what each of them told; or nothing.
+        """Say which images the second run computed although the first had them on the disk; "" if there are none.
 
-        The last batch of a shard is always computed: it is what commits the shard.
+        The last batch of a shard is always computed, because it commits the shard.
         """
         from featcli.dump.folder import Dump
 
@@ -117,9 +117,10 @@ class Scene:
         return "" if computed <= needed else f"{computed} images computed, though {safe} were on the disk"
 
     def survives_reading(self, dump: Path, fault: str, at: int) -> str:
-        """What is wrong after a read that failed, or after one more run of the same command; empty where nothing is.
+        """Say what is wrong after a read that failed, or after one more run of the same command; "" if nothing is.
 
-        A run that does not end as the machine's fault has done all of its work: it did not need what it did not read.
+        A run that does not end with the machine's fault has done all its work, so it did not need what it could not
+        read.
         """
         from conftest import tree
         from featcli.dump.verify import verify
@@ -142,7 +143,7 @@ class Scene:
         return f"{where}: {lost}" if lost else ""
 
     def survives(self, dump: Path, fault: str, at: int) -> str:
-        """What is wrong after a fault, or after one more run of the same command; empty where nothing is."""
+        """Say what is wrong after a fault, or after one more run of the same command; "" if nothing is."""
         from conftest import tree
         from featcli.dump.verify import verify
         from featcli.errors import FeatcliError
@@ -150,7 +151,7 @@ class Scene:
         ended = self.run(dump, fault, at)
         first = _events_of(dump).read_text() if self.keeps else ""
         where = f"{self.format_name}, {fault} at call {at} ({ended.calls[at] if at < len(ended.calls) else 'none'})"
-        # A file that is of no use any more may stay where it cannot be removed; on a full disk a record is tried twice.
+        # A file that is no longer needed may stay if it cannot be removed. On a full disk a record is tried twice.
         goes_on = fault != "kill" and ended.code in (0, 3)
         if goes_on and ended.calls[at] != "unlink" and tree(dump) != self.expected:
             return f"{where}: other bytes at once"
@@ -163,16 +164,16 @@ class Scene:
                 return f"{where}: {error}"
             if [damage for damage in verdict.damages if damage.what not in self._known()]:
                 return f"{where}: {verdict.damages}"
-        may_leave = fault == "kill" or ended.calls[at] == "unlink" or not self.locks  # a file whose writer may live
+        may_leave = fault == "kill" or ended.calls[at] == "unlink" or not self.locks  # the writer of the file may live
         records = "".join(one.read_text() for one in dump.rglob("*.unfinished.json"))
-        left = [one for one in dump.rglob("*.partial") if one.name not in records]  # nobody takes it up
+        left = [one for one in dump.rglob("*.partial") if one.name not in records]  # nobody resumes these
         if left and not may_leave:
             return f"{where}: left {left}"
         again = self.run(dump)
         if again.code not in (0, 3):
             return f"{where}: the next run ended in {again.code}"
         made = tree(dump)
-        if not self.locks:  # small files, of which nobody can tell whether they are being written, stay
+        if not self.locks:  # small files stay, because nobody can tell whether they are being written
             made = {name: content for name, content in made.items() if ".json" not in name or name[-8:] != ".partial"}
         if made != self.expected:
             return f"{where}: other bytes"
@@ -180,14 +181,14 @@ class Scene:
         return f"{where}: {lost}" if lost else ""
 
     def _known(self) -> set[str]:
-        """The damages that are there before the run."""
+        """Return the damages that are there before the run."""
         from featcli.dump.verify import verify
 
         return {damage.what for damage in verify(self.start).damages} if self.start is not None else set()
 
 
 def _events_of(dump: Path) -> Path:
-    """Where the runs of a scene tell their events, a line each; beside the dump, where no fault is."""
+    """Return the file beside the dump, out of reach of faults, in which runs note their events line by line."""
     return dump.with_name(f"events of {dump.name}")
 
 
@@ -196,7 +197,7 @@ def _events(told: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def forked(work: Callable[[], int], below: Path, fault: str, at: int, names: tuple[str, ...]) -> Ended:
-    """Run in a forked child, in which a call of these `names` for what is below a folder meets the fault."""
+    """Run in a forked child, in which one call of these `names` for paths below a folder meets the fault."""
     from featcli.errors import FeatcliError
 
     receive, send = os.pipe()
@@ -222,7 +223,10 @@ def forked(work: Callable[[], int], below: Path, fault: str, at: int, names: tup
 
 
 def checks(dump: Path, fault: str = "", at: int = -1) -> tuple[Ended, str]:
-    """Verify a dump and repair it; how that ended, and what is wrong: damage found, or a file moved, where none is."""
+    """Verify and repair a dump.
+
+    Returns how that ended, and what is wrong: damage found, or a file moved, though all is well.
+    """
     from conftest import tree
     from featcli.dump.verify import repair, verify
 
@@ -241,7 +245,7 @@ def checks(dump: Path, fault: str = "", at: int = -1) -> tuple[Ended, str]:
 
 
 def reading_scenes(folder: Path, format_name: str) -> Iterator[tuple[str, Scene]]:
-    """A new dump of weights in a file; one that is resumed; one of a tar and a list; one of a transformers folder."""
+    """Yield scenes: a new dump; a resumed one; one of a tar and a list; one of a transformers folder."""
     import timm
     import torch
     from safetensors.torch import save_file
@@ -280,8 +284,10 @@ def _tiny_transformers(folder: Path) -> Path | None:
 
 
 def scenes(folder: Path, format_name: str, links: bool = True) -> Iterator[tuple[str, Scene]]:
-    """A new dump; one of large rows, which go past the page cache; one with a repaired image and a lost shard, mended;
-    one of another seed, overwritten.
+    """Yield scenes in which dumps are made, mended and overwritten.
+
+    These are: a new dump; one of large rows, which go past the page cache; one with a repaired image and a lost shard,
+    which is mended; one of another seed, which is overwritten.
     """
     from conftest import draw
     from featcli import extract
@@ -307,14 +313,16 @@ def scenes(folder: Path, format_name: str, links: bool = True) -> Iterator[tuple
 def keeping_scenes(
     folder: Path, format_name: str, links: bool = True, locks: bool = True
 ) -> Iterator[tuple[str, Scene]]:
-    """Scenes whose rows are kept after each batch: a new dump of one shard; the same where an earlier run has begun it;
-    two shards of maps that differ in size, of which the first is begun.
+    """Yield scenes whose rows are kept after each batch.
+
+    These are: a new dump of one shard; the same, begun by an earlier run; two shards of maps that differ in size, the
+    first of which is begun.
     """
     from conftest import draw
     from featcli import extract
 
     class Stop(BaseException):
-        """Stands for what stops a run."""
+        """Stands for anything that stops a run."""
 
     def stop(kind: str, **_: object) -> None:
         if kind == "batch":
@@ -354,9 +362,9 @@ def _is_ours(below, names, name, first, rest, options) -> bool:
 
 @contextlib.contextmanager
 def _watched(below: str, send: int, fault: str, at: int, names: tuple[str, ...]):
-    """Inside the block every call of these names for what is below a folder is counted, and one meets the fault.
+    """Count the calls of these names for paths below a folder inside the block. One of them meets the fault.
 
-    Of `open` that are the calls that write, or those that read, as the other names say.
+    For `open`, only calls count that write, or only those that read, as the other names do.
     """
     numbers, write = itertools.count(), os.write  # threads share the numbers
     number = {**FAULTS, **READ_FAULTS}.get(fault)

@@ -1,9 +1,9 @@
-"""The tests with what pyproject.toml declares at its ends: `make floors`.
+"""Run the tests with the oldest and the newest versions that pyproject.toml allows: `make floors`.
 
-Two environments are made in build/floors. `lowest` has the oldest Python that is there and the lower bound of every
-requirement, `newest` the newest Python and the newest release of everything. Pythons are looked for as `python3.N` on
-PATH and among pyenv's; OLDEST and NEWEST name others. torch comes with gigabytes of CUDA unless pip is told of an index
-of CPU builds, as with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
+Two environments are made in build/floors. `lowest` has the oldest Python that is found and the lower bound of every
+requirement, `newest` has the newest Python and the newest release of everything. Pythons are looked for as `python3.N`
+on PATH and among pyenv's; OLDEST and NEWEST name others. torch brings gigabytes of CUDA unless pip knows an index of
+CPU builds, as with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ else:
 REPOSITORY = Path(__file__).parent.parent
 FOLDER = REPOSITORY / "build" / "floors"
 REQUIREMENT = re.compile(r"([\w.-]+)(?:\[.*\])?>=([\w.]+)")
-MOST_MINOR = 30  # of the Pythons that are looked for
+MOST_MINOR = 30  # the highest 3.N that is looked for
 SAID = "torch torchvision timm transformers numpy pillow h5py pyarrow safetensors typer ray".split()
 
 
@@ -38,13 +38,13 @@ def requirements() -> list[str]:
 
 
 def lower_bounds(lines: Iterable[str]) -> list[str]:
-    """A pin to the lower bound of each requirement that has one: `numpy>=2` -> `numpy==2`."""
+    """Return a pin to the lower bound of each requirement that has one: `numpy>=2` -> `numpy==2`."""
     matches = (REQUIREMENT.fullmatch(line.partition(";")[0].strip()) for line in lines)
     return sorted({f"{found[1]}=={found[2]}" for found in matches if found})
 
 
 def version_of(python: str) -> tuple[int, int] | None:
-    """Which Python it is; None where it does not run, as a shim of pyenv's may not."""
+    """Return the version of a Python, or None if it does not run, as some shims of pyenv's."""
     code = "import ensurepip, sys; print(*sys.version_info[:2])"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True)
     return tuple(map(int, done.stdout.split())) if done.returncode == 0 else None
@@ -62,7 +62,7 @@ def pythons(least: tuple[int, int]) -> Iterator[tuple[tuple[int, int], str]]:
 
 
 def environment(name: str, python: str, options: list[str], requirement: str) -> Path:
-    """Make an environment, unless it was made of the same before; its folder of programs."""
+    """Make an environment, unless it was already made in the same way. Returns its folder of programs."""
     folder, made_of = FOLDER / name, FOLDER / f"{name}.made"
     want = "\n".join([python, *options, *requirements()])
     if not (made_of.is_file() and made_of.read_text() == want):
@@ -76,7 +76,7 @@ def environment(name: str, python: str, options: list[str], requirement: str) ->
 
 
 def run(name: str, python: str, options: list[str], arguments: list[str]) -> bool:
-    """Whether all tests pass there."""
+    """Return whether all tests pass there."""
     extras = ",".join(project()["optional-dependencies"])
     programs = environment(name, python, options, f".[{extras}]")
     code = (

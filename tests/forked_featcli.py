@@ -1,8 +1,8 @@
-"""featcli for the tests, forked from a process that has imported torch and timm already.
+"""Fork featcli for the tests from a process that has already imported torch and timm.
 
-Importing takes three of the four seconds of a short command. `python forked_featcli.py SOCKET FOLDER` puts a `featcli`
-into the folder, says "ready" and serves until its stdin ends. That `featcli` ends as the forked one does, by the same
-signal too; it writes the number of the forked process to the descriptor in FEATCLI_TELLS, where there is one.
+Imports take three of the four seconds of a short command. `python forked_featcli.py SOCKET FOLDER` puts a `featcli`
+into the folder, says "ready", and serves until its stdin ends. That `featcli` ends as the forked process does, also by
+the same signal. It writes the number of the forked process to the descriptor in FEATCLI_TELLS, if that is set.
 """
 
 import atexit
@@ -47,7 +47,7 @@ def serve(path: str, folder: str) -> None:
     client.chmod(0o755)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that look after the forked ones
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that watch the forked ones
     while listener in select.select([listener, sys.stdin], [], [])[0]:
         asking = listener.accept()[0]
         if not os.fork():
@@ -56,7 +56,7 @@ def serve(path: str, folder: str) -> None:
             forked = os.fork()
             if not forked:
                 become(asking)
-            for number in (0, 1):  # the server has ended when nobody has these any more
+            for number in (0, 1):  # the server has ended when nobody holds these any more
                 os.dup2(os.open(os.devnull, os.O_RDWR), number)
             asking.send(f"{forked}\n".encode())
             asking.send(f"{os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])}\n".encode())
@@ -65,11 +65,11 @@ def serve(path: str, folder: str) -> None:
 
 
 def become(asking: socket.socket) -> None:
-    """Be that command, in this process, with a session of its own."""
+    """Become that command in this process, with a session of its own."""
     from featcli.cli.boundary import main
 
     os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is deaf to it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     said, descriptors, *_ = socket.recv_fds(asking, 1 << 20, 3)
     asking.close()
     arguments, folder, environment = json.loads(said)
@@ -86,7 +86,7 @@ def become(asking: socket.socket) -> None:
         sys.stdout.flush()
         threading._shutdown()
         atexit._run_exitfuncs()
-        os._exit(ended.code or 0)  # taking torch apart takes as long as importing it
+        os._exit(ended.code or 0)  # to free torch takes as long as to import it
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A reader of dumps that was written from docs/format.md alone: it imports nothing of featcli."""
+"""Read dumps by docs/format.md alone: this file imports nothing of featcli."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def read_shard(path):
 
 
 def read_dump(folder):
-    """{stage: {key: array}} of the images that were read, every hash checked on the way."""
+    """Return {stage: {key: array}} of the images that were read. Every hash is checked."""
     manifest, maps = read_json(Path(folder) / "manifest.json"), {}
     for record in manifest["shards"]:
         keys, arrays = read_shard(Path(folder) / "shards" / record["file"])

@@ -1,8 +1,8 @@
-"""One run of one shard, killed again and again: `python tests/kills.py`, which `make torture` runs too.
+"""Kill one run of one shard again and again: `python tests/kills.py`, which `make torture` runs, too.
 
-Each try is a process that is forked, works at a set pace and meets SIGKILL at a random moment; the next goes on with
-the same command. What it lost is what it and those before it had made and is not on the disk: no more than the rows of
-the last minute, which is made shorter here, and those of the batches that were on their way.
+Each try is a forked process that works at a fixed pace and meets SIGKILL at a random moment; the next one runs the same
+command. A try loses what all tries so far have made and is not on the disk. That may be only the rows of the last
+minute, which is shorter here, and those of the batches that were on their way.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ FORMATS = ("hdf5", "safetensors")
 BATCH = 2
 IN_FLIGHT = 4  # batches: one at the backbone, one at the writer, two between them
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "threads": 1, "decode_threads": 1, "batch_size": BATCH}
-OPTIONS |= {"layout": "channels-last", "fold": True}  # a trial may come out either way
+OPTIONS |= {"layout": "channels-last", "fold": True}  # otherwise a trial may choose either way
 
 
 @dataclass
 class Kill:
-    """What one kill cost."""
+    """The cost of one kill."""
 
     computed: int  # images, by that try
     lost: int  # rows that were made and are not on the disk
-    allowed: int  # rows that a minute at the set pace and the batches on their way account for
+    allowed: int  # rows that a minute at this pace makes, and those of batches on their way
 
 
 @dataclass
 class Told:
-    """What became of a shard under all of its kills."""
+    """The result of a shard after all of its kills."""
 
     title: str
     rows: int
@@ -72,8 +72,10 @@ HEADER = "| shard                |  rows | kills | computed |  lost | median | m
 def killed(
     folder: Path, kind: str, format_name: str, kills: int, seconds: float, pace: float, rows: int, longest: float
 ) -> Told:
-    """Kill a run so often; let it end; compare. `seconds`: that stand for the minute; `pace`: of an image; `longest`:
-    of those minutes that a try is let live.
+    """Kill a run this often, let it end, and compare.
+
+    `seconds` stand for the minute, `pace` is that of an image, and `longest` is the number of such minutes that a try
+    may live.
     """
     told = Told(f"{kind}, {format_name}", rows)
     options = {**OPTIONS, **KINDS[kind], "format": format_name, "shard_size": rows}
@@ -110,7 +112,7 @@ def killed(
 
 
 def _begun(folder: Path, dump: Path, options: dict[str, Any], pace: float, seconds: float) -> int:
-    """A forked process that extracts, and tells its events beside the dump."""
+    """Return a forked process that extracts and notes its events beside the dump."""
     child = os.fork()
     if child:
         return child
@@ -150,13 +152,13 @@ def _told_by(dump: Path) -> Path:
 
 
 def _events(dump: Path) -> list[Any]:
-    """Of the last try."""
+    """Return the events of the last try."""
     lines = _told_by(dump).read_text().splitlines() if _told_by(dump).exists() else []
     return [json.loads(line) for line in lines if line.endswith("]")]
 
 
 def _safe(dump: Path) -> int:
-    """Rows that are on the disk."""
+    """Return the number of rows on the disk."""
     from featcli.dump.folder import Dump
 
     found = Dump.existing(dump)
@@ -174,8 +176,8 @@ def main(
     pace: float = 0.04,
     rows: int = 4000,
 ) -> list[str]:
-    """Kill a run of each kind; print a table; what is wrong."""
-    import timm  # noqa: F401  (before the forks: no child need import it)
+    """Kill a run of each kind and print a table. Returns what is wrong."""
+    import timm  # noqa: F401  (before the forks, so that no child has to import it)
 
     import featcli.extraction.extract  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""Checkpoints with the names of official repositories, made of timm's models: each of timm's converters, backwards."""
+"""Make checkpoints with the names of official repositories from timm's models, by the inverse of each converter."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ ONE = torch.ones(1)
 class Official:
     """A checkpoint of an official repository."""
 
-    arch: str  # whose weights these are
-    source: str  # where timm writes these names down
-    back: Callable[[State], Any]  # timm's names of a model with a head -> what is in the official file
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # that make the model small
-    size: int | None = None  # where its constructor wants to know it
+    arch: str  # architecture of the weights
+    source: str  # where timm's code has these names
+    back: Callable[[State], Any]  # timm's names of a model with a head -> the content of the official file
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # make the model small
+    size: int | None = None  # if its constructor needs it
     head: bool = True  # whether the file has the tensors of a classifier
-    noughts: tuple[str, ...] = ()  # parameters that are nought, and not in the file
-    ordered: bool = False  # whether the converter goes by the order of names, which a file of safetensors does not keep
-    weights_key: str | None = None  # where a file has more than one set of weights
+    noughts: tuple[str, ...] = ()  # parameters that are zero and not in the file
+    ordered: bool = False  # whether the converter depends on the order of names, which safetensors does not keep
+    weights_key: str | None = None  # if a file has more than one set of weights
 
     def model(self) -> torch.nn.Module:
-        """The small model, with weights that are all different."""
+        """Return the small model; all its weights differ."""
         torch.manual_seed(0)
         arguments = dict(self.arguments) | ({"img_size": self.size} if self.size else {})
         model = timm.create_model(self.arch, num_classes=3 if self.head else 0, **arguments)
@@ -45,13 +45,13 @@ class Official:
         return model.eval()
 
     def options(self) -> dict[str, Any]:
-        """What load_backbone is told beside the file."""
+        """Return what load_backbone is told in addition to the file."""
         size = {"image_size": self.size} if self.size else {}
         return {"arch": self.arch, "model_arg": dict(self.arguments), "weights_key": self.weights_key, **size}
 
 
 def renamed(*pairs: tuple[str, str | Callable[[re.Match[str]], str]]) -> Callable[[State], State]:
-    """The same tensors with these patterns in their names replaced, one after the other."""
+    """Return a function that replaces these patterns in the names of tensors, one after another."""
 
     def back(state: State) -> State:
         found = {}
@@ -67,22 +67,22 @@ def renamed(*pairs: tuple[str, str | Callable[[re.Match[str]], str]]) -> Callabl
 
 
 def under(prefix: str, state: State, **more: torch.Tensor) -> State:
-    """The same tensors with a prefix before their names, and others beside them."""
+    """Put a prefix before the names of tensors, and add others."""
     return {prefix + key: tensor for key, tensor in state.items()} | more
 
 
 def less(by: int = 1) -> Callable[[re.Match[str]], str]:
-    """What re.sub puts in place of a match: its first group, the number in the second less so much, the third."""
+    """Return a replacement for re.sub: the first group, the second group's number minus `by`, the third group."""
     return lambda found: f"{found[1]}{int(found[2]) - by}{found[3]}"
 
 
 def more(by: int = 1) -> Callable[[re.Match[str]], str]:
-    """The same with a number that is greater."""
+    """Return the same replacement with a number that is larger by `by`."""
     return less(-by)
 
 
 def counted(depths: tuple[int, ...], pattern: str, new: str) -> Callable[[State], State]:
-    """The same tensors with blocks that are counted through all stages: the pattern has the stage and the block."""
+    """Return a function that numbers blocks through all stages. The pattern finds the stage and the block."""
 
     def place(found: re.Match[str]) -> str:
         return new.format(sum(depths[: int(found[1])]) + int(found[2]))
@@ -105,7 +105,7 @@ PE = renamed(
 
 
 def bare(state: State) -> State:
-    """Positions and class token without the dimensions that timm puts before them."""
+    """Remove the dimensions that timm puts before positions and class token."""
     found = dict(state)
     found["positional_embedding"] = found["positional_embedding"][0]
     if "class_embedding" in found:
@@ -114,7 +114,7 @@ def bare(state: State) -> State:
 
 
 def clip(state: State, prefix: str = "visual.") -> State:
-    """openai/CLIP and OpenCLIP: the projection has no bias and lies the other way; the text tower is beside."""
+    """Name tensors as openai/CLIP and OpenCLIP: a transposed projection without bias, and a text tower."""
     found = bare(CLIP({key: tensor for key, tensor in state.items() if not key.startswith("head.")}))
     found["proj"] = state["head.weight"].T
     text = {"transformer.resblocks.0.attn.in_proj_weight": ONE, "logit_scale": ONE, "positional_embedding": ONE}
@@ -122,12 +122,12 @@ def clip(state: State, prefix: str = "visual.") -> State:
 
 
 def perception_encoder(state: State) -> State:
-    """facebookresearch/perception_models."""
+    """Name tensors as facebookresearch/perception_models."""
     return under("visual.", bare(PE(state)), logit_scale=ONE)
 
 
 def with_registers(state: State) -> State:
-    """facebookresearch/dinov2 with registers: the class token has a position of its own."""
+    """Name tensors as facebookresearch/dinov2 with registers: the class token has a position of its own."""
     found = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
     own = torch.rand(1, 1, found["pos_embed"].shape[2])
     found["register_tokens"] = found.pop("reg_token")
@@ -137,13 +137,13 @@ def with_registers(state: State) -> State:
 
 
 def ijepa(state: State) -> dict[str, Any]:
-    """facebookresearch/ijepa: encoders and a predictor in containers of one file."""
+    """Name tensors as facebookresearch/ijepa: encoders and a predictor in containers of one file."""
     found = under("module.", state)
     return {"encoder": found, "predictor": under("module.", {"predictor_embed.weight": ONE}), "epoch": 300}
 
 
 def beit3(state: State) -> dict[str, Any]:
-    """microsoft/unilm beit3: query, key and value apart, two branches of which one is the picture's."""
+    """Name tensors as microsoft/unilm beit3: separate query, key and value, and a branch for pictures of two."""
     swap = renamed(
         (r"\.attn\.norm\.", ".self_attn.inner_attn_ln.A."), (r"\.attn\.proj\.", ".self_attn.out_proj.A."),
         (r"\.mlp\.norm\.", ".ffn.A.ffn_layernorm."), (r"\.mlp\.", ".ffn.A."),
@@ -168,7 +168,7 @@ def beit3(state: State) -> dict[str, Any]:
 
 
 def radio(state: State) -> State:
-    """NVlabs/RADIO: a linear layer for patches, one class token for each teacher, then registers."""
+    """Name tensors as NVlabs/RADIO: a linear layer for patches, a class token for each teacher, then registers."""
     found = {key: tensor for key, tensor in state.items() if key.startswith("blocks.")}
     found["patch_generator.embedder.weight"] = state["patch_embed.proj.weight"].flatten(1)
     found["patch_generator.pos_embed"] = state["pos_embed"]
@@ -177,7 +177,7 @@ def radio(state: State) -> State:
 
 
 def dinov3(state: State) -> State:
-    """facebookresearch/dinov3: a bias that is nought, a mask for it, and rotary periods."""
+    """Name tensors as facebookresearch/dinov3: a bias that is zero, a mask for it, and rotary periods."""
     found = renamed((r"gamma_(\d)$", r"ls\1.gamma"), ("^reg_token", "storage_tokens"))(state)
     for key in [key for key in found if key.endswith("attn.qkv.weight")]:
         found[key.replace("weight", "bias")] = torch.zeros(found[key].shape[0])
@@ -186,7 +186,7 @@ def dinov3(state: State) -> State:
 
 
 def fcmae(state: State) -> State:
-    """facebookresearch/ConvNeXt-V2: its response normalisation has four dimensions, and masked training a decoder."""
+    """Name tensors as facebookresearch/ConvNeXt-V2: four dimensions in its response normalisation, and a decoder."""
     found = CONVNEXT({key.replace("mlp.grn.weight", "grn.gamma").replace("mlp.grn.bias", "grn.beta"): tensor
                       for key, tensor in state.items()})  # fmt: skip
     found = {key: tensor[None, None, None] if ".grn." in key else tensor for key, tensor in found.items()}
@@ -199,12 +199,12 @@ CONVNEXT = renamed(
     (r"^stages\.(\d)\.blocks\.(\d+)", r"stages.\1.\2"), (r"conv_dw", "dwconv"), (r"mlp\.fc", "pwconv"),
     (r"^head\.norm", "norm"), (r"^head\.fc", "head"),
 )  # fmt: skip
-# microsoft/Swin-Transformer, both versions: a stage ends with what makes its successor smaller.
+# microsoft/Swin-Transformer, both versions: the layer that makes maps smaller ends a stage.
 SWIN = renamed((r"^(layers\.)(\d)(\.downsample)", less()), (r"^head\.fc\.", "head."))
 
 
 def swin(state: State, *tables: str) -> dict[str, Any]:
-    """microsoft/Swin-Transformer: with the tables that the model computes."""
+    """Name tensors as microsoft/Swin-Transformer, with the tables that the model computes."""
     found = SWIN(state)
     for block in {key.partition(".attn.")[0] for key in found if ".attn." in key}:
         found |= {f"{block}.attn.{table}": ONE for table in tables}
@@ -223,7 +223,7 @@ FASTVIT = renamed(
 
 
 def clip_resnet(state: State) -> State:
-    """openai/CLIP, ResNets: the layers of a torchvision ResNet, and attention that pools."""
+    """Name tensors as the ResNets of openai/CLIP: the layers of a torchvision ResNet, and attention that pools."""
     parts = {"conv1_1x1": 1, "conv2_kxk": 2, "conv3_1x1": 3}
     names = renamed(
         (r"^stem\.conv(\d)\.conv", r"conv\1"), (r"^stem\.conv(\d)\.bn", r"bn\1"),
@@ -237,7 +237,7 @@ def clip_resnet(state: State) -> State:
     return under("visual.", names(state), logit_scale=ONE)
 
 
-# What timm calls the parts of a RegNet's block -> torchvision.
+# timm's names of the parts of a RegNet's block -> torchvision's.
 REGNET = (
     (r"conv1\.conv", "f.a.0"), (r"conv1\.bn", "f.a.1"), (r"conv2\.conv", "f.b.0"), (r"conv2\.bn", "f.b.1"),
     (r"se\.fc1", "f.se.excitation.0"), (r"se\.fc2", "f.se.excitation.2"),
@@ -256,19 +256,19 @@ SEER = renamed(
 
 
 def seer(state: State) -> dict[str, Any]:
-    """facebookresearch/vissl: the trunk and its heads in containers."""
+    """Name tensors as facebookresearch/vissl: the trunk and its heads in containers."""
     trunk = SEER({key: tensor for key, tensor in state.items() if not key.startswith("head.")})
     heads = {"0.clf.0.weight": state["head.fc.weight"], "0.clf.0.bias": state["head.fc.bias"]}
     return {"classy_state_dict": {"base_model": {"model": {"trunk": trunk, "heads": heads}}}, "iteration": 3}
 
 
 def by_order(state: State) -> State:
-    """Other names in the same order, as timm's converter for NextViT takes them."""
+    """Give other names in the same order, which timm's converter for NextViT relies on."""
     return {f"features.{number}.x": tensor for number, tensor in enumerate(state.values())}
 
 
 def xcit(state: State) -> dict[str, Any]:
-    """facebookresearch/xcit: query, key and value of the class blocks in one; positions have another name."""
+    """Name tensors as facebookresearch/xcit: class blocks join query, key and value; positions have another name."""
     found = dict(state)
     for key in [key for key in found if ".attn.q." in key and key.startswith("cls_attn")]:
         parts = [found.pop(key.replace(".q.", f".{name}.")) for name in "qkv"]
@@ -277,12 +277,12 @@ def xcit(state: State) -> dict[str, Any]:
 
 
 def densenet(state: State) -> State:
-    """torchvision of before 2018: a dot between a layer and its number."""
+    """Name tensors as torchvision before 2018: a dot between a layer and its number."""
     return renamed((r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2."))(state)
 
 
 def vgg(state: State) -> State:
-    """torchvision: linear layers where timm has convolutions over the last map."""
+    """Name tensors as torchvision's VGG: linear layers where timm has convolutions over the last map."""
     found = renamed(
         (r"^pre_logits\.fc1", "classifier.0"), (r"^pre_logits\.fc2", "classifier.3"), (r"^head\.fc", "classifier.6")
     )(state)
@@ -292,17 +292,17 @@ def vgg(state: State) -> State:
 
 
 def with_tables(state: State, table: str, beside: str) -> State:
-    """The same with a table that models compute, beside each tensor of this name."""
+    """Add a table that models compute beside each tensor of this name."""
     return state | {key.replace(beside, table): ONE for key in state if key.endswith(beside)}
 
 
 def more_of_stage(found: re.Match[str]) -> str:
-    """OpenMMLab counts stages from one."""
+    """Return the number of a stage as OpenMMLab counts it: from one."""
     return f"stage{int(found[1]) + 1}"
 
 
 def official(state: State) -> State:
-    """The names of timm are those of the repository."""
+    """Return timm's names, which are those of the repository."""
     return dict(state)
 
 
@@ -323,12 +323,12 @@ EFFICIENTFORMER = renamed(
 
 
 def deit3(state: State) -> State:
-    """facebookresearch/deit, DeiT III."""
+    """Name tensors as DeiT III in facebookresearch/deit."""
     return renamed((r"ls(\d)\.gamma", r"gamma_\1"))(state)
 
 
 def teacher(state: State) -> dict[str, Any]:
-    """facebookresearch/dino: a student and a teacher, each with a head."""
+    """Name tensors as facebookresearch/dino: a student and a teacher, each with a head."""
     body = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
     own = under("module.backbone.", {key: tensor + 1 for key, tensor in body.items()})
     head = {"module.head.mlp.0.weight": ONE, "module.head.last_layer.weight_g": ONE}
@@ -442,7 +442,7 @@ IFORMER = renamed(
 
 
 def mobileclip(state: State) -> State:
-    """apple/ml-mobileclip: the picture's tower, whose projection lies the other way."""
+    """Name tensors as apple/ml-mobileclip: the tower for pictures, with a transposed projection."""
     found = MOBILECLIP({key: tensor for key, tensor in state.items() if not key.startswith(("head.", "pos_embed"))})
     found["pos_embed.pos_embed.pos_embed"] = state["pos_embed"][None]
     found["classifier.proj"] = state["head.weight"].T
@@ -450,7 +450,7 @@ def mobileclip(state: State) -> State:
 
 
 def deepseek(state: State) -> State:
-    """deepseek-ai: a tower in a language model, whose patches go through a linear layer."""
+    """Name tensors as deepseek-ai: a tower inside a language model, with a linear layer for patches."""
     found = {key.removeprefix("encoder."): tensor for key, tensor in state.items() if key.startswith("encoder.")}
     found["patch_embed.proj.weight"] = found["patch_embed.proj.weight"].flatten(1)
     names = renamed((r"attn\.qkv", "attn.wqkv"), (r"attn\.proj", "attn.wo"), (r"mlp\.fc(\d)", r"mlp.w\1"))
@@ -458,7 +458,7 @@ def deepseek(state: State) -> State:
 
 
 def qwen(state: State) -> State:
-    """Qwen: a tower in a language model, whose patches are of two frames."""
+    """Name tensors as Qwen: a tower inside a language model, with patches of two frames."""
     found = {key.removeprefix("encoder."): tensor for key, tensor in state.items() if key.startswith("encoder.")}
     found["patch_embed.proj.weight"] = (found["patch_embed.proj.weight"] / 2)[:, :, None].repeat(1, 1, 2, 1, 1)
     found["pos_embed.weight"] = found.pop("pos_embed")[0]
@@ -467,13 +467,13 @@ def qwen(state: State) -> State:
 
 
 def gemma(state: State) -> State:
-    """google/gemma-4: a tower in a language model."""
+    """Name tensors as google/gemma-4: a tower inside a language model."""
     found = {key.removeprefix("encoder."): tensor for key, tensor in state.items() if key.startswith("encoder.")}
     return under("model.vision_tower.", GEMMA(found), **{"model.language_model.norm.weight": ONE})
 
 
 def resmlp(state: State) -> State:
-    """facebookresearch/deit, ResMLP: an affine layer's numbers have one dimension."""
+    """Name tensors as ResMLP in facebookresearch/deit: the numbers of an affine layer have one dimension."""
     names = renamed(
         (r"^stem\.", "patch_embed."),
         (r"linear_tokens\.", "attn."),
@@ -484,13 +484,13 @@ def resmlp(state: State) -> State:
 
 
 def mvit(depths: tuple[int, ...]) -> Callable[[State], dict[str, Any]]:
-    """facebookresearch/mvit: blocks are counted through all stages."""
+    """Return a function that names tensors as facebookresearch/mvit, which numbers blocks through all stages."""
     names = renamed((r"shortcut_proj_attn", "proj"), (r"^head\.fc", "head.projection"))
     return lambda state: {"model_state": counted(depths, r"^stages\.(\d)\.blocks\.(\d+)", "blocks.{}")(names(state))}
 
 
 def naflex(state: State) -> State:
-    """A ViT as timm has others: positions in a line, patches by a convolution."""
+    """Name tensors as timm's other ViTs: positions in a row, patches by a convolution."""
     found = renamed((r"^embeds\.proj", "patch_embed.proj"), (r"^embeds\.", ""))(state)
     weight = found["patch_embed.proj.weight"]
     found["patch_embed.proj.weight"] = weight.reshape(weight.shape[0], 16, 16, 3).permute(0, 3, 1, 2)
@@ -499,7 +499,7 @@ def naflex(state: State) -> State:
 
 
 def csat(state: State) -> State:
-    """The first CSATv2: what makes a stage smaller stands at the end of that before it."""
+    """Name tensors as the first CSATv2: the layer that makes maps smaller ends the stage before."""
     ends = {1: 2, 2: 2, 3: 8}
 
     def place(found: re.Match[str]) -> str:
@@ -1082,16 +1082,16 @@ OFFICIAL: dict[str, Official] = {
 
 
 def flat(content: Mapping[str, Any]) -> State:
-    """The tensors in the only container of a file."""
+    """Return the tensors in the only container of a file."""
     inner = [value for value in content.values() if isinstance(value, Mapping)]
     return flat(inner[0]) if inner else {key: tensor.contiguous().clone() for key, tensor in content.items()}
 
 
 def read(official: Official, folder: Path, prefix: str | None = None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Maps of all stages: of an official file that featcli has read, and of the model whose weights are in it.
+    """Return the maps of all stages twice: of an official file read by featcli, and of the model with its weights.
 
-    With a prefix before its names the file is one of safetensors, without any container, unless the order of names is
-    to be kept. What is undecided is allowed.
+    With a prefix before its names, the file is a safetensors file without containers, unless the order of names must be
+    kept. Undecided tensors are allowed.
     """
     model = official.model()
     content = official.back(model.state_dict())

@@ -1,7 +1,7 @@
-"""A Ray cluster on this machine, for test_ray.py, with one node for workers: says its address, then does as it is told.
+"""Run a Ray cluster on this machine for test_ray.py. It has one node for workers, says its address, and takes commands.
 
-`python ray_cluster.py` reads lines: "add" brings another node, "kill" ends the oldest without a word to the others; the
-end of stdin ends the cluster.
+`python ray_cluster.py` reads lines: "add" adds a node, "kill" ends the oldest node without telling the others. The end
+of stdin ends the cluster.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The rules by which stages are chosen, against transformers' own, over whatever combination can be asked."""
+"""Compare the rules by which stages are chosen with transformers' own, over every combination that can be asked."""
 
 import pytest
 from hypothesis import example, given, settings
@@ -13,18 +13,18 @@ NAMES = ["stem", "stage1", "stage2", "stage3", "stage4"]
 
 
 class Configuration(backbone_utils.BackboneConfigMixin):
-    """A transformers configuration that is nothing but its stages."""
+    """A transformers configuration that has only stages."""
 
     def __init__(self, names):
         self.stage_names = names
 
 
 def by_transformers(names, features, indices):
-    """The positions that transformers chooses, or the message with which it refuses."""
+    """Return the positions that transformers chooses, or the message with which it refuses."""
     configuration = Configuration(names)
     try:
         configuration.set_output_features_output_indices(features, indices)
-    except (ValueError, IndexError) as error:  # IndexError: of an index that is too negative
+    except (ValueError, IndexError) as error:  # IndexError: for an index that is too negative
         return f"refused: {error}"
     return tuple(names.index(feature) for feature in configuration.out_features)
 
@@ -37,7 +37,7 @@ def by_featcli(names, features, indices):
 
 
 def in_order(names, features, indices):
-    """The same request in network order."""
+    """Return the same request in network order."""
     if features is not None:
         features = sorted(features, key=lambda name: names.index(name) if name in names else -1)
     if indices is not None:
@@ -58,9 +58,7 @@ def in_order(names, features, indices):
 @example(count=5, features=["stage4"], indices=[4, -1])
 @example(count=5, features=[], indices=[])
 def test_the_same_stages_or_both_refuse(count, features, indices):
-    """featcli chooses what transformers chooses and refuses what it refuses, with two exceptions, both on purpose:
-    an order other than the network's is no error, and to choose no stage at all is one.
-    """
+    """featcli and transformers agree, except that any order is allowed, and a choice of no stage is an error."""
     names = NAMES[:count]
     theirs, ours = by_transformers(names, features, indices), by_featcli(names, features, indices)
     if theirs == () or (isinstance(theirs, str) and isinstance(ours, str)):

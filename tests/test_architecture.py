@@ -1,4 +1,4 @@
-"""The house: which package may import which, no circles, and a page on which a newcomer finds every module."""
+"""Check the layout of the code: which package may import which, no circles, and a page that lists every module."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ import featcli
 PACKAGE = Path(featcli.__file__).parent
 REPOSITORY = PACKAGE.parent
 
-# From the command line down. A package imports itself and those below it, late imports counted.
+# The list begins with the command line. A package imports itself and those below it, late imports included.
 PACKAGES = [
     "cli",  # commands made from the spec; the one place that catches
     "extraction",  # a run as a whole
@@ -49,7 +49,7 @@ PUBLIC = [
 
 
 def modules():
-    """Name below the package -> path. A package itself has the name of its folder."""
+    """Return name below the package -> path. A package has the name of its folder."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -58,7 +58,7 @@ def modules():
 
 
 def imported(path, known):
-    """The modules of the package that a file imports, wherever in it, but for what only type checkers see."""
+    """Return the modules of the package that a file imports anywhere, except those only for type checkers."""
     waiting = [ast.parse(path.read_text())]
     while waiting:
         node = waiting.pop()
@@ -80,23 +80,23 @@ def imported(path, known):
 
 
 def test_packages_import_what_is_below_them():
-    """The flow is one way: nothing imports what stands above it, not even late or for its types."""
+    """A module imports only what stands below it, also late and for its types."""
     known, place = modules(), {name: number for number, name in enumerate(PACKAGES)}
     assert {name.partition(".")[0] for name in known} - {"", "__main__"} == set(PACKAGES)
     wrong = []
     for name, path in known.items():
-        if name in ("", "__main__"):  # the front doors
+        if name in ("", "__main__"):  # they may import everything
             continue
-        text = re.findall(r"(?:from|import) featcli\.(\w+)", path.read_text())  # what type checkers see, too
+        text = re.findall(r"(?:from|import) featcli\.(\w+)", path.read_text())  # also imports for type checkers
         wrong += [(name, below) for below in text if place[below] < place[name.partition(".")[0]]]
     assert wrong == []
 
 
 def test_there_are_no_circles():
-    """No module needs, by way of others, itself: late imports hide no circle."""
+    """No module needs itself by way of others, late imports included."""
     known = modules()
     left = {name: {below for below in imported(path, known) if below != name} for name, path in known.items()}
-    del left[""]  # the front door imports late, by name
+    del left[""]  # it imports late, by name
     while left:
         free = {name for name, needs in left.items() if not needs & left.keys()}
         assert free, f"in or behind a circle: {sorted(left)}"
@@ -105,7 +105,7 @@ def test_there_are_no_circles():
 
 
 def test_packages_say_what_comes_in_and_what_goes_out():
-    """The first line of each package tells what it is given and what it gives."""
+    """The first line of each package says what comes in and what goes out."""
     for name in PACKAGES[:-2]:
         text = ast.get_docstring(ast.parse((PACKAGE / name / "__init__.py").read_text())) or ""
         assert "come in" in text or "comes in" in text, name
@@ -113,7 +113,7 @@ def test_packages_say_what_comes_in_and_what_goes_out():
 
 
 def test_the_architecture_page_has_a_line_for_every_module():
-    """A newcomer finds every module in the tree of docs/architecture.md at its place, and none that is gone."""
+    """docs/architecture.md has every module in its place in the tree, and none that is gone."""
     page = (REPOSITORY / "docs" / "architecture.md").read_text()
     listed, above = [], []
     for line in page[page.index("featcli/\n") : page.index("\ntests/")].splitlines():
@@ -138,7 +138,7 @@ def test_no_function_is_long():
 
 
 def test_settings_are_read_in_one_place():
-    """Nobody but dump/settings.py takes what was chosen for a run out of it by a text."""
+    """Only dump/settings.py reads the choices of a run by their names as text."""
     wrong = [
         f"{name}:{number}: {line.strip()}"
         for name, path in modules().items()
@@ -161,10 +161,10 @@ def test_an_option_is_declared_once():
 
 
 def test_public_names():
-    """What `import featcli` offers is this, all of it importable, and nothing else by accident."""
+    """`import featcli` offers exactly these names, and all of them can be imported."""
     assert featcli.__all__ == PUBLIC
     assert all(callable(getattr(featcli, name)) for name in PUBLIC)
-    assert callable(featcli.extract)  # never shadowed by a module of that name
+    assert callable(featcli.extract)  # no module of that name hides it
 
 
 def test_tests_are_promises():

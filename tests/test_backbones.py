@@ -37,7 +37,7 @@ def run(backbone):
     ["test_resnet", "test_vit", "test_efficientnet", "test_mambaout"],
 )
 def test_timm_maps_equal_timms_own(name):
-    """Every stage of a cut backbone is bit for bit what timm's whole model yields for timm's own transform."""
+    """Every stage of a cut backbone equals, bit for bit, that of timm's whole model with timm's own transform."""
     model = reference(name)
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     with torch.inference_mode():
@@ -72,7 +72,7 @@ def test_last_stage_is_what_the_model_itself_ends_in():
     ],
 )
 def test_stage1_has_stride_4_in_every_pyramid(strides, expected):
-    """timm's taps are named by what they are, not by where timm begins to count."""
+    """timm's maps are named by their stride, wherever timm begins to count."""
     assert names_by_stride(strides) == expected
 
 
@@ -83,7 +83,7 @@ def flops_of(module):
 
 
 def prefix_of(model):
-    """The layers up to stage2 of a ResNet, or stage1 of an EfficientNet, and nothing else."""
+    """Return the layers up to stage2 of a ResNet, or stage1 of an EfficientNet, and nothing else."""
     if hasattr(model, "layer2"):
         return torch.nn.Sequential(model.conv1, model.bn1, model.act1, model.maxpool, model.layer1, model.layer2)
     return torch.nn.Sequential(model.conv_stem, model.bn1, *model.blocks[:2])
@@ -91,7 +91,7 @@ def prefix_of(model):
 
 @pytest.mark.parametrize(("name", "stage"), [("resnet50", "stage2"), ("efficientnet_b0", "stage1")])
 def test_only_what_is_needed_is_computed(name, stage):
-    """A cut backbone costs what the layers up to its deepest stage cost, to 3 %, and its later weights are gone."""
+    """A cut backbone costs what the layers up to its deepest stage cost, to 3 %, and has no later weights."""
     model = reference(name)
     prefix = prefix_of(model)
     backbone = load_backbone(name, random_init=True, out_features=[stage])
@@ -122,14 +122,14 @@ def test_class_token():
 
 
 def test_random_weights_follow_the_seed():
-    """One seed gives the same weights each time, another seed others."""
+    """A seed gives the same weights each time, and another seed gives others."""
     digests = [load_backbone("test_resnet", random_init=True, seed=seed).digest for seed in (0, 0, 1)]
     assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize(("name", "size"), [("resnet18", (96, 160)), ("vit_tiny_patch16_224", (64, 96))])
 def test_image_size(name, size):
-    """Another input size is timm's own model and transform at that size."""
+    """For another input size, the maps are those of timm's own model and transform at that size."""
     source = resolve(CheckpointSpec(checkpoint=name, image_size=size))
     kwargs = {"img_size": size} if name.startswith("vit") else {}
     model = reference(name, **kwargs)
@@ -162,7 +162,7 @@ def test_weights_files(tmp_path, weights, prefix, suffix):
 
 
 def test_training_checkpoint(tmp_path, weights):
-    """A training checkpoint gives its averaged weights, not the last ones, and its options do no harm."""
+    """A training checkpoint gives its averaged weights instead of the last ones, and its options do no harm."""
     worse = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     layer = torch.nn.Linear(2, 2)
     layer(torch.ones(1, 2)).sum().backward()
@@ -188,7 +188,7 @@ def test_training_checkpoint(tmp_path, weights):
     ],
 )
 def test_containers_of_training_checkpoints(tmp_path, weights, content, place):
-    """Whatever container the weights are in is opened, the averaged ones first, and named in what is said of them."""
+    """Weights are found in any known container, the averaged ones first, and the container is named."""
     good = {f"module.{name}": tensor for name, tensor in weights.items()} | {"fc.weight": torch.ones(2)}
     bad = {name: torch.zeros_like(tensor) for name, tensor in good.items()}
     torch.save(content(good, bad), tmp_path / "best.pth.tar")
@@ -198,14 +198,14 @@ def test_containers_of_training_checkpoints(tmp_path, weights, content, place):
 
 
 def test_two_sets_of_weights(tmp_path, weights):
-    """A student's and a teacher's weights side by side fit equally well: nobody can tell which is meant."""
+    """If a student's and a teacher's weights fit equally well, neither is chosen."""
     both = {f"{who}.{name}": tensor for who in ("student", "teacher") for name, tensor in weights.items()}
     torch.save(both, tmp_path / "w.pth")
     assert "student.* and teacher.*" in refused(tmp_path / "w.pth")
 
 
 def test_files_that_stand_for_weights(tmp_path):
-    """A pointer of git-lfs and a web page are called what they are."""
+    """A pointer of git-lfs and a web page in place of weights are named as such."""
     (tmp_path / "w.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     assert "a pointer of git-lfs" in refused(tmp_path / "w.safetensors")
     (tmp_path / "w.pth").write_text("<!DOCTYPE html><html></html>")
@@ -220,7 +220,7 @@ def refused(path, arch="test_resnet"):
 
 
 def test_weights_that_do_not_cover_the_backbone(tmp_path, weights):
-    """Missing stages, another architecture and wrong shapes are refused, with the first names."""
+    """Weights that lack stages, or have another architecture or wrong shapes, are refused with the first names."""
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file({k: v for k, v in weights.items() if not k.startswith("layer2")}, path)
     assert "layer2.0.conv1.weight" in refused(path)
@@ -281,7 +281,7 @@ def test_timm_folder(tmp_path):
     ],
 )
 def test_usage_errors(checkpoint, options, message, hint):
-    """Names that do not exist are refused with the nearest that do."""
+    """Names that do not exist are refused, and the hint has the nearest that do."""
     with pytest.raises(UsageError) as error:
         load_backbone(checkpoint, **options)
     assert message in error.value.message
@@ -289,7 +289,7 @@ def test_usage_errors(checkpoint, options, message, hint):
 
 
 def test_files_without_arch_and_folders_without_config(tmp_path, weights, monkeypatch):
-    """A bare weights file needs --arch, a folder needs its config.json, and an ambiguous name is asked about."""
+    """A bare weights file needs --arch, a folder needs its config.json, and an ambiguous name is refused."""
     safetensors.torch.save_file(weights, tmp_path / "w.safetensors")
     with pytest.raises(UsageError, match="does not say its architecture"):
         load_backbone(str(tmp_path / "w.safetensors"))
@@ -328,7 +328,7 @@ def test_low_precision_is_close(precision, tolerance):
 
 
 def test_operators_are_declared_once():
-    """Where torchvision's compiled operators are there, or were declared already, nothing is declared."""
+    """If torchvision's compiled operators work, or were declared already, nothing is declared."""
     assert declare_missing_operators() is False
 
 
@@ -342,13 +342,13 @@ def test_operators_are_declared_once():
     ],
 )
 def test_pixels_that_preprocess_does_not_give(pixels):
-    """Floats that were normalised already, one picture alone, other channels, and arrays are refused."""
+    """Normalised floats, a single picture, other numbers of channels, and arrays are refused."""
     with pytest.raises(UsageError, match="this backbone takes"):
         load_backbone("test_resnet", random_init=True)(pixels)
 
 
 def test_pixels_are_left_alone():
-    """A backbone changes nothing in what it is given: the same pixels give the same maps again."""
+    """A backbone leaves its input unchanged: the same pixels give the same maps again."""
     backbone = load_backbone("test_resnet", random_init=True)
     pixels = torch.randint(0, 256, (1, 3, 160, 160), dtype=torch.uint8)
     floats = pixels.float()
@@ -358,13 +358,13 @@ def test_pixels_are_left_alone():
 
 @pytest.mark.parametrize(("name", "size"), [("pvt_v2_b0", 256), ("twins_pcpvt_small", 240), ("levit_128s", 256)])
 def test_sizes_that_timm_takes(name, size):
-    """Overlapping patches are padded, and a size is only refused where timm's model cannot be run at it."""
+    """Overlapping patches are padded, and a size is refused only if timm's model cannot run at it."""
     shapes = [stage.shape[1] for stage in resolve(CheckpointSpec(checkpoint=name, image_size=(size, size))).stages]
     assert shapes[0] == size // resolve(CheckpointSpec(checkpoint=name)).stages[0].stride[0]
 
 
 def test_grey_models_of_folders(tmp_path):
-    """A folder of a model for one channel is used as such."""
+    """A folder of a model for one channel is used with one channel."""
     timm.models.save_for_hf(timm.create_model("test_resnet", in_chans=1), tmp_path / "g", model_args={"in_chans": 1})
     assert load_backbone(tmp_path / "g").preprocessing.channels == 1
 
@@ -378,7 +378,7 @@ def test_noise_in_another_size_keeps_the_promised_shape():
 
 
 def test_inputs_of_another_size(dinov2_folder):
-    """Where a network takes another size, its maps are those of a backbone that was loaded for that."""
+    """If a network takes another size, its maps equal those of a backbone that was loaded for that size."""
     for checkpoint, size in (("test_resnet", (96, 130)), (dinov2_folder, (56, 98))):
         pixels = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         options = {"random_init": True, "out_features": "all"}
@@ -386,14 +386,14 @@ def test_inputs_of_another_size(dinov2_folder):
         backbone = load_backbone(checkpoint, **options)
         for name, found in backbone(pixels).items():
             assert torch.equal(found, made_for_it(pixels)[name])
-            assert backbone(pixels[:0])[name].shape == (0, *found.shape[1:])  # no pictures, no maps
+            assert backbone(pixels[:0])[name].shape == (0, *found.shape[1:])  # no pictures give no maps
 
 
 @pytest.mark.parametrize(
     ("size", "cause"), [((256, 256), "does not take them"), ((232, 232), "not a multiple of 16x16")]
 )
 def test_an_input_that_is_refused_or_would_be_cut(size, cause):
-    """What the network is not made for, or would cut off, never gives maps in silence."""
+    """An input that the network refuses, or would cut off, is refused with a message."""
     with pytest.raises(UsageError, match=cause) as refused:
         load_backbone("vit_tiny_patch16_224", random_init=True, out_indices=0)(
             torch.zeros(1, 3, *size, dtype=torch.uint8)
@@ -402,7 +402,7 @@ def test_an_input_that_is_refused_or_would_be_cut(size, cause):
 
 
 def test_an_input_that_would_be_resized():
-    """A network that resizes its input by itself, as timm's CrossViT does, is found by the size of its maps."""
+    """A network that resizes its input by itself, as timm's CrossViT, is recognised by the size of its maps."""
     backbone = load_backbone("test_resnet", random_init=True)
     plain = backbone.network.maps
     backbone.network = replace(backbone.network, maps=lambda x: plain(nn.functional.interpolate(x, (160, 160))))

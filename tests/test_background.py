@@ -8,7 +8,7 @@ from featcli.run.background import Background
 
 
 def test_work_is_done_in_order():
-    """What is given is done, all of it, in the order it was given."""
+    """All work is done in the order in which it was given."""
     done = []
     with Background(10) as background:
         for i in range(100):
@@ -17,7 +17,7 @@ def test_work_is_done_in_order():
 
 
 def test_an_error_reaches_the_giver_and_stops_the_rest():
-    """The first exception is raised to whoever gives more, or at the end; nothing after it is done."""
+    """The first exception is raised to whoever gives more work, or at the end, and no work after it is done."""
     done = []
 
     def broken():
@@ -30,7 +30,7 @@ def test_an_error_reaches_the_giver_and_stops_the_rest():
 
 
 def test_memory_that_waits_is_bounded():
-    """Giving waits while more than the limit is queued, and goes on when there is room."""
+    """A call waits while more than the limit is queued, and returns once there is room."""
     started, go_on, queued = threading.Event(), threading.Event(), []
 
     def slow():
@@ -55,7 +55,7 @@ def test_memory_that_waits_is_bounded():
 
 
 def test_one_piece_larger_than_the_limit_still_passes():
-    """A single piece of work above the limit is done rather than waited for for ever."""
+    """A single piece of work above the limit is done, and does not wait for ever."""
     done = []
     with Background(1) as background:
         background.give(lambda: done.append(1), 100)
@@ -64,7 +64,7 @@ def test_one_piece_larger_than_the_limit_still_passes():
 
 
 def test_what_was_given_is_done_though_the_giver_fails():
-    """When the giver is interrupted, what it gave is done before the thread ends."""
+    """If the giver is interrupted, the work that it gave is done before the thread ends."""
     before, started, go_on, done = threading.enumerate(), threading.Event(), threading.Event(), []
 
     def until_it_may():
@@ -83,7 +83,7 @@ def test_what_was_given_is_done_though_the_giver_fails():
 
 
 def test_the_error_of_the_giver_is_what_is_heard():
-    """Where the giver and its work both fail, the giver's own error is raised."""
+    """If the giver and its work both fail, the giver's own error is raised."""
 
     def broken():
         raise OSError(28, "full")
@@ -94,7 +94,7 @@ def test_the_error_of_the_giver_is_what_is_heard():
 
 
 def test_a_second_interrupt_drops_what_waits(monkeypatch):
-    """Whoever interrupts again does not wait for work that has not begun."""
+    """A second interruption drops work that has not begun."""
     started, dropped, done = threading.Event(), threading.Event(), []
 
     def until_the_next_is_dropped():
@@ -103,7 +103,7 @@ def test_a_second_interrupt_drops_what_waits(monkeypatch):
 
     def give_next():
         work = partial(done.append, "the next")
-        weakref.finalize(work, dropped.set)  # once nobody is going to do it
+        weakref.finalize(work, dropped.set)  # runs once nobody can do that work any more
         background.give(work)
 
     join, joins = threading.Thread.join, []

@@ -60,7 +60,7 @@ def expected_pixels(path):
 
 
 def test_a_broken_image_changes_no_other(tmp_path):
-    """A broken image is named with its row, its pixels are zero, and its neighbours are what they were."""
+    """A broken image is named with its row, its pixels are zero, and its neighbours stay the same."""
     images = listing(tmp_path, 9)
     (tmp_path / "004.png").write_bytes(b"nothing")
     images = pictures(tmp_path)
@@ -91,7 +91,7 @@ def test_stopping_early_leaves_no_threads(tmp_path):
 
 
 def test_ranges_are_asked_for_late(tmp_path):
-    """Only a few batches are looked ahead, however long the run."""
+    """Only a few batches are prepared ahead, however long the run is."""
     images, asked = listing(tmp_path, 30), []
 
     def lazily():
@@ -104,7 +104,7 @@ def test_ranges_are_asked_for_late(tmp_path):
 
 
 def test_a_busy_decoder_is_left_behind(tmp_path):
-    """An interruption comes up though a decoder does not end; the threads that are idle end."""
+    """An interruption arrives although one decoder does not end, and idle threads end."""
     go_on, begun = threading.Event(), threading.Event()
 
     class Busy(Pixels):

@@ -1,4 +1,4 @@
-"""The process that calls featcli is left as it was, whatever is called, and whatever comes of it."""
+"""Check that the process that calls featcli is left as it was, whatever is called and however it ends."""
 
 import locale
 import logging
@@ -25,15 +25,15 @@ from featcli.spec.commands import ExportCommand
 from featcli.system.device import settled_arithmetic
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "batch_size": 2, "shard_size": 2}
-OPTIONS |= {"threads": 2}  # the fixtures change how many torch has by itself, and that moves the last bits
-OPTIONS |= {"layout": "channels-first", "fold": False}  # not by the clock
+OPTIONS |= {"threads": 2}  # the fixtures change torch's own number, which changes the last bits
+OPTIONS |= {"layout": "channels-first", "fold": False}  # no trial chooses by timing
 PRECISIONS = [(torch.backends, ""), (torch.backends.cudnn, "cudnn"), (torch.backends.cuda.matmul, "cuda.matmul")]
 PRECISIONS += [(torch.backends.cudnn.conv, "conv"), (torch.backends.cudnn.rnn, "rnn")]
 PRECISIONS += [(getattr(torch.backends.mkldnn, kind), f"mkldnn.{kind}") for kind in ("matmul", "conv", "rnn")]
 
 
 def said(function):
-    """What a function of torch's older interface returns; it raises where the newer one says something else."""
+    """Return what a function of torch's older interface says, which raises if the newer one disagrees."""
     try:
         return function()
     except RuntimeError:
@@ -41,7 +41,7 @@ def said(function):
 
 
 def state():
-    """What a program may have set in its process, by name."""
+    """Return what a program may have set in its process, by name."""
     loggers = ("", "PIL", "timm", "transformers", "huggingface_hub", "torch", "h5py")
     return {
         "random": random.getstate(),
@@ -73,7 +73,7 @@ def state():
 
 @pytest.fixture
 def settings(monkeypatch):
-    """Settings that no program has by itself."""
+    """Make settings that no program has by default."""
     before = torch.get_num_threads()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
@@ -98,7 +98,7 @@ def settings(monkeypatch):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with pictures, one of which is broken, and a dump of them."""
+    """Make a folder with pictures, one of them broken, and a dump of them."""
     folder = tmp_path_factory.mktemp("made")
     for i in range(5):
         draw(folder / "p" / f"{i}.png", i, (40, 36))
@@ -123,7 +123,7 @@ def export_dump(made, own):
     export(featcli.open_dump(made / "d"), ExportCommand(dump=str(made / "d"), output=str(own / "x.npy")))
 
 
-CALLS = {  # what is called with the folder and one for files of its own
+CALLS = {  # calls that get this folder and one for their own files
     "extract": extract,
     "native": lambda made, own: extract(made, own, fit="native", image_size=None),
     "resume": lambda made, own: extract(made, made),
@@ -145,7 +145,7 @@ RAISING = {
 
 @pytest.mark.parametrize("name", [*CALLS, *RAISING])
 def test_a_call_leaves_no_trace(tmp_path, made, settings, name):
-    """Random state, settings of Pillow, torch, loggers and warnings, environment, signals: all as before the call."""
+    """A call leaves random state, environment, signals, and settings of Pillow, torch, loggers and warnings alone."""
     before = state()
     if name in CALLS:
         CALLS[name](made, tmp_path)
@@ -157,7 +157,7 @@ def test_a_call_leaves_no_trace(tmp_path, made, settings, name):
 
 
 def test_two_calls_at_once(tmp_path, made, settings):
-    """Of two runs in two threads one ends inside the other: what was there before the first is back after the last."""
+    """If two runs overlap in two threads, the settings from before the first are back after the last."""
     before, rows = state(), {}
     inside, go_on = threading.Event(), threading.Event()
 
@@ -183,7 +183,7 @@ def test_two_calls_at_once(tmp_path, made, settings):
 
 
 def test_the_callers_settings_change_no_number(tmp_path, made, settings):
-    """A user's precision, default dtype, autocast, truncated pictures and strict warnings reach no row."""
+    """The caller's precision, default dtype, autocast, truncated pictures and strict warnings change no row."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outcome = extract(made, tmp_path)
     assert outcome.failed == 1
@@ -193,7 +193,7 @@ def test_the_callers_settings_change_no_number(tmp_path, made, settings):
 
 
 def test_exact_arithmetic_under_any_settings():
-    """Whatever was set by either interface of torch, fp32 means fp32 inside, and all is as before afterwards."""
+    """Whatever either interface of torch has set, fp32 means fp32 inside, and all settings are back afterwards."""
     chance = random.Random(0)
     places = {name: place for place, name in PRECISIONS}
 
@@ -212,7 +212,7 @@ def test_exact_arithmetic_under_any_settings():
         return {kind: value for kind, value in state().items() if kind in kinds}
 
     def reactions():
-        """What each says, and what it says after a change above it, by which what is inherited shows."""
+        """Return each setting, and each again after a change of those above it, which shows what is inherited."""
         found, above = [precisions()], torch.backends.fp32_precision
         for word in ("ieee", "tf32", "none"):
             torch.backends.fp32_precision = word

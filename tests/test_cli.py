@@ -23,7 +23,7 @@ TINY = "-c test_resnet --random-init".split()
 
 
 def test_help_imports_no_torch():
-    """`featcli --help` waits for none of the heavy libraries."""
+    """`featcli --help` imports none of the heavy libraries."""
     script = (
         "import sys; from featcli.cli.boundary import main\n"
         "try: main(sys.argv[1:])\n"
@@ -123,7 +123,7 @@ def test_options_are_the_configurations():
     ],
 )
 def test_mistakes_end_in_one_line_and_a_hint(cli, tmp_path, monkeypatch, arguments, code, message, hint):
-    """What a user can get wrong ends with the documented code, one error line and one hint; nothing is written."""
+    """A mistake of the user ends with the documented code, one error line and one hint, and writes nothing."""
     monkeypatch.chdir(tmp_path)
     draw(tmp_path / "x.png", 0)
     given = arguments.replace("SAMPLES", str(SAMPLES)).replace("TESTS", str(Path(__file__).parent))
@@ -148,7 +148,7 @@ def test_names_in_messages_are_escaped(cli, tmp_path):
 
 
 def test_unwritable_places(cli, tmp_path):
-    """A dump that cannot be made is refused before any checkpoint is read."""
+    """A dump that cannot be written is refused before any checkpoint is read."""
     (tmp_path / "file").write_text("")
     assert cli("extract", SAMPLES, *TINY, "-o", tmp_path / "file").code == 5
     run = cli("extract", SAMPLES, *TINY, "-o", "/proc/featcli/dump", "-q")
@@ -166,7 +166,7 @@ def test_missing_extra(cli, swin_folder, monkeypatch):
 
 
 def test_inspect_shows_stages(cli):
-    """The table has a line for each stage, marks the selected ones and says what share of the model they need."""
+    """The table has a line for each stage, marks the selected ones, and says how much of the model they need."""
     run = cli("inspect", "resnet50", "--out-indices", "2,-1", "--dtype", "float16")
     lines = [line.split() for line in run.out.splitlines()]
     assert (run.code, run.err) == (0, "")
@@ -189,7 +189,7 @@ def test_inspect_json(cli, swin_folder):
 
 
 def test_inspect_image_size(cli):
-    """Shapes follow --image-size, where the model's constructor has to know it too."""
+    """Shapes follow --image-size, also for models whose constructor needs to know it."""
     facts = json.loads(cli("inspect", "vit_tiny_patch16_224", "--image-size", "64x96", "--json").out)
     assert facts["stages"][0]["shape"] == [192, 4, 6]
 
@@ -210,7 +210,7 @@ def test_inspect_dump(cli, photos, tmp_path):
 
 
 def test_start_and_end_of_a_run(cli, photos, tmp_path):
-    """A run says every choice with its reason, and at the end what was written and what set the pace."""
+    """A run prints every choice with its reason, and at the end what it wrote and what set the pace."""
     (photos / "broken.jpg").write_bytes(b"no picture")
     (photos / "notes.txt").write_text("no picture either")
     run = cli("extract", photos, *TINY, "-o", tmp_path / "d", "-v")
@@ -237,13 +237,13 @@ def test_start_and_end_of_a_run(cli, photos, tmp_path):
 
 
 def test_quiet(cli, photos, tmp_path):
-    """-q says nothing unless something is wrong."""
+    """With -q a run prints nothing unless something is wrong."""
     run = cli("extract", photos, *TINY, "-o", tmp_path / "d", "-q")
     assert (run.code, run.out, run.err) == (0, "", "")
 
 
 def test_quiet_about_what_libraries_log(photos, tmp_path):
-    """With -q Pillow's own complaints about a picture are not heard: they name no file, and the failure is recorded."""
+    """With -q Pillow's own complaints about a picture are not printed: they name no file. The failure is recorded."""
     fields = struct.pack("<HHIIHHIIHHII", 256, 3, 1, 64, 257, 3, 1, 64, 277, 3, 1, 65535)
     (photos / "x.tif").write_bytes(b"II*\0" + struct.pack("<IH", 8, 3) + fields + bytes(4))
     with Featcli("extract", photos, *TINY, "-o", tmp_path / "d", "-q") as process:
@@ -263,7 +263,7 @@ def test_verbose(cli, photos, tmp_path):
 
 
 def test_json_events(cli, photos, tmp_path):
-    """--json gives one JSON object a line: choices, shards, failures, the end with its exit code."""
+    """--json prints one JSON object a line: choices, shards, failures, and the end with its exit code."""
     (photos / "broken.jpg").write_bytes(b"no picture")
     run = cli("extract", photos, *TINY, "-o", tmp_path / "d", "--json", "-q")
     kinds = [event["type"] for event in run.events]
@@ -277,7 +277,7 @@ def test_json_events(cli, photos, tmp_path):
 
 
 def test_dry_run(cli, photos, tmp_path):
-    """--dry-run says stages, shapes, shards and bytes, reads no weights and writes nothing."""
+    """--dry-run prints stages, shapes, shards and bytes, reads no weights, and writes nothing."""
     command = ["extract", photos, "-c", "resnet18", "-o", tmp_path / "d", "--dry-run"]
     before = tmp_path.stat().st_mtime_ns
     run = cli(*command, "--out-features", "stage1,stage4", "--dtype", "float16")
@@ -302,7 +302,7 @@ MEASURED = "auto  (a run measures)"
     ],
 )
 def test_a_dry_run_chooses_as_a_run(cli, photos, tmp_path, monkeypatch, options, of_few, of_many):
-    """What is not measured is said as the run will say it, what is measured as that."""
+    """A dry run prints choices as the run will, and says which ones a run measures."""
     command = ["extract", photos, "-c", *options.split(), "-o", tmp_path / "d", "--dry-run"]
     assert f"layout         {of_few}" in cli(*command).err
     monkeypatch.setattr(tuning, "FEWEST", 12)
@@ -312,7 +312,7 @@ def test_a_dry_run_chooses_as_a_run(cli, photos, tmp_path, monkeypatch, options,
 
 
 def test_broken_pipe(photos):
-    """When whoever reads stdout goes away, featcli ends quietly."""
+    """If the reader of stdout goes away, featcli ends without a message."""
     with Featcli("inspect", "resnet18") as process:
         process.stdout.close()
         err = process.stderr.read()
@@ -320,7 +320,7 @@ def test_broken_pipe(photos):
 
 
 def test_broken_pipe_in_a_run(photos, tmp_path):
-    """A run whose JSON nobody reads any more ends quietly too, and its dump is whole."""
+    """If the reader of a run's JSON goes away, the run continues without a message, and its dump is complete."""
     with Featcli("extract", photos, *TINY, "-o", tmp_path / "d", "--json", "-q") as process:
         process.stdout.readline()
         process.stdout.close()
@@ -343,7 +343,7 @@ def test_a_bar_on_a_terminal_only(photos, tmp_path):
         while True:
             try:
                 received = os.read(master, 4096)
-            except OSError:  # Linux reports a closed terminal so
+            except OSError:  # Linux reports a closed terminal in this way
                 break
             if not received:
                 break
@@ -357,7 +357,7 @@ def test_a_bar_on_a_terminal_only(photos, tmp_path):
 
 
 def test_long_reads_have_a_bar_too(photos, tmp_path):
-    """verify, export and show tell how far they are where somebody looks, and leave no trace of it in the end."""
+    """verify, export and show have a bar on a terminal, and leave no trace of it at the end."""
     assert finished("extract", photos, *TINY, "-o", tmp_path / "d", "-q") == (0, "")
     commands = {
         b"verifying": ("verify", tmp_path / "d"),
@@ -373,7 +373,7 @@ def test_long_reads_have_a_bar_too(photos, tmp_path):
 @pytest.mark.parametrize("width", [60, 80])
 @pytest.mark.parametrize("command", ["models siglip_gap", "inspect swin_tiny_patch4_window7_224"])
 def test_a_terminal_of_any_width(command, width, cli):
-    """Nothing is wider than the terminal, and all that a pipe gets is there."""
+    """No line is wider than the terminal, and everything that a pipe gets is shown."""
     whole = cli(*command.split()).out
     shown = re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal(*command.split(), width=width).decode())
     assert max(map(len, shown.splitlines())) <= width
@@ -382,10 +382,10 @@ def test_a_terminal_of_any_width(command, width, cli):
 
 
 def test_an_export_that_is_interrupted(photos, tmp_path):
-    """Ctrl-C in an export ends with its own code and leaves nothing behind."""
+    """Ctrl-C in an export ends with its own code and leaves no file."""
     assert finished("extract", photos, *TINY, "-o", tmp_path / "d", "-q") == (0, "")
     with Featcli("export", tmp_path / "d", "-o", "-", "--to", "jsonl", bufsize=0) as process:
-        process.stdout.read(10)  # it is at work: more than fits into the pipe is to come
+        process.stdout.read(10)  # it is at work, because more is to come than fits into the pipe
         process.send_signal(signal.SIGINT)
         process.stdout.read()
         assert process.stderr.read() == "featcli: error: interrupted\nhint: nothing that was there is lost\n"
@@ -393,14 +393,14 @@ def test_an_export_that_is_interrupted(photos, tmp_path):
 
 
 def on_a_terminal(*arguments, width):
-    """What a command shows on a terminal of so many columns."""
+    """Return what a command shows on a terminal with so many columns."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     with Featcli(*arguments, stdout=slave, stderr=slave, env={**environment, "TERM": "xterm"}) as process:
         os.close(slave)
         shown = b""
-        with contextlib.suppress(OSError):  # Linux reports a closed terminal so
+        with contextlib.suppress(OSError):  # Linux reports a closed terminal in this way
             while received := os.read(master, 4096):
                 shown += received
     os.close(master)
@@ -409,7 +409,7 @@ def on_a_terminal(*arguments, width):
 
 
 def test_version(cli):
-    """`--version` is the package's version, and featcli alone shows its help."""
+    """`--version` prints the package's version, and featcli without a command prints its help."""
     from importlib.metadata import version
 
     assert cli("--version").out == f"featcli {version('featcli')}\n"
@@ -422,7 +422,7 @@ def test_version(cli):
     [(b"a.png\0b.png\0", "zero bytes in the list", "give -0"), (b"", "no images in", "is the list empty?")],
 )
 def test_lists_that_are_no_lists(cli, tmp_path, listed, message, hint):
-    """A list from -print0 without -0, and an empty one, are refused with what is meant."""
+    """A list from -print0 without -0, and an empty list, are refused with what is probably meant."""
     (tmp_path / "list").write_bytes(listed)
     run = cli("extract", "--files-from", tmp_path / "list", *TINY, "-o", tmp_path / "d")
     assert run.code == 2
@@ -438,14 +438,14 @@ def test_lists_that_are_no_lists(cli, tmp_path, listed, message, hint):
     ],
 )
 def test_values_out_of_range(cli, tmp_path, arguments, message):
-    """Values that no library would take are refused before any of them is asked."""
+    """Values that no library accepts are refused before any library is asked."""
     run = cli("extract", SAMPLES, *TINY, "-o", tmp_path / "d", *arguments.split())
     assert (run.code, message in run.err) == (2, True)
     assert cli("extract", "", *TINY, "-o", tmp_path / "d").code == 2
 
 
 def test_dry_run_sees_what_is_there(cli, photos, tmp_path):
-    """--dry-run says whether the dump that is there would be resumed, refused or deleted."""
+    """--dry-run says whether the existing dump would be resumed, refused or deleted."""
     cli("extract", photos, *TINY, "-o", tmp_path / "d", "-q")
     command = ["extract", photos, *TINY, "-o", tmp_path / "d", "--dry-run"]
     err = cli(*command, "--batch-size", "auto").err
@@ -458,7 +458,7 @@ def test_dry_run_sees_what_is_there(cli, photos, tmp_path):
 
 
 def test_results_that_cannot_be_written(photos):
-    """When stdout is full, that is said."""
+    """If stdout is full, the error says so."""
     with open("/dev/full", "w") as full:
         code, err = finished("inspect", "resnet18", "--json", stdout=full)
     assert code == 7
@@ -466,7 +466,7 @@ def test_results_that_cannot_be_written(photos):
 
 
 def test_no_gpu(cli, photos, tmp_path, monkeypatch):
-    """A GPU that is asked for and not there ends the run before anything is loaded, with the reason and a way out."""
+    """A GPU that is asked for but missing ends the run before anything is loaded, with the reason and a way out."""
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

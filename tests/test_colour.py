@@ -1,4 +1,4 @@
-"""Colour profiles, and what else of pictures a default decides about: converted rightly, and counted."""
+"""Check that colour profiles are converted rightly, and that runs count what defaults decide about pictures."""
 
 import io
 import json
@@ -31,7 +31,7 @@ GAMMA = 1.5
 
 
 def profile(kind, space, pcs, tags, description="of a test"):
-    """The bytes of an ICC profile of version 2."""
+    """Return the bytes of an ICC profile of version 2."""
     name = description.encode() + b"\0"
     tags = {
         b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name)) + name + bytes(78),
@@ -72,7 +72,7 @@ def grey_profile(gamma=GAMMA):
 
 
 def cmyk_profile():
-    """Of inks of which black alone is seen: L falls from 100 to 0 with it; cyan, magenta and yellow do nothing."""
+    """Return a profile of inks in which only black counts: L falls from 100 to 0 with it."""
     straight = bytes(range(256))
     corners = b"".join(bytes([0 if k else 255, 128, 128]) for _ in range(8) for k in (0, 1))
     lut = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + b"".join(fixed(one) for one in (1, 0, 0, 0, 1, 0, 0, 0, 1))
@@ -88,7 +88,7 @@ def srgb_profile():
 
 
 def in_srgb(values, primaries=P3, gamma=GAMMA):
-    """What a display of these primaries shows, as 8 bits of sRGB: by the formulas of the standards."""
+    """Return what a display with these primaries shows, as 8 bits of sRGB, by the formulas of the standards."""
     linear = (values / 255) ** gamma @ np.array(primaries) @ np.linalg.inv(np.array(SRGB))
     linear = linear.clip(0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -101,7 +101,7 @@ def encoded(picture, kind="PNG", **options):
 
 
 def read(tmp_path, content, rules=PixelSpec(), size=(H, W)):  # noqa: B008
-    """(H, W, 3) pixels of a file, and its traits."""
+    """Return the (H, W, 3) pixels of a file, and its traits."""
     (tmp_path / "x").write_bytes(content)
     out = np.empty((3, *size), np.uint8)
     traits = read_pixels(
@@ -115,14 +115,14 @@ def assert_near(pixels, expected, levels=2):
 
 
 def test_plans_of_before_keep_their_fingerprint():
-    """Profiles are ignored in every plan that says nothing of them, so plans with the default say nothing either."""
+    """A plan with the default says nothing about profiles, so plans of older versions keep their fingerprint."""
     assert "colour" not in settings_of(PixelSpec())
     assert settings_of(CONVERT)["colour"] == "convert"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "AVIF", "PPM"])
 def test_colours_are_converted(tmp_path, kind):
-    """With --colour convert a picture of another profile becomes what its display shows, in sRGB; else it stays."""
+    """--colour convert turns a picture of another profile into what its display shows, in sRGB; else it stays."""
     options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}.get(kind, {})
     content = encoded(PICTURE, kind, icc_profile=rgb_profile(), **options)
     plain, traits = read(tmp_path, content)
@@ -133,7 +133,7 @@ def test_colours_are_converted(tmp_path, kind):
 
 
 def test_greys_palettes_and_transparency(tmp_path):
-    """Greys by a profile of greys or of colours, palettes, and what is behind a background are converted alike."""
+    """Greys with a profile of greys or colours, palettes, and backgrounds behind transparency are converted, too."""
     grey = PICTURE.convert("L")
     expected = np.asarray(grey)[..., None].repeat(3, 2)
     by_grey = read(tmp_path, encoded(grey, icc_profile=grey_profile()), CONVERT)
@@ -155,7 +155,7 @@ def test_greys_palettes_and_transparency(tmp_path):
 
 
 def test_inks(tmp_path):
-    """A CMYK JPEG, stored inverted, is converted by its profile: no ink is white, all black is black."""
+    """A CMYK JPEG, which is stored inverted, is converted by its profile: no ink is white, all black is black."""
     inks = np.zeros((16, 32, 4), np.uint8)
     inks[:, 8:16, 3], inks[:, 16:24, 0], inks[:, 24:, 1:3] = 255, 255, 255
     content = encoded(Image.fromarray(inks, "CMYK"), "JPEG", icc_profile=cmyk_profile(), quality=100)
@@ -178,7 +178,7 @@ def test_lab():
 
 
 def test_srgb_moves_nothing(tmp_path):
-    """A profile is known as sRGB by what it does: converting then leaves every bit, and nothing is counted."""
+    """A profile is known as sRGB by what it does: conversion keeps every bit, and nothing is counted."""
     named_otherwise = rgb_profile(SRGB, 2.2).replace(b"of a test", b"Adobe RGB")
     assert is_srgb(srgb_profile())
     assert not is_srgb(named_otherwise.replace(curve(2.2), curve(1.8)))
@@ -188,7 +188,7 @@ def test_srgb_moves_nothing(tmp_path):
 
 
 def test_xyb(tmp_path):
-    """The values of an XYB JPEG are no colours by themselves: it is converted even where profiles are ignored."""
+    """An XYB JPEG is converted even if profiles are ignored, because its values are no colours by themselves."""
     content = encoded(PICTURE, "JPEG", quality=100, subsampling=0, icc_profile=rgb_profile(description="XYB_Per"))
     plain, _ = read(tmp_path, encoded(PICTURE, "JPEG", quality=100, subsampling=0))
     pixels, traits = read(tmp_path, content)
@@ -197,7 +197,7 @@ def test_xyb(tmp_path):
 
 
 def test_tiff_that_another_library_reads(tmp_path):
-    """The profile of a TIFF counts as well where its pixels are not Pillow's."""
+    """The profile of a TIFF is used, too, if another library reads its pixels."""
     content = deep_tiff(NOISE.transpose(2, 0, 1).astype(np.uint16) * 257, iccprofile=rgb_profile())
     assert_near(read(tmp_path, content, CONVERT)[0], in_srgb(NOISE))
 
@@ -207,8 +207,7 @@ def test_tiff_that_another_library_reads(tmp_path):
     [("RGB", b"no profile" * 20), ("RGB", cmyk_profile()), ("RGB", grey_profile()), ("CMYK", rgb_profile())],
 )
 def test_profiles_that_cannot_be_used(tmp_path, mode, broken):
-    """A broken profile, or one of other colours than the picture's, is left out, and not counted among those that
-    --colour convert would use; where it is to convert, it is a failure."""
+    """A profile that is broken or of other colours fails with --colour convert; else it is ignored and not counted."""
     content = encoded(PICTURE.convert(mode), "JPEG", icc_profile=broken)
     plain = encoded(PICTURE.convert(mode), "JPEG")
     pixels, traits = read(tmp_path, content)
@@ -219,7 +218,7 @@ def test_profiles_that_cannot_be_used(tmp_path, mode, broken):
 
 
 def png_of(bits, kind, values, *chunks):
-    """A PNG of (H, W, ...) values of so many bits, made by hand."""
+    """Return a PNG of (H, W, ...) values with so many bits, made by hand."""
     ones = (values.reshape(H, -1, 1) >> np.arange(bits)[::-1]) & 1
     rows = np.packbits(ones.reshape(H, -1).astype(np.uint8), axis=1)
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
@@ -242,14 +241,14 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_profiles_that_cannot_be_read(tmp_path, name):
-    """A profile that is there and cannot be read is a failure where it is to convert, as a broken one is."""
+    """A profile that cannot be read is a failure with --colour convert, as a broken one is."""
     assert read(tmp_path, BROKEN[name]())[1] == set()
     with pytest.raises(UnreadableError, match="its colour profile cannot be used"):
         read(tmp_path, BROKEN[name](), CONVERT)
 
 
 def test_profiles_that_are_no_bytes(tmp_path):
-    """A TIFF may have a number or a text where its profile should be: no harm, unless it is to convert."""
+    """A TIFF with a number or a text in place of its profile is read, unless it has to be converted."""
     for kind, value in ((3, 7), (2, "abc")):
         tags = TiffImagePlugin.ImageFileDirectory_v2()
         tags.tagtype[34675], tags[34675] = kind, value
@@ -281,7 +280,7 @@ def with_alpha(least):
 
 
 def deep_jpeg2000(bits):
-    """A JPEG 2000 of RGB with so many bits a value."""
+    """Return a JPEG 2000 of RGB with so many bits a value."""
     imagecodecs = pytest.importorskip("imagecodecs")
     values = NOISE if bits == 8 else NOISE.astype(np.uint16) << (bits - 8)
     return imagecodecs.jpeg2k_encode(values, bitspersample=bits, reversible=True)
@@ -302,7 +301,7 @@ def turned(orientation):
 
 
 def bitmap(*masks):
-    """A BMP of 16-bit pixels, white, whose colours are at these bits of them."""
+    """Return a BMP of white 16-bit pixels, whose colours are at these bits."""
     head = struct.pack("<IiiHHIIiiII", 40, W, H, 1, 16, 3, 2 * W * H, 0, 0, 0, 0) + struct.pack("<III", *masks)
     return b"BM" + struct.pack("<IHHI", 14 + len(head) + 2 * W * H, 0, 0, 14 + len(head)) + head + b"\xff" * 2 * W * H
 
@@ -357,13 +356,13 @@ TRAITS = {
 
 @pytest.mark.parametrize("name", TRAITS)
 def test_traits(tmp_path, name):
-    """What a default decides about is seen in each format: transparency only where a pixel has some, and depth."""
+    """Each format shows the traits that defaults decide about: depth, and transparency only if a pixel has some."""
     make, expected = TRAITS[name]
     assert read(tmp_path, make())[1] == expected
 
 
 def test_transparency_of_deep_greys(tmp_path):
-    """The grey that a 16-bit picture calls transparent is put on the background, as that of an 8-bit one is."""
+    """The grey that a 16-bit picture calls transparent is put on the background, as in an 8-bit picture."""
     content = encoded(Image.fromarray(GREYS), transparency=int(GREYS[0, 0]))
     dropped, _ = read(tmp_path, content)
     on_white, _ = read(tmp_path, content, PixelSpec(alpha="white"))
@@ -383,7 +382,7 @@ def test_transparency_of_greys_of_few_bits(tmp_path, bits):
 
 
 def test_transparency_of_deep_colours(tmp_path):
-    """A PNG of 16-bit colours, one of them transparent, is refused where that would be seen: 8 bits do not tell it."""
+    """A PNG of 16-bit colours with a transparent one is refused if that shows, because 8 bits cannot tell it."""
     values = NOISE.astype(int) * 256 + 7
     content = png_of(16, 2, values, (b"tRNS", struct.pack(">HHH", *values[0, 0].tolist())))
     pixels, traits = read(tmp_path, content)
@@ -411,7 +410,7 @@ COUNTS = {"read": 6, "transparent": 2, "deep": 1, "turned": 1, "profile": 1, "xy
 
 
 def test_a_run_says_what_defaults_decided(mixed, tmp_path, cli):
-    """At its end a run counts what defaults decided about, each with its option; events and `inspect` know it too."""
+    """A run ends with counts of what defaults decided, each with its option; events and `inspect` have them, too."""
     run = cli("extract", mixed, "-c", "test_resnet", "--random-init", "--pool", "avg", "-o", tmp_path / "d", "--json")
     (end,) = [event for event in run.events if event["type"] == "end"]
     assert end["pictures"] == COUNTS
@@ -428,7 +427,7 @@ def test_a_run_says_what_defaults_decided(mixed, tmp_path, cli):
 
 
 def test_counts_add_up(mixed, tmp_path):
-    """Parts, and a run that is resumed, come to the counts of one run; they lie in records and manifest."""
+    """The counts of parts and of resumed runs add up to those of one run; records and manifest hold them."""
     whole = featcli.extract(mixed, output=tmp_path / "whole", **OPTIONS)
     for part in ("1/3", "0/3", "2/3"):
         last = featcli.extract(mixed, output=tmp_path / "parts", part=part, **OPTIONS)
@@ -441,7 +440,7 @@ def test_counts_add_up(mixed, tmp_path):
 
 
 def test_the_words_follow_the_rules():
-    """What is said became of pictures is what the options did, and none that is in force is advised."""
+    """The lines say what the options did to pictures, and advise no option that is already used."""
     counts = {"transparent": 1, "turned": 2, "profile": 3, "deep": 4}
     rules = PixelSpec(alpha="black", orientation="ignore", colour="convert", depth_range="0:4095")
     assert list(lines(counts, 1200, rules)) == [

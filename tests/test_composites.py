@@ -1,4 +1,4 @@
-"""The backbone inside a larger model: MaskFormer, DETR and their kin, tiny and with random weights."""
+"""Check the backbones inside larger models: MaskFormer, DETR and others, tiny and with random weights."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -163,7 +163,7 @@ COMPOSITES = {
 }
 
 
-# What some models take beside pixels.
+# Inputs that some models take besides pixels.
 INPUTS = {
     "oneformer": {"task_inputs": torch.ones(6, 8)},
     "grounding-dino": {"input_ids": torch.tensor([[101, 7, 8, 1012, 102]]).clamp(max=49).expand(6, 5)},
@@ -172,12 +172,12 @@ INPUTS = {
 
 @pytest.fixture(scope="module", params=COMPOSITES)
 def composite(request, tmp_path_factory):
-    """A composite saved to a folder, loaded, and the folder of a dump: (folder, model, its backbone's place, ...)."""
+    """Save a composite to a folder and load it: (folder, model, its backbone's place, ...)."""
     make, place = COMPOSITES[request.param]
     made = tmp_path_factory.mktemp("composite")
     torch.manual_seed(0)
     model = make().eval()
-    for name, buffer in model.named_buffers():  # trained norms: fresh ones could be taken for any other
+    for name, buffer in model.named_buffers():  # norms are trained, because fresh ones are all alike
         if name.endswith(("running_mean", "running_var")):
             buffer.uniform_(0.5, 1.5)
     model.save_pretrained(made / "checkpoint")
@@ -188,7 +188,7 @@ def composite(request, tmp_path_factory):
 
 
 def maps_of(backbone, pixels):
-    """What the model's head is given, patches in a row as their grid."""
+    """Return what the model's head gets, with patches as a grid."""
     with torch.no_grad():
         found = backbone(pixels)
     found = found if isinstance(found, list) else found.feature_maps
@@ -209,7 +209,7 @@ def test_backbone_inside(composite):
 
 
 def test_replay(composite, tmp_path):
-    """The rest of a model run on a dump's maps gives bit for bit what the whole model gives for the pictures."""
+    """The rest of a model, run on a dump's maps, gives bit for bit what the whole model gives for the pictures."""
     folder, model, _, backbone, path = composite
     dump = open_dump(path)
     size = backbone.preprocessing.size
@@ -232,7 +232,7 @@ def test_replay(composite, tmp_path):
 
 
 def test_replay_of_what_is_no_composite():
-    """A model without a backbone inside cannot be replayed, and the size of the pixels has to be known."""
+    """A model without a backbone inside cannot be replayed, and the size of the pixels must be known."""
     with pytest.raises(UsageError, match="holds no backbone"):
         replay(T.ResNetModel(T.ResNetConfig(**RESNET)), [torch.zeros(1, 64, 2, 2)], (64, 64))
     with pytest.raises(UsageError, match="size of the pixels"):
@@ -241,7 +241,7 @@ def test_replay_of_what_is_no_composite():
 
 @pytest.fixture(scope="module")
 def small():
-    """A model, the (H, W) that its backbone was run with, and the four maps that it gave for two pictures."""
+    """Return a model, the (H, W) that its backbone was run with, and the four maps that it gave for two pictures."""
     torch.manual_seed(0)
     model = upernet().eval()
     with torch.no_grad():
@@ -250,7 +250,7 @@ def small():
 
 
 def test_replay_knows_maps_by_name(small):
-    """A mapping is read by name: its order does not matter, nor stages that the model does not use."""
+    """Maps in a mapping are found by name: neither their order matters, nor stages that the model does not use."""
     model, size, maps = small
     with torch.no_grad():
         expected = replay(model, list(maps.values()), size).logits
@@ -275,10 +275,10 @@ def test_replay_knows_maps_of_timm_by_name():
 
 
 def test_replay_trains_the_neck(small):
-    """Tensors stay as they are: gradients reach the neck, maps that want some, and never the backbone."""
+    """Gradients reach the neck, and maps that ask for them, but never the backbone."""
     model, size, maps = small
     with torch.inference_mode():
-        frozen = {name: found.clone() for name, found in maps.items()}  # as tensors that autograd would refuse
+        frozen = {name: found.clone() for name, found in maps.items()}  # these are tensors that autograd would refuse
     wanting = {**frozen, "stage2": maps["stage2"].clone().requires_grad_()}
     replay(model, wanting, size).logits.sum().backward()
     assert wanting["stage2"].grad.abs().sum() > 0
@@ -288,7 +288,7 @@ def test_replay_trains_the_neck(small):
 
 
 def test_replay_in_threads_leaves_the_model_alone(small):
-    """Eight threads on one model get each its own result; the model stays what it was, also when a call fails."""
+    """Eight threads on one model each get their own result, and the model stays as it was, also if a call fails."""
     model, size, maps = small
     others = [maps, {name: found + 1 for name, found in maps.items()}]
     parts, values = list(model.modules()), {name: found.clone() for name, found in model.state_dict().items()}
@@ -312,7 +312,7 @@ def test_replay_in_threads_leaves_the_model_alone(small):
 
 
 def test_replay_records_as_the_model_does():
-    """Attentions that are asked for come once for each layer, however often was replayed before."""
+    """Attentions that are asked for come once for each layer, however often the model was replayed before."""
     torch.manual_seed(0)
     model = detr(T.ResNetConfig(**RESNET, out_features=["stage4"])).eval()
     model.set_attn_implementation("eager")
@@ -346,7 +346,7 @@ MISUSES = {
 
 @pytest.mark.parametrize("misuse", MISUSES)
 def test_misuses_of_replay(small, misuse):
-    """Whatever is no map of this model, or is not of these pixels, is refused in words before anything runs."""
+    """Maps that are not of this model or these pixels are refused with a message before anything runs."""
     model, size, maps = small
     given, message = MISUSES[misuse]
     maps = {name: found for name, found in maps.items() if name != given.get("without")}
@@ -357,7 +357,7 @@ def test_misuses_of_replay(small, misuse):
 
 
 def test_hints_of_replay(small):
-    """What is wrong is told with what would be right, in each case: the type, the rows, the names, the sizes."""
+    """Each refusal names what would be right: the type, the rows, the names or the sizes."""
     model, size, maps = small
     numpy, half = [found.numpy() for found in maps.values()], [found.half() for found in maps.values()]
     fewer = [numpy[0][:1], *numpy[1:]]
@@ -377,9 +377,9 @@ def test_hints_of_replay(small):
 
 
 def test_replay_through_a_model_that_goes_around_it(small):
-    """Where a forward was replaced so that the stored maps have no part in it, nothing is returned."""
+    """If a replaced forward does not use the stored maps, replay raises instead of returning."""
     model, size, maps = small
-    model.forward = model.forward  # bound to this model, as accelerate does it
+    model.forward = model.forward  # binds it to this model, as accelerate does
     try:
         with pytest.raises(UsageError, match="did not ask its backbone"), torch.no_grad():
             replay(model, maps, size)
@@ -388,7 +388,7 @@ def test_replay_through_a_model_that_goes_around_it(small):
 
 
 def test_a_processor_that_keeps_proportions_in_another_way(tmp_path):
-    """DepthAnything's processor keeps proportions in steps of a patch; asked for one size, it gives that to all."""
+    """DepthAnything's processor, asked for one size, gives it to all pictures, though it works in steps of a patch."""
     depth_anything().save_pretrained(tmp_path)
     sizes = {"size": {"height": 56, "width": 56}, "keep_aspect_ratio": True, "ensure_multiple_of": 14}
     T.DPTImageProcessor(**sizes).save_pretrained(tmp_path)
@@ -399,7 +399,7 @@ def test_a_processor_that_keeps_proportions_in_another_way(tmp_path):
 
 
 def test_the_vision_model_of_tipsv2(tmp_path):
-    """TIPSv2 holds a mapped vision model beside its text model: its stages, with its weights."""
+    """TIPSv2 gives the stages of its vision model, with that model's weights."""
     torch.manual_seed(0)
     sizes = TOKENS | {"num_hidden_layers": 3}
     config = T.Tipsv2Config(vision_config=sizes | {"image_size": 56}, text_config=sizes | {"vocab_size": 50})
@@ -427,7 +427,7 @@ def test_other_stages_can_be_asked_for(tmp_path):
 
 
 def test_processors_that_give_every_picture_another_size(tmp_path):
-    """MaskFormer's own processor keeps proportions: one size has to be asked for."""
+    """MaskFormer's own processor keeps proportions, so a size must be given."""
     maskformer(T.ResNetConfig(**RESNET, out_features=STAGES)).save_pretrained(tmp_path)
     T.MaskFormerImageProcessor().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="every picture another size") as refused:
@@ -439,7 +439,7 @@ def test_processors_that_give_every_picture_another_size(tmp_path):
 
 
 def test_timm_backbone_folder(tmp_path):
-    """A `timm_backbone` that transformers saved loads from its folder, which transformers itself cannot do."""
+    """A `timm_backbone` folder that transformers saved loads from its path, which transformers itself cannot do."""
     torch.manual_seed(3)
     model = T.TimmBackbone(T.TimmBackboneConfig(backbone="test_resnet", out_indices=[2, 4])).eval()
     model.save_pretrained(tmp_path)
@@ -453,7 +453,7 @@ def test_timm_backbone_folder(tmp_path):
 
 
 def test_random_weights_for_a_composite(tmp_path):
-    """A composite's configuration alone gives its backbone with random weights when asked."""
+    """The configuration of a composite alone gives its backbone with random weights, if asked."""
     T.DetrConfig(**DETR, backbone_config=T.ResNetConfig(**RESNET, out_features=["stage4"])).save_pretrained(tmp_path)
     T.ViTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(tmp_path)
     assert load_backbone(str(tmp_path), random_init=True).weights.random
@@ -464,7 +464,7 @@ def test_random_weights_for_a_composite(tmp_path):
 
 @pytest.mark.parametrize("limit", [None, (96, 128)])
 def test_native_sizes_of_a_timm_backbone(tmp_path, limit):
-    """With --fit native the size of the processor stays the model's own, and --image-size is the most of a picture."""
+    """With --fit native the processor's size stays the model's own, and --image-size limits the pictures."""
     model = T.TimmBackbone(T.TimmBackboneConfig(backbone="vit_tiny_patch16_224", out_indices=[1])).eval()
     model.save_pretrained(tmp_path)
     T.ViTImageProcessor(size={"height": 64, "width": 80}).save_pretrained(tmp_path)

@@ -1,4 +1,7 @@
-"""What a GPU has to give: the rows of the CPU. Skipped where there is none, but for the CPU in its place."""
+"""Check that a GPU gives the rows of the CPU.
+
+Tests are skipped without a GPU, except those in which the CPU stands in.
+"""
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "s
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Eighteen pictures, of which one is broken: three shards, the last batch short."""
+    """Make eighteen pictures, one of them broken: three shards, and a short last batch."""
     for i in range(18):
         draw(tmp_path / "pictures" / f"{i:02d}.png", i)
     (tmp_path / "pictures" / "05.png").write_bytes(b"no picture")
@@ -24,7 +27,7 @@ def pictures(tmp_path):
 
 
 def assert_close(one, other, tolerance):
-    """Every stage, by its largest number; failed rows are failed in both."""
+    """Compare every stage by its largest number; both must have the same failed rows."""
     assert one.valid.tolist() == other.valid.tolist()
     assert one.stages == other.stages
     for stage in one.stages:
@@ -46,7 +49,7 @@ def assert_close(one, other, tolerance):
     ids=str,
 )
 def test_the_rows_of_the_cpu(pictures, tmp_path, device, options, tolerance):
-    """However the network is run, and whatever is done to the maps where it runs."""
+    """A GPU gives the rows of the CPU, however the network is run and maps are reduced."""
     kept = {name: options[name] for name in ("pool", "dtype") if name in options}
     featcli.extract(pictures, output=tmp_path / "cpu", device="cpu", **OPTIONS, **kept)
     outcome = featcli.extract(pictures, output=tmp_path / "d", device=device, **OPTIONS, **options)
@@ -56,7 +59,7 @@ def test_the_rows_of_the_cpu(pictures, tmp_path, device, options, tolerance):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_same_bytes_again(pictures, tmp_path, device):
-    """Shards made by two runs are those of one run."""
+    """Shards made by two runs have the bytes of one run."""
     options = {**OPTIONS, "device": device}
     featcli.extract(pictures, output=tmp_path / "whole", **options)
     featcli.extract(pictures, output=tmp_path / "d", part="1/3", **options)
@@ -66,7 +69,7 @@ def test_the_same_bytes_again(pictures, tmp_path, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_memory_that_runs_out_in_the_middle_of_a_batch(pictures, tmp_path, device, monkeypatch):
-    """What was on its way already is written over by what is computed again, in its place."""
+    """Rows that were already on their way are overwritten in their places when their batch is computed again."""
     featcli.extract(pictures, output=tmp_path / "whole", device=device, **OPTIONS)
     forward, tried = Backbone.forward, []
 
@@ -78,7 +81,7 @@ def test_memory_that_runs_out_in_the_middle_of_a_batch(pictures, tmp_path, devic
 
     monkeypatch.setattr(Backbone, "forward", less_and_less)
     featcli.extract(pictures, output=tmp_path / "d", device=device, **OPTIONS)
-    assert tried[:9] == [4, 2, 2, 2, 2, 1, 1, 1, 1]  # the fifth: the second half of the second batch
+    assert tried[:9] == [4, 2, 2, 2, 2, 1, 1, 1, 1]  # the fifth is the second half of the second batch
     assert_close(open_dump(tmp_path / "whole"), open_dump(tmp_path / "d"), 1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Damaged pictures: none has made-up pixels, and damage beside the pixels costs none.
+"""Check that damaged pictures have no invented pixels, and that damage beside the pixels costs none.
 
 The whole grid is in benchmarks/damage.py.
 """
@@ -21,14 +21,14 @@ NOISE = np.random.default_rng(0).integers(64, 192, (100, 120, 3), dtype=np.uint8
 
 
 def saved(format_name="JPEG", picture=NOISE, **options):
-    """The bytes of a picture in a format."""
+    """Return the bytes of a picture in a format."""
     out = io.BytesIO()
     (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(out, format_name, **options)
     return out.getvalue()
 
 
 def read(content, tmp_path, **rules):
-    """The pixels that featcli makes of a file, in its own size (H, W, 3)."""
+    """Return the pixels that featcli reads from a file, in its own size (H, W, 3)."""
     path = tmp_path / "picture"
     path.write_bytes(content)
     found = []
@@ -42,20 +42,20 @@ def read(content, tmp_path, **rules):
 
 
 def size(content, tmp_path, **rules):
-    """The size that the header tells, (H, W)."""
+    """Return the size that the header gives, (H, W)."""
     (tmp_path / "picture").write_bytes(content)
     return read_size(Input("picture", str(tmp_path / "picture"), len(content)), PixelSpec(**rules))
 
 
 def reason(content, tmp_path, **rules):
-    """Why there are no pixels of it."""
+    """Return why a file gives no pixels."""
     with pytest.raises(UnreadableError) as raised:
         read(content, tmp_path, **rules)
     return raised.value.reason
 
 
 def segments(content):
-    """(what comes before the data of a JPEG of one scan, by marker; those data)."""
+    """Return (the segments of a JPEG of one scan before its data, by marker; these data)."""
     at, found = 2, {}
     while True:
         length = struct.unpack(">H", content[at + 2 : at + 4])[0]
@@ -66,7 +66,7 @@ def segments(content):
 
 
 def scan_by_scan():
-    """A JPEG whose colours lie in scans of their own, as Pillow cannot write it: its head and its scans."""
+    """Return the head and the scans of a JPEG with a scan for each colour, which Pillow cannot write."""
     parts = [segments(saved(picture=plane, quality=80)) for plane in Image.fromarray(NOISE).convert("YCbCr").split()]
     first = parts[0][0]
     frame = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 100, 120, 3) + b"\1\x11\0\2\x11\0\3\x11\0"
@@ -81,7 +81,7 @@ def with_height(content, height):
 
 
 def before_scan(content, number):
-    """A progressive JPEG up to one of its scans, tables and all."""
+    """Return a progressive JPEG up to one of its scans, with all tables."""
     at = [place for place in range(len(content)) if content.startswith(b"\xff\xda", place)][number]
     return content[: content.rindex(b"\xff\xc4", 0, at)]
 
@@ -100,7 +100,7 @@ KINDS = {
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_early_ends(kind, mode, tmp_path):
-    """A JPEG that ends early is refused wherever it was cut, though an end marker closes it; whole it is Pillow's."""
+    """A JPEG that ends early is refused wherever it was cut, even with an end marker; a whole one equals Pillow's."""
     content = saved(picture=Image.fromarray(NOISE).convert(mode), **KINDS[kind])
     with Image.open(io.BytesIO(content)) as picture:
         assert np.array_equal(read(content, tmp_path), np.asarray(picture.convert("RGB")))
@@ -115,7 +115,7 @@ def test_early_ends(kind, mode, tmp_path):
 
 
 def test_missing_scans(tmp_path):
-    """A JPEG of several scans needs each of them, whole: cut between two scans or inside of any it is refused."""
+    """A JPEG of several scans that was cut between two scans, or inside any of them, is refused."""
     content = saved(progressive=True)
     for number in range(1, 10):
         assert reason(before_scan(content, number) + EOI, tmp_path) == "truncated"
@@ -132,7 +132,7 @@ def test_missing_scans(tmp_path):
 
 
 def test_lost_restart_intervals(tmp_path):
-    """A JPEG that lacks some of its restart intervals, one or eight of them, is refused though it ends as it should."""
+    """A JPEG that lacks one or eight of its restart intervals is refused, though its end is whole."""
     content = saved(restart_marker_rows=1)
     marks = [at for at in range(len(content)) if content[at] == 0xFF and 0xD0 <= content[at + 1] <= 0xD7]
     assert len(marks) == 6
@@ -144,7 +144,7 @@ def test_lost_restart_intervals(tmp_path):
 
 
 def test_what_is_no_early_end(tmp_path):
-    """Bytes after a JPEG, fill before its end marker and a header of fewer lines take nothing from a whole picture."""
+    """Bytes after a JPEG, fill before its end marker, and a header with fewer lines cost a whole picture nothing."""
     content = saved()
     whole = read(content, tmp_path)
     for same in (content + b"<html>" * 99, content + content, content[:-2] + b"\xff" * 9 + EOI):
@@ -154,7 +154,7 @@ def test_what_is_no_early_end(tmp_path):
 
 
 def test_several_pictures_in_one_jpeg(tmp_path):
-    """Of an MPO the first picture is read and must be whole; --decode scaled makes it smaller, as it does a JPEG."""
+    """The first picture of an MPO is read and must be whole; --decode scaled makes it smaller, as it does a JPEG."""
     small = Image.fromarray(NOISE).resize((40, 30))
     content = saved("MPO", save_all=True, append_images=[small])
     assert np.array_equal(read(content, tmp_path), read(saved(), tmp_path))
@@ -164,14 +164,14 @@ def test_several_pictures_in_one_jpeg(tmp_path):
 
 
 def test_lossless_jpeg(tmp_path):
-    """A lossless JPEG is exact, or refused where it ends early."""
+    """A lossless JPEG is read exactly, or refused if it ends early."""
     content = pytest.importorskip("imagecodecs").jpeg8_encode(NOISE, lossless=True)
     assert np.array_equal(read(content, tmp_path), NOISE)
     assert reason(content[: len(content) // 2].rstrip(b"\xff") + EOI, tmp_path) == "truncated"
 
 
 def test_strict_witness(tmp_path):
-    """libvips, told to fail on what libjpeg warns of, judges whole and cut JPEGs alike."""
+    """libvips, told to fail on libjpeg's warnings, judges whole and cut JPEGs in the same way."""
     vips = pytest.importorskip("pyvips")
     for options in KINDS.values():
         content = saved(**options)
@@ -189,7 +189,7 @@ def chunk(kind, content, wrong=0):
 
 
 def png(picture, before=b"", after=b"", rows=None, height=None):
-    """A PNG of 8 bits, as an array says, with chunks before and after its pixels, and with some of its rows alone."""
+    """Return a PNG of 8 bits from an array, with chunks before and after its pixels, and with some of its rows."""
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[picture.shape[2]]
     head = struct.pack(">IIBBBBB", picture.shape[1], height or picture.shape[0], 8, colour, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in picture[:rows]))
@@ -198,7 +198,7 @@ def png(picture, before=b"", after=b"", rows=None, height=None):
 
 
 def interlaced(picture):
-    """(An interlaced PNG as libvips writes it, the same without its last pass)."""
+    """Return an interlaced PNG as libvips writes it, and the same without its last pass."""
     content = pytest.importorskip("pyvips").Image.new_from_array(picture).write_to_buffer(".png", interlace=True)
     at, head, data = 8, content[:8], b""
     while at < len(content):
@@ -214,7 +214,7 @@ def interlaced(picture):
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_pngs_that_end_early(channels, tmp_path):
-    """A PNG whose data end properly, but before its last row does, is refused; whole it is exact, down to one pixel."""
+    """A PNG whose data end properly, but before its last row, is refused; a whole one is exact, down to one pixel."""
     picture = np.concatenate([NOISE, NOISE[..., :1]], -1)[..., :channels]
     for height, width in ((100, 120), (7, 3), (1, 1), (2, 1)):
         whole = picture[:height, :width]
@@ -233,7 +233,7 @@ def test_interlaced_pngs_that_end_early(tmp_path):
 
 
 def test_a_png_that_ends_in_the_mark(tmp_path):
-    """A PNG whose last row is, by chance, the pattern by which missing rows are known is read as it is."""
+    """A PNG whose last row happens to be the pattern that marks missing rows is read as it is."""
     picture = NOISE.copy()
     picture[-1] = np.frombuffer((PATTERNS[0] * 60)[:360], np.uint8).reshape(120, 3)
     assert np.array_equal(read(png(picture), tmp_path), picture)
@@ -241,7 +241,7 @@ def test_a_png_that_ends_in_the_mark(tmp_path):
 
 
 LONG = b"x" * (2 << 20)
-SIX = b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"  # an EXIF that says orientation 6
+SIX = b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"  # an EXIF with orientation 6
 BESIDE = {
     "a packed text": chunk(b"zTXt", b"w\0\0" + zlib.compress(LONG)),
     "an international text": chunk(b"iTXt", b"w\0\1\0\0\0" + zlib.compress(LONG)),
@@ -255,7 +255,7 @@ BESIDE = {
 
 @pytest.mark.parametrize("what", BESIDE)
 def test_what_is_beside_the_pixels_of_a_png(what, tmp_path):
-    """A chunk that holds no pixels costs no PNG its pixels, nor its orientation, wherever it lies."""
+    """A chunk without pixels costs a PNG neither its pixels nor its orientation, wherever it lies."""
     turned = np.rot90(NOISE, -1)
     for more in ({"before": BESIDE[what]}, {"after": BESIDE[what]}):
         assert np.array_equal(read(png(NOISE, **more), tmp_path), NOISE)
@@ -267,7 +267,7 @@ def test_what_is_beside_the_pixels_of_a_png(what, tmp_path):
 
 
 def test_an_orientation_in_a_long_text(tmp_path):
-    """A PNG whose XMP, or EXIF as text, is too long for Pillow is turned all the same; damage to pixels stays one."""
+    """A PNG whose XMP or EXIF text is too long for Pillow is turned; damage to its pixels is still found."""
     xmp = b'<x tiff:Orientation="6"/>' + LONG
     text = b"Raw profile type exif\0\0" + zlib.compress(
         b"\nexif\n32\n" + (b"Exif\0\0" + SIX).hex().encode() + b" " * 2**20
@@ -283,14 +283,14 @@ def test_an_orientation_in_a_long_text(tmp_path):
 
 
 def test_a_long_profile_of_a_png(tmp_path):
-    """A colour profile above Pillow's limit stays with the picture."""
+    """A picture keeps a colour profile that is above Pillow's limit."""
     (tmp_path / "picture").write_bytes(png(NOISE, before=BESIDE["a profile"]))
     with (tmp_path / "picture").open("rb") as file:
         assert essential(file)[1] == LONG
 
 
 CORNERS = np.kron(np.random.default_rng(1).integers(0, 256, (5, 7, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-TURNED = {  # what each orientation makes of a picture
+TURNED = {  # what each orientation does to a picture
     1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
     5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
     8: lambda a: np.rot90(a),
@@ -304,10 +304,10 @@ def exif_of(orientation):
 
 
 def jxl_of(orientation, in_exif):
-    """A JPEG XL of CORNERS with an orientation in its codestream, which its plugin cannot write, and one in EXIF."""
+    """Return a JPEG XL of CORNERS, with an orientation in its codestream, as no plugin writes it, and one in EXIF."""
     stream = saved("JXL", CORNERS, lossless=True)
     bits = "".join(f"{byte:08b}"[::-1] for byte in stream[2:6])
-    # Behind the size (14 bits): not all as usual, and nothing more to say, which becomes an orientation and no more.
+    # After the size (14 bits) comes a header in which only the orientation is unusual.
     bits = bits[:15] + "1" + f"{orientation - 1:03b}"[::-1] + "000" + bits[16:23] + "1" + bits[23:30]
     head = bytes(int(bits[i : i + 8][::-1], 2) for i in range(0, len(bits), 8))
     boxes = (b"JXL ", b"\r\n\x87\n"), (b"ftyp", b"jxl \0\0\0\0jxl "), (b"Exif", bytes(4) + exif_of(in_exif)[6:])
@@ -318,7 +318,7 @@ def jxl_of(orientation, in_exif):
 @pytest.mark.parametrize("orientation", TURNED)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "HEIF", "JXL"])
 def test_orientations(kind, orientation, tmp_path):
-    """In each format each orientation is applied once, or not at all, and the header tells the size of that."""
+    """Each orientation is applied once or not at all in each format, and the header gives the size after that."""
     if kind == "JXL":
         pytest.importorskip("pillow_jxl")
         content = jxl_of(orientation, in_exif=6)
@@ -340,10 +340,10 @@ def test_orientations(kind, orientation, tmp_path):
 
 
 def test_an_avif_whose_transparency_has_no_size(tmp_path):
-    """An AVIF whose alpha image does not say its size, as early writers left it, is read as one where it does."""
+    """An AVIF whose alpha image does not give its size, as early writers left it, is read like one that does."""
     content = saved("AVIF", np.concatenate([NOISE, NOISE[::-1, :, :1]], -1))
     ipma = content.index(b"ipma") + 12
-    assert content[ipma + 7 : ipma + 11] == b"\0\2\4\1"  # the alpha image, of four properties the first is its size
+    assert content[ipma + 7 : ipma + 11] == b"\0\2\4\1"  # the first of the alpha image's four properties is its size
     lacking = bytearray(content)
     lacking[ipma + 10] = lacking[ipma + 11]
     with pytest.raises(UnidentifiedImageError):

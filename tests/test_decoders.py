@@ -1,4 +1,4 @@
-"""Pictures of every kind that TIFF and JPEG 2000 have: as the array that they were made of, or refused by name."""
+"""Check every kind of picture in TIFF and JPEG 2000: it equals the array that made it, or is refused by name."""
 
 import io
 import itertools
@@ -18,7 +18,7 @@ from featcli.pixels.decode import read_pixels, read_size
 from featcli.pixels.failure import UnreadableError
 from featcli.spec.groups import PixelSpec
 
-sys.path.append(str(REPOSITORY / "benchmarks"))  # whose scripts find each other so
+sys.path.append(str(REPOSITORY / "benchmarks"))  # scripts there import each other
 pytest.importorskip("imagecodecs")
 import decoders
 import tiffs
@@ -54,7 +54,7 @@ def failure(tmp_path, data, **rules):
 
 
 def test_kinds_of_tiff(tmp_path):
-    """Whatever the mode, depth, byte order, planes, tiles and compression: the array's own pixels, or a refusal."""
+    """Any mode, depth, byte order, planes, tiles and compression of a TIFF gives the array's pixels or is refused."""
     cells = [make() for make in itertools.islice(decoders.grid(), 0, None, 307)]
     found = [decoders.verdict(cell, tmp_path) for cell in cells]
     wanted = ["refused" if cell.expected is None else "equal" for cell in cells]
@@ -66,26 +66,26 @@ def test_kinds_of_tiff(tmp_path):
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("meaning", [GREY, GREY_WHITE_IS_ZERO, RGB, CMYK])
 def test_another_reader_finds_the_same(order, meaning):
-    """What featcli is measured with is what it is meant to be: libvips finds the same samples in it."""
+    """libvips finds the same samples in the files that featcli is measured with."""
     pytest.importorskip("pyvips")
     count = {RGB: 3, CMYK: 4}.get(meaning, 1)
     samples = np.random.default_rng(0).integers(0, 65536, (20, 30, count)).astype(np.uint16)
     seen = decoders.seen_by_libvips(samples, 16, meaning, None)
-    for planar, tiled in ((False, False), (False, True), (True, False)):  # tiles in planes it does not read
+    for planar, tiled in ((False, False), (False, True), (True, False)):  # libvips reads no tiles in planes
         data = tiffs.tiff(samples, 16, meaning, Layout(order, planar=planar, tiles=tiled, compression=tiffs.DEFLATE))
         cell = decoders.Cell("", "", "", data, None, samples=samples, bits=16, seen=seen)
         assert witnesses.libvips(cell) == witnesses.SAME
 
 
 def test_planes_give_the_pixels_of_their_twin(tmp_path):
-    """16-bit colours in planes of their own give, bit for bit, what they give where they lie together."""
+    """16-bit colours in separate planes give, bit for bit, the pixels of those that lie side by side."""
     for colours, meaning in ((COLOURS, RGB), (np.dstack([COLOURS, RAMP]), CMYK)):
         together = read(tmp_path, tiffs.tiff(colours, 16, meaning))
         assert np.array_equal(read(tmp_path, tiffs.tiff(colours, 16, meaning, Layout(planar=True))), together)
 
 
 def test_depth_range_of_colours(tmp_path):
-    """--depth-range holds for deep colours, and for greys with transparency, as it does for greys."""
+    """--depth-range applies to deep colours and to greys with transparency as it does to greys."""
     twelve = COLOURS >> 4
     shown = (twelve / (4095 / 255)).round().astype(np.uint8)
     assert np.array_equal(read(tmp_path, tiffs.tiff(twelve, 16, RGB), depth_range="0:4095"), shown)
@@ -94,7 +94,7 @@ def test_depth_range_of_colours(tmp_path):
 
 
 def test_depth_range_that_comes_too_late(tmp_path):
-    """Deep colours that are 8 bits by the time that --depth-range applies are failures with it, and read without it."""
+    """Deep colours that are already 8 bits when --depth-range applies are failures with it, and are read without it."""
     import imagecodecs
 
     for data in (
@@ -111,7 +111,7 @@ def test_depth_range_that_comes_too_late(tmp_path):
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])
 @pytest.mark.parametrize("suffix", ["avif", "jxl"])
 def test_depth_range_of_formats_that_are_read_in_8_bits(tmp_path, suffix, bits):
-    """AVIF and JPEG XL of more than 8 bits are failures with --depth-range, not read as if it were not there."""
+    """AVIF and JPEG XL of more than 8 bits are failures with --depth-range."""
     import imagecodecs
 
     pytest.importorskip("pillow_jxl")
@@ -128,7 +128,7 @@ def test_depth_range_of_formats_that_are_read_in_8_bits(tmp_path, suffix, bits):
 
 
 def test_lab(tmp_path):
-    """CIELAB of 8 bits becomes, by its profile and the formula of CIE, sRGB; else it is refused by name."""
+    """8-bit CIELAB with a profile becomes sRGB by the formula of CIE; without one it is refused by name."""
     rng = np.random.default_rng(0)
     lab = np.dstack([rng.integers(100, 200, (20, 30)), *rng.integers(-15, 15, (2, 20, 30))])
     samples = lab.astype(np.uint8)  # a and b are signed
@@ -140,7 +140,7 @@ def test_lab(tmp_path):
     linear = xyz @ np.transpose(to_rgb)
     shown = (1.055 * linear ** (1 / 2.4) - 0.055) * 255
     off = np.abs(read(tmp_path, data, colour="convert") - shown)
-    assert (off.max() < 3.5, off.mean() < 0.5) == (True, True)  # it goes by a table
+    assert (off.max() < 3.5, off.mean() < 0.5) == (True, True)  # the conversion uses a table
     bare = tiffs.tiff(samples, 8, tiffs.CIELAB)
     planar = tiffs.tiff(samples, 8, tiffs.CIELAB, Layout(planar=True), tags=[(34675, 1, list(profile))])
     for found in (failure(tmp_path, data), *(failure(tmp_path, each, colour="convert") for each in (bare, planar))):
@@ -151,7 +151,7 @@ def test_lab(tmp_path):
 @pytest.mark.parametrize("bits", [8, 12])
 @pytest.mark.parametrize("number", range(1, 9))
 def test_orientation_of_tiffs(tmp_path, bits, number):
-    """TIFFs are turned upright like other pictures, and are not where that is asked; their size says the same."""
+    """TIFFs are turned upright like other pictures unless that is switched off, and their size agrees."""
     samples = (COLOURS >> (16 - bits)).astype(np.uint8 if bits == 8 else np.uint16)
     data = tiffs.tiff(samples, bits, RGB, tags=[(274, SHORT, [number])])
     lying = read(tmp_path, tiffs.tiff(samples, bits, RGB))
@@ -167,7 +167,7 @@ def test_orientation_of_tiffs(tmp_path, bits, number):
 
 
 def test_orientation_in_xmp(tmp_path):
-    """A TIFF that says in its XMP alone how it was held is turned, and its size is that of the turned picture."""
+    """A TIFF whose orientation is in its XMP alone is turned, and its size is that of the turned picture."""
     xmp = b'<x tiff:Orientation="6"/>'
     data = tiffs.tiff(COLOURS, 16, RGB, tags=[(700, 1, list(xmp))])
     assert read(tmp_path, data).shape == (40, 32, 3)
@@ -176,7 +176,7 @@ def test_orientation_in_xmp(tmp_path):
 
 
 def test_previews_are_refused(tmp_path):
-    """Where the first image of a TIFF is a small version of another one, that is said, and it is not used."""
+    """If the first image of a TIFF is a small version of another, it is refused with that reason."""
     small, large = COLOURS[::4, ::4], image_of(COLOURS, 16, RGB)
     reason, detail = failure(tmp_path, tiffs.tiff(small, 16, RGB, tags=[(254, 4, [1])], later=[large]))
     assert (reason, "preview" in detail) == ("format_not_allowed", True)
@@ -202,14 +202,14 @@ def test_previews_are_refused(tmp_path):
     ],
 )
 def test_kinds_that_are_not_read_are_named(tmp_path, samples, bits, meaning, reason, said):
-    """A whole file of a kind that is not read is not called damaged: what it is stands in the failure."""
+    """A whole file of a kind that is not read is not called damaged: the failure names the kind."""
     found = failure(tmp_path, tiffs.tiff(samples, bits, meaning))
     assert (found[0], said in found[1]) == (reason, True), found
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(compression=tiffs.LZW), Layout(compression=tiffs.DEFLATE)])
 def test_deep_tiffs_that_were_cut_short(tmp_path, layout):
-    """What tifffile unpacks has to be there whole: a missing part is never filled up."""
+    """A file that tifffile unpacks must be complete: a missing part is never filled up."""
     data = tiffs.tiff(BIT_12, 12, GREY, layout)
     assert read(tmp_path, data).shape == (32, 40, 3)
     assert {failure(tmp_path, data[:-cut])[0] for cut in (2, 40, 100)} <= {"truncated", "decode_error"}
@@ -218,7 +218,7 @@ def test_deep_tiffs_that_were_cut_short(tmp_path, layout):
 @pytest.mark.parametrize("bits", [1, 4, 8, 9, 12, 16])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_white_of_jpeg_2000(tmp_path, bits, count):
-    """White is white and black is black, however many bits a JPEG 2000 has; a cut file is a failure."""
+    """White is white and black is black, however many bits a JPEG 2000 has, and a cut file is a failure."""
     import imagecodecs
 
     samples = np.zeros((20, 30, count), np.uint8 if bits <= 8 else np.uint16)
@@ -230,7 +230,7 @@ def test_white_of_jpeg_2000(tmp_path, bits, count):
 
 
 def test_deep_colours_in_8_bits(tmp_path):
-    """Of 16-bit colours PNG, TIFF and JPEG 2000 give the upper 8 bits; PPM, and fewer bits, the nearest level."""
+    """16-bit colours in PNG, TIFF and JPEG 2000 keep the upper 8 bits; PPM and fewer bits take the nearest level."""
     import imagecodecs
 
     every = np.arange(0, 65536, 17, dtype=np.uint16)[: 60 * 64].reshape(60, 64)
@@ -251,7 +251,7 @@ def test_deep_colours_in_8_bits(tmp_path):
 
 
 def test_parts_of_tiles_that_jpeg_2000_miscounts(tmp_path):
-    """A tile with a part more than it says, which Pillow calls broken and others read, has the pixels of its twin."""
+    """A tile with a part more than it declares, which Pillow calls broken, has the pixels of a correct file."""
     import imagecodecs
 
     eight = (COLOURS >> 8).astype(np.uint8)
@@ -272,7 +272,7 @@ def test_parts_of_tiles_that_jpeg_2000_miscounts(tmp_path):
 
 
 def test_without_the_second_decoder(tmp_path, monkeypatch):
-    """Pixels do not depend on what is installed: without tifffile its kinds fail and say so; all others are read."""
+    """Without tifffile its kinds fail and say so, and all others have the same pixels."""
     monkeypatch.setattr(extras, "reads_more_tiff", lambda: False)
     import imagecodecs
 
@@ -290,7 +290,7 @@ def dumped(tmp_path, **options):
 
 
 def test_a_dump_takes_deep_pictures_once_they_can_be_read(tmp_path, monkeypatch):
-    """Without tifffile its pictures fail, and --retry-failed takes them later; what it has once read needs it."""
+    """Pictures that failed without tifffile are read later by --retry-failed, and the dump then needs tifffile."""
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "a.tif").write_bytes(tiffs.tiff(BIT_12, 12, GREY))
     Image.new("L", (40, 32), 77).save(tmp_path / "p" / "b.png")
@@ -306,7 +306,7 @@ def test_a_dump_takes_deep_pictures_once_they_can_be_read(tmp_path, monkeypatch)
     assert featcli.open_dump(tmp_path / "d").valid.tolist() == [True, True, False]
     with monkeypatch.context() as missing:
         missing.setattr(extras, "versions", dict)
-        dumped(tmp_path)  # nothing is left to be read
+        dumped(tmp_path)  # nothing is left to do
         with pytest.raises(ConflictError, match=r"made with tifffile .* to read \.tif: not installed here"):
             dumped(tmp_path, retry_failed=True)
     dumped(tmp_path, overwrite=True)
@@ -316,7 +316,7 @@ def test_a_dump_takes_deep_pictures_once_they_can_be_read(tmp_path, monkeypatch)
 
 
 def test_files_that_nothing_reads_are_counted_before_the_first_image(tmp_path, cli, monkeypatch):
-    """Where a suffix says that a package is missing, a plan says how many files there are, and what to install."""
+    """If a suffix says that a package is missing, the plan says how many files need it and what to install."""
     (tmp_path / "p").mkdir()
     for name in ("a.heic", "b.HEIC", "c.jxl", "d.png"):
         Image.new("L", (40, 32), 77).save(tmp_path / "p" / name, "PNG")

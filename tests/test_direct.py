@@ -1,4 +1,4 @@
-"""Rows reach the file whole, by whichever way the file system has."""
+"""Check that rows reach the file complete, in whichever way the file system allows."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 def rows(count):
-    """So many bytes that start on a page."""
+    """Return so many bytes that start on a page."""
     array = Buffers().take("stage1", count).numpy()[:count]
     array[:] = np.random.default_rng(count).integers(0, 256, count, dtype=np.uint8)
     return array
@@ -25,7 +25,7 @@ OFFSETS = [PAGE, 100, LEAST + PAGE, 3 * LEAST, 6 * LEAST]
 
 
 def written(path):
-    """All pieces, through one file; what it holds where they belong."""
+    """Write all pieces through one file, and return what it holds in their places."""
     file = DirectFile(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), path)
     try:
         for piece, offset in zip(PIECES, OFFSETS, strict=True):
@@ -41,7 +41,7 @@ def all_there(path):
 
 
 def test_rows_go_past_the_cache(tmp_path, monkeypatch):
-    """Whole pages go past the page cache, all else does not, and every byte is where it belongs."""
+    """Whole pages go past the page cache, everything else does not, and every byte is in its place."""
     direct, sizes = [], []
 
     def open_(path, flags, *more):
@@ -65,7 +65,7 @@ def test_rows_go_past_the_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP, errno.EFAULT])
 @pytest.mark.parametrize("refusal", ["open", "pwrite"])
 def test_file_systems_that_have_no_such_way(tmp_path, monkeypatch, refusal, code):
-    """Where O_DIRECT is refused, at once or at the first write, the file comes out the same."""
+    """If O_DIRECT is refused, at once or at the first write, the file has the same bytes."""
     direct = set()
 
     def open_(path, flags, *more):
@@ -86,14 +86,14 @@ def test_file_systems_that_have_no_such_way(tmp_path, monkeypatch, refusal, code
 
 
 def test_a_system_that_takes_less_at_a_time(tmp_path, monkeypatch):
-    """Short writes are gone on with, off a page too."""
+    """A write that the system cuts short is continued, also if it ends inside a page."""
     monkeypatch.setattr(os, "pwrite", lambda file, content, offset: REAL[1](file, content[: 3 * PAGE + 5], offset))
     monkeypatch.setattr(os, "open", lambda path, flags, *more: REAL[0](path, flags & ~O_DIRECT, *more))
     assert all_there(tmp_path / "file")
 
 
 def test_a_full_disk_is_not_taken_for_another_way(tmp_path, monkeypatch):
-    """Any other error is raised."""
+    """Errors that do not mean a missing direct way are raised."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -20,33 +20,33 @@ MACHINE = re.compile(r"^(device|threads) .*", re.MULTILINE)
 
 
 def blocks(page):
-    """The code blocks of a page in order: (language, text)."""
+    """Return the code blocks of a page in order: (language, text)."""
     return BLOCK.findall((REPOSITORY / page).read_text())
 
 
-SHELL = re.compile(r"[|&;$<>]")  # what only a shell understands
+SHELL = re.compile(r"[|&;$<>]")  # signs that only a shell understands
 
 
 def commands(text):
-    """The commands of a console block with what they print."""
+    """Return the commands of a console block with what they print."""
     for part in text.split("$ ")[1:]:
         command, _, output = part.partition("\n")
         yield command, output
 
 
 def settled(output):
-    """Output without what differs between machines and runs."""
+    """Return output without what differs between machines and runs."""
     return DISK.sub("", MACHINE.sub(r"\1", TIMING.sub("extracted", output))).strip()
 
 
 @pytest.fixture
 def scratch(tmp_path, monkeypatch):
-    """A folder as a reader of the README has it before them."""
+    """Make a folder as a reader of the README has it."""
     shutil.copytree(SAMPLES, tmp_path / "sample_images", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
     try:
         os.setxattr(tmp_path, "user.test", b"")
-    except (AttributeError, OSError):  # where no file system remembers it, the pages show what it would be
+    except (AttributeError, OSError):  # on file systems that note no folders, the pages show what others would
         monkeypatch.setattr(picture_files, "remembered_pictures", lambda _: [("", str(tmp_path / "sample_images"))])
     return tmp_path
 
@@ -73,7 +73,7 @@ PAGES = {
 
 @pytest.mark.parametrize(("page", "at_least"), PAGES.items())
 def test_pages_run_from_top_to_bottom(scratch, cli, shell, page, at_least):
-    """Every command and every Python block of the page runs, in its order, and prints what it shows."""
+    """Every command and every Python block of the page runs in order and prints what it shows."""
     if re.search(r"\| jq |\njq ", (REPOSITORY / page).read_text()) and not shutil.which("jq"):
         pytest.skip("no jq here")
     ran, printed = [], ""
@@ -94,7 +94,7 @@ def test_pages_run_from_top_to_bottom(scratch, cli, shell, page, at_least):
 
 @pytest.fixture(scope="module")
 def shell():
-    """Run a command in a shell whose `featcli` need not import torch again; returns what it ended with."""
+    """Return a function that runs a command in a shell whose `featcli` need not import torch again."""
     environment = {**os.environ, "PATH": f"{forks()}{os.pathsep}{os.environ['PATH']}"}
     return partial(subprocess.run, shell=True, capture_output=True, text=True, env=environment)
 
@@ -110,7 +110,7 @@ def output_of(command, cli, shell):
 
 
 def test_tables_of_options_are_fresh():
-    """Tables of options and exit codes in the pages say what the program says; `make docs` writes them anew."""
+    """The tables of options and exit codes in the pages are those that `make docs` writes."""
     sys.path.insert(0, str(REPOSITORY / "docs"))
     try:
         from write_options import SPECS, pages
@@ -122,14 +122,14 @@ def test_tables_of_options_are_fresh():
 
 
 def test_first_screen_of_the_readme():
-    """Install, extract, inspect and reading back are all within the README's first 46 lines."""
+    """The README shows how to install, extract, inspect and read back within its first 46 lines."""
     first = "\n".join((REPOSITORY / "README.md").read_text().splitlines()[:46])
     for expected in ("pip install", "$ featcli extract", "$ featcli inspect", "open_dump"):
         assert expected in first
 
 
 def test_every_exit_code_and_reason_is_documented():
-    """What a run can end with stands in --help, and why an image can fail in the format page."""
+    """--help has every exit code, and the format page has every reason for which an image can fail."""
     from featcli.cli.boundary import BROKEN_PIPE, INTERRUPTED, TERMINATED
     from featcli.cli.commands import EPILOG
     from featcli.errors import EXIT_CODES, NOTHING_READ, SOME_FAILED, FeatcliError
@@ -146,7 +146,7 @@ def test_every_exit_code_and_reason_is_documented():
 
 
 def test_makefile_targets_are_listed():
-    """`make help` names every target that is meant to be called."""
+    """`make help` lists every target that is meant to be called."""
     makefile = (REPOSITORY / "Makefile").read_text()
     listed = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
     assert {
@@ -166,7 +166,7 @@ def test_makefile_targets_are_listed():
 
 
 def test_sample_images_are_small_and_various():
-    """About a dozen pictures under 1 MB: every format, mode and orientation that the README speaks of."""
+    """About a dozen sample images, below 1 MB, have every format, mode and orientation that the README names."""
     from PIL import Image
 
     paths = [path for path in SAMPLES.rglob("*") if path.suffix in (".jpg", ".png", ".webp")]
@@ -182,7 +182,7 @@ def test_sample_images_are_small_and_various():
 
 
 def test_what_differs_from_transformers_by_design_is_said():
-    """Every row of benchmarks/conformance.py that is by design names a sentence that stands in the documentation."""
+    """Every row of benchmarks/conformance.py that differs by design names a sentence of the documentation."""
     pytest.importorskip("transformers")
     sys.path.insert(0, str(REPOSITORY / "benchmarks"))
     from conformance import GROUPS

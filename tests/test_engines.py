@@ -1,4 +1,7 @@
-"""One job, whoever does it: parts, a process for each device. What Ray does is in test_ray.py."""
+"""Check that a job gives the same dump whoever does it: parts, or a process for each device.
+
+For Ray see test_ray.py.
+"""
 
 import json
 import os
@@ -20,16 +23,16 @@ from featcli.workers.shard_queue import TRIES, ShardQueue
 
 
 def test_two_parts_at_once(many, whole, tmp_path):
-    """Two parts started together make the very files that one process makes; the last to end writes the manifest."""
+    """Two parts that start together make the very files of one process, and the last to end writes the manifest."""
     runs = [Featcli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--part", f"{i}/2") for i in range(2)]
     said = [run.communicate()[1] for run in runs]
-    assert sorted(run.returncode for run in runs) == [0, 3], said  # the broken picture is in one of them
+    assert sorted(run.returncode for run in runs) == [0, 3], said  # one of them has the broken picture
     assert all(f"part           {i}/2: 24 shards of 48  (as asked)" in text for i, text in enumerate(said))
     assert content(tmp_path / "d") == content(whole)
 
 
 def test_a_part_alone(cli, many, whole, tmp_path):
-    """A part makes its shards alone, says what is missing, and leaves the dump incomplete; parts may be cut anew."""
+    """A part makes only its shards, says what is missing, and leaves the dump incomplete; later parts may be others."""
     run = cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--part", "0/3")
     assert run.code == 3
     assert f"part 0/3 of {tmp_path / 'd'}: 15 images, 1 failed (1 not_an_image)\n" in run.err
@@ -46,14 +49,14 @@ def test_a_part_alone(cli, many, whole, tmp_path):
 
 
 def test_part_options(cli, many, tmp_path):
-    """What is no part, and a part that would delete what others make, are usage errors."""
+    """A value that is no part, and a part that would delete what others make, are usage errors."""
     for options in (["--part", "2/2"], ["--part", "0/2", "--overwrite"], ["--part", "auto"], ["--workers", "2"]):
         assert cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", *options).code == 2
     assert not (tmp_path / "d").exists()
 
 
 def test_the_schedulers_part_is_said(cli, many, tmp_path, monkeypatch):
-    """--part auto prints where it has the part from."""
+    """--part auto prints where it found the part."""
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
     monkeypatch.setenv("FEATCLI_PARTS", "24")
     run = cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--part", "auto")
@@ -61,9 +64,9 @@ def test_the_schedulers_part_is_said(cli, many, tmp_path, monkeypatch):
 
 
 def test_a_process_for_each_device(cli, many, whole, tmp_path):
-    """--device cpu,cpu makes the files that one process makes, with the events of one run, though workers die.
+    """--device cpu,cpu makes the files of one process with the events of one run, although workers die.
 
-    A shard that kills every worker is given up and named; all others are there, and a later run completes it.
+    A shard that kills every worker is given up and named. All others are made, and a later run completes the dump.
     """
     command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
     run = Featcli(*command, "--device", "cpu,cpu", "--json", env=hooked(DIES_AT="20.png"))
@@ -85,7 +88,7 @@ def test_a_process_for_each_device(cli, many, whole, tmp_path):
 
 
 def test_fewer_shards_than_workers(cli, many, tmp_path):
-    """That some have nothing to do is said before, and the busy shares are of those that had."""
+    """A run says beforehand that some workers have no work, and its busy shares count only the others."""
     given = ["-c", "test_resnet", "--random-init", "--threads", 1, "--device", "cpu,cpu", "--json"]
     run = cli("extract", many / "01.png", *given, "-o", tmp_path / "d")
     assert run.code == 0
@@ -94,7 +97,7 @@ def test_fewer_shards_than_workers(cli, many, tmp_path):
 
 
 def test_workers_that_cannot_start(many, tmp_path):
-    """Where workers die before they begin, the run ends instead of starting others for ever."""
+    """If workers die before they begin, the run ends instead of starting others for ever."""
     (tmp_path / "sitecustomize.py").write_text("import os, sys\nif sys.orig_argv[1] == '-c': os.kill(os.getpid(), 9)\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     code, err = finished("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--device", "cpu,cpu", env=environment)
@@ -103,8 +106,8 @@ def test_workers_that_cannot_start(many, tmp_path):
 
 
 def test_workers_that_crash_while_they_load(cli, many, tmp_path, monkeypatch):
-    """So it does where they can say what went wrong."""
-    light = "class Light: load = ShardRunner = Shard = lambda *_: 1 / 0"  # the worker need not import torch for that
+    """If workers crash while they load, the run ends and repeats what they said."""
+    light = "class Light: load = ShardRunner = Shard = lambda *_: 1 / 0"  # so the worker need not import torch
     program = f"import sys; sys.path[:] = {{path!r}}\n{light}\nfor name in 'loading', 'pipeline', 'source':"
     program += " sys.modules['featcli.run.' + name] = Light\nfrom featcli.workers import worker\n"
     monkeypatch.setattr(processes, "PROGRAM", f"{program}worker.main({{socket}}, {{lock}})")
@@ -114,7 +117,7 @@ def test_workers_that_crash_while_they_load(cli, many, tmp_path, monkeypatch):
 
 
 def test_an_error_of_a_worker_is_the_runs(many, tmp_path):
-    """What no shard could do better ends the run as it would in one process."""
+    """An error that every shard would meet ends the run as it would in one process."""
     environment = hooked(WAITS_AT="10.png", WAITS_FOR=tmp_path / "gone")
     run = at_work("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--device", "cpu,cpu", "-v", env=environment)
     many.rename(many.with_name("moved"))
@@ -128,13 +131,13 @@ def test_an_error_of_a_worker_is_the_runs(many, tmp_path):
 
 
 def test_interrupting_workers(cli, many, whole, tmp_path):
-    """Ctrl-C ends the workers too, also one whose decoder does not end; what is committed stays."""
+    """Ctrl-C also ends workers, even one whose decoder does not end, and what is committed stays."""
     environment = hooked(WAITS_AT="10.png", WAITS_FOR=tmp_path / "go")
     command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
     run = at_work(*command, "--device", "cpu,cpu", "-v", env=environment)
     children = Path(f"/proc/{run.featcli}/task/{run.featcli}/children").read_text().split()
     assert len(children) == 2
-    os.killpg(run.featcli, signal.SIGINT)  # as a terminal does
+    os.killpg(run.featcli, signal.SIGINT)  # a terminal sends it to all of them
     run.communicate(timeout=60)
     assert run.returncode == 130
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
@@ -144,12 +147,12 @@ def test_interrupting_workers(cli, many, whole, tmp_path):
 
 
 def test_ctrl_c_while_workers_import(tmp_path):
-    """A worker leaves Ctrl-C to the driver from its first line on: it prints no traceback of what it imports."""
+    """A worker ignores Ctrl-C from its first line on, so it prints no traceback of its imports."""
     package = tmp_path / "featcli" / "workers"
     package.mkdir(parents=True)
     for folder in (package, package.parent):
         (folder / "__init__.py").touch()
-    worker = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nmain = print\n"  # stands for the real one
+    worker = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nmain = print\n"  # in place of the real one
     (package / "worker.py").write_text(worker)
     program = processes.PROGRAM.format(path=[str(tmp_path), *sys.path], socket=3, lock=4)
     run = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=False)
@@ -157,16 +160,16 @@ def test_ctrl_c_while_workers_import(tmp_path):
 
 
 def test_workers_keep_their_rows(many, tmp_path):
-    """What workers have made of shards that are not finished is on the disk when a run is stopped.
+    """If a run is stopped, rows that workers have made of unfinished shards are on the disk.
 
-    The next run, of one process, makes the rest alone, and the dump is that of one process.
+    The next run, in one process, makes only the rest, and the dump is that of one process.
     """
     options = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "threads": 1, "decode_threads": 1}
     options |= {"batch_size": 2, "shard_size": 24}
     computed, again, dump = [], [], tmp_path / "d"
 
     class Stop(BaseException):
-        """Stands for what stops a run from outside."""
+        """Stands for anything outside that stops a run."""
 
     def stop(kind, **facts):
         if kind == "batch":
@@ -191,7 +194,7 @@ def test_workers_keep_their_rows(many, tmp_path):
 
 
 def test_a_driver_that_is_killed(cli, many, whole, tmp_path):
-    """Workers end with the process that feeds them, and hold the dump until they have."""
+    """Workers end with the process that feeds them, and hold the dump until then."""
     environment = hooked(WAITS_AT="10.png", WAITS_FOR=tmp_path / "go")
     command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
     run = at_work(*command, "--device", "cpu,cpu", "-v", env=environment)
@@ -201,17 +204,17 @@ def test_a_driver_that_is_killed(cli, many, whole, tmp_path):
     assert refused.code == 5
     assert "in use by another process" in refused.err
     (tmp_path / "go").touch()
-    assert "Traceback" not in run.communicate()[1]  # ends when no worker has its stderr any more
+    assert "Traceback" not in run.communicate()[1]  # returns when no worker has its stderr any more
     assert cli(*command).code == 3
     assert content(tmp_path / "d") == content(whole)
 
 
 def test_the_queue_isolates():
-    """Shards that were at work when a worker died are tried again apart; only the one that kills is given up."""
+    """Shards of a worker that died are tried again one by one, and only the one that kills is given up."""
     queue = ShardQueue(range(5), dict)
     assert [queue.take_new() for _ in range(2)] == [0, 1]
     queue.died([0, 1], "killed", had_started=True, is_last=False)
-    assert queue.take_again() is None  # first all others
+    assert queue.take_again() is None  # all others come first
     for number in (2, 3, 4):
         assert queue.take_new() == number
         queue.done(number)
@@ -232,12 +235,12 @@ def test_the_queue_isolates():
         ([0, 0, 0], 3),
         ([10, 10, 10], 3),  # by an earlier run
         ([10, 20, 20, 20, 20], 5),
-        ([0, 4, 4, 8, 8, 12, 12, 12, 12], 9),  # two deaths without progress, then one with it
-        ([10, 0, 5, 5], 3),  # rows that were thrown away, and fewer since: no progress
+        ([0, 4, 4, 8, 8, 12, 12, 12, 12], 9),  # two deaths without progress, then one with progress
+        ([10, 0, 5, 5], 3),  # rows were dropped, and fewer were kept since: no progress
     ],
 )
 def test_only_deaths_without_progress_give_a_shard_up(kept, deaths):
-    """`kept` rows on the disk at first, and after each death: three in turn that add none give it up, and no other."""
+    """Three deaths in a row that add no `kept` rows give a shard up, and no others do."""
     rows = iter([{0: count} if count else {} for count in [kept[0], *kept]])
     queue, died = ShardQueue([0, 1], lambda: next(rows)), 0
     assert (queue.take_new(), queue.take_new()) == (0, 1)
@@ -251,7 +254,7 @@ def test_only_deaths_without_progress_give_a_shard_up(kept, deaths):
 
 
 def test_no_shard_pays_for_another():
-    """Where a worker had several shards and rows of one were kept, its death counts against none of them."""
+    """If a worker had several shards and rows of one were kept, its death counts against none of them."""
     rows = iter([{}, {3: 10}, {3: 10}, {3: 10}])
     queue = ShardQueue([3, 4], lambda: next(rows))
     assert (queue.take_new(), queue.take_new()) == (3, 4)
@@ -265,7 +268,7 @@ def test_no_shard_pays_for_another():
 
 
 def test_progress_is_taken_back(whole):
-    """What a dead worker had not committed is not counted, and its failures are not told twice."""
+    """What a dead worker had not committed is not counted, and its failures are not reported twice."""
     told = []
     progress = ShardProgress(Dump.at(whole).plan, lambda kind, **facts: told.append((kind, facts)))
     failure = {"key": "33.png", "row": 33, "reason": "not_an_image", "detail": ""}
@@ -275,7 +278,7 @@ def test_progress_is_taken_back(whole):
     assert told == [("batch", {"images": 1}), ("batch", {"images": -1})]
     for kind, facts in (("failure", failure), ("batch", {"images": 1})):
         progress.hear(kind, facts)
-    for kind in ("resumed", "kept"):  # the shard is not there yet
+    for kind in ("resumed", "kept"):  # the shard is not committed yet
         told.clear()
         assert progress.hear(kind, {"shard": 33, "rows": 0}) is None
     told.clear()
@@ -285,7 +288,7 @@ def test_progress_is_taken_back(whole):
 
 
 def test_rows_that_a_dead_worker_kept_count_as_made(whole):
-    """Of a shard that another is to take up, the run has made what its dead worker kept, less what was there before."""
+    """Rows that a dead worker kept count as made, without those that were on the disk before it."""
     progress = ShardProgress(Dump.at(whole).plan, lambda kind, **facts: None)
     for kind, rows in (("resumed", 2), ("kept", 4), ("kept", 7)):
         progress.hear(kind, {"shard": 5, "rows": rows})
@@ -303,7 +306,7 @@ def test_rows_that_a_dead_worker_kept_count_as_made(whole):
     ],
 )
 def test_a_worker_sees_its_gpu_alone(monkeypatch, visible, device, expected):
-    """A worker of cuda:N is given that GPU of those that may be used, and no other."""
+    """A worker of cuda:N sees that one of the allowed GPUs, and no other."""
     from featcli.workers.processes import as_the_only_one
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -313,7 +316,7 @@ def test_a_worker_sees_its_gpu_alone(monkeypatch, visible, device, expected):
 
 
 def test_every_gpu_there_is(monkeypatch):
-    """cuda:all names each GPU, and auto gives each process of a machine one of its own."""
+    """cuda:all names every GPU, and auto gives each process of a machine one of its own."""
     import torch
 
     from featcli.system.device import device_names, resolve_device
@@ -332,7 +335,7 @@ def test_every_gpu_there_is(monkeypatch):
 
 
 def test_errors_travel():
-    """An error keeps its type, message and hint from one process to another."""
+    """An error that goes from one process to another keeps its type, message and hint."""
     import pickle
 
     error = pickle.loads(pickle.dumps(MachineError("no space", "free some")))

@@ -1,4 +1,4 @@
-"""The scripts in examples/, on pictures drawn so that it is known what must come out."""
+"""Run the scripts in examples/ on pictures that are drawn so that the result is known."""
 
 import ast
 import importlib.util
@@ -16,13 +16,13 @@ from featcli.errors import UsageError
 
 EXAMPLES = REPOSITORY / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-STARTS_ITSELF = {"demo", "train_upernet"}  # what it needs is not extracted before
+STARTS_ITSELF = {"demo", "train_upernet"}  # scripts that extract by themselves
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "threads": 1, "fit": "squash"}
-EDGE = 160  # of test_resnet's input
+EDGE = 160  # edge of test_resnet's input in pixels
 
 
 def example(name):
-    """The script as a module."""
+    """Return the script as a module."""
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -30,25 +30,25 @@ def example(name):
 
 
 def save(path, grey):
-    """A grey picture from an (H, W) array of 0 to 255."""
+    """Save a grey picture from an (H, W) array of 0 to 255."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).save(path)
 
 
 def noise(seed):
-    """(EDGE, EDGE): dark grey with grain, another one for each seed."""
+    """Return (EDGE, EDGE) of dark grey with grain, another one for each seed."""
     return np.random.default_rng(seed).normal(80, 20, (EDGE, EDGE))
 
 
 def disc(row, column, radius):
-    """(EDGE, EDGE) bool."""
+    """Return the pixels of a disc, (EDGE, EDGE) bool."""
     rows, columns = np.mgrid[:EDGE, :EDGE]
     return np.hypot(rows - row, columns - column) < radius
 
 
 @pytest.fixture
 def textures(tmp_path):
-    """Three classes of ten pictures: upright stripes, lying stripes, none; wherever they begin."""
+    """Make three classes of ten pictures: upright stripes, lying stripes, no stripes, each beginning anywhere."""
     wave = 60 * np.sign(np.sin(np.arange(EDGE) / 3))[:, None]
     for i in range(10):
         lying = np.broadcast_to(np.roll(wave, 2 * i, 0), (EDGE, EDGE))
@@ -59,7 +59,7 @@ def textures(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_example_explains_itself(name, monkeypatch, capsys):
-    """--help of each script answers with what it does and the commands to try it, as its docstring has them."""
+    """--help of each script says what it does and which commands to try, as its docstring does."""
     monkeypatch.setattr(sys, "argv", [f"examples/{name}.py", "--help"])
     monkeypatch.syspath_prepend(EXAMPLES)  # as Python does for a script
     with pytest.raises(SystemExit) as ended:
@@ -72,7 +72,7 @@ def test_every_example_explains_itself(name, monkeypatch, capsys):
 
 
 def test_a_linear_probe_tells_textures_apart(tmp_path, textures, capsys):
-    """On maps pooled by extract or while they are read, far more held-out images are right than by chance."""
+    """A probe on maps pooled by extract, or while they are read, is far better than chance on held-out images."""
     module = example("linear_probe")
     shutil.copy(textures / "lying" / "0.png", textures / "of_no_class.png")
     (textures / "upright" / "0.png").write_bytes(b"no picture")
@@ -89,7 +89,7 @@ def test_a_linear_probe_tells_textures_apart(tmp_path, textures, capsys):
 
 
 def test_a_linear_probe_of_one_class_is_refused(tmp_path, textures, capsys):
-    """One class is no question: the script says so in a sentence, and ends with exit code 2."""
+    """A dump with one class is refused in a sentence, with exit code 2."""
     extract(textures / "lying", output=tmp_path / "d", **OPTIONS, pool="avg")
     with pytest.raises(SystemExit) as ended:
         example("linear_probe").main([str(tmp_path / "d")])
@@ -98,20 +98,20 @@ def test_a_linear_probe_of_one_class_is_refused(tmp_path, textures, capsys):
 
 
 def test_a_linear_probe_of_splits_is_refused():
-    """Names of splits are no classes, however many images there are of each."""
+    """Names of splits are not taken for classes, however many images each has."""
     with pytest.raises(UsageError, match="'Train', 'val' are splits, not classes"):
         example("linear_probe").probe(np.eye(8), ["Train", "val"] * 4)
 
 
 def test_every_class_is_learned_and_held_out():
-    """Of each class about the share is held out, of the smallest still one image, and the only one never."""
+    """Each class is held out by about the share, the smallest by one image, and a class of one image never."""
     labels = np.array(["a"] * 40 + ["b"] * 2 + ["c"])
     held_out = example("linear_probe").chosen_to_hold_out(labels, 0.25, seed=0)
     assert [int(held_out[labels == name].sum()) for name in "abc"] == [10, 1, 0]
 
 
 def test_the_twin_is_the_nearest_neighbour(tmp_path, photos, capsys):
-    """The copy of a picture comes first, with similarity 1, and the picture itself not at all."""
+    """The copy of a picture comes first with similarity 1, and the picture itself does not come at all."""
     shutil.copy(photos / "trip" / "06.jpg", photos / "twin.jpg")
     extract(photos, output=tmp_path / "d", **OPTIONS)
     example("nearest_neighbours").main([str(tmp_path / "d"), "trip/06.jpg", "-k", "3"])
@@ -123,7 +123,7 @@ def test_the_twin_is_the_nearest_neighbour(tmp_path, photos, capsys):
 
 
 def test_neighbours_of_an_unknown_key(tmp_path, photos, capsys):
-    """A key that the dump does not have is an error that names it."""
+    """A key that the dump does not have is an error that names the key."""
     extract(photos, output=tmp_path / "d", **OPTIONS, pool="avg")
     with pytest.raises(SystemExit) as ended:
         example("nearest_neighbours").main([str(tmp_path / "d"), "trip/none.jpg"])
@@ -133,7 +133,7 @@ def test_neighbours_of_an_unknown_key(tmp_path, photos, capsys):
 
 @pytest.fixture
 def dented(tmp_path):
-    """Two dumps: six pictures of nothing but grain, and four more of which one has a dent."""
+    """Make two dumps: six pictures with nothing but grain, and four more, one of them with a dent."""
     for seed in range(10):
         save(tmp_path / ("normal" if seed < 6 else "tested") / f"{seed}.png", noise(seed))
     save(tmp_path / "tested" / "dent.png", noise(10) + 70 * disc(116, 44, 9))
@@ -143,7 +143,7 @@ def dented(tmp_path):
 
 
 def test_the_dent_is_the_anomaly(dented, capsys):
-    """The picture with the dent has the highest score, its hottest position and pixel where the dent is."""
+    """The picture with the dent has the highest score, and its hottest position and pixel are in the dent."""
     heat = dented / "heat.png"
     arguments = [dented / "normal_feats", dented / "tested_feats", "--bank", "200", "--output", heat]
     example("anomaly_map").main([str(argument) for argument in arguments])
@@ -166,12 +166,12 @@ def test_the_dent_is_the_anomaly(dented, capsys):
 
 
 def test_normal_images_are_no_anomaly(dented):
-    """Where the bank holds every vector of the tested images, each score is nothing beside that of a dent."""
+    """If the bank holds every vector of the tested images, each score is tiny compared to that of a dent."""
     module, normal = example("anomaly_map"), open_dump(dented / "normal_feats")
     stages = ["stage2", "stage3"]
     same, _ = module.anomaly_maps(normal, normal, stages, size=6 * 20 * 20)
     other, highest = module.anomaly_maps(normal, open_dump(dented / "tested_feats"), stages)
-    assert highest < other["dent.png"].max()  # the scale does not end before it begins
+    assert highest < other["dent.png"].max()  # the scale ends above its beginning
     assert max(scores.max() for scores in same.values()) < 0.02 * other["dent.png"].max()
 
 
@@ -185,7 +185,7 @@ def test_a_coreset_covers_what_is_rare():
 
 
 def test_dumps_of_two_kinds_are_not_compared(dented):
-    """Maps of other weights would make every position an anomaly: that is refused."""
+    """Maps of other weights are refused, because they would make every position an anomaly."""
     extract(dented / "tested", output=dented / "d", **OPTIONS, out_features=("stage2", "stage3"), seed=1)
     normal, tested = open_dump(dented / "normal_feats"), open_dump(dented / "d")
     with pytest.raises(UsageError, match="in two ways"):
@@ -194,7 +194,7 @@ def test_dumps_of_two_kinds_are_not_compared(dented):
 
 @pytest.fixture
 def discs(tmp_path):
-    """Sixteen pictures of a bright disc somewhere, half as high as wide, with masks: 1 for the disc, 255 at its rim."""
+    """Make sixteen pictures of a bright disc, half as high as wide, with masks: 1 in the disc, 255 at its rim."""
     places = np.random.default_rng(0).integers(40, 120, (16, 2))
     for i, (row, column) in enumerate(places):
         rim, inner = disc(row, column, 34), disc(row, column, 30)
@@ -216,7 +216,7 @@ def test_a_segmentation_head_finds_discs(discs, capsys):
 
 
 def test_mean_iou_of_known_guesses(discs):
-    """Guessing background everywhere gives half the background's share; pixels of no class do not count."""
+    """A guess of background everywhere gets half the background's share, and pixels without class do not count."""
     module = example("segmentation_head")
     extract(discs / "discs", output=discs / "d", **OPTIONS, out_features=("stage4",))
     dump = open_dump(discs / "d")
@@ -227,7 +227,7 @@ def test_mean_iou_of_known_guesses(discs):
 
 
 def test_masks_that_do_not_fit_are_refused(discs):
-    """A dump of another --fit would put masks beside what they mark, and a coloured mask says no class."""
+    """A dump of another --fit and a coloured mask are refused, because masks would not fit the maps."""
     module = example("segmentation_head")
     extract(discs / "discs", output=discs / "cropped", **{**OPTIONS, "fit": "crop"})
     with pytest.raises(UsageError, match="--fit squash"):
@@ -239,7 +239,7 @@ def test_masks_that_do_not_fit_are_refused(discs):
 
 
 def test_the_rest_of_a_maskformer_gives_what_the_whole_gives(tmp_path, capsys):
-    """The demo builds a model and dumps its maps: replay equals the whole model bit for bit, and says so."""
+    """The demo builds a model and dumps its maps: replay equals the whole model bit for bit, and the demo says so."""
     pytest.importorskip("transformers")
     module, model, maps = example("maskformer_replay"), tmp_path / "maskformer", tmp_path / "maps"
     module.main([str(model), str(maps), str(SAMPLES / "things"), "--demo"])
@@ -255,7 +255,7 @@ def test_the_rest_of_a_maskformer_gives_what_the_whole_gives(tmp_path, capsys):
 
 
 def test_a_upernet_learns_the_same_with_our_module(capsys):
-    """Twenty steps of training give the losses of transformers' own backbone to 1e-5, and they fall."""
+    """Twenty steps of training give the losses of transformers' own backbone to 1e-5, and the losses fall."""
     pytest.importorskip("transformers")
     module = example("train_upernet")
     module.main([str(SAMPLES / "nature"), "--demo"])
