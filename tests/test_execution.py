@@ -1,4 +1,4 @@
-"""However the network is run, the maps are the library's own; what was chosen stays chosen."""
+"""Check that maps are the library's own however the network is run, and that choices stay as they were made."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "threads": 1, "batc
 
 
 def used(module):
-    """The module with norms as training leaves them."""
+    """Give the module norms as training leaves them."""
     chance = torch.Generator().manual_seed(0)
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -34,7 +34,7 @@ def used(module):
 
 
 def saved(name, folder):
-    """A weights file of a timm model with such norms."""
+    """Save a weights file of a timm model with such norms."""
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
@@ -48,7 +48,7 @@ def saved(name, folder):
     ["test_resnet", "test_efficientnet", "test_efficientnet_ln", "test_byobnet", "test_vit", "mobilenetv3_small_050"],
 )
 def test_layout_and_folding_change_no_number_by_more_than_rounding(tmp_path, name):
-    """Norms folded, where there are any, and channels last: every stage within 1e-5 of what timm gives."""
+    """With norms folded, if there are any, and channels last, every stage is within 1e-5 of timm's."""
     given = {"arch": name, "out_indices": "all"}
     path = saved(name, tmp_path)
     plain = load_backbone(path, **given)
@@ -63,7 +63,7 @@ def test_layout_and_folding_change_no_number_by_more_than_rounding(tmp_path, nam
 
 
 def test_transformers_norms_are_folded(resnet_folder):
-    """The same for transformers' ResNet."""
+    """Norms of transformers' ResNet are folded, too, with maps within 1e-5."""
     pixels = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     expected = load_backbone(str(resnet_folder), out_indices="all")(pixels)
     other = load_backbone(str(resnet_folder), out_indices="all", layout="channels-last", fold=True)
@@ -73,7 +73,7 @@ def test_transformers_norms_are_folded(resnet_folder):
 
 
 def test_weights_of_five_dimensions_stay_as_they_are():
-    """A network with a three-dimensional convolution runs channels last too."""
+    """A network with a three-dimensional convolution also runs channels last."""
     backbone = load_backbone("lambda_resnet26t", random_init=True, image_size=64, layout="channels-last", fold=True)
     assert any(parameter.ndim == 5 for parameter in backbone.network.module.parameters())
     assert backbone(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))["stage4"].shape == (1, 2048, 2, 2)
@@ -119,7 +119,7 @@ class Apart(Model):
     ids=["plain", "standardised", "shortcut", "twice", "apart"],
 )
 def test_only_what_may_be_folded_is(model, folded):
-    """A norm whose convolution is of another kind, or is used elsewhere too, stays as it was, to the last bit."""
+    """A norm whose convolution is of another kind, or is used twice, stays as it was, to the last bit."""
     pixels = torch.randn(2, 3, 9, 9)
     with torch.no_grad():
         expected = used(model)(pixels)
@@ -131,7 +131,7 @@ def test_only_what_may_be_folded_is(model, folded):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_maps(tmp_path, photos, cli):
-    """--compile gives the same maps up to rounding, in the last short batch too, and stays part of the dump."""
+    """--compile gives the same maps up to rounding, also in a short last batch, and stays part of the dump."""
     options = {**OPTIONS, "batch_size": 5, "shard_size": 5, "out_indices": "all"}
     featcli.extract(photos, output=tmp_path / "plain", **options)
     featcli.extract(photos, output=tmp_path / "compiled", compile=True, **options)
@@ -144,7 +144,7 @@ def test_compiled_maps(tmp_path, photos, cli):
 
 
 def test_compiled_dumps_are_recomputed_where_that_can_be_done(tmp_path, photos, monkeypatch, cli):
-    """verify --recompute of a compiled dump ends in words where torch.compile fails."""
+    """verify --recompute of a compiled dump ends with a message if torch.compile fails."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     featcli.extract(photos, output=tmp_path / "d", compile=True, **OPTIONS)
     again = ("verify", tmp_path / "d", "--recompute", 2, "-c", "test_resnet", "--random-init", photos)
@@ -156,7 +156,7 @@ def test_compiled_dumps_are_recomputed_where_that_can_be_done(tmp_path, photos, 
 
 
 def no_compiler(function, **_):
-    """torch.compile where there is none."""
+    """Stand for torch.compile on a machine without a compiler."""
 
     def run(pixels):
         raise RuntimeError("No working C++ compiler found")
@@ -165,7 +165,7 @@ def no_compiler(function, **_):
 
 
 def test_what_cannot_be_compiled(tmp_path, photos, monkeypatch, cli):
-    """Where torch.compile fails, that is said with exit code 7 before anything is written."""
+    """If torch.compile fails, the run says so with exit code 7 before anything is written."""
     monkeypatch.setattr(torch, "compile", no_compiler)
     run = cli("extract", photos, "-c", "test_resnet", "--random-init", "--compile", "-o", tmp_path / "d", "-q")
     assert run.code == 7
@@ -175,7 +175,7 @@ def test_what_cannot_be_compiled(tmp_path, photos, monkeypatch, cli):
 
 
 def test_compilation_that_does_not_fit(tmp_path, photos, monkeypatch):
-    """It is tried again with half as many images, when nothing is held any more of what did not fit."""
+    """A compilation that does not fit is tried again with half the images, after its memory is freed."""
     tried, held = [], []
 
     def compiled(function, **_):
@@ -200,7 +200,7 @@ def test_compilation_that_does_not_fit(tmp_path, photos, monkeypatch):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Set how fast each way of running is: a function of (execution, images); what was asked is listed."""
+    """Let a test set how fast each way of running is, by (execution, images), and list what was asked."""
     asked = []
 
     def set_rates(rate):
@@ -226,7 +226,7 @@ def by_layout(gain):
 
 @pytest.mark.parametrize(("gain", "expected"), [(1.5, ["channels-last", True]), (1.05, ["channels-first", False])])
 def test_a_layout_has_to_be_worth_it(tmp_path, photos, measured, cli, gain, expected):
-    """Another layout than the library's is taken where it is clearly faster, and the gain is said."""
+    """Another layout than the library's is taken only if it is clearly faster, and the gain is printed."""
     measured(by_layout(gain))
     run = cli("extract", photos, "-o", tmp_path / "d", "-c", "test_resnet", "--random-init")
     assert chosen(tmp_path / "d")[1:3] == expected
@@ -234,7 +234,7 @@ def test_a_layout_has_to_be_worth_it(tmp_path, photos, measured, cli, gain, expe
 
 
 def test_a_layout_that_a_network_does_not_take(tmp_path, photos, measured):
-    """A trial that fails rules out what was tried, and nothing else."""
+    """A trial that fails rules out its own way, and no other."""
 
     def rate(execution, images):
         if execution.layout == "channels-last":
@@ -247,7 +247,7 @@ def test_a_layout_that_a_network_does_not_take(tmp_path, photos, measured):
 
 
 def test_a_precision_that_alone_fits_into_memory(tmp_path, photos, measured, cli):
-    """--precision auto takes bf16 where fp32 does not fit."""
+    """--precision auto takes bf16 if fp32 does not fit into memory."""
 
     def rate(execution, images):
         if execution.precision == "fp32":
@@ -261,10 +261,10 @@ def test_a_precision_that_alone_fits_into_memory(tmp_path, photos, measured, cli
 
 
 def test_norms_that_cannot_be_folded_are_refused(tmp_path, photos, cli):
-    """Where the maps would move, or there is no norm, --fold is refused; without it all is as it is."""
+    """--fold is refused if maps would change or there is no norm; without it nothing is folded then."""
     tensors = timm.create_model("test_resnet", num_classes=0).state_dict()
     mean, deviation = tensors["conv1.1.running_mean"], (tensors["conv1.1.running_var"] + 1e-5).sqrt()
-    mean.fill_(1e5)  # added to what it is subtracted from again: folded, the sum has other last digits
+    mean.fill_(1e5)  # added to what it is subtracted from later, so that the folded sum has other last digits
     tensors["conv1.1.bias"].copy_(mean * tensors["conv1.1.weight"] / deviation)
     save_file(tensors, tmp_path / "w.safetensors")
     given = ("-c", tmp_path / "w.safetensors", "--arch", "test_resnet", "--fold")
@@ -279,21 +279,21 @@ def test_norms_that_cannot_be_folded_are_refused(tmp_path, photos, cli):
 
 
 def test_networks_without_convolutions_are_not_tried(tmp_path, photos, measured):
-    """A transformer is run as it is: the layout of its one convolution is not worth a measurement."""
+    """A transformer runs as it is, because the layout of its one convolution is not worth a trial."""
     asked = measured(by_layout(9.0))
     featcli.extract(photos, output=tmp_path / "d", **{**OPTIONS, "checkpoint": "test_vit"})
     assert (chosen(tmp_path / "d")[1:3], asked) == (["channels-first", False], [])
 
 
 def test_few_images_are_not_worth_a_measurement(tmp_path, photos, monkeypatch):
-    """A small run starts at once, with the library's own way."""
+    """A run of few images starts at once, in the library's own way."""
     monkeypatch.setattr(trials.Trials, "measure", lambda *_: pytest.fail("measured"))
     featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
     assert chosen(tmp_path / "d")[1:3] == ["channels-first", False]
 
 
 def test_what_is_asked_is_not_measured(tmp_path, photos, measured):
-    """--layout and --fold are obeyed."""
+    """--layout and --fold are obeyed without a trial."""
     asked = measured(by_layout(9.0))
     featcli.extract(photos, output=tmp_path / "d", layout="channels-first", fold=True, **OPTIONS)
     assert (chosen(tmp_path / "d")[1:3], asked) == (["channels-first", True], [])
@@ -301,7 +301,7 @@ def test_what_is_asked_is_not_measured(tmp_path, photos, measured):
 
 @pytest.mark.parametrize(("gain", "expected"), [(2.0, "bf16"), (1.1, "fp32")])
 def test_precision_auto(tmp_path, photos, measured, cli, gain, expected):
-    """--precision auto takes bf16 where it is clearly faster here, and says by how much."""
+    """--precision auto takes bf16 if it is clearly faster here, and says by how much."""
     measured(lambda execution, images: gain if execution.precision == "bf16" else 1.0)
     run = cli("extract", photos, "-o", tmp_path / "d", "-c", "test_vit", "--random-init", "--precision", "auto")
     assert chosen(tmp_path / "d")[0] == expected
@@ -311,7 +311,7 @@ def test_precision_auto(tmp_path, photos, measured, cli, gain, expected):
 
 
 def test_batch_size_auto(tmp_path, photos, measured):
-    """--batch-size auto doubles as long as that pays, and the shards are whole batches."""
+    """--batch-size auto doubles the batch while that pays, and shards are whole batches."""
     asked = measured(lambda execution, images: {8: 100, 16: 110, 32: 112}[images])
     given = {**OPTIONS, "checkpoint": "test_vit", "batch_size": "auto", "shard_size": 5}
     featcli.extract(photos, output=tmp_path / "d", **given)
@@ -321,7 +321,7 @@ def test_batch_size_auto(tmp_path, photos, measured):
 
 
 def test_batch_size_auto_where_nothing_fits(tmp_path, photos, measured):
-    """Then it is one image, and the run says what does not fit, if it does not."""
+    """If nothing fits, --batch-size auto takes one image, and the run says if even that does not fit."""
 
     def rate(execution, images):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -332,7 +332,7 @@ def test_batch_size_auto_where_nothing_fits(tmp_path, photos, measured):
 
 
 def test_batch_size_auto_without_memory(tmp_path, photos, measured):
-    """A batch that does not fit while it is tried is not chosen."""
+    """A batch that does not fit in a trial is not chosen."""
 
     def rate(execution, images):
         if images > 2:
@@ -345,7 +345,7 @@ def test_batch_size_auto_without_memory(tmp_path, photos, measured):
 
 
 def test_ways_are_compared_with_what_fits(tmp_path, photos, measured):
-    """Where the library's own way does not fit, trials take fewer images: another is not chosen for that alone."""
+    """If the library's own way does not fit, trials take fewer images, so no other way wins just by that."""
     fits = {"fp32": 3, "bf16": 8}
 
     def rate(execution, images):
@@ -361,7 +361,7 @@ def test_ways_are_compared_with_what_fits(tmp_path, photos, measured):
 
 
 def test_a_dump_is_gone_on_with_as_it_was_begun(tmp_path, photos, measured, cli):
-    """What was chosen by measurement is repeated, not measured again: the bytes are those of one run."""
+    """A resumed run repeats measured choices instead of measuring again, and the bytes are those of one run."""
     measured(lambda execution, images: by_layout(1.5)(execution, images) * (2 if execution.precision == "bf16" else 1))
     given = {**OPTIONS, "precision": "auto", "batch_size": "auto"}
     featcli.extract(photos, output=tmp_path / "d", **given)
@@ -380,7 +380,7 @@ def test_a_dump_is_gone_on_with_as_it_was_begun(tmp_path, photos, measured, cli)
 
 
 def test_two_that_begin_at_once_choose_alike(tmp_path, photos, measured, monkeypatch):
-    """A run that finds, when it begins to write, that another began with other choices goes on with those."""
+    """If another run has begun the dump with other choices meanwhile, a run takes those choices."""
     measured(by_layout(1.5))
     real, begun = extraction.prepare, []
 

@@ -27,13 +27,13 @@ FILES = ["x.h5", "x.safetensors", "x.npy", "x.jsonl", "x.parquet"]
 
 
 def exported(dump, output, **options):
-    """`featcli export` from Python."""
+    """Run `featcli export` from Python."""
     return export(dump, ExportCommand(dump=str(dump.path), output=str(output), **options))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Seven pictures, one of them broken, one with a name that needs escapes."""
+    """Make a dump of seven pictures, one of them broken, one with a name that needs escapes."""
     made = tmp_path_factory.mktemp("pictures")
     for i in range(5):
         draw(made / f"{i}.png", i)
@@ -51,7 +51,7 @@ def dump(request, folder, tmp_path_factory):
 
 
 def read_back(path, dump):
-    """(keys, {stage: array}) of an exported file, by the format's own library."""
+    """Return (keys, {stage: array}) of an exported file, read by the format's own library."""
     if path.is_dir():
         lines = [json.loads(line) for line in (path / "images.jsonl").read_text().splitlines()]
         return [line["key"] for line in lines], {file.stem: np.load(file) for file in sorted(path.glob("*.npy"))}
@@ -81,7 +81,7 @@ def read_back(path, dump):
 
 @pytest.mark.parametrize("name", [*FILES, "folder"])
 def test_every_format_holds_the_same_maps(dump, tmp_path, cli, name):
-    """The format's own library reads the stored numbers, bit for bit, each with its key; failed rows are out."""
+    """The format's own library reads the stored numbers, bit for bit, each with its key, without failed rows."""
     path = tmp_path / "made" / name
     run = cli("export", dump.path, "-o", path, *(["--stage", "stage2"] if name == "x.npy" else []))
     assert (run.code, run.err) == (0, "")
@@ -93,12 +93,12 @@ def test_every_format_holds_the_same_maps(dump, tmp_path, cli, name):
         assert np.array_equal(found, dump[stage][dump.valid])
         assert found.dtype in (np.float32, torch.float32)
     left = {path.name, "x.images.jsonl"} if name == "x.npy" else {path.name}
-    assert {file.name for file in path.parent.iterdir()} == left  # nothing half done beside it
+    assert {file.name for file in path.parent.iterdir()} == left  # no half file beside it
 
 
 @pytest.mark.parametrize("name", ["x.h5", "x.safetensors", "x.jsonl", "x.parquet"])
 def test_failed_rows_kept(dump, tmp_path, cli, name):
-    """With --keep-failed row i is image i again: NaN and not valid, or null."""
+    """With --keep-failed, row i is image i again: NaN and not valid, or null."""
     assert cli("export", dump.path, "-o", tmp_path / name, "--keep-failed").code == 0
     row = dump.rows["3.png"]
     if name == "x.h5":
@@ -122,7 +122,7 @@ def test_failed_rows_kept(dump, tmp_path, cli, name):
 
 
 def test_pooled_and_cast(dump, tmp_path, cli):
-    """--pool and --dtype give what torch gives for the stored maps; bfloat16 stays what it is where a format has it."""
+    """--pool and --dtype give what torch gives for the stored maps, and bfloat16 stays if the format has it."""
     maps = dump["stage1"].tensor(dump.valid)
     expected = {"avg": maps.mean((2, 3)), "max": maps.amax((2, 3)), "2x3": adaptive_avg_pool2d(maps, (2, 3))}
     for pool, pooled in expected.items():
@@ -138,7 +138,7 @@ def test_pooled_and_cast(dump, tmp_path, cli):
 
 
 def test_bfloat16_dumps(folder, tmp_path, cli):
-    """Of a bfloat16 dump safetensors has the same type, numpy and JSON the same numbers as float32."""
+    """A bfloat16 dump is bfloat16 in safetensors, and has the same numbers as float32 in numpy and JSON."""
     featcli.extract(folder, output=tmp_path / "d", dtype="bfloat16", pool="avg", **OPTIONS)
     dump = open_dump(tmp_path / "d")
     for name in ("x.safetensors", "x.jsonl", "folder"):
@@ -152,7 +152,7 @@ def test_bfloat16_dumps(folder, tmp_path, cli):
 
 
 def test_keys_that_no_header_can_hold(dump, tmp_path, monkeypatch):
-    """Keys that do not fit into a safetensors file are refused with its name, and with formats that take them."""
+    """Keys that do not fit into a safetensors file are refused, with its name and the formats that take them."""
     monkeypatch.setattr("featcli.dump.formats.safetensors.MAX_HEADER_BYTES", 100)
     with pytest.raises(UsageError) as refused:
         exported(dump, tmp_path / "x.safetensors")
@@ -164,7 +164,7 @@ def test_keys_that_no_header_can_hold(dump, tmp_path, monkeypatch):
 
 
 def test_json_lines_on_stdout(dump, cli):
-    """`-o -` prints one object for each image, key first, in digits that give the very float32 back."""
+    """`-o -` prints an object for each image, key first, with digits that give the exact float32 back."""
     run = cli("export", dump.path, "-o", "-", "--stage", "stage2", "--pool", "avg")
     assert (run.code, run.err) == (0, f"{dump.path}: 1 failed image left out\n")
     lines = run.out.splitlines()
@@ -173,11 +173,11 @@ def test_json_lines_on_stdout(dump, cli):
     assert [row["key"] for row in rows] == [key for key in dump.keys if key != "3.png"]
     expected = dump["stage2"].tensor(dump.valid).mean((2, 3)).numpy()
     assert np.array_equal(np.array([row["stage2"] for row in rows], np.float32), expected)
-    assert len(lines[0]) < 40 + 15 * expected.shape[1]  # not the 17 digits of a double
+    assert len(lines[0]) < 40 + 15 * expected.shape[1]  # fewer than the 17 digits of a double
 
 
 def test_a_reader_that_goes_away(dump):
-    """`featcli export -o - | head -1` ends quietly."""
+    """`featcli export -o - | head -1` ends without a message."""
     with Featcli("export", dump.path, "-o", "-") as exporting:
         exporting.stdout.read(10)
         exporting.stdout.close()
@@ -186,7 +186,7 @@ def test_a_reader_that_goes_away(dump):
 
 
 def test_values_that_are_not_finite():
-    """JSON has no NaN and no infinity: they are null, and every line stays JSON."""
+    """NaN and infinity, which JSON lacks, are null, and every line is valid JSON."""
     from featcli.export import jsonl
 
     def written(row):
@@ -201,7 +201,7 @@ def test_values_that_are_not_finite():
 
 
 def test_maps_of_many_sizes(tmp_path, cli):
-    """A native dump is exported with its shapes; as arrays only pooled."""
+    """A native dump is exported with its shapes; arrays need pooled maps."""
     draw(tmp_path / "p" / "a.png", 1, (160, 96))
     draw(tmp_path / "p" / "b.png", 2, (96, 160))
     (tmp_path / "p" / "ab.png").write_bytes(b"")
@@ -254,7 +254,7 @@ def test_maps_of_many_sizes(tmp_path, cli):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_refusals(dump, tmp_path, cli, monkeypatch, arguments, code, says):
-    """What cannot be is one line with a way out and the documented exit code, and leaves nothing behind."""
+    """A request that is impossible ends in one line with a way out and the documented exit code, and leaves no file."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     for name in ("taken.h5", "full/file", "late.images.jsonl"):
@@ -268,7 +268,7 @@ def test_refusals(dump, tmp_path, cli, monkeypatch, arguments, code, says):
 
 
 def test_overwrite_takes_the_place_at_once(dump, tmp_path, cli):
-    """--overwrite replaces the file by a whole one."""
+    """--overwrite replaces the file at once by a complete one."""
     (tmp_path / "x.h5").write_text("old")
     assert cli("export", dump.path, "-o", tmp_path / "x.h5", "--overwrite").code == 0
     with h5py.File(tmp_path / "x.h5") as file:
@@ -276,7 +276,7 @@ def test_overwrite_takes_the_place_at_once(dump, tmp_path, cli):
 
 
 def test_pooled_dumps_are_not_pooled_again(folder, tmp_path, cli):
-    """An average of maxima is neither: refused."""
+    """A dump of maxima is not pooled to averages, which would be neither."""
     featcli.extract(folder, output=tmp_path / "d", pool="max", **OPTIONS)
     run = cli("export", tmp_path / "d", "-o", tmp_path / "x.h5", "--pool", "avg")
     assert run.code == 2
@@ -285,7 +285,7 @@ def test_pooled_dumps_are_not_pooled_again(folder, tmp_path, cli):
 
 
 def test_numbers_that_a_type_cannot_hold(dump, tmp_path, monkeypatch):
-    """A value beyond float16 is refused, never made infinite."""
+    """A value beyond float16 is refused instead of becoming infinite."""
     from featcli.reading.stage_array import StageArray
 
     real = StageArray.__getitem__
@@ -296,7 +296,7 @@ def test_numbers_that_a_type_cannot_hold(dump, tmp_path, monkeypatch):
 
 
 def test_incomplete_dumps(dump, tmp_path, cli):
-    """Only when asked for, and then the rows that are there."""
+    """An incomplete dump is exported only if asked for, with the rows that exist."""
     shutil.copytree(dump.path, tmp_path / "d")
     for gone in ("manifest.json", "shards/00000.json"):
         (tmp_path / "d" / gone).unlink()
@@ -311,7 +311,7 @@ def test_incomplete_dumps(dump, tmp_path, cli):
 @pytest.mark.parametrize("stages", [(1,), (1, 2)])
 @pytest.mark.parametrize("name", [*FILES, "folder", "-"])
 def test_dumps_without_a_row(tmp_path, cli, name, stages):
-    """Where every image failed, exports are empty, and whole."""
+    """If every image failed, exports are complete files without rows."""
     if name == "x.npy" and len(stages) > 1:
         return
     (tmp_path / "p").mkdir()
@@ -327,7 +327,7 @@ def test_dumps_without_a_row(tmp_path, cli, name, stages):
 
 @pytest.mark.parametrize("name", ["x.npy", "folder", "x.h5"])
 def test_an_export_that_fails_late(dump, tmp_path, cli, monkeypatch, name):
-    """A disk that is full, or a value that does not fit, leaves what was there, and nothing of its own."""
+    """A full disk, or a value that does not fit, leaves the old file alone, and no new one."""
     from featcli.export.content import Content
 
     assert cli("export", dump.path, "-o", tmp_path / "x.npy", "--stage", "stage1").code == 0
@@ -346,7 +346,7 @@ def test_an_export_that_fails_late(dump, tmp_path, cli, monkeypatch, name):
 
 
 def test_hostile_names_of_stages(dump, tmp_path, cli):
-    """A dump whose stages are named like paths is damaged: nothing is written anywhere for it."""
+    """A dump whose stages are named like paths is damaged, and nothing is written for it."""
     for name in ("../../escaped", "/tmp/escaped", "a/b", "..", "", "keys", "x.shapes", "new\nline", "\ud800"):
         shutil.rmtree(tmp_path / "d", ignore_errors=True)
         shutil.copytree(dump.path, tmp_path / "d")
@@ -366,7 +366,7 @@ def test_hostile_names_of_stages(dump, tmp_path, cli):
 def test_memory_does_not_grow_with_the_dump(tmp_path, large, name):
     """An export of a dump takes less than a third of its size in memory."""
     dump = open_dump(large)
-    exported(dump, tmp_path / f"first{name}", pool="avg")  # what is imported counts for nothing
+    exported(dump, tmp_path / f"first{name}", pool="avg")  # so that imports do not count
     size = sum(file.stat().st_size for file in (large / "shards").glob("*.h5"))
     with little_memory(size // 3):
         exported(dump, tmp_path / name, pool="2x2" if name == "x.jsonl" else None)
@@ -374,7 +374,7 @@ def test_memory_does_not_grow_with_the_dump(tmp_path, large, name):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A dump of 100 MB: 512 images, 196 kB each."""
+    """Make a dump of 100 MB: 512 images of 196 kB each."""
     folder = tmp_path_factory.mktemp("large")
     for i in range(512):
         draw(folder / "p" / f"{i:03d}.png", i, (32, 32))
@@ -384,7 +384,7 @@ def large(tmp_path_factory):
 
 
 def test_a_killed_export_leaves_no_half_file(dump, tmp_path):
-    """Under the final name there is nothing until all of it is there, whatever the name; the next export tidies up."""
+    """A killed export leaves nothing under the final name, whatever the name, and the next one cleans up."""
     script = (
         "import os, sys, featcli; from featcli.export.arrays import ArrayFile\n"
         "from featcli.export.export import export; from featcli.spec.commands import ExportCommand\n"

@@ -1,4 +1,4 @@
-"""Tensors that a checkpoint has and the network lacks: what would change maps is refused, heads are not."""
+"""Check tensors that a checkpoint has and the network lacks: those that would change maps are refused, not heads."""
 
 import json
 import re
@@ -19,21 +19,21 @@ RESNET = PYRAMID | {"hidden_sizes": [16, 32, 32, 64], "embedding_size": 16}
 
 
 def write(folder, tensors, **options):
-    """A weights file of timm with these tensors; returns what load_backbone takes."""
+    """Write a weights file of timm with these tensors. Returns what load_backbone takes."""
     file = folder / "w.safetensors"
     safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
     return {"checkpoint": file, **options}
 
 
 def saved(model, folder):
-    """A folder of transformers; returns what load_backbone takes."""
+    """Save a folder of transformers. Returns what load_backbone takes."""
     model.save_pretrained(folder)
     T.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
     return {"checkpoint": folder}
 
 
 def put(folder, tensors):
-    """Put more tensors into the weights of a folder."""
+    """Add tensors to the weights of a folder."""
     file = folder / "model.safetensors"
     whole = safetensors.torch.load_file(file) | tensors
     safetensors.torch.save_file(whole, file, metadata={"format": "pt"})
@@ -45,7 +45,7 @@ def timm_state(name, **options):
 
 
 def refused(opened, first, hint=""):
-    """Loading is refused, naming this tensor as the first without a place."""
+    """Check that loading is refused with this tensor as the first without a place."""
     with pytest.raises(CheckpointError, match=r"of its tensors have no place in") as error:
         load_backbone(**opened)
     assert error.value.message.endswith(f"first {first}") or f"first {first}, " in error.value.message
@@ -61,7 +61,7 @@ def refused(opened, first, hint=""):
     ],
 )
 def test_parts_that_the_architecture_lacks(tmp_path, options, name, first):
-    """A file of the same architecture with more parts is refused; the argument that the hint names has it loaded."""
+    """A file with more parts than the architecture is refused, and with the hint's argument it loads."""
     opened = write(tmp_path, timm_state(name, **options), arch=name)
     ((argument, value),) = options.items()
     refused(opened, first, f"--model-arg {as_given(argument, value)}")
@@ -70,7 +70,7 @@ def test_parts_that_the_architecture_lacks(tmp_path, options, name, first):
 
 
 def test_positions_that_do_not_fit(tmp_path):
-    """Register tokens make timm's converter stumble over the positions: the hint names them all the same."""
+    """The hint for register tokens names all of them, although timm's converter fails at the positions."""
     opened = write(tmp_path, timm_state("test_vit", reg_tokens=2), arch="test_vit")
     with pytest.raises(CheckpointError) as error:
         load_backbone(**opened)
@@ -79,20 +79,20 @@ def test_positions_that_do_not_fit(tmp_path):
 
 
 def test_a_norm_that_does_nothing_here(tmp_path):
-    """A norm of the root that is an Identity here, and runs, is refused."""
+    """A norm of the root that is an Identity here but runs is refused."""
     norm = {"norm_pre.weight": torch.ones(64), "norm_pre.bias": torch.ones(64)}
     refused(write(tmp_path, timm_state("test_vit") | norm, arch="test_vit"), "norm_pre.bias")
 
 
 @pytest.mark.parametrize("token", ["reg_token", "dist_token"])
 def test_tokens_of_the_root(tmp_path, token):
-    """A token that others of the family have is refused, though it is no part of any module that runs."""
+    """A token that other models of the family have is refused, although no module that runs holds it."""
     state = timm_state("test_vit") | {token: torch.ones(1, 1, 64)}
     refused(write(tmp_path, state, arch="test_vit"), token)
 
 
 def test_what_all_blocks_share(tmp_path):
-    """Positions for all blocks are refused where the network has none and its class can have them."""
+    """Positions for all blocks are refused if the network has none and its class can have them."""
     small = {"depth": 1, "embed_dim": 24, "num_heads": 2, "use_rot_pos_emb": False}
     state = timm_state("eva02_tiny_patch14_224", **small) | {"rope.freqs": torch.ones(2, 3, 4)}
     refused(write(tmp_path, state, arch="eva02_tiny_patch14_224") | {"model_arg": small}, "rope.freqs")
@@ -100,7 +100,7 @@ def test_what_all_blocks_share(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_heads_are_not_judged(tmp_path, prefix):
-    """What is absent at the root, or outside of the prefix, is named and does not matter."""
+    """Tensors absent at the root, or outside of the prefix, are named and do not matter."""
     state = {prefix + key: tensor for key, tensor in timm_state("test_vit", num_classes=3).items()}
     more = ["decoder.0.weight", "AuxLogits.fc.weight", "logit_scale", "blocks_of_text.0.weight", "projector.1.bias"]
     opened = write(tmp_path, state | {key: torch.ones(2) for key in more}, arch="test_vit")
@@ -108,27 +108,27 @@ def test_heads_are_not_judged(tmp_path, prefix):
 
 
 def test_stages_that_were_not_asked_for_are_not_judged(tmp_path):
-    """More under a block that is cut off does not matter; under one that runs it does."""
+    """A further tensor matters under a block that runs, and not under one that is cut off."""
     state = timm_state("test_vit") | {"blocks.5.attn.gate.weight": torch.ones(2)}
     opened = write(tmp_path, state, arch="test_vit")
     assert "blocks.5.attn.gate.weight" in load_backbone(**opened, out_indices=[4]).weights.unexpected
     refused(opened, "blocks.5.attn.gate.weight")
 
 
-# What a tensor is called, and the checkpoint that has it there.
+# Names of tensors, and the checkpoints that have them there.
 HARMLESS = {
     "test_resnet": ["layer1.0.conv1.num_batches_tracked", "layer1.0.total_ops", "layer1.0.conv1.total_params"],
     "test_vit": [
         "mask_token",  # EVA and BEiT, pretraining
-        "blocks.0.attn.relative_position_index",  # BEiT, Swin, as first published
+        "blocks.0.attn.relative_position_index",  # BEiT and Swin, as first published
         "blocks.0.attn.relative_coords_table",  # Swin V2
         "blocks.0.attn_mask",  # Swin
         "blocks.0.attn.attention_bias_idxs",  # LeViT, TinyViT, EfficientFormer
         "blocks.0.attn.qkv.bias_mask",  # DINOv3
         "rope_embed.periods",  # DINOv3
         "blocks.0.attn.rope.freqs_cos",  # EVA02
-        "blocks.0.attn.rotary_emb.inv_freq",  # what is built on Llama's code
-        "blocks.0.attn.rope.freqs",  # ViT of Segment Anything and Perception Encoder
+        "blocks.0.attn.rotary_emb.inv_freq",  # code that is based on Llama's
+        "blocks.0.attn.rope.freqs",  # the ViT of Segment Anything and Perception Encoder
         "blocks.0.norm1._extra_state",  # Transformer Engine
     ],
 }
@@ -142,20 +142,20 @@ def test_names_without_effect(tmp_path, name):
 
 
 def test_learnt_frequencies_are_no_table(tmp_path):
-    """Rotary frequencies that were learnt, for each layer and head, are refused where a network computes its own."""
+    """Rotary frequencies that were learnt for each layer and head are refused if a network computes its own."""
     state = timm_state("test_vit") | {"blocks.0.attn.rope.freqs": torch.ones(2, 1, 2, 4)}
     refused(write(tmp_path, state, arch="test_vit"), "blocks.0.attn.rope.freqs")
 
 
 def test_positions_of_clip(tmp_path):
-    """`position_ids` is in every CLIP checkpoint of before 2023, under a module that runs."""
+    """`position_ids`, which every CLIP checkpoint before 2023 has under a module that runs, is accepted."""
     opened = saved(T.CLIPVisionModel(T.CLIPVisionConfig(**VIT)), tmp_path)
     put(tmp_path, {"vision_model.embeddings.position_ids": torch.arange(5)[None]})
     assert load_backbone(**opened).weights.matched
 
 
 def test_norms_of_other_stages(tmp_path):
-    """A checkpoint saved as a backbone has a norm for each of its stages: those not asked for do not matter."""
+    """A checkpoint saved as a backbone has a norm for each stage, and those of other stages do not matter."""
     config = T.SwinConfig(**WINDOWS, out_features=["stage1", "stage2", "stage3", "stage4"])
     opened = saved(T.SwinBackbone(config), tmp_path)
     assert load_backbone(**opened, out_features=["stage2"]).weights.missing == ()
@@ -184,14 +184,14 @@ def test_prefixes_of_transformers(tmp_path, kind, options, key, prefixed):
 
 
 def test_a_neck_for_segmentation(tmp_path):
-    """BEiT's pyramid for segmentation stands behind the maps, where its backbone has a module that does nothing."""
+    """BEiT's pyramid for segmentation is accepted, because it comes after the maps."""
     config = T.BeitConfig(**VIT | {"num_hidden_layers": 4}, out_indices=[0, 1, 2, 3], num_labels=3)
     opened = saved(T.BeitForSemanticSegmentation(config), tmp_path)
     assert any("fpn1" in name for name in load_backbone(**opened).weights.unexpected)
 
 
 def test_an_edited_configuration(tmp_path):
-    """More layers in the file than in the configuration, or biases that it leaves out: refused."""
+    """A file with more layers than the configuration, or with biases that it leaves out, is refused."""
     opened = saved(T.ViTModel(T.ViTConfig(**VIT)), tmp_path)
     config = tmp_path / "config.json"
     text = config.read_text()
@@ -213,13 +213,13 @@ def test_an_edited_configuration(tmp_path):
     ],
 )
 def test_arguments_that_are_refused(argument, message):
-    """An argument that the network does not have, or that another option stands for."""
+    """An argument that the network lacks, or that another option stands for, is refused."""
     with pytest.raises(UsageError, match=message):
         load_backbone("test_vit", random_init=True, model_arg=argument)
 
 
 def test_fields_that_are_refused():
-    """A field that a configuration does not have, with the nearest that it has."""
+    """A field that a configuration lacks is refused, with the nearest that it has."""
     with pytest.raises(UsageError, match="ViTConfig has no such field") as error:
         load_backbone(T.ViTConfig(**VIT), model_arg={"num_hidden_layer": 2})
     assert "num_hidden_layers" in error.value.hint
@@ -228,7 +228,7 @@ def test_fields_that_are_refused():
 
 
 def test_a_larger_model(tmp_path):
-    """Inside a larger model the backbone alone is judged, though its decoder has layers of the same names."""
+    """Inside a larger model only the backbone's tensors are judged, although its decoder has equal names."""
     backbone = T.ResNetConfig(**RESNET, out_features=["stage4"])
     sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 5}
     opened = saved(T.DetrForObjectDetection(T.DetrConfig(**sizes, backbone_config=backbone)), tmp_path)
@@ -240,7 +240,7 @@ def test_a_larger_model(tmp_path):
 
 
 def test_what_a_converter_leaves_out_is_said(tmp_path):
-    """timm's converters drop some tensors before anybody can judge them: the weights line names these."""
+    """The weights line names tensors that timm's converters drop before featcli can judge them."""
     state = timm_state("test_vit") | {"blocks.0.pre_logits.weight": torch.ones(3)}
     weights = load_backbone(**write(tmp_path, state, arch="test_vit")).weights
     assert weights.undecided == ("blocks.0.pre_logits.weight",)

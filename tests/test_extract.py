@@ -22,7 +22,7 @@ FORMATS = ["hdf5", "safetensors"]
 
 
 def stored(dump, format_name):
-    """The arrays of a one-shard dump, read without featcli."""
+    """Return the arrays of a one-shard dump, read without featcli."""
     if format_name == "hdf5":
         with h5py.File(dump / "shards" / "00000.h5") as file:
             return {name: file[name][:] for name in file}
@@ -34,7 +34,7 @@ def sample_pictures(keys):
 
 
 def test_the_documents_example(tmp_path):
-    """Swin's default configuration at 224: the shapes of the documents, the values of transformers itself."""
+    """Swin's default configuration at 224 gives the shapes in the documents, and transformers' own values."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     folder = tmp_path / "swin"
@@ -58,7 +58,7 @@ def test_the_documents_example(tmp_path):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_transformers_resnet(tmp_path, resnet_folder, format_name):
-    """A ResNet folder: every stage equals transformers' own backbone and processor."""
+    """Every stage of a ResNet folder equals transformers' own backbone and processor."""
     transformers = pytest.importorskip("transformers")
     options = {"out_indices": "all", "dtype": "float32", "format": format_name}
     featcli.extract(SAMPLES / "nature", checkpoint=str(resnet_folder), output=tmp_path / "dump", **options)
@@ -80,7 +80,7 @@ def test_transformers_resnet(tmp_path, resnet_folder, format_name):
     [("resnet18", "hdf5"), ("vit_tiny_patch16_224", "safetensors"), ("swin_tiny_patch4_window7_224", "hdf5")],
 )
 def test_timm_models(tmp_path, name, format_name):
-    """Rows equal what timm's own model yields for timm's own transform, image by image."""
+    """Rows equal, image by image, what timm's own model gives with timm's own transform."""
     featcli.extract(
         SAMPLES / "nature",
         checkpoint=name,
@@ -104,7 +104,7 @@ def test_timm_models(tmp_path, name, format_name):
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_reading_back(tmp_path, photos, format_name, dtype):
-    """`open_dump` gives one map by row or key, several by slice, list or mask, the same for every format and type."""
+    """`open_dump` gives a map by row or key, and several by slice, list or mask, equally for every format and dtype."""
     outcome = featcli.extract(
         photos, output=tmp_path / "d", format=format_name, dtype=dtype, batch_size=2, shard_size=4, **TINY
     )
@@ -140,7 +140,7 @@ def exact_maps(photos, keys):
 
 @pytest.mark.parametrize("pool", ["none", "avg", "max", "2x3", "cls"])
 def test_pooled_maps(tmp_path, photos, pool):
-    """What is stored is the pooling of the map, of the shape that the manifest announces."""
+    """The stored values are the pooled map, with the shape that the manifest gives."""
     outcome = featcli.extract(photos, checkpoint="test_vit", random_init=True, output=tmp_path / "d", pool=pool)
     backbone = featcli.load_backbone("test_vit", random_init=True)
     dump = open_dump(outcome.dump)
@@ -159,7 +159,7 @@ def test_pooled_maps(tmp_path, photos, pool):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_a_broken_image_is_recorded_and_changes_nothing_else(tmp_path, photos, format_name):
-    """A failed image keeps its row, filled with NaN; every other row has the bytes it would have had."""
+    """A failed image keeps its row, filled with NaN, and every other row has the bytes it would have had."""
     options = {"format": format_name, "batch_size": 4, "shard_size": 4, **TINY}
     whole = open_dump(featcli.extract(photos, output=tmp_path / "whole", **options).dump)
     broken = photos / "05.png"
@@ -183,7 +183,7 @@ def test_a_broken_image_is_recorded_and_changes_nothing_else(tmp_path, photos, f
 
 
 def test_rows_do_not_depend_on_neighbours(tmp_path, photos):
-    """Batch size, shard size and the other images of a run change no row's bytes (CPU)."""
+    """On a CPU, batch size, shard size and the other images of a run change no byte of a row."""
     names = {"batch_size": 5, "shard_size": 5}, {"batch_size": 1, "shard_size": 3}, {"batch_size": 32}
     dumps = [
         open_dump(featcli.extract(photos, output=tmp_path / str(i), **options, **TINY).dump)
@@ -232,7 +232,7 @@ def test_another_plan_is_refused(tmp_path, photos, other, field):
 
 
 def test_other_images_are_refused(tmp_path, photos):
-    """Images that came, went or changed since the plan was made are refused, and counted or named."""
+    """Images that came, went or changed since the plan was made are refused, with a count or a name."""
     featcli.extract(photos, output=tmp_path / "d", **TINY)
     draw(photos / "new.png", 1)
     with pytest.raises(ConflictError, match=r"of other images: 1 is new, first 'new\.png'"):
@@ -244,7 +244,7 @@ def test_other_images_are_refused(tmp_path, photos):
 
 
 def test_a_moved_checkpoint_and_moved_images_are_the_same_work(tmp_path, photos, dinov2_folder):
-    """Where checkpoint and images lie is no part of the plan: a moved project goes on, and bytes are equal."""
+    """A dump resumes after checkpoint and images have moved, with equal bytes, because their places are in no plan."""
     shutil.copytree(dinov2_folder, tmp_path / "elsewhere" / "dinov2")
     shutil.copytree(photos, tmp_path / "elsewhere" / "pictures")
     featcli.extract(photos, checkpoint=str(dinov2_folder), output=tmp_path / "a")
@@ -256,14 +256,14 @@ def test_a_moved_checkpoint_and_moved_images_are_the_same_work(tmp_path, photos,
 
 
 def test_threads_are_kept_on_resume(tmp_path, photos):
-    """A dump goes on with the number of threads it was begun with, since threads can move the last bits."""
+    """A resumed dump keeps its number of threads, because threads can change the last bits."""
     featcli.extract(photos, output=tmp_path / "d", threads=1, **TINY)
     assert featcli.extract(photos, output=tmp_path / "d", **TINY).extracted == 0
     assert open_dump(tmp_path / "d").plan.settings.threads == 1
 
 
 def test_overwrite_starts_anew_and_touches_nothing_else(tmp_path, photos):
-    """--overwrite replaces a dump, but not before the new options are known to be right, and spares other folders."""
+    """--overwrite replaces a dump only after the new options proved right, and spares other folders."""
     featcli.extract(photos, output=tmp_path / "d", **TINY)
     before = tree(tmp_path / "d")
     with pytest.raises(UsageError):
@@ -281,7 +281,7 @@ def test_overwrite_starts_anew_and_touches_nothing_else(tmp_path, photos):
 
 @pytest.mark.parametrize("missing", ["manifest.json", "shards/00001.json", "shards/00001.h5", "images.jsonl"])
 def test_what_is_missing_is_made_again(tmp_path, photos, missing):
-    """A dump that lost a file at a commit comes back to the same bytes."""
+    """A dump that lost a file at a commit gets the same bytes again."""
     options = {"batch_size": 4, "shard_size": 4, **TINY}
     featcli.extract(photos, output=tmp_path / "d", **options)
     before = tree(tmp_path / "d")
@@ -295,7 +295,7 @@ def test_what_is_missing_is_made_again(tmp_path, photos, missing):
 
 
 def test_incomplete_dumps(tmp_path, photos):
-    """An incomplete dump opens when asked for; rows that are not there yet are said to be missing."""
+    """An incomplete dump opens if asked for, and says which rows are missing."""
     featcli.extract(photos, output=tmp_path / "d", batch_size=4, shard_size=4, **TINY)
     (tmp_path / "d" / "manifest.json").unlink()
     (tmp_path / "d" / "shards" / "00001.json").unlink()
@@ -312,7 +312,7 @@ def test_incomplete_dumps(tmp_path, photos):
 
 @pytest.mark.parametrize("name", ["plan.json", "images.jsonl", "shards/00000.json", "shards/00000.h5"])
 def test_damaged_dumps(tmp_path, photos, name):
-    """A damaged file of a dump ends in a FeatcliError, never in wrong maps or another exception."""
+    """A damaged file of a dump raises a FeatcliError, and never gives wrong maps or another exception."""
     featcli.extract(photos, output=tmp_path / "d", **TINY)
     path = tmp_path / "d" / name
     content = path.read_bytes()
@@ -331,7 +331,7 @@ def test_no_space(tmp_path, photos, monkeypatch):
 
 
 def test_a_disk_that_fails_in_the_middle(tmp_path, photos, monkeypatch):
-    """When writing fails, committed shards stay, nothing partial does, and the same command completes the dump."""
+    """If a write fails, committed shards stay, partial files do not, and the same command completes the dump."""
     import os
 
     options = {"batch_size": 4, "shard_size": 4, **TINY}
@@ -355,7 +355,7 @@ def test_a_disk_that_fails_in_the_middle(tmp_path, photos, monkeypatch):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """500 JPEGs and the dumps of an uninterrupted run in both formats."""
+    """Make 500 JPEGs, and the dumps of an uninterrupted run in both formats."""
     folder = tmp_path_factory.mktemp("many")
     for i in range(500):
         draw(folder / "photos" / f"{i:03d}.jpg", i)
@@ -364,7 +364,7 @@ def many(tmp_path_factory):
     return folder
 
 
-# Enough images for layouts to be tried, and a network for which the trial may come out either way.
+# There are enough images for trials of layouts, and a network for which a trial may choose either way.
 MANY = {"batch_size": 10, "shard_size": 20, "threads": 1, "layout": "channels-last", "fold": True, **TINY}
 MANY_ARGUMENTS = "-c test_resnet --random-init --batch-size 10 --shard-size 20 --threads 1 --json".split()
 MANY_ARGUMENTS += ["--layout", "channels-last", "--fold"]
@@ -375,9 +375,9 @@ MANY_ARGUMENTS += ["--layout", "channels-last", "--fold"]
     [("hdf5", signal.SIGKILL, -9), ("safetensors", signal.SIGINT, 130), ("hdf5", signal.SIGTERM, 143)],
 )
 def test_killed_in_the_middle(tmp_path, many, cli, format_name, number, code):
-    """Killed, interrupted or terminated in the middle, the same command gives the bytes of an uninterrupted run.
+    """After a kill or a signal in the middle, the same command gives the bytes of an uninterrupted run.
 
-    A signal may come twice, as `timeout` sends it: to the process, and to its group.
+    A signal may come twice, because `timeout` sends it to the process and to its group.
     """
     command = ["extract", many / "photos", "-o", tmp_path / "d", "-f", format_name, *MANY_ARGUMENTS]
     with Featcli(*command) as process:
@@ -402,7 +402,7 @@ def test_killed_in_the_middle(tmp_path, many, cli, format_name, number, code):
 
 
 def test_two_processes_on_one_dump(tmp_path, many):
-    """Two runs of one command at the same time both end well and leave the bytes of a single run."""
+    """Two runs of one command at the same time both succeed, and leave the bytes of a single run."""
     command = ["extract", many / "photos", "-o", tmp_path / "d", *MANY_ARGUMENTS, "-q"]
     with Featcli(*command) as one, Featcli(*command) as other:
         for process in (one, other):
@@ -412,7 +412,7 @@ def test_two_processes_on_one_dump(tmp_path, many):
 
 
 def test_names_from_find(tmp_path):
-    """The pipeline of the README: names from `find -print0`, and JSON lines alone on stdout."""
+    """The README's pipeline works: names from `find -print0`, and nothing but JSON lines on stdout."""
     find = subprocess.run(["find", SAMPLES.name, "-name", "*.jpg", "-print0"], cwd=SAMPLES.parent, capture_output=True)
     names = [name for name in find.stdout.split(b"\0") if name]
     command = "extract --files-from - -0 -c test_resnet --random-init --json".split()
@@ -427,7 +427,7 @@ def test_names_from_find(tmp_path):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_shards_that_are_gone_or_cut_short_are_made_again(tmp_path, photos, cli, format_name):
-    """A shard file that vanished or was cut short is named by inspect, and the same command makes it again."""
+    """inspect names a shard file that is gone or cut short, and the same command makes it again."""
     options = {"batch_size": 4, "shard_size": 4, "format": format_name, **TINY}
     featcli.extract(photos, output=tmp_path / "d", **options)
     before = tree(tmp_path / "d")
@@ -442,7 +442,7 @@ def test_shards_that_are_gone_or_cut_short_are_made_again(tmp_path, photos, cli,
 
 
 def test_interrupting_an_overwrite(tmp_path, many):
-    """After Ctrl-C the hint of an --overwrite run does not send its user into deleting what is committed."""
+    """After Ctrl-C the hint of an --overwrite run does not lead its user to delete what is committed."""
     command = ["extract", many / "photos", "-o", tmp_path / "d", *MANY_ARGUMENTS, "--overwrite"]
     with Featcli(*command) as process:
         while json.loads(process.stdout.readline()).get("shard") != 2:
@@ -454,13 +454,13 @@ def test_interrupting_an_overwrite(tmp_path, many):
 
 
 def test_small_rows_do_not_make_endless_shards(tmp_path, photos):
-    """However small the rows, a shard is a few thousand images: that much a kill can cost."""
+    """A shard has at most a few thousand images, however small the rows are, because a kill can cost a shard."""
     outcome = featcli.extract(photos, output=tmp_path / "d", pool="avg", **TINY)
     assert open_dump(outcome.dump).plan.shard_rows <= 4096
 
 
 def test_maps_never_share_memory_with_batch_buffers(tmp_path, photos, monkeypatch):
-    """A stage that is the input itself is stored as it was, though its batch buffer is used again at once."""
+    """A stage that is the input itself is stored right, although its batch buffer is used again at once."""
     transformers = pytest.importorskip("transformers")
     config = transformers.DINOv3ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], image_size=32)
     folder = tmp_path / "checkpoint"
@@ -468,7 +468,7 @@ def test_maps_never_share_memory_with_batch_buffers(tmp_path, photos, monkeypatc
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     kind = transformers.models.vit.image_processing_pil_vit.ViTImageProcessorPil
     plain = kind.normalize
-    monkeypatch.setattr(kind, "normalize", lambda self, *a, **k: plain(self, *a, **k) * 2)  # floats as they are
+    monkeypatch.setattr(kind, "normalize", lambda self, *a, **k: plain(self, *a, **k) * 2)  # floats stay as they are
     for i in range(60):
         draw(photos / f"more{i:02d}.png", 100 + i)
     dump = open_dump(
@@ -481,7 +481,7 @@ def test_maps_never_share_memory_with_batch_buffers(tmp_path, photos, monkeypatc
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_order_on_the_disk(tmp_path, photos, monkeypatch, format_name):
-    """Data is on the disk before it has a name, list before plan, shard before record, records before manifest."""
+    """The disk has data before names, the list before the plan, shards before records, records before the manifest."""
     import os
 
     calls = []
@@ -512,11 +512,11 @@ def test_order_on_the_disk(tmp_path, photos, monkeypatch, format_name):
         last = max(i for i, call in enumerate(calls[:at]) if call[1].startswith(f".{what}."))
         assert calls[last][0] == "fsync", what  # nothing is written to a file between its fsync and its name
         following = next(call for call in calls[at + 1 :] if call[0] == "fsync")
-        assert following[1] == ("shards" if what[0].isdigit() else "d"), what  # and its folder comes next
+        assert following[1] == ("shards" if what[0].isdigit() else "d"), what  # its folder is synced next
 
 
 def test_what_a_killed_start_leaves_behind(tmp_path, photos):
-    """Whatever a start left that was killed before its plan existed, the same command begins anew."""
+    """Whatever a start left that was killed before its plan existed, the same command begins again."""
     (tmp_path / "d" / "shards").mkdir(parents=True)
     for name in (
         ".images.jsonl.0123456789abcdef.partial",
@@ -530,7 +530,7 @@ def test_what_a_killed_start_leaves_behind(tmp_path, photos):
 
 
 def test_a_disk_that_fills_up_at_the_very_end(tmp_path, photos, monkeypatch):
-    """When the last commit fails, no partial file stays, and the same process can go on."""
+    """If the last commit fails, no partial file stays, and the same process can continue."""
     import os
 
     real = os.fsync
@@ -550,7 +550,7 @@ def test_a_disk_that_fills_up_at_the_very_end(tmp_path, photos, monkeypatch):
 
 
 def test_too_little_space_deletes_nothing(tmp_path, photos, monkeypatch):
-    """--overwrite without the space for the new dump leaves the old one, and no plan that would be in the way."""
+    """--overwrite without space for the new dump leaves the old one, and no plan that gets in the way."""
     featcli.extract(photos, output=tmp_path / "d", pool="avg", **TINY)
     before = tree(tmp_path / "d")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
@@ -563,7 +563,7 @@ def test_too_little_space_deletes_nothing(tmp_path, photos, monkeypatch):
 
 
 def test_a_shard_that_somebody_else_committed(tmp_path, photos):
-    """Where another process was first, its shard and its record stay together."""
+    """If another process committed a shard first, its shard and its record stay together."""
     from featcli.dump.folder import Dump
 
     options = {"batch_size": 4, "shard_size": 4, **TINY}
@@ -571,7 +571,7 @@ def test_a_shard_that_somebody_else_committed(tmp_path, photos):
     whole = Dump.existing(tmp_path / "whole")
 
     def first(kind, **facts):
-        if kind == "start":  # the other process commits shard 1 after this one has made its list of work
+        if kind == "start":  # the other process commits shard 1 after this one has listed its work
             for name in ("00001.json", "00001.h5"):
                 shutil.copy(tmp_path / "whole" / "shards" / name, tmp_path / "d" / "shards")
 
@@ -581,7 +581,7 @@ def test_a_shard_that_somebody_else_committed(tmp_path, photos):
 
 
 def test_model_arguments_are_part_of_the_plan(tmp_path, photos):
-    """A folder's configuration that changes the network without changing a weight is another plan."""
+    """A folder's configuration that changes the network but no weight gives another plan."""
     timm.models.save_for_hf(timm.create_model("test_resnet"), tmp_path / "c", safe_serialization=True)
     featcli.extract(photos, checkpoint=str(tmp_path / "c"), output=tmp_path / "d")
     config = json.loads((tmp_path / "c" / "config.json").read_text())
@@ -593,7 +593,7 @@ def test_model_arguments_are_part_of_the_plan(tmp_path, photos):
 
 @pytest.mark.parametrize("name", ["plan.json", "images.jsonl", "shards/00000.json", "shards/00000.h5"])
 def test_a_damaged_dump_can_be_overwritten(tmp_path, photos, name):
-    """--overwrite is the way out of any damage, as the messages say: nothing of the old dump has to be readable."""
+    """--overwrite works after any damage, as the messages say, and needs no file of the old dump."""
     featcli.extract(photos, output=tmp_path / "d", **TINY)
     before = tree(tmp_path / "d")
     (tmp_path / "d" / name).write_bytes(b"{")
@@ -602,7 +602,7 @@ def test_a_damaged_dump_can_be_overwritten(tmp_path, photos, name):
 
 
 def test_overflow_is_counted_and_said(tmp_path, photos, monkeypatch):
-    """Maps too large for float16 become infinite: the run says how many values of which stage did."""
+    """If maps are too large for float16, the run says how many values of which stage became infinite."""
     from featcli.backbones.backbone import Backbone
 
     plain = Backbone.forward
@@ -622,9 +622,9 @@ def test_overflow_is_counted_and_said(tmp_path, photos, monkeypatch):
 
 @pytest.mark.parametrize("options", [[], ["-q"], ["--json", "-q"]], ids=" ".join)
 def test_a_run_in_which_every_image_failed(tmp_path, cli, options):
-    """It ends with exit code 9 and says why, also with -q, and again when nothing is left to do; parts end with 3.
+    """A run in which every image failed ends with code 9 and says why, also with -q and when nothing is left to do.
 
-    `finalize` ends with 9 too: it may be what made the parts a whole dump.
+    Parts end with 3. `finalize` ends with 9, too, because it may be what completes the dump.
     """
     for i, content in enumerate((b"<html>", b"<html>", b"")):
         (tmp_path / f"{i}.jpg").write_bytes(content)
@@ -645,7 +645,7 @@ def test_a_run_in_which_every_image_failed(tmp_path, cli, options):
 
 
 def test_a_list_below_another_folder(tmp_path, cli):
-    """Where no name of a list is found, the hint is where names are looked for."""
+    """If no name of a list is found, the hint says where names are looked for."""
     (tmp_path / "list").write_text("a.jpg\nb.jpg\n")
     command = ["extract", "--files-from", tmp_path / "list", "-c", "test_resnet", "--random-init", "--image-size", "32"]
     run = cli(*command, "-o", tmp_path / "d", "-q")
@@ -653,7 +653,7 @@ def test_a_list_below_another_folder(tmp_path, cli):
 
 
 def test_that_every_image_failed_is_said_of_the_whole_dump(tmp_path):
-    """Exit code 9 is no matter of the shards that a run happened to make, and Python is told by the outcome."""
+    """Exit code 9 does not depend on which shards a run made, and Python gets it from the outcome."""
     options = {
         "checkpoint": "test_resnet",
         "random_init": True,

@@ -1,4 +1,4 @@
-"""Killed, or refused by the disk, at any call that changes it or reads: `make torture` tries all, this some."""
+"""Kill a run, or refuse a call, at some calls that change the disk or read it. `make torture` tries all."""
 
 from functools import cache
 
@@ -13,8 +13,8 @@ SOME = 3  # of about a hundred calls, spread over them
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory):
-    """Give a scene of a format by its name, run once with nothing happening to it."""
-    import timm  # noqa: F401  (before the fork: a child need not import it)
+    """Return a function that gives a scene of a format by name, which was run once without a fault."""
+    import timm  # noqa: F401  (before the fork, so that no child has to import it)
 
     torch.set_num_threads(1)  # a forked child cannot use the threads of its parent
 
@@ -38,7 +38,7 @@ def rehearsed(tmp_path_factory):
     [("hdf5", "new"), ("safetensors", "new"), ("hdf5", "mended"), ("safetensors", "large"), ("hdf5", "overwritten")],
 )
 def test_a_fault_at_any_call(rehearsed, tmp_path, format_name, name, fault):
-    """Whatever a fault leaves is whole or nothing, and the same command brings the dump to the same bytes."""
+    """After any fault each file is whole or absent, and the same command gives the dump the same bytes."""
     scene = rehearsed(format_name, name)
     assert {"pwrite", "fsync", "link", "unlink", "truncate"} <= set(scene.calls)
     places = range(list(faults.FAULTS).index(fault), len(scene.calls), max(1, len(scene.calls) // SOME))
@@ -48,7 +48,7 @@ def test_a_fault_at_any_call(rehearsed, tmp_path, format_name, name, fault):
 
 @pytest.mark.parametrize("format_name", ["hdf5", "safetensors"])
 def test_a_fault_while_rows_are_kept(tmp_path, format_name):
-    """No fault costs a row that was kept: the next run makes those alone that were not, and the same bytes."""
+    """No fault loses a kept row: the next run makes only the others, and the dump has the same bytes."""
     import timm  # noqa: F401  (before the fork)
 
     torch.set_num_threads(1)
@@ -63,9 +63,9 @@ def test_a_fault_while_rows_are_kept(tmp_path, format_name):
 
 
 def test_a_read_that_fails(tmp_path):
-    """Whatever cannot be read ends the run in exit code 7, or was not needed; the same command ends in equal bytes.
+    """A read that fails ends the run with exit code 7, or was not needed, and the same command gives equal bytes.
 
-    A verification meanwhile finds no damage, and moves no file.
+    Meanwhile a verification finds no damage, and moves no file.
     """
     import timm  # noqa: F401  (before the fork)
 
@@ -79,7 +79,7 @@ def test_a_read_that_fails(tmp_path):
     assert {"open", "stat", "fstat", "pread", "preadv", "listdir"} <= {*ended.calls}
     assert ended.code == 0
     kept.rehearse(tmp_path / "kept" / "whole", faults.READS)
-    rows = next(at for at, call in enumerate(kept.calls) if call == "pread")  # that are taken up
+    rows = next(at for at, call in enumerate(kept.calls) if call == "pread")  # those that are resumed
     wrong = [kept.survives_reading(tmp_path / "kept" / fault, fault, rows) for fault in faults.READ_FAULTS]
     for number, fault in enumerate(faults.READ_FAULTS, 1):
         wrong += [scene.survives_reading(tmp_path / "swept" / fault, fault, number * len(calls) // 3)]

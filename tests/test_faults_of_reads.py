@@ -1,4 +1,4 @@
-"""The machine's fault is never the image's, nor the dump's: a disk or a share that fails ends a run in exit code 7."""
+"""Check that a fault of the machine is never an image's, nor a dump's: a failing disk ends a run with exit code 7."""
 
 import errno
 import os
@@ -30,9 +30,9 @@ from featcli.spec.groups import InputSpec, PixelSpec
 
 @pytest.fixture
 def fails(monkeypatch):
-    """Make a call of `os` fail for the paths below a folder, or for their descriptors; what is returned mends it.
+    """Make a call of `os` fail for paths below a folder, or for their descriptors. The returned function mends it.
 
-    `first`: how often it is right before, `last`: the last time that it fails.
+    It works `first` times before it fails, and fails for the last time at call `last`.
     """
 
     def fail(call, number, below, first=0, last=10**9):
@@ -55,7 +55,7 @@ def fails(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures of four kinds, one of which libtiff would map."""
+    """Make pictures of four kinds, one of which libtiff would map."""
     for i, name in enumerate(("a.png", "b.jpg", "c.bmp")):
         draw(tmp_path / "p" / name, i)
     with Pillow.open(draw(tmp_path / "d.png", 3)) as picture:
@@ -77,7 +77,7 @@ def header(image):
 
 
 def outcome(image, read=decoded):
-    """`read`, `machine`, or the reason of a failure."""
+    """Return `read`, `machine`, or the reason of a failure."""
     try:
         read(image)
     except UnreadableError as error:
@@ -89,7 +89,7 @@ def outcome(image, read=decoded):
 
 @pytest.mark.parametrize("name", ["EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "ENXIO", "ENODEV", "ENOMEM", "EMFILE"])
 def test_no_image_is_blamed_for_its_storage(folder, fails, name):
-    """Whatever call fails, for whatever kind of picture, read whole or for its header alone: it is the machine."""
+    """Whatever call fails, for any kind of picture, read whole or for its header, the machine is at fault."""
     images, number = listed(folder), getattr(errno, name)
     for call, read in (("open", decoded), ("open", header), ("fstat", decoded), ("pread", decoded), ("preadv", header)):
         mend = fails(call, number, folder)
@@ -100,7 +100,7 @@ def test_no_image_is_blamed_for_its_storage(folder, fails, name):
 
 @pytest.mark.parametrize("name", ["EIO", "ESTALE"])
 def test_what_a_decoder_makes_of_an_error_does_not_matter(folder, fails, monkeypatch, name):
-    """A large file is read as its decoder asks: an error at any of its reads is the machine's, never a damaged file."""
+    """An error at any read of a large file is the machine's, whatever its decoder makes of it, and never damage."""
     from featcli.pixels import image_file
 
     monkeypatch.setattr(image_file, "WHOLE_BYTES", 100)
@@ -115,20 +115,20 @@ def test_what_a_decoder_makes_of_an_error_does_not_matter(folder, fails, monkeyp
 
 
 def test_a_bad_sector(folder, fails):
-    """A file that the disk cannot read, twice, where it reads another of its folder, is a failure by itself."""
+    """A file that cannot be read twice is a failure by itself if others of its folder can be read."""
     images = listed(folder)
     mend = fails("pread", errno.EIO, folder / "b.jpg")
     assert [outcome(image) for image in images] == ["read", "unreadable", "read", "read"]
     mend()
-    mend = fails("pread", errno.EIO, folder / "b.jpg", last=1)  # what comes back was no bad sector
+    mend = fails("pread", errno.EIO, folder / "b.jpg", last=1)  # a sector that can be read again was not bad
     assert outcome(images[1]) == "machine"
     mend()
-    fails("pread", errno.ESTALE, folder / "b.jpg")  # nor is what no disk says
+    fails("pread", errno.ESTALE, folder / "b.jpg")  # an error that no disk gives
     assert outcome(images[1]) == "machine"
 
 
 def test_a_bad_sector_in_a_tar(tmp_path, folder, monkeypatch):
-    """So is an image in a tar whose bytes are lost while the tar's first header is read."""
+    """An image whose bytes in a tar are lost is a failure by itself if the tar's first header can be read."""
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         tar.add(folder, "p")
     image = listed(tmp_path / "x.tar")[2]
@@ -146,7 +146,7 @@ def test_a_bad_sector_in_a_tar(tmp_path, folder, monkeypatch):
 
 @pytest.mark.parametrize("call", ["stat", "scandir"])
 def test_listing_fails_as_the_machine_does(tmp_path, folder, fails, call):
-    """A folder that cannot be listed for the machine's fault is no folder without images, and no size is unknown."""
+    """A folder that the machine cannot list is an error of the machine, and no folder without images."""
     (tmp_path / "list").write_text("a.png\nb.jpg\n")
     fails(call, errno.ESTALE, folder)
     with pytest.raises(MachineError):
@@ -159,24 +159,24 @@ def test_listing_fails_as_the_machine_does(tmp_path, folder, fails, call):
 
 
 def test_a_folder_that_may_not_be_listed(folder, fails):
-    """What the user may not list is the user's to mend, as ever."""
+    """A folder that the user may not list is a usage error."""
     fails("scandir", errno.EACCES, folder)
     with pytest.raises(UsageError, match="Permission denied"):
         listed(folder)
 
 
 def test_a_folder_that_may_not_be_entered(folder, fails):
-    """Nor is the size of images unknown whose folder may not be entered; of a link to such a place it is."""
+    """Images in a folder that may not be entered are a usage error; links to such a place are failures."""
     storage = Storage(str(folder))
     fails("stat", errno.EACCES, folder / "a.png")
-    assert storage.size_of(str(folder / "a.png")) == MISSING  # its name at least can be looked at
+    assert storage.size_of(str(folder / "a.png")) == MISSING  # its name at least can be seen
     fails("lstat", errno.EACCES, folder / "a.png")
     with pytest.raises(UsageError, match="Permission denied"):
         storage.size_of(str(folder / "a.png"))
 
 
 def test_a_folder_that_closes_while_it_is_read(folder, fails):
-    """Rights that go away from a folder end the run; a file's own are its failure."""
+    """If the rights of a folder go away, the run ends; if those of a file do, it is a failure."""
     image = listed(folder)[0]
     fails("open", errno.EACCES, image.path)
     assert outcome(image) == "unreadable"
@@ -190,7 +190,7 @@ def replaced_by_an_empty_one(folder):
 
 
 def test_a_mount_that_goes_away(tmp_path, folder):
-    """An empty folder where the input folder, a list's root or an image's folder was means that no image is missing."""
+    """If the input folder, a list's root or an image's folder is empty, no image counts as missing."""
     (tmp_path / "list").write_text("a.png\n")
     in_list = listed(files_from=str(tmp_path / "list"), root=str(folder))
     images = [listed(folder)[0], in_list[0], listed(folder / "a.png")[0]]
@@ -202,7 +202,7 @@ def test_a_mount_that_goes_away(tmp_path, folder):
 
 
 def test_another_file_system_that_goes_away(tmp_path, monkeypatch):
-    """Images that are links, or listed by whole paths, are no failures when what they lead to has been unmounted."""
+    """Images that are links, or listed by whole paths, are no failures if their file system has been unmounted."""
     away = tmp_path / "mnt" / "share"
     draw(away / "deep" / "a.png", 0)
     (tmp_path / "p").mkdir()
@@ -211,7 +211,7 @@ def test_another_file_system_that_goes_away(tmp_path, monkeypatch):
 
     real = os.stat
 
-    def stat(path, **options):  # as if there were a device of its own
+    def stat(path, **options):  # as if it were on another device
         found = real(path, **options)
         is_away = os.path.realpath(path).startswith(str(away)) and os.listdir(away)
         return os.stat_result((*found[:2], found.st_dev + 1000 if is_away else found.st_dev, *found[3:]))
@@ -225,7 +225,7 @@ def test_another_file_system_that_goes_away(tmp_path, monkeypatch):
 
 
 def test_a_mount_of_another_machine(tmp_path, folder):
-    """On another machine, where devices have other numbers, an input folder without anything in it is gone too."""
+    """On another machine, where device numbers differ, an empty input folder counts as gone, too."""
     image = listed(folder)[0]._replace(grounds=(Ground(str(folder), None),))
     assert outcome(image) == "read"
     (folder / "a.png").unlink()
@@ -235,7 +235,7 @@ def test_a_mount_of_another_machine(tmp_path, folder):
 
 
 def test_a_mount_that_goes_away_while_it_is_listed(tmp_path, folder, monkeypatch):
-    """What is listed of a folder that is another by the end is no list."""
+    """A folder that has become another one while it was listed gives no list."""
     real = os.scandir
 
     def scandir(path):
@@ -257,7 +257,7 @@ def test_a_mount_that_goes_away_while_it_is_listed(tmp_path, folder, monkeypatch
 
 @pytest.fixture(scope="module", params=["hdf5", "safetensors"])
 def dump(request, tmp_path_factory):
-    """A whole dump of three shards, which no test changes."""
+    """Make a dump of three shards, which no test changes."""
     folder = tmp_path_factory.mktemp("faults")
     for i in range(3):
         draw(folder / "p" / f"{i}.png", i, (32, 32))
@@ -269,7 +269,7 @@ def dump(request, tmp_path_factory):
 @pytest.mark.parametrize("name", ["EIO", "ESTALE", "EACCES"])
 @pytest.mark.parametrize("call", ["open", "stat", "fstat", "pread", "preadv", "listdir"])
 def test_no_shard_is_damaged_by_what_cannot_be_read(dump, fails, call, name):
-    """While a share hiccups, verification ends in exit code 7, finds no damage, and nothing is put aside."""
+    """While a share fails now and then, verification ends with code 7, finds no damage and moves no file."""
     before = tree(dump)
     for first in (0, 3):
         mend = fails(call, getattr(errno, name), dump, first, first + 1)
@@ -286,7 +286,7 @@ def test_no_shard_is_damaged_by_what_cannot_be_read(dump, fails, call, name):
 
 @pytest.mark.parametrize("call", ["listdir", "stat", "open", "pread"])
 def test_no_committed_shard_is_forgotten(dump, fails, call):
-    """A folder that cannot be listed is no empty one, and a shard that cannot be looked at is not gone."""
+    """A folder that cannot be listed is not empty, and a shard that cannot be looked at is not gone."""
     assert Dump.at(dump).committed().missing == []
     known = Dump.at(dump)
     fails(call, errno.ESTALE, dump / "shards")
@@ -295,7 +295,7 @@ def test_no_committed_shard_is_forgotten(dump, fails, call):
 
 
 def test_a_dump_that_goes_away_is_not_damaged(tmp_path, dump, monkeypatch):
-    """An empty folder in place of a dump that is being verified says nothing of its shards."""
+    """An empty folder in place of a dump during verification says nothing about its shards."""
     shutil.copytree(dump, tmp_path / "d")
     monkeypatch.setattr(folder_of_dump, "read_record", leaving(tmp_path / "d", folder_of_dump.read_record))
     with pytest.raises(MachineError, match="no longer there"):
@@ -303,7 +303,7 @@ def test_a_dump_that_goes_away_is_not_damaged(tmp_path, dump, monkeypatch):
 
 
 def leaving(path, call):
-    """The same function, by whose second call the dump has gone from its folder."""
+    """Return the same function, at whose second call the dump is gone from its folder."""
     calls = []
 
     def left(*arguments):
@@ -318,7 +318,7 @@ def leaving(path, call):
 
 @pytest.mark.parametrize("call", ["open", "fstat", "pread", "preadv"])
 def test_a_reader_says_what_the_machine_refused(dump, fails, call):
-    """Rows that cannot be read for the machine's fault are a MachineError, not a damaged dump."""
+    """Rows that the machine cannot read raise MachineError, and are no damage."""
     found = open_dump(dump)
     fails(call, errno.ETIMEDOUT, dump / "shards")
     with pytest.raises(MachineError, match="timed out"):
@@ -327,7 +327,7 @@ def test_a_reader_says_what_the_machine_refused(dump, fails, call):
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth", "folder"])
 def test_a_checkpoint_that_cannot_be_read(tmp_path, fails, kind):
-    """Nor is a checkpoint refused for it: at whatever of its reads, wherever it is read, it is the machine."""
+    """A checkpoint that the machine cannot read is no broken one, whichever read fails."""
     model = timm.create_model("test_resnet")
     path = tmp_path / "c" / f"w.{kind}"
     path.parent.mkdir()

@@ -1,4 +1,4 @@
-"""--fit: how pictures get the size of the input; native keeps each picture's own: maps of many sizes in a dump."""
+"""Check --fit, which gives pictures the size of the input; native keeps each picture's own, so maps have many sizes."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ EDGES = [(96, 80), (200, 120), (64, 64), (64, 65), (300, 40), (20, 20), (1, 1)]
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A folder of pictures of many sizes, one of which cannot be read."""
+    """Make a folder of pictures of many sizes, one of which cannot be read."""
     for i, size in enumerate(EDGES):
         draw(tmp_path / "p" / f"{i}.png", i, size)
     (tmp_path / "p" / "2b.png").write_bytes(b"broken")
@@ -34,7 +34,7 @@ def pictures(tmp_path):
 
 @pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
 def test_fits_are_pillows(fit):
-    """Each fit is what Pillow's own function of that kind gives, in the checkpoint's interpolation."""
+    """Each fit equals Pillow's own function of that kind, with the checkpoint's interpolation."""
     backbone = load_backbone("resnet18", random_init=True, fit=fit, image_size=(96, 128))
     mean = tuple(round(255 * value) for value in backbone.preprocessing.mean)
     for path in sorted(SAMPLES.rglob("*.jpg")):
@@ -49,7 +49,7 @@ def test_fits_are_pillows(fit):
 
 @pytest.mark.parametrize("fit", FITS)
 def test_fits_of_transformers(fit, dinov2_folder):
-    """A transformers checkpoint takes the same fits: its processor normalises what the fit gives."""
+    """Fits work for transformers' checkpoints, too: the processor normalises what the fit gives."""
     size = None if fit == "native" else (84, 56)
     backbone = load_backbone(dinov2_folder, fit=fit, image_size=size)
     picture = upright(SAMPLES / "nature" / "sea.jpg")
@@ -64,7 +64,7 @@ def test_fits_of_transformers(fit, dinov2_folder):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_native_maps(tmp_path, pictures, format_name):
-    """Each image's maps are those of the backbone at the picture's own size, rounded to the largest stride."""
+    """Each image's maps equal those of the backbone at the picture's own size, rounded to the largest stride."""
     featcli.extract(pictures, output=tmp_path / "d", fit="native", format=format_name, out_indices="all", **TINY)
     backbone = load_backbone(TINY["checkpoint"], random_init=True, fit="native", out_indices="all")
     dump = open_dump(tmp_path / "d")
@@ -87,7 +87,7 @@ def test_native_maps(tmp_path, pictures, format_name):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_a_native_dump_survives(tmp_path, pictures, format_name, cli):
-    """What holds for dumps of one shape holds here: shards, resuming, retrying, finding every damage, recomputing."""
+    """A native dump does what others do: it shards, resumes, retries, finds every damage, and recomputes."""
     options = {"fit": "native", "format": format_name, "batch_size": 2, "shard_size": 2, "threads": 1, **TINY}
     featcli.extract(pictures, output=tmp_path / "d", **options)
     before = tree(tmp_path / "d")
@@ -110,7 +110,7 @@ def test_a_native_dump_survives(tmp_path, pictures, format_name, cli):
 
 
 def test_native_pooled(tmp_path, pictures):
-    """Pooled maps are of one shape whatever the pictures' sizes: an ordinary dump."""
+    """Pooled maps of a native dump have one shape, as in any other dump."""
     featcli.extract(pictures, output=tmp_path / "d", fit="native", pool="avg", **TINY)
     featcli.extract(pictures, output=tmp_path / "maps", fit="native", **TINY)
     pooled, maps = open_dump(tmp_path / "d")["stage4"], open_dump(tmp_path / "maps")["stage4"]
@@ -119,7 +119,7 @@ def test_native_pooled(tmp_path, pictures):
 
 
 def test_native_with_a_limit(tmp_path, pictures, cli):
-    """With --image-size, larger pictures are shrunk to fit into it; inspect and a dry run say what comes."""
+    """With --image-size larger pictures are shrunk to fit, and inspect and a dry run say so."""
     given = ("extract", pictures, "-c", "test_resnet", "--random-init", "--fit", "native", "--image-size", "96x128")
     planned = cli(*given, "-o", tmp_path / "d", "--dry-run", "--json").events[-1]["bytes"]
     assert cli(*given, "-o", tmp_path / "d").code == 3
@@ -133,23 +133,23 @@ def test_native_with_a_limit(tmp_path, pictures, cli):
 
 
 def test_native_needs_a_backbone_for_every_size(cli, tmp_path, pictures):
-    """A backbone that is tied to one size is refused before anything is run, with a way out."""
+    """A backbone that needs one size is refused before anything runs, with a way out."""
     run = cli("extract", pictures, "-c", "levit_128s", "--random-init", "--fit", "native", "-o", tmp_path / "d")
     assert (run.code, "--fit pad" in run.err) == (2, True)
 
 
 def test_a_size_that_only_turns_out_too_large(cli, tmp_path):
-    """A network that refuses a size in the middle of a run ends it with the size and a way out, no traceback."""
+    """A network that refuses a size in the middle of a run ends it with the size and a way out."""
     draw(tmp_path / "p" / "a.png", 0, (224, 224))
     draw(tmp_path / "p" / "b.png", 0, (672, 672))
     given = ("extract", tmp_path / "p", "-c", "mvitv2_tiny", "--random-init", "--out-indices", 0, "--fit", "native")
     run = cli(*given, "-o", tmp_path / "d", "-q")
     assert (run.code, "does not take" in run.err, "--image-size" in run.err) == (2, True, True), run.err
-    assert len(run.err.splitlines()) == 3  # how many images are safe, too
+    assert len(run.err.splitlines()) == 3  # one line says how many images are safe
 
 
 def test_native_batches():
-    """Neighbours of one size go together, up to the pixels of a common batch; every row once, in order."""
+    """Neighbours of one size make batches, up to the pixels of a common batch, with every row once and in order."""
     own = np.array([[32, 32]] * 5 + [[64, 32]] * 3 + [[320, 320]] * 2 + [[32, 32]])
     found = list(Sizes((64, 64), own).batches(range(11), 4))
     assert found == [range(4), range(4, 5), range(5, 8), range(8, 9), range(9, 10), range(10, 11)]
@@ -157,7 +157,7 @@ def test_native_batches():
 
 
 def test_images_that_cannot_be_read_have_a_size(tmp_path):
-    """An unreadable image goes with the one before it, the first with the checkpoint's size, even if all are."""
+    """An unreadable image gets the size of the one before it, and the first one the checkpoint's."""
     from featcli.inputs.listing import find
     from featcli.pixels.sizes import native_sizes
 
@@ -175,7 +175,7 @@ def test_images_that_cannot_be_read_have_a_size(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "late.png", "webp", "tif", "avif", "heic", "jxl"])
 def test_the_header_tells_the_size(tmp_path, orientation, suffix):
-    """The size that the header gives is that of the decoded picture, however it was turned, in every format."""
+    """The size that the header gives is that of the decoded, upright picture in every format."""
     from featcli.inputs.image_list import Image as Input
     from featcli.pixels.decode import read_pixels, read_size
 
@@ -188,7 +188,7 @@ def test_the_header_tells_the_size(tmp_path, orientation, suffix):
 
             readable_formats()
         plain.save(tmp_path / f"x.{suffix}", exif=exif.tobytes() if suffix == "jxl" else exif)
-    if suffix == "late.png":  # what says how it lies comes after the pixels
+    if suffix == "late.png":  # its orientation comes after the pixels
         content = (tmp_path / "x.late.png").read_bytes()
         at = content.index(b"eXIf") - 4
         end = at + 12 + int.from_bytes(content[at : at + 4], "big")
@@ -202,7 +202,7 @@ def test_the_header_tells_the_size(tmp_path, orientation, suffix):
 
 
 def test_the_size_of_a_png_costs_no_pixels(tmp_path, monkeypatch):
-    """The header of a PNG is read without unpacking its pixels."""
+    """The size of a PNG is read from its header without unpacking pixels."""
     from PIL import PngImagePlugin
 
     from featcli.inputs.image_list import Image as Input
@@ -214,7 +214,7 @@ def test_the_size_of_a_png_costs_no_pixels(tmp_path, monkeypatch):
 
 
 def test_odd_shapes_of_native_maps_are_refused(tmp_path, pictures):
-    """A shard whose shapes do not fit its values is damaged; none of them is believed."""
+    """A shard whose shapes do not fit its values is damaged."""
     featcli.extract(pictures, output=tmp_path / "d", fit="native", format="safetensors", **TINY)
     from featcli.dump.folder import Dump
 
@@ -231,7 +231,7 @@ def test_odd_shapes_of_native_maps_are_refused(tmp_path, pictures):
 
 
 def test_wide_pictures_cost_what_others_do(tmp_path):
-    """Where only the centre is kept, only the middle of a very wide picture is resized; others are as the library's."""
+    """Only the middle of a very wide picture is resized if the centre is cut out; others equal the library's."""
     backbone = load_backbone("resnet18", random_init=True)
     noise = np.random.default_rng(0).integers(0, 256, (4, 4 * WIDEST, 3), dtype=np.uint8)
     from timm.data import create_transform
@@ -248,7 +248,7 @@ def noise_of(width, height):
 
 
 def furthest(one, other):
-    """The largest difference of two pictures, in levels of 255."""
+    """Return the largest difference of two pictures, in levels of 255."""
     one, other = (np.asarray(each).astype(int) for each in (one, other))
     assert one.shape == other.shape
     return np.abs(one - other).max()
@@ -259,7 +259,7 @@ WIDE_AND_TALL = [(1000, 7), (7, 1000), (1700, 50), (50, 1701)]
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"])
 def test_elongated_pictures_are_as_timm_has_them(interpolation):
-    """The middle of a wide or tall picture is, to 2 levels, the centre of the whole one as timm resizes it."""
+    """The middle of a wide or tall picture equals, to 2 levels, the centre that timm cuts from the whole."""
     from timm.data import create_transform
 
     for shape, crop_pct in (((3, 64, 64), 0.95), ((3, 48, 80), 0.875), ((1, 64, 64), 0.95)):
@@ -274,7 +274,7 @@ def test_elongated_pictures_are_as_timm_has_them(interpolation):
 
 @pytest.mark.parametrize("mode", ["squash", "border"])
 def test_crop_modes_that_keep_the_whole_picture(mode):
-    """They give timm's own pixels of long pictures, also one where timm has no picture since it would be too thin."""
+    """timm's other crop modes give timm's own pixels of long pictures, also of one that is too thin for timm."""
     from timm.data import create_transform
 
     config = {"input_size": (3, 64, 64), "interpolation": "bicubic", "mean": MEAN, "std": MEAN, "crop_mode": mode}
@@ -290,7 +290,7 @@ def test_crop_modes_that_keep_the_whole_picture(mode):
 
 @pytest.mark.parametrize("kind", ["CLIP", "ConvNext", "Levit", "PoolFormer", "MobileNetV2", "ViT"])
 def test_elongated_pictures_are_as_processors_have_them(kind):
-    """An image processor that cuts out the centre gives the same, however it says to which size it resizes before."""
+    """Long pictures equal those of processors that cut out the centre, however these give their size."""
     transformers = pytest.importorskip("transformers")
     sized = {"size": {"shortest_edge": 224}} if kind == "ConvNext" else {}
     own = getattr(transformers, f"{kind}ImageProcessorPil")(**sized)
@@ -308,7 +308,7 @@ def test_elongated_pictures_are_as_processors_have_them(kind):
 
 @pytest.mark.parametrize("size", [(5_000, 3), (3, 5_001)])
 def test_fits_of_elongated_pictures(size):
-    """`crop` and `squash` do what Pillow does of a long picture, `crop` to 2 levels."""
+    """`crop` and `squash` do to a long picture what Pillow does, `crop` to 2 levels."""
     picture, cubic = noise_of(*size), Image.Resampling.BICUBIC
     crop, squash = (ResizeMode(fit, (64, 96), (1, 1)).fitted(cubic) for fit in ("crop", "squash"))
     assert furthest(crop(picture), ImageOps.fit(picture, (96, 64), cubic)) <= 2
@@ -327,7 +327,7 @@ def test_pictures_for_which_pillow_finds_no_memory():
 
 
 def test_long_pictures_are_averaged_first():
-    """What Pillow could resize as it is comes out the same where it is averaged first, but for rounding."""
+    """Pictures that are averaged first equal, up to rounding, those that Pillow resizes as they are."""
     row = noise_of(MOST_RESIZED + 1_000_003, 1)
     for resample in (Image.Resampling.BICUBIC, Image.Resampling.NEAREST):
         ours = ResizeMode("squash", (4, 64), (1, 1)).fitted(resample)(row)
@@ -336,7 +336,7 @@ def test_long_pictures_are_averaged_first():
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P", "CMYK", "I;16"])
 def test_what_is_no_rgb_picture_is_refused(mode):
-    """`fit` never makes other channels of a picture in silence: whoever gives it one learns what makes it RGB."""
+    """`fit` refuses a picture that is not RGB, and says how to convert it."""
     preprocessing = load_backbone(**TINY).preprocessing
     with pytest.raises(UsageError, match=f"mode {mode}.*upright RGB"):
         preprocessing.fit(Image.new(mode, (50, 40)))
@@ -345,7 +345,7 @@ def test_what_is_no_rgb_picture_is_refused(mode):
 
 
 def test_wide_inputs_and_squashing_processors_see_all_of_a_picture(tmp_path):
-    """Where the input is wide itself, or pictures are squashed, nothing is cut off that the library would use."""
+    """If the input is wide, or pictures are squashed, nothing is cut off that the library would use."""
     transformers = pytest.importorskip("transformers")
     from timm.data import create_transform
 
@@ -370,7 +370,7 @@ def test_unknown_fits():
 
 
 def test_native_pixels_are_checked():
-    """A native backbone takes any multiple of its step, and nothing else."""
+    """A native backbone takes any multiple of its step, and no other size."""
     backbone = load_backbone("test_resnet", random_init=True, fit="native")
     assert backbone(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))["stage4"].shape[2:] == (2, 3)
     with pytest.raises(UsageError, match="not a multiple of 32x32"):
@@ -378,7 +378,7 @@ def test_native_pixels_are_checked():
 
 
 def test_a_fit_in_place_of_what_a_processor_cannot(tmp_path, cli):
-    """A processor that knows one edge only takes no other size by itself, says so, and any by --fit."""
+    """A processor that knows only one edge refuses another size by itself, says so, and takes any with --fit."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ResNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[16, 32, 32, 64], embedding_size=16)
     transformers.ResNetModel(config).save_pretrained(tmp_path / "m")

@@ -1,4 +1,4 @@
-"""What pyproject.toml declares: `make floors` runs the tests at its ends, these see that the ends are what they say."""
+"""Check that `make floors` tests the versions that pyproject.toml really allows."""
 
 import re
 
@@ -6,13 +6,13 @@ import floors
 
 
 def test_lower_bounds_become_pins():
-    """Every lower bound is a pin, whatever extra it stands in; pins and what has no bound stay out."""
+    """Every lower bound becomes a pin, in whatever extra it is, and requirements without one do not."""
     lines = ["numpy>=2", "featcli[ray,jxl]", "ruff==0.17.5", "scipy", "pillow-heif>=1", "s3fs[boto3]>=2025.3 ; x"]
     assert floors.lower_bounds(lines) == ["numpy==2", "pillow-heif==1", "s3fs==2025.3"]
 
 
 def test_the_versions_of_the_tests_are_within_the_bounds():
-    """What constraints.txt pins is not below what pyproject.toml allows."""
+    """constraints.txt pins nothing below what pyproject.toml allows."""
     text = (floors.REPOSITORY / "constraints.txt").read_text()
     pinned = {
         name.lower().replace("_", "-"): version for name, version in re.findall(r"^([\w-]+)==([\w.]+)", text, re.M)

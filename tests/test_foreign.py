@@ -1,4 +1,4 @@
-"""What lies among the shards of a dump and is no part of it: it is named, never read, never deleted."""
+"""Check that files among the shards that are no part of the dump are named, never read and never deleted."""
 
 import json
 import os
@@ -23,7 +23,7 @@ GIVEN = ["-c", "test_resnet", "--random-init", "--batch-size", 2, "--shard-size"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Six pictures, their dump in three shards, and two others: of other weights, of the other format."""
+    """Make six pictures, their dump in three shards, and two others: one of other weights, one of the other format."""
     folder = tmp_path_factory.mktemp("made")
     for i in range(6):
         draw(folder / "photos" / f"{i}.png", i, (32, 32))
@@ -34,13 +34,13 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def dump(made, tmp_path):
-    """A copy of the dump, to put things into."""
+    """Return a copy of the dump, to put files into."""
     shutil.copytree(made / "d", tmp_path / "d")
     return tmp_path / "d"
 
 
 def put(made, dump):
-    """Put what is no part of the dump among its shards; file -> why it is none."""
+    """Put files that are no part of the dump among its shards. Returns file -> why it is none."""
     shards, own = dump / "shards", (made / "d" / "shards" / "00001.h5").read_bytes()
     other = (made / "format" / "shards" / "00001.safetensors").read_bytes()
     beyond, alien = "the plan has only 3 shards", "no name that featcli gives"
@@ -51,7 +51,7 @@ def put(made, dump):
         "00001 (1).h5": (own, alien),
         "000001.h5": (own, alien),
         "00001.txt": (b"mine", alien),
-        ".00001.h5.Ab3dEf": (own, alien),  # rsync is at it
+        ".00001.h5.Ab3dEf": (own, alien),  # rsync is copying
     }
     for name, (content, _) in files.items():
         (shards / name).write_bytes(content)
@@ -60,10 +60,10 @@ def put(made, dump):
 
 
 def test_what_is_no_part_of_a_dump_is_named(made, dump, cli):
-    """finalize, inspect and verify name it, the first for people and all for programs, and the dump is whole."""
+    """finalize, inspect and verify name foreign files, a few for people and all for programs; the dump is whole."""
     for name in (".00001.h5.0123456789abcdef.partial", ".00001.unfinished.json"):
         (dump / "shards" / name).touch()
-    (dump / "shards" / "00001.h5.damaged").touch()  # what repair put aside
+    (dump / "shards" / "00001.h5.damaged").touch()  # repair has put it aside
     assert cli("finalize", dump, "--json").events[0]["foreign_files"] == []
     put_there = put(made, dump)
     before = tree(dump)
@@ -80,7 +80,7 @@ def test_what_is_no_part_of_a_dump_is_named(made, dump, cli):
 
 
 def test_what_is_no_part_of_a_dump_stays(made, dump, cli):
-    """Resuming, repairing and overwriting leave it; overwriting takes what has the name of a shard or a record."""
+    """Resuming, repairing and overwriting leave foreign files, except those named like a shard or a record."""
     mine = {name for name in put(made, dump) if name != "shards/shards"}
     before = tree(dump)
     featcli.extract(made / "photos", output=dump, **OPTIONS)
@@ -97,7 +97,7 @@ def test_what_is_no_part_of_a_dump_stays(made, dump, cli):
 
 @pytest.fixture(scope="module")
 def begun(made):
-    """What a run leaves that is stopped in shard 1, of this plan and of another: record, and file with one row."""
+    """Make what a run leaves if it stops in shard 1: a record and a file with one row, of this plan and of another."""
     left = {}
     for name in ("d", "weights"):
         path = made / f"{name} begun"
@@ -142,9 +142,9 @@ OTHER = "it belongs to another dump"
     ],
 )
 def test_what_is_left_of_unfinished_shards(made, begun, dump, plan, record, file, why, is_committed):
-    """A record that is none of this plan's is named with its file, and stays unless a shard has to have its name.
+    """A foreign record of unfinished rows is named with its file, and stays unless a shard needs its name.
 
-    Of the dump's own, rows are counted where record and file are there; what is of no use goes.
+    Rows of the dump's own are counted if record and file exist; anything useless is removed.
     """
     shards, (its_record, its_file) = dump / "shards", begun[plan]
     for name in () if is_committed else ("manifest.json", "shards/00001.json", "shards/00001.h5"):
@@ -158,7 +158,7 @@ def test_what_is_left_of_unfinished_shards(made, begun, dump, plan, record, file
         (shards / name).write_bytes(checksummed({**content, "file": file_name}))
     if file:
         shutil.copy(its_file, shards / file_name)
-    is_read = name and re.fullmatch(r"\.\d{5,}\.unfinished\.json", name)  # else a partial file that nobody names
+    is_read = name and re.fullmatch(r"\.\d{5,}\.unfinished\.json", name)  # otherwise a partial file that nobody names
     expected = {name: why} | ({file_name: f"{name} names it"} if file and is_read else {}) if why else {}
     before, found = tree(dump), Dump.at(dump)
     assert {
@@ -170,7 +170,7 @@ def test_what_is_left_of_unfinished_shards(made, begun, dump, plan, record, file
     if is_committed:
         finalize(found)
     else:
-        remove_unused(shards)  # as every run does
+        remove_unused(shards)  # every run does this
         report, keys = (lambda kind, **_: told.append(kind)), found.keys()[2:4]
         assert DumpWriter(found, {}).take_up(1, keys, {}, [2], report) is None  # one row is no whole batch
     left = {f"shards/{one}": before[f"shards/{one}"] for one in expected if is_committed or record != 1}
@@ -181,7 +181,7 @@ def test_what_is_left_of_unfinished_shards(made, begun, dump, plan, record, file
 @pytest.mark.parametrize("suffixes", [(".h5",), (".json",), (".h5", ".json")], ids=["file", "record", "both"])
 @pytest.mark.parametrize("is_committed", [False, True], ids=["missing", "committed"])
 def test_a_shard_of_another_plan(made, dump, cli, suffixes, is_committed):
-    """Whatever would take it for this plan's refuses it, repair puts it aside, and the shard is made again."""
+    """A shard of another plan is refused wherever it matters, put aside by repair, and made again."""
     before, shards = tree(dump), dump / "shards"
     (dump / "manifest.json").unlink()
     for suffix in (".h5", ".json"):
@@ -190,7 +190,7 @@ def test_a_shard_of_another_plan(made, dump, cli, suffixes, is_committed):
     for suffix in suffixes:
         shutil.copy(made / "weights" / "shards" / f"00001{suffix}", shards)
     there = {*tree(shards).values()}
-    looks = ["finalize", "verify", *([] if suffixes == (".h5",) and is_committed else ["inspect"])]  # by sizes alone
+    looks = ["finalize", "verify", *([] if suffixes == (".h5",) and is_committed else ["inspect"])]  # by sizes
     for command in looks:
         run = cli(command, dump)
         assert run.code == 4
@@ -205,7 +205,7 @@ def test_a_shard_of_another_plan(made, dump, cli, suffixes, is_committed):
 
 
 def test_both_fingerprints_are_shown(made, dump, cli):
-    """Who mixed up two dumps is told the fingerprints of both."""
+    """A user who mixed up two dumps is shown both fingerprints."""
     shutil.copy(made / "weights" / "shards" / "00001.json", dump / "shards")
     said = cli("finalize", dump).err
     for name in ("weights", "d"):
@@ -213,7 +213,7 @@ def test_both_fingerprints_are_shown(made, dump, cli):
 
 
 def test_a_record_that_was_not_copied(dump, cli):
-    """A shard file whose record is missing beside it counts as missing, and finalize names it."""
+    """A shard file without its record counts as missing, and finalize names it."""
     for name in ("shards/00001.json", "manifest.json"):
         (dump / name).unlink()
     run = cli("finalize", dump)
@@ -222,7 +222,7 @@ def test_a_record_that_was_not_copied(dump, cli):
 
 
 def test_parts_made_apart(made, tmp_path, cli):
-    """Parts made into folders of their own, of one plan, are one dump once their shards lie together."""
+    """Parts of one plan in folders of their own become one dump when their shards are put together."""
     here, there = tmp_path / "here", tmp_path / "there"
     assert cli("extract", made / "photos", *GIVEN, "-o", here, "--part", "0/2", "-q").code == 0
     (there / "shards").mkdir(parents=True)
@@ -236,7 +236,7 @@ def test_parts_made_apart(made, tmp_path, cli):
 
 
 def test_what_verify_says_of_a_damaged_file(dump, cli):
-    """A damaged record is named once, in words of ours; what is known after the plan is mended is found at once."""
+    """A damaged record is named once, in our words, and what a mended plan reveals is found at once."""
     (dump / "shards" / "00001.json").write_text("{")
     assert cli("verify", dump).out.startswith("shards/00001.json: damaged (not JSON)\n")
     (dump / "plan.json").write_text("")
@@ -247,7 +247,7 @@ def test_what_verify_says_of_a_damaged_file(dump, cli):
 
 
 def test_finalizing_a_dump_without_a_picture(tmp_path, cli):
-    """`finalize --json` says its exit code, which is 9 where not one image could be read."""
+    """`finalize --json` gives its exit code, which is 9 if not one image could be read."""
     (tmp_path / "a.jpg").write_bytes(b"no picture")
     assert cli("extract", tmp_path / "a.jpg", *GIVEN, "-o", tmp_path / "d", "-q").code == 9
     run = cli("finalize", tmp_path / "d", "--json")

@@ -1,4 +1,4 @@
-"""Dumps of somebody else: whatever is in their files, reading them ends in maps or in a FeatcliError."""
+"""Read hostile dumps: whatever their files hold, reading ends with maps or with a FeatcliError."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from featcli.dump.verify import verify
 from featcli.errors import FeatcliError
 from featcli.views.inspection import inspect_dump
 
-MAX_GROWTH = 512 << 20  # bytes that reading hostile files may add to the memory of a process
+MAX_GROWTH = 512 << 20  # bytes that reading hostile files may add to a process
 FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "120")),  # make torture asks for more
     deadline=10_000,  # milliseconds for one input
@@ -32,7 +32,7 @@ ODD = st.one_of(
 
 @pytest.fixture(scope="module", params=["hdf5", "safetensors"])
 def made(request, tmp_path_factory):
-    """A dump of five pictures, one of them broken."""
+    """Make a dump of five pictures, one of them broken."""
     folder = tmp_path_factory.mktemp("fuzz")
     for i in range(5):
         draw(folder / "photos" / f"{i}.png", i, (32, 32))
@@ -44,13 +44,13 @@ def made(request, tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def bounded():
-    """Whatever the files claim to hold, reading them takes little memory."""
+    """Check that reading takes little memory, whatever the files claim to hold."""
     with little_memory(MAX_GROWTH):
         yield
 
 
 def read_all(folder):
-    """Everything that reads a dump, each part on its own: FeatcliError is an answer, anything else is a bug."""
+    """Read a dump in every way. FeatcliError is an answer; anything else is a bug."""
     answers = []
     for read in (_maps, _keys, _failures, _valid, inspect_dump, verify):
         try:
@@ -80,7 +80,7 @@ def _valid(folder):
 @FUZZ
 @given(data=st.data())
 def test_any_bytes(made, tmp_path_factory, data):
-    """Bytes overwritten, cut off or put in, in any file of a dump."""
+    """Overwritten, missing or inserted bytes in any file of a dump give maps or a FeatcliError."""
     folder = tmp_path_factory.mktemp("d") / "d"
     shutil.copytree(made, folder)
     path = data.draw(st.sampled_from(sorted(p for p in folder.rglob("*") if p.is_file())))
@@ -98,7 +98,7 @@ ODD_BYTES = st.one_of(st.sampled_from([0, 1, 2, 6, 9, 0x19, 0x7F, 0x80, 0xFF]), 
 @FUZZ
 @given(data=st.data())
 def test_any_header(made, tmp_path_factory, data):
-    """Bytes overwritten where a shard file says what it is: whoever reads it neither crashes nor waits for ever."""
+    """Overwritten bytes in the header of a shard file make no reader crash or wait for ever."""
     folder = tmp_path_factory.mktemp("d") / "d"
     shutil.copytree(made, folder)
     path = next(path for path in sorted((folder / "shards").iterdir()) if path.suffix != ".json")
@@ -112,7 +112,7 @@ def test_any_header(made, tmp_path_factory, data):
 
 
 def places(content, above=()):
-    """The path of every value in JSON content."""
+    """Yield the path of every value in JSON content."""
     for key, value in content.items() if isinstance(content, dict) else enumerate(content):
         yield (*above, key)
         if isinstance(value, dict | list):
@@ -122,7 +122,7 @@ def places(content, above=()):
 @FUZZ
 @given(data=st.data())
 def test_any_values(made, tmp_path_factory, data):
-    """Any value of a plan, record or manifest replaced by an odd one, and sealed as if it were right."""
+    """Odd values in a plan, record or manifest, sealed with a right checksum, give maps or a FeatcliError."""
     folder = tmp_path_factory.mktemp("d") / "d"
     shutil.copytree(made, folder)
     path = data.draw(st.sampled_from(sorted(folder.rglob("*.json"))))
@@ -135,7 +135,7 @@ def test_any_values(made, tmp_path_factory, data):
     owner[last] = data.draw(ODD)
     if path.name == "plan.json" and data.draw(st.booleans()):
         content["fingerprint"] = _fingerprint(content)
-        for record in (folder / "shards").glob("*.json"):  # so that they are read, too
+        for record in (folder / "shards").glob("*.json"):  # so that these are read, too
             said = json.loads(record.read_bytes())
             del said[CHECKSUM]
             record.write_bytes(checksummed({**said, "fingerprint": content["fingerprint"]}))
@@ -154,7 +154,7 @@ def _fingerprint(content):
 @pytest.mark.parametrize("number", [0.0, False])
 @pytest.mark.parametrize("name", ["shard", "first_row"])
 def test_numbers_that_are_equal_to_whole_ones(made, tmp_path, name, number):
-    """A record that says 0.0 or false where 0 belongs is damaged, for every reader alike."""
+    """A record that says 0.0 or false in place of 0 is damaged for every reader."""
     shutil.copytree(made, tmp_path / "d")
     path = tmp_path / "d" / "shards" / "00000.json"
     content = json.loads(path.read_bytes())

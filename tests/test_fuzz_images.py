@@ -1,4 +1,4 @@
-"""Pictures of every format that Pillow writes, mutated: each is read or fails with a reason, soon, in little memory."""
+"""Mutate pictures of every format that Pillow writes: each is read or fails with a reason, soon, in little memory."""
 
 import io
 import os
@@ -21,13 +21,13 @@ from featcli.spec.groups import PixelSpec
 
 COUNT = int(os.environ.get("FUZZ_IMAGES", "60"))  # mutations of each seed; make torture asks for more
 MOST_SECONDS = 10.0
-MOST_GROWTH = 1 << 30  # bytes: of the largest picture that the limit lets pass, in three forms
+MOST_GROWTH = 1 << 30  # bytes: the largest picture that the limit allows, in three forms
 SIZE = (32, 32)
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
 def seeds():
-    """name -> the bytes of a whole file."""
+    """Return name -> the bytes of a whole file."""
     rgb = Image.fromarray(NOISE)
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a picture"
@@ -73,10 +73,10 @@ INTERESTING = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF]
 
 
 def mutated(content, rng):
-    """The content with a few things done to it that break parsers: flips, odd numbers, cuts, repeats, mixtures."""
+    """Return the content with changes that break parsers: flips, odd numbers, cuts, repeats, mixtures."""
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 4, 16])):
-        place = int(len(data) * rng.random() ** 2)  # headers are where it matters
+        place = int(len(data) * rng.random() ** 2)  # headers matter most
         what = rng.randrange(7)
         if what == 0:
             data[place : place + 1] = bytes([rng.randrange(256)])
@@ -105,7 +105,7 @@ def fit(picture):
 
 @pytest.mark.parametrize("name", SEEDS)
 def test_mutated_pictures(tmp_path, name):
-    """Nothing but a reason comes out, whatever the bytes; no picture takes long, and memory stays bounded."""
+    """Whatever the bytes, a picture is read or fails with a reason, soon, and memory stays limited."""
     rng, out = random.Random(name), np.empty((3, *SIZE), np.uint8)
     path = tmp_path / "x"
     image = Input("x", str(path), -1, str(tmp_path))
@@ -125,7 +125,7 @@ def test_mutated_pictures(tmp_path, name):
 
 
 def outcome(image, rules, out):
-    """`read`, or the reason why not. Any other exception is a bug."""
+    """Return `read`, or the reason why not. Any other exception is a bug."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -138,7 +138,7 @@ def outcome(image, rules, out):
 
 
 def _raised_in(error):
-    """The file whose line raised it."""
+    """Return the file whose line raised an error."""
     trace = error.__traceback__
     while trace.tb_next is not None:
         trace = trace.tb_next

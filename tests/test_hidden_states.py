@@ -1,4 +1,4 @@
-"""Vision models outside transformers' AutoBackbone mapping: their hidden states, stage by stage."""
+"""Check vision models outside transformers' AutoBackbone mapping: their hidden states, stage by stage."""
 
 from contextlib import suppress
 
@@ -25,7 +25,7 @@ SAM2 = {
     "num_attention_heads_per_stage": [1, 1, 2, 2],
 }
 SAM2 |= {"blocks_per_stage": [1, 1, 2, 1], "window_size_per_stage": [8, 4, 4, 4], "global_attention_blocks": [3]}
-# model type -> (configuration, tokens in front of the patches or None for maps)
+# model type -> (configuration, tokens before the patches, or None for maps)
 TYPES = {
     "vit": (VIT, 1),
     "deit": (VIT, 2),
@@ -64,16 +64,16 @@ TYPES = {
     ),
 }
 
-# Types that only `make sweep` tries, since another one is built as they are.
+# Types that only `make sweep` tries, because another type here is built in the same way.
 SWEPT = {"vit_msn", "ijepa", "data2vec-vision", "dpt", "chinese_clip_vision_model", "aimv2_vision_model"}
 SWEPT |= {"mlcd_vision_model", "regnet", "glpn", "mobilenet_v1", "mobilevitv2", "swiftformer", "efficientnet"}
-# Types whose code needs all its layers, whatever the maps need; LeViT's bits depend on where its tensors lie in memory.
+# Types whose code needs all its layers, whatever the maps need. LeViT's bits depend on where its tensors lie in memory.
 COMPUTES_ALL = ("sam2_vision_model", "yolos")
 CLOSE = ("levit",)
 
 
 def save(model_type, folder, config=None):
-    """A checkpoint with every parameter random; returns the model it was saved from."""
+    """Save a checkpoint with every parameter random. Returns the model."""
     torch.manual_seed(0)
     config = config or T.CONFIG_MAPPING[model_type](**TYPES[model_type][0])
     model = randomize(T.AutoModel.from_config(config)).eval()
@@ -83,18 +83,18 @@ def save(model_type, folder, config=None):
 
 
 def as_map(found, prefix, behind=0, channels_last=False):
-    """The patches of what transformers gives, as (B, C, h, w)."""
+    """Return the patches of a hidden state as (B, C, h, w)."""
     if found.ndim == 4:
         return found.permute(0, 3, 1, 2) if channels_last else found
     found = found[:, prefix : found.shape[1] - behind]
     side = int(found.shape[1] ** 0.5)
-    if side * side != found.shape[1]:  # PVT has a class token in its last stage only
+    if side * side != found.shape[1]:  # PVT has a class token only in its last stage
         found, side = found[:, 1:], int((found.shape[1] - 1) ** 0.5)
     return found.transpose(1, 2).unflatten(2, (side, side))
 
 
 def reference(model_type, folder, pixels):
-    """The hidden states that transformers' own model gives, as maps."""
+    """Return the hidden states of transformers' own model as maps."""
     model = T.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
         output = model(pixels, output_hidden_states=True)
@@ -105,7 +105,7 @@ def reference(model_type, folder, pixels):
 
 @pytest.mark.parametrize("model_type", [model_type for model_type in TYPES if model_type not in SWEPT])
 def test_every_hidden_state_is_a_stage(tmp_path, model_type):
-    """Each stage, also of a model cut after it, is bit for bit the hidden state that transformers' own model gives."""
+    """Each stage, also of a cut model, is bit for bit the hidden state of transformers' own model."""
     save(model_type, tmp_path)
     backbone = load_backbone(tmp_path, out_indices="all")
     pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
@@ -142,18 +142,18 @@ def test_the_vision_tower_of_a_text_and_image_model(tmp_path, model_type):
 
 
 def test_a_classifier_gives_its_backbone(tmp_path):
-    """ViTForImageClassification has no pooler, and its head is not needed: neither is missed."""
+    """ViTForImageClassification loads, although it has no pooler and its head is not needed."""
     torch.manual_seed(0)
     model = randomize(T.ViTForImageClassification(T.ViTConfig(**VIT, num_labels=3))).eval()
     model.save_pretrained(tmp_path)
     T.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
     first, again = load_backbone(tmp_path), load_backbone(tmp_path)
     assert first.weights.unexpected == ("classifier.bias", "classifier.weight")
-    assert first.digest == again.digest  # what is not in the file is random, and no part of it
+    assert first.digest == again.digest  # tensors that the file lacks are random, and not part of the digest
 
 
 def test_mae_is_read_as_a_plain_vit(tmp_path):
-    """MAE's own model drops and shuffles patches; here every patch is where it was."""
+    """MAE gives every patch in its place, although MAE's own model drops and shuffles patches."""
     torch.manual_seed(0)
     mae = randomize(T.ViTMAEModel(T.ViTMAEConfig(**VIT, mask_ratio=0.0))).eval()
     mae.save_pretrained(tmp_path)
@@ -170,7 +170,7 @@ def test_mae_is_read_as_a_plain_vit(tmp_path):
 
 
 def test_norm_and_class_token(tmp_path):
-    """`norm="model"` is the model's last hidden state, patches and class token, and `raw` is the one before."""
+    """`norm="model"` is the model's last hidden state, patches and class token, and `raw` the one before the norm."""
     model = save("vit", tmp_path)
     for norm, name in (("model", "last_hidden_state"), ("raw", "hidden_states"), (None, "hidden_states")):
         backbone = load_backbone(tmp_path, norm=norm)
@@ -187,7 +187,7 @@ def test_norm_and_class_token(tmp_path):
 
 @pytest.mark.parametrize(("model_type", "size"), [("vit", (96, 80)), ("deit", (32, 96))])
 def test_another_image_size(tmp_path, model_type, size):
-    """Position embeddings are interpolated as transformers does it; patches keep their rows and columns."""
+    """For another size position embeddings are interpolated as in transformers; patches keep rows and columns."""
     model = save(model_type, tmp_path)
     backbone = load_backbone(tmp_path, image_size=size)
     pixels = torch.stack([backbone.preprocess(picture) for picture in PICTURES])
@@ -199,7 +199,7 @@ def test_another_image_size(tmp_path, model_type, size):
 
 
 def test_a_size_that_no_patch_fits(tmp_path):
-    """Pixels that fill no patch would be lost: refused, with the nearest sizes that do."""
+    """A size whose pixels do not fill patches is refused, with the nearest sizes that fit."""
     save("vit", tmp_path)
     with pytest.raises(UsageError, match="not a multiple of its patch of 16x16") as refused:
         load_backbone(tmp_path, image_size=100)
@@ -207,7 +207,7 @@ def test_a_size_that_no_patch_fits(tmp_path):
 
 
 def test_rows_of_a_dump(tmp_path, cli):
-    """`extract` stores the hidden states of a CLIP tower, and `inspect` shows where they come from."""
+    """`extract` stores the hidden states of a CLIP tower, and `inspect` shows their modules."""
     save("clip", tmp_path / "clip", T.CLIPConfig(vision_config=TOWER, text_config=TEXT))
     extract(SAMPLES / "nature", checkpoint=tmp_path / "clip", pool="cls", output=tmp_path / "d")
     dump = open_dump(tmp_path / "d")
@@ -220,17 +220,17 @@ def test_rows_of_a_dump(tmp_path, cli):
 
 
 def test_weights_that_do_not_cover_the_model(tmp_path):
-    """A hidden layer that the file does not have is a refusal, as everywhere."""
+    """A file that lacks a hidden layer is refused."""
     model = save("vit", tmp_path)
     model.layers = model.layers[:2]
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"tensors of its vit backbone are not in it, first layers\.2"):
         load_backbone(tmp_path)
-    assert load_backbone(tmp_path, out_features="stage2").weights.matched > 0  # nothing of it is needed there
+    assert load_backbone(tmp_path, out_features="stage2").weights.matched > 0  # the tensor is not needed there
 
 
 def test_models_that_need_more_than_a_picture(tmp_path):
-    """SigLIP 2 with its packed patches cannot be run on a picture alone: a clear refusal."""
+    """SigLIP 2 with packed patches, which needs more than a picture, is refused with a clear reason."""
     T.Siglip2Model(T.Siglip2Config(vision_config=TOKENS | {"patch_size": 16}, text_config=TEXT)).save_pretrained(
         tmp_path
     )
@@ -239,7 +239,7 @@ def test_models_that_need_more_than_a_picture(tmp_path):
 
 
 def test_a_text_tower_never_stands_in_for_the_vision_tower(tmp_path):
-    """Where a tensor of the vision tower is gone, the text tower's of the same name and shape is not taken for it."""
+    """If a tensor of the vision tower is missing, the text tower's of the same name and shape is not used."""
     text = TEXT | {"max_position_embeddings": 16}
     save("siglip", tmp_path, T.SiglipConfig(vision_config=VIT, text_config=text))
     tensors = load_file(tmp_path / "model.safetensors")
@@ -259,14 +259,14 @@ def test_a_text_tower_never_stands_in_for_the_vision_tower(tmp_path):
     ],
 )
 def test_hidden_states_that_are_no_maps(model_type, sizes, cause):
-    """Models that pack pictures together, or whose tokens are groups and not patches, are refused."""
+    """Models that pack pictures together, or whose tokens are groups of patches, are refused."""
     with pytest.raises(CheckpointError, match=cause):
         load_backbone(T.CONFIG_MAPPING[model_type](**sizes))
 
 
 @pytest.mark.parametrize("model_type", ["pvt", "cvt"])
 def test_class_tokens_are_only_where_all_stages_have_them(model_type):
-    """PVT has a class token in its last stage alone, CvT's states are maps: what is none is never stored as one."""
+    """Class tokens are refused for PVT, which has one only in its last stage, and for CvT, which has maps."""
     config = T.CONFIG_MAPPING[model_type](**TYPES[model_type][0])
     backbone = load_backbone(config, out_indices=[0, 1])
     with pytest.raises(UsageError, match="no class token"):
@@ -275,12 +275,12 @@ def test_class_tokens_are_only_where_all_stages_have_them(model_type):
 
 
 def test_what_was_taken_for_idle_is_put_back(tmp_path, monkeypatch):
-    """What is taken out though a map depends on it is put back, and counts again in proof and digest."""
+    """A tensor that a map needs is put back if it was taken out, and counts again in proof and digest."""
     model = save("vit", tmp_path)
     whole = load_backbone(tmp_path, norm="model")
     norm = {name for name, _ in model.named_parameters() if name.startswith("layernorm.")}
     monkeypatch.setattr(hidden_states, "idle_tensors", lambda *_: frozenset(norm))
-    monkeypatch.setattr(hidden_states.HiddenStatesModelSpec, "refuse_idle_norm", lambda *_: None)  # it asks the same
+    monkeypatch.setattr(hidden_states.HiddenStatesModelSpec, "refuse_idle_norm", lambda *_: None)  # it does the same
     again = load_backbone(tmp_path, norm="model")
     pixels = whole.preprocess(PICTURES[0])[None]
     assert torch.equal(whole(pixels)["stage3"], again(pixels)["stage3"])
@@ -288,7 +288,7 @@ def test_what_was_taken_for_idle_is_put_back(tmp_path, monkeypatch):
 
 
 def test_idle_modules_are_found_and_taken_out():
-    """Layers after the last map and heads are idle, and gone; what a map depends on stays, whatever it is taken for."""
+    """Heads and layers after the last map are removed, and everything that a map depends on stays."""
     torch.manual_seed(0)
     model = randomize(T.ViTModel(T.ViTConfig(**VIT))).eval()
     pixels = torch.rand(1, 3, 64, 64)
@@ -315,7 +315,7 @@ def test_idle_modules_are_found_and_taken_out():
     ("model_type", "size"), [("sam_vision_model", 512), ("vitpose_backbone", 100), ("cvt", 8), ("swin", 3)]
 )
 def test_sizes_never_end_in_another_exception(model_type, size):
-    """A size is taken, or refused as a usage error: however the model itself complains."""
+    """Every size is taken or refused as a usage error, however the model itself complains."""
     from tiny_transformers import TINY
 
     config = T.CONFIG_MAPPING[model_type](**(TYPES[model_type][0] if model_type in TYPES else TINY[model_type]))
@@ -328,6 +328,6 @@ def test_sizes_never_end_in_another_exception(model_type, size):
                {"model_type": "vit", "patch_size": 0}, {"model_type": "nonsense"}, {"a": 1}, {}, 3, None]
 )  # fmt: skip
 def test_configurations_of_nothing(config):
-    """A configuration that makes no model, and what is none, end in a FeatcliError."""
+    """A configuration that makes no model, and an object that is no configuration, raise a FeatcliError."""
     with pytest.raises(FeatcliError):
         load_backbone(config)

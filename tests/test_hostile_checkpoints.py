@@ -1,6 +1,6 @@
-"""Checkpoints that are broken, wrong or meant to do harm: exit code 6 (2 for names), one line, one hint, no memory.
+"""Check checkpoints that are broken, wrong or harmful: exit code 6 (2 for names), one line, one hint, little memory.
 
-Every file is built here, the harmful ones as harmless as they can be while they still show what they would do.
+Every file is built here. The harmful ones do as little harm as possible while they still show what they would do.
 """
 
 import io
@@ -24,7 +24,7 @@ TENSORS = {
 
 
 class Harm:
-    """What a pickle can hold: a call that is made when it is read."""
+    """A call that a pickle holds, and that is made when it is read."""
 
     def __init__(self, marker):
         self.marker = str(marker)
@@ -51,7 +51,7 @@ def header(text, length=None, body=b""):
 
 
 def bomb():
-    """A third of a megabyte that becomes 300 MB when it is unpacked."""
+    """Return a third of a megabyte that unpacks to 300 MB."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({}))
@@ -105,7 +105,7 @@ FILES = {  # name -> (content, what the message says)
 
 @pytest.mark.parametrize("name", FILES)
 def test_weights_files(tmp_path, cli, name):
-    """Each is refused with exit code 6, its path and the cause; nothing in it is run, nothing is written."""
+    """Each file is refused with exit code 6, its path and the cause; nothing in it runs, nothing is written."""
     make, message = FILES[name]
     (tmp_path / name).write_bytes(make(tmp_path / "marker"))
     with little_memory(200_000_000):
@@ -114,12 +114,12 @@ def test_weights_files(tmp_path, cli, name):
     assert message in run.err
     assert name in run.err
     assert len(run.err.splitlines()) == 2
-    assert "weights_only" not in run.err  # whose advice is to run the code after all
+    assert "weights_only" not in run.err  # its advice is to run the code nevertheless
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
 
 
 def test_a_whole_file(tmp_path, cli):
-    """The file that all of those are made from is read."""
+    """The undamaged file from which the others are made is read."""
     (tmp_path / "x.safetensors").write_bytes(WHOLE)
     given = ("-c", tmp_path / "x.safetensors", "--arch", "test_resnet", "-o", tmp_path / "d")
     assert cli("extract", SAMPLES, *given).code == 0
@@ -151,7 +151,7 @@ def test_a_whole_file(tmp_path, cli):
     ],
 )
 def test_folders(tmp_path, cli, resnet_folder, change, code, message):
-    """A transformers folder that is broken is refused by what is wrong with it; code that it brings is never run."""
+    """A broken transformers folder is refused with the cause, and code that it brings never runs."""
     folder = tmp_path / "model"
     shutil.copytree(resnet_folder, folder)
     (folder / "code.py").write_text(f"import os; os.mkdir({str(tmp_path / 'marker')!r})")
@@ -181,7 +181,7 @@ def _config(folder, **changes):
     ],
 )
 def test_names(tmp_path, cli, monkeypatch, arguments, code, message):
-    """Names of models, tags, stages and repositories that do not exist end in one line with what would do."""
+    """Names of models, tags, stages and repositories that do not exist end in one line with a way out."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.safetensors").write_bytes(WHOLE)
     run = cli("extract", SAMPLES, *arguments.split(), "-o", "d", "-q")

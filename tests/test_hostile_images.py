@@ -1,7 +1,7 @@
-"""Whatever lies in a folder of pictures: each file is read or named with its reason, and changes nothing beside it.
+"""Check that each file in a folder of pictures is read or named with its reason, and changes no other row.
 
-Every file here is built by the test. The rows of the good pictures are compared, bit for bit, with those of a run in
-which there was nothing else.
+Every file here is built by the test. The rows of the good pictures are compared, bit for bit, with those of a run
+without the others.
 """
 
 import io
@@ -29,7 +29,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 
 
 def saved(format_name, picture=None, **options):
-    """The bytes of a picture in a format."""
+    """Return the bytes of a picture in a format."""
     out = io.BytesIO()
     (picture or Image.fromarray(NOISE)).save(out, format_name, **options)
     return out.getvalue()
@@ -40,20 +40,20 @@ def chunk(kind, content):
 
 
 def png(width, height, *more):
-    """A PNG that declares a size and holds nothing of it."""
+    """Return a PNG that declares a size and holds no pixels."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(more) + chunk(b"IEND", b"")
 
 
 def text_bomb():
-    """A PNG with two megabytes of packed text before its pixels."""
+    """Return a PNG with two megabytes of packed text before its pixels."""
     whole = saved("PNG")
     packed = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * 2_000_000))
     return whole[:33] + packed + whole[33:]
 
 
 def noisy_tiff():
-    """libtiff complains of it on the terminal: "Using code not yet in table"."""
+    """Return a TIFF about which libtiff complains on the terminal: "Using code not yet in table"."""
     whole = saved("TIFF", compression="tiff_lzw")
     return whole[:50] + b"\xff" * 9 + whole[59:]
 
@@ -105,7 +105,7 @@ FAILING = {  # reason -> name -> content
         "integers.tif": saved("TIFF", grey(DEEP.astype(np.int32) * 1000)),
     },
     "decode_error": {
-        "head.png": saved("PNG")[:29] + b"????" + saved("PNG")[33:],  # the checksum of its header
+        "head.png": saved("PNG")[:29] + b"????" + saved("PNG")[33:],  # the checksum of its header is wrong
         "noisy.tif": noisy_tiff(),
         "cut.tif": saved("TIFF", compression="tiff_lzw")[:-900],  # its header is at the end
         "cut.webp": saved("WEBP")[:-300],
@@ -135,7 +135,7 @@ READ = {  # name -> content
     "wide.png": saved("PNG", Image.new("RGB", (20_000, 1), "red")),
     "high.png": saved("PNG", Image.new("RGB", (1, 20_000), "blue")),
     "text_bomb.png": text_bomb(),
-    "crc.png": saved("PNG")[:-1] + b"?",  # IEND's: no pixel depends on it
+    "crc.png": saved("PNG")[:-1] + b"?",  # the checksum of IEND, on which no pixel depends
     "photo.avif": saved("AVIF"),
     "scan.jp2": saved("JPEG2000"),
     "icon.ico": saved("ICO"),
@@ -146,7 +146,7 @@ SEVERAL_FRAMES = {"frames.gif", "frames.png", "frames.webp", "pages.tif"}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """(the folder, the dump of good pictures alone, the dump of everything, what the run said)."""
+    """Return (the folder, the dump of good pictures alone, the dump of everything, what the run said)."""
     folder = tmp_path_factory.mktemp("hostile")
     for i in range(9):
         draw(folder / "photos" / f"good{i}.png", i)
@@ -170,7 +170,7 @@ def runs(tmp_path_factory):
 
 
 def test_the_run(runs):
-    """All of it in one run: exit code 3, nothing on stdout, no traceback, every image accounted for."""
+    """One run over all files ends with exit code 3, no traceback, nothing on stdout, and every image accounted for."""
     _, alone, everything, (code, out, err) = runs
     assert (code, out) == (3, "")
     assert "Traceback" not in err
@@ -186,7 +186,7 @@ def test_the_run(runs):
 
 
 def test_neighbours(runs):
-    """The rows of the good pictures are what they are without all the others."""
+    """The rows of the good pictures are the same as without the others."""
     _, alone, everything, _ = runs
     for key in alone.keys:
         assert np.array_equal(everything["stem"][key], alone["stem"][key]), key
@@ -202,7 +202,7 @@ REASONS = {name: reason for reason, files in FAILING.items() for name in files} 
 
 @pytest.mark.parametrize("name", REASONS)
 def test_failing_files(runs, name):
-    """Each file that cannot be read is a failure with its reason, a word on it, and a row of NaN."""
+    """Each file that cannot be read is a failure with its reason, an explanation, and a row of NaN."""
     _, _, everything, (_, _, err) = runs
     (failure,) = [failure for failure in everything.failures if failure["key"] == name]
     assert failure["reason"] == REASONS[name], failure
@@ -214,7 +214,7 @@ def test_failing_files(runs, name):
 
 @pytest.mark.parametrize("name", READ)
 def test_odd_files(runs, name):
-    """Each odd but whole file is read, and gives finite values."""
+    """Each odd but whole file is read and gives finite values."""
     photos, _, everything, _ = runs
     assert everything.valid[everything.rows[name]]
     assert np.isfinite(everything["stem"][name]).all()
@@ -222,7 +222,7 @@ def test_odd_files(runs, name):
 
 
 def test_equal_pictures(runs):
-    """What shows the same is the same: a suffix, a container, more frames, damaged extras change nothing."""
+    """Suffix, container, further frames and damaged extras change no pixel."""
     maps = runs[2]["stem"]
     for one, *others in (
         ["png_named.jpg", "profile.png", "crc.png", "old.tga", "frames.png", "pages.tif"],
@@ -234,7 +234,7 @@ def test_equal_pictures(runs):
 
 
 def test_transparency(tmp_path):
-    """Hidden colours appear, or a background does, as was asked for: in every way that formats have for it."""
+    """Hidden colours or a background appear, as was asked for, in every way in which formats have transparency."""
     half = np.dstack([NOISE, np.where(np.arange(50) < 25, 0, 255)[None].repeat(40, 0)]).astype(np.uint8)
     draw(tmp_path / "p" / "a.png", 0)
     Image.fromarray(half).save(tmp_path / "p" / "rgba.png")
@@ -263,7 +263,7 @@ def test_transparency(tmp_path):
 
 
 def test_depth_range(tmp_path, cli):
-    """With a range, the same scene in 8, 12 and 32 bits and as floats gives the same rows; without, floats fail."""
+    """With a range, one scene in 8, 12 and 32 bits and as floats gives equal rows; without one, floats fail."""
     values = np.random.default_rng(0).integers(0, 256, (40, 50))
     (tmp_path / "p").mkdir()
     grey((values * 16).astype(np.uint16)).save(tmp_path / "p" / "twelve.png")
@@ -285,7 +285,7 @@ def test_depth_range(tmp_path, cli):
 
 @pytest.mark.parametrize("format_name", ["HEIF", "JXL"])
 def test_formats_of_plugins(tmp_path, format_name, monkeypatch):
-    """HEIC and JPEG XL are read where a plugin is; where it is not, the failure says which to install."""
+    """HEIC and JPEG XL are read if a plugin is installed; else the failure says which one to install."""
     draw(tmp_path / "p" / "a.png", 0)
     if format_name not in formats.readable_formats():
         pytest.skip(f"no plugin for {format_name}")
@@ -303,8 +303,8 @@ def test_formats_of_plugins(tmp_path, format_name, monkeypatch):
 
 @pytest.mark.parametrize("orientation", ["apply", "ignore"])
 def test_orientations(tmp_path, orientation):
-    """However a picture was held, its row is that of the upright one; or, as asked, that of the pixels as they lie."""
-    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what undoes each orientation, as Image.Transpose
+    """However a picture was held, its row is that of the upright one, or of the pixels as they lie if asked for."""
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # undoes each orientation, as Image.Transpose
     upright = Image.fromarray(NOISE)
     (tmp_path / "p").mkdir()
     upright.save(tmp_path / "p" / "1.png")
@@ -324,7 +324,7 @@ def test_orientations(tmp_path, orientation):
 
 
 def test_what_changes_no_row(tmp_path):
-    """Order, names, shards, threads, batch neighbours and lossless containers change not one bit of a row."""
+    """Order, names, shards, threads, neighbours in a batch and lossless containers change no bit of a row."""
     for i in range(11):
         draw(tmp_path / "p" / f"{i:02d}.png", i, (90 + i, 80))
         for suffix in ("webp", "tif", "bmp"):
@@ -360,7 +360,7 @@ def test_what_changes_no_row(tmp_path):
 
 
 def test_pictures_that_go_or_change_under_the_run(tmp_path, monkeypatch):
-    """A picture that is gone, longer or written to by the time it is read is a failure of its own; others are not."""
+    """A picture that is gone, longer or being written when it is read fails, and no other does."""
     from featcli.pixels import image_file
 
     for i in range(8):
@@ -386,7 +386,7 @@ def test_pictures_that_go_or_change_under_the_run(tmp_path, monkeypatch):
 
 
 def _moving(real, path):
-    """`fstat` by which one file is written to whenever somebody looks."""
+    """Return an `fstat` at whose calls one file is written to."""
     asked = iter(range(1, 10))
 
     def fstat(descriptor):
@@ -399,7 +399,7 @@ def _moving(real, path):
 
 
 def test_large_jpegs_decoded_smaller(tmp_path):
-    """With --decode scaled a large JPEG is unpacked smaller, to nearly the same pixels; everything else is exact."""
+    """With --decode scaled large JPEGs are unpacked smaller, to nearly the same pixels, and all others are exact."""
     rows = {}
     large = Image.fromarray(NOISE).resize((1600, 1200), Image.Resampling.BICUBIC)
     (tmp_path / "p").mkdir()
@@ -423,7 +423,7 @@ def test_large_jpegs_decoded_smaller(tmp_path):
 
 
 def test_a_damaged_picture_of_a_plugin(tmp_path, cli):
-    """A HEIC file cut short is damaged, not of a format that has still to be installed; details are one line."""
+    """A HEIC file that was cut short is damaged, and not of a format to install; its details are one line."""
     plugin = pytest.importorskip("pillow_heif")
     plugin.register_heif_opener()
     Image.new("RGB", (600, 400), "red").save(tmp_path / "whole.heic")
@@ -447,7 +447,7 @@ SAID_BY_LIBRARIES = re.compile("Error|libjxl|stream|decoder|not processed|stderr
     "kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "JXL", "HEIF", "ICO", "TGA"]
 )
 def test_damage_is_said_in_plain_words(tmp_path, kind):
-    """What is wrong with a file that was cut or overwritten is said in words of featcli where its library has none."""
+    """Damage by cutting or overwriting is described in featcli's words if the library has none."""
     if kind not in formats.readable_formats():
         pytest.skip("its plugin is not installed")
     content = saved(kind)

@@ -1,4 +1,4 @@
-"""Whatever files are called and wherever they lie: one key for each, its own row, and no name that harms a terminal."""
+"""Check that each file has one key and its own row, whatever its name and place, and that no name harms a terminal."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ NAMES = {
 
 @pytest.fixture
 def photos(tmp_path):
-    """A picture under each of the names, no two alike."""
+    """Make a picture under each of the names, no two of them alike."""
     for seed, name in enumerate(NAMES.values()):
         path = os.path.join(os.fsencode(tmp_path), b"photos", name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -56,9 +56,9 @@ def photos(tmp_path):
 
 @pytest.mark.parametrize("format_name", ["hdf5", "safetensors"])
 def test_names_are_kept_byte_for_byte(tmp_path, photos, format_name):
-    """Each name is a key of its own, in both formats, and leads to the row of its own picture."""
+    """Each name is a key of its own in both formats, and leads to the row of its own picture."""
     (tmp_path / "plain").mkdir()
-    for i, name in enumerate(sorted(NAMES.values())):  # the same pictures under names that no rule is about
+    for i, name in enumerate(sorted(NAMES.values())):  # the same pictures under plain names
         shutil.copy(os.path.join(os.fsencode(photos), name), tmp_path / "plain" / f"{i:02d}.{os.fsdecode(name[-3:])}")
     for folder in ("photos", "plain"):
         featcli.extract(tmp_path / folder, output=tmp_path / f"{folder}-dump", format=format_name, **OPTIONS)
@@ -71,7 +71,7 @@ def test_names_are_kept_byte_for_byte(tmp_path, photos, format_name):
 
 
 def test_names_in_a_list(tmp_path, photos):
-    """A list from `find -print0` gives the keys that the folder gives, whatever the names."""
+    """A list from `find -print0` gives the same keys as the folder, whatever the names."""
     listed = subprocess.run(["find", ".", "-type", "f", "-print0"], cwd=photos, capture_output=True, check=True).stdout
     (tmp_path / "list").write_bytes(listed)
     found = find(InputSpec(files_from=str(tmp_path / "list"), null=True, root=str(photos)))
@@ -79,7 +79,7 @@ def test_names_in_a_list(tmp_path, photos):
 
 
 def test_names_never_reach_the_terminal_raw(tmp_path, photos, cli):
-    """Messages show names with everything escaped that could write to the terminal."""
+    """Messages show names with everything escaped that could control the terminal."""
     for name in NAMES.values():
         with open(os.path.join(os.fsencode(photos), name), "wb") as file:
             file.write(b"broken")
@@ -92,7 +92,7 @@ def test_names_never_reach_the_terminal_raw(tmp_path, photos, cli):
 
 
 def test_a_dash_is_no_option(tmp_path, photos):
-    """After -- a name that begins with a dash is an input; before it is an option that does not exist."""
+    """After -- a name that begins with a dash is an input; before it, it is an unknown option."""
     given = ["-c", "test_resnet", "--random-init", "--pool", "avg", "-q", "-o", str(tmp_path / "d")]
     with Featcli("extract", *given, "--", "-rf.png", cwd=photos) as process:
         process.communicate()
@@ -101,7 +101,7 @@ def test_a_dash_is_no_option(tmp_path, photos):
 
 
 def test_linked_folders(tmp_path, cli):
-    """Linked folders are counted, and looked into where that was asked for; a loop ends, a folder seen twice is two."""
+    """Linked folders are counted, and entered if asked for; a loop ends, and a folder seen twice gives two keys."""
     draw(tmp_path / "p" / "x.png", 0)
     draw(tmp_path / "elsewhere" / "y.png", 1)
     (tmp_path / "p" / "there").symlink_to(tmp_path / "elsewhere")
@@ -119,7 +119,7 @@ def test_linked_folders(tmp_path, cli):
 
 
 def test_a_deep_folder(tmp_path):
-    """Folders are looked into however deep they lie."""
+    """Pictures are found however deep their folder lies."""
     folder = tmp_path / "p"
     folder.mkdir()
     place = os.open(folder, os.O_RDONLY)
@@ -133,11 +133,11 @@ def test_a_deep_folder(tmp_path):
     try:
         assert find(InputSpec([str(folder)])).images.keys == ["x.png"]
     finally:
-        subprocess.run(["rm", "-rf", folder], check=True)  # shutil.rmtree would go as deep as the folders
+        subprocess.run(["rm", "-rf", folder], check=True)  # shutil.rmtree would recurse as deep
 
 
 def test_names_that_lead_outside(tmp_path):
-    """Outside --root only where that was allowed, under the whole path; inside, however it is written, one key."""
+    """Names outside --root need --allow-outside and keep their whole path; inside, each file has one key."""
     inside, outside = draw(tmp_path / "root" / "x.png", 0), draw(tmp_path / "y.png", 1)
     listed = tmp_path / "list"
     for name in ("../y.png", str(outside), "a/../../y.png"):
@@ -152,7 +152,7 @@ def test_names_that_lead_outside(tmp_path):
     draw(tmp_path / "far" / "x.png", 2)
     listed.write_text("link/../x.png\n")
     images = find(InputSpec(files_from=str(listed), root=str(tmp_path / "root"), allow_outside=True)).images
-    assert os.path.samefile(images[0].path, tmp_path / "far" / "x.png")  # as the system opens it
+    assert os.path.samefile(images[0].path, tmp_path / "far" / "x.png")  # as the system resolves it
     listed.write_text(f"x.png\n./x.png\n{inside}\na/../x.png\n")
     found = find(InputSpec(files_from=str(listed), root=str(tmp_path / "root"), allow_outside=True))
     assert (found.images.keys, found.repeated) == (["x.png"], 3)
@@ -177,7 +177,7 @@ for folder in folders[1:]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="to become nobody one must be root")
 def test_what_may_not_be_read(tmp_path):
-    """For an ordinary user, an unreadable picture is a failure and an unreadable folder the end of the run."""
+    """An unreadable picture is a failure, and an unreadable folder ends the run."""
     draw(tmp_path / "p" / "a.png", 0)
     draw(tmp_path / "p" / "b.png", 1).chmod(0)
     draw(tmp_path / "q" / "a.png", 0)
@@ -193,7 +193,7 @@ def test_what_may_not_be_read(tmp_path):
 
 
 def test_a_folder_that_goes_away(tmp_path, monkeypatch):
-    """A share that is unmounted in the middle ends the run: its images are not failures, and it can go on."""
+    """A share that is unmounted during a run ends it without failures, so that it can be resumed."""
     for i in range(8):
         draw(tmp_path / "p" / f"{i}.png", i)
     options = {**OPTIONS, "batch_size": 2, "shard_size": 2, "decode_threads": 1}
@@ -215,7 +215,7 @@ def test_a_folder_that_goes_away(tmp_path, monkeypatch):
 
 
 def test_too_many_open_files(tmp_path, monkeypatch):
-    """When the machine has no more descriptors, the run ends: no image is blamed for it."""
+    """If the machine has no more descriptors, the run ends and no image fails."""
     picture, real = draw(tmp_path / "p" / "x.png", 0), os.open
 
     def refused(path, *rest):
@@ -229,7 +229,7 @@ def test_too_many_open_files(tmp_path, monkeypatch):
 
 
 def test_a_million_names(tmp_path):
-    """A million images take less than 400 bytes each in planning, key and all."""
+    """A million images take less than 400 bytes each in planning, with the key."""
     import tracemalloc
 
     from featcli.dump.plan import digest_images, digest_keys

@@ -1,4 +1,4 @@
-"""Checkpoints by hub id, from a cache that is laid out as the hub's client lays it out; there is no network here."""
+"""Check checkpoints by hub id, from a cache laid out as the hub's client does it. There is no network here."""
 
 import functools
 import hashlib
@@ -22,7 +22,7 @@ from featcli.errors import CheckpointError, UsageError
 
 
 def cached(cache, name, files, revision="main", commit="0123abcd"):
-    """Put files into a hub cache under a repository's name, as a commit that a branch leads to."""
+    """Put files into a hub cache under a repository's name, as a commit to which a branch leads."""
     repository = cache / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / commit
     shutil.copytree(files, snapshot)
@@ -32,14 +32,14 @@ def cached(cache, name, files, revision="main", commit="0123abcd"):
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    """A hub cache for this process, in which nobody asks the hub."""
+    """Make a hub cache for this process, which never asks the hub."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return tmp_path / "cache"
 
 
 def featcli(cache, *arguments, offline):
-    """Run a command with a cache at the place that the hub's client learns when it is imported."""
+    """Run a command with a cache at the place that the hub's client reads when it is imported."""
     environment = {"HF_HUB_CACHE": cache_of_all(), "HF_HUB_OFFLINE": "1" if offline else "0"}
     if not offline:
         environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there
@@ -56,7 +56,7 @@ def cache_of_all():
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_transformers_hub_id_from_the_cache(tmp_path, dinov2_folder, offline):
-    """A cached hub id works with HF_HUB_OFFLINE=1, and as well when the hub just does not answer."""
+    """A cached hub id works with HF_HUB_OFFLINE=1, and also if the hub does not answer."""
     cached(tmp_path / "cache", "lab/tiny-dino", dinov2_folder)
     options = ["-c", "lab/tiny-dino", "-o", tmp_path / "d", "--json", "-q"]
     done = featcli(tmp_path / "cache", "extract", SAMPLES / "things", *options, offline=offline)
@@ -70,7 +70,7 @@ def test_transformers_hub_id_from_the_cache(tmp_path, dinov2_folder, offline):
 
 
 def test_a_hub_that_answers_again(monkeypatch):
-    """A hub that did not answer is asked again for the next checkpoint, and once for each."""
+    """After the hub did not answer, it is asked again for the next checkpoint, once for each."""
     asked, answers = [], [OSError("no network"), None]
 
     def ask(seconds):
@@ -85,14 +85,14 @@ def test_a_hub_that_answers_again(monkeypatch):
         monkeypatch.setattr(hub, name, threading.Event())
     for expected in (True, False):
         offline = []
-        load_backbone("test_resnet", random_init=True)  # of a name that is known without the hub
+        load_backbone("test_resnet", random_init=True)  # its name is known without the hub
         with hub.hub_or_cache(), hub.hub_or_cache():
             assert offline[-2:] == [expected, expected]
     assert len(asked) == 2
 
 
 def test_a_timm_backbone_in_a_hub_checkpoint(tmp_path):
-    """A DETR with timm's ResNet inside works by its hub id, its weights in several files; all of them are hashed."""
+    """A DETR with timm's ResNet inside loads by its hub id from several files, which are all hashed."""
     transformers = pytest.importorskip("transformers")
     inner = transformers.TimmBackboneConfig(backbone="test_resnet", out_indices=[4])
     sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 5}
@@ -111,7 +111,7 @@ def test_a_timm_backbone_in_a_hub_checkpoint(tmp_path):
 
 
 def test_timm_weights_from_the_cache(tmp_path):
-    """A timm name takes its trained weights from the hub's cache, and says how much of the model they cover."""
+    """A timm name loads its trained weights from the hub's cache, and says how much of the model they cover."""
     torch.manual_seed(7)
     model = timm.create_model("test_resnet", num_classes=1000)
     (tmp_path / "files").mkdir()
@@ -142,7 +142,7 @@ def test_timm_hub_id_from_the_cache(tmp_path):
 
 
 def test_a_revision_of_a_transformers_repository(cache, tmp_path, dinov2_folder):
-    """`owner/name@revision` is configuration, weights and pixels of that branch or commit, also behind `hf-hub:`."""
+    """`owner/name@revision` gives configuration, weights and pixels of that branch or commit, also after `hf-hub:`."""
     cached(cache, "lab/tiny-dino", dinov2_folder)
     shutil.copytree(dinov2_folder, tmp_path / "later")
     weights = load_file(dinov2_folder / "model.safetensors")
@@ -167,7 +167,7 @@ def test_a_revision_of_a_transformers_repository(cache, tmp_path, dinov2_folder)
 
 
 def test_a_revision_of_a_timm_repository(cache, tmp_path):
-    """It is timm's own way to name one, with and without `hf-hub:`; two revisions are two sets of weights."""
+    """timm's own `@revision` works with and without `hf-hub:`, and two revisions give two sets of weights."""
     digests = {}
     for revision, seed in (("main", 1), ("v2", 2)):
         torch.manual_seed(seed)
@@ -183,7 +183,7 @@ def test_a_revision_of_a_timm_repository(cache, tmp_path):
 
 
 def test_a_configuration_that_asks_for_trained_weights(cache, tmp_path):
-    """`use_pretrained_backbone=True` is timm's trained weights, as the documents say; without it they are random."""
+    """`use_pretrained_backbone=True` gives timm's trained weights, as documented; without it they are random."""
     transformers = pytest.importorskip("transformers")
     model = timm.create_model("test_resnet")
     expected = model.layer4[0].conv1.weight
@@ -205,7 +205,7 @@ def test_a_configuration_that_asks_for_trained_weights(cache, tmp_path):
 
 
 def test_a_folder_with_an_at_sign_is_a_folder(cache, tmp_path, monkeypatch, dinov2_folder):
-    """A name that is a folder here is never taken apart."""
+    """A folder whose name has an `@` is taken as it is."""
     shutil.copytree(dinov2_folder, tmp_path / "lab" / "tiny@v2")
     monkeypatch.chdir(tmp_path)
     assert load_backbone("lab/tiny@v2").digest == load_backbone(str(dinov2_folder)).digest
@@ -221,7 +221,7 @@ def test_a_folder_with_an_at_sign_is_a_folder(cache, tmp_path, monkeypatch, dino
     ],
 )
 def test_what_is_neither_cached_nor_reachable(tmp_path, name, offline, cause):
-    """Without cache and network it is one line with the reason, not half a minute of retries."""
+    """Without cache and network a checkpoint ends in one line with the reason, without half a minute of retries."""
     done = featcli(tmp_path, "extract", SAMPLES, "-c", name, "-o", tmp_path / "d", "-q", offline=offline)
     assert done.returncode == 6
     assert len(done.stderr.splitlines()) == 2, done.stderr

@@ -1,4 +1,4 @@
-"""Arguments of a network that change nothing about it are refused by name."""
+"""Check that arguments which change nothing about a network are refused by name."""
 
 import pytest
 from torch import nn
@@ -37,7 +37,7 @@ def judged(is_random=False, **arguments):
     [({"widht": 8}, "did you mean width?"), ({"zzz": 1}, "its arguments are"), ({"width": 5, "slop": 0.1}, "slope?")],
 )
 def test_swallowed_arguments(arguments, hint):
-    """An argument that a constructor does not have and ignores is refused, with those that are called alike."""
+    """An argument that a constructor ignores is refused, with those of similar names."""
     with pytest.raises(UsageError, match="has no such argument, and ignores it") as error:
         judged(**arguments)
     assert hint in error.value.hint
@@ -45,12 +45,12 @@ def test_swallowed_arguments(arguments, hint):
 
 @pytest.mark.parametrize("arguments", [{"width": 5}, {"width": 4}, {"slope": 0.2}, {"seed": 4}, {"seed": 3}])
 def test_arguments_with_effect(arguments):
-    """One that changes a shape, a number or a table is taken, and so is the default that a constructor documents."""
+    """An argument that changes a shape, a number or a table is taken, and so is a documented default."""
     judged(**arguments)
 
 
 def test_arguments_that_need_one_another():
-    """One without which the others make no network is taken."""
+    """An argument without which the others make no network is taken."""
     resolved("test_vit", embed_dim=45, num_heads=3)
 
 
@@ -65,25 +65,25 @@ def test_arguments_that_need_one_another():
     ],
 )
 def test_arguments_of_timm(arch, arguments, what):
-    """timm's own networks are judged so too."""
+    """timm's own networks refuse arguments without effect, too."""
     with pytest.raises(UsageError, match=what):
         resolved(arch, **arguments)
 
 
 def test_the_hint_names_what_was_meant():
-    """Where timm itself refuses an argument, the hint names those that are called alike."""
+    """If timm itself refuses an argument, the hint has those of similar names."""
     with pytest.raises(UsageError) as error:
         resolved("test_vit", init_value=0.1)
     assert error.value.hint == "did you mean init_values?"
 
 
 def test_random_weights():
-    """What only weights at the start depend on is taken where they are random."""
+    """An argument that only changes initial weights is taken if weights are random."""
     assert resolved("test_resnet", is_random=True, zero_init_last=False).settings()["options"]
 
 
 def test_a_dump_that_was_begun_so(cli, tmp_path, monkeypatch):
-    """A dump of an older version, which took any argument, is resumed by its own command; nothing new is begun so."""
+    """An older dump, begun with an argument without effect, is resumed by its own command; a new one is not begun."""
     options = {"checkpoint": "test_vit", "random_init": True, "pool": "avg", "model_arg": {"scriptable": True}}
     with monkeypatch.context() as older:
         older.setattr(timm_model, "refuse_idle", lambda *_, **__: None)

@@ -41,14 +41,14 @@ def reason(path, size=MISSING, rules=PixelSpec()):  # noqa: B008
 
 @pytest.mark.parametrize("path", sorted(SAMPLES.rglob("*.[jpw]*[gp]")), ids=lambda p: p.name)
 def test_every_sample_image_is_upright_rgb(path):
-    """JPEG, PNG and WebP, grey, palette, transparent or lying on its side: what Pillow shows is what is read."""
+    """Each sample image is read as Pillow shows it upright: JPEG, PNG, WebP, grey, palette, transparent."""
     assert np.array_equal(pixels(path), fit(upright(path)))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied(tmp_path, orientation):
-    """However a camera was held, the upright picture gives the same pixels."""
-    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what undoes each orientation, as Image.Transpose
+    """A picture gives the same pixels however the camera was held."""
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # undoes each orientation, as Image.Transpose
     exif = Image.Exif()
     exif[0x0112] = orientation
     with Image.open(draw(tmp_path / "plain.png", 0)) as plain:
@@ -59,7 +59,7 @@ def test_orientation_is_applied(tmp_path, orientation):
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif", "bmp", "tga", "ppm"])
 def test_lossless_formats_agree(tmp_path, suffix):
-    """One picture gives the same pixels from every lossless format."""
+    """A picture gives the same pixels in every lossless format."""
     with Image.open(draw(tmp_path / "plain.png", 0)) as plain:
         plain.save(tmp_path / f"x.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
     assert np.array_equal(pixels(tmp_path / f"x.{suffix}"), pixels(tmp_path / "plain.png"))
@@ -67,7 +67,7 @@ def test_lossless_formats_agree(tmp_path, suffix):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "RGB"])
 def test_modes(tmp_path, mode):
-    """Every mode with 8 bits or less is read as its RGB."""
+    """Every mode with at most 8 bits is read as its RGB."""
     suffix = {"CMYK": "tif", "PA": "tif", "YCbCr": "jpg"}.get(mode, "png")
     with Image.open(draw(tmp_path / "plain.png", 0)) as plain:
         converted = plain.convert("P").convert("PA") if mode == "PA" else plain.convert(mode)
@@ -78,21 +78,21 @@ def test_modes(tmp_path, mode):
 
 
 def test_sixteen_bit_grey_is_scaled(tmp_path):
-    """A 16-bit picture keeps its greys: Pillow's own conversion would make it white."""
+    """A 16-bit picture keeps its greys; Pillow's own conversion would make it white."""
     ramp = np.tile(np.linspace(0, 65535, SIZE[1]).astype(np.uint16), (SIZE[0], 1))
     Image.fromarray(ramp).save(tmp_path / "x.png")
     assert np.array_equal(pixels(tmp_path / "x.png")[0], (ramp / 257).round().astype(np.uint8))
 
 
 def test_content_decides_not_the_suffix(tmp_path):
-    """A PNG named .jpg is read."""
+    """A PNG that is named .jpg is read."""
     draw(tmp_path / "x.png", 3)
     (tmp_path / "x.png").rename(tmp_path / "y.jpg")
     assert pixels(tmp_path / "y.jpg").std() > 0
 
 
 def test_truncated_files(tmp_path):
-    """A file that was cut short is a failure, never a picture with a grey half."""
+    """A file that was cut short is a failure, and never a picture with a grey half."""
     for suffix in ("jpg", "png", "tif"):
         path = draw(tmp_path / f"x.{suffix}", 0, (400, 300))
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
@@ -125,13 +125,13 @@ ODD_BITMAP = b"BM" + struct.pack(
     ],
 )
 def test_what_is_no_picture(tmp_path, content, expected):
-    """Empty files, web pages, PostScript and noise are failures with a reason; no interpreter is started."""
+    """Empty files, web pages, PostScript and noise are failures with a reason, and start no interpreter."""
     (tmp_path / "x.jpg").write_bytes(content)
     assert reason(tmp_path / "x.jpg") == expected
 
 
 def test_files_that_cannot_be_opened(tmp_path):
-    """Missing files, folders, pipes and sockets are failures; nothing waits for a pipe."""
+    """Missing files, folders, pipes and sockets are failures, and no pipe is waited for."""
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
@@ -145,27 +145,27 @@ def test_files_that_cannot_be_opened(tmp_path):
 
 
 def test_a_file_that_changed(tmp_path):
-    """A file whose size is not the one that was listed is a failure: the plan was made for another picture."""
+    """A file whose size differs from the list is a failure, because the plan was made for another picture."""
     path = draw(tmp_path / "x.png", 0)
     assert reason(path, path.stat().st_size + 1) == "changed"
     assert pixels(path, path.stat().st_size).std() > 0
 
 
 def test_too_many_pixels_cost_nothing(tmp_path, monkeypatch):
-    """The header decides: a picture that declares too many pixels is never unpacked."""
+    """A picture whose header declares too many pixels is never unpacked."""
     path = draw(tmp_path / "x.png", 0, (96, 80))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("unpacked"))
     assert reason(path, rules=PixelSpec(max_pixels=95 * 80)) == "too_many_pixels"
 
 
 def test_unknown_depth(tmp_path):
-    """Float pictures have no known range: a failure, not a guess."""
+    """A float picture, whose range is unknown, is a failure."""
     Image.fromarray(np.random.default_rng(0).random((9, 9)).astype(np.float32)).save(tmp_path / "x.tif")
     assert reason(tmp_path / "x.tif") == "unsupported_depth"
 
 
 def test_damaged_exif_beside_good_pixels(tmp_path):
-    """EXIF data that cannot be read does not cost the picture."""
+    """A picture with unreadable EXIF data is read."""
     with Image.open(draw(tmp_path / "plain.png", 0)) as plain:
         plain.save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
         plain.save(tmp_path / "y.jpg")
@@ -173,7 +173,7 @@ def test_damaged_exif_beside_good_pixels(tmp_path):
 
 
 def test_any_decoder_error_is_that_image_alone(tmp_path):
-    """Whatever a decoder raises becomes a reason; running out of memory ends the run, and names the image."""
+    """Any error of a decoder becomes a reason; a lack of memory ends the run and names the image."""
     path = draw(tmp_path / "x.png", 0)
 
     def broken(error):
@@ -192,7 +192,7 @@ def test_any_decoder_error_is_that_image_alone(tmp_path):
 
 
 def test_a_file_that_becomes_a_pipe(tmp_path, monkeypatch):
-    """A file that is replaced by a pipe before it is opened is a failure, and nobody waits for the pipe's writer."""
+    """A file that is replaced by a pipe before it is opened is a failure, and no writer is waited for."""
     path, real = draw(tmp_path / "x.png", 0), os.open
 
     def replacing(name, *rest):
@@ -208,7 +208,7 @@ def test_a_file_that_becomes_a_pipe(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(fcntl, "F_SETLEASE"), reason="leases are Linux's")
 def test_a_file_that_a_server_holds(tmp_path):
-    """A file that a file server keeps to itself is read as soon as it lets go, which it is asked to do."""
+    """A file that a file server holds is read as soon as the server lets it go, which it is asked to do."""
     path = draw(tmp_path / "x.png", 0)
     with path.open("r+b") as held:
         try:
@@ -232,7 +232,7 @@ def test_a_file_that_a_server_holds(tmp_path):
 
 @contextmanager
 def alarm(seconds):
-    """Fail where the block waits."""
+    """Fail if the block takes longer."""
 
     def ring(*_):
         raise AssertionError(f"waited for {seconds} s")

@@ -23,7 +23,7 @@ def keys(*names, **options):
 
 
 def test_folder_is_walked_and_sorted_by_key(tmp_path):
-    """A folder gives every picture below it, keys relative to it, in the order of their bytes."""
+    """A folder gives every picture below it, with keys relative to it, in the order of their bytes."""
     for name in ("b.jpg", "a/z.PNG", "a/b/c.webp", "Z.jpeg", "é.jpg"):
         touch(tmp_path / name)
     assert keys(tmp_path) == ["Z.jpeg", "a/b/c.webp", "a/z.PNG", "b.jpg", "é.jpg"]
@@ -37,7 +37,7 @@ def test_an_image_finds_its_file(tmp_path):
 
 
 def test_other_files_are_counted_not_hidden(tmp_path):
-    """Files that are no pictures, and hidden ones, are skipped and counted by suffix."""
+    """Hidden files and files that are no pictures are skipped, and counted by suffix."""
     for name in ("a.jpg", "notes.txt", "b.txt", ".hidden.jpg", ".git/x.jpg", "README"):
         touch(tmp_path / name)
     listing = find(InputSpec([str(tmp_path)]))
@@ -55,14 +55,14 @@ def test_several_folders_lead_their_keys(tmp_path):
 
 
 def test_single_images(tmp_path):
-    """An image given by itself is keyed by its name, whatever its suffix."""
+    """An image given by itself has its name as key, whatever its suffix."""
     touch(tmp_path / "x.jpg")
     touch(tmp_path / "scan.0001", b"\x89PNG")
     assert keys(tmp_path / "x.jpg", tmp_path / "scan.0001") == ["scan.0001", "x.jpg"]
 
 
 def test_two_files_with_one_key_are_refused(tmp_path):
-    """Two different files can never share a key: the message names both."""
+    """Two different files with one key are refused, and the message names both."""
     touch(tmp_path / "a" / "x.jpg")
     touch(tmp_path / "b" / "a" / "x.jpg")
     listed = touch(tmp_path / "list", b"a/x.jpg")
@@ -72,7 +72,7 @@ def test_two_files_with_one_key_are_refused(tmp_path):
 
 @pytest.mark.parametrize("null", [False, True])
 def test_list_of_names(tmp_path, monkeypatch, null):
-    """A list gives the named files, relative to --root, once each; -0 allows any character in a name."""
+    """A list gives each named file once, relative to --root, and with -0 names may hold any character."""
     odd = "new\nline.jpg" if null else "spa ce.jpg"
     for name in ("b.jpg", odd):
         touch(tmp_path / name)
@@ -102,7 +102,7 @@ def test_list_from_stdin(tmp_path, monkeypatch):
     ],
 )
 def test_a_table_is_no_list(tmp_path, content, what):
-    """A table or a file of arrays in place of a list is called so, with what to do, before anything is planned."""
+    """A table or a file of arrays in place of a list is named as such, with a way out, before anything is planned."""
     draw(tmp_path / "a.png", 0)
     (tmp_path / "list").write_bytes(content)
     with pytest.raises(UsageError, match=f"{what}, no list of names") as refused:
@@ -115,7 +115,7 @@ def test_a_table_is_no_list(tmp_path, content, what):
 
 @pytest.mark.parametrize("name", ["../x.jpg", "/etc/x.jpg", "a/../../x.jpg"])
 def test_names_outside_the_root_are_refused(tmp_path, name):
-    """A list cannot reach outside --root."""
+    """A listed name outside --root is refused."""
     with pytest.raises(UsageError, match="outside"):
         keys(files_from=str(touch(tmp_path / "list", name.encode())), root=str(tmp_path))
 
@@ -131,7 +131,7 @@ def test_bytes_that_are_no_text(tmp_path):
 
 
 def test_links(tmp_path):
-    """Links to pictures are followed, links to folders are not: a loop ends."""
+    """Links to pictures are followed and links to folders are not, so a loop ends."""
     draw(tmp_path / "photos" / "x.png", 0)
     (tmp_path / "photos" / "y.png").symlink_to("x.png")
     (tmp_path / "photos" / "loop").symlink_to(".")
@@ -144,7 +144,7 @@ def test_links(tmp_path):
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: touch(p / "a.txt")])
 def test_no_images_is_a_usage_error(tmp_path, make):
-    """A folder without pictures is refused, with what pictures end in."""
+    """A folder without pictures is refused, and the message lists suffixes of pictures."""
     make(tmp_path)
     with pytest.raises(UsageError, match="no images in") as refused:
         keys(tmp_path)
@@ -152,24 +152,24 @@ def test_no_images_is_a_usage_error(tmp_path, make):
 
 
 def test_missing_input(tmp_path):
-    """An input that is not there is refused by name."""
+    """An input that does not exist is refused by name."""
     with pytest.raises(UsageError, match=r"input '.*nowhere': no such file"):
         keys(tmp_path / "nowhere")
 
 
 def test_every_allowed_format_is_collected():
-    """No format that can be decoded is skipped in a folder because of its suffix."""
+    """A folder gives files with the suffixes of every format that can be decoded."""
     from PIL import Image
 
     Image.init()
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
     rare = known - SUFFIXES
-    assert rare <= {".icb", ".vda", ".vst"}  # of TGA, and of other things
+    assert rare <= {".icb", ".vda", ".vst"}  # of TGA, and of other formats
     assert {".mpo", ".hif", ".heifs", ".heics", ".tpic", ".jpm", ".jif"} <= SUFFIXES
 
 
 def test_order_is_the_same_for_any_listing(tmp_path):
-    """Row order depends on the names alone, not on the order in which they were listed."""
+    """The order of rows depends only on names, not on the order of the listing."""
     names = [f"{i}.jpg" for i in range(20)]
     for name in names:
         touch(tmp_path / name)

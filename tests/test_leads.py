@@ -1,4 +1,4 @@
-"""Keys of several inputs, and the labels that come of them: what the user gave is what they say."""
+"""Check keys of several inputs, and the labels that come from them: they say what the user gave."""
 
 import json
 import os
@@ -42,48 +42,48 @@ def touch(*paths):
 @pytest.mark.parametrize(
     ("files", "inputs", "keys"),
     [
-        # last names, where they differ
+        # Last names, if they differ.
         (["s/train/x.jpg", "s/val/x.jpg"], ["s/train", "s/val/"], ["train/x.jpg", "val/x.jpg"]),
-        # where two are equal, more of those two
+        # More names of two that are equal.
         (
             ["a/train/x.jpg", "b/train/x.jpg", "c/x.jpg"],
             ["a/train", "b/train", "c"],
             ["a/train/x.jpg", "b/train/x.jpg", "c/x.jpg"],
         ),
         (["1/a/t/x.jpg", "2/a/t/x.jpg"], ["1/a/t", "2/a/t"], ["1/a/t/x.jpg", "2/a/t/x.jpg"]),
-        # several files, by a shell pattern
+        # Several files, by a shell pattern.
         (
             ["p/cats/000.jpg", "p/dogs/000.jpg", "p/dogs/001.jpg"],
             ["p/cats/000.jpg", "p/dogs/000.jpg", "p/dogs/001.jpg"],
             ["001.jpg", "cats/000.jpg", "dogs/000.jpg"],
         ),
-        # one input by several names is one
+        # One input by several names is one.
         (["a/x.jpg"], ["a", "./a/", "a/../a"], ["x.jpg"]),
         (["a/x.jpg", "b/y.jpg"], ["a/x.jpg", "./a/x.jpg", "b/y.jpg"], ["x.jpg", "y.jpg"]),
         (["a/x.jpg", "b/x.jpg"], ["a", "b", "a"], ["a/x.jpg", "b/x.jpg"]),
-        # no lead begins another, or two files could share a key
+        # No lead begins another, because two files could then have one key.
         (
             ["p/a/train/x.jpg", "q/a/train/x.jpg", "r/train/x.jpg"],
             ["p/a", "q/a/train", "r/train"],
             ["a/train/x.jpg", "q/a/train/x.jpg", "r/train/x.jpg"],
         ),
-        # tars by their names without suffix, where that is no other input's
+        # Tars have their names without suffix, unless that is another input's.
         (["a/0.tar", "a/1.tar"], ["a/0.tar", "a/1.tar"], ["0/x.jpg", "1/x.jpg"]),
         (["a/0.tar", "b/0.tar"], ["a/0.tar", "b/0.tar"], ["a/0/x.jpg", "b/0/x.jpg"]),
         (["a/0.tar", "b/0/x.jpg"], ["a/0.tar", "b/0"], ["b/0/x.jpg", "a/0/x.jpg"]),
         (["a/0.tar", "a/0/x.jpg"], ["a/0.tar", "a/0"], ["0/x.jpg", "0.tar/x.jpg"]),
-        # the only input leads nothing
+        # A single input leads nothing.
         (["a/b/x.jpg"], ["a"], ["b/x.jpg"]),
     ],
 )
 def test_keys_of_several_inputs(here, files, inputs, keys):
-    """They are led by the last names of the inputs as given, where two are equal by the shortest tails that differ."""
+    """Keys are led by the last names of the inputs as given; if two are equal, by the shortest tails that differ."""
     touch(*files)
     assert find(InputSpec(inputs)).images.keys == keys
 
 
 def test_every_key_has_its_own_file(here):
-    """However keys are led, the file behind each is the one that was named."""
+    """However keys are led, each leads to the file that was named."""
     files = [f"p/{i}/{j}/000.jpg" for i in "ab" for j in "cd"]
     touch(*files)
     images = find(InputSpec(files)).images
@@ -91,7 +91,7 @@ def test_every_key_has_its_own_file(here):
 
 
 def test_a_link_has_its_own_name(here):
-    """The lead is the name that was given, and not that of a link's target."""
+    """A link leads keys by its own name, not by that of its target."""
     touch("store/f81d4fae/x.jpg", "store/7dec11d0/x.jpg")
     for name, target in (("cats", "f81d4fae"), ("dogs", "7dec11d0")):
         os.symlink(f"store/{target}", name)
@@ -99,7 +99,7 @@ def test_a_link_has_its_own_name(here):
 
 
 def test_leads_of_urls(here):
-    """Buckets and protocols tell equal names behind URLs apart."""
+    """Buckets and protocols tell apart URLs that end in the same name."""
     fsspec = pytest.importorskip("fsspec")
     system = fsspec.filesystem("memory")
     for folder in ("/one/train", "/two/train"):
@@ -119,31 +119,31 @@ SPLITS = {"train": FOLDER, "val": FOLDER}
 @pytest.mark.parametrize(
     ("keys", "leads", "labels"),
     [
-        # folders inside the inputs, whatever leads them
+        # Folders inside the inputs, whatever leads them.
         (["train/cat/1.jpg", "val/dog/old/2.jpg", "val/3.jpg"], SPLITS, ["cat", "dog", ""]),
         (["a/train/cat/1.jpg", "b/train/2.jpg"], {"a/train": FOLDER, "b/train": FOLDER}, ["cat", ""]),
         (["00000/cat/1.jpg", "00001/2.jpg"], {"00000": TAR, "00001": TAR}, ["cat", ""]),
-        # the inputs, where nothing inside them lies in a folder
+        # The inputs, if nothing inside them lies in a folder.
         (["cats/1.jpg", "dogs/2.jpg"], {"cats": FOLDER, "dogs": FOLDER}, ["cats", "dogs"]),
         (["a/cats/1.jpg", "b/cats/2.jpg"], {"a/cats": FOLDER, "b/cats": FOLDER}, ["a/cats", "b/cats"]),
         (["train/cat/1.jpg", "val/cat/1.jpg"], {"train/cat": FOLDER, "val/cat": FOLDER}, ["train/cat", "val/cat"]),
         (["cats/000.jpg", "dogs/000.jpg", "1.jpg"], {"cats": FILE, "dogs": FILE}, ["cats", "dogs", ""]),
-        # but never tars
+        # Tars never.
         (["00000/1.jpg", "00001/2.jpg"], {"00000": TAR, "00001": TAR}, ["", ""]),
         (["cats/1.jpg", "00001/2.jpg"], {"cats": FOLDER, "00001": TAR}, ["cats", ""]),
-        # one input, or a list
+        # One input, or a list.
         (["cat/1.jpg", "dog/old/2.jpg", "3.jpg"], {}, ["cat", "dog", ""]),
-        # a plan of before leads were in it, where there is no doubt
+        # An older plan without leads, if there is no doubt.
         (["train/1.jpg", "2.jpg"], None, ["train", ""]),
     ],
 )
 def test_labels(keys, leads, labels):
-    """They are the folders inside the inputs, and the inputs' own names only where there are none."""
+    """Labels are the folders inside the inputs, and the inputs' own names only if there are no such folders."""
     assert labels_of(keys, leads, "d") == labels
 
 
 def test_labels_of_splits_are_classes(tmp_path):
-    """Of two splits with a folder for each class the classes are those folders; the leads stand in the plan."""
+    """Two splits with a folder for each class give those folders as classes, and the plan holds the leads."""
     for i, folder in enumerate(("train/cat", "train/dog", "val/cat", "val/dog")):
         draw(tmp_path / "split" / folder / "0.png", i)
     splits = [tmp_path / "split" / name for name in ("train", "val")]
@@ -157,7 +157,7 @@ def test_labels_of_splits_are_classes(tmp_path):
 
 
 def of_before(path):
-    """Make a dump one of before leads stood in plans."""
+    """Make a dump one of a version that did not write leads into plans."""
     plan = Plan.from_json(json.loads((path / "plan.json").read_text()))
     del plan.provenance["leads"]
     publish_checksummed(path / "plan.json", with_fingerprint(plan), replace=True)
@@ -168,7 +168,7 @@ def of_before(path):
 
 @pytest.fixture
 def older(tmp_path, monkeypatch):
-    """A dump of two folders of one name, as it was made before: their keys are led by the names of links' targets."""
+    """Make an older dump of two folders with one name, whose keys are led by the names of links' targets."""
     for i, name in enumerate(("one/train/cat/0", "one/train/cat/1", "two/train/dog/2")):
         draw(tmp_path / f"{name}.png", i)
     (tmp_path / "link").symlink_to("two/train")
@@ -181,7 +181,7 @@ def older(tmp_path, monkeypatch):
 
 
 def test_an_older_dump_is_resumed_with_its_keys(older, cli):
-    """The command that made it finds nothing to do, makes a lost shard again as it was, and verifies."""
+    """The command that made an older dump finds nothing to do, makes a lost shard again, and verifies."""
     inputs, path = older
     before = tree(path)
     assert open_dump(path).keys == ["train/cat/0.png", "train/cat/1.png", "train/dog/2.png"]
@@ -197,7 +197,7 @@ def test_an_older_dump_is_resumed_with_its_keys(older, cli):
 
 
 def test_labels_of_an_older_dump_in_doubt(older, cli):
-    """Where a key has two folders nobody knows which is the input: labels are refused, with the mapping to give."""
+    """If a key of an older dump has two folders, labels are refused, with the mapping to give."""
     dump = open_dump(older[1])
     with pytest.raises(UsageError, match=r"'train/cat/0\.png' lies in several") as refused:
         dump.as_torch_dataset("stage4", labels=True)
@@ -217,7 +217,7 @@ def test_labels_of_an_older_dump_in_doubt(older, cli):
     ],
 )
 def test_images_that_came_or_went(tmp_path, before, now, says, hint):
-    """The hint fits what happened: nobody can put new images back."""
+    """The hint for other images says whether images came or went."""
     for name in before:
         draw(tmp_path / "p" / f"{name}.png", int(name))
     extract(tmp_path / "p", output=tmp_path / "d", **OPTIONS)

@@ -1,4 +1,4 @@
-"""What a file may cost beside its pixels: small files meet bounds without which large ones took minutes."""
+"""Check limits of what a file may cost: small files meet limits without which larger ones would take minutes."""
 
 import io
 import struct
@@ -27,7 +27,7 @@ def saved(format_name, picture=None, **options):
 
 
 def outcome(path, content, rules=PixelSpec()):  # noqa: B008
-    """The pixels of a file, or the reason and the words for why there are none."""
+    """Return the pixels of a file, or the reason and the words for why there are none."""
     path.write_bytes(content)
     image, out = Input("x", str(path), MISSING), np.empty((3, 40, 50), np.uint8)
     try:
@@ -46,7 +46,7 @@ def chunk(kind, content=b""):
 
 
 def many_scans(scans, edge=9408):
-    """A progressive JPEG of one grey: the first scan has its values, all others say that there is no more to say."""
+    """Return a progressive JPEG of one grey: the first scan has its values, and all others add nothing."""
 
     def table(kind, symbol):
         return segment(0xC4, bytes([kind, 1, *[0] * 15, symbol]))
@@ -62,7 +62,7 @@ def many_scans(scans, edge=9408):
 
 
 def tiff(*tags, order="<"):
-    """A TIFF of these tags, (number, type, count, value), and nothing else."""
+    """Return a TIFF of these tags, (number, type, count, value), and nothing else."""
     entries = b"".join(
         struct.pack(order + "HHI", tag, kind, count)
         + (struct.pack(order + "HH", value, 0) if kind == 3 and count == 1 else struct.pack(order + "I", value))
@@ -72,7 +72,7 @@ def tiff(*tags, order="<"):
 
 
 def plain(tag, kind=4, count=1, value=16):
-    """The tags of a grey TIFF of 16x16, but for one."""
+    """Return the tags of a grey TIFF of 16x16 with one of them changed."""
     tags = {256: (4, 1, 16), 257: (4, 1, 16), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 277: (3, 1, 1)}
     return [(number, *rest) for number, rest in {**tags, tag: (kind, count, value)}.items()]
 
@@ -109,7 +109,7 @@ COSTLY = {
 
 @pytest.mark.parametrize("name", COSTLY)
 def test_costly_files(tmp_path, name):
-    """A file in which decoders would search or count for minutes is `too_large`, by a count that its detail names."""
+    """A file in which decoders would search or count for minutes is `too_large`, and the detail names the count."""
     reason, detail = outcome(tmp_path / name, COSTLY[name])
     assert reason == "too_large", detail
     assert any(character.isdigit() for character in detail)
@@ -117,7 +117,7 @@ def test_costly_files(tmp_path, name):
 
 @pytest.mark.parametrize("scans", [100, 500])
 def test_scans(tmp_path, scans):
-    """Scans of a JPEG count by the pixels that each goes over: many scans of a small picture are read."""
+    """Scans of a JPEG count by their pixels, so many scans of a small picture are read."""
     assert isinstance(outcome(tmp_path / "x.jpg", many_scans(scans, 64)), np.ndarray)
     if scans > limits.MOST_SCANS:
         found = outcome(tmp_path / "y.jpg", many_scans(scans))
@@ -126,7 +126,7 @@ def test_scans(tmp_path, scans):
 
 
 def test_what_looks_like_a_scan(tmp_path, monkeypatch):
-    """What comes after the end of a JPEG, such as the film of a phone, and what its segments hold, are no scans."""
+    """Data after the end of a JPEG, such as a phone's film, and inside its segments, is not counted as scans."""
     monkeypatch.setattr(limits, "MOST_SCANS", 12)
     monkeypatch.setattr(limits, "MOST_SCANNED_PIXELS", 1)
     whole = saved("JPEG", progressive=True)
@@ -140,7 +140,7 @@ def test_what_looks_like_a_scan(tmp_path, monkeypatch):
 
 
 def test_too_large_before_it_is_unpacked(tmp_path):
-    """An icon or a JPEG XL that is too large is known by its header, which their decoders look at last."""
+    """An icon or a JPEG XL that is too large is refused by its header, which their decoders read last."""
     bitmap = struct.pack("<IiiHHIIiiII", 40, 13_000, 26_000, 1, 32, 0, 0, 0, 0, 0, 0)
     contents = {"png.ico": icon(b"\x89PNG\r\n\x1a\n" + LARGE), "bmp.ico": icon(bitmap), "x.jxl": large_jxl()}
     for name, content in contents.items():
@@ -150,14 +150,14 @@ def test_too_large_before_it_is_unpacked(tmp_path):
 
 
 def large_jxl():
-    """The first bytes of a JPEG XL of 13000x13000: not small, 18 bits for its height, and the width is the same."""
+    """Return the first bytes of a JPEG XL of 13000x13000: not small, 18 bits for its height, and an equal width."""
     bits = 2 << 1 | (13_000 - 1) << 3 | 1 << 21
     return b"\xff\x0a" + bits.to_bytes(16, "little")
 
 
 @pytest.mark.parametrize("container", [False, True])
 def test_sizes_of_jxl(container):
-    """The size that the header of a JPEG XL is read to have is the one that its decoder finds."""
+    """The size read from the header of a JPEG XL is the one that its decoder finds."""
     pytest.importorskip("pillow_jxl")
     for size in [
         (1, 1),
@@ -179,7 +179,7 @@ def test_sizes_of_jxl(container):
 
 @pytest.mark.parametrize("sizes", [[(16, 16)], [(16, 16), (48, 48), (32, 32)], [(256, 256), (64, 64)]])
 def test_sizes_of_icons(tmp_path, sizes):
-    """The picture of an icon that is looked at is the one that is unpacked, as PNG or as bitmap."""
+    """The size of an icon is that of the picture that is unpacked, be it a PNG or a bitmap."""
     for kind in ("png", "bmp"):
         content = saved("ICO", Image.new("RGBA", (256, 256), "red"), sizes=sizes, bitmap_format=kind)
         assert limits._size_of_icon(io.BytesIO(content)) == max(sizes)
@@ -198,13 +198,13 @@ READ_IN_PIECES = {
 
 @pytest.mark.parametrize("name", READ_IN_PIECES)
 def test_files_in_small_pieces(tmp_path, monkeypatch, name):
-    """A file that a decoder reads in millions of small pieces is `too_large`, whatever the decoder makes of that."""
+    """A file that a decoder reads in millions of small pieces is `too_large`, whatever the decoder makes of it."""
     monkeypatch.setattr(limits, "MOST_READS", 1_000)
     assert outcome(tmp_path / name, READ_IN_PIECES[name]) == ("too_large", "no picture after 1,000 reads")
 
 
 def test_a_gif_that_is_empty_for_long(tmp_path, monkeypatch):
-    """A GIF of which the pixels take far more bytes than they can need is `too_large`."""
+    """A GIF whose pixels take far more bytes than they can need is `too_large`."""
     monkeypatch.setattr(limits, "MOST_ENCODED_BYTES", 1 << 17)
     head = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6) + b"," + struct.pack("<HHHHB", 0, 0, 8, 8, 0)
     found = outcome(tmp_path / "x.gif", head + b"\2" + (b"\3\x24\x49\x92") * 100_000 + b"\0;")
@@ -212,7 +212,7 @@ def test_a_gif_that_is_empty_for_long(tmp_path, monkeypatch):
 
 
 def test_a_header_is_all_that_is_read_for_a_size(tmp_path):
-    """For the size of a picture no more than its header is read, however long the file is."""
+    """The size of a picture is read from its header alone, however long the file is."""
     path = tmp_path / "x.jpg"
     with path.open("wb") as file:
         file.write(many_scans(500))
@@ -222,7 +222,7 @@ def test_a_header_is_all_that_is_read_for_a_size(tmp_path):
 
 
 def test_deep_pictures_take_little_more_than_themselves(tmp_path):
-    """A 16-bit picture is made 8 bits in strips, to the values that it would have as a whole."""
+    """A 16-bit picture is reduced to 8 bits in strips, to the same values as in one piece."""
     values = (np.arange(3000)[:, None] * 7919 + np.arange(3000) * 104_729).astype(np.uint16)
     with Image.fromarray(values) as picture, little_memory(9_000_000 * 5 + (6 << 20)):
         found = upright_rgb(picture)  # 8 bits, and 4 bytes a pixel as RGB

@@ -1,4 +1,4 @@
-"""Cores and memory that may be used, and the C library's keeping of memory."""
+"""Check which cores and memory may be used, and how the C library keeps memory."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ def eight_cores(monkeypatch):
 
 
 def system(root, groups, files):
-    """A file system as Linux shows it: /proc/self/cgroup, and files of control groups."""
+    """Make a file system as Linux shows it: /proc/self/cgroup, and files of control groups."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(groups)
     for name, text in files.items():
@@ -53,12 +53,12 @@ def system(root, groups, files):
     ],
 )
 def test_quotas_of_control_groups(tmp_path, eight_cores, groups, files, expected):
-    """A container's share of the processor counts, rounded up, wherever above the process it is set."""
+    """A container's share of the processor counts, rounded up, at whatever level above the process it is set."""
     assert available_cores(system(tmp_path, groups, files)) == expected
 
 
 def test_no_control_groups(tmp_path, eight_cores):
-    """Elsewhere it is what the scheduler says."""
+    """Without control groups the scheduler's number of cores counts."""
     assert available_cores(tmp_path) == 8
 
 
@@ -84,11 +84,12 @@ def test_limits_of_control_groups(tmp_path, groups, files, expected):
 
 
 def test_memory_is_a_number_of_bytes():
-    """Between a hundred megabytes and all that there is."""
+    """The available memory is between a hundred megabytes and all that the machine has."""
     assert 1e8 < available_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-# In a process of its own: where memory has run out once, glibc may give a thread memory from another place for good.
+# It runs in a process of its own: after memory has run out once, glibc may take a thread's memory from another place
+# for good.
 WITH_KEPT_MEMORY = """
 import resource
 from pathlib import Path
@@ -109,7 +110,7 @@ with kept_memory():
     print(faults(), resident() - before)
 print(resident() - before)
 """
-PAGES = (100 << 20) // resource.getpagesize()  # of what it allocates
+PAGES = (100 << 20) // resource.getpagesize()  # pages of what it allocates
 IN_A_THREAD = """
 import threading
 
@@ -123,7 +124,7 @@ thread.join()
 
 
 def run(program, environment=None):
-    """The numbers that a program prints: pages handed out again, pages kept, pages left."""
+    """Return the numbers that a program prints: pages handed out again, pages kept, pages left."""
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return [int(number) for number in done.stdout.split()]
@@ -131,16 +132,16 @@ def run(program, environment=None):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
 def test_memory_is_kept_and_given_back():
-    """Inside, large tensors take the memory of those before; afterwards it goes back to the system."""
+    """Large tensors inside take the memory of earlier ones, and afterwards it goes back to the system."""
     handed_out, kept, left = run(WITH_KEPT_MEMORY)
-    assert handed_out < PAGES  # what there was is enough
+    assert handed_out < PAGES  # the memory that was there is enough
     assert kept > PAGES // 2
     assert left < PAGES // 2
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
 def test_memory_is_kept_in_workers_of_ray():
-    """There shards are made in a thread that is not the first, in the environment that workers are given."""
+    """Memory is kept in Ray's workers, too, which make shards in a thread that is not the first."""
     from featcli.workers.worker import ONE_ARENA
 
     handed_out, *_ = run(f"PROGRAM = {WITH_KEPT_MEMORY!r}" + IN_A_THREAD, {**os.environ, **ONE_ARENA})
@@ -149,7 +150,7 @@ def test_memory_is_kept_in_workers_of_ray():
 
 @pytest.mark.parametrize(("seconds", "expected"), [(-1.0, 3), (pipeline.TIDY_SECONDS, 0)])
 def test_memory_goes_back_now_and_then(tmp_path, photos, monkeypatch, seconds, expected):
-    """After some time, not with every shard: what goes back has to be handed out again."""
+    """Memory goes back after some time, and not with every shard, because it has to be handed out again."""
     given_back = []
     monkeypatch.setattr(pipeline, "give_memory_back", lambda: given_back.append(1))
     monkeypatch.setattr(pipeline, "TIDY_SECONDS", seconds)
@@ -159,7 +160,7 @@ def test_memory_goes_back_now_and_then(tmp_path, photos, monkeypatch, seconds, e
 
 
 def test_the_current_gpu(monkeypatch):
-    """While a network runs on a GPU that one is the current one; on a CPU all stays as it is."""
+    """While a network runs on a GPU, that GPU is the current one; on a CPU nothing changes."""
     current = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: current.append(str(device)) or nullcontext())
     for device in ("cuda:1", "cpu"):

@@ -1,4 +1,4 @@
-"""What people type first is understood, or answered with what to type."""
+"""Check that what people type first is understood, or answered with what to type."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from featcli.spec.option import options_of
 from featcli.spec.words import OTHER_WORDS
 
 PLAIN = {"checkpoint": "test_vit", "random_init": True, "image_size": 32}
-# Of each command: words of timm, torchvision, Hugging Face and others -> what the hint names.
+# For each command: words of timm, torchvision, Hugging Face and others -> what the hint names.
 TYPED = {
     "extract": {
         "--model": "-c/--checkpoint",
@@ -56,7 +56,7 @@ TYPED = {
     ("command", "typed", "named"), [(name, *one) for name, words in TYPED.items() for one in words.items()]
 )
 def test_an_option_that_is_not_there(cli, command, typed, named):
-    """An option of another program is answered with the one that is meant; one that nobody knows, with --help."""
+    """An option of another program is answered with the one that is meant, and an unknown one with --help."""
     ended = cli(command, typed, "3")
     assert (ended.code, ended.out) == (2, "")
     message, hint = ended.err.splitlines()
@@ -75,13 +75,13 @@ def test_an_option_that_is_not_there(cli, command, typed, named):
     ],
 )
 def test_a_line_for_each(cli, typed, message, named):
-    """Whatever is typed, its message is one line, and its hint names the command that was typed."""
+    """Whatever is typed, its message is one line, and the hint names the command that was typed."""
     ended = cli(*typed)
     assert ended.err == f"featcli: error: {message}\nhint: see '{f'featcli {named}'.strip()} --help'\n"
 
 
 def test_a_path_without_a_command(cli, tmp_path, monkeypatch):
-    """Pictures or a dump where a command belongs are answered with the command that takes them."""
+    """Pictures or a dump in place of a command are answered with the command that takes them."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "feats").mkdir()
     (tmp_path / "feats/plan.json").write_text("{}")
@@ -92,13 +92,13 @@ def test_a_path_without_a_command(cli, tmp_path, monkeypatch):
 
 
 def test_every_command_has_other_words():
-    """The table of other words for commands has each command."""
+    """The table of other words for commands has every command."""
     assert set(OTHER_COMMANDS) == set(COMMANDS)
 
 
 @of_each_command
 def test_words_of_other_programs_are_not_our_own(name):
-    """No option is called what another option of its command is said to be called elsewhere."""
+    """No option has a name that the table gives to another option of the same command."""
     options = options_of(COMMANDS[name])
     flags = {flag for one in options if not one.option.is_argument for text in one.flags for flag in text.split("/")}
     elsewhere = {word for one in options for word in one.option.known_as} | {w for words in NOT_NEEDED for w in words}
@@ -110,7 +110,7 @@ def test_words_of_other_programs_are_not_our_own(name):
     [(word, name) for name, words in OTHER_COMMANDS.items() for word in words] + [("exprt", "export")],
 )
 def test_a_command_that_is_not_there(cli, typed, meant):
-    """A command of another program, or a slip, is answered with the command that is meant."""
+    """A command of another program, or a typing error, is answered with the command that is meant."""
     ended = cli(typed)
     assert ended.code == 2
     assert ended.err == (f"featcli: error: there is no command '{typed}'\nhint: did you mean featcli {meant}?\n")
@@ -120,7 +120,7 @@ def test_a_command_that_is_not_there(cli, typed, meant):
     ("option", "typed", "meant"), [(o, *pair) for o, of in OTHER_WORDS.items() for pair in of.items()]
 )
 def test_words_for_the_same(option, typed, meant):
-    """A word of another program means ours, is stored as ours, and is named by the help of the option."""
+    """A word of another program is understood, stored as ours, and named in the help of the option."""
     one = next(one for one in options_of(COMMANDS["extract"]) if one.name == option)
     assert one.kept(typed) == meant
     if option != "precision":
@@ -128,7 +128,7 @@ def test_words_for_the_same(option, typed, meant):
 
 
 def test_words_for_the_same_in_other_commands(tmp_path, cli):
-    """Options of inspect and export take the words that those of extract take."""
+    """Options of inspect and export take the same words as those of extract."""
     export = {one.name: one for one in options_of(COMMANDS["export"])}
     of_inspect = next(one for one in options_of(COMMANDS["inspect"]) if one.name == "dtype")
     assert [one.kept("fp16") for one in (export["dtype"], of_inspect)] == ["float16", "float16"]
@@ -145,7 +145,7 @@ def test_words_for_the_same_make_the_same_dump(photos, tmp_path):
 
 
 def test_a_file_for_a_dump(photos, tmp_path, monkeypatch):
-    """-o x.h5 is refused with the way to one file, unless a dump of that name is there."""
+    """-o x.h5 is refused with the way to get one file, unless a dump has that name."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"a dump is a folder, not a \.h5 file") as refused:
         extract(photos, output="x.h5", **PLAIN)
@@ -181,7 +181,7 @@ def test_two_commands_for_one_dump(photos, tmp_path):
     ],
 )
 def test_names_of_models_by_their_parts(typed, first):
-    """Models are found by parts of their names in any manner of writing, letters of sizes among them."""
+    """Models are found by parts of their names, however these are written, also with letters for sizes."""
     import timm
 
     found = containing(typed, timm.list_models())
@@ -193,7 +193,7 @@ def plan_of(folder):
 
 
 def test_variables_stand_for_options(cli, photos, tmp_path, monkeypatch):
-    """What a machine sets is taken where an option is left out, and gives way to one that is given."""
+    """A machine's variable applies if an option is left out, and gives way to one that is typed."""
     command = ["extract", photos, "-c", "test_vit", "--random-init", "--image-size", 32, "--pool", "avg"]
     monkeypatch.setenv("FEATCLI_THREADS", "1")
     monkeypatch.setenv("FEATCLI_DECODE_THREADS", "3")
@@ -209,13 +209,13 @@ def test_variables_stand_for_options(cli, photos, tmp_path, monkeypatch):
     assert plan_of(tmp_path / "two")["settings"]["threads"] == 2
     assert (
         cli(*command, "-o", tmp_path / "two").code == 0
-    )  # threads of a machine are not asked for: the dump's own stay
+    )  # threads of a machine do not count as asked for, so the dump keeps its own
     run = cli(*command, "-o", tmp_path / "three", "--dry-run", "--device", "auto")
-    assert re.search(r"device +\w+  \(auto: ", run.err)  # what is typed wins, be it the default
+    assert re.search(r"device +\w+  \(auto: ", run.err)  # a typed default also wins
 
 
 def test_threads_of_a_machine_give_way_to_a_dump_that_is_begun_meanwhile(cli, photos, tmp_path, monkeypatch):
-    """Of two machines with FEATCLI_THREADS of their own that begin a dump together, both make it."""
+    """Two machines with different FEATCLI_THREADS that begin one dump together both make it."""
     from featcli.extraction import extract as module
 
     make_folder = module.make_folder
@@ -244,7 +244,7 @@ def test_threads_of_a_machine_give_way_to_a_dump_that_is_begun_meanwhile(cli, ph
     ],
 )
 def test_a_variable_that_is_wrong(cli, photos, tmp_path, monkeypatch, variable, text, says):
-    """The error of a value that a variable gives names the variable, not an option that nobody gave."""
+    """The error for a variable's value names the variable, not an option that nobody typed."""
     monkeypatch.setenv(variable, text)
     run = cli("extract", photos, "-c", "test_vit", "--random-init", "-o", tmp_path / "d", "-q")
     assert run.code in (2, 7)
@@ -253,7 +253,7 @@ def test_a_variable_that_is_wrong(cli, photos, tmp_path, monkeypatch, variable, 
 
 
 def test_variables_without_use(cli, photos, tmp_path, monkeypatch):
-    """A variable for which a command has no use is ignored: a cluster's without Ray, a device's where none computes."""
+    """A command ignores a variable without use: a cluster's without Ray, a device's if it computes nothing."""
     monkeypatch.setenv("FEATCLI_RAY_ADDRESS", "nowhere:1")
     command = ["extract", photos, "-c", "test_vit", "--random-init", "--image-size", 32, "-o", tmp_path / "d"]
     assert cli(*command).code == 0

@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory go in portions, to the same rows; a run of images is never given up for it."""
+"""Check that batches that do not fit into memory are run in portions, with the same rows, and end no run of images."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=str)
 def test_a_batch_is_halved_until_it_fits(tmp_path, photos, monkeypatch, cli, error):
-    """The rows are those of whole batches, the portion is found once, said once and stands in the record."""
+    """The rows equal those of whole batches, and the portion is found once, reported once and recorded."""
     featcli.extract(photos, output=tmp_path / "whole", **OPTIONS)
     full = Full(2, error)
     monkeypatch.setattr(Backbone, "forward", lambda *arguments: full(*arguments))
@@ -60,18 +60,18 @@ def test_a_batch_is_halved_until_it_fits(tmp_path, photos, monkeypatch, cli, err
 
 
 def test_not_even_one_image(tmp_path, photos, monkeypatch, cli):
-    """Where one image is too much, that is said with exit code 7, and nothing is committed."""
+    """If one image is too much, the run says so with exit code 7, and commits nothing."""
     full = Full(0, ERRORS[0])
     monkeypatch.setattr(Backbone, "forward", lambda *arguments: full(*arguments))
     run = cli("extract", photos, "-o", tmp_path / "d", "-c", "test_resnet", "--random-init", "--batch-size", 4, "-q")
     assert (run.code, full.tried) == (7, [4, 2, 1])
     assert "error: one image does not fit into the memory of cpu" in run.err
-    assert len(run.err.splitlines()) == 3  # how many images are safe, too
+    assert len(run.err.splitlines()) == 3  # one line says how many images are safe
     assert not list((tmp_path / "d" / "shards").iterdir())
 
 
 def test_other_errors_are_not_taken_for_memory(tmp_path, photos, monkeypatch):
-    """An error of another kind in the forward pass is a bug, and shows."""
+    """An error of another kind in the forward pass is a bug, and is shown."""
     full = Full(0, RuntimeError("shapes do not match"))
     monkeypatch.setattr(Backbone, "forward", lambda *arguments: full(*arguments))
     with pytest.raises(RuntimeError, match="shapes do not match"):

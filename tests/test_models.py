@@ -13,7 +13,7 @@ from featcli.views.models import list_models
 
 
 def test_every_architecture_of_timm_is_listed():
-    """The list is timm's own, whole and in its order, followed by transformers' model types."""
+    """The list has all architectures of timm in timm's order, then transformers' model types."""
     found = list_models()
     assert [model["name"] for model in found if model["library"] == "timm"] == timm.list_models()
     assert set(TINY) <= {model["name"] for model in found if model["library"] == "transformers"}
@@ -22,7 +22,7 @@ def test_every_architecture_of_timm_is_listed():
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "vgg11"])
 def test_facts_are_those_of_inspect(name):
-    """Parameters, input, strides and stages of a listed model are what the model itself has."""
+    """Parameters, input, strides and stages of a listed model are those that the model itself has."""
     (model,) = [model for model in list_models(name) if model["name"] == name]
     source = resolve(CheckpointSpec(checkpoint=name, random_init=True))
     assert model["parameters"] == source.num_parameters
@@ -34,7 +34,7 @@ def test_facts_are_those_of_inspect(name):
 
 
 def test_patterns():
-    """A part of a name is enough, whatever its case; wildcards are for all of it."""
+    """A part of a name matches in any case, and wildcards match whole names."""
     assert {"resnet50", "wide_resnet50_2"} <= {model["name"] for model in list_models("ResNet50")}
     assert [model["name"] for model in list_models("resnet50?")] == timm.list_models("resnet50?")
     with pytest.raises(UsageError, match="in its name") as error:
@@ -43,7 +43,7 @@ def test_patterns():
 
 
 def test_the_list_is_fast():
-    """Neither torch nor timm is imported to list the models of the timm that was swept."""
+    """Neither torch nor timm is imported to list the models of the swept timm."""
     code = "import sys; from featcli.cli import main\ntry: main(['models', 'resnet18'])\nfinally: print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "resnet18" in done.stdout
@@ -51,7 +51,7 @@ def test_the_list_is_fast():
 
 
 def test_another_release_of_timm(monkeypatch):
-    """Models that were not swept are listed all the same, without facts."""
+    """Models that were not swept are listed without facts."""
     monkeypatch.setattr(models.importlib.metadata, "version", lambda _: "9.9")
     monkeypatch.setattr(timm, "list_models", lambda: ["resnet18", "novelty"])
     found = {model["name"]: model for model in list_models() if model["library"] == "timm"}
@@ -61,7 +61,7 @@ def test_another_release_of_timm(monkeypatch):
 
 
 def test_the_command(cli):
-    """`featcli models` prints a table, with --json one object a line, and quits with 2 where nothing matches."""
+    """`featcli models` prints a table, or with --json an object a line, and ends with 2 if nothing matches."""
     shown = cli("models", "convnext_tiny")
     assert (shown.code, shown.out.splitlines()[0].split()[:2]) == (0, ["model", "library"])
     assert cli("models", "convnext_tiny", "--json").events[0]["strides"] == [4, 8, 16, 32]
@@ -69,8 +69,8 @@ def test_the_command(cli):
 
 
 def test_types_that_no_sweep_builds():
-    """Every type of AutoBackbone is listed, by its name alone where the sweep could not build it."""
+    """Every type of AutoBackbone is listed, by its name alone if the sweep could not build it."""
     names = pytest.importorskip("transformers").models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES
     listed = {model["name"]: model for model in list_models("*") if model["library"] == "transformers"}
-    assert set(names) - listed.keys() == {"timm_backbone"}  # whose models are timm's
+    assert set(names) - listed.keys() == {"timm_backbone"}  # its models are timm's
     assert listed["dinat"]["stages"] is None

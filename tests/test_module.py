@@ -1,4 +1,4 @@
-"""A backbone as an object: shown, copied, pickled; and as a torch module, compared with transformers' own classes."""
+"""Check a backbone as an object (shown, copied, pickled), and as a torch module beside transformers' own classes."""
 
 import copy
 import pickle
@@ -17,10 +17,10 @@ T = pytest.importorskip("transformers")
 PICTURE = SAMPLES / "nature" / "sea.jpg"
 VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 64}
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
-# One of each kind of ModelSpec, with what is special about it.
+# There is one of each kind of ModelSpec, with what is special about it.
 KINDS = {
-    "swin": lambda: T.SwinConfig(**TINY["swin"]),  # norms of its own for each stage
-    "dinov2": lambda: T.Dinov2Config(**TINY["dinov2"]),  # tokens, and a norm for all
+    "swin": lambda: T.SwinConfig(**TINY["swin"]),  # each stage has a norm of its own
+    "dinov2": lambda: T.Dinov2Config(**TINY["dinov2"]),  # tokens, and one norm for all stages
     "vit": lambda: T.ViTConfig(**VIT),  # hidden states
     "timm vit": lambda: "test_vit",
     "timm resnet": lambda: T.TimmBackboneConfig(backbone="test_resnet"),
@@ -39,7 +39,7 @@ def pixels_of(backbone, batch=1):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies(kind):
-    """Copies and what comes out of a pickle compute the same bits with tensors of their own."""
+    """Copies, and backbones out of a pickle, compute the same bits with tensors of their own."""
     backbone = load(kind, out_features="all")
     pixels = pixels_of(backbone)
     expected = backbone(pixels)
@@ -59,7 +59,7 @@ def test_copies(kind):
 
 
 def test_a_backbone_is_itself():
-    """Its repr is one line, it is equal to itself alone, and can be in a set; folded ones are pickled too."""
+    """A backbone's repr is one line, it equals only itself, and can be in a set; folded ones can be pickled."""
     backbone = featcli.load_backbone("test_resnet", random_init=True, fold=True, alpha="white", image_size=64)
     assert repr(backbone) == "<backbone test_resnet: stage4 96x2x2 of 3x64x64 pixels, cpu, fp32>"
     again = pickle.loads(pickle.dumps(backbone))
@@ -82,7 +82,7 @@ def test_a_head_learns_on_what_a_backbone_gives():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_module_gives_the_maps_of_its_backbone(kind):
-    """Of normalised floats it gives the maps of the frozen backbone to the bit, whichever stages are selected later."""
+    """For normalised floats a module gives its backbone's maps to the bit, whichever stages are selected later."""
     every = load(kind, out_features="all")
     pixels = pixels_of(every)
     expected, floats = every(pixels), every.preprocessing.normalize(pixels)
@@ -111,7 +111,7 @@ def test_a_module_gives_the_maps_of_its_backbone(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_module_trains(kind):
-    """It learns in training mode, shares no tensor with its backbone, and what it learns does not change that."""
+    """A module learns in training mode, shares no tensor with its backbone, and never changes it."""
     backbone = load(kind)
     pixels = pixels_of(backbone, 2)
     before, floats = backbone(pixels), backbone.preprocessing.normalize(pixels)
@@ -120,7 +120,7 @@ def test_a_module_trains(kind):
     module.train()
     sum(found.square().mean() for found in module(floats).feature_maps).backward()
     learning = [one.grad is not None for one in module.parameters()]
-    assert sum(learning) > 0.8 * len(learning)  # norms of stages that are not selected have no part
+    assert sum(learning) > 0.8 * len(learning)  # norms of other stages take no part
     torch.optim.SGD(module.parameters(), lr=1.0).step()
     assert all(torch.equal(found, before[stage]) for stage, found in backbone(pixels).items())
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_a_module_trains(kind):
 
 
 def test_a_module_beside_a_timm_backbone():
-    """It has the attributes of transformers' TimmBackbone of the same configuration, and its maps and hidden states."""
+    """A module has the attributes, maps and hidden states of transformers' TimmBackbone of the same configuration."""
     config = T.TimmBackboneConfig(backbone="test_resnet", out_indices=[1, 3])
     own = T.AutoBackbone.from_config(config).eval()
     module = featcli.load_backbone(config).as_module()
@@ -163,7 +163,7 @@ def test_a_module_beside_a_timm_backbone():
 
 
 def test_hidden_states_and_attentions(tmp_path):
-    """A model outside AutoBackbone gives hidden states and attentions as its class does, and is saved as it is."""
+    """A model outside AutoBackbone gives hidden states and attentions as its class does, and can be saved."""
     config = T.ViTConfig(**VIT)
     config._attn_implementation = "eager"
     T.ViTModel(config).save_pretrained(tmp_path / "vit")
@@ -184,7 +184,7 @@ def test_hidden_states_and_attentions(tmp_path):
 
 
 def test_frozen_norms(tmp_path):
-    """With `freeze_batch_norm_2d` norms stay as they are in training, as in transformers; without it they learn."""
+    """With `freeze_batch_norm_2d` norms stay the same in training, as in transformers; without it they learn."""
     for is_frozen in (True, False):
         backbone = featcli.load_backbone(T.TimmBackboneConfig(backbone="test_resnet", freeze_batch_norm_2d=is_frozen))
         module = backbone.as_module()
@@ -202,7 +202,7 @@ def test_frozen_norms(tmp_path):
 
 @pytest.mark.parametrize("backbone", ["swin", "timm"])
 def test_a_module_inside_a_maskformer(tmp_path, backbone):
-    """A MaskFormer with featcli's module for its encoder gives what it gives with transformers' own, and trains."""
+    """A MaskFormer with featcli's module as encoder gives what it gives with transformers' own, and trains."""
     small = {"fpn_feature_size": 32, "mask_feature_size": 32}
     sizes = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "num_queries": 5}
     torch.manual_seed(0)
@@ -236,7 +236,7 @@ def test_a_module_inside_a_maskformer(tmp_path, backbone):
 
 @pytest.mark.parametrize("is_timm", [True, False])
 def test_a_stage_that_is_refused(tmp_path, is_timm):
-    """A module of featcli's class is as before when a setter refused a stage; transformers' own takes a known one."""
+    """A module of featcli's class is unchanged after it refused a stage; transformers' own needs a known one set."""
     if is_timm:
         module = featcli.load_backbone("test_resnet", random_init=True, out_indices=[2, 4]).as_module()
     else:
@@ -255,7 +255,7 @@ def test_a_stage_that_is_refused(tmp_path, is_timm):
 
 
 def test_refusals_of_as_module(tmp_path, monkeypatch):
-    """Without transformers, and of a checkpoint that is another by now, there is no module, and it is said why."""
+    """Without transformers, or if the checkpoint has changed, as_module raises and says why."""
     T.ResNetModel(T.ResNetConfig(**TINY["resnet"])).save_pretrained(tmp_path)
     T.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
     backbone = featcli.load_backbone(tmp_path)

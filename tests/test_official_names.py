@@ -1,4 +1,4 @@
-"""Files with the names of official repositories, which timm's converters write down: maps are those of the weights."""
+"""Check files with the names of official repositories, which timm's converters know: maps are those of the weights."""
 
 import importlib
 import sys
@@ -8,12 +8,12 @@ import timm
 import torch
 from official_names import OFFICIAL, read
 
-# A dozen that are cheap and unlike one another; benchmarks/key_names.py tries all, with prefixes before their names.
+# These dozen are cheap and differ from each other. benchmarks/key_names.py tries all, also under prefixes.
 CHEAP = (
     "DINO", "MAE", "DINOv2 with registers", "CLIP", "BEiT v2", "EVA-CLIP", "Perception Encoder", "ConvNeXt V2", "Swin",
     "Hiera", "TNT", "PVTv2", "RegNet, SEER", "MoCo", "PoolFormer", "Qwen 3.5",
 )  # fmt: skip
-# Modules of timm whose converter changes no name.
+# Modules of timm whose converters change no name.
 NO_NAMES = {
     "fasternet": "gives back what it was given",
     "nest": "resizes positions",
@@ -25,7 +25,7 @@ NO_NAMES = {
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_official_names(tmp_path, name):
-    """The maps are those of timm's own model with these weights, for all stages."""
+    """The maps of all stages equal those of timm's own model with these weights."""
     found, expected = read(OFFICIAL[name], tmp_path)
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -36,13 +36,13 @@ def test_official_names(tmp_path, name):
     ("name", "prefix"), [("ConvNeXt V2", "module.encoder."), ("CLIP", "model."), ("TNT", "backbone.")]
 )
 def test_official_names_under_a_prefix(tmp_path, name, prefix):
-    """A prefix that the converter does not expect is taken off; one that it expects stays."""
+    """A prefix that the converter does not expect is removed, and one that it expects stays."""
     found, expected = read(OFFICIAL[name], tmp_path, prefix)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_every_converter_of_timm_has_a_checkpoint():
-    """A converter that timm gains fails here until a checkpoint in `OFFICIAL` has its names."""
+    """Every converter of timm has a checkpoint in `OFFICIAL` with its names."""
     modules = {
         name.removeprefix("timm.models."): module for name, module in sys.modules.items() if "timm.models." in name
     }
@@ -54,7 +54,7 @@ def test_every_converter_of_timm_has_a_checkpoint():
     }
     sources = " ".join(official.source for official in OFFICIAL.values())
     assert {name for name in own if f"{name}.py" not in sources} <= NO_NAMES.keys()
-    for official in OFFICIAL.values():  # and the places that are named are there
+    for official in OFFICIAL.values():  # and the places that are named exist
         for place in official.source.split(", ")[:-1]:
             assert place.removesuffix(".py") in modules, official.source
 

@@ -1,7 +1,7 @@
-"""Every option of every command has an effect that can be seen, or is refused where others or the model make it idle.
+"""Check that every option has a visible effect, or is refused if other options or the model prevent it.
 
-Whoever adds an option adds here what shows its effect. A group that declares what an option needs or excludes is
-tried from that; what only a model can tell is listed at the end.
+Whoever adds an option adds here what shows its effect. What an option declares that it needs or excludes is tried
+automatically; what only a model can tell is listed at the end.
 """
 
 import json
@@ -32,8 +32,8 @@ from featcli.spec.calls import BackboneCall
 from featcli.spec.option import options_of
 from featcli.workers import ray
 
-OUT = "new"  # begins what is written anew each time
-NOT = object()  # given for an option that the base has and this case has not
+OUT = "new"  # begins the names of all that a command writes
+NOT = object()  # in place of an option of the base that this case lacks
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Effect:
     option: str
     value: Any
     shows: str
-    besides: Mapping[str, Any] = field(default_factory=dict)  # both times, beside or instead of what the base has
-    there: str = ""  # what is copied to where the output goes, before
+    besides: Mapping[str, Any] = field(default_factory=dict)  # in both runs, in addition to or in place of the base
+    there: str = ""  # is copied to the output's place before
 
 
 SMALL = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "threads": 1, "batch_size": 1}
@@ -93,7 +93,7 @@ EFFECTS = {
         Effect("colour", "convert", "map wide.png", {"inputs": "odd"}),
         Effect("max_pixels", 3000, "map noise.jpg", {"inputs": "odd"}),
         Effect("decode", "scaled", "map noise.jpg", {"inputs": "odd"}),
-        Effect("decode", "scaled", "map several.jpg", {"inputs": "odd"}),  # a JPEG that others follow
+        Effect("decode", "scaled", "map several.jpg", {"inputs": "odd"}),  # a JPEG with others after it
         Effect("device", "cpu,cpu", "dry_run workers", DRY),
         Effect("precision", "bf16", "map a.jpg"),
         Effect("layout", "channels-last", "choice layout", DRY),
@@ -189,7 +189,7 @@ EFFECTS = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with pictures of every kind that an option is about, dumps, lists, and a weights file."""
+    """Make a folder with pictures of every kind that an option is about, dumps, lists, and a weights file."""
     folder = tmp_path_factory.mktemp("world")
     photos, odd, mixed = folder / "photos", folder / "odd", folder / "mixed"
     for number, name in enumerate(("a.jpg", "b.png", "trip/c.png")):
@@ -251,19 +251,19 @@ class OneNode:
 
 
 def no_worker(*_):
-    """Stands for the work of Ray's workers."""
+    """Stand for the work of Ray's workers."""
     raise MachineError("there are none")
 
 
 def no_job(asked, *_):
-    """Stands for making rows anew: says what would be."""
+    """Stand for making rows again, and report what would be made."""
     said = {one.name: getattr(asked, one.name) for one in options_of(type(asked))}
     raise UsageError("recomputed", json.dumps(said, default=str))
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """What is slow is only said, not done: compiling, a Ray, recomputing."""
+    """Replace slow work (compiling, Ray, recomputing) by a report of it."""
     monkeypatch.setattr(backbones, "compiled", lambda function: function)
     monkeypatch.setattr(ray, "imported_ray", OneNode)
     monkeypatch.setattr(ray.RayEngine, "run", no_worker)
@@ -271,7 +271,7 @@ def quick(monkeypatch):
 
 
 def typed(name: str, options: Mapping[str, Any], out: Path) -> Iterator[str]:
-    """The words of a command with these options."""
+    """Yield the words of a command with these options."""
     yield name
     for one in sorted(in_order_of_help(COMMANDS[name]), key=lambda one: one.option.is_argument):
         value = options.get(one.name, NOT)
@@ -291,7 +291,7 @@ def texts_of(value: Any) -> list[str]:
 
 
 def flat(facts: Mapping[str, Any], above: str) -> dict[str, Any]:
-    """Facts by the path to them."""
+    """Return facts by the path to them."""
     found = {above: facts}
     for name, value in facts.items():
         found[f"{above}.{name}"] = value
@@ -299,7 +299,7 @@ def flat(facts: Mapping[str, Any], above: str) -> dict[str, Any]:
 
 
 def facts_of(cli, name: str, options: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Everything that can be seen of a run: what it says, what it ends with, what it writes."""
+    """Return everything visible about a run: what it says, what it ends with, what it writes."""
     run = cli(*typed(name, options, out))
     assert "Traceback" not in run.err
     error = re.search("featcli: error: (.*)", run.err)
@@ -333,7 +333,7 @@ OF_COMMANDS = [(name, effect) for name, effects in EFFECTS.items() for effect in
 
 @pytest.fixture(scope="module")
 def seen():
-    """What bases have shown before: many are the same."""
+    """Keep what bases have shown, because many are the same."""
     return {}
 
 
@@ -341,7 +341,7 @@ def seen():
     ("name", "effect"), OF_COMMANDS, ids=[f"{name}-{effect.option}-{effect.shows}" for name, effect in OF_COMMANDS]
 )
 def test_an_option_has_an_effect(cli, world, tmp_path, seen, name, effect):
-    """With the option the fact is another than without it."""
+    """With the option the fact differs from that without it."""
 
     def observed(folder, options):
         out = tmp_path / folder / "out"
@@ -364,7 +364,7 @@ def test_an_option_has_an_effect(cli, world, tmp_path, seen, name, effect):
 
 
 def load(options):
-    """Everything that can be seen of a backbone."""
+    """Return everything visible about a backbone."""
     try:
         backbone = featcli.load_backbone(**options)
     except FeatcliError as error:
@@ -410,7 +410,7 @@ OF_LOADING = {
 
 @pytest.mark.parametrize("effect", OF_LOADING.values(), ids=OF_LOADING)
 def test_a_keyword_has_an_effect(world, effect):
-    """The same for `load_backbone`."""
+    """With the keyword `load_backbone` gives another fact than without it."""
     base = {"checkpoint": "test_resnet", "random_init": True, **effect.besides}
     assert load(base).get(effect.shows) != load(base | {effect.option: effect.value}).get(effect.shows)
 
@@ -423,7 +423,7 @@ def test_no_option_is_left_out():
 
 
 def of_declared():
-    """(command, options, what the message names) for each option with one that it needs left out or excludes given."""
+    """Yield (command, options, name in the message) for each option without one it needs, or with one it excludes."""
     for name, spec in COMMANDS.items():
         named = {one.name: one for one in options_of(spec)}
         for effect in {effect.option: effect for effect in EFFECTS[name]}.values():
@@ -462,7 +462,7 @@ REFUSED = [
     ("name", "options", "says"), REFUSED, ids=[f"{name}-{'-'.join(says)}" for name, _, says in REFUSED]
 )
 def test_an_idle_option_is_refused(cli, world, tmp_path, name, options, says):
-    """An option that others or the model make idle ends with exit code 2 and is named; nothing is written."""
+    """An option that others or the model make idle ends with exit code 2 and is named, and nothing is written."""
     run = cli(*typed(name, {**BASES[name], **options}, tmp_path / "out"))
     assert run.code == 2
     error, hint = [line for line in run.err.splitlines() if line.startswith(("featcli: error: ", "hint: "))]
@@ -485,13 +485,13 @@ def test_an_idle_option_is_refused(cli, world, tmp_path, name, options, says):
     ],
 )
 def test_what_only_this_data_makes_idle_is_let(cli, world, tmp_path, name, options):
-    """So are values that equal the default which is documented."""
+    """Options that only this data makes idle are allowed, and values that equal the documented default, too."""
     run = cli(*typed(name, {**BASES[name], **options}, tmp_path / "out"))
     assert (run.code, "error" in run.err) == (0, False), run.err
 
 
 def test_a_generator_without_shuffling(world):
-    """A loader that draws nothing by chance takes no generator."""
+    """A loader that does not shuffle refuses a generator."""
     data = featcli.open_dump("dump").as_torch_dataset("stage4")
     assert len(list(data.loader(shuffle=True, generator=torch.Generator()))) == 1
     with pytest.raises(UsageError, match="generator goes with shuffle=True"):

@@ -1,4 +1,4 @@
-"""What can be asked of any backbone: channels, norm, size, and a configuration instead of a checkpoint."""
+"""Check what can be asked of any backbone: channels, norm, size, and a configuration instead of a checkpoint."""
 
 import json
 
@@ -28,7 +28,7 @@ def processor(folder, edge=64):
 
 
 def test_grey_pictures_for_timm():
-    """`num_channels=1` is timm's model for one channel, on the grey that timm's own loader makes."""
+    """`num_channels=1` gives timm's model for one channel, on the grey that timm's own loader makes."""
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=0, in_chans=1).eval()
     config = resolve_model_data_config(model)
@@ -43,7 +43,7 @@ def test_grey_pictures_for_timm():
 
 
 def test_trained_weights_for_other_channels(tmp_path):
-    """timm adapts the first layer of trained weights to one channel: the sum over the colours."""
+    """timm adapts the first layer of trained weights to one channel by summing over the colours."""
     torch.manual_seed(0)
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pth")
     grey = load_backbone(tmp_path / "w.pth", arch="test_resnet", num_channels=1)
@@ -66,18 +66,18 @@ def test_grey_pictures_for_transformers(tmp_path):
     assert np.array_equal(pixels[0].numpy(), np.asarray(grey))
     dump = open_dump(outcome.dump)
     row = torch.from_numpy(dump["stage4"]["sea.jpg"])
-    torch.testing.assert_close(row, backbone(pixels[None])["stage4"][0], rtol=0, atol=1e-5)  # another batch size
+    torch.testing.assert_close(row, backbone(pixels[None])["stage4"][0], rtol=0, atol=1e-5)  # in another batch size
 
 
 def test_greys_of_a_processor_with_steps_of_its_own():
-    """EfficientNet's processor shifts its values in a way of its own: greys are refused rather than shifted wrongly."""
+    """Greys are refused for EfficientNet's processor, which shifts values in a way of its own."""
     small = {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320}
     with pytest.raises(UsageError, match="no greys"):
         load_backbone(T.EfficientNetConfig(**small), num_channels=1)
 
 
 def test_options_that_change_nothing_are_no_part_of_the_plan(tmp_path, cli):
-    """Asking for what the checkpoint has anyway is the same work: the dump is gone on with."""
+    """An option that asks for what the checkpoint has anyway does not change the plan, so the dump is resumed."""
     arguments = ["extract", SAMPLES / "things", "-c", "test_vit", "--random-init", "-o", tmp_path / "d"]
     assert cli(*arguments).code == 0
     same = cli(*arguments, "--num-channels", 3, "--image-size", 160, "--norm", "raw")
@@ -85,7 +85,7 @@ def test_options_that_change_nothing_are_no_part_of_the_plan(tmp_path, cli):
 
 
 def test_channels_that_a_picture_does_not_have(cli, tmp_path):
-    """Four channels can be inspected, not extracted."""
+    """A model of four channels can be inspected, but extract refuses it."""
     shown = cli("inspect", "resnet18", "--num-channels", "4")
     assert (shown.code, "input 4x224x224" in shown.out) == (0, True)
     run = cli("extract", SAMPLES, "-c", "resnet18", "--random-init", "--num-channels", "4", "-o", tmp_path / "d")
@@ -94,7 +94,7 @@ def test_channels_that_a_picture_does_not_have(cli, tmp_path):
 
 
 def test_norm_of_timm():
-    """`norm="model"` makes the last map what `forward_features` gives, and `raw`, the default, what the norm gets."""
+    """`norm="model"` gives the last map of `forward_features`, and `raw`, the default, gives what the norm gets."""
     torch.manual_seed(0)
     model = timm.create_model("test_vit", num_classes=0).eval()
     backbone = load_backbone("test_vit", random_init=True, norm="model", out_indices="all")
@@ -116,7 +116,7 @@ def test_norm_of_timm():
 
 
 def test_norm_of_a_pyramid_of_timm():
-    """A pyramid's final norm fits its last stage: the others are what they are, cut or not."""
+    """A pyramid's final norm applies to its last stage, and the other stages stay the same, cut or not."""
     torch.manual_seed(0)
     small = {"embed_dim": 24, "depths": [1, 1, 1, 1]}
     model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **small).eval()
@@ -141,7 +141,7 @@ def test_norm_of_a_pyramid_of_timm():
     [("test_convnext", "model"), ("test_resnet", "model"), ("test_vit2", "model"), ("resnet", "raw"), ("bit", "raw")],
 )
 def test_norms_that_change_no_map(checkpoint, norm):
-    """`norm` is refused where a model has no final norm for its maps, or has it only behind its pooling."""
+    """`norm` is refused if a model has no final norm for its maps, or has it only after its pooling."""
     given = {"checkpoint": checkpoint, "random_init": True}
     if checkpoint in TINY:
         given["checkpoint"] = T.CONFIG_MAPPING[checkpoint](**TINY[checkpoint])
@@ -151,11 +151,11 @@ def test_norms_that_change_no_map(checkpoint, norm):
     other = {"raw": "model", "model": "raw"}[norm]
     pixels = load_backbone(**given).preprocess(PICTURE)[None]
     (default,), (same,) = (load_backbone(**given, norm=one)(pixels).values() for one in (None, other))
-    assert torch.equal(default, same)  # a value that equals the default is no mistake
+    assert torch.equal(default, same)  # a value that equals the default is allowed
 
 
 def warned(checkpoint, pool, **options):
-    """What a dry run says of vectors."""
+    """Return what a dry run says about vectors."""
     said = []
     asked = ExtractSpec(SAMPLES, checkpoint=checkpoint, random_init=True, output="d", pool=pool, **options)
     dry_run(asked, lambda kind, **facts: said.append(facts.get("text", "")))
@@ -164,7 +164,7 @@ def warned(checkpoint, pool, **options):
 
 @pytest.mark.parametrize("pool", ["avg", "cls"])
 def test_vectors_before_the_norm(pool):
-    """Vectors of a last stage that timm norms before it pools are told, and the way out gives timm's own vector."""
+    """A run warns about vectors of a last stage that timm norms before pooling, and the way out gives timm's own."""
     (line,) = warned("test_vit", pool)
     assert line == (
         "stage6 is pooled before the model's final norm, and test_vit itself pools after it: --norm model does so, too"
@@ -185,22 +185,22 @@ def test_vectors_before_the_norm(pool):
 @pytest.mark.parametrize(
     ("checkpoint", "of_average", "of_class_token"),
     [
-        ("test_convnext", False, False),  # timm's pools, then norms
-        ("test_vit2", False, False),  # so does this one
-        ("test_efficientnet", False, False),  # what comes before its pooling is a convolution
+        ("test_convnext", False, False),  # timm's pools first, then norms
+        ("test_vit2", False, False),  # this one, too
+        ("test_efficientnet", False, False),  # a convolution comes before its pooling
         ("test_resnet", False, False),
         ("rexnet_100", False, False),  # a convolution, with a norm in one module
         ("resnetv2_18", True, True),
         ("vit", True, True),
-        ("clip_vision_model", False, True),  # its norm is of the class token alone
-        ("dinov2", False, False),  # its maps have seen the norm
+        ("clip_vision_model", False, True),  # its norm is for the class token alone
+        ("dinov2", False, False),  # its maps have passed the norm
         ("convnext", False, False),
         ("swinv2", True, True),
         ("beit", False, False),
     ],
 )
 def test_models_that_norm_before_they_pool(checkpoint, of_average, of_class_token):
-    """Where the final norm stands is found in the model itself, whichever library it is of."""
+    """Where the final norm stands is found in the model itself, for both libraries."""
     if checkpoint in (*TINY, "vit", "clip_vision_model"):
         options = TINY.get(checkpoint, {**VIT, "hidden_size": 32})
         checkpoint = T.CONFIG_MAPPING[checkpoint](**options)
@@ -211,15 +211,15 @@ def test_models_that_norm_before_they_pool(checkpoint, of_average, of_class_toke
 
 @pytest.mark.parametrize("checkpoint", [T.Swinv2Config(**TINY["swinv2"]), "efficientvim_m1"], ids=["swinv2", "timm"])
 def test_vectors_that_no_option_gives_after_the_norm(checkpoint):
-    """Where a model norms before it pools and its library gives no map after that norm, no option is named.
+    """No option is named if a model norms before it pools and its library gives no map after that norm.
 
-    AutoBackbone has none of Swinv2; timm gives EfficientViM's after the norm of another tensor.
+    AutoBackbone gives none for Swinv2; timm gives EfficientViM's after the norm of another tensor.
     """
     (line,) = warned(checkpoint, "avg")
     assert line.endswith("itself pools after it: no option gives maps after it")
 
 
-# How each type normalises a raw map (B, C, h, w) of a stage.
+# Each type normalises a raw map (B, C, h, w) of a stage in this way.
 def stage_norm(module, raw, stage):
     norms = module.hidden_states_norms
     norm = norms[stage] if isinstance(norms, torch.nn.ModuleDict) else norms[int(stage.removeprefix("stage")) - 1]
@@ -249,7 +249,7 @@ def channels_first_norm(module, raw, stage):
     ],
 )
 def test_raw_maps_of_transformers(tmp_path, model_type, normalize):
-    """`norm="raw"` gives what a type's norm is applied to: put through that norm it is the default map."""
+    """`norm="raw"` gives what a type's norm is applied to: passed through that norm it is the default map."""
     torch.manual_seed(0)
     config = T.CONFIG_MAPPING[model_type](**TINY[model_type])
     config.out_features = config.stage_names[1:]
@@ -267,7 +267,7 @@ def test_raw_maps_of_transformers(tmp_path, model_type, normalize):
 
 
 def test_raw_maps_need_no_untrained_norms(tmp_path):
-    """A classifier's checkpoint lacks the norms of its stages; raw maps do not need them, and miss nothing."""
+    """A classifier's checkpoint, which lacks the norms of its stages, gives raw maps and reports nothing missing."""
     T.SwinModel(T.SwinConfig(**TINY["swin"])).save_pretrained(tmp_path)
     processor(tmp_path)
     assert len(load_backbone(tmp_path).weights.missing) == 2
@@ -275,7 +275,7 @@ def test_raw_maps_need_no_untrained_norms(tmp_path):
 
 
 def test_norm_is_part_of_the_plan(tmp_path, cli):
-    """A dump of raw maps is not gone on with normalised ones; inspect and manifest say which it is."""
+    """A dump of raw maps is not resumed with normalised ones, and inspect and manifest say which it has."""
     arguments = ["extract", SAMPLES / "things", "-c", "test_vit", "--random-init", "-o", tmp_path / "d"]
     assert cli(*arguments).code == 0
     manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
@@ -300,7 +300,7 @@ def test_sizes_that_do_not_fit(cli, name, size, hint):
 
 
 def test_sizes_that_no_patch_fits_in_transformers(tmp_path):
-    """DINOv2 would drop the pixels that fill no patch; a Swin pads them, and is let."""
+    """DINOv2 refuses a size whose pixels do not fill patches; a Swin pads them, and takes it."""
     T.Dinov2Model(T.Dinov2Config(**TINY["dinov2"])).save_pretrained(tmp_path / "dinov2")
     processor(tmp_path / "dinov2")
     with pytest.raises(UsageError, match="not a multiple of its patch of 14x14") as refused:
@@ -336,7 +336,7 @@ def test_configuration_instead_of_a_checkpoint(tmp_path, random_init):
 
 
 def test_a_configuration_has_no_weights(tmp_path):
-    """A config.json by itself can be inspected; its weights are random or none."""
+    """A config.json by itself can be inspected, and needs --random-init for more."""
     T.SwinConfig(**TINY["swin"]).save_pretrained(tmp_path)
     assert len(resolve(CheckpointSpec(checkpoint=str(tmp_path / "config.json"))).stages) == 5
     with pytest.raises(CheckpointError, match="a configuration without weights") as refused:
@@ -345,7 +345,7 @@ def test_a_configuration_has_no_weights(tmp_path):
 
 
 def test_a_configuration_on_the_command_line(tmp_path, cli):
-    """`-c` takes a config.json with --random-init; its pictures are prepared as transformers does for its type."""
+    """`-c` takes a config.json with --random-init, and prepares pictures as transformers does for its type."""
     T.ConvNextConfig(**TINY["convnext"]).save_pretrained(tmp_path)
     run = cli("extract", SAMPLES / "things", "-c", tmp_path / "config.json", "--random-init", "-o", tmp_path / "d")
     assert run.code == 0, run.err
@@ -353,7 +353,7 @@ def test_a_configuration_on_the_command_line(tmp_path, cli):
 
 
 def test_timm_backbone_config():
-    """transformers' TimmBackboneConfig: stages, channels, dilation; logits are refused, norms are frozen anyway."""
+    """A TimmBackboneConfig gives stages, channels and dilation; logits are refused, and norms are always frozen."""
     config = T.TimmBackboneConfig(backbone="test_resnet", num_channels=1, out_indices=[1, 4], output_stride=16)
     backbone = load_backbone(config, seed=4)
     model = timm.create_model("test_resnet", features_only=True, out_indices=[1, 4], output_stride=16, in_chans=1)
@@ -362,7 +362,7 @@ def test_timm_backbone_config():
     assert backbone.preprocessing.channels == 1
     frozen = T.TimmBackboneConfig(backbone="test_resnet", out_indices=[4], freeze_batch_norm_2d=True)
     torch.manual_seed(0)
-    reference = T.TimmBackbone(frozen)  # in training mode: frozen norms do not care
+    reference = T.TimmBackbone(frozen)  # in training mode, which frozen norms ignore
     backbone = load_backbone(frozen)
     pixels = backbone.preprocess(PICTURE)[None]
     state = {name.removeprefix("_backbone."): tensor for name, tensor in reference.state_dict().items()}
@@ -377,7 +377,7 @@ def test_timm_backbone_config():
 
 
 def test_modules_in_a_timm_configuration():
-    """The names of a TimmBackboneConfig choose the stages of these modules; they may not contradict its indices."""
+    """Names of modules in a TimmBackboneConfig choose their stages, and must not contradict its indices."""
     for options in ({"out_features": ["layer2"]}, {"out_features": ["layer2"], "out_indices": [2]}):
         config = T.TimmBackboneConfig(backbone="test_resnet", **options)
         assert load_backbone(config).out_features == ["stage2"]

@@ -1,4 +1,4 @@
-"""What a run says about where its time went."""
+"""Check what a run says about where its time went."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ SETTINGS = Settings(
 
 
 def plan(settings=SETTINGS, dtype="float32", device="cpu"):
-    """What the pace asks of one."""
+    """Return a plan with what the pace needs."""
     stages = [SimpleNamespace(dtype=dtype)]
     return SimpleNamespace(settings=settings, environment={"device": device}, stages=stages)
 
@@ -40,7 +40,7 @@ def plan(settings=SETTINGS, dtype="float32", device="cpu"):
     ],
 )
 def test_the_slowest_part_sets_the_pace(worked, expected, advice):
-    """The part that is busiest, its threads taken together, is named with what could help."""
+    """The part whose threads are busiest, taken together, is named with what could help."""
     pace = Timings(**worked).pace(1, 2, plan())
     assert pace.set_by == expected
     assert pace.advice.startswith(advice)
@@ -49,7 +49,7 @@ def test_the_slowest_part_sets_the_pace(worked, expected, advice):
 
 @pytest.mark.parametrize("part", ["decode", "compute", "write"])
 def test_advice_names_nothing_that_is_in_use_or_refused(part):
-    """What was given already, or does not go with the rest, is not advised."""
+    """Options that are already given, or do not go with the others, are not advised."""
     used = replace(
         SETTINGS,
         batch_size=64,
@@ -67,19 +67,19 @@ def test_advice_names_nothing_that_is_in_use_or_refused(part):
 
 
 def test_preparation_is_no_part_of_the_rate():
-    """It is said beside the seconds of the run."""
+    """Preparation is shown beside the seconds of the run, and is no part of the rate."""
     assert Timings(preparation=3.0).pace(1, 1, plan()).preparation == 3.0
 
 
 def test_waits_are_said():
-    """Who stood still for whom, and how long."""
+    """The summary says which part waited for which, and how long."""
     timings = Timings(compute=3.0, waited_for_decode=1.25, waited_for_write=0.0)
     lines = list(timings.pace(1, 1, plan()).lines())
     assert lines[1].endswith("waited 1.2 s for decode")
 
 
 def test_advice_for_a_gpu():
-    """There a larger batch may help; decoding takes nothing from it, so advice about that is left out."""
+    """For a GPU a larger batch is advised, and nothing about decoding, which takes nothing from it."""
     timings = Timings(decode=4.0, compute=3.0)
     assert "--decode scaled" in timings.pace(1, 2, plan()).advice
     advice = timings.pace(1, 2, plan(device="NVIDIA H200")).advice
@@ -88,7 +88,7 @@ def test_advice_for_a_gpu():
 
 
 def test_several_workers():
-    """Busy shares are averages over workers; what they did and waited is summed, and said to be."""
+    """Busy shares are averages over workers; work and waits are sums, and are called so."""
     timings = Timings()
     timings.started -= 10.0
     for _ in range(2):
@@ -101,7 +101,7 @@ def test_several_workers():
 
 
 def test_advice_where_parts_share_the_cores():
-    """On a CPU more threads than cores help nothing, and a lighter forward pass leaves more for decoding."""
+    """On a CPU no more threads than cores are advised, but a lighter forward pass, which leaves more for decoding."""
     timings, cores = Timings(decode=9.0, compute=1.0), available_cores()
     assert "--decode-threads" not in timings.pace(1, cores, plan()).advice
     assert "--precision bf16" in timings.pace(1, cores, plan()).advice

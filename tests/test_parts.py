@@ -24,7 +24,7 @@ KUBERNETES = {"JOB_COMPLETION_INDEX": "6", "FEATCLI_PARTS": "7"}
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
 def test_parts_are_all_and_apart(count):
-    """Every shard is in exactly one part, and parts differ by one shard at most."""
+    """Every shard is in exactly one part, and parts differ by at most one shard."""
     parts = [part_of(f"{index}/{count}").of(range(23)) for index in range(count)]
     assert sorted(chain(*parts)) == list(range(23))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -48,7 +48,7 @@ def test_parts_are_all_and_apart(count):
     ],
 )  # fmt: skip
 def test_what_schedulers_say(environment, expected, says):
-    """auto takes the part from Slurm arrays, srun, torchrun, Open MPI and Kubernetes, and says from which."""
+    """auto takes the part from Slurm arrays, srun, torchrun, Open MPI or Kubernetes, and says from which."""
     part = part_of("auto", environment)
     assert str(part) == expected
     assert part.reason.startswith("auto: ")
@@ -59,7 +59,7 @@ def test_what_schedulers_say(environment, expected, says):
     ("environment", "says"),
     [
         ({}, "no Slurm array"),
-        ({"RANK": "1", "WORLD_SIZE": "8"}, "no Slurm array"),  # a stray pair in a container is not torchrun
+        ({"RANK": "1", "WORLD_SIZE": "8"}, "no Slurm array"),  # such a pair, left over in a container, is not torchrun
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, "no Slurm array"),  # a batch script is one process
         (ARRAY | {"SLURM_ARRAY_TASK_COUNT": "2"}, "not all of an array"),
         ({"SLURM_ARRAY_TASK_ID": "1"}, "SLURM_ARRAY_TASK_MIN is not set"),
@@ -70,7 +70,7 @@ def test_what_schedulers_say(environment, expected, says):
     ],
 )
 def test_nothing_is_guessed(environment, says):
-    """auto refuses what does not say how many parts there are, above all an array of which some tasks run again."""
+    """auto refuses schedulers that do not say how many parts there are, and arrays of which some tasks run again."""
     with pytest.raises(UsageError, match=says):
         part_of("auto", environment)
 
@@ -111,7 +111,7 @@ def rows_of(names, *stages):
 
 
 def test_everybody_has_several_shards():
-    """Whoever shares the work has four shards or more, in whole batches, or a shard is a batch; none is larger so."""
+    """Each worker has at least four shards of whole batches, unless a shard is one batch, and none is larger for it."""
     for images in (1, 2, 31, 501, 5000, 100_000):
         for batch in (1, 8, 32, 500):
             alone = choose_shard_rows(asked(), None, rows_of(Names(images)), batch, Sharers(1, 1))
@@ -137,19 +137,19 @@ def test_everybody_has_several_shards():
     ],
 )
 def test_who_shares_the_work(options, count):
-    """Parts, devices and Ray's workers are multiplied; of a cluster nobody has asked yet sixteen are assumed."""
+    """Parts, devices and Ray's workers are multiplied, and a cluster not asked yet counts as sixteen."""
     assert sharers_of(asked(**options), 2, CPU).count == count
 
 
 def test_a_ray_of_its_own_has_as_many_workers_as_there_are_cores_for(monkeypatch):
-    """Of a Ray on this machine the cores say how many workers share the work."""
+    """A Ray on this machine has as many workers as the cores allow."""
     monkeypatch.setattr(sharding, "available_cores", lambda: 8)
     assert sharers_of(asked(engine="ray"), 2, CPU).count == 4
     assert sharers_of(asked(engine="ray", cpus_per_worker=0.5), 2, CPU).count == 16
 
 
 def test_a_shard_size_that_is_asked_for_stays():
-    """What is asked for is made of it, whoever shares the work; and a dump that is there keeps its own."""
+    """A --shard-size that was asked for is used, whoever shares the work, and an existing dump keeps its own."""
     sharers, begun = Sharers(4, 1), Outline(stages=(VECTOR,), num_images=501, keys_digest="", shard_rows=96)
     for there in (None, begun):
         assert choose_shard_rows(asked(shard_size=100), there, rows_of(Names(501)), 32, sharers).value == 128
@@ -167,7 +167,7 @@ def test_a_shard_size_that_is_asked_for_stays():
     ],
 )
 def test_fewer_shards_than_workers_are_said(images, shard_rows, sharers, says):
-    """Where somebody gets no shard that is said, with the option that would change it."""
+    """If a worker gets no shard, the run says so, with the option that would change it."""
     plan = Outline(stages=(VECTOR,), num_images=images, keys_digest="", shard_rows=shard_rows)
     said = too_few(plan, 32, sharers)
     assert said is says is None or said.startswith(says)
@@ -188,7 +188,7 @@ def test_shards_of_vectors_of_long_lists():
 
 @pytest.mark.parametrize("name", ["\udcff", "\x01", "\\", '"', "\u4e2d", "\U0001f600", "k"])
 def test_keys_of_large_shards_fit_into_a_header(name, tmp_path):
-    """The largest shard of vectors holds its keys in either format, whatever characters they are of."""
+    """The largest shard of vectors holds its keys in either format, whatever characters they have."""
     key = name * (300 // len(os.fsencode(name)))
     rows = rows_of(Names(2_000_000, key)).most_of_a_shard
     assert rows > 4096
@@ -200,7 +200,7 @@ def test_keys_of_large_shards_fit_into_a_header(name, tmp_path):
 
 
 def test_two_parts_without_a_shard_size(many, cli, tmp_path, monkeypatch):
-    """Parts cut a list so that each has work, a part that joins keeps to that, and the dump is that of one process."""
+    """Parts without --shard-size each get work, a later part keeps the size, and the dump is that of one process."""
     given = ["extract", many, "-c", "test_resnet", "--random-init", "--image-size", 32, "--threads", 1]
     given += ["--batch-size", 4, "--pool", "avg", "-o"]
     first = cli(*given, tmp_path / "d", "--part", "0/2")

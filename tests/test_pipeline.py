@@ -1,4 +1,4 @@
-"""The parts of the pipeline, each by itself: what gives batches of shards, and what makes files of rows."""
+"""Check the parts of the pipeline, each by itself: the source of batches, and the sink that makes files from rows."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ class Pixels:
 
 
 class Into:
-    """Stands for what writes a dump of which some shards are there."""
+    """Stands for the writer of a dump that has some shards."""
 
     dump = SimpleNamespace(plan=SimpleNamespace(settings=SimpleNamespace(batch_size=BATCH), stages=()))
 
@@ -70,7 +70,7 @@ def source(into, told=None):
 
 
 def test_batches_know_their_shard(pictures):
-    """Every row comes once and in order, in batches that do not span shards; the last one of each says so."""
+    """Every row comes once and in order, in batches that span no two shards, and the last of each says so."""
     found = [
         (batch.shard.number, batch.rows, batch.ends_shard, [failure.row for failure in batch.failures])
         for batch in source(Into()).batches(shards_of(pictures))
@@ -88,7 +88,7 @@ def test_batches_know_their_shard(pictures):
 
 
 def test_shards_that_are_there_are_passed_over(pictures):
-    """What another process has committed by the time that it is reached is told, and not decoded."""
+    """A shard that another process has committed by then is reported, and not decoded."""
     told, into = [], Into({1})
     batches = source(into, told).batches(shards_of(pictures))
     assert next(batches).shard.number == 0
@@ -98,18 +98,18 @@ def test_shards_that_are_there_are_passed_over(pictures):
 
 
 def test_shards_are_asked_for_late(pictures):
-    """No more of them than the batches that are decoded ahead need: others may do the rest meanwhile."""
+    """Only as many shards are asked for as the batches ahead need, so that others may do the rest."""
     asked = []
     batches = source(Into()).batches(shards_of(pictures, asked))
     next(batches)
-    assert AHEAD + 1 == -(-ROWS // BATCH)  # as many batches as the first shard has
+    assert AHEAD + 1 == -(-ROWS // BATCH)  # the first shard has this many batches
     assert asked == [0]
     batches.close()
 
 
 @pytest.fixture
 def whole(tmp_path, photos):
-    """A dump of twelve pictures in three shards, one of them broken."""
+    """Make a dump of twelve pictures in three shards, one of them broken."""
     (photos / "01.png").write_bytes(b"broken")
     options = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "shard_size": 4}
     featcli.extract(photos, output=tmp_path / "whole", **options)
@@ -118,7 +118,7 @@ def whole(tmp_path, photos):
 
 @pytest.fixture
 def begun(tmp_path, photos, whole):
-    """What writes another dump with the same plan, of which nothing is there yet; and the shards to make."""
+    """Return the writer of another dump with the same plan, which has nothing yet, and its shards."""
     images = find(InputSpec((str(photos),))).images
     make_folder(tmp_path / "d")
     assert create(tmp_path / "d", whole.plan, images)
@@ -129,7 +129,7 @@ def begun(tmp_path, photos, whole):
 
 
 def rows_of(whole, rows, **more):
-    """What the forward pass would give for these rows."""
+    """Return what the forward pass would give for these rows."""
     released = []
     maps = {name: np.ascontiguousarray(whole[name][rows.start : rows.stop]) for name in whole.stages}
     facts = {"compute_seconds": 0.5, "waited_seconds": 0.25, "overflown": Counter(), **more}
@@ -149,13 +149,13 @@ def make(sink, shard, whole, micro_batch=4, traits=(), **more):
 
 
 def batch_of(shard, rows, whole, traits=(), begun=None):
-    """A batch of that shard whose pixels nobody needs any more."""
+    """Return a batch of that shard whose pixels nobody needs."""
     failures = failures_in(whole, rows)
     return ShardBatch(rows, torch.empty(0), failures, Counter(traits), shard=shard, begun=begun)
 
 
 def test_rows_become_a_dump(begun, whole, tmp_path):
-    """Given the rows of a dump, however they are cut, the sink makes its shards and records, to the byte."""
+    """From the rows of a dump, however they are cut, the sink makes its shards and records, to the byte."""
     (into, shards), told, counted = begun, [], []
     with Sink(into, lambda kind, **facts: told.append((kind, facts["shard"], facts["failed"])), counted.append) as sink:
         for shard in shards:
@@ -170,7 +170,7 @@ def test_rows_become_a_dump(begun, whole, tmp_path):
 
 
 def test_a_smaller_micro_batch_is_recorded(begun, whole):
-    """Where memory did not allow for a whole batch, the record says how many images went together."""
+    """If memory did not allow a whole batch, the record says how many images went together."""
     into, shards = begun
     with Sink(into, lambda *_, **__: None, lambda _: None) as sink:
         make(sink, shards[0], whole, micro_batch=2)
@@ -179,7 +179,7 @@ def test_a_smaller_micro_batch_is_recorded(begun, whole):
 
 
 def test_a_shard_that_another_process_has_made(begun, whole, tmp_path):
-    """It stays as it is, and what was written for nothing is neither counted nor left behind."""
+    """A shard that another process has made stays as it is, and useless rows are neither counted nor left behind."""
     (into, shards), told, counted = begun, [], []
     with Sink(into, lambda *_, **__: None, lambda _: None) as other:
         make(other, shards[1], whole)
@@ -191,7 +191,7 @@ def test_a_shard_that_another_process_has_made(begun, whole, tmp_path):
 
 
 def test_a_shard_that_is_given_up(begun, whole, tmp_path, monkeypatch):
-    """Where the disk keeps nothing of it, nothing of the shard is left, and the others are."""
+    """If the disk keeps nothing of a shard, nothing of it is left, and the other shards are."""
     into, shards = begun
     with pytest.raises(KeyboardInterrupt), Sink(into, lambda *_, **__: None, lambda _: None) as sink:
         make(sink, shards[0], whole)
@@ -208,7 +208,7 @@ def refused(_):
 
 
 def test_a_shard_that_is_made_again(begun, whole):
-    """A committed shard is replaced where that was asked for, and its record keeps what repaired images have now."""
+    """A committed shard is replaced if that was asked for, and its record has the repaired images."""
     (into, shards), row = begun, whole.rows["01.png"]
     number = row // 4
     with Sink(into, lambda *_, **__: None, lambda _: None) as sink:

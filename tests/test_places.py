@@ -1,4 +1,4 @@
-"""Which module a map comes from, seen in one run."""
+"""Check which module a map comes from, as one run shows it."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from featcli.backbones.places import Places
 
 
 class Pair(nn.Module):
-    """Gives a tuple, the tensor of interest first."""
+    """Returns a tuple with the tensor of interest first."""
 
     def forward(self, x):
         return x * 2, x.shape
@@ -37,7 +37,7 @@ class Toy(nn.Module):
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_places(device):
-    """A map is of the outermost module that gives its values, however they are moved; of none once they are changed."""
+    """A map belongs to the outermost module that returns its values, moved but not changed."""
     with torch.device(device):
         toy, pixels = Toy(), torch.zeros(1, 3, 4, 5)
     places = Places(pixels, lambda name: name == "norm")

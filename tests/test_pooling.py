@@ -19,21 +19,21 @@ MAPS = torch.randn(3, 5, 8, 6, generator=torch.Generator().manual_seed(0))
     ],
 )
 def test_against_numpy(name, expected):
-    """Each pooling is the numpy expression of its name, and has the shape it announces."""
+    """Each pooling equals the numpy expression of its name, and has the shape that it announces."""
     found = pooling(name).reduce(MAPS)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-6)
     assert tuple(found.shape[1:]) == pooling(name).shape((5, 8, 6))
 
 
 def test_averages_of_low_precision_maps_are_taken_in_float32():
-    """Pooling bfloat16 maps does not add the rounding of a bfloat16 sum."""
+    """Pooling of bfloat16 maps does not add the rounding of a bfloat16 sum."""
     maps = (MAPS + 100).bfloat16()
     assert torch.equal(pooling("avg").reduce(maps), maps.float().mean((2, 3)))
 
 
 @pytest.mark.parametrize("name", ["mean", "0x3", "7", "7x", "axb", "-1x2", ""])
 def test_unknown_names(name):
-    """Anything else is refused with the names there are."""
+    """An unknown pooling is refused with the names that exist."""
     with pytest.raises(UsageError) as refused:
         pooling(name)
     assert all(known in refused.value.hint for known in POOLINGS)

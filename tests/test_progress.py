@@ -1,4 +1,4 @@
-"""How far a run is: lines and events once a minute, what is safe, what failed; told before, during and after."""
+"""Check how far a run says it is: lines and events once a minute, what is safe, and what failed."""
 
 import ast
 import inspect
@@ -22,7 +22,7 @@ OPTIONS = "-c test_resnet --random-init --batch-size 4 --shard-size 4 --image-si
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that a test moves."""
 
     def __init__(self):
         self.now = 1000.0
@@ -38,13 +38,13 @@ class Told(list):
         self.append((kind, facts))
 
     def of(self, kind):
-        """The facts of the events of one kind."""
+        """Return the facts of the events of one kind."""
         return [facts for one, facts in self if one == kind]
 
 
 @pytest.fixture
 def run(monkeypatch):
-    """A run that has just begun, with what it tells, and its clock. It does not wait for rows to be kept."""
+    """Make a run that has just begun, what it reports, and its clock. It does not wait for rows to be kept."""
     monkeypatch.setattr(progress_module, "GRACE", 0.0)
     told, clock = Told(), Clock()
     report = ProgressReport(told, clock)
@@ -60,7 +60,7 @@ def run(monkeypatch):
 
 
 def test_progress_once_a_minute(run):
-    """Every event is passed on; with the first batch after each minute comes how far the run is, in numbers."""
+    """Every event is passed on, and with the first batch after each minute `progress` follows, in numbers."""
     for _ in range(11):
         run(15, "batch", images=30)
     assert [kind for kind, _ in run.told].count("batch") == 11
@@ -73,7 +73,7 @@ def test_progress_once_a_minute(run):
 
 
 def test_progress_waits_for_rows_that_are_being_kept(run, monkeypatch):
-    """The line of a minute comes when its rows are on the disk, or soon after where none are put there."""
+    """The line of a minute comes when its rows are on the disk, or soon after if none are put there."""
     monkeypatch.setattr(progress_module, "GRACE", 10.0)
     run(61, "batch", images=30)
     run(1, "kept", shard=2, rows=25)
@@ -84,7 +84,7 @@ def test_progress_waits_for_rows_that_are_being_kept(run, monkeypatch):
 
 
 def test_what_was_not_computed_is_no_pace(run):
-    """Rows of an unfinished shard that is taken up, and shards of other processes, are done but never make a rate."""
+    """Rows of a resumed shard, and shards of other processes, are done but never count for the rate."""
     run(5, "batch", images=4)
     run(1, "resumed", shard=3, rows=300)
     run(1, "there", shard=5, rows=200, images=200)
@@ -96,14 +96,14 @@ def test_what_was_not_computed_is_no_pace(run):
 
 
 def test_loading_is_no_pace(run):
-    """What passes before the first batch, such as workers that load, is no part of the pace; one batch alone is."""
+    """Time before the first batch, such as that of loading workers, counts for the pace only if there is one batch."""
     slow = run(100, "batch", images=50)
     assert slow[1]["images_per_second"] == 0.5
     assert run(60, "batch", images=600)[1]["images_per_second"] == 10
 
 
 def test_the_pace_is_that_of_the_last_minutes(run):
-    """A run that has become slower says so within some minutes, whatever it was before."""
+    """A run that has become slower says so within some minutes."""
     for _ in range(3):
         run(60, "batch", images=100)
     for _ in range(7):
@@ -112,15 +112,15 @@ def test_the_pace_is_that_of_the_last_minutes(run):
 
 
 def test_what_is_safe(run):
-    """Safe are committed shards, and of others the rows that were put on the disk: not what is computed alone."""
+    """Committed shards are safe, and rows of others that are on the disk, but not rows that are only computed."""
     run(10, "batch", images=90)
     run(1, "kept", shard=1, rows=60)
     run(1, "kept", shard=2, rows=10)
     assert run(60, "batch", images=10)[1]["safe"] == 170
-    run(1, "kept", shard=1, rows=90)  # all of them: no sum of both
+    run(1, "kept", shard=1, rows=90)  # all rows of the shard, and not the sum of both
     run(1, "shard", shard=1, file="00001.h5", rows=100, bytes=10, failed=0)
     run(1, "failure", key="a", row=3, reason="empty", detail="")
-    run(1, "there", shard=2, rows=100, images=0)  # another was first: its batches were counted while they were made
+    run(1, "there", shard=2, rows=100, images=0)  # another was faster: these batches were counted before
     facts = run(60, "batch", images=100)[1]
     assert (facts["done"], facts["safe"], facts["failed"]) == (300, 300, 1)
 
@@ -130,15 +130,15 @@ def test_what_is_safe(run):
     [
         ([], 170, 170),
         ([("resumed", {"shard": 4, "rows": 50})], 170, 170),
-        ([("resumed", {"shard": 4, "rows": 30})], 150, 150),  # the others are made again
-        ([("kept", {"shard": 4, "rows": 0}), ("resumed", {"shard": 4, "rows": 0})], 120, 120),  # of no use
-        ([("resumed", {"shard": 4, "rows": 0}), ("batch", {"images": 10})], 130, 170),  # another process is at it
+        ([("resumed", {"shard": 4, "rows": 30})], 150, 150),  # the other rows are made again
+        ([("kept", {"shard": 4, "rows": 0}), ("resumed", {"shard": 4, "rows": 0})], 120, 120),  # they were of no use
+        ([("resumed", {"shard": 4, "rows": 0}), ("batch", {"images": 10})], 130, 170),  # another process makes it
         ([("there", {"shard": 4, "rows": 100, "images": 100})], 220, 220),
         ([("there", {"shard": 4, "rows": 100, "images": 100}), ("resumed", {"shard": 7, "rows": 20})], 220, 220),
     ],
 )
 def test_rows_that_wait_to_be_taken_up(events, done, safe):
-    """Rows that other runs have put on the disk are safe and done from the start on, and counted once."""
+    """Rows that other runs have put on the disk are safe and done from the start, and counted once."""
     report, stream = ProgressReport(Told(), Clock()), io.StringIO()
     stream.isatty = lambda: True
     bar = ProgressBar(stream)
@@ -154,12 +154,12 @@ def test_rows_that_wait_to_be_taken_up(events, done, safe):
 
 
 def test_a_worker_that_dies(run):
-    """What it had computed and not committed is not done; what it found or put on the disk stays safe for the next."""
+    """Images that a dead worker did not commit are not done; rows on the disk stay safe for the next worker."""
     from featcli.dump.plan import Outline
 
     plan = Outline(stages=(), num_images=1000, keys_digest="", shard_rows=100)
     worker, other = (ShardProgress(plan, lambda kind, **facts: run(1, kind, **facts)) for _ in range(2))
-    assert worker.hear("resumed", {"shard": 4, "rows": 30}) is None  # it is no shard that is there now
+    assert worker.hear("resumed", {"shard": 4, "rows": 30}) is None  # the shard is not committed yet
     worker.hear("batch", {"images": 40})
     assert worker.hear("kept", {"shard": 4, "rows": 60}) is None
     worker.take_back()
@@ -168,14 +168,14 @@ def test_a_worker_that_dies(run):
     other.hear("resumed", {"shard": 4, "rows": 60})
     other.hear("batch", {"images": 40})
     assert other.hear("shard", {"shard": 4, "rows": 100}) == 4
-    other.take_back()  # there is nothing to take back
+    other.take_back()  # nothing is left to take back
     done, safe = (run(60, "batch", images=0)[1][name] for name in ("done", "safe"))
     assert (done, safe) == (200, 200)
 
 
 @pytest.mark.parametrize(("images", "expected"), [(20, [{"images": 860, "bytes": 8600}]), (400, [])])
 def test_a_long_run_begins_with_an_estimate(run, images, expected):
-    """It says once what is left by the pace of the first batches, where that is more than a minute."""
+    """A run that will take more than a minute says once what is left, at the pace of the first batches."""
     for _ in range(3 if images == 20 else 2):
         run(6, "batch", images=images)
     found = run.told.of("estimate")
@@ -184,7 +184,7 @@ def test_a_long_run_begins_with_an_estimate(run, images, expected):
 
 
 def shown(*events, is_terminal=False, **options):
-    """What a terminal, or a pipe, shows of events."""
+    """Return what a terminal, or a pipe, shows of events."""
     stream = io.StringIO()
     stream.isatty = lambda: is_terminal
     terminal = Terminal(stream=stream, **options)
@@ -210,13 +210,13 @@ def test_lines_without_a_terminal():
     expected = "expected       14,986 more images in 12.2 min, 123 MB  (20.5 images/s; "
     kill = "a kill costs at most a minute of it and the batches at hand)\n"
     assert shown(START, ("estimate", estimate)) == expected + kill
-    short = shown(START, ("estimate", {**estimate, "images": 1, "seconds": 61.0}))  # a minute of it is nearly all
+    short = shown(START, ("estimate", {**estimate, "images": 1, "seconds": 61.0}))  # a minute is nearly all of it
     assert short == "expected       1 more image in 61 s, 123 MB  (20.5 images/s; Ctrl-C keeps what is done)\n"
     assert shown(START, ("stopped", {"images": 15010, "safe": 2944})) == "stopped: 2,944 of 15,010 images are safe\n"
 
 
 def test_work_that_makes_no_shards():
-    """What takes long in verify, export and show gets a line a minute too; nothing is said of safety or of a kill."""
+    """Long work in verify, export and show gets a line a minute, too, which says nothing of safety or a kill."""
     told, clock = Told(), Clock()
     report = ProgressReport(told, clock)
     report("start", images=90, done=0)
@@ -228,7 +228,7 @@ def test_work_that_makes_no_shards():
 
 
 def test_what_a_kill_costs(cli, photos, tmp_path):
-    """It is said before: with -v, and of a dry run that says more than a minute; not of a run that is shorter."""
+    """The cost of a kill is said beforehand, with -v or in a dry run of more than a minute, but not in shorter runs."""
     command = ["extract", photos, *OPTIONS, "-o", tmp_path / "d"]
     cost = "a kill costs those of the last minute at most, and the batches at hand"
     words = f"rows are put on the disk every minute: {cost}"
@@ -239,7 +239,7 @@ def test_what_a_kill_costs(cli, photos, tmp_path):
 
 
 def test_a_bar_moves_by_what_is_done():
-    """It shows what is safe and failed; what this run did not compute moves it without making it faster."""
+    """The bar shows what is safe and failed; rows of others move it without making it faster."""
     stream = io.StringIO()
     stream.isatty = lambda: True
     bar = ProgressBar(stream)
@@ -250,14 +250,14 @@ def test_a_bar_moves_by_what_is_done():
     bar.hear("failure", key="a", row=0, reason="empty", detail="")
     state = bar._bar.format_dict
     assert (state["n"], state["total"], state["postfix"]) == (510, 1000, "500 safe, 1 failed")
-    assert state["n"] - state["initial"] == 10  # what a rate is made of
+    assert state["n"] - state["initial"] == 10  # the numbers that a rate is made of
     bar.hear("stopped", images=1000, safe=500)
     assert not bar.is_shown
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_a_bar_in_python(photos, tmp_path, is_terminal, monkeypatch):
-    """`featcli.progress_bar()` is a report: a bar on a terminal, lines in a log, and the warnings of the run."""
+    """`featcli.progress_bar()` gives a report: a bar on a terminal, lines in a log, and warnings."""
     monkeypatch.setattr(progress_module, "MINUTE", 0.0)
     stream = io.StringIO()
     stream.isatty = lambda: is_terminal
@@ -271,7 +271,7 @@ def test_a_bar_in_python(photos, tmp_path, is_terminal, monkeypatch):
 
 
 def test_numbers_are_numbers(cli, photos, tmp_path, monkeypatch):
-    """In JSON events a count is a number, and so is a time, to the millisecond; stages are objects."""
+    """In JSON events counts are numbers, times are numbers to the millisecond, and stages are objects."""
     monkeypatch.setattr(progress_module, "MINUTE", 0.0)
     monkeypatch.setattr(progress_module, "GRACE", 0.0)
     monkeypatch.setattr(progress_module, "SETTLED", 0.0)
@@ -293,7 +293,7 @@ def test_numbers_are_numbers(cli, photos, tmp_path, monkeypatch):
 
 @pytest.fixture
 def stops(monkeypatch):
-    """A function that makes runs end at their second shard by an error."""
+    """Return a function that makes runs end at their second shard with an error."""
 
     def stops(error):
         real = progress_module.Progress.hear
@@ -311,7 +311,7 @@ def stops(monkeypatch):
 @pytest.mark.parametrize("options", [[], ["-q"], ["--json", "-q"]])
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (MachineError("no space left"), 7)])
 def test_a_run_that_ends_before_its_time(cli, photos, tmp_path, stops, options, error, code):
-    """It says how many images are safe, also with -q; so it does where the machine failed."""
+    """A run that ends early says how many images are safe, also with -q, and also if the machine failed."""
     stops(error)
     run = cli("extract", photos, *OPTIONS, "-o", tmp_path / "d", *options)
     assert run.code == code
@@ -321,7 +321,7 @@ def test_a_run_that_ends_before_its_time(cli, photos, tmp_path, stops, options, 
 
 
 def test_ctrl_c_in_a_script(photos, tmp_path):
-    """`featcli.extract` raises KeyboardInterrupt with one traceback, also where Ctrl-C came again later."""
+    """`featcli.extract` raises KeyboardInterrupt with one traceback, even if Ctrl-C comes again later."""
 
     def report(kind, **facts):
         if kind in ("batch", "kept", "shard", "stopped"):
@@ -334,14 +334,14 @@ def test_ctrl_c_in_a_script(photos, tmp_path):
 
 
 def test_a_run_that_could_not_begin_says_nothing_of_safety(cli, photos, tmp_path):
-    """An error before anything was made is that error alone."""
+    """An error before anything was made is printed alone, without a word about safety."""
     featcli.extract(photos, output=tmp_path / "d", **TINY)
     run = cli("extract", photos, *OPTIONS, "-o", tmp_path / "d", "--pool", "avg", "-q")
     assert (run.code, "safe" in run.err) == (5, False)
 
 
 def test_what_is_new(photos, tmp_path):
-    """A dump is said to be new by the run that begins it, not by one that finds its plan and none of its shards."""
+    """The run that begins a dump calls it new, but not one that finds its plan and no shards."""
     reasons = []
     for _ in range(2):
         told = Told()
@@ -365,7 +365,7 @@ def test_failures_are_heard(cli, photos, tmp_path):
 
 
 def test_what_an_export_leaves_out_is_heard(cli, photos, tmp_path):
-    """It says how many failed images are left out or kept, and how many are not there yet, also of a stream and -q."""
+    """An export says how many failed images it leaves out or keeps, and how many are missing, also with -o - and -q."""
     (photos / "broken.jpg").write_bytes(b"no picture")
     path = tmp_path / "d"
     featcli.extract(photos, output=path, **TINY)
@@ -386,7 +386,7 @@ EVENT = re.compile(r"^ {4}(\w+) +([\w, \n]+?):", re.MULTILINE)
 
 
 def documented():
-    """Event -> the names of its facts, as the docstring of Report has them."""
+    """Return event -> the names of its facts, from the docstring of Report."""
     return {kind: set(re.split(r",\s+", names)) for kind, names in EVENT.findall(inspect.getdoc(Report))}
 
 
@@ -398,7 +398,7 @@ def test_every_event_is_documented():
             if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
                 name = getattr(call.func, "attr", getattr(call.func, "id", ""))
                 if name in ("report", "_report"):
-                    names = {keyword.arg for keyword in call.keywords} - {None}  # None: of **facts
+                    names = {keyword.arg for keyword in call.keywords} - {None}  # None stands for **facts
                     found.setdefault(call.args[0].value, set()).update(names)
     assert found.keys() == documented().keys()
     assert {kind: names - documented()[kind] for kind, names in found.items() if names - documented()[kind]} == {}
@@ -409,7 +409,7 @@ def test_every_event_is_documented():
 
 
 def test_events_are_as_documented(photos, tmp_path):
-    """A report is told what the page says: no event and no fact beside those."""
+    """A report gets only the events and facts that the page names."""
     (photos / "broken.jpg").write_bytes(b"no picture")
     told = Told()
     featcli.extract(photos, output=tmp_path / "d", report=told, **TINY)

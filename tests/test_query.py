@@ -1,4 +1,4 @@
-"""A query is treated like the dump: the backbone and the pixels of a plan, for pictures of every kind."""
+"""Check that a query is treated like the dump: the backbone and the pixels of a plan, for pictures of every kind."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ TINY = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "thr
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    """Eight pictures, of every kind that an option of pixels is about."""
+    """Make eight pictures, one of every kind that an option of pixels is about."""
     folder = tmp_path_factory.mktemp("odd")
     noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
     Image.fromarray(noise).save(folder / "noise.jpg")
@@ -53,7 +53,7 @@ DUMPS = {
 
 @pytest.mark.parametrize("name", DUMPS)
 def test_a_query_equals_its_row(odd, tmp_path, name):
-    """Paths, pictures as they were opened, and files through the backbone of the plan give the rows to the last bit."""
+    """Paths, opened pictures and files give, through the plan's backbone, the rows of the dump to the last bit."""
     dump = featcli.open_dump(featcli.extract(odd, output=tmp_path / "d", **TINY | DUMPS[name]).dump)
     backbone = dump.load_backbone()
     paths = [odd / key for key in dump.keys]
@@ -72,13 +72,13 @@ def test_a_query_equals_its_row(odd, tmp_path, name):
     assert torch.equal(pixels, dump.preprocess([str(path) for path in paths]))
     for picture, path, row in zip(opened, paths, pixels, strict=True):
         picture.load()
-        if name != "decode" or path.suffix != ".jpg":  # unpacked before, it is no smaller
+        if name != "decode" or path.suffix != ".jpg":  # a picture that was unpacked before is not decoded smaller
             assert torch.equal(dump.preprocess(picture), row), path
         picture.close()
 
 
 def test_pictures_of_their_own_sizes(odd, tmp_path):
-    """With --fit native every picture keeps its own size; those of several sizes are no batch."""
+    """With --fit native every picture keeps its own size, and pictures of several sizes make no batch."""
     options = TINY | {"fit": "native", "image_size": 64}
     dump = featcli.open_dump(featcli.extract(odd, output=tmp_path / "d", **options).dump)
     backbone = dump.load_backbone()
@@ -93,7 +93,7 @@ def test_pictures_of_their_own_sizes(odd, tmp_path):
 @pytest.mark.parametrize("rules", [{}, {"alpha": "white"}, {"alpha": "white", "depth_range": "0:4095"}])
 @pytest.mark.parametrize("channels", [2, 3, 4])
 def test_deep_arrays_are_read_as_their_files_are(tmp_path, channels, rules):
-    """An array of 16 bits gives the pixels of a TIFF of it; `depth_range` leaves its transparency alone."""
+    """A 16-bit array gives the pixels of a TIFF of it, and `depth_range` leaves its transparency alone."""
     tifffile = pytest.importorskip("tifffile")
     values = np.random.default_rng(0).integers(0, 65536, (9, 8, channels)).astype(np.uint16)
     kind = {"photometric": "rgb" if channels > 2 else "minisblack", "planarconfig": "contig"}
@@ -104,7 +104,7 @@ def test_deep_arrays_are_read_as_their_files_are(tmp_path, channels, rules):
 
 
 def test_arrays_are_pictures(odd):
-    """Arrays and tensors of uint8, uint16 and bool are the pictures that a file of them would be."""
+    """Arrays and tensors of uint8, uint16 and bool give the pixels that a file of them would."""
     backbone = featcli.load_backbone("test_resnet", random_init=True, image_size=32, alpha="black")
     see_through = np.asarray(Image.open(odd / "see-through.png"))
     grey, deep = np.asarray(Image.open(odd / "grey.png")), np.asarray(Image.open(odd / "deep.png"))
@@ -143,7 +143,7 @@ NO_PICTURES = {
 
 @pytest.mark.parametrize("what", NO_PICTURES)
 def test_what_is_no_picture(what):
-    """Whatever is no picture is refused in words, before anything is computed."""
+    """Anything that is no picture is refused with a message before anything is computed."""
     given, message = NO_PICTURES[what]
     backbone = featcli.load_backbone("test_resnet", random_init=True, image_size=32)
     with pytest.raises(UsageError, match=message):
@@ -151,7 +151,7 @@ def test_what_is_no_picture(what):
 
 
 def test_the_checkpoint_of_a_dump(tmp_path, odd):
-    """A folder is given again, for a plan keeps its last name alone; one with other weights is refused."""
+    """A folder must be given again, because a plan keeps only its last name; one with other weights is refused."""
     transformers = pytest.importorskip("transformers")
     sizes = {"depths": [1, 1], "hidden_sizes": [16, 32], "embedding_size": 16}
     for seed, name in enumerate(("right", "other")):
@@ -174,7 +174,7 @@ def test_the_checkpoint_of_a_dump(tmp_path, odd):
 
 
 def test_arguments_of_the_model_of_a_dump(tmp_path, odd):
-    """What was given to the model is given again, since a plan has it in other words; nothing else can be given."""
+    """Arguments of the model must be given again, because a plan has other words for them; others are refused."""
     options = {"checkpoint": "test_vit", "random_init": True, "model_arg": ["init_values=0.1"]}
     dump = featcli.open_dump(featcli.extract(odd, output=tmp_path / "d", **options).dump)
     assert dump.load_backbone(model_arg=["init_values=0.1"]).digest == dump.plan.settings.weights_digest
@@ -185,7 +185,7 @@ def test_arguments_of_the_model_of_a_dump(tmp_path, odd):
 
 
 def test_a_weights_file_of_a_dump(tmp_path, odd):
-    """A weights file is given again without its architecture, which the plan has."""
+    """A weights file must be given again, without its architecture, which the plan has."""
     timm = pytest.importorskip("timm")
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "w.pth")
     options = {"checkpoint": tmp_path / "w.pth", "arch": "test_vit", "image_size": 48}

@@ -1,4 +1,7 @@
-"""Workers of a Ray cluster. Each test starts a Ray of its own, and ends it; another on the machine is left alone."""
+"""Check workers of a Ray cluster.
+
+Each test starts and ends a Ray of its own, and leaves others on the machine alone.
+"""
 
 import json
 import os
@@ -27,7 +30,7 @@ RAY = ["--engine", "ray"]
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A cluster of one node: its address, and how to tell it things.
+    """Start a cluster of one node. Returns its address, and a function that tells it things.
 
     Its workers wait at image 20 for a file "go", and are killed at image 45.
     """
@@ -52,7 +55,7 @@ def cluster(tmp_path):
 
 
 def test_a_death_a_part_and_an_interruption(cli, many, whole, tmp_path):
-    """A Ray of which a worker dies, a part beside it, Ctrl-C, another run: the very files that one process makes."""
+    """A Ray whose worker dies, a part beside it, Ctrl-C, and another run make the very files of one process."""
     command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
     waits = {"WAITS_AT": "40.png", "WAITS_FOR": tmp_path / "go"}
     environment = hooked(**QUIET, DIES_AT="20.png", DIES_ONCE=tmp_path / "died", **waits)
@@ -69,9 +72,9 @@ def test_a_death_a_part_and_an_interruption(cli, many, whole, tmp_path):
 
 
 def test_a_node_comes_a_node_goes_and_a_shard_is_poisonous(cli, cluster, many, whole, tmp_path):
-    """A run begins with the workers that have a place; others join when a node comes, and do what a dead one was at.
+    """A run begins with the workers that have a place; others join with a new node, and do the work of dead ones.
 
-    A shard that kills every worker is given up and named; all others are there, and a later run completes it.
+    A shard that kills every worker is given up and named. All others are made, and a later run completes the dump.
     """
     address, tell = cluster
     here = ["extract", os.path.relpath(many, tmp_path), *MANY_SHARDS, "-o", "d"]  # workers are in other folders
@@ -92,14 +95,14 @@ def test_a_node_comes_a_node_goes_and_a_shard_is_poisonous(cli, cluster, many, w
 
 
 class StandInForRay:
-    """Stands for the module: each worker loads what it is told, and does with shards what it is told, at once."""
+    """Stands for the module: each worker loads, and makes shards, as a test says, at once."""
 
     exceptions = SimpleNamespace(RayTaskError=RuntimeError, RayError=RuntimeError)
 
     def __init__(self, loads=(), make=None, nodes=(), has_room=True):
-        """`loads`: of each worker, what it is. `make`: what a worker says while it makes these shards."""
+        """Take what each worker `loads`, and `make`, which returns what a worker says while it makes these shards."""
         self._loads, self._make, self._nodes, self._has_room = iter(loads), make, nodes, has_room
-        self.calls = []  # of what ends workers
+        self.calls = []  # those that end workers
 
     def is_initialized(self):
         return True
@@ -135,7 +138,7 @@ class StandInForRay:
 
 @dataclass(eq=False)
 class Reference:
-    """What Ray gives for something that is to come."""
+    """Stands for Ray's reference to something that is to come."""
 
     value: Callable[[], object]
 
@@ -149,7 +152,7 @@ NO_PICTURES = SimpleNamespace(images=(), of=lambda rows: SizedImages({}, None))
 
 @pytest.fixture
 def engine(whole):
-    """Make an engine with a stand-in for Ray, what there is to do for it, and the list of what it will say."""
+    """Make an engine with a stand-in for Ray, its work, and the list of what it will report."""
     from featcli.dump.folder import Dump
     from featcli.dump.writer import DumpWriter
     from featcli.spec.commands import ExtractSpec
@@ -168,12 +171,12 @@ def engine(whole):
 
 
 def environment_of(dump):
-    """What the process was that made a dump."""
+    """Return the environment of the process that made a dump."""
     return json.loads((dump / "plan.json").read_text())["environment"]
 
 
 def test_no_place_for_a_worker(engine, monkeypatch):
-    """Where no worker is placed in time the run ends, and says what each wants and what there is."""
+    """If no worker gets a place in time, the run ends, and says what each wants and what there is."""
     from featcli.workers import ray
 
     monkeypatch.setattr(ray, "START_SECONDS", -1.0)
@@ -183,7 +186,7 @@ def test_no_place_for_a_worker(engine, monkeypatch):
 
 
 def test_a_ray_that_does_not_start(engine, monkeypatch):
-    """Where a Ray of its own does not start, as on a machine that is too busy, the run ends in one line."""
+    """If a Ray of its own does not start, as on a busy machine, the run ends in one line."""
 
     def init(**_):
         raise Exception("The current node timed out during startup.")
@@ -196,7 +199,7 @@ def test_a_ray_that_does_not_start(engine, monkeypatch):
 
 
 def test_workers_of_other_versions(engine, whole):
-    """A worker with another featcli is refused; other libraries that differ are warned about, once."""
+    """A worker with another featcli is refused, and one warning names other libraries that differ."""
     same = environment_of(whole)
     other, old = {**same, "torch": "1.0"}, {**same, "featcli": "0.0.1"}
 
@@ -219,7 +222,7 @@ def test_workers_of_other_versions(engine, whole):
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        (["--ray-address", "127.0.0.1:1"], 7),  # nobody there
+        (["--ray-address", "127.0.0.1:1"], 7),  # nobody is there
         (["--ray-address", "ray://127.0.0.1:10001"], 2),
         (["--ray-address", "nowhere"], 2),
         (["--workers", "0"], 2),
@@ -228,7 +231,7 @@ def test_workers_of_other_versions(engine, whole):
     ],
 )
 def test_what_cannot_be(cli, many, tmp_path, options, code):
-    """An address where there is no cluster, and what makes no sense, are said before anything is written."""
+    """An address without a cluster, and options that make no sense, are refused before anything is written."""
     run = cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", *RAY, *options)
     assert run.code == code
     assert f"featcli: error: {options[0]}" in run.err
@@ -236,14 +239,14 @@ def test_what_cannot_be(cli, many, tmp_path, options, code):
 
 
 def all_made(shards):
-    """What a worker says that makes all it is given."""
+    """Yield what a worker says that makes all it gets."""
     for shard in shards:
         yield "event", ("shard", {"shard": shard.number, "rows": 1, "file": "", "bytes": 0, "failed": 0})
     yield "done", None
 
 
 def test_several_shards_together(engine, whole):
-    """A worker is given several shards, from one to the next of which it prefetches, and fewer towards the end."""
+    """A worker gets several shards, so that it prefetches from one to the next, and fewer towards the end."""
     given = []
 
     def make(shards):
@@ -257,7 +260,7 @@ def test_several_shards_together(engine, whole):
 
 
 def test_the_machines_fault_is_handed_on(engine, whole):
-    """What a worker could not read for its machine's fault ends the run as it would in one process: exit code 7."""
+    """If a worker cannot read something because of its machine, the run ends with exit code 7, as in one process."""
 
     def make(shards):
         error = RuntimeError("as Ray tells it")
@@ -272,7 +275,7 @@ def test_the_machines_fault_is_handed_on(engine, whole):
 
 
 def test_workers_keep_their_rows_before_they_are_ended(engine, whole):
-    """Where a run ends half way, workers that are at work keep what they have made; only then they are killed."""
+    """If a run ends half way, workers keep the rows that they have made, and are killed only then."""
 
     def make(shards):
         if shards[0].number == 0:
@@ -290,7 +293,7 @@ def test_workers_keep_their_rows_before_they_are_ended(engine, whole):
 
 
 def test_the_last_times_are_heard(engine, whole):
-    """What a worker was busy with counts, though it says so after its last shard."""
+    """A worker's times count, although it reports them after its last shard."""
 
     def make(shards):
         shard, done = all_made(shards)
@@ -301,7 +304,7 @@ def test_the_last_times_are_heard(engine, whole):
 
 
 def test_cpus_of_workers_with_a_gpu(engine):
-    """They are what each node with GPUs has for one of them: no worker is asked for that no node could take."""
+    """Each worker gets the CPUs that every node with GPUs has for one worker, so that no worker fits on no node."""
     nodes = [{"CPU": 64.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 96.0, "GPU": 8.0}]
     living = [{"Alive": True, "Resources": resources} for resources in nodes]
     dead = {"Alive": False, "Resources": {"CPU": 1.0, "GPU": 8.0}}
