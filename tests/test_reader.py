@@ -29,7 +29,7 @@ OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Eleven pictures in two classes and none, one of them broken."""
+    """Make a dump of eleven pictures in two classes and none, one of them broken."""
     made = tmp_path_factory.mktemp("pictures")
     for i in range(11):
         draw(made / ("cats" if i < 4 else "dogs/old" if i < 9 else "") / f"{i:02d}.png", i)
@@ -52,7 +52,7 @@ def bfloat16(folder, tmp_path_factory):
 
 
 def test_what_a_dump_says_of_itself(dump):
-    """Stages with shape, dtype and stride, keys, rows by key, failures, the norm."""
+    """A dump has stages with shape, dtype and stride, keys, rows by key, failures, and the norm."""
     assert list(dump.stages) == ["stage1", "stage2"]
     stage = dump.stages["stage2"]
     assert (stage.dtype, stage.stride, stage.index, len(stage.shape)) == ("float32", (8, 8), 2, 3)
@@ -64,13 +64,13 @@ def test_what_a_dump_says_of_itself(dump):
 
 
 def test_labels_are_the_first_folder(dump):
-    """Images in a folder for each class are labelled by it; those above all folders by ''."""
+    """Images in a folder for each class are labelled by it, and those above all folders by ''."""
     assert dump.labels == ["", "", *["cats"] * 4, *["dogs"] * 5]
     assert dump.classes == ["", "cats", "dogs"]
 
 
 def test_tensors_are_what_was_stored(dump, bfloat16):
-    """torch gets the same numbers, by every kind of index, in the stored type, bfloat16 too."""
+    """torch gets the same numbers by every kind of index, in the stored dtype, also bfloat16."""
     maps = dump["stage1"]
     for index in (3, -1, "cats/00.png", slice(1, 9, 2), [7, 2, "10.png"], dump.valid, slice(0)):
         assert torch.equal(maps.tensor(index).nan_to_num(), torch.from_numpy(maps[index]).nan_to_num())
@@ -82,7 +82,7 @@ def test_tensors_are_what_was_stored(dump, bfloat16):
 
 
 def test_tensors_into_memory_of_ones_own(dump):
-    """With `out` that tensor is filled; one that does not fit is refused."""
+    """With `out` that tensor is filled, and one that does not fit is refused."""
     maps, rows = dump["stage1"], [4, 0, 9]
     out = torch.empty(3, *maps.shape[1:])
     assert maps.tensor(rows, out) is out
@@ -101,7 +101,7 @@ def test_a_stage_is_an_array_for_numpy(dump):
 
 
 def test_maps_are_mapped_without_a_copy(dump, folder, tmp_path, bfloat16):
-    """A shard, or the only one, is a memory map of the file; where none can be, that is said with the way out."""
+    """A shard, or the only one, is a memory map of the file; if none is possible, the error has the way out."""
     maps = dump["stage2"]
     mapped = dump.as_numpy("stage2", shard=1)
     assert isinstance(mapped, np.memmap)
@@ -118,7 +118,7 @@ def test_maps_are_mapped_without_a_copy(dump, folder, tmp_path, bfloat16):
 
 
 def test_walking_through_the_rows(dump):
-    """All images that could be read come in the order in which they are stored, each once, with their keys."""
+    """All images that could be read come once, in the order in which they are stored, with their keys."""
     runs = list(dump.walk("stage2", at_once=3))
     rows = [row for run in runs for row in run.rows]
     assert rows == np.flatnonzero(dump.valid).tolist()
@@ -134,7 +134,7 @@ def test_walking_through_the_rows(dump):
 
 
 def test_pooled_features(dump, folder, tmp_path):
-    """The average of each map over its positions, of images that could be read; vectors as they are."""
+    """`pooled` averages each map over its positions, for images that could be read; vectors stay as they are."""
     features, rows = dump.pooled("stage2")
     assert rows.tolist() == np.flatnonzero(dump.valid).tolist()
     np.testing.assert_allclose(features, dump["stage2"][rows].mean((2, 3)), rtol=1e-5, atol=1e-6)
@@ -146,7 +146,7 @@ def test_pooled_features(dump, folder, tmp_path):
 
 
 def test_a_dump_that_misses_shards(dump, tmp_path):
-    """Opened on purpose it gives the rows that are there; the others are not valid and say why."""
+    """A dump without some shards, opened on purpose, gives its rows, and says why the others are not valid."""
     shutil.copytree(dump.path, tmp_path / "d")
     for gone in ("manifest.json", "shards/00001.json"):
         (tmp_path / "d" / gone).unlink()
@@ -164,7 +164,7 @@ def test_a_dump_that_misses_shards(dump, tmp_path):
 
 
 def test_items_of_the_dataset(dump):
-    """An item is a map, or one for each stage, with or without its label; images that failed are none."""
+    """An item is a map, or one for each stage, with or without its label, and failed images are no items."""
     data = dump.as_torch_dataset("stage2", labels=True)
     assert len(data) == 10
     assert torch.equal(data[2:4][0], data[[2, 3]][0])
@@ -189,14 +189,14 @@ def test_items_of_the_dataset(dump):
 
 
 def test_labels_of_any_kind(dump):
-    """Lists of several lengths, such as boxes, stay lists."""
+    """Labels of several lengths, such as boxes, stay lists."""
     boxes = [[0] * (row % 3) for row in range(11)]
     data = dump.as_torch_dataset("stage2", labels=boxes)
     assert data[[1, 4]][1] == [boxes[data.rows[1]], boxes[data.rows[4]]]
 
 
 def test_keys_that_are_not_there(dump):
-    """A wrong key is a KeyError that names the nearest; what is no index is a TypeError."""
+    """A wrong key is a KeyError that names the nearest, and something that is no index is a TypeError."""
     with pytest.raises(KeyError, match=r"no key 'cats/0\.png' in this dump; did you mean 'cats/0\d\.png'"):
         dump["stage1"]["cats/0.png"]
     for index in (None, 1.5, (0, [1, 2]), (0, None), (0, "cats"), (0, True), ("cats/00.png", "cats/01.png"), (1.5, 0)):
@@ -209,7 +209,7 @@ def test_keys_that_are_not_there(dump):
 @pytest.mark.parametrize("images", [3, -1, "cats/00.png", slice(1, 6), slice(0), [7, 0], ["10.png"]], ids=str)
 @pytest.mark.parametrize("inside", [(0,), (slice(1, 3),), (..., -1), (2, slice(None), 0), (1, 2, 3), ()], ids=str)
 def test_parts_of_maps(dump, images, inside):
-    """Numbers and slices behind the images take of each map what numpy takes of an array, also as tensors."""
+    """Numbers and slices after the images take of each map what numpy takes of an array, also as tensors."""
     rows = {"cats/00.png": 2, "['10.png']": [1]}.get(str(images), images)
     stage = dump["stage2"]
     expected = stage[:][rows][inside if isinstance(rows, int) else (slice(None), *inside)]
@@ -224,7 +224,7 @@ def test_parts_of_all_maps(dump, index):
 
 
 def test_iterating_warns(dump):
-    """`len(dump)` counts rows, and stages are those of `dump.stages`: iterating still gives them, with a warning."""
+    """Iterating a dump gives the names of stages and warns, because `len(dump)` counts rows."""
     with pytest.warns(FutureWarning, match=r"use dump\.stages"):
         assert list(dump) == list(dump.stages)
     assert len(dump) == len(dump.keys) == len(dump["stage1"])
@@ -232,7 +232,7 @@ def test_iterating_warns(dump):
 
 @pytest.mark.parametrize("labels", [{"cats/00.png": 1}, [1, 2, 3], 5], ids=["mapping", "sequence", "number"])
 def test_labels_that_do_not_fit(dump, labels):
-    """A label that is missing is an error at once, never a shifted one."""
+    """A missing label is an error at once, so no label is shifted."""
     with pytest.raises(UsageError, match="labels"):
         dump.as_torch_dataset("stage2", labels=labels)
 
@@ -240,7 +240,7 @@ def test_labels_that_do_not_fit(dump, labels):
 @pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_the_dataset_in_worker_processes(dump, start):
     """Workers, forked or started anew, give each image once with its own label."""
-    # Those that are started anew find torch imported: that takes longer than all that they do.
+    # Workers that are started anew find torch imported, because that takes longer than all that they do.
     multiprocessing.set_forkserver_preload(["torch.utils.data", "featcli.reading.torch_dataset"])
     dump["stage2"][0]  # files are open before the fork
     data = dump.as_torch_dataset("stage2", labels=list(range(11)))
@@ -250,7 +250,7 @@ def test_the_dataset_in_worker_processes(dump, start):
 
 
 def check_epoch(dump, loader):
-    """All images that could be read come, each once, under their own rows."""
+    """Check that all images that could be read come once, under their own rows."""
     seen = []
     for maps, labels in loader:
         assert torch.equal(maps, dump["stage2"].tensor(labels))
@@ -260,7 +260,7 @@ def check_epoch(dump, loader):
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 5])
 def test_the_loader(dump, num_workers):
-    """It gives whole batches, each image once with its own label, in another order each time; also where it is left."""
+    """The loader gives whole batches, each image once with its label, in a new order each time, also after a break."""
     data = dump.as_torch_dataset("stage2", labels=list(range(11)))
     loader = data.loader(3, shuffle=True, num_workers=num_workers)
     assert len(loader) == 4
@@ -289,7 +289,7 @@ def test_batches_that_are_kept_stay_as_they_are(dump):
 
 
 def test_memory_of_batches_is_used_again():
-    """Whoever holds a tensor, or a part of it as numpy's, keeps its memory; what nobody holds is given again."""
+    """Whoever holds a tensor, or a part of it as numpy's, keeps its memory; free memory is given again."""
     memory = BatchMemory()
     first = memory.take((3, 4), "float32")
     place = first.data_ptr()
@@ -304,23 +304,23 @@ def test_memory_of_batches_is_used_again():
     tracemalloc.start()
     memory.take((1 << 20,), "float32")
     assert tracemalloc.get_traced_memory()[0] > 1 << 22
-    memory.take((1,), "float32")  # what is free and of another size is let go
+    memory.take((1,), "float32")  # free memory of another size is dropped
     assert tracemalloc.get_traced_memory()[0] < 1 << 20
     tracemalloc.stop()
 
 
 def open_shards(dump):
-    """The descriptors of this process through which shards of a dump are read."""
+    """Return the descriptors of this process through which shards of a dump are read."""
     descriptors = []
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # the one by which they are listed
+        with suppress(OSError):  # the descriptor by which they are listed
             if Path("/proc/self/fd", name).readlink().parent == dump.path / "shards":
                 descriptors.append(int(name))
     return descriptors
 
 
 def test_a_shard_is_open_while_it_is_read(dump, monkeypatch):
-    """A shard that has to go for another stays open until whoever reads it is done, and is closed then."""
+    """A shard that is closed for another stays open while somebody reads it, and is closed then."""
     expected, real, open_meanwhile = dump["stage1"][0], os.preadv, []
 
     def closed_meanwhile(descriptor, *arguments):
@@ -340,7 +340,7 @@ def test_a_shard_is_open_while_it_is_read(dump, monkeypatch):
 
 
 def test_the_order_can_be_repeated(dump):
-    """A generator makes the same order again; drop_last leaves the short batch out."""
+    """A generator gives the same order again, and drop_last leaves out the short batch."""
     data = dump.as_torch_dataset("stage2", labels=list(range(11)))
 
     def order(seed):
@@ -352,7 +352,7 @@ def test_the_order_can_be_repeated(dump):
 
 
 def test_maps_of_many_sizes_make_no_dataset(tmp_path, folder):
-    """--fit native is refused there with the way out, and read one by one as tensors."""
+    """A dump of maps in many sizes makes no dataset, with the way out, and is read one by one as tensors."""
     draw(folder.parent / "wide" / "a.png", 1, (160, 96))
     draw(folder.parent / "wide" / "b.png", 2, (96, 160))
     featcli.extract(folder.parent / "wide", output=tmp_path / "d", **OPTIONS, fit="native")
@@ -368,14 +368,14 @@ def test_maps_of_many_sizes_make_no_dataset(tmp_path, folder):
 
 
 def test_a_pickled_dump(dump):
-    """A dump goes to another process as its path, and is opened there."""
+    """A dump is pickled as its path, and opened there in another process."""
     again = pickle.loads(pickle.dumps(dump))
     assert again.keys == dump.keys
     assert np.array_equal(again["stage2"][:], dump["stage2"][:], equal_nan=True)
 
 
 def test_forks_and_threads_read_at_once(dump):
-    """Forked processes and threads of their parent read the same files at once, each what is there."""
+    """Forked processes and threads of their parent read the same files at once, each rightly."""
     expected = [dump["stage2"][row] for row in range(11)]
 
     def check():
@@ -397,7 +397,7 @@ def test_forks_and_threads_read_at_once(dump):
 
 @pytest.fixture
 def many(tmp_path, folder):
-    """A dump of twelve shards with a picture each."""
+    """Make a dump of twelve shards with a picture each."""
     for i in range(12):
         draw(tmp_path / "many" / f"{i:03d}.png", i, (16, 16))
     options = {**OPTIONS, "shard_size": 1, "batch_size": 1, "image_size": "32"}
@@ -406,12 +406,12 @@ def many(tmp_path, folder):
 
 
 def test_open_files_are_few(many, monkeypatch):
-    """However many shards are read, only so many files are open, those that were read last."""
+    """However many shards are read, only a limited number of files is open, those that were read last."""
     monkeypatch.setattr(opening, "most_open", lambda: 5)
     dump = open_dump(many)
     assert len(dump["stage1"][:]) == 12
     assert len(open_shards(dump)) == 5
-    for row in (8, 0, 1, 2, 8, 3, 4):  # 8 is read again, and so not the first to be closed
+    for row in (8, 0, 1, 2, 8, 3, 4):  # 8 is read again, so it is not the first to be closed
         assert np.isfinite(dump["stage1"][row]).all()
     names = {Path("/proc/self/fd", str(descriptor)).readlink().stem for descriptor in open_shards(dump)}
     assert names == {"00001", "00002", "00008", "00003", "00004"}
@@ -421,13 +421,13 @@ def test_open_files_are_few(many, monkeypatch):
     ("allowed", "most"), [(1024, 256), (256, 64), (20, 8), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)]
 )
 def test_how_many_files_follows_the_limit(monkeypatch, allowed, most):
-    """A process that may open few files keeps few shards open; its limit stays as it is."""
+    """A process that may open few files keeps few shards open, and its limit stays as it is."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (allowed, resource.RLIM_INFINITY))
     assert opening.most_open() == most
 
 
 def test_a_shard_is_checked_once(many, monkeypatch):
-    """Where arrays lie is kept when a file is closed: rows in any order parse each shard once."""
+    """Each shard is parsed once, whatever the order of rows, because the places of its arrays are kept."""
     monkeypatch.setattr(opening, "most_open", lambda: 2)
     dump, parsed, shards = open_dump(many), [], FORMATS["hdf5"]
     real = shards.read_layout
@@ -439,7 +439,7 @@ def test_a_shard_is_checked_once(many, monkeypatch):
 
 
 def test_valid_opens_no_shard(dump):
-    """Which rows are valid is in the records, and is what the shards say."""
+    """Valid rows are known from the records, without opening a shard, and agree with the shards."""
     dump.close()
     valid = open_dump(dump.path).valid
     assert open_shards(dump) == []
@@ -449,7 +449,7 @@ def test_valid_opens_no_shard(dump):
 
 
 def test_a_shard_that_was_made_again_is_read_anew(tmp_path):
-    """A dump that is open gives the maps of a repaired picture once its shard was made again, whatever their size."""
+    """An open dump gives the maps of a repaired picture once its shard was made again, whatever their size."""
     folder, options = tmp_path / "p", {**OPTIONS, "fit": "native", "shard_size": 2, "batch_size": 2}
     for i in range(2):
         draw(folder / f"{i}.png", i, (64, 64))

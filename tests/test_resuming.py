@@ -1,4 +1,4 @@
-"""Resuming depends on what the checkpoint's files and the user set, never on the words of a library."""
+"""Check that resuming depends on what the checkpoint's files and the user set, never on the words of a library."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ OPTIONS_OF_ZOO = {"threads": 1, "batch_size": 2, "layout": "channels-first", "fo
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A checkpoint folder by name, and the pictures of the zoo, in a working folder of their own."""
+    """Return a function that makes a checkpoint folder by name, in a folder with the pictures of the zoo."""
     shutil.copytree(ZOO / "pictures", tmp_path / "pictures", copy_function=shutil.copyfile)
     shutil.copytree(ZOO / "weights", tmp_path / "weights", copy_function=shutil.copyfile)
     shutil.copytree(ZOO / "dumps", tmp_path / "dumps", copy_function=shutil.copyfile)
@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def extracted(checkpoint, dump, **options):
-    """The warnings of a run."""
+    """Extract, and return the warnings of the run."""
     said = []
     featcli.extract(
         "pictures", checkpoint=f"weights/{checkpoint}", output=dump,
@@ -50,7 +50,7 @@ def other_words(monkeypatch, kind, **fields):
 
 
 def test_a_layer_that_prints_itself_in_other_words(folder, monkeypatch):
-    """What a network prints of itself is no part of a plan: the run is resumed without a word."""
+    """A run is resumed without a warning if torch prints its network in other words."""
     extracted("timm", "d", pool="avg")
     assert "structure" not in featcli.open_dump("d").plan.settings.backbone
     plain = torch.nn.Conv2d.extra_repr
@@ -59,7 +59,7 @@ def test_a_layer_that_prints_itself_in_other_words(folder, monkeypatch):
 
 
 def test_a_configuration_with_a_new_default(folder, monkeypatch):
-    """A field that a new transformers adds to a configuration is no part of a plan, what config.json sets is."""
+    """A field that a new transformers adds to a configuration changes no plan; one that config.json sets does."""
     extracted("dinov2", "d", pool="cls")
     assert featcli.open_dump("d").plan.settings.backbone["config_json"]["hidden_size"] == 16
     other_words(monkeypatch, transformers.Dinov2Config, use_rope=False)
@@ -75,7 +75,7 @@ def test_a_configuration_with_a_new_default(folder, monkeypatch):
      ("dinov2", {"hidden_act": "relu"}, "hidden_act")],
 )  # fmt: skip
 def test_random_weights_of_other_arguments(folder, name, fields, named):
-    """With random weights, which are the same, an argument that changes the network alone is another plan."""
+    """With random weights, which are the same, an argument that changes only the network gives another plan."""
     extracted(name, "d", pool="avg", random_init=True)
     digest = featcli.open_dump("d").plan.settings.weights_digest
     change(folder / "weights" / name / "config.json", **fields)
@@ -86,7 +86,7 @@ def test_random_weights_of_other_arguments(folder, name, fields, named):
 
 
 def test_a_plan_with_other_names_of_modules(folder, monkeypatch):
-    """What a module is called is no choice: a dump with another name for that of a stage is resumed, and keeps it."""
+    """A dump whose plan has another name for the module of a stage is resumed, and keeps the name."""
     with monkeypatch.context() as patch:
         patch.setattr(Places, "of", lambda *_: "older.name")
         extracted("dinov2", "d", pool="cls", shard_size=2, batch_size=2)
@@ -99,7 +99,7 @@ def test_a_plan_with_other_names_of_modules(folder, monkeypatch):
 
 
 def test_a_plan_with_a_whole_configuration(folder, monkeypatch):
-    """A dump of an older featcli is resumed where only fields differ that config.json does not set; they are named."""
+    """An older dump is resumed if only fields differ that config.json does not set, and a warning names them."""
     asked = OPTIONS_OF_ZOO | {"pool": "cls", "dtype": "float16", "format": "safetensors"}
     assert extracted("dinov2", "dumps/class_tokens", **asked) == []
     other_words(monkeypatch, transformers.Dinov2Config, use_rope=False, problem_type="none")
@@ -112,7 +112,7 @@ def test_a_plan_with_a_whole_configuration(folder, monkeypatch):
 
 
 def test_a_plan_with_a_printed_network(folder, monkeypatch):
-    """A dump of an older featcli holds a hash of what torch printed: another version of torch may print otherwise.
+    """An older dump that holds a hash of the printed network is resumed with another version of torch.
 
     With the same version it is another network, as its model_args say.
     """
@@ -121,7 +121,7 @@ def test_a_plan_with_a_printed_network(folder, monkeypatch):
     versions = {"torch": torch.__version__, "timm": timm.__version__}
     publish_checksummed(folder / "dumps/maps/plan.json", plan | {"environment": versions}, replace=True)
     made_with = plan["environment"]["torch"].partition("+")[0]
-    if torch.__version__.partition("+")[0] == made_with:  # others print this network otherwise already
+    if torch.__version__.partition("+")[0] == made_with:  # other versions already print this network differently
         assert extracted("timm", "dumps/maps", **asked) == []
     plain = torch.nn.Conv2d.extra_repr
     monkeypatch.setattr(torch.nn.Conv2d, "extra_repr", lambda self: plain(self) + ", device=cpu")
@@ -133,9 +133,7 @@ def test_a_plan_with_a_printed_network(folder, monkeypatch):
 
 
 def test_an_image_processor_with_a_new_field(folder, monkeypatch):
-    """A field that a new transformers adds to a processor changes no plan if the pixels are the same; another value
-    does.
-    """
+    """A new field of a transformers processor changes no plan if pixels are the same; another value does."""
     kind = transformers.AutoImageProcessor.from_pretrained("weights/dinov2", backend="pil").__class__
     extracted("dinov2", "d", pool="cls")
     other_words(monkeypatch, kind, is_patient=True)

@@ -1,4 +1,4 @@
-"""The files of examples/scale, run as far as a machine without a cluster allows."""
+"""Run the files of examples/scale as far as a machine without a cluster allows."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def script(name, *arguments, **variables):
 
 
 def test_a_slurm_array(many, whole, tmp_path):
-    """Each task of the array makes its part, failed images are no failed task, and together they are the dump."""
+    """Each task of the array makes its part, failed images fail no task, and the parts make the dump."""
     array = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
     tasks = [
         script("slurm.sh", many, tmp_path / "d", SLURM_ARRAY_TASK_ID=str(i), FEATCLI_PARTS="2", **array)
@@ -33,7 +33,7 @@ def test_a_slurm_array(many, whole, tmp_path):
 
 
 def test_torchrun(many, whole, tmp_path):
-    """torchrun starts a part for each process, and none is ended because another has failed images."""
+    """torchrun starts a part for each process, and no process ends because another has failed images."""
     run = script("torchrun.sh", many, tmp_path / "d", "--nproc-per-node", "2")
     said = run.communicate()[1].decode()
     assert run.returncode == 0, said
@@ -42,7 +42,7 @@ def test_torchrun(many, whole, tmp_path):
 
 
 def test_the_kubernetes_job(many, tmp_path):
-    """The job says how many parts there are as often as it has to, and its command is one that featcli understands."""
+    """The job names the number of parts wherever it must, and its command is one that featcli understands."""
     yaml = pytest.importorskip("yaml")
     spec = yaml.safe_load((SCALE / "kubernetes.yaml").read_text())["spec"]
     (container,) = spec["template"]["spec"]["containers"]
@@ -61,4 +61,4 @@ def test_the_kubernetes_job(many, tmp_path):
         assert ended.returncode == (0 if code == 3 else code)
     assert given_up["operator"] == "NotIn"
     again = {number for code in EXIT_CODES if code.again.startswith(("yes", "only")) for number in code.codes}
-    assert {*given_up["values"]} == again - {8} | {137}  # which extract never ends in, and a kill
+    assert {*given_up["values"]} == again - {8} | {137}  # extract never ends with these, and 137 is a kill

@@ -1,4 +1,4 @@
-"""What plan.json says of the choices of a run: read back whole, whatever wrote it, and compared by name."""
+"""Check what plan.json says about the choices of a run: it is read back whole, and compared by name."""
 
 import json
 from dataclasses import dataclass, replace
@@ -19,20 +19,20 @@ from featcli.spec.groups import PixelSpec
 from featcli.spec.option import options_of
 
 NAMES = "backbone weights_digest preprocessing precision layout folded compiled batch_size threads pool format".split()
-WRONG = "number|precision|choice|name|size"  # what is said of each
+WRONG = "number|precision|choice|name|size"  # words for what is wrong with each
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "shard_size": 4}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LaterSettings(Settings):
-    """Those of a featcli to come, with a choice that this one has not."""
+    """The settings of a future featcli, with a choice that this one lacks."""
 
     filter: str = "none"
 
 
 @pytest.fixture
 def content():
-    """Settings as they stand in a plan.json."""
+    """Return settings as a plan.json holds them."""
     return {
         "backbone": {"library": "timm", "input_size": [160, 128], "options": {}, "norm": "raw"},
         "weights_digest": "0" * 32,
@@ -49,7 +49,7 @@ def content():
 
 
 def test_settings_come_back_as_they_were_written(content):
-    """Reading and writing changes neither a value nor the order, which the bytes of plan.json depend on."""
+    """Reading and writing settings changes neither a value nor their order, on which the bytes of plan.json depend."""
     assert list(content) == NAMES
     assert json.dumps(Settings.from_json(content).to_json()) == json.dumps(content)
     turned = dict(reversed(content.items()))
@@ -58,7 +58,7 @@ def test_settings_come_back_as_they_were_written(content):
 
 
 def test_settings_are_a_mapping_for_users(content):
-    """As examples and notebooks have it, by the names of plan.json, whatever is behind them."""
+    """Settings are a mapping with the names of plan.json, which examples and notebooks use."""
     settings = Settings.from_json(content | {"filter": "sharp"})
     assert (settings["batch_size"], settings["backbone"]["norm"], settings["filter"]) == (32, "raw", "sharp")
     assert settings.get("unknown") is None
@@ -67,13 +67,13 @@ def test_settings_are_a_mapping_for_users(content):
 
 
 def test_the_order_of_a_plan_that_is_new(tmp_path, photos):
-    """A run writes its settings in the order that the first version had."""
+    """A new plan has its settings in the order of the first version."""
     featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
     assert list(json.loads((tmp_path / "d" / "plan.json").read_text())["settings"]) == NAMES
 
 
 def test_a_later_setting_that_is_absent_means_its_default(content):
-    """It is not written then, so that older plans keep their fingerprint; any other choice is, and comes back."""
+    """A later setting is written only if it is not its default, so older plans keep their fingerprint."""
     absent = LaterSettings.from_json(content)
     assert absent.filter == "none"
     assert absent.to_json() == content
@@ -86,7 +86,7 @@ def test_a_later_setting_that_is_absent_means_its_default(content):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_first_setting_that_is_absent(content, name):
-    """What every plan has had from the beginning is missed by its name."""
+    """A missing setting that every plan has had from the beginning is an error with its name."""
     del content[name]
     with pytest.raises(KeyError, match=name):
         Settings.from_json(content)
@@ -109,13 +109,13 @@ def test_a_first_setting_that_is_absent(content, name):
     ],
 )
 def test_settings_that_are_none(content, name, value):
-    """A plan may be anybody's: what its readers rely on is checked when it is read."""
+    """Settings that readers rely on are checked when a plan is read, because anybody may have written it."""
     with pytest.raises(ValueError, match=WRONG):
         Settings.from_json(content | {name: value})
 
 
 def test_an_unknown_setting_is_kept_and_refused_by_its_name(tmp_path, photos):
-    """A dump of a later featcli can be read, verified and repaired to the byte; going on with it is refused."""
+    """A dump of a later featcli can be read, verified and repaired to the byte, but resuming it is refused."""
     featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
     shards = tmp_path / "d" / "shards"
     plan = read_checksummed(tmp_path / "d" / "plan.json")
@@ -126,7 +126,7 @@ def test_an_unknown_setting_is_kept_and_refused_by_its_name(tmp_path, photos):
     assert unsealed.settings.unknown == {"filter": "sharp"}
     assert list(unsealed.to_json()["settings"]) == list(plan["settings"])
     assert unsealed.fingerprint != known.fingerprint
-    for file in shards.iterdir():  # as if that plan had been there from the beginning, and nothing made yet
+    for file in shards.iterdir():  # as if that plan had been there from the beginning, and nothing were made yet
         file.unlink()
     for name in ("manifest.json", "failures.jsonl"):
         (tmp_path / "d" / name).unlink()
@@ -153,7 +153,7 @@ def test_an_unknown_setting_is_kept_and_refused_by_its_name(tmp_path, photos):
     ids=["default", "other"],
 )
 def test_pixel_rules_come_back(content, rules):
-    """The rules by which pictures were read are told by the plan."""
+    """A plan gives back the rules by which pictures were read."""
     words = json.loads(json.dumps(settings_of(rules)))
     settings = Settings.from_json(content | {"preprocessing": words})
     assert settings.pixel_rules == rules
@@ -173,7 +173,7 @@ OTHER_PIXELS = {
 
 @pytest.mark.parametrize("name", [option.name for option in options_of(PixelSpec)])
 def test_every_option_on_pixels_is_in_the_plan(content, name):
-    """An option that changes pixels changes the settings, and is told by them: no dump goes on under another value."""
+    """Every option that changes pixels changes the settings, so no dump is resumed with another value."""
     rules = PixelSpec(**{name: OTHER_PIXELS[name]})
     words = json.loads(json.dumps(settings_of(rules)))
     assert words != settings_of(PixelSpec())
@@ -181,7 +181,7 @@ def test_every_option_on_pixels_is_in_the_plan(content, name):
 
 
 def test_settings_say_which_options_ask_for_them(content):
-    """What was chosen is asked for again by the options that a plan gives, whatever their defaults are."""
+    """The options that a plan gives ask for the same choices again, whatever the defaults are."""
     other = {
         "backbone": {"input_size": [64, 96], "norm": "model", "options": {"in_chans": 1}},
         "preprocessing": {
@@ -218,7 +218,7 @@ def test_settings_say_which_options_ask_for_them(content):
     ids=["own", "pad", "native", "native with a limit"],
 )
 def test_the_way_of_resizing_comes_back(content, mode):
-    """So is how they got their size; None stands for the checkpoint's own way."""
+    """A plan gives back how pictures got their size; None stands for the checkpoint's own way."""
     words = {} if mode is None else json.loads(json.dumps(mode.settings))
     settings = Settings.from_json(content | {"preprocessing": words})
     assert settings.resize_mode == mode
@@ -237,6 +237,6 @@ def test_the_way_of_resizing_comes_back(content, mode):
     ],
 )
 def test_channels_in_the_words_of_both_libraries(content, words, num_channels, channels):
-    """Each library names the channels of its input in its own way, or not where they are three."""
+    """The number of input channels is known by the words of both libraries, and is three without them."""
     settings = Settings.from_json(content | {"backbone": {"input_size": [1, 1], **words}})
     assert (settings.num_channels, settings.channels) == (num_channels, channels)

@@ -1,4 +1,4 @@
-"""One dump, several processes; a dump that was moved, linked or taken apart: nothing is mixed, nothing is deleted."""
+"""Check one dump with several processes, or moved, linked or taken apart: nothing is mixed, nothing is deleted."""
 
 import os
 import shutil
@@ -19,14 +19,14 @@ OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "s
 
 @pytest.fixture
 def dump(photos, tmp_path):
-    """A complete dump of twelve pictures in three shards."""
+    """Make a complete dump of twelve pictures in three shards."""
     featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
     return tmp_path / "d"
 
 
 @pytest.fixture
 def mended(photos, tmp_path):
-    """(dump, shard): a dump in which 01.png failed, though by now the picture is good; and the shard that it is in."""
+    """Return a dump in which 01.png failed, although the picture is good by now, and the number of its shard."""
     good = (photos / "01.png").read_bytes()
     (photos / "01.png").write_bytes(b"broken")
     again(photos, tmp_path / "d")
@@ -40,7 +40,7 @@ def again(photos, dump, **options):
 
 @pytest.mark.parametrize("options", [{"overwrite": True}, {"overwrite": True, "seed": 5}], ids=["same", "other"])
 def test_overwriting_beside_another_process(dump, photos, options):
-    """A dump that another process works on is not deleted under it."""
+    """A dump that another process works on is not deleted."""
     before = tree(dump)
     with FolderLock(dump) as other:
         assert other.together()
@@ -51,7 +51,7 @@ def test_overwriting_beside_another_process(dump, photos, options):
 
 
 def test_repair_and_retry_beside_another_process(photos, tmp_path):
-    """What is committed is made again by one process alone."""
+    """Only one process alone makes committed shards again."""
     draw(photos / "00.png", 3).write_bytes(b"broken")
     dump = tmp_path / "d"
     again(photos, dump)
@@ -68,7 +68,7 @@ def test_repair_and_retry_beside_another_process(photos, tmp_path):
 
 
 def test_a_process_that_holds_a_dump_alone(dump, photos, monkeypatch, cli):
-    """While one process needs a dump for itself, others are refused with exit code 5; when it has ended they go on."""
+    """While one process holds a dump alone, others are refused with exit code 5, and succeed once it has ended."""
     monkeypatch.setattr("featcli.dump.lock.PATIENCE", 0.1)
     given = ("-c", "test_resnet", "--random-init", "--batch-size", 4, "--shard-size", 4)
     with FolderLock(dump) as other:
@@ -82,11 +82,11 @@ def test_a_process_that_holds_a_dump_alone(dump, photos, monkeypatch, cli):
 
 
 def test_work_is_shared(photos, tmp_path):
-    """What another process has committed is not done again by one that had it on its list."""
+    """A shard that another process has committed is not made again by one that had it on its list."""
     done = []
 
     def report(kind, **facts):
-        if kind == "shard" and not done:  # in the middle of the first run, a second comes and does the rest
+        if kind == "shard" and not done:  # in the middle of the first run, a second run makes the rest
             done.append(again(photos, tmp_path / "d", batch_size=1, shard_size=1).extracted)
 
     first = featcli.extract(
@@ -98,7 +98,7 @@ def test_work_is_shared(photos, tmp_path):
 
 
 def test_what_was_put_aside_forgives_nothing(photos, tmp_path):
-    """A record that repair put aside says nothing of images any more once its shard has been made again."""
+    """A record that repair put aside says nothing about images once its shard has been made again."""
     good = (photos / "01.png").read_bytes()
     (photos / "01.png").write_bytes(b"broken")
     dump = tmp_path / "d"
@@ -116,7 +116,7 @@ def test_what_was_put_aside_forgives_nothing(photos, tmp_path):
 
 
 def test_repair_looks_again(dump, photos):
-    """What was made again between the look and the repair is not put aside."""
+    """A shard that was made again between the look and the repair is not put aside."""
     path = Dump.existing(dump).shard_path(1)
     content = path.read_bytes()
     path.write_bytes(content[:-1])
@@ -128,7 +128,7 @@ def test_repair_looks_again(dump, photos):
 
 
 def test_a_file_system_without_locks(dump, photos, monkeypatch, cli):
-    """Where folders cannot be locked, that is said, and the work is done all the same."""
+    """If folders cannot be locked, the run says so, and does its work."""
     import fcntl
 
     def refused(*_):
@@ -143,9 +143,9 @@ def test_a_file_system_without_locks(dump, photos, monkeypatch, cli):
 
 
 def test_a_lost_shard_of_failed_images_is_made_again(photos, tmp_path):
-    """A shard whose file is lost is made again under a record of its own, though its images read otherwise now."""
+    """A shard whose file is lost is made again with a new record, although its images are read differently now."""
     picture = (photos / "01.png").read_bytes()
-    (photos / "01.png").write_bytes(bytes(len(picture)))  # of the same size: nothing else could tell
+    (photos / "01.png").write_bytes(bytes(len(picture)))  # of the same size, so that nothing else could tell
     dump = tmp_path / "d"
     assert again(photos, dump).failed == 1
     row = open_dump(dump).rows["01.png"]
@@ -156,7 +156,7 @@ def test_a_lost_shard_of_failed_images_is_made_again(photos, tmp_path):
 
 
 def test_a_kill_between_two_records(photos, mended):
-    """While a shard is made again its record is aside; what it knows of repaired images still counts."""
+    """While a shard is made again its record is put aside, and what it knows about repaired images still counts."""
     dump, shard = mended
     record = Dump.existing(dump).record_path(shard)
     record.rename(f"{record}.before")
@@ -166,7 +166,7 @@ def test_a_kill_between_two_records(photos, mended):
 
 
 def test_repair_after_a_retry(photos, mended):
-    """A shard that was tried again and damaged later is put aside and made again by the plain command."""
+    """A shard that was tried again and damaged later is put aside, and made again by the plain command."""
     dump, shard = mended
     again(photos, dump, retry_failed=True)
     before = tree(dump)
@@ -178,7 +178,7 @@ def test_repair_after_a_retry(photos, mended):
 
 
 def test_a_shard_that_is_a_dangling_link(dump, photos):
-    """Shards moved to a disk that is not there are missing, whatever the links to them say."""
+    """Shards on a disk that is not mounted are missing, whatever the links to them say."""
     path = Dump.existing(dump).shard_path(1)
     path.unlink()
     path.symlink_to("/nowhere/00001.h5")
@@ -188,7 +188,7 @@ def test_a_shard_that_is_a_dangling_link(dump, photos):
 
 
 def test_a_plan_that_is_gone(dump, photos, cli):
-    """Shards without a plan are never taken into another one: the manifest gives it back."""
+    """Shards without a plan are never taken into another one, and the manifest gives the plan back."""
     before = tree(dump)
     (dump / "plan.json").unlink()
     for read in (lambda: again(photos, dump), lambda: inspect_dump(dump), lambda: open_dump(dump)):
@@ -207,7 +207,7 @@ def test_a_plan_that_is_gone(dump, photos, cli):
 
 
 def test_an_image_list_that_is_gone(dump, photos):
-    """The same command lists the images again, if they are what they were; else the dump is refused."""
+    """The same command lists the images again if they are unchanged; else the dump is refused."""
     before = tree(dump)
     for damage in (lambda path: path.unlink(), lambda path: path.write_bytes(b"{}\n")):
         damage(dump / "images.jsonl")
@@ -222,7 +222,7 @@ def test_an_image_list_that_is_gone(dump, photos):
 
 
 def test_folders_of_others(tmp_path, photos):
-    """A folder with files of somebody else is not written into, however they are named."""
+    """A folder with other files is not written into, whatever their names."""
     for number, names in enumerate((["images.jsonl"], ["shards/notes.txt"], ["images.jsonl", "shards/x.tar"])):
         for name in names:
             path = tmp_path / str(number) / name
@@ -235,7 +235,7 @@ def test_folders_of_others(tmp_path, photos):
 
 
 def test_shards_that_are_a_link(dump, photos, tmp_path):
-    """Overwriting or repairing a dump whose shards lie elsewhere deletes nothing there."""
+    """Overwriting or repairing a dump whose shards are a link deletes nothing behind the link."""
     shutil.copytree(dump, tmp_path / "other")
     shutil.rmtree(tmp_path / "other" / "shards")
     (tmp_path / "other" / "shards").symlink_to(dump / "shards")
@@ -249,7 +249,7 @@ def test_shards_that_are_a_link(dump, photos, tmp_path):
 
 
 def test_what_inspect_sees_of_the_last_files(dump, cli):
-    """Files beside the shards that are gone or damaged are named, and the dump is not called complete."""
+    """inspect names missing or damaged files beside the shards, and does not call the dump complete."""
     for name in ("images.jsonl", "failures.jsonl", "manifest.json"):
         content = (dump / name).read_bytes()
         (dump / name).write_bytes(b"{") if name == "manifest.json" else (dump / name).unlink()
@@ -263,7 +263,7 @@ def test_what_inspect_sees_of_the_last_files(dump, cli):
 
 
 def test_a_start_without_a_plan(tmp_path, cli):
-    """What a start leaves that was stopped before its plan was there is an incomplete dump, not an unknown model."""
+    """A start that was stopped before it wrote a plan is an incomplete dump, and no unknown model."""
     (tmp_path / "d" / "shards").mkdir(parents=True)
     with pytest.raises(IncompleteError, match=r"no plan\.json yet"):
         inspect_dump(tmp_path / "d")
@@ -271,7 +271,7 @@ def test_a_start_without_a_plan(tmp_path, cli):
 
 
 def test_files_that_never_end(dump):
-    """Pipes and devices in place of files of a dump are damage: nothing waits, nothing fills the memory."""
+    """Pipes and devices in place of files of a dump are damage, for which nobody waits and no memory fills."""
     for name in ("images.jsonl", "plan.json", "shards/00000.json", "shards/00000.h5"):
         content = (dump / name).read_bytes()
         for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path)):
@@ -286,7 +286,7 @@ def test_files_that_never_end(dump):
 
 
 def test_recompute_says_what_it_cannot_do(dump, photos, cli):
-    """Nothing is skipped without a word, and no hint leads into deleting a good dump."""
+    """--recompute says what it skips, and no hint leads to the deletion of a good dump."""
     given = (photos, "-c", "test_resnet", "--random-init")
     assert cli("verify", dump, *given, "--recompute", -1).code == 2
     refused = cli("verify", dump, *given, "--seed", 3, "--recompute", 2)
@@ -298,7 +298,7 @@ def test_recompute_says_what_it_cannot_do(dump, photos, cli):
 
 
 def test_names_on_the_terminal(tmp_path, photos, cli):
-    """Whatever a folder or a plan is called, what is printed is fit for a terminal."""
+    """Whatever a folder or a plan is called, everything that is printed is safe for a terminal."""
     dump = os.fsencode(tmp_path) + b"/nonutf\xff\x1b]0;x"
     again(photos, os.fsdecode(dump))
     for command in ("inspect", "verify", "finalize"):
@@ -308,7 +308,7 @@ def test_names_on_the_terminal(tmp_path, photos, cli):
 
 
 def test_what_an_index_may_be(dump):
-    """Rows, keys, slices and masks, from numpy, torch or plain lists; whatever else it is, it is not guessed at."""
+    """An index may be rows, keys, slices or masks, from numpy, torch or plain lists; anything else is refused."""
     import numpy as np
     import torch
 
@@ -328,7 +328,7 @@ def test_what_an_index_may_be(dump):
 
 
 def test_a_shard_that_is_open_elsewhere(dump):
-    """A shard that the same process has open in h5py reads all the same."""
+    """A shard that the same process has open in h5py can be read."""
     import h5py
 
     with h5py.File(Dump.existing(dump).shard_path(0)) as file:
@@ -337,7 +337,7 @@ def test_a_shard_that_is_open_elsewhere(dump):
 
 
 def test_a_list_is_read_once_though_another_run_begins_the_dump(photos, tmp_path, monkeypatch):
-    """Where another run has begun the dump meanwhile, the images that were found are kept: stdin can be read once."""
+    """If another run has begun the dump meanwhile, the images that were found are kept, because stdin is read once."""
     from featcli.extraction import extract, planning
 
     found, claimed, said = [], [], []

@@ -26,7 +26,7 @@ OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Seven pictures, two of them the same, one broken; one has a name that is HTML."""
+    """Make seven pictures, two of them equal, one broken, one with a name that is HTML."""
     made = tmp_path_factory.mktemp("pictures")
     for i in range(5):
         draw(made / "things" / f"{i}.png", i, (120, 90))
@@ -44,12 +44,12 @@ def dump(folder, tmp_path_factory):
 
 
 def facts_of(page):
-    """What the script of a page is given."""
+    """Return the facts that the script of a page gets."""
     return json.loads(re.search(r'id="facts">(.*)</script>', page.read_text("utf-8"))[1])
 
 
 def picture_of(data):
-    """A picture that stands in a page."""
+    """Return a picture inside a page."""
     import base64
     import io
 
@@ -59,7 +59,7 @@ def picture_of(data):
 @pytest.mark.parametrize("checkpoint", ["test_resnet", "dinov2", "swin"])
 @pytest.mark.parametrize("fit", [None, "squash", "pad", "native"])
 def test_pictures_are_those_that_the_backbone_saw(tmp_path, folder, request, checkpoint, fit):
-    """Made from the plan alone they equal what the checkpoint's own preprocessing gives."""
+    """Pictures made from the plan alone equal those of the checkpoint's own preprocessing."""
     name = checkpoint if checkpoint == "test_resnet" else request.getfixturevalue(f"{checkpoint}_folder")
     options = {"checkpoint": name, "random_init": True, "fit": fit}
     try:
@@ -80,7 +80,7 @@ def test_pictures_are_those_that_the_backbone_saw(tmp_path, folder, request, che
 
 @pytest.mark.parametrize("fit", [None, "squash"])
 def test_greys_and_processors_that_do_not_resize(tmp_path, folder, fit):
-    """Preprocessing made again has the channels of the backbone, and resizes as --fit did."""
+    """Preprocessing made again has the backbone's channels, and resizes as --fit did."""
     import transformers
 
     config = transformers.ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
@@ -98,7 +98,7 @@ def test_greys_and_processors_that_do_not_resize(tmp_path, folder, fit):
 
 
 def test_pictures_that_are_not_there(dump, folder, tmp_path):
-    """A missing or broken file is no picture; keys of a hostile dump do not lead out of the folder."""
+    """A missing or broken file gives no picture, and keys of a hostile dump do not lead out of the folder."""
     pictures = DumpPictures(dump, str(folder))
     assert pictures[dump.rows["things/0.png"]] is not None
     assert pictures[dump.rows["things/3.png"]] is None
@@ -113,7 +113,7 @@ def test_pictures_that_are_not_there(dump, folder, tmp_path):
     other = tmp_path / "other"
     draw(other / "things" / "0.png", 77, (200, 100))
     pictures = DumpPictures(dump, str(other))
-    assert pictures[dump.rows["things/0.png"]] is None  # of that name, but not what was extracted
+    assert pictures[dump.rows["things/0.png"]] is None  # it has that name, but is not what was extracted
     assert pictures.missing == {"not the file that was extracted": 1}
     with pytest.raises(featcli.UsageError, match="no such folder"):
         DumpPictures(dump, str(folder / "nowhere"))
@@ -135,7 +135,7 @@ def test_statistics_are_numpys(dump):
 
 
 def test_colours_are_principal_components(dump):
-    """The three directions are those of a full decomposition, and one value has one colour in every picture."""
+    """The three directions equal those of a full decomposition, and a value has one colour in every picture."""
     rows = np.flatnonzero(dump.valid).tolist()
     for stage in dump.stages:
         values = dump[stage][rows]
@@ -148,12 +148,12 @@ def test_colours_are_principal_components(dump):
         assert np.array_equal(whole, alone)
         means = np.stack([colours.mean_of(maps).astype(int).sum(2) for maps in values])
         order = np.argsort(values.mean(1), None)
-        assert (np.diff(means.ravel()[order]) >= -1).all()  # brighter where the mean is higher
+        assert (np.diff(means.ravel()[order]) >= -1).all()  # brighter for a higher mean
         assert len(np.unique(alone.reshape(-1, 3), axis=0)) > 20
 
 
 def test_maps_without_any_difference(dump):
-    """A stage that is the same everywhere is drawn in one colour, and divides by nothing."""
+    """A stage that is the same everywhere is drawn in one colour, without a division by zero."""
 
     class Flat:
         stage = dump.stages["stage1"]
@@ -178,7 +178,7 @@ class Maps:
 
 
 def test_all_of_a_map_counts(dump):
-    """Points come from everywhere in a map, however few of them are drawn."""
+    """Points come from everywhere in a map, however few are drawn."""
     maps = np.random.default_rng(0).uniform(5, 6, (256, 2048, 7, 7)).astype(np.float32)
     maps[:, :, :, 0] = 1
     statistics, colours = study(Maps(dump, maps), range(256))
@@ -190,7 +190,7 @@ def test_all_of_a_map_counts(dump):
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3e38])
 def test_values_that_are_no_numbers(dump, value):
-    """Infinite, undefined and huge values end nothing: they are counted, and left out of all other numbers."""
+    """Infinite, undefined and huge values are counted, and left out of all other numbers."""
     maps = np.random.default_rng(0).normal(size=(3, 4, 5, 5)).astype(np.float32)
     clean, _ = study(Maps(dump, maps), range(3))
     maps[1, 2, 3, 3] = value
@@ -213,14 +213,14 @@ def test_stages_of_hardly_any_difference(dump, values):
 
 
 def test_evenly_spaced():
-    """From the first to the last, none twice, all where there are few."""
+    """Rows are spaced evenly from the first to the last, none comes twice, and few come all."""
     assert evenly_spaced(range(5), 9) == [0, 1, 2, 3, 4]
     assert evenly_spaced(range(101), 5) == [0, 25, 50, 75, 100]
     assert evenly_spaced(range(9), 1) == [0]
 
 
 def test_neighbours_are_by_cosine():
-    """The nearest first, never the image itself; a zero vector is near to nothing."""
+    """Neighbours come nearest first, without the image itself, and a zero vector has none near."""
     vectors = np.array([[1, 0], [2, 0.1], [0, 1], [0, 0]], np.float32)
     near = neighbours(vectors)
     assert [place for place, _ in near[0]] == [1, 2, 3]
@@ -230,7 +230,7 @@ def test_neighbours_are_by_cosine():
 
 
 def test_neighbours_are_those_of_the_whole_dump(dump, tmp_path, cli):
-    """A page of one key has its nearest images of all, by the last stage; those that are not on it by key."""
+    """A page of one key has its nearest images of the whole dump by the last stage, named by key if not on the page."""
     target = tmp_path / "x.html"
     assert cli("show", dump.path, "things/0", "things/4", "-o", target).code == 0
     facts = facts_of(target)
@@ -248,11 +248,11 @@ def test_neighbours_are_those_of_the_whole_dump(dump, tmp_path, cli):
     assert here == ["things/4.png"]
     assert near[0][0] == "things/twin.png"
     assert facts["compared"] == 6
-    assert [place for place, _ in facts["images"][0]["near"]["stage1"]] == [1]  # by other stages those of the page
+    assert [place for place, _ in facts["images"][0]["near"]["stage1"]] == [1]  # by other stages, those on the page
 
 
 def test_neighbours_of_a_part_of_a_large_dump(dump, monkeypatch):
-    """Where there is more than may be read, evenly spaced images are compared, and always the shown ones."""
+    """If more images than may be read exist, evenly spaced ones are compared, and always the shown ones."""
     from featcli.views import neighbours as module
 
     monkeypatch.setattr(module, "MOST_BYTES", 3 * dump.stages["stage2"].row_bytes())
@@ -261,7 +261,7 @@ def test_neighbours_of_a_part_of_a_large_dump(dump, monkeypatch):
 
 
 def test_a_sheet(dump, folder, tmp_path, cli):
-    """The picture stands beside the maps of its stages, drawn by cells, with captions."""
+    """The picture stands beside the maps of its stages, which are drawn in cells, with captions."""
     target = tmp_path / "made" / "sheet.png"
     run = cli("show", dump.path, "things/0.png", "things/twin.png", "--root", folder, "-o", target)
     assert (run.code, run.err) == (0, "")
@@ -272,18 +272,18 @@ def test_a_sheet(dump, folder, tmp_path, cli):
     shown = sheet[top : top + large, left : left + large]
     assert np.array_equal(shown, np.asarray(seen.resize((large, large), Image.Resampling.LANCZOS)))
     around = np.concatenate([sheet[top - 1, left : left + large], sheet[top : top + large, left + large]])
-    assert (around < 200).all()  # an edge, by which a white picture is seen
+    assert (around < 200).all()  # an edge makes a white picture visible
     _, colours = study(dump["stage1"], np.flatnonzero(dump.valid).tolist())
     cells = Image.fromarray(colours.components_of(dump["stage1"]["things/0.png"]))
     first = sheet[top : top + panel, left + large + 10 :][:, :panel]
     assert np.array_equal(first, np.asarray(cells.resize((panel, panel), Image.Resampling.NEAREST)))
     second = sheet[top + 2 * step + 20 :][:panel, left + large + 10 :][:, :panel]
-    assert np.array_equal(first, second)  # twins look alike
+    assert np.array_equal(first, second)  # equal pictures look equal
     assert [path.name for path in target.parent.iterdir()] == ["sheet.png"]
 
 
 def test_a_sheet_without_pictures(dump, tmp_path, cli, monkeypatch):
-    """Where the pictures are elsewhere the maps are drawn all the same, and it is said what to give."""
+    """If the pictures are elsewhere, maps are drawn alone, and a message says what to give."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(dump.path, tmp_path / "far" / "away" / "d")
     run = cli("show", "far/away/d", "-o", "sheet.webp")
@@ -294,7 +294,7 @@ def test_a_sheet_without_pictures(dump, tmp_path, cli, monkeypatch):
 
 
 def test_keys_as_they_are_typed():
-    """A key, a key without suffix, a pattern: the first that there is counts; in the order given, then that of rows."""
+    """A key, a key without suffix or a pattern is found, the first that exists, in the given order, then by rows."""
     keys = ["a/1.png", "a/2.jpg", "a/2.png", "a/[x].png", "b/a/3.png", "b/*.png", "b/y.png", "v1", "v1.5"]
     rows = {key: row for row, key in enumerate(keys)}
 
@@ -314,7 +314,7 @@ def test_keys_as_they_are_typed():
 
 
 def test_patterns_of_keys_are_drawn(dump, folder, tmp_path, cli):
-    """What a pattern adds is drawn once and in row order; images without maps are left out, which is said."""
+    """Images of a pattern are drawn once, in row order; those without maps are left out, with a message."""
     target = tmp_path / "x.html"
     run = cli("show", dump.path, "things/twin", "things/*", "--root", folder, "-o", target)
     assert (run.code, run.err) == (0, "'things/*': 1 image without maps left out\n")
@@ -323,7 +323,7 @@ def test_patterns_of_keys_are_drawn(dump, folder, tmp_path, cli):
 
 
 def test_pictures_are_found_where_the_run_had_them(tmp_path, folder, cli, monkeypatch):
-    """Without --root they are found again where extract found them, also by several inputs and where all was moved.
+    """Without --root pictures are found where extract found them, also for several inputs, and after a move of all.
 
     No file of the dump says so: its bytes are those of a dump that lies elsewhere.
     """
@@ -363,7 +363,7 @@ def test_pictures_are_found_where_the_run_had_them(tmp_path, folder, cli, monkey
     said = cli("show", "several", "pictures/things/0", "-o", "y.html").out
     assert said == "y.html: 1 image, 2 stages, pictures from 2 folders\n"
     row = several.rows["pictures/things/0.png"]
-    several.keys[row] = f"pictures/things/{folder}/things/0.png"  # of anybody's making: an absolute path behind a lead
+    several.keys[row] = f"pictures/things/{folder}/things/0.png"  # hostile: an absolute path behind a lead
     with pytest.raises(featcli.UsageError, match="outside of it"):
         several.picture_path(row)
     for noted in (b"", b"{", b"[[1]]", b"3", b'[["", "\\u0000"]]', b'[["", "nowhere"]]', b"[" * 2000):
@@ -389,7 +389,7 @@ def test_pictures_are_found_where_the_run_had_them(tmp_path, folder, cli, monkey
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_refusals(dump, tmp_path, cli, monkeypatch, arguments, code, says):
-    """What cannot be is one line with a way out and the documented exit code."""
+    """A request that is impossible ends in one line with a way out and the documented exit code."""
     monkeypatch.chdir(tmp_path)
     for name in ("taken.png", "taken.html"):
         Path(name).write_text("mine")
@@ -400,7 +400,7 @@ def test_refusals(dump, tmp_path, cli, monkeypatch, arguments, code, says):
 
 
 def test_pooled_dumps(folder, tmp_path, cli):
-    """Vectors cannot be drawn, which is said; the page shows pictures, statistics and neighbours all the same."""
+    """show refuses vectors with a reason, and the page has pictures, statistics and neighbours of them."""
     featcli.extract(folder, output=tmp_path / "d", pool="avg", **OPTIONS)
     run = cli("show", tmp_path / "d", "-o", tmp_path / "x.png")
     assert run.code == 2
@@ -416,17 +416,17 @@ def test_pooled_dumps(folder, tmp_path, cli):
 @pytest.mark.parametrize("name", ["x.png", "x.html", "shards/00000.h5", "images.jsonl", "new/x.html"])
 @pytest.mark.parametrize("command", ["show", "export"])
 def test_nothing_is_written_into_a_dump(dump, tmp_path, cli, command, name):
-    """A name inside a dump is refused, --overwrite or not: its own files must not be overwritten by what they hold."""
+    """An output inside a dump is refused, even with --overwrite, so that no file of the dump is overwritten."""
     shutil.copytree(dump.path, tmp_path / "d")
     before = tree(tmp_path)
     run = cli(command, tmp_path / "d", "-o", tmp_path / "d" / name, "--overwrite")
-    assert run.code in (2, 5)  # 2: a suffix that this command has not
+    assert run.code in (2, 5)  # 2: this command lacks the suffix
     assert run.code == 2 or "inside the dump" in run.err
     assert tree(tmp_path) == before
 
 
 def test_chosen_stages(dump, folder, tmp_path, cli):
-    """--stage draws those alone."""
+    """--stage draws only these stages."""
     given = ("--root", folder, "--stage", "stage2")
     assert cli("show", dump.path, *given, "-o", tmp_path / "x.png").code == 0
     with Image.open(tmp_path / "x.png") as sheet:
@@ -437,7 +437,7 @@ def test_chosen_stages(dump, folder, tmp_path, cli):
 
 @pytest.mark.parametrize("options", [{"fit": "native"}, {"dtype": "bfloat16"}, {"pool": "3x3"}], ids=str)
 def test_other_dumps(folder, tmp_path, cli, options):
-    """Maps of many sizes, of bfloat16 and in grids are drawn as well."""
+    """Maps of many sizes, of bfloat16 and in grids can be drawn."""
     draw(tmp_path / "p" / "wide.png", 3, (300, 100))
     shutil.copytree(folder, tmp_path / "p", dirs_exist_ok=True)
     featcli.extract(tmp_path / "p", output=tmp_path / "d", **OPTIONS, **options)
@@ -460,7 +460,7 @@ def page(dump, folder, tmp_path_factory):
 
 
 def test_what_a_page_says(dump, page):
-    """Its facts are those of the dump; nothing in it is fetched, and no name ends its script."""
+    """The facts on a page are those of the dump, it fetches nothing, and no name ends its script."""
     facts = facts_of(page)
     about = dict(facts["about"])
     assert about["images"] == "7: 6 written, 1 failed"
@@ -474,7 +474,7 @@ def test_what_a_page_says(dump, page):
 
 
 def test_an_incomplete_dump_on_a_page(dump, tmp_path, cli):
-    """What is there is shown, when asked for, and that shards are missing."""
+    """A page of an incomplete dump, if asked for, shows the existing rows and says that shards are missing."""
     shutil.copytree(dump.path, tmp_path / "d")
     for gone in ("manifest.json", "shards/00001.json"):
         (tmp_path / "d" / gone).unlink()
@@ -485,7 +485,7 @@ def test_an_incomplete_dump_on_a_page(dump, tmp_path, cli):
 
 @contextmanager
 def browser(width=1200, dark=False):
-    """Headless Chromium."""
+    """Start headless Chromium."""
     selenium = pytest.importorskip("selenium.webdriver")
     found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
     if not all(found.values()):
@@ -507,13 +507,13 @@ def browser(width=1200, dark=False):
             scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
             driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
             yield driver
-            assert driver.get_log("browser") == []  # no error, nothing refused
+            assert driver.get_log("browser") == []  # no error, and nothing was refused
         finally:
             driver.quit()
 
 
 def test_a_page_in_a_browser(page):
-    """Stages and views can be chosen, an image opened, its twin found as the nearest and opened from there."""
+    """In a browser stages and views can be chosen, an image opened, and its equal opened as its nearest neighbour."""
     with browser() as driver:
         driver.get(page.as_uri())
 
@@ -557,7 +557,7 @@ def test_a_page_in_a_browser(page):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_page_on_a_phone_in_either_light(page, dark):
-    """Nothing is wider than the screen, and text stands out from its background."""
+    """On a phone nothing is wider than the screen, and text stands out from its background in light and dark."""
     with browser(width=390, dark=dark) as driver:
         driver.get(page.as_uri())
         assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
@@ -572,12 +572,12 @@ def test_a_page_on_a_phone_in_either_light(page, dark):
 
 
 def luminance(colour):
-    """https://www.w3.org/TR/WCAG21/#dfn-relative-luminance"""
+    """Return the relative luminance: https://www.w3.org/TR/WCAG21/#dfn-relative-luminance"""
     parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def contrast(one, other):
-    """https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio"""
+    """Return the contrast ratio: https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio"""
     return (max(one, other) + 0.05) / (min(one, other) + 0.05)

@@ -1,4 +1,4 @@
-"""Files that people name for pictures: told by what other libraries write, and never taken for one."""
+"""Check that files which people take for pictures are recognised as other libraries write them."""
 
 import bz2
 import codecs
@@ -133,7 +133,7 @@ each = pytest.mark.parametrize("name", FOREIGN)
 
 @each
 def test_an_input_that_is_no_picture_is_refused(tmp_path, name):
-    """It is refused with what to do: under its own name, and without one where its bytes tell; by itself or not."""
+    """A file that is no picture is refused with a way out, under its own name or by its bytes, alone or with others."""
     content, kind, by_content = FOREIGN[name]
     assert foreign(content[:START], name).kind == kind
     picture = draw(tmp_path / "a.png", 0)
@@ -160,14 +160,14 @@ def test_an_input_that_is_no_picture_is_refused(tmp_path, name):
     ],
 )  # fmt: skip
 def test_in_a_list_it_fails_by_name(name, says):
-    """As one of many images it is a failure that says what it is."""
+    """Among many listed images such a file is a failure that says what it is."""
     with pytest.raises(UnreadableError, match=says) as failed:
         identified(io.BytesIO(FOREIGN[name][0]), PixelSpec())
     assert failed.value.reason == ("format_not_allowed" if name == "paper.pdf" else "not_an_image")
 
 
 def test_img2dataset_by_a_shell_pattern(tmp_path):
-    """Of the tars, tables and statistics that img2dataset writes beside each other it is said what is no picture."""
+    """For img2dataset's tars, tables and statistics, given by a pattern, the message says which are no pictures."""
     picture = draw(tmp_path / "0.png", 0).read_bytes()
     with tarfile.open(tmp_path / "00000.tar", "w") as tar:
         info = tarfile.TarInfo("0.png")
@@ -183,10 +183,10 @@ def test_img2dataset_by_a_shell_pattern(tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_picture_is_a_picture_under_any_name(tmp_path, format):
-    """No picture of a format that is read is taken for something else, whatever its name says."""
+    """No picture of a format that is read is taken for something else, whatever its name."""
     for name in ("picture", "picture.zip", "picture.txt", "picture.json"):
         Image.new("RGB", (32, 32), "red").save(tmp_path / name, format)
-        if format != "TGA" or name == "picture":  # which has no mark
+        if format != "TGA" or name == "picture":  # TGA has no mark
             assert find(InputSpec([tmp_path / name])).images.keys == [name]
 
 
@@ -200,7 +200,7 @@ def test_a_plain_text_picture(tmp_path):
     "content", [b"<html>403</html>", b"no picture", b'{"error": 1}', b"\xff\xd8\xff", b"", bytes(99)]
 )
 def test_a_broken_picture_stays_a_failure(tmp_path, content):
-    """What is named as a picture and holds a page of an error, nothing or damage is listed, to fail by itself."""
+    """A file named as a picture that holds an error page, nothing or damage is listed, and fails by itself."""
     (tmp_path / "a.jpg").write_bytes(content)
     (tmp_path / "list").write_text("a.jpg")
     assert find(InputSpec([tmp_path / "a.jpg"])).images.keys == ["a.jpg"]
@@ -209,7 +209,7 @@ def test_a_broken_picture_stays_a_failure(tmp_path, content):
 
 @pytest.mark.parametrize("path", [os.devnull, "pipe.jpg"])
 def test_a_device_is_no_input(tmp_path, monkeypatch, path):
-    """What is neither a file nor a folder is refused before anything is written."""
+    """An input that is neither a file nor a folder is refused before anything is written."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe.jpg")
     with pytest.raises(UsageError, match="a device, pipe or socket"):
@@ -217,7 +217,7 @@ def test_a_device_is_no_input(tmp_path, monkeypatch, path):
 
 
 def test_a_folder_of_something_else(tmp_path):
-    """Where a folder holds no picture it is said what is there, and what to do with that."""
+    """For a folder without pictures the message says what it holds, and what to do with that."""
     (tmp_path / "hub").mkdir()
     for name in ("train-0.parquet", "train-1.parquet", "README.md"):
         (tmp_path / "hub" / name).write_bytes(b"x")
@@ -232,7 +232,7 @@ def test_a_folder_of_something_else(tmp_path):
 
 
 def test_only_linked_folders(tmp_path):
-    """A folder of links to folders is refused with the option that looks into them."""
+    """A folder that has only links to folders is refused with the option that follows them."""
     draw(tmp_path / "real" / "n01" / "a.png", 0)
     (tmp_path / "subset").mkdir()
     (tmp_path / "subset" / "n01").symlink_to(tmp_path / "real" / "n01")
@@ -243,7 +243,7 @@ def test_only_linked_folders(tmp_path):
 
 
 def test_behind_a_url(monkeypatch):
-    """What lies behind a URL is told in the same way; by its name where its server gives no first bytes."""
+    """Files behind a URL are recognised in the same way, by name if the server gives no first bytes."""
     fsspec = pytest.importorskip("fsspec")
     system = fsspec.filesystem("memory")
     for name in ("images.zip", "nameless", "a.png"):
@@ -252,7 +252,7 @@ def test_behind_a_url(monkeypatch):
         for name in ("images.zip", "nameless"):
             with pytest.raises(UsageError, match="a ZIP archive, no picture"):
                 find(InputSpec([f"memory://bucket/{name}"]))
-        assert find(InputSpec(["memory://bucket/a.png"])).images.keys == ["a.png"]  # not fetched to be listed
+        assert find(InputSpec(["memory://bucket/a.png"])).images.keys == ["a.png"]  # listing does not fetch it
         monkeypatch.setattr(type(system), "cat_file", lambda *_, **__: 1 / 0)
         with pytest.raises(UsageError, match="an archive, no picture"):
             find(InputSpec(["memory://bucket/images.zip"]))
@@ -272,9 +272,9 @@ PICTURES = {
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_that_are_not_read(tmp_path, name):
-    """A picture of a format that is not read is named, with what to do: nobody looks for damage in it.
+    """A picture of a format that is not read is named, with a way out, so that nobody looks for damage in it.
 
-    Given as an input, or as all that a list names, it is refused before the plan is made; among others it is a failure.
+    As an input, or as all that a list names, it is refused before the plan is made; among others it is a failure.
     """
     content = PICTURES[name] + bytes(600)
     with pytest.raises(UnreadableError) as failed:
@@ -293,13 +293,13 @@ def test_pictures_that_are_not_read(tmp_path, name):
         find(InputSpec(files_from=tmp_path / "list", root=tmp_path))
     (tmp_path / "list").write_text(f"{name}\na.png")
     assert len(find(InputSpec(files_from=tmp_path / "list", root=tmp_path)).images) == 2
-    (tmp_path / "a.jpg").write_bytes(content)  # meant as a picture that is read
+    (tmp_path / "a.jpg").write_bytes(content)  # named as a picture that is read
     assert find(InputSpec([tmp_path / "a.jpg"])).images.keys == ["a.jpg"]
 
 
 @pytest.mark.parametrize("suffix", "svg psd exr dcm fits eps pdf".split())
 def test_pictures_told_by_their_suffix(tmp_path, suffix):
-    """Where the bytes say nothing, as in an empty file, the suffix tells that a format is not read."""
+    """If the bytes say nothing, as in an empty file, the suffix tells that a format is not read."""
     (tmp_path / f"a.{suffix}").write_bytes(b"")
     with pytest.raises(UsageError, match=r"not read|no picture"):
         find(InputSpec([tmp_path / f"a.{suffix}"]))
@@ -307,6 +307,6 @@ def test_pictures_told_by_their_suffix(tmp_path, suffix):
 
 @pytest.mark.parametrize("start", [b"\0\0\0\x18ftypheic", b"\xff\x0a", b"\0\0\0\x0cJXL "])
 def test_what_a_plugin_reads_is_an_input(tmp_path, start):
-    """HEIF and JPEG XL are listed under any name: whether they are read is up to a plugin."""
+    """HEIF and JPEG XL are listed under any name, because a plugin may read them."""
     (tmp_path / "picture").write_bytes(start + bytes(99))
     assert find(InputSpec([tmp_path / "picture"])).images.keys == ["picture"]

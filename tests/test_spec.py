@@ -1,4 +1,4 @@
-"""The specs: every option is written down once, and the shell, Python, its help and type checkers agree on it."""
+"""Check the specs: every option is written once, and shell, Python, help and type checkers agree on it."""
 
 import contextlib
 import inspect
@@ -41,7 +41,7 @@ of_each_call = pytest.mark.parametrize("name", CALLS)
 
 
 def test_every_spec_is_looked_at(cli):
-    """These tests are about every spec that there is, and the command line has the commands of those specs."""
+    """These tests cover every spec, and the command line has the commands of those specs."""
     homes = (*vars(commands).values(), *vars(calls).values())
     made = {one for one in homes if inspect.isclass(one) and issubclass(one, Spec)}
     ends = {spec for spec in made if not any(spec in other.__bases__ for other in made)} - {Spec}
@@ -52,7 +52,7 @@ def test_every_spec_is_looked_at(cli):
 
 @of_each_spec
 def test_options_say_what_they_are(spec):
-    """Each option has a help that ends as a sentence and names its words, and a group of the help's or a place."""
+    """Each option has a help that ends as a sentence and names its words, and a group of the help or a place."""
     for one in options_of(spec):
         assert one.option.help.endswith("."), one.name
         assert [word for word in one.words if word not in one.option.help] == [], one.name
@@ -66,7 +66,7 @@ def test_options_say_what_they_are(spec):
 
 @of_each_spec
 def test_defaults_pass_their_own_checks(spec):
-    """What an option is where nobody gives it could be given."""
+    """The default of each option is a value that could be given."""
     for one in options_of(spec):
         if one.default not in (None, MISSING):
             if one.words and isinstance(one.default, str):
@@ -76,7 +76,7 @@ def test_defaults_pass_their_own_checks(spec):
 
 
 def test_tables_of_types_agree(tmp_path):
-    """A precision or a stored type is known everywhere or nowhere."""
+    """A precision or a stored dtype is known everywhere or nowhere."""
     import torch
 
     from featcli.backbones.execution import LAYOUTS, PRECISIONS
@@ -104,7 +104,7 @@ def test_tables_of_types_agree(tmp_path):
 
 
 def test_words_are_known_where_they_are_used():
-    """A word that an option takes has its entry in every table that is keyed by such words, and no other has one."""
+    """Every table keyed by the words of an option has an entry for each word, and no other."""
     from featcli.backbones.execution import LAYOUTS, PRECISIONS
     from featcli.dump.formats import FORMATS
     from featcli.export.formats import SUFFIXES, export_format
@@ -129,7 +129,7 @@ def test_words_are_known_where_they_are_used():
 
 
 def test_every_fit_is_a_way_of_its_own():
-    """No word of --fit is taken for another: each gives other pixels, of the size that it is for."""
+    """Each word of --fit gives other pixels, of the size that it is for."""
     from featcli.pixels.resize import ResizeMode
 
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
@@ -143,7 +143,7 @@ def test_every_fit_is_a_way_of_its_own():
 
 
 def test_colours_behind_transparency_are_colours():
-    """Every word of --alpha but drop is a colour that Pillow knows."""
+    """Every word of --alpha except drop is a colour that Pillow knows."""
     colours = {word: ImageColor.getrgb(word) for word in get_args(words.Alpha) if word != "drop"}
     assert colours == {"white": (255, 255, 255), "black": (0, 0, 0)}
 
@@ -184,7 +184,7 @@ NEEDED = {"extract": {"checkpoint": "resnet18", "output": "d"}, "load_backbone":
 
 @of_each_call
 def test_keywords_that_are_wrong(name):
-    """An unknown keyword, and one that is missing, raise TypeError with the function's and the keyword's name."""
+    """An unknown or missing keyword raises TypeError with the names of the function and the keyword."""
     function, needed = getattr(featcli, name), NEEDED[name]
     with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'outindices'$"):
         function(**needed, outindices=[1])
@@ -214,7 +214,7 @@ def test_keywords_that_are_wrong(name):
     ],
 )
 def test_values_that_are_wrong(name, option, value, says):
-    """A value that cannot be is a UsageError that names the option, before anything is looked at."""
+    """An impossible value raises a UsageError that names the option, before anything is read."""
     with pytest.raises(UsageError, match=f"^(--)?{re.escape(says.removeprefix('--'))}"):
         getattr(featcli, name)("nowhere", **{**NEEDED[name], option: value} if name == "extract" else {option: value})
 
@@ -237,7 +237,7 @@ load_backbone(random_init=True)  # error: Missing positional argument "checkpoin
 load_backbone("resnet18", outindices=[1])  # error: .* "outindices" for "load_backbone"
 load_backbone("resnet18", precision="auto")  # error: Argument "precision" .*'fp32', 'bf16', 'fp16'
 """
-# What the signatures have nothing of is left out: it takes mypy a minute to read.
+# Everything but the signatures is left out, because mypy would take a minute to read it.
 MYPY = """\
 [mypy]
 strict = True
@@ -249,7 +249,7 @@ ignore_missing_imports = True
 
 
 def test_type_checkers_know_the_keywords(tmp_path, monkeypatch):
-    """mypy finds a keyword that is misspelt or missing and a value of a wrong type, and nothing in a right call."""
+    """mypy finds misspelt and missing keywords and values of a wrong type, and nothing in a right call."""
     api = pytest.importorskip("mypy.api")
     (tmp_path / "mypy.ini").write_text(MYPY)
     (tmp_path / "calls.py").write_text(CALLS_IN_PYTHON)
@@ -272,7 +272,7 @@ def test_type_checkers_know_the_keywords(tmp_path, monkeypatch):
 
 
 def completed(cli, monkeypatch, line, shell="bash"):
-    """What a shell is told to offer for what was typed so far."""
+    """Return what a shell is told to offer for what was typed so far."""
     monkeypatch.setenv("_FEATCLI_COMPLETE", f"complete_{shell}")
     monkeypatch.setenv("COMP_WORDS", line)
     monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
@@ -284,14 +284,14 @@ def completed(cli, monkeypatch, line, shell="bash"):
 
 
 def script_of(shell, cli, monkeypatch):
-    """What `--show-completion` prints in that shell."""
+    """Return what `--show-completion` prints in that shell."""
     monkeypatch.setenv("_FEATCLI_COMPLETE", f"source_{shell}")
     return cli().out
 
 
 @of_each_command
 def test_a_shell_is_offered_the_words(cli, monkeypatch, name):
-    """After an option that takes some words a shell is offered those, and of them what was begun."""
+    """A shell offers the words of an option, and of these the ones that begin as typed."""
     for one in options_of(COMMANDS[name]):
         if words := one.words or one.option.offers:
             assert completed(cli, monkeypatch, f"featcli {name} {one.called} ").split() == [*words]
@@ -302,7 +302,7 @@ def test_a_shell_is_offered_the_words(cli, monkeypatch, name):
 
 @of_each_command
 def test_words_that_no_type_names_are_taken(name):
-    """What a shell offers for an option that takes other text, too, is in its help and passes its check."""
+    """Words that a shell offers for an option that also takes other text are in its help and pass its check."""
     for one in options_of(COMMANDS[name]):
         for word in one.option.offers:
             assert word in one.option.help, one.name
@@ -311,7 +311,7 @@ def test_words_that_no_type_names_are_taken(name):
 
 @pytest.mark.parametrize("typed", ["extract -c ", "extract --arch ", "verify -c ", "inspect ", "models "])
 def test_a_shell_is_offered_models(cli, monkeypatch, typed):
-    """Wherever a model is named a shell is offered those that begin so, and behind a dot the tags of one."""
+    """Wherever a model is named, a shell offers names that begin so, and after a dot the tags of a name."""
     import timm
 
     found = completed(cli, monkeypatch, f"featcli {typed}resnet5").split()
@@ -323,7 +323,7 @@ def test_a_shell_is_offered_models(cli, monkeypatch, typed):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_that_are_offered_something(cli, monkeypatch, shell):
-    """bash, zsh and fish get commands, options, words and names of models; and a script that asks for them."""
+    """bash, zsh and fish get a script that asks for commands, options, words and names of models."""
     for typed, offered in (
         ("", {"extract", "inspect"}),
         ("extract --dec", {"--decode", "--decode-threads"}),
@@ -341,7 +341,7 @@ def test_shells_that_are_offered_something(cli, monkeypatch, shell):
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_the_script_in_bash(cli, monkeypatch, tmp_path):
-    """What `--show-completion` prints in bash is a script by which bash itself finds the words."""
+    """The script that `--show-completion` prints in bash makes bash find the words."""
     script = script_of("bash", cli, monkeypatch)
     monkeypatch.delenv("_FEATCLI_COMPLETE")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
@@ -355,7 +355,7 @@ def test_the_script_in_bash(cli, monkeypatch, tmp_path):
 
 
 def test_completion_imports_no_torch():
-    """Whoever presses the tab key waits for none of the heavy libraries, not even for names of models."""
+    """Completion imports none of the heavy libraries, not even for names of models."""
     script = (
         "import os, sys; from featcli.cli.boundary import main\n"
         "for line in ('featcli extract --decode ', 'featcli extract -c resnet18'):\n"
@@ -371,7 +371,7 @@ def test_completion_imports_no_torch():
 
 @of_each_command
 def test_help_in_groups(cli, monkeypatch, name):
-    """A help has every option once, under the heading of its group, in the order of the groups, within 80 columns."""
+    """A help has every option once, under the heading of its group, in the order of groups, within 80 columns."""
     monkeypatch.setenv("COLUMNS", "200")
     run = cli(name, "-h")
     assert (run.code, run.err) == (0, "")
@@ -433,7 +433,7 @@ WRONG = {
 
 @pytest.mark.parametrize("option", PLAIN)
 def test_values_of_other_libraries(option):
-    """Numbers, arrays, dtypes and devices of numpy and torch, and numbers as text, are what Python's own would be."""
+    """Values of numpy and torch, and numbers as text, become the same as Python's own."""
     for expected, value in PLAIN[option]:
         found = getattr(calls.BackboneCall("x", **{option: value}), option)
         assert (found, str(found)) == (expected, str(expected)), value
@@ -441,7 +441,7 @@ def test_values_of_other_libraries(option):
     for value in WRONG[option]:
         with pytest.raises(UsageError) as raised:
             calls.BackboneCall("x", **{option: value})
-        assert isinstance(raised.value, ValueError)  # as transformers raises them
+        assert isinstance(raised.value, ValueError)  # transformers raises that, too
 
 
 ODD = [None, True, 7, 2.5, object(), ["a"], (1, 2), np.array([1, 2]), np.array(["a"]), Path("p"), b"x", {}.keys()]
@@ -450,7 +450,7 @@ ODD = [None, True, 7, 2.5, object(), ["a"], (1, 2), np.array([1, 2]), np.array([
 @of_each_call
 @pytest.mark.parametrize("value", ODD, ids=lambda value: f"{type(value).__name__}-{value!r:.12}")
 def test_any_value_is_taken_or_refused(name, value):
-    """Whatever Python gives an option, the spec takes it or says in a UsageError what is wrong."""
+    """Any Python value of an option is taken, or refused by a UsageError that says what is wrong."""
     spec = CALLS[name]
     needed = {"checkpoint": "y"} | ({"inputs": "x", "output": "z"} if name == "extract" else {})
     for one in options_of(spec):
@@ -460,7 +460,7 @@ def test_any_value_is_taken_or_refused(name, value):
 
 
 def test_words_are_words():
-    """An option that takes words takes nothing else, and None only where its type has it."""
+    """An option that takes words takes nothing else, and None only if its type has it."""
     for option in ("norm", "alpha", "decode", "dtype", "precision", "format", "engine"):
         for value in (True, 1, ["model"], (255, 255, 255)):
             with pytest.raises(UsageError, match=f"--{option} cannot be"):
@@ -470,7 +470,7 @@ def test_words_are_words():
 
 
 def test_what_can_be_gone_through_once_is_kept():
-    """Generators, arrays and paths are held as what they give: a spec that is made again from another has the same."""
+    """Generators, arrays and paths are kept as what they give, so a spec made from another has the same."""
     asked = calls.ExtractCall(
         (Path(name) for name in "ab"), checkpoint="y", output=Path("z"), out_indices=np.array([1, 2]), root=None
     )

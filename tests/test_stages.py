@@ -15,7 +15,7 @@ def chosen(**options):
 
 
 def test_default_is_last_stage():
-    """With no choice at all, the last stage alone is selected."""
+    """Without any choice the last stage alone is selected."""
     assert chosen() == ["stage4"]
 
 
@@ -42,12 +42,12 @@ def test_default_is_last_stage():
     ],
 )
 def test_choices(options, expected):
-    """Names, indices, negative indices, ranges and `all` choose the stages they say."""
+    """Names, indices, negative indices, ranges and `all` choose the stages that they name."""
     assert chosen(**options) == expected
 
 
 def test_order_of_the_question_does_not_matter():
-    """Stages come in network order however they are asked for."""
+    """Stages come in network order, in whatever order they are asked for."""
     assert chosen(out_indices=[4, 0, 2]) == chosen(out_indices=[0, 2, 4]) == ["stem", "stage2", "stage4"]
 
 
@@ -69,7 +69,7 @@ def test_order_of_the_question_does_not_matter():
     ],
 )
 def test_refusals(options, message, hint):
-    """What cannot be chosen is refused, with what could have been meant."""
+    """An impossible choice is refused, with what may have been meant."""
     with pytest.raises(UsageError) as refused:
         select(PYRAMID, **options)
     assert message in refused.value.message
@@ -85,7 +85,7 @@ def test_disagreement_names_both_sides():
 
 
 def test_a_module_of_several_stages():
-    """A module that yields several stages names none of them: the names to choose by are in the hint."""
+    """A module that gives several stages chooses none of them, and the hint has the names to choose by."""
     with pytest.raises(UsageError, match="unknown stage 'blocks'") as refused:
         select([("stage1", "blocks"), ("stage2", "blocks"), ("stage3", "norm")], out_features=["blocks"])
     assert "stage1 and stage2" in refused.value.hint
@@ -95,18 +95,18 @@ def test_a_module_of_several_stages():
     "text", ["1,2,-1", " 1, 2,-1 ", "(1,2,-1)", "[1, 2, -1]", "1,2,-1,", "(1, 2, -1,)", "['1','2',-1]"]
 )
 def test_indices_as_the_documents_write_them(text):
-    """Indices are understood with the brackets, the quotes and the last comma of Python."""
+    """Indices may be written with the brackets, the quotes and the last comma of Python."""
     assert parse_indices(text) == (1, 2, -1)
 
 
 @pytest.mark.parametrize("text", ["stem,stage2:stage4", "['stem', 'stage2:stage4']", '("stem", "stage2:stage4",)'])
 def test_names_as_the_documents_write_them(text):
-    """Names are understood with the brackets, the quotes and the last comma of Python."""
+    """Names may be written with the brackets, the quotes and the last comma of Python."""
     assert parse_features(text) == ("stem", "stage2:stage4")
 
 
 def test_one_index_and_all():
-    """One index with a comma is a tuple of one, as in Python; brackets around nothing are a choice of no stage."""
+    """An index with a comma is a tuple of one, as in Python, and empty brackets choose no stage."""
     assert parse_indices("0,") == parse_indices("(0,)") == parse_indices("[0]") == parse_indices(0) == (0,)
     assert parse_indices("all") == "all"
     assert parse_indices("()") == parse_indices([]) == ()
@@ -117,21 +117,21 @@ def test_one_index_and_all():
     "asked", [np.array([0, 2]), torch.tensor([0, 2]), (np.int64(0), torch.tensor(2)), ["0", "2"], range(0, 3, 2)]
 )
 def test_indices_of_python(asked):
-    """Whole numbers of numpy and torch, and texts of such, are indices; a tuple of plain numbers comes of them."""
+    """Whole numbers of numpy and torch, also as text, are indices, and become a tuple of plain numbers."""
     assert parse_indices(asked) == (0, 2)
     assert all(type(index) is int for index in parse_indices(asked))
 
 
 @pytest.mark.parametrize("asked", [1.0, (1.5,), [None], [True], np.array([True]), [[0, 1]], ["stage1"], {"a": 1}])
 def test_what_is_no_index(asked):
-    """Whatever is no whole number is refused as an index, in one line."""
+    """Anything but a whole number is refused as an index, in one line."""
     with pytest.raises(UsageError, match="--out-indices"):
         parse_indices(asked)
 
 
 @pytest.mark.parametrize("text", ["", ",", "1,,2", "(1,2", "stage1", "1.5", "(1)(2)"])
 def test_indices_that_are_no_numbers(text):
-    """Anything but whole numbers is refused with the option that takes names."""
+    """Names given as indices are refused with the option that takes names."""
     with pytest.raises(UsageError) as refused:
         parse_indices(text)
     assert "--out-features" in refused.value.hint
@@ -140,7 +140,7 @@ def test_indices_that_are_no_numbers(text):
 def test_agrees_with_transformers_on_every_choice():
     """Every choice that transformers accepts selects the same stages here, and what it refuses is refused.
 
-    Known differences: any order is accepted, and an empty choice is refused.
+    There are two known differences: any order is accepted, and an empty choice is refused.
     """
     itertools = pytest.importorskip("itertools")
     transformers = pytest.importorskip("transformers")

@@ -1,4 +1,4 @@
-"""Images that are not files of a folder: in tar files, and behind URLs."""
+"""Check images that are not files in a folder: those in tar files, and behind URLs."""
 
 import io
 import os
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 def packed(path, entries):
-    """A tar file of (name, bytes or what tarfile takes)."""
+    """Make a tar file of (name, bytes or what tarfile takes)."""
     with tarfile.open(path, "w") as tar:
         for name, content in entries:
             info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
@@ -47,7 +47,7 @@ def names(*inputs, **options):
 
 @pytest.fixture(scope="module")
 def tar(folder, tmp_path_factory):
-    """The same pictures in an order of their own, beside their labels, as webdataset lays them out."""
+    """Make a tar of the same pictures in another order, beside their labels, as webdataset does."""
     order = [3, 1, 8, 4, 0, 5, 2, 7, 6]
     entries = []
     for i in order:
@@ -58,7 +58,7 @@ def tar(folder, tmp_path_factory):
 
 @pytest.mark.parametrize("format", ["hdf5", "safetensors"])
 def test_a_tar_gives_what_its_folder_gives(tmp_path, folder, tar, format):
-    """Rows are in the order of the tar, keys are names in it, maps and failures those of the same files in a folder."""
+    """A tar's rows have its order, its names as keys, and the maps and failures of the same files in a folder."""
     plain = open_dump(extract(folder, output=tmp_path / "plain", format=format, **OPTIONS).dump)
     inside = open_dump(extract(tar, output=tmp_path / "inside", format=format, **OPTIONS).dump)
     assert inside.keys == [f"{i:02d}.png" for i in (3, 1, 8, 4, 0, 5, 2, 7, 6)]
@@ -69,7 +69,7 @@ def test_a_tar_gives_what_its_folder_gives(tmp_path, folder, tar, format):
 
 
 def test_tars_and_folders_together(folder, tar):
-    """Several inputs lead the keys by their names; folders come first, then the tars as they were given."""
+    """Keys of several inputs are led by the inputs' names; folders come first, then tars as they were given."""
     other = packed(tar.parent / "other.tar", [("a/b.JPG", b"x"), ("a/._b.jpg", b"x"), ("a/b.txt", b"x")])
     listing = find(InputSpec([str(other), str(tar), str(folder)]))
     assert listing.images.keys[:9] == [f"{folder.name}/{i:02d}.png" for i in range(9)]
@@ -89,7 +89,7 @@ def test_tars_and_folders_together(folder, tar):
     ],
 )
 def test_what_a_tar_may_not_hold(tmp_path, entries, says):
-    """Names that lead out of a folder, two of one name, or no picture at all: refused, with nothing unpacked."""
+    """A tar with names that lead out of a folder, two equal names or no picture is refused, and nothing is unpacked."""
     with pytest.raises(UsageError, match=says):
         names(packed(tmp_path / "x.tar", entries))
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
@@ -97,7 +97,7 @@ def test_what_a_tar_may_not_hold(tmp_path, entries, says):
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
 def test_pictures_that_are_links_in_a_tar(tmp_path, kind):
-    """A picture that is not in the tar itself is refused: it would be missing. Folders and other links are none."""
+    """A picture that is a link in a tar is refused, because it would be missing; folders and other links are not."""
     made, other, link = tarfile.TarInfo("d.jpg"), tarfile.TarInfo("latest"), tarfile.TarInfo("b.jpg")
     made.type, other.type, link.type = tarfile.DIRTYPE, tarfile.SYMTYPE, kind
     other.linkname = link.linkname = "a.jpg"
@@ -108,7 +108,7 @@ def test_pictures_that_are_links_in_a_tar(tmp_path, kind):
 
 
 def test_a_tar_that_is_damaged_or_packed(tmp_path, tar):
-    """One that is cut short, or compressed, is refused whole: images would be missing, or could not be found."""
+    """A tar that is cut short or compressed is refused, because images would be missing or could not be found."""
     whole = tar.read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UsageError, match=r"cut.tar': damaged or cut short after \d+ members"):
@@ -123,7 +123,7 @@ def test_a_tar_that_is_damaged_or_packed(tmp_path, tar):
 
 
 def test_a_cut_or_a_flipped_bit_anywhere(tmp_path):
-    """Wherever a tar is cut, and whichever header is damaged, no image is missing without a word."""
+    """Wherever a tar is cut, and whichever header is damaged, no image is silently missing."""
     whole = packed(tmp_path / "x.tar", [(f"{i}.jpg", bytes([i]) * 700) for i in range(3)]).read_bytes()
     end = 3 * (512 + 1024)
     for length in range(0, end + 512, 64):
@@ -146,7 +146,7 @@ def test_a_cut_or_a_flipped_bit_anywhere(tmp_path):
     "headers", [{"size": "-1536"}, {"size": "-2560"}, {"size": "1" + "0" * 23}, {"GNU.sparse.map": "a,b"}]
 )
 def test_headers_that_lie(tmp_path, headers):
-    """Sizes below zero, without end, or of no number end in one line: no loop, no traceback, no image left out."""
+    """Sizes that are negative, endless or no number end in one line, without a loop or a missing image."""
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         for i in range(3):
             info = tarfile.TarInfo(f"{i}.jpg")
@@ -157,14 +157,14 @@ def test_headers_that_lie(tmp_path, headers):
 
 
 def pax(kind, content):
-    """A pax header of that many bytes."""
+    """Return a pax header of that many bytes."""
     info = tarfile.TarInfo("PaxHeader")
     info.type, info.size = kind, len(content)
     return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
 
 
 def record(name, value):
-    """A value in a pax header, which says first how long it is."""
+    """Return a value in a pax header, which begins with its length."""
     rest = len(f" {name}={value}\n")
     length = rest + len(str(rest + len(str(rest))))
     return f"{length} {name}={value}\n".encode()
@@ -185,12 +185,12 @@ LONG = {
 
 @pytest.mark.parametrize("what", LONG)
 def test_headers_without_end(tmp_path, monkeypatch, what):
-    """Headers of a tar that would take memory without bound are refused before they are read."""
-    if what == "a map of holes":  # a quarter of them: each is counted, which takes its time
+    """Headers that would take memory without limit are refused before they are read."""
+    if what == "a map of holes":  # a quarter of them, because each is counted, which takes time
         monkeypatch.setattr(archives, "MOST_HEADER_BYTES", archives.MOST_HEADER_BYTES // 4)
     whole = packed(tmp_path / "x.tar", [("b.png", draw(tmp_path / "b.png", 0).read_bytes())]).read_bytes()
     (tmp_path / "x.tar").write_bytes(LONG[what] + whole)
-    tracemalloc.start()  # other threads of the process do not count
+    tracemalloc.start()  # counts no other threads of the process
     try:
         with pytest.raises(UsageError, match=r"x.tar'?: damaged or cut short after . member"):
             names(tmp_path / "x.tar")
@@ -200,14 +200,14 @@ def test_headers_without_end(tmp_path, monkeypatch, what):
 
 
 def test_a_pipe_named_as_a_tar(tmp_path):
-    """It is refused and not waited for."""
+    """A pipe named as a tar is refused, and not waited for."""
     os.mkfifo(tmp_path / "x.tar")
     with pytest.raises(UsageError, match=r"x\.tar"):
         names(tmp_path / "x.tar")
 
 
 def test_a_tar_that_changes(tmp_path, folder, cli):
-    """A tar that is rewritten or gone while it is read ends the run: no image gets the pixels of another or fails."""
+    """A tar that is rewritten or gone while it is read ends the run, and no image fails or gets another's pixels."""
     entries = [(path.name, path.read_bytes()) for path in sorted(folder.iterdir())]
     path = packed(tmp_path / "train.tar", entries)
     size = path.stat().st_size
@@ -228,7 +228,7 @@ def test_a_tar_that_changes(tmp_path, folder, cli):
 
 
 def test_tars_resume(tmp_path, tar, cli):
-    """A run over a tar that was cut short goes on, by parts too."""
+    """An interrupted run over a tar is resumed, also by parts."""
     command = ["extract", tar, "-c", "test_resnet", "--random-init", "--batch-size", "2", "--shard-size", "2", "-q"]
     assert cli(*command, "-o", tmp_path / "whole").code == 3
     for part in ("1/2", "0/2"):
@@ -240,7 +240,7 @@ def test_tars_resume(tmp_path, tar, cli):
 
 @pytest.fixture
 def memory(folder, tar):
-    """The pictures on fsspec's file system in memory."""
+    """Put the pictures on fsspec's file system in memory."""
     fsspec = pytest.importorskip("fsspec")
     system = fsspec.filesystem("memory")
     for path in sorted(folder.iterdir()):
@@ -254,7 +254,7 @@ def memory(folder, tar):
 
 @pytest.mark.parametrize("protocol", ["memory", "file"])
 def test_urls_give_what_files_give(tmp_path, folder, tar, memory, protocol):
-    """A folder, a tar and a list behind URLs give the maps that the same files give."""
+    """A folder, a tar and a list behind URLs give the maps of the same files."""
     base = "memory://bucket" if protocol == "memory" else f"file://{folder.parent}"
     photos = f"{base}/photos" if protocol == "memory" else f"file://{folder}"
     archive = f"{base}/train.tar" if protocol == "memory" else f"file://{tar}"
@@ -273,7 +273,7 @@ def test_urls_give_what_files_give(tmp_path, folder, tar, memory, protocol):
 
 
 def test_listed_urls_without_a_root(tmp_path, memory):
-    """Their keys are the URLs without their protocols, beside local names whose keys are as ever."""
+    """Listed URLs without a root have themselves as keys, without protocol, beside local names with theirs."""
     (tmp_path / "list").write_text(f"memory://bucket/photos/01.png\n{SAMPLES / 'nature' / 'sea.jpg'}\n")
     images = find(InputSpec(files_from=str(tmp_path / "list"), root=str(SAMPLES))).images
     assert images.keys == ["bucket/photos/01.png", "nature/sea.jpg"]
@@ -284,7 +284,7 @@ def test_listed_urls_without_a_root(tmp_path, memory):
 
 
 def test_urls_that_lead_nowhere(memory, monkeypatch):
-    """Nothing there, a protocol that nobody knows, and one whose package is missing: said with what to do."""
+    """A URL of nothing, of an unknown protocol or of a missing package is refused with a way out."""
     monkeypatch.setitem(sys.modules, "s3fs", None)
     for url, says in (
         ("memory://bucket/nothing", "nothing there"),
@@ -298,7 +298,7 @@ def test_urls_that_lead_nowhere(memory, monkeypatch):
 
 @pytest.mark.parametrize("cache", ["simplecache", "filecache"])
 def test_chains_of_file_systems(tmp_path, memory, folder, cache):
-    """Through a cache images are read as without it. Any other chain cannot lead to them and is refused at planning."""
+    """Images are read through a cache as without it, and any other chain is refused in planning."""
     image = find(InputSpec([f"{cache}::memory://bucket/photos"])).images[0]
     with opened(image) as file:
         assert file.read() == (folder / "00.png").read_bytes()
@@ -320,7 +320,7 @@ def test_chains_of_file_systems(tmp_path, memory, folder, cache):
 
 @pytest.mark.parametrize("name", ["/b.png", "x::y.png"])
 def test_objects_that_no_file_can_be_named(memory, name):
-    """Objects whose names lead elsewhere are refused, and no file of this machine is read for them."""
+    """Objects whose names lead elsewhere are refused, and no local file is read for them."""
     memory.store[f"/bucket/odd/{name}"] = memory.store["/bucket/photos/01.png"]
     with pytest.raises(
         UsageError, match=r"a name that no file can have|no images in"
@@ -329,7 +329,7 @@ def test_objects_that_no_file_can_be_named(memory, name):
 
 
 def test_listed_urls_that_are_files(tmp_path, folder):
-    """A URL of a local file in a list does not get around --root; one with three slashes is no local path."""
+    """A listed URL of a local file does not get around --root, and one with three slashes is no local path."""
     (tmp_path / "list").write_text(f"file://{folder}/01.png\n")
     with pytest.raises(UsageError, match="a file of this machine"):
         names(files_from=str(tmp_path / "list"))
@@ -341,7 +341,7 @@ def test_listed_urls_that_are_files(tmp_path, folder):
 
 @pytest.mark.parametrize("error", [ConnectionError("no route to host"), PermissionError("the token has expired")])
 def test_an_object_that_goes_and_a_network_that_does(tmp_path, memory, monkeypatch, error):
-    """An object that is gone is a failed image; a network or a token that is gone ends the run and marks no image."""
+    """An object that is gone is a failed image; a network or a token that is gone ends the run and fails no image."""
     from fsspec.implementations.memory import MemoryFileSystem
 
     whole = MemoryFileSystem.cat_file
@@ -366,7 +366,7 @@ def test_an_object_that_goes_and_a_network_that_does(tmp_path, memory, monkeypat
 
 
 def test_a_bucket_that_goes(tmp_path, memory):
-    """Where all of it is gone, that is no failure of its images."""
+    """A bucket that is gone ends the run, and fails no image."""
 
     def empty(kind, **facts):
         if kind == "start":

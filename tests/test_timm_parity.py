@@ -1,4 +1,4 @@
-"""timm's model files, one small architecture of each: what featcli gives is what timm gives."""
+"""Check timm's model files with one small architecture of each: featcli gives what timm gives."""
 
 import pytest
 import timm
@@ -20,7 +20,7 @@ rexnet_100 selecsls42 legacy_seresnet18 shvit_s1 skresnet18 starnet_s050 swiftfo
 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 tiny_vit_5m_224 visformer_tiny test_vit vit_tiny_r_s16_p8_224
 test_vit_relpos ese_vovnet19b_slim_dw xcit_nano_12_p8_224
 """.split()
-# Maps in rows of tokens, of both orders of axes, of several paths; norms, attention and convolutions of all kinds.
+# Tokens, both orders of axes, several paths, and all kinds of norms, attention and convolutions are among them.
 OF_EACH_KIND = """
 test_byobnet cs3darknet_focus_s densenet121 efficientformer_l1 efficientvim_m1 efficientvit_m0
 eva02_tiny_patch14_224 fastvit_t8 hgnetv2_b0 hiera_tiny_224 hrnet_w18_small levit_128s test_mambaout test_coatnet
@@ -30,14 +30,14 @@ xcit_nano_12_p8_224
 
 
 def test_so_many_files():
-    """There are at least sixty architectures here for `make sweep`, from at least fifty of timm's model files."""
+    """`make sweep` has at least sixty architectures here, from at least fifty of timm's model files."""
     assert len(set(ARCHITECTURES)) >= 60
     assert len({timm.models.model_entrypoint(name).__module__ for name in ARCHITECTURES}) >= 50
     assert set(OF_EACH_KIND) <= set(ARCHITECTURES)
 
 
 def differences(name, folder):
-    """The largest difference between timm's whole model and each map of featcli, of a row and of a cut backbone."""
+    """Return the largest differences of featcli's maps, of a row and of a cut backbone, from timm's whole model."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=0).eval()
     pixels = create_transform(**resolve_model_data_config(model), is_training=False)(upright(PICTURE))[None]
@@ -55,8 +55,8 @@ def differences(name, folder):
 
 @pytest.mark.parametrize("name", OF_EACH_KIND)
 def test_rows_are_timms_own(tmp_path, name):
-    """A row of every stage, and the map of a backbone cut in the middle, equals timm's whole model bit for bit.
+    """A row of every stage, and the map of a backbone cut in the middle, equal timm's whole model bit for bit.
 
-    `make sweep` compares one architecture of each of timm's files so.
+    `make sweep` compares one architecture of each of timm's files in this way.
     """
     assert set(differences(name, tmp_path)) == {0.0}

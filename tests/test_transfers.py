@@ -1,4 +1,4 @@
-"""Buffers, and the order of copies on a GPU: seen on a stand-in for torch.cuda, since no test may need one."""
+"""Check buffers, and the order of copies on a GPU with a stand-in for torch.cuda, because no test may need a GPU."""
 
 import mmap
 import weakref
@@ -12,12 +12,12 @@ from featcli.run.transfers import Buffers, CudaTransfers, Transfers
 
 
 def test_buffers_start_on_a_page():
-    """So that the disk can read from them without a copy."""
+    """Buffers start on a page, so that the disk can read from them without a copy."""
     assert Buffers().take("stage1", 5000).data_ptr() % 4096 == 0
 
 
 def test_buffers_are_used_again():
-    """What was given back is taken again; what was not is not."""
+    """Only a buffer that was given back is taken again."""
     buffers = Buffers()
     one, other = buffers.take("stage1", 100), buffers.take("stage1", 100)
     assert one.data_ptr() != other.data_ptr()
@@ -27,7 +27,7 @@ def test_buffers_are_used_again():
 
 
 def test_no_memory_for_buffers(monkeypatch):
-    """That is said as such, and not taken for a trouble of the disk."""
+    """A lack of memory for buffers is reported as such, and not as an error of the disk."""
 
     def refuse(*_, **__):
         raise OSError(12, "Cannot allocate memory")
@@ -38,7 +38,7 @@ def test_no_memory_for_buffers(monkeypatch):
 
 
 def test_buffers_that_became_too_small_are_let_go():
-    """A larger map needs a larger buffer, and the small one does not stay."""
+    """A larger map gets a larger buffer, and the small one is dropped."""
     buffers = Buffers()
     small = buffers.take("stage1", 10)
     kept = weakref.ref(small)
@@ -52,7 +52,7 @@ def test_buffers_that_became_too_small_are_let_go():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_rows_are_cast_and_laid_out_as_torch_does(dtype, layout):
-    """One copy gives, bit for bit, what a cast and a layout give one after the other."""
+    """One copy gives, bit for bit, what a cast and then a layout give."""
     values = torch.randn(3, 5, 7, 6).mul(1000).contiguous(memory_format=layout)
     target = torch.empty(values.shape, dtype=dtype)
     ends = Transfers(torch.device("cpu")).to_host(values, target)
@@ -62,7 +62,7 @@ def test_rows_are_cast_and_laid_out_as_torch_does(dtype, layout):
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_value_that_is_not_finite_shows_in_the_extremes(bad):
-    """They are finite exactly where all values are."""
+    """The extremes are finite exactly if all values are."""
     values = torch.randn(3, 5, 7, 6)
     values[1, 2, 3, 4] = bad
     assert not Transfers(torch.device("cpu")).to_host(values, torch.empty(values.shape)).isfinite().all()
@@ -145,7 +145,7 @@ def cuda(monkeypatch):
 
 
 def test_the_order_of_a_batch_on_a_gpu(cuda):
-    """Pixels are there before their buffer is free; rows leave after they are computed; memory lives as long."""
+    """Pixels arrive before their buffer is free, rows leave after they are computed, and memory lives as long."""
     transfers = CudaTransfers(torch.device("cpu"), cuda)
     cuda.log.clear()
     pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)

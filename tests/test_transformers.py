@@ -21,7 +21,7 @@ PICTURES = [upright(path) for path in sorted(SAMPLES.rglob("*.jpg"))[:3]]
 
 
 def reference(folder, out_indices):
-    """transformers' own backbone and processor for a folder (AutoBackbone itself cannot read one offline)."""
+    """Return transformers' own backbone and processor for a folder, which AutoBackbone cannot read offline."""
     config = transformers.AutoConfig.from_pretrained(folder)
     config.out_indices = out_indices
     kind = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING[type(config)]
@@ -37,7 +37,7 @@ def run(backbone):
 
 @pytest.mark.parametrize("name", ["swin_folder", "resnet_folder", "dinov2_folder"])
 def test_maps_equal_transformers_own(name, request):
-    """Every stage of a cut backbone equals the whole backbone's, on the processor's own pixels."""
+    """Every stage of a cut backbone equals that of the whole backbone, on the processor's own pixels."""
     folder = str(request.getfixturevalue(name))
     source = resolve(CheckpointSpec(checkpoint=folder))
     everything = reference(folder, list(range(len(source.stages))))
@@ -48,7 +48,7 @@ def test_maps_equal_transformers_own(name, request):
 
 
 def test_default_stage_and_names(swin_folder):
-    """Stage names are transformers' own, the last is the default, and each names its module."""
+    """Stages have transformers' own names, the last is the default, and each names its module."""
     source = resolve(CheckpointSpec(checkpoint=str(swin_folder)))
     assert [stage.name for stage in source.stages] == ["stem", "stage1", "stage2", "stage3", "stage4"]
     assert source.stages[1].module == "swin.encoder.layers.0.blocks.1"  # before the layer makes the map smaller
@@ -56,7 +56,7 @@ def test_default_stage_and_names(swin_folder):
 
 
 def test_norms_that_plain_checkpoints_lack_are_named(swin_folder):
-    """A classifier's checkpoint has no norms for the maps: said, not hidden."""
+    """Norms of maps that a classifier's checkpoint lacks are named."""
     weights = load_backbone(str(swin_folder), out_indices=[1]).weights
     assert weights.missing == ("hidden_states_norms.stage1.bias", "hidden_states_norms.stage1.weight")
     assert "hidden_states_norms.stage1" in weights.summary()
@@ -77,7 +77,7 @@ def test_class_token(dinov2_folder):
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64)])
 def test_image_size(swin_folder, dinov2_folder, size):
-    """Another input size reaches processor and model alike."""
+    """Another input size changes the processor and the model alike."""
     for folder, expected in ((swin_folder, size), (dinov2_folder, (size[0] // 14 * 14, size[1] // 14 * 14))):
         backbone = load_backbone(str(folder), image_size=expected)
         assert tuple(backbone.preprocess(PICTURES[0]).shape[1:]) == expected
@@ -95,9 +95,9 @@ CROPPING = {
 
 @pytest.mark.parametrize("kind", CROPPING)
 def test_a_rectangle_keeps_of_a_picture_what_timm_keeps(tmp_path, kind):
-    """Processors that cut a square out cut a rectangle out as timm does with their share of it, bit for bit.
+    """Processors that cut out a square cut out a rectangle as timm does with their share, bit for bit.
 
-    A plan has it on record, and pictures come out the same by that.
+    A plan records this, and pictures are the same by the plan.
     """
     options, share = CROPPING[kind]
     getattr(transformers, kind)(**options).save_pretrained(tmp_path)
@@ -117,7 +117,7 @@ def test_a_rectangle_keeps_of_a_picture_what_timm_keeps(tmp_path, kind):
 
 
 def test_a_plan_of_a_rectangle_of_before():
-    """Dumps that were begun with a wider cut keep it: what their plans have on record gives the same pixels."""
+    """Older dumps with a wider cut keep it: their plans give the same pixels."""
     own = transformers.BitImageProcessorPil(size={"shortest_edge": 146}, crop_size={"height": 96, "width": 128})
     before = {**own.to_dict(), "backend": "pil"}
     found = recorded_preprocessing(before, size=(96, 128), channels=3, resize_mode=None)
@@ -127,7 +127,7 @@ def test_a_plan_of_a_rectangle_of_before():
 
 @pytest.mark.parametrize("backend", ["pil", "torchvision"])
 def test_the_backend_of_an_image_processor(dinov2_folder, backend):
-    """Pixels are those of the processor of the backend that is asked for; the plan has which, `pil` by default."""
+    """Pixels are those of the requested backend of the processor, by default `pil`, and the plan names it."""
     own = transformers.AutoImageProcessor.from_pretrained(dinov2_folder, backend=backend)
     backbone = load_backbone(dinov2_folder, processor_backend=backend)
     for picture in PICTURES:
@@ -144,7 +144,7 @@ def test_the_backend_of_an_image_processor(dinov2_folder, backend):
 
 
 def test_backends_that_are_not_there(tmp_path, dinov2_folder):
-    """A checkpoint of timm, and a type of processor without this backend, refuse it by name."""
+    """A backend that a timm checkpoint, or a type of processor, lacks is refused by name."""
     with pytest.raises(UsageError, match="--processor-backend pil: 'test_resnet'"):
         load_backbone("test_resnet", random_init=True, processor_backend="pil")
     shutil.copytree(dinov2_folder, tmp_path / "d")
@@ -154,7 +154,7 @@ def test_backends_that_are_not_there(tmp_path, dinov2_folder):
 
 
 def test_what_a_refused_size_hints_at(tmp_path):
-    """The hint names sizes and --fit only where they work."""
+    """The hint for a refused size names sizes and --fit only if they work."""
     transformers.MaskFormerImageProcessor().save_pretrained(tmp_path / "steps")
     with pytest.raises(CheckpointError, match="200x300") as refused:
         read_processor(str(tmp_path / "steps"), (200, 300))
@@ -167,7 +167,7 @@ def test_what_a_refused_size_hints_at(tmp_path):
 
 
 def test_random_weights_from_a_configuration(tmp_path, dinov2_folder):
-    """A folder without weights gives a backbone with random ones when asked, and is refused otherwise."""
+    """A folder without weights gives a backbone with random ones if asked for, and is refused otherwise."""
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copy(dinov2_folder / name, tmp_path)
     digests = [load_backbone(str(tmp_path), random_init=True, seed=seed).digest for seed in (0, 0, 1)]
@@ -195,7 +195,7 @@ def test_weights_of_another_configuration(tmp_path, dinov2_folder):
 
 
 def test_without_a_processor(tmp_path, dinov2_folder):
-    """Without its preprocessing a checkpoint's stages can be looked at, but nothing is extracted with it."""
+    """The stages of a checkpoint without preprocessing can be inspected, but extract refuses it."""
     for file in dinov2_folder.iterdir():
         if file.name != "preprocessor_config.json":
             shutil.copy(file, tmp_path)
@@ -205,7 +205,7 @@ def test_without_a_processor(tmp_path, dinov2_folder):
 
 
 def test_only_what_is_needed_is_computed(resnet_folder):
-    """Of transformers' ResNet-50, stage2 costs what its embedder and two stages cost, to 3 %."""
+    """stage2 of transformers' ResNet-50 costs what its embedder and two stages cost, to 3 %."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = transformers.ResNetModel.from_pretrained(resnet_folder).eval()
@@ -233,7 +233,7 @@ def test_timm_wrapper_folder(tmp_path):
 
 @pytest.mark.parametrize("change", ["config", "option"])
 def test_weights_of_other_shapes(tmp_path, change):
-    """Weights that are not of the shapes that config.json says are refused with both, channels of pixels included."""
+    """Weights whose shapes differ from config.json are refused with both, also by channels of pixels."""
     sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 32, 64], "embedding_size": 16}
     transformers.ResNetModel(transformers.ResNetConfig(**sizes)).save_pretrained(tmp_path)
     transformers.ViTImageProcessor().save_pretrained(tmp_path)
@@ -252,7 +252,7 @@ def test_model_types_without_a_vision_model(tmp_path):
 
 
 def test_a_processor_with_steps_of_its_own_is_taken_as_it_is(swin_folder, monkeypatch):
-    """Where scaling and normalising are not all that happens after the crop, the processor's floats are used."""
+    """If a processor does more after the crop than scale and normalise, its floats are used as they are."""
     kind = transformers.models.vit.image_processing_pil_vit.ViTImageProcessorPil
     plain = kind.normalize
     monkeypatch.setattr(kind, "normalize", lambda self, *a, **k: plain(self, *a, **k) * 2 + 1)
@@ -266,7 +266,7 @@ def test_a_processor_with_steps_of_its_own_is_taken_as_it_is(swin_folder, monkey
 
 
 def test_no_code_from_a_checkpoint_is_run(tmp_path, dinov2_folder, monkeypatch):
-    """A checkpoint that brings its own code is refused or read without it; nobody is asked, nothing is run."""
+    """A checkpoint that brings its own code is refused or read without it, and nobody is asked."""
     import io
     import sys
 
@@ -285,7 +285,7 @@ def test_no_code_from_a_checkpoint_is_run(tmp_path, dinov2_folder, monkeypatch):
 
 
 def test_a_trained_norm_that_is_missing_is_a_refusal(tmp_path, dinov2_folder):
-    """Only norms that checkpoints never have may be absent: DINOv2's final norm is trained."""
+    """A missing norm that was trained, such as DINOv2's final one, is refused."""
     from safetensors.torch import load_file, save_file
 
     for file in dinov2_folder.iterdir():

@@ -1,4 +1,4 @@
-"""Every model type in transformers' AutoBackbone mapping that can be built here, every stage of it."""
+"""Check every stage of every model type in transformers' AutoBackbone mapping that can be built here."""
 
 import pytest
 import torch
@@ -15,9 +15,9 @@ MAPPING = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING
 NAMES = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 PICTURES = [upright(path) for path in sorted(SAMPLES.rglob("*.jpg"))[:2]]
-# Types of which the modules that give maps are no plain list; benchmarks/conformance.py tries all.
+# Types whose maps come from modules that are no plain list. benchmarks/conformance.py tries all.
 PLACES = ("beit", "dinov3_convnext", "focalnet", "hiera", "lw_detr_vit", "maskformer-swin", "pvt_v2", "swin")
-# Types that only `make sweep` tries, since another one is built as they are.
+# Types that only `make sweep` tries, because another type here is built in the same way.
 SWEPT = {"convnextv2", "dinov3_convnext", "maskformer-swin", "pixio", "pp_lcnet_v3", "pp_lcnet_v4", "rt_detr_resnet"}
 # Types of the mapping that are not in TINY, with the reason.
 ELSEWHERE = {"dinat": "needs natten", "timm_backbone": "a timm model in other clothes", "tipsv2": "a text model too"}
@@ -34,7 +34,7 @@ def configured(model_type):
 
 
 def save(model_type, folder):
-    """A checkpoint with every parameter random, norms and biases too, so that none can be taken for another."""
+    """Save a checkpoint with every parameter random, also norms and biases, so that none looks like another."""
     torch.manual_seed(0)
     config = configured(model_type)
     model = randomize(MAPPING[type(config)](config))
@@ -46,7 +46,7 @@ def save(model_type, folder):
 
 
 def as_map(found, size, patch):
-    """A feature map from what the library gives: vitpose leaves its patches in a row."""
+    """Return a feature map from what the library gives: vitpose leaves its patches in a row."""
     if found.ndim == 4:
         return found
     height, width = size[0] // patch[0], size[1] // patch[1]
@@ -54,7 +54,7 @@ def as_map(found, size, patch):
 
 
 def reference(model_type, folder, pixels):
-    """What transformers' own backbone gives at all of its stages."""
+    """Return what transformers' own backbone gives at all of its stages."""
     config = configured(model_type)
     model = MAPPING[type(config)].from_pretrained(folder, config=config).eval()
     with torch.no_grad():
@@ -64,7 +64,7 @@ def reference(model_type, folder, pixels):
 
 @pytest.mark.parametrize("model_type", [model_type for model_type in TINY if model_type not in SWEPT])
 def test_every_stage_of_every_type(tmp_path, model_type):
-    """Whole or cut in the middle, a backbone gives bit for bit what transformers' own gives; `make sweep` cuts more."""
+    """A backbone, whole or cut in the middle, equals transformers' own bit for bit; `make sweep` cuts more."""
     stages = save(model_type, tmp_path)
     config = configured(model_type)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
@@ -83,20 +83,20 @@ def test_every_stage_of_every_type(tmp_path, model_type):
 
 @pytest.mark.parametrize("model_type", PLACES)
 def test_the_module_of_a_stage_gives_its_map(model_type):
-    """What a hook sees of the module that is named for a stage are the values of its raw map.
+    """A hook on the module that is named for a stage sees the values of its raw map.
 
-    A map may have them in another order, and without what stands for no patch; the input is a place by its own name.
+    The map may have them in another order, and lack those of no patch; the input is a place with its own name.
     """
     refuse_wrong_places(resolve(CheckpointSpec(checkpoint=configured(model_type))))
 
 
 def test_every_type_of_the_mapping_is_known():
-    """A type that transformers gains fails here until it is tested or its absence has a reason."""
+    """A new type in transformers' mapping fails here until it is tested, or has a reason not to be."""
     assert set(NAMES) == set(TINY) | set(ELSEWHERE)
 
 
 def test_a_stem_that_is_refused(tmp_path):
-    """MaskFormer's Swin names a stem and refuses to give it: it is not offered, and indices stay the library's."""
+    """The stem that MaskFormer's Swin names and refuses is not offered, and indices stay the library's."""
     save("maskformer-swin", tmp_path)
     backbone = load_backbone(str(tmp_path), out_indices=[1, -1])
     assert [(stage.index, stage.name) for stage in backbone.selected] == [(1, "stage1"), (4, "stage4")]
@@ -105,14 +105,14 @@ def test_a_stem_that_is_refused(tmp_path):
 
 
 def test_a_type_that_needs_more(tmp_path):
-    """dinat needs natten: a clear refusal that names it."""
+    """dinat, which needs natten, is refused with that name."""
     transformers.DinatConfig().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="natten"):
         load_backbone(str(tmp_path))
 
 
 def test_arguments_leave_the_chosen_stages_chosen():
-    """Stages that a configuration chooses stay so beside --model-arg where they are there; the last stays the last."""
+    """Stages that a configuration chooses stay chosen with --model-arg if they exist, and the last stays the last."""
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 28}
 
@@ -127,7 +127,7 @@ def test_arguments_leave_the_chosen_stages_chosen():
 
 
 def test_a_pyramid_of_four_stages_is_no_stage():
-    """A BEiT whose maps are each made of four stages is refused, with the argument that gives the stages themselves."""
+    """A BEiT whose maps are each made from four stages is refused, with the argument that gives the stages."""
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
     config = transformers.BeitConfig(**sizes, image_size=64, out_indices=[1, 2, 3, 4], add_fpn=True)

@@ -1,4 +1,4 @@
-"""A run that is stopped keeps the rows of its unfinished shard; the next command goes on there, to the same bytes."""
+"""Check that a run that is stopped keeps the rows of its unfinished shard, and the next command resumes it exactly."""
 
 import errno
 import fcntl
@@ -40,12 +40,12 @@ needs_locks = pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the s
 
 
 class Stop(BaseException):
-    """Stands for what may stop a run from outside."""
+    """Stands for anything outside that stops a run."""
 
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Nine pictures of three sizes, one of which is broken."""
+    """Make nine pictures of three sizes, one of them broken."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(9):
@@ -55,7 +55,7 @@ def pictures(tmp_path):
 
 
 def run(pictures, output, stop_after=None, events=None, error=Stop, **options):
-    """Extract; stopped when so many batches were computed."""
+    """Extract, and stop after so many batches."""
     batches = []
 
     def report(kind, **facts):
@@ -82,7 +82,7 @@ def partials(dump):
     [("maps", "hdf5"), ("maps", "safetensors"), ("vectors", "hdf5"), ("native", "safetensors")],
 )
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bytes(pictures, tmp_path, kind, format_name):
-    """Stopped after each batch, a run makes no batch twice, and its dump is that of a run that nobody stopped."""
+    """A run that is stopped after each batch makes no batch twice, and its dump is that of an uninterrupted run."""
     options = {**KINDS[kind], "format": format_name}
     whole, dump, computed = tmp_path / "whole", tmp_path / "d", 0
     run(pictures, whole, **options)
@@ -104,7 +104,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bytes(pictures
 
 
 def test_rows_are_kept_every_so_often(pictures, tmp_path, monkeypatch):
-    """Each time that the minute is over, all rows so far are on the disk, before anything is stopped."""
+    """Each time a minute is over, all rows so far are on the disk, before anything is stopped."""
     monkeypatch.setattr(sink, "KEEP_SECONDS", 0.0)
     seen, dump = [], tmp_path / "d"
 
@@ -119,26 +119,26 @@ def test_rows_are_kept_every_so_often(pictures, tmp_path, monkeypatch):
 
 
 def test_rows_are_kept_when_another_thread_asks_for_it(pictures, tmp_path, monkeypatch):
-    """What is written is put on the disk at once while a run goes on, as an actor of Ray does before it is ended."""
+    """Written rows are put on the disk at once if another thread asks for it, as before the end of a Ray actor."""
     runners, seen, dump, begin = [], [], tmp_path / "d", ShardRunner.__init__
     monkeypatch.setattr(ShardRunner, "__init__", lambda self, *rest: (begin(self, *rest), runners.append(self))[0])
 
     def report(kind, **facts):
         if kind == "batch" and len(seen) < 4:
             seen.append(0)
-            runners[-1].keep()  # here the thread that feeds the backbone, while the writer is at work
+            runners[-1].keep()  # in the thread that feeds the backbone, while the writer is at work
             seen[-1] = sum(read_checksummed(record)["rows"] for record in records(dump))
 
     run(pictures, tmp_path / "whole")
     featcli.extract(str(pictures), output=dump, report=report, **OPTIONS)
     assert seen == sorted(seen)
     assert seen[-1] in (2, 4, 6, 8)  # a few batches may wait to be written
-    runners[-1].keep()  # nothing is left to be kept
+    runners[-1].keep()  # no new row is left to keep
     assert tree(dump) == tree(tmp_path / "whole")
 
 
 def test_rows_of_all_unfinished_shards_are_safe(pictures, tmp_path, monkeypatch):
-    """A run says from its first line on that rows are safe which two others have left in two shards."""
+    """A run counts rows that two others have left in two unfinished shards as safe from its first line on."""
     monkeypatch.setattr(progress, "MINUTE", 0.0)
     monkeypatch.setattr(progress, "GRACE", 0.0)
     for part in ("0/2", "1/2"):
@@ -155,7 +155,7 @@ def test_rows_of_all_unfinished_shards_are_safe(pictures, tmp_path, monkeypatch)
 
 
 def test_nothing_can_be_read_before_a_shard_is_finished(pictures, tmp_path, cli):
-    """`export` and `show` of a dump whose rows are all in an unfinished shard say so, and the way out: exit code 8."""
+    """`export` and `show` of a dump with only unfinished shards end with exit code 8 and a way out."""
     dump = tmp_path / "d"
     with pytest.raises(Stop):
         run(pictures, dump, stop_after=1)
@@ -173,7 +173,7 @@ def test_nothing_can_be_read_before_a_shard_is_finished(pictures, tmp_path, cli)
 
 
 def test_what_is_missing_of_an_export(pictures, tmp_path, cli):
-    """It says how many of the images that are not there yet lie in unfinished shards."""
+    """An export says how many of the missing images lie in unfinished shards."""
     with pytest.raises(Stop):
         run(pictures, tmp_path / "d", stop_after=4, shard_size=6)
     said = cli("export", tmp_path / "d", "--incomplete", "-o", tmp_path / "o.h5").out
@@ -182,7 +182,7 @@ def test_what_is_missing_of_an_export(pictures, tmp_path, cli):
 
 @needs_locks
 def test_a_look_at_a_dump_that_is_in_use(pictures, tmp_path, cli):
-    """`inspect` and `verify` say that a run is at work there, and take no lock: the run and others go on beside."""
+    """`inspect` and `verify` say that a run is at work, and take no lock, so that others can continue."""
     dump, seen = tmp_path / "d", []
 
     def report(kind, **_):
@@ -200,7 +200,7 @@ def test_a_look_at_a_dump_that_is_in_use(pictures, tmp_path, cli):
 
 @needs_locks
 def test_a_look_takes_no_lock(tmp_path, monkeypatch):
-    """A process that begins meanwhile can have the folder; where the system has no list of locks nothing is said."""
+    """A process that begins during a look gets the folder; without a list of locks nothing is said."""
     with FolderLock(tmp_path) as lock:
         assert lock.alone()
         monkeypatch.setattr(fcntl, "flock", None)
@@ -218,7 +218,7 @@ def test_a_look_takes_no_lock(tmp_path, monkeypatch):
 
 
 def test_a_file_that_loses_its_name(pictures, tmp_path, monkeypatch):
-    """Where another machine sees no locks of this one and removes the file of a shard, the run ends within a minute."""
+    """If another machine sees no locks and removes the file of a shard, the run ends within a minute."""
     monkeypatch.setattr(sink, "KEEP_SECONDS", 0.0)
     start, dump, events = DumpWriter.start, tmp_path / "d", []
 
@@ -233,7 +233,7 @@ def test_a_file_that_loses_its_name(pictures, tmp_path, monkeypatch):
     assert not records(dump)
     assert "kept" not in [kind for kind, _ in events]
     monkeypatch.setattr(sink, "KEEP_SECONDS", 60.0)
-    with pytest.raises(MachineError, match="gone while it was written"):  # when it should get its last name
+    with pytest.raises(MachineError, match="gone while it was written"):  # when it would get its final name
         run(pictures, dump)
     monkeypatch.undo()
     assert run(pictures, dump).is_complete
@@ -244,7 +244,7 @@ OF_FILES = ("a row", "the file is shorter", "the file is empty", "other hashes")
 
 @pytest.mark.parametrize("format_name", ["hdf5", "safetensors"])
 def test_what_does_not_fit_is_thrown_away(pictures, tmp_path, format_name):
-    """A record, a row or a header that is not what was written costs the rows, is said, and never reaches a dump."""
+    """A record, a row or a header that was changed costs the rows, is reported, and never reaches a dump."""
     whole, kept = tmp_path / "whole", tmp_path / "kept"
     run(pictures, whole, format=format_name)
     with pytest.raises(Stop):
@@ -273,7 +273,7 @@ def test_what_does_not_fit_is_thrown_away(pictures, tmp_path, format_name):
 
     damages = {
         "a row": flip(row.offset + 3 * row.row_bytes),
-        **({"a byte between arrays": flip(row.offset - 1)} if format_name == "hdf5" else {}),  # else there is none
+        **({"a byte between arrays": flip(row.offset - 1)} if format_name == "hdf5" else {}),  # otherwise there is none
         "the file is shorter": lambda path, _: os.truncate(path, size - 1),
         "the file is empty": lambda path, _: os.truncate(path, 0),
         "the record": lambda _, record: record.write_bytes(record.read_bytes()[:-9]),
@@ -289,7 +289,7 @@ def test_what_does_not_fit_is_thrown_away(pictures, tmp_path, format_name):
         "a failure of nobody": say(failures=[{"key": "a", "row": 77, "reason": "empty", "detail": ""}]),
         "traits of nobody": say(traits=[["2", {"deep": 1}]]),
     }
-    tried = damages if format_name == "hdf5" else OF_FILES  # what is in a record is the same for both
+    tried = damages if format_name == "hdf5" else OF_FILES  # the content of a record is the same for both
     for name in tried:
         dump, events = tmp_path / name, []
         shutil.copytree(kept, dump)
@@ -302,7 +302,7 @@ def test_what_does_not_fit_is_thrown_away(pictures, tmp_path, format_name):
 
 @pytest.mark.parametrize("format_name", ["hdf5", "safetensors"])
 def test_a_shard_that_was_nearly_committed(pictures, tmp_path, monkeypatch, format_name):
-    """A kill between the end of the file and its name, or a disk that fails there, costs no row that was kept."""
+    """A kill between the end of the file and its name, or an error of the disk there, loses no kept row."""
     monkeypatch.setattr(sink, "KEEP_SECONDS", 0.0)
     run(pictures, tmp_path / "whole", format=format_name)
     finish, left = ShardWriter.finish, tmp_path / "as a kill leaves it"
@@ -320,7 +320,7 @@ def test_a_shard_that_was_nearly_committed(pictures, tmp_path, monkeypatch, form
 
 
 def test_rows_behind_those_that_are_kept_do_not_matter(pictures, tmp_path, monkeypatch):
-    """What was written after the record and before a kill is written again: nothing of it is trusted."""
+    """Rows written after the record and before a kill are written again, because they are not trusted."""
     run(pictures, tmp_path / "whole")
     with pytest.raises(Stop):
         run(pictures, tmp_path / "d", stop_after=2)
@@ -337,7 +337,7 @@ def test_rows_behind_those_that_are_kept_do_not_matter(pictures, tmp_path, monke
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS])
 def test_where_there_are_no_locks_rows_are_copied(pictures, tmp_path, monkeypatch, error):
-    """Where nobody can tell whether the writer of a file lives, its rows are copied; the file goes with the commit."""
+    """If nobody can tell whether a file's writer lives, its rows are copied, and the file goes with the commit."""
     run(pictures, tmp_path / "whole")
 
     def no_locks(*_):
@@ -371,7 +371,7 @@ def test_a_shard_whose_writer_lives_is_not_taken_up(pictures, tmp_path):
 
 @pytest.fixture
 def beside(pictures, tmp_path):
-    """Two processes that make the same shard, as `writer` and `batches` of each: here they take turns."""
+    """Make two processes of the same shard, with `writer` and `batches` of each, which take turns here."""
     run(pictures, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "d")
     for path in (tmp_path / "d" / "manifest.json", *(tmp_path / "d" / "shards").iterdir()):
@@ -384,7 +384,7 @@ def beside(pictures, tmp_path):
     )
 
     class Process:
-        """Makes batches of the shard, and keeps or commits them, when it is told to."""
+        """Makes batches of the shard, and keeps or commits them, when a test says so."""
 
         def __init__(self, takes_up=False):
             self.into = DumpWriter(dump, dump.plan.environment)
@@ -401,15 +401,15 @@ def beside(pictures, tmp_path):
             return self.into.keep(self.begun)
 
         def commit(self):
-            """Commit the shard; whether this one was first."""
+            """Commit the shard, and return whether this process was first."""
             return self.into.commit(self.begun, {"valid": valid}) is not None
 
         def leave(self):
-            """End before that."""
+            """End without a commit."""
             self.into.leave(self.begun)
 
         def dies(self):
-            """End by a kill: the lock on the file goes."""
+            """End by a kill, which drops the lock on the file."""
             self.begun.file.close()
 
     Process.dump = tmp_path / "d"
@@ -418,7 +418,7 @@ def beside(pictures, tmp_path):
 
 
 def test_of_two_processes_the_one_with_most_rows_has_the_record(beside):
-    """Fewer rows never take the place of more; who is overtaken loses no file while it lives, and leaves none."""
+    """Fewer rows never replace more, and a process that is overtaken loses no file while it lives, and leaves none."""
     one, other = beside(), beside()
     assert one.make(2)
     assert not other.make(1)
@@ -426,7 +426,7 @@ def test_of_two_processes_the_one_with_most_rows_has_the_record(beside):
     assert other.make(2)
     assert Dump.at(beside.dump).rows_kept() == {0: 6}
     assert len(partials(beside.dump)) == 2
-    one.leave()  # stopped: its rows are fewer than those that are kept
+    one.leave()  # it is stopped with fewer rows than are kept
     assert len(partials(beside.dump)) == 1
     other.dies()
     third = beside(takes_up=True)
@@ -436,7 +436,7 @@ def test_of_two_processes_the_one_with_most_rows_has_the_record(beside):
 
 
 def test_a_process_that_is_stopped_after_another_has_committed(beside):
-    """It leaves nothing behind, though rows of its were kept before."""
+    """A process that stops after another has committed leaves nothing, although it had kept rows."""
     one, other = beside(), beside()
     one.make(2)
     other.make(5)
@@ -447,7 +447,7 @@ def test_a_process_that_is_stopped_after_another_has_committed(beside):
 
 
 def test_a_record_that_is_another_by_now_stays(beside, monkeypatch):
-    """Where the rows that were to be taken up are gone because another process has more, its record is left alone."""
+    """If rows to resume are gone because another process has more, that process's record is left alone."""
     one = beside()
     one.make(1)
     one.dies()
@@ -463,7 +463,7 @@ def test_a_record_that_is_another_by_now_stays(beside, monkeypatch):
 
 
 def test_two_processes_without_locks(beside, monkeypatch):
-    """Neither deletes a file that the other may be writing; whoever commits leaves no file of the shard behind."""
+    """Neither process deletes a file that the other may be writing, and the one that commits leaves none behind."""
 
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -484,7 +484,7 @@ def test_two_processes_without_locks(beside, monkeypatch):
 
 @pytest.mark.parametrize("links", [True, False])
 def test_a_shard_that_got_its_name_and_no_record(pictures, tmp_path, monkeypatch, links):
-    """Where the disk refuses the record of a shard whose file has its name, the rows that were kept are taken up."""
+    """If the disk refuses the record of a shard whose file has its name, the kept rows are resumed."""
     monkeypatch.setattr(sink, "KEEP_SECONDS", 0.0)
     run(pictures, tmp_path / "whole")
 
@@ -507,7 +507,7 @@ def test_a_shard_that_got_its_name_and_no_record(pictures, tmp_path, monkeypatch
 
 
 def test_two_names_of_one_file(pictures, tmp_path):
-    """A file that is also the shard, as a kill between two calls leaves it, is copied from and never written to."""
+    """A file that is also the shard, as a kill between two calls leaves it, is copied and never written to."""
     run(pictures, tmp_path / "whole")
     with pytest.raises(Stop):
         run(pictures, tmp_path / "d", stop_after=4)
@@ -520,7 +520,7 @@ def test_two_names_of_one_file(pictures, tmp_path):
 
 
 def test_rows_of_images_that_failed_are_tried_again_where_that_is_asked_for(pictures, tmp_path):
-    """With retry_failed no row from the batch of the first failed image on is taken up."""
+    """With retry_failed no row after the start of the first failed image's batch is resumed."""
     with pytest.raises(Stop):
         run(pictures, tmp_path / "d", stop_after=4)
     shutil.copytree(tmp_path / "d", tmp_path / "e")
@@ -534,7 +534,7 @@ def test_rows_of_images_that_failed_are_tried_again_where_that_is_asked_for(pict
 
 
 def test_an_image_that_was_read_since_is_read_again_when_it_changes(pictures, tmp_path):
-    """Rows of a run with retry_failed that was stopped are not taken up from where an image is another by now."""
+    """Rows of a stopped run with retry_failed are not resumed from where an image has changed."""
     run(pictures, tmp_path / "d", shard_size=10)
     draw(pictures / "3.png", 77, (64, 48))
     with pytest.raises(Stop):
@@ -548,7 +548,7 @@ def test_an_image_that_was_read_since_is_read_again_when_it_changes(pictures, tm
 
 
 def test_a_record_of_a_finished_shard_goes_with_the_next_run(pictures, tmp_path):
-    """A record that a kill left after the commit goes, also with retry_failed where the shard has no failure."""
+    """A record that a kill left after the commit is removed, also with retry_failed if no image failed."""
     with pytest.raises(Stop):
         run(pictures, tmp_path / "d", stop_after=4, shard_size=6)
     (record,) = records(tmp_path / "d")  # of the second shard
@@ -560,19 +560,19 @@ def test_a_record_of_a_finished_shard_goes_with_the_next_run(pictures, tmp_path)
 
 
 def test_a_finished_dump_has_no_unfinished_shards(pictures, tmp_path, cli):
-    """Whoever finishes a dump removes what a kill, or a copy of the folder, has left of shards that are there."""
+    """Whoever finishes a dump removes what a kill, or a copy of the folder, has left of committed shards."""
     run(pictures, tmp_path / "whole")
     with pytest.raises(Stop):
         run(pictures, tmp_path / "d", stop_after=4)
     for path in (tmp_path / "whole" / "shards").iterdir():
         shutil.copy(path, tmp_path / "d" / "shards")
-    (tmp_path / "d" / "shards" / ".00000.h5.0123456789abcdef.partial").touch()  # named by no record
+    (tmp_path / "d" / "shards" / ".00000.h5.0123456789abcdef.partial").touch()  # no record names it
     assert cli("finalize", tmp_path / "d", "-q").code == 0
     assert tree(tmp_path / "d") == tree(tmp_path / "whole")
 
 
 def test_rows_of_another_user_are_copied(pictures, tmp_path, monkeypatch):
-    """A file that may be read and not written is copied from, and goes; one that may not be read is named."""
+    """Rows in a file that may only be read are copied, and the file goes; one that may not be read is named."""
     run(pictures, tmp_path / "whole")
     with pytest.raises(Stop):
         run(pictures, tmp_path / "d", stop_after=4)
@@ -595,7 +595,7 @@ def test_rows_of_another_user_are_copied(pictures, tmp_path, monkeypatch):
 
 
 def test_what_is_not_taken_up_is_forgotten():
-    """Nothing of a batch that is made again counts twice: neither its failures nor its traits nor values like NaN."""
+    """Failures, traits and NaN of a batch that is made again do not count twice."""
     made, failures = RowsMade(), [Failure("a", row, "empty", "") for row in (11, 13)]
     for first, failure in zip((10, 12), failures, strict=True):
         made.add(range(first, first + 2), [failure], Counter(deep=1), Counter(stage4=first))
@@ -637,7 +637,7 @@ def test_rows_of_another_environment_are_named_in_the_record(pictures, tmp_path,
 
 
 def test_a_fault_of_the_machine_keeps_the_rows(pictures, tmp_path, monkeypatch):
-    """A disk that refuses a row loses none of those before it, also where nothing was kept until then."""
+    """If the disk refuses a row, no earlier row is lost, even if nothing was kept until then."""
     from featcli.dump.shard import DirectFile
 
     write, written = DirectFile.write, []
@@ -658,7 +658,7 @@ def test_a_fault_of_the_machine_keeps_the_rows(pictures, tmp_path, monkeypatch):
 
 
 def test_a_failed_sync_is_not_believed_the_second_time(pictures, tmp_path, monkeypatch):
-    """Where the disk could not keep rows once, no later call makes a record that says it has them."""
+    """After the disk once failed to keep rows, no later record says that they are kept."""
     monkeypatch.setattr(sink, "KEEP_SECONDS", 0.0)
     sync, refused = os.fsync, []
 
@@ -679,7 +679,7 @@ def test_a_failed_sync_is_not_believed_the_second_time(pictures, tmp_path, monke
 
 
 def test_a_copy_of_the_folder_is_gone_on_with(pictures, tmp_path):
-    """Another machine's copy of an unfinished dump takes up its rows."""
+    """Another machine's copy of an unfinished dump resumes with its rows."""
     run(pictures, tmp_path / "whole")
     with pytest.raises(Stop):
         run(pictures, tmp_path / "d", stop_after=4)
@@ -689,7 +689,7 @@ def test_a_copy_of_the_folder_is_gone_on_with(pictures, tmp_path):
 
 
 def test_overwrite_removes_what_is_kept(pictures, tmp_path):
-    """A dump that is started anew takes up nothing of the one before."""
+    """A dump that is started again with --overwrite resumes no rows of the old one."""
     with pytest.raises(Stop):
         run(pictures, tmp_path / "d", stop_after=4)
     assert run(pictures, tmp_path / "d", overwrite=True).extracted == 9
@@ -698,7 +698,7 @@ def test_overwrite_removes_what_is_kept(pictures, tmp_path):
 
 
 def test_everybody_knows_unfinished_shards(pictures, tmp_path, cli, monkeypatch):
-    """inspect and verify say how many rows are kept and call none of it damage; readers say why a row is missing."""
+    """inspect and verify say how many rows are kept and call none damaged, and readers say why a row is missing."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Stop):
         run(pictures, tmp_path / "d", stop_after=4, shard_size=6)
@@ -721,7 +721,7 @@ def test_everybody_knows_unfinished_shards(pictures, tmp_path, cli, monkeypatch)
 
 
 def test_a_full_disk_has_room_for_the_record(pictures, tmp_path, monkeypatch):
-    """Where the disk is full, what was reserved for the record of the rows is given back, and they are kept."""
+    """On a full disk the space that was reserved for the record is given back, so that rows are kept."""
     from featcli.dump.shard import DirectFile, ShardWriter
 
     run(pictures, tmp_path / "whole")
@@ -754,7 +754,7 @@ def test_a_full_disk_has_room_for_the_record(pictures, tmp_path, monkeypatch):
 
 
 def test_rows_of_slow_batches_are_kept_at_once(pictures, tmp_path, monkeypatch):
-    """Where the next batch would end after the minute, rows are put on the disk before it begins."""
+    """Rows are kept before the next batch begins if that would end after the minute."""
     now, kept = [0.0], []
     monkeypatch.setattr(sink.time, "monotonic", lambda: now[0])
 

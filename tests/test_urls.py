@@ -1,6 +1,4 @@
-"""What servers answer: which images are failures for it, and when it is the machine's fault. What is read is in
-test_tars.py.
-"""
+"""Check which answers of servers make images fail, and which are faults of the machine. For reads see test_tars.py."""
 
 import asyncio
 import contextlib
@@ -28,7 +26,7 @@ OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "pool": "avg", "thr
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch):
-    """How long would have been waited."""
+    """Record how long would have been waited."""
     waited = []
     monkeypatch.setattr(urls, "pause", waited.append)
     return waited
@@ -36,7 +34,7 @@ def pauses(monkeypatch):
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
-    """The bytes of one."""
+    """Return the bytes of a picture."""
     return draw(tmp_path_factory.mktemp("urls") / "a.png", 0, (32, 32)).read_bytes()
 
 
@@ -50,7 +48,7 @@ class Answered(Exception):  # noqa: N818
 
 @pytest.fixture
 def server(monkeypatch, picture):
-    """Objects in memory whose server answers as `answers` says, by name: one after the other, the last for ever."""
+    """Make objects in memory whose server gives `answers` by name, one after another, the last for ever."""
     system = fsspec.filesystem("memory")
     for name in ("a.png", "b.png", "c.png"):
         system.pipe_file(f"/web/photos/{name}", picture)
@@ -71,13 +69,13 @@ def server(monkeypatch, picture):
 
 @pytest.fixture
 def images(server, tmp_path):
-    """A list of the three, without a root."""
+    """Return a list of the three objects, without a root."""
     (tmp_path / "list").write_text("".join(f"memory://web/photos/{name}.png\n" for name in "abc"))
     return find(InputSpec(files_from=str(tmp_path / "list"))).images
 
 
 def outcome(image):
-    """`read`, `machine`, or the reason of a failure."""
+    """Return `read`, `machine`, or the reason of a failure."""
     try:
         with opened(image) as file:
             file.read()
@@ -90,14 +88,14 @@ def outcome(image):
 
 @pytest.mark.parametrize("answer", [404, 410, FileNotFoundError("gone")])
 def test_an_object_that_is_gone(server, images, answer):
-    """Whatever its server calls it, the object alone is a failure."""
+    """An object that is gone fails alone, whatever its server calls it."""
     server["b.png"] = [answer]
     assert [outcome(image) for image in images] == ["read", "not_found", "read"]
 
 
 @pytest.mark.parametrize("answer", [400, 401, 403, 451, PermissionError("Access Denied")])
 def test_an_object_that_is_kept_from_us(server, images, answer):
-    """An object that may not be read is a failure where its server gives another one, or else it is the machine."""
+    """An object that may not be read fails if its server gives another one; else the machine is at fault."""
     server["a.png"] = server["b.png"] = [answer]
     assert [outcome(image) for image in images] == ["unreadable", "unreadable", "read"]
     server["*"] = [answer]  # a token has expired
@@ -105,7 +103,7 @@ def test_an_object_that_is_kept_from_us(server, images, answer):
 
 
 def test_a_cache_is_no_witness(server):
-    """An object that comes from a cache of this machine does not show that its server gives any."""
+    """An object that comes from a local cache does not prove that its server gives any."""
     image = find(InputSpec(["simplecache::memory://web/photos"])).images[0]
     assert outcome(image) == "read"
     assert urls.Remote(image.path).is_given()
@@ -118,14 +116,14 @@ def test_a_cache_is_no_witness(server):
     "answer", [408, 429, 500, 502, 503, 504, ConnectionError("no route"), TimeoutError(), asyncio.TimeoutError()]
 )
 def test_a_server_that_fails(server, images, answer):
-    """What a server cannot do now is no object's fault, though it gives others."""
+    """An error of a server now is no failure of an object, although it gives others."""
     server["b.png"] = [answer]
     assert [outcome(image) for image in images] == ["read", "machine", "read"]
 
 
 @pytest.mark.parametrize("answer", [429, 503, ConnectionError("reset")])
 def test_a_web_server_is_asked_again(server, images, pauses, monkeypatch, answer):
-    """Of the web fsspec asks once: an answer that may pass is waited for, twice, and no other."""
+    """An answer of a web server that may change is waited for twice, because fsspec asks only once, and no other is."""
     monkeypatch.setattr(urls, "WEB", ("memory",))
     server["a.png"] = [answer, answer, None]
     server["b.png"] = [answer]
@@ -135,7 +133,7 @@ def test_a_web_server_is_asked_again(server, images, pauses, monkeypatch, answer
 
 
 def test_a_folder_that_cannot_be_listed(server, monkeypatch, picture):
-    """One behind a URL that cannot be listed, deep in another, ends the run: its images would be missing."""
+    """A remote folder, however deep, that cannot be listed ends the run, because its images would be missing."""
     monkeypatch.setattr(MemoryFileSystem, "find", AbstractFileSystem.find)  # as sftp:// and smb:// have it
     fsspec.filesystem("memory").pipe_file("/web/photos/deep/d.png", picture)
     assert find(InputSpec(["memory://web/photos"])).images.keys == ["a.png", "b.png", "c.png", "deep/d.png"]
@@ -153,7 +151,7 @@ def test_a_folder_that_cannot_be_listed(server, monkeypatch, picture):
 
 @pytest.fixture
 def web(picture, tmp_path):
-    """A web server of this machine whose paths begin with how it answers, and how often it was asked for which."""
+    """Run a local web server whose paths begin with its answer, and count how often each was asked for."""
     (tmp_path / "a.png").write_bytes(picture)
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         tar.add(tmp_path / "a.png", "in/a.png")
@@ -164,7 +162,7 @@ def web(picture, tmp_path):
             how, _, name = self.path[1:].partition("/")
             asked[self.path] += 1
             if how == "closes" or (how == "twice" and asked[self.path] < 3):
-                return  # without a word
+                return  # without an answer
             content = (tmp_path / "x.tar").read_bytes() if name == "x.tar" else picture
             status, first, end = (int(how) if how.isdecimal() else 200), 0, len(content)
             if "Range" in self.headers and status == 200:
@@ -190,7 +188,7 @@ def web(picture, tmp_path):
 
 
 def test_the_web(web, tmp_path):
-    """So it is with a real server: a dump of a list with failures, and what ends a run."""
+    """With a real web server a list gives a dump with failures, and other errors end the run."""
     base, asked = web
     names = ["ok/a.png", "404/b.png", "410/c.png", "403/d.png", "twice/e.png"]
     (tmp_path / "list").write_text("".join(f"{base}/{name}\n" for name in names))
@@ -206,7 +204,7 @@ def test_the_web(web, tmp_path):
 
 
 def test_inputs_of_the_web(web):
-    """A server that fails is no wrong name, also for a tar; what it does not have is one."""
+    """An input of a failing server is no wrong name, also for a tar, and one that the server lacks is."""
     base, _ = web
     for name in ("503/a.png", "closes/a.png", "403/a.png", "503/x.tar", "closes/x.tar"):
         with pytest.raises(MachineError):

@@ -1,4 +1,4 @@
-"""`verify` finds every damage, `--repair` and the next run undo it, `--retry-failed` and `finalize` finish the job."""
+"""Check that `verify` finds all damage, that `--repair` and the next run undo it, `--retry-failed` and `finalize`."""
 
 import json
 import random
@@ -23,7 +23,7 @@ COMMAND = ["-c", "test_resnet", "--random-init", "--batch-size", 4, "--shard-siz
 
 @pytest.fixture(scope="module", params=["hdf5", "safetensors"])
 def made(request, tmp_path_factory):
-    """A dump of ten pictures, two of them broken, and the folder they came from."""
+    """Make a dump of ten pictures, two of them broken, and return the folder of the pictures, too."""
     folder = tmp_path_factory.mktemp("made")
     for i in range(10):
         draw(folder / "photos" / f"{i}.png", i)
@@ -35,7 +35,7 @@ def made(request, tmp_path_factory):
 
 @pytest.fixture
 def dump(made, tmp_path):
-    """A copy of it to damage."""
+    """Return a copy of it to damage."""
     shutil.copytree(made / "d", tmp_path / "d")
     return tmp_path / "d"
 
@@ -46,7 +46,7 @@ def again(made, dump, **options):
 
 
 def test_a_whole_dump(made):
-    """Nothing is found in a dump that is as it was written, and nothing in it changes."""
+    """An undamaged dump gives no findings, and nothing in it changes."""
     before = tree(made / "d")
     verdict = verify(made / "d")
     assert (verdict.state, verdict.damages, verdict.missing_shards) == ("whole", [], 0)
@@ -59,7 +59,7 @@ def test_a_whole_dump(made):
 
 
 def test_every_flipped_byte_is_found(dump):
-    """A changed byte, wherever in whatever file of a dump, is found and laid to that file."""
+    """A changed byte, anywhere in any file of a dump, is found in that file."""
     rng, files = random.Random(0), [path for path in sorted(dump.rglob("*")) if path.is_file()]
     for turn in range(150):
         path = files[turn % len(files)]
@@ -81,7 +81,7 @@ def test_every_flipped_byte_is_found(dump):
 )
 @pytest.mark.parametrize("damage", ["gone", "empty", "cut", "longer"])
 def test_files_that_are_gone_or_cut(dump, name, damage):
-    """A file that is gone, empty, shorter or longer is damage, or at least work that is missing; never an exception."""
+    """A file that is gone, empty, shorter or longer is damage or missing work, and never an exception."""
     (path,) = [
         p
         for p in dump.rglob("*")
@@ -98,7 +98,7 @@ def test_files_that_are_gone_or_cut(dump, name, damage):
 
 
 def test_all_damage_is_found_at_once(dump, cli):
-    """Several damages are all named in one go, each with its file, and the exit code is 4."""
+    """Several damages are all named at once, each with its file, and the exit code is 4."""
     shard = Dump.existing(dump).shard_path(0)
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
@@ -118,7 +118,7 @@ def test_all_damage_is_found_at_once(dump, cli):
 
 
 def test_repair(made, dump, cli):
-    """Damaged shards are put aside, the rest stays, and the same extraction brings every byte back."""
+    """Damaged shards are put aside, the others stay, and the same extraction brings every byte back."""
     before = tree(dump)
     shard = Dump.existing(dump).shard_path(1)
     content = bytearray(shard.read_bytes())
@@ -136,7 +136,7 @@ def test_repair(made, dump, cli):
 
 
 def test_repair_of_a_plan(dump):
-    """A damaged plan is written anew from the manifest; a damaged image list cannot be made again, and says so."""
+    """A damaged plan is written again from the manifest, and a damaged image list is refused with the reason."""
     before = tree(dump)
     (dump / "plan.json").write_text("{")
     repair(verify(dump))
@@ -166,7 +166,7 @@ def test_values_that_are_not_finite(tmp_path):
 
 
 def test_recompute(made, cli):
-    """Images extracted anew, in the batches they were in, give the same bits; another checkpoint is refused."""
+    """Images extracted again, in their batches, have the same bits, and another checkpoint is refused."""
     arguments = ["verify", made / "d", made / "photos", "--random-init", "--recompute", 20]
     shown = cli(*arguments, "-c", "test_resnet")
     assert shown.code == 0, shown.err
@@ -177,7 +177,7 @@ def test_recompute(made, cli):
 
 
 def test_recompute_takes_the_checkpoint_from_the_plan(made, tmp_path, cli):
-    """Checkpoint, random weights and their seed are the plan's where none is given; a local one has to be named."""
+    """Checkpoint, random weights and seed come from the plan if none is given, but a local checkpoint must be named."""
     pictures, weights = made / "photos", tmp_path / "w.safetensors"
     save_file(timm.create_model("test_resnet").state_dict(), weights)
     seeded, local = ("test_resnet", "--random-init", "--seed", 3), (weights, "--arch", "test_resnet")
@@ -197,7 +197,7 @@ def test_recompute_takes_the_checkpoint_from_the_plan(made, tmp_path, cli):
 
 
 def test_recompute_of_greys(made, tmp_path, cli):
-    """The number of channels is the plan's, whichever library the backbone is from."""
+    """The number of channels comes from the plan, for backbones of both libraries."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ResNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[16, 32, 32, 64], embedding_size=16)
     config.save_pretrained(tmp_path / "resnet")
@@ -210,7 +210,7 @@ def test_recompute_of_greys(made, tmp_path, cli):
 
 
 def test_recompute_finds_what_hashes_cannot(made, dump, cli):
-    """A dump of other values, hashed and sealed as if it were right, comes out otherwise."""
+    """A dump with other values, sealed with right hashes, is found by --recompute."""
     found = Dump.existing(dump)
     from featcli.dump.checksummed_json import publish_checksummed
     from featcli.dump.shard import REST, hash_rest
@@ -237,7 +237,7 @@ def test_recompute_finds_what_hashes_cannot(made, dump, cli):
 
 
 def test_retry_failed(made, tmp_path):
-    """Repaired images are done again, and the dump's rows are those of a run in which they were never broken."""
+    """Repaired images are made again, and the dump's rows are those of a run in which they were never broken."""
     shutil.copytree(made, tmp_path / "copy")
     photos, dump = tmp_path / "copy" / "photos", tmp_path / "copy" / "d"
     draw(photos / "2.png", 2)
@@ -258,7 +258,7 @@ def test_retry_failed(made, tmp_path):
 
 
 def test_retry_does_not_forgive_other_changes(made, tmp_path):
-    """A good image that changed is refused, with --retry-failed too."""
+    """A good image that changed is refused, also with --retry-failed."""
     shutil.copytree(made, tmp_path / "copy")
     draw(tmp_path / "copy" / "photos" / "3.png", 77)
     with pytest.raises(ConflictError, match=r"first '3\.png'"):
@@ -282,7 +282,7 @@ def test_finalize(dump, cli):
 
 
 def test_records_say_what_they_must(dump):
-    """A record of other types, sealed as if it were right, is damage and no exception."""
+    """A record with fields of wrong types, sealed as if it were right, is damage and no exception."""
     from featcli.dump.checksummed_json import publish_checksummed
 
     found = Dump.existing(dump)
@@ -301,7 +301,7 @@ def test_records_say_what_they_must(dump):
 
 
 def test_a_reader_written_from_the_format_page(made):
-    """Forty lines that know nothing but docs/format.md read every good row of both formats."""
+    """Forty lines that know only docs/format.md read every good row of both formats."""
     from independent_reader import read_dump
 
     found, expected = read_dump(made / "d"), open_dump(made / "d")
@@ -313,7 +313,7 @@ def test_a_reader_written_from_the_format_page(made):
 
 
 def test_a_dump_of_a_later_version(tmp_path, photos, cli):
-    """It is not called damaged, and nobody is led into starting anew: each command names the way out."""
+    """A dump of a later version is not called damaged, and each command names a way out that keeps it."""
     from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
 
     featcli.extract(photos, output=tmp_path / "d", checkpoint="test_resnet", random_init=True)

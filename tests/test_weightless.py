@@ -1,4 +1,4 @@
-"""Stages are told without memory for weights: on the meta device, or where a network cannot be run there, by zeros."""
+"""Check that stages are found without memory for weights: on the meta device, or with zeros in their place."""
 
 import pytest
 import timm
@@ -14,21 +14,21 @@ from featcli.spec.groups import CheckpointSpec
 
 
 def test_weights_take_no_memory():
-    """Large weights are one zero each, nobody writes into them, and the network gives its shapes."""
+    """Each large weight is one zero, nobody writes into it, and the network gives its shapes."""
     with WithoutWeights():
         network = nn.Sequential(nn.Linear(300, 3000), nn.LayerNorm(3000), nn.Linear(3000, 5)).eval()
         assert network(torch.zeros(2, 300)).shape == (2, 5)
-        network.requires_grad_(False)  # else all that it computes would be kept for gradients
+        network.requires_grad_(False)  # otherwise all that it computes is kept for gradients
         assert not any(parameter.requires_grad for parameter in network.parameters())
     sizes = [parameter.untyped_storage().nbytes() for parameter in network.parameters()]
     assert [sizes[0], sizes[4]] == [4, 4]
-    nn.init.ones_(network[1].weight)  # outside of the block all is as it was
+    nn.init.ones_(network[1].weight)  # outside of the block everything is as before
     assert nn.Linear(300, 3000).weight.stride() == (300, 1)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_coatnet"])
 def test_a_network_that_looks_into_its_tensors(monkeypatch, name):
-    """One that cannot be run on the meta device has the stages and the cost of one that can."""
+    """A network that cannot run on the meta device has the stages and the cost of one that can."""
     spec = resolve(CheckpointSpec(checkpoint=name, random_init=True))
     plain, operations = spec.stages, spec._whole.operations
 
@@ -41,11 +41,11 @@ def test_a_network_that_looks_into_its_tensors(monkeypatch, name):
     monkeypatch.setattr(ModelSpec, "_forward_once", looking)
     spec = resolve(CheckpointSpec(checkpoint=name, random_init=True))
     assert spec.stages == plain
-    assert spec._whole.operations == pytest.approx(operations, rel=0.01)  # some are counted as others
+    assert spec._whole.operations == pytest.approx(operations, rel=0.01)  # some are counted in another way
 
 
 def test_maps_take_no_memory():
-    """What is computed from one value is one value of the right shape; what a network looks into is computed."""
+    """Results of equal values are one value of the right shape, and values that a network looks into are computed."""
     with WithoutValues():
         pixels = blank((2, 3, 640, 640))
         maps = nn.functional.conv2d(pixels, torch.ones(64, 3, 3, 3), padding=1).relu().flatten(2).transpose(1, 2)
@@ -56,7 +56,7 @@ def test_maps_take_no_memory():
 
 
 def test_a_refusal_costs_no_weights(monkeypatch):
-    """A model without maps is refused after it was run on the meta device, and is not built."""
+    """A model without maps is refused after a run on the meta device, before it is built."""
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     devices, run_blank = [], HiddenStatesModelSpec._run_blank
@@ -70,7 +70,7 @@ def test_a_refusal_costs_no_weights(monkeypatch):
 
 @pytest.mark.parametrize("name", ["tresnet_m", "csatv2"])
 def test_first_layers_of_many_channels(name):
-    """TResNet and CSATv2 make more channels of fewer pixels before their first convolution: they take three."""
+    """TResNet and CSATv2, which first make more channels of fewer pixels, take three channels."""
     with torch.device("meta"):
         whole = timm.create_model(name, num_classes=0).eval()
     expected = whole.forward_intermediates(torch.empty(1, 3, 64, 64, device="meta"), intermediates_only=True)

@@ -1,4 +1,4 @@
-"""Weights are proven: what was loaded, what is missing, what is of no use, from which bytes."""
+"""Check that weights are proven: what was loaded, what is missing, what is not needed, and from which bytes."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ RESNET = PYRAMID | {"hidden_sizes": [16, 32, 32, 64], "embedding_size": 16}
 
 
 def saved(make, folder):
-    """The folder of a model with weights of a seed, and an image processor beside it."""
+    """Save a model with weights of a seed, and an image processor, to a folder."""
     torch.manual_seed(0)
     make().save_pretrained(folder)
     T.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
@@ -28,13 +28,13 @@ def saved(make, folder):
 
 @pytest.fixture
 def resnet(tmp_path):
-    """A ResNet classifier of transformers in a folder."""
+    """Save a ResNet classifier of transformers."""
     return saved(lambda: T.ResNetForImageClassification(T.ResNetConfig(**RESNET, num_labels=3)), tmp_path / "resnet")
 
 
 @pytest.fixture
 def detr(tmp_path):
-    """A DETR with a timm backbone inside, in a folder."""
+    """Save a DETR with a timm backbone inside."""
     backbone = T.TimmBackboneConfig(backbone="test_resnet", out_indices=[4])
     sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 5}
     return saved(lambda: T.DetrForObjectDetection(T.DetrConfig(**sizes, backbone_config=backbone)), tmp_path / "detr")
@@ -42,7 +42,7 @@ def detr(tmp_path):
 
 @pytest.fixture
 def vit(tmp_path):
-    """A ViT classifier of transformers in a folder."""
+    """Save a ViT classifier of transformers."""
     return saved(
         lambda: T.ViTForImageClassification(T.ViTConfig(**TOKENS, image_size=64, num_labels=3)), tmp_path / "vit"
     )
@@ -50,7 +50,7 @@ def vit(tmp_path):
 
 @pytest.fixture
 def timm_folder(tmp_path):
-    """A folder as timm saves it for the hub."""
+    """Save a folder as timm saves it for the hub."""
     torch.manual_seed(0)
     model = timm.create_model("test_vit", num_classes=5)
     timm.models.save_for_hf(model, tmp_path / "timm", safe_serialization=True)
@@ -59,7 +59,7 @@ def timm_folder(tmp_path):
 
 @pytest.fixture
 def timm_file(tmp_path):
-    """A bare weights file."""
+    """Save a bare weights file."""
     torch.manual_seed(0)
     state = timm.create_model("test_vit", num_classes=5).state_dict()
     safetensors.torch.save_file(
@@ -70,7 +70,7 @@ def timm_file(tmp_path):
 
 FOLDERS = ["resnet", "detr", "vit", "timm_folder", "timm_file"]
 
-# A tensor of the last stage: as the file has it, and as the backbone does.
+# A tensor of the last stage, as the file names it and as the backbone does.
 RESNET_LAST = "encoder.stages.3.layers.0.shortcut.convolution.weight"
 LAST = {
     "resnet": (f"resnet.{RESNET_LAST}", RESNET_LAST),
@@ -97,12 +97,12 @@ def checkpoint(request):
 
 
 def test_the_report(checkpoint):
-    """Every source says how many tensors matched, that none is missing, and what of the file is of no use."""
+    """For every source the report says how many tensors matched, that none is missing, and what is not needed."""
     weights = load_backbone(checkpoint, out_indices="all", **options(checkpoint)).weights
     assert weights.matched == weights.total > 0
     assert weights.missing == ()
     if checkpoint.name == "timm":
-        assert weights.unexpected == ()  # timm takes the head out by itself
+        assert weights.unexpected == ()  # timm removes the head itself
         return
     expected = {"resnet": "classifier.1.weight", "detr": "class_labels_classifier.bias", "vit": "classifier.bias"}
     assert expected.get(checkpoint.name, "x") in weights.unexpected
@@ -120,14 +120,14 @@ def test_files_are_hashed(checkpoint, tmp_path):
 
 
 def test_nan_is_refused(checkpoint):
-    """A checkpoint whose training diverged is refused, naming a tensor."""
+    """A checkpoint with NaN from a training that diverged is refused, and the message names a tensor."""
     rewrite(checkpoint, lambda tensors: {k: v * torch.nan if v.is_floating_point() else v for k, v in tensors.items()})
     with pytest.raises(CheckpointError, match="NaN or infinity in"):
         load_backbone(checkpoint, **options(checkpoint))
 
 
 def test_infinity_is_refused(checkpoint):
-    """One infinite parameter makes every map NaN: refused as well."""
+    """One infinite parameter is refused, because it makes every map NaN."""
     name = LAST[checkpoint.name][0]
     rewrite(checkpoint, lambda tensors: tensors | {name: torch.full_like(tensors[name], torch.inf)})
     with pytest.raises(CheckpointError, match="NaN or infinity in 1 of"):
@@ -135,7 +135,7 @@ def test_infinity_is_refused(checkpoint):
 
 
 def test_an_absent_tensor_is_refused(checkpoint):
-    """One tensor of the backbone less, and the checkpoint is refused with its name."""
+    """A checkpoint that lacks one tensor of the backbone is refused with its name."""
     on_disk, in_memory = LAST[checkpoint.name]
     rewrite(checkpoint, lambda tensors: {k: v for k, v in tensors.items() if k != on_disk})
     with pytest.raises(CheckpointError, match=r"1 of .* not in it") as refused:
@@ -144,7 +144,7 @@ def test_an_absent_tensor_is_refused(checkpoint):
 
 
 def test_whole_numbers_are_refused(checkpoint):
-    """A quantised tensor is refused by its name: its values would be taken for weights."""
+    """A quantised tensor is refused by its name, because its values would be taken for weights."""
     name = LAST[checkpoint.name][0]
     rewrite(checkpoint, lambda tensors: tensors | {name: (100 * tensors[name]).to(torch.int8)})
     with pytest.raises(CheckpointError, match="1 of its weights are no floating-point numbers") as refused:
@@ -153,7 +153,7 @@ def test_whole_numbers_are_refused(checkpoint):
 
 
 def test_an_adapter_is_refused(vit):
-    """A folder with an adapter of PEFT is refused, whether PEFT is installed or not: maps would depend on that."""
+    """A folder with an adapter of PEFT is refused, with PEFT or without, because maps would depend on that."""
     (vit / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
     with pytest.raises(CheckpointError, match="weights of PEFT that are not merged") as refused:
         load_backbone(vit)
@@ -161,7 +161,7 @@ def test_an_adapter_is_refused(vit):
 
 
 def test_fitted_positions_are_said(tmp_path):
-    """Positions of another grid, which timm resamples for this one, are named in the line of the weights."""
+    """Positions that timm resamples from another grid are named in the line about weights."""
     model = timm.create_model("test_vit", img_size=224)
     torch.save(model.state_dict(), tmp_path / "w.pth")
     weights = load_backbone(tmp_path / "w.pth", arch="test_vit").weights
@@ -170,7 +170,7 @@ def test_fitted_positions_are_said(tmp_path):
 
 
 def test_the_content_of_a_file_counts(tmp_path):
-    """A safetensors file is read as one, whatever its name ends in, and so is what torch.save wrote."""
+    """A safetensors file, or one of torch.save, is read as such whatever its name ends in."""
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "w.pth")
     torch.save({"b": torch.ones(2)}, tmp_path / "w.safetensors")
     for name, key in (("w.pth", "a"), ("w.safetensors", "b")):
@@ -179,7 +179,7 @@ def test_the_content_of_a_file_counts(tmp_path):
 
 
 def test_a_key_within_the_container_that_is_taken(tmp_path):
-    """A weights key names a container, or else a prefix in the one that is taken without it."""
+    """A weights key names a container, or else a prefix in the container that is taken without a key."""
     torch.save({"state_dict": {"a.x": torch.ones(1), "b.x": torch.zeros(1)}}, tmp_path / "w.pth")
     for key in ("a", "state_dict.a"):
         assert read_weights([tmp_path / "w.pth"], key) == ("state_dict.a", {"x": torch.ones(1)})
@@ -187,11 +187,11 @@ def test_a_key_within_the_container_that_is_taken(tmp_path):
 
 @pytest.mark.parametrize("name", ["pytorch_model.pth", "other.safetensors"])
 def test_the_file_that_timm_chose_is_hashed(timm_folder, name):
-    """Of several weights files in a timm folder that one is named and hashed which timm reads."""
+    """Of several weights files in a timm folder, the one that timm reads is named and hashed."""
     tensors = safetensors.torch.load_file(timm_folder / "model.safetensors")
     (timm_folder / "model.safetensors").unlink()
     (torch.save if name.endswith(".pth") else safetensors.torch.save_file)(tensors, timm_folder / name)
-    if name.endswith(".pth"):  # which timm takes before this one
+    if name.endswith(".pth"):  # timm takes this one first
         torch.save({}, timm_folder / "open_clip_pytorch_model.bin")
     expected = {name: hashlib.sha256((timm_folder / name).read_bytes()).hexdigest()}
     assert load_backbone(timm_folder).weights.files == expected
@@ -206,7 +206,7 @@ def test_the_file_that_timm_chose_is_hashed(timm_folder, name):
     ],
 )
 def test_a_damaged_configuration_of_timm(timm_folder, field, value, message):
-    """A config.json that names what timm does not have, or what would make every map infinite, is a sentence."""
+    """A config.json with names that timm lacks, or values that make every map infinite, is refused in a sentence."""
     path = timm_folder / "config.json"
     config = json.loads(path.read_text())
     (config if field in config else config["pretrained_cfg"])[field] = value
@@ -216,7 +216,7 @@ def test_a_damaged_configuration_of_timm(timm_folder, field, value, message):
 
 
 def test_a_truncated_file_is_refused(checkpoint):
-    """Half a file is no checkpoint."""
+    """Half a file is refused."""
     file = checkpoint if checkpoint.is_file() else checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(CheckpointError) as refused:
@@ -225,7 +225,7 @@ def test_a_truncated_file_is_refused(checkpoint):
 
 
 def test_half_precision_weights_are_computed_in_full(checkpoint):
-    """fp16 weights give what the same values in fp32 give."""
+    """fp16 weights give the maps of the same values in fp32."""
     rewrite(checkpoint, lambda tensors: {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()})
     half = load_backbone(checkpoint, **options(checkpoint))
     rewrite(checkpoint, lambda tensors: {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
@@ -239,7 +239,7 @@ def test_half_precision_weights_are_computed_in_full(checkpoint):
 @pytest.mark.parametrize("name", ["resnet", "detr", "vit"])
 @pytest.mark.parametrize("kind", ["shards", "bin", "bin shards"])
 def test_other_files_of_a_folder(request, name, kind):
-    """Weights in several safetensors files with an index, in a pytorch_model.bin, or several of those, are the same."""
+    """Several safetensors files with an index, a pytorch_model.bin, and several of those give the same weights."""
     folder = request.getfixturevalue(name)
     whole = load_backbone(folder, out_indices="all")
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
@@ -273,7 +273,7 @@ def test_an_index_that_names_no_files(detr):
 
 @pytest.mark.parametrize("name", ["detr", "vit"])
 def test_a_shard_that_is_gone(request, name):
-    """An index that names a file which is not there is refused, with the name of the file."""
+    """An index that names a missing file is refused, with the name of the file."""
     folder = request.getfixturevalue(name)
     (folder / "model.safetensors").unlink()
     weight_map = {"some.weight": "model-00001-of-00001.safetensors"}

@@ -56,7 +56,7 @@ def commit(writer, valid):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_safetensors_opens_in_the_library(tmp_path, dtype):
-    """A safetensors shard opens in the safetensors library: maps, valid and keys."""
+    """A safetensors shard opens in the safetensors library, with maps, valid and keys."""
     path, _ = write(tmp_path, "safetensors", dtype)
     tensors = load_file(path)
     assert {name: tensors[name].equal(tensor) for name, tensor in maps(dtype).items()} == {"stem": True, "stage1": True}
@@ -68,7 +68,7 @@ def test_safetensors_opens_in_the_library(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_hdf5_opens_in_h5py(tmp_path, dtype):
-    """An HDF5 shard opens in plain h5py: maps, valid and keys; bfloat16 arrives as its float32 values."""
+    """An HDF5 shard opens in plain h5py, with maps, valid and keys; bfloat16 comes as its float32 values."""
     path, _ = write(tmp_path, "hdf5", dtype)
     with h5py.File(path) as file:
         for name, tensor in maps(dtype).items():
@@ -81,7 +81,7 @@ def test_hdf5_opens_in_h5py(tmp_path, dtype):
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layout_is_read_back(tmp_path, format_name, dtype):
-    """What a format says of a finished file is where the bytes are."""
+    """The layout that a format reads from a finished file says where the bytes are."""
     path, _ = write(tmp_path, format_name, dtype)
     layout = FORMATS[format_name].read_layout(str(path), 5)
     content = path.read_bytes()
@@ -95,7 +95,7 @@ def test_layout_is_read_back(tmp_path, format_name, dtype):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_equal_work_gives_equal_bytes(tmp_path, format_name):
-    """The bytes of a shard depend on its content alone, not on the runs in which it was written."""
+    """The bytes of a shard depend only on its content, not on the runs that wrote it."""
     files = []
     for name, runs in (("one", [(0, 5)]), ("two", [(0, 1), (1, 2), (2, 5)])):
         (tmp_path / name).mkdir()
@@ -106,7 +106,7 @@ def test_equal_work_gives_equal_bytes(tmp_path, format_name):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_hashes_cover_every_byte(tmp_path, format_name):
-    """Each stage has the xxh3-128 of its rows, and all bytes outside the stages have one too."""
+    """Each stage has the xxh3-128 of its rows, and all bytes outside the stages have one, too."""
     path, written = write(tmp_path, format_name)
     content = bytearray(path.read_bytes())
     layout = FORMATS[format_name].read_layout(str(path), 5)
@@ -120,7 +120,7 @@ def test_hashes_cover_every_byte(tmp_path, format_name):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_nothing_under_the_final_name_before_commit(tmp_path, format_name):
-    """Until it is committed a shard has no name, and aborting leaves nothing behind."""
+    """Before a commit a shard does not have its name, and an abort leaves nothing behind."""
     writer = start(tmp_path / "x", format_name, "float32")
     writer.write({name: stored(tensor) for name, tensor in maps("float32").items()})
     assert [path.name.endswith(PARTIAL) for path in tmp_path.iterdir()] == [True]
@@ -129,7 +129,7 @@ def test_nothing_under_the_final_name_before_commit(tmp_path, format_name):
 
 
 def test_an_uncommitted_safetensors_file_is_not_readable(tmp_path):
-    """Before its header is written, last of all, the file is refused by readers rather than read as zeros."""
+    """Before its header is written, which comes last, readers refuse the file instead of reading zeros."""
     writer = start(tmp_path / "x", "safetensors", "float32")
     (partial,) = tmp_path.iterdir()
     with pytest.raises(safetensors.SafetensorError):
@@ -139,7 +139,7 @@ def test_an_uncommitted_safetensors_file_is_not_readable(tmp_path):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_a_file_without_a_record_is_taken_over_or_replaced(tmp_path, format_name):
-    """A shard file that a killed process left unrecorded is kept when equal, and replaced when not."""
+    """A shard file that a killed process left without a record is kept if equal, and replaced otherwise."""
     path, written = write(tmp_path, format_name)
     content = path.read_bytes()
     assert write(tmp_path, format_name) == (path, written)
@@ -150,7 +150,7 @@ def test_a_file_without_a_record_is_taken_over_or_replaced(tmp_path, format_name
 
 
 def damages(content):
-    """A file cut short, emptied, and with each of its first bytes changed."""
+    """Yield a file cut short, emptied, and with each of its first bytes changed."""
     yield from (b"", content[:5], content[: len(content) // 2], content[:-1], b"\0" * 100, os.urandom(300))
     for position in range(0, 256, 3):
         yield content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :]
@@ -158,7 +158,7 @@ def damages(content):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_damaged_files_raise_nothing_but_featcli_errors(tmp_path, format_name):
-    """A damaged shard either still has its arrays inside the file or ends in a FeatcliError."""
+    """A damaged shard still has its arrays inside the file, or raises a FeatcliError."""
     path, _ = write(tmp_path, format_name)
     content, refused = path.read_bytes(), 0
     for damaged in damages(content):
@@ -200,7 +200,7 @@ ODD_KEYS = {
 
 @pytest.mark.parametrize("kind", ODD_HDF5)
 def test_odd_hdf5_arrays_are_refused(tmp_path, kind):
-    """Whatever leads out of the file, unpacks to any size or is no array of rows is not read."""
+    """HDF5 arrays that lead out of the file, unpack to any size or have no rows are not read."""
     (tmp_path / "secret").write_bytes(b"12345678")
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_dataset("keys", **KEYS_DATA)
@@ -211,7 +211,7 @@ def test_odd_hdf5_arrays_are_refused(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ODD_KEYS)
 def test_odd_hdf5_keys_are_refused(tmp_path, kind):
-    """The keys are a plain list of texts of the planned length: nothing else is unpacked."""
+    """HDF5 keys that are no plain list of texts of the planned length are not read."""
     (tmp_path / "secret").write_bytes(b"12345678")
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_dataset("stem", data=np.zeros((1, 2), np.float32))
@@ -221,7 +221,7 @@ def test_odd_hdf5_keys_are_refused(tmp_path, kind):
 
 
 def header(path, **changes):
-    """A safetensors file of one stage and one row, with other things in its header."""
+    """Return a safetensors file of one stage and one row, with other things in its header."""
     keys = changes.pop("keys", json.dumps(["a"]))
     entry = {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]} | changes.pop("entry", {})
     text = json.dumps({"__metadata__": {"keys": keys}, "stem": entry} | changes).encode()
@@ -241,7 +241,7 @@ def header(path, **changes):
     ids=str,
 )  # fmt: skip
 def test_odd_safetensors_headers_are_refused(tmp_path, changes):
-    """Whatever a header claims that its file does not keep is refused; a right one is read."""
+    """A header with claims that its file does not keep is refused, and a right one is read."""
     assert FORMATS["safetensors"].read_layout(header(tmp_path / "right"), 1).arrays["stem"].shape == (1, 2)
     with pytest.raises(DamagedError):
         FORMATS["safetensors"].read_layout(header(tmp_path / "x", **changes), 1)
@@ -249,7 +249,7 @@ def test_odd_safetensors_headers_are_refused(tmp_path, changes):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_writes_that_take_less_than_given(tmp_path, monkeypatch, format_name):
-    """The system may take a part of what it is given: the rest is written after it."""
+    """If the system takes only a part of what is written, the rest follows."""
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     path, _ = write(tmp_path / "one", format_name)
@@ -260,7 +260,7 @@ def test_writes_that_take_less_than_given(tmp_path, monkeypatch, format_name):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_a_pipe_is_no_shard(tmp_path, format_name):
-    """What is no regular file is refused at once: a pipe would wait for ever."""
+    """A pipe in place of a shard is refused at once."""
     os.mkfifo(tmp_path / "x")
     with pytest.raises(DamagedError, match="regular"):
         FORMATS[format_name].read_layout(str(tmp_path / "x"), 1)
@@ -268,7 +268,7 @@ def test_a_pipe_is_no_shard(tmp_path, format_name):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_what_has_a_name_can_be_opened(tmp_path, monkeypatch, format_name):
-    """A shard can be read as soon as it has its name, also while its folder is not on the disk yet."""
+    """A shard can be read as soon as it has its name, even before its folder is on the disk."""
     plain, shapes = os.fsync, []
 
     def sync(descriptor):
@@ -286,7 +286,7 @@ def test_what_has_a_name_can_be_opened(tmp_path, monkeypatch, format_name):
 
 
 def test_a_writer_that_lives_keeps_its_file(tmp_path):
-    """What another is writing is not cleaned up, though its lock lets readers in; what nobody writes is."""
+    """A file that another process writes is not removed, although its lock lets readers in; an abandoned one is."""
     descriptor, partial = create_partial(tmp_path / "x")
     assert remove_stale(tmp_path) == 0
     assert partial.exists()
@@ -303,7 +303,7 @@ def test_keys_that_no_header_can_hold(tmp_path):
 
 
 def test_files_of_others_are_not_cleaned_up(tmp_path):
-    """Only names as featcli gives them are partial files of its own."""
+    """Only names as featcli makes them are taken for its partial files."""
     (tmp_path / ".download.partial").write_bytes(b"x")
     (tmp_path / f".folder.{'a' * 16}.partial").mkdir()
     assert remove_stale(tmp_path) == 0
@@ -311,7 +311,7 @@ def test_files_of_others_are_not_cleaned_up(tmp_path):
 
 
 def test_publish_never_overwrites(tmp_path):
-    """The first to publish a name wins; what is there stays as it is."""
+    """The first to publish a name wins, and later ones leave it as it is."""
     assert publish_checksummed(tmp_path / "x.json", {"a": 1})
     assert not publish_checksummed(tmp_path / "x.json", {"a": 2})
     assert json.loads((tmp_path / "x.json").read_text())["a"] == 1
@@ -319,7 +319,7 @@ def test_publish_never_overwrites(tmp_path):
 
 
 def test_publish_without_hard_links(tmp_path, monkeypatch):
-    """File systems that know no hard links are served by renaming, still never over a name that is taken."""
+    """Without hard links files are renamed, but never over a name that is taken."""
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "no links here")))
     for number, expected in ((1, True), (2, False)):
         descriptor, partial = create_partial(tmp_path / "x")
@@ -331,7 +331,7 @@ def test_publish_without_hard_links(tmp_path, monkeypatch):
 
 
 def test_stale_partials_of_the_dead_are_removed_and_the_living_are_not(tmp_path):
-    """Partial files are removed when their process is gone, and only then."""
+    """Partial files are removed once their process is gone, and not before."""
     script = "import sys, pathlib; from featcli.dump.atomic_file import *; create_partial(pathlib.Path(sys.argv[1])); "
     dead = [sys.executable, "-c", script + "import os; os._exit(1)", str(tmp_path / "dead")]
     subprocess.run(dead, check=False)
@@ -346,7 +346,7 @@ def test_stale_partials_of_the_dead_are_removed_and_the_living_are_not(tmp_path)
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_memory_does_not_grow_with_the_shard(tmp_path, format_name):
-    """A shard is written through buffers of its batches, however many rows it has: nothing holds it whole."""
+    """A shard is written through buffers of its batches, and is never in memory as a whole."""
     import tracemalloc
 
     peaks = []

@@ -1,4 +1,4 @@
-"""Dumps as featcli first wrote them, in format version 1: later versions read, check, export and go on with them."""
+"""Check dumps as featcli first wrote them, in format version 1: later versions read, verify, export and resume them."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from featcli import open_dump
 ZOO = Path(__file__).parent / "zoo"
 MADE = json.loads((ZOO / "commands.json").read_text())
 COMMANDS = MADE["commands"]
-OF_A_GREY_LEVEL = 1000  # times as wide: another Pillow may round single pixels to the next grey
+OF_A_GREY_LEVEL = 1000  # times as wide, because another Pillow may round single pixels to the next grey
 CLOSE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}  # as a share of the largest number in a row
 
 each_dump = pytest.mark.parametrize("name", COMMANDS)
@@ -33,7 +33,7 @@ def hashed(path):
 
 
 def arrays_of(shard):
-    """The arrays of a shard file by libraries that know nothing of featcli, as float32."""
+    """Return the arrays of a shard file as float32, by libraries that know nothing of featcli."""
     if shard.suffix == ".h5":
         with h5py.File(shard) as file:
             return {name: file[name][:].astype(np.float32) for name in file if name != "keys"}
@@ -59,7 +59,7 @@ def test_the_readme_has_every_command():
 
 @each_dump
 def test_reading(name):
-    """Keys, failures and all numbers are those that its files hold, by h5py, safetensors and json alone."""
+    """Keys, failures and all numbers are those that h5py, safetensors and json read from its files."""
     folder = ZOO / "dumps" / name
     dump, manifest = open_dump(folder), read_json(folder / "manifest.json")
     listed = [json.loads(line)["key"] for line in (folder / "images.jsonl").read_text().splitlines()]
@@ -82,7 +82,7 @@ def test_reading(name):
 
 @each_dump
 def test_verifying(name, cli):
-    """Every byte of it is found to be as it was written."""
+    """verify finds every byte of it as it was written."""
     run = cli("verify", ZOO / "dumps" / name, "--json")
     (verdict,) = run.events
     assert (run.code, verdict["state"], verdict["damages"]) == (0, "whole", [])
@@ -108,14 +108,14 @@ def test_exporting(name, tmp_path, cli):
 
 @each_dump
 def test_going_on(name, tmp_path, monkeypatch, cli):
-    """The command that made it makes the same bytes once more after a shard and the last files were lost.
+    """After a loss of a shard and the last files, the command of each dump makes the same bytes again.
 
-    All but the last digits of its maps is the same where a library or the processor is another.
+    With another library or processor, maps may differ in their last digits.
     """
     before, plan = tree(ZOO / "dumps" / name), read_json(ZOO / "dumps" / name / "plan.json")
     if plan["settings"]["backbone"]["library"] == "transformers":
         pytest.importorskip("transformers")
-    shutil.copytree(ZOO, tmp_path / "zoo", copy_function=shutil.copyfile)  # whose files are as old as this test
+    shutil.copytree(ZOO, tmp_path / "zoo", copy_function=shutil.copyfile)  # its files are as old as this test
     monkeypatch.chdir(tmp_path / "zoo")
     dump = Path("dumps", name)
     lost = next(path for path in sorted(dump.glob("shards/*.json")) if "sizes" not in read_json(path))
@@ -141,7 +141,7 @@ def is_same_processor():
 
 
 def compare(before, after, is_exact):
-    """All that does not depend on versions or the processor; the bytes of shards too, where the maps are exact."""
+    """Compare all that does not depend on versions or the processor, and the bytes of shards if maps are exact."""
     assert after.keys() == before.keys()
     for file in before:
         if file.endswith((".json", ".jsonl")):
@@ -159,9 +159,9 @@ def compare_maps(before, after, wider):
 
 
 def facts(text, is_exact):
-    """What JSON says that does not depend on the versions of libraries, or on the processor where that is another.
+    """Return what JSON says that does not depend on versions of libraries, nor on the processor if that is another.
 
-    Nor on the words by which people are told why an image failed.
+    The words that tell people why an image failed are left out, too.
     """
 
     def of(value):

@@ -1,4 +1,4 @@
-"""A small configuration of every model type in transformers' AutoBackbone mapping, for tests: seconds, not minutes."""
+"""Give a small configuration of every model type in transformers' AutoBackbone mapping: seconds, not minutes."""
 
 import torch
 
@@ -40,7 +40,7 @@ TINY = {
 
 
 def randomize(model):
-    """Give every parameter random values, norms and biases too, so that none can be taken for another."""
+    """Give every parameter random values, also norms and biases, so that none looks like another."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.05) if parameter.ndim > 1 else parameter.uniform_(0.5, 1.5)
@@ -51,9 +51,9 @@ def randomize(model):
 
 
 def refuse_wrong_places(spec):
-    """Raise where what a hook sees of the module that is named for a stage lacks a value of its raw map, or has more.
+    """Raise if a hook on the module that is named for a stage sees other values than those of its raw map.
 
-    `spec` is a ModelSpec. What stands for no patch may be more: some tokens, of each window.
+    `spec` is a ModelSpec. Values of no patch, such as tokens of each window, may be more.
     """
     torch.manual_seed(0)
     stages, spec.norm = spec.stages, "raw"

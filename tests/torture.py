@@ -1,4 +1,4 @@
-"""What takes too long for every run of the tests: `make torture`. Exits 1 where anything is lost."""
+"""Run what takes too long for every run of the tests: `make torture`. Exits with 1 if anything is lost."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ import kills
 
 import conftest  # noqa: F401  (lets timm be imported)
 
-FUZZ = {"FUZZ_EXAMPLES": "2000", "FUZZ_IMAGES": "800"}  # of each test in test_fuzz.py, of each of 27 pictures
+FUZZ = {"FUZZ_EXAMPLES": "2000", "FUZZ_IMAGES": "800"}  # of each test in test_fuzz.py; of each of 27 pictures
 
 
 PARTS = ("writes", "keeps", "reads", "kills", "fuzz")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Every fault at every call that changes the disk, or reads, in both formats; a run that is killed a hundred times;
-    then hostile dumps and pictures.
+    """Run all long tests, and return the exit code.
+
+    Each fault meets each call that changes the disk or reads, in both formats; a run is killed a hundred times; then
+    come hostile dumps and pictures.
     """
-    import timm  # noqa: F401  (before the forks: no child need import it)
+    import timm  # noqa: F401  (before the forks, so that no child has to import it)
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--formats", choices=kills.FORMATS, nargs="+", default=kills.FORMATS)
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def writes(folder: Path, format_name: str) -> list[str]:
-    """Whole shards, with links and where the disk has none; what was lost."""
+    """Make whole shards, with hard links and without. Returns what was lost."""
     wrong = []
     for links in (True, False):
         for name, scene in faults.scenes(folder / f"links {links}", format_name, links):
@@ -60,7 +62,7 @@ def writes(folder: Path, format_name: str) -> list[str]:
 
 
 def keeps(folder: Path, format_name: str) -> list[str]:
-    """Unfinished shards, with links and locks and without; what was lost."""
+    """Make unfinished shards, with hard links and locks and without. Returns what was lost."""
     wrong = []
     for links, locks in ((True, True), (False, True), (True, False), (False, False)):
         refused = f"{'' if links else ', links refused'}{'' if locks else ', locks refused'}"
@@ -71,7 +73,7 @@ def keeps(folder: Path, format_name: str) -> list[str]:
 
 
 def fuzz() -> int:
-    """Hostile dumps and pictures; the exit code of the tests."""
+    """Read hostile dumps and pictures. Returns the exit code of the tests."""
     here = Path(__file__).parent
     tests = [str(here / "test_fuzz.py"), str(here / "test_fuzz_images.py")]
     command = [sys.executable, "-m", "pytest", "-n", "2", *tests]
@@ -79,7 +81,7 @@ def fuzz() -> int:
 
 
 def sweep(scene: faults.Scene, folder: Path, title: str) -> list[str]:
-    """Each fault at each call; what was lost."""
+    """Try each fault at each call. Returns what was lost."""
     folder.mkdir(parents=True)
     scene.rehearse(folder / "whole")
     print(f"{title}: {len(scene.calls)} calls, {dict(Counter(scene.calls))}")
@@ -92,7 +94,7 @@ def sweep(scene: faults.Scene, folder: Path, title: str) -> list[str]:
 
 
 def sweep_reads(scene: faults.Scene, folder: Path, title: str) -> list[str]:
-    """Each fault at each call that reads, while a dump is made and while it is verified; what was wrong."""
+    """Try each fault at each call that reads, while a dump is made and while it is verified. Returns what was wrong."""
     folder.mkdir(parents=True)
     scene.rehearse(folder / "whole", faults.READS)
     print(f"{title}: {len(scene.calls)} reads, {dict(Counter(scene.calls))}")

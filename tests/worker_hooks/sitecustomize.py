@@ -1,8 +1,8 @@
-"""What makes workers of the tests die or wait, in every process that has this folder in PYTHONPATH.
+"""Make workers of the tests die or wait, in every process that has this folder in PYTHONPATH.
 
-DIES_AT=KEY: the process is killed when it reads that image; with DIES_ONCE=FILE the first time alone.
-WAITS_AT=KEY, WAITS_FOR=FILE: images from that key on are read once the file is there.
-KEEPS_EVERY=SECONDS: so often the rows of an unfinished shard are put on the disk, in place of each minute.
+- DIES_AT=KEY kills the process when it reads that image; with DIES_ONCE=FILE only the first time.
+- WAITS_AT=KEY and WAITS_FOR=FILE read images from that key on only once the file exists.
+- KEEPS_EVERY=SECONDS puts the rows of an unfinished shard on the disk this often, instead of each minute.
 """
 
 import os
