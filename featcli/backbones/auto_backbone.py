@@ -7,7 +7,7 @@ and the list of stages is cut behind the last one that is needed: every map that
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from featcli.backbones.backbone import Network
-from featcli.backbones.composites import names_of_backbone, norm_freezer
+from featcli.backbones.composites import names_of_backbone, names_of_task, norm_freezer
 from featcli.backbones.internals import backbone_classes, silent_transformers
 from featcli.backbones.transformers_model import TransformersModelSpec, copied
 from featcli.errors import CheckpointError, one_line, shown
@@ -95,8 +95,14 @@ class AutoBackboneModelSpec(TransformersModelSpec):
             ) from error
 
     def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
-        renamed = names_of_backbone(self.on_disk) if self.outer is not None else None
-        return self.from_pretrained(self._class, self._config_for(positions), renamed)
+        return self.from_pretrained(self._class, self._config_for(positions), self._ways_to_name())
+
+    def _ways_to_name(self) -> Iterator[Mapping[str, str] | None]:
+        """Give what may have to be replaced in names on disk, the most common first."""
+        if self.outer is None:
+            yield None
+        yield names_of_backbone(self.on_disk) or None
+        yield names_of_task(self.outer or self.config) or None
 
     def _config_for(self, positions: Sequence[int]) -> Any:
         config = copied(self.config)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featcli.backbones.internals import norm_replacer, silent_transformers
+from featcli.backbones.internals import norm_replacer, renamings_of_transformers, silent_transformers
 from featcli.backbones.torchvision_operators import import_transformers
 
 # Attribute paths of the backbone in a model in memory; the first that a model has is the one.
@@ -19,6 +19,7 @@ IN_MEMORY = (
     "pixel_level_module.encoder",
     "model.backbone.conv_encoder.model",  # GroundingDINO and kin
     "model.backbone.model",  # DETR, RT-DETR
+    "model.backbone.backbone",  # LW-DETR, RF-DETR
     "model.conv_encoder.model",
     "backbone.conv_encoder.model",
     "backbone.model",
@@ -33,6 +34,8 @@ ON_DISK = (
     "model.backbone.conv_encoder.model.",  # the DETR family, GroundingDINO
     "backbone.conv_encoder.model.",
     "model.backbone.model.",  # RT-DETR, D-FINE
+    "model.backbone.backbone.",  # LW-DETR, RF-DETR
+    "backbone.backbone.",
     "model.backbone.",
     "backbone.",  # UperNet, DepthAnything, DPT, ZoeDepth, VitPose, VitMatte
     "vision_model.",  # TIPSv2
@@ -51,6 +54,16 @@ def names_of_backbone(on_disk: Iterable[str]) -> dict[str, str]:
     """
     names = list(on_disk)
     return names_under([prefix for prefix in ON_DISK if any(name.startswith(prefix) for name in names)])
+
+
+def names_of_task(config: Any, prefixes: Sequence[str] = ON_DISK) -> dict[str, str]:
+    """Give the same for names of before transformers renamed them, by its own table for the whole model.
+
+    `config` is that of the whole model. transformers applies the table of a class alone where only that class is made.
+    Empty where the whole model has none.
+    """
+    renamings = renamings_of_transformers(config)
+    return {**renamings, **names_under(prefixes)} if renamings else {}
 
 
 def names_under(prefixes: Sequence[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from featcli.backbones.backbone import Network
-from featcli.backbones.composites import names_under
+from featcli.backbones.composites import names_of_task, names_under
 from featcli.backbones.internals import is_of_meta, silent_transformers, vision_class
 from featcli.backbones.key_names import find_prefix
 from featcli.backbones.model_spec import Outputs, Wanted
@@ -171,12 +171,14 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         return self._class(self.config).eval()
 
     def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
-        module, report = self.from_pretrained(self._class, self.config, None)
+        module, report = self.from_pretrained(self._class, self.config, [None])
         names = {name for name, _ in module.named_parameters()}
         if names <= set(report["missing_keys"]):  # nothing of it was found: it lies deeper in a larger model
             others = [key for key in report["unexpected_keys"] if "text" not in key]  # whose layers have the same names
             if prefix := find_prefix(others, names):
-                return self.from_pretrained(self._class, self.config, names_under([prefix]))
+                return self.from_pretrained(self._class, self.config, [names_under([prefix])])
+        if self.outer is not None and self._lost(report["missing_keys"]):
+            return self.from_pretrained(self._class, self.config, [None, names_of_task(self.outer, ()) or None])
         return module, report
 
     def _network(self, module: Any, positions: Sequence[int]) -> Network:

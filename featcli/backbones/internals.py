@@ -609,6 +609,23 @@ def load_pretrained(
     return model, report
 
 
+def renamings_of_transformers(config: Any) -> dict[str, str]:
+    """List what transformers replaces in the names of the tensors of a whole model: pattern -> what takes its place.
+
+    By the class that the configuration names and by its type, as transformers looks them up. What merges or splits
+    tensors is left out.
+    """
+    transformers = import_transformers()
+    from transformers import conversion_mapping, core_model_loading
+
+    base = transformers.models.auto.modeling_auto.MODEL_MAPPING.get(type(config), None)
+    classes = [*(config.architectures or ()), *([] if base is None or isinstance(base, tuple) else [base.__name__])]
+    tables = [conversion_mapping.get_checkpoint_conversion_mapping(name) for name in (*classes, config.model_type)]
+    rules = [rule for table in tables for rule in table or () if type(rule) is core_model_loading.WeightRenaming]
+    pairs = [zip(rule._original_source_patterns, rule._original_target_patterns, strict=True) for rule in rules]
+    return {source: target for pair in pairs for source, target in pair}
+
+
 def norm_replacer(outer: Any) -> Callable[[nn.Module], None] | None:
     """Find what the code of a larger model does to the batch norms of its backbone, None where it leaves them.
 

@@ -25,6 +25,7 @@ from featcli.backbones.internals import (
     files_are_read,
     holds_more_than_tensors,
     ignored_names_of_transformers,
+    is_whole_model,
     load_pretrained,
     needs_code_of_its_own,
     prefix_of_transformers,
@@ -163,7 +164,8 @@ class TransformersModelSpec(ModelSpec):
         names = sorted(report["unexpected_keys"])
         if not any(name.startswith(prefix) for name in module.state_dict()):
             return [name.removeprefix(prefix) for name in names]
-        if names and not any(name.startswith(prefix) for name in self.on_disk):
+        is_whole = is_whole_model(getattr(module, prefix_of_transformers(module), None))  # DINOv3 has its layers there
+        if names and is_whole and not any(name.startswith(prefix) for name in self.on_disk):
             return [name if name.startswith((prefix, OUTSIDE)) else prefix + name for name in names]
         return names
 
@@ -184,15 +186,27 @@ class TransformersModelSpec(ModelSpec):
         return False
 
     def from_pretrained(
-        self, kind: Any, config: Any, renamed: Mapping[str, str] | None
+        self, kind: Any, config: Any, ways: Iterable[Mapping[str, str] | None]
     ) -> tuple[Any, Mapping[str, Any]]:
         """Load a model of this class with transformers' own loader, and its report of what it loaded.
 
-        `renamed` replaces patterns in the names on disk. Raises CheckpointError.
+        Each way replaces other patterns in the names on disk, or none: the first is taken by which nothing is missing,
+        else the first by which least is. Raises CheckpointError.
         """
-        with reading(self.asked), files_are_read():
-            module, report = load_pretrained(kind, self.asked.checkpoint_name, config, renamed)
+        found: list[tuple[Any, Mapping[str, Any]]] = []
+        for renamed in ways:
+            if renamed is None and found:
+                continue
+            with reading(self.asked), files_are_read():
+                found.append(load_pretrained(kind, self.asked.checkpoint_name, config, renamed))
+            if not self._lost(found[-1][1]["missing_keys"]):
+                break
+        module, report = min(found, key=lambda one: len(self._lost(one[1]["missing_keys"])))
         return module.eval(), report
+
+    def _lost(self, missing: Iterable[str]) -> list[str]:
+        """Leave out of the names of missing tensors those that plain checkpoints lack."""
+        return sorted(key for key in missing if not is_counter(key) and not self._may_be_absent(key))
 
     def preprocessing(self) -> Preprocessing:
         """See ModelSpec; the image processor's own."""
