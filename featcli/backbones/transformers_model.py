@@ -164,8 +164,8 @@ class TransformersModelSpec(ModelSpec):
         names = sorted(report["unexpected_keys"])
         if not any(name.startswith(prefix) for name in module.state_dict()):
             return [name.removeprefix(prefix) for name in names]
-        is_whole = is_whole_model(getattr(module, prefix_of_transformers(module), None))  # DINOv3 has its layers there
-        if names and is_whole and not any(name.startswith(prefix) for name in self.on_disk):
+        inner = getattr(module, prefix_of_transformers(module))  # of DINOv3 it is a list of layers, no model
+        if names and is_whole_model(inner) and not any(name.startswith(prefix) for name in self.on_disk):
             return [name if name.startswith((prefix, OUTSIDE)) else prefix + name for name in names]
         return names
 
