@@ -15,6 +15,7 @@ from featcli.errors import CheckpointError, UsageError
 from featcli.spec.groups import CheckpointSpec
 
 T = pytest.importorskip("transformers")
+from old_names import OLD  # noqa: E402 (they are made of transformers)
 
 RESNET = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 32, 64], "embedding_size": 16}
 SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4, "image_size": 64}
@@ -123,6 +124,14 @@ def table_transformer():
     return T.TableTransformerForObjectDetection(T.TableTransformerConfig(**DETR, backbone_config=backbone))
 
 
+def lw_detr():
+    return OLD["LW-DETR"].make()
+
+
+def rf_detr():
+    return OLD["RF-DETR"].make()
+
+
 # name -> (how to make the model, where its backbone is in memory)
 COMPOSITES = {
     "maskformer-resnet": (
@@ -157,6 +166,8 @@ COMPOSITES = {
     "oneformer": (oneformer, "model.pixel_level_module.encoder"),
     "zoedepth": (zoedepth, "backbone"),
     "rt-detr": (rt_detr, "model.backbone.model"),
+    "lw-detr": (lw_detr, "model.backbone.backbone"),
+    "rf-detr": (rf_detr, "model.backbone.backbone"),
     "upernet": (upernet, "backbone"),
     "depth-anything": (depth_anything, "backbone"),
     "dpt": (dpt, "backbone"),

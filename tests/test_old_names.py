@@ -24,11 +24,17 @@ CHEAP = (
 )  # fmt: skip
 # Entries of transformers' table that name a class or type which sees pictures, and that no folder in OLD needs.
 NO_FOLDER = {
-    "names of the decoder, the neck or the head alone": (
+    "names of the decoder, the neck, the head or the text alone": (
         "MaskFormerDetrDecoder d_fine maskformer rt_detr rt_detr_v2 pp_doclayout_v2 pp_doclayout_v3 pp_doclayout_v4"
+        " NemotronH_Omni_Reasoning_V3 UltraVBertForMaskedLM"
+        " tipsv2_dpt Tipsv2DptForDepthEstimation Tipsv2DptForNormalEstimation Tipsv2DptForSemanticSegmentation"
     ),
-    "a video, or packed pictures: refused in words": (
+    "a video, packed pictures, or a tower that has no class of its own: refused in words": (
         "Siglip2VisionModel VivitModel dots3_note_vision_encoder videomae xCLIPVisionModel"
+        " cosmos3_edge cosmos3_omni deepseek_ocr2 ernie4_5_vl_moe glm4v_moe glm5_next hunyuan_vl"
+        " hyperclovax_vision_v2 inkling2 inkling_mm_model kimi_k25 minimax_m3_vl mistral_large4 molmo2 paddleocr_vl"
+        " qwen3_omni_moe_thinker qwen3_vl_moe step3p7 unlimited_ocr UnlimitedOcrSamVisionEncoder"
+        " UnlimitedOcrVisionEncoder"
     ),
     "the tower's names stay as they are below a prefix, which is found by itself as LLaVA's": (
         "AriaModel AyaVisionModel Dots3NoteForConditionalGeneration Dots3NoteModel Gemma3Model GotOcr2Model"
@@ -37,20 +43,13 @@ NO_FOLDER = {
         " Qwen2_5OmniThinkerForConditionalGeneration Qwen2_5OmniThinkerModel Qwen2_5_VLForConditionalGeneration"
         " Qwen2_5_VLModel Qwen3OmniMoeThinkerForConditionalGeneration Qwen3OmniMoeThinkerModel VideoLlavaModel"
         " VipLlavaModel aria aya_vision gemma3 gemma4_unified got_ocr2 internvl llava_next llava_next_video"
-        " llava_onevision mistral3 mllama paligemma pp_chart2table qwen2_5_omni_thinker shieldgemma2"
-        " t5gemma2_encoder video_llava vipllava"
+        " llava_onevision mistral3 mllama paligemma pp_chart2table qwen2_5_omni_thinker shieldgemma2 sam3_tracker"
+        " sam3_tracker_video t5gemma2_encoder video_llava vipllava"
     ),
-    "its tower packs the pictures of a batch, or its configuration has no class for it: refused in words": (
-        "NemotronH_Omni_Reasoning_V3 UltraVBertForMaskedLM cosmos3_edge cosmos3_omni deepseek_ocr2 ernie4_5_vl_moe"
-        " glm4v_moe glm5_next hunyuan_vl hyperclovax_vision_v2 inkling2 inkling_mm_model kimi_k25 minimax_m3_vl"
-        " mistral_large4 molmo2 paddleocr_vl qianfan_ocr qwen3_omni_moe_thinker qwen3_vl_moe step3p7 unlimited_ocr"
-        " UnlimitedOcrSamVisionEncoder UnlimitedOcrVisionEncoder"
+    "the table of the whole model takes tensors of its tower apart, which is out of reach: refused by name": (
+        "qianfan_ocr"
     ),
-    "no hidden states of a picture by itself: refused in words": "sam3_tracker sam3_tracker_video",
     "featcli reads them with timm, under any prefix": "timm_wrapper",
-    "names of the neck and the head, around a TIPSv2": (
-        "tipsv2_dpt Tipsv2DptForDepthEstimation Tipsv2DptForNormalEstimation Tipsv2DptForSemanticSegmentation"
-    ),
 }
 
 

@@ -176,6 +176,20 @@ def test_random_weights_from_a_configuration(tmp_path, dinov2_folder):
         load_backbone(str(tmp_path))
 
 
+def test_a_configuration_takes_the_processor_beside_it(tmp_path, dinov2_folder):
+    """`-c FOLDER/config.json --random-init` is what `-c FOLDER --random-init` is, pixels and sizes included."""
+    shutil.copy(dinov2_folder / "config.json", tmp_path)
+    size = {"height": 42, "width": 42}
+    transformers.ViTImageProcessor(size=size, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    folder, config = (load_backbone(path, random_init=True) for path in (tmp_path, tmp_path / "config.json"))
+    assert folder.preprocessing.size == (42, 42)
+    assert config.preprocessing.settings == folder.preprocessing.settings
+    assert (config.settings, config.digest) == (folder.settings, folder.digest)
+    (tmp_path / "preprocessor_config.json").unlink()
+    alone = load_backbone(tmp_path / "config.json", random_init=True)
+    assert alone.preprocessing.settings != folder.preprocessing.settings
+
+
 def test_weights_of_another_configuration(tmp_path, dinov2_folder):
     """Weights that do not cover the backbone are refused, with the first names."""
     for file in dinov2_folder.iterdir():

@@ -357,11 +357,14 @@ def files_of(asked: CheckpointSpec) -> list[Path]:
 
 
 def processor_of(asked: CheckpointSpec) -> ImageProcessor | None:
-    """Read the image processor of a folder or hub id; None where it has none, and for configurations by themselves."""
-    if asked.config is not None or is_file(asked.checkpoint_name):
+    """Read the image processor of a folder or hub id, or the one beside a config.json; None where it has none."""
+    if asked.config is not None:
         return None
+    place = Path(asked.checkpoint_name)
     size = None if asked.fit else asked.input_size  # --fit sizes by itself
-    return read_processor(asked.checkpoint_name, size, asked.processor_backend)
+    return read_processor(
+        str(place.parent) if is_file(place) else asked.checkpoint_name, size, asked.processor_backend
+    )
 
 
 def no_processor(asked: CheckpointSpec) -> CheckpointError:
