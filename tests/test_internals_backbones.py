@@ -459,6 +459,15 @@ def test_sizes_before_a_crop(mode, edges, size):
 # The models of transformers
 
 
+def test_renamings_of_transformers():
+    """If the table of renamed tensors has another form, old folders of larger models with a backbone are refused."""
+    config = transformers.LwDetrConfig(architectures=["LwDetrForObjectDetection"])
+    found = internals.renamings_of_transformers(config)
+    assert found["attention.attention.query"] == "attention.q_proj"
+    assert found["attention.output"] == "attention.o_proj"
+    assert internals.renamings_of_transformers(transformers.UperNetConfig()) == {}
+
+
 def test_mappings_of_transformers():
     """If the mappings get other names, no checkpoint of transformers is read at all."""
     assert internals.backbone_classes()[transformers.ResNetConfig] is transformers.ResNetBackbone

@@ -362,9 +362,7 @@ def processor_of(asked: CheckpointSpec) -> ImageProcessor | None:
         return None
     place = Path(asked.checkpoint_name)
     size = None if asked.fit else asked.input_size  # --fit sizes by itself
-    return read_processor(
-        str(place.parent) if is_file(place) else asked.checkpoint_name, size, asked.processor_backend
-    )
+    return read_processor(str(place.parent) if is_file(place) else asked.checkpoint_name, size, asked.processor_backend)
 
 
 def no_processor(asked: CheckpointSpec) -> CheckpointError:
