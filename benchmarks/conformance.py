@@ -1,15 +1,15 @@
-"""What transformers' documents say of Backbones, claim by claim, tried here and in transformers: a table in Markdown.
+"""Try what transformers' documents say about Backbones, claim by claim, here and in transformers: a table in Markdown.
 
     python benchmarks/conformance.py                 every row, and how many there are of each answer
     python benchmarks/conformance.py --only D7,E2    the rows whose id begins so
     python benchmarks/conformance.py --as-listed F   and whether each id of the table in F is among them
     python benchmarks/conformance.py --write F       into a page, as `make sweep` writes docs/conformance.md
 
-A row is a claim of the documents (an attribute, an argument, an example) for one model, option or value. Rows come
-from what transformers itself has: the types of its mapping, the attributes of a backbone, the stages of its models. The
-answer is `works`, where featcli does what transformers does; or `by design`, where it does something else on purpose:
-then the row tries that, and names the page and the sentence that say so, which has to be there. All else is `fails`,
-and the exit code is 1. Weights are random, and models small: some minutes.
+A row is a claim of the documents (an attribute, an argument, an example) for one model, option or value. Rows come from
+what transformers itself has: the types of its mapping, the attributes of a backbone, the stages of its models. The
+answer is `works` if featcli does what transformers does, and `by design` if it does something else on purpose. A row by
+design tries that, and names the page and the sentence that say so, which must exist. Anything else is `fails`, and the
+exit code is 1. Weights are random and models small, so it takes some minutes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
-sys.path.insert(0, str(REPOSITORY / "tests"))  # the small configurations
+sys.path.insert(0, str(REPOSITORY / "tests"))  # small configurations
 
 from featcli.backbones.torchvision_operators import declare_missing_operators  # noqa: E402
 
@@ -58,27 +58,27 @@ TYPES = transformers.models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 @functools.cache
 def scratch() -> Path:
-    """A folder for this run."""
+    """Return a folder for this run."""
     return Path(tempfile.mkdtemp(prefix="conformance-"))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A claim, how it is put to featcli, and what shows that it holds: `tried` raises where it does not."""
+    """A claim, how it is put to featcli, and what shows that it holds: `tried` raises if it does not."""
 
     id: str
     claim: str
     here: str
     tried: Callable[[], object]
-    page: str = ""  # of the documentation, for what is by design
-    says: str = ""  # there
+    page: str = ""  # page of the documentation, for a row by design
+    says: str = ""  # sentence on that page
 
     def is_said(self) -> bool:
-        """Whether the sentence stands on the page that is named."""
+        """Return whether the sentence stands on the page."""
         return self.says in " ".join((REPOSITORY / self.page).read_text().split())
 
     def answer(self) -> tuple[str, str]:
-        """The answer, and where the documentation says so, or what was seen."""
+        """Return the answer, and where the documentation says so, or what was seen."""
         try:
             self.tried()
             if not self.page:
@@ -86,12 +86,12 @@ class Row:
             if not self.is_said():
                 return "fails", f"{self.page} does not say: {self.says}"
             return "by design", f"{self.page}: {self.says}"
-        except Exception as error:  # whatever is wrong is what the row shows
+        except Exception as error:  # the row shows whatever is wrong
             return "fails", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def same(found: Any, expected: Any) -> None:
-    """Raise where two things differ; tensors to the bit."""
+    """Raise if two things differ; tensors are compared to the bit."""
     if isinstance(expected, torch.Tensor):
         assert found.shape == expected.shape, (tuple(found.shape), tuple(expected.shape))
         assert torch.equal(found, expected), float((found.float() - expected.float()).abs().max())
@@ -104,7 +104,7 @@ def same(found: Any, expected: Any) -> None:
 
 
 def refused(call: Callable[[], object], kind: type[Exception] = featcli.UsageError) -> Exception:
-    """The error that a call ends in. Raises AssertionError where it ends otherwise."""
+    """Return the error that a call ends in. Raises AssertionError if it ends otherwise."""
     try:
         call()
     except kind as error:
@@ -112,11 +112,11 @@ def refused(call: Callable[[], object], kind: type[Exception] = featcli.UsageErr
     raise AssertionError("it is not refused")
 
 
-# What the rows are about.
+# What rows are about.
 
 
 def tiny(model_type: str, **options: Any) -> Any:
-    """A small configuration of a type, as one from a file: with lists."""
+    """Return a small configuration of a type, with lists, as one from a file has them."""
     config = transformers.CONFIG_MAPPING[model_type](**TINY[model_type], **options)
     for name in ("hidden_sizes", "depths"):
         if isinstance(getattr(config, name, None), tuple):
@@ -126,7 +126,7 @@ def tiny(model_type: str, **options: Any) -> Any:
 
 @functools.cache
 def folder(model_type: str = "swin") -> str:
-    """A checkpoint folder of a small model whose norms, too, are trained for every stage."""
+    """Return a checkpoint folder of a small model whose norms are trained for every stage, too."""
     torch.manual_seed(0)
     config = tiny(model_type)
     config.out_features = config.stage_names[int(model_type == "maskformer-swin") :]
@@ -140,38 +140,38 @@ def folder(model_type: str = "swin") -> str:
 
 @functools.cache
 def theirs(model_type: str = "swin") -> Any:
-    """transformers' own backbone of that folder, in eval mode."""
+    """Return transformers' own backbone of that folder, in eval mode."""
     config = transformers.AutoConfig.from_pretrained(folder(model_type))
     return MAPPING[type(config)].from_pretrained(folder(model_type), config=config).eval()
 
 
 @functools.cache
 def ours(model_type: str = "swin", **options: Any) -> Any:
-    """featcli's, with the stages of the folder's configuration."""
+    """Return featcli's backbone, with the stages of the folder's configuration."""
     return load_backbone(folder(model_type), **options)
 
 
 @functools.cache
 def module(model_type: str = "swin") -> Any:
-    """The same as an nn.Module."""
+    """Return the same as an nn.Module."""
     return ours(model_type).as_module().eval()
 
 
 @functools.cache
 def floats(model_type: str = "swin") -> torch.Tensor:
-    """What transformers' processor gives for the picture: (1, 3, H, W), normalised."""
+    """Return what transformers' processor gives for the picture: (1, 3, H, W), normalised."""
     processor = transformers.AutoImageProcessor.from_pretrained(folder(model_type), backend="pil")
     return processor(Image.open(PICTURE), return_tensors="pt")["pixel_values"]
 
 
 def given_by_module(by_name: bool = False) -> Any:
-    """The outputs of featcli's module for what transformers' processor returns."""
-    with torch.no_grad():  # attention computes in other ways where gradients are wanted
+    """Return the outputs of featcli's module for what transformers' processor returns."""
+    with torch.no_grad():  # attention computes in another way if gradients are wanted
         return module()(pixel_values=floats()) if by_name else module()(floats())
 
 
 def maps_of(model_type: str = "swin") -> tuple[torch.Tensor, ...]:
-    """transformers' maps of the picture."""
+    """Return transformers' maps of the picture."""
     with torch.no_grad():
         return theirs(model_type)(floats(model_type)).feature_maps
 
@@ -186,7 +186,7 @@ def cached(name: str, files: Path, revision: str, commit: str) -> None:
 
 @contextlib.contextmanager
 def served(path: Path) -> Iterator[str]:
-    """The URL of a file on a web server of this machine."""
+    """Yield the URL of a file on a local web server."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(path.parent))
     handler.func.log_message = lambda *_: None  # type: ignore[attr-defined]
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -196,7 +196,7 @@ def served(path: Path) -> Iterator[str]:
 
 
 def shell(*arguments: str, code: int = 0) -> str:
-    """What featcli prints in a shell; its exit code is checked."""
+    """Return what featcli prints in a shell, and check its exit code."""
     done = subprocess.run([sys.executable, "-m", "featcli", *arguments], capture_output=True, text=True)
     assert done.returncode == code, (done.returncode, done.stderr[-200:])
     return done.stdout
@@ -412,7 +412,7 @@ def objects() -> Iterator[Row]:
 
 
 def _has_as_theirs(name: str) -> None:
-    """Raise unless the module has this attribute, equal to that of transformers' backbone where it can be compared."""
+    """Raise unless the module has this attribute, equal to that of transformers' backbone if it can be compared."""
     there, expected = getattr(module(), name), getattr(theirs(), name)
     if name in ("stage_names", "num_features", "out_feature_channels", "has_attentions", "dtype"):
         same(there, expected)
@@ -573,7 +573,7 @@ def of_timm() -> Iterator[Row]:
 
 
 def _light(checkpoint: Any, **options: Any) -> tuple[Any, ...]:
-    """The selected stages of a checkpoint, of which no weights are made."""
+    """Return the selected stages of a checkpoint, without making its weights."""
     from featcli.backbones.checkpoint import resolve
     from featcli.spec.groups import CheckpointSpec, StageSpec
 
@@ -586,13 +586,13 @@ def _light(checkpoint: Any, **options: Any) -> tuple[Any, ...]:
 
 @functools.cache
 def listed_models() -> set[str]:
-    """The names that featcli models lists."""
+    """Return the names that featcli models lists."""
     return {json.loads(line)["name"] for line in shell("models", "--json").splitlines()}
 
 
 def types() -> Iterator[Row]:
     for name in TYPES:
-        if name == "timm_backbone":  # a timm model: listed as such
+        if name == "timm_backbone":  # a timm model, which is listed as such
             continue
 
         def is_listed(name: str = name) -> None:
@@ -604,7 +604,7 @@ def types() -> Iterator[Row]:
 
         def names(name: str = name, first: int = first) -> None:
             same([stage.name for stage in ours(name, out_features="all").stages], theirs(name).stage_names[first:])
-            if first:  # transformers refuses it as well
+            if first:  # transformers refuses it, too
                 config = tiny(name, out_features=["stem"])
                 refused(lambda: MAPPING[type(config)](config), Exception)
 
@@ -636,7 +636,7 @@ def types() -> Iterator[Row]:
 
 
 def _gives_its_map(name: str) -> None:
-    """Raise where what a hook sees of a stage's module lacks a value of its raw map."""
+    """Raise if a hook on a stage's module does not see every value of its raw map."""
     from featcli.backbones.checkpoint import resolve
     from featcli.spec.groups import CheckpointSpec
 
@@ -734,7 +734,7 @@ GROUPS = (choosing, pictures, objects, settings_of_objects, of_timm, types, inpu
 
 
 def ids_in(table: Path) -> list[str]:
-    """The first column of a Markdown table."""
+    """Return the first column of a Markdown table."""
     cells = [line.split("|")[1].strip() for line in table.read_text().splitlines() if line.startswith("| ")]
     return [cell for cell in cells if cell != "id"]
 
@@ -749,7 +749,7 @@ transformers does. `by design`: it does something else, and the documentation sa
 
 
 def answered(rows: list[Row], counted: Counter[str]) -> Iterator[str]:
-    """The lines of the table."""
+    """Yield the lines of the table."""
     yield "| id | claim of the documents | how in featcli | answer | where that is said, or what was seen |"
     yield "|---|---|---|---|---|"
     for row in rows:
@@ -761,7 +761,7 @@ def answered(rows: list[Row], counted: Counter[str]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Try the rows; the exit code is 1 where one fails."""
+    """Try the rows. The exit code is 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
     parser.add_argument("--as-listed", type=Path)

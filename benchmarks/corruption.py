@@ -1,11 +1,11 @@
-"""Weights that are not those of the network: each must be refused, and every honest checkpoint be read.
+"""Try weights that are not those of the network, each of which must be refused, and honest ones, which must be read.
 
     python benchmarks/corruption.py
 
-Of 30 architectures, a checkpoint with its head is written, and again with one tensor more, less, renamed or of another
-shape: under a module that runs, which must be refused, and under the head, which must not matter. Then come checkpoints
-as the heads and pretraining classes of timm and transformers save them: all must be read. Prints a table; the exit code
-is 1 if a cell is wrong.
+For each of 30 architectures, a checkpoint with its head is written, and again with one tensor more, less, renamed or of
+another shape: under a module that runs, which must be refused, and under the head, which must not matter. Then come
+checkpoints as the heads and pretraining classes of timm and transformers save them, which must all be read. It prints a
+table; the exit code is 1 if a cell is wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from featcli.backbones.torchvision_operators import import_timm, import_transfor
 from featcli.errors import CheckpointError
 
 timm, T = import_timm(), import_transformers()
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # the small configurations
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # small configurations
 _of_backbones, _of_others = import_module("tiny_transformers"), import_module("test_hidden_states")
 
 TIMM = (
@@ -33,7 +33,7 @@ TIMM = (
     "test_byobnet", "test_mambaout", "test_nfnet", "resnet18", "mobilenetv3_small_050", "convnext_atto",
     "efficientvit_b0", "levit_128s", "tiny_vit_5m_224", "edgenext_xx_small", "pit_ti_224",
 )  # fmt: skip
-# With a classification head in transformers: model type -> its classifier.
+# Models of transformers with a classification head: model type -> its classifier.
 TRANSFORMERS = {
     "resnet": "ResNetForImageClassification", "convnext": "ConvNextForImageClassification",
     "swin": "SwinForImageClassification", "dinov2": "Dinov2ForImageClassification",
@@ -47,11 +47,11 @@ ALL_TYPES = {**{name: config for name, (config, _) in _of_others.TYPES.items()},
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk, and which of its tensors are those of its head."""
+    """A checkpoint on disk, and the names of its head's tensors."""
 
     name: str
     file: Path
-    opened: dict  # what load_backbone takes
+    opened: dict  # arguments of load_backbone
     head: list[str]
 
     def load(self):
@@ -84,7 +84,7 @@ def saved(model, folder: Path) -> list[str]:
 
 
 def corruptions(key: str) -> dict[str, Callable[[dict], dict]]:
-    """What is done to the tensors of a checkpoint around one of them."""
+    """Return what is done to the tensors of a checkpoint around one of them."""
     owner, _, leaf = key.rpartition(".")
     return {
         "more": lambda tensors: tensors | {f"{owner}.gate.weight": torch.ones(3)},
@@ -134,7 +134,7 @@ def config_of(name: str, **more):
 
 
 def honest() -> dict[str, Callable[[], object]]:
-    """Checkpoints as the libraries' own heads and pretraining classes save them, by what they are."""
+    """Return checkpoints as transformers' own heads and pretraining classes save them, by what they are."""
     clip = {"vision_config": _of_others.TOWER, "text_config": _of_others.TEXT}
     composite = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 5}
     resnet = config_of("resnet", out_features=["stage1", "stage2", "stage3", "stage4"])
@@ -240,7 +240,7 @@ def honest() -> dict[str, Callable[[], object]]:
 
 
 def honest_of_timm() -> dict[str, tuple[str, Callable[[], dict]]]:
-    """The same of timm, by what they are: the architecture, and what is in the file."""
+    """Return the same for timm, by what they are: the architecture, and the content of the file."""
 
     def state(arch: str, **options) -> dict:
         return timm.create_model(arch, **options).state_dict()
@@ -273,27 +273,27 @@ def honest_of_timm() -> dict[str, tuple[str, Callable[[], dict]]]:
 
 
 def is_read(name: str, write: Callable[[Path], dict]) -> bool:
-    """Whether a checkpoint is read; what is wrong is printed. `write` gives what load_backbone takes."""
+    """Return whether a checkpoint is read, and print what is wrong. `write` returns the arguments of load_backbone."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         try:
             opened = write(Path(folder))
             load_backbone(**opened, out_indices="all")
             load_backbone(**opened)
-        except Exception as error:  # whatever it is, the table names it
+        except Exception as error:  # the table names whatever it is
             print(f"{name:32} {type(error).__name__}: {error}", flush=True)
             return False
     return True
 
 
 def written(arch: str, content: dict, folder: Path) -> dict:
-    """Write a weights file of timm; give what load_backbone takes."""
+    """Write a weights file of timm. Returns the arguments of load_backbone."""
     torch.save(content, folder / "w.pth")
     return {"checkpoint": folder / "w.pth", "arch": arch}
 
 
 def main(only: str = "") -> int:
-    """Print the table; return 1 if a cell is wrong. `only` is a part of the names that are tried."""
+    """Print the table, and return 1 if a cell is wrong. `only` is a part of the names to try."""
     wrong, done = 0, 0
     for make, names in ((of_timm, TIMM), (of_transformers, TRANSFORMERS)):
         for name in names:

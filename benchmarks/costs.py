@@ -1,6 +1,7 @@
-"""What an image costs here, in core-seconds, and what ten million and a billion come to: the tables of docs/scale.md.
+"""Measure what an image costs here, in core-seconds, and what ten million and a billion cost: tables of docs/scale.md.
 
-Core-seconds are CPU time of one thread, which other work on the machine moves little. A ResNet-50, pictures of 500x375.
+Core-seconds are CPU time of one thread, which other work on the machine hardly changes. The network is a ResNet-50, and
+pictures have 500x375 pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from featcli.pixels.sizes import Sizes
 from featcli.spec.groups import InputSpec, PixelSpec
 
 BATCH, BATCHES = 32, 4
-STORED = {  # what is stored: (name, bytes of an image)
+STORED = {  # (name, bytes of an image)
     "stage4, `--pool avg`, float16": 2048 * 2,
     "stage4, float16": 2048 * 7 * 7 * 2,
     "stage2 and stage4, float32": (512 * 28 * 28 + 2048 * 7 * 7) * 4,
@@ -34,7 +35,7 @@ IMAGES = {"10 million": 10_000_000, "1 billion": 1_000_000_000}
 
 
 def cpu_seconds(work):
-    """Of one batch: the median of several."""
+    """Return the CPU seconds of one batch: the median of several."""
     found = []
     for _ in range(BATCHES + 1):
         began = time.process_time()

@@ -1,10 +1,10 @@
-"""Cut, shortened and whole pictures of every kind that a writer at hand makes: what is read, what is refused.
+"""Read cut, shortened and whole pictures of every kind that can be written here, and count what is refused.
 
     python benchmarks/damage.py --pictures 300
 
-A whole picture must be read, to Pillow's pixels. One that ends early, under whatever end marker, must be refused, or
-have the right pixels all the same, but for the last block of a JPEG. libvips, told to fail on warnings, is the witness
-where it is installed.
+A whole picture must be read, with Pillow's pixels. One that ends early, with whatever end marker, must be refused, or
+have the right pixels nevertheless, except in the last block of a JPEG. libvips, told to fail on warnings, is the
+witness if it is installed.
 """
 
 import argparse
@@ -30,11 +30,11 @@ try:
 except ImportError:
     pyvips = None
 EOI = b"\xff\xd9"
-CORNER = 256  # pixels of the last unit of a JPEG, in which something may be made up
+CORNER = 256  # pixels of the last unit of a JPEG, in which some may be invented
 
 
 def read(content: bytes, folder: Path) -> np.ndarray | None:
-    """The pixels of a file, None where it is refused."""
+    """Return the pixels of a file, or None if it is refused."""
     path, found = folder / "picture", []
     path.write_bytes(content)
 
@@ -70,7 +70,7 @@ def saved(image: Image.Image, format_name: str, **options) -> bytes:
 
 
 def jpegs(rng: np.random.Generator, count: int):
-    """(what it is, content): sizes, colours, qualities, tables, scans and restarts at random."""
+    """Yield (what it is, content) of JPEGs with random sizes, colours, qualities, tables, scans and restarts."""
     for number in range(count):
         mode = ["RGB", "L", "CMYK", "RGB"][int(rng.integers(4))]
         options = {"quality": int(rng.integers(1, 101)), "optimize": bool(rng.integers(2))}
@@ -87,7 +87,7 @@ def jpegs(rng: np.random.Generator, count: int):
 
 
 def others(rng: np.random.Generator, count: int):
-    """(what it is, content) of the other formats, each whole."""
+    """Yield (what it is, content) of other formats, each whole."""
     kinds = {
         "PNG": {},
         "WEBP": {},
@@ -108,7 +108,7 @@ def others(rng: np.random.Generator, count: int):
 
 
 def early_ends(content: bytes, rng: np.random.Generator):
-    """A JPEG cut anywhere in its data, an end marker put behind; and of a header of more lines than it has."""
+    """Yield a JPEG cut anywhere in its data, with an end marker, and one whose header has more lines than it."""
     body = content.index(b"\xff\xda") + 14
     near = [len(content) - 2 - cut for cut in range(1, 9)]
     for cut in {*near, *(int(at) for at in rng.integers(body, max(body + 1, len(content) - 9), 8))}:
@@ -120,7 +120,7 @@ def early_ends(content: bytes, rng: np.random.Generator):
 
 
 def short_pngs(content: bytes):
-    """A PNG whose data are packed anew without some of its last rows, checksums and end as they should be."""
+    """Yield a PNG whose data are packed again without some of its last rows, with right checksums and end."""
     width, height = struct.unpack(">II", content[16:24])
     at, data = 33, b""
     while at < len(content):
@@ -137,7 +137,7 @@ def short_pngs(content: bytes):
 
 
 def warns(content: bytes) -> bool:
-    """Whether libvips refuses a file when it is told to fail on warnings."""
+    """Return whether libvips refuses a file when it is told to fail on warnings."""
     try:
         pyvips.Image.new_from_buffer(content, "", fail_on="warning").write_to_memory()
     except pyvips.Error:
@@ -146,7 +146,7 @@ def warns(content: bytes) -> bool:
 
 
 def judged(count: Counter, name: str, content: bytes, truth: np.ndarray, folder: Path) -> int:
-    """Count what becomes of a file that ends early. Returns how many of its pixels are made up."""
+    """Count what happens to a file that ends early. Returns how many of its pixels are invented."""
     found = read(content, folder)
     if pyvips is not None and "JPEG" in name and "2000" not in name:
         ours, theirs = ("refused" if is_bad else "read" for is_bad in (found is None, warns(content)))

@@ -1,10 +1,10 @@
-"""Every kind of TIFF and JPEG 2000 that can be written here, read by featcli: equal to its array, or refused.
+"""Read every kind of TIFF and JPEG 2000 that can be written here: each must equal its array, or be refused.
 
-A kind is a mode, a depth, a layout and a way to read it. What is expected comes from the array alone, by the rules of
-docs/pictures.md; tolerance 0. That a file is what it is meant to be, other readers say, as far as they are installed
-(`pip install rasterio pyvips[binary] av`): they are asked for its samples. A kind is confirmed where one finds those of
-the array; where one finds others, it is known why, or the kind counts as contradicted.
-Ends with 1 where anything differs, or a kind that is decoded is contradicted.
+A kind is a mode, a depth, a layout and a way to read it. The expected pixels come from the array alone, by the rules of
+docs/pictures.md, with tolerance 0. Other readers, as far as they are installed (`pip install rasterio pyvips[binary]
+av`), say whether a file is what it is meant to be: they are asked for its samples. A kind is confirmed if one of them
+finds those of the array. If one finds others, either the reason is known, or the kind counts as contradicted. The exit
+code is 1 if anything differs, or if a kind that is decoded is contradicted.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ ALPHA = {0: "ignored sample", 1: "multiplied alpha", 2: "alpha"}
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture of one kind in a file."""
+    """A file with a picture of one kind."""
 
     mode: str
     depth: str
     layout: str
     data: bytes
-    expected: np.ndarray | None  # (H, W, 3); None where it must be refused
+    expected: np.ndarray | None  # (H, W, 3); None if it must be refused
     rules: PixelSpec = DROP
     samples: np.ndarray | None = None  # what another reader must find, (H, W, S)
     bits: int = 8
-    seen: np.ndarray | None = None  # the samples as libvips is to hand them out, where that is known
-    peculiar: tuple[Peculiarity, ...] = ()  # what libvips does otherwise
+    seen: np.ndarray | None = None  # the samples as libvips should return them, if that is known
+    peculiar: tuple[Peculiarity, ...] = ()  # what libvips does differently
 
 
 def read(cell, folder):
-    """(H, W, 3), or the failure."""
+    """Return (H, W, 3), or the failure."""
     path, found = folder / "picture", []
     path.write_bytes(cell.data)
 
@@ -71,7 +71,7 @@ def read(cell, folder):
 
 
 def verdict(cell, folder):
-    """`equal`, `refused: why` or `DIFFERENT: how`."""
+    """Return `equal`, `refused: why` or `DIFFERENT: how`."""
     found = read(cell, folder)
     if isinstance(found, UnreadableError):
         return f"refused: {found.reason}: {found.detail}"
@@ -83,7 +83,7 @@ def verdict(cell, folder):
     return f"DIFFERENT: by {most}" if most else "equal"
 
 
-# What is expected, from the array alone.
+# Expected pixels, from the array alone.
 
 
 def eight_bits(values, bits, is_colour, known=None):
@@ -94,7 +94,7 @@ def eight_bits(values, bits, is_colour, known=None):
 
 
 def on(background, shown, alpha):
-    """Composited, by Pillow: (H, W, 3) and (H, W)."""
+    """Composite by Pillow: (H, W, 3) and (H, W)."""
     picture = Image.fromarray(np.dstack([shown, alpha]), "RGBA")
     whole = Image.new("RGBA", picture.size, background)
     whole.alpha_composite(picture)
@@ -132,7 +132,7 @@ def expected(samples, bits, meaning, extra, rules, colours=None):
 
 
 def drawn(count, bits, rng, kind="u"):
-    """(H, W, count) of random samples, the extremes among them."""
+    """Return (H, W, count) random samples, with the extremes among them."""
     if kind == "f":
         values = rng.normal(1000, 1500, (HEIGHT, WIDTH, count))
         return values.astype({16: np.float16, 32: np.float32, 64: np.float64}[bits])
@@ -146,7 +146,7 @@ def drawn(count, bits, rng, kind="u"):
 
 
 def layouts(bits, kind):
-    """Every layout that a reader may be given for samples of this kind."""
+    """Yield every layout that a reader may meet for samples of this kind."""
     ways = [(way, 1) for way in (tiffs.NONE, tiffs.LZW, tiffs.DEFLATE, tiffs.PACKBITS, tiffs.ZSTD, tiffs.LZMA)]
     ways += [(tiffs.OLD_DEFLATE, 1)]
     if kind == "f":
@@ -174,7 +174,7 @@ def described(layout):
 
 
 def modes():
-    """(meaning, samples, extra)."""
+    """Yield (meaning, samples, extra)."""
     for meaning in (GREY, GREY_WHITE_IS_ZERO):
         yield from ((meaning, 1, ()), (meaning, 2, (0,)), (meaning, 2, (2,)))
     yield GREY, 2, (1,)
@@ -190,7 +190,7 @@ def named(meaning, count, extra):
 
 
 def whole_numbers(rng):
-    """Unsigned integers whose range is known, of 1 to 16 bits."""
+    """Yield unsigned integers of 1 to 16 bits, whose range is known."""
     for (meaning, count, extra), bits in itertools.product(modes(), range(1, 17)):
         if meaning == PALETTE and bits > 8:
             continue
@@ -224,7 +224,7 @@ def whole_number(samples, bits, meaning, extras, way):
 
 
 def seen_by_libvips(samples, bits, meaning, colours):
-    """Samples as libvips hands them out: inverted, through the palette, greys of a few bits spread over 8."""
+    """Return samples as libvips returns them: inverted, through the palette, greys of a few bits spread over 8."""
     if meaning == PALETTE:
         return np.dstack([colours[1][samples[..., 0]], samples[..., 1:]])
     values = samples.astype(np.int64)
@@ -234,7 +234,7 @@ def seen_by_libvips(samples, bits, meaning, colours):
 
 
 def peculiarities(samples, bits, meaning, extra, layout):
-    """What libvips does with this kind of TIFF that others do not."""
+    """Return what libvips does to this kind of TIFF that others do not."""
     found = []
     if extra[:1] == (1,):
         found.append(Peculiarity("colours are divided by their alpha", {EXTRA: 2}))
@@ -242,7 +242,7 @@ def peculiarities(samples, bits, meaning, extra, layout):
         found.append(Peculiarity("alpha of few bits beside a palette is something else; colours are right", channels=3))
     if meaning == GREY_WHITE_IS_ZERO and (samples.shape[2] > 1 or samples.dtype.kind != "u" or bits > 16):
         found.append(Peculiarity("white is zero: alpha, or what has no range, is inverted too", {PHOTOMETRIC: GREY}))
-    if layout.planar and not layout.tiles and bits < 8:  # of one plane the twin without planes shows it
+    if layout.planar and not layout.tiles and bits < 8:  # for one plane, the same file without planes shows it
         why, tags = "strips of planes of few bits are taken for bytes", {PLANAR: 1}
         found.append(Peculiarity(why, tags) if samples.shape[2] == 1 else Peculiarity(why, channels=0))
     elif layout.planar and not layout.tiles and samples.shape[2] > 1:
@@ -256,7 +256,7 @@ def said(rules):
 
 
 def other_numbers(rng):
-    """Signed, long and floating-point samples: refused without a range, and with one as it says."""
+    """Yield signed, long and floating-point samples: refused without a range, and read by one."""
     kinds = [("i", 8), ("i", 16), ("i", 32), ("i", 64), ("u", 32), ("u", 64), ("f", 16), ("f", 32), ("f", 64)]
     for (kind, bits), (meaning, count, extra) in itertools.product(kinds, modes()):
         if meaning != PALETTE:
@@ -289,8 +289,8 @@ def other_number(samples, bits, meaning, extra, way):
 
 
 def orientations(rng):
-    """TIFFs that lie on their side: turned, and not turned where that is asked; what Pillow unpacks and what not."""
-    ways = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # as Image.Transpose
+    """Yield TIFFs that lie on their side, turned or not as asked, both those that Pillow unpacks and others."""
+    ways = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # numbers of Image.Transpose
     for number, (bits, planar), rules in itertools.product(range(1, 9), ((8, 0), (16, 1), (12, 0)), (DROP, IGNORED)):
         samples = drawn(3, bits, rng)
         shown = expected(samples, bits, RGB, (), DROP)
@@ -303,7 +303,7 @@ def orientations(rng):
 
 
 def jpeg_2000(rng):
-    """JPEG 2000 by its components, depth, sign and boxes, read without and with a range."""
+    """Yield JPEG 2000 by components, depth, sign and boxes, read with a range and without."""
     names = {1: "grey", 2: "grey + alpha", 3: "RGB", 4: "RGB + alpha", 5: "five components"}
     for count, bits, kind, boxes in itertools.product(names, range(1, 17), "ui", ("JP2", "J2K")):
         for rules in (DROP, *[ON_WHITE] * (count in (2, 4)), *[WITH_RANGE] * (bits > 8 and count > 1)):
@@ -317,7 +317,7 @@ def jpeg_2000_cell(samples, bits, mode, boxes, rules):
     values, count = samples.astype(np.int64) + (2 ** (bits - 1) if samples.dtype.kind == "i" else 0), samples.shape[2]
     shown = eight_bits(values, bits, count > 2)
     alpha = shown[..., -1]
-    if count == 1 and bits > 8:  # as other 16-bit greys are
+    if count == 1 and bits > 8:  # as other 16-bit greys
         in_16 = values << (16 - bits)
         shown = shown if (bits, boxes) == (9, "JP2") else (in_16 / 257).round().astype(np.uint8)
     elif rules is WITH_RANGE:
@@ -334,7 +334,7 @@ def jpeg_2000_cell(samples, bits, mode, boxes, rules):
 
 
 def grid():
-    """What makes every cell."""
+    """Return what makes each cell."""
     for part in (jpeg_2000, orientations, whole_numbers, other_numbers):
         yield from part(np.random.default_rng(0))
 
@@ -385,7 +385,7 @@ def main():
 
 
 def state_of(answers):
-    """`confirmed` by one, with all others explained; `explained` alone; `contradicted`; or `no witness`."""
+    """Return `confirmed` if one says so and all others are explained; `explained`; `contradicted`; or `no witness`."""
     found = {answer for answer in answers if answer is not UNREAD}
     if OTHER in found:
         return "contradicted"

@@ -1,8 +1,8 @@
-"""Large pictures: what --decode scaled gains for JPEGs of 12 megapixels, and what it does to pixels and maps.
+"""Measure what --decode scaled gains for JPEGs of 12 megapixels, and what it does to pixels and maps.
 
-Seconds are of `featcli.extract` with a ResNet-50, last stage, in turn, medians of several rounds. `pixels`: mean and
-largest difference of the 224x224 input in grey levels. `maps`: the least cosine of a picture's map with that of the
-exact way.
+Seconds are those of `featcli.extract` with a ResNet-50, last stage, in turn, as medians of several rounds. `pixels` is
+the mean and the largest difference of the 224x224 input in grey levels. `maps` is the least cosine between a picture's
+map and that of the exact way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from featcli.spec.groups import InputSpec, PixelSpec
 
 
 def pixels(folder, decode, fit):
-    """(N, 3, 224, 224) of the first pictures."""
+    """Return (N, 3, 224, 224) of the first pictures."""
     found, images = [], find(InputSpec((str(folder),))).images
     for row in range(min(16, len(images))):
         out = np.empty((3, 224, 224), np.uint8)

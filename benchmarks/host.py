@@ -1,4 +1,4 @@
-"""Where benchmarks are run: the line that each prints first."""
+"""Describe the machine of a benchmark in the line that each prints first."""
 
 import platform
 from contextlib import suppress
@@ -10,7 +10,7 @@ from featcli.system.machine import available_cores
 
 
 def described() -> str:
-    """Cores, processor, instructions, and torch."""
+    """Return cores, processor, instructions, and torch."""
     name = platform.machine()
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

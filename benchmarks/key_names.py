@@ -1,10 +1,10 @@
-"""Checkpoints with the names of official repositories: each must be read, as it is and with prefixes before its names.
+"""Read checkpoints with the names of official repositories, as they are and with prefixes before their names.
 
     python benchmarks/key_names.py
 
-For each of timm's converters a model is made, small where its constructor allows that, and its tensors get the names,
-shapes and containers of the official file (tests/official_names.py). featcli reads the file; its maps are compared with
-those of the model. Prints a table; the exit code is 1 if a cell is wrong.
+For each of timm's converters a model is made, small if its constructor allows that, and its tensors get the names,
+shapes and containers of the official file (tests/official_names.py). featcli reads the file, and its maps are compared
+with those of the model. It prints a table; the exit code is 1 if a cell is wrong.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import_timm()
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 _names = import_module("official_names")
 
-# None is the file as it is, with its containers, as a pickle; the others are files of safetensors.
+# None stands for the file as it is, with its containers, as a pickle. The others are safetensors files.
 PREFIXES = (None, "", "module.", "backbone.", "model.encoder.")
-CLOSE = 1e-4  # of the greatest value: some converters compute with the tensors
+CLOSE = 1e-4  # of the greatest value, because some converters compute with the tensors
 
 
 def cell(official, prefix: str | None) -> str:
-    """Say how far the maps are off, or what was raised."""
+    """Return how far the maps are off, or what was raised."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             found, expected = _names.read(official, Path(folder), prefix)
-        except Exception as error:  # whatever it is, the table names it
+        except Exception as error:  # the table names whatever it is
             return f"{type(error).__name__}: {error}"
     if len(found) != len(expected):
         return f"maps: {len(found)} of {len(expected)}"
@@ -40,7 +40,7 @@ def cell(official, prefix: str | None) -> str:
 
 
 def main(only: str = "") -> int:
-    """Print the table; return 1 if a cell is wrong. `only` is a part of the names that are tried."""
+    """Print the table, and return 1 if a cell is wrong. `only` is a part of the names to try."""
     wrong, done = [], 0
     print(f"{'checkpoint':36} {'names in timm/models':58} as it is, flat, {', '.join(filter(None, PREFIXES))}")
     for name, official in _names.OFFICIAL.items():

@@ -1,8 +1,8 @@
-"""Memory and start: what a run takes for 20,000 images and for 2,000, and how long the command line takes to answer.
+"""Measure the memory of runs of 20,000 and of 2,000 images, and how long the command line takes to answer.
 
-Peak resident memory of `featcli extract` in a process of its own, with pooled maps of a small network, and with whole
-maps in many shards; seconds of `featcli --help` against `import typer`, and of `featcli inspect resnet50` against the
-imports that it needs.
+Memory is the peak resident memory of `featcli extract` in a process of its own, with pooled maps of a small network,
+and with whole maps in many shards. Times are those of `featcli --help` against `import typer`, and of `featcli inspect
+resnet50` against the imports that it needs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IMPORTS = "from featcli.backbones.torchvision_operators import declare_missing_o
 
 
 def peak(command):
-    """Mebibytes that a command had at most in memory."""
+    """Return the most mebibytes that a command had in memory."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, command
@@ -32,7 +32,7 @@ def peak(command):
 
 
 def seconds(command):
-    """What a command takes."""
+    """Return the seconds that a command takes."""
     began = time.perf_counter()
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - began

@@ -1,9 +1,9 @@
-"""Vectors before the norm: what a run says of them, against what timm's own model does; part of `make sweep`.
+"""Compare what a run says about vectors before the norm with what timm's own model does; a part of `make sweep`.
 
 `python benchmarks/norms.py [NAME ...]` takes these architectures of timm, or the smallest one in each of its model
-files where that has at most a hundred million parameters. Weights are random, and norms are made such that none leaves
-its input as it is. What a model pools is found by values alone: its raw map of the last stage, that map after one of
-its norms, or something else. Prints one line for each vector, and ends with 1 where a run says what is not true.
+files if that has at most a hundred million parameters. Weights are random, and norms are made such that none leaves its
+input as it is. What a model pools is found by values alone: its raw map of the last stage, that map after one of its
+norms, or something else. It prints one line for each vector, and ends with 1 if a run says what is not true.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SAYS = {AS_IT_IS: "", AFTER_NORM: "--norm model does so, too", AFTER_ANOTHER: "n
 
 
 def smallest() -> list[str]:
-    """The smallest architecture in each of timm's model files, by what `make sweep` found."""
+    """Return the smallest architecture in each of timm's model files, by what `make sweep` found."""
     import timm
 
     found: dict[str, tuple[int, str]] = {}
@@ -37,7 +37,7 @@ def smallest() -> list[str]:
 
 
 def made(name: str) -> Any:
-    """A model of timm whose norms change what they are given."""
+    """Return a model of timm whose norms change their input."""
     import timm
     import torch
 
@@ -52,32 +52,32 @@ def made(name: str) -> Any:
 
 
 def norms_of(model: Any) -> list[Any]:
-    """Every module that its class calls a norm and that has no weights of more than one dimension, as layers have."""
+    """Return every module whose class is called a norm and that has no weights of more than one dimension."""
     named = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
     return [module for module in named if all(weight.squeeze().ndim < 2 for weight in module.parameters())]
 
 
 def forms(raw: Any) -> Iterator[Any]:
-    """A map (B, C, H, W) in every order of axes that a norm may want."""
+    """Yield a map (B, C, H, W) in every order of axes that a norm may want."""
     yield raw
     yield raw.permute(0, 2, 3, 1)
     yield raw.flatten(2).transpose(1, 2)
 
 
 def values(found: Any) -> Any:
-    """The values of a tensor without their order: which axes it has does not matter."""
+    """Return the values of a tensor without their order, because it does not matter which axes it has."""
     return found.detach().float().flatten().sort().values
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Tell whether two tensors have the same values, in whichever order."""
+    """Return whether two tensors have the same values, in any order."""
     import torch
 
     return one.numel() == other.numel() and torch.allclose(values(one), values(other), rtol=1e-4, atol=1e-5)
 
 
 def last_of(model: Any, pixels: Any, norm: bool, of_class_token: bool) -> Any:
-    """What the last stage gives: its map, or its class token."""
+    """Return what the last stage gives: its map, or its class token."""
     how = {"norm": norm, "output_fmt": "NCHW", "intermediates_only": True}
     if of_class_token:
         return model.forward_intermediates(pixels, **how, return_prefix_tokens=True)[-1][1][:, 0]
@@ -85,7 +85,7 @@ def last_of(model: Any, pixels: Any, norm: bool, of_class_token: bool) -> Any:
 
 
 def ended_by(model: Any, pixels: Any, raw: Any, of_class_token: bool) -> Any:
-    """What the model pools: the last tensor that it ends in, its patches or its class token alone."""
+    """Return what the model pools: the last tensor that it ends in, only its patches, or only its class token."""
     ended = model.forward_features(pixels)
     while isinstance(ended, list | tuple):
         ended = ended[-1]
@@ -97,29 +97,29 @@ def ended_by(model: Any, pixels: Any, raw: Any, of_class_token: bool) -> Any:
 
 
 def after_norms(model: Any, raw: Any, of_class_token: bool) -> Iterator[Any]:
-    """What each norm of the model makes of what the last stage gives, by itself or before a ReLU."""
+    """Yield what each norm of the model makes of the last stage's output, by itself or before a ReLU."""
     for norm in norms_of(model):
         for form in [raw] if of_class_token else forms(raw):
-            with suppress(Exception):  # it is of other channels, or wants another order of axes
+            with suppress(Exception):  # it has other channels, or wants another order of axes
                 after = norm(form)
                 yield after
                 yield after.relu()
 
 
 def pooled_by_timm(model: Any, pixels: Any, of_class_token: bool) -> str:
-    """Say what it is that the model pools."""
+    """Return what the model pools."""
     raw = last_of(model, pixels, False, of_class_token)
     ended = ended_by(model, pixels, raw, of_class_token)
     if is_same(ended, raw):
         return AS_IT_IS
-    with suppress(Exception):  # a model refuses that in its own way
+    with suppress(Exception):  # a model may refuse in its own way
         if is_same(ended, last_of(model, pixels, True, of_class_token)):
             return AFTER_NORM
     return AFTER_ANOTHER if any(is_same(ended, one) for one in after_norms(model, raw, of_class_token)) else AFTER_MORE
 
 
 def said_by_featcli(name: str, pool: str) -> str | None:
-    """What a dry run says of such vectors, from the colon on; None where it refuses them."""
+    """Return what a dry run says about such vectors, after the colon; None if it refuses them."""
     from featcli.errors import UsageError
     from featcli.extraction.planning import dry_run
     from featcli.spec.commands import ExtractSpec
@@ -134,7 +134,7 @@ def said_by_featcli(name: str, pool: str) -> str | None:
 
 
 def main(names: list[str]) -> int:
-    """Compare each; the exit code is 1 where one is wrong, or where values told nothing of any."""
+    """Compare each. The exit code is 1 if one is wrong, or if values told nothing about any."""
     from featcli.backbones.torchvision_operators import declare_missing_operators
 
     declare_missing_operators()
@@ -151,9 +151,9 @@ def main(names: list[str]) -> int:
             try:
                 with torch.inference_mode():
                     pools = pooled_by_timm(model, pixels, pool == "cls")
-            except Exception as error:  # whatever it is, the line names it
+            except Exception as error:  # the line names whatever it is
                 pools = f"{type(error).__name__}: {error}"
-            is_judged = pools in SAYS  # of more than a norm, such as class attention, values tell nothing
+            is_judged = pools in SAYS  # for more than a norm, such as class attention, values tell nothing
             is_wrong = is_judged and said != SAYS[pools]
             judged, wrong = judged + is_judged, wrong + is_wrong
             verdict = "WRONG" if is_wrong else "right" if is_judged else "open"

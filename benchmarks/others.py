@@ -1,4 +1,4 @@
-"""The scripts that people write instead, in a process as they have it: OpenMP's threads wait as it sees fit.
+"""Run the scripts that people write instead, in a process with OpenMP's own settings for waiting threads.
 
 `python others.py MODEL INDICES PICTURES SCRATCH DEVICE` reads lines from stdin and answers each with seconds per image:
 
@@ -21,7 +21,7 @@ from PIL import Image
 
 from featcli.backbones.timm_model import timm
 
-import transformers  # isort: skip  (after timm, which sees to torchvision)
+import transformers  # isort: skip  (after timm, which deals with torchvision)
 
 LOADED_BATCH = 32  # of timm's loader
 CONFIGS = {
@@ -43,7 +43,7 @@ class Appended:
         self._file.close()
 
     def append(self, maps):
-        """Maps (B, C, H, W), one for each stage."""
+        """Append maps (B, C, H, W), one for each stage."""
         for name, found in enumerate(maps):
             rows = found.float().cpu().numpy()
             if str(name) not in self._file:
@@ -55,7 +55,7 @@ class Appended:
 
 
 class Others:
-    """The ways to the maps of some stages of a model, random weights. Each returns seconds per image."""
+    """The ways to the maps of some stages of a model with random weights. Each returns seconds per image."""
 
     def __init__(self, model, indices, pictures, scratch, device):
         self.model, self.indices, self.scratch, self.device = model, indices, scratch, torch.device(device)
@@ -72,7 +72,7 @@ class Others:
         self.library = transformers.AutoBackbone.from_config(config).eval().to(self.device)
 
     def recipe(self, count, batch_size):
-        """Image processor and AutoBackbone."""
+        """Run image processor and AutoBackbone."""
         began = time.perf_counter()
         with Appended(self.scratch / "recipe.h5") as file, torch.no_grad():
             for first in range(0, count, batch_size):
@@ -82,7 +82,7 @@ class Others:
         return (time.perf_counter() - began) / count
 
     def script(self, count):
-        """timm's loader and features_only."""
+        """Run timm's loader and features_only."""
         model = timm.create_model(self.model, features_only=True, out_indices=self.indices).eval().to(self.device)
         config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
         folder = self.scratch / f"first-{count}"

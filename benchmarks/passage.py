@@ -1,14 +1,14 @@
-"""What one image passes on its way from its file to the record of its shard: functions and modules of the package.
+"""Trace what one image passes from its file to the record of its shard: functions and modules of the package.
 
 `PYTHONPATH=TREE python benchmarks/passage.py TREE` prints a line of JSON, which structure.py makes a part of its table:
 [functions, modules] for `whole`, the whole command, and for `way`, the image's own way.
 
-One command is run and traced, in all its threads: `extract` of a single JPEG with a small network of random weights.
-Functions are those of the package that are called, lambdas and generators too, but neither comprehensions nor the
-bodies of modules and classes; modules are those that such functions are of. The image's own way begins when its file
-is opened first (the other threads are given a moment to come to rest) and ends when the shard's record gets its name.
-It consists of what is called between the two, in any thread, and of what is on the stack of the thread that opens the
-file. Callers elsewhere that only wait for what they have called are not on its way.
+One command is run and traced in all its threads: `extract` of a single JPEG with a small network of random weights. The
+trace counts functions of the package that are called, also lambdas and generators, but no comprehensions and no bodies
+of modules and classes. Modules are those of the functions. The image's own way begins when its file is first opened
+(the other threads get a moment to come to rest), and ends when the shard's record gets its name. It consists of what is
+called between the two, in any thread, and of what is on the stack of the thread that opens the file. Callers elsewhere
+that only wait for what they have called are not on its way.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ COMMAND = (
     "-c test_resnet --random-init --image-size 64 --threads 1 --decode-threads 1 --batch-size 1"
     " --layout channels-first --no-fold --device cpu -q"
 )
-REST = 0.5  # seconds in which the other threads come to where they wait for the image
+REST = 0.5  # seconds in which the other threads come to wait for the image
 
 
 class Trace:
-    """The code that a command and, in it, one image passes."""
+    """The code that a command passes, and that one image passes in it."""
 
     def __init__(self):
-        self.whole, self.way = {}, {}  # by the number of the code; kept, or another might be given the number
+        self.whole, self.way = {}, {}  # by the number of the code, which is kept because another could get its number
         self.began = self.ended = False
         self._is_under_way = False
 
@@ -60,12 +60,12 @@ class Trace:
 
 
 def count(codes, tree):
-    """How many functions, and of how many modules."""
+    """Return how many functions there are, and of how many modules."""
     functions = [
         code
         for code in codes.values()
         if code.co_filename.startswith(os.path.join(tree, PACKAGE, ""))
-        and code.co_flags & inspect.CO_OPTIMIZED  # which neither modules nor classes are
+        and code.co_flags & inspect.CO_OPTIMIZED  # modules and classes lack this flag
         and (code.co_name == "<lambda>" or not code.co_name.startswith("<"))
     ]
     return len(functions), len({code.co_filename for code in functions})

@@ -1,4 +1,4 @@
-"""Pictures for the benchmarks that cost a decoder what photographs do: detail on every scale, drawn from numbers."""
+"""Draw pictures for the benchmarks from numbers. They cost a decoder what photographs do: detail on every scale."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-SMALL, LARGE = (500, 375), (4000, 3000)  # (width, height): a picture from the web, and one of 12 megapixels
-FIELD = 5120  # pixels of each edge of what pictures are cut from
+SMALL, LARGE = (500, 375), (4000, 3000)  # (width, height) of a picture from the web, and of one with 12 megapixels
+FIELD = 5120  # pixels of each edge of the field from which pictures are cut
 
 
 def field(seed=0):
-    """(FIELD, FIELD, 3) uint8 with the spectrum of photographs: amplitude falls with frequency."""
+    """Return (FIELD, FIELD, 3) uint8 with the spectrum of photographs: the amplitude falls with the frequency."""
     chance = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(FIELD)[:, None], np.fft.rfftfreq(FIELD)[None])
     frequency[0, 0] = 1
@@ -27,7 +27,7 @@ def field(seed=0):
 
 
 def draw(folder, count, size, threads=2):
-    """Fill a folder with `count` JPEGs of (width, height) `size`, once: 0000.jpg and so on."""
+    """Fill a folder once with `count` JPEGs of (width, height) `size`: 0000.jpg and so on."""
     if folder.is_dir() and len(list(folder.iterdir())) == count:
         return folder
     folder.mkdir(parents=True, exist_ok=True)

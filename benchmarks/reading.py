@@ -1,10 +1,11 @@
-"""Reading a dump back, against `pread` and `np.memmap` of the same bytes, in memory already. Above 1 is faster.
+"""Read a dump back, against `pread` and `np.memmap` of the same bytes, which are in memory already. Above 1 is faster.
 
-In turn, medians of several rounds. Single maps are drawn by chance. An epoch is all maps, shuffled, in batches of 32
-through the torch Dataset: by its own loader, whose two workers are threads, and by a DataLoader with two processes,
-which are there already. Against the first `pread` reads the same maps in their order into memory of batches that is
-there too; against the second stands a DataLoader of maps that need no reading: what its way between processes takes.
-The dump is read once from beginning to end before: that decides how large the pages are in which the system keeps it.
+Ways run in turn, and numbers are medians of several rounds. Single maps are drawn at random. An epoch is all maps,
+shuffled, in batches of 32 through the torch Dataset: by its own loader, whose two workers are threads, and by a
+DataLoader with two processes, which are started before. The first is compared with a `pread` of the same maps in order
+into memory of batches that exists already, too. The second is compared with a DataLoader of maps that need no reading,
+which costs only the way between processes. The dump is read once from beginning to end before, because that decides how
+large the pages are in which the system keeps it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def epoch(loader):
 
 
 def in_order(descriptor, array, batches):
-    """All rows, one after the other."""
+    """Return all rows, one after another."""
     for row in range(array.shape[0]):
         into = batches[row // BATCH % len(batches)][row % BATCH]
         os.preadv(descriptor, [into.data.cast("B")], array.offset + row * array.row_bytes)
@@ -82,7 +83,7 @@ def compare(dump, stage, path, rounds):
         "ready": DataLoader(ReadyMaps(len(data), maps.shape[1:]), **by_processes),
     }
     for loader in loaders.values():
-        epoch(loader)  # workers start
+        epoch(loader)  # starts the workers
     found = {name: [] for name in ("ours", "pread", "memmap", "in order", *loaders)}
     for seed in range(rounds):
         rows = np.random.default_rng(seed).integers(0, len(maps), SINGLE).tolist()

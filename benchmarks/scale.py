@@ -1,8 +1,9 @@
-"""How long a very large dump takes to look at and to finish: records that were never of real shards.
+"""Measure how long a very large dump takes to look at and to finish, by records without real shards.
 
     python benchmarks/scale.py --shards 100000
 
-A plan of a thousand images a shard, a record and an empty file for each shard. Planning is measured with drawn names.
+The plan has a thousand images a shard, and each shard has a record and an empty file. Planning is measured with
+invented names.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def timed(name, work):
 
 
 def simulated(folder, num_shards):
-    """A dump with all its records and no rows."""
+    """Make a dump with all its records and no rows."""
     sample = featcli.extract(
         Path(__file__).parent.parent / "sample_images", checkpoint="test_resnet", random_init=True,
         output=folder / "sample",
@@ -56,7 +57,7 @@ def simulated(folder, num_shards):
 
 
 def planned(num_images):
-    """What planning does with the names of images, once they are listed."""
+    """Print what planning does with the names of images, once they are listed."""
     images = ImageList(
         [ListedImage(f"class{i % 1000:04d}/image{i:09d}.jpg", 0, 100_000) for i in range(num_images)], [Origin("")]
     )

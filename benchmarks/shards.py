@@ -1,9 +1,10 @@
-"""Random rows of dumps of 10 to 10,000 shards, in memory already, against `pread`. Above 1 is faster.
+"""Read random rows of dumps of 10 to 10,000 shards, in memory already, against `pread`. Above 1 is faster.
 
-In turn, medians of several rounds. Beside each row stands a plain `pread` of the same bytes at the same place. It keeps
-as many files open as featcli does; where there are more shards than that, it opens the file of each row, and closes it.
-A shuffled epoch is all rows by `loader(shuffle=True)` with two workers, against `preadv` of the same rows, in an order
-of chance too, into batches that are there already, by two threads too. The maps are numbers that nobody computed.
+Ways run in turn, and numbers are medians of several rounds. Beside each row stands a plain `pread` of the same bytes at
+the same place. It keeps as many files open as featcli does; if there are more shards, it opens the file of each row,
+and closes it. A shuffled epoch is all rows by `loader(shuffle=True)` with two workers, against `preadv` of the same
+rows, also in random order, into batches that exist already, also by two threads. The maps are numbers that nobody
+computed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ LEAST_ROWS, SINGLE, BATCH, STAGE, WORKERS = 1000, 2000, 32, "stage4", 2
 
 
 def make(like, path, name, num_shards, side):
-    """A dump of so many shards of float32 maps (8, side, side), which are the same in each, as `like` has it."""
+    """Make a dump of so many shards of float32 maps (8, side, side), all equal, with the settings of `like`."""
     rows = max(num_shards, LEAST_ROWS) // num_shards
     images = SimpleNamespace(keys=[f"{row:06d}.jpg" for row in range(rows * num_shards)], sizes=[1] * rows * num_shards)
     shape = (8, side, side)
@@ -62,7 +63,7 @@ def make(like, path, name, num_shards, side):
 
 
 class Plain:
-    """`pread` of rows, with a file open for each shard where that many may be."""
+    """`pread` of rows, with a file open for each shard if that many may be open."""
 
     def __init__(self, dump):
         self.rows, plan = dump.plan.shard_rows, dump.plan
@@ -74,7 +75,7 @@ class Plain:
         self.open = [os.open(path, os.O_RDONLY) for path in self.paths] if few else None
 
     def read(self, row):
-        """A row as an array."""
+        """Return a row as an array."""
         shard, at = divmod(row, self.rows)
         array = self.arrays[shard]
         file = self.open[shard] if self.open else os.open(self.paths[shard], os.O_RDONLY)
@@ -84,7 +85,7 @@ class Plain:
         return np.frombuffer(raw, np.float32).reshape(self.shape)
 
     def read_into(self, batch, rows):
-        """Rows, one after the other, into memory that is there."""
+        """Read rows, one after another, into memory that exists already."""
         for place, row in enumerate(rows):
             shard, at = divmod(row, self.rows)
             array = self.arrays[shard]
@@ -119,13 +120,13 @@ def epoch(loader):
 
 
 def compare(path, rounds):
-    """Microseconds a row and ratios of one dump."""
+    """Return microseconds a row, and ratios, of one dump."""
     opening = seconds_of(lambda: featcli.open_dump(path))
     dump = featcli.open_dump(path)
     validity = seconds_of(lambda: dump.valid.all())
     maps, plain = dump[STAGE], Plain(dump)
     count = len(maps)
-    for row in range(count):  # into memory, and every layout is known
+    for row in range(count):  # puts files into memory, and makes every layout known
         plain.read(row)
         maps[row]
     loader = dump.as_torch_dataset(STAGE).loader(BATCH, shuffle=True, num_workers=WORKERS)
@@ -155,7 +156,7 @@ def main():
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     chosen = parser.parse_args()
     os.fsync = lambda descriptor: None  # nothing of it has to outlive a power cut
-    shard.LEAST = sys.maxsize  # through the page cache: files that it was read into later lie there in smaller pieces
+    shard.LEAST = sys.maxsize  # through the page cache: files that are read into it later lie in smaller pieces
     print(
         f"{described()}, medians of {chosen.rounds}, {most_open()} files open at most\n"
         f"{'':<35} a random row         a shuffled epoch, a row\n"

@@ -1,6 +1,6 @@
-"""featcli against the least that any tool could take, and against the scripts that people write. Ratios, no times.
+"""Compare featcli with the least that any tool could take, and with the scripts that people write, in ratios.
 
-In turn, medians of the ratios of several rounds, on JPEGs of 500x375 with the detail of photographs:
+Ways run in turn, and ratios are medians of several rounds, on JPEGs of 500x375 with the detail of photographs:
 
     forward   the same network, precision, layout and threads on pixels that are ready; maps thrown away
     decode    files into pixels alone, on all cores
@@ -12,9 +12,9 @@ In turn, medians of the ratios of several rounds, on JPEGs of 500x375 with the d
     batched   the same in batches
     script    timm's create_dataset, create_loader and features_only, appended to HDF5
 
-The last three are in a process of their own (others.py). Weights are random: speed does not ask. `error` is what a
-precision does to the maps: the largest difference as a share of the largest number, and the least cosine, against the
-library's own fp32.
+The last three run in a process of their own (others.py). Weights are random, because speed does not depend on them.
+`error` is what a precision does to the maps, against the library's own fp32: the largest difference as a share of the
+largest number, and the least cosine.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from featcli.spec.groups import InputSpec, PixelSpec
 from featcli.system.machine import available_cores, kept_memory
 
 BATCH = 32
-SECONDS = 10  # that a run of featcli is to take about
-FEWEST_BATCHES = 4  # the first, which nothing hides, and the last commit are not to count
+SECONDS = 10  # that a run of featcli should take, about
+FEWEST_BATCHES = 4  # so that the first batch, which nothing hides, and the last commit do not count much
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Case:
 
     name: str
     stages: str  # for people
-    indices: tuple[int, ...]  # of timm, or of transformers
-    compiled: bool = False  # try --compile too
+    indices: tuple[int, ...]  # timm's, or transformers'
+    compiled: bool = False  # whether --compile is tried, too
 
 
 CASES = [
@@ -96,7 +96,7 @@ class Ways:
         self.checkpoint = CONFIGS.get(case.name, case.name)
         self.options = {"checkpoint": self.checkpoint, "random_init": True, "out_indices": case.indices}
         self.options["device"] = device
-        # What featcli chooses here is found once; the runs are then told, as a resumed run is.
+        # featcli's choices on this machine are found once. The runs are then given them, as a resumed run is.
         self.chosen = {precision: self._choose(precision) for precision in ("fp32", "bf16")}
 
     def _start_others(self):
@@ -119,7 +119,7 @@ class Ways:
         return {"layout": layout, "fold": bool(folded), "precision": precision}
 
     def backbone(self, precision):
-        """As featcli runs it."""
+        """Return the backbone as featcli runs it."""
         chosen = self.chosen.get(precision) or {**self.chosen["fp32"], "precision": precision}
         return featcli.load_backbone(**self.options, **chosen)
 
@@ -129,7 +129,7 @@ class Ways:
             torch.accelerator.synchronize(self.device)
 
     def forward(self, precision, count):
-        """The network alone on pixels that are ready."""
+        """Run the network alone on pixels that are ready."""
         backbone = self.backbone(precision)
         pixels = torch.randint(0, 256, (BATCH, 3, *backbone.preprocessing.size), dtype=torch.uint8).to(self.device)
         with torch.inference_mode(), kept_memory():
@@ -143,18 +143,18 @@ class Ways:
             return (time.perf_counter() - began) / count
 
     def copy(self, precision):
-        """Core-seconds of one copy of the maps into the type and layout that are stored."""
+        """Return the core-seconds of one copy of the maps into the stored dtype and layout."""
         backbone = self.backbone(precision)
         pixels = torch.randint(0, 256, (BATCH, 3, *backbone.preprocessing.size), dtype=torch.uint8)
         maps = {name: found.cpu() for name, found in backbone(pixels).items()}
-        targets = {name: torch.ones(found.shape) for name, found in maps.items()}  # memory that is there already
+        targets = {name: torch.ones(found.shape) for name, found in maps.items()}  # memory that exists already
         began = time.process_time()
         for name, found in maps.items():
             targets[name].copy_(found)
         return (time.process_time() - began) / BATCH
 
     def decode(self, count):
-        """Core-seconds of files into pixels, featcli's own threads."""
+        """Return the core-seconds of files into pixels, by featcli's own threads."""
         backbone = self.backbone("fp32")
         images = find(InputSpec(tuple(map(str, self.paths[:count])))).images
         pictures = SizedImages(images, Sizes(backbone.preprocessing.size))
@@ -167,7 +167,7 @@ class Ways:
         return (time.process_time() - began) / count
 
     def write(self, count, clock):
-        """A raw write and fsync of what is stored, by a clock."""
+        """Write what is stored raw, with fsync, and time it by a clock."""
         size = sum(np.prod(stage.shape) * 4 for stage in self.backbone("fp32").selected)
         batch = np.random.default_rng(0).bytes(int(size) * BATCH)
         os.sync()
@@ -179,13 +179,13 @@ class Ways:
         return (clock() - began) / (count // BATCH * BATCH)
 
     def featcli(self, precision, count, compiled=False):
-        """The whole run."""
+        """Run featcli from the first image to the manifest."""
         given = {**self.options, **self.chosen[precision], "compile": compiled, "batch_size": BATCH}
         outcome = featcli.extract(self.paths[:count], output=self.scratch / "dump", overwrite=True, **given)
         return outcome.seconds / count
 
     def other(self, *words):
-        """One of the ways of others.py."""
+        """Run one of the ways of others.py."""
         self._others.stdin.write(" ".join(map(str, words)) + "\n")
         self._others.stdin.flush()
         return float(self._others.stdout.readline())
@@ -195,7 +195,7 @@ class Ways:
         self._others.communicate()
 
     def error(self, precision):
-        """(largest relative difference, least cosine) of the maps of 8 pictures against the library's own fp32."""
+        """Return (largest relative difference, least cosine) of 8 pictures' maps against the library's own fp32."""
         plain = featcli.load_backbone(**self.options)
         pixels = torch.stack([plain.preprocess(Image.open(path)) for path in self.paths[:8]])
         expected, found = plain(pixels), self.backbone(precision)(pixels)
@@ -210,12 +210,12 @@ class Ways:
 def measure(case, paths, scratch, chosen):
     """Print the ratios of one case."""
     ways = Ways(case, paths, scratch, chosen.device)
-    ways.other("recipe", 2, 1)  # it has started, and what comes first is done
+    ways.other("recipe", 2, 1)  # starts it, and does what only the first call does
     todo = [
         ("decode", lambda: ways.decode(8 * BATCH)),
         ("write cpu", lambda: ways.write(2 * BATCH, time.process_time)),
         ("write", lambda: ways.write(2 * BATCH, time.perf_counter)),
-        ("recipe", lambda: ways.other("recipe", BATCH, 1)),  # nothing overlaps there: all pictures take the same
+        ("recipe", lambda: ways.other("recipe", BATCH, 1)),  # nothing overlaps there, so every picture takes as long
         ("batched", lambda: ways.other("recipe", 2 * BATCH, BATCH)),
     ]
     if case.name not in CONFIGS:
@@ -226,7 +226,7 @@ def measure(case, paths, scratch, chosen):
         way = {"precision": precision, "count": count}
         forward = (f"forward {precision}", lambda precision=precision: ways.forward(precision, BATCH))
         run = (f"featcli {precision}", lambda way=way: ways.featcli(**way))
-        # Before and after: the speed of a shared machine drifts.
+        # These are measured before and after the others, because the speed of a shared machine drifts.
         todo += [(f"copy {precision}", lambda precision=precision: ways.copy(precision)), forward, run, forward]
         if case.compiled:
             todo.append((f"compiled {precision}", lambda way=way: ways.featcli(**way, compiled=True)))
@@ -235,19 +235,19 @@ def measure(case, paths, scratch, chosen):
 
 
 def one_round(todo):
-    """Seconds per image of each way; the mean where it was taken twice."""
+    """Return seconds per image of each way; the mean if it was measured twice."""
     seconds = {}
     for name, way in todo:
-        os.sync()  # what the one before has left to be written is not to cost this one
+        os.sync()  # otherwise this way would pay for writes of the way before
         seconds.setdefault(name, []).append(way())
     return {name: statistics.mean(found) for name, found in seconds.items()}
 
 
 def report(case, ways, rounds):
-    """One line for each precision."""
+    """Print one line for each precision."""
 
     def ratio(above, below):
-        """Median over the rounds, or - where it was not tried. A side is a way, or what sums several."""
+        """Return the median over the rounds, or - if it was not tried. A side is a way, or sums several."""
         sides = [side if callable(side) else lambda seconds, way=side: seconds[way] for side in (above, below)]
         try:
             return f"{statistics.median(sides[0](seconds) / sides[1](seconds) for seconds in rounds):8.2f}"

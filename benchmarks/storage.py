@@ -1,9 +1,9 @@
-"""Writer and reader against the disk: a shard laid out, written, hashed, synced, named and recorded, and maps read.
+"""Compare writer and reader with the disk: a shard is laid out, written, hashed, synced, named, recorded, and read.
 
-In turn, medians of several rounds; the bytes are those of all five stages of a ResNet-50 for 64 images (590 MB).
-`raw` is a buffered `write` and `fsync` of the same bytes; `buffered` is featcli's writer without O_DIRECT.
-Above 1 is faster than raw. CPU: seconds of this process for a gigabyte, in user and kernel. Reads are single maps of
-stage2 (1.6 MB), drawn by chance, in memory already, against `pread` of the same bytes.
+Ways run in turn, and numbers are medians of several rounds. The bytes are those of all five stages of a ResNet-50 for
+64 images (590 MB). `raw` is a buffered `write` and `fsync` of the same bytes; `buffered` is featcli's writer without
+O_DIRECT. Above 1 is faster than raw. CPU is seconds of this process for a gigabyte, in user and kernel. Reads are
+single maps of stage2 (1.6 MB), drawn at random, in memory already, against `pread` of the same bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH, BATCHES = 32, 2
 
 
 def maps():
-    """A batch of rows in buffers such as the pipeline's."""
+    """Return a batch of rows in buffers such as the pipeline's."""
     chance, buffers, found = np.random.default_rng(0), Buffers(), {}
     for name, shape in SHAPES.items():
         size = prod(shape) * 4 * BATCH
@@ -43,7 +43,7 @@ def maps():
 
 
 def raw(folder, batch):
-    """What any program could do."""
+    """Write as any program could."""
     with open(folder / "raw", "wb", buffering=0) as file:
         for _ in range(BATCHES):
             for rows in batch.values():
@@ -54,7 +54,7 @@ def raw(folder, batch):
 
 
 def shard_of(folder, batch, format_name, direct):
-    """A shard, from nothing to its record."""
+    """Write a shard, from nothing to its record."""
     rows = BATCH * BATCHES
     arrays = {name: ("float32", (rows, *shape)) for name, shape in SHAPES.items()} | {"valid": ("uint8", (rows,))}
     keys = [f"{i:05d}.jpg" for i in range(rows)]

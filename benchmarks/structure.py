@@ -1,21 +1,21 @@
-"""How the package is built: its sizes, its imports, where its options are named, and what one image passes.
+"""Measure how the package is built: its sizes, its imports, where its options are named, and what one image passes.
 
-`python benchmarks/structure.py [TREE]` prints a table of the package in TREE (by default the repository that this
-script lies in); `python benchmarks/structure.py BEFORE AFTER` prints two trees side by side. Most of it is read from
-the source, in which nothing is run:
+`python benchmarks/structure.py [TREE]` prints a table of the package in TREE (by default the repository of this
+script); `python benchmarks/structure.py BEFORE AFTER` prints two trees side by side. Most of it is read from the
+source, without running it:
 
 * Lines of code are those that are not blank, hold more than a comment, and belong to no docstring.
-* Imports are those of modules of the package, wherever they stand, late ones too, but none below `if TYPE_CHECKING`
-  and none by a computed name. `from featcli.a import b` is an import of `featcli.a.b` if that is a module, else of
-  `featcli.a`. A package is what lies directly in `featcli/`, be it a folder or a module.
+* Imports are those of modules of the package, wherever they stand, also late ones, but not those below `if
+  TYPE_CHECKING` or by a computed name. `from featcli.a import b` is an import of `featcli.a.b` if that is a module,
+  else of `featcli.a`. A package is what lies directly in `featcli/`, a folder or a module.
 * A circle is two or more modules that import one another, directly or not. Floors are the modules of the longest chain
   of imports, in which a circle counts as one.
-* A module names an option if it has an identifier of that name (a variable, attribute, keyword or parameter) or a
-  string that is the name or has the flag in it. Neither docstrings nor calls of methods (`bytes.decode()`) count.
+* A module names an option if it has an identifier of that name (a variable, attribute, keyword or parameter), or a
+  string that is the name or has the flag in it. Docstrings and calls of methods (`bytes.decode()`) do not count.
 * An option is declared by a parameter with a default, by an annotated field of a class, and by `Name = Annotated[...]`
   with its help at the top of a module.
-* Settings are indexed by string where `settings`, an attribute of that name, or a variable that was given one or a part
-  of one has `["name"]` or `.get("name")` behind it. Their home, a module `settings.py`, does not count.
+* Settings are indexed by string if `["name"]` or `.get("name")` follows `settings`, an attribute of that name, or a
+  variable that was given one or a part of one. Their home, a module `settings.py`, does not count.
 
 What one image passes is traced in a run: passage.py says how.
 """
@@ -39,7 +39,7 @@ PACKAGE = "featcli"
 OPTIONS = ["decode", "alpha", "shard_size", "pool", "batch_size"]
 SHORT_FILE, LONG_FUNCTION = 60, 60
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-# Tokens that make no line of code.
+# These tokens make no line of code.
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
@@ -69,7 +69,7 @@ class Module:
         return sum(bool(self.lines[number - 1].strip()) for number in found)
 
     def imports(self, names):
-        """Which of the modules `names` this one imports."""
+        """Return which of the modules `names` this one imports."""
         left_out, found = set(), set()
         for node in self.nodes:
             if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
@@ -84,7 +84,7 @@ class Module:
 
     @cache  # noqa: B019  (modules live as long as the script)
     def words(self):
-        """Its identifiers, and its strings that are no docstrings."""
+        """Return its identifiers, and its strings that are no docstrings."""
         called = {node.func for node in self.nodes if isinstance(node, ast.Call)}
         kinds = {ast.Name: "id", ast.Attribute: "attr", ast.keyword: "arg", ast.arg: "arg"}
         named = [node for node in self.nodes if type(node) in kinds]
@@ -104,7 +104,7 @@ class Module:
         return option in identifiers or any(text == option or flag.search(text) for text in strings)
 
     def declarations(self, option):
-        """How often an option is declared here."""
+        """Return how often an option is declared here."""
         found = []
         for node in self.nodes:
             if isinstance(node, ast.arguments):
@@ -120,7 +120,7 @@ class Module:
         return found.count(option)
 
     def indexed_settings(self):
-        """The lines in which settings are indexed by a string."""
+        """Return the lines in which settings are indexed by a string."""
         found = set()
         for scope in [self.syntax, *self.functions]:
             variables, inside = {"settings"}, list(ast.walk(scope))
@@ -133,7 +133,7 @@ class Module:
 
 
 def assignments(nodes):
-    """(target, value) of each, one by one where there are several, in the order of the source."""
+    """Yield (target, value) of each, one by one if there are several, in the order of the source."""
     given = [node for node in nodes if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None]
     for node in sorted(given, key=lambda node: node.lineno):
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
@@ -144,7 +144,7 @@ def assignments(nodes):
 
 
 def indexed(node):
-    """What is indexed by a string here, if anything is."""
+    """Return what is indexed by a string here, or None."""
     if isinstance(node, ast.Subscript):
         value, key = node.value, node.slice
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get" and node.args:
@@ -155,7 +155,7 @@ def indexed(node):
 
 
 def is_settings(node, variables):
-    """Whether it is settings or a part of them."""
+    """Return whether it is settings, or a part of them."""
     if of := indexed(node):
         return is_settings(of, variables)
     is_attribute = isinstance(node, ast.Attribute) and node.attr == "settings"
@@ -163,7 +163,7 @@ def is_settings(node, variables):
 
 
 def circles_and_floors(graph):
-    """The circles, as sets, and the length of the longest chain."""
+    """Return the circles, as sets, and the length of the longest chain."""
 
     def reached(start):
         found, waiting = set(), [start]
@@ -183,7 +183,7 @@ def circles_and_floors(graph):
 
 
 def measures(tree):
-    """(measure, value) in the order of the table."""
+    """Yield (measure, value) in the order of the table."""
     modules = [Module(path, tree) for path in sorted((tree / PACKAGE).rglob("*.py"))]
     home = {module.name: module.package for module in modules}
     graph = {module.name: module.imports(home.keys()) for module in modules}

@@ -1,7 +1,7 @@
-"""Every architecture of timm through `inspect`, every model type of transformers through `extract`: `make sweep`.
+"""Run every architecture of timm through `inspect`, every model type of transformers through `extract`: `make sweep`.
 
-Writes docs/sweep.md and featcli/views/models.csv. What is done is kept in build/sweep.jsonl, so that a sweep that was
-stopped goes on where it was; `make clean` forgets it.
+It writes docs/sweep.md and featcli/views/models.csv. Finished work is kept in build/sweep.jsonl, so that a sweep that
+was stopped is resumed; `make clean` forgets it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ REPOSITORY = Path(__file__).parent.parent
 DONE = REPOSITORY / "build" / "sweep.jsonl"
 PAGE = REPOSITORY / "docs" / "sweep.md"
 FACTS = REPOSITORY / "featcli" / "views" / "models.csv"
-REFUSED = ("dinat", "siglip2_vision_model")  # of the types that one would expect to work
-sys.path.insert(0, str(REPOSITORY / "tests"))  # the small configurations, and what transformers itself gives for them
+REFUSED = ("dinat", "siglip2_vision_model")  # types that one would expect to work
+sys.path.insert(0, str(REPOSITORY / "tests"))  # small configurations, and what transformers itself gives for them
 
 
 def run(workers: int) -> None:
@@ -50,26 +50,26 @@ def run(workers: int) -> None:
 
 
 def read_done() -> dict[tuple[str, str], dict]:
-    """What earlier sweeps found, by library and name."""
+    """Return what earlier sweeps found, by library and name."""
     lines = DONE.read_text().splitlines() if DONE.exists() else []
     return {(facts["library"], facts["name"]): facts for facts in map(json.loads, lines)}
 
 
 def sweep_one(task: tuple[str, str]) -> dict:
-    """What featcli finds of a model; or the exception that it raises."""
+    """Return what featcli finds about a model, or the exception that it raises."""
     library, name = task
     began = time.perf_counter()
     try:
         found = timm_architecture(name) if library == "timm" else transformers_type(name)
-    except Exception as error:  # whatever it is, the page names it
+    except Exception as error:  # the page names whatever it is
         found = {"exception": f"{type(error).__name__}: {error}"}
     return {"library": library, "name": name, **found, "seconds": round(time.perf_counter() - began, 2)}
 
 
 def timm_architecture(name: str) -> dict:
-    """What `inspect` says of an architecture, and what the first half of its stages costs.
+    """Return what `inspect` says about an architecture, and what the first half of its stages costs.
 
-    Of one in each of timm's model files, its maps are compared with those of timm.
+    For one architecture in each of timm's model files, the maps are compared with timm's.
     """
     import test_timm_parity
 
@@ -84,7 +84,7 @@ def timm_architecture(name: str) -> dict:
 
 
 def transformers_type(name: str) -> dict:
-    """The type's own configuration as `inspect` has it; a small one saved, extracted and compared, stage by stage."""
+    """Inspect the type's own configuration; save, extract and compare a small one, stage by stage."""
     import transformers
 
     from featcli.backbones.checkpoint import resolve
@@ -95,7 +95,7 @@ def transformers_type(name: str) -> dict:
 
 
 def facts_of(model) -> dict:
-    """Shapes and costs, from the meta device."""
+    """Return shapes and costs, from the meta device."""
     stages = model.stages
     return {
         "parameters": model.num_parameters,
@@ -107,9 +107,9 @@ def facts_of(model) -> dict:
 
 
 def compare_rows(name: str) -> list[float]:
-    """For each stage, the largest difference from what transformers gives for the same pixels.
+    """Return for each stage the largest difference from what transformers gives for the same pixels.
 
-    Of rows of a dump, and of the map of a backbone that is cut after that stage.
+    Rows of a dump are compared, and the map of a backbone that is cut after that stage.
     """
     import test_hidden_states
     import test_transformers_types
@@ -136,7 +136,7 @@ def compare_rows(name: str) -> list[float]:
 
 
 def write_facts(rows: list[dict]) -> None:
-    """featcli/views/models.csv, which `featcli models` reads."""
+    """Write featcli/views/models.csv, which `featcli models` reads."""
     import timm
     import transformers
 
@@ -163,7 +163,7 @@ def write_facts(rows: list[dict]) -> None:
 
 
 def tags_of(name: str) -> list[str]:
-    """timm's tags of trained weights, the default first."""
+    """Return timm's tags of trained weights, the default first."""
     import timm
 
     default = timm.get_pretrained_cfg(name).tag
@@ -172,7 +172,7 @@ def tags_of(name: str) -> list[str]:
 
 
 def write_page(rows: list[dict]) -> None:
-    """docs/sweep.md."""
+    """Write docs/sweep.md."""
     import timm
     import torch
     import transformers
@@ -233,25 +233,25 @@ def write_page(rows: list[dict]) -> None:
 
 
 def strides_of(row: dict) -> str:
-    """The strides, once where they are all the same."""
+    """Return the strides, once if they are all equal."""
     return " ".join(map(str, row["strides"][:1] if len(set(row["strides"])) == 1 else row["strides"]))
 
 
 def tally(values) -> list[tuple[object, int]]:
-    """How often each value occurs, the rare ones together."""
+    """Return how often each value occurs, with rare ones together."""
     counts = Counter(values).most_common()
     rare = sum(count for _, count in counts[12:])
     return counts[:12] + ([("others", rare)] if rare else [])
 
 
 def table(header: tuple[str, ...], rows) -> list[str]:
-    """Markdown lines."""
+    """Return the lines of a Markdown table."""
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     return [*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows), ""]
 
 
 def exceptions(rows: list[dict]) -> list[str]:
-    """Everything that was refused, by name."""
+    """Return everything that was refused, by name."""
     failed = [f"- `{row['name']}`: {row['exception']}" for row in rows if "exception" in row]
     return ["Exceptions:", "", *failed, ""] if failed else ["No exceptions.", ""]
 

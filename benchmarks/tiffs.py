@@ -1,4 +1,4 @@
-"""Writes TIFFs of every kind from arrays, tag by tag, without a TIFF library: what readers are measured with."""
+"""Write TIFFs of every kind from arrays, tag by tag, without a TIFF library, to measure readers with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GREY_WHITE_IS_ZERO, GREY, RGB, PALETTE, MASK, CMYK, YCBCR, CIELAB, CFA = 0, 1, 2
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 NONE, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, LZMA, ZSTD = 1, 5, 8, 32946, 32773, 34925, 50000
 SHORT, LONG, LONG8 = 3, 4, 16
-PHOTOMETRIC, PLANAR, EXTRA = 262, 284, 338  # tags
+PHOTOMETRIC, PLANAR, EXTRA = 262, 284, 338  # numbers of tags
 ROWS = 10  # of a strip
 CODES = {1: "B", SHORT: "H", LONG: "I", LONG8: "Q"}
 
@@ -32,7 +32,7 @@ class Layout:
 
 
 def tiff(samples, bits, photometric, layout=Layout(), tags=(), later=()):
-    """The bytes of a TIFF of (H, W, S) samples. `tags`: more (tag, type, values). `later`: more images."""
+    """Return the bytes of a TIFF of (H, W, S) samples. `tags` are more (tag, type, values), `later` are more images."""
     images = [image_of(samples, bits, photometric, layout, tags), *later]
     order, width = layout.order, 8 if layout.big else 4
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "H", 43 if layout.big else 42)
@@ -44,7 +44,7 @@ def tiff(samples, bits, photometric, layout=Layout(), tags=(), later=()):
 
 
 def retagged(data, tags):
-    """The same file, with another first value of tags of its first image that hold SHORTs, and few of them."""
+    """Return the same file with another first value for tags of its first image that hold a few SHORTs."""
     order, is_big = "<" if data[:1] == b"I" else ">", data[2:4] in (b"+\0", b"\0+")
     place, (head, entry, value) = (16, (8, 20, 12)) if is_big else (8, (2, 12, 8))
     (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, place)
@@ -57,7 +57,7 @@ def retagged(data, tags):
 
 
 def image_of(samples, bits, photometric, layout=Layout(), tags=()):
-    """The tags and the chunks of one image."""
+    """Return the tags and the chunks of one image."""
     samples = samples.reshape(*samples.shape[:2], -1)
     height, wide, count = samples.shape
     kind = {"f": FLOAT, "i": SIGNED}.get(samples.dtype.kind, UNSIGNED)
@@ -100,7 +100,7 @@ def image_of(samples, bits, photometric, layout=Layout(), tags=()):
 
 
 def _directory(entries, chunks, at, is_last, order, width):
-    """A directory that begins at a place of the file, then the values that are too long for it, then the chunks."""
+    """Return a directory at a place of the file, then the values that are too long for it, then the chunks."""
     count, field = ("Q", "Q") if width == 8 else ("H", "I")
     size = struct.calcsize("<" + count) + len(entries) * (4 + 2 * width) + width
     values = [struct.pack(f"{order}{len(v)}{CODES[t]}", *v) for _, t, v in entries]
@@ -124,7 +124,7 @@ def _directory(entries, chunks, at, is_last, order, width):
 
 
 def _packed(part, bits, layout):
-    """(h, w, s) samples -> bytes, each row from a byte of its own."""
+    """Return (h, w, s) samples as bytes, with each row from a byte of its own."""
     kind = part.dtype.kind
     if bits in (8, 16, 32, 64):
         values = part.astype(np.dtype(f"{kind}{bits // 8}"))
@@ -143,7 +143,7 @@ def _packed(part, bits, layout):
 
 
 def _float_differences(values):
-    """The predictor for floats: the bytes of a row by their weight, highest first, each less the one before it."""
+    """Apply the predictor for floats: the bytes of a row by weight, highest first, each minus the one before."""
     rows, count = values.reshape(len(values), -1), values.shape[2]
     octets = rows.astype(rows.dtype.newbyteorder(">")).view(np.uint8).reshape(len(rows), -1, values.dtype.itemsize)
     planes = octets.transpose(0, 2, 1).reshape(len(rows), -1)

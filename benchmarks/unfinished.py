@@ -1,10 +1,9 @@
-"""What it costs to keep the rows of an unfinished shard, and how long it takes to go on with one.
+"""Measure what it costs to keep the rows of an unfinished shard, and how long it takes to resume one.
 
-`cost`: one extraction in turn with and without; processor time is user and kernel of the whole process, and beside it
-that of the keeping alone, as the writer thread spends it. `--seconds` stands for the minute: where it is shorter,
-rows are kept that much more often, and the share of a minute is worked out from what one keeping takes. `resume`: a
-shard of one gigabyte of which so much is done is laid out again, read back and hashed; cold is with its pages dropped
-from memory.
+`cost` runs one extraction in turn with and without. Processor time is user and kernel of the whole process, and beside
+it that of the keeping alone, as the writer thread spends it. `--seconds` stands for the minute: if it is shorter, rows
+are kept that much more often, and the share of a minute is computed from what one keeping takes. `resume` lays out a
+shard of one gigabyte of which so much is done, reads it back and hashes it; cold is with its pages dropped from memory.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ ROUNDS = 7
 
 
 def extraction(pictures, output, stored, seconds):
-    """Extract; what that took."""
+    """Extract, and return what that took."""
     import featcli
     from featcli.run import sink
 
@@ -49,7 +48,7 @@ def extraction(pictures, output, stored, seconds):
 
 
 def cost(pictures, seconds, rounds):
-    """Processor time with and without, in turn."""
+    """Print the processor time with and without, in turn."""
     print(f"rows kept every {seconds:g} s; medians of {rounds} in turn")
     print("| stored | without, CPU s | with, CPU s | with / without | kept | one: CPU ms | one: ms | of a minute |")
     print("|---|---|---|---|---|---|---|---|")
@@ -71,7 +70,7 @@ def cost(pictures, seconds, rounds):
 
 
 def begun(folder, format_name, share):
-    """A gigabyte's shard of which a share is written and kept: its file, and what is kept of it."""
+    """Return the file of a gigabyte's shard of which a share is written and kept, and what is kept of it."""
     from featcli.dump.formats import FORMATS
     from featcli.dump.shard import ShardWriter
 
@@ -87,7 +86,7 @@ def begun(folder, format_name, share):
 
 
 def resume(folder, rounds):
-    """Seconds until the rows of a begun shard are taken up."""
+    """Print the seconds until the rows of a begun shard are resumed."""
     from featcli.dump.atomic_file import take_partial
     from featcli.dump.shard import ShardWriter
 

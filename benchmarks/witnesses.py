@@ -1,7 +1,7 @@
-"""What other readers find in a file: GDAL (rasterio), libvips (pyvips), FFmpeg (av), those that are installed.
+"""Ask other readers what they find in a file: GDAL (rasterio), libvips (pyvips) and FFmpeg (av), if installed.
 
-They are asked for the samples, before anybody makes a picture of them. FFmpeg has a JPEG 2000 decoder of its own;
-GDAL and libvips read TIFF by libtiff, which tifffile and imagecodecs do not.
+They are asked for the samples, before anybody makes a picture of them. FFmpeg has a JPEG 2000 decoder of its own. GDAL
+and libvips read TIFF with libtiff, which tifffile and imagecodecs do not use.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import tiffs
 
-UNREAD = None  # what a witness says that does not read the file
+UNREAD = None  # the answer of a witness that does not read the file
 SAME, OTHER = "same", "other"
 
 
 @dataclass(frozen=True)
 class Peculiarity:
-    """What libvips is known to do with a kind, and how to see past it.
+    """What libvips is known to do to a kind, and how to look past it.
 
-    `tags`: values by which the file means the same samples, but is not treated so. `step`: only each such row is right.
-    `channels`: only so many are.
+    `tags` are values by which the file means the same samples, but is not treated so. Only every `step`-th row is
+    right, and only so many `channels`.
     """
 
     why: str
@@ -34,7 +34,7 @@ class Peculiarity:
 
 
 def installed():
-    """The witnesses by name: what gives SAME, OTHER, UNREAD, or why it gives something else."""
+    """Return the witnesses by name. Each gives SAME, OTHER, UNREAD, or why it gives something else."""
     found = {}
     with suppress(ImportError):
         import rasterio  # noqa: F401
@@ -55,7 +55,7 @@ def installed():
 
 
 def testimony(cell, witnesses):
-    """What each witness says of a cell."""
+    """Return what each witness says about a cell."""
     return {name: ask(cell) for name, ask in witnesses.items()} if cell.samples is not None else {}
 
 
@@ -107,7 +107,7 @@ def ffmpeg(cell):
     import av
 
     if cell.data[:2] in (b"II", b"MM"):
-        return UNREAD  # of TIFF it reads a few kinds
+        return UNREAD  # it reads a few kinds of TIFF
     decoder = av.CodecContext.create("jpeg2000", "r")
     try:
         (frame,) = [*decoder.decode(av.Packet(cell.data)), *decoder.decode(None)]
@@ -118,7 +118,7 @@ def ffmpeg(cell):
     (plane,) = frame.planes
     rows = np.frombuffer(plane, f"<u{size}").reshape(frame.height, -1)[:, : frame.width * count]
     unsigned = cell.samples.astype(np.int64) + (2 ** (cell.bits - 1) if cell.samples.dtype.kind == "i" else 0)
-    shift = 0 if frame.format.name == "ya16le" else 8 * size - cell.bits  # nearly all are in the upper bits
+    shift = 0 if frame.format.name == "ya16le" else 8 * size - cell.bits  # in nearly all the value is in the upper bits
     return SAME if same(rows.reshape(frame.height, frame.width, count), unsigned << shift) else OTHER
 
 
@@ -127,5 +127,5 @@ def same(found, samples):
 
 
 def spread(samples, bits):
-    """Samples of a few bits as libvips hands out greys: spread over 8."""
+    """Return samples of a few bits as libvips returns greys: spread over 8."""
     return samples * (255 // (2**bits - 1)) if bits < 8 else samples

@@ -1,7 +1,7 @@
-"""Several processes against one, on the cores of this machine: images a second, from first image to manifest.
+"""Compare several processes with one, on the cores of this machine: images per second, from first image to manifest.
 
-In turn, medians of several rounds: one process with a thread for each core, `--device cpu,cpu` with a thread each, and
-with `--ray` two workers of a Ray. Each with both layouts; the best of each is compared.
+Ways run in turn, and numbers are medians of several rounds: one process with a thread for each core, `--device cpu,cpu`
+with a thread each, and with `--ray` two workers of a Ray. Each runs in both layouts, and the better one is compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LAYOUTS = {"channels-first": ["--no-fold"], "channels-last": ["--fold"]}
 
 
 def rate(command, target):
-    """Images a second of a run, without its start."""
+    """Return images per second of a run, without its start."""
     done = subprocess.run(
         [sys.executable, "-m", "featcli", "extract", *command, "-o", target, "--json", "-q"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Writes the tables of options into the pages of the commands, and those of exit codes into others: `make docs`.
+"""Write the tables of options into the pages of the commands, and those of exit codes into others: `make docs`.
 
 A test fails while they differ.
 """
@@ -28,7 +28,7 @@ TABLE = re.compile(r"(<!-- \w[\w ]*: written by make docs -->\n).*?(<!-- end of 
 
 
 def pages() -> dict[Path, str]:
-    """Every page with a table, as it should be."""
+    """Return every page with a table, as it should be."""
     tables = {name: _table(in_order_of_help(spec)) for name, spec in SPECS.items()}
     tables |= {"troubleshooting": _what_to_do(), "pipelines": _another_try(), "scale": _another_try()}
     found = {}
@@ -41,7 +41,7 @@ def pages() -> dict[Path, str]:
 
 
 def _table(options: Sequence[OptionField]) -> str:
-    """Arguments, then options: name, what it is for, default."""
+    """Return a table of arguments, then options: name, what it is for, default."""
     lines = ["| argument or option | |", "|---|---|"]
     for option in options:
         names = (
@@ -64,14 +64,14 @@ def _text(option: OptionField) -> str:
 
 
 def _what_to_do() -> str:
-    """Exit codes for people."""
+    """Return the exit codes for people."""
     lines = ["| exit code | means | what to do |", "|---|---|---|"]
     lines += [f"| {_codes(code)} | {_code_words(code.means)} | {code.to_do} |" for code in EXIT_CODES]
     return "\n".join(lines) + "\n"
 
 
 def _another_try() -> str:
-    """Exit codes for programs that run featcli."""
+    """Return the exit codes for programs that run featcli."""
     lines = ["| exit code | means | another try |", "|---|---|---|"]
     lines += [f"| {_codes(code)} | {_code_words(code.means)} | {code.again} |" for code in EXIT_CODES]
     return "\n".join(lines) + "\n"
@@ -82,7 +82,7 @@ def _codes(code: ExitCode) -> str:
 
 
 def _code_words(text: str) -> str:
-    """The text with its options as code."""
+    """Return the text with its options as code."""
     return re.sub(r"--[\w-]+", r"`\g<0>`", text)
 
 

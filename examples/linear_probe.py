@@ -1,12 +1,12 @@
-"""Train a linear classifier on the feature maps of a dump, and say how many images it gets right that it has not seen.
+"""Train a linear classifier on the feature maps of a dump, and say how many unseen images it gets right.
 
     featcli extract photos -c resnet50 --pool avg -o feats
     python examples/linear_probe.py feats
 
-The class of an image is the first folder inside its input, such as `cats` of `photos/cats/old/tom.jpg`; images above
+The class of an image is the first folder inside its input, such as `cats` of `photos/cats/old/tom.jpg`. Images above
 all folders are left out. Folders named train, val or test are no classes: extract what is in them. Whole maps are
-averaged while they are read. A quarter of each class is held out. Printed is the accuracy on those images, beside
-chance and beside always naming the most frequent class. Needs scikit-learn: the extra `examples`.
+averaged while they are read. A quarter of each class is held out. The script prints the accuracy on those images, with
+that of chance and of always naming the most frequent class. It needs scikit-learn: the extra `examples`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "tes
 
 
 class Probe(NamedTuple):
-    """What came out: three shares of the held-out images, and how many images there were of either kind."""
+    """The result: three shares of the held-out images, and how many images were used for training and for the test."""
 
     accuracy: float
     chance: float
@@ -35,7 +35,7 @@ class Probe(NamedTuple):
 
 
 def chosen_to_hold_out(labels, share, seed):
-    """(N,) bool: that share of each class, at least one image, but never its only one."""
+    """Return (N,) bool: that share of each class, at least one image, but never its only one."""
     order, held_out = np.random.default_rng(seed), np.zeros(len(labels), bool)
     for name in np.unique(labels):
         rows = order.permutation(np.flatnonzero(labels == name))
@@ -44,7 +44,7 @@ def chosen_to_hold_out(labels, share, seed):
 
 
 def probe(features, labels, share=0.25, seed=0):
-    """Learn from some of the (N, C) features with their N labels, and try the others. Raises UsageError."""
+    """Learn from some of the (N, C) features with their N labels, and test on the others. Raises UsageError."""
     labels = np.asarray(labels)
     names, held_out = np.unique(labels), chosen_to_hold_out(labels, share, seed)
     if len(names) < 2 or not held_out.any():
@@ -70,7 +70,7 @@ def probe(features, labels, share=0.25, seed=0):
 
 
 def main(arguments=None):
-    """Read the command line, probe, print."""
+    """Read the command line, probe, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", help="the folder that extract -o made")
     parser.add_argument("--stage", help="default: the last one of the dump")
@@ -82,7 +82,7 @@ def main(arguments=None):
     try:
         dump = featcli.open_dump(chosen.dump)
         stage = chosen.stage or list(dump.stages)[-1]
-        features, rows = dump.pooled(stage)  # a few maps are in memory at a time
+        features, rows = dump.pooled(stage)  # only a few maps are in memory at a time
         labels = np.array([dump.labels[row] for row in rows])
         result = probe(features[labels != ""], labels[labels != ""], chosen.held_out, chosen.seed)
     except featcli.FeatcliError as error:

@@ -7,8 +7,8 @@ With `--demo` both steps are done for a small MaskFormer of random weights, whic
 
     python examples/maskformer_replay.py maskformer maps sample_images/nature --demo
 
-Printed is for each output of the model whether it is the same bit for bit, or by how much it differs at the most: after
-a run on a GPU or in another layout the last digits do. Needs transformers. docs/replay.md tells more.
+The script prints for each output of the model whether it is the same bit for bit, or else the largest difference. After
+a run on a GPU or in another layout the last digits differ. It needs transformers. docs/replay.md tells more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 import featcli
 from featcli.backbones.torchvision_operators import declare_missing_operators
 
-declare_missing_operators()  # for machines whose torch is CPU-only: elsewhere it does nothing
+declare_missing_operators()  # helps if torch is CPU-only; elsewhere it does nothing
 
 OUTPUTS = ("class_queries_logits", "masks_queries_logits")
 
@@ -46,7 +46,7 @@ def make_demo(folder, pictures, output):
 
 
 def pixels_of(paths, preprocessing):
-    """(B, 3, H, W): the pictures as the model takes them."""
+    """Return the pictures as the model takes them, (B, 3, H, W)."""
     prepared = []
     for path in paths:
         if not path.is_file():
@@ -58,13 +58,13 @@ def pixels_of(paths, preprocessing):
 
 
 def differences(checkpoint, dump, pictures):
-    """{output: the largest difference between replay and the whole model, 0.0 for none} over all images of the dump."""
+    """Return {output: the largest difference between replay and whole model, or 0.0} over all images of the dump."""
     from transformers import AutoModelForUniversalSegmentation
 
     model = AutoModelForUniversalSegmentation.from_pretrained(checkpoint).eval()
-    seen = dump.preprocessing  # as its plan records it
+    seen = dump.preprocessing  # made from its plan
     largest = dict.fromkeys(OUTPUTS, torch.tensor(0.0))
-    # The last bits depend on how many images go through the network together: as many as when they were extracted.
+    # The last bits depend on how many images go through the network together, so it is the number of the extraction.
     for run in dump.walk(at_once=dump.plan.settings["batch_size"]):
         with torch.inference_mode():
             whole = model(pixel_values=pixels_of([Path(pictures, key) for key in run.keys], seen))
@@ -75,7 +75,7 @@ def differences(checkpoint, dump, pictures):
 
 
 def main(arguments=None):
-    """Read the command line, make the demo where it is asked for, compare, print."""
+    """Read the command line, make the demo if it is asked for, compare, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a MaskFormer or Mask2Former: folder or hub id")
     parser.add_argument("dump", help="the folder that extract -o made")

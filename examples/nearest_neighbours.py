@@ -3,8 +3,9 @@
     featcli extract photos -c resnet50 --pool avg -o feats
     python examples/nearest_neighbours.py feats cats/tom.jpg
 
-Whole maps are averaged while they are read. Printed are the keys of the nearest images, the most similar first, each
-with its similarity: 1 for maps that point the same way. Needs scikit-learn: the extra `examples`.
+Whole maps are averaged while they are read. The script prints the keys of the nearest images, the most similar first,
+each with its similarity. A similarity of 1 means that both averages have the same direction. It needs scikit-learn: the
+extra `examples`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import featcli
 
 
 def nearest(features, keys, key, count=5):
-    """The `count` images most like the one of that key, as (key, similarity), without itself. Raises UsageError."""
+    """Return the `count` images most like the one with that key, as (key, similarity), without itself.
+
+    Raises UsageError.
+    """
     if key not in keys:
         raise featcli.UsageError(
             f"no map of {key!r} in this dump", "it failed, or a key is the path below the folder that was extracted"
@@ -30,7 +34,7 @@ def nearest(features, keys, key, count=5):
 
 
 def main(arguments=None):
-    """Read the command line, search, print."""
+    """Read the command line, search, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", help="the folder that extract -o made")
     parser.add_argument("key", help="of the image to start from: its path below the folder that was extracted")
@@ -41,7 +45,7 @@ def main(arguments=None):
         parser.error(f"--count {chosen.count}: must be at least 1")
     try:
         dump = featcli.open_dump(chosen.dump)
-        features, rows = dump.pooled(chosen.stage or list(dump.stages)[-1])  # a few maps are in memory at a time
+        features, rows = dump.pooled(chosen.stage or list(dump.stages)[-1])  # only a few maps are in memory at a time
         found = nearest(features, [dump.keys[row] for row in rows], chosen.key, chosen.count)
     except featcli.FeatcliError as error:
         parser.error(str(error))

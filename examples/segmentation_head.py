@@ -3,11 +3,11 @@
     featcli extract photos -c resnet50 --out-features stage3 --fit squash -o feats
     python examples/segmentation_head.py feats masks
 
-The mask of `cats/tom.jpg` is `masks/cats/tom.png`: one channel of 8 bits, its values the classes, 255 where there is
-none. Images without a mask are left out. Masks are resized to the network's input without regard to proportions, so the
-dump must be one of `--fit squash`, and masks must lie as the picture does once EXIF has turned it upright. A quarter of
-the images is held out. Printed is the mean IoU on them, over the classes that occur, beside that of predicting the most
-frequent class everywhere.
+The mask of `cats/tom.jpg` is `masks/cats/tom.png`. It has one channel of 8 bits, whose values are the classes, and 255
+for pixels without class. Images without a mask are left out. Masks are resized to the network's input without regard to
+proportions, so the dump must be one of `--fit squash`, and masks must be upright as the picture is after its EXIF
+orientation. A quarter of the images is held out. The script prints the mean IoU on them, over the classes that occur,
+with that of predicting the most frequent class everywhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ NO_CLASS = 255
 
 
 def masks_of(dump, folder):
-    """{key: (H, W) uint8} for the images that have a mask with at least one pixel of a class. Raises UsageError."""
+    """Return {key: (H, W) uint8} for the images that have a mask with at least one pixel of a class.
+
+    Raises UsageError.
+    """
     masks, (height, width) = {}, dump.plan.settings["backbone"]["input_size"]
     for key in (dump.keys[row] for row in dump.valid.nonzero()[0]):
         path = Path(folder, key).with_suffix(".png")
@@ -44,13 +47,13 @@ def masks_of(dump, folder):
 
 
 def batches(dump, stage, masks, keys, shuffle=False):
-    """Maps (B, C, h, w) and masks (B, H, W) of those keys. The loader reads each batch as a whole."""
+    """Yield maps (B, C, h, w) and masks (B, H, W) of those keys. The loader reads each batch as a whole."""
     for maps, found in dump.as_torch_dataset(stage, labels=masks, rows=keys).loader(8, shuffle=shuffle):
         yield maps.float(), found.long()
 
 
 def train(dump, stage, masks, keys, classes, epochs):
-    """A head (B, C, h, w) -> (B, classes, H, W), trained on the images of those keys."""
+    """Return a head (B, C, h, w) -> (B, classes, H, W), trained on the images of those keys."""
     channels, size = dump[stage].shape[1], tuple(next(iter(masks.values())).shape)
     norm, convolution = nn.BatchNorm2d(channels, affine=False), nn.Conv2d(channels, classes, 1)
     head = nn.Sequential(norm, convolution, nn.Upsample(size, mode="bilinear"))
@@ -65,8 +68,11 @@ def train(dump, stage, masks, keys, classes, epochs):
 
 @torch.inference_mode()
 def mean_iou(predict, dump, stage, masks, keys, classes):
-    """Over the classes that occur in the masks of those keys. `predict`: (B, C, h, w) -> (B, H, W), or one class."""
-    pixels = torch.zeros(classes, classes, dtype=torch.float64)  # what they are by what is predicted
+    """Return the mean IoU over the classes in the masks of those keys.
+
+    `predict` is a function (B, C, h, w) -> (B, H, W), or one class.
+    """
+    pixels = torch.zeros(classes, classes, dtype=torch.float64)  # true class by predicted class
     for maps, targets in batches(dump, stage, masks, keys):
         pairs = (targets * classes + predict(maps))[targets != NO_CLASS]
         pixels += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
@@ -75,7 +81,10 @@ def mean_iou(predict, dump, stage, masks, keys, classes):
 
 
 def measure(dump, stage, folder, epochs=20, seed=0):
-    """The mean IoU of a trained head, and that of the most frequent class, on held-out images. Raises UsageError."""
+    """Return the mean IoU of a trained head, and that of the most frequent class, on held-out images.
+
+    Raises UsageError.
+    """
     if dump.plan.settings["preprocessing"].get("fit") != "squash":
         raise featcli.UsageError("masks fit only maps of whole pictures", "extract with --fit squash")
     if len(dump[stage].shape) != 4:
@@ -93,7 +102,7 @@ def measure(dump, stage, folder, epochs=20, seed=0):
 
 
 def main(arguments=None):
-    """Read the command line, train, measure, print."""
+    """Read the command line, train, measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", help="the folder that extract -o made")
     parser.add_argument("masks", help="the folder of masks, named as the images are")

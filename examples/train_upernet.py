@@ -1,10 +1,10 @@
-"""Train a UperNet whose backbone is featcli's module, and beside it the one that transformers builds: the same losses.
+"""Train a UperNet with featcli's module as backbone, and one with the backbone of transformers: the losses are equal.
 
     python examples/train_upernet.py sample_images/nature --demo
     python examples/train_upernet.py photos openmmlab/upernet-swin-tiny
 
-With `--demo` the UperNet is a small one of random weights, which needs no download. What is learnt is how bright each
-place of a picture is, in four classes: any folder of pictures will do. Needs transformers.
+With `--demo` the UperNet is a small one of random weights, which needs no download. It learns how bright each place of
+a picture is, in four classes, so any folder of pictures will do. The script needs transformers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import featcli
 from featcli.backbones.torchvision_operators import declare_missing_operators
 
-declare_missing_operators()  # for machines whose torch is CPU-only: elsewhere it does nothing
+declare_missing_operators()  # helps if torch is CPU-only; elsewhere it does nothing
 
 CLASSES = 4
 
@@ -42,27 +42,27 @@ def make_demo(folder):
 
 
 def upernets(checkpoint):
-    """transformers' own model; the same one with featcli's module in it; and the backbone, for its preprocessing."""
+    """Return transformers' own model, the same with featcli's module in it, and the backbone for its preprocessing."""
     import transformers
 
     read = transformers.UperNetForSemanticSegmentation.from_pretrained
-    how = {"num_labels": CLASSES, "ignore_mismatched_sizes": True}  # a new head, where it had other classes
+    how = {"num_labels": CLASSES, "ignore_mismatched_sizes": True}  # gives a new head if it had other classes
     torch.manual_seed(0)
     own = read(checkpoint, **how)
     torch.manual_seed(0)
     ours = read(checkpoint, **how)
     backbone = featcli.load_backbone(checkpoint)
-    ours.backbone = backbone.as_module()  # a network of its own: the frozen one stays as it is
+    ours.backbone = backbone.as_module()  # a network of its own, so the frozen one stays as it is
     return own, ours, backbone
 
 
 def train(model, pixels, labels, steps):
-    """The losses of so many steps of AdamW over all pictures at once."""
+    """Return the losses of so many steps of AdamW over all pictures at once."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.train()
     losses = []
     for step in range(steps):
-        torch.manual_seed(step)  # of what is dropped by chance
+        torch.manual_seed(step)  # for random dropout
         loss = model(pixel_values=pixels, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -72,7 +72,7 @@ def train(model, pixels, labels, steps):
 
 
 def losses(checkpoint, pictures, steps=20):
-    """The losses with transformers' backbone, and with featcli's."""
+    """Return the losses with transformers' backbone, and with featcli's."""
     import transformers
 
     own, ours, backbone = upernets(checkpoint)
@@ -85,7 +85,7 @@ def losses(checkpoint, pictures, steps=20):
 
 
 def main(arguments=None):
-    """Read the command line, train both, print the losses side by side."""
+    """Read the command line, train both, and print the losses side by side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", help="a folder of pictures, of which the first eight are taken")
     parser.add_argument("checkpoint", nargs="?", help="a UperNet: folder or hub id")

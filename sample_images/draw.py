@@ -1,7 +1,7 @@
-"""Draws the sample images, all from numbers: `python sample_images/draw.py` writes them beside this file.
+"""Draw the sample images from numbers: `python sample_images/draw.py` writes them beside this file.
 
-Two folders of photograph-like pictures in the kinds that people really have: JPEG, PNG and WebP, landscape
-and portrait, grey, with transparency, and one photograph taken with the camera on its side (EXIF).
+They are two folders of photograph-like pictures in the kinds that people really have: JPEG, PNG and WebP, landscape and
+portrait, grey, with transparency, and one photograph taken with the camera on its side (EXIF).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ORIENTATION, ROTATED_RIGHT = 0x0112, 6
 
 
 def noise(height: int, width: int, seed: int, octaves: int = 6) -> np.ndarray:
-    """Cloud-like texture in 0..1: random grids of growing fineness, each half as strong as the one before."""
+    """Return a cloud-like texture in 0..1: random grids of growing fineness, each half as strong as the one before."""
     random = np.random.default_rng(seed)
     total = np.zeros((height, width))
     for octave in range(octaves):
@@ -28,18 +28,18 @@ def noise(height: int, width: int, seed: int, octaves: int = 6) -> np.ndarray:
 
 
 def blend(low: tuple[int, int, int], high: tuple[int, int, int], amount: np.ndarray) -> np.ndarray:
-    """Colours between two, by an amount in 0..1 for each pixel."""
+    """Return colours between two, by an amount in 0..1 for each pixel."""
     return np.asarray(low) + (np.asarray(high) - np.asarray(low)) * amount[..., None]
 
 
 def picture(colors: np.ndarray) -> Image.Image:
-    """An RGB picture from colours in 0..255, with a little grain as a sensor has."""
+    """Return an RGB picture of colours in 0..255, with a little grain as a sensor has."""
     grain = np.random.default_rng(0).normal(0, 3, colors.shape)
     return Image.fromarray(np.clip(colors + grain, 0, 255).astype(np.uint8))
 
 
 def landscape(height: int, width: int, seed: int, sky: tuple[int, int, int], land: tuple[int, int, int]) -> Image.Image:
-    """Sky with clouds over three ranges of hills, the nearest the darkest."""
+    """Draw sky with clouds over three ranges of hills, the nearest the darkest."""
     rows = np.linspace(0, 1, height)[:, None] * np.ones(width)
     colors = blend(sky, (245, 225, 205), rows * 0.8 + 0.2 * noise(height, width, seed))
     for depth in range(3):
@@ -50,7 +50,7 @@ def landscape(height: int, width: int, seed: int, sky: tuple[int, int, int], lan
 
 
 def sea(height: int, width: int, seed: int) -> Image.Image:
-    """A low sun over water, its light broken on the waves."""
+    """Draw a low sun over water, with its light broken on the waves."""
     rows, columns = np.mgrid[0:height, 0:width]
     horizon, middle = height * 0.55, width * 0.62
     distance = np.hypot(rows - horizon * 0.8, columns - middle) / height
@@ -67,7 +67,7 @@ def sea(height: int, width: int, seed: int) -> Image.Image:
 
 
 def street(height: int, width: int, seed: int) -> Image.Image:
-    """House fronts with windows, some of them lit."""
+    """Draw house fronts with windows, some of them lit."""
     random = np.random.default_rng(seed)
     drawn = picture(blend((90, 110, 150), (215, 190, 170), np.linspace(0, 1, height)[:, None] * np.ones(width)))
     pen, left = ImageDraw.Draw(drawn), 0
@@ -85,7 +85,7 @@ def street(height: int, width: int, seed: int) -> Image.Image:
 
 
 def fruit(height: int, width: int, seed: int) -> Image.Image:
-    """Shaded balls on a wooden table."""
+    """Draw shaded balls on a wooden table."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:height, 0:width]
     grain = noise(height, 16, seed, 5)[:, np.arange(width) * 16 // width]
@@ -103,7 +103,7 @@ def fruit(height: int, width: int, seed: int) -> Image.Image:
 
 
 def page(height: int, width: int) -> Image.Image:
-    """A printed page, a little aslant."""
+    """Draw a printed page, slightly turned."""
     drawn = Image.new("RGB", (width, height), (246, 243, 234))
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=15)
     pen.text((30, 26), "On the shapes of leaves", font=ImageFont.load_default(size=24), fill=(35, 30, 30))
@@ -116,15 +116,15 @@ def page(height: int, width: int) -> Image.Image:
 
 
 def fabric(height: int, width: int) -> Image.Image:
-    """Woven cloth: nothing but texture."""
+    """Draw woven cloth, which is only texture."""
     rows, columns = np.mgrid[0:height, 0:width]
     weave = 0.5 + 0.25 * np.sin(rows / 2.1) * np.cos(columns / 6.3) + 0.25 * np.sin(columns / 2.1 + rows / 17)
     return picture(blend((60, 80, 110), (205, 210, 200), np.clip(weave * (0.7 + 0.5 * noise(height, width, 8)), 0, 1)))
 
 
 def sticker(size: int) -> Image.Image:
-    """A drawn flower on a transparent ground."""
-    drawn = Image.new("RGBA", (size, size), (255, 0, 255, 0))  # hidden colour under full transparency
+    """Draw a flower on a transparent ground."""
+    drawn = Image.new("RGBA", (size, size), (255, 0, 255, 0))  # a hidden colour under full transparency
     pen, middle = ImageDraw.Draw(drawn), size / 2
     for turn in np.linspace(0, 2 * np.pi, 9)[:-1]:
         x, y = middle + np.cos(turn) * size * 0.25, middle + np.sin(turn) * size * 0.25
@@ -143,7 +143,7 @@ def main() -> None:
     sea(333, 500, 5).save(nature / "sea.jpg", **JPEG)
     landscape(300, 450, 40, (150, 175, 210), (140, 150, 160)).convert("L").save(nature / "fog.jpg", **JPEG)  # grey
     landscape(360, 480, 60, (95, 140, 190), (70, 110, 95)).save(nature / "lake.webp", quality=82)
-    # Taken with the camera on its side: stored lying down, meant to be seen upright.
+    # It was taken with the camera on its side: it is stored lying down, and meant to be seen upright.
     exif = Image.Exif()
     exif[ORIENTATION] = ROTATED_RIGHT
     upright = landscape(480, 360, 80, (120, 160, 215), (85, 125, 90))
