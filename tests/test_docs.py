@@ -60,7 +60,7 @@ PAGES = {
     "docs/inspect.md": 6,
     "docs/models.md": 2,
     "docs/numbers.md": 4,
-    "docs/pictures.md": 3,
+    "docs/pictures.md": 4,
     "docs/pipelines.md": 15,
     "docs/python.md": 8,
     "docs/replay.md": 6,

@@ -87,6 +87,10 @@ EFFECTS = {
         Effect("image_size", 64, "dry_run stages", DRY),
         Effect("fit", "pad", "map a.jpg"),
         Effect("processor_backend", "torchvision", "error"),  # of a timm model
+        Effect("mean", "0.1,0.2,0.3", "map a.jpg"),
+        Effect("std", "0.3", "map a.jpg"),
+        Effect("interpolation", "box", "map a.jpg"),
+        Effect("crop_pct", "0.5", "map a.jpg"),
         Effect("orientation", "ignore", "map turned.jpg", {"inputs": "odd"}),
         Effect("alpha", "white", "map see-through.png", {"inputs": "odd"}),
         Effect("depth_range", "0:9000", "map deep.png", {"inputs": "odd"}),
@@ -378,7 +382,8 @@ def load(options):
             pixels[name] = backbone.preprocess(picture).numpy().tobytes()
         except FeatcliError as error:
             pixels[name] = error.message
-    return {"error": None, "digest": backbone.digest, **pixels, **backbone.to_dict()}
+    numbers = {"preprocessing": backbone.preprocessing.summary}
+    return {"error": None, "digest": backbone.digest, **pixels, **numbers, **backbone.to_dict()}
 
 
 OF_LOADING = {
@@ -393,6 +398,10 @@ OF_LOADING = {
     "image_size": Effect("image_size", 64, "image_size"),
     "fit": Effect("fit", "pad", "pixels"),
     "processor_backend": Effect("processor_backend", "torchvision", "error"),
+    "mean": Effect("mean", [0.1, 0.2, 0.3], "preprocessing"),
+    "std": Effect("std", 0.3, "preprocessing"),
+    "interpolation": Effect("interpolation", Image.Resampling.BOX, "noise"),
+    "crop_pct": Effect("crop_pct", 0.5, "noise"),
     "out_indices": Effect("out_indices", [1], "out_indices"),
     "out_features": Effect("out_features", "stage1", "out_features"),
     "orientation": Effect("orientation", "ignore", "turned"),

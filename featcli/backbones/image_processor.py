@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from featcli.backbones.internals import (
 from featcli.errors import CheckpointError, UsageError, one_line, shown
 from featcli.pixels.resize import covering, shorter_edge, widest_for, within_reason
 from featcli.spec.parsers import Size
-from featcli.spec.words import ProcessorBackend
+from featcli.spec.words import Interpolation, ProcessorBackend
 from featcli.system.faults import fault_behind, machine_error
 from featcli.system.files import is_folder, is_there
 
@@ -34,22 +35,34 @@ RECTANGLE = "rectangle"  # what a plan calls a size of which the edges differ, s
 Fit = Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W)
 WARPED = 384  # from this edge on processors with a `crop_pct` of their own squash pictures
 STEP = 32  # pixels, of which some processors give multiples alone
-HIGH = 32  # pixels of the long picture on which a processor is tried
+HIGH = 37  # pixels of the long picture on which a processor is tried: of no size that is resized to, since filters such
+# as box give the same at once and by way of a multiple
+SCALE = 1 / 255  # by which values of 0 to 255 become such of 0 to 1
+RESAMPLINGS: dict[Interpolation, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+OF_TORCHVISION = ("nearest", "bilinear", "bicubic")  # of these, what every version of torchvision resizes tensors by
 NEAR = 2.5 / 255  # of all values, by which pixels differ that are the same but for rounding
 
 
 class ImageProcessor:
     """One of transformers' image processors, whose attributes are the words of preprocessor_config.json."""
 
-    def __init__(self, processor: Any) -> None:
-        """Take over a processor."""
+    def __init__(self, processor: Any, overrides: Mapping[str, Any] | None = None) -> None:
+        """Take over a processor. `overrides`: what `overridden` changed of it."""
         self._processor = processor
+        self.overrides = dict(overrides or {})
         self._covering_edges: dict[Size, int | None] = {}
         self._rectangle: Rectangle | None = None  # where it knows squares alone
 
     def in_rectangle(self, box: Sequence[int] | None, size: Sequence[int]) -> ImageProcessor:
         """Make one that brings pictures to a rectangle (H, W) in place of its own square: see `Rectangle`."""
-        found = ImageProcessor(self._processor)
+        found = ImageProcessor(self._processor, self.overrides)
         pair = None if box is None else (box[0], box[1])
         found._rectangle = Rectangle(pair, (size[0], size[1]), self.resampling, self.backend)
         return found
@@ -157,7 +170,7 @@ class ImageProcessor:
             if getattr(own, step, None):
                 setattr(own, step, False)
         own.resample = self.resampling
-        return ImageProcessor(own)
+        return ImageProcessor(own, self.overrides)
 
     def fit_bytes(self, picture: Image.Image) -> np.ndarray:
         """Resize and crop an RGB picture: (3, H, W), uint8 unless the processor has steps of its own."""
@@ -201,7 +214,7 @@ class ImageProcessor:
 
     def sized(self, size: Size) -> ImageProcessor:
         """Make one that gives pictures of this (H, W). An edge that is resized before a crop keeps its ratio to it."""
-        found = ImageProcessor(copy.deepcopy(self._processor))
+        found = ImageProcessor(copy.deepcopy(self._processor), self.overrides)
         if size[0] != size[1] and (rectangle := found._rectangle_for(size)):
             return found.in_rectangle(*rectangle)
         found._set_size(size)
@@ -225,6 +238,106 @@ class ImageProcessor:
         square = min(crop)
         resized = self.covering_edge(crop) or edge
         return (size[0] * resized // square, size[1] * resized // square), size
+
+    def overridden(self, asked: Mapping[str, Any], size: Size, is_sized_by_fit: bool) -> ImageProcessor:
+        """Make one that follows these options in place of its own words: `mean`, `std`, `interpolation`, `crop_pct`.
+
+        `size` is the (H, W) of the input, which this processor gives unless --fit does. Those that say what it does
+        anyhow are left out of `overrides`. Raises UsageError for one that does not follow them.
+        """
+        found = self
+        if "mean" in asked or "std" in asked:
+            found = found._normalising(asked.get("mean"), asked.get("std"))
+        if "interpolation" in asked:
+            found = found._resampling(asked["interpolation"], is_sized_by_fit)
+        return found._cropping(asked["crop_pct"], size) if "crop_pct" in asked else found
+
+    def _normalising(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> ImageProcessor:
+        """Make one that subtracts and divides by these, of values from 0 to 1."""
+        highest = 1.0 if self.scale == SCALE else 255 * self.scale  # what its own numbers are for
+        wanted = {
+            name: _three([value * highest for value in values] if len(values) > 1 else values[0] * highest)
+            for name, values in (("mean", mean), ("std", std))
+            if values is not None
+        }
+        before = {"mean": self.mean, "std": self.std}
+        changed = [name for name, values in wanted.items() if values != before[name]]
+        if not changed:
+            return self
+        own, now = copy.deepcopy(self._processor), before | wanted
+        own.do_normalize, own.image_mean, own.image_std = True, list(now["mean"]), list(now["std"])
+        given = {"mean": mean, "std": std}
+        overrides = self.overrides | {name: given[name] for name in changed}
+        found = ImageProcessor(own, overrides)._in_rectangle_of(self)
+        self._refuse_idle(found, f"--{changed[0]}", "normalises")
+        return found
+
+    def _resampling(self, interpolation: Interpolation, is_sized_by_fit: bool) -> ImageProcessor:
+        """Make one that resizes so. With --fit, Pillow does."""
+        if not (self._processor.do_resize or is_sized_by_fit):
+            raise UsageError(
+                f"--interpolation {interpolation}: {self.name} does not resize pictures",
+                "leave it out, or choose by --fit how they get the input size",
+            )
+        if self.backend == "torchvision" and not is_sized_by_fit and interpolation not in OF_TORCHVISION:
+            raise UsageError(
+                f"--interpolation {interpolation}: {self.name} resizes by torchvision, which does not know it here",
+                f"it knows {', '.join(OF_TORCHVISION)}",
+            )
+        resample = RESAMPLINGS[interpolation]
+        if resample == self.resampling:
+            return self
+        own = copy.deepcopy(self._processor)
+        own.do_resize, own.resample = True, resample
+        found = ImageProcessor(own, self.overrides | {"interpolation": interpolation})._in_rectangle_of(self)
+        if not is_sized_by_fit:
+            self._refuse_idle(found, f"--interpolation {interpolation}", "resizes")
+        return found
+
+    def _cropping(self, share: float, size: Size) -> ImageProcessor:
+        """Make one that resizes to `size` divided by this share, and then cuts out the centre.
+
+        In its own words where it has some for that, else as timm does it.
+        """
+        if not self._processor.do_resize:
+            raise UsageError(f"--crop-pct {share:g}: {self.name} does not resize pictures", "leave it out")
+        box = (math.floor(size[0] / share), math.floor(size[1] / share))
+        overrides = self.overrides | {"crop_pct": share}
+        for found in self._with_box(box, size, share):
+            if found is self or found.output_sizes() == {size}:
+                found.overrides = self.overrides if found is self else overrides
+                return found
+        raise UsageError(
+            f"--crop-pct {share:g}: {self.name} sizes pictures in a way of its own",
+            "leave it out, or choose by --fit how they get the input size",
+        )
+
+    def _with_box(self, box: Size, size: Size, share: float) -> Iterator[ImageProcessor]:
+        """Make processors that resize to `box` and cut `size` out of it, the best of them first."""
+        if self._rectangle is None and size[0] == size[1]:
+            if self.covering_edge(size) == box[0]:
+                yield self
+            has_edge = dict(self._processor.size or {}).get("shortest_edge")
+            for name in ("size", "crop_pct") if has_edge else ():
+                own = copy.deepcopy(self._processor)
+                if getattr(own, name, None):
+                    setattr(own, name, share if name == "crop_pct" else type(own.size)(shortest_edge=box[0]))
+                    found = ImageProcessor(own)
+                    if found.covering_edge(size) == box[0]:
+                        yield found
+        elif self._rectangle is not None and self._rectangle.box == box:
+            yield self
+        yield self.in_rectangle(box, size)
+
+    def _in_rectangle_of(self, other: ImageProcessor) -> ImageProcessor:
+        """Give the size that another one gives, where that is a rectangle."""
+        rectangle = other._rectangle
+        return self if rectangle is None else self.in_rectangle(rectangle.box, rectangle.size)
+
+    def _refuse_idle(self, found: ImageProcessor, option: str, does: str) -> None:
+        """Raise UsageError where another processor, made for an option, gives the same numbers as this one."""
+        if all(np.array_equal(self.fit_floats(one), found.fit_floats(one)) for one in probe_pictures()):
+            raise UsageError(f"{option}: {self.name} {does} pictures in a way of its own", "leave it out")
 
     @property
     def _crop(self) -> Size | None:
@@ -278,7 +391,9 @@ class Rectangle:
     @property
     def covering(self) -> Callable[[Size], Size] | None:
         """See `ImageProcessor.covering`."""
-        return None if self.box is None else covering(self.box)
+        if self.box is None:
+            return None
+        return shorter_edge(self.box[0]) if self.box[0] == self.box[1] else covering(self.box)
 
     def fitted(self, picture: Image.Image) -> Image.Image:
         """Resize an RGB picture, by the processor's backend, and cut out the middle."""

@@ -23,6 +23,7 @@ from featcli.backbones.image_processor import (
     read_processor,
 )
 from featcli.backbones.internals import timm_resampling, timm_sizes, timm_transform, values_for_channels
+from featcli.backbones.own_preprocessing import OVERRIDES
 from featcli.errors import CheckpointError, UsageError, shown
 from featcli.pixels.resize import ResizeMode, fill_of, shortened, within_reason
 from featcli.spec.groups import CheckpointSpec
@@ -236,7 +237,8 @@ def _said(resize_mode: ResizeMode, processor: ImageProcessor) -> str:
 
 
 def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    return values if channels == 3 else (sum(values) / len(values),)
+    is_one = len(set(values)) == 1  # whose average may be off in its last bit
+    return values if channels == 3 else values[:1] if is_one else (sum(values) / len(values),)
 
 
 def _sizing(
@@ -296,7 +298,7 @@ def recorded_preprocessing(
         words = ((name, preprocessing[name]) for name in WORDS_OF_TIMM if name in preprocessing)
         config = {name: tuple(value) if isinstance(value, list) else value for name, value in words}
         return timm_preprocessing({**config, "input_size": (channels, *size)}, channels, "", resize_mode)
-    config = {name: value for name, value in preprocessing.items() if name not in ("backend", RECTANGLE)}
+    config = {name: value for name, value in preprocessing.items() if name not in ("backend", RECTANGLE, OVERRIDES)}
     if resize_mode is not None:  # recorded as false, for `resize_mode` resizes; but in the processor's own manner
         config["do_resize"] = True
     with tempfile.TemporaryDirectory() as folder:
@@ -313,4 +315,4 @@ def _made_again(
 ) -> Preprocessing:
     """Make what was pickled."""
     found = recorded_preprocessing(settings, size=size, channels=channels, resize_mode=resize_mode)
-    return replace(found, origin=origin, summary=summary)
+    return replace(found, origin=origin, summary=summary, settings=settings)

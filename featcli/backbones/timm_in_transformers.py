@@ -8,6 +8,7 @@ from typing import Any
 
 from featcli.backbones.backbone import Network
 from featcli.backbones.composites import described_place, norm_freezer
+from featcli.backbones.own_preprocessing import asked_of_preprocessing, is_normalisation_said, on_record
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing, refuse_processor_backend
 from featcli.backbones.stages import select
 from featcli.backbones.timm_model import TimmModelSpec, TimmRequest
@@ -43,6 +44,10 @@ class TimmInTransformersModelSpec(TimmModelSpec):
             num_channels=channels if channels != 3 else asked.num_channels,
         )
         super().__init__(asked, request)
+        if self._processor is not None and self.channels in (1, 3):
+            with reading(asked):
+                wanted = asked_of_preprocessing(asked, self.channels)
+                self._processor = self._processor.overridden(wanted, self.input_size, asked.fit is not None)
         self.freezes_norms = bool(config.freeze_batch_norm_2d)
         self.default_indices = self._own_choice(config)
         within = self.architecture if outer is None else f"the {self.architecture} in a {outer.model_type}"
@@ -68,11 +73,16 @@ class TimmInTransformersModelSpec(TimmModelSpec):
 
     def preprocessing(self) -> Preprocessing:
         """See ModelSpec; the checkpoint's own where it has one, which is not timm's."""
-        if self._processor is None and self.inside and self.asked.config is None and not self.asked.is_random:
+        if self._processor is not None:
+            found = processor_preprocessing(self._processor, self.input_size, self.channels, self.resize_mode)
+            return on_record(found, self._processor.overrides)
+        if self.inside and self._is_guessed and not (self.asked.is_random or is_normalisation_said(self.asked)):
             raise no_processor(self.asked)
-        if self._processor is None:
-            return super().preprocessing()
-        return processor_preprocessing(self._processor, self.input_size, self.channels, self.resize_mode)
+        return super().preprocessing()
+
+    @property
+    def _is_guessed(self) -> bool:
+        return self.asked.is_random or self.asked.config is None  # of a configuration, the weights are timm's own
 
     def _cut(self, model: Any, positions: Sequence[int]) -> Network:
         self._freeze_norms(model)

@@ -47,10 +47,12 @@ from featcli.backbones.internals import (
     reported_loads,
     silent_timm,
     stages_of_timm,
+    values_for_channels,
 )
 from featcli.backbones.key_names import Reading, readings, refuse_equals, strip_prefix, without_heads
 from featcli.backbones.model_names import containing
 from featcli.backbones.model_spec import ModelSpec, Outputs, Wanted, modules_run, norms_alone
+from featcli.backbones.own_preprocessing import asked_of_preprocessing, on_record
 from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
 from featcli.backbones.stages import names_by_stride
 from featcli.backbones.torchvision_operators import import_timm, import_transformers
@@ -140,6 +142,8 @@ class TimmModelSpec(ModelSpec):
         self.config = self._data_config(request.input_size, own)
         self.channels = self._options.get("in_chans") or in_chans_of_timm(plain)
         self.input_size = self.config["input_size"][1:]
+        self._overrides = self._differing(asked_of_preprocessing(asked, self.channels))
+        self.config |= self._overrides
         stages = stages_of_timm(plain)
         self.strides = tuple(stride for _, stride in stages)
         self._is_isotropic = len(set(self.strides)) == 1
@@ -197,6 +201,17 @@ class TimmModelSpec(ModelSpec):
         args = {} if size is None else {"input_size": (3, *size)}
         config: dict[str, Any] = timm.data.resolve_data_config(args, pretrained_cfg=own)
         return config
+
+    def _differing(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep what says otherwise than the checkpoint of its preprocessing."""
+        own = {name: self.config[name] for name in asked}
+        own |= {name: values_for_channels(own[name], self.channels) for name in ("mean", "std") if name in own}
+        return {name: value for name, value in asked.items() if value != own[name]}
+
+    @property
+    def _is_guessed(self) -> bool:
+        """Whether nothing says which preprocessing belongs to the weights."""
+        return self.asked.is_random or (bool(self.request.files) and not self.request.pretrained_cfg)
 
     def _name(self) -> str:
         path = Path(self.asked.checkpoint_name.removeprefix(IN_FOLDER))
@@ -275,7 +290,7 @@ class TimmModelSpec(ModelSpec):
                 f"--num-channels {self.channels}: a picture has 1 or 3", "such a backbone can only be inspected"
             )
         try:
-            return timm_preprocessing(self.config, self.channels, self.tag, self.resize_mode)
+            found = timm_preprocessing(self.config, self.channels, self.tag, self.resize_mode)
         except (
             AttributeError,
             KeyError,
@@ -288,6 +303,8 @@ class TimmModelSpec(ModelSpec):
                 f" {one_line(error)}",
                 "is pretrained_cfg in its config.json whole?",
             ) from error
+        guess = f"a guess: timm's default for {self.architecture}" if self._is_guessed else ""
+        return on_record(found, self._overrides, guess, self.asked.is_random)
 
     def norms_before_pooling(self, of_class_token: bool) -> frozenset[str]:
         """See ModelSpec: norms that timm's `forward_features` runs, and `forward_intermediates` too if asked.

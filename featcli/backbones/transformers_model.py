@@ -34,6 +34,7 @@ from featcli.backbones.internals import (
     written_config,
 )
 from featcli.backbones.model_spec import ModelSpec, modules_run
+from featcli.backbones.own_preprocessing import asked_of_preprocessing, is_normalisation_said, on_record
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing
 from featcli.backbones.weights import (
     hash_files,
@@ -84,8 +85,13 @@ class TransformersModelSpec(ModelSpec):
         self.processor = processor_of(asked)
         self._has_processor = self.processor is not None
         self.input_size = asked.input_size or own_size(asked, self.processor) or config_size(self.config)
-        if self.processor is None and asked.is_random:  # nothing was trained on other pixels
+        # Of random weights nothing was trained on other pixels.
+        if self.processor is None and (asked.is_random or is_normalisation_said(asked)):
             self.processor = default_processor(self.model_type, self.input_size, asked.processor_backend)
+        if self.processor is not None and self.channels in (1, 3):
+            with reading(asked):
+                wanted = asked_of_preprocessing(asked, self.channels)
+                self.processor = self.processor.overridden(wanted, self.input_size, asked.fit is not None)
         if outer is not None:
             self.name += f" (the {self.model_type} in a {outer.model_type})"
             self.inside = described_place(outer)
@@ -219,7 +225,8 @@ class TransformersModelSpec(ModelSpec):
             )
         with reading(self.asked):
             found = processor_preprocessing(self.processor, self.input_size, self.channels, self.resize_mode)
-        return found if self._has_processor else replace(found, origin="default of its type: it has none")
+        guess = "" if self._has_processor else f"a guess: transformers' default for {self.model_type}"
+        return on_record(found, self.processor.overrides, guess, self.asked.is_random)
 
     def norms_before_pooling(self, of_class_token: bool) -> frozenset[str]:
         """See ModelSpec: such norms that the plain model of the type runs on all that the last stage gives."""
@@ -370,7 +377,8 @@ def no_processor(asked: CheckpointSpec) -> CheckpointError:
     return CheckpointError(
         f"checkpoint {shown(asked.checkpoint_name)}: no preprocessor_config.json beside its config.json,"
         " so nobody can tell which pixels it was trained on",
-        "save the processor it belongs to there: AutoImageProcessor.from_pretrained(...).save_pretrained(...)",
+        "say it by --mean and --std, or save the processor it belongs to there:"
+        " AutoImageProcessor.from_pretrained(...).save_pretrained(...)",
     )
 
 

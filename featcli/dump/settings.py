@@ -11,6 +11,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, TypeVar
 
 from featcli.backbones.execution import LAYOUTS, PRECISIONS
+from featcli.backbones.own_preprocessing import OF_PREPROCESSING, OVERRIDES
 from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import PixelSpec
 from featcli.spec.option import options_of
@@ -91,6 +92,9 @@ class Settings(Mapping[str, Any]):
             raise ValueError("a choice that is neither true nor false")
         if not (isinstance(self.format, str) and isinstance(self.pool, str)):
             raise ValueError("a name that is not a text")
+        overrides = self.preprocessing.get(OVERRIDES, {})
+        if not (isinstance(overrides, Mapping) and overrides.keys() <= set(OF_PREPROCESSING)):
+            raise ValueError("preprocessing that no option sets")
         size = self.backbone["input_size"]
         if not (isinstance(size, list) and len(size) == 2 and all(map(is_count, size))):
             raise ValueError("an input size that is none")
@@ -153,6 +157,7 @@ class Settings(Mapping[str, Any]):
             "num_channels": self.num_channels,
             "fit": self.fit,
             "processor_backend": self.processor_backend,
+            **self.overrides,
             "image_size": self.largest,
             "precision": self.precision,
             "layout": self.layout,
@@ -178,6 +183,11 @@ class Settings(Mapping[str, Any]):
     def processor_backend(self) -> ProcessorBackend | None:
         """What an image processor resized pictures with, if it was not the default."""
         return "torchvision" if self.fit is None and self.preprocessing.get("backend") == "torchvision" else None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The options that say otherwise than the checkpoint how pictures become the input, by name."""
+        return dict(self.preprocessing.get(OVERRIDES, {}))
 
     @property
     def is_native(self) -> bool:

@@ -21,7 +21,9 @@ from featcli.spec.parsers import (
     depth_as_given,
     device_text,
     dump_format,
+    interpolation_name,
     model_args,
+    numbers_as_given,
     parse_count,
     parse_depth_range,
     parse_features,
@@ -36,6 +38,7 @@ from featcli.spec.parsers import (
     precision_of_type,
     size_as_given,
     type_name,
+    within_picture,
 )
 from featcli.spec.words import (
     ALL,
@@ -47,7 +50,9 @@ from featcli.spec.words import (
     ENGINES,
     FITS,
     FORMATS,
+    INTERPOLATIONS,
     LAYOUTS,
+    LEAST_CROP,
     MAX_PIXELS,
     MOST,
     MOST_CHANNELS,
@@ -63,6 +68,7 @@ from featcli.spec.words import (
     EngineName,
     Fit,
     Format,
+    Interpolation,
     Layout,
     Norm,
     Orientation,
@@ -321,6 +327,47 @@ class CheckpointSpec(Spec):
             "How an image processor of transformers resizes: pil, torchvision. Default: pil where it can.",
             group=PIXELS,
             excludes=(Other("fit", "Pillow resizes pictures then: leave one of them out"),),
+        ),
+    ] = None
+    mean: Annotated[
+        str | float | Sequence[float] | None,
+        Option(
+            "Subtract this from the picture's values, which go from 0 to 1: a number for each channel, or one for all."
+            " Default: the checkpoint's own.",
+            metavar="X[,X...]",
+            group=PIXELS,
+            keep=numbers_as_given,
+            check=within_picture(above_zero=False),
+        ),
+    ] = None
+    std: Annotated[
+        str | float | Sequence[float] | None,
+        Option(
+            "Divide by this after --mean: a number for each channel, or one for all. Default: the checkpoint's own.",
+            metavar="X[,X...]",
+            group=PIXELS,
+            keep=numbers_as_given,
+            check=within_picture(above_zero=True),
+        ),
+    ] = None
+    interpolation: Annotated[
+        Interpolation | None,
+        Option(
+            f"How pictures are resized: {', '.join(INTERPOLATIONS)}. Default: the checkpoint's own.",
+            known_as=("--resample", "--resampling"),
+            group=PIXELS,
+            keep=interpolation_name,
+        ),
+    ] = None
+    crop_pct: Annotated[
+        float | None,
+        Option(
+            "Resize pictures to the input size divided by this share, then cut out the centre, such as 0.875."
+            " Default: as the checkpoint does.",
+            known_as=("--crop-percent", "--crop-ratio"),
+            group=PIXELS,
+            check=between(LEAST_CROP, 1, "it is a share, such as 0.875 or 1"),
+            excludes=(Other("fit", "--fit says by itself what is cut off: leave one of them out"),),
         ),
     ] = None
 

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -92,6 +93,21 @@ def size_as_given(size: Any) -> Any:
     if isinstance(plain, tuple | list):
         return tuple(size_as_given(edge) for edge in plain)
     return int(plain) if isinstance(plain, Integral) and not isinstance(plain, bool) else plain
+
+
+def numbers_as_given(numbers: Any) -> Any:
+    """Numbers, as a text such as `0.5,0.5,0.5`, a list or an array, as a tuple; whatever are none as they are."""
+    plain = numbers.tolist() if hasattr(numbers, "tolist") else numbers
+    parts = listed_in(plain) if isinstance(plain, str) else _each(plain)
+    try:
+        return plain if any(isinstance(part, bool) for part in parts) else tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        return plain
+
+
+def interpolation_name(value: Any) -> Any:
+    """The word for a member of Pillow's `Resampling` or torchvision's `InterpolationMode`; all else as it is."""
+    return value.name.lower() if isinstance(value, Enum) else value
 
 
 def depth_as_given(depth: Any) -> Any:
@@ -200,6 +216,24 @@ def between(least: int, most: int, hint: str = LEAVE_OUT, most_said: str = "") -
         _refuse_no_number(option, value)
         if not least <= value <= most:
             raise UsageError(f"{option} {value}: must be from {least} to {most_said or most}", hint)
+
+    return check
+
+
+def within_picture(above_zero: bool) -> Check:
+    """A check: numbers for the values of a picture, which go from 0 to 1; `above_zero`: 0 is none of them."""
+
+    def check(option: str, values: Any) -> None:
+        if not (isinstance(values, tuple) and values):
+            hint = f"write one number for each channel, such as {option} 0.5,0.5,0.5, or one for all"
+            raise UsageError(f"{option} {shown(str(values))}: not numbers", hint)
+        for value in values:
+            if not 0 <= value <= 1 or (above_zero and value == 0):
+                least = "above 0 and at most 1" if above_zero else "from 0 to 1"
+                raise UsageError(
+                    f"{option} {value:g}: must be {least}",
+                    "it is for values of a picture from 0 to 1: divide numbers for 0 to 255 by 255",
+                )
 
     return check
 

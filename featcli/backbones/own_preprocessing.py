@@ -1,0 +1,64 @@
+"""--mean, --std, --interpolation and --crop-pct: what the user says of the preprocessing in place of the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from featcli.errors import UsageError
+from featcli.spec.groups import CheckpointSpec
+
+if TYPE_CHECKING:
+    from featcli.backbones.preprocessing import Preprocessing
+
+OF_PREPROCESSING: Final = ("mean", "std", "interpolation", "crop_pct")
+OVERRIDES: Final = "overrides"  # what a plan calls those that say otherwise than the checkpoint
+
+
+def asked_of_preprocessing(asked: CheckpointSpec, channels: int) -> dict[str, Any]:
+    """Collect the options that were given, by name: means and deviations as one number for each channel.
+
+    Raises UsageError where they are for another number of channels.
+    """
+    given = {name: getattr(asked, name) for name in OF_PREPROCESSING if getattr(asked, name) is not None}
+    return {
+        name: _for_channels(f"--{name}", value, channels) if name in ("mean", "std") else value
+        for name, value in given.items()
+    }
+
+
+def is_normalisation_said(asked: CheckpointSpec) -> bool:
+    """Tell whether the user says all that cannot be guessed where a checkpoint says nothing."""
+    return asked.mean is not None and asked.std is not None
+
+
+def on_record(
+    preprocessing: Preprocessing, overrides: Mapping[str, Any], guess: str = "", is_random: bool = False
+) -> Preprocessing:
+    """Name these overrides in the settings, and in the origin. `guess`: what all else is, where nobody said it.
+
+    Of random weights, `is_random`, no preprocessing is a wrong one, so the origin names no way out.
+    """
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in overrides.items()}
+    settings = {**preprocessing.settings, **({OVERRIDES: plain} if plain else {})}
+    origin = guess or preprocessing.origin
+    if overrides:
+        origin += f"; {_options(overrides)} as asked"
+    left = [name for name in OF_PREPROCESSING if name not in overrides]
+    if guess and left and not is_random:
+        origin += f"; {_options(left)} say{'s' * (len(left) == 1)} otherwise"
+    return replace(preprocessing, settings=settings, origin=origin)
+
+
+def _options(names: Sequence[str] | Mapping[str, Any]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _for_channels(option: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    if len(values) not in (1, channels):
+        raise UsageError(
+            f"{option}: {len(values)} numbers for an input of {channels} channel{'s' * (channels > 1)}",
+            "give one number for each channel, or one for all",
+        )
+    return tuple(values) * (channels if len(values) == 1 else 1)
