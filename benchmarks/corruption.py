@@ -2,10 +2,10 @@
 
     python benchmarks/corruption.py
 
-For each of 30 architectures, a checkpoint with its head is written, and again with one tensor more, less, renamed or of
-another shape: under a module that runs, which must be refused, and under the head, which must not matter. Then come
-checkpoints as the heads and pretraining classes of timm and transformers save them, which must all be read. It prints a
-table; the exit code is 1 if a cell is wrong.
+For each of 30 architectures, a checkpoint with its head is written. It is then written again with one tensor more,
+less, renamed or of another shape: under a module that runs, which must be refused, and under the head, which must not
+matter. Then come checkpoints as the heads and pretraining classes of timm and transformers save them, which must all be
+read. It prints a table; the exit code is 1 if a cell is wrong.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ of them as a memory bank: it always adds the vector that is farthest from those 
 its distance to the nearest vector of the bank.
 
 The script prints the tested images by their highest score, with its place in the map. The sheet shows the first of them
-as the network saw them, and again under their heat: there is no colour up to the highest score of the normal images,
-then the colours go from red over yellow to white, which is the highest score of all. So a colour means the same score
-in every picture.
+as the network saw them, and again under their heat. There is no colour up to the highest score of the normal images.
+Above it the colours go from red over yellow to white, which is the highest score of all. So a colour means the same
+score in every picture.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Folders with the names that transformers gave tensors before, made of its models: its conversion table, backwards.
+"""Make folders with tensor names from before transformers renamed them, by the inverse of its conversion table.
 
-The names are written down here by hand, as the classes of transformers 4 and the official repositories have them.
+The names are written here by hand, as the classes of transformers 4 and the official repositories have them.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ LONG = {"q": "query", "k": "key", "v": "value"}
 
 @dataclass(frozen=True, kw_only=True)
 class Old:
-    """A folder of before."""
+    """A folder with older names."""
 
     make: Callable[[], Any]  # the model, as transformers has it now
-    back: Callable[[State], State]  # names of now -> those of before
+    back: Callable[[State], State]  # new names -> older names
     sources: tuple[str, ...]  # entries of transformers/conversion_mapping.py that have these names
-    place: str = ""  # of the backbone in the model, with a dot at its end
+    place: str = ""  # path of the backbone in the model, with a dot at its end
     size: int = 64
-    new_is_read: bool = True  # False where transformers' own table stumbles over names of now under a prefix
+    new_is_read: bool = True  # False if transformers' own table fails at new names under a prefix
 
 
 def long_names(attention: str) -> Callable[[State], State]:
-    """Query, key and value by their whole names: those of BERT, from which most of transformers' code was copied."""
+    """Return a function that writes query, key and value in full, as BERT does, which much of transformers follows."""
     return renamed((r"attention\.([qkv])_proj", lambda found: f"{attention}.{LONG[found[1]]}"))
 
 
 def all_of(*steps: Callable[[State], State]) -> Callable[[State], State]:
-    """One after the other."""
+    """Return a function that applies the steps one after another."""
 
     def back(state: State) -> State:
         for step in steps:
@@ -65,7 +65,7 @@ def all_of(*steps: Callable[[State], State]) -> Callable[[State], State]:
 
 
 def together(parts: tuple[str, ...], whole: str) -> Callable[[State], State]:
-    """Tensors that are several now, as the one that they were: what ends in the names of these parts."""
+    """Return a function that joins tensors whose names end in these parts to one, as they were before."""
 
     def back(state: State) -> State:
         found = dict(state)
@@ -82,7 +82,7 @@ DENSE = renamed(
     (r"mlp\.fc2", "output.dense"),
 )  # fmt: skip
 OF_VIT = all_of(long_names("attention.attention"), DENSE, renamed((r"(^|\.)(layers\.)(?=\d)", r"\1encoder.layer.")))
-# Relative positions of BEiT, which the layers have or share.
+# Relative positions of BEiT, which layers have or share.
 OF_BEIT = all_of(
     renamed(
         (r"attention\.relative_position_bias\.", "attention.attention.relative_position_bias."),
@@ -147,7 +147,7 @@ OF_RF_DETR = all_of(
 
 
 def without(prefix: str) -> Callable[[State], State]:
-    """The names without it."""
+    """Return a function that removes a prefix from the names."""
     return renamed((f"^{prefix}", ""))
 
 
@@ -160,7 +160,7 @@ def clip(kind: str, **more: Any) -> Callable[[], Any]:
 
 
 def before_5(state: State) -> State:
-    """All towers of text and pictures in transformers 4."""
+    """Give the names that all towers of text and pictures have in transformers 4."""
     return under("vision_model.", state)
 
 
@@ -364,7 +364,7 @@ OLD: dict[str, Old] = {
 
 
 def write(model: Any, state: Mapping[str, torch.Tensor], folder: Path, size: int) -> Path:
-    """A folder with a model's configuration, these tensors and an image processor."""
+    """Save a folder with a model's configuration, these tensors and an image processor."""
     folder.mkdir()
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
@@ -378,9 +378,9 @@ def write(model: Any, state: Mapping[str, torch.Tensor], folder: Path, size: int
 
 
 def read(old: Old, folder: Path) -> dict[str, list[torch.Tensor]]:
-    """Maps of all stages: of a folder of before, and of one of now where it is read.
+    """Return the maps of all stages: of a folder with older names, and of one with new names if that is read.
 
-    Raises AssertionError where a tensor of the backbone is not that of the model.
+    Raises AssertionError if a tensor of the backbone is not that of the model.
     """
     torch.manual_seed(0)
     model = randomize(old.make()).eval()
@@ -393,7 +393,7 @@ def read(old: Old, folder: Path) -> dict[str, list[torch.Tensor]]:
             continue
         backbone = load_backbone(write(model, state, folder / name, old.size), out_indices="all")
         for key, tensor in backbone.network.tensors().items():
-            if key not in backbone.weights.missing:  # norms that only a model saved as a backbone has
+            if key not in backbone.weights.missing:  # only a model saved as a backbone has these norms
                 place = next(place for place in places(old.place, key) if place in now)
                 assert torch.equal(tensor, now[place]), key
         with torch.no_grad():
@@ -402,11 +402,11 @@ def read(old: Old, folder: Path) -> dict[str, list[torch.Tensor]]:
 
 
 def places(place: str, key: str) -> list[str]:
-    """Where a tensor of the backbone may be in the model: a backbone holds a model that may stand alone, too."""
+    """Return where a tensor of the backbone may be in the model: it may hold a model that can stand alone, too."""
     return [place + key, key, *(key.removeprefix(inner) for inner in ("beit.", "swin.", "pixio.", "model."))]
 
 
 def written(folder: Path) -> dict[str, Any]:
-    """What a folder's config.json says."""
+    """Return what a folder's config.json says."""
     found: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return found

@@ -1,4 +1,4 @@
-"""Folders of before transformers renamed its tensors: the same maps as one of now, and the same refusals."""
+"""Check folders with older tensor names of transformers: they give the same maps and the same refusals as new ones."""
 
 import inspect
 import re
@@ -17,7 +17,7 @@ T = pytest.importorskip("transformers")
 from old_names import OLD, read, write  # noqa: E402 (they are made of transformers)
 from transformers import conversion_mapping, core_model_loading  # noqa: E402
 
-# A dozen that are cheap and unlike one another; benchmarks/key_names.py reads all.
+# These dozen are cheap and differ from each other. benchmarks/key_names.py reads all.
 CHEAP = (
     "ViT, classes", "BEiT, a backbone", "DINOv2", "DINOv3, ConvNeXt", "RADIO", "Sapiens2 with a head",
     "Swin, a backbone", "TIPSv2, images", "CLIP, images", "AltCLIP", "LW-DETR", "RF-DETR", "UperNet with a DINOv3",
@@ -55,7 +55,7 @@ NO_FOLDER = {
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_old_names(tmp_path, name):
-    """The maps of all stages are bit for bit those of a folder with the names of now, and so is every tensor."""
+    """The maps of all stages, and every tensor, equal those of a folder with new names bit for bit."""
     found = read(OLD[name], tmp_path)
     for one, other in zip(found["before"], found.get("now", found["before"]), strict=True):
         assert torch.equal(one, other)
@@ -76,7 +76,7 @@ def test_old_names(tmp_path, name):
     ],
 )  # fmt: skip
 def test_old_names_are_proven(tmp_path, name, key, now):
-    """One tensor less, or one more beside it, is refused by the name that it has now."""
+    """A folder with one tensor less, or one more beside it, is refused with its new name."""
     torch.manual_seed(0)
     model = randomize(OLD[name].make())
     state = OLD[name].back(model.state_dict())
@@ -93,7 +93,7 @@ def test_old_names_are_proven(tmp_path, name, key, now):
 
 
 def sees_pictures(entry):
-    """Whether an entry of the table, a type or a class, is of a model that is given pictures."""
+    """Return whether an entry of the table, a type or a class, belongs to a model of pictures."""
     kind = T.CONFIG_MAPPING[entry] if entry in T.CONFIG_MAPPING else None  # noqa: SIM401 (it is filled when asked)
     kind = kind or getattr(getattr(T, entry, None), "config_class", None)
     if kind is None:
@@ -103,7 +103,7 @@ def sees_pictures(entry):
 
 
 def test_every_renaming_of_transformers_has_a_folder():
-    """An entry that transformers' table gains for a model of pictures fails here until it has a folder or a reason."""
+    """A new entry in transformers' table for a model of pictures fails here until it has a folder or a reason."""
     table = conversion_mapping._build_checkpoint_conversion_mapping()
     with_folder = {source for old in OLD.values() for source in old.sources}
     without = {entry for entries in NO_FOLDER.values() for entry in entries.split()}
@@ -112,7 +112,7 @@ def test_every_renaming_of_transformers_has_a_folder():
 
 
 def test_nothing_that_is_read_has_names_of_tensorflow():
-    """`gamma` and `beta` of a LayerNorm and the two parts of a normed weight, which every type takes: none has them."""
+    """No model that is read has `gamma` and `beta` of a LayerNorm, or the two parts of a normed weight."""
     rules = conversion_mapping.get_checkpoint_conversion_mapping("legacy")
     assert {type(rule) for rule in rules} == {core_model_loading.WeightRenaming}
     meant = {target for rule in rules for target in rule.target_patterns} - {"model.language_model"}

@@ -1,4 +1,4 @@
-"""--mean, --std, --interpolation, --crop-pct: what the user says of the preprocessing in place of the checkpoint."""
+"""Check --mean, --std, --interpolation and --crop-pct, which say the preprocessing instead of the checkpoint."""
 
 import json
 import math
@@ -35,7 +35,7 @@ of_each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTION
 
 @pytest.fixture(scope="module")
 def weights_file(tmp_path_factory):
-    """Weights of test_resnet, which do not say what pixels they are for."""
+    """Save weights of test_resnet, which do not say what pixels they are for."""
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     save_file(timm.create_model("test_resnet").state_dict(), path)
     return path
@@ -43,7 +43,7 @@ def weights_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vit_folder(tmp_path_factory):
-    """A tiny ViT of transformers for 64x64 pixels, whose image processor changes proportions and cuts off nothing."""
+    """Save a tiny ViT of transformers for 64x64 pixels, whose processor changes proportions and cuts off nothing."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("checkpoints") / "vit"
     sizes = {"hidden_size": 16, "intermediate_size": 16, "image_size": 64}
@@ -55,14 +55,14 @@ def vit_folder(tmp_path_factory):
 
 
 def assert_equal(backbone, reference):
-    """The backbone's input is, to the bit, what the reference makes of a picture."""
+    """Check that the backbone's input is, to the bit, what the reference makes of a picture."""
     for picture in PICTURES:
         found = backbone.preprocessing.normalize(backbone.preprocess(picture)[None])[0]
         assert torch.equal(found, torch.as_tensor(reference(picture))), picture.size
 
 
 def fitted(picture, *, fit, size, interpolation, mean, std):
-    """What Pillow alone makes of a picture, normalised as torchvision does it."""
+    """Return what Pillow alone makes of a picture, normalised as torchvision does it."""
     how, fill = Image.Resampling[interpolation.upper()], tuple(round(255 * value) for value in mean)
     pixels = {
         "crop": lambda: ImageOps.fit(picture, size[::-1], how),
@@ -77,7 +77,7 @@ def fitted(picture, *, fit, size, interpolation, mean, std):
     ("source", "options"), [*(("name", options) for options in OPTIONS.values()), ("file", OPTIONS["all"])]
 )
 def test_pixels_of_timm(weights_file, source, options):
-    """A timm model gets the pixels that timm's own transform gives with these values, by name and from a file."""
+    """A timm model, by name or from a file, gets the pixels of timm's own transform with these values."""
     by_file = {"checkpoint": weights_file, "arch": "test_resnet"}
     own = resolve_data_config({}, pretrained_cfg=timm.create_model("test_resnet").pretrained_cfg)
     backbone = load_backbone(**(by_file if source == "file" else RANDOM), **options)
@@ -87,7 +87,7 @@ def test_pixels_of_timm(weights_file, source, options):
 @pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
 @pytest.mark.parametrize("library", ["timm", "transformers"])
 def test_pixels_with_fit(vit_folder, library, fit):
-    """With --fit they are Pillow's with these values; padding is of the colour that becomes zero."""
+    """With --fit pixels are Pillow's with these values, and padding has the colour that becomes zero."""
     options = {"mean": MEAN, "std": STD, "interpolation": "hamming"}
     checkpoint = RANDOM if library == "timm" else {"checkpoint": vit_folder}
     backbone = load_backbone(**checkpoint, **options, fit=fit, image_size=(48, 64))
@@ -97,7 +97,7 @@ def test_pixels_with_fit(vit_folder, library, fit):
 @of_each_option
 @pytest.mark.parametrize("kind", ["squashes", "crops", "has a crop_pct"])
 def test_pixels_of_image_processors(vit_folder, tmp_path, kind, options):
-    """An image processor gives what it gives with these values; one that cuts off nothing cuts as timm does it."""
+    """An image processor gives its own pixels with these values, and one that cuts off nothing cuts as timm does."""
     transformers = pytest.importorskip("transformers")
     words = {"mean": "image_mean", "std": "image_std", "interpolation": "resample"}
     values = {words[name]: value for name, value in options.items() if name in words}
@@ -131,7 +131,7 @@ def test_pixels_of_image_processors(vit_folder, tmp_path, kind, options):
 
 
 def test_a_folder_without_an_image_processor(vit_folder, tmp_path, cli):
-    """It is extracted with --mean and --std, which nobody can guess; the plan calls the rest a guess."""
+    """A folder without a processor is extracted with --mean and --std, and the plan calls the rest a guess."""
     shutil.copytree(vit_folder, tmp_path / "c")
     (tmp_path / "c" / "preprocessor_config.json").unlink()
     draw(tmp_path / "p" / "a.png", 1, (90, 64))
@@ -153,7 +153,7 @@ def test_a_folder_without_an_image_processor(vit_folder, tmp_path, cli):
 
 @pytest.mark.parametrize("source", ["timm", "squashes"])
 def test_a_dump_is_made_again(vit_folder, tmp_path, cli, source):
-    """The plan has what was asked: the same command resumes, others are refused, verify recomputes, show draws it."""
+    """The plan has the options: the same command resumes, others are refused, verify recomputes, show draws it."""
     checkpoint = "test_resnet" if source == "timm" else vit_folder
     for number in range(2):
         draw(tmp_path / "p" / f"{number}.png", number, (90, 64))
@@ -172,7 +172,7 @@ def test_a_dump_is_made_again(vit_folder, tmp_path, cli, source):
 
 
 def test_what_says_the_same_is_no_other_plan(vit_folder, weights_file):
-    """Options that say what the checkpoint does anyhow change nothing, least of all a fingerprint."""
+    """Options that ask for what the checkpoint does anyway change nothing, and no fingerprint."""
     same = {"mean": 0.5, "std": "0.5", "interpolation": "bilinear"}
     one, two = (load_backbone(vit_folder, **more).preprocessing for more in ({}, same))
     assert one.settings == two.settings
@@ -183,7 +183,7 @@ def test_what_says_the_same_is_no_other_plan(vit_folder, weights_file):
 
 
 def test_greys(vit_folder):
-    """A backbone for greys takes one number; what is for three colours is refused."""
+    """A backbone for greys takes one number, and refuses numbers for three colours."""
     for checkpoint in (RANDOM, {"checkpoint": vit_folder, "random_init": True}):
         backbone = load_backbone(**checkpoint, num_channels=1, mean=0.3, std=[0.2])
         assert (backbone.preprocessing.mean, backbone.preprocessing.std) == ((0.3,), (0.2,))
@@ -192,7 +192,7 @@ def test_greys(vit_folder):
 
 
 def test_a_guess_is_called_one(cli, weights_file):
-    """A weights file, and random weights, say nothing of pixels: the run and inspect call what they take a guess."""
+    """The run and inspect call the pixels for a weights file, and for random weights, a guess."""
     said = "a guess: timm's default for test_resnet; --mean, --std, --interpolation, --crop-pct say otherwise"
     assert f"({said})" in cli("inspect", weights_file, "--arch", "test_resnet").out
     assert load_backbone(weights_file, arch="test_resnet").preprocessing.origin == said
@@ -215,14 +215,14 @@ def test_a_guess_is_called_one(cli, weights_file):
     ],
 )
 def test_what_cannot_be_meant_is_refused(options, says):
-    """Numbers of another scale, words that are none, and options without effect name themselves and the way out."""
+    """Numbers of another scale, unknown words, and options without effect are refused by name, with a way out."""
     with pytest.raises(UsageError, match=says) as refused:
         load_backbone(**RANDOM, **options)
     assert refused.value.hint
 
 
 def test_processors_that_do_not_follow(vit_folder, tmp_path):
-    """One that does not resize has no interpolation and no crop; torchvision does not know every interpolation."""
+    """A processor that does not resize refuses interpolation and crop, and torchvision's refuses unknown filters."""
     transformers = pytest.importorskip("transformers")
     with pytest.raises(UsageError, match="resizes by torchvision"):
         load_backbone(vit_folder, processor_backend="torchvision", interpolation="lanczos")
@@ -237,7 +237,7 @@ def test_processors_that_do_not_follow(vit_folder, tmp_path):
 
 
 def test_every_interpolation_is_pillows():
-    """Each word of --interpolation is the filter that Pillow calls so, in timm and beside image processors."""
+    """Each word of --interpolation is Pillow's filter of that name, in timm and with image processors."""
     from featcli.backbones.image_processor import RESAMPLINGS
     from featcli.backbones.internals import timm_resampling
 
@@ -247,7 +247,7 @@ def test_every_interpolation_is_pillows():
 
 
 def test_plans_hold_no_other_overrides(tmp_path):
-    """A plan whose overrides are no options is refused as damaged, not followed."""
+    """A plan whose overrides are no options is refused as damaged."""
     draw(tmp_path / "p" / "a.png", 1)
     dump = featcli.open_dump(featcli.extract(tmp_path / "p", output=tmp_path / "d", **RANDOM, crop_pct=1).dump)
     words = dump.plan.settings.to_json()

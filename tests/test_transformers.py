@@ -177,7 +177,7 @@ def test_random_weights_from_a_configuration(tmp_path, dinov2_folder):
 
 
 def test_a_configuration_takes_the_processor_beside_it(tmp_path, dinov2_folder):
-    """`-c FOLDER/config.json --random-init` is what `-c FOLDER --random-init` is, pixels and sizes included."""
+    """`-c FOLDER/config.json --random-init` gives the same as `-c FOLDER --random-init`, also pixels and sizes."""
     shutil.copy(dinov2_folder / "config.json", tmp_path)
     size = {"height": 42, "width": 42}
     transformers.ViTImageProcessor(size=size, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)

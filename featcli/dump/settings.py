@@ -186,7 +186,7 @@ class Settings(Mapping[str, Any]):
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The options that say otherwise than the checkpoint how pictures become the input, by name."""
+        """The options for preprocessing that differ from the checkpoint, by name."""
         return dict(self.preprocessing.get(OVERRIDES, {}))
 
     @property

@@ -96,7 +96,7 @@ def size_as_given(size: Any) -> Any:
 
 
 def numbers_as_given(numbers: Any) -> Any:
-    """Numbers, as a text such as `0.5,0.5,0.5`, a list or an array, as a tuple; whatever are none as they are."""
+    """Return numbers, in a text such as `0.5,0.5,0.5`, a list or an array, as a tuple. Anything else stays as it is."""
     plain = numbers.tolist() if hasattr(numbers, "tolist") else numbers
     parts = listed_in(plain) if isinstance(plain, str) else _each(plain)
     try:
@@ -106,7 +106,7 @@ def numbers_as_given(numbers: Any) -> Any:
 
 
 def interpolation_name(value: Any) -> Any:
-    """The word for a member of Pillow's `Resampling` or torchvision's `InterpolationMode`; all else as it is."""
+    """Return the word for a filter of Pillow or torchvision, such as `Resampling.BOX`. Anything else stays as it is."""
     return value.name.lower() if isinstance(value, Enum) else value
 
 
@@ -221,7 +221,7 @@ def between(least: int, most: int, hint: str = LEAVE_OUT, most_said: str = "") -
 
 
 def within_picture(above_zero: bool) -> Check:
-    """A check: numbers for the values of a picture, which go from 0 to 1; `above_zero`: 0 is none of them."""
+    """Return a check for numbers within the values of a picture, 0 to 1. With `above_zero` 0 is refused."""
 
     def check(option: str, values: Any) -> None:
         if not (isinstance(values, tuple) and values):
