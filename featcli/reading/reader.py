@@ -61,7 +61,8 @@ class Run:
 class DumpReader:
     """A dump: `stages`, `keys`, `labels`, `failures`, `valid`, and `dump["stage4"]`, which has a row for each image.
 
-    It may be used from any number of threads and after a fork, and may be pickled.
+    It may be used from any number of threads and after a fork, and may be pickled. Files are read when they are needed,
+    so every attribute may raise DamagedError and MachineError.
     """
 
     def __init__(self, dump: Dump) -> None:
@@ -335,7 +336,7 @@ class DumpReader:
         `stages` is one name, whose maps are then the items, or several (by default all), which make dicts by name.
         `labels` is True for the number of the image's class in `classes`, a mapping with a label for each key, or a
         sequence with a label for each row. `rows` chooses images by row, key or mask; they stay in the order of the
-        dump. Raises UsageError.
+        dump. Raises UsageError, KeyError and IndexError.
         """
         from featcli.reading.torch_dataset import StageDataset
 

@@ -140,7 +140,7 @@ class StageArray:
 
         The array is read-only, (rows, ...). Raises UsageError if that is impossible: there are several shards and none
         is named, the dtype is bfloat16, which numpy lacks, or maps differ in size. Raises IncompleteError for a shard
-        that is missing.
+        that is missing, IndexError for a number without a shard, DamagedError and MachineError.
         """
         name = shown(self.stage.name)
         if self.stage.is_ragged or self.stage.dtype == "bfloat16":
