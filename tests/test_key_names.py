@@ -55,7 +55,7 @@ def test_two_sets_of_weights(tmp_path):
     flat = {f"{name}.backbone.{key}": t for name, state in (("a", one), ("b", other)) for key, t in state.items()}
     with pytest.raises(CheckpointError, match="two sets of weights in it fit equally well") as error:
         read(tmp_path, flat, "test_convnext")
-    assert error.value.hint == "choose one: --weights-key a.backbone"
+    assert error.value.hint == "choose one: --weights-key a.backbone or b.backbone"
     first, second = (read(tmp_path, flat, "test_convnext", weights_key=key) for key in ("a.backbone", "b"))
     assert first.digest != second.digest
     nested = {"student": {"backbone": other}, "teacher": {f"backbone.{key}": tensor for key, tensor in one.items()}}
@@ -63,6 +63,11 @@ def test_two_sets_of_weights(tmp_path):
     assert read(tmp_path, nested, "test_convnext", weights_key="teacher.backbone").digest == first.digest
     assert read(tmp_path, nested, "test_convnext", weights_key="student").digest == second.digest
     assert read(tmp_path, {"state_dict": flat}, "test_convnext", weights_key="a.backbone").digest == first.digest
+    assert read(tmp_path, nested, "test_convnext", weights_key="student.").digest == second.digest
+    pair = {f"{name}.backbone.{key}": t for name in ("student", "teacher") for key, t in one.items()}
+    with pytest.raises(CheckpointError) as error:
+        read(tmp_path, pair, "test_convnext")
+    assert error.value.hint == "choose one: --weights-key teacher.backbone or student.backbone"
     with pytest.raises(UsageError, match="nothing of that name") as error:
         read(tmp_path, nested, "test_convnext", weights_key="ema")
     assert error.value.hint == "there is student, teacher"

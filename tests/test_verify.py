@@ -176,6 +176,14 @@ def test_recompute(made, cli):
     assert cli("verify", made / "d", "--recompute", 2).code == 2
 
 
+def test_recompute_refuses_before_it_reads(made, monkeypatch, cli):
+    """A checkpoint that is not the plan's, or is missing, is refused before the first byte of a shard is read."""
+    monkeypatch.setattr("featcli.dump.verify.verify", lambda *_: pytest.fail("the dump was read"))
+    given = ["verify", made / "d", made / "photos", "--recompute", 2]
+    assert cli(*given, "-c", "test_vit", "--random-init").code == 5
+    assert cli(*given, "-c", "no_such_model").code == 2
+
+
 def test_recompute_takes_the_checkpoint_from_the_plan(made, tmp_path, cli):
     """Checkpoint, random weights and seed come from the plan if none is given, but a local checkpoint must be named."""
     pictures, weights = made / "photos", tmp_path / "w.safetensors"

@@ -12,7 +12,7 @@ from torch import nn
 
 from featcli.backbones.internals import NOTES_OF_TIMM, arguments_of_timm
 from featcli.backbones.weightless import WithoutWeights
-from featcli.errors import UsageError, did_you_mean, nearest
+from featcli.errors import UsageError, did_you_mean, nearest, shown
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 
@@ -47,6 +47,20 @@ def refuse_idle(
             pair = make("cpu", others), make("cpu", arguments)
         if _same_tables(*pair):
             raise UsageError(f"--model-arg {name}: {type(plain).__name__} is the same without it", "leave it out")
+
+
+def refuse_words(arguments: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise UsageError for a word where an argument is true or false by default: any word would be taken for true.
+
+    `known` are the defaults.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, str) and isinstance(known.get(name), bool):
+            meant = {"no": "false", "off": "false", "yes": "true", "on": "true"}.get(value.lower(), "")
+            raise UsageError(
+                f"--model-arg {name}: true or false, not {shown(value)}",
+                did_you_mean([f"--model-arg {name}={meant}"] if meant else [], f"give {name}=true or {name}=false"),
+            )
 
 
 def described(module: nn.Module) -> list[Any]:

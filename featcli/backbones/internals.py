@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import shutil
 import stat
 import sys
@@ -208,6 +209,12 @@ def faults_are_heard(checkpoint: str) -> Iterator[None]:
 def holds_more_than_tensors(error: Exception) -> bool:
     """Tell whether torch, alone or under transformers, refused a weights file because it could run code."""
     return isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
+
+
+def class_in_pickle(error: Exception) -> str:
+    """Return the name of the class or function for which torch refused a weights file, empty where it names none."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return found[1] if found else ""
 
 
 def ends_too_early(error: pickle.UnpicklingError) -> bool:

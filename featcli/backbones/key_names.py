@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
-from featcli.errors import CheckpointError, shown
+from featcli.errors import CheckpointError, nearest, shown
 
 DEEPEST_PREFIX = 4  # names in one, such as module.student.backbone.model
 MOST_PREFIXES = 4  # that are tried with a library's converter
 HEADS = ("head", "fc", "classifier")
+LIKE = 0.75  # from where one name is taken for another that was renamed
+AVERAGED = re.compile(r"teacher|ema|target")  # in prefixes of weights that are averages of others'
 # What efficientnet_pytorch calls the parts of a network -> what timm calls them.
 EFFICIENTNET_PYTORCH = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
 EFFICIENTNET_PYTORCH |= {"_fc": "classifier"}
@@ -166,11 +168,18 @@ def strip_prefix(path: Path, tensors: Mapping[str, torch.Tensor], expected: Coll
 def refuse_equals(path: Path, prefixes: list[str]) -> None:
     """Raise CheckpointError where more than one prefix fits best."""
     if len(prefixes) > 1:
-        first, second = (prefix.removesuffix(".") for prefix in prefixes[:2])
+        keys = [prefix.removesuffix(".") for prefix in prefixes if prefix]
+        keys.sort(key=lambda key: not AVERAGED.search(key))  # the better model, as a rule
         raise CheckpointError(
             f"checkpoint {shown(path)}: two sets of weights in it fit equally well, {prefixes[0]}* and {prefixes[1]}*",
-            f"choose one: --weights-key {first or second}",
+            f"choose one: --weights-key {' or '.join(keys[:2])}",
         )
+
+
+def in_its_place(absent: str, others: Iterable[str]) -> str:
+    """Say which of the other names in a file is most like one that is absent, as the end of a sentence, if any is."""
+    near = nearest(absent, others, 1, LIKE)
+    return f"; it has {near[0]} in place of the first" if near else ""
 
 
 def count_prefixes(found: Iterable[str], expected: Collection[str]) -> Counter[str]:

@@ -23,7 +23,7 @@ import xxhash
 from featcli.backbones.backbone import Network, Weights
 from featcli.backbones.extra_tensors import foreign_tensors, layers_in, skeleton_of
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
-from featcli.backbones.idle_arguments import refuse_idle
+from featcli.backbones.idle_arguments import refuse_idle, refuse_words
 from featcli.backbones.image_processor import plain_json
 from featcli.backbones.internals import (
     AT_HUB,
@@ -49,7 +49,7 @@ from featcli.backbones.internals import (
     stages_of_timm,
     values_for_channels,
 )
-from featcli.backbones.key_names import Reading, readings, refuse_equals, strip_prefix, without_heads
+from featcli.backbones.key_names import Reading, in_its_place, readings, refuse_equals, strip_prefix, without_heads
 from featcli.backbones.model_names import containing
 from featcli.backbones.model_spec import ModelSpec, Outputs, Wanted, modules_run, norms_alone
 from featcli.backbones.own_preprocessing import asked_of_preprocessing, on_record
@@ -64,7 +64,7 @@ from featcli.backbones.weights import (
     refuse_whole_numbers,
     weights_files,
 )
-from featcli.errors import CheckpointError, FeatcliError, UsageError, did_you_mean, nearest, one_line, shown
+from featcli.errors import CheckpointError, FeatcliError, UsageError, counted, did_you_mean, nearest, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size, as_given
 from featcli.spec.words import NATIVE
@@ -89,6 +89,18 @@ ARGUMENTS: tuple[tuple[str, Any], ...] = (
     ("rel_pos", True),
     ("ls_init_value", 1e-6),
     ("block_args", {"attn_layer": "se"}),
+)
+# And those that give it fewer tensors, or tensors of another shape.
+FITTING: tuple[Mapping[str, Any], ...] = (
+    {"qkv_bias": False},
+    {"class_token": False},
+    {"class_token": False, "global_pool": "avg"},
+    {"class_token": False, "global_pool": ""},
+    {"no_embed_class": True},
+    {"qk_norm": False},
+    {"use_abs_pos_emb": False},
+    {"use_rel_pos_bias": False},
+    {"reg_tokens": 0},
 )
 NAMED = 3  # models that a hint names
 # Arguments that other options stand for, or that would make it something else than a backbone.
@@ -136,6 +148,7 @@ class TimmModelSpec(ModelSpec):
         self.asked = asked
         self.request = request
         refuse_settled(asked.model_args)
+        self._refuse_words()
         plain, options = self._with_channels(self._given_options)
         own = dict(request.pretrained_cfg) or plain.pretrained_cfg
         self._options = options | self._size_options(plain, options, own)
@@ -164,6 +177,11 @@ class TimmModelSpec(ModelSpec):
             lambda device, some: self._create(device, {**self.request.options, **some}),
             is_random=self.asked.is_random,
         )
+
+    def _refuse_words(self) -> None:
+        """Raise UsageError for a word where an argument of the model's class is true or false."""
+        if any(isinstance(value, str) for value in self.asked.model_args.values()):
+            refuse_words(self.asked.model_args, arguments_of_timm(self._create("meta", self.request.options)))
 
     @property
     def _given_options(self) -> dict[str, Any]:
@@ -414,16 +432,51 @@ class TimmModelSpec(ModelSpec):
         model = self._create("meta", {**self._options, **arguments})
         return {key: tensor.shape for key, tensor in model.state_dict().items() if not is_counter(key)}
 
-    def _hint_after(self, read: _FileWeights | None) -> str:
-        """Say what may be done about weights that timm cannot load: which argument makes them fit, if there is any."""
+    def _refusal_after(self, error: Exception, read: _FileWeights | None) -> CheckpointError:
+        """Describe weights that timm cannot load: by tensors of another shape, where there are any, else in its words.
+
+        A converter that stumbles over positions speaks of numbers that nobody has seen.
+        """
         found = {key: tensor.shape for key, tensor in read.tensors.items()} if read else {}
         own = self._shapes_with({})
-        for name, value in self._arguments_for(list(found), found) if found else ():
+        misfits = sorted((key for key in own if found.get(key, own[key]) != own[key]), key=lambda key: "pos" in key)
+        message = one_line(error, 2)
+        if "is invalid for input of size" in message:
+            message = f"its tensors do not fit {self.architecture}: timm cannot reshape them"
+        if misfits:
+            key = misfits[0]  # positions come last: others are fitted by timm
+            message = (
+                f"{len(misfits)} of {len(own)} tensors of {self.architecture} have another shape in it, first {key}:"
+                f" {tuple(found[key])}, not {tuple(own[key])}"
+            )
+        return CheckpointError(
+            f"checkpoint {shown(self.asked.checkpoint_name)}: {message}", self._hint_for_shapes(found)
+        )
+
+    def _hint_for_shapes(self, found: Mapping[str, torch.Size]) -> str:
+        """Say which argument makes tensors of these shapes fit, if there is any."""
+        own = self._shapes_with({})
+        here = own.keys() & found.keys()
+        for arguments in self._arguments_to_fit(found, own) if found else ():
             with suppress(FeatcliError):
-                shapes = self._shapes_with({name: value})
-                if shapes != own and all(found.get(key) == shape for key, shape in shapes.items()):
-                    return f"is it a network with another {name}? Then add --model-arg {as_given(name, value)}"
+                shapes = self._shapes_with(arguments)
+                is_whole = here <= shapes.keys() and all(found.get(key) == shape for key, shape in shapes.items())
+                if is_whole and shapes != own:
+                    return _hint_with(arguments)
         return f"do these weights belong to {self.architecture}?"
+
+    def _arguments_to_fit(
+        self, found: Mapping[str, torch.Size], own: Mapping[str, torch.Size]
+    ) -> Iterable[Mapping[str, Any]]:
+        yield from ({name: value} for name, value in self._arguments_for(list(found), found))
+        model = self._create("meta", self._options)
+        yield from (some for some in FITTING if all(is_option_of_timm(model, name) for name in some))
+        hidden = next((shape for key, shape in found.items() if key.endswith("mlp.fc1.weight")), None)
+        if hidden is not None and is_option_of_timm(model, "mlp_ratio"):
+            yield {"mlp_ratio": _plain_number(hidden[0] / hidden[1])}
+        both = [(found[key], shape) for key, shape in own.items() if len(shape) == 4 and key in found]
+        channels = {there[1] for there, shape in both if there != shape and shape[1] == self.channels}
+        yield from ({"in_chans": count} for count in channels)
 
     def _own_files(self) -> Sequence[Path]:
         """List the weights files that are read here, empty where timm finds its own."""
@@ -490,9 +543,7 @@ class TimmModelSpec(ModelSpec):
                 raise unreachable(name, error, ", or try --random-init") from error
             if (fault := fault_behind(error)) is not None:
                 raise machine_error(f"checkpoint {shown(self.asked.checkpoint_name)}", fault) from error
-            raise CheckpointError(
-                f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error, 2)}", self._hint_after(read)
-            ) from error
+            raise self._refusal_after(error, read) from error
 
     def _files_at_hub(self, model: Any) -> Sequence[Path]:
         """List the files that timm has just read of the hub's cache."""
@@ -514,16 +565,30 @@ class TimmModelSpec(ModelSpec):
         whole = [key for key, tensor in load.arrived.items() if key in floats and not tensor.is_floating_point()]
         refuse_whole_numbers(self.asked.checkpoint_name, whole)
         absent = [key for key in load.missing if key in tensors and not is_counter(key)]
+        strangers = [*(read.strangers if read else ()), *load.unexpected]
         if absent:
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {len(absent)} of {len(tensors)} tensors of"
-                f" {self.name} are not in it, first {', '.join(absent[:3])}",
-                f"do these weights belong to {self.architecture}?",
+                f" {self.name} are not in it, first {', '.join(absent[:3])}{in_its_place(absent[0], strangers)}",
+                self._hint_for_shapes({key: tensor.shape for key, tensor in load.arrived.items()}),
             )
-        strangers = [*(read.strangers if read else ()), *load.unexpected]
         return Weights(
             origin=origin, matched=len(tensors), total=len(tensors), unexpected=tuple(strangers), files=hashes
         )
+
+
+def _hint_with(arguments: Mapping[str, Any]) -> str:
+    """Say that these arguments make weights fit."""
+    if "in_chans" in arguments:
+        return f"are they for pictures of {counted(arguments['in_chans'], 'channel')}? " + (
+            f"Then add --num-channels {arguments['in_chans']}"
+        )
+    given = " ".join(f"--model-arg {as_given(name, value)}" for name, value in arguments.items())
+    return f"is it a network with another {' and '.join(arguments)}? Then add {given}"
+
+
+def _plain_number(value: float) -> float | int:
+    return int(value) if value == int(value) else round(value, 4)
 
 
 def is_timm_name(name: str) -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from featcli.backbones.backbone import Network, Weights
 from featcli.backbones.composites import OUTSIDE, described_place
 from featcli.backbones.extra_tensors import OF_NO_EFFECT, layers_in, skeleton_of
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
+from featcli.backbones.idle_arguments import refuse_words
 from featcli.backbones.image_processor import ImageProcessor, default_processor, plain_json, read_processor
 from featcli.backbones.internals import (
     faults_are_heard,
@@ -33,20 +35,22 @@ from featcli.backbones.internals import (
     vision_class,
     written_config,
 )
+from featcli.backbones.key_names import in_its_place
 from featcli.backbones.model_spec import ModelSpec, modules_run
 from featcli.backbones.own_preprocessing import asked_of_preprocessing, is_normalisation_said, on_record
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing
 from featcli.backbones.weights import (
     hash_files,
     is_counter,
+    more_than_tensors,
     refuse_pretenders,
     refuse_whole_numbers,
     tensors_in,
     weights_files,
 )
-from featcli.errors import CheckpointError, FeatcliError, UsageError, did_you_mean, nearest, one_line, shown
+from featcli.errors import CheckpointError, FeatcliError, UsageError, counted, did_you_mean, nearest, one_line, shown
 from featcli.spec.groups import CheckpointSpec
-from featcli.spec.parsers import Size
+from featcli.spec.parsers import Size, as_given
 from featcli.system.borrowed import own_random_numbers
 from featcli.system.faults import fault_behind, machine_error
 from featcli.system.files import is_file, is_folder, is_there
@@ -182,10 +186,47 @@ class TransformersModelSpec(ModelSpec):
         yield from ((name, value) for name, value in numbers.items() if name in fields)
 
     def _names_with(self, argument: str, value: Any) -> set[str]:
+        return set(self._shapes_with({argument: value}))
+
+    def _shapes_with(self, arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """List the shapes of the whole network's tensors with other values of these fields."""
         twin = copy(self)
-        twin.config = with_arguments(self.config, {argument: value})
+        twin.config = with_arguments(self.config, {key: arguments[key] for key in arguments if key not in SETTLED})
+        if "num_channels" in arguments:
+            twin.config = copied(twin.config)
+            twin.config.num_channels = arguments["num_channels"]
         with torch.device("meta"), silent_transformers():
-            return set(twin._blank((0,)).state_dict())
+            return {key: tuple(one.shape) for key, one in twin._blank((0,)).state_dict().items() if not is_counter(key)}
+
+    def _hint_to_fit(self, lost: Sequence[str], misfits: Sequence[tuple[str, Any, Any]], otherwise: str) -> str:
+        """Say which field, changed, lets absent tensors go or gives tensors their shapes in the file, if there is any.
+
+        `misfits` are names with the shapes there and here.
+        """
+        own = self._shapes_with({})
+        there = {key: tuple(shape) for key, shape, _ in misfits}
+        for name, value in self._fields_to_fit(misfits):
+            try:
+                shapes = self._shapes_with({name: value})
+            except Exception:  # configurations and constructors refuse in many ways
+                continue
+            is_right = shapes == own | there if misfits else own.keys() - shapes.keys() == set(lost)
+            if is_right and shapes.items() <= (own | there).items() and shapes != own:
+                if name == "num_channels":
+                    return f"are they for pictures of {counted(value, 'channel')}? Then add --num-channels {value}"
+                return f"is it a network with another {name}? Then add --model-arg {as_given(name, value)}"
+        return otherwise
+
+    def _fields_to_fit(self, misfits: Sequence[tuple[str, Any, Any]]) -> Iterable[tuple[str, Any]]:
+        fields = {name: value for name, value in self.config.to_dict().items() if name not in NOT_ARCHITECTURE}
+        yield from ((name, False) for name, value in fields.items() if value is True)
+        if "num_hidden_layers" in fields:
+            yield "num_hidden_layers", layers_in(self.on_disk)
+        ratios = {there / here for _, *both in misfits for there, here in zip(*both, strict=False) if there != here}
+        numbers = {name: value for name, value in fields.items() if type(value) in (int, float) and value}
+        for ratio, (name, value) in product(ratios, numbers.items()):
+            if value * ratio == int(value * ratio):
+                yield name, int(value * ratio)
 
     def _is_of_other_stages(self, key: str) -> bool:
         """Tell whether a tensor that the cut network lacks is that of a stage which was not asked for."""
@@ -296,15 +337,20 @@ class TransformersModelSpec(ModelSpec):
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {len(misfits)} of {len(tensors)} tensors of its"
                 f" {self.model_type} backbone have another shape, first {key}: {tuple(there)}, not {tuple(here)}",
-                "does config.json belong to these weights? Trained weights are for the channels that they name"
+                self._hint_to_fit([], misfits, "does config.json belong to these weights?")
                 if self.asked.num_channels is None
                 else "these weights are for another number of channels: leave --num-channels out",
             )
         if lost:
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {len(lost)} of {len(tensors)} tensors of its"
-                f" {self.model_type} backbone are not in it, first {', '.join(lost[:3])}",
-                "is the folder whole, and are these the weights its config.json describes?",
+                f" {self.model_type} backbone are not in it, first {', '.join(lost[:3])}"
+                + in_its_place(lost[0], report["unexpected_keys"]),
+                self._hint_to_fit(
+                    self._lost(report["missing_keys"]),
+                    [],
+                    "is the folder whole, and are these the weights its config.json describes?",
+                ),
             )
         with hub_or_cache(wanted=False):  # all of it has just been read
             files = files_of(self.asked)
@@ -343,7 +389,7 @@ def _cause_and_hint(error: Exception) -> tuple[str, str]:
     """Say why a library refused a checkpoint, without advice that nobody should follow; and what to do."""
     if holds_more_than_tensors(error):
         return (
-            "a weights file holds something other than tensors, which could run code when read",
+            f"a weights file holds {more_than_tensors(error)}, which could run code when read",
             "convert it to .safetensors on a machine where you trust it",
         )
     if needs_code_of_its_own(error):
@@ -442,6 +488,7 @@ def with_arguments(config: Any, arguments: Mapping[str, Any]) -> Any:
             f"--model-arg {unknown[0]}: " + SETTLED.get(unknown[0], f"{type(config).__name__} has no such field"),
             did_you_mean([] if unknown[0] in SETTLED else near, "see its config.json"),
         )
+    refuse_words(arguments, {name: getattr(config, name) for name in arguments})
     if idle := [name for name, value in arguments.items() if getattr(config, name) == value]:
         raise UsageError(f"--model-arg {idle[0]}: it has that value without it", "leave it out")
     fields = {name: value for name, value in config.to_dict().items() if name not in FOLLOWING}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from featcli.backbones.hub import find_weights
-from featcli.backbones.internals import ends_too_early, numpy_numbers
+from featcli.backbones.internals import class_in_pickle, ends_too_early, numpy_numbers
 from featcli.errors import CheckpointError, FeatcliError, UsageError, shown
 from featcli.system.borrowed import silent_warnings
 from featcli.system.files import is_file, reading
@@ -63,7 +63,7 @@ def read_weights(paths: Sequence[Path], key: str | None = None) -> tuple[str, di
     container that is known is taken. Raises CheckpointError, MachineError, and UsageError for a key that is not there.
     """
     refuse_pretenders(paths)
-    read = [_read(path, key) for path in paths]
+    read = [_read(path, key and key.rstrip(".")) for path in paths]
     return read[0][0], {name: tensor for _, tensors in read for name, tensor in tensors.items()}
 
 
@@ -76,7 +76,7 @@ def _read(path: Path, key: str | None = None) -> tuple[str, dict[str, torch.Tens
                 f"checkpoint {shown(path)}: not a readable weights file", "is the file whole?"
             ) from error
         raise CheckpointError(
-            f"checkpoint {shown(path)}: it holds something other than tensors, which could run code when read",
+            f"checkpoint {shown(path)}: it holds {more_than_tensors(error)}, which could run code when read",
             "convert it to .safetensors on a machine where you trust it",
         ) from error
     except FeatcliError:
@@ -91,6 +91,12 @@ def _read(path: Path, key: str | None = None) -> tuple[str, dict[str, torch.Tens
         what = f"no weights in it, only {top}" if top else "it is empty: no weights in it"
         raise CheckpointError(f"checkpoint {shown(path)}: {what}", "is it a weights file?")
     return found
+
+
+def more_than_tensors(error: Exception) -> str:
+    """Say what is in a weights file that torch refused: the class of an object, where torch names it."""
+    name = class_in_pickle(error)
+    return f"something other than tensors ({name})" if name else "something other than tensors"
 
 
 def _find_tensors(content: Mapping[Any, Any], place: str = "") -> tuple[str, dict[str, torch.Tensor]] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,8 @@ from featcli.spec.words import DEFAULT_DTYPE
 if TYPE_CHECKING:
     from featcli.cli.terminal import Terminal
     from featcli.dump.verify import Verdict
+    from featcli.extraction.planning import Job
+    from featcli.run.loading import Setup
 
 # The commands import what they need when they run, because `--help` must not wait for it.
 
@@ -165,6 +167,10 @@ def verify(asked: VerifyCommand) -> None:
     from featcli.dump.folder import PLAN
     from featcli.dump.verify import repair
 
+    same = None
+    if asked.recompute:  # before hours of reading: -c may be a wrong one
+        with suppress(DamagedError):  # the verdict says more of it
+            same = _same_job(asked)
     verdict = _judge(asked)
     if verdict.damages and not asked.repair:
         raise DamagedError(
@@ -181,7 +187,7 @@ def verify(asked: VerifyCommand) -> None:
             print("nothing was extracted anew: complete the dump first", file=sys.stderr)
         raise typer.Exit(8)
     if asked.recompute:
-        _recompute(asked)
+        _recompute(asked, same or _same_job(asked))
 
 
 def _judge(asked: VerifyCommand) -> Verdict:
@@ -200,14 +206,22 @@ def _judge(asked: VerifyCommand) -> Verdict:
     return verdict
 
 
-def _recompute(asked: VerifyCommand) -> None:
-    from featcli.cli.tables import comparison_line
+def _same_job(asked: VerifyCommand) -> tuple[Job, Setup]:
+    """Prepare the job of the dump's plan again."""
     from featcli.cli.variables import with_variables
+    from featcli.dump.folder import Dump
+    from featcli.extraction.recompute import same_job
+
+    with with_variables(asked) as spec:
+        return same_job(Dump.at(Path(asked.dump)), spec)
+
+
+def _recompute(asked: VerifyCommand, same: tuple[Job, Setup]) -> None:
+    from featcli.cli.tables import comparison_line
     from featcli.dump.folder import Dump
     from featcli.extraction.recompute import recompute
 
-    with with_variables(asked) as spec:
-        comparison = recompute(Dump.at(Path(asked.dump)), spec)
+    comparison = recompute(Dump.at(Path(asked.dump)), asked, same)
     if asked.as_json:
         _print_json({"type": "recompute", **vars(comparison)})
     else:

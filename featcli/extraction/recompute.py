@@ -43,13 +43,12 @@ class Comparison:
     off: tuple[str, ...]  # keys of the images that differ by more than the tolerance
 
 
-def recompute(dump: Dump, asked: VerifyCommand, report: Report = silent) -> Comparison:
+def recompute(dump: Dump, asked: VerifyCommand, same: tuple[Job, Setup]) -> Comparison:
     """Extract randomly drawn images again, each in the batch that it was in, and compare.
 
-    `asked` says how many, where the images are, and the checkpoint if the plan cannot find it. Raises ConflictError if
-    they are not those of the plan, and what `extract` raises.
+    `asked` says how many, `same` is what `same_job` returned. Raises what `extract` raises.
     """
-    job, setup = _same_job(dump, asked, report)
+    job, setup = same
     reader = DumpReader(dump)
     valid = np.flatnonzero(reader.valid).tolist()
     if not valid:
@@ -88,8 +87,13 @@ def _batch(job: Job, row: int) -> range:
     return next(batch for batch in batches_of_shard if row in batch)
 
 
-def _same_job(dump: Dump, asked: VerifyCommand, report: Report) -> tuple[Job, Setup]:
-    """Return the job of the dump's plan. Its input size may be the checkpoint's own or asked for, so both are tried."""
+def same_job(dump: Dump, asked: VerifyCommand, report: Report = silent) -> tuple[Job, Setup]:
+    """Return the job of the dump's plan, with its backbone loaded. No shard is read.
+
+    `asked` says where the images are, and the checkpoint if the plan cannot find it. The input size may be the
+    checkpoint's own or asked for, so both are tried. Raises ConflictError if images or checkpoint are not those of the
+    plan, and what `extract` raises.
+    """
     plan, settings = dump.plan, dump.plan.settings
     if not settings.can_be_repeated:
         raise ConflictError(f"dump {shown(dump.path)}: made by another version of featcli", "use that one")
