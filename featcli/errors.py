@@ -49,7 +49,10 @@ EXIT_CODES = (
         (SOME_FAILED,), "done, but some images failed and are recorded", "see [failures](#images-that-failed)", NO_NEED
     ),
     ExitCode(
-        (4,), "the dump is damaged, or --recompute found other values", "see [damage](#the-dump-is-damaged)", IN_VAIN
+        (4,),
+        "the dump is damaged, or --recompute or --against found other values",
+        "see [damage](#the-dump-is-damaged)",
+        IN_VAIN,
     ),
     ExitCode(
         (5,),

@@ -67,7 +67,7 @@ PAGES = {
     "docs/scale.md": 14,
     "docs/show.md": 3,
     "docs/stages.md": 4,
-    "docs/verify.md": 8,
+    "docs/verify.md": 10,
 }
 
 

@@ -141,6 +141,8 @@ EFFECTS = {
     "models": [Effect("pattern", "test_vit", "stdout"), Effect("as_json", True, "stdout", {"pattern": "test_vit"})],
     "verify": [
         Effect("dump", "damaged", "verdict state"),
+        Effect("against", "of_file", "against is_equal"),
+        Effect("tolerance", 1, "code", {"against": "other"}),
         Effect("repair", True, "code", {"dump": OUT}, there="damaged"),
         Effect("recompute", 1, "error", ANEW | {"recompute": NOT}),
         Effect("inputs", "mixed", "recomputed inputs", ANEW | LIST),
@@ -231,6 +233,7 @@ def world(tmp_path_factory):
         featcli.extract(**outside, **SMALL, output="outer")
         of_file = {"checkpoint": "weights.safetensors", "arch": "test_resnet", "random_init": False}
         featcli.extract("mixed", **SMALL | of_file, output="of_file")
+        featcli.extract("mixed", **SMALL | {"precision": "bf16"}, out_indices=[1, -1], output="other", shard_size=1)
         for name in ("unfinished", "begun", "damaged"):
             shutil.copytree("dump", name)
         for name in ("unfinished", "begun"):
@@ -364,7 +367,9 @@ def test_an_option_has_an_effect(cli, world, tmp_path, seen, name, effect):
     assert without.get(effect.shows) != given.get(effect.shows)
     if effect.shows != "error":
         errors = filter(None, (without["error"], given["error"]))
-        assert [error for error in errors if not re.search("recomputed|there are none|1 damage found", error)] == []
+        assert [
+            error for error in errors if not re.search("recomputed|there are none|1 damage found|not equal to", error)
+        ] == []
 
 
 def load(options):

@@ -162,7 +162,9 @@ def verify(asked: VerifyCommand) -> None:
 
     Exit code 4 where something is damaged, 8 where the dump is whole but not complete.
 
+    \b
     featcli verify feats photos --recompute 8
+    featcli verify feats --against other-feats --tolerance 1e-4
     """
     from featcli.dump.folder import PLAN
     from featcli.dump.verify import repair
@@ -183,11 +185,14 @@ def verify(asked: VerifyCommand) -> None:
         if any(damage.file == PLAN for damage in verdict.damages):  # the rest is found only after its repair
             verdict = _judge(asked)
     if verdict.damages or verdict.state == "incomplete":
-        if asked.recompute:
-            print("nothing was extracted anew: complete the dump first", file=sys.stderr)
+        if asked.recompute or asked.against is not None:
+            what = "extracted anew" if asked.recompute else "compared"
+            print(f"nothing was {what}: complete the dump first", file=sys.stderr)
         raise typer.Exit(8)
     if asked.recompute:
         _recompute(asked, same or _same_job(asked))
+    if asked.against is not None:
+        _compare(asked, asked.against)
 
 
 def _judge(asked: VerifyCommand) -> Verdict:
@@ -231,6 +236,28 @@ def _recompute(asked: VerifyCommand, same: tuple[Job, Setup]) -> None:
             f"dump {shown(asked.dump)}: other values for {counted(len(comparison.off), 'image')}, first"
             f" {shown(comparison.off[0])}",
             "is it the same checkpoint, and are the pictures what they were?",
+        )
+
+
+def _compare(asked: VerifyCommand, against: str) -> None:
+    """Compare the dump with another one, and print what differs."""
+    from featcli.cli.tables import print_comparison
+    from featcli.events import silent
+    from featcli.reading.against import compare
+    from featcli.reading.reader import open_dump
+    from featcli.run.progress import ProgressReport
+
+    dumps = open_dump(asked.dump), open_dump(against)
+    with _terminal(work="comparing") as terminal:
+        found = compare(*dumps, asked.tolerance or 0.0, silent if asked.quiet else ProgressReport(terminal))
+    if asked.as_json:
+        _print_json(found.to_json())
+    else:
+        print_comparison(found)
+    if not found.is_equal:
+        raise DamagedError(
+            f"dump {shown(asked.dump)}: it is not equal to {shown(against)}",
+            "the lines above say where they differ; --tolerance allows small differences of values",
         )
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcli.cli.terminal import folded
 from featcli.errors import counted, printable, shown_shape, size
+
+if TYPE_CHECKING:
+    from featcli.reading.against import Comparison
 
 WIDE = 240
 FOREIGN_SHOWN = 5
@@ -147,6 +150,29 @@ def comparison_line(comparison: Any) -> str:
         f"{images} extracted anew: {comparison.equal} equal bit for bit, largest difference"
         f" {comparison.largest:.2g} of the largest number in a row (tolerance {comparison.tolerance:.2g})"
     )
+
+
+def print_comparison(found: Comparison) -> None:
+    """Print what `verify --against` found: a line for each thing that only one dump has, and for each output."""
+    for which, only in ((found.dump, found.only_in_dump), (found.against, found.only_in_against)):
+        for name in only.outputs:
+            _say(f"{name}: only in {which}")
+        for keys, what in ((only.images, "only in"), (only.failed, "failed only in")):
+            if keys.count:
+                _say(f"{counted(keys.count, 'image')} {what} {which}, first {keys.first[0]}")
+    for name, (ours, theirs) in found.shapes.items():
+        _say(f"{name}: {shown_shape(ours)} in {found.dump}, {shown_shape(theirs)} in {found.against}")
+    for one in found.differences:
+        if not one.differing_rows:
+            _say(f"{one.output}: all {counted(one.rows, 'row')} equal")
+            continue
+        share = f"{one.largest:.2g}, {one.relative:.2g} of the largest value"
+        _say(
+            f"{one.output}: {one.differing_rows:,} of {counted(one.rows, 'row')} differ, largest difference"
+            f" {'infinite' if one.is_infinite else share}, in {one.key}, mean {one.mean:.2g}"
+        )
+    verdict = "equal" if found.is_equal else "not equal"
+    _say(f"{found.dump} and {found.against}: {verdict} with a tolerance of {found.tolerance:g}")
 
 
 def _say_each(lines: Iterable[str]) -> None:

@@ -178,6 +178,26 @@ class VerifyCommand(InputSpec):
             check=at_least(0, "say how many images"),
         ),
     ] = 0
+    against: Annotated[
+        str | None,
+        Option(
+            "Another dump of the same images, with which all values are compared.",
+            known_as=("--compare", "--with", "--reference"),
+            metavar="DUMP",
+            group=DUMP,
+        ),
+    ] = None
+    tolerance: Annotated[
+        float | None,
+        Option(
+            "Difference that --against allows, as a share of the largest value of an output. Default: 0, equal bits.",
+            known_as=("--rtol", "--atol", "--tol"),
+            group=DUMP,
+            check=between(0, 1, "it is a share of the largest value, such as 0.001"),
+            stands_for=0,
+            needs=Other("against", "it says how much the values of two dumps may differ"),
+        ),
+    ] = None
     checkpoint: Annotated[
         str | None,
         Option(
@@ -201,14 +221,15 @@ class VerifyCommand(InputSpec):
     device: Annotated[str | None, replace(OF_DEVICE, help=f"{OF_DEVICE.help} Default: {AUTO}.", stands_for=AUTO)] = None
     as_json: Json = False
     quiet: Annotated[
-        bool, replace(OF_QUIET, help="Print only errors, and what --repair does and --recompute finds.")
+        bool, replace(OF_QUIET, help="Print only errors, and what --repair does, and --recompute and --against find.")
     ] = False
 
     def refuse_conflicts(self) -> None:
         """Refuse images and a checkpoint without --recompute, and --recompute without images. See Spec."""
         if not self.recompute:
             of_extract = {one.name for one in options_of(ExtractSpec)}
-            self.refuse_given(of_extract, "goes with --recompute", "without it nothing but the dump is read")
+            self.refuse_given(of_extract, "goes with --recompute", "without it nothing but dumps is read")
+            Spec.refuse_conflicts(self)  # the one of InputSpec wants an input
             return
         if not (self.input_names or self.files_from):
             raise UsageError("--recompute needs the images", "give the INPUT of extract, or its list")
