@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from featcli.cli.terminal import Terminal
     from featcli.dump.verify import Verdict
     from featcli.extraction.planning import Job
+    from featcli.reading.reader import DumpReader
     from featcli.run.loading import Setup
 
 # The commands import what they need when they run, because `--help` must not wait for it.
@@ -168,7 +169,9 @@ def verify(asked: VerifyCommand) -> None:
     """
     from featcli.dump.folder import PLAN
     from featcli.dump.verify import repair
+    from featcli.reading.reader import open_dump
 
+    other = None if asked.against is None else open_dump(asked.against)  # first: it may be a wrong one, too
     same = None
     if asked.recompute:  # before hours of reading: -c may be a wrong one
         with suppress(DamagedError):  # the verdict says more of it
@@ -185,14 +188,14 @@ def verify(asked: VerifyCommand) -> None:
         if any(damage.file == PLAN for damage in verdict.damages):  # the rest is found only after its repair
             verdict = _judge(asked)
     if verdict.damages or verdict.state == "incomplete":
-        if asked.recompute or asked.against is not None:
+        if asked.recompute or other is not None:
             what = "extracted anew" if asked.recompute else "compared"
             print(f"nothing was {what}: complete the dump first", file=sys.stderr)
         raise typer.Exit(8)
     if asked.recompute:
         _recompute(asked, same or _same_job(asked))
-    if asked.against is not None:
-        _compare(asked, asked.against)
+    if other is not None:
+        _compare(asked, other)
 
 
 def _judge(asked: VerifyCommand) -> Verdict:
@@ -239,7 +242,7 @@ def _recompute(asked: VerifyCommand, same: tuple[Job, Setup]) -> None:
         )
 
 
-def _compare(asked: VerifyCommand, against: str) -> None:
+def _compare(asked: VerifyCommand, other: DumpReader) -> None:
     """Compare the dump with another one, and print what differs."""
     from featcli.cli.tables import print_comparison
     from featcli.events import silent
@@ -247,16 +250,16 @@ def _compare(asked: VerifyCommand, against: str) -> None:
     from featcli.reading.reader import open_dump
     from featcli.run.progress import ProgressReport
 
-    dumps = open_dump(asked.dump), open_dump(against)
     with _terminal(work="comparing") as terminal:
-        found = compare(*dumps, asked.tolerance or 0.0, silent if asked.quiet else ProgressReport(terminal))
+        report = silent if asked.quiet else ProgressReport(terminal)
+        found = compare(open_dump(asked.dump), other, asked.tolerance or 0.0, report)
     if asked.as_json:
         _print_json(found.to_json())
     else:
         print_comparison(found)
     if not found.is_equal:
         raise DamagedError(
-            f"dump {shown(asked.dump)}: it is not equal to {shown(against)}",
+            f"dump {shown(asked.dump)}: it is not equal to {shown(found.against)}",
             "the lines above say where they differ; --tolerance allows small differences of values",
         )
 
