@@ -1,5 +1,6 @@
 """Check the backbones inside larger models: MaskFormer, DETR and others, tiny and with random weights."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -217,6 +218,24 @@ def test_backbone_inside(composite):
     assert " in a " in backbone.name
     assert resolve(CheckpointSpec(checkpoint=str(folder))).inside == f"{place} of {type(model).__name__}"
     assert backbone.weights.matched == backbone.weights.total > 0
+
+
+def test_a_maskformer_as_it_is_at_the_hub(tmp_path):
+    """Where the configuration names a plain Swin, MaskFormer makes its own kind of it, whose names the weights have."""
+    torch.manual_seed(0)
+    model = maskformer(T.SwinConfig(**SWIN, out_features=STAGES)).eval()
+    model.save_pretrained(tmp_path)
+    T.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["backbone_config"]["model_type"] == "maskformer-swin"
+    config["backbone_config"] = T.SwinConfig(**SWIN).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    backbone = load_backbone(tmp_path)
+    assert backbone.out_features == STAGES
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    expected = maps_of(model.model.pixel_level_module.encoder, backbone.preprocessing.normalize(pixels))
+    for found, maps in zip(backbone(pixels).values(), expected, strict=True):
+        assert torch.equal(found, maps)
 
 
 def test_replay(composite, tmp_path):

@@ -209,13 +209,14 @@ def _transformers(asked: CheckpointSpec) -> ModelSpec:
             "pip install 'featcli[transformers]'",
         ) from None
     from featcli.backbones.auto_backbone import AutoBackboneModelSpec, is_mapped
+    from featcli.backbones.composites import backbone_config_of
     from featcli.backbones.hidden_states import HiddenStatesModelSpec
     from featcli.backbones.timm_in_transformers import TimmInTransformersModelSpec
     from featcli.backbones.transformers_model import reading
 
     with reading(asked):
         config = _transformers_config(asked)
-        inner = getattr(config, "backbone_config", None)
+        inner = backbone_config_of(config)
         tower = getattr(config, "vision_config", None)
         if "timm_backbone" in (config.model_type, getattr(inner, "model_type", None)):
             return TimmInTransformersModelSpec(asked, inner or config, None if inner is None else config)

@@ -42,6 +42,19 @@ ON_DISK = (
 )
 
 
+def backbone_config_of(outer: Any) -> Any:
+    """Return the configuration of the backbone that a larger model makes, None where it has none.
+
+    A MaskFormer makes its own kind of a plain Swin, all four stages of it, as the checkpoints at the hub want.
+    """
+    inner = getattr(outer, "backbone_config", None)
+    if outer.model_type == "maskformer" and getattr(inner, "model_type", None) == "swin":
+        fields = {name: value for name, value in inner.to_dict().items() if name != "model_type"}
+        inner = import_transformers().MaskFormerSwinConfig.from_dict(fields)
+        inner.out_features = ["stage1", "stage2", "stage3", "stage4"]
+    return inner
+
+
 def place_of_backbone(model: nn.Module) -> str:
     """Find the attribute path of the backbone inside a composite, empty where there is none."""
     return next((place for place in IN_MEMORY if _has(model, place)), "")
