@@ -15,11 +15,13 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+import torch
+
 from featcli.backbones.torchvision_operators import import_timm
 
 import_timm()
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-_names = import_module("official_names")
+_names, _old_names = import_module("official_names"), import_module("old_names")
 
 # None stands for the file as it is, with its containers, as a pickle. The others are safetensors files.
 PREFIXES = (None, "", "module.", "backbone.", "model.encoder.")
@@ -39,6 +41,17 @@ def cell(official, prefix: str | None) -> str:
     return "equal" if not off else f"{off:.0e}" if off < CLOSE else f"off by {off:.1e}"
 
 
+def cell_of_folder(old) -> str:
+    """Say whether a folder with names of before gives the maps of one with those of now, or what was raised."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = _old_names.read(old, Path(folder))
+        except Exception as error:  # whatever it is, the table names it
+            return f"{type(error).__name__}: {error}"
+    pairs = zip(found["before"], found.get("now", found["before"]), strict=True)
+    return "equal" if all(torch.equal(one, other) for one, other in pairs) else "other maps"
+
+
 def main(only: str = "") -> int:
     """Print the table, and return 1 if a cell is wrong. `only` is a part of the names to try."""
     wrong, done = [], 0
@@ -52,7 +65,14 @@ def main(only: str = "") -> int:
         wrong += [f"{name}: {found}" for found in cells if found != "equal" and not found[0].isdigit()]
         done += len(cells)
         print(f"{name:36} {official.source:58} {' '.join(cells)}  ({time.perf_counter() - began:.0f} s)", flush=True)
-    print(f"{done - len(wrong)} of {done} cells right, {len(_names.OFFICIAL)} kinds of checkpoint")
+    for name, old in _old_names.OLD.items():
+        if only in name:
+            found = cell_of_folder(old)
+            wrong += [f"{name}: {found}"] if found != "equal" else []
+            done += 1
+            print(f"{name:36} conversion_mapping.py, {', '.join(old.sources)}: {found}", flush=True)
+    kinds = len(_names.OFFICIAL) + len(_old_names.OLD)
+    print(f"{done - len(wrong)} of {done} cells right, {kinds} kinds of checkpoint")
     return int(bool(wrong))
 
 

@@ -134,6 +134,80 @@ HARMLESS = {
 }
 
 
+def accepted(opened, *leaves):
+    """A checkpoint is read whole, and it has tensors of these names that the network lacks."""
+    weights = load_backbone(**opened, out_indices="all").weights
+    assert weights.matched == weights.total
+    unexpected = {key.rpartition(".")[2] for key in weights.unexpected}
+    assert unexpected.issuperset(leaves), unexpected
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Swin", "Beit"])
+def test_mask_tokens_of_pretraining(tmp_path, kind):
+    """What transformers' own classes for pretraining save has a token for masked patches, which no map needs."""
+    torch.manual_seed(0)
+    options = {
+        "ViT": VIT,
+        "Swin": WINDOWS | {"encoder_stride": 32},
+        "Beit": VIT | {"vocab_size": 9, "use_mask_token": True, "out_indices": [3]},
+    }[kind]
+    opened = saved(getattr(T, f"{kind}ForMaskedImageModeling")(getattr(T, f"{kind}Config")(**options)), tmp_path)
+    assert any(key.endswith("mask_token") for key in safetensors.torch.load_file(tmp_path / "model.safetensors"))
+    weights = load_backbone(**opened, out_indices="all").weights
+    assert weights.matched + len(weights.missing) == weights.total
+
+
+def test_counters_of_norms_that_are_frozen_here(tmp_path):
+    """The norms in a DETR do not count batches; those of a ResNet that was saved by itself do."""
+    torch.manual_seed(0)
+    backbone = T.ResNetConfig(**RESNET, out_features=["stage4"])
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 5}
+    model = T.DetrForObjectDetection(T.DetrConfig(**sizes, backbone_config=backbone))
+    opened, own = saved(model, tmp_path), T.ResNetBackbone(backbone).state_dict()
+    put(tmp_path, {f"model.backbone.conv_encoder.model.{key}": tensor for key, tensor in own.items()})
+    accepted(opened)
+
+
+def test_tables_of_torchvision(tmp_path):
+    """torchvision's Swin keeps the tables that it computes in its state; under timm's names they are accepted."""
+    swin = pytest.importorskip("torchvision.models.swin_transformer")
+    small = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+    state = timm_state("swin_tiny_patch4_window7_224", num_classes=0, **small)
+    for kind in (swin.ShiftedWindowAttention, swin.ShiftedWindowAttentionV2):
+        own = kind(16, [7, 7], [0, 0], 1).state_dict()
+        tables = {key: tensor for key, tensor in own.items() if key.startswith("relative_") and "bias" not in key}
+        assert tables
+        state |= {f"layers.0.blocks.0.attn.{key}": tensor for key, tensor in tables.items()}
+    opened = write(tmp_path, state, arch="swin_tiny_patch4_window7_224", model_arg=small)
+    accepted(opened, "relative_position_index", "relative_coords_table")
+
+
+def test_states_of_other_kinds_of_modules(tmp_path):
+    """A module with more state than tensors, as those of Transformer Engine, adds `_extra_state` to what is saved."""
+
+    class Norm(torch.nn.LayerNorm):
+        def get_extra_state(self):
+            return torch.zeros(3, dtype=torch.uint8)
+
+        def set_extra_state(self, state):
+            raise AssertionError
+
+    model = timm.create_model("test_vit", num_classes=0)
+    model.blocks[0].norm1 = Norm(64)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    accepted({"checkpoint": tmp_path / "w.pth", "arch": "test_vit"}, "_extra_state")
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_what_a_profiler_leaves_behind(tmp_path, name):
+    """thop takes its counters out of the layers that it knows, and leaves them in all others."""
+    thop = pytest.importorskip("thop")
+    model = timm.create_model(name).eval()
+    thop.profile(model, (torch.zeros(1, 3, *model.default_cfg["input_size"][1:]),), verbose=False)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    accepted({"checkpoint": tmp_path / "w.pth", "arch": name}, "total_ops", "total_params")
+
+
 @pytest.mark.parametrize("name", HARMLESS)
 def test_names_without_effect(tmp_path, name):
     """Counters, masks and tables that models compute themselves are accepted wherever they are."""
