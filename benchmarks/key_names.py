@@ -4,7 +4,8 @@
 
 For each of timm's converters a model is made, small if its constructor allows that, and its tensors get the names,
 shapes and containers of the official file (tests/official_names.py). featcli reads the file, and its maps are compared
-with those of the model. It prints a table; the exit code is 1 if a cell is wrong.
+with those of the model. Folders with names that transformers gave tensors before follow (tests/old_names.py). It prints
+a table; the exit code is 1 if a cell is wrong.
 """
 
 from __future__ import annotations
