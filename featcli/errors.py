@@ -37,12 +37,12 @@ EXIT_CODES = (
         (1,),
         "unexpected: a bug, or workers that died too often",
         "report it, with the traceback; see [workers](#workers-that-die)",
-        "yes, some times",
+        "yes, a few times",
     ),
     ExitCode(
         (2,),
         "usage: a bad option, no images, an unknown stage or checkpoint name",
-        "the hint says what would do",
+        "do what the hint says",
         IN_VAIN,
     ),
     ExitCode(
@@ -57,7 +57,7 @@ EXIT_CODES = (
     ExitCode(
         (5,),
         "a dump of another plan, or in use; or a file that is there already",
-        "another `-o`, or wait",
+        "use another `-o`, or wait",
         'only where it says "in use"',
     ),
     ExitCode((6,), "the checkpoint is refused", "see [checkpoints](#the-checkpoint)", IN_VAIN),
@@ -65,7 +65,7 @@ EXIT_CODES = (
     ExitCode(
         (8,),
         "the dump is incomplete, or shards of it are gone",
-        "the same `extract` command again",
+        "run the same `extract` command again",
         "yes, of `extract`",
     ),
     ExitCode(
@@ -75,9 +75,9 @@ EXIT_CODES = (
         IN_VAIN,
     ),
     ExitCode(
-        (130, 143), "interrupted, terminated: the same command resumes", "the same `extract` command again", AGAIN
+        (130, 143), "interrupted, terminated: the same command resumes", "run the same `extract` command again", AGAIN
     ),
-    ExitCode((141,), "whoever read stdout went away", "nothing", NO_NEED),
+    ExitCode((141,), "whoever read stdout went away", "nothing to do", NO_NEED),
 )
 
 LONGEST = 300  # characters of a library's message, because some list all that they know
@@ -156,7 +156,7 @@ def _escaped(char: str) -> str:
 def one_of(option: str, value: str, known: tuple[str, ...]) -> None:
     """Raise UsageError unless the value of an option is one of `known`."""
     if value not in known:
-        raise UsageError(f"{option} cannot be {shown(value)}", f"it can be {any_of(known)}")
+        raise UsageError(f"{option} cannot be {shown(value)}", f"use {any_of(known)}")
 
 
 def any_of(words: Sequence[str]) -> str:

@@ -225,11 +225,11 @@ def test_weights_that_do_not_cover_the_backbone(tmp_path, weights):
     safetensors.torch.save_file({k: v for k, v in weights.items() if not k.startswith("layer2")}, path)
     assert "layer2.0.conv1.weight" in refused(path)
     safetensors.torch.save_file(weights, path)
-    assert "of w.safetensors (test_vit) are not in it" in refused(path, "test_vit")
+    assert "tensors of test_vit, first" in refused(path, "test_vit")
     safetensors.torch.save_file({**weights, "layer1.0.conv1.weight": torch.ones(2, 2)}, path)
     assert "layer1.0.conv1.weight" in refused(path)
     safetensors.torch.save_file({"something.else": torch.ones(2)}, path)
-    assert "not in it" in refused(path)
+    assert "it lacks" in refused(path)
 
 
 class Code:
@@ -255,7 +255,7 @@ def test_files_that_are_no_weights(tmp_path, weights):
     torch.save([1, 2], tmp_path / "list.pth")
     assert "not a readable weights file" in refused(tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
-    assert "no weights in it, only epoch" in refused(tmp_path / "none.pth")
+    assert "it holds no weights, only epoch" in refused(tmp_path / "none.pth")
 
 
 def test_timm_folder(tmp_path):
@@ -276,8 +276,8 @@ def test_timm_folder(tmp_path):
     [
         ("resnet5", {}, "no such timm model", "did you mean resnet5"),
         ("resnet50.a9_in1k", {}, "no tag 'a9_in1k'", "a1_in1k"),
-        ("resnet18", {"arch": "resnet18"}, "--arch goes with a weights file", "leave"),
-        ("resnet18", {"out_features": "layer9"}, "unknown stage 'layer9'", "layer4"),
+        ("resnet18", {"arch": "resnet18"}, "--arch is only for a weights file", "leave"),
+        ("resnet18", {"out_features": "layer9"}, "there is no stage 'layer9'", "layer4"),
     ],
 )
 def test_usage_errors(checkpoint, options, message, hint):
@@ -293,26 +293,32 @@ def test_files_without_arch_and_folders_without_config(tmp_path, weights, monkey
     safetensors.torch.save_file(weights, tmp_path / "w.safetensors")
     with pytest.raises(UsageError, match="does not say its architecture"):
         load_backbone(str(tmp_path / "w.safetensors"))
-    with pytest.raises(CheckpointError, match=r"without config\.json"):
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
         load_backbone(str(tmp_path))
     (tmp_path / "resnet18").mkdir()
     (tmp_path / "resnet18" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="both a folder here and a timm model"):
+    with pytest.raises(UsageError, match="there is a folder of this name here, and a timm model"):
         load_backbone("resnet18")
 
 
 def test_a_checkpoint_that_is_not_here(monkeypatch):
-    """Weights that are neither cached nor reachable are refused at once, with what can be done."""
-    for name in ("resnet18", "nobody/nothing"):
+    """Weights that are neither here nor cached nor reachable are refused, with a command that downloads them."""
+    commands = {
+        "resnet18": "hf download timm/resnet18.a1_in1k --local-dir resnet18.a1_in1k",
+        "nobody/nothing": "hf download nobody/nothing --local-dir nothing",
+        "nobody/nothing@v2": "hf download nobody/nothing --revision v2 --local-dir nothing",
+    }
+    for name, command in commands.items():
         with pytest.raises(CheckpointError, match="not on this machine") as error:
             load_backbone(name)
+        assert error.value.hint.endswith(f"where there is a network by: {command}")
         assert ("--random-init" in error.value.hint) is (name == "resnet18")  # a hub id has no configuration here
 
 
 def test_devices_that_are_not_there():
     """A device that does not exist is refused before anything is loaded."""
-    with pytest.raises(UsageError, match="no such kind of device"):
+    with pytest.raises(UsageError, match="there is no such device"):
         load_backbone("resnet18", random_init=True, device="gpu")
     if not torch.cuda.is_available():
         with pytest.raises(MachineError, match="--device cuda"):

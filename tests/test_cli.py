@@ -58,37 +58,62 @@ def test_options_are_the_configurations():
         ("extract --nonsense", 2, "there is no option --nonsense", "see 'featcli extract --help'"),
         ("nonsense", 2, "there is no command 'nonsense'", "see 'featcli --help'"),
         ("extract -c resnet18 -o d", 2, "no input", "--files-from"),
-        ("extract nowhere -c resnet18 -o d", 2, "input 'nowhere': no such file", "folder"),
-        ("extract . -c resnet18 -o d --batch-size 0", 2, "--batch-size 0: must be at least 1", "default"),
-        ("extract . -c resnet18 -o d --batch-size x", 2, "--batch-size 'x': neither a number nor auto", "default"),
-        ("extract . -c resnet18 -o d --shard-size banana", 2, "--shard-size 'banana': not a whole number", "default"),
-        ("extract . -c resnet18 -o d --max-pixels 1.5", 2, "--max-pixels '1.5': not a whole number", "default"),
-        ("extract . -c resnet18 -o d --dry-run --rate x", 2, "--rate 'x': not a number", "default"),
-        ("extract . -c resnet18 -o d --dry-run --rate nan", 2, "--rate nan: must be from 1e-06 to", "default"),
-        ("extract . -c resnet18 -o d --threads 100000", 2, "--threads 100000: must be at most 1024", "default"),
-        ("extract . -c resnet18 -o d --decode-threads 1025", 2, "--decode-threads 1025: must be at most", "default"),
-        ("extract . -c resnet18 -o d --threads many", 2, "--threads 'many': neither a number nor auto", "default"),
+        ("extract nowhere -c resnet18 -o d", 2, "input 'nowhere': there is no such file", "folder"),
+        ("extract . -c resnet18 -o d --batch-size 0", 2, "--batch-size must be at least 1, not 0", "default"),
+        ("extract . -c resnet18 -o d --batch-size x", 2, "--batch-size 'x' is neither a number nor auto", "default"),
+        ("extract . -c resnet18 -o d --shard-size banana", 2, "--shard-size 'banana' is not a whole number", "default"),
+        ("extract . -c resnet18 -o d --max-pixels 1.5", 2, "--max-pixels '1.5' is not a whole number", "default"),
+        ("extract . -c resnet18 -o d --dry-run --rate x", 2, "--rate 'x' is not a number", "default"),
+        ("extract . -c resnet18 -o d --dry-run --rate nan", 2, "--rate must be from 1e-06 to", "default"),
+        ("extract . -c resnet18 -o d --threads 100000", 2, "--threads must be at most 1024, not 100000", "default"),
+        ("extract . -c resnet18 -o d --decode-threads 1025", 2, "--decode-threads must be at most", "default"),
+        ("extract . -c resnet18 -o d --threads many", 2, "--threads 'many' is neither a number nor auto", "default"),
         ("extract . -c resnet18 -o d --pool median", 2, "--pool cannot be 'median'", "none, avg, max, cls, or a grid"),
-        ("extract . -c resnet18 -o d --format npy", 2, "a dump cannot be stored as npy", "by --to npy"),
+        ("extract . -c resnet18 -o d --format npy", 2, "a dump cannot be stored as npy", "featcli export --to npy"),
         ("extract . -c resnet18 -o d --format zarr", 2, "--format cannot be 'zarr'", "hdf5 or safetensors"),
         ("extract . -c resnet18 -o d --dtype int8", 2, "--dtype cannot be 'int8'", "float32, float16 or bfloat16"),
         ("extract . -c resnet18 -o d --precision fp8", 2, "--precision cannot be 'fp8'", "fp32, bf16, fp16 or auto"),
-        ("extract - -c resnet18 -o d", 2, "input '-': no such file or folder", "--files-from - reads names from stdin"),
-        ("extract SAMPLES -c dinov2 -o d", 2, "checkpoint 'dinov2': no such timm model", "vit_base_patch14_dinov2"),
-        ("extract SAMPLES -c vit_b_16 -o d", 2, "checkpoint 'vit_b_16': no such timm model", "vit_base_patch16_224"),
-        ("extract SAMPLES -c clip -o d", 2, "checkpoint 'clip': no such timm model", "featcli models clip lists all"),
+        (
+            "extract - -c resnet18 -o d",
+            2,
+            "input '-': there is no such file or folder",
+            "--files-from -, which reads names from stdin",
+        ),
+        (
+            "extract SAMPLES -c dinov2 -o d",
+            2,
+            "checkpoint 'dinov2': there is no such timm model",
+            "vit_base_patch14_dinov2",
+        ),
+        (
+            "extract SAMPLES -c vit_b_16 -o d",
+            2,
+            "checkpoint 'vit_b_16': there is no such timm model",
+            "vit_base_patch16_224",
+        ),
+        (
+            "extract SAMPLES -c clip -o d",
+            2,
+            "checkpoint 'clip': there is no such timm model",
+            "featcli models clip lists all",
+        ),
         ("models qqxx", 2, "no model has 'qqxx' in its name", "a part of its name"),
-        ("extract . -c resnet18 -o d --image-size big", 2, "--image-size 'big': not a size", "224x288"),
-        ("extract . -c resnet18 -o d --device tpu", 2, "--device 'tpu': no such kind", "cuda:N"),
-        ("extract . -c resnet18 -o d -0", 2, "--null goes with --files-from", "list"),
-        ("extract . -c resnet18 -o d --root .", 2, "--root goes with --files-from", "list"),
+        ("extract . -c resnet18 -o d --image-size big", 2, "--image-size 'big' is not a size", "224x288"),
+        ("extract . -c resnet18 -o d --device tpu", 2, "--device 'tpu': there is no such device", "cuda:N"),
+        ("extract . -c resnet18 -o d -0", 2, "--null needs --files-from", "list"),
+        ("extract . -c resnet18 -o d --root .", 2, "--root needs --files-from", "list"),
         ("extract . -c a -c b -o d", 2, "--checkpoint is given twice: 'a' and 'b'", "once"),
         ("extract . -ca --checkpoint=b -o d", 2, "--checkpoint is given twice: 'a' and 'b'", "once"),
         ("extract . -c a -o d --no-fold --fold", 2, "--no-fold and --fold exclude each other", "one of the two"),
-        ("extract SAMPLES -c resnt18 -o d", 2, "checkpoint 'resnt18': no such timm model", "did you mean resnet18"),
-        ("extract SAMPLES -c resnet18 -o d --out-features stage9", 2, "unknown stage 'stage9'", "did you mean"),
+        (
+            "extract SAMPLES -c resnt18 -o d",
+            2,
+            "checkpoint 'resnt18': there is no such timm model",
+            "did you mean resnet18",
+        ),
+        ("extract SAMPLES -c resnet18 -o d --out-features stage9", 2, "there is no stage 'stage9'", "did you mean"),
         ("extract SAMPLES -c resnet18 -o d --out-indices 7", 2, "stage index 7 is out of range", "0 to 4"),
-        ("extract SAMPLES -c resnet18 -o d --out-indices a", 2, "--out-indices 'a': not a list", "--out-features"),
+        ("extract SAMPLES -c resnet18 -o d --out-indices a", 2, "--out-indices 'a' is not a list", "--out-features"),
         (
             "extract SAMPLES -c resnet18 -o d --out-indices 1,2 --out-features stem",
             2,
@@ -101,25 +126,35 @@ def test_options_are_the_configurations():
         (
             "extract SAMPLES -c nobody/nothing -o d",
             6,
-            "checkpoint 'nobody/nothing': not on this machine",
+            "checkpoint 'nobody/nothing': it is not on this machine",
             "check the name",
         ),
-        ("verify nowhere", 2, "dump 'nowhere': no such folder", "extract -o"),
-        ("inspect nowhere/at/all", 2, "checkpoint 'nowhere/at/all': no such folder or file", "owner/name"),
-        ("inspect nothere", 2, "there is no dump 'nothere', and no checkpoint 'nothere': no such timm model", "hub id"),
+        ("verify nowhere", 2, "dump 'nowhere': there is no such folder", "extract -o"),
+        ("inspect nowhere/at/all", 2, "checkpoint 'nowhere/at/all': there is no such folder or file", "owner/name"),
+        (
+            "inspect nothere",
+            2,
+            "there is no dump 'nothere', and no checkpoint 'nothere': there is no such timm model",
+            "hub id",
+        ),
         ("inspect resnt18", 2, "there is no dump 'resnt18', and no checkpoint 'resnt18'", "did you mean resnet18"),
         (
             "inspect no/body",
             6,
-            "there is no dump 'no/body', and no checkpoint 'no/body': not on this",
+            "there is no dump 'no/body', and no checkpoint 'no/body': it is not on this",
             "check the name",
         ),
         ("inspect resnet18 --out-indices 9", 2, "stage index 9 is out of range", "0 to 4"),
         ("inspect resnet18 --dtype int8", 2, "--dtype cannot be 'int8'", "float32"),
-        ("inspect .", 2, "'.': a folder of pictures, neither a dump nor a checkpoint", "featcli extract INPUT"),
-        ("inspect SAMPLES", 2, "a folder of pictures, neither a dump nor a checkpoint", "featcli extract INPUT"),
-        ("inspect x.png", 2, "'x.png': a picture, neither a dump nor a checkpoint", "featcli extract INPUT"),
-        ("inspect TESTS", 6, "a folder without config.json", "save_pretrained"),
+        ("inspect .", 2, "'.': this is a folder of pictures, neither a dump nor a checkpoint", "featcli extract INPUT"),
+        (
+            "inspect SAMPLES",
+            2,
+            "this is a folder of pictures, neither a dump nor a checkpoint",
+            "featcli extract INPUT",
+        ),
+        ("inspect x.png", 2, "'x.png': this is a picture, neither a dump nor a checkpoint", "featcli extract INPUT"),
+        ("inspect TESTS", 6, "this folder has no config.json", "save_pretrained"),
     ],
 )
 def test_mistakes_end_in_one_line_and_a_hint(cli, tmp_path, monkeypatch, arguments, code, message, hint):
@@ -388,7 +423,9 @@ def test_an_export_that_is_interrupted(photos, tmp_path):
         process.stdout.read(10)  # it is at work, because more is to come than fits into the pipe
         process.send_signal(signal.SIGINT)
         process.stdout.read()
-        assert process.stderr.read() == "featcli: error: interrupted\nhint: nothing that was there is lost\n"
+        assert (
+            process.stderr.read() == "featcli: error: interrupted\nhint: run it again: nothing that was there is lost\n"
+        )
     assert process.returncode == 130
 
 
@@ -419,7 +456,7 @@ def test_version(cli):
 
 @pytest.mark.parametrize(
     ("listed", "message", "hint"),
-    [(b"a.png\0b.png\0", "zero bytes in the list", "give -0"), (b"", "no images in", "is the list empty?")],
+    [(b"a.png\0b.png\0", "the list has zero bytes in it", "give -0"), (b"", "no images in", "is the list empty?")],
 )
 def test_lists_that_are_no_lists(cli, tmp_path, listed, message, hint):
     """A list from -print0 without -0, and an empty list, are refused with what is probably meant."""
@@ -433,8 +470,8 @@ def test_lists_that_are_no_lists(cli, tmp_path, listed, message, hint):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--seed 99999999999999999999", "--seed 99999999999999999999: must be from 0"),
-        ("--files-from list --root nowhere", "--root 'nowhere': no such folder"),
+        ("--seed 99999999999999999999", "--seed must be from 0"),
+        ("--files-from list --root nowhere", "--root 'nowhere': there is no such folder"),
     ],
 )
 def test_values_out_of_range(cli, tmp_path, arguments, message):

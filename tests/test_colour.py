@@ -416,7 +416,10 @@ def test_a_run_says_what_defaults_decided(mixed, tmp_path, cli):
     assert end["pictures"] == COUNTS
     warned = [event["text"] for event in run.events if event["type"] == "warning"]
     said = list(lines(COUNTS, 6, PixelSpec()))
-    assert said[0] == "2 of 6 pictures have transparency: dropped, hidden colours show; --alpha white"
+    assert (
+        said[0]
+        == "2 of 6 pictures have transparency: it is dropped, so hidden colours show; --alpha white puts white there"
+    )
     assert [text for text in warned if "pictures" in text] == said
     (facts,) = cli("inspect", tmp_path / "d", "--json").events
     assert (facts["pictures"], facts["said_of_pictures"]) == (COUNTS, said)
@@ -444,8 +447,8 @@ def test_the_words_follow_the_rules():
     counts = {"transparent": 1, "turned": 2, "profile": 3, "deep": 4}
     rules = PixelSpec(alpha="black", orientation="ignore", colour="convert", depth_range="0:4095")
     assert list(lines(counts, 1200, rules)) == [
-        "1 of 1,200 pictures has transparency: put on black",
-        "4 of 1,200 pictures have more than 8 bits a value: reduced to 8",
-        "2 of 1,200 pictures have an EXIF orientation: left as they are; --orientation apply",
-        "3 of 1,200 pictures have a colour profile that is not sRGB: converted to sRGB",
+        "1 of 1,200 pictures has transparency: black is put behind it",
+        "4 of 1,200 pictures have more than 8 bits a value: these are reduced to 8",
+        "2 of 1,200 pictures have an EXIF orientation: it is ignored; --orientation apply turns them upright",
+        "3 of 1,200 pictures have a colour profile that is not sRGB: it is converted to sRGB",
     ]

@@ -359,8 +359,8 @@ MISUSES = {
     "an empty batch": ({"maps": [torch.zeros(0, 16, 16, 16)] * 4}, r"one float32 map \(B, C, H, W\)"),
     "no maps": ({"maps": None}, "neither a mapping nor a sequence"),
     "one tensor": ({"maps": torch.zeros(4, 1, 16, 16, 16)}, "neither a mapping nor a sequence"),
-    "names alone": ({"maps": STAGES}, "no array of numbers"),
-    "maps of many sizes": ({"maps": [[np.zeros((16, 4, 4)), np.zeros((16, 5, 4))]] * 4}, "no array of numbers"),
+    "names alone": ({"maps": STAGES}, "not an array of numbers"),
+    "maps of many sizes": ({"maps": [[np.zeros((16, 4, 4)), np.zeros((16, 5, 4))]] * 4}, "not an array of numbers"),
     "a stage less": ({"without": "stage2"}, "stage2 is not there"),
     "a map less": ({"sequence": slice(3)}, "3 maps: UperNetForSemanticSegmentation needs 4"),
     "another order": ({"sequence": slice(None, None, -1)}, r"the map of stage1 is \(64, 2, 2\)"),
@@ -411,7 +411,7 @@ def test_replay_through_a_model_that_goes_around_it(small):
     model, size, maps = small
     model.forward = model.forward  # binds it to this model, as accelerate does
     try:
-        with pytest.raises(UsageError, match="did not ask its backbone"), torch.no_grad():
+        with pytest.raises(UsageError, match="never called its backbone"), torch.no_grad():
             replay(model, maps, size)
     finally:
         del model.forward

@@ -307,7 +307,7 @@ def test_a_dump_takes_deep_pictures_once_they_can_be_read(tmp_path, monkeypatch)
     with monkeypatch.context() as missing:
         missing.setattr(extras, "versions", dict)
         dumped(tmp_path)  # nothing is left to do
-        with pytest.raises(ConflictError, match=r"made with tifffile .* to read \.tif: not installed here"):
+        with pytest.raises(ConflictError, match=r"made with tifffile .* to read \.tif, which is not installed here"):
             dumped(tmp_path, retry_failed=True)
     dumped(tmp_path, overwrite=True)
     monkeypatch.setattr(extras, "versions", dict)

@@ -36,7 +36,7 @@ def test_a_part_alone(cli, many, whole, tmp_path):
     run = cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--part", "0/3")
     assert run.code == 3
     assert f"part 0/3 of {tmp_path / 'd'}: 15 images, 1 failed (1 not_an_image)\n" in run.err
-    assert "still missing, of other parts: 32 of 48 shards" in run.err
+    assert "other parts have to make 32 of 48 shards" in run.err
     made = sorted(int(path.stem) for path in (tmp_path / "d" / "shards").glob("*.h5"))
     assert made == list(range(0, SHARDS, 3))
     assert cli("inspect", tmp_path / "d").code == 8
@@ -75,7 +75,7 @@ def test_a_process_for_each_device(cli, many, whole, tmp_path):
     assert "device         cpu, cpu  (as asked: a process for each)" in err
     assert re.search(r"warning: worker \d \(cpu\) died at shard .*20.*: killed by SIGKILL", err)
     assert err.count("failed '33.png'") == 1
-    given_up = "shard 20: given up after 3 workers died at it and kept no more rows"
+    given_up = "shard 20 was given up after 3 workers died at it without keeping more rows"
     assert f"featcli: error: {given_up}, the last one killed by SIGKILL" in err
     assert "Traceback" not in err
     events = [json.loads(line) for line in out.splitlines()]
@@ -92,7 +92,7 @@ def test_fewer_shards_than_workers(cli, many, tmp_path):
     given = ["-c", "test_resnet", "--random-init", "--threads", 1, "--device", "cpu,cpu", "--json"]
     run = cli("extract", many / "01.png", *given, "-o", tmp_path / "d")
     assert run.code == 0
-    assert "warning: 1 shard for 2 workers: the list has no more than 1 image" in run.err
+    assert "warning: there is 1 shard for 2 workers: the list has no more than 1 image" in run.err
     assert run.events[-1]["pace"]["threads"]["compute"] == 1
 
 
@@ -225,7 +225,7 @@ def test_the_queue_isolates():
         queue.died([1], "killed again", had_started=True, is_last=False)
     assert queue.is_over
     assert queue.given_up == {1: "killed again"}
-    with pytest.raises(WorkerError, match="shard 1: given up after 3 workers died at it and kept no more rows"):
+    with pytest.raises(WorkerError, match="shard 1 was given up after 3 workers died at it without keeping more rows"):
         queue.refuse_given_up()
 
 

@@ -139,7 +139,7 @@ def test_compiled_maps(tmp_path, photos, cli):
     for stage in one.stages:
         maps = one[stage][:]
         np.testing.assert_allclose(other[stage][:], maps, rtol=0, atol=1e-5 * np.abs(maps).max())
-    with pytest.raises(ConflictError, match="compiled: true there, false now"):
+    with pytest.raises(ConflictError, match="--compile: true there, false now"):
         featcli.extract(photos, output=tmp_path / "compiled", **options)
 
 
@@ -372,7 +372,7 @@ def test_a_dump_is_gone_on_with_as_it_was_begun(tmp_path, photos, measured, cli)
     measured(lambda *_: pytest.fail("measured"))
     featcli.extract(photos, output=tmp_path / "d", **given)
     assert tree(tmp_path / "d") == whole
-    with pytest.raises(ConflictError, match='layout: "channels-last" there, "channels-first" now'):
+    with pytest.raises(ConflictError, match='--layout: "channels-last" there, "channels-first" now'):
         featcli.extract(photos, output=tmp_path / "d", layout="channels-first", **given)
     run = cli("verify", tmp_path / "d", "--recompute", 3, "-c", "test_resnet", "--random-init", photos)
     assert run.code == 0, run.err
@@ -402,4 +402,4 @@ def test_compile_has_one_size(tmp_path, photos, cli):
     """--compile and --fit native exclude each other."""
     run = cli("extract", photos, "-c", "test_resnet", "--compile", "--fit", "native", "-o", tmp_path / "d", "-q")
     assert run.code == 2
-    assert "--compile does not go with --fit native" in run.err
+    assert "--compile cannot be used with --fit native" in run.err

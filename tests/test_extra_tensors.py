@@ -297,7 +297,7 @@ def test_fields_that_are_refused():
     with pytest.raises(UsageError, match="ViTConfig has no such field") as error:
         load_backbone(T.ViTConfig(**VIT), model_arg={"num_hidden_layer": 2})
     assert "num_hidden_layers" in error.value.hint
-    with pytest.raises(UsageError, match="num_hidden_layers: it has that value without it"):
+    with pytest.raises(UsageError, match="num_hidden_layers: the configuration has that value already"):
         load_backbone(T.ViTConfig(**VIT), model_arg={"num_hidden_layers": 3})
 
 

@@ -207,16 +207,16 @@ def test_same_command_again_does_nothing(tmp_path, photos):
 @pytest.mark.parametrize(
     ("other", "field"),
     [
-        ({"seed": 1}, "weights_digest"),
+        ({"seed": 1}, "digest of the weights: "),
         ({"out_indices": [1]}, "stages: "),
         ({"dtype": "float16"}, "float16"),
-        ({"pool": "avg"}, "pool: "),
-        ({"format": "safetensors"}, "format: "),
-        ({"batch_size": 3}, "batch_size: 32 there, 3 now"),
-        ({"precision": "bf16"}, 'precision: "fp32" there, "bf16" now'),
-        ({"image_size": "64"}, "input_size"),
-        ({"threads": 1}, "threads: 7 there, 1 now"),
-        ({"checkpoint": "test_vit"}, "checkpoint: "),
+        ({"pool": "avg"}, "--pool: "),
+        ({"format": "safetensors"}, "--format: "),
+        ({"batch_size": 3}, "--batch-size: 32 there, 3 now"),
+        ({"precision": "bf16"}, '--precision: "fp32" there, "bf16" now'),
+        ({"image_size": "64"}, "--image-size: "),
+        ({"threads": 1}, "--threads: 7 there, 1 now"),
+        ({"checkpoint": "test_vit"}, "--checkpoint: "),
     ],
 )
 def test_another_plan_is_refused(tmp_path, photos, other, field):
@@ -393,7 +393,7 @@ def test_killed_in_the_middle(tmp_path, many, cli, format_name, number, code):
     assert not (tmp_path / "d" / "manifest.json").exists()
     if number != signal.SIGKILL:
         assert f"stopped: {20 * committed + kept} of 500 images are safe\n" in err
-        assert "the same command resumes" in err
+        assert "run the same command again: it resumes" in err
         assert "Traceback" not in err
         assert len(list(tmp_path.rglob("*.partial"))) == bool(kept)
     run = cli(*command)
@@ -450,7 +450,7 @@ def test_interrupting_an_overwrite(tmp_path, many):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
     assert process.returncode == 130
-    assert "the same command without --overwrite resumes" in err
+    assert "run the same command without --overwrite: it resumes" in err
 
 
 def test_small_rows_do_not_make_endless_shards(tmp_path, photos):
@@ -649,7 +649,7 @@ def test_a_list_below_another_folder(tmp_path, cli):
     (tmp_path / "list").write_text("a.jpg\nb.jpg\n")
     command = ["extract", "--files-from", tmp_path / "list", "-c", "test_resnet", "--random-init", "--image-size", "32"]
     run = cli(*command, "-o", tmp_path / "d", "-q")
-    assert (run.code, "or below --root" in run.err) == (9, True)
+    assert (run.code, "or to --root" in run.err) == (9, True)
 
 
 def test_that_every_image_failed_is_said_of_the_whole_dump(tmp_path):

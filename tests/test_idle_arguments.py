@@ -34,7 +34,11 @@ def judged(is_random=False, **arguments):
 
 @pytest.mark.parametrize(
     ("arguments", "hint"),
-    [({"widht": 8}, "did you mean width?"), ({"zzz": 1}, "its arguments are"), ({"width": 5, "slop": 0.1}, "slope?")],
+    [
+        ({"widht": 8}, "did you mean width?"),
+        ({"zzz": 1}, "give an argument of its class"),
+        ({"width": 5, "slop": 0.1}, "slope?"),
+    ],
 )
 def test_swallowed_arguments(arguments, hint):
     """An argument that a constructor ignores is refused, with those of similar names."""
@@ -60,7 +64,7 @@ def test_arguments_that_need_one_another():
         ("test_resnet", {"zero_init_last": False}, "ResNet is the same without it"),
         ("cait_xxs24_224", {"init_values": 0.3, "depth": 1}, "init_values: Cait is the same without it"),
         ("test_vit", {"scriptable": True}, "has no such argument, and ignores it"),
-        ("test_vit", {"init_values": None}, "timm leaves out an argument that is null"),
+        ("test_vit", {"init_values": None}, "timm ignores an argument that is null"),
         ("test_vit", {"init_value": 0.1}, "cannot be made so"),
     ],
 )

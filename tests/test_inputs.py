@@ -105,7 +105,7 @@ def test_a_table_is_no_list(tmp_path, content, what):
     """A table or a file of arrays in place of a list is named as such, with a way out, before anything is planned."""
     draw(tmp_path / "a.png", 0)
     (tmp_path / "list").write_bytes(content)
-    with pytest.raises(UsageError, match=f"{what}, no list of names") as refused:
+    with pytest.raises(UsageError, match=f"{what}, not a list of names") as refused:
         find(InputSpec(files_from=tmp_path / "list", root=tmp_path))
     assert refused.value.hint
     draw(tmp_path / "b,c.png", 0)  # a name may look like that
@@ -153,7 +153,7 @@ def test_no_images_is_a_usage_error(tmp_path, make):
 
 def test_missing_input(tmp_path):
     """An input that does not exist is refused by name."""
-    with pytest.raises(UsageError, match=r"input '.*nowhere': no such file"):
+    with pytest.raises(UsageError, match=r"input '.*nowhere': there is no such file"):
         keys(tmp_path / "nowhere")
 
 

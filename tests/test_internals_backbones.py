@@ -539,7 +539,7 @@ def test_a_replacement_that_is_gone_is_said(monkeypatch):
     from transformers.models.detr import modeling_detr
 
     monkeypatch.delattr(modeling_detr, "replace_batch_norm")
-    with pytest.raises(CheckpointError, match="no replace_batch_norm"):
+    with pytest.raises(CheckpointError, match="lacks replace_batch_norm"):
         internals.norm_replacer(transformers.DetrConfig())
 
 

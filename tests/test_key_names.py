@@ -70,7 +70,14 @@ def test_two_sets_of_weights(tmp_path):
     assert error.value.hint == "choose one: --weights-key teacher.backbone or student.backbone"
     with pytest.raises(UsageError, match="nothing of that name") as error:
         read(tmp_path, nested, "test_convnext", weights_key="ema")
-    assert error.value.hint == "there is student, teacher"
+    with pytest.raises(UsageError, match="--weights-key 'techer': there is nothing of that name") as refused:
+        read(tmp_path, nested, "test_convnext", weights_key="techer")
+    assert refused.value.hint == "did you mean teacher?"
+    with pytest.raises(UsageError, match=r"--weights-key 'teacher\.backbne'") as refused:
+        read(tmp_path, nested, "test_convnext", weights_key="teacher.backbne")
+    assert refused.value.hint == "did you mean teacher.backbone?"
+    assert read(tmp_path, nested, "test_convnext", weights_key="teacher.backbone.").digest == first.digest
+    assert error.value.hint == "choose from student, teacher"
 
 
 def test_no_bare_key(tmp_path):

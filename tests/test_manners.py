@@ -20,8 +20,8 @@ TYPED = {
     "extract": {
         "--model": "-c/--checkpoint",
         "--weights": "-c/--checkpoint",
-        "--stages": "--out-indices or --out-features",
-        "--layers": "--out-indices or --out-features",
+        "--stages": "mean --out-indices?",
+        "--layers": "mean --out-indices?",
         "--num-workers": "--decode-threads",
         "--gpu": "--device",
         "--half": "--precision or --dtype",
@@ -34,6 +34,9 @@ TYPED = {
         "--restart": "--overwrite",
         "--no-resume": "see 'featcli extract --help'",
         "-?": "lists all options",
+        "-help": "lists all options",
+        "-weird": "see 'featcli extract --help'",
+        "-device": "--device?",
     },
     "inspect": {"-c": "give CHECKPOINT|DUMP by itself", "--model": "give CHECKPOINT|DUMP by itself"},
     "export": {
@@ -78,6 +81,28 @@ def test_a_line_for_each(cli, typed, message, named):
     """Whatever is typed, its message is one line, and the hint names the command that was typed."""
     ended = cli(*typed)
     assert ended.err == f"featcli: error: {message}\nhint: see '{f'featcli {named}'.strip()} --help'\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (["--layers", "1,2"], "--out-indices?"),
+        (["--stages=-1"], "--out-indices?"),
+        (["--layers", "layer2,layer3"], "--out-features?"),
+        (["--layers", "--pool"], "--out-indices or --out-features?"),
+        (["--half", "true"], "--precision or --dtype?"),
+    ],
+)
+def test_what_follows_an_option_that_is_not_there(cli, typed, named):
+    """Of several options that may be meant the one is named that takes what was typed behind it."""
+    assert cli("extract", "x", *typed).err.endswith(f"hint: did you mean {named}\n")
+
+
+@pytest.mark.parametrize(("typed", "means"), [("cpu:0", "cpu"), ("mps:0,cpu:0", "mps,cpu"), ("cuda:0", "cuda:0")])
+def test_the_number_of_the_only_device(typed, means):
+    """torch's names of devices of which a machine has one are understood; GPUs keep their number."""
+    device = next(one for one in options_of(COMMANDS["extract"]) if one.name == "device")
+    assert device.kept(typed) == means
 
 
 def test_a_path_without_a_command(cli, tmp_path, monkeypatch):
@@ -174,6 +199,10 @@ def test_two_commands_for_one_dump(photos, tmp_path):
         ("resnet 18", "resnet18"),
         ("ConvNeXt-B", "convnext_base"),
         ("efficientnet-v2-s", "efficientnetv2_s"),
+        ("dinov2_vitb14", "vit_base_patch14_dinov2"),
+        ("dinov2_vitl14_reg", "vit_large_patch14_reg4_dinov2"),
+        ("dinov3_vits16plus", "vit_small_plus_patch16_dinov3"),
+        ("clip_vitb16", "vit_base_patch16_clip_224"),
         ("a.*b(", None),
         ("nothing_of_it", None),
         ("", None),
@@ -237,10 +266,10 @@ def test_threads_of_a_machine_give_way_to_a_dump_that_is_begun_meanwhile(cli, ph
 @pytest.mark.parametrize(
     ("variable", "text", "says"),
     [
-        ("FEATCLI_DEVICE", "gpu", "FEATCLI_DEVICE 'gpu': no such kind of device"),
+        ("FEATCLI_DEVICE", "gpu", "FEATCLI_DEVICE 'gpu': there is no such device"),
         ("FEATCLI_DEVICE", "cuda:99", "FEATCLI_DEVICE cuda:99: t"),
-        ("FEATCLI_THREADS", "0", "FEATCLI_THREADS 0: must be at least 1"),
-        ("FEATCLI_DECODE_THREADS", "many", "FEATCLI_DECODE_THREADS 'many': neither a number nor auto"),
+        ("FEATCLI_THREADS", "0", "FEATCLI_THREADS must be at least 1, not 0"),
+        ("FEATCLI_DECODE_THREADS", "many", "FEATCLI_DECODE_THREADS 'many' is neither a number nor auto"),
     ],
 )
 def test_a_variable_that_is_wrong(cli, photos, tmp_path, monkeypatch, variable, text, says):

@@ -29,8 +29,17 @@ def test_facts_are_those_of_inspect(name):
     assert model["input"] == [3, *source.input_size]
     assert model["strides"] == [stage.stride[0] for stage in source.stages]
     assert model["stages"] == f"{source.stages[0].name}:{source.stages[-1].name}"
+    assert model["stage_names"] == [stage.name for stage in source.stages]
     assert {f"{name}.{tag}" for tag in model["tags"]} == set(timm.list_pretrained(name))
     assert model["tags"][0] == timm.get_pretrained_cfg(name).tag
+
+
+def test_every_model_has_its_stages_as_a_list():
+    """The list of stages begins and ends as the range does, and has a stage for each stride."""
+    for model in list_models():
+        if model["stages"]:
+            names = model["stage_names"]
+            assert (f"{names[0]}:{names[-1]}", len(names)) == (model["stages"], len(model["strides"])), model["name"]
 
 
 def test_patterns():

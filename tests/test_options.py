@@ -281,7 +281,7 @@ def test_norm_is_part_of_the_plan(tmp_path, cli):
     manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
     assert manifest["settings"]["backbone"]["norm"] == "raw"
     refused = cli(*arguments, "--norm", "model")
-    assert (refused.code, 'backbone.norm: "raw" there, "model" now' in refused.err) == (5, True)
+    assert (refused.code, '--norm: "raw" there, "model" now' in refused.err) == (5, True)
     assert cli("inspect", "test_vit", "--norm", "both").code == 2
 
 

@@ -61,7 +61,7 @@ def test_what_schedulers_say(environment, expected, says):
         ({}, "no Slurm array"),
         ({"RANK": "1", "WORLD_SIZE": "8"}, "no Slurm array"),  # such a pair, left over in a container, is not torchrun
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, "no Slurm array"),  # a batch script is one process
-        (ARRAY | {"SLURM_ARRAY_TASK_COUNT": "2"}, "not all of an array"),
+        (ARRAY | {"SLURM_ARRAY_TASK_COUNT": "2"}, "so this is not a whole array"),
         ({"SLURM_ARRAY_TASK_ID": "1"}, "SLURM_ARRAY_TASK_MIN is not set"),
         (ARRAY | {"SLURM_ARRAY_TASK_MAX": "many"}, "'many'"),
         ({"JOB_COMPLETION_INDEX": "1"}, "Kubernetes tells the index"),
@@ -160,9 +160,14 @@ def test_a_shard_size_that_is_asked_for_stays():
 @pytest.mark.parametrize(
     ("images", "shard_rows", "sharers", "says"),
     [
-        (501, 4096, Sharers(2, 1), "1 shard for 2 parts: with a smaller --shard-size in the command that begins"),
-        (501, 32, Sharers(30, 1), "16 shards for 30 parts: with a smaller --batch-size and --shard-size in"),
-        (3, 32, Sharers(2, 3), "1 shard for 2 parts of 3 workers: the list has no more than 3 images"),
+        (
+            501,
+            4096,
+            Sharers(2, 1),
+            "there is 1 shard for 2 parts: with a smaller --shard-size in the command that begins",
+        ),
+        (501, 32, Sharers(30, 1), "there are 16 shards for 30 parts: with a smaller --batch-size and --shard-size in"),
+        (3, 32, Sharers(2, 3), "there is 1 shard for 2 parts of 3 workers: the list has no more than 3 images"),
         (501, 32, Sharers(16, 1), None),
     ],
 )
@@ -211,9 +216,9 @@ def test_two_parts_without_a_shard_size(many, cli, tmp_path, monkeypatch):
     assert "part           1/2: 6 shards of 12  (as asked)" in second.err
     idle = cli(*given, tmp_path / "d", "--part", "14/15")
     assert idle.code == 0
-    assert "warning: 12 shards for 15 parts: with a smaller --batch-size and --shard-size" in idle.err
+    assert "warning: there are 12 shards for 15 parts: with a smaller --batch-size and --shard-size" in idle.err
     assert idle.err.endswith("part 14/15 has no shards: the 12 of this dump belong to parts 0/15 to 11/15\n")
     assert cli(*given, tmp_path / "whole", "--shard-size", 4, "-q").code == 3
     assert content(tmp_path / "d") == content(tmp_path / "whole")
     refused = cli(*given, tmp_path / "d", "--part", "0/2", "--shard-size", 8)
-    assert (refused.code, "shard_rows: 4 there, 8 now" in refused.err) == (5, True)
+    assert (refused.code, "--shard-size: 4 there, 8 now" in refused.err) == (5, True)

@@ -88,7 +88,7 @@ def test_pictures_of_their_own_sizes(odd, tmp_path):
         np.testing.assert_allclose(
             backbone(dump.preprocess(odd / key)[None])["stage4"][0].numpy(), dump["stage4"][key], rtol=1e-4, atol=1e-5
         )
-    with pytest.raises(UsageError, match="are no batch"):
+    with pytest.raises(UsageError, match="cannot form one batch"):
         dump.preprocess([odd / "noise.jpg", odd / "deep.png"])
 
 
@@ -127,16 +127,16 @@ def test_arrays_are_pictures(odd):
 
 NO_PICTURES = {
     "floats": (np.zeros((4, 4, 3), np.float32), "floats are normalised already"),
-    "whole numbers": (np.zeros((4, 4, 3), np.int64), "of int64 is no picture"),
-    "five channels": (np.zeros((9, 9, 5), np.uint8), "is no picture"),
-    "nothing of it": (np.zeros((0, 4, 3), np.uint8), "is no picture"),
-    "a row": (np.zeros(4, np.uint8), "is no picture"),
-    "a number": (5, "int is no picture"),
-    "nothing": (None, "NoneType is no picture"),
-    "bytes": (b"\x89PNG", "bytes is no picture"),
-    "no pictures": ([], "are no batch"),
-    "a picture and none": ([Image.new("RGB", (4, 4)), 5], "int is no picture"),
-    "lists of lists": ([[Image.new("RGB", (4, 4))]], "are no batch"),
+    "whole numbers": (np.zeros((4, 4, 3), np.int64), "of int64 is not a picture"),
+    "five channels": (np.zeros((9, 9, 5), np.uint8), "is not a picture"),
+    "nothing of it": (np.zeros((0, 4, 3), np.uint8), "is not a picture"),
+    "a row": (np.zeros(4, np.uint8), "is not a picture"),
+    "a number": (5, "int is not a picture"),
+    "nothing": (None, "NoneType is not a picture"),
+    "bytes": (b"\x89PNG", "bytes is not a picture"),
+    "no pictures": ([], "cannot form one batch"),
+    "a picture and none": ([Image.new("RGB", (4, 4)), 5], "int is not a picture"),
+    "lists of lists": ([[Image.new("RGB", (4, 4))]], "cannot form one batch"),
     "a missing file": ("missing.png", "missing.png' cannot be prepared: not_found"),
     "no picture": (__file__, "cannot be prepared: not_an_image"),
     "values without a range": (Image.new("F", (4, 4)), "cannot be prepared: unsupported_depth"),
@@ -180,7 +180,7 @@ def test_arguments_of_the_model_of_a_dump(tmp_path, odd):
     options = {"checkpoint": "test_vit", "random_init": True, "model_arg": ["init_values=0.1"]}
     dump = featcli.open_dump(featcli.extract(odd, output=tmp_path / "d", **options).dump)
     assert dump.load_backbone(model_arg=["init_values=0.1"]).digest == dump.plan.settings.weights_digest
-    with pytest.raises(ConflictError, match="and the model_arg of then"):
+    with pytest.raises(ConflictError, match="and the same model_arg"):
         dump.load_backbone()
     with pytest.raises(UsageError, match="alpha: a dump's backbone has the settings of its plan"):
         dump.load_backbone(alpha="white")

@@ -86,7 +86,7 @@ def test_a_node_comes_a_node_goes_and_a_shard_is_poisonous(cli, cluster, many, w
     (tmp_path / "go").touch()
     err = run.communicate()[1]
     assert run.returncode == 1, err
-    given_up = "shard 45: given up after 3 workers died at it and kept no more rows"
+    given_up = "shard 45 was given up after 3 workers died at it without keeping more rows"
     assert f"featcli: error: {given_up}, the last one lost" in err
     assert "Traceback" not in err
     assert len(list((tmp_path / "d" / "shards").glob("*.json"))) == SHARDS - 1
@@ -181,7 +181,7 @@ def test_no_place_for_a_worker(engine, monkeypatch):
 
     monkeypatch.setattr(ray, "START_SECONDS", -1.0)
     engine, order, _ = engine(StandInForRay(has_room=False), cpus_per_worker=1)
-    with pytest.raises(MachineError, match="each asks for 1 CPUs and 1 GPUs, the cluster offers 2 CPUs, 0 GPUs"):
+    with pytest.raises(MachineError, match="each asks for 1 CPUs and 1 GPUs, and the cluster offers 2 CPUs, 0 GPUs"):
         engine.run(order)
 
 
@@ -213,7 +213,7 @@ def test_workers_of_other_versions(engine, whole):
 
     assert warnings(same, same) == []
     assert warnings(same, other, other) == [
-        f"a worker is not like the others, last bits may differ: torch {same['torch']} -> 1.0"
+        f"a worker is not like the others, so last bits may differ: torch {same['torch']} -> 1.0"
     ]
     with pytest.raises(UsageError, match=r"a worker has featcli 0\.0\.1"):
         warnings(old)

@@ -138,7 +138,7 @@ def test_a_file_system_without_locks(dump, photos, monkeypatch, cli):
     monkeypatch.setattr(fcntl, "flock", refused)
     given = ("-c", "test_resnet", "--random-init", "--batch-size", 4, "--shard-size", 4)
     run = cli("extract", photos, *given, "-o", dump)
-    assert (run.code, "this file system knows no locks" in run.err) == (0, True)
+    assert (run.code, "this file system has no locks" in run.err) == (0, True)
     assert verify(dump).state == "whole"
 
 

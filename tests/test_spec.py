@@ -203,14 +203,14 @@ def test_keywords_that_are_wrong(name):
         ("norm", "none", "--norm cannot be 'none'"),
         ("precision", "fp8", "--precision cannot be 'fp8'"),
         ("layout", "rows-first", "--layout cannot be 'rows-first'"),
-        ("image_size", "big", "--image-size 'big': not a size"),
-        ("out_indices", "first", "--out-indices 'first': not a list of whole numbers"),
-        ("out_features", ",", "--out-features ',': an empty name"),
-        ("num_channels", 0, "--num-channels 0: must be from 1 to 1024"),
-        ("num_channels", "three", "--num-channels 'three': not a number"),
-        ("fold", 3, "--fold '3': neither on nor off"),
-        ("random_init", "yes", "--random-init 'yes': neither on nor off"),
-        ("seed", -1, "--seed -1: must be from 0 to 2**63 - 1"),
+        ("image_size", "big", "--image-size 'big' is not a size"),
+        ("out_indices", "first", "--out-indices 'first' is not a list of whole numbers"),
+        ("out_features", ",", "--out-features ',': one of the names is empty"),
+        ("num_channels", 0, "--num-channels must be from 1 to 1024, not 0"),
+        ("num_channels", "three", "--num-channels 'three' is not a number"),
+        ("fold", 3, "--fold '3' is neither on nor off"),
+        ("random_init", "yes", "--random-init 'yes' is neither on nor off"),
+        ("seed", -1, "--seed must be from 0 to 2**63 - 1, not -1"),
     ],
 )
 def test_values_that_are_wrong(name, option, value, says):
@@ -465,7 +465,7 @@ def test_words_are_words():
         for value in (True, 1, ["model"], (255, 255, 255)):
             with pytest.raises(UsageError, match=f"--{option} cannot be"):
                 calls.ExtractCall("x", checkpoint="y", output="z", **{option: value})
-    with pytest.raises(UsageError, match="--max-pixels 'None': not a number"):
+    with pytest.raises(UsageError, match="--max-pixels 'None' is not a number"):
         calls.ExtractCall("x", checkpoint="y", output="z", max_pixels=None)
 
 

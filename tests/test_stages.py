@@ -62,10 +62,10 @@ def test_order_of_the_question_does_not_matter():
         ({"out_features": []}, "chooses no stage", "stem, stage1"),
         ({"out_features": ["stage3:stage2"]}, "runs backwards", "stage2:stage3"),
         ({"out_features": ["stage2", "stage2"]}, "chooses stage2 twice", "once"),
-        ({"out_features": ["stage5"]}, "unknown stage 'stage5'", "did you mean stage4"),
+        ({"out_features": ["stage5"]}, "there is no stage 'stage5'", "did you mean stage4"),
         ({"out_features": ["layer2", "stage2"]}, "chooses stage2 twice", "once"),
-        ({"out_features": ["layer5"]}, "unknown stage 'layer5'", "did you mean layer4"),
-        ({"out_features": ["xyz"]}, "unknown stage 'xyz'", "the stages are stem, stage1"),
+        ({"out_features": ["layer5"]}, "there is no stage 'layer5'", "did you mean layer4"),
+        ({"out_features": ["xyz"]}, "there is no stage 'xyz'", "choose from stem, stage1"),
     ],
 )
 def test_refusals(options, message, hint):
@@ -86,7 +86,7 @@ def test_disagreement_names_both_sides():
 
 def test_a_module_of_several_stages():
     """A module that gives several stages chooses none of them, and the hint has the names to choose by."""
-    with pytest.raises(UsageError, match="unknown stage 'blocks'") as refused:
+    with pytest.raises(UsageError, match="there is no stage 'blocks'") as refused:
         select([("stage1", "blocks"), ("stage2", "blocks"), ("stage3", "norm")], out_features=["blocks"])
     assert "stage1 and stage2" in refused.value.hint
 

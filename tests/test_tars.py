@@ -111,14 +111,14 @@ def test_a_tar_that_is_damaged_or_packed(tmp_path, tar):
     """A tar that is cut short or compressed is refused, because images would be missing or could not be found."""
     whole = tar.read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UsageError, match=r"cut.tar': damaged or cut short after \d+ members"):
+    with pytest.raises(UsageError, match=r"cut.tar': it is damaged or cut short after \d+ members"):
         names(tmp_path / "cut.tar")
     (tmp_path / "none.tar").write_bytes(b"this is no tar file" * 100)
     with pytest.raises(UsageError, match="damaged or cut short after 0 members"):
         names(tmp_path / "none.tar")
     for suffix in ("tar.gz", "tgz", "tar.xz"):
         (tmp_path / f"x.{suffix}").write_bytes(b"x")
-        with pytest.raises(UsageError, match="a packed tar file"):
+        with pytest.raises(UsageError, match="it is a compressed tar file"):
             names(tmp_path / f"x.{suffix}")
 
 
@@ -192,7 +192,7 @@ def test_headers_without_end(tmp_path, monkeypatch, what):
     (tmp_path / "x.tar").write_bytes(LONG[what] + whole)
     tracemalloc.start()  # counts no other threads of the process
     try:
-        with pytest.raises(UsageError, match=r"x.tar'?: damaged or cut short after . member"):
+        with pytest.raises(UsageError, match=r"x.tar'?: it is damaged or cut short after . member"):
             names(tmp_path / "x.tar")
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
@@ -279,7 +279,7 @@ def test_listed_urls_without_a_root(tmp_path, memory):
     assert images.keys == ["bucket/photos/01.png", "nature/sea.jpg"]
     assert images[0].path == "memory://bucket/photos/01.png"
     (tmp_path / "list").write_text("memory://bucket/../01.png\n")
-    with pytest.raises(UsageError, match=r"'\.\.', .* in a URL"):
+    with pytest.raises(UsageError, match=r"'\.\.', .* is in its URL"):
         names(files_from=str(tmp_path / "list"))
 
 
@@ -287,10 +287,10 @@ def test_urls_that_lead_nowhere(memory, monkeypatch):
     """A URL of nothing, of an unknown protocol or of a missing package is refused with a way out."""
     monkeypatch.setitem(sys.modules, "s3fs", None)
     for url, says in (
-        ("memory://bucket/nothing", "nothing there"),
+        ("memory://bucket/nothing", "there is nothing at this URL"),
         ("nosuch://bucket/x", "Protocol not known"),
         ("s3://bucket/x", "s3fs"),
-        ("memory://bucket/photos/notes", "nothing there"),
+        ("memory://bucket/photos/notes", "there is nothing at this URL"),
     ):
         with pytest.raises(UsageError, match=says):
             names(url)
@@ -308,13 +308,13 @@ def test_chains_of_file_systems(tmp_path, memory, folder, cache):
         "zip:///x.zip",
         "tar://::memory://bucket/t.tar",
     ):
-        with pytest.raises(UsageError, match="inside of archives"):
+        with pytest.raises(UsageError, match="inside of an archive"):
             names(url)
     for chain in ("blockcache", "dir"):
         with pytest.raises(UsageError, match="a chain of file systems"):
             names(f"{chain}::memory://bucket/photos")
     (tmp_path / "list").write_text("00.png")
-    with pytest.raises(UsageError, match="inside of archives"):
+    with pytest.raises(UsageError, match="inside of an archive"):
         names(files_from=str(tmp_path / "list"), root="zip://::memory://bucket/x.zip")
 
 

@@ -139,7 +139,7 @@ def test_the_backend_of_an_image_processor(dinov2_folder, backend):
     assert torch.equal(default, backbone.preprocess(PICTURES[0])) == (backend == "pil")
     again = recorded_preprocessing(backbone.preprocessing.settings, size=(70, 70), channels=3, resize_mode=None)
     assert np.array_equal(again.fit(PICTURES[0]), backbone.preprocess(PICTURES[0]).numpy())
-    with pytest.raises(UsageError, match=f"--processor-backend {backend} does not go with --fit"):
+    with pytest.raises(UsageError, match=f"--processor-backend {backend} cannot be used with --fit"):
         load_backbone(dinov2_folder, processor_backend=backend, fit="pad")
 
 

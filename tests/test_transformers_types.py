@@ -131,7 +131,7 @@ def test_a_pyramid_of_four_stages_is_no_stage():
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
     config = transformers.BeitConfig(**sizes, image_size=64, out_indices=[1, 2, 3, 4], add_fpn=True)
-    with pytest.raises(CheckpointError, match="add_fpn makes a pyramid"):
+    with pytest.raises(CheckpointError, match="with add_fpn it gives a pyramid"):
         load_backbone(config)
     backbone = load_backbone(config, model_arg={"add_fpn": False})
     assert backbone.out_features == ["stage1", "stage2", "stage3", "stage4"]

@@ -163,7 +163,7 @@ def test_nothing_can_be_read_before_a_shard_is_finished(pictures, tmp_path, cli)
     for command, name in (("export", "o.h5"), ("export", "-"), ("show", "o.png"), ("show", "o.html")):
         refused = cli(command, dump, "-o", name if name == "-" else tmp_path / name)
         assert (refused.code, refused.out) == (8, "")
-        assert refused.err == f"featcli: error: dump '{dump}': not complete, 0 of 1 shard there\n{hint}\n"
+        assert refused.err == f"featcli: error: dump '{dump}': it is not complete and has 0 of 1 shard\n{hint}\n"
         refused = cli(command, dump, "--incomplete", "-o", name if name == "-" else tmp_path / name)
         assert (refused.code, refused.out) == (8, "")
         said = "none of its 1 shard is finished yet: 2 images kept in unfinished ones"
@@ -228,12 +228,14 @@ def test_a_file_that_loses_its_name(pictures, tmp_path, monkeypatch):
         return begun
 
     monkeypatch.setattr(DumpWriter, "start", removed)
-    with pytest.raises(MachineError, match="gone while it was written"):
+    with pytest.raises(MachineError, match="it was removed while it was being written"):
         run(pictures, dump, events=events)
     assert not records(dump)
     assert "kept" not in [kind for kind, _ in events]
     monkeypatch.setattr(sink, "KEEP_SECONDS", 60.0)
-    with pytest.raises(MachineError, match="gone while it was written"):  # when it would get its final name
+    with pytest.raises(
+        MachineError, match="it was removed while it was being written"
+    ):  # when it would get its final name
         run(pictures, dump)
     monkeypatch.undo()
     assert run(pictures, dump).is_complete

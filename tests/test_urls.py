@@ -210,6 +210,6 @@ def test_inputs_of_the_web(web):
         with pytest.raises(MachineError):
             find(InputSpec([f"{base}/{name}"]))
     for name in ("404/a.png", "410/x.tar"):
-        with pytest.raises(UsageError, match="nothing there"):
+        with pytest.raises(UsageError, match="there is nothing at this URL"):
             find(InputSpec([f"{base}/{name}"]))
     assert outcome(find(InputSpec([f"{base}/ok/x.tar"])).images[0]) == "read"

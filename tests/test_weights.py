@@ -122,7 +122,7 @@ def test_files_are_hashed(checkpoint, tmp_path):
 def test_nan_is_refused(checkpoint):
     """A checkpoint with NaN from a training that diverged is refused, and the message names a tensor."""
     rewrite(checkpoint, lambda tensors: {k: v * torch.nan if v.is_floating_point() else v for k, v in tensors.items()})
-    with pytest.raises(CheckpointError, match="NaN or infinity in"):
+    with pytest.raises(CheckpointError, match="of its weights are NaN or infinite"):
         load_backbone(checkpoint, **options(checkpoint))
 
 
@@ -130,7 +130,7 @@ def test_infinity_is_refused(checkpoint):
     """One infinite parameter is refused, because it makes every map NaN."""
     name = LAST[checkpoint.name][0]
     rewrite(checkpoint, lambda tensors: tensors | {name: torch.full_like(tensors[name], torch.inf)})
-    with pytest.raises(CheckpointError, match="NaN or infinity in 1 of"):
+    with pytest.raises(CheckpointError, match="1 of its weights are NaN or infinite"):
         load_backbone(checkpoint, **options(checkpoint))
 
 
@@ -138,7 +138,7 @@ def test_an_absent_tensor_is_refused(checkpoint):
     """A checkpoint that lacks one tensor of the backbone is refused with its name."""
     on_disk, in_memory = LAST[checkpoint.name]
     rewrite(checkpoint, lambda tensors: {k: v for k, v in tensors.items() if k != on_disk})
-    with pytest.raises(CheckpointError, match=r"1 of .* not in it") as refused:
+    with pytest.raises(CheckpointError, match=r"it lacks 1 of the ") as refused:
         load_backbone(checkpoint, out_indices="all", **options(checkpoint))
     assert refused.value.message.endswith(f"first {in_memory}")
 
@@ -147,7 +147,7 @@ def test_whole_numbers_are_refused(checkpoint):
     """A quantised tensor is refused by its name, because its values would be taken for weights."""
     name = LAST[checkpoint.name][0]
     rewrite(checkpoint, lambda tensors: tensors | {name: (100 * tensors[name]).to(torch.int8)})
-    with pytest.raises(CheckpointError, match="1 of its weights are no floating-point numbers") as refused:
+    with pytest.raises(CheckpointError, match="1 of its weights are not floating-point numbers") as refused:
         load_backbone(checkpoint, **options(checkpoint))
     assert "quantised" in refused.value.hint
 
@@ -202,7 +202,7 @@ def test_the_file_that_timm_chose_is_hashed(timm_folder, name):
     [
         ("architecture", "nope", "names an architecture that this timm lacks"),
         ("interpolation", "nope", "its preprocessing cannot be followed"),
-        ("std", [0, 1, 1], "standard deviations of 0, 1, 1"),
+        ("std", [0, 1, 1], "standard deviations, 0, 1, 1"),
     ],
 )
 def test_a_damaged_configuration_of_timm(timm_folder, field, value, message):
@@ -278,5 +278,5 @@ def test_a_shard_that_is_gone(request, name):
     (folder / "model.safetensors").unlink()
     weight_map = {"some.weight": "model-00001-of-00001.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    with pytest.raises(CheckpointError, match=r"'model-00001-of-00001.safetensors', which it names, is not there"):
+    with pytest.raises(CheckpointError, match=r"'model-00001-of-00001.safetensors', which is not there"):
         load_backbone(folder)

@@ -74,7 +74,8 @@ def refuse_not_finite(name: str, network: Network) -> None:
     ]
     if broken:
         raise CheckpointError(
-            f"checkpoint {shown(name)}: NaN or infinity in {len(broken)} of its weights, first {', '.join(broken[:3])}",
+            f"checkpoint {shown(name)}: {len(broken)} of its weights are NaN or infinite,"
+            f" first {', '.join(broken[:3])}",
             "did its training diverge? Take an earlier checkpoint",
         )
 

@@ -58,9 +58,9 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         self._class = backbone_classes()[type(self.config)]
         if getattr(self.config, "add_fpn", False):  # BEiT: a map is made of a stage by its place among the chosen four
             raise CheckpointError(
-                f"checkpoint {shown(asked.checkpoint_name)}: add_fpn makes a pyramid of four of its stages, whose maps"
-                " are no stages",
-                "--model-arg add_fpn=false gives the maps of its stages, without the pyramid",
+                f"checkpoint {shown(asked.checkpoint_name)}: with add_fpn it gives a pyramid made of four"
+                " stages, not the stages themselves",
+                "give --model-arg add_fpn=false for the maps of its stages, without the pyramid",
             )
         self.norm = asked.norm or self.default_norm
         self.norm_reason = "as asked" if asked.norm else "default: AutoBackbone's own"
@@ -69,7 +69,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         if not names:
             raise CheckpointError(
                 f"checkpoint {shown(asked.checkpoint_name)}: model type {shown(self.model_type)} names no stages",
-                "is config.json whole?",
+                "is config.json complete?",
             )
         self.stage_names = tuple(zip(names, self._module_names(names), strict=True))[self.first_index :]
         self.default_indices = tuple(self.config.out_indices)
@@ -168,7 +168,7 @@ def _stage_list(module: nn.Module, names: Sequence[str]) -> tuple[str, nn.Module
     if not lists:
         raise CheckpointError(
             f"{type(module).__name__}: {count} stages are named, but no list of {count} stages is in the model",
-            "is config.json whole? stage_names must fit the number of layers",
+            "is config.json complete? stage_names must fit the number of layers",
         )
     return min(lists, key=lambda pair: pair[0].count("."))
 

@@ -226,7 +226,9 @@ class Backbone:
         the checkpoint is another by now, and what `load_backbone` raises.
         """
         if self.make_module is None:
-            raise UsageError(f"{self!r} does not know its checkpoint", "featcli.load_backbone makes one that does")
+            raise UsageError(
+                f"{self!r} does not know its checkpoint", "load it with featcli.load_backbone, which tells it"
+            )
         return self.make_module(self, cut)
 
     def _run(
@@ -243,7 +245,7 @@ class Backbone:
         if pixels.dtype != getattr(torch, wanted):
             raise UsageError(
                 f"pixels of {pixels.dtype}: this backbone takes {wanted}",
-                "give what preprocess gives; normalising is done inside",
+                "give what preprocess gives: the backbone normalises by itself",
             )
         with torch.no_grad():  # not inference_mode: autograd keeps no tensor of that, and a head may be trained
             self._refuse_unfit((pixels.shape[2], pixels.shape[3]))

@@ -48,9 +48,11 @@ def _open(asked: CheckpointSpec) -> ModelSpec:
         return _transformers(asked)
     path = Path(asked.checkpoint_name)
     if not is_there(path) and (path.suffix in WEIGHTS_SUFFIXES or asked.checkpoint_name.startswith((".", "/", "~"))):
-        raise UsageError(f"checkpoint {shown(asked.checkpoint_name)}: no such folder or file", "is the path right?")
+        raise UsageError(
+            f"checkpoint {shown(asked.checkpoint_name)}: there is no such folder or file", "is the path right?"
+        )
     if asked.arch is not None and not is_file(path):
-        raise UsageError("--arch goes with a weights file", "leave --arch out: this checkpoint says what it is")
+        raise UsageError("--arch is only for a weights file", "leave --arch out: this checkpoint says what it is")
     if asked.checkpoint_name.startswith((AT_HUB, IN_FOLDER)):
         return _named_for_timm(asked)
     if is_file(path):
@@ -59,14 +61,14 @@ def _open(asked: CheckpointSpec) -> ModelSpec:
         return _from_folder(asked, path)
     if is_folder(path) and not _is_timm_name(asked.checkpoint_name):
         raise CheckpointError(
-            f"checkpoint {shown(path)}: a folder without config.json",
-            "a checkpoint folder is what timm's or transformers' save_pretrained writes, a dump what extract makes",
+            f"checkpoint {shown(path)}: this folder has no config.json",
+            "give a folder that timm's or transformers' save_pretrained wrote; what featcli extract makes is a dump",
         )
     if HUB_ID.fullmatch(asked.checkpoint_name) and not is_there(path):
         return _from_hub(asked, asked.checkpoint_name)
     if "/" in asked.checkpoint_name and not is_there(path):
         raise UsageError(
-            f"checkpoint {shown(asked.checkpoint_name)}: no such folder or file",
+            f"checkpoint {shown(asked.checkpoint_name)}: there is no such folder or file",
             "a checkpoint is a timm model, a folder, a weights file or a hub id such as owner/name",
         )
     return _timm(asked)
@@ -82,7 +84,7 @@ def _named_for_timm(asked: CheckpointSpec) -> ModelSpec:
 def _from_config(asked: CheckpointSpec, path: Path) -> ModelSpec:
     """Open a configuration by itself: it can be inspected, and give random weights."""
     if asked.arch is not None:
-        raise UsageError("--arch goes with a weights file", "leave --arch out: this configuration says what it is")
+        raise UsageError("--arch is only for a weights file", "leave --arch out: this configuration says what it is")
     if _is_timm_config(read_config(path)):
         return _timm(replace(asked, checkpoint=str(path.parent)), local=True)
     return _transformers(asked)
@@ -91,7 +93,8 @@ def _from_config(asked: CheckpointSpec, path: Path) -> ModelSpec:
 def _from_file(asked: CheckpointSpec, path: Path) -> ModelSpec:
     if path.suffix not in WEIGHTS_SUFFIXES:
         raise CheckpointError(
-            f"checkpoint {shown(path)}: not a weights file", f"weights files end in {', '.join(WEIGHTS_SUFFIXES)}"
+            f"checkpoint {shown(path)}: this is not a weights file",
+            f"give one whose name ends in {', '.join(WEIGHTS_SUFFIXES)}",
         )
     if asked.arch is not None and asked.is_random:
         raise UsageError(
@@ -109,13 +112,13 @@ def _from_file(asked: CheckpointSpec, path: Path) -> ModelSpec:
 def _from_folder(asked: CheckpointSpec, path: Path) -> ModelSpec:
     if len(path.parts) == 1 and not asked.checkpoint_name.startswith(".") and _is_timm_name(asked.checkpoint_name):
         raise UsageError(
-            f"checkpoint {shown(asked.checkpoint_name)}: both a folder here and a timm model",
+            f"checkpoint {shown(asked.checkpoint_name)}: there is a folder of this name here, and a timm model",
             f"write ./{asked.checkpoint_name} for the folder, or run elsewhere for the model",
         )
     if is_file(path / ADAPTER) and not asked.is_random:
         raise CheckpointError(
-            f"checkpoint {shown(path)}: {ADAPTER} is in it, of weights of PEFT that are not merged into others",
-            "merge them: model.merge_and_unload().save_pretrained(FOLDER); or take it out, to do without them",
+            f"checkpoint {shown(path)}: it holds {ADAPTER}: weights of PEFT that are not merged into the model",
+            "merge them: model.merge_and_unload().save_pretrained(FOLDER); or delete that file, to do without them",
         )
     config = read_config(path / "config.json")
     if config.get("model_type") == "timm_wrapper" and "architecture" in config and "architectures" in config:
@@ -135,7 +138,7 @@ def _from_hub(asked: CheckpointSpec, name: str) -> ModelSpec:
     except CheckpointError:
         raise
     except Exception as error:  # the hub's client raises what its HTTP library and its validators raise
-        raise unreachable(asked.checkpoint_name, error) from error
+        raise unreachable(asked.checkpoint_name, error, name) from error
     if _is_timm_config(config):
         return _timm(asked, hub=name == asked.checkpoint_name)
     return _transformers(replace(asked, checkpoint=name))
@@ -146,9 +149,11 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(read_text(path))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint configuration {shown(path)}: {error}", "is the file whole?") from error
+        raise CheckpointError(f"checkpoint configuration {shown(path)}: {error}", "is the file complete?") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"checkpoint configuration {shown(path)}: not a JSON object", "is the file whole?")
+        raise CheckpointError(
+            f"checkpoint configuration {shown(path)}: it is not a JSON object", "is the file complete?"
+        )
     return config
 
 
@@ -186,7 +191,7 @@ def _timm_wrapper(asked: CheckpointSpec, path: Path, config: dict[str, Any]) -> 
     refuse_processor_backend(asked)
     files = weights_files(path)
     if not (files or asked.is_random):
-        raise CheckpointError(f"checkpoint {shown(path)}: no weights in it", "is the folder whole?")
+        raise CheckpointError(f"checkpoint {shown(path)}: there are no weights in it", "is the folder complete?")
     request = TimmRequest(
         model_name=config["architecture"],
         is_architecture=True,
@@ -205,7 +210,8 @@ def _transformers(asked: CheckpointSpec) -> ModelSpec:
         import_transformers()
     except ModuleNotFoundError:  # an extra: its absence is the user's to mend, not a bug
         raise CheckpointError(
-            f"checkpoint {shown(asked.checkpoint_name)}: a transformers checkpoint, and transformers is not installed",
+            f"checkpoint {shown(asked.checkpoint_name)}: it is a transformers checkpoint, and transformers"
+            " is not installed",
             "pip install 'featcli[transformers]'",
         ) from None
     from featcli.backbones.auto_backbone import AutoBackboneModelSpec, is_mapped
@@ -222,8 +228,8 @@ def _transformers(asked: CheckpointSpec) -> ModelSpec:
             return TimmInTransformersModelSpec(asked, inner or config, None if inner is None else config)
         if asked.config is not None and not asked.is_random:
             raise UsageError(
-                f"{asked.checkpoint_name}: use_pretrained_backbone=True, and a configuration of type"
-                f" {shown(config.model_type)} does not say which weights",
+                f"{asked.checkpoint_name}: use_pretrained_backbone=True asks for weights, and a configuration of type"
+                f" {shown(config.model_type)} does not say which",
                 "give the checkpoint that has them, its folder or hub id, or leave use_pretrained_backbone out",
             )
         if tower is not None and is_mapped(tower):

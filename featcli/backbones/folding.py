@@ -52,7 +52,7 @@ def has_norms(network: Network) -> bool:
 def nothing_to_fold(name: str) -> UsageError:
     """Describe a backbone of that name to whoever asked for its norms to be folded."""
     return UsageError(
-        f"--fold: {name} has no norm that can be folded into a convolution without moving its maps",
+        f"--fold: {name} has no norm that can be folded into a convolution without changing its maps",
         "leave --fold out",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,22 +68,35 @@ def find_weights(file: Callable[[str], Path | None], first: str | None = None) -
             try:
                 shards = sorted(set(json.loads(read_text(index))["weight_map"].values()))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"checkpoint {shown(index)}: not an index of weights", "is it whole?") from error
+                raise CheckpointError(
+                    f"checkpoint {shown(index)}: this is not an index of weights", "is the file complete?"
+                ) from error
             found = {shard: file(shard) for shard in shards}
             if absent := [shard for shard, path in found.items() if path is None]:
                 raise CheckpointError(
-                    f"checkpoint {shown(index)}: {shown(absent[0])}, which it names, is not there", "is it whole?"
+                    f"checkpoint {shown(index)}: it names {shown(absent[0])}, which is not there",
+                    "is the folder complete?",
                 )
             return [path for path in found.values() if path is not None]
     return []
 
 
-def unreachable(checkpoint: str, error: Exception, or_else: str = "") -> CheckpointError:
-    """Describe a checkpoint that is neither here, nor cached, nor within reach; `or_else` ends the hint."""
+def unreachable(checkpoint: str, error: Exception, repository: str | None, or_else: str = "") -> CheckpointError:
+    """Describe a checkpoint that is neither here, nor cached, nor within reach.
+
+    `repository`: where the hub has it, `owner/name` or `owner/name@revision`, for a command that downloads it.
+    `or_else`: another way out.
+    """
     cause = HUB_ERRORS.get(type(error).__name__, f"{type(error).__name__}: {one_line(error)}")
+    name, _, revision = (repository or "").partition("@")
+    folder = name.rpartition("/")[2]
+    elsewhere = "download its folder where there is a network, and give -c ./FOLDER here"
+    if folder:
+        command = ["hf", "download", name, *(["--revision", revision] if revision else []), "--local-dir", folder]
+        elsewhere = f"give -c ./{shlex.quote(folder)}, downloaded where there is a network by: {shlex.join(command)}"
     return CheckpointError(
-        f"checkpoint {shown(checkpoint)}: not on this machine, and not to be had from the hub: {cause}",
-        f"check the name, or fetch it where there is a network and give its folder{or_else}",
+        f"checkpoint {shown(checkpoint)}: it is not on this machine, and the hub does not give it: {cause}",
+        f"check the name{or_else}, or {elsewhere}",
     )
 
 

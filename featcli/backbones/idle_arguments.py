@@ -28,7 +28,7 @@ def refuse_idle(
     for name, value in arguments.items():
         others = {other: given for other, given in arguments.items() if other != name}
         if value is None:
-            raise UsageError(f"--model-arg {name}: timm leaves out an argument that is null", "leave it out")
+            raise UsageError(f"--model-arg {name}: timm ignores an argument that is null", "leave it out")
         try:
             plain = make("meta", others)
         except UsageError:  # the others need it
@@ -39,7 +39,7 @@ def refuse_idle(
         if name not in known:
             raise UsageError(
                 f"--model-arg {name}: {type(plain).__name__} has no such argument, and ignores it",
-                did_you_mean(nearest(name, known), "its arguments are those of its class in timm"),
+                did_you_mean(nearest(name, known), "give an argument of its class in timm"),
             )
         if is_random or _plain(known[name]) == _plain(value):
             continue

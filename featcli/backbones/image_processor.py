@@ -425,7 +425,7 @@ def read_processor(
         if is_there(Path(checkpoint) / "preprocessor_config.json"):
             raise CheckpointError(
                 f"checkpoint {shown(checkpoint)}: its preprocessor_config.json cannot be used: {one_line(error)}",
-                "is it whole? An image processor with code of its own is not run",
+                "is it complete? featcli runs no image processor that brings its own code",
             ) from error
         if not isinstance(error, OSError | ValueError):
             raise

@@ -646,8 +646,8 @@ def norm_replacer(outer: Any) -> Callable[[nn.Module], None] | None:
     found: Callable[[nn.Module], None] | None = getattr(modeling, "replace_batch_norm", None)
     if found is None and place.startswith("transformers.") and place.partition(".configuration_")[2] in REPLACE_NORMS:
         raise CheckpointError(
-            f"model type {shown(outer.model_type)}: transformers {import_transformers().__version__} has no"
-            " replace_batch_norm beside it, with which it freezes the norms of its backbone",
+            f"model type {shown(outer.model_type)}: transformers {import_transformers().__version__} lacks"
+            " replace_batch_norm, which freezes the norms of its backbone",
             "use the transformers of featcli's constraints.txt",
         )
     return found

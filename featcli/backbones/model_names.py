@@ -8,18 +8,22 @@ from collections.abc import Iterable
 # Letters by which papers and torchvision call the sizes of a model. Each is a part of a name by itself.
 SIZES = {"ti": "tiny", "t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
 SEPARATORS = re.compile(r"[_\-/. ]+")
+GLUED = re.compile(r"(vit|deit)(ti|[tsblhg])(\d+)")  # as in the names of torch.hub: vitb14
 
 
 def containing(typed: str, names: Iterable[str]) -> list[str]:
-    """List the names that contain all parts of a text in their order; none for an empty text.
+    """List the names that contain all parts of a text; none for an empty text.
 
-    Those come first whose first part is the same, then the shortest. Parts end at `_`, `-`, `/`, `.` and blanks. A
+    Where some have the parts in the order of the text, these are all. Those come first whose first part is the same,
+    then the shortest. Parts end at `_`, `-`, `/`, `.` and blanks. A
     part that is a letter for a size stands for its word or for itself, as a part of the name: `vit_b_16` finds
-    `vit_base_patch16_224`, and `efficientnet-v2-s` `efficientnetv2_s`.
+    `vit_base_patch16_224`, `efficientnet-v2-s` `efficientnetv2_s`, and `dinov2_vitb14` `vit_base_patch14_dinov2`.
     """
-    parts = [part for part in SEPARATORS.split(typed.lower()) if part]
-    pattern = re.compile(
-        ".*".join(rf"(?<=_)(?:{SIZES[part]}|{part})(?=_|$)" if part in SIZES else re.escape(part) for part in parts)
-    )
-    found = [name for name in names if parts and pattern.search(name.lower())]
+    parts = [part for part in SEPARATORS.split(GLUED.sub(r"\1_\2_\3_", typed.lower())) if part]
+    if not parts:
+        return []
+    patterns = [rf"(?<=_)(?:{SIZES[part]}|{part})(?=_|$)" if part in SIZES else re.escape(part) for part in parts]
+    in_order, known = re.compile(".*".join(patterns)), list(names)
+    found = [name for name in known if in_order.search(name.lower())]
+    found = found or [name for name in known if all(re.search(pattern, name.lower()) for pattern in patterns)]
     return sorted(found, key=lambda name: (SEPARATORS.split(name.lower())[0] != parts[0], len(name), name))

@@ -133,7 +133,7 @@ class ModelSpec(ABC):
         step, largest = resize_mode.step, resize_mode.size
         if largest is not None and (largest[0] < step[0] or largest[1] < step[1]):
             raise UsageError(
-                f"--image-size {largest[0]}x{largest[1]}: the step of {self.name} is {step[0]}x{step[1]}",
+                f"--image-size {largest[0]}x{largest[1]}: {self.name} needs at least its step, {step[0]}x{step[1]}",
                 f"give at least {step[0]}x{step[1]}",
             )
         stages = [self.stages[position] for position in positions]
@@ -150,7 +150,7 @@ class ModelSpec(ABC):
             if found != expected:
                 raise UsageError(
                     f"--fit {NATIVE}: {self.name} does not take every size: {cause}",
-                    "--fit pad keeps all of a picture at one size",
+                    "use --fit pad: it keeps the whole picture, at one size",
                 )
 
     @cached_property
@@ -165,7 +165,7 @@ class ModelSpec(ABC):
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {self.name} names {len(self.stage_names)} stages and"
                 f" gives {len(self._whole.shapes)} maps",
-                "is its configuration whole?",
+                "is its configuration complete?",
             )
         places = zip(self.stage_names, self._whole.places, self._whole.shapes, known, strict=True)
         return tuple(
@@ -243,7 +243,7 @@ class ModelSpec(ABC):
         if foreign:
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {len(foreign)} of its tensors have no place in"
-                f" {self.name}, which gives other maps than with them, first {', '.join(foreign[:3])}",
+                f" {self.name}, whose maps would differ with them, first {', '.join(foreign[:3])}",
                 self._hint_for(foreign, shapes or {}),
             )
 
@@ -296,7 +296,7 @@ class ModelSpec(ABC):
                 f"choose {name} too, or leave --norm out",
             )
         raise UsageError(
-            f"--norm {norm}: {self.name} has no final norm for its maps, they are what they are without",
+            f"--norm {norm}: {self.name} has no final norm for its maps: they are the same without it",
             "leave --norm out",
         )
 

@@ -61,7 +61,7 @@ def _refuse_other_weights(backbone: Backbone, network: Network) -> None:
         again = tensors.get(name)
         if again is None or not torch.equal(again.to(tensor.dtype), tensor.cpu()):
             raise CheckpointError(
-                f"checkpoint {shown(backbone.name)}: its weights are others than when this backbone was loaded",
+                f"checkpoint {shown(backbone.name)}: its weights have changed since this backbone was loaded",
                 "load the backbone again",
             )
 
@@ -202,6 +202,6 @@ class BackboneModule(nn.Module):
 
 def _cannot_save(*_: Any, **__: Any) -> None:
     raise UsageError(
-        "save_pretrained: it is transformers' own, this is a model of timm",
-        "torch.save(module.model.state_dict(), 'weights.pth'), to be loaded by -c weights.pth --arch NAME",
+        "save_pretrained is transformers' own, and this is a model of timm",
+        "use torch.save(module.model.state_dict(), 'weights.pth'), and load it with -c weights.pth --arch NAME",
     )

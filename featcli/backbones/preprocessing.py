@@ -57,8 +57,8 @@ class Preprocessing:
         """Raise CheckpointError for a standard deviation of 0: every map would be of infinities."""
         if not all(self.std):
             raise CheckpointError(
-                f"{self.origin}: standard deviations of {', '.join(map(str, self.std))}, by which pixels are divided",
-                "is the checkpoint's configuration whole?",
+                f"{self.origin}: pixels cannot be divided by its standard deviations, {', '.join(map(str, self.std))}",
+                "is the checkpoint's configuration complete?",
             )
         object.__setattr__(self, "fit", _of_rgb(self.fit))
 
@@ -96,7 +96,7 @@ def _of_rgb(fit: Fit) -> Fit:
             what = f"a picture of mode {mode}" if mode else f"{type(picture).__name__}"
             raise UsageError(
                 f"{what}: fit takes an upright RGB picture of Pillow",
-                "backbone.preprocess(picture) makes one of any, as extract does; or picture.convert('RGB')",
+                "use backbone.preprocess(picture), which takes any picture as extract does, or picture.convert('RGB')",
             )
         return fit(picture)
 
@@ -115,7 +115,7 @@ def refuse_processor_backend(asked: CheckpointSpec) -> None:
     if asked.processor_backend is not None:
         raise UsageError(
             f"--processor-backend {asked.processor_backend}: {shown(asked.checkpoint_name)} has no image processor of"
-            " transformers: timm prepares its pictures, by Pillow",
+            " transformers: timm prepares its pictures, with Pillow",
             "leave it out",
         )
 
@@ -206,7 +206,7 @@ def processor_preprocessing(
         return ours
     if channels == 1:
         raise UsageError(
-            f"{processor.name} prepares colours in a way of its own, and no greys",
+            f"{processor.name} prepares colours in its own way, and takes no greys",
             "leave --num-channels out, or save another image processor there",
         )
     return replace(ours, fit=whole, dtype="float32")
@@ -267,7 +267,7 @@ def _refuse_other_sizes(processor: ImageProcessor, ours: Preprocessing, resize_m
         size = resize_mode.native_size(own_size) if resize_mode.is_native else ours.size
         if ours.fit(picture).shape[1:] != size:
             raise UsageError(
-                f"--fit {resize_mode.name}: {processor.name} sizes pictures in a way of its own",
+                f"--fit {resize_mode.name}: {processor.name} sizes pictures in its own way",
                 "leave --fit out, or save another image processor there",
             )
 

@@ -79,7 +79,7 @@ def replay(
     result = twin_of(model, {backbone.module: stored})(pixel_values=pixel_values, **inputs)
     if not stored.was_asked:
         raise UsageError(
-            f"{type(model).__name__} did not ask its backbone, so that these maps had no part in what it gave",
+            f"{type(model).__name__} never called its backbone, so these maps had no part in its output",
             "was its forward replaced, by hooks of accelerate or the like? Give the model as from_pretrained loads it",
         )
     return result
@@ -122,7 +122,8 @@ class _Backbone:
             missing = [names[0] for names, key in zip(self.names, keys, strict=True) if key is None]
             if missing and arrays:
                 raise UsageError(
-                    f"{what} of {', '.join(map(str, arrays))}: {self.owner} needs {known}, {missing[0]} is not there",
+                    f"{what} of {', '.join(map(str, arrays))}: {self.owner} needs {known},"
+                    f" and {missing[0]} is not there",
                     f"extract with --out-features {known.replace(' ', '')}",
                 )
             values = [] if missing else [arrays[key] for key in keys]
@@ -182,7 +183,7 @@ def _tensor(what: str, value: Any, like: torch.Tensor) -> torch.Tensor:
         raise
     except (TypeError, ValueError) as error:
         hint = BY_NAME if isinstance(value, str) else "give (B, C, H, W) arrays, so maps of one size in each call"
-        raise UsageError(f"{what}: {shown(type(value).__name__)} is no array of numbers", hint) from error
+        raise UsageError(f"{what}: {shown(type(value).__name__)} is not an array of numbers", hint) from error
     return tensor.to(like.device)
 
 
@@ -204,13 +205,15 @@ def _refuse_wrong_kinds(maps: list[torch.Tensor], tokens: list[torch.Tensor] | N
         if token.shape != one.shape[:2] or token.dtype != like.dtype:
             is_vector = token.ndim == 2 and token.shape[1] == one.shape[1]
             raise UsageError(
-                f"class_tokens: {tuple(token.shape)} {token.dtype}, beside maps {tuple(one.shape)} it takes"
+                f"class_tokens {tuple(token.shape)} {token.dtype} do not fit maps {tuple(one.shape)}, which need"
                 f" {tuple(one.shape[:2])} {like.dtype}",
                 "give the same rows of both, in one type" if is_vector else "extract the same pictures with --pool cls",
             )
     for one in (*maps, *(tokens or ())):
         if one.device != like.device:
-            raise UsageError(f"maps on {one.device}, the model is on {like.device}", f"move them: .to('{like.device}')")
+            raise UsageError(
+                f"the maps are on {one.device}, and the model is on {like.device}", f"move them: .to('{like.device}')"
+            )
 
 
 def _size(size: Any, pixel_values: Any, batch: int) -> Size:
@@ -219,7 +222,7 @@ def _size(size: Any, pixel_values: Any, batch: int) -> Size:
     if size is not None:
         is_pair = isinstance(size, tuple | list | torch.Size) and len(size) == 2
         if not is_pair or not all(isinstance(edge, Integral) and int(edge) > 0 for edge in size):
-            raise UsageError(f"size {size!r}: not (H, W)", "give size=(H, W) as it was extracted")
+            raise UsageError(f"size {size!r} is not (H, W)", "give size=(H, W) as it was extracted")
         said = int(size[0]), int(size[1])
     if pixel_values is None:
         if said is None:
@@ -227,7 +230,7 @@ def _size(size: Any, pixel_values: Any, batch: int) -> Size:
         return said
     if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4 or len(pixel_values) != batch:
         what = getattr(pixel_values, "shape", type(pixel_values).__name__)
-        raise UsageError(f"pixel_values {what}: not the (B, C, H, W) of {batch} maps", "give the normalised pixels")
+        raise UsageError(f"pixel_values are {what}, not (B, C, H, W) of {batch} maps", "give the normalised pixels")
     seen = int(pixel_values.shape[2]), int(pixel_values.shape[3])
     if said not in (None, seen):
         raise UsageError(f"size {said}: pixel_values are {seen[0]}x{seen[1]}", "leave size out")

@@ -104,10 +104,10 @@ def _position(stages: Sequence[tuple[str, str]], feature: str) -> int:
     elif near := nearest(feature, [*names, *modules]):
         hint = f"{did_you_mean(near)} The stages are {_brief(names)}"
     elif re.fullmatch(r"-?\d+", feature):
-        hint = f"stages have names here: {_brief(names)}; indices are for --out-indices"
+        hint = f"give --out-indices {feature} for an index; the names of stages are {_brief(names)}"
     else:
-        hint = f"the stages are {_brief(names)}"
-    raise UsageError(f"unknown stage {shown(feature)}", hint)
+        hint = f"choose from {_brief(names)}"
+    raise UsageError(f"there is no stage {shown(feature)}", hint)
 
 
 def _from_indices(names: Sequence[str], indices: Sequence[int] | str, first: int) -> tuple[int, ...]:
@@ -126,7 +126,7 @@ def _from_indices(names: Sequence[str], indices: Sequence[int] | str, first: int
 
 def _checked(names: Sequence[str], chosen: list[int], option: str, asked: Sequence[object]) -> tuple[int, ...]:
     if not chosen:
-        raise UsageError(f"{option} chooses no stage", f"the stages are {_brief(names)}")
+        raise UsageError(f"{option} chooses no stage", f"choose from {_brief(names)}")
     if len(set(chosen)) < len(chosen):
         again = next(names[i] for i in chosen if chosen.count(i) > 1)
         raise UsageError(f"{option} {','.join(map(str, asked))} chooses {again} twice", "name each stage once")

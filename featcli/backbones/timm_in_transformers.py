@@ -95,7 +95,7 @@ class TimmInTransformersModelSpec(TimmModelSpec):
             files = files_of(self.asked)
         if not files:
             raise CheckpointError(
-                f"checkpoint {shown(self.asked.checkpoint_name)}: no weights in it",
+                f"checkpoint {shown(self.asked.checkpoint_name)}: there are no weights in it",
                 "save the model there with save_pretrained, or try --random-init",
             )
         return files

@@ -305,7 +305,8 @@ class TimmModelSpec(ModelSpec):
         """See ModelSpec: timm's own evaluation transform, up to the point where it would leave uint8."""
         if self.channels not in (1, 3):
             raise UsageError(
-                f"--num-channels {self.channels}: a picture has 1 or 3", "such a backbone can only be inspected"
+                f"--num-channels {self.channels}: a picture has 1 or 3",
+                "use another backbone: featcli can only inspect this one",
             )
         try:
             found = timm_preprocessing(self.config, self.channels, self.tag, self.resize_mode)
@@ -319,7 +320,7 @@ class TimmModelSpec(ModelSpec):
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: its preprocessing cannot be followed:"
                 f" {one_line(error)}",
-                "is pretrained_cfg in its config.json whole?",
+                "is pretrained_cfg in its config.json complete?",
             ) from error
         guess = f"a guess: timm's default for {self.architecture}" if self._is_guessed else ""
         return on_record(found, self._overrides, guess, self.asked.is_random)
@@ -386,7 +387,7 @@ class TimmModelSpec(ModelSpec):
         except (AssertionError, ZeroDivisionError) as error:
             if not options:
                 raise CheckpointError(
-                    f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error)}", "is its config.json whole?"
+                    f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error)}", "is its config.json complete?"
                 ) from error
             asked = ", ".join(f"{option} {value}" for option, value in options.items())
             hint = "choose another --image-size" + (", or leave --model-arg out" if self.asked.model_args else "")
@@ -395,7 +396,7 @@ class TimmModelSpec(ModelSpec):
             if is_unknown_to_timm(error):
                 raise _unknown(name, "--arch" if self.request.is_architecture else "checkpoint") from None
             if name.startswith(AT_HUB):
-                raise unreachable(name, error) from error
+                raise unreachable(name, error, name.removeprefix(AT_HUB)) from error
             if self.asked.model_args:
                 arguments = ", ".join(self.asked.model_args)
                 raise UsageError(
@@ -405,7 +406,7 @@ class TimmModelSpec(ModelSpec):
             if (fault := fault_behind(error)) is not None:
                 raise machine_error(f"checkpoint {shown(self.asked.checkpoint_name)}", fault) from error
             raise CheckpointError(
-                f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error)}", "is the folder whole?"
+                f"checkpoint {shown(self.asked.checkpoint_name)}: {one_line(error)}", "is the folder complete?"
             ) from error
 
     def _hint_for_arguments(self) -> str:
@@ -540,7 +541,7 @@ class TimmModelSpec(ModelSpec):
             raise
         except Exception as error:  # files, hub, HTTP, unpickling and shapes: timm lets all of them through
             if at_hub:
-                raise unreachable(name, error, ", or try --random-init") from error
+                raise unreachable(name, error, _repository_of(name), ", try --random-init") from error
             if (fault := fault_behind(error)) is not None:
                 raise machine_error(f"checkpoint {shown(self.asked.checkpoint_name)}", fault) from error
             raise self._refusal_after(error, read) from error
@@ -568,8 +569,8 @@ class TimmModelSpec(ModelSpec):
         strangers = [*(read.strangers if read else ()), *load.unexpected]
         if absent:
             raise CheckpointError(
-                f"checkpoint {shown(self.asked.checkpoint_name)}: {len(absent)} of {len(tensors)} tensors of"
-                f" {self.name} are not in it, first {', '.join(absent[:3])}{in_its_place(absent[0], strangers)}",
+                f"checkpoint {shown(self.asked.checkpoint_name)}: it lacks {len(absent)} of the {len(tensors)} tensors"
+                f" of {self.architecture}, first {', '.join(absent[:3])}{in_its_place(absent[0], strangers)}",
                 self._hint_for_shapes({key: tensor.shape for key, tensor in load.arrived.items()}),
             )
         return Weights(
@@ -647,6 +648,14 @@ def refuse_settled(arguments: Mapping[str, Any]) -> None:
             raise UsageError(f"--model-arg {name}: featcli sets it by itself", SETTLED[name])
 
 
+def _repository_of(name: str) -> str | None:
+    """Name the repository of the hub that has the weights of a model; None for weights that lie elsewhere."""
+    if name.startswith(AT_HUB):
+        return name.removeprefix(AT_HUB)
+    config = timm.get_pretrained_cfg(name)
+    return None if config is None else config.hf_hub_id
+
+
 def _unknown(name: str, option: str) -> FeatcliError:
     if name.startswith((IN_FOLDER, AT_HUB)):
         return CheckpointError(
@@ -656,11 +665,13 @@ def _unknown(name: str, option: str) -> FeatcliError:
     plain, _, tag = name.partition(".")
     if is_timm_name(plain):
         tags = [known.partition(".")[2] for known in timm.list_pretrained(plain)]
-        return UsageError(f"{option} {shown(name)}: no tag {shown(tag)}", f"the tags of {plain} are {', '.join(tags)}")
+        return UsageError(
+            f"{option} {shown(name)}: there is no tag {shown(tag)}", f"choose a tag of {plain}: {', '.join(tags)}"
+        )
     what, else_ = "timm model, folder or file", "give a timm model, a folder, a weights file or a hub id"
     if option == "--arch":
-        what, else_ = "timm architecture", "featcli models lists them"
-    return UsageError(f"{option} {shown(name)}: no such {what}", _models_like(plain) or else_)
+        what, else_ = "timm architecture", "run featcli models, which lists them"
+    return UsageError(f"{option} {shown(name)}: there is no such {what}", _models_like(plain) or else_)
 
 
 def _models_like(name: str) -> str:

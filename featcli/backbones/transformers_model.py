@@ -129,7 +129,7 @@ class TransformersModelSpec(ModelSpec):
                 return self.build(positions, "cpu"), Weights(origin=origin, random=True)
         if is_file(self.asked.checkpoint_name):
             raise CheckpointError(
-                f"checkpoint {shown(self.asked.checkpoint_name)}: a configuration without weights",
+                f"checkpoint {shown(self.asked.checkpoint_name)}: it is a configuration without weights",
                 "give the folder that holds its weights too, or --random-init",
             )
         if is_folder(self.asked.checkpoint_name):
@@ -261,8 +261,8 @@ class TransformersModelSpec(ModelSpec):
             raise no_processor(self.asked)
         if self.channels not in (1, 3):
             raise UsageError(
-                f"{self.name}: takes {self.channels} channels, a picture has 1 or 3",
-                "such a backbone can only be inspected",
+                f"{self.name} takes {self.channels} channels, and a picture has 1 or 3",
+                "use another backbone: featcli can only inspect this one",
             )
         with reading(self.asked):
             found = processor_preprocessing(self.processor, self.input_size, self.channels, self.resize_mode)
@@ -343,13 +343,13 @@ class TransformersModelSpec(ModelSpec):
             )
         if lost:
             raise CheckpointError(
-                f"checkpoint {shown(self.asked.checkpoint_name)}: {len(lost)} of {len(tensors)} tensors of its"
-                f" {self.model_type} backbone are not in it, first {', '.join(lost[:3])}"
+                f"checkpoint {shown(self.asked.checkpoint_name)}: it lacks {len(lost)} of the {len(tensors)}"
+                f" tensors of its {self.model_type} backbone, first {', '.join(lost[:3])}"
                 + in_its_place(lost[0], report["unexpected_keys"]),
                 self._hint_to_fit(
                     self._lost(report["missing_keys"]),
                     [],
-                    "is the folder whole, and are these the weights its config.json describes?",
+                    "is the folder complete, and are these the weights its config.json describes?",
                 ),
             )
         with hub_or_cache(wanted=False):  # all of it has just been read
@@ -378,7 +378,7 @@ def reading(asked: CheckpointSpec) -> Iterator[None]:
         raise
     except Exception as error:  # files, hub, HTTP, unpickling, unknown types: there is no common type
         if not is_here:
-            raise unreachable(asked.checkpoint_name, error) from error
+            raise unreachable(asked.checkpoint_name, error, asked.checkpoint_name) from error
         if (fault := fault_behind(error)) is not None:
             raise machine_error(f"checkpoint {shown(asked.checkpoint_name)}", fault) from error
         cause, hint = _cause_and_hint(error)
@@ -421,7 +421,7 @@ def processor_of(asked: CheckpointSpec) -> ImageProcessor | None:
 def no_processor(asked: CheckpointSpec) -> CheckpointError:
     """Describe a checkpoint without an image processor."""
     return CheckpointError(
-        f"checkpoint {shown(asked.checkpoint_name)}: no preprocessor_config.json beside its config.json,"
+        f"checkpoint {shown(asked.checkpoint_name)}: there is no preprocessor_config.json beside its config.json,"
         " so nobody can tell which pixels it was trained on",
         "say it by --mean and --std, or save the processor it belongs to there:"
         " AutoImageProcessor.from_pretrained(...).save_pretrained(...)",
@@ -486,11 +486,11 @@ def with_arguments(config: Any, arguments: Mapping[str, Any]) -> Any:
         near = nearest(unknown[0], config.to_dict())
         raise UsageError(
             f"--model-arg {unknown[0]}: " + SETTLED.get(unknown[0], f"{type(config).__name__} has no such field"),
-            did_you_mean([] if unknown[0] in SETTLED else near, "see its config.json"),
+            did_you_mean([] if unknown[0] in SETTLED else near, "read its config.json"),
         )
     refuse_words(arguments, {name: getattr(config, name) for name in arguments})
     if idle := [name for name, value in arguments.items() if getattr(config, name) == value]:
-        raise UsageError(f"--model-arg {idle[0]}: it has that value without it", "leave it out")
+        raise UsageError(f"--model-arg {idle[0]}: the configuration has that value already", "leave it out")
     fields = {name: value for name, value in config.to_dict().items() if name not in FOLLOWING}
     try:
         made = type(config).from_dict(plain_json({**fields, **arguments}))
@@ -499,7 +499,7 @@ def with_arguments(config: Any, arguments: Mapping[str, Any]) -> Any:
     except Exception as error:  # configurations check their fields in many ways
         asked = ", ".join(f"{name}={value}" for name, value in arguments.items())
         raise UsageError(
-            f"--model-arg {asked}: {type(config).__name__} does not take it: {one_line(error)}", "see its config.json"
+            f"--model-arg {asked}: {type(config).__name__} does not take it: {one_line(error)}", "read its config.json"
         ) from error
 
 

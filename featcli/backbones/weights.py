@@ -15,7 +15,7 @@ import torch
 
 from featcli.backbones.hub import find_weights
 from featcli.backbones.internals import class_in_pickle, ends_too_early, numpy_numbers
-from featcli.errors import CheckpointError, FeatcliError, UsageError, shown
+from featcli.errors import CheckpointError, FeatcliError, UsageError, did_you_mean, nearest, shown
 from featcli.system.borrowed import silent_warnings
 from featcli.system.files import is_file, reading
 
@@ -73,7 +73,7 @@ def _read(path: Path, key: str | None = None) -> tuple[str, dict[str, torch.Tens
     except pickle.UnpicklingError as error:
         if not _begins(path).startswith((b"PK", b"\x80")) or ends_too_early(error):  # neither an archive nor a pickle
             raise CheckpointError(
-                f"checkpoint {shown(path)}: not a readable weights file", "is the file whole?"
+                f"checkpoint {shown(path)}: this is not a readable weights file", "is the file complete?"
             ) from error
         raise CheckpointError(
             f"checkpoint {shown(path)}: it holds {more_than_tensors(error)}, which could run code when read",
@@ -83,12 +83,13 @@ def _read(path: Path, key: str | None = None) -> tuple[str, dict[str, torch.Tens
         raise
     except Exception as error:  # zip, pickle, JSON and torch errors: there is no common type for a damaged file
         raise CheckpointError(
-            f"checkpoint {shown(path)}: not a readable weights file ({type(error).__name__})", "is the file whole?"
+            f"checkpoint {shown(path)}: this is not a readable weights file ({type(error).__name__})",
+            "is the file complete?",
         ) from error
     found = _find_tensors(content) if key is None else _tensors_under(path, content, key)
     if found is None:
         top = ", ".join(map(str, list(content)[:5]))
-        what = f"no weights in it, only {top}" if top else "it is empty: no weights in it"
+        what = f"it holds no weights, only {top}" if top else "it is empty, so it holds no weights"
         raise CheckpointError(f"checkpoint {shown(path)}: {what}", "is it a weights file?")
     return found
 
@@ -122,6 +123,7 @@ def _tensors_under(path: Path, content: Mapping[Any, Any], key: str) -> tuple[st
 
     A key that names no container is meant for the one that is taken without a key.
     """
+    typed, key = key, key.rstrip(".")
     inner, parts = content, key.split(".")
     while parts and isinstance(inner.get(parts[0]), Mapping):
         inner = inner[parts.pop(0)]
@@ -134,10 +136,14 @@ def _tensors_under(path: Path, content: Mapping[Any, Any], key: str) -> tuple[st
         tensors = _with_prefix(taken[1], f"{key}.")
         key = f"{taken[0]}.{key}"
     if not tensors:
-        heads = dict.fromkeys(str(name).partition(".")[0] for name in inner)
+        asked = typed.rstrip(".").split(".")
+        before = asked[: len(asked) - len(parts)]  # containers that are there
+        heads = [".".join([*before, name]) for name in dict.fromkeys(str(name).partition(".")[0] for name in inner)]
         raise UsageError(
-            f"--weights-key {shown(key)}: nothing of that name in {shown(path)}",
-            f"there is {', '.join(list(heads)[:8])}" + (" ..." if len(heads) > 8 else ""),
+            f"--weights-key {shown(typed)}: there is nothing of that name in {shown(path)}",
+            did_you_mean(
+                nearest(typed, heads), f"choose from {', '.join(heads[:8])}{' ...' if len(heads) > 8 else ''}"
+            ),
         )
     return key, tensors
 
@@ -157,7 +163,7 @@ def refuse_pretenders(paths: Iterable[Path]) -> None:
     for path in paths:
         if _unpacks(path):
             raise CheckpointError(
-                f"checkpoint {shown(path)}: a compressed archive, which torch never writes", "download it again"
+                f"checkpoint {shown(path)}: it is a compressed archive, which torch never writes", "download it again"
             )
         start = _begins(path).lstrip().lower()
         for mark, what, hint in POINTERS:
@@ -232,9 +238,9 @@ def refuse_whole_numbers(checkpoint: str, names: Sequence[str]) -> None:
     """
     if names:
         raise CheckpointError(
-            f"checkpoint {shown(checkpoint)}: {len(names)} of its weights are no floating-point numbers, first"
+            f"checkpoint {shown(checkpoint)}: {len(names)} of its weights are not floating-point numbers, first"
             f" {', '.join(names[:3])}",
-            "weights that were quantised are not read: give those that they were made of",
+            "give the weights that these were quantised from: featcli reads no quantised weights",
         )
 
 

@@ -9,14 +9,14 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import typer
 
 from featcli.cli.commands import app
 from featcli.cli.internals import TyperError, error_of_typer
-from featcli.cli.suggestions import instead_of_command, instead_of_option, unknown_command
+from featcli.cli.suggestions import as_typed, instead_of_command, instead_of_option, unknown_command
 from featcli.errors import FeatcliError, MachineError, shown
 from featcli.system.faults import RESUMES, is_of_machine
 from featcli.system.machine import SLEEPING_THREADS
@@ -60,9 +60,10 @@ def main(arguments: list[str] | None = None) -> None:
         code = _run(arguments)
         if code == INTERRUPTED:
             what, code = ("terminated", TERMINATED) if signal.SIGTERM in received else ("interrupted", INTERRUPTED)
-            again = "the same command without --overwrite" if "--overwrite" in _given(arguments) else "the same command"
-            is_run = "extract" in _given(arguments)[:1]
-            hint = f"what is safe stays; {again} resumes" if is_run else "nothing that was there is lost"
+            hint = "run it again: nothing that was there is lost"
+            if "extract" in _given(arguments)[:1]:
+                how = "without --overwrite" if "--overwrite" in _given(arguments) else "again"
+                hint = f"run the same command {how}: it resumes, and what is safe stays"
             _fail(what, hint, code, arguments)
     exit_process(code)
 
@@ -92,13 +93,15 @@ def _run(arguments: list[str] | None) -> int:
         found = error_of_typer(error)
         if found is None:  # it is a bug, so its traceback is shown
             raise
-        return _fail(*_suggested(found), found.exit_code, arguments)
+        return _fail(*_suggested(found, _given(arguments)), found.exit_code, arguments)
 
 
-def _suggested(error: TyperError) -> tuple[str, str]:
+def _suggested(error: TyperError, arguments: Sequence[str]) -> tuple[str, str]:
     """Return message and hint of an error of Typer's."""
     if error.option is not None and error.spec is not None:
-        return error.message, instead_of_option(error.option, error.spec, error.command)
+        option, value = as_typed(error.option, arguments)
+        message = f"there is no option {option if option.isprintable() else shown(option)}"
+        return message, instead_of_option(option, error.spec, error.command, value)
     typed = unknown_command(error.message)
     if typed is not None:
         return f"there is no command {shown(typed)}", instead_of_command(typed)
@@ -119,9 +122,9 @@ def _explained(error: OSError) -> tuple[str, str]:
     if error.filename is not None:  # a path in a folder of another user, or a name that is too long
         return f"{shown(error.filename)}: {error.strerror}", "check the path and its rights"
     if error.errno == errno.ENOSPC:
-        return "cannot write the results: no space left", "see to where stdout goes"
+        return "the results cannot be written: no space is left", "check where stdout goes"
     if is_of_machine(error):
-        return f"cannot read or write: {error.strerror}", f"see to the disk or the network share; {RESUMES}"
+        return f"a file cannot be read or written: {error.strerror}", f"check the disk or the network share; {RESUMES}"
     raise error
 
 

@@ -179,8 +179,9 @@ def verify(asked: VerifyCommand) -> None:
     verdict = _judge(asked)
     if verdict.damages and not asked.repair:
         raise DamagedError(
-            f"dump {shown(asked.dump)}: {counted(len(verdict.damages), 'damage')} found",
-            "featcli verify --repair puts shards aside, for the next extract to make again, and mends a plan",
+            f"dump {shown(asked.dump)}: verify found {counted(len(verdict.damages), 'damage')}",
+            "run featcli verify --repair: it mends a plan, and sets damaged shards aside for the next extract"
+            " to make again",
         )
     if verdict.damages:
         for line in repair(verdict):
@@ -236,7 +237,7 @@ def _recompute(asked: VerifyCommand, same: tuple[Job, Setup]) -> None:
         print(comparison_line(comparison))
     if comparison.off:
         raise DamagedError(
-            f"dump {shown(asked.dump)}: other values for {counted(len(comparison.off), 'image')}, first"
+            f"dump {shown(asked.dump)}: verify found other values for {counted(len(comparison.off), 'image')}, first"
             f" {shown(comparison.off[0])}",
             "is it the same checkpoint, and are the pictures what they were?",
         )

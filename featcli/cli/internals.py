@@ -106,9 +106,5 @@ def error_of_typer(error: Exception) -> TyperError | None:
     path = context.command_path if context is not None else "featcli"
     spec = getattr(context.command, "spec", None) if context is not None else None
     option = str(getattr(error, "option_name", "")) if hasattr(error, "possibilities") else None
-    message = error.format_message() if option is None else f"there is no option {_fit(option)}"
+    message = error.format_message() if option is None else f"there is no option {option}"
     return TyperError(message, path, spec, getattr(error, "exit_code", 2), option)
-
-
-def _fit(option: str) -> str:
-    return option if option.isprintable() else shown(option)

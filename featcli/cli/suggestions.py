@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from featcli.errors import did_you_mean, nearest, shown
+from featcli.errors import UsageError, did_you_mean, nearest, shown
 from featcli.spec.groups import CheckpointSpec, DumpSpec, InputSpec
 from featcli.spec.option import OptionField, Spec, options_of
 
@@ -32,19 +32,36 @@ NOT_NEEDED: dict[tuple[str, ...], tuple[type[Spec], str]] = {
     ("--pretrained",): (CheckpointSpec, "leave it out: weights are trained ones unless --random-init is given"),
     ("--no-grad", "--eval", "--frozen"): (CheckpointSpec, "leave it out: networks are frozen"),
     ("--progress", "--tqdm"): (DumpSpec, "leave it out: a terminal has a bar, a log a line a minute"),
-    ("--help-all", "-?"): (Spec, "--help lists all options"),
+    ("--help-all", "-help", "-?"): (Spec, "type --help, which lists all options"),
 }
 NO_COMMAND = re.compile(r"""No such command ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\.""")  # the name as Python quotes it
+GLUED = re.compile(r"-[A-Za-z][A-Za-z_-]+")  # one dash and several letters: a long option, or short ones together
 ALIKE = 0.7  # similarity of two words, by difflib: that of tiems and times is 0.8
 
 
-def instead_of_option(typed: str, spec: type[Spec], command: str) -> str:
-    """Return a hint for an option that a command does not have."""
+def as_typed(option: str, arguments: Sequence[str]) -> tuple[str, str]:
+    """Return an option that a command does not have, as it was typed among its arguments, and the text that follows it.
+
+    click takes `-weird` for `-w` and others, and names the first of these that is not there.
+    """
+    names = [argument.partition("=")[0] for argument in arguments]
+    glued = (name for name in names if GLUED.fullmatch(name) and option[1:] in name)
+    found = option if option in names else next(glued, None) if len(option) == 2 else None
+    if found is None:
+        return option, ""
+    after = [*arguments, ""][names.index(found) :]
+    return found, after[0].partition("=")[2] or after[1]
+
+
+def instead_of_option(typed: str, spec: type[Spec], command: str, value: str = "") -> str:
+    """Return a hint for an option that a command does not have. `value` is the text that was typed behind it."""
     options = options_of(spec)
     for words, (kind, hint) in NOT_NEEDED.items():
         if typed in words and issubclass(spec, kind):
             return hint
     meant = [one for one in options if typed in one.option.known_as]
+    value = "" if re.match(r"-\D", value) else value  # the next option
+    meant = [one for one in meant if value and _takes(one, value)][:1] or meant
     argument = next((one for one in meant if one.option.is_argument), None)
     if argument is not None:
         return f"give {argument.named} by itself, without an option in front of it"
@@ -73,6 +90,14 @@ def unknown_command(message: str) -> str | None:
     """Return the command that does not exist by a message of Typer; None for any other message."""
     found = NO_COMMAND.match(message)
     return None if found is None else str(ast.literal_eval(found[1]))
+
+
+def _takes(option: OptionField, value: str) -> bool:
+    try:
+        option.kept(value)
+    except UsageError:
+        return False
+    return True
 
 
 def _written(option: OptionField) -> str:

@@ -174,7 +174,7 @@ def summary(end: dict[str, Any]) -> str:
         lines.append(f"{which}: {counted(end['written'], 'image')}{failed if end['failed'] else ''}")
     if not end["is_complete"]:
         missing = f"{end['missing_shards']:,} of {counted(end['shards'], 'shard')}"
-        lines.append(f"still missing, of other parts: {missing}; the last of them writes the manifest")
+        lines.append(f"other parts have to make {missing}; the last of them writes the manifest")
     elif end["part"] and not is_idle:
         all_are = (
             "the only shard of the dump is" if end["shards"] == 1 else f"all {end['shards']:,} shards of the dump are"
@@ -201,9 +201,9 @@ def nothing_read(dump: str, failed_by_reason: Mapping[str, int]) -> str:
     failed = sum(failed_by_reason.values())
     which = f"none of the {failed:,} images" if failed > 1 else "the only image"
     could = "could" if failed > 1 else "could not"
-    hint = "--retry-failed reads images again that were repaired"
+    hint = "--retry-failed reads repaired images again"
     if set(failed_by_reason) == {"not_found"}:
-        hint = "names of a list are looked for here, or below --root; what was given wrongly needs another -o"
+        hint = "names in a list are relative to this folder, or to --root; corrected names need another -o"
     return (
         f"featcli: error: {which} {could} be read: {_reasons(failed_by_reason)}\n"
         f"hint: see {dump}/failures.jsonl; {hint}"

@@ -180,7 +180,7 @@ def disk_errors(path: Path, what: str = "dump") -> Iterator[None]:
     except OSError as error:
         full = error.errno in FULL
         cause = "no space left" if full else os.strerror(error.errno) if error.errno else str(error)
-        todo = "free some space" if full else "raise ulimit -f" if error.errno == errno.EFBIG else "see to the disk"
+        todo = "free some space" if full else "raise ulimit -f" if error.errno == errno.EFBIG else "check the disk"
         if what == "dump":
             todo += f"; {RESUMES}"
         raise MachineError(f"{what} {shown(path)}: {cause}", todo) from error

@@ -40,7 +40,7 @@ SHARD_FILE = re.compile(rf"\d{{5,}}({_SUFFIXES})(\.damaged|\.before)?")
 OURS = re.compile(f"{SHARD_FILE.pattern}|{PARTIAL_NAME.pattern}|{RECORD_NAME.pattern}")
 BEFORE = ".before"  # end of the name of a record while its shard is made again
 LONGEST_LINE = 1 << 16  # bytes of a line of images.jsonl: names have up to 255 bytes, paths up to 4096
-RELIST = "its extract command lists the images again, if they are as they were"
+RELIST = "run its extract command again: it lists the images anew, if they are as they were"
 
 
 class Dump:
@@ -261,7 +261,7 @@ class Dump:
         except (KeyError, IndexError, ValueError, EOFError) as error:
             raise DamagedError(
                 f"shard {shown(self.shard_path(number))}: its arrays are not as planned",
-                "delete its record: the shard is redone by the next extract",
+                "delete its record, and the next extract makes the shard again",
             ) from error
         return shapes, starts
 
@@ -276,9 +276,10 @@ class Dump:
         damaged = sorted(self.committed().damaged)
         if damaged:
             raise DamagedError(
-                f"dump {shown(self.path)}: {counted(len(damaged), 'shard file')} gone or of another size, first"
+                f"dump {shown(self.path)}: {counted(len(damaged), 'shard file')}"
+                f" {'is' if len(damaged) == 1 else 'are'} gone or of another size, first"
                 f" {self.shard_path(damaged[0]).name}",
-                "run its extract command again: it makes them again",
+                "run its extract command again, which makes them anew",
             )
         for number in self.numbered(".json"):
             self.refuse_foreign_file(number)
@@ -337,7 +338,7 @@ def unmoved(path: Path) -> Iterator[None]:
     before = [identity(folder) for folder in (path, path / SHARDS)]
     yield
     if [identity(folder) for folder in (path, path / SHARDS)] != before:
-        raise MachineError(f"dump {shown(path)}: no longer there, or another folder in its place", RESUMES)
+        raise MachineError(f"dump {shown(path)}: it is no longer there, or another folder is in its place", RESUMES)
 
 
 def _way_out(path: Path) -> str:
@@ -349,13 +350,17 @@ def _way_out(path: Path) -> str:
 
 def no_dump(path: str | os.PathLike[str]) -> UsageError:
     """Return the error for a path that was named as a dump and is none."""
-    what = "no plan.json there" if state_at(path, follow_links=False) is not None else "no such folder"
-    return UsageError(f"dump {shown(path)}: {what}", "a dump is the folder that extract -o made")
+    what = (
+        "there is no plan.json in it" if state_at(path, follow_links=False) is not None else "there is no such folder"
+    )
+    return UsageError(f"dump {shown(path)}: {what}", "give the folder that extract -o made")
 
 
 def in_use(path: Path) -> ConflictError:
     """Return the error for a dump that another process works on, in a way that forbids what was asked."""
-    return ConflictError(f"dump {shown(path)}: in use by another process", "wait until it has ended, or use another -o")
+    return ConflictError(
+        f"dump {shown(path)}: it is in use by another process", "wait until it has ended, or use another -o"
+    )
 
 
 def _size(num_bytes: int) -> str:

@@ -18,6 +18,8 @@ from featcli.dump.checksummed_json import hash_json
 from featcli.dump.formats.layout import ITEM_BYTES, SHAPES, VALID
 from featcli.dump.settings import Settings, is_count
 from featcli.errors import ConflictError, shown, shown_shape
+from featcli.spec.commands import ExtractSpec
+from featcli.spec.option import options_of
 from featcli.spec.words import Dtype
 
 if TYPE_CHECKING:
@@ -27,6 +29,16 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 COUNTED = "counted"  # in the provenance: what is counted of pictures
 STAGE_NAME = re.compile(r"\w[\w.-]*(?<!\.shapes)(?<!\.shape)", re.ASCII)
+# Fields of a plan that have another name than the options that set them.
+NOT_AS_OPTIONS = {
+    "shard_rows": "--shard-size",
+    "folded": "--fold",
+    "compiled": "--compile",
+    "input_size": "--image-size",
+    "weights_digest": "digest of the weights",
+    "weights_files": "files of the weights",
+    "keys_digest": "digest of the keys",
+}
 NOT_STAGES = ("keys", "key", "row", VALID)  # names of other things in a shard and in exports
 
 
@@ -287,7 +299,7 @@ def refuse_other_plan(path: str, old: Plan, new: Plan) -> None:
     if old.fingerprint == new.fingerprint:
         return
     fields = [
-        f"{field}: {_short(one)} there, {_short(two)} now"
+        f"{_as_option(field)}: {_short(one)} there, {_short(two)} now"
         for field, one, two in differences(_for_people(old), _for_people(new))
     ]
     raise ConflictError(
@@ -310,7 +322,9 @@ def other_images(path: str, before: Sequence[str], now: Sequence[str]) -> Confli
     elif gone:
         help_ = "put the images back" + (" and take the new ones away" if new else "")
     else:
-        help_ = "extract the new images to a dump of their own" if new else "give the inputs in the order of then"
+        help_ = (
+            "extract the new images to a dump of their own" if new else "give the inputs in the same order as before"
+        )
     return ConflictError(
         f"dump {path} was made of other images: {'; '.join(texts) or 'in another order'}",
         f"{help_}, use another -o for all, or --overwrite to delete what is there and start anew",
@@ -328,6 +342,15 @@ def _for_people(plan: Plan) -> dict[str, Any]:
         **images,
         "shard_rows": plan.shard_rows,
     }
+
+
+def _as_option(field: str) -> str:
+    """The option that a field of a plan is given by, in words where there is none; a library's own word as it is."""
+    place, _, name = field.rpartition(".")
+    if place not in ("", "backbone", "preprocessing"):
+        return field
+    options = {one.name: one.named for one in options_of(ExtractSpec)}
+    return NOT_AS_OPTIONS.get(name) or options.get(name, field)
 
 
 def _short(value: Any) -> str:

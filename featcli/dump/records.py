@@ -20,7 +20,7 @@ from featcli.errors import DamagedError, UsageError, shown
 from featcli.pixels.failure import Failure
 from featcli.pixels.traits import TRAITS, lines
 
-AND_AGAIN = "featcli verify --repair puts it aside, and the next extract makes its shard again"
+AND_AGAIN = "run featcli verify --repair: it sets the record aside, and the next extract makes its shard again"
 COMPARE_PLANS = f"compare the plan.json of both; or {AND_AGAIN}"
 
 
@@ -51,7 +51,7 @@ def read_record(path: Path, plan: Plan, number: int, file_name: str) -> dict[str
     except ForeignRecordError as error:
         raise DamagedError(f"record {shown(path)}: {error}", COMPARE_PLANS) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedError(f"record {shown(path)}: damaged ({why_refused(error)})", AND_AGAIN) from error
+        raise DamagedError(f"record {shown(path)}: it is damaged ({why_refused(error)})", AND_AGAIN) from error
     return record
 
 

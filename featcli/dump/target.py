@@ -46,12 +46,12 @@ def check_target(path: Path, overwrite: bool) -> None:
     if is_folder(path) and not _is_ours(path):
         raise ConflictError(
             f"dump {shown(path)}: the folder holds other files and no plan.json",
-            "use another -o: featcli only writes into an empty folder or a dump of its own",
+            "use another -o: featcli writes only into an empty folder, or a dump of its own",
         )
     if overwrite and is_link(path / SHARDS):
         raise ConflictError(
             f"dump {shown(path)}: its shards folder is a link, and what it leads to may be somebody else's",
-            "remove the link yourself",
+            "remove that link first",
         )
     folder = existing_parent(path)
     if not is_folder(folder):
@@ -75,7 +75,9 @@ def try_to_write(path: Path) -> None:
 
 def _not_writable(path: Path, error: int) -> MachineError:
     folder = existing_parent(path)
-    return MachineError(f"dump {shown(path)}: cannot write in {shown(folder)}: {os.strerror(error)}", "use another -o")
+    return MachineError(
+        f"dump {shown(path)}: featcli cannot write in {shown(folder)}: {os.strerror(error)}", "use another -o"
+    )
 
 
 def _is_ours(path: Path) -> bool:
@@ -151,7 +153,7 @@ def refuse_taken(path: Path, overwrite: bool) -> None:
     if is_folder(path):
         raise ConflictError(f"-o {shown(path)}: there is a folder of that name", "name a file")
     if is_there(path) and not is_file(path):
-        raise ConflictError(f"-o {shown(path)}: not a regular file", "name another; export streams with -o -")
+        raise ConflictError(f"-o {shown(path)}: this is not a regular file", "name another file; -o - writes to stdout")
     if is_there(path) and not overwrite:
         raise _there(path)
 
@@ -160,7 +162,9 @@ def refuse_inside(path: Path) -> None:
     """Raise ConflictError for a path inside a dump, whose files must not be overwritten by an export of it."""
     for folder in (path.resolve(), *path.resolve().parents):
         if is_file(folder / PLAN) and is_folder(folder / SHARDS):
-            raise ConflictError(f"-o {shown(path)}: inside the dump {shown(folder)}", "name a place outside of it")
+            raise ConflictError(
+                f"-o {shown(path)}: this is inside the dump {shown(folder)}", "name a place outside of it"
+            )
 
 
 def write_files(files: Mapping[Path, Write], overwrite: bool = False) -> None:
@@ -188,4 +192,4 @@ def write_files(files: Mapping[Path, Write], overwrite: bool = False) -> None:
 
 
 def _there(path: Path) -> ConflictError:
-    return ConflictError(f"-o {shown(path)}: it is there already", "name another file, or give --overwrite")
+    return ConflictError(f"-o {shown(path)}: this file is there already", "name another file, or give --overwrite")

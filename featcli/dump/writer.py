@@ -296,7 +296,7 @@ def _refuse_if_gone(begun: BegunShard) -> None:
     """Raise MachineError if the file of a shard has lost its name, because everything written to it would be lost."""
     if not is_there(begun.file.partial):
         raise MachineError(
-            f"unfinished shard {shown(begun.file.partial)}: gone while it was written",
+            f"unfinished shard {shown(begun.file.partial)}: it was removed while it was being written",
             f"another machine that does not see the locks of this one has removed it, or somebody; {RESUMES}",
         )
 
@@ -322,7 +322,7 @@ def _reading_back(partial: Path) -> Iterator[None]:
             raise
         raise MachineError(
             f"unfinished shard {shown(partial)}: {os.strerror(error.errno or 0)}",
-            f"see to the disk; {RESUMES}, and without that file it makes the shard anew",
+            f"check the disk, or delete that file to have the shard made anew; {RESUMES}",
         ) from error
 
 
@@ -346,8 +346,8 @@ def finalize(dump: Dump, retry_failed: bool = False) -> dict[str, Any]:
             file, record = dump.shard_path(unrecorded[0]).name, dump.record_path(unrecorded[0]).name
             way_out += f"; {file} is there without its record {record}, and does not count"
         raise IncompleteError(
-            f"dump {shown(dump.path)}: {dump.plan.num_shards - len(records):,} of"
-            f" {counted(dump.plan.num_shards, 'shard')} missing",
+            f"dump {shown(dump.path)}: it lacks {dump.plan.num_shards - len(records):,} of"
+            f" {counted(dump.plan.num_shards, 'shard')}",
             way_out,
         )
     manifest = manifest_content(dump.plan, records)

@@ -107,14 +107,15 @@ def content_of(
     if pool not in (None, stored):
         if stored != "none":
             raise UsageError(
-                f"--pool {shown(pool)}: this dump was pooled by {stored} already", "leave --pool out, or extract anew"
+                f"--pool {shown(pool)}: this dump was pooled by {stored} already",
+                "leave --pool out, or extract again into another dump",
             )
         if pooling(str(pool)).of_class_token:
             raise UsageError("--pool cls: maps hold no class token", "extract with --pool cls")
         for stage in (dump.stages[name] for name in names):
             if pooled.is_finer_than(stage.shape):
                 raise UsageError(
-                    f"--pool {pool}: finer than stage {shown(stage.name)}, {shown_shape(stage.shape)}",
+                    f"--pool {pool}: it is finer than stage {shown(stage.name)}, {shown_shape(stage.shape)}",
                     "use a coarser grid, or choose stages with --stage",
                 )
     stages = tuple(dump.stages[name] for name in names)

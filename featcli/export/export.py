@@ -50,7 +50,10 @@ def export(dump: DumpReader, asked: ExportCommand, report: Report = silent) -> C
         _stream(content)
     elif name == "npy" and (not Path(output).suffix or is_folder(output)):
         if asked.overwrite:
-            raise UsageError("--overwrite goes with a file", f"-o {shown(output)} is a folder, and none is overwritten")
+            raise UsageError(
+                "--overwrite is only for a file",
+                f"leave --overwrite out: -o {shown(output)} is a folder, and none is overwritten",
+            )
         _write_folder(content, Path(os.path.abspath(output)))
     else:
         _write_file(content, Path(output), name, asked.overwrite)
@@ -112,7 +115,7 @@ def _write_folder(content: Content, path: Path) -> None:
     """Write a folder with a .npy file for each stage. It gets its name once everything is in it and on the disk."""
     refuse_inside(path)
     if is_there(path) and not (is_folder(path) and not names_in(path)):
-        raise ConflictError(f"-o {shown(path)}: not an empty folder", "name another; none is overwritten")
+        raise ConflictError(f"-o {shown(path)}: this folder is not empty", "name another folder: none is overwritten")
     with disk_errors(path, "-o"):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale_folders(path)

@@ -17,7 +17,8 @@ def write(content: Content, path: Path) -> None:
     stage = content.stages[0]
     if stage.is_ragged:
         raise UsageError(
-            f"stage {shown(stage.name)}: maps of many sizes are no array", "give --pool avg or 7x7, or another format"
+            f"stage {shown(stage.name)}: maps of many sizes cannot form one array",
+            "give --pool avg or 7x7, or another format",
         )
     with path.open("wb") as file:
         shape = (len(content.rows), *stage.shape_at((0, 0)))

@@ -117,7 +117,7 @@ def _run_once(asked: ExtractSpec, existing: Dump | None, report: ProgressReport,
         with FolderLock(path) as lock:
             order = claim(job, asked, existing, lock)
             if not lock.is_real:
-                text = "this file system knows no locks: see to it that nobody deletes or repairs this dump meanwhile"
+                text = "this file system has no locks, so nobody may delete or repair this dump during the run"
                 report("warning", text=text)
             return _make(order, engine, part, job.shard_rows.reason, time.perf_counter() - began, report)
 
@@ -132,7 +132,7 @@ def _refuse_if_too_large(path: Path, job: Job, shards: Sequence[int], overwrite:
         free = shutil.disk_usage(existing_parent(path)).free + (stored_bytes(path) if overwrite else 0)
     if needed > free:
         raise MachineError(
-            f"dump {shown(path)}: {size(needed)} needed, {size(free)} free",
+            f"dump {shown(path)}: it needs {size(needed)}, and {size(free)} are free",
             "free some space" + (", or store less: --dtype float16, --pool, fewer stages" if existing is None else ""),
         )
 
@@ -157,7 +157,7 @@ def _make(
     """
     dump, plan = order.dump, order.dump.plan
     if changed := environment_changes(plan.environment, order.into.environment):
-        text = f"this dump was begun elsewhere, its last bits may differ: {', '.join(changed)}"
+        text = f"this dump was begun elsewhere, so its last bits may differ: {', '.join(changed)}"
         report("warning", text=text)
     if order.shards:
         reopen(dump)
@@ -197,6 +197,8 @@ def _make(
         **asdict(outcome),
         shards=plan.num_shards,
         missing_shards=len(missing),
+        seconds=round(outcome.pace.seconds, 3),
+        images_per_second=round(stats.images / outcome.pace.seconds, 3) if outcome.pace.seconds else None,
         exit_code=outcome.exit_code,
     )
     return outcome
@@ -224,7 +226,7 @@ def _report_dump(order: WorkOrder, part: Part | None, shard_size: str, report: R
     mine = in_part(range(plan.num_shards), part)
     if part is not None:
         value = f"{part}: {counted(len(mine), 'shard')} of {plan.num_shards:,}"
-        report("choice", name="part", value=value, reason=part.reason)
+        report("choice", name="part", value=value, reason=part.reason, index=part.index, count=part.count)
     done = len(mine) - len(shards - again)
     value = f"{counted(plan.num_shards, 'shard')} of up to {plan.shard_rows:,} images"
     unfinished = [one for one in order.dump.unfinished_shards() if one["shard"] in shards]
@@ -245,5 +247,5 @@ def _report_dump(order: WorkOrder, part: Part | None, shard_size: str, report: R
 def _warn_of_maps(stats: RunStats, plan: Plan, report: Report) -> None:
     for stage, count in sorted(stats.overflown.items()):
         dtype = next(stored.dtype for stored in plan.stages if stored.name == stage)
-        help_ = "float16 ends at 65,504, use another --dtype" if dtype == "float16" else "look at its maps"
+        help_ = "float16 ends at 65,504, so use another --dtype" if dtype == "float16" else "look at its maps"
         report("warning", text=f"{count:,} values of {stage} are infinite or undefined: {help_}")

@@ -67,10 +67,12 @@ def prepare(
     backbone, model = loading.backbone, selection.model
     if asked.fold and not backbone.execution.folded:
         raise nothing_to_fold(model.name)
-    report("choice", name="weights", value=backbone.weights.summary())
+    weights = backbone.weights
+    report("choice", name="weights", value=weights.summary(), loaded=weights.matched, tensors=weights.total)
     report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
-    share = f"{model.share(selection.positions):.0%} of the model"
-    report("choice", name="computes", value=share, reason="up to the deepest stage")
+    share = model.share(selection.positions)
+    value = f"{share:.0%} of the model"
+    report("choice", name="computes", value=value, reason="up to the deepest stage", share=round(share, 4))
     rules, decode_threads = loading.decoder.rules, loading.decoder.threads
     report("choice", name="pictures", value=summary_of(rules), reason="default" if rules == PixelSpec() else "as asked")
     sizes = _sizes(model, listing.images, rules, decode_threads, report)
@@ -95,7 +97,9 @@ def prepare(
         provenance=provenance,
         environment=loading.environment,
     )
-    report("choice", name="threads", value=threads.value, reason=f"{threads.reason}; {decode_threads} decode")
+    reason = f"{threads.reason}; {counted(decode_threads, 'thread')} decode"
+    report("choice", name="threads", value=threads.value, reason=reason, decode_threads=decode_threads)
+    _report_stored(asked, plan, sizes, report)
     return Job(listing, SizedImages(listing.images, sizes), plan, shard_rows), loading.setup(asked, plan)
 
 
@@ -113,7 +117,7 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     for name, choice in expected(asked, selection.model, selection.positions, len(listing.images), settings).items():
         report("choice", name=name, value=choice.value, reason=choice.reason)
     if asked.batch_size == AUTO and existing is None:
-        report("warning", text=f"batches of {DEFAULT_BATCH_SIZE} are assumed: only a run measures")
+        report("warning", text=f"this assumes batches of {DEFAULT_BATCH_SIZE}: only a run measures the fastest")
     batch_size = _batch_size(asked, existing)
     sharers = sharers_of(asked, threads_of(asked, settings).value, selection.device.value)
     shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, stages), batch_size, sharers)
@@ -133,15 +137,17 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     part = part_of(asked.part)
     if part is not None:
         todo = part.of(todo)
-        report("choice", name="part", value=str(part), reason=part.reason)
+        report("choice", name="part", value=str(part), reason=part.reason, index=part.index, count=part.count)
     shards = f"{counted(plan.num_shards, 'shard')} of up to {plan.shard_rows:,} images"
-    report("choice", name="shards", value=shards, reason=shard_rows.reason)
+    facts = {"shards": plan.num_shards, "shard_rows": plan.shard_rows}
+    report("choice", name="shards", value=shards, reason=shard_rows.reason, **facts)
+    _report_stored(asked, plan, sizes, report)
     if (few := too_few(plan, batch_size, sharers)) and (todo or part is not None):
         report("warning", text=few)
     total = sum(plan.shard_bytes(number, sizes) for number in todo)
     free = shutil.disk_usage(existing_parent(asked.dump_path)).free
     if total > free:
-        report("warning", text=f"{size(total)} needed, {size(free)} free: it would be refused")
+        report("warning", text=f"the run would be refused: it needs {size(total)}, and {size(free)} are free")
     images = sum(len(plan.shard(number)) for number in todo)
     workers = asked.workers or num_workers(asked)
     report(
@@ -190,16 +196,17 @@ def _resolve(
     reason = _stages_reason(model, positions) if default else "as asked"
     report("choice", name="stages", value=chosen, reason=reason)
     report("choice", name="norm", value=model.norm, reason=model.norm_reason)
-    names = ", ".join(str(device.value) for device in devices)
+    names = [str(device.value) for device in devices]
     reason = devices[0].reason + (": a process for each" if len(devices) > 1 else "")
-    report("choice", name="device", value=names, reason=reason)
+    report("choice", name="device", value=", ".join(names), reason=reason, devices=names)
     _report_vectors(asked, model, positions, report)
     linked = listing.ignored.pop(LINKED, 0)
     skipped = sum(listing.ignored.values())
     notes = [f"{counted(skipped, 'other file')} skipped: {kinds_of(listing.ignored)}"] if skipped else []
     notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
     notes += [f"{counted(listing.repeated, 'name')} listed again"] if listing.repeated else []
-    report("choice", name="images", value=len(listing.images), reason="; ".join(notes))
+    facts = {"skipped": skipped, "linked_folders": linked, "repeated": listing.repeated}
+    report("choice", name="images", value=len(listing.images), reason="; ".join(notes), **facts)
     for text in extras.missing(listing.images.keys, extras.versions()):
         report("warning", text=text)
     return listing, selection
@@ -253,6 +260,17 @@ def _sizes(model: ModelSpec, images: ImageList, rules: PixelSpec, threads: int, 
         sizes = native_sizes(images, rules, model.resize_mode, model.input_size, threads)
     report("choice", name="sizes", value=sizes.summary, reason="each picture's own, from its header")
     return sizes
+
+
+def _report_stored(asked: ExtractSpec, plan: Outline, sizes: Sizes, report: Report) -> None:
+    """Say what the dump will hold of each image, and how much that is."""
+    total = sum(plan.shard_bytes(number, sizes) for number in range(plan.num_shards))
+    each = total / plan.num_images
+    is_ragged = any(stage.is_ragged for stage in plan.stages)
+    value = f"{'whole maps' if asked.pool == 'none' else asked.pool}, {asked.dtype}, {asked.format}"
+    reason = f"{size(each)} an image{' on average' if is_ragged else ''}, {size(total)} in all"
+    facts = {"pool": asked.pool, "dtype": asked.dtype, "format": asked.format}
+    report("choice", name="stored", value=value, reason=reason, **facts, bytes=total, bytes_per_image=round(each, 3))
 
 
 def _report_existing(asked: ExtractSpec, existing: Dump | None, done: int | None, report: Report) -> None:

@@ -96,7 +96,9 @@ def same_job(dump: Dump, asked: VerifyCommand, report: Report = silent) -> tuple
     """
     plan, settings = dump.plan, dump.plan.settings
     if not settings.can_be_repeated:
-        raise ConflictError(f"dump {shown(dump.path)}: made by another version of featcli", "use that one")
+        raise ConflictError(
+            f"dump {shown(dump.path)}: it was made by another version of featcli", "use the version that made it"
+        )
     with tempfile.TemporaryDirectory() as elsewhere:  # nothing may be written into the dump
         same = ExtractSpec(
             **shared_options(asked, ExtractSpec) | _checkpoint(plan, asked),
@@ -123,7 +125,7 @@ def same_job(dump: Dump, asked: VerifyCommand, report: Report = silent) -> tuple
 
 def _checkpoint(plan: Plan, asked: VerifyCommand) -> dict[str, Any]:
     """Return the options that ask for the checkpoint: those of the plan if none is given."""
-    hint = "give it by -c/--checkpoint"
+    hint = "give it with -c/--checkpoint"
     return {
         name: value
         for name, value in checkpoint_options(plan, asked.checkpoint, hint).items()

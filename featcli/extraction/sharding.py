@@ -125,7 +125,7 @@ def too_few(plan: Outline, batch_size: int, sharers: Sharers) -> str | None:
     """Return what to say if some workers get no shard, with the way out; None if all get one."""
     if plan.num_shards >= sharers.count:
         return None
-    fewer = f"{counted(plan.num_shards, 'shard')} for {sharers}"
+    fewer = f"there {'is' if plan.num_shards == 1 else 'are'} {counted(plan.num_shards, 'shard')} for {sharers}"
     if plan.num_images < sharers.count:
         return f"{fewer}: the list has no more than {counted(plan.num_images, 'image')}"
     is_one_batch = -(-plan.num_images // batch_size) < sharers.count

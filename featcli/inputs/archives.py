@@ -32,7 +32,8 @@ def is_tar(name: str) -> bool:
     lower = name.lower()
     if lower.endswith(PACKED):
         raise UsageError(
-            f"input {shown(name)}: a packed tar file", "unpack it to a plain .tar: pictures are packed already"
+            f"input {shown(name)}: it is a compressed tar file",
+            "decompress it to a plain .tar: pictures are compressed already",
         )
     return lower.endswith(SUFFIX)
 
@@ -68,7 +69,7 @@ def members(name: str, file: IO[bytes], suffixes: frozenset[str], ignored: Count
         raise
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(
-            f"input {shown(name)}: damaged or cut short after {counted(count, 'member')}: {one_line(error)}",
+            f"input {shown(name)}: it is damaged or cut short after {counted(count, 'member')}: {one_line(error)}",
             "fetch or make it again, or leave it out",
         ) from error
 

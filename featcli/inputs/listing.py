@@ -34,7 +34,7 @@ from featcli.inputs.urls import CHAINED, Remote
 from featcli.spec.groups import InputSpec
 from featcli.system.files import is_file, is_folder, is_there, reading, state_at
 
-INPUTS = "an input is a folder, a tar file, an image or a URL"
+INPUTS = "give a folder, a tar file, an image or a URL"
 MOST_KINDS = 3  # kinds of other files that a message counts by suffix
 
 
@@ -69,7 +69,7 @@ def find(asked: InputSpec) -> Listing:
     _refuse_foreign(inputs)
     sources = [(_remote if is_url(name) else _local)(name, asked.follow_links, listing.ignored) for name in inputs]
     if asked.follow_links and not any(not is_url(name) and is_folder(Path(name)) for name in inputs):
-        raise UsageError("--follow-links goes with a folder", "no INPUT is a local folder: leave --follow-links out")
+        raise UsageError("--follow-links is only for folders", "leave --follow-links out: no INPUT is a local folder")
     named = [Input(name, source.kind) for name, source in zip(inputs, sources, strict=True)]
     is_one = files_from is None and is_only_one(inputs)
     for source, lead in zip(sources, [""] * len(inputs) if is_one else leads_of(named), strict=True):
@@ -113,10 +113,10 @@ def _local(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
         images = ((key, size, WHOLE) for key, size in Walk(follow_links, ignored, storage).images(str(path)))
         return _Source(FOLDER, Origin(str(path), storage=storage), images)
     if state_at(path, follow_links=False) is None:
-        hint = "--files-from - reads names from stdin" if name == "-" else INPUTS
-        raise UsageError(f"input {shown(name)}: no such file or folder", hint)
+        hint = "give --files-from -, which reads names from stdin" if name == "-" else INPUTS
+        raise UsageError(f"input {shown(name)}: there is no such file or folder", hint)
     if is_there(path) and not is_file(path):
-        raise UsageError(f"input {shown(name)}: a device, pipe or socket", INPUTS)
+        raise UsageError(f"input {shown(name)}: it is a device, pipe or socket", INPUTS)
     if not is_tar(name):
         storage = Storage(str(path.parent))
         image = (path.name, storage.size_of(str(path)), WHOLE)
@@ -172,7 +172,7 @@ def _refuse_foreign(inputs: Sequence[str]) -> None:
     found = [(name, what) for name in inputs if (what := _foreign_input(name)) is not None and not what.may_be_read]
     if found:
         name, what = found[0]
-        more = f", and {counted(len(found) - 1, 'other input')} likewise" if len(found) > 1 else ""
+        more = f", and {counted(len(found) - 1, 'other input')} like it" if len(found) > 1 else ""
         hint = what.hint if len(found) == len(inputs) else f"name the others alone; {what.hint}"
         raise UsageError(f"input {shown(name)}: {what.refused}{more}", hint)
 
@@ -206,7 +206,7 @@ def _refuse_if_none_is_a_picture(images: ImageList) -> None:
         more = len(images) - 1
         others = f", and none of the {more:,} others is one" if more > 1 else ", nor is the other one" if more else ""
         what = f"{found.what}, which is not read" if found.is_picture else found.what
-        raise UsageError(f"no picture: {shown(image.path)} is {what}{others}", found.hint)
+        raise UsageError(f"nothing here is a picture: {shown(image.path)} is {what}{others}", found.hint)
 
 
 def kinds_of(ignored: Mapping[str, int]) -> str:
@@ -222,18 +222,18 @@ def _nothing_found(asked: InputSpec, ignored: Counter[str]) -> UsageError:
     others = {suffix: count for suffix, count in most_first(ignored).items() if suffix not in (LINKED, LOOP)}
     beside = [f"{counted(sum(others.values()), 'file')} of other kinds: {kinds_of(others)}"] if others else []
     beside += [f"{counted(ignored[LINKED], 'linked folder')} not looked into"] if ignored[LINKED] else []
-    message = f"no images in {where}" + (f" ({'; '.join(beside)})" if beside else "")
+    message = f"there are no images in {where}" + (f" ({'; '.join(beside)})" if beside else "")
     found = by_suffix(next(iter(others), ""))
     if not inputs:
         hint = "is the list empty?"
     elif ignored[LINKED]:
-        hint = "--follow-links looks into folders that are links"
+        hint = "give --follow-links, which looks into folders that are links"
     elif ignored[SUFFIX]:
         hint = "name the tar files themselves, such as FOLDER/*.tar"
     elif found is not None and not found.is_text:
         hint = found.hint
     else:
-        hint = f"pictures end in {' '.join(sorted(SUFFIXES))}"
+        hint = f"give files whose names end in {' '.join(sorted(SUFFIXES))}"
     return UsageError(message, hint)
 
 

@@ -26,7 +26,10 @@ def read_list(asked: InputSpec, files_from: str, storage: Storage) -> dict[str, 
     """
     root = asked.root_name or ""
     if root and not is_url(root) and not is_folder(root):
-        raise UsageError(f"--root {shown(root)}: no such folder", "names in the list are relative to it")
+        raise UsageError(
+            f"--root {shown(root)}: there is no such folder",
+            "give the folder to which the names in the list are relative",
+        )
     found: dict[str, list[tuple[str, int]]] = {}
     content = _read_names(files_from)
     for name in _names(asked, files_from, content):
@@ -54,9 +57,11 @@ def _listed_url(root: str, name: str) -> tuple[str, str, int]:
         key = path.lstrip("/")
         folder = f"{protocol}://" + "/" * (len(path) - len(key))
         if protocol in ("file", "local"):
-            raise UsageError(f"listed image {shown(name)}: a file of this machine", "write it as a path")
+            raise UsageError(f"listed image {shown(name)}: it is a file of this machine", "write it as a path")
     if {os.pardir, ""} & {*key.split("/")} or CHAINED in key:
-        raise UsageError(f"listed image {shown(name)}: '..', '//' or '{CHAINED}' in a URL", "write it without")
+        raise UsageError(
+            f"listed image {shown(name)}: '..', '//' or '{CHAINED}' is in its URL", "write the URL without it"
+        )
     return folder, key, MISSING
 
 
@@ -66,7 +71,7 @@ def _listed_path(asked: InputSpec, name: str, storage: Storage) -> tuple[str, st
     if key == os.pardir or key.startswith(os.pardir + os.sep) or os.path.isabs(key):
         if not asked.allow_outside:
             raise UsageError(
-                f"listed image {shown(name)}: outside {shown(asked.root_name or os.curdir)}",
+                f"listed image {shown(name)}: it is outside {shown(asked.root_name or os.curdir)}",
                 "give a folder that holds all listed images with --root (keys are relative to it), or --allow-outside",
             )
         key = without_dots(os.path.join(base, name))
@@ -77,10 +82,10 @@ def _names(asked: InputSpec, files_from: str, content: bytes) -> Iterator[str]:
     if b"\0" in content and not asked.null:
         what = foreign(content[:START], files_from)
         if what is not None and not what.is_text:
-            raise UsageError(f"--files-from {shown(files_from)}: {what.what}, no list of names", what.hint)
+            raise UsageError(f"--files-from {shown(files_from)}: it is {what.what}, not a list of names", what.hint)
         raise UsageError(
-            f"--files-from {shown(files_from)}: zero bytes in the list",
-            "for a list from find -print0 give -0; otherwise it is no list of names in UTF-8",
+            f"--files-from {shown(files_from)}: the list has zero bytes in it",
+            "give -0 for a list from find -print0; any other list has to be UTF-8 text without zero bytes",
         )
     for line in content.removeprefix(codecs.BOM_UTF8).split(b"\0" if asked.null else b"\n"):
         name = os.fsdecode(line if asked.null else line.removesuffix(b"\r"))
@@ -95,7 +100,8 @@ def _refuse_table(files_from: str, content: bytes) -> None:
     if what:
         column = "; the first column of a table: cut -d, -f1 TABLE | featcli extract --files-from -"
         raise UsageError(
-            f"--files-from {shown(files_from)}: {what}, no list of names: no line of it names a file that is there",
+            f"--files-from {shown(files_from)}: it is {what}, not a list of names: no line of it"
+            " names a file that is there",
             f"give the paths alone, one a line{column if what != 'JSON' else ''}",
         )
 

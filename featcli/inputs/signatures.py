@@ -38,16 +38,15 @@ BY_PLUGIN = ("HEIF", "JXL")  # formats that a plugin of Pillow reads if it is in
 HINTS = {
     PICTURE: "convert it to JPEG or PNG",
     ARCHIVE: "unpack it and name the folder, or pack its pictures into a plain .tar",
-    PACKED: "unpack it: pictures are packed already, and of archives only plain .tar files are read",
-    TAR: "a tar file is an input by itself, under a name that ends in .tar",
-    TABLE: "a table is no input: write the pictures in it to a folder or a .tar, or give a list of their paths with"
-    " --files-from",
-    ARRAY: "arrays are no input: write each picture in it to a file, such as PNG, and name the folder",
+    PACKED: "unpack it: pictures are compressed already, and plain .tar files are the only archives that are read",
+    TAR: "give the tar file as an INPUT, under a name that ends in .tar",
+    TABLE: "write the pictures of the table to a folder or a .tar, or give a list of their paths with --files-from",
+    ARRAY: "write each picture in it to a file, such as PNG, and name the folder",
     VIDEO: "write its frames to a folder first: ffmpeg -i VIDEO FOLDER/%06d.png",
     AUDIO: "leave it out",
     DOCUMENT: "write its pages or its pictures to a folder first: pdftoppm -png, pdfimages -all",
     TEXT: "if it lists the names of pictures, give it with --files-from",
-    DATA: "it is no picture: leave it out, or give the pictures that it describes as a list with --files-from",
+    DATA: "leave it out, or give the pictures that it describes as a list with --files-from",
 }
 
 # Files that nothing here reads: (first bytes, their offset, what it is, its kind). A picture is called by its format,
@@ -203,7 +202,7 @@ class Signature(NamedTuple):
     @property
     def refused(self) -> str:
         """What it is, and that it is not read, for people."""
-        return f"{self.what}, {'which is not read' if self.is_picture else 'no picture'}"
+        return f"it is {self.what}, {'which is not read' if self.is_picture else 'not a picture'}"
 
     @property
     def is_text(self) -> bool:

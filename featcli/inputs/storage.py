@@ -88,5 +88,5 @@ def refuse_if_gone(grounds: tuple[Ground, ...]) -> None:
     for path, before in grounds:
         now = identity(path)
         if now is None or (now != before if before is not None else not names_in(path)):
-            what = "no longer there" if now is None else "another folder than was listed, or empty"
-            raise MachineError(f"input folder {shown(path)}: {what}", f"bring it back: {RESUMES}")
+            what = "it is no longer there" if now is None else "it is empty, or not the folder that was listed"
+            raise MachineError(f"input folder {shown(path)}: {what}", f"bring it back; {RESUMES}")

@@ -42,7 +42,7 @@ class Remote:
             package = PACKAGES.get(self._protocol, "fsspec")
             raise UsageError(f"{shown(url)}: {one_line(error)}", f"pip install {package}") from error
         except (ValueError, TypeError) as error:  # TypeError if a part is missing, such as the host
-            raise UsageError(f"{shown(url)}: {one_line(error)}", "see the protocols that fsspec knows") from error
+            raise UsageError(f"{shown(url)}: {one_line(error)}", "use a protocol that fsspec knows") from error
         except Exception as error:
             raise out_of_reach(url, error) from error
         self.url = url
@@ -53,7 +53,8 @@ class Remote:
             return bool(self._answer(lambda: self._system.info(self._path))["type"] == "directory")
         except FileNotFoundError as error:
             raise UsageError(
-                f"input {shown(self.url)}: nothing there", "an input is a folder, a tar file or an image"
+                f"input {shown(self.url)}: there is nothing at this URL",
+                "give the URL of a folder, a tar file or an image",
             ) from error
 
     def files(self) -> Iterator[tuple[str, int]]:
@@ -207,12 +208,12 @@ def _refuse_chains(url: str) -> None:
     archive = next((part for part in (*through, last) if part.partition("://")[0] in ARCHIVES), None)
     if archive is not None:
         raise UsageError(
-            f"{shown(url)}: inside of archives nothing is read by URL",
+            f"{shown(url)}: featcli does not read a URL inside of an archive",
             "name a plain .tar file by its own URL, or unpack the archive and name the folder",
         )
     if other := next((part for part in through if part not in CACHES), None):
         raise UsageError(
-            f"{shown(url)}: a chain of file systems with {shown(other)} in it",
+            f"{shown(url)}: this is a chain of file systems with {shown(other)} in it",
             f"name the last alone: {last}; {' or '.join(CACHES)} may stand before it",
         )
 
@@ -226,5 +227,5 @@ def out_of_reach(url: str, error: BaseException) -> MachineError:
     """Return the error for a URL behind which every image would fail: no network, no rights, no answer."""
     return MachineError(
         f"{shown(url)}: {type(error).__name__}: {one_line(error)}",
-        "see network and credentials; what is safe stays, and the same command resumes",
+        "check the network and your credentials, and run the same command again: it resumes, and what is safe stays",
     )

@@ -56,8 +56,9 @@ def read_pixels(
         if is_native:
             raise UnreadableError("changed", f"{pixels.shape[1:]} pixels, by its header {out.shape[1:]}")
         raise CheckpointError(
-            f"the checkpoint's preprocessing gives {shown(image.key)} the shape {pixels.shape}, planned {out.shape}",
-            "ask for another --image-size",
+            f"the checkpoint's preprocessing gives {shown(image.key)} the shape {pixels.shape},"
+            f" and {out.shape} was planned",
+            "give another --image-size",
         )
     out[...] = pixels
     return found
@@ -144,7 +145,7 @@ def _explained(image: Input) -> Iterator[None]:
     except MemoryError as error:
         raise MachineError(
             f"image {shown(image.key)} does not fit into memory",
-            f"free some, use fewer --decode-threads, or refuse such images with --max-pixels; {RESUMES}",
+            f"free some memory, use fewer --decode-threads, or refuse such images with --max-pixels; {RESUMES}",
         ) from error
     except Exception as error:
         raise UnreadableError(*_reason(error)) from error

@@ -86,7 +86,8 @@ def refuse_without(used: Mapping[str, str], keys: Iterable[str], installed: Coll
         if needed := sorted(suffixes & {*extra.suffixes}):
             packages = " and ".join(f"{package} {used[package]}" for package in extra.packages)
             raise ConflictError(
-                f"dump {shown(path)} was made with {packages}, to read {', '.join(needed)}: not installed here",
+                f"dump {shown(path)} was made with {packages}, to read {', '.join(needed)},"
+                " which is not installed here",
                 extra.install,
             )
 

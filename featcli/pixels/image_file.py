@@ -114,7 +114,7 @@ def _cause(image: Image, error: OSError, place: tuple[int, int]) -> FeatcliError
         return machine_error(f"image {shown(image.key)}", error)
     refuse_if_gone(image.grounds)
     if not is_folder(image.folder or os.curdir):  # unmounted, moved, or on a network share that is gone
-        return MachineError(f"input folder {shown(image.folder)}: no longer there", f"bring it back: {RESUMES}")
+        return MachineError(f"input folder {shown(image.folder)}: it is no longer there", f"bring it back; {RESUMES}")
     if error.errno == errno.EACCES and may_not_be_entered(image.path):
         return machine_error(f"image {shown(image.key)}", error)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -187,7 +187,7 @@ def _from_tar(image: Image) -> bytes:
 
 def _other_tar(image: Image, why: str) -> MachineError:
     """Return the error for a tar of which no image can be read: it would be wrong to call each of them a failure."""
-    return MachineError(f"tar file {shown(image.path)}: {why}", f"bring it back as it was: {RESUMES}")
+    return MachineError(f"tar file {shown(image.path)}: {why}", f"bring it back as it was; {RESUMES}")
 
 
 @cache

@@ -39,7 +39,9 @@ def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) ->
         several = [prepared(one, rules, preprocessing, size) for one in given]
         if len({one.shape for one in several}) != 1 or several[0].ndim != 3:
             sizes = ", ".join(str(tuple(one.shape)) for one in several[:4]) or "none"
-            raise UsageError(f"pictures of {sizes} pixels are no batch", "prepare them one by one, each is a batch")
+            raise UsageError(
+                f"pictures of {sizes} pixels cannot form one batch", "prepare them one by one: each is a batch"
+            )
         return torch.stack(several)
     values = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else given
     if isinstance(values, np.ndarray) and values.ndim == 4:
@@ -52,7 +54,7 @@ def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) ->
         if isinstance(values, Image.Image) and not path:
             return torch.tensor(preprocessing.fit(upright_rgb(values, rules)))
         if not isinstance(path, str | os.PathLike):
-            raise UsageError(f"{type(given).__name__} is no picture", TAKEN)
+            raise UsageError(f"{type(given).__name__} is not a picture", TAKEN)
         name = f"picture {shown(os.fspath(path))}"
         image = Input(os.fspath(path), os.fspath(path), MISSING)
         # Pillow runs in another thread, because Ctrl-C could not interrupt it in the main one.
@@ -74,7 +76,7 @@ def _picture_of(values: np.ndarray, rules: PixelSpec) -> Image.Image:
     is_shape = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in COLOURS)
     if not (is_shape and values.size and (values.dtype in (np.uint8, np.uint16) or values.dtype.kind == "b")):
         floats = "; pixels of floats are normalised already" if values.dtype.kind == "f" else ""
-        raise UsageError(f"an array {values.shape} of {values.dtype} is no picture{floats}", TAKEN)
+        raise UsageError(f"an array {values.shape} of {values.dtype} is not a picture{floats}", TAKEN)
     values = np.ascontiguousarray(values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values)
     if values.dtype == np.uint16 and values.ndim == 3:  # Pillow has no mode for it
         values = _in_8_bits(values, rules)

@@ -111,16 +111,19 @@ def _in_file(picture: Image.Image, look: Callable[[IO[bytes]], T]) -> T | None:
 def lines(counts: Mapping[str, int], images: int, rules: PixelSpec) -> Iterator[str]:
     """Yield a line for each trait: how many pictures have it, what became of it, and which option changes that."""
     depth = "; --depth-range says which values are black and white" if rules.black_and_white is None else ""
-    turned = {"apply": "turned; --orientation ignore", "ignore": "left as they are; --orientation apply"}
-    colours = {"ignore": "ignored; --colour convert", "convert": "converted to sRGB"}
-    hidden = "dropped, hidden colours show; --alpha white"
+    turned = {
+        "apply": "it is applied; --orientation ignore leaves pictures as they are",
+        "ignore": "it is ignored; --orientation apply turns them upright",
+    }
+    colours = {"ignore": "it is ignored; --colour convert converts to sRGB", "convert": "it is converted to sRGB"}
+    hidden = "it is dropped, so hidden colours show; --alpha white puts white there"
     texts: Mapping[Trait, tuple[str, str]] = {
-        "transparent": ("have transparency", hidden if rules.alpha == "drop" else f"put on {rules.alpha}"),
-        "deep": ("have more than 8 bits a value", f"reduced to 8{depth}"),
+        "transparent": ("have transparency", hidden if rules.alpha == "drop" else f"{rules.alpha} is put behind it"),
+        "deep": ("have more than 8 bits a value", f"these are reduced to 8{depth}"),
         "turned": ("have an EXIF orientation", turned[rules.orientation]),
         "profile": ("have a colour profile that is not sRGB", colours[rules.colour]),
-        "xyb": ("have the colours of an XYB JPEG", "converted to sRGB"),
-        "frames": ("have several frames or pages", "the first was used"),
+        "xyb": ("have the colours of an XYB JPEG", "these are converted to sRGB"),
+        "frames": ("have several frames or pages", "only the first is read"),
     }
     for trait, (what, became) in texts.items():
         if count := counts.get(trait, 0):

@@ -47,7 +47,7 @@ def _match(text: str, rows: Mapping[str, int], by_stem: Mapping[str, list[int]])
     fits = re.compile(fnmatch.translate(text)).fullmatch
     found = [row for key, row in rows.items() if fits(key) or fits(os.path.splitext(key)[0])] if is_pattern else []
     if not found:
-        what = "no key of this dump is like that" if is_pattern else "not in this dump"
+        what = "no key of this dump is like that" if is_pattern else "it is not in this dump"
         raise UsageError(f"key {shown(text)}: {what}", f"{_near(text, rows)} all keys are in its images.jsonl")
     return Match(text, found, is_pattern)
 

@@ -19,8 +19,8 @@ def labels_of(keys: Sequence[str], leads: Mapping[str, str] | None, dump: object
         deep = next((key for key in keys if key.count("/") > 1), None)
         if deep is not None:
             raise UsageError(
-                f"dump {shown(dump)}: its plan is of before plans told inputs from folders, and {shown(deep)} lies in"
-                " several: which of them is the class?",
+                f"dump {shown(dump)}: its plan is older than labels by folder, and {shown(deep)} lies in"
+                " several folders: which of them is the class?",
                 "give labels={key: key.split('/')[1] for key in dump.keys}, or [0] where it is the first",
             )
     if not leads:

@@ -137,7 +137,9 @@ class OpenShards:
                 descriptor = open_regular(path)
         except (OSError, ValueError) as error:
             cause = (isinstance(error, OSError) and error.strerror) or error
-            raise DamagedError(f"shard {shown(path)}: {cause}", "see featcli inspect for its state") from error
+            raise DamagedError(
+                f"shard {shown(path)}: {cause}", "run featcli inspect on the dump to see its state"
+            ) from error
         try:
             with machine_errors("shard", path, strict=True):
                 places = self._places[number] = self._checked(number, descriptor)
@@ -152,7 +154,9 @@ class OpenShards:
         layout = self._dump.format.read_layout(str(path), None)
         attributes = layout.attributes.get("fingerprint"), layout.attributes.get("shard")
         if attributes != (self._dump.plan.fingerprint, str(number)):
-            raise DamagedError(f"shard {shown(path)}: it belongs elsewhere", "see featcli inspect for its state")
+            raise DamagedError(
+                f"shard {shown(path)}: it belongs elsewhere", "run featcli inspect on the dump to see its state"
+            )
         shapes, starts = self._dump.checked_shapes(number, descriptor, layout)
         if layout.arrays != self._arrays:
             self._arrays = layout.arrays
@@ -176,7 +180,7 @@ class OpenShards:
         what = f"shard {shown(self._dump.shard_path(number))}"
         if isinstance(error, OSError):
             return machine_error(what, error)
-        return DamagedError(f"{what}: cut short", "see featcli inspect")
+        return DamagedError(f"{what}: it is cut short", "run featcli inspect on the dump to see its state")
 
 
 def most_open() -> int:

@@ -33,7 +33,8 @@ class PictureFiles:
         self._folders = noted or [("", root or os.curdir)]
         if not is_folder(self._folders[0][1]):
             raise UsageError(
-                f"--root {shown(self._folders[0][1])}: no such folder", "give the one that extract was given"
+                f"--root {shown(self._folders[0][1])}: there is no such folder",
+                "give the folder that extract was given",
             )
 
     @property

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 OF_RANDOM_WEIGHTS = re.compile(r"random weights, seed (\d+)")  # as the provenance of a plan says it
 OF_WEIGHTS = ("model_arg", "weights_key")  # options whose given form is in no plan
-THE_OTHER = "give the checkpoint that the dump was made with, and the model_arg of then"
+THE_OTHER = "give the checkpoint that the dump was made with, and the same model_arg"
 
 
 def load_plan_backbone(plan: Plan, checkpoint: Any, device: Any, weights: Mapping[str, Any]) -> Backbone:
@@ -34,7 +34,7 @@ def load_plan_backbone(plan: Plan, checkpoint: Any, device: Any, weights: Mappin
     if unknown := weights.keys() - OF_WEIGHTS:
         raise UsageError(
             f"{min(unknown)}: a dump's backbone has the settings of its plan",
-            f"it takes {' and '.join(OF_WEIGHTS)} beside them; featcli.load_backbone takes any option",
+            f"give only {' and '.join(OF_WEIGHTS)}, or call featcli.load_backbone, which takes any option",
         )
     options = {**_options(plan, checkpoint, device), **weights}
     backbone = load_backbone(**options, image_size=_image_size(plan, options))

@@ -41,10 +41,11 @@ def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpRea
     dump = Dump.at(Path(path))
     if not (dump.is_complete() or incomplete):
         there, shards = len(dump.numbered(".json")), dump.plan.num_shards
-        way_out = "run its extract command again" if there < shards else "featcli finalize completes it"
-        as_it_is = ", or take what is there: --incomplete, in Python incomplete=True" if there else ""
+        way_out = "run its extract command again" if there < shards else "run featcli finalize, which completes it"
+        as_it_is = ", or give --incomplete (in Python incomplete=True) for the rows that are there" if there else ""
         raise IncompleteError(
-            f"dump {shown(path)}: not complete, {there:,} of {counted(shards, 'shard')} there", way_out + as_it_is
+            f"dump {shown(path)}: it is not complete and has {there:,} of {counted(shards, 'shard')}",
+            way_out + as_it_is,
         )
     return DumpReader(dump)
 
@@ -146,7 +147,7 @@ class DumpReader:
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"dump {shown(self.path)}: its plan does not say how pictures were read",
-                "it was made by another featcli",
+                "use the featcli that made it",
             ) from error
         return prepared(picture, rules, self.preprocessing, settings.input_size)
 
@@ -178,7 +179,7 @@ class DumpReader:
         """
         number = self._index.rows_of(row)
         if not isinstance(number, int):
-            raise UsageError(f"picture_path of {row!r}", "give one row or key")
+            raise UsageError(f"picture_path takes one row or key, not {row!r}", "call it once for each row")
         try:
             return PictureFiles(self, None if root is None else os.fspath(root)).find(number)[0]
         except UnreadableError as error:
@@ -260,7 +261,7 @@ class DumpReader:
         """Return the maps of a stage. Raises UsageError for an unknown one."""
         if stage not in self.stages:
             near = (nearest(stage, self.stages) if isinstance(stage, str) else []) or list(self.stages)
-            raise UsageError(f"stage {shown(str(stage))} is not in this dump", f"it has {', '.join(near)}")
+            raise UsageError(f"stage {shown(str(stage))} is not in this dump", f"choose from {', '.join(near)}")
         return StageArray(self.stages[stage], self.plan, self._index, self._shards, self.records)
 
     def as_numpy(self, stage: str, shard: int | None = None) -> np.ndarray:
@@ -277,7 +278,7 @@ class DumpReader:
         DamagedError and MachineError.
         """
         if at_once < 0:
-            raise UsageError(f"at_once={at_once}: must be at least 1", "leave it out for the default")
+            raise UsageError(f"at_once must be at least 1, not {at_once}", "leave it out for the default")
         names = [stages] if isinstance(stages, str) else list(self.stages if stages is None else stages)
         arrays = {stage: self[stage] for stage in names}
         size = sum(array.stage.row_bytes(self.plan.settings.input_size) for array in arrays.values())

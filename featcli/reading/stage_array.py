@@ -62,7 +62,9 @@ class StageArray:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Return all rows for numpy's functions. Raises UsageError if maps differ in size."""
         if self.stage.is_ragged:
-            raise UsageError(f"stage {shown(self.stage.name)}: maps of many sizes are no array", "take them one by one")
+            raise UsageError(
+                f"stage {shown(self.stage.name)}: maps of many sizes cannot form one array", "take them one by one"
+            )
         if copy is False:
             raise ValueError("a stage is read, never shared: see as_numpy")
         return np.asarray(self[:], dtype)
@@ -111,7 +113,7 @@ class StageArray:
         images, inside = images_and_inside(index)
         if inside:
             if out is not None:
-                raise UsageError("out goes with whole maps", "leave it out, or index by images alone")
+                raise UsageError("out is only for whole maps", "leave it out, or index by images alone")
             maps = self.tensor(images)
             is_one = isinstance(self._index.rows_of(images), int)
             if isinstance(maps, list):
@@ -144,11 +146,11 @@ class StageArray:
         """
         name = shown(self.stage.name)
         if self.stage.is_ragged or self.stage.dtype == "bfloat16":
-            what = "bfloat16, which numpy has not" if self.stage.dtype == "bfloat16" else "maps of many sizes"
+            what = "numpy has no bfloat16" if self.stage.dtype == "bfloat16" else "maps of many sizes"
             raise UsageError(f"stage {name}: {what}: there is no array to map", "take rows by index, or .tensor()")
         if shard is None and self._plan.num_shards > 1:
             raise UsageError(
-                f"stage {name}: in {self._plan.num_shards} shards, and one array can map only one",
+                f"stage {name}: it is in {self._plan.num_shards} shards, and one array can map only one",
                 f"name it, from 0 to {self._plan.num_shards - 1}, or take rows by index",
             )
         number = operator.index(shard or 0)

@@ -38,7 +38,7 @@ class StageDataset(Dataset[Any]):
         for stage in self.stages:
             if dump[stage].stage.is_ragged:
                 raise UsageError(
-                    f"stage {shown(stage)}: maps of many sizes make no batch",
+                    f"stage {shown(stage)}: maps of many sizes cannot form one batch",
                     "read them by dump[stage].tensor(row), or extract with --pool avg or another --fit",
                 )
         self.rows = (dump.valid & dump.chosen(rows)).nonzero()[0]
@@ -54,13 +54,17 @@ class StageDataset(Dataset[Any]):
         if isinstance(labels, Mapping):
             missing = next((dump.keys[row] for row in self.rows if dump.keys[row] not in labels), None)
             if missing is not None:
-                raise UsageError(f"labels: none for {shown(missing)}", "give one for each key of the dump")
+                raise UsageError(f"labels: there is none for {shown(missing)}", "give one for each key of the dump")
             found = [labels[dump.keys[row]] for row in self.rows]
         else:
             if not (hasattr(labels, "__len__") and hasattr(labels, "__getitem__")):
-                raise UsageError(f"labels={labels!r}: no labels", "give True, a mapping by key, or one for each row")
+                raise UsageError(
+                    f"labels={labels!r} cannot be labels", "give True, a mapping by key, or one for each row"
+                )
             if len(labels) != len(dump):
-                raise UsageError(f"labels: {len(labels)} for {len(dump)} rows", "give one for each row of the dump")
+                raise UsageError(
+                    f"there are {len(labels)} labels for {len(dump)} rows", "give one for each row of the dump"
+                )
             found = [labels[row] for row in self.rows]
         if found and isinstance(found[0], torch.Tensor):
             return torch.stack(found)
@@ -173,9 +177,11 @@ class BatchLoader:
     ) -> None:
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value < least:
-                raise UsageError(f"{name}={value}: must be at least {least}", "leave it out for the default")
+                raise UsageError(f"{name} must be at least {least}, not {value}", "leave it out for the default")
         if generator is not None and not shuffle:
-            raise UsageError("generator goes with shuffle=True", "in the order of the dump nothing is drawn by chance")
+            raise UsageError(
+                "generator needs shuffle=True", "leave it out: nothing is drawn by chance in the order of the dump"
+            )
         self._data = data
         self._batch_size = batch_size
         self._shuffle = shuffle

@@ -86,7 +86,7 @@ class Forward:
             if not is_out_of_memory(error):
                 raise MachineError(
                     f"--compile: torch.compile cannot compile {self._setup.backbone.name}: {one_line(error)}",
-                    "leave --compile out; on a CPU it needs a C++ compiler such as g++",
+                    "leave --compile out: on a CPU it needs a C++ compiler such as g++",
                 ) from error
             self._halve(self.micro_batch, error)
             return False
@@ -134,7 +134,8 @@ class Forward:
         height, width = batch.pixels.shape[2:]
         return UsageError(
             f"--fit native: {self._setup.backbone.name} does not take an input of {height}x{width}: {one_line(error)}",
-            "a smaller --image-size is a limit for larger pictures; --fit pad keeps all of a picture at one size",
+            "give a smaller --image-size, which limits larger pictures, or use --fit pad, which keeps the whole"
+            " picture at one size",
         )
 
     def _fill(self, arrays: Mapping[str, torch.Tensor], pixels: torch.Tensor) -> dict[str, list[torch.Tensor]]:

@@ -133,7 +133,12 @@ def _report_tuning(device: torch.device, execution: Execution, tuning: Tuning, r
     if device.type == "cpu" and execution.precision == "fp16":
         report("warning", text="fp16 is slow on most CPUs; bf16 is what newer ones are built for")
     if execution.compiled:
-        report("choice", name="compile", value="yes", reason="as asked; takes its time before the first batch")
+        report(
+            "choice",
+            name="compile",
+            value="yes",
+            reason="as asked; it takes up to half a minute before the first batch",
+        )
     report("choice", name="batch size", value=tuning.batch_size.value, reason=tuning.batch_size.reason)
 
 

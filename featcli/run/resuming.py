@@ -47,7 +47,7 @@ class InMannerOf:
         reworded += [f"preprocessing.{name}" for name in words]
         if reworded:
             text = f"the libraries describe some things in other words than when this dump was begun: {_few(reworded)}"
-            self.report("warning", text=f"{text}; nobody set them, so they are taken as they were")
+            self.report("warning", text=f"{text}; nobody set these, so the run uses those of the dump")
         return found
 
     @property

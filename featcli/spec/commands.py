@@ -71,7 +71,10 @@ class ExtractSpec(EngineSpec, DumpSpec, ComputationSpec, PixelSpec, StageSpec, C
             if not value:
                 raise UsageError(f"{name} is empty", "is a shell variable unset?")
         if self.engine == "ray" and ("," in self.device or self.device == "cuda:all"):
-            raise UsageError(f"--device {shown(self.device)} does not go with --engine ray", "see --workers")
+            raise UsageError(
+                f"--device {shown(self.device)} cannot be used with --engine ray",
+                "say with --workers how many workers Ray starts",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -85,7 +88,7 @@ class ExtractCommand(ExtractSpec):
             "Images a second of one worker, from which --dry-run tells how long a run would take.",
             group=REPORT,
             check=between(1e-6, 1e9),
-            needs=Other("dry_run", "a run measures its own"),
+            needs=Other("dry_run", "leave --rate out: a run measures it"),
         ),
     ] = None
     as_json: Annotated[bool, Option("Print events as JSON lines on stdout.", flags=("--json",), group=REPORT)] = False
@@ -96,7 +99,7 @@ class ExtractCommand(ExtractSpec):
             "Also print every failure and every shard.",
             flags=("-v", "--verbose"),
             group=REPORT,
-            excludes=(Other("quiet", "-q leaves these out: give one of the two"),),
+            excludes=(Other("quiet", "give one of the two: -q leaves these lines out"),),
         ),
     ] = False
 
@@ -134,7 +137,7 @@ class InspectCommand(StageSpec):
     def refuse_beside_dump(self) -> None:
         """Raise UsageError for options that are about a checkpoint, if the target is a dump."""
         of_checkpoint = {one.name for one in options_of(InspectCommand)} - {"target", "as_json"}
-        self.refuse_given(of_checkpoint, "goes with a checkpoint", f"{shown(self.target)} is a dump: leave it out")
+        self.refuse_given(of_checkpoint, "is only for a checkpoint", f"leave it out: {shown(self.target)} is a dump")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -228,11 +231,17 @@ class VerifyCommand(InputSpec):
         """Refuse images and a checkpoint without --recompute, and --recompute without images. See Spec."""
         if not self.recompute:
             of_extract = {one.name for one in options_of(ExtractSpec)}
-            self.refuse_given(of_extract, "goes with --recompute", "without it nothing but dumps is read")
+            self.refuse_given(
+                of_extract,
+                "is only for --recompute",
+                "give --recompute N, too: without it verify reads nothing but dumps",
+            )
             Spec.refuse_conflicts(self)  # the one of InputSpec wants an input
             return
         if not (self.input_names or self.files_from):
-            raise UsageError("--recompute needs the images", "give the INPUT of extract, or its list")
+            raise UsageError(
+                "--recompute needs the images", "give them as extract was given them: INPUT or --files-from"
+            )
         super().refuse_conflicts()
 
 
@@ -281,7 +290,10 @@ class ExportCommand(Spec):
     incomplete: Incomplete = False
     overwrite: Annotated[
         bool,
-        replace(OF_REPLACE, excludes=(Other("output", "nothing is there on stdout: leave it out", value="-"),)),
+        replace(
+            OF_REPLACE,
+            excludes=(Other("output", "leave --overwrite out: there is nothing to replace on stdout", value="-"),),
+        ),
     ] = False
     quiet: Quiet = False
 
@@ -321,7 +333,7 @@ class ShowCommand(Spec):
             known_as=("--num", "--count", "-n", "--limit", "--samples"),
             group=IMAGES,
             check=at_least(1, "say how many images"),
-            excludes=(Other("keys", "all whose keys are given are drawn: leave it out"),),
+            excludes=(Other("keys", "leave --num-images out: all images whose keys are given are drawn"),),
         ),
     ] = None
     allow_outside: Annotated[bool, Option("Also draw pictures outside --root.", group=IMAGES)] = False
@@ -337,5 +349,5 @@ class FinalizeCommand(Spec):
     dump: DumpFolder
     as_json: Json = False
     quiet: Annotated[
-        bool, replace(OF_QUIET, excludes=(Other("as_json", "JSON is all that it prints: leave -q out"),))
+        bool, replace(OF_QUIET, excludes=(Other("as_json", "leave -q out: JSON is all that it prints"),))
     ] = False

@@ -105,7 +105,7 @@ OF_SEED = Option(
     group=CHECKPOINT,
     check=between(0, 2**63 - 1, most_said="2**63 - 1"),
     stands_for=0,
-    needs=Other("random_init", "trained weights are what they are: leave --seed out"),
+    needs=Other("random_init", "leave --seed out, or give --random-init: it draws random weights"),
 )
 Seed = Annotated[int | None, OF_SEED]
 ModelArg = Annotated[
@@ -124,7 +124,9 @@ WeightsKey = Annotated[
         " such as teacher.backbone. Default: those that fit best.",
         metavar="NAME",
         group=CHECKPOINT,
-        needs=Other("arch", "it chooses within a weights file: leave --weights-key out"),
+        needs=Other(
+            "arch", "leave --weights-key out: it chooses within a weights file, whose architecture --arch names"
+        ),
     ),
 ]
 NumChannels = Annotated[
@@ -233,7 +235,7 @@ class InputSpec(Spec):
             "The names in the list end in a zero byte.",
             flags=("-0", "--null"),
             group=IMAGES,
-            needs=Other("files_from", "it says how the names in the list are separated"),
+            needs=Other("files_from", "give the list, too: -0 says how its names are separated"),
         ),
     ] = False
     root: Annotated[
@@ -242,7 +244,7 @@ class InputSpec(Spec):
             "Folder or URL to which listed names and their keys are relative. Default: this folder.",
             group=IMAGES,
             keep=path_text,
-            needs=Other("files_from", "names in a list are relative to it"),
+            needs=Other("files_from", "give the list, too: its names are relative to --root"),
         ),
     ] = None
     allow_outside: Annotated[
@@ -250,7 +252,7 @@ class InputSpec(Spec):
         Option(
             "Allow listed names outside --root; their keys are absolute paths.",
             group=IMAGES,
-            needs=Other("files_from", "images in a folder are never outside it"),
+            needs=Other("files_from", "leave --allow-outside out: images in a folder are never outside it"),
         ),
     ] = False
     follow_links: Annotated[
@@ -258,7 +260,7 @@ class InputSpec(Spec):
         Option(
             "Also search folders that are symbolic links.",
             group=IMAGES,
-            needs=Other("inputs", "in a list every image is named: leave --follow-links out"),
+            needs=Other("inputs", "leave --follow-links out: a list names every image"),
         ),
     ] = False
 
@@ -281,7 +283,7 @@ class InputSpec(Spec):
         """Check that there is an input. See Spec."""
         super().refuse_conflicts()
         if not self.input_names and self.files_from is None:
-            raise UsageError("no input", "name a folder or images, or a list with --files-from")
+            raise UsageError("there is no input", "name a folder or images, or a list with --files-from")
         if "" in self.input_names:
             raise UsageError("an input is empty", "is a shell variable unset? Write . for the current folder")
 
@@ -326,7 +328,7 @@ class CheckpointSpec(Spec):
         Option(
             "How an image processor of transformers resizes: pil, torchvision. Default: pil where it can.",
             group=PIXELS,
-            excludes=(Other("fit", "Pillow resizes pictures then: leave one of them out"),),
+            excludes=(Other("fit", "leave one of them out: Pillow resizes pictures for --fit"),),
         ),
     ] = None
     mean: Annotated[
@@ -421,8 +423,8 @@ class CheckpointSpec(Spec):
         config = self.checkpoint
         if not ("model_type" in config if isinstance(config, Mapping) else hasattr(config, "model_type")):
             raise UsageError(
-                f"checkpoint {shown(config)}: neither a name, a path nor a configuration of transformers",
-                "a configuration is an object, or its dictionary with a model_type",
+                f"checkpoint {shown(config)} is neither a name, a path nor a configuration of transformers",
+                "give a configuration object, or its dictionary with a model_type",
             )
 
 
@@ -507,7 +509,7 @@ class PixelSpec(Spec):
         Option(
             "How JPEGs are decoded: exact, or scaled, which is faster for large ones and nearly the same.",
             group=PIXELS,
-            excludes=(Other("fit", "native keeps every pixel of a picture", value=NATIVE),),
+            excludes=(Other("fit", "leave --decode out: native keeps every pixel of a picture", value=NATIVE),),
         ),
     ] = "exact"
 
@@ -552,7 +554,7 @@ class ComputationSpec(Spec):
             "Compile the network with torch.compile, which takes up to half a minute at the start.",
             known_as=("--torch-compile",),
             group=COMPUTATION,
-            excludes=(Other("fit", "a network is compiled for one size", value=NATIVE),),
+            excludes=(Other("fit", "leave one of them out: a network is compiled for one size", value=NATIVE),),
         ),
     ] = False
     batch_size: Annotated[
@@ -656,8 +658,8 @@ class DumpSpec(Spec):
             known_as=("--retry", "--retries"),
             group=DUMP,
             excludes=(
-                Other("overwrite", "--overwrite tries all images anyway"),
-                Other("engine", "leave --engine out: they are few shards", value="ray"),
+                Other("overwrite", "leave --retry-failed out: --overwrite tries all images anyway"),
+                Other("engine", "leave --engine out: there are few such shards", value="ray"),
             ),
         ),
     ] = False
@@ -676,7 +678,7 @@ class DumpSpec(Spec):
             )
 
 
-RAY = Other("engine", "on this machine name devices: --device cpu,cpu", value="ray")
+RAY = Other("engine", "name devices instead, for several processes on this machine: --device cpu,cpu", value="ray")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -691,7 +693,7 @@ class EngineSpec(Spec):
             metavar="I/N",
             check=lambda _, value: parse_part(value),
             offers=(AUTO,),
-            excludes=(Other("overwrite", "delete the dump before its parts begin"),),
+            excludes=(Other("overwrite", "leave --overwrite out, and delete the dump before its parts begin"),),
         ),
     ] = None
     engine: Annotated[

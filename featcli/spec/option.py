@@ -116,10 +116,10 @@ class OptionField:
             one_of(self.called, kept if isinstance(kept, str) else repr(kept), self.words)
         if kinds == {bool}:
             if type(kept).__name__ not in ("bool", "bool_", "int") or kept not in (0, 1):
-                raise UsageError(f"{self.called} {shown(kept)}: neither on nor off", "give True or False")
+                raise UsageError(f"{self.called} {shown(kept)} is neither on nor off", "give True or False")
             kept = bool(kept)
         if kinds <= {str, os.PathLike} and not isinstance(kept, tuple(kinds)):
-            raise UsageError(f"{self.called} {shown(kept)}: not a text", "give it as in a shell, as one text")
+            raise UsageError(f"{self.called} {shown(kept)} is not a text", "give it as in a shell, as one text")
         if kinds & {int, float} and kinds <= {int, float, Literal}:
             kept = kept if isinstance(kept, str) and kept in self.words else self._number(kept, float not in kinds)
         if self.option.check is not None:
@@ -135,7 +135,7 @@ class OptionField:
             ):
                 return int(value) if is_whole or isinstance(value, Integral) else float(value)
         what = "whole number" if is_whole and isinstance(value, Real) else "number"
-        raise UsageError(f"{self.called} {shown(str(value))}: not a {what}", "leave it out for the default")
+        raise UsageError(f"{self.called} {shown(str(value))} is not a {what}", "leave it out for the default")
 
 
 class Spec:
@@ -175,10 +175,10 @@ class Spec:
             if not (needed or one.option.excludes) or not one.is_given(getattr(self, one.name)):
                 continue
             if needed is not None and not self.has(needed):
-                raise UsageError(f"{one.named} goes with {self._named(needed)}", needed.hint)
+                raise UsageError(f"{one.named} needs {self._named(needed)}", needed.hint)
             for other in one.option.excludes:
                 if self.has(other):
-                    raise UsageError(f"{self._shown(one)} does not go with {self._named(other)}", other.hint)
+                    raise UsageError(f"{self._shown(one)} cannot be used with {self._named(other)}", other.hint)
 
     def is_given(self, name: str) -> bool:
         """Return whether an option has another value than its default."""

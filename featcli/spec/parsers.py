@@ -24,6 +24,7 @@ Size = tuple[int, int]  # (H, W)
 Path = str | os.PathLike[str]
 GRID = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 SIDE = re.compile(r"[1-9]\d*", re.ASCII)
+ONLY_ONE = re.compile(r"\b(cpu|mps):0(?![^,])")  # kinds of devices of which a machine has one
 LEAVE_OUT = "leave it out for the default"
 HOW_PARTS = "give it as i/n, such as 0/4: the first of four parts"
 
@@ -34,10 +35,11 @@ def path_text(path: Any) -> Any:
 
 
 def device_text(device: Any) -> Any:
-    """Return a torch.device as text, and several as a list in one text. Anything else is returned as it is."""
+    """Return a torch.device as text, and several as a list in one text: cpu:0 as cpu. Anything else stays as it is."""
     if isinstance(device, tuple | list):
         return ",".join(str(device_text(one)) for one in device)
-    return str(device) if _is_of_torch(device, "device") else device
+    text = str(device) if _is_of_torch(device, "device") else device
+    return ONLY_ONE.sub(r"\1", text) if isinstance(text, str) else text
 
 
 def type_name(value: Any) -> Any:
@@ -72,7 +74,7 @@ def dump_format(value: Any) -> Any:
     name = format_name(value)
     if isinstance(name, str) and name in set(EXPORT_FORMATS) - set(FORMATS):
         raise UsageError(
-            f"a dump cannot be stored as {name}", f"featcli export writes {name} from a dump, by --to {name}"
+            f"a dump cannot be stored as {name}", f"use featcli export --to {name}, which writes it from a dump"
         )
     return name
 
@@ -129,7 +131,7 @@ def parse_inputs(inputs: Any) -> tuple[str, ...]:
         found = (inputs,)
     for one in found:
         if not isinstance(one, str):
-            raise UsageError(f"input {shown(one)}: neither a path nor a URL", "give text, or a pathlib.Path")
+            raise UsageError(f"input {shown(one)} is neither a path nor a URL", "give text, or a pathlib.Path")
     return found
 
 
@@ -139,7 +141,7 @@ def parse_number(option: str, text: str, kind: type[int] | type[float]) -> int |
         return kind(text)
     except ValueError:
         what = "a whole number" if kind is int else "a number"
-        raise UsageError(f"{option} {shown(text)}: not {what}", LEAVE_OUT) from None
+        raise UsageError(f"{option} {shown(text)} is not {what}", LEAVE_OUT) from None
 
 
 def parse_model_args(asked: Any) -> tuple[str, ...]:
@@ -153,7 +155,9 @@ def parse_model_args(asked: Any) -> tuple[str, ...]:
         for text in asked if isinstance(asked, Iterable) else (asked,):
             name, equals, value = text.partition("=") if isinstance(text, str) else ("", "", "")
             if not (equals and name.isidentifier()):
-                raise UsageError(f"--model-arg {shown(text)}: not NAME=VALUE", "such as --model-arg init_values=1e-5")
+                raise UsageError(
+                    f"--model-arg {shown(text)} is not NAME=VALUE", "write for example --model-arg init_values=1e-5"
+                )
             if name in found and found[name] != _value_of(value):
                 raise UsageError(f"--model-arg {name} is given twice, with different values", "give it once")
             found[name] = _value_of(value)
@@ -188,7 +192,7 @@ def parse_count(option: str, text: str) -> int | str:
     try:
         return text if text == AUTO else int(text)
     except ValueError:
-        raise UsageError(f"{option} {shown(text)}: neither a number nor {AUTO}", LEAVE_OUT) from None
+        raise UsageError(f"{option} {shown(text)} is neither a number nor {AUTO}", LEAVE_OUT) from None
 
 
 def count_up_to(most: int, or_auto: bool = True) -> Check:
@@ -199,7 +203,7 @@ def count_up_to(most: int, or_auto: bool = True) -> Check:
             return
         _refuse_below(option, value, 1, LEAVE_OUT, kind=int)
         if value > most:
-            raise UsageError(f"{option} {value}: must be at most {most}", LEAVE_OUT)
+            raise UsageError(f"{option} must be at most {most}, not {value}", LEAVE_OUT)
 
     return check
 
@@ -215,7 +219,7 @@ def between(least: int, most: int, hint: str = LEAVE_OUT, most_said: str = "") -
     def check(option: str, value: Any) -> None:
         _refuse_no_number(option, value)
         if not least <= value <= most:
-            raise UsageError(f"{option} {value}: must be from {least} to {most_said or most}", hint)
+            raise UsageError(f"{option} must be from {least} to {most_said or most}, not {value}", hint)
 
     return check
 
@@ -241,12 +245,12 @@ def within_picture(above_zero: bool) -> Check:
 def _refuse_below(option: str, value: Any, least: int, hint: str, kind: type = Real) -> None:
     _refuse_no_number(option, value, kind)
     if value < least:
-        raise UsageError(f"{option} {value}: must be at least {least}", hint)
+        raise UsageError(f"{option} must be at least {least}, not {value}", hint)
 
 
 def _refuse_no_number(option: str, value: Any, kind: type = Real) -> None:
     if not isinstance(value, kind):
-        raise UsageError(f"{option} {shown(str(value))}: not a number", LEAVE_OUT)
+        raise UsageError(f"{option} {shown(str(value))} is not a number", LEAVE_OUT)
 
 
 def parse_size(text: str | int | Size | None, option: str = "--image-size") -> Size | None:
@@ -257,7 +261,7 @@ def parse_size(text: str | int | Size | None, option: str = "--image-size") -> S
     match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
     if match is None:
         raise UsageError(
-            f"{option} {shown(text)}: not a size", "write for example 224, or 224x288 (height first), up to 99999"
+            f"{option} {shown(text)} is not a size", "write for example 224, or 224x288 (height first), up to 99999"
         )
     return int(match[1]), int(match[2] or match[1])
 
@@ -272,7 +276,9 @@ def parse_depth_range(text: str | None, option: str = "--depth-range") -> tuple[
     except ValueError:
         low = high = 0.0
     if not -1e38 < low < high < 1e38:
-        raise UsageError(f"{option} {shown(text)}: not a range", "write the values of black and white, such as 0:4095")
+        raise UsageError(
+            f"{option} {shown(text)} is not a range", "write the values of black and white, such as 0:4095"
+        )
     return low, high
 
 
@@ -291,11 +297,13 @@ def parse_indices(asked: Any) -> tuple[int, ...] | Literal["all"] | None:
     wrong = next((part for part, index in zip(parts, found, strict=True) if index is None), None)
     if None in found and isinstance(asked, str):
         raise UsageError(
-            f"--out-indices {shown(asked)}: not a list of whole numbers",
+            f"--out-indices {shown(asked)} is not a list of whole numbers",
             "write for example --out-indices 1,2,-1, or a range of names: --out-features stage1:stage3",
         )
     if None in found:
-        raise UsageError(f"--out-indices {shown(wrong)}: no stage has that index", "see featcli inspect")
+        raise UsageError(
+            f"--out-indices {shown(wrong)}: no stage has that index", "run featcli inspect, which lists the stages"
+        )
     return tuple(index for index in found if index is not None)
 
 
@@ -315,7 +323,7 @@ def parse_features(asked: Any) -> tuple[str, ...] | None:
     parts = tuple(listed_in(asked))
     if not all(parts):
         raise UsageError(
-            f"--out-features {shown(asked)}: an empty name", "write for example --out-features stem,stage2"
+            f"--out-features {shown(asked)}: one of the names is empty", "write for example --out-features stem,stage2"
         )
     return parts
 
@@ -359,7 +367,7 @@ def parse_pool(name: str) -> Size | None:
         return None
     if grid := GRID.fullmatch(name):
         return int(grid[1]), int(grid[2])
-    raise UsageError(f"--pool cannot be {shown(name)}", f"it can be {', '.join(POOLS)}, or a grid such as 7x7")
+    raise UsageError(f"--pool cannot be {shown(name)}", f"use {', '.join(POOLS)}, or a grid such as 7x7")
 
 
 def parse_part(text: str) -> tuple[int, int] | Literal["auto"]:
@@ -368,7 +376,7 @@ def parse_part(text: str) -> tuple[int, int] | Literal["auto"]:
         return AUTO
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
     if found is None:
-        raise UsageError(f"--part {shown(text)}: no part", f"{HOW_PARTS}, or {AUTO}")
+        raise UsageError(f"--part {shown(text)} is not a part", f"{HOW_PARTS}, or {AUTO}")
     index, count = int(found[1]), int(found[2])
     refuse_no_part(index, count)
     return index, count
@@ -377,4 +385,4 @@ def parse_part(text: str) -> tuple[int, int] | Literal["auto"]:
 def refuse_no_part(index: int, count: int) -> None:
     """Raise UsageError if there is no such part."""
     if not 0 <= index < count:
-        raise UsageError(f"--part {index}/{count}: i/n needs 0 <= i < n", HOW_PARTS)
+        raise UsageError(f"--part {index}/{count}: i is counted from 0, so it must be less than n", HOW_PARTS)

@@ -46,7 +46,7 @@ def resolve_device(wanted: str, rank: int | None = None) -> Choice[torch.device]
     kind, _, number = wanted.partition(":")
     if not re.fullmatch(r"cpu|mps|cuda(:\d{1,4})?", wanted):
         raise UsageError(
-            f"--device {shown(wanted)}: no such kind of device",
+            f"--device {shown(wanted)}: there is no such device",
             "use auto, cpu, cuda, cuda:N, mps, a list of them, or cuda:all",
         )
     if kind == "cuda" and not gpus:

@@ -28,7 +28,7 @@ LOST = frozenset(getattr(errno, name) for name in ("EIO", "ENODATA", "EBADMSG", 
 # These errors say that a name leads to no file.
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
-RESUMES = "what is safe stays, and the same command resumes"
+RESUMES = "run the same command again: it resumes, and what is safe stays"
 _TO_DO = {
     errno.EMFILE: "raise ulimit -n",
     errno.ENFILE: "this machine has too many open files",
@@ -45,7 +45,7 @@ def is_of_machine(error: BaseException) -> bool:
 def machine_error(what: str, error: OSError) -> MachineError:
     """Return the error that says in one line what could not be read, such as "image 'a.jpg'", and what to do."""
     cause = os.strerror(error.errno) if error.errno else str(error)
-    to_do = _TO_DO.get(error.errno or 0, "see to the disk or the network share")
+    to_do = _TO_DO.get(error.errno or 0, "check the disk or the network share")
     return MachineError(f"{what}: {cause}", f"{to_do}; {RESUMES}")
 
 

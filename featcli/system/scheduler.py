@@ -56,7 +56,7 @@ def _scheduled(environment: Mapping[str, str]) -> Part:
     if outer is not None and COUNT in environment and number(environment, COUNT) != outer.count:
         raise UsageError(
             f"--part {AUTO}: {outer.reason} makes {outer.count} parts, {COUNT} says {environment[COUNT]}",
-            "submit the whole array, for which what is there is skipped, or give --part i/n",
+            "submit the whole array, which skips what is there, or give --part i/n",
         )
     inner = next(
         (
@@ -72,7 +72,8 @@ def _scheduled(environment: Mapping[str, str]) -> Part:
     )
     if outer is None and inner is None:
         raise UsageError(
-            f"--part {AUTO}: no Slurm array, Kubernetes indexed job, torchrun, Open MPI or srun started this", HOW_PARTS
+            f"--part {AUTO}: no Slurm array, Kubernetes indexed job, torchrun, Open MPI or srun started this process",
+            HOW_PARTS,
         )
     if outer is None or inner is None:
         part = outer or inner
@@ -95,8 +96,9 @@ def _slurm_array(environment: Mapping[str, str]) -> Part | None:
     )
     if (most - least) // step + 1 != count:
         raise UsageError(
-            f"--part {AUTO}: the Slurm array has {count} tasks between {least} and {most}: not all of an array",
-            "submit the whole array again, for which what is there is skipped, or give --part i/n as it was",
+            f"--part {AUTO}: the Slurm array has {count} tasks between {least} and {most}, so this"
+            " is not a whole array",
+            "submit the whole array again, which skips what is there, or give --part i/n as it was",
         )
     return Part((task - least) // step, count, f"Slurm array task {task} of {least}-{most}")
 

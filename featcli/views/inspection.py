@@ -80,8 +80,8 @@ def _neither(name: str) -> Iterator[None]:
         if _holds_pictures(path):
             what = "a folder of pictures" if is_folder(path) else "a picture"
             raise UsageError(
-                f"{shown(name)}: {what}, neither a dump nor a checkpoint",
-                "featcli extract INPUT -c CHECKPOINT -o DUMP makes a dump of pictures",
+                f"{shown(name)}: this is {what}, neither a dump nor a checkpoint",
+                "run featcli extract INPUT -c CHECKPOINT -o DUMP, which makes a dump of pictures",
             ) from error
         if not is_there(path) and error.message.startswith("checkpoint "):
             raise type(error)(f"there is no dump {shown(name)}, and no {error.message}", error.hint) from error
@@ -105,7 +105,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
     dump = Dump.existing(path)
     if dump is None:
         if is_folder(path / SHARDS):
-            raise IncompleteError(f"dump {shown(path)}: no plan.json yet", "run its extract command again")
+            raise IncompleteError(f"dump {shown(path)}: it has no plan.json yet", "run its extract command again")
         return None
     begun = dump.unfinished_shards()  # before the records, because a shard may be committed meanwhile
     records = list(dump.records())

@@ -20,7 +20,7 @@ from featcli.errors import UsageError, did_you_mean, nearest, shown
 FACTS = "models.csv"
 # Types of AutoBackbone that no sweep has built: one needs natten, the other is a backbone and a text model in one.
 NOT_SWEPT = ("dinat", "tipsv2")
-UNKNOWN: dict[str, Any] = dict.fromkeys(("parameters", "input", "strides", "stages"))
+UNKNOWN: dict[str, Any] = dict.fromkeys(("parameters", "input", "strides", "stages", "stage_names"))
 
 
 def list_models(pattern: str | None = None) -> list[dict[str, Any]]:
@@ -30,7 +30,8 @@ def list_models(pattern: str | None = None) -> list[dict[str, Any]]:
     `ViT-L/14`.
 
     Each model has its name, library, parameters (without a head), input (C, H, W), stages (a range as --out-features
-    takes it), strides, and tags of its trained weights, as far as they are known. Raises UsageError if none matches.
+    takes it), stage_names (a list), strides, and tags of its trained weights, as far as they are known. Raises
+    UsageError if none matches.
     """
     models = list(_models())
     wanted, by_name = pattern or "", {str(model["name"]): model for model in models}
@@ -81,7 +82,14 @@ def read_facts() -> dict[str, Any]:
             "parameters": int(row["parameters"]),
             "input": [int(edge) for edge in row["input"].split("x")],
             "stages": row["stages"],
+            "stage_names": _stage_names(row["stages"], len(row["strides"].split())),
             "strides": [int(stride) for stride in row["strides"].split()],
             "tags": row["tags"].split(),
         }
     return facts
+
+
+def _stage_names(first_to_last: str, count: int) -> list[str]:
+    """List the names of `count` stages that are given by their first and last, such as `stem:stage4`."""
+    last = int(first_to_last.rpartition("stage")[2])
+    return [*["stem0", "stem"][2 - (count - last) :], *(f"stage{number}" for number in range(1, last + 1))]

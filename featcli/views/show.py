@@ -53,7 +53,9 @@ def show(drawing: Drawing, output: str, overwrite: bool = False, report: Report 
     refuse_taken(path, overwrite)
     dump, rows = drawing.dump, drawing.rows
     if not rows:
-        raise UsageError(f"dump {shown(dump.path)}: no image of it has maps", "-o page.html says why they have not")
+        raise UsageError(
+            f"dump {shown(dump.path)}: no image of it has maps", "give -o page.html for a page that says why"
+        )
     colours = _fitted(dump, drawing.stages, report)
     found = [drawing.pictures[row] for row in rows]
     kind = FORMATS[path.suffix.lower()]
@@ -91,7 +93,7 @@ def _refuse_without_maps(dump: DumpReader, row: int) -> None:
     if not dump.valid[row]:
         failure = next((f for f in dump.failures if f["row"] == row), None)
         why = f"{failure['reason']} ({failure['detail']})" if failure else "its shard is not finished yet"
-        raise UsageError(f"key {shown(dump.keys[row])}: it has no maps: {why}", "choose another")
+        raise UsageError(f"key {shown(dump.keys[row])}: it has no maps: {why}", "choose another key")
 
 
 def _fitted(dump: DumpReader, stages: Sequence[str], report: Report) -> dict[str, Colours]:
@@ -106,8 +108,8 @@ def _fitted(dump: DumpReader, stages: Sequence[str], report: Report) -> dict[str
         report("batch", images=1)
     if not found:
         raise UsageError(
-            f"dump {shown(dump.path)}: its maps were pooled to vectors, there is nothing to draw",
-            "featcli show DUMP -o page.html surveys such a dump; or extract with --pool none or 7x7",
+            f"dump {shown(dump.path)}: its maps were pooled to vectors, so there is nothing to draw",
+            "run featcli show DUMP -o page.html, which surveys such a dump, or extract with --pool none or 7x7",
         )
     return found
 
@@ -132,7 +134,7 @@ def _sheet(
     if max(width, height) > limit:
         raise UsageError(
             f"{counted(len(rows), 'image')} of {counted(len(colours), 'stage')} make a picture of {width}x{height}"
-            f" pixels, the format ends at {limit:,}",
+            f" pixels, and this format ends at {limit:,}",
             "draw fewer images or stages (--num-images, --stage), or a page: -o page.html",
         )
     sheet = Image.new("RGB", (width, height), PAPER)

@@ -42,7 +42,9 @@ def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Repor
     path = Path(output)
     refuse_taken(path, overwrite)
     if len(drawing.rows) > MOST_IMAGES:
-        raise UsageError(f"{len(drawing.rows):,} images: a page holds at most {MOST_IMAGES:,}", "choose fewer")
+        raise UsageError(
+            f"a page holds at most {MOST_IMAGES:,} images, not {len(drawing.rows):,}", "choose fewer images"
+        )
     dump, rows, stages = drawing.dump, drawing.rows, drawing.stages
     report("start", images=len(stages) + len(rows) + 1, done=0)
     studied = evenly_spaced(np.flatnonzero(dump.valid).tolist(), STUDIED)

@@ -104,7 +104,8 @@ class RayEngine:
         fits = min(fitting, default=1)
         if fits < 1 and self._has_begun_ray and self._asked.ray_address is None:  # no node can be added to it
             raise MachineError(
-                f"a worker wants {self._cpus:g} CPUs and {self._gpus:g} GPUs, this machine has {_resources(offered)}",
+                f"a worker wants {self._cpus:g} CPUs and {self._gpus:g} GPUs, and this machine has"
+                f" {_resources(offered)}",
                 "ask for less with --threads, --cpus-per-worker and --gpus-per-worker, or name a cluster",
             )
         if self._asked.workers is None:
@@ -159,8 +160,8 @@ class RayEngine:
             elif time.monotonic() - placed > START_SECONDS:
                 raise MachineError(
                     f"no worker has had a place for {START_SECONDS:.0f} s: each asks for {self._cpus:g} CPUs and"
-                    f" {self._gpus:g} GPUs, the cluster offers {_resources(self._offered())}",
-                    "ask for less with --cpus-per-worker and --gpus-per-worker, or see ray status",
+                    f" {self._gpus:g} GPUs, and the cluster offers {_resources(self._offered())}",
+                    "ask for less with --cpus-per-worker and --gpus-per-worker, or run ray status to see what is free",
                 )
             self._fill_up(queue, order)
         queue.refuse_given_up()
@@ -255,7 +256,7 @@ class RayEngine:
         other = environment_changes(order.dump.plan.environment, environment)
         if other and (text := ", ".join(other)) not in self._warned:
             self._warned.add(text)
-            self._report("warning", text=f"a worker is not like the others, last bits may differ: {text}")
+            self._report("warning", text=f"a worker is not like the others, so last bits may differ: {text}")
 
     def _bury(self, actor: _Actor, queue: ShardQueue, why: str, stats: RunStats, order: WorkOrder) -> None:
         self._report("warning", text=f"a worker died{at_shards(actor.at_work)}: {why}")
@@ -276,7 +277,9 @@ def _refuse_if_nobody_is_there(address: str) -> None:
         return  # Ray finds a cluster of this machine by itself
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
-        raise UsageError(f"--ray-address {shown(address)}: no host:port", "give that of the head node, or auto")
+        raise UsageError(
+            f"--ray-address {shown(address)} is not host:port", "give the address of the head node, or auto"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
@@ -286,7 +289,7 @@ def _refuse_if_nobody_is_there(address: str) -> None:
 def _no_cluster(address: str, error: Exception) -> MachineError:
     return MachineError(
         f"--ray-address {shown(address)}: {one_line(error)}",
-        "see ray status there; Python and Ray have to be of the same versions as the cluster's",
+        "run ray status there; Python and Ray need the same versions as the cluster's",
     )
 
 

@@ -89,7 +89,9 @@ class ShardQueue:
                 self.given_up[number] = why
         self._failed_starts = 0 if had_started else self._failed_starts + 1
         if self._failed_starts >= TRIES and is_last:
-            raise WorkerError(f"{TRIES} workers died before they could begin, the last one {why}", "see above")
+            raise WorkerError(
+                f"{TRIES} workers died before they could begin, the last one {why}", "read the messages above"
+            )
 
     def refuse_given_up(self) -> None:
         """Raise WorkerError if shards were given up."""
@@ -97,7 +99,7 @@ class ShardQueue:
             number, why = next(iter(self.given_up.items()))
             others = "" if len(self.given_up) == 1 else f" (and {counted(len(self.given_up) - 1, 'other shard')})"
             raise WorkerError(
-                f"shard {number}{others}: given up after {TRIES} workers died at it and kept no more rows, the last"
-                f" one {why}",
+                f"shard {number}{others} was given up after {TRIES} workers died at it without keeping more rows,"
+                f" the last one {why}",
                 "all other shards are committed; the same command tries again: with one --device it says more",
             )

@@ -172,7 +172,9 @@ def read_layout(path: str, num_keys: int | None) -> Layout:
     except (OSError, ValueError) as error:
         problem = str(error)
     if problem:
-        raise DamagedError(f"shard {shown(path)}: not a readable HDF5 shard ({problem})", "is it whole?")
+        raise DamagedError(
+            f"shard {shown(path)}: this is not a readable HDF5 shard ({problem})", "is the file complete?"
+        )
     return Layout(arrays, size, keys, attributes)
 
 

@@ -81,5 +81,7 @@ def read_layout(path: str, num_keys: int | None) -> Layout:
         if ends_at != size:
             raise ValueError("the file is longer than its arrays")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise DamagedError(f"shard {shown(path)}: not a readable safetensors file ({error})", "is it whole?") from error
+        raise DamagedError(
+            f"shard {shown(path)}: this is not a readable safetensors file ({error})", "is the file complete?"
+        ) from error
     return Layout(arrays, size, keys, metadata)
