@@ -137,7 +137,7 @@ def test_a_folder_without_an_image_processor(vit_folder, tmp_path, cli):
     draw(tmp_path / "p" / "a.png", 1, (90, 64))
     given = ("extract", tmp_path / "p", "-c", tmp_path / "c", "-o", tmp_path / "d", "-v")
     run = cli(*given, "--mean", "0.4")
-    assert (run.code, "say it by --mean and --std" in run.err) == (6, True)
+    assert (run.code, "give --mean and --std" in run.err) == (6, True)
     run = cli(*given, "--mean", "0.4,0.5,0.6", "--std", "0.25", "--crop-pct", "0.9")
     assert run.code == 0
     assert (
@@ -187,7 +187,7 @@ def test_greys(vit_folder):
     for checkpoint in (RANDOM, {"checkpoint": vit_folder, "random_init": True}):
         backbone = load_backbone(**checkpoint, num_channels=1, mean=0.3, std=[0.2])
         assert (backbone.preprocessing.mean, backbone.preprocessing.std) == ((0.3,), (0.2,))
-        with pytest.raises(UsageError, match="--mean: 3 numbers for an input of 1 channel"):
+        with pytest.raises(UsageError, match="--mean has 3 numbers, and the input has 1 channel"):
             load_backbone(**checkpoint, num_channels=1, mean=MEAN)
 
 
@@ -202,15 +202,15 @@ def test_a_guess_is_called_one(cli, weights_file):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"mean": "123.7,116.3,103.5"}, "--mean 123.7: must be from 0 to 1"),
-        ({"mean": "white"}, "--mean 'white': not numbers"),
-        ({"mean": (0.1, float("nan"), 0.2)}, "--mean nan: must be from 0 to 1"),
-        ({"mean": ()}, "--mean .*: not numbers"),
-        ({"mean": "0.1,0.2"}, "--mean: 2 numbers for an input of 3 channels"),
-        ({"std": 0}, "--std 0: must be above 0 and at most 1"),
-        ({"std": True}, "--std 'True': not numbers"),
-        ({"crop_pct": 87.5}, "--crop-pct 87.5: must be from 0.1 to 1"),
-        ({"crop_pct": 0.9, "fit": "pad"}, "--crop-pct does not go with --fit"),
+        ({"mean": "123.7,116.3,103.5"}, "--mean must be from 0 to 1, not 123.7"),
+        ({"mean": "white"}, "--mean 'white' is not a list of numbers"),
+        ({"mean": (0.1, float("nan"), 0.2)}, "--mean must be from 0 to 1, not nan"),
+        ({"mean": ()}, "--mean .* is not a list of numbers"),
+        ({"mean": "0.1,0.2"}, "--mean has 2 numbers, and the input has 3 channels"),
+        ({"std": 0}, "--std must be above 0 and at most 1, not 0"),
+        ({"std": True}, "--std 'True' is not a list of numbers"),
+        ({"crop_pct": 87.5}, "--crop-pct must be from 0.1 to 1, not 87.5"),
+        ({"crop_pct": 0.9, "fit": "pad"}, "--crop-pct cannot be used with --fit"),
         ({"interpolation": "cubic"}, "--interpolation cannot be 'cubic'"),
     ],
 )

@@ -281,8 +281,8 @@ class ImageProcessor:
             )
         if self.backend == "torchvision" and not is_sized_by_fit and interpolation not in OF_TORCHVISION:
             raise UsageError(
-                f"--interpolation {interpolation}: {self.name} resizes by torchvision, which does not know it here",
-                f"it knows {', '.join(OF_TORCHVISION)}",
+                f"--interpolation {interpolation}: {self.name} resizes with torchvision, which does not have it here",
+                f"use {', '.join(OF_TORCHVISION)}",
             )
         resample = RESAMPLINGS[interpolation]
         if resample == self.resampling:
@@ -308,7 +308,7 @@ class ImageProcessor:
                 found.overrides = self.overrides if found is self else overrides
                 return found
         raise UsageError(
-            f"--crop-pct {share:g}: {self.name} sizes pictures in a way of its own",
+            f"--crop-pct {share:g}: {self.name} sizes pictures in its own way",
             "leave it out, or choose by --fit how they get the input size",
         )
 
@@ -337,7 +337,7 @@ class ImageProcessor:
     def _refuse_idle(self, found: ImageProcessor, option: str, does: str) -> None:
         """Raise UsageError where another processor, made for an option, gives the same numbers as this one."""
         if all(np.array_equal(self.fit_floats(one), found.fit_floats(one)) for one in probe_pictures()):
-            raise UsageError(f"{option}: {self.name} {does} pictures in a way of its own", "leave it out")
+            raise UsageError(f"{option}: {self.name} {does} pictures in its own way", "leave it out")
 
     @property
     def _crop(self) -> Size | None:

@@ -58,7 +58,7 @@ def _options(names: Sequence[str] | Mapping[str, Any]) -> str:
 def _for_channels(option: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
     if len(values) not in (1, channels):
         raise UsageError(
-            f"{option}: {len(values)} numbers for an input of {channels} channel{'s' * (channels > 1)}",
+            f"{option} has {len(values)} numbers, and the input has {channels} channel{'s' * (channels > 1)}",
             "give one number for each channel, or one for all",
         )
     return tuple(values) * (channels if len(values) == 1 else 1)

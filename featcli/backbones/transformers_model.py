@@ -423,7 +423,7 @@ def no_processor(asked: CheckpointSpec) -> CheckpointError:
     return CheckpointError(
         f"checkpoint {shown(asked.checkpoint_name)}: there is no preprocessor_config.json beside its config.json,"
         " so nobody can tell which pixels it was trained on",
-        "say it by --mean and --std, or save the processor it belongs to there:"
+        "give --mean and --std, or save the processor it belongs to there:"
         " AutoImageProcessor.from_pretrained(...).save_pretrained(...)",
     )
 

@@ -230,13 +230,13 @@ def within_picture(above_zero: bool) -> Check:
     def check(option: str, values: Any) -> None:
         if not (isinstance(values, tuple) and values):
             hint = f"write one number for each channel, such as {option} 0.5,0.5,0.5, or one for all"
-            raise UsageError(f"{option} {shown(str(values))}: not numbers", hint)
+            raise UsageError(f"{option} {shown(str(values))} is not a list of numbers", hint)
         for value in values:
             if not 0 <= value <= 1 or (above_zero and value == 0):
                 least = "above 0 and at most 1" if above_zero else "from 0 to 1"
                 raise UsageError(
-                    f"{option} {value:g}: must be {least}",
-                    "it is for values of a picture from 0 to 1: divide numbers for 0 to 255 by 255",
+                    f"{option} must be {least}, not {value:g}",
+                    "divide numbers for 0 to 255 by 255: it is for values of a picture from 0 to 1",
                 )
 
     return check
