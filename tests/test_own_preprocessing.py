@@ -224,7 +224,7 @@ def test_what_cannot_be_meant_is_refused(options, says):
 def test_processors_that_do_not_follow(vit_folder, tmp_path):
     """A processor that does not resize refuses interpolation and crop, and torchvision's refuses unknown filters."""
     transformers = pytest.importorskip("transformers")
-    with pytest.raises(UsageError, match="resizes by torchvision"):
+    with pytest.raises(UsageError, match="resizes with torchvision"):
         load_backbone(vit_folder, processor_backend="torchvision", interpolation="lanczos")
     shutil.copytree(vit_folder, tmp_path / "c")
     transformers.ViTImageProcessor(do_resize=False, do_normalize=False).save_pretrained(tmp_path / "c")

@@ -33,10 +33,10 @@ VERBS = frozenset(
     " loads means gets keeps runs changed died contradict exclude asks wants offers chooses allows tells keep comes"
     " frees fits fit belongs belong draws prepares sizes sets cut yields repairs resumes mends asked called ignores"
     " finds found begins begin writes write works goes leads looks tries assumes measures loaded mean"
-    " uses started".split()
+    " uses started changes".split()
 )
 ORDERS = frozenset(
-    "add ask call check choose compare convert copy cast decompress delete download draw export extract fetch free give"
+    "add ask call check choose compare convert copy cast decompress delete divide download draw export extract fetch free give"
     " install leave list load look make merge move name pack pip prepare put raise read remove rename repair resume run"
     " save say see set stack start submit take torch try type unpack use wait write fix mend".split()
 )

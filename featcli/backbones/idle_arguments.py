@@ -58,7 +58,7 @@ def refuse_words(arguments: Mapping[str, Any], known: Mapping[str, Any]) -> None
         if isinstance(value, str) and isinstance(known.get(name), bool):
             meant = {"no": "false", "off": "false", "yes": "true", "on": "true"}.get(value.lower(), "")
             raise UsageError(
-                f"--model-arg {name}: true or false, not {shown(value)}",
+                f"--model-arg {name}: it has to be true or false, not {shown(value)}",
                 did_you_mean([f"--model-arg {name}={meant}"] if meant else [], f"give {name}=true or {name}=false"),
             )
 

@@ -337,7 +337,7 @@ class ImageProcessor:
     def _refuse_idle(self, found: ImageProcessor, option: str, does: str) -> None:
         """Raise UsageError where another processor, made for an option, gives the same numbers as this one."""
         if all(np.array_equal(self.fit_floats(one), found.fit_floats(one)) for one in probe_pictures()):
-            raise UsageError(f"{option}: {self.name} {does} pictures in its own way", "leave it out")
+            raise UsageError(f"{option} changes nothing: {self.name} {does} pictures in its own way", "leave it out")
 
     @property
     def _crop(self) -> Size | None:
