@@ -36,9 +36,10 @@ VERBS = frozenset(
     " uses started changes".split()
 )
 ORDERS = frozenset(
-    "add ask call check choose compare convert copy cast decompress delete divide download draw export extract fetch free give"
-    " install leave list load look make merge move name pack pip prepare put raise read remove rename repair resume run"
-    " save say see set stack start submit take torch try type unpack use wait write fix mend".split()
+    "add ask call cast check choose compare convert copy decompress delete divide download draw export extract"
+    " fetch fix free give install leave list load look make mend merge move name pack pip prepare put raise"
+    " read remove rename repair resume run save say see set stack start submit take torch try type unpack use"
+    " wait write".split()
 )
 # Words that make a reader stop, and what to say instead.
 BANNED = {
