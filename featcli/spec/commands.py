@@ -198,7 +198,7 @@ class VerifyCommand(InputSpec):
             group=DUMP,
             check=between(0, 1, "it is a share of the largest value, such as 0.001"),
             stands_for=0,
-            needs=Other("against", "it says how much the values of two dumps may differ"),
+            needs=Other("against", "give --against, too: it says how much the values of two dumps may differ"),
         ),
     ] = None
     checkpoint: Annotated[
