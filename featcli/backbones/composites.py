@@ -47,8 +47,8 @@ def backbone_config_of(outer: Any) -> Any:
 
     A MaskFormer makes its own kind of a plain Swin, all four stages of it, as the checkpoints at the hub want.
     """
-    inner = getattr(outer, "backbone_config", None)
-    if outer.model_type == "maskformer" and getattr(inner, "model_type", None) == "swin":
+    inner: Any = getattr(outer, "backbone_config", None)
+    if inner is not None and (outer.model_type, inner.model_type) == ("maskformer", "swin"):
         fields = {name: value for name, value in inner.to_dict().items() if name != "model_type"}
         inner = import_transformers().MaskFormerSwinConfig.from_dict(fields)
         inner.out_features = ["stage1", "stage2", "stage3", "stage4"]
