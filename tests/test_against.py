@@ -1,4 +1,4 @@
-"""`featcli verify A --against B`: two dumps of the same images, compared by key."""
+"""Check `featcli verify A --against B`: two dumps of the same images, compared by key."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ TINY = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "thr
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Five pictures and one that cannot be read."""
+    """Make five pictures, and one that cannot be read."""
     folder = tmp_path_factory.mktemp("photos")
     for number in range(5):
         draw(folder / f"{number}.png", number, (40 + number, 32))
@@ -29,7 +29,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(photos, tmp_path_factory):
-    """A dump of two stages."""
+    """Make a dump of two stages."""
     return featcli.extract(photos, output=tmp_path_factory.mktemp("d") / "a", out_indices=(1, -1), **TINY).dump
 
 
@@ -38,7 +38,7 @@ def against(one, other, tolerance=0.0):
 
 
 def comparison_in(run):
-    """The facts that a command printed as JSON."""
+    """Return the facts that a command printed as JSON."""
     return next(found for found in map(json.loads, run.out.splitlines()) if found["type"] == "against")
 
 
@@ -50,7 +50,7 @@ def test_the_same_rows_in_other_places(photos, first, tmp_path, cli):
     assert run.code == 0
     assert "stage1: all 5 rows equal\nstage4: all 5 rows equal" in run.out
     assert f"{first} and {other}: equal with a tolerance of 0" in run.out
-    with tarfile.open(tmp_path / "p.tar", "w") as tar:  # whose order is kept
+    with tarfile.open(tmp_path / "p.tar", "w") as tar:  # a tar keeps this order
         for path in sorted(photos.iterdir(), reverse=True):
             tar.add(path, path.name)
     other = featcli.extract(tmp_path / "p.tar", output=tmp_path / "c", **options).dump
@@ -134,7 +134,7 @@ def test_maps_of_many_sizes(photos, tmp_path, cli):
     ],
 )
 def test_numbers_that_are_odd(ours, theirs, differing, largest, total):
-    """NaN and infinity are equal to themselves alone; a zero of another sign has other bits; nothing overflows."""
+    """NaN and infinity equal only themselves, a zero of another sign has other bits, and nothing overflows."""
     found = Difference("stage1")
     found.add(["a"], np.array([ours], np.float32), np.array([theirs], np.float32))
     assert (found.differing_rows, found.largest, found.total) == (
@@ -147,7 +147,7 @@ def test_numbers_that_are_odd(ours, theirs, differing, largest, total):
 
 
 def test_memory_does_not_grow_with_the_dumps(photos, tmp_path):
-    """A few blocks are in memory at a time, and the first keys alone of those that are missing."""
+    """Only a few blocks are in memory at a time, and only the first keys of missing images."""
     for number in range(NAMED + 3):
         draw(tmp_path / "p" / f"x{number}.png", number, (40, 32))
     dumps = [
@@ -166,7 +166,7 @@ def test_memory_does_not_grow_with_the_dumps(photos, tmp_path):
 
 
 def test_what_cannot_be_compared(first, tmp_path, cli):
-    """What is no dump, or no complete one, ends with its own exit code."""
+    """A path that is no dump, or no complete one, ends with its own exit code."""
     assert cli("verify", first, "--against", tmp_path / "none").code == 2
     begun = shutil.copytree(first, tmp_path / "begun")
     (begun / "manifest.json").unlink()

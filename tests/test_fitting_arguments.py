@@ -1,4 +1,4 @@
-"""Weights that lack tensors, or have them in another shape: the hint names the argument with which they fit."""
+"""Check weights that lack tensors, or have them in another shape: the hint names the argument with which they fit."""
 
 import datetime
 import re
@@ -20,7 +20,7 @@ def refused(**opened):
 
 
 def as_hinted(hint):
-    """The options that a hint gives, as load_backbone takes them."""
+    """Return the options that a hint gives, as load_backbone takes them."""
     words = shlex.split(hint.partition("Then add ")[2])
     pairs = list(zip(words[::2], words[1::2], strict=True))
     arguments = [value for name, value in pairs if name == "--model-arg"]
@@ -78,7 +78,7 @@ def test_fields_of_transformers(tmp_path, kind, there, here):
 
 
 def test_damage_has_no_argument(tmp_path):
-    """One tensor that is absent or cut is no other architecture, though an argument would take it out."""
+    """For one absent or cut tensor no argument is named, although one would remove it."""
     state = timm.create_model("test_vit", num_classes=0).state_dict()
     for damaged in (
         {key: tensor for key, tensor in state.items() if key != "blocks.1.attn.qkv.bias"},
@@ -90,7 +90,7 @@ def test_damage_has_no_argument(tmp_path):
 
 
 def test_a_name_that_was_changed_is_shown(tmp_path):
-    """Where some keys have other names, the message has one of them beside the one that is absent."""
+    """If some keys have other names, the message has one of them beside the absent one."""
     state = timm.create_model("test_vit", num_classes=0).state_dict()
     torch.save({key.replace("attn.qkv", "attn.in_proj"): t for key, t in state.items()}, tmp_path / "w.pth")
     message = refused(checkpoint=tmp_path / "w.pth", arch="test_vit").message
@@ -100,7 +100,7 @@ def test_a_name_that_was_changed_is_shown(tmp_path):
 
 @pytest.mark.parametrize(("word", "meant"), [("no", "false"), ("off", "false"), ("Yes", "true"), ("on", "true")])
 def test_words_for_true_and_false(word, meant):
-    """A word where an argument is true or false would be taken for true; the hint has what was meant."""
+    """A word in place of true or false is refused, and the hint has what was meant."""
     transformers = pytest.importorskip("transformers")
     for checkpoint in ("test_vit", transformers.ViTConfig()):
         with pytest.raises(UsageError, match="qkv_bias: true or false, not") as error:
@@ -117,7 +117,7 @@ def test_words_for_true_and_false(word, meant):
     ],
 )
 def test_objects_in_a_pickle_are_named(tmp_path, held, name):
-    """A file that torch refuses to read without running code says of which class the object in it is."""
+    """A file that torch refuses to read without running code is refused with the class of the object in it."""
     torch.save({"state_dict": {"w": torch.ones(2)}, "hyper_parameters": held}, tmp_path / "w.pth")
     error = refused(checkpoint=tmp_path / "w.pth", arch="test_resnet")
     assert f"it holds something other than tensors ({name}" in error.message

@@ -1,4 +1,4 @@
-"""A ModelSpec and an Execution -> a Backbone: weights loaded and checked, norms folded, the network frozen, moved."""
+"""Make a Backbone from a ModelSpec and an Execution: load and check weights, fold norms, freeze and move it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from featcli.system.borrowed import own_random_numbers
 def assemble_backbone(
     model: ModelSpec, positions: Sequence[int], device: torch.device, execution: Execution
 ) -> Backbone:
-    """Load the weights of the stages at these positions, and freeze the network on the device, to be run so.
+    """Load the weights of the stages at these positions, and freeze the network on the device.
 
-    `Backbone.execution` says what was done: see `prepare_network`. Raises CheckpointError.
+    `Backbone.execution` says how it is run, which may differ from what was asked: see `prepare_network`. Raises
+    CheckpointError.
     """
-    with own_random_numbers():  # which loaded weights replace
+    with own_random_numbers():  # loaded weights replace them
         network, weights = model.load(positions)
     refuse_not_finite(model.name, network)
     digest = weights_digest(network)
@@ -49,8 +50,8 @@ def prepare_network(
 ) -> tuple[Network, Execution]:
     """Fold, freeze, move and compile a network that is on the CPU. The module is changed in place.
 
-    Returns the network, and how it is run then: norms are not folded where there are none, or where the maps would
-    move by more than rounding.
+    Returns the network, and how it is run then. Norms are not folded if there are none, or if maps would change by more
+    than rounding.
     """
     network.module.eval().requires_grad_(False)
     if execution.folded and not fold(network, model.channels, model.input_size):
@@ -58,7 +59,7 @@ def prepare_network(
     dtype, layout = getattr(torch, PRECISIONS[execution.precision]), getattr(torch, LAYOUTS[execution.layout])
     network.module.to(device=device, dtype=dtype)
     for tensor in (*network.module.parameters(), *network.module.buffers()):
-        if tensor.ndim == 4:  # others have no channels to put last; `Module.to` would refuse those of five dimensions
+        if tensor.ndim == 4:  # others have no channels to put last, and `Module.to` refuses those of five dimensions
             tensor.data = tensor.data.contiguous(memory_format=layout)
     if not execution.compiled:
         return network, execution
@@ -66,8 +67,8 @@ def prepare_network(
 
 
 def refuse_not_finite(name: str, network: Network) -> None:
-    """Raise CheckpointError for weights that a run which diverged left behind: maps would be NaN for every image."""
-    parameters = {key for key, _ in network.module.named_parameters()}  # a buffer may be infinite: a mask
+    """Raise CheckpointError for weights from a training that diverged: maps would be NaN for every image."""
+    parameters = {key for key, _ in network.module.named_parameters()}  # a buffer may be infinite, such as a mask
     floats = {key: tensor for key, tensor in network.tensors().items() if tensor.is_floating_point()}
     broken = [
         key for key, tensor in floats.items() if not (tensor.isfinite() if key in parameters else ~tensor.isnan()).all()
@@ -81,7 +82,7 @@ def refuse_not_finite(name: str, network: Network) -> None:
 
 
 def weights_digest(network: Network) -> str:
-    """Compute one xxh3-128 over every parameter and buffer with its name, whatever file they came from."""
+    """Return one xxh3-128 of all parameters and buffers with their names, whatever files they came from."""
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(network.tensors().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

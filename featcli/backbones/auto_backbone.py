@@ -1,7 +1,7 @@
-"""The model types of transformers' AutoBackbone mapping, cut after the deepest stage asked for.
+"""Read the model types of transformers' AutoBackbone mapping, and cut them after the deepest stage asked for.
 
-transformers itself runs all stages whatever is asked. The class comes from its mapping, its plain loader reads it,
-and the list of stages is cut behind the last one that is needed: every map that is left keeps every bit.
+transformers runs all stages whatever is asked. Its mapping gives the class, and its plain loader reads it. Then the
+list of stages is cut after the last one that is needed, and the maps that are left keep every bit.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from featcli.errors import CheckpointError, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
 
-# Types that normalise each requested map do so with norms of their own, which only a checkpoint saved as a
-# backbone has. Any other absent weight is a refusal.
+# Some types normalise each requested map with a norm of its own, which only a checkpoint saved as a backbone has. Any
+# other absent weight is refused.
 UNTRAINED_NORM = re.compile(r"hidden_states_norms\.")
 NORM_OF_STAGE = re.compile(r"hidden_states_norms\.(\w+)\.")
-# pixio has a norm for all its maps that a plain checkpoint lacks too.
+# pixio has a norm for all its maps, which a plain checkpoint lacks, too.
 UNTRAINED_NORMS = {"pixio": re.compile(r"layernorm\.")}
-# A final norm that the types below apply to whatever stage is last: after a cut it would meet the wrong width.
+# These types apply a final norm to whichever stage is last. After a cut it would meet the wrong width.
 FINAL_NORM = {
     "swin": "swin.layernorm",
     "maskformer-swin": "model.layernorm",
     "focalnet": "focalnet.layernorm",
     "bit": "bit.norm",
 }
-# Where the norm of all maps is, in the types that have one for all.
+# These are the names of the norm of all maps, in types that have one.
 SHARED_NORMS = ("layernorm", "norm")
-# Types that name a stem in their configuration and refuse to give it.
+# These types name a stem in their configuration, but refuse to give it.
 NO_STEM = ("maskformer-swin",)
 
 
 def is_mapped(config: Any) -> bool:
-    """Tell whether AutoBackbone has a class for this configuration."""
+    """Return whether AutoBackbone has a class for this configuration."""
     return type(config) in backbone_classes()
 
 
@@ -56,7 +56,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         super().__init__(asked, config, outer)
         self._freeze_norms = norm_freezer(outer)
         self._class = backbone_classes()[type(self.config)]
-        if getattr(self.config, "add_fpn", False):  # BEiT: a map is made of a stage by its place among the chosen four
+        if getattr(self.config, "add_fpn", False):  # BEiT makes a map from a stage by its place among the chosen four
             raise CheckpointError(
                 f"checkpoint {shown(asked.checkpoint_name)}: with add_fpn it gives a pyramid made of four"
                 " stages, not the stages themselves",
@@ -74,7 +74,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         self.stage_names = tuple(zip(names, self._module_names(names), strict=True))[self.first_index :]
         self.default_indices = tuple(self.config.out_indices)
         patch = getattr(self.config, "patch_size", None)
-        if patch is not None and not hasattr(self.config, "depths"):  # pyramids pad what does not fit
+        if patch is not None and not hasattr(self.config, "depths"):  # pyramids pad pixels that do not fill a patch
             self.patch = (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
 
     def _may_be_absent(self, key: str) -> bool:
@@ -98,7 +98,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         return self.from_pretrained(self._class, self._config_for(positions), self._ways_to_name())
 
     def _ways_to_name(self) -> Iterator[Mapping[str, str] | None]:
-        """Give what may have to be replaced in names on disk, the most common first."""
+        """Yield what may have to be replaced in names on disk, the most common first."""
         if self.outer is None:
             yield None
         yield names_of_backbone(self.on_disk) or None
@@ -135,7 +135,7 @@ class AutoBackboneModelSpec(TransformersModelSpec):
 
 
 def _maps_of(module: Any, pixels: torch.Tensor, patch: Size | None) -> list[torch.Tensor]:
-    """Run a backbone for (B, C, h, w) maps, also of types that leave their patches in a row: (B, tokens, C)."""
+    """Run a backbone for (B, C, h, w) maps, also one that leaves its patches in a row: (B, tokens, C)."""
     height, width = pixels.shape[2:]
     return [_as_grid(found, height, width, patch) for found in module(pixels).feature_maps]
 
@@ -145,12 +145,12 @@ def _as_grid(found: torch.Tensor, height: int, width: int, patch: Size | None) -
         return found
     assert patch is not None
     grid = height // patch[0], width // patch[1]
-    tokens = found[:, found.shape[1] - grid[0] * grid[1] :]  # whatever is in front of the patches is no patch
+    tokens = found[:, found.shape[1] - grid[0] * grid[1] :]  # tokens in front of the patches are none
     return tokens.transpose(1, 2).reshape(len(found), -1, *grid)
 
 
 def _class_tokens_of(module: Any, pixels: torch.Tensor, positions: Sequence[int]) -> list[torch.Tensor]:
-    """Give token 0 of hidden states, normalised as the maps are."""
+    """Return token 0 of hidden states, normalised as the maps are."""
     norm = next((found for name in SHARED_NORMS if isinstance(found := getattr(module, name, None), nn.Module)), None)
     wants_norm = norm is not None and getattr(module.config, "apply_layernorm", True)
     hidden = module(pixels, output_hidden_states=True).hidden_states
@@ -158,7 +158,7 @@ def _class_tokens_of(module: Any, pixels: torch.Tensor, positions: Sequence[int]
 
 
 def _stage_list(module: nn.Module, names: Sequence[str]) -> tuple[str, nn.ModuleList]:
-    """Find the module list with one entry per stage (the stem is not in it) that lies nearest to the root."""
+    """Find the module list nearest to the root that has one entry for each stage. The stem is not in it."""
     count = len(names) - (names[0] == "stem")
     lists = [
         (name, found)
@@ -174,17 +174,17 @@ def _stage_list(module: nn.Module, names: Sequence[str]) -> tuple[str, nn.Module
 
 
 def _drop_stages_after(module: nn.Module, deepest: int, names: Sequence[str], model_type: str) -> None:
-    """Cut the stage list behind the stage at position `deepest`. The maps that stay keep every bit."""
+    """Cut the stage list after the stage at position `deepest`. The maps that are left keep every bit."""
     _, stage_list = _stage_list(module, names)
     keep = deepest + (names[0] != "stem")
-    del stage_list[max(1, keep) :]  # with no stage at all some types yield no maps, without an error
+    del stage_list[max(1, keep) :]  # without any stage some types give no maps, and no error
     if path := FINAL_NORM.get(model_type):
         parent, _, leaf = path.rpartition(".")
         setattr(module.get_submodule(parent), leaf, nn.Identity())
 
 
 def _drop_norms(module: nn.Module) -> None:
-    """Leave the maps as the stages gave them: neither the stages' own norms nor the one for all."""
+    """Replace the norms of stages, and the one for all maps, so that maps stay as the stages gave them."""
     norms = getattr(module, "hidden_states_norms", None)
     if isinstance(norms, nn.Module):
         for name, _ in list(norms.named_children()):

@@ -1,4 +1,4 @@
-"""The one `Backbone`: pixels in, the feature map of each selected stage out. Checkpoints of every library end in it."""
+"""Define the one `Backbone` for checkpoints of every library: pixels in, the feature map of each selected stage out."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from featcli.pixels.pictures import prepared
 from featcli.spec.groups import PixelSpec
 from featcli.spec.parsers import Size
 
-REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)  # how libraries refuse a size
-ROUNDED = 8  # the share of a map, as 1/n, by which it may be off from the size of its input
+REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)  # libraries refuse a size with these
+ROUNDED = 8  # a map may differ by 1/n from what the input size suggests
 
 Maps = Callable[[torch.Tensor], list[torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights came from, and how much of the backbone they covered."""
+    """The source of weights, and how much of the backbone they covered."""
 
     origin: str
     matched: int = 0  # tensors of the cut backbone that were loaded
-    total: int = 0  # tensors that it has
-    missing: tuple[str, ...] = ()  # norms of the stages that a plain checkpoint does not have: all else is refused
-    unexpected: tuple[str, ...] = ()  # tensors of the checkpoint that are no part of the backbone, such as its head
+    total: int = 0  # tensors of the cut backbone
+    missing: tuple[str, ...] = ()  # norms of the stages that a plain checkpoint lacks; any other absence is refused
+    unexpected: tuple[str, ...] = ()  # tensors of the checkpoint that are no part of the backbone, such as a head
     undecided: tuple[str, ...] = ()  # tensors that the library left out or merged while it converted names
-    resized: tuple[str, ...] = ()  # tensors that the library fitted to another input than the checkpoint's
+    resized: tuple[str, ...] = ()  # tensors that the library resized for another input than the checkpoint's
     files: Mapping[str, str] = field(default_factory=dict)  # name of each file -> its SHA-256, as the hub shows it
     random: bool = False
 
     def summary(self) -> str:
-        """Say it in one line for people."""
+        """Return one line for people."""
         if self.random:
             return f"{self.origin}: its feature maps mean nothing"
         text = f"{self.matched} of {self.total} tensors loaded from {self.origin}"
@@ -62,20 +62,20 @@ class Weights:
 
 @dataclass(frozen=True)
 class Network:
-    """A module and how to ask it for maps: whole, or cut after the deepest stage asked for.
+    """A module, whole or cut after the deepest stage asked for, and how it is asked for maps.
 
-    `maps(x)` yields one (B, C, h, w) tensor per stage in network order; `class_tokens(x)`, where the model
-    has a class token, one (B, C) tensor per stage.
+    `maps(x)` returns one (B, C, h, w) tensor for each stage in network order. `class_tokens(x)` returns one (B, C)
+    tensor for each stage, if the model has a class token.
     """
 
     module: nn.Module
     maps: Maps  # of the module alone: a partial of a function that takes the module first, so that it can be copied
     class_tokens: Maps | None = None
-    idle: frozenset[str] = frozenset()  # parameters and buffers that no map depends on, such as those of a head
-    is_compiled: bool = False  # what is called then goes through torch.compile
+    idle: frozenset[str] = frozenset()  # parameters and buffers on which no map depends, such as those of a head
+    is_compiled: bool = False  # whether calls go through torch.compile
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Be copied and pickled by the module, and how it is asked: neither what is compiled, nor hooks of libraries.
+        """Pickle and copy by the module, and how it is asked, without compiled code and hooks of libraries.
 
         The copy has a module of its own.
         """
@@ -83,17 +83,17 @@ class Network:
         return _network_again, (*to_be_copied(self.module), asked, self.idle, self.is_compiled)
 
     def compiled(self) -> Network:
-        """Make the network that goes through torch.compile, for one size of batch."""
+        """Return the network that goes through torch.compile, for one size of batch."""
         class_tokens = None if self.class_tokens is None else _Compiled(self.class_tokens)
         return replace(self, maps=_Compiled(self.maps), class_tokens=class_tokens, is_compiled=True)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """List the parameters and buffers by name, without the idle ones."""
+        """Return the parameters and buffers by name, without the idle ones."""
         return {name: tensor for name, tensor in self.module.state_dict().items() if name not in self.idle}
 
 
 class _Compiled:
-    """A function that goes through torch.compile, and the function that it was."""
+    """A function that goes through torch.compile, with the original function."""
 
     def __init__(self, plain: Maps) -> None:
         self.plain = plain
@@ -105,7 +105,7 @@ class _Compiled:
 
 
 def _recipe(asks: Any) -> tuple[Any, ...] | None:
-    """Take the module out of what asks it: (function, other arguments, keywords)."""
+    """Take the module out of the callable that asks it: (function, other arguments, keywords)."""
     if asks is None:
         return None
     plain: Any = asks.plain if isinstance(asks, _Compiled) else asks
@@ -115,7 +115,7 @@ def _recipe(asks: Any) -> tuple[Any, ...] | None:
 def _network_again(
     module: Any, hooked: bool, asked: tuple[Any, Any], idle: frozenset[str], is_compiled: bool
 ) -> Network:
-    """Make a network of what `Network.__reduce__` gave."""
+    """Make a network from what `Network.__reduce__` returned."""
     hook_again(module, hooked)
     maps, class_tokens = (made and partial(made[0], module, *made[1], **made[2]) for made in asked)
     network = Network(module, maps, class_tokens, idle)
@@ -126,12 +126,12 @@ def _network_again(
 class Backbone:
     """A frozen vision backbone, cut after the deepest selected stage: pixels in, the map of each stage out.
 
-    `featcli.load_backbone` makes it. It can be copied, and pickled with its weights; two are the same if they are one.
+    `featcli.load_backbone` makes it. It can be copied, and pickled with its weights. It equals only itself.
     """
 
     name: str
     library: str
-    stages: tuple[Stage, ...]  # all that the backbone has
+    stages: tuple[Stage, ...]  # all stages of the backbone
     selected: tuple[Stage, ...]
     preprocessing: Preprocessing
     weights: Weights
@@ -140,10 +140,10 @@ class Backbone:
     device: torch.device
     execution: Execution
     digest: str
-    rules: PixelSpec = DEFAULT  # what becomes of a picture before the preprocessing
-    patch: Size | None = None  # (height, width) of the patches that it cuts its input into, if it does
-    other_sizes: set[Size] = field(default_factory=set)  # of inputs that were seen to fit, besides its own
-    make_module: Callable[[Backbone, bool], Any] | None = None  # the same network once more: see as_module
+    rules: PixelSpec = DEFAULT  # what happens to a picture before the preprocessing
+    patch: Size | None = None  # (height, width) of the patches, if it cuts its input into patches
+    other_sizes: set[Size] = field(default_factory=set)  # sizes of inputs that were found to fit, besides its own
+    make_module: Callable[[Backbone, bool], Any] | None = None  # makes the same network again: see as_module
 
     def __repr__(self) -> str:
         stages = ", ".join(f"{stage.name} {shown_shape(stage.shape)}" for stage in self.selected)
@@ -153,7 +153,7 @@ class Backbone:
 
     @property
     def precision(self) -> str:
-        """What it computes in: fp32, bf16 or fp16."""
+        """The precision that it computes in: fp32, bf16 or fp16."""
         return self.execution.precision
 
     @property
@@ -172,7 +172,7 @@ class Backbone:
         return [stage.channels for stage in self.selected]
 
     def to_dict(self) -> dict[str, Any]:
-        """Describe the backbone in plain JSON: its settings, all stages, and the selected ones by name and index."""
+        """Return the backbone in plain JSON: its settings, all stages, and the selected ones by name and index."""
         return {
             "name": self.name,
             "library": self.library,
@@ -188,28 +188,28 @@ class Backbone:
 
     @property
     def has_class_token(self) -> bool:
-        """Whether `class_tokens` can be asked for."""
+        """Whether `class_tokens` can be called."""
         return self.network.class_tokens is not None
 
     def preprocess(self, picture: Any) -> torch.Tensor:
-        """Make of a picture what `forward` takes a batch of: (C, H, W), uint8 as a rule.
+        """Return the input that `forward` takes a batch of, for a picture: (C, H, W), uint8 as a rule.
 
         A list of pictures gives (B, C, H, W). A picture is a path or URL, a picture of Pillow, or an array or tensor
-        (H, W), (H, W, C) or (C, H, W) of uint8 or uint16. The options of pixels that the backbone was loaded with are
-        applied as `extract` applies them. Raises UsageError for what is no picture, or cannot be read.
+        (H, W), (H, W, C) or (C, H, W) of uint8 or uint16. Options of pixels that the backbone was loaded with are
+        applied as `extract` applies them. Raises UsageError for something that is no picture, or cannot be read.
         """
         return prepared(picture, self.rules, self.preprocessing, self.preprocessing.size)
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Compute {stage: (B, C, h, w)} of (B, C, H, W) from `preprocess`, on the device, in the precision computed in.
+        """Return {stage: (B, C, h, w)} for (B, C, H, W) from `preprocess`, on the device, in the precision computed in.
 
-        Pixels may be of another size where the network takes it. Nothing of it takes a gradient; a head can be trained
-        on what it returns. Raises UsageError for anything else, such as pixels that were normalised already.
+        Pixels may have another size if the network takes it. No gradient goes into the network, but a head can be
+        trained on the maps. Raises UsageError for any other input, such as pixels that are already normalised.
         """
         return self._run(self.network.maps, pixels)
 
     def class_tokens(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Compute {stage: (B, C)} of (B, C, H, W) from `preprocess`. Raises UsageError without a class token."""
+        """Return {stage: (B, C)} for (B, C, H, W) from `preprocess`. Raises UsageError without a class token."""
         if self.network.class_tokens is None:
             raise UsageError(f"{self.name} has no class token", "use --pool avg for one vector per image")
         return self._run(self.network.class_tokens, pixels)
@@ -217,13 +217,15 @@ class Backbone:
     __call__ = forward
 
     def as_module(self, cut: bool = False) -> Any:
-        """Load the network once more, as a torch module in transformers' manner, to be trained or built into a model.
+        """Load the network again, as a torch module in transformers' manner, to be trained or built into a model.
 
         It takes normalised float pixels (`pixel_values`, (B, C, H, W)) and returns transformers' `BackboneOutput`. It
         is what the library built: not folded, not compiled, in fp32 on the CPU, with every stage, in eval mode. It
-        shares no tensor with this backbone, so that memory is needed twice. `cut`: without what comes after the deepest
-        selected stage. See `featcli.backbones.module`. Raises CheckpointError without the extra transformers, or where
-        the checkpoint is another by now, and what `load_backbone` raises.
+        shares no tensor with this backbone, so both take memory. With `cut` it lacks everything after the deepest
+        selected stage. See `featcli.backbones.module`.
+
+        Raises CheckpointError without the extra transformers, or if the checkpoint has changed, and what
+        `load_backbone` raises.
         """
         if self.make_module is None:
             raise UsageError(
@@ -247,18 +249,19 @@ class Backbone:
                 f"pixels of {pixels.dtype}: this backbone takes {wanted}",
                 "give what preprocess gives: the backbone normalises by itself",
             )
-        with torch.no_grad():  # not inference_mode: autograd keeps no tensor of that, and a head may be trained
+        with torch.no_grad():  # not inference_mode, because autograd keeps no such tensor, and a head may be trained
             self._refuse_unfit((pixels.shape[2], pixels.shape[3]))
             count = len(pixels)
-            some = pixels if count else pixels.new_zeros(1, *pixels.shape[1:])  # many networks cannot do without any
+            some = pixels if count else pixels.new_zeros(1, *pixels.shape[1:])  # many networks need one picture
             ready = ours.normalize(some.to(self.device, non_blocking=True))
             found = yields(as_run(ready, self.execution))
         return {stage.name: tensor[:count] for stage, tensor in zip(self.selected, found, strict=True)}
 
     def _refuse_unfit(self, size: Size) -> None:
-        """Raise UsageError for an input of another size than `preprocess` gives that the network does not take.
+        """Raise UsageError for an input of another size than `preprocess` gives, if the network does not take it.
 
-        It would cut patches off, refuse, or resize the input by itself: blank pixels show it, once for each size.
+        Such a network would cut off patches, refuse, or resize the input. A run on blank pixels shows it, once for each
+        size.
         """
         ours = self.preprocessing
         if size == ours.size or size in self.other_sizes:
@@ -275,7 +278,7 @@ class Backbone:
         self.other_sizes.add(size)
 
     def _tried(self, size: Size) -> str:
-        """Say why the network does not take an input of this size; empty where its maps are of that size."""
+        """Return why the network does not take an input of this size; "" if its maps have that size."""
         blank = torch.zeros(1, self.preprocessing.channels, *size, device=self.device)
         try:
             maps = self.network.maps(as_run(blank, self.execution))
@@ -287,12 +290,12 @@ class Backbone:
                     found.shape[2 + axis],
                     stage.shape[1 + axis] * size[axis] / self.preprocessing.size[axis],
                 )
-                if abs(cells - expected) > 1 + expected / ROUNDED:  # borders and rounding
+                if abs(cells - expected) > 1 + expected / ROUNDED:  # allows for borders and rounding
                     return f"the map of {stage.name} is {found.shape[2]}x{found.shape[3]}"
         return ""
 
 
 def as_run(pixels: torch.Tensor, execution: Execution) -> torch.Tensor:
-    """Bring normalised pixels (B, C, H, W) into the precision and layout that the network is run in."""
+    """Return normalised pixels (B, C, H, W) in the precision and layout that the network runs in."""
     dtype, layout = getattr(torch, PRECISIONS[execution.precision]), getattr(torch, LAYOUTS[execution.layout])
     return pixels.to(dtype=dtype, memory_format=layout)

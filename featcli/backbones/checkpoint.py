@@ -1,8 +1,8 @@
-"""What `--checkpoint` names: a timm model, a local folder, a weights file or a hub id; and which ModelSpec reads it.
+"""Find what `--checkpoint` names (a timm model, local folder, weights file or hub id), and which ModelSpec reads it.
 
-timm and transformers are imported when a checkpoint is theirs: each takes seconds, and transformers is an extra.
+timm and transformers are imported only for their own checkpoints: each takes seconds, and transformers is an extra.
 transformers' checkpoints are never read through `AutoBackbone.from_pretrained`, which in transformers 5 asks the hub
-even about a local folder and fails without a network.
+even for a local folder, and fails without a network.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from featcli.errors import CheckpointError, UsageError, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.system.files import is_file, is_folder, is_there, read_text
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # and a branch, a tag or a commit
-ADAPTER = "adapter_config.json"  # transformers applies what it describes where PEFT is installed, else it says nothing
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # with a branch, a tag or a commit
+ADAPTER = "adapter_config.json"  # transformers applies the adapter if PEFT is installed, and otherwise says nothing
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def resolve(asked: CheckpointSpec) -> ModelSpec:
-    """Find the ModelSpec that can read this checkpoint. Reads configurations, never weights.
+    """Return the ModelSpec that can read this checkpoint. Reads configurations, never weights.
 
-    Raises UsageError for names that do not exist and sizes that do not fit, CheckpointError for files that cannot
-    be used.
+    Raises UsageError for names that do not exist and sizes that do not fit, CheckpointError for files that cannot be
+    used, and MachineError.
     """
     ask_hub_again()
     model = _open(asked)
@@ -75,14 +75,14 @@ def _open(asked: CheckpointSpec) -> ModelSpec:
 
 
 def _named_for_timm(asked: CheckpointSpec) -> ModelSpec:
-    """Open what has timm's own word for a place before its name; at the hub it may be a checkpoint of transformers."""
+    """Open a checkpoint whose name begins with timm's word for a place. At the hub it may be one of transformers."""
     name = asked.checkpoint_name.removeprefix(AT_HUB)
     is_id = name != asked.checkpoint_name and HUB_ID.fullmatch(name)
     return _from_hub(asked, name) if is_id else _timm(asked)
 
 
 def _from_config(asked: CheckpointSpec, path: Path) -> ModelSpec:
-    """Open a configuration by itself: it can be inspected, and give random weights."""
+    """Open a configuration without weights. It can be inspected, and give random weights."""
     if asked.arch is not None:
         raise UsageError("--arch is only for a weights file", "leave --arch out: this configuration says what it is")
     if _is_timm_config(read_config(path)):
@@ -158,7 +158,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _is_timm_config(config: dict[str, Any]) -> bool:
-    """Tell whether a config.json is one of timm's; transformers writes its own around some of them."""
+    """Return whether a config.json is timm's. transformers writes a configuration of its own around some of them."""
     return "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper"
 
 
@@ -185,7 +185,7 @@ def _timm(asked: CheckpointSpec, local: bool = False, hub: bool = False) -> Mode
 
 
 def _timm_wrapper(asked: CheckpointSpec, path: Path, config: dict[str, Any]) -> ModelSpec:
-    """Open what transformers' TimmWrapper saves: timm's configuration in its words, and weights under `timm_model.`"""
+    """Open what transformers' TimmWrapper saves: a configuration in timm's words, and weights under `timm_model.`"""
     from featcli.backbones.timm_model import TimmModelSpec, TimmRequest
 
     refuse_processor_backend(asked)
@@ -205,10 +205,10 @@ def _timm_wrapper(asked: CheckpointSpec, path: Path, config: dict[str, Any]) -> 
 
 
 def _transformers(asked: CheckpointSpec) -> ModelSpec:
-    """Open a transformers folder, hub id or configuration: a mapped type, one inside, or hidden states."""
+    """Open a transformers folder, hub id or configuration: a mapped type, a larger model, or hidden states."""
     try:
         import_transformers()
-    except ModuleNotFoundError:  # an extra: its absence is the user's to mend, not a bug
+    except ModuleNotFoundError:  # the user can install the extra, so this is no bug
         raise CheckpointError(
             f"checkpoint {shown(asked.checkpoint_name)}: it is a transformers checkpoint, and transformers"
             " is not installed",

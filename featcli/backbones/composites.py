@@ -1,4 +1,4 @@
-"""Larger models with a backbone inside: where they hold it, in memory and on disk, and what they do to its norms."""
+"""Know the larger models with a backbone inside: where it is in memory and on disk, and what they do to its norms."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import nn
 from featcli.backbones.internals import norm_replacer, renamings_of_transformers, silent_transformers
 from featcli.backbones.torchvision_operators import import_transformers
 
-# Attribute paths of the backbone in a model in memory; the first that a model has is the one.
+# Attribute paths of the backbone in a model in memory. The first that a model has is used.
 IN_MEMORY = (
     "model.pixel_level_module.encoder",  # MaskFormer, Mask2Former, OneFormer
     "pixel_level_module.encoder",
-    "model.backbone.conv_encoder.model",  # GroundingDINO and kin
+    "model.backbone.conv_encoder.model",  # GroundingDINO and relatives
     "model.backbone.model",  # DETR, RT-DETR
     "model.backbone.backbone",  # LW-DETR, RF-DETR
     "model.conv_encoder.model",
@@ -25,9 +25,9 @@ IN_MEMORY = (
     "backbone.model",
     "backbone",  # UperNet, DepthAnything, ZoeDepth
 )
-OUTSIDE = "outside_of_backbone."  # before the names of tensors that are none of the backbone's
-# Prefixes of its weights in a checkpoint on disk, the longest names first. transformers renames some while loading, so
-# that a model may hold its backbone at another path in memory.
+OUTSIDE = "outside_of_backbone."  # begins the names of tensors outside of the backbone
+# Prefixes of its weights in a checkpoint on disk, the longest first. transformers renames some as it loads, so a model
+# may hold its backbone at another path in memory.
 ON_DISK = (
     "model.pixel_level_module.encoder.",  # MaskFormer, Mask2Former, OneFormer
     "pixel_level_module.encoder.",
@@ -56,31 +56,32 @@ def backbone_config_of(outer: Any) -> Any:
 
 
 def place_of_backbone(model: nn.Module) -> str:
-    """Find the attribute path of the backbone inside a composite, empty where there is none."""
+    """Return the attribute path of the backbone inside a composite; "" if there is none."""
     return next((place for place in IN_MEMORY if _has(model, place)), "")
 
 
 def names_of_backbone(on_disk: Iterable[str]) -> dict[str, str]:
-    """Give what becomes of the names of a composite's tensors on disk: pattern -> what takes its place.
+    """Return how the names of a composite's tensors on disk are changed: pattern -> replacement.
 
-    The prefix of the backbone goes; what has none is marked as outside of it. None changes where nothing has one.
+    The prefix of the backbone is removed, and names without it are marked as outside. If no name has a prefix, none is
+    changed.
     """
     names = list(on_disk)
     return names_under([prefix for prefix in ON_DISK if any(name.startswith(prefix) for name in names)])
 
 
 def names_of_task(config: Any, prefixes: Sequence[str] = ON_DISK) -> dict[str, str]:
-    """Give the same for names of before transformers renamed them, by its own table for the whole model.
+    """Return the same for names from before transformers renamed them, by its own table for the whole model.
 
-    `config` is that of the whole model. transformers applies the table of a class alone where only that class is made.
-    Empty where the whole model has none.
+    `config` is that of the whole model. If transformers makes a single class, it applies only the table of that class.
+    Returns {} if the whole model has no table.
     """
     renamings = renamings_of_transformers(config)
     return {**renamings, **names_under(prefixes)} if renamings else {}
 
 
 def names_under(prefixes: Sequence[str]) -> dict[str, str]:
-    """Give the patterns that take these prefixes off, the first that fits, and put OUTSIDE before all other names."""
+    """Return the patterns that remove the first of these prefixes that fits, and put OUTSIDE before all other names."""
     if not prefixes:
         return {}
     either = "|".join(map(re.escape, prefixes))
@@ -88,16 +89,16 @@ def names_under(prefixes: Sequence[str]) -> dict[str, str]:
 
 
 def described_place(outer: Any) -> str:
-    """Find where the backbone sits in a larger model, as text for people; empty where that cannot be told.
+    """Return where the backbone sits in a larger model, for people; "" if that cannot be told.
 
-    `outer` is the configuration of that model, which is built without weights to see.
+    `outer` is the configuration of that model, which is built without weights to find out.
     """
     transformers = import_transformers()
     for name in outer.architectures or ():
         try:
             with torch.device("meta"), silent_transformers():
                 place = place_of_backbone(getattr(transformers, name)(outer))
-        except Exception:  # a class that needs more libraries, or is not this transformers': the name is a courtesy
+        except Exception:  # the class needs more libraries, or is of another transformers: the place only informs
             continue
         if place:
             return f"{place} of {name}"
@@ -105,10 +106,10 @@ def described_place(outer: Any) -> str:
 
 
 def norm_freezer(outer: Any) -> Callable[[nn.Module], None]:
-    """Find what a larger model does to the norms of its backbone: DETR and its kin put frozen ones in place.
+    """Return what a larger model does to the norms of its backbone: DETR and its relatives replace them by frozen ones.
 
     Frozen norms give other last bits, and `replay` promises every bit. `outer` is the configuration of that model, or
-    None. Raises CheckpointError where this transformers has no such norms any more.
+    None. Raises CheckpointError if this transformers no longer has such norms.
     """
     return partial(_freeze, norm_replacer(outer) if outer is not None else None)
 

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint that the network lacks: those that would have changed its maps are told from heads."""
+"""Judge tensors of a checkpoint that the network lacks: some would have changed its maps, others are heads."""
 
 from __future__ import annotations
 
@@ -13,32 +13,31 @@ from featcli.backbones.backbone import Network
 from featcli.backbones.internals import is_whole_model, names_without_value
 from featcli.backbones.trimming import idle_tensors
 
-# Names of tensors that no evaluation needs, wherever they are: what training counts or masks with, tables that models
-# compute by themselves, what profilers and other libraries leave behind.
+# Names of tensors that no evaluation needs, wherever they are: counters and masks of training, tables that models
+# compute themselves, and what profilers and other libraries leave behind.
 OF_NO_EFFECT = re.compile(
     r"(?:^|\.)(?:mask_token|num_batches_tracked|position_ids|relative_position_index|relative_coords_table|attn_mask"
     r"|attention_bias_idxs|bias_mask|total_ops|total_params|_extra_state"
     r"|periods|inv_freq|freqs|freqs_cos|freqs_sin)$"
 )
-MOST_DIMENSIONS = 2  # of a table of frequencies; what was learnt has one for each layer and head
-# Modules of the root that are None where a model has none, and change its maps where it has: what all blocks share.
+MOST_DIMENSIONS = 2  # of a table of frequencies; learnt ones have a dimension for layers and heads
+# Modules of the root that all blocks share. They are None if a model has none, and change its maps if it has.
 SHARED = ("rel_pos_bias", "shared_rel_pos", "rope", "rope_global", "rope_window", "parallel_blocks")
-# Modules of the root that come after the maps, though they stand in their backbone too, where they do nothing: BEiT's
-# for segmentation.
+# Modules of the root that come after the maps. In a backbone they exist, but do nothing: BEiT's are for segmentation.
 NECKS = ("fpn",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skeleton:
-    """What a whole network has, before it is cut."""
+    """The structure of a whole network, before it is cut."""
 
-    modules: frozenset[str]  # paths of all modules, "" is the root
-    roots: frozenset[str]  # those that stand for the root: a model around which there is another
-    absent: Mapping[str, frozenset[str]]  # by root: what its class knows and this one lacks
+    modules: frozenset[str]  # paths of all modules; "" is the root
+    roots: frozenset[str]  # paths of models, which each count as a root, such as one inside another
+    absent: Mapping[str, frozenset[str]]  # by root: what its class has and this one lacks
 
 
 def skeleton_of(module: nn.Module) -> Skeleton:
-    """List the modules of a whole network."""
+    """Return the structure of a whole network."""
     parts = dict(module.named_modules())
     roots = {""}
     for path, part in parts.items():  # outer modules come first
@@ -52,7 +51,7 @@ def skeleton_of(module: nn.Module) -> Skeleton:
 
 
 def _absent(module: nn.Module) -> set[str]:
-    """Name the attributes of a module that are None, and the tokens that others of its family have."""
+    """Return the attributes of a module that are None, and the tokens that other models of its family have."""
     lacks_token = hasattr(module, "cls_token") and not hasattr(module, "dist_token")
     return names_without_value(module) | ({"dist_token"} if lacks_token else set())
 
@@ -71,11 +70,12 @@ def foreign_tensors(
     modules_in_use: Callable[[], frozenset[str]],
     shapes: Mapping[str, torch.Size] | None = None,
 ) -> list[str]:
-    """Find those of the extra names of a checkpoint that belong to another network than this one.
+    """Return those extra names of a checkpoint that belong to another network than this one.
 
-    These are: a tensor under a module that runs; a token of the root that its class knows and this network lacks; one
+    These are a tensor under a module that runs, a token of the root that its class has and this network lacks, and one
     for a module that does nothing here. Heads and other towers are absent at the root, and stages that were not asked
-    for do not run. `modules_in_use` is only called where it matters; `shapes` are those of tensors, as far as known.
+    for do not run. `modules_in_use` is only called if it matters; `shapes` are those of the tensors, as far as they are
+    known.
     """
     found: list[str] = []
     for key in extra:
@@ -99,13 +99,13 @@ def _is_learnt(key: str, shapes: Mapping[str, torch.Size]) -> bool:
 
 
 def layers_in(names: Iterable[str]) -> int:
-    """Count the layers that names such as `blocks.11.norm1.weight` mean, 0 for other names."""
+    """Return how many layers names such as `blocks.11.norm1.weight` mean; 0 for other names."""
     numbers = [re.search(r"\.(\d+)\.", name) for name in names]
     return max((int(number[1]) + 1 for number in numbers if number), default=0)
 
 
 def modules_in_use(network: Network, pixels: torch.Tensor) -> frozenset[str]:
-    """Name the modules that run for the maps of a network: called, used by their tensors, or around such a one.
+    """Return the modules that run for the maps of a network: called, used by their tensors, or around such a module.
 
     `pixels` are (1, C, H, W), on the device of the network. Raises whatever the network raises.
     """
@@ -125,5 +125,5 @@ def modules_in_use(network: Network, pixels: torch.Tensor) -> frozenset[str]:
 
 
 def _ends(path: str) -> list[int]:
-    """List where a path and those of all modules around it end, the root's among them."""
+    """Return where a path and those of all modules around it end, also the root's."""
     return [0, *(i for i, char in enumerate(path) if char == "."), len(path)]

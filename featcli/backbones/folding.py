@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: what they do in eval mode is arithmetic on weights."""
+"""Fold batch norms into the convolutions before them: in eval mode a norm is arithmetic on weights."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class _Pair:
 def fold(network: Network, channels: int, size: tuple[int, int]) -> int:
     """Fold what can be folded, in place, on the CPU in fp32, for an input of these channels and this (H, W).
 
-    A norm is folded where it takes the output of one convolution, and both run once. That the maps stay within
-    TOLERANCE is seen, not believed: else everything is put back. Returns how many norms were folded.
+    A norm is folded if it takes the output of one convolution, and both run once. A run checks that maps stay within
+    TOLERANCE; if not, everything is put back. Returns how many norms were folded.
     """
     pixels = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -45,12 +45,12 @@ def fold(network: Network, channels: int, size: tuple[int, int]) -> int:
 
 
 def has_norms(network: Network) -> bool:
-    """Tell whether there may be something to fold."""
+    """Return whether there may be something to fold."""
     return any(is_plain_norm(module) for module in network.module.modules())
 
 
 def nothing_to_fold(name: str) -> UsageError:
-    """Describe a backbone of that name to whoever asked for its norms to be folded."""
+    """Return the error for a backbone whose norms cannot be folded although that was asked."""
     return UsageError(
         f"--fold: {name} has no norm that can be folded into a convolution without changing its maps",
         "leave --fold out",
@@ -58,9 +58,9 @@ def nothing_to_fold(name: str) -> UsageError:
 
 
 def _pairs(network: Network, pixels: torch.Tensor) -> tuple[list[_Pair], list[torch.Tensor]]:
-    """Find the pairs that can be folded, as they meet in a forward pass; and its maps."""
+    """Return the pairs that can be folded, as they meet in a forward pass, and the maps."""
     came_from: dict[int, nn.Conv2d] = {}
-    kept: list[torch.Tensor] = []  # or another tensor would get the same id
+    kept: list[torch.Tensor] = []  # otherwise another tensor could get the same id
     met: list[_Pair] = []
     calls: Counter[nn.Module] = Counter()
 
@@ -89,7 +89,7 @@ def _pairs(network: Network, pixels: torch.Tensor) -> tuple[list[_Pair], list[to
 
 
 def _fold(module: nn.Module, pair: _Pair) -> Callable[[], None]:
-    """Fold one norm. Returns how to undo it."""
+    """Fold one norm. Returns a function that undoes it."""
     conv, norm = pair.convolution, pair.norm
     weight, bias = conv.weight, conv.bias
 

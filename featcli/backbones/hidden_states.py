@@ -1,8 +1,8 @@
-"""Vision models of transformers outside the AutoBackbone mapping (ViT, CLIP, Segformer ...): their hidden states.
+"""Read vision models of transformers outside the AutoBackbone mapping (ViT, CLIP, Segformer ...): their hidden states.
 
-The counting is that of the mapping: of tokens the embedding is the stem and what a layer gives is a stage, pyramids are
-named by stride. Only shapes say what a hidden state is, rows of tokens or maps, since every model has its own habits;
-all of them end up as (B, C, h, w).
+Stages are counted as in the mapping: for tokens the embedding is the stem and each layer gives a stage; pyramids are
+named by stride. Only shapes tell whether a hidden state is rows of tokens or maps, because every model has its own
+habits. All become (B, C, h, w).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from featcli.errors import CheckpointError, UsageError, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
 
-# MAE drops three quarters of its patches and shuffles the rest; a plain ViT reads the same weights and does not.
+# MAE drops three quarters of its patches and shuffles the rest. A plain ViT reads the same weights, and does not.
 READ_AS = {"vit_mae": "vit"}
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 MOST_PREFIX_TOKENS = 16  # class token, distillation token, registers
@@ -38,18 +38,18 @@ MOST_PREFIX_TOKENS = 16  # class token, distillation token, registers
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenLayout:
-    """What the hidden states of a model are, as one forward pass shows it."""
+    """The form of a model's hidden states, as one forward pass shows it."""
 
-    patch: Size | None  # (height, width) of the patches that tokens are of, where it is the same in all stages
-    behind: int  # tokens behind the patches
+    patch: Size | None  # (height, width) of the patches of tokens, if it is the same in all stages
+    behind: int  # tokens after the patches
     is_channels_last: bool  # whether maps are (B, h, w, C)
-    prefixes: tuple[int, ...]  # tokens in front of the patches, by stage
+    prefixes: tuple[int, ...]  # tokens before the patches, by stage
     strides: tuple[int, ...]  # pixels per cell, by stage
 
     def as_map(self, hidden: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Give (B, tokens, C), (B, C, h, w) or (B, h, w, C) of pixels of this size as (B, C, h, w) of patches only.
+        """Return (B, tokens, C), (B, C, h, w) or (B, h, w, C) for pixels of this size as (B, C, h, w) of patches only.
 
-        Raises ValueError where the tokens are no grid.
+        Raises ValueError if the tokens make no grid.
         """
         if hidden.ndim == 4:
             return hidden.permute(0, 3, 1, 2) if self.is_channels_last else hidden
@@ -59,7 +59,7 @@ class HiddenLayout:
         return patches.transpose(1, 2).reshape(len(hidden), -1, rows, columns)
 
     def _grid(self, tokens: int, height: int, width: int) -> Size:
-        """Find (rows, columns) of the patches among so many tokens; what is in front of them is no patch."""
+        """Return (rows, columns) of the patches among so many tokens. Tokens before them are no patches."""
         if self.patch is not None:
             rows, columns = height // self.patch[0], width // self.patch[1]
             if 0 <= tokens - rows * columns <= MOST_PREFIX_TOKENS:
@@ -72,10 +72,10 @@ class HiddenLayout:
 
 
 def find_layout(hidden: Sequence[torch.Tensor], size: Size, patch: Size | None, behind: int) -> HiddenLayout:
-    """Tell the layout from all hidden states of two pictures of this (H, W).
+    """Return the layout of all hidden states of two pictures of this (H, W).
 
-    `patch` is what the configuration says of patches, `behind` how many tokens stand behind them. Raises ValueError
-    where the hidden states are no maps.
+    `patch` is the size of patches by the configuration, `behind` the number of tokens after them. Raises ValueError if
+    the hidden states are no maps.
     """
     if not hidden:
         raise ValueError("it has none")
@@ -90,19 +90,19 @@ def find_layout(hidden: Sequence[torch.Tensor], size: Size, patch: Size | None, 
     if len(set(prefixes)) > 1 and max(prefixes) > 1:
         raise ValueError("its tokens are not always the patches of a grid")
     strides = tuple(round(size[0] / found.shape[2]) for found in maps)
-    is_pyramid = len(set(strides)) > 1  # whose patch is of its first stage only, and what does not fit is padded
+    is_pyramid = len(set(strides)) > 1  # its patch is that of its first stage, and pixels that fill none are padded
     return replace(first, patch=None if is_pyramid else patch, prefixes=prefixes, strides=strides)
 
 
 def _is_channels_last(hidden: Sequence[torch.Tensor], size: Size) -> bool:
-    """Tell whether maps, read as (B, h, w, C), are nearer to the shape of the input than as (B, C, h, w)."""
+    """Return whether maps have the shape of the input rather as (B, h, w, C) than as (B, C, h, w)."""
     shapes = [found.shape for found in hidden if found.ndim == 4]
     last = sum(_aspect_off(shape[1:3], *size) for shape in shapes)
     return last < sum(_aspect_off(shape[2:], *size) for shape in shapes)
 
 
 def _aspect_off(grid: Sequence[int], height: int, width: int) -> float:
-    """Measure how far a grid is from the shape of the input, as a share of it."""
+    """Return how far the proportions of a grid are from those of the input, as a share."""
     return abs(grid[0] * width - grid[1] * height) / (grid[0] * width)
 
 
@@ -112,7 +112,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
     norms_of_maps = FINAL_NORMS
 
     def __init__(self, asked: CheckpointSpec, config: Any) -> None:
-        """Run the model once without weights, to see what its hidden states are. Raises CheckpointError."""
+        """Run the model once without weights, to find the form of its hidden states. Raises CheckpointError."""
         tower = getattr(config, "vision_config", None)
         super().__init__(asked, tower or config, config if tower is not None else None)
         self.config = _config_to_run(self.config, self.model_type)
@@ -130,13 +130,13 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         self.stage_names = self._name_stages(module)
 
     def _probed_layout(self) -> tuple[Any, HiddenLayout]:
-        """Make the model without weights, and see what its hidden states are. Raises CheckpointError."""
+        """Return the model without weights, and the form of its hidden states. Raises CheckpointError."""
         size = config_size(self.config) if self.asked.input_size else self.input_size
-        behind = getattr(self.config, "num_detection_tokens", 0)  # YOLOS
+        behind = getattr(self.config, "num_detection_tokens", 0)  # YOLOS has these
         try:
             try:
                 module, hidden = self._run_blank(size, "meta")
-            except Exception as error:  # whatever a model's forward does with an input that it does not expect
+            except Exception as error:  # a model's forward raises anything for an unexpected input
                 if not is_of_meta(error):
                     raise
                 with WithoutWeights():
@@ -152,7 +152,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
             ) from error
 
     def _run_blank(self, size: Size, device: str) -> tuple[Any, Sequence[torch.Tensor]]:
-        """Make the model without weights, and give it with its hidden states of two pictures."""
+        """Return the model without weights, with its hidden states of two pictures."""
         with torch.device(device), silent_transformers():
             module = self._blank(())
         with torch.no_grad():
@@ -173,8 +173,8 @@ class HiddenStatesModelSpec(TransformersModelSpec):
     def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
         module, report = self.from_pretrained(self._class, self.config, [None])
         names = {name for name, _ in module.named_parameters()}
-        if names <= set(report["missing_keys"]):  # nothing of it was found: it lies deeper in a larger model
-            others = [key for key in report["unexpected_keys"] if "text" not in key]  # whose layers have the same names
+        if names <= set(report["missing_keys"]):  # nothing was found, because the model lies deeper in a larger one
+            others = [key for key in report["unexpected_keys"] if "text" not in key]  # its layers have the same names
             if prefix := find_prefix(others, names):
                 return self.from_pretrained(self._class, self.config, [names_under([prefix])])
         if self.outer is not None and self._lost(report["missing_keys"]):
@@ -192,7 +192,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         return Network(module=module, maps=maps, class_tokens=class_tokens, idle=idle)
 
     def _idle(self, positions: Sequence[int]) -> frozenset[str]:
-        """Name what these stages do not depend on, as a twin without weights shows."""
+        """Return the tensors that these stages do not depend on, as a copy without weights shows."""
         with torch.device("meta"):
             twin = self._blank(positions)
         pixels = torch.zeros(1, self.channels, *self.input_size, device="meta")
@@ -200,7 +200,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
             return idle_tensors(twin, lambda given: self._maps(twin, given, positions), pixels)
 
     def _hidden(self, module: Any, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Compute all hidden states of (B, C, H, W), as the model gives them."""
+        """Return all hidden states of (B, C, H, W), as the model gives them."""
         return self._states_of(self._run_with_states(module, pixels))
 
     def _run_with_states(self, module: Any, pixels: torch.Tensor, **more: bool) -> Any:
@@ -215,11 +215,11 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         return hidden
 
     def module_config(self) -> Any:
-        """See ModelSpec: the model's own."""
+        """Return the model's own configuration. See ModelSpec."""
         return copied(self.config)
 
     def run(self, module: Any, pixels: torch.Tensor, wanted: Wanted) -> Outputs:
-        """See ModelSpec."""
+        """Run the model. See ModelSpec."""
         found = self._run_with_states(module, pixels, **({"output_attentions": True} if wanted.attentions else {}))
         hidden = self._states_of(found)
         maps = tuple(self.layout.as_map(self._normed(module, hidden[i]), *pixels.shape[2:]) for i in wanted.positions)
@@ -253,16 +253,16 @@ class HiddenStatesModelSpec(TransformersModelSpec):
 
 
 def _config_to_run(config: Any, model_type: str) -> Any:
-    """Change a configuration to that of the model that is run: every hidden state as its layer gives it."""
+    """Change a configuration to that of the model that is run, so that every hidden state is as its layer gives it."""
     if model_type in READ_AS:
         fields = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")}
         config = import_transformers().CONFIG_MAPPING[READ_AS[model_type]].from_dict(fields)
-    config.tie_last_hidden_states = False  # the last one as the others: before the final norm
+    config.tie_last_hidden_states = False  # the last one comes before the final norm, as the others do
     return config
 
 
 def _module_names(module: nn.Module, names: Sequence[str]) -> list[str]:
-    """Tell where in the model each stage is, as far as a list of layers shows."""
+    """Return the module of each stage, as far as a list of layers shows it."""
     lists = [
         (path, len(part))
         for path, part in module.named_modules()

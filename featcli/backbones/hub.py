@@ -1,4 +1,4 @@
-"""The model hub: asked once for each checkpoint, so that a machine without a network fails in seconds, not minutes."""
+"""Ask the model hub once for each checkpoint, so that a machine without a network fails in seconds, not minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featcli.errors import CheckpointError, one_line, shown
 from featcli.system.borrowed import one_at_a_time
 from featcli.system.files import read_text
 
-# What libraries call the weights of a checkpoint, in the order in which they look for them.
+# Names of the weights of a checkpoint, in the order in which libraries look for them.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 ANSWER_SECONDS = 10
@@ -23,11 +23,11 @@ _answered, _did_not_answer = threading.Event(), threading.Event()
 
 @contextmanager
 def hub_or_cache(wanted: bool = True) -> Iterator[None]:
-    """Let the hub's client use its cache alone inside the block if the hub does not answer, or is not `wanted`.
+    """Let the hub's client use only its cache inside the block if the hub does not answer, or is not `wanted`.
 
-    Without this the client retries every file for half a minute. `HF_HUB_OFFLINE=1` is honoured.
+    Otherwise the client retries every file for half a minute. `HF_HUB_OFFLINE=1` is honoured.
     """
-    with one_at_a_time:  # the setting is one for all threads
+    with one_at_a_time:  # all threads share the setting
         before = hub_is_offline()
         set_hub_offline(before or not wanted or not _answers())
         try:
@@ -39,8 +39,8 @@ def hub_or_cache(wanted: bool = True) -> Iterator[None]:
 def hub_weights(repository: str, first: str | None = None) -> list[Path]:
     """Fetch the weights files of a hub repository, whole or in shards, unless they are cached.
 
-    `first` is the name to look for before those in WEIGHTS_NAMES, and `repository` may end in `@revision`. Empty where
-    there are none. Call it inside `hub_or_cache`, which says whether the hub is asked at all.
+    `first` is the name to look for before those in WEIGHTS_NAMES, and `repository` may end in `@revision`. Returns []
+    if there are none. Call it inside `hub_or_cache`, which decides whether the hub is asked at all.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -57,9 +57,9 @@ def hub_weights(repository: str, first: str | None = None) -> list[Path]:
 
 
 def find_weights(file: Callable[[str], Path | None], first: str | None = None) -> list[Path]:
-    """Find the weights of a checkpoint, one file or all of an index; `file` gives the path of a name, or None.
+    """Return the weights of a checkpoint, one file or all of an index. `file` returns the path of a name, or None.
 
-    Raises CheckpointError for an index that is damaged, or names what is not there.
+    Raises CheckpointError for an index that is damaged, or names a missing file.
     """
     for wanted in (*([first] if first else []), *WEIGHTS_NAMES):
         if (whole := file(wanted)) is not None:
@@ -101,7 +101,10 @@ def unreachable(checkpoint: str, error: Exception, repository: str | None, or_el
 
 
 def ask_hub_again() -> None:
-    """Forget that the hub did not answer: networks come back. Called once for each checkpoint that is opened."""
+    """Forget that the hub did not answer, because networks come back.
+
+    Called once for each checkpoint that is opened.
+    """
     _did_not_answer.clear()
 
 
@@ -110,6 +113,6 @@ def _answers() -> bool:
         try:
             ask_hub(ANSWER_SECONDS)
             _answered.set()
-        except Exception:  # whatever HTTP library the client is built on: no answer is no answer
+        except Exception:  # whatever HTTP library the client uses, no answer is no answer
             _did_not_answer.set()
     return _answered.is_set()

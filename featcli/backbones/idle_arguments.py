@@ -1,4 +1,4 @@
-"""Arguments of a network that change nothing about it, which some constructors of timm take in silence."""
+"""Refuse arguments that change nothing about a network, which some constructors of timm take silently."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 def refuse_idle(
     arguments: Mapping[str, Any], make: Callable[[str, Mapping[str, Any]], nn.Module], is_random: bool
 ) -> None:
-    """Raise UsageError for an argument without which the network is the same, unless it is given its default.
+    """Raise UsageError for an argument without which the network is the same, unless it has its default value.
 
-    `make` builds the network on a device with some of the arguments. Some arguments matter to random weights alone.
+    `make` builds the network on a device with some of the arguments. Some arguments only matter to random weights.
     """
     changed = described(make("meta", arguments)) if arguments else []
     for name, value in arguments.items():
@@ -31,7 +31,7 @@ def refuse_idle(
             raise UsageError(f"--model-arg {name}: timm ignores an argument that is null", "leave it out")
         try:
             plain = make("meta", others)
-        except UsageError:  # the others need it
+        except UsageError:  # other arguments need it
             continue
         if described(plain) != changed:
             continue
@@ -43,14 +43,14 @@ def refuse_idle(
             )
         if is_random or _plain(known[name]) == _plain(value):
             continue
-        with WithoutWeights():  # what is computed from it may be in a table
+        with WithoutWeights():  # a table may hold what is computed from it
             pair = make("cpu", others), make("cpu", arguments)
         if _same_tables(*pair):
             raise UsageError(f"--model-arg {name}: {type(plain).__name__} is the same without it", "leave it out")
 
 
 def refuse_words(arguments: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Raise UsageError for a word where an argument is true or false by default: any word would be taken for true.
+    """Raise UsageError for a word in place of true or false, because any word would be taken for true.
 
     `known` are the defaults.
     """
@@ -64,7 +64,7 @@ def refuse_words(arguments: Mapping[str, Any], known: Mapping[str, Any]) -> None
 
 
 def described(module: nn.Module) -> list[Any]:
-    """Describe a network: its modules with all that they note, and the shapes of its tensors."""
+    """Return a description of a network: its modules with all their attributes, and the shapes of its tensors."""
     parts = [
         (path, type(part).__qualname__, {key: _plain(value) for key, value in _noted(part).items()})
         for path, part in module.named_modules()
@@ -77,13 +77,13 @@ def _noted(part: nn.Module) -> dict[str, Any]:
 
 
 def _same_tables(one: nn.Module, other: nn.Module) -> bool:
-    """Tell whether two networks computed the same tables when they were made, which no checkpoint has."""
+    """Return whether two networks computed the same tables, which no checkpoint has."""
     pairs = zip(one.buffers(), other.buffers(), strict=True)
     return all(torch.equal(left, right) for left, right in pairs)
 
 
 def _plain(value: Any) -> Any:
-    """Give something that equals what another network has of the same."""
+    """Return something that equals the same value of another network."""
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""transformers' image processors: found, given a size, and seen as steps: resize and crop, scale, normalise."""
+"""Use transformers' image processors: find them, give them a size, and split them into resize, scale, normalise."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ from featcli.system.faults import fault_behind, machine_error
 from featcli.system.files import is_folder, is_there
 
 DEFAULT_BACKEND: ProcessorBackend = "pil"
-RECTANGLE = "rectangle"  # what a plan calls a size of which the edges differ, see `Rectangle`
+RECTANGLE = "rectangle"  # a plan's word for a size whose edges differ, see `Rectangle`
 Fit = Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W)
-WARPED = 384  # from this edge on processors with a `crop_pct` of their own squash pictures
-STEP = 32  # pixels, of which some processors give multiples alone
-HIGH = 37  # pixels of the long picture on which a processor is tried: of no size that is resized to, since filters such
-# as box give the same at once and by way of a multiple
-SCALE = 1 / 255  # by which values of 0 to 255 become such of 0 to 1
+WARPED = 384  # from this edge on, processors with a `crop_pct` squash pictures
+STEP = 32  # pixels; some processors only give multiples of it
+# Pixels of the long picture that a processor is tried on. No picture is resized to them, because filters such as box
+# give the same directly and through a multiple.
+HIGH = 37
+SCALE = 1 / 255  # turns values of 0 to 255 into values of 0 to 1
 RESAMPLINGS: dict[Interpolation, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -46,22 +47,22 @@ RESAMPLINGS: dict[Interpolation, Image.Resampling] = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
-OF_TORCHVISION = ("nearest", "bilinear", "bicubic")  # of these, what every version of torchvision resizes tensors by
-NEAR = 2.5 / 255  # of all values, by which pixels differ that are the same but for rounding
+OF_TORCHVISION = ("nearest", "bilinear", "bicubic")  # every version of torchvision resizes tensors by these
+NEAR = 2.5 / 255  # of all values: pixels that differ by less are equal but for rounding
 
 
 class ImageProcessor:
-    """One of transformers' image processors, whose attributes are the words of preprocessor_config.json."""
+    """One of transformers' image processors. Its attributes are the words of preprocessor_config.json."""
 
     def __init__(self, processor: Any, overrides: Mapping[str, Any] | None = None) -> None:
-        """Take over a processor. `overrides`: what `overridden` changed of it."""
+        """Wrap a processor. `overrides` are the settings that `overridden` has changed."""
         self._processor = processor
         self.overrides = dict(overrides or {})
         self._covering_edges: dict[Size, int | None] = {}
-        self._rectangle: Rectangle | None = None  # where it knows squares alone
+        self._rectangle: Rectangle | None = None  # used if it only knows squares
 
     def in_rectangle(self, box: Sequence[int] | None, size: Sequence[int]) -> ImageProcessor:
-        """Make one that brings pictures to a rectangle (H, W) in place of its own square: see `Rectangle`."""
+        """Return one that brings pictures to a rectangle (H, W) instead of its own square: see `Rectangle`."""
         found = ImageProcessor(self._processor, self.overrides)
         pair = None if box is None else (box[0], box[1])
         found._rectangle = Rectangle(pair, (size[0], size[1]), self.resampling, self.backend)
@@ -69,51 +70,52 @@ class ImageProcessor:
 
     @property
     def backend(self) -> ProcessorBackend:
-        """What it computes by."""
+        """What it computes with."""
         backend: ProcessorBackend = str(self._processor.backend)  # type: ignore[assignment]
         return backend
 
     @property
     def name(self) -> str:
-        """Its class."""
+        """The name of its class."""
         return type(self._processor).__name__
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that it is, as JSON, with the backend: a few types have no PIL one."""
+        """All its fields as JSON, with the backend, because a few types lack the PIL one."""
         rectangle = {} if self._rectangle is None else {RECTANGLE: self._rectangle.settings}
         return {**plain_json(self._processor.to_dict()), "backend": self.backend, **rectangle}
 
     @property
     def resampling(self) -> Image.Resampling:
-        """How it resizes; where it does not, how --fit does."""
+        """The filter that it resizes with; if it does not resize, that of --fit."""
         if not self._processor.do_resize:
             return Image.Resampling.BICUBIC
         return Image.Resampling(int(self._processor.resample))
 
     @property
     def scale(self) -> float:
-        """What pixels are multiplied by before they are normalised."""
+        """The factor by which pixels are multiplied before they are normalised."""
         return float(self._processor.rescale_factor) if self._processor.do_rescale else 1.0
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """What is subtracted from each colour, 0 where nothing is."""
+        """The number that is subtracted from each colour; 0 for none."""
         return _three(self._processor.image_mean if self._processor.do_normalize else 0.0)
 
     @property
     def std(self) -> tuple[float, ...]:
-        """What each colour is divided by then, 1 where it is not."""
+        """The number that each colour is divided by then; 1 for none."""
         return _three(self._processor.image_std if self._processor.do_normalize else 1.0)
 
     @property
     def background(self) -> tuple[float, ...]:
-        """The colour, from 0 to 1, that stands for nothing: what becomes 0, or grey where nothing is normalised."""
+        """The colour, from 0 to 1, that stands for nothing: it normalises to 0, or is grey if nothing is normalised."""
         return _three(self._processor.image_mean if self._processor.do_normalize else 0.5)
 
     def covering(self, size: Size) -> Callable[[Size], Size] | None:
-        """Give what says to which (H, W) it resizes a picture of another before it cuts out this (H, W); None where it
-        cuts nothing.
+        """Return a function from the (H, W) of a picture to its resized size before this (H, W) is cut out.
+
+        Returns None if the processor cuts nothing.
         """
         if self._rectangle is not None:
             return self._rectangle.covering
@@ -121,9 +123,9 @@ class ImageProcessor:
         return None if edge is None else shorter_edge(edge)
 
     def covering_edge(self, size: Size) -> int | None:
-        """Find the length to which it resizes the shorter edge before it cuts out this (H, W); None where it does not.
+        """Return the length of the shorter edge before this (H, W) is cut out; None if the processor does not work so.
 
-        Processors have that length in several ways, so those are tried on a long picture, once.
+        Processors have that length in several ways, so these are tried once on a long picture.
         """
         if size not in self._covering_edges:
             self._covering_edges[size] = self._tried_edge(size)
@@ -135,7 +137,7 @@ class ImageProcessor:
         edges = [edge, int(edge / (getattr(own, "crop_pct", None) or 1)), int(256 / 224 * edge)]
         shape = (HIGH, HIGH * (widest_for(size) + 8), 3)
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-        with suppress(Exception):  # of those that take no such picture, whatever they raise
+        with suppress(Exception):  # a processor that takes no such picture may raise anything
             whole = self.fit_bytes(picture).astype(np.float32)
             for one in dict.fromkeys(edges if edge else ()):
                 fit = within_reason(self.fit_bytes, size, shorter_edge(one), self.resampling)
@@ -146,7 +148,7 @@ class ImageProcessor:
 
     @property
     def steps(self) -> list[str]:
-        """What it does, in words."""
+        """What it does, step by step in words."""
         own, steps = self._processor, []
         if self._rectangle is not None:
             steps += self._rectangle.steps
@@ -164,7 +166,7 @@ class ImageProcessor:
         return self.without_resizing()
 
     def without_resizing(self) -> ImageProcessor:
-        """Make one that only scales and normalises. It keeps `resampling` on record, with which another resizes."""
+        """Return one that only scales and normalises. It keeps its `resampling`, with which another resizes."""
         own = copy.deepcopy(self._processor)
         for step in ("do_resize", "do_center_crop", "do_pad"):
             if getattr(own, step, None):
@@ -180,30 +182,30 @@ class ImageProcessor:
         return np.ascontiguousarray(done["pixel_values"][0])
 
     def fit_grey(self, picture: Image.Image) -> np.ndarray:
-        """Resize and crop the greys of an RGB picture: (1, H, W), uint8 likewise."""
+        """Resize and crop the greys of an RGB picture: (1, H, W), uint8 unless the processor has steps of its own."""
         return np.ascontiguousarray(self.fit_bytes(picture.convert("L").convert("RGB"))[:1])
 
     def fit_floats(self, picture: Image.Image) -> np.ndarray:
-        """Do all that the processor does: (3, H, W) float32."""
+        """Return all that the processor makes of a picture: (3, H, W) float32."""
         if self._rectangle is not None:
             return self._not_resizing.fit_floats(self._rectangle.fitted(picture))
         done = self._processor(picture, return_tensors="np")
         return np.ascontiguousarray(done["pixel_values"][0], dtype=np.float32)
 
     def output_sizes(self) -> set[Size]:
-        """Find the (H, W) that it gives a landscape and a portrait picture."""
+        """Return the (H, W) that it gives a landscape and a portrait picture."""
         return {self.fit_floats(picture).shape[1:] for picture in probe_pictures()}
 
     def at(self, size: Size) -> ImageProcessor | None:
-        """Make one that gives every picture this (H, W), None where it cannot."""
-        with suppress(AttributeError, KeyError, TypeError, ValueError):  # of one that knows a single edge only, or none
+        """Return one that gives every picture this (H, W), or None if it cannot."""
+        with suppress(AttributeError, KeyError, TypeError, ValueError):  # it has a single edge, or none
             found = self.sized(size)
             if found.output_sizes() == {size}:
                 return found
         return None
 
     def ways_to(self, size: Size) -> list[str]:
-        """Name options that give every picture this (H, W), or nearly, where `at` does not."""
+        """Return options that give every picture this (H, W), or nearly, if `at` does not."""
         height, width = (max(1, round(edge / STEP)) * STEP for edge in size)
         near = [f"--image-size {height}x{width}"] if (height, width) != size and self.at((height, width)) else []
         with suppress(Exception):  # processors refuse in many ways
@@ -213,7 +215,10 @@ class ImageProcessor:
         return near
 
     def sized(self, size: Size) -> ImageProcessor:
-        """Make one that gives pictures of this (H, W). An edge that is resized before a crop keeps its ratio to it."""
+        """Return one that gives pictures of this (H, W).
+
+        An edge that is resized before a crop keeps its ratio to the crop.
+        """
         found = ImageProcessor(copy.deepcopy(self._processor), self.overrides)
         if size[0] != size[1] and (rectangle := found._rectangle_for(size)):
             return found.in_rectangle(*rectangle)
@@ -221,10 +226,10 @@ class ImageProcessor:
         return found
 
     def _rectangle_for(self, size: Size) -> tuple[Size | None, Size] | None:
-        """Find the (H, W) that a picture has to cover before this one is cut out, None for one that is squashed.
+        """Return the (H, W) to cover before this one is cut out, None for squashing, and this (H, W).
 
-        As in timm it is larger than the input, on both sides, by what the processor cuts off its own square. No pair at
-        all for a processor that does not cut.
+        As in timm, it is larger than the input on both sides by the share that the processor cuts off its own square.
+        Returns None instead of a pair if the processor does not cut.
         """
         own = self._processor
         edge, crop = dict(own.size).get("shortest_edge"), self._crop
@@ -240,10 +245,10 @@ class ImageProcessor:
         return (size[0] * resized // square, size[1] * resized // square), size
 
     def overridden(self, asked: Mapping[str, Any], size: Size, is_sized_by_fit: bool) -> ImageProcessor:
-        """Make one that follows these options in place of its own words: `mean`, `std`, `interpolation`, `crop_pct`.
+        """Return one that follows these options instead of its own words: `mean`, `std`, `interpolation`, `crop_pct`.
 
-        `size` is the (H, W) of the input, which this processor gives unless --fit does. Those that say what it does
-        anyhow are left out of `overrides`. Raises UsageError for one that does not follow them.
+        `size` is the (H, W) of the input, which this processor gives unless --fit does. Options that ask for what it
+        does anyway are not in `overrides`. Raises UsageError if it does not follow an option.
         """
         found = self
         if "mean" in asked or "std" in asked:
@@ -253,8 +258,8 @@ class ImageProcessor:
         return found._cropping(asked["crop_pct"], size) if "crop_pct" in asked else found
 
     def _normalising(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> ImageProcessor:
-        """Make one that subtracts and divides by these, of values from 0 to 1."""
-        highest = 1.0 if self.scale == SCALE else 255 * self.scale  # what its own numbers are for
+        """Return one that subtracts and divides by these numbers, for values from 0 to 1."""
+        highest = 1.0 if self.scale == SCALE else 255 * self.scale  # its own numbers are for values up to this
         wanted = {
             name: _three([value * highest for value in values] if len(values) > 1 else values[0] * highest)
             for name, values in (("mean", mean), ("std", std))
@@ -273,7 +278,7 @@ class ImageProcessor:
         return found
 
     def _resampling(self, interpolation: Interpolation, is_sized_by_fit: bool) -> ImageProcessor:
-        """Make one that resizes so. With --fit, Pillow does."""
+        """Return one that resizes with this filter. With --fit, Pillow resizes."""
         if not (self._processor.do_resize or is_sized_by_fit):
             raise UsageError(
                 f"--interpolation {interpolation}: {self.name} does not resize pictures",
@@ -295,9 +300,9 @@ class ImageProcessor:
         return found
 
     def _cropping(self, share: float, size: Size) -> ImageProcessor:
-        """Make one that resizes to `size` divided by this share, and then cuts out the centre.
+        """Return one that resizes to `size` divided by this share, and then cuts out the centre.
 
-        In its own words where it has some for that, else as timm does it.
+        It uses its own words for that if it has some, and otherwise does it as timm does.
         """
         if not self._processor.do_resize:
             raise UsageError(f"--crop-pct {share:g}: {self.name} does not resize pictures", "leave it out")
@@ -313,7 +318,7 @@ class ImageProcessor:
         )
 
     def _with_box(self, box: Size, size: Size, share: float) -> Iterator[ImageProcessor]:
-        """Make processors that resize to `box` and cut `size` out of it, the best of them first."""
+        """Yield processors that resize to `box` and cut `size` out of it, the best first."""
         if self._rectangle is None and size[0] == size[1]:
             if self.covering_edge(size) == box[0]:
                 yield self
@@ -330,23 +335,23 @@ class ImageProcessor:
         yield self.in_rectangle(box, size)
 
     def _in_rectangle_of(self, other: ImageProcessor) -> ImageProcessor:
-        """Give the size that another one gives, where that is a rectangle."""
+        """Return this one with the size of another, if that is a rectangle."""
         rectangle = other._rectangle
         return self if rectangle is None else self.in_rectangle(rectangle.box, rectangle.size)
 
     def _refuse_idle(self, found: ImageProcessor, option: str, does: str) -> None:
-        """Raise UsageError where another processor, made for an option, gives the same numbers as this one."""
+        """Raise UsageError if a processor that was made for an option gives the same numbers as this one."""
         if all(np.array_equal(self.fit_floats(one), found.fit_floats(one)) for one in probe_pictures()):
             raise UsageError(f"{option} changes nothing: {self.name} {does} pictures in its own way", "leave it out")
 
     @property
     def _crop(self) -> Size | None:
-        """The (H, W) that it cuts out of what it has resized, None where it does not, or says so otherwise."""
+        """The (H, W) that it cuts out after resizing; None if it does not cut, or says so in another way."""
         crop = self._processor.crop_size if getattr(self._processor, "do_center_crop", False) else None
         return (crop.height, crop.width) if crop and dict(crop).get("height") else None
 
     def _set_size(self, size: Size) -> None:
-        """Give every size of the processor the wanted one."""
+        """Set every size of the processor."""
         own, (height, width) = self._processor, size
         crop = own.crop_size if getattr(own, "do_center_crop", False) else None
         edge = dict(own.size).get("shortest_edge")
@@ -365,10 +370,10 @@ class ImageProcessor:
 
 @dataclass(frozen=True)
 class Rectangle:
-    """How pictures get a size of which the edges differ, where a processor resizes by one edge and cuts out a square.
+    """How pictures get a size whose edges differ, if a processor resizes by one edge and cuts out a square.
 
-    A picture just covers `box`, as in timm, and the middle of it is cut out where the processor has it; without a box
-    it is squashed.
+    A picture just covers `box`, as in timm, and its middle is cut out as in the processor. Without a box it is
+    squashed.
     """
 
     box: Size | None
@@ -378,48 +383,47 @@ class Rectangle:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As part of the plan."""
+        """The fields as the plan holds them."""
         return {"box": self.box and list(self.box), "size": list(self.size)}
 
     @property
     def steps(self) -> list[str]:
-        """In words."""
+        """What it does, step by step in words."""
         how = self.resample.name.lower()
         cut, box = "{}x{}".format(*self.size), self.box
         return [f"squash to {cut} {how}"] if box is None else [f"cover {box[0]}x{box[1]} {how}", f"crop {cut}"]
 
     @property
     def covering(self) -> Callable[[Size], Size] | None:
-        """See `ImageProcessor.covering`."""
+        """A function from the (H, W) of a picture to its resized size. See `ImageProcessor.covering`."""
         if self.box is None:
             return None
         return shorter_edge(self.box[0]) if self.box[0] == self.box[1] else covering(self.box)
 
     def fitted(self, picture: Image.Image) -> Image.Image:
-        """Resize an RGB picture, by the processor's backend, and cut out the middle."""
+        """Resize an RGB picture with the processor's backend, and cut out the middle."""
         height, width = self.size if self.covering is None else self.covering((picture.height, picture.width))
         if self.backend == "torchvision":
             pixels = resized_by_torchvision(picture, (height, width), self.resample)
             resized = Image.fromarray(pixels.transpose(1, 2, 0))
         else:
             resized = picture.resize((width, height), self.resample)
-        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)  # halves as in timm
+        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)  # rounds halves as timm does
         return resized.crop((left, top, left + self.size[1], top + self.size[0]))
 
 
 def read_processor(
     checkpoint: str, image_size: Size | None, backend: ProcessorBackend | None = None
 ) -> ImageProcessor | None:
-    """Read the image processor of a checkpoint, at `image_size` (H, W) where one is given; None where it has none.
+    """Read the image processor of a checkpoint, at `image_size` (H, W) if that is given; None if it has none.
 
-    By this backend; by default the one of Pillow, where its type has that. Raises UsageError for a backend that its
-    type does not have here, CheckpointError for a processor that cannot be used, or that does not give every picture
-    this size.
+    `backend` is by default Pillow's, if the type has it. Raises UsageError for a backend that the type lacks here, and
+    CheckpointError for a processor that cannot be used, or does not give every picture this size.
     """
     try:
         with silent_transformers(), hub_or_cache(wanted=not is_folder(checkpoint)), faults_are_heard(checkpoint):
             processor = ImageProcessor(load_processor(checkpoint, backend or DEFAULT_BACKEND))
-    except Exception as error:  # files, JSON, unknown or custom classes: there is no common type
+    except Exception as error:  # files, JSON and unknown or custom classes raise errors without a common type
         if is_folder(checkpoint) and (fault := fault_behind(error)) is not None:
             raise machine_error(f"checkpoint {shown(checkpoint)}", fault) from error
         if is_there(Path(checkpoint) / "preprocessor_config.json"):
@@ -449,11 +453,12 @@ def read_processor(
 
 
 def default_processor(model_type: str, size: Size, backend: ProcessorBackend | None = None) -> ImageProcessor:
-    """Make the image processor that transformers pairs with a model type, with its defaults but for the size; ViT's
-    where that one does not give every picture this size.
+    """Return the image processor that transformers pairs with a model type, with its defaults and this size.
+
+    If that one does not give every picture this size, it is ViT's.
     """
     backend = backend or DEFAULT_BACKEND
-    with silent_transformers(), suppress(AttributeError, TypeError, ValueError):  # of those that have no size to set
+    with silent_transformers(), suppress(AttributeError, TypeError, ValueError):  # it has no size to set
         kind = processor_class(model_type, backend)
         own = kind() if kind is not None else None
         if getattr(own, "size", None) and (processor := ImageProcessor(own).at(size)):
@@ -462,7 +467,7 @@ def default_processor(model_type: str, size: Size, backend: ProcessorBackend | N
 
 
 def probe_pictures() -> list[Image.Image]:
-    """Draw a landscape and a portrait picture of noise: what a processor does is tried on them."""
+    """Return a landscape and a portrait picture of noise, on which processors are tried."""
     noise = np.random.default_rng(0).integers(0, 256, (200, 320, 3), dtype=np.uint8)
     return [Image.fromarray(noise), Image.fromarray(noise.transpose(1, 0, 2).copy())]
 
@@ -474,7 +479,7 @@ def normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
 
 
 def plain_json(value: Any) -> Any:
-    """Copy only what JSON has, as JSON has it."""
+    """Return a copy of the parts that JSON has, as JSON has them."""
     if isinstance(value, dict):
         return {str(k): plain_json(v) for k, v in value.items()}
     if isinstance(value, set):

@@ -1,4 +1,4 @@
-"""The input size that was asked for, refused where the backbone does not take it, with the nearest that would do."""
+"""Refuse an input size that the backbone does not take, and name the nearest that it does."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from featcli.backbones.model_spec import ModelSpec
 from featcli.errors import FeatcliError, UsageError
 from featcli.spec.parsers import Size
 
-TRIES = 8  # multiples of the stride, each way: windows of 7 patches and three halvings repeat after 7
+TRIES = 8  # multiples of the stride in each direction: windows of 7 patches and three halvings repeat after 7
 
 
 def refuse_unfit(model: ModelSpec, at_size: Callable[[Size | None], ModelSpec]) -> None:
-    """Raise UsageError where the backbone cannot be run at the size that was asked for, naming the nearest that do.
+    """Raise UsageError if the backbone cannot run at the size that was asked for, and name the nearest sizes.
 
-    `at_size` opens the same checkpoint at another size, None being its own. A patch that does not fit would be cut off
-    without a word by some models and is an error in others: here it is always an error.
+    `at_size` opens the same checkpoint at another size; None is its own. Some models silently cut off pixels that do
+    not fill a patch, and others refuse them. Here they are always refused.
     """
     height, width = model.input_size
     if model.patch is not None and (height % model.patch[0] or width % model.patch[1]):
@@ -34,7 +34,7 @@ def refuse_unfit(model: ModelSpec, at_size: Callable[[Size | None], ModelSpec]) 
 
 
 def _stride(at_size: Callable[[Size | None], ModelSpec]) -> Size:
-    """Find the largest stride at the checkpoint's own size, if it has one: sizes that fit are multiples of it."""
+    """Return the largest stride at the checkpoint's own size, if it has one. Sizes that fit are multiples of it."""
     try:
         return at_size(None).stages[-1].stride
     except FeatcliError:
@@ -42,7 +42,7 @@ def _stride(at_size: Callable[[Size | None], ModelSpec]) -> Size:
 
 
 def _nearest(size: Size, step: Size) -> Iterator[list[Size]]:
-    """List multiples of the step, first the smaller ones from the nearest on, then the larger ones."""
+    """Yield multiples of the step: first the smaller ones from the nearest on, then the larger ones."""
     whole = size[0] // step[0], size[1] // step[1]
     yield [(whole[0] * step[0] - k * step[0], whole[1] * step[1] - k * step[1]) for k in range(TRIES)]
     above = -(-size[0] // step[0]), -(-size[1] // step[1])

@@ -1,8 +1,8 @@
-"""The private and version-bound names of torch, timm, transformers and huggingface_hub that backbones use: the one
-place to mend when a later release changes them. tests/test_internals_backbones.py says what breaks without each.
+"""Hold the private and version-bound names of torch, timm, transformers and huggingface_hub that backbones use.
 
-timm and transformers are imported when a function needs them: the one takes seconds, the other is an extra. The names
-of modules and tensors inside models do not stand here, since checkpoints on disk hold them too.
+If a later release changes them, this is the place to mend. tests/test_internals_backbones.py says what breaks without
+each. timm and transformers are imported when a function needs them: timm takes seconds, and transformers is an extra.
+The names of modules and tensors inside models are elsewhere, because checkpoints on disk hold them, too.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ from featcli.system.borrowed import Borrowed, one_at_a_time
 from featcli.system.faults import is_of_machine, machine_error
 from featcli.system.files import is_there, reading
 
-# What reading weights takes of torch and numpy.
+# Reading weights needs these names of torch and numpy.
 
 _PIECE_BYTES = 1 << 24  # that are copied at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What one `load_state_dict` met: the names that reached it, after any converter, and what it made of them."""
+    """One call of `load_state_dict`: the names that reached it, after any converter, and what it made of them."""
 
     module: nn.Module
     arrived: Mapping[str, torch.Tensor]
     missing: list[str]  # tensors of the module that did not arrive
-    unexpected: list[str]  # those that arrived and that the module does not have
+    unexpected: list[str]  # tensors that arrived and that the module lacks
 
 
 class _Watch(threading.local):
-    """What a thread collects of its loads."""
+    """The loads that a thread collects."""
 
     loads: list[Load] | None = None
     hooks: dict[nn.Module, Any]
@@ -73,7 +73,7 @@ def _arrive(
     module: nn.Module, state: Mapping[str, torch.Tensor], prefix: str, _: object, __: object, *lists: list[str]
 ) -> None:
     missing, unexpected, _ = lists
-    if not prefix and _watch.loads is not None:  # a part of the module that is loaded has a prefix
+    if not prefix and _watch.loads is not None:  # a part of the module loads with a prefix
         _watch.loads.append(Load(module=module, arrived=dict(state), missing=missing, unexpected=unexpected))
 
 
@@ -84,17 +84,18 @@ def _meet(owner: nn.Module, name: str, part: object) -> None:
 
 @cache
 def _meet_modules() -> None:
-    """Have torch tell of modules that are made. For good: taken away while another thread makes a module, it would end
-    the loop in which torch calls such hooks with an error.
+    """Have torch report modules that are made. The hook stays for good.
+
+    If it were removed while another thread makes a module, torch's loop over such hooks would end with an error.
     """
     register_module_module_registration_hook(_meet)
 
 
 @contextmanager
 def reported_loads() -> Iterator[list[Load]]:
-    """Collect the loads of all modules that this thread makes inside the block: libraries only log them.
+    """Collect the loads of all modules that this thread makes inside the block, because libraries only log them.
 
-    Hooks on these modules see them, which are gone after the block.
+    Hooks on these modules see the loads, and are gone after the block.
     """
     _meet_modules()
     _watch.loads, _watch.hooks = [], {}
@@ -108,10 +109,10 @@ def reported_loads() -> Iterator[list[Load]]:
 
 @contextmanager
 def files_are_read() -> Iterator[list[Path]]:
-    """Let libraries read weights files inside the block where they would map them: a fault under a map kills a process.
+    """Make libraries read weights files inside the block: if they mapped them, a read error would kill the process.
 
-    Gives the list of the files that were read whole, which grows. Raises MachineError inside the block for what cannot
-    be read.
+    Yields the list of files that were read whole, which grows. Raises MachineError inside the block for what cannot be
+    read.
     """
     import safetensors.torch
 
@@ -132,11 +133,11 @@ def files_are_read() -> Iterator[list[Path]]:
         with reading(f, "checkpoint") as file:
             return loaded(file, *args, **options)
 
-    with one_at_a_time, ExitStack() as copies:  # they are functions of the whole process
+    with one_at_a_time, ExitStack() as copies:  # these functions belong to the whole process
 
         def safe_open(filename: Any, *args: Any, **options: Any) -> Any:
             assert opened is not None
-            if not hasattr(os, "memfd_create"):  # not on Linux
+            if not hasattr(os, "memfd_create"):  # the system is not Linux
                 return opened(filename, *args, **{**options, "backend": "pread"})
             return opened(copies.enter_context(_copied_to_memory(filename)), *args, **options)
 
@@ -153,10 +154,10 @@ def files_are_read() -> Iterator[list[Path]]:
 
 @contextmanager
 def _copied_to_memory(filename: Any) -> Iterator[str]:
-    """Copy a file into memory that can be mapped by a path, and give that path.
+    """Copy a file into memory that can be mapped by a path, and yield that path.
 
-    Sums of a convolution can end in another last bit where weights lie otherwise to the bounds of cache lines. Mapped
-    from the copy, tensors lie as they would if the library mapped the file itself.
+    Sums of a convolution can differ in the last bit if weights lie at another offset to cache lines. Mapped from the
+    copy, tensors lie as they would if the library mapped the file itself.
     """
     with reading(filename, "checkpoint") as file:
         descriptor = os.memfd_create("weights", os.MFD_CLOEXEC)
@@ -170,10 +171,10 @@ def _copied_to_memory(filename: Any) -> Iterator[str]:
 
 @contextmanager
 def faults_are_heard(checkpoint: str) -> Iterator[None]:
-    """Let libraries inside the block meet an error of the machine where `os.path` would say that a file is not there.
+    """Make errors of the machine reach libraries inside the block, where `os.path` would say that a file is not there.
 
-    They would call a whole checkpoint a broken one, or its path a name at the hub. Only what is asked about this file
-    or folder is answered otherwise. Raises MachineError at the end, whatever they made of an error.
+    They would call a whole checkpoint broken, or take its path for a name at the hub. Only questions about this file or
+    folder get another answer. Raises MachineError at the end, whatever the libraries made of an error.
     """
     below, heard = os.path.abspath(checkpoint), list[OSError]()
 
@@ -183,7 +184,7 @@ def faults_are_heard(checkpoint: str) -> Iterator[None]:
                 return plain(path)
             try:
                 return is_kind(os.stat(path).st_mode)
-            except ValueError:  # what no file can be named
+            except ValueError:  # no file can have such a name
                 return False
             except OSError as error:
                 if not is_of_machine(error):
@@ -194,7 +195,7 @@ def faults_are_heard(checkpoint: str) -> Iterator[None]:
         return answer
 
     plain = os.path.isfile, os.path.isdir, os.path.exists
-    with one_at_a_time:  # they are functions of the whole process
+    with one_at_a_time:  # these functions belong to the whole process
         os.path.isfile = answering(plain[0], stat.S_ISREG)  # type: ignore[assignment]
         os.path.isdir = answering(plain[1], stat.S_ISDIR)  # type: ignore[assignment]
         os.path.exists = answering(plain[2], lambda mode: True)  # type: ignore[assignment]
@@ -207,54 +208,54 @@ def faults_are_heard(checkpoint: str) -> Iterator[None]:
 
 
 def holds_more_than_tensors(error: Exception) -> bool:
-    """Tell whether torch, alone or under transformers, refused a weights file because it could run code."""
+    """Return whether torch, alone or under transformers, refused a weights file because it could run code."""
     return isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
 
 
 def class_in_pickle(error: Exception) -> str:
-    """Return the name of the class or function for which torch refused a weights file, empty where it names none."""
+    """Return the name of the class or function for which torch refused a weights file; "" if it names none."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return found[1] if found else ""
 
 
 def ends_too_early(error: pickle.UnpicklingError) -> bool:
-    """Tell whether torch refused a weights file because its end is missing."""
+    """Return whether torch refused a weights file because its end is missing."""
     return "EOF" in str(error)
 
 
 def numpy_numbers() -> list[Any]:
-    """List what a pickle of one of numpy's single numbers names, for torch's list of what is safe to read."""
+    """Return what a pickle of one of numpy's single numbers names, for torch's list of what is safe to read."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
     return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
 
 
-# What is known of convolutions, norms and operations of torch and timm.
+# Convolutions, norms and operations of torch and timm have these names and parts.
 
-# Convolutions that use their weights as they are; others standardise them first.
+# These convolutions use their weights as they are. Others standardise them first.
 PLAIN_CONVOLUTIONS = ("Conv2d", "Conv2dSame")
-NORM_WITH_ACTIVATION = "BatchNormAct2d"  # timm's: a batch norm, then its `drop`, then its `act`
+NORM_WITH_ACTIVATION = "BatchNormAct2d"  # timm's batch norm, followed by its `drop` and its `act`
 
 
 def is_plain_convolution(module: nn.Module) -> bool:
-    """Tell whether a module is a convolution that a norm can be folded into."""
+    """Return whether a module is a convolution that a norm can be folded into."""
     return isinstance(module, nn.Conv2d) and type(module).__name__ in PLAIN_CONVOLUTIONS
 
 
 def is_plain_norm(module: nn.Module) -> bool:
-    """Tell whether a module is a batch norm with statistics, of torch's own type or timm's BatchNormAct2d."""
+    """Return whether a module is a batch norm with statistics, torch's own or timm's BatchNormAct2d."""
     if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None:
         return False
     return type(module) is nn.BatchNorm2d or type(module).__name__ == NORM_WITH_ACTIVATION
 
 
 def steps_after_norm(norm: nn.BatchNorm2d) -> list[nn.Module]:
-    """List what a plain norm does after it has normalised."""
+    """Return what a plain norm does after it has normalised."""
     return [] if type(norm) is nn.BatchNorm2d else [norm.drop, norm.act]  # type: ignore[list-item]
 
 
 def fused_weights(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
-    """Compute the weight and the bias of a convolution that does what it and the norm after it do in eval mode."""
+    """Return the weight and the bias of a convolution that does what it and the norm after it do in eval mode."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return fuse_conv_bn_weights(
@@ -263,7 +264,7 @@ def fused_weights(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, 
 
 
 def is_of_meta(error: Exception) -> bool:
-    """Tell whether a network cannot be run on the meta device because it looks into its tensors."""
+    """Return whether a network cannot run on the meta device because it looks into its tensors."""
     return isinstance(error, NotImplementedError) or "meta" in str(error)
 
 
@@ -271,17 +272,17 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A block in which each operation of this thread on tensors goes through `__torch_dispatch__`."""
 
     def __init__(self) -> None:
-        """Make a block, for one `with`."""
+        """Prepare a block for one `with`."""
         super().__init__()  # type: ignore[no-untyped-call]
 
 
 def leaves_of(tree: object) -> list[Any]:
-    """List what is in lists and dictionaries of any depth."""
+    """Return the leaves of lists and dictionaries of any depth."""
     return tree_leaves(tree)
 
 
 def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Give the same lists and dictionaries with each thing in them replaced."""
+    """Return the same lists and dictionaries with each leaf replaced."""
     return tree_map(function, tree)
 
 
@@ -294,14 +295,14 @@ def operations_of(counter: FlopCounterMode) -> tuple[int, int]:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function for one size, with the weights as constants that are laid out once.
 
-    CUDA graphs are off: they would use the memory of maps again while those are still on their way to the host.
+    CUDA graphs are off, because they would use the memory of maps again while these are still on their way to the host.
     """
     return torch.compile(function, dynamic=False, options={"freezing": True, "triton.cudagraphs": False})
 
 
 # The hub's client.
 
-# What its exceptions mean, by their names: it need not be imported to say so.
+# What its exceptions mean, by their names, so that it need not be imported to say so.
 HUB_ERRORS = {
     "LocalEntryNotFoundError": "it is not in the cache, and the hub does not answer or HF_HUB_OFFLINE is set",
     "OfflineModeIsEnabled": "it is not in the cache, and HF_HUB_OFFLINE is set or the hub does not answer",
@@ -313,7 +314,7 @@ HUB_ERRORS = {
 
 
 def name_and_revision(checkpoint: str) -> dict[str, Any]:
-    """Take `owner/name@revision` apart into what transformers' loaders are given; a path stays as it is."""
+    """Split `owner/name@revision` into arguments of transformers' loaders. A path stays as it is."""
     name, at, revision = checkpoint.rpartition("@")
     if not at or is_there(checkpoint):
         return {"pretrained_model_name_or_path": checkpoint}
@@ -321,21 +322,24 @@ def name_and_revision(checkpoint: str) -> dict[str, Any]:
 
 
 def hub_is_offline() -> bool:
-    """Tell whether the hub's client uses its cache alone."""
+    """Return whether the hub's client uses only its cache."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def set_hub_offline(is_offline: bool) -> None:
-    """Let the hub's client use its cache alone from now on, or not: it reads HF_HUB_OFFLINE only when imported."""
+    """Make the hub's client use only its cache from now on, or not.
+
+    It reads HF_HUB_OFFLINE only when it is imported.
+    """
     from huggingface_hub import constants
 
     constants.HF_HUB_OFFLINE = is_offline
 
 
 def ask_hub(seconds: float) -> None:
-    """Send the smallest request to the hub. Raises whatever the client's HTTP library raises without an answer."""
+    """Send the smallest request to the hub. Without an answer it raises whatever the client's HTTP library raises."""
     from huggingface_hub import constants, get_session
 
     get_session().head(constants.ENDPOINT, timeout=seconds)
@@ -343,18 +347,18 @@ def ask_hub(seconds: float) -> None:
 
 # The models of timm.
 
-AT_HUB, IN_FOLDER = "hf-hub:", "local-dir:"  # what timm wants before the names of such checkpoints
+AT_HUB, IN_FOLDER = "hf-hub:", "local-dir:"  # begin the names of such checkpoints in timm
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimmFacts:
-    """What timm's configuration of a model says beside its preprocessing."""
+    """What timm's configuration of a model says besides its preprocessing."""
 
-    architecture: str  # empty where it says none
+    architecture: str  # "" if it says none
     tag: str  # of the trained weights
-    hub_id: str  # of the repository with the weights, empty where there is none
-    hub_filename: str | None  # of the weights there, where it is no usual one
-    has_reader_of_its_own: bool  # for a format that is no state dict
+    hub_id: str  # of the repository with the weights; "" if there is none
+    hub_filename: str | None  # of the weights there, if it is no usual name
+    has_reader_of_its_own: bool  # whether its weights have a format that is no state dict
     classifiers: tuple[str, ...]  # the modules of its head
 
 
@@ -373,39 +377,39 @@ def facts_of_timm(model: Any) -> TimmFacts:
 
 
 def in_chans_of_timm(model: Any) -> int:
-    """Read how many channels the pixels have that a model takes, as its constructor was told.
+    """Return the number of channels of the pixels that a model takes, as its constructor was told.
 
-    The weight of the first layer does not say it: some models make more channels of fewer pixels before.
+    The weight of the first layer does not say it, because some models first make more channels of fewer pixels.
     """
     return int(model.in_chans)
 
 
 def patch_of_timm(model: Any) -> tuple[int, ...]:
-    """Read the (height, width) that the model says of its patches, empty where it says nothing."""
+    """Return the (height, width) of the model's patches by its own words; () if it says nothing."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     return (patch, patch) if isinstance(patch, int) else tuple(patch or ())
 
 
 def stages_of_timm(model: Any) -> list[tuple[str, int]]:
-    """List the module and the stride of each stage, as timm counts them."""
+    """Return the module and the stride of each stage, as timm counts them."""
     return [(str(info["module"]), info["reduction"]) for info in model.feature_info]
 
 
 def is_option_of_timm(model: nn.Module, option: str) -> bool:
-    """Tell whether a constructor of the model has such a parameter."""
+    """Return whether a constructor of the model has such a parameter."""
     kinds = [kind for kind in type(model).__mro__ if issubclass(kind, nn.Module)]
     return any(option in inspect.signature(kind.__init__).parameters for kind in kinds)
 
 
 def arguments_of_timm(model: nn.Module) -> dict[str, Any]:
-    """List the arguments that the constructors of a model have, with their defaults; of some, fields of a dataclass."""
+    """Return the arguments that the constructors of a model have, with their defaults, or the fields of a dataclass."""
     fields: dict[str, Any] = {}
     found: dict[str, Any] = {}
     kinds: list[Any] = [kind for kind in type(model).__mro__[:-1] if kind is not nn.Module]
     for kind in reversed(kinds):
         _, *known = inspect.signature(kind.__init__).parameters.values()
         found |= {one.name: one.default for one in known if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
-        with suppress(NameError):  # an annotation that is for type checkers alone
+        with suppress(NameError):  # an annotation is only for type checkers
             config = get_type_hints(kind.__init__).get("cfg")
             for form in (config, *get_args(config)):
                 fields |= (
@@ -416,23 +420,23 @@ def arguments_of_timm(model: nn.Module) -> dict[str, Any]:
     return fields | found
 
 
-# What timm notes at a model of how it was made.
+# timm notes these at a model, about how it was made.
 NOTES_OF_TIMM = frozenset(("pretrained_cfg", "default_cfg", "pretrained_model_args", "_traits", "_model_args"))
 
 
 def has_class_token_of_timm(model: Any) -> bool:
-    """Tell whether token 0 is a class token: some models have only registers in front of their patches."""
+    """Return whether token 0 is a class token. Some models have only registers before their patches."""
     has_prefix = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
     return has_prefix and getattr(model, "cls_token", None) is not None and getattr(model, "num_prefix_tokens", 0) > 0
 
 
 def prune_timm(model: Any, positions: Sequence[int], keeps_norm: bool) -> Any:
-    """Take out of a model what comes after the deepest of these stages. Returns the indices for `maps_of_timm`."""
+    """Remove from a model what comes after the deepest of these stages. Returns the indices for `maps_of_timm`."""
     return model.prune_intermediate_layers(list(positions), prune_norm=not keeps_norm, prune_head=True)
 
 
 def maps_of_timm(model: Any, pixels: torch.Tensor, indices: Any, normed: bool) -> list[torch.Tensor]:
-    """Run a model for the (B, C, h, w) maps of these stages, after its final norm where `normed`."""
+    """Run a model for the (B, C, h, w) maps of these stages, after its final norm if `normed`."""
     maps: list[torch.Tensor] = model.forward_intermediates(
         pixels, indices=indices, norm=normed, output_fmt="NCHW", intermediates_only=True
     )
@@ -448,7 +452,7 @@ def class_tokens_of_timm(model: Any, pixels: torch.Tensor, indices: Any, normed:
 
 
 def model_args_of_timm(name: str) -> dict[str, Any]:
-    """Read the arguments that the configuration of a folder (`local-dir:`) or hub id (`hf-hub:`) sets of its model."""
+    """Return the arguments that the configuration of a folder (`local-dir:`) or hub id (`hf-hub:`) sets."""
     models = importlib.import_module("timm.models._hub")
     source, _, place = name.partition(":")
     read = {"hf-hub": models.load_model_config_from_hf, "local-dir": models.load_model_config_from_path}.get(source)
@@ -456,22 +460,22 @@ def model_args_of_timm(name: str) -> dict[str, Any]:
 
 
 def is_unknown_to_timm(error: Exception) -> bool:
-    """Tell whether timm refused the name of a model, or the tag in it."""
+    """Return whether timm refused the name of a model, or the tag in it."""
     return str(error).startswith(("Unknown model", "Invalid pretrained tag"))
 
 
 def option_for_weights(classifiers: Sequence[str], tensors: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
-    """Make the option with which timm's `create_model(pretrained=True)` loads these tensors, or those of its own file.
+    """Return the option with which timm's `create_model(pretrained=True)` loads these tensors, or its own file's.
 
-    timm refuses what a headless model lacks if its configuration says that the trained one had no head either. With
-    another number of classes in it timm takes the tensors of `classifiers` out, and reports the others.
+    timm refuses tensors that a headless model lacks if its configuration says that the trained one had no head either.
+    With another number of classes in it, timm removes the tensors of `classifiers`, and reports the others.
     """
     overlay: dict[str, Any] = {"num_classes": 1, "classifier": tuple(classifiers)}
     return {"pretrained_cfg_overlay": overlay if tensors is None else {**overlay, "state_dict": tensors}}
 
 
 def forget_weights(model: Any) -> None:
-    """Let go of the tensors that a model was made of: timm keeps them in its configuration."""
+    """Drop the tensors that a model was made from, because timm keeps them in its configuration."""
     model.pretrained_cfg.pop("state_dict", None)
 
 
@@ -479,7 +483,7 @@ _timm = logging.getLogger("timm")
 _LEVEL_OF_TIMM = Borrowed(lambda: _timm.level, _timm.setLevel)
 
 
-# One of its converters prints what it tried to find.
+# One of timm's converters prints what it tried to find.
 _PRINT_OF_TIMM: Borrowed[Any] = Borrowed(
     lambda: vars(_module_of_eva()).get("print", print), lambda found: setattr(_module_of_eva(), "print", found)
 )
@@ -491,7 +495,7 @@ def _module_of_eva() -> Any:
 
 @contextmanager
 def silent_timm() -> Iterator[None]:
-    """Keep timm's warnings of every key that a file has too much away: what matters, featcli says itself."""
+    """Suppress timm's warnings about superfluous keys of a file: featcli says what matters itself."""
     with _LEVEL_OF_TIMM.set_to(logging.ERROR), _PRINT_OF_TIMM.set_to(lambda *_, **__: None):
         yield
 
@@ -500,9 +504,9 @@ def silent_timm() -> Iterator[None]:
 
 
 def timm_transform(config: Mapping[str, Any]) -> tuple[Callable[[Image.Image], Any], list[str]]:
-    """Make timm's evaluation transform, picture -> uint8 (C, H, W), and name its steps, such as `Resize 235 bicubic`.
+    """Return timm's evaluation transform, picture -> uint8 (C, H, W), and its steps, such as `Resize 235 bicubic`.
 
-    With `use_prefetcher` timm leaves scaling and normalising to its loader; the last step only changes the type.
+    With `use_prefetcher` timm leaves scaling and normalising to its loader, and the last step only changes the dtype.
     """
     import_timm()
     from timm.data import create_transform
@@ -517,7 +521,7 @@ def _name_of_step(step: Any, interpolation: str) -> str:
 
 
 def timm_resampling(name: str) -> Image.Resampling:
-    """Translate timm's word for an interpolation into Pillow's."""
+    """Return Pillow's filter for timm's word."""
     import_timm()
     from timm.data.transforms import str_to_pil_interp
 
@@ -526,9 +530,9 @@ def timm_resampling(name: str) -> Image.Resampling:
 
 
 def timm_sizes(config: Mapping[str, Any]) -> Callable[[tuple[int, int]], tuple[int, int]]:
-    """Make what says the (H, W) to which timm's evaluation transform resizes a picture of another, before it crops.
+    """Return a function from the (H, W) of a picture to the size to which timm's transform resizes it before it crops.
 
-    Two different edges are covered by timm's own step, equal ones by torchvision's, which rounds otherwise.
+    Two different edges are covered by timm's own step, and equal ones by torchvision's, which rounds differently.
     """
     import_timm()
     from timm.data.constants import DEFAULT_CROP_PCT
@@ -546,7 +550,7 @@ def timm_sizes(config: Mapping[str, Any]) -> Callable[[tuple[int, int]], tuple[i
 
 
 def values_for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Adapt means or deviations to so many channels: greys take the average of the colours, as in timm's loader."""
+    """Return means or deviations for so many channels. Greys take the average of the colours, as in timm's loader."""
     import_timm()
     from timm.data.loader import adapt_to_chs
 
@@ -558,21 +562,22 @@ def values_for_channels(values: Sequence[float], channels: int) -> tuple[float, 
 
 
 def is_whole_model(module: nn.Module) -> bool:
-    """Tell whether a module is a whole model of transformers, as SwinModel is and SwinEncoder is not."""
+    """Return whether a module is a whole model of transformers, as SwinModel is and SwinEncoder is not."""
     return hasattr(module, "base_model_prefix") and type(module).__name__.endswith("Model")
 
 
 def prefix_of_transformers(module: Any) -> str:
-    """Read the name that a whole model has inside one with a head, as `swin` for SwinModel."""
+    """Return the name that a whole model has inside one with a head, such as `swin` for SwinModel."""
     return str(module.base_model_prefix)
 
 
 def ignored_names_of_transformers(module: Any) -> list[str]:
-    """List the patterns of names that a model leaves out of the report of what it loaded."""
+    """Return the patterns of names that a model leaves out of the report of what it loaded."""
     return sorted(module._keys_to_ignore_on_load_unexpected or ())
 
 
-# The types whose code puts frozen norms in place of their backbone's batch norms, by the names of their modules.
+# The code of these types puts frozen norms in place of their backbone's batch norms. The names are those of their
+# modules.
 REPLACE_NORMS = frozenset(
     "conditional_detr d_fine dab_detr deformable_detr deimv2 detr grounding_dino mm_grounding_dino pp_doclayout_v2"
     " pp_doclayout_v3 pp_doclayout_v4 rt_detr rt_detr_v2 table_transformer".split()
@@ -580,13 +585,13 @@ REPLACE_NORMS = frozenset(
 
 
 def backbone_classes() -> Mapping[type, Any]:
-    """Give the class of AutoBackbone for each configuration class that it knows."""
+    """Return the class of AutoBackbone for each configuration class that it knows."""
     mapping: Mapping[type, Any] = import_transformers().models.auto.modeling_auto.MODEL_FOR_BACKBONE_MAPPING
     return mapping
 
 
 def vision_class(config: Any) -> Any:
-    """Find the model class of a configuration by AutoModel's mapping or by its name; None where it sees no pictures."""
+    """Return the model class of a configuration by AutoModel's mapping or by its name; None if it sees no pictures."""
     transformers = import_transformers()
     kind = transformers.models.auto.modeling_auto.MODEL_MAPPING.get(type(config), None) or getattr(
         transformers, type(config).__name__.removesuffix("Config") + "Model", None
@@ -601,7 +606,7 @@ def load_pretrained(
     """Load a model of any class in fp32, with transformers' report: missing, unexpected and mismatched keys.
 
     `renamed` replaces patterns in the names on disk. Some classes override `from_pretrained` with one that cannot read
-    a folder; this is the plain one, unbound. Raises whatever transformers raises.
+    a folder, so the plain one is called unbound. Raises whatever transformers raises.
     """
     plain = import_transformers().PreTrainedModel.from_pretrained.__func__
     model, report = plain(
@@ -611,16 +616,16 @@ def load_pretrained(
         key_mapping=renamed,
         dtype=torch.float32,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are in the report, with both shapes
+        ignore_mismatched_sizes=True,  # the report has them, with both shapes
     )
     return model, report
 
 
 def renamings_of_transformers(config: Any) -> dict[str, str]:
-    """List what transformers replaces in the names of the tensors of a whole model: pattern -> what takes its place.
+    """Return what transformers replaces in the names of a whole model's tensors: pattern -> replacement.
 
-    By the class that the configuration names and by its type, as transformers looks them up. What merges or splits
-    tensors is left out.
+    It depends on the class that the configuration names and on its type, as in transformers. Entries that merge or
+    split tensors are left out.
     """
     transformers = import_transformers()
     from transformers import conversion_mapping, core_model_loading
@@ -634,10 +639,10 @@ def renamings_of_transformers(config: Any) -> dict[str, str]:
 
 
 def norm_replacer(outer: Any) -> Callable[[nn.Module], None] | None:
-    """Find what the code of a larger model does to the batch norms of its backbone, None where it leaves them.
+    """Return what the code of a larger model does to the batch norms of its backbone; None if it leaves them.
 
-    It is found by its name, beside the configuration. Raises CheckpointError where it has gone from there: maps would
-    differ in their last bits from those of the model itself, and nobody would know.
+    It is found by its name, beside the configuration. Raises CheckpointError if it is no longer there: maps would
+    silently differ in their last bits from those of the model itself.
     """
     if not getattr(outer, "freeze_backbone_batch_norms", True):
         return None
@@ -654,13 +659,13 @@ def norm_replacer(outer: Any) -> Callable[[nn.Module], None] | None:
 
 
 def needs_code_of_its_own(error: Exception) -> bool:
-    """Tell whether transformers refused a checkpoint because it brings code."""
+    """Return whether transformers refused a checkpoint because it brings code."""
     return "custom code" in str(error) or "trust_remote_code" in str(error)
 
 
 @contextmanager
 def silent_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and load reports away: what matters of them, featcli says itself."""
+    """Suppress transformers' progress bars and load reports: featcli says what matters itself."""
     import_transformers()
     with _SAID_BY_TRANSFORMERS.set_to((logging.CRITICAL, False)):
         yield
@@ -687,16 +692,16 @@ _SAID_BY_TRANSFORMERS = Borrowed(_said_by_transformers, _have_transformers_say)
 
 
 def load_processor(checkpoint: str, backend: ProcessorBackend) -> Any:
-    """Load an image processor without running code of its own. Its backend is pinned: the others differ in pixels.
+    """Load an image processor without running code of its own. Its backend is fixed, because others give other pixels.
 
-    It has another backend where its type does not have this one. Raises whatever transformers raises.
+    It has another backend if its type lacks this one. Raises whatever transformers raises.
     """
     kind, place = import_transformers().AutoImageProcessor, name_and_revision(checkpoint)
     return kind.from_pretrained(**place, backend=backend, trust_remote_code=False)
 
 
 def written_config(checkpoint: str) -> dict[str, Any]:
-    """Read what the config.json of a folder, file or hub id says, with no default of transformers among it."""
+    """Return what the config.json of a folder, file or hub id says, without defaults of transformers."""
     config, _ = import_transformers().PreTrainedConfig.get_config_dict(**name_and_revision(checkpoint))
     return dict(config)
 
@@ -708,7 +713,7 @@ def read_config_of(checkpoint: str) -> Any:
 
 
 def processor_class(model_type: str, backend: ProcessorBackend) -> Any:
-    """Find the image processor class of a backend that transformers pairs with a model type, or None."""
+    """Return the image processor class of a backend that transformers pairs with a model type, or None."""
     transformers = import_transformers()
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
@@ -716,12 +721,12 @@ def processor_class(model_type: str, backend: ProcessorBackend) -> Any:
 
 
 def plain_processor(size: tuple[int, int], backend: ProcessorBackend) -> Any:
-    """Make ViT's image processor for this (H, W): resize, scale, normalise."""
+    """Return ViT's image processor for this (H, W): resize, scale, normalise."""
     return processor_class("vit", backend)(size={"height": size[0], "width": size[1]})
 
 
 def resized_by_torchvision(picture: Image.Image, size: tuple[int, int], resample: int) -> np.ndarray:
-    """Resize an RGB picture to this (H, W) as the backend `torchvision` does: (3, H, W)."""
+    """Resize an RGB picture to this (H, W) as the backend `torchvision` does. Returns (3, H, W)."""
     from torchvision.transforms.v2 import functional
     from transformers.image_utils import pil_torch_interpolation_mapping
 
@@ -734,24 +739,24 @@ def resized_by_torchvision(picture: Image.Image, size: tuple[int, int], resample
 
 
 def backbone_type(library: str) -> Any:
-    """Give transformers' word for the library of a backbone."""
+    """Return transformers' word for the library of a backbone."""
     from transformers.backbone_utils import BackboneType
 
     return BackboneType(library)
 
 
 def freeze_norms_of_timm(module: nn.Module) -> None:
-    """Put timm's frozen norms in the place of batch norms, as transformers' TimmBackbone does."""
+    """Replace batch norms by timm's frozen norms, as transformers' TimmBackbone does."""
     import_timm().utils.model.freeze_batch_norm_2d(module)
 
 
 def unfreeze_norms_of_timm(module: nn.Module) -> None:
-    """Put batch norms back in the place of timm's frozen ones."""
+    """Replace timm's frozen norms by batch norms."""
     import_timm().utils.model.unfreeze_batch_norm_2d(module)
 
 
 def to_be_copied(module: nn.Module) -> tuple[nn.Module, bool]:
-    """Make a twin that can be pickled: without the hooks by which transformers records outputs, local functions.
+    """Return a copy that can be pickled: without the hooks by which transformers records outputs, local functions.
 
     Also returns whether it has such hooks.
     """
@@ -778,18 +783,18 @@ def twin_of(
     instead: Mapping[nn.Module, nn.Module] | None = None,
     tensors: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Any:
-    """Make a module of the same class with the same parts, down to its tensors, which are shared.
+    """Return a module of the same class with copies of its parts, which share their tensors.
 
-    What is put into the twin, removed from it or hooked into it leaves the module as it was. A part that is a key of
-    `instead` is replaced by the value. `tensors` makes the twin's parameters and buffers from those of the module.
+    Changes of the copy's parts and hooks leave the module as it was. A part that is a key of `instead` is replaced by
+    the value. `tensors` makes the copy's parameters and buffers from those of the module.
     """
     made: dict[nn.Module, nn.Module] = dict(instead or {})
 
     def twin(part: nn.Module) -> nn.Module:
-        if part in made:  # one that stands in two places is one in the twin as well
+        if part in made:  # a part in two places is one part in the copy, too
             return made[part]
         other = made[part] = part.__class__.__new__(part.__class__)
-        # Not copy.copy: some classes have a way of their own to be copied, which copies tensors.
+        # copy.copy is not used, because some classes copy themselves in another way, with their tensors.
         for name, value in vars(part).items():
             vars(other)[name] = value.copy() if isinstance(value, dict) and name.startswith("_") else value
         for name, child in part._modules.items():
@@ -803,12 +808,12 @@ def twin_of(
 
 
 def without_values(tensor: torch.Tensor) -> torch.Tensor:
-    """Make a tensor of the same shape and type that takes no memory."""
+    """Return a tensor of the same shape and dtype that takes no memory."""
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
 def names_without_value(module: nn.Module) -> set[str]:
-    """Name the attributes, parameters and modules of a module that are None: no public name lists those."""
+    """Return the attributes, parameters and modules of a module that are None, which no public name lists."""
     kinds = (vars(module), module._parameters, module._modules)
     return {name for kind in kinds for name, value in kind.items() if value is None}

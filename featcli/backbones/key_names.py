@@ -1,4 +1,4 @@
-"""Names of the tensors in weights files: prefixes around them, and names that other code gave the same tensors."""
+"""Read names of tensors in weights files: prefixes around them, and names that other code gave the same tensors."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 
 from featcli.errors import CheckpointError, nearest, shown
 
-DEEPEST_PREFIX = 4  # names in one, such as module.student.backbone.model
-MOST_PREFIXES = 4  # that are tried with a library's converter
+DEEPEST_PREFIX = 4  # names in one prefix, such as module.student.backbone.model
+MOST_PREFIXES = 4  # prefixes that are tried with a library's converter
 HEADS = ("head", "fc", "classifier")
-LIKE = 0.75  # from where one name is taken for another that was renamed
-AVERAGED = re.compile(r"teacher|ema|target")  # in prefixes of weights that are averages of others'
-# What efficientnet_pytorch calls the parts of a network -> what timm calls them.
+LIKE = 0.75  # similarity from which a name counts as another one renamed
+AVERAGED = re.compile(r"teacher|ema|target")  # in prefixes of weights that are averages of other weights
+# efficientnet_pytorch's names of the parts of a network -> timm's.
 EFFICIENTNET_PYTORCH = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
 EFFICIENTNET_PYTORCH |= {"_fc": "classifier"}
-# And those of its blocks: of the first stage, which does not expand its channels, and of all others.
+# The same for its blocks: those of the first stage, which does not expand its channels, and all others.
 _FIRST_BLOCKS = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _OTHER_BLOCKS = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
 _OTHER_BLOCKS |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
@@ -31,18 +31,18 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """One way to read the names in a weights file."""
+    """A way to read the names in a weights file."""
 
-    prefix: str  # that was taken off
+    prefix: str  # the prefix that was removed
     tensors: Tensors
-    strangers: list[str]  # the names of all that do not have the prefix
-    format: str = ""  # whose names they were, where they were changed
+    strangers: list[str]  # names of all tensors without the prefix
+    format: str = ""  # the code that the names came from, if they were changed
 
 
 def readings(tensors: Mapping[str, torch.Tensor], expected: Collection[str], plain: Reading) -> Iterator[Reading]:
-    """Give the ways in which names may be meant that a model does not know: as they are first, then `plain`.
+    """Yield the ways in which names may be meant that a model does not know: as they are first, then `plain`.
 
-    Each prefix that most of the tensors have is taken off, and each known format of names is tried.
+    Each prefix that most of the tensors have is removed, and each known format of names is tried.
     """
     prefixes = ["", plain.prefix, *leading_prefixes(tensors, len(expected) // 2)]
     for prefix in dict.fromkeys(prefixes):
@@ -55,7 +55,7 @@ def readings(tensors: Mapping[str, torch.Tensor], expected: Collection[str], pla
 
 
 def under_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Reading:
-    """Take a prefix off the names that have it."""
+    """Remove a prefix from the names that have it."""
     return Reading(
         prefix=prefix,
         tensors={key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)},
@@ -64,7 +64,7 @@ def under_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Reading:
 
 
 def without_heads(reading: Reading, heads: Iterable[str]) -> Reading:
-    """Leave out what lies below modules of the root that are classifiers: some converters look for those in a model."""
+    """Leave out tensors below classifiers at the root, because some converters look for these in a model."""
     starts = tuple(f"{name}." for name in (*HEADS, *heads))
     left_out = [key for key in reading.tensors if key.startswith(starts)]
     tensors = {key: tensor for key, tensor in reading.tensors.items() if not key.startswith(starts)}
@@ -72,9 +72,9 @@ def without_heads(reading: Reading, heads: Iterable[str]) -> Reading:
 
 
 def leading_prefixes(names: Iterable[str], least: int) -> list[str]:
-    """List the prefixes, such as `backbone.`, that at least so many names have, the most common first.
+    """Return the prefixes, such as `backbone.`, that at least so many names have, the most common first.
 
-    Those of a list of layers are none: what follows them is a number.
+    A list of layers is no prefix, because a number follows it.
     """
     counts = Counter[str]()
     lists = set[str]()
@@ -90,9 +90,9 @@ def leading_prefixes(names: Iterable[str], least: int) -> list[str]:
 
 
 def from_flat_names(tensors: Mapping[str, torch.Tensor], expected: Collection[str]) -> Tensors | None:
-    """Rename the tensors of timm's `features_only` models, which have `stages_0.` for `stages.0.`; None without any.
+    """Rename the tensors of timm's `features_only` models, with `stages_0.` for `stages.0.`; None if there are none.
 
-    timm/models/_features.py, `_module_list`: the children of a Sequential are named with an underscore.
+    The source is `_module_list` in timm/models/_features.py: the children of a Sequential are named with an underscore.
     """
     dotted = {name.replace(".", "_", 1).partition(".")[0]: ".".join(name.split(".", 2)[:2]) for name in expected}
     renamed = {_with_head(name, dotted): tensor for name, tensor in tensors.items()}
@@ -105,9 +105,9 @@ def _with_head(name: str, heads: Mapping[str, str]) -> str:
 
 
 def from_efficientnet_pytorch(tensors: Mapping[str, torch.Tensor], expected: Collection[str]) -> Tensors | None:
-    """Rename the tensors of efficientnet_pytorch, which counts blocks through all stages; None where there are none.
+    """Rename the tensors of efficientnet_pytorch, which counts blocks through all stages; None if there are none.
 
-    efficientnet_pytorch/model.py, `EfficientNet` and `MBConvBlock`.
+    The source is `EfficientNet` and `MBConvBlock` in efficientnet_pytorch/model.py.
     """
     if "_conv_stem.weight" not in tensors:
         return None
@@ -130,10 +130,10 @@ def from_efficientnet_pytorch(tensors: Mapping[str, torch.Tensor], expected: Col
 
 
 def from_vissl(tensors: Mapping[str, torch.Tensor], expected: Collection[str]) -> Tensors | None:
-    """Rename the tensors of vissl's RegNets (SEER) as torchvision's, which timm converts; None where there are none.
+    """Rename the tensors of vissl's RegNets (SEER) as torchvision's, which timm converts; None if there are none.
 
-    timm converts vissl's too, but only where they lie in a container that is gone once the file was read.
-    timm/models/regnet.py, `_filter_fn`.
+    timm also converts vissl's, but only inside a container, which is gone once the file was read. The source is
+    `_filter_fn` in timm/models/regnet.py.
     """
     if "_feature_blocks.conv1.stem.0.weight" not in tensors:
         return None
@@ -153,10 +153,10 @@ FORMATS: dict[str, Callable[[Mapping[str, torch.Tensor], Collection[str]], Tenso
 
 
 def strip_prefix(path: Path, tensors: Mapping[str, torch.Tensor], expected: Collection[str]) -> Reading:
-    """Find the prefix (`module.`, `backbone.`, `encoder.body.` ...) that fits most expected names, and take it off.
+    """Remove the prefix (`module.`, `backbone.`, `encoder.body.` ...) that fits most expected names.
 
-    With no fit at all the tensors come back as they are: the library may know another way to read them.
-    Raises CheckpointError where two prefixes fit all of them, as a student's and a teacher's.
+    If none fits, the tensors stay as they are, because the library may know another way to read them. Raises
+    CheckpointError if two prefixes fit all expected names, as a student's and a teacher's do.
     """
     fits = count_prefixes(tensors, expected)
     best = most_fitting(fits)
@@ -166,10 +166,10 @@ def strip_prefix(path: Path, tensors: Mapping[str, torch.Tensor], expected: Coll
 
 
 def refuse_equals(path: Path, prefixes: list[str]) -> None:
-    """Raise CheckpointError where more than one prefix fits best."""
+    """Raise CheckpointError if more than one prefix fits best."""
     if len(prefixes) > 1:
         keys = [prefix.removesuffix(".") for prefix in prefixes if prefix]
-        keys.sort(key=lambda key: not AVERAGED.search(key))  # the better model, as a rule
+        keys.sort(key=lambda key: not AVERAGED.search(key))  # usually the better model
         raise CheckpointError(
             f"checkpoint {shown(path)}: two sets of weights in it fit equally well, {prefixes[0]}* and {prefixes[1]}*",
             f"choose one: --weights-key {' or '.join(keys[:2])}",
@@ -177,13 +177,13 @@ def refuse_equals(path: Path, prefixes: list[str]) -> None:
 
 
 def in_its_place(absent: str, others: Iterable[str]) -> str:
-    """Say which of the other names in a file is most like one that is absent, as the end of a sentence, if any is."""
+    """Return the end of a sentence with the name in a file that is most like an absent one; "" if none is."""
     near = nearest(absent, others, 1, LIKE)
     return f"; it has {near[0]} in place of the first" if near else ""
 
 
 def count_prefixes(found: Iterable[str], expected: Collection[str]) -> Counter[str]:
-    """Count how many of the expected names are found under each prefix."""
+    """Return how many of the expected names are found under each prefix."""
     names, fits = set(expected), Counter[str]()
     for key in found:
         starts = [0, *(i + 1 for i, char in enumerate(key) if char == ".")]
@@ -192,10 +192,10 @@ def count_prefixes(found: Iterable[str], expected: Collection[str]) -> Counter[s
 
 
 def find_prefix(found: Iterable[str], expected: Collection[str]) -> str:
-    """Find the prefix under which most of the expected names are found, empty without any."""
+    """Return the prefix under which most of the expected names are found; "" if none is."""
     return most_fitting(count_prefixes(found, expected))
 
 
 def most_fitting(fits: Counter[str]) -> str:
-    """Find the prefix with the highest count, the first by name among equals, empty without any."""
+    """Return the prefix with the highest count, the first by name among equals; "" if there is none."""
     return max(sorted(fits), key=fits.__getitem__, default="")

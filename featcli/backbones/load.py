@@ -1,4 +1,4 @@
-"""`featcli.load_backbone`: from the options of Python to a Backbone, in one call."""
+"""Load a Backbone by options of Python in one call: `featcli.load_backbone`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from featcli.system.device import exact_arithmetic, resolve_device
 def load_backbone(asked: BackboneCall) -> Backbone:
     """Load the backbone that `featcli extract` would run, cut after the deepest selected stage.
 
-    The last stage is selected where neither `out_features` nor `out_indices` is given. `image_size` is
-    (H, W) or one number, the checkpoint's own where it is None, and so are `num_channels`, `norm` ("raw" or
-    "model": before or after the model's final norm) and `fit` (crop, squash, pad, or native: then `image_size` is the
-    most that a picture may keep of its own). The options of pixels (`alpha`, `orientation`, `depth_range`, `colour`,
-    `max_pixels`, `decode`) are what `Backbone.preprocess` does to a picture, as in `extract`.
+    If neither `out_features` nor `out_indices` is given, the last stage is selected. `image_size` is (H, W) or one
+    number. `norm` is "raw" or "model": maps before or after the model's final norm. `fit` is crop, squash, pad or
+    native; for native, `image_size` is the largest size that a picture keeps. `image_size`, `num_channels`, `norm` and
+    `fit` are the checkpoint's own if they are None. The options of pixels (`alpha`, `orientation`, `depth_range`,
+    `colour`, `max_pixels`, `decode`) say what `Backbone.preprocess` does to a picture, as in `extract`.
 
     The checkpoint may be a path, or a transformers configuration (object or dictionary), which gives random weights as
-    `AutoBackbone.from_config` does. It is always in eval mode with every parameter and every statistic of its norms
-    frozen, and run as its library runs it unless `layout` ("channels-last") or `fold` (norms into convolutions) say
+    `AutoBackbone.from_config` does. The network is always in eval mode, with every parameter and every statistic of its
+    norms frozen. It runs as in its library, unless `layout` ("channels-last") or `fold` (norms into convolutions) say
     otherwise.
 
     Raises UsageError, CheckpointError and MachineError.

@@ -1,11 +1,11 @@
-"""Names of models by parts of them, as people remember them: `dinov2`, `vit_b_16`, `ViT-L/14`."""
+"""Find names of models by parts of them, as people remember them: `dinov2`, `vit_b_16`, `ViT-L/14`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-# Letters by which papers and torchvision call the sizes of a model. Each is a part of a name by itself.
+# Papers and torchvision call the sizes of a model by these letters. Each is a part of a name by itself.
 SIZES = {"ti": "tiny", "t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
 SEPARATORS = re.compile(r"[_\-/. ]+")
 GLUED = re.compile(r"(vit|deit)(ti|[tsblhg])(\d+)")  # as in the names of torch.hub: vitb14

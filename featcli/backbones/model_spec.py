@@ -1,4 +1,4 @@
-"""A checkpoint before its weights are read: its stages, their shapes and their cost, from the meta device."""
+"""Describe a checkpoint before its weights are read: its stages, their shapes and their cost, from the meta device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from featcli.spec.words import ALL, NATIVE, Norm
 
 
 class Outputs(NamedTuple):
-    """What a whole model gives of pixels."""
+    """What a whole model gives for pixels."""
 
     maps: tuple[torch.Tensor, ...]  # (B, C, h, w) of each stage asked for
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -42,8 +42,8 @@ class Outputs(NamedTuple):
 class Wanted:
     """What a whole model is run for."""
 
-    positions: tuple[int, ...]  # of the stages whose maps are given
-    reach: int  # how many stages the model has been left
+    positions: tuple[int, ...]  # of the stages whose maps are returned
+    reach: int  # how many stages the model has after its cut
     hidden_states: bool = False
     attentions: bool = False
 
@@ -51,8 +51,8 @@ class Wanted:
 class ModelSpec(ABC):
     """A checkpoint of one library, before its weights are read.
 
-    A subclass sets the first attributes and says how to build the network; everything that can be learnt
-    without weights is learnt here, from one forward pass on the meta device.
+    A subclass sets the first attributes and says how to build the network. Everything that can be found without weights
+    is found here, from one forward pass on the meta device.
     """
 
     asked: CheckpointSpec
@@ -60,64 +60,64 @@ class ModelSpec(ABC):
     library: str  # "timm" or "transformers"
     input_size: Size  # (H, W)
     stage_names: tuple[tuple[str, str], ...]  # (stage, module) in network order
-    norm: Norm  # whether the maps are those before (raw) or after (model) the model's own final norm
-    default_norm: Norm = "raw"  # where nobody asks for one
+    norm: Norm  # whether maps come before (raw) or after (model) the model's own final norm
+    default_norm: Norm = "raw"  # if nobody asks for one
     norm_reason: str
     channels: int = 3  # of the pixels
-    patch: Size | None = None  # (height, width) of a patch, where the backbone cuts its input into such
-    inside: str = ""  # of a larger model: where in it the backbone sits
+    patch: Size | None = None  # (height, width) of a patch, if the backbone cuts its input into patches
+    inside: str = ""  # where the backbone sits in a larger model
     first_index: int = 0  # the library's own index of the first stage
-    strides: tuple[int, ...] | None = None  # where the library knows them; sizes alone round at odd input sizes
+    strides: tuple[int, ...] | None = None  # if the library knows them; sizes alone round at odd input sizes
     freezes_norms: bool = False  # whether its configuration wants frozen batch norms in training
     default_indices: tuple[int, ...] | None = None  # the stages that a larger model uses; None is the last
-    norms_of_maps: tuple[str, ...] | None = None  # where `module` is seen in a run: norms that are no place of a map
+    norms_of_maps: tuple[str, ...] | None = None  # norms that are no place of a map, if `module` is found in a run
 
     @abstractmethod
     def build(self, positions: Sequence[int], device: str) -> Network:
-        """Make a network without weights, on this device, that computes these stages and no more."""
+        """Return a network without weights, on this device, that computes these stages and no more."""
 
     @abstractmethod
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
-        """Make the same network on the CPU with the checkpoint's weights.
+        """Return the same network on the CPU with the checkpoint's weights.
 
-        Weights are proven: a tensor of the cut network that the checkpoint does not have is a refusal, unless `Weights`
-        names it. Raises CheckpointError.
+        Weights are proven: a tensor of the cut network that the checkpoint lacks is refused, unless `Weights` names it.
+        Raises CheckpointError.
         """
 
     @abstractmethod
     def preprocessing(self) -> Preprocessing:
-        """Give the checkpoint's own preprocessing at `input_size`, or with `resize_mode`.
+        """Return the checkpoint's own preprocessing at `input_size`, or with `resize_mode`.
 
         Raises CheckpointError and UsageError.
         """
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Say what the architecture is, wherever the checkpoint lies: part of the plan.
+        """Return what the architecture is, wherever the checkpoint lies, as a part of the plan.
 
-        Its name, and what the checkpoint's own files and the user set of it, as they wrote it: never what the library
-        adds or prints, which is another with another version.
+        It has the name, and what the checkpoint's own files and the user set, as they wrote it. It never has what the
+        library adds or prints, which changes with its version.
         """
 
     def settings_beside(self, before: Mapping[str, Any], is_same_library: bool) -> tuple[dict[str, Any], list[str]]:
-        """Say the same in the manner of `before`, the settings of a dump that is resumed.
+        """Return the settings in the words of `before`, the settings of a dump that is resumed.
 
-        Also returns the fields whose values there stay, though the library has others by now: those that nobody set.
-        `is_same_library`: whether the dump was begun with the same versions.
+        Also returns the fields that keep their values there although the library has others by now, because nobody set
+        them. `is_same_library` says whether the dump was begun with the same versions.
         """
         return self.settings(), []
 
     def module_config(self) -> Any:
-        """Give a configuration of transformers that says what the network is, for a `BackboneModule`."""
+        """Return a configuration of transformers that describes the network, for a `BackboneModule`."""
         raise NotImplementedError
 
     def run(self, module: Any, pixels: torch.Tensor, wanted: Wanted) -> Outputs:
-        """Run a module that `load` made for its first stages: the maps, and what else is wanted."""
+        """Run a module that `load` made for its first stages. Returns the maps, and what else is wanted."""
         raise NotImplementedError
 
     @property
     def resize_mode(self) -> ResizeMode | None:
-        """How pictures get their size, where that was asked for. None is the checkpoint's own way."""
+        """How pictures get their size, if that was asked for; None is the checkpoint's own way."""
         if self.asked.fit is None:
             return None
         if self.asked.fit != NATIVE:
@@ -159,7 +159,7 @@ class ModelSpec(ABC):
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """Every stage, with shapes as the network really yields them (never from config fields)."""
+        """Every stage, with the shapes that the network really gives, never from fields of a configuration."""
         known = self.strides or (None,) * len(self.stage_names)
         if len(self._whole.shapes) != len(self.stage_names):
             raise CheckpointError(
@@ -180,7 +180,7 @@ class ModelSpec(ABC):
         )
 
     def _stride(self, shape: torch.Size, known: int | None) -> tuple[int, int]:
-        """Tell the input pixels per cell: as the library says, unless it is off by more than borders and rounding."""
+        """Return the input pixels per cell, as the library says, unless the shape differs by more than rounding."""
         measured = self.input_size[0] / shape[2], self.input_size[1] / shape[3]
         if known is not None and 0.67 < measured[0] / known < 1.5:
             return known, known
@@ -189,7 +189,7 @@ class ModelSpec(ABC):
     def select(
         self, out_features: Sequence[str] | None = None, out_indices: Sequence[int] | str | None = None
     ) -> tuple[int, ...]:
-        """Find the positions of the chosen stages, in network order, by the rules of `stages.select`.
+        """Return the positions of the chosen stages, in network order, by the rules of `stages.select`.
 
         Raises UsageError.
         """
@@ -201,9 +201,9 @@ class ModelSpec(ABC):
         return select(pairs, out_features, out_indices, self.first_index)
 
     def final_norm(self, positions: Sequence[int]) -> frozenset[str]:
-        """Name the modules that `--norm model` runs for the maps of these stages, and `--norm raw` does not.
+        """Return the modules that `--norm model` runs for the maps of these stages, and `--norm raw` does not.
 
-        Empty where the two are the same maps.
+        Returns none if the two give the same maps.
         """
         key = tuple(positions)
         if key not in self._final_norms:
@@ -216,7 +216,7 @@ class ModelSpec(ABC):
         return {}
 
     def _modules_run(self, positions: Sequence[int], norm: Norm) -> list[tuple[str, int]]:
-        """See `modules_run`; for the maps of these stages with this norm, none where the model refuses that."""
+        """Return `modules_run` for the maps of these stages with this norm; [] if the model refuses that."""
         twin = copy(self)
         twin.norm = norm
         for device in ("meta", "cpu"):  # some models look into their tensors
@@ -237,7 +237,7 @@ class ModelSpec(ABC):
     ) -> None:
         """Raise CheckpointError if the checkpoint has tensors that another network than this one would use.
 
-        `extra` are the names of those that this one lacks, `skeleton` is what it had before it was cut.
+        `extra` are the names that this one lacks, `skeleton` is its structure before it was cut.
         """
         foreign = sorted(foreign_tensors(extra, skeleton, lambda: self._in_use(positions, network), shapes))
         if foreign:
@@ -248,14 +248,14 @@ class ModelSpec(ABC):
             )
 
     def _in_use(self, positions: Sequence[int], network: Network) -> frozenset[str]:
-        """See `modules_in_use`."""
+        """Return the modules in use. See `modules_in_use`."""
         try:
             return modules_in_use(self.build(positions, "meta"), self.blank("meta"))
         except Exception:  # some models look into their tensors
             return modules_in_use(network, self.blank("cpu"))
 
     def _hint_for(self, foreign: Sequence[str], shapes: Mapping[str, torch.Size]) -> str:
-        """Say what may be done about tensors without a place: which argument would give them one, if there is any."""
+        """Return what may be done about tensors without a place: which argument would give them one, if any."""
         for name, value in self._arguments_for(foreign, shapes):
             try:
                 names = self._names_with(name, value)
@@ -267,25 +267,28 @@ class ModelSpec(ABC):
 
     @abstractmethod
     def _arguments_for(self, foreign: Sequence[str], shapes: Mapping[str, torch.Size]) -> Iterable[tuple[str, Any]]:
-        """Give arguments of the network, by name, with which it could have such tensors."""
+        """Return arguments of the network, by name, with which it could have such tensors."""
 
     @abstractmethod
     def _names_with(self, argument: str, value: Any) -> set[str]:
-        """Name the tensors of the whole network with another value of an argument. Raises whatever its library does."""
+        """Return the names of the whole network's tensors with another value of an argument.
+
+        Raises whatever its library does.
+        """
 
     def blank(self, device: str) -> torch.Tensor:
-        """Give one picture without anything on it: (1, C, H, W) of the backbone's input."""
+        """Return one blank picture: (1, C, H, W) of the backbone's input."""
         return torch.zeros(1, self.channels, *self.input_size, device=device)
 
     def refuse_idle_arguments(self) -> None:  # noqa: B027 (most libraries do so themselves)
         """Raise UsageError for a `--model-arg` that changes nothing about the network."""
 
     def is_of(self, backbone: Mapping[str, Any]) -> bool:
-        """Tell whether this is the backbone of a dump, by its settings."""
+        """Return whether this is the backbone of a dump, by its settings."""
         return self.settings_beside(backbone, False)[0] == backbone
 
     def refuse_idle_norm(self, positions: Sequence[int]) -> None:
-        """Raise UsageError where `--norm` asks for other maps of these stages than the default, and gets the same."""
+        """Raise UsageError if `--norm` asks for other maps of these stages than the default, and gets the same."""
         norm, last = self.norm, len(self.stage_names) - 1
         if norm == self.default_norm or self.final_norm(positions):
             return
@@ -301,29 +304,29 @@ class ModelSpec(ABC):
         )
 
     def norms_before_pooling(self, of_class_token: bool) -> frozenset[str]:
-        """Name the norms that the model itself applies to its last stage, or its class token, before it pools.
+        """Return the norms that the model itself applies to its last stage, or its class token, before it pools.
 
-        Only such norms count as these maps have not seen.
+        Only norms count that these maps have not passed.
         """
         return frozenset()
 
     def can_apply(self, norms: frozenset[str]) -> bool:
-        """Tell whether `--norm model` gives maps of the last stage after these norms that come before pooling."""
+        """Return whether `--norm model` gives maps of the last stage after these norms, which come before pooling."""
         return self.norm == "raw" and bool(self.final_norm((len(self.stage_names) - 1,)))
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the whole backbone, without a head."""
+        """The number of parameters of the whole backbone, without a head."""
         return self._whole.parameters
 
     def share(self, positions: Sequence[int]) -> float:
-        """Tell which share of the whole backbone's floating point operations these stages cost."""
+        """Return the share of the whole backbone's floating point operations that these stages cost."""
         if len(self.stage_names) - 1 in positions:
             return 1.0
         return self._probe(positions).operations / self._whole.operations if self._whole.operations else 1.0
 
     def share_of_convolutions(self, positions: Sequence[int]) -> float:
-        """Tell which share of the operations for these stages are those of convolutions."""
+        """Return the share of the operations for these stages that are in convolutions."""
         found = self._whole if len(self.stage_names) - 1 in positions else self._probe(positions)
         return found.convolutions / found.operations if found.operations else 0.0
 
@@ -347,7 +350,7 @@ class ModelSpec(ABC):
                     raise
             with WithoutWeights(), WithoutValues():
                 network = self.build(positions, "cpu")
-                network.module.requires_grad_(False)  # else every layer's maps are kept for gradients: gigabytes
+                network.module.requires_grad_(False)  # otherwise every layer's maps are kept for gradients: gigabytes
                 return self._forward_once(network, blank(size))
         except UsageError:
             raise
@@ -364,7 +367,8 @@ class ModelSpec(ABC):
         network.module.eval()
         places = Places(pixels, self._is_norm_of_maps)
         watched = nullcontext() if self.norms_of_maps is None else places.watched(network.module)
-        # With gradients: under inference_mode no operation reaches the counter, under no_grad some models fail in it.
+        # Gradients are on, because under inference_mode no operation reaches the counter, and under no_grad some models
+        # fail in it.
         with torch.enable_grad(), FlopCounterMode(display=False) as counter, watched:
             maps = network.maps(pixels)
         for found in maps:
@@ -388,18 +392,18 @@ class _Probe:
     """What one forward pass showed."""
 
     shapes: list[torch.Size]  # (B, C, H, W) of each map
-    places: list[str | None]  # the module that gives it, where that was watched and is one
+    places: list[str | None]  # the module that gives the map, if that was watched and there is one
     operations: int
-    convolutions: int  # of the operations
+    convolutions: int  # operations in convolutions
     parameters: int
 
 
 def modules_run(
     module: nn.Module, run: Callable[[torch.Tensor], object], pixels: torch.Tensor
 ) -> list[tuple[str, int]]:
-    """List each module that takes part when `run` is given these pixels, with the size of its first input.
+    """Return each module that takes part when `run` gets these pixels, with the size of its first input.
 
-    In the order in which they end; those that do nothing are left out.
+    They are in the order in which they end, without those that do nothing.
     """
     found: list[tuple[str, int]] = []
 
@@ -422,7 +426,7 @@ def modules_run(
 
 
 def norms_alone(module: nn.Module, names: Iterable[str]) -> frozenset[str]:
-    """Of modules that run one after the other, name the norms, if nothing else is among them."""
+    """Return the norms among modules that run one after another, if nothing else is among them."""
 
     def is_norm(name: str) -> bool:
         part = module.get_submodule(name)
@@ -433,7 +437,7 @@ def norms_alone(module: nn.Module, names: Iterable[str]) -> frozenset[str]:
     for name in names:
         part, steps = module.get_submodule(name), name.split(".")
         if any(is_norm(".".join(steps[:length])) for length in range(1, len(steps))) or isinstance(part, nn.Dropout):
-            continue  # what a norm is made of
+            continue  # a part of a norm
         if is_norm(name):
             found.add(name)
         elif not [*part.children()]:

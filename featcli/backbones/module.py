@@ -1,7 +1,7 @@
-"""A backbone as a torch module in transformers' manner: to be trained, or to stand inside a larger model.
+"""Give a backbone as a torch module in transformers' manner, to be trained, or to stand inside a larger model.
 
-Of the types of AutoBackbone it is transformers' own class. All others, timm's models and vision models that give hidden
-states, are inside a `BackboneModule`, which has the same face.
+For the types of AutoBackbone it is transformers' own class. All others, timm's models and vision models with hidden
+states, are inside a `BackboneModule`, which has the same interface.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from featcli.system.device import exact_arithmetic
 
 
 def make_module(asked: BackboneCall, backbone: Backbone, cut: bool) -> Any:
-    """Load the network of a backbone once more, in fp32 on the CPU: see `Backbone.as_module`.
+    """Load the network of a backbone again, in fp32 on the CPU: see `Backbone.as_module`.
 
-    Raises UsageError without transformers, CheckpointError where the weights are others than the backbone's, and what
+    Raises UsageError without transformers, CheckpointError if the weights are not those of the backbone, and what
     `load_backbone` raises.
     """
     try:
@@ -38,7 +38,7 @@ def make_module(asked: BackboneCall, backbone: Backbone, cut: bool) -> Any:
         spec = resolve(asked)
         positions = spec.select(asked.features, asked.indices)
         reach = max(positions) + 1 if cut else len(spec.stage_names)
-        with own_random_numbers():  # which loaded weights replace
+        with own_random_numbers():  # loaded weights replace them
             network, _ = spec.load(range(reach))
     _refuse_other_weights(backbone, network)
     network.module.float().eval()
@@ -46,14 +46,14 @@ def make_module(asked: BackboneCall, backbone: Backbone, cut: bool) -> Any:
         return BackboneModule(spec, network.module, reach, positions)
     module: Any = network.module
     reach += spec.first_index
-    module.stage_names = module.config.stage_names = module.stage_names[:reach]  # whose setters refuse all others
+    module.stage_names = module.config.stage_names = module.stage_names[:reach]  # its setters refuse all others
     module.num_features = module.num_features[:reach]
     module.out_indices = [position + spec.first_index for position in positions]
     return module
 
 
 def _refuse_other_weights(backbone: Backbone, network: Network) -> None:
-    """Raise CheckpointError where a tensor that the backbone has too is another. Folded weights cannot be compared."""
+    """Raise CheckpointError if a tensor differs from that of the backbone. Folded weights cannot be compared."""
     if backbone.execution.folded:
         return
     tensors = network.tensors()
@@ -67,13 +67,13 @@ def _refuse_other_weights(backbone: Backbone, network: Network) -> None:
 
 
 class BackboneModule(nn.Module):
-    """A timm model, or one that gives hidden states, with the face of transformers' backbones.
+    """A timm model, or one that gives hidden states, with the interface of transformers' backbones.
 
-    `model` is the library's own module. A stage can be selected at any time, by `out_features` or `out_indices`.
+    `model` is the library's own module. Stages can be selected at any time, by `out_features` or `out_indices`.
     """
 
     def __init__(self, spec: ModelSpec, model: nn.Module, reach: int, positions: Sequence[int]) -> None:
-        """Take over a model that computes the first `reach` stages; those at `positions` are selected."""
+        """Wrap a model that computes the first `reach` stages, and select those at `positions`."""
         super().__init__()
         self.model = model
         self.backbone_type = backbone_type(spec.library)
@@ -103,7 +103,7 @@ class BackboneModule(nn.Module):
 
     @property
     def out_features(self) -> list[str]:
-        """The names of the selected stages. Raises UsageError when it is set to others than it has."""
+        """The names of the selected stages. To set others than it has raises UsageError."""
         return [self._stages[position].name for position in self._positions]
 
     @out_features.setter
@@ -112,7 +112,7 @@ class BackboneModule(nn.Module):
 
     @property
     def out_indices(self) -> list[int]:
-        """The library's own indices of the selected stages. Raises UsageError when it is set to others than it has."""
+        """The library's own indices of the selected stages. To set others than it has raises UsageError."""
         return [self._stages[position].index for position in self._positions]
 
     @out_indices.setter
@@ -135,20 +135,20 @@ class BackboneModule(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the parameters are of."""
+        """The dtype of the parameters."""
         return next(one.dtype for one in self.parameters() if one.is_floating_point())
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
     def freeze_batch_norm_2d(self) -> None:
-        """Put frozen norms in the place of batch norms: neither weights nor statistics change, in training either."""
+        """Replace batch norms by frozen norms: neither weights nor statistics change, also in training."""
         freeze_norms_of_timm(self.model)
 
     def unfreeze_batch_norm_2d(self) -> None:
-        """Put batch norms back in the place of frozen ones."""
+        """Replace frozen norms by batch norms."""
         unfreeze_norms_of_timm(self.model)
 
     def forward(
@@ -158,11 +158,11 @@ class BackboneModule(nn.Module):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """Compute transformers' BackboneOutput of (B, C, H, W) floats: `feature_maps`, a (B, C, h, w) for each stage.
+        """Return the BackboneOutput of (B, C, H, W) floats: `feature_maps` has a (B, C, h, w) for each stage.
 
-        `hidden_states` where asked for: timm's are the maps of all stages, all others are as the model gives them.
-        Without `return_dict` it is a tuple. Raises UsageError for pixels that were not normalised, and for attentions
-        of timm.
+        It has `hidden_states` if they are asked for: timm's are the maps of all stages, others are as the model gives
+        them. Without `return_dict` it is a tuple. Raises UsageError for pixels that are not normalised, and for
+        attentions of timm.
         """
         from transformers.modeling_outputs import BackboneOutput
 
@@ -188,13 +188,13 @@ class BackboneModule(nn.Module):
         return bool(getattr(self.config, name, default) if said is None else said)
 
     def forward_with_filtered_kwargs(self, *args: Any, **kwargs: Any) -> Any:
-        """Run with those keywords alone that it takes: what larger models call."""
+        """Run with only those keywords that it takes, which larger models call."""
         taken = {"pixel_values", "output_hidden_states", "return_dict"}
         taken |= {"output_attentions"} if self.has_attentions else set()
         return self(*args, **{name: value for name, value in kwargs.items() if name in taken})
 
     def __getattr__(self, name: str) -> Any:
-        """Give `save_pretrained` of a model whose class has it, one that raises UsageError of any other."""
+        """Return the model's `save_pretrained` if its class has one, else one that raises UsageError."""
         if name == "save_pretrained":
             return getattr(super().__getattr__("model"), name, _cannot_save)
         return super().__getattr__(name)

@@ -1,4 +1,4 @@
-"""--mean, --std, --interpolation and --crop-pct: what the user says of the preprocessing in place of the checkpoint."""
+"""Follow --mean, --std, --interpolation and --crop-pct, which say the preprocessing instead of the checkpoint."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from featcli.backbones.preprocessing import Preprocessing
 
 OF_PREPROCESSING: Final = ("mean", "std", "interpolation", "crop_pct")
-OVERRIDES: Final = "overrides"  # what a plan calls those that say otherwise than the checkpoint
+OVERRIDES: Final = "overrides"  # the plan's name for options that differ from the checkpoint
 
 
 def asked_of_preprocessing(asked: CheckpointSpec, channels: int) -> dict[str, Any]:
-    """Collect the options that were given, by name: means and deviations as one number for each channel.
+    """Return the options that were given, by name, with means and deviations as one number for each channel.
 
-    Raises UsageError where they are for another number of channels.
+    Raises UsageError if they are for another number of channels.
     """
     given = {name: getattr(asked, name) for name in OF_PREPROCESSING if getattr(asked, name) is not None}
     return {
@@ -29,16 +29,17 @@ def asked_of_preprocessing(asked: CheckpointSpec, channels: int) -> dict[str, An
 
 
 def is_normalisation_said(asked: CheckpointSpec) -> bool:
-    """Tell whether the user says all that cannot be guessed where a checkpoint says nothing."""
+    """Return whether the user gave everything that cannot be guessed if a checkpoint says nothing."""
     return asked.mean is not None and asked.std is not None
 
 
 def on_record(
     preprocessing: Preprocessing, overrides: Mapping[str, Any], guess: str = "", is_random: bool = False
 ) -> Preprocessing:
-    """Name these overrides in the settings, and in the origin. `guess`: what all else is, where nobody said it.
+    """Return the preprocessing with these overrides in its settings and its origin.
 
-    Of random weights, `is_random`, no preprocessing is a wrong one, so the origin names no way out.
+    `guess` says what everything else is, if nobody said it. With random weights (`is_random`) no preprocessing is
+    wrong, so the origin names no way out.
     """
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in overrides.items()}
     settings = {**preprocessing.settings, **({OVERRIDES: plain} if plain else {})}

@@ -1,7 +1,7 @@
-"""Where in a network its maps come from: the module whose output each of them is, but for where its values lie.
+"""Find where in a network its maps come from: the module whose output a map is, except for where its values lie.
 
-It is seen while the network runs. Between a module and a map nothing is computed: tokens are put into a grid, windows
-joined, class tokens left out. A final norm for maps counts as nothing, too, since `--norm` may leave it out.
+It is found while the network runs. Nothing is computed between a module and a map: tokens are put into a grid, windows
+are joined, class tokens are left out. A final norm for maps does not count either, because `--norm` may leave it out.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-INPUT = "pixel_values"  # the place of a map that is the input itself, as transformers calls that
-# What moves values, or copies them, by the names of torch's functions and methods.
+INPUT = "pixel_values"  # the place of a map that is the input itself, by transformers' name
+# Torch's functions and methods that move values, or copy them.
 MOVES = frozenset(
     "__getitem__ chunk clone contiguous detach expand flatten float movedim narrow pad permute reshape roll select"
     " split squeeze swapaxes t to transpose type unbind unflatten unsqueeze view view_as".split()
@@ -23,16 +23,16 @@ MOVES = frozenset(
 
 
 class Places:
-    """The modules of a network that is run once inside `watched`, and what each of them gave."""
+    """The modules of a network that runs once inside `watched`, and the output of each."""
 
     def __init__(self, pixels: torch.Tensor, is_norm: Callable[[str], bool]) -> None:
-        """`is_norm` tells the names of the norms that maps may go through."""
+        """Prepare to watch. `is_norm` recognises the names of norms that maps may pass."""
         self._is_norm = is_norm
         self._pixels = pixels
-        self._before: dict[int, torch.Tensor] = {}  # of a tensor, by its id: the one that it holds the values of
-        self._makers: dict[int, list[str]] = {}  # of a tensor: the modules that gave it
+        self._before: dict[int, torch.Tensor] = {}  # id of a tensor -> the tensor whose values it holds
+        self._makers: dict[int, list[str]] = {}  # id of a tensor -> the modules that gave it
         self._runs: dict[str, int] = {}
-        self._kept: list[torch.Tensor] = []  # so that no id is used again
+        self._kept: list[torch.Tensor] = []  # keeps tensors, so that no id is used again
 
     @contextmanager
     def watched(self, module: nn.Module) -> Iterator[Places]:
@@ -50,9 +50,9 @@ class Places:
                 hook.remove()
 
     def of(self, found: torch.Tensor) -> str | None:
-        """Name the outermost module that gives a map, INPUT for the input, None where the map was computed after all.
+        """Return the outermost module that gives a map, INPUT for the input, None if the map was computed after all.
 
-        Of modules that run several times none is the place of one map.
+        A module that runs several times is the place of no map.
         """
         names: list[str] = []
         tensor: torch.Tensor | None = found
@@ -71,7 +71,7 @@ class Places:
             self._before[id(made)] = given
 
     def changed(self, tensor: torch.Tensor) -> None:
-        """Note that other values were written into a tensor: it is no longer what any module gave."""
+        """Note that other values were written into a tensor, so that it is no longer the output of any module."""
         self._makers.pop(id(tensor), None)
         self._before.pop(id(tensor), None)
 
@@ -91,7 +91,7 @@ class Places:
 
 
 class _Watching(TorchFunctionMode):
-    """Tells what torch's functions do with tensors."""
+    """Reports what torch's functions do with tensors."""
 
     def __init__(self, places: Places) -> None:
         super().__init__()

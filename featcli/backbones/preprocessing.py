@@ -1,4 +1,4 @@
-"""How pictures become a backbone's input: as timm says, as transformers says, or as a plan has it on record."""
+"""Turn pictures into a backbone's input: as timm says, as transformers says, or as a plan records it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from featcli.pixels.resize import ResizeMode, fill_of, shortened, within_reason
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
 
-# What a plan holds of timm's data configuration.
+# Words of timm's data configuration that a plan holds.
 WORDS_OF_TIMM = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
@@ -37,24 +37,24 @@ WORDS_OF_TIMM = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop
 class Preprocessing:
     """How an upright RGB picture becomes the backbone's input, as the checkpoint says.
 
-    `fit` resizes and crops on the CPU. What is left, scaling and normalising, is arithmetic on every
-    pixel; `normalize` does it on the device, so that uint8 is what travels.
+    `fit` resizes and crops on the CPU. Scaling and normalising are left, which are arithmetic on every pixel:
+    `normalize` does them on the device, so that uint8 is copied there.
     """
 
     fit: Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W) of `dtype`
     size: Size  # (H, W)
-    dtype: str  # "uint8", or "float32" where `fit` normalises too
+    dtype: str  # "uint8", or "float32" if `fit` also normalises
     scale: float  # 1 / 255 almost always
     mean: tuple[float, ...]
     std: tuple[float, ...]
     origin: str  # where the settings come from
-    settings: Mapping[str, Any]  # the checkpoint's own words for them, stored in the plan
+    settings: Mapping[str, Any]  # the checkpoint's own words, as the plan stores them
     summary: str  # the same for people, in one line
     channels: int = 3  # C: the picture's colours, or 1 for its greys
-    resize_mode: ResizeMode | None = None  # where the size does not come about in the checkpoint's own way
+    resize_mode: ResizeMode | None = None  # if pictures do not get their size in the checkpoint's own way
 
     def __post_init__(self) -> None:
-        """Raise CheckpointError for a standard deviation of 0: every map would be of infinities."""
+        """Raise CheckpointError for a standard deviation of 0, which would make every map infinite."""
         if not all(self.std):
             raise CheckpointError(
                 f"{self.origin}: pixels cannot be divided by its standard deviations, {', '.join(map(str, self.std))}",
@@ -63,32 +63,35 @@ class Preprocessing:
         object.__setattr__(self, "fit", _of_rgb(self.fit))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Be pickled by the settings, of which all else is made again."""
+        """Pickle by the settings, from which everything else is made again."""
         settings = {**self.settings}
         return _made_again, (settings, self.size, self.channels, self.resize_mode, self.origin, self.summary)
 
     def __deepcopy__(self, _: Any) -> Preprocessing:
-        """Be itself: nothing of it changes."""
+        """Return itself, because nothing of it changes."""
         return self
 
     @property
     def is_native(self) -> bool:
-        """Whether every picture gives pixels of a size of its own; `size` is then the checkpoint's."""
+        """Whether each picture gives pixels of a size of its own; `size` is then the checkpoint's."""
         return self.resize_mode is not None and self.resize_mode.is_native
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Scale and normalise (B, C, H, W) of `dtype` to float32. Operations, order and so bits are torchvision's."""
+        """Scale and normalise (B, C, H, W) of `dtype` to float32.
+
+        Operations, their order and so the bits are torchvision's.
+        """
         if self.dtype == "float32":
-            return pixels.clone()  # never the batch buffer itself: a stage may be the input, and buffers are used again
+            return pixels.clone()  # never the buffer itself: a stage may be the input, and buffers are used again
         mean, std = _on(pixels.device, self.mean), _on(pixels.device, self.std)
-        scaled = pixels.to(torch.float32, copy=True)  # what follows is in place
-        # n / 255 and n * (1 / 255) differ in the last bit for some n; the libraries divide.
+        scaled = pixels.to(torch.float32, copy=True)  # what follows works in place
+        # n / 255 and n * (1 / 255) differ in the last bit for some n, and the libraries divide.
         scaled = scaled.div_(255) if self.scale == 1 / 255 else scaled.mul_(self.scale)
         return scaled.sub_(mean).div_(std)
 
 
 def _of_rgb(fit: Fit) -> Fit:
-    """Make `fit` refuse what is no RGB picture: of four channels, say, it would make other colours without a word."""
+    """Make `fit` refuse pictures that are not RGB: from four channels, say, it would silently make other colours."""
 
     def fit_rgb(picture: Image.Image) -> np.ndarray:
         mode = getattr(picture, "mode", None)
@@ -105,13 +108,13 @@ def _of_rgb(fit: Fit) -> Fit:
 
 @lru_cache(maxsize=16)
 def _on(device: torch.device, values: tuple[float, ...]) -> torch.Tensor:
-    """Make (C, 1, 1), once: a copy to a GPU waits for all that it is doing."""
+    """Return (C, 1, 1), and make it only once: a copy to a GPU waits for all that the GPU is doing."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def refuse_processor_backend(asked: CheckpointSpec) -> None:
-    """Raise UsageError where one is asked for, of a checkpoint whose pixels timm prepares."""
+    """Raise UsageError if a processor backend is asked for a checkpoint whose pixels timm prepares."""
     if asked.processor_backend is not None:
         raise UsageError(
             f"--processor-backend {asked.processor_backend}: {shown(asked.checkpoint_name)} has no image processor of"
@@ -123,9 +126,9 @@ def refuse_processor_backend(asked: CheckpointSpec) -> None:
 def timm_preprocessing(
     config: Mapping[str, Any], channels: int, tag: str, resize_mode: ResizeMode | None
 ) -> Preprocessing:
-    """Follow a resolved data configuration of timm, with the very pixels that timm's evaluation transform gives.
+    """Follow a resolved data configuration of timm, with exactly the pixels of timm's evaluation transform.
 
-    `resize_mode` takes the place of its resizing and cropping. `tag` is that of the weights, for `origin`.
+    `resize_mode` replaces its resizing and cropping. `tag` is that of the weights, for `origin`.
     """
     transform, steps = timm_transform(config)
     mean, std = (values_for_channels(config[name], channels) for name in ("mean", "std"))
@@ -155,7 +158,7 @@ def timm_preprocessing(
 
 
 def _for_all_proportions(fit: Fit, config: Mapping[str, Any], size: Size) -> Fit:
-    """Make timm's `fit` do with pictures of any proportions, whichever of its crop modes it follows."""
+    """Make timm's `fit` work for pictures of any proportions, in any of its crop modes."""
     resample, mode = timm_resampling(config["interpolation"]), config.get("crop_mode")
     covering = timm_sizes(config)
     if mode == "squash":
@@ -165,7 +168,7 @@ def _for_all_proportions(fit: Fit, config: Mapping[str, Any], size: Size) -> Fit
 
     def fit_whole(picture: Image.Image) -> np.ndarray:
         height, width = covering((picture.height, picture.width))
-        if min(height, width) < 1:  # for which timm has no picture
+        if min(height, width) < 1:  # timm has no picture of that size
             thin = max(1, width), max(1, height)
             return fit(shortened(picture, resample).resize(thin, resample))
         return fit(shortened(picture, resample))
@@ -188,11 +191,11 @@ def _fit_resized(resize: Callable[[Image.Image], Image.Image], is_grey: bool) ->
 def processor_preprocessing(
     processor: ImageProcessor, size: Size, channels: int = 3, resize_mode: ResizeMode | None = None
 ) -> Preprocessing:
-    """Follow an image processor of transformers, with the very pixels that it gives itself.
+    """Follow an image processor of transformers, with exactly its own pixels.
 
-    Its steps up to the point where it would leave uint8 are `fit`, the others are numbers. Where it has steps of its
+    Its steps up to the point where it would leave uint8 are `fit`, and the others are numbers. If it has steps of its
     own between the two, its floats are taken as they are. One channel is the grey of the picture, normalised by the
-    average of what the processor has for its colours. `resize_mode` takes the place of its resizing and cropping.
+    average of the processor's numbers for colours. `resize_mode` replaces its resizing and cropping.
 
     Raises UsageError for a processor that does not allow what was asked for.
     """
@@ -213,7 +216,7 @@ def processor_preprocessing(
 
 
 def _in_bytes(processor: ImageProcessor, size: Size, channels: int, resize_mode: ResizeMode | None) -> Preprocessing:
-    """Take the processor as uint8 and a normalisation."""
+    """Return the processor as uint8 and a normalisation."""
     steps = processor if resize_mode is None else processor.without_resizing()
     said = steps.steps if resize_mode is None else [_said(resize_mode, processor), *steps.steps]
     result = f" -> {size[0]}x{size[1]}" if resize_mode is None else ""
@@ -237,14 +240,14 @@ def _said(resize_mode: ResizeMode, processor: ImageProcessor) -> str:
 
 
 def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    is_one = len(set(values)) == 1  # whose average may be off in its last bit
+    is_one = len(set(values)) == 1  # its average may differ in the last bit
     return values if channels == 3 else values[:1] if is_one else (sum(values) / len(values),)
 
 
 def _sizing(
     processor: ImageProcessor, size: Size, channels: int, resize_mode: ResizeMode | None
 ) -> Callable[[Fit], Fit]:
-    """Make what goes before, or around, the processor's own steps."""
+    """Return what goes before, or around, the processor's own steps."""
     if resize_mode is not None:
         resize = resize_mode.fitted(processor.resampling, fill_of(processor.background, channels))
         return lambda fit: lambda picture: fit(resize(picture))
@@ -254,7 +257,7 @@ def _sizing(
         if covering is None:
             return lambda picture: fit(shortened(picture, resample))
         fit_any = within_reason(fit, size, covering, resample)
-        # Greys first, as where the whole picture is resized.
+        # Greys come first, as they do if the whole picture is resized.
         return fit_any if channels == 3 else lambda picture: fit_any(picture.convert("L").convert("RGB"))
 
     return for_all_proportions
@@ -273,11 +276,11 @@ def _refuse_other_sizes(processor: ImageProcessor, ours: Preprocessing, resize_m
 
 
 def _are_equal(ours: Preprocessing, whole: Fit) -> bool:
-    """Try on pictures of two shapes whether uint8 plus our normalisation equals the whole processor."""
+    """Return whether uint8 and our normalisation equal the whole processor, tried on pictures of two shapes."""
     for picture in probe_pictures():
         try:
             fitted = ours.fit(picture)
-        except TypeError:  # of one whose own steps are for floats alone
+        except TypeError:  # its own steps are only for floats
             return False
         if fitted.dtype != np.uint8:
             return False
@@ -290,16 +293,16 @@ def _are_equal(ours: Preprocessing, whole: Fit) -> bool:
 def recorded_preprocessing(
     preprocessing: Mapping[str, Any], *, size: Size, channels: int, resize_mode: ResizeMode | None
 ) -> Preprocessing:
-    """Make again, without the checkpoint, what a plan has on record: `preprocessing` is the settings that it gave then.
+    """Make the preprocessing that a plan records again, without the checkpoint. `preprocessing` are its settings.
 
-    Raises CheckpointError, and whatever libraries say of what they do not know.
+    Raises CheckpointError, and whatever libraries raise for words that they do not know.
     """
     if "image_processor_type" not in preprocessing:
         words = ((name, preprocessing[name]) for name in WORDS_OF_TIMM if name in preprocessing)
         config = {name: tuple(value) if isinstance(value, list) else value for name, value in words}
         return timm_preprocessing({**config, "input_size": (channels, *size)}, channels, "", resize_mode)
     config = {name: value for name, value in preprocessing.items() if name not in ("backend", RECTANGLE, OVERRIDES)}
-    if resize_mode is not None:  # recorded as false, for `resize_mode` resizes; but in the processor's own manner
+    if resize_mode is not None:  # recorded as false, because `resize_mode` resizes, but in the processor's manner
         config["do_resize"] = True
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "preprocessor_config.json").write_text(json.dumps(config))
@@ -313,6 +316,6 @@ def recorded_preprocessing(
 def _made_again(
     settings: Mapping[str, Any], size: Size, channels: int, resize_mode: ResizeMode | None, origin: str, summary: str
 ) -> Preprocessing:
-    """Make what was pickled."""
+    """Make a pickled preprocessing again."""
     found = recorded_preprocessing(settings, size=size, channels=channels, resize_mode=resize_mode)
     return replace(found, origin=origin, summary=summary, settings=settings)

@@ -1,4 +1,4 @@
-"""Stored maps through the rest of a larger model: its neck and head run, its backbone does not."""
+"""Run the rest of a larger model on stored maps: its neck and head run, its backbone does not."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from featcli.backbones.stages import names_by_stride
 from featcli.errors import UsageError, shown
 from featcli.spec.parsers import Size
 
-# What the heads of DPT and ZoeDepth do with class tokens, where they read them at all.
+# The heads of DPT and ZoeDepth do this with class tokens, if they read them at all.
 READS_CLASS_TOKENS = ("project", "add")
 MOST_PREFIX_TOKENS = 16  # class token, distillation token, registers
 AS_EXTRACTED = "extract with --pool none and --dtype float32; dump[stage][:8] gives a batch"
 BY_NAME = "give an open dump for all of its rows, or {stage: dump[stage][:8] for stage in dump.stages}"
 
-# The shapes of what a backbone gives, by the size of its input; None where it cannot be told without computing.
+# The shapes of what a backbone gives, by the size of its input; None if computing is needed to tell.
 _shapes_of: WeakKeyDictionary[nn.Module, dict[Size, list[torch.Size] | None]] = WeakKeyDictionary()
 
 
 @runtime_checkable
 class OpenDump(Protocol):
-    """What `featcli.open_dump` gives, as far as maps are read from it."""
+    """The part of an open dump from which maps are read."""
 
     @property
     def stages(self) -> Mapping[str, Any]:
         """The stages by name."""
 
     def __getitem__(self, stage: str, /) -> Any:
-        """Give the array of a stage."""
+        """Return the array of a stage."""
 
 
 def replay(
@@ -51,15 +51,15 @@ def replay(
 ) -> Any:
     """Run a transformers model on maps that its backbone gave earlier, as `featcli extract` stored them.
 
-    `maps` are (B, C, H, W) tensors or arrays of the stages that the model itself uses, unpooled: a mapping by the
-    names of the stages, in any order, a sequence in network order, or an open dump, whose rows are all read. Tensors
-    are taken as they are, so that gradients reach them where they want some. `size` is the (H, W) of the pixels they
-    came from; a model that reads the picture itself needs `pixel_values` instead, one whose head reads class tokens
-    (DPT, ZoeDepth) needs those too, (B, C) for each stage, as `--pool cls` stores them. Whatever else the model takes
-    goes through. Returns what the model returns.
+    `maps` are (B, C, H, W) tensors or arrays of the stages that the model itself uses, unpooled. They come as a mapping
+    by the names of the stages, in any order, as a sequence in network order, or as an open dump, whose rows are all
+    read. Tensors are taken as they are, so that gradients reach them if they want some. `size` is the (H, W) of the
+    pixels that they came from. A model that reads the picture itself needs `pixel_values` instead. A model whose head
+    reads class tokens (DPT, ZoeDepth) needs `class_tokens`, (B, C) for each stage, as `--pool cls` stores them. All
+    other keywords go to the model. Returns what the model returns.
 
-    The model is left alone, so that any number of threads may replay through it at once. Raises UsageError where this
-    model cannot be run so, or not on these maps, and for a dump what reading it raises.
+    The model is not changed, so any number of threads may replay through it at once. Raises UsageError if this model
+    cannot run in this way, or not on these maps, and for a dump what reading it raises.
     """
     backbone = _Backbone.inside(model)
     if class_tokens is None and getattr(model.config, "readout_type", "") in READS_CLASS_TOKENS:
@@ -73,7 +73,7 @@ def replay(
     _refuse_wrong_kinds(found, tokens, like)
     seen = _size(size, pixel_values, len(found[0]))
     backbone.refuse_other_shapes(found, seen)
-    if pixel_values is None:  # no memory: nobody reads it
+    if pixel_values is None:  # takes no memory, because nobody reads it
         pixel_values = torch.zeros(1, 1, 1, 1, dtype=like.dtype, device=like.device).expand(len(found[0]), 3, *seen)
     stored = _Stored(found, tokens, backbone.module)
     result = twin_of(model, {backbone.module: stored})(pixel_values=pixel_values, **inputs)
@@ -87,14 +87,14 @@ def replay(
 
 @dataclass(frozen=True, eq=False)
 class _Backbone:
-    """The backbone of a larger model, as far as the maps in its place have to be like its own."""
+    """The backbone of a larger model, as far as the maps in its place must be like its own."""
 
     module: Any
-    owner: str  # what the larger model is called
+    owner: str  # the name of the larger model
 
     @classmethod
     def inside(cls, model: Any) -> _Backbone:
-        """Find it. Raises UsageError where there is none."""
+        """Return the backbone inside a model. Raises UsageError if there is none."""
         place = place_of_backbone(model) if isinstance(model, nn.Module) else ""
         if not place or not hasattr(model, "config"):
             raise UsageError(
@@ -105,7 +105,7 @@ class _Backbone:
 
     @cached_property
     def names(self) -> list[tuple[str, ...]]:
-        """What each stage that it gives may be called: by featcli first, then by its library."""
+        """The names that each of its stages may have: featcli's first, then its library's."""
         timm = getattr(getattr(self.module, "_backbone", self.module), "feature_info", None)
         if timm is None:
             return [(name,) for name in getattr(getattr(self.module, "config", None), "out_features", None) or ()]
@@ -113,10 +113,10 @@ class _Backbone:
         return [(ours[index], name) for index, name in zip(timm.out_indices, timm.module_name(), strict=True)]
 
     def in_order(self, what: str, arrays: Any, like: torch.Tensor) -> list[torch.Tensor]:
-        """Make tensors of arrays, in network order. Raises UsageError unless there is one for each stage."""
+        """Return tensors of arrays, in network order. Raises UsageError unless there is one for each stage."""
         known = ", ".join(name for name, *_ in self.names)
         if isinstance(arrays, OpenDump):
-            arrays = {stage: arrays[stage] for stage in arrays.stages}  # not read yet
+            arrays = {stage: arrays[stage] for stage in arrays.stages}  # they are not read yet
         if isinstance(arrays, Mapping):
             keys = [next((name for name in names if name in arrays), None) for names in self.names]
             missing = [names[0] for names, key in zip(self.names, keys, strict=True) if key is None]
@@ -141,7 +141,7 @@ class _Backbone:
             height, width = found.shape[2:]
             if len(own) == 4:
                 is_like, expected = found.shape[1:] == own[1:], str(tuple(own[1:]))
-            else:  # tokens: a class token and others may be in front
+            else:  # tokens: a class token and others may come before the patches
                 is_like = found.shape[1] == own[2] and 0 <= own[1] - height * width <= MOST_PREFIX_TOKENS
                 expected = f"tokens ({own[1]}, {own[2]})"
             if not is_like:
@@ -177,9 +177,9 @@ def _tensor(what: str, value: Any, like: torch.Tensor) -> torch.Tensor:
         # Autograd keeps no tensor of inference mode.
         return value.clone() if value.is_inference() and torch.is_grad_enabled() else value
     try:
-        array = np.asarray(value)  # of a stage of a dump, too
+        array = np.asarray(value)  # a stage of a dump, too
         tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))  # some heads work in place
-    except UsageError:  # a dump of maps of many sizes
+    except UsageError:  # the dump has maps of many sizes
         raise
     except (TypeError, ValueError) as error:
         hint = BY_NAME if isinstance(value, str) else "give (B, C, H, W) arrays, so maps of one size in each call"
@@ -188,7 +188,7 @@ def _tensor(what: str, value: Any, like: torch.Tensor) -> torch.Tensor:
 
 
 def _refuse_wrong_kinds(maps: list[torch.Tensor], tokens: list[torch.Tensor] | None, like: torch.Tensor) -> None:
-    """Raise UsageError for what are no maps or class tokens, or for another number, type or device."""
+    """Raise UsageError for values that are no maps or class tokens, and for another number, dtype or device."""
     kind, batch = str(like.dtype).removeprefix("torch."), len(maps[0]) if maps and maps[0].ndim else 0
     if not batch or any(one.ndim != 4 or one.dtype != like.dtype or len(one) != batch for one in maps):
         shapes = ", ".join(f"{tuple(one.shape)} {one.dtype}" for one in maps) or "none"
@@ -217,7 +217,7 @@ def _refuse_wrong_kinds(maps: list[torch.Tensor], tokens: list[torch.Tensor] | N
 
 
 def _size(size: Any, pixel_values: Any, batch: int) -> Size:
-    """The (H, W) of the pixels. Raises UsageError where it is not told, or told twice in two ways."""
+    """Return the (H, W) of the pixels. Raises UsageError if it is missing, or given twice with different values."""
     said: Size | None = None
     if size is not None:
         is_pair = isinstance(size, tuple | list | torch.Size) and len(size) == 2
@@ -238,15 +238,15 @@ def _size(size: Any, pixel_values: Any, batch: int) -> Size:
 
 
 class _Stored(nn.Module):
-    """In a backbone's place: gives stored maps as that backbone would."""
+    """In a backbone's place, returns stored maps as that backbone would."""
 
     def __init__(self, maps: list[torch.Tensor], class_tokens: list[torch.Tensor] | None, backbone: nn.Module) -> None:
         super().__init__()
         self.was_asked = False
         self.config = getattr(backbone, "config", None)
-        # transformers' backbones return an output object; timm's, inside DETR, a plain list.
+        # transformers' backbones return an output object; timm's, inside DETR, return a plain list.
         self._as_list = self.config is None
-        if self._leaves_tokens():  # in a head that reads no class token, any will do
+        if self._leaves_tokens():  # a head that reads no class token takes any
             class_tokens = class_tokens or [found.new_zeros(found.shape[:2]) for found in maps]
             maps = [self._tokens(found, token) for found, token in zip(maps, class_tokens, strict=True)]
         self._maps = maps
@@ -256,7 +256,7 @@ class _Stored(nn.Module):
 
     @staticmethod
     def _tokens(found: torch.Tensor, class_token: torch.Tensor) -> torch.Tensor:
-        """Join (B, C, h, w) and (B, C) as (B, 1 + tokens, C): the class token, then the patches."""
+        """Join (B, C, h, w) and (B, C) to (B, 1 + tokens, C): the class token, then the patches."""
         return torch.cat([class_token[:, None], found.flatten(2).transpose(1, 2)], 1)
 
     def forward(self, *_: Any, **__: Any) -> Any:

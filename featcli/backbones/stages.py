@@ -1,9 +1,9 @@
-"""Stages: their names, and the rules by which some of them are chosen. Pure functions, no torch.
+"""Name stages, and choose some of them by rules. These are pure functions without torch.
 
-The rules are those of transformers' `BackboneConfigMixin` (default: the last stage; names and indices
-must exist, must not repeat, and must agree where both are given), with three differences on purpose:
-the order in which stages are asked for does not matter, an index that is too negative is an error like
-any other, and `all`, `stage2:stage4`, `stage2:` and `:stage2` are understood.
+The rules are those of transformers' `BackboneConfigMixin`: the default is the last stage; names and indices must exist,
+must not repeat, and must agree if both are given. There are three differences on purpose. The order in which stages are
+asked for does not matter. An index that is too negative is an error like any other. `all`, `stage2:stage4`, `stage2:`
+and `:stage2` are understood.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from featcli.spec.words import ALL
 
 @dataclass(frozen=True)
 class Stage:
-    """A named place in a backbone that yields a feature map."""
+    """A named place in a backbone that gives a feature map."""
 
     name: str
     index: int  # the library's own index, as in out_indices
@@ -32,16 +32,16 @@ class Stage:
         return self.shape[0]
 
     def shape_at(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Compute (C, H, W) at another input size, a multiple of the stride."""
+        """Return (C, H, W) at another input size, a multiple of the stride."""
         return self.channels, size[0] // self.stride[0], size[1] // self.stride[1]
 
 
 def names_by_stride(strides: Sequence[int]) -> list[str]:
-    """Name the stages of a backbone that only counts them, so that `stage1` has stride 4 in every pyramid.
+    """Return names for the stages of a backbone that only counts them, so that `stage1` has stride 4 in every pyramid.
 
-    timm starts at stride 1, 2, 4 or 16. Where strides double from 2 the first stage is the stem; where they double
-    from 1 the first two are; otherwise place i is stage i + 1, which for a vision transformer is also how
-    transformers counts its blocks.
+    timm begins at stride 1, 2, 4 or 16. If strides double from 2, the first stage is the stem; if they double from 1,
+    the first two are. Otherwise place i is stage i + 1, which for a vision transformer is also how transformers counts
+    its blocks.
     """
     strides = list(strides)
     stems = ["stem0", "stem"] if strides[:3] == [1, 2, 4] else ["stem"] if strides[:2] == [2, 4] else []
@@ -54,11 +54,11 @@ def select(
     out_indices: Sequence[int] | str | None = None,
     first_index: int = 0,
 ) -> tuple[int, ...]:
-    """Find the positions of the chosen stages, in network order.
+    """Return the positions of the chosen stages, in network order.
 
-    `stages` are the backbone's (name, module) pairs in network order, `first_index` is the library's own index
-    of the first of them. With neither choice given it is the last stage; with both, they must mean the same
-    stages. Raises UsageError.
+    `stages` are the backbone's (name, module) pairs in network order, and `first_index` is the library's own index of
+    the first. Without a choice it is the last stage; if both are given, they must mean the same stages. Raises
+    UsageError.
     """
     names = [name for name, _ in stages]
     by_name = None if out_features is None else _from_features(stages, out_features)
@@ -138,5 +138,5 @@ def _listed(names: Sequence[str], positions: Sequence[int]) -> str:
 
 
 def _brief(names: Sequence[str]) -> str:
-    """List all names, or the ends of a long row of them."""
+    """Return all names, or the ends of a long row of them."""
     return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:3])} ... {names[-1]}"

@@ -1,4 +1,4 @@
-"""A timm model whose weights lie in a transformers checkpoint: `timm_backbone`, alone or in a larger model."""
+"""Read a timm model whose weights lie in a transformers checkpoint: `timm_backbone`, alone or in a larger model."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ from featcli.spec.groups import CheckpointSpec
 
 
 class TimmInTransformersModelSpec(TimmModelSpec):
-    """See the module. Everything about the network is timm's, pixels and default stages are the checkpoint's."""
+    """A timm model in a transformers checkpoint.
+
+    The network is timm's; pixels and default stages are the checkpoint's.
+    """
 
     def __init__(self, asked: CheckpointSpec, config: Any, outer: Any) -> None:
-        """Read a `timm_backbone` configuration; `outer` is that of the larger model around it, or None."""
+        """Read a `timm_backbone` configuration. `outer` is that of the larger model around it, or None."""
         if not config.features_only:
             raise UsageError("features_only=False: featcli gives features, never logits", "leave features_only out")
         self._processor = processor_of(asked)
@@ -55,9 +58,9 @@ class TimmInTransformersModelSpec(TimmModelSpec):
         self.inside = described_place(outer) if outer is not None else ""
 
     def _own_choice(self, config: Any) -> tuple[int, ...] | None:
-        """Read the stages that a configuration chooses, None where it does not. Raises UsageError.
+        """Return the stages that a configuration chooses, or None. Raises UsageError.
 
-        Where it names modules alone, its indices are those of the last stage all the same.
+        If it names only modules, its indices are still those of the last stage.
         """
         names, indices = getattr(config, "out_features", None), tuple(config.out_indices or ())
         if not names:
@@ -72,7 +75,7 @@ class TimmInTransformersModelSpec(TimmModelSpec):
         return chosen
 
     def preprocessing(self) -> Preprocessing:
-        """See ModelSpec; the checkpoint's own where it has one, which is not timm's."""
+        """Return the checkpoint's own preprocessing if it has one, which is not timm's. See ModelSpec."""
         if self._processor is not None:
             found = processor_preprocessing(self._processor, self.input_size, self.channels, self.resize_mode)
             return on_record(found, self._processor.overrides)
@@ -82,14 +85,14 @@ class TimmInTransformersModelSpec(TimmModelSpec):
 
     @property
     def _is_guessed(self) -> bool:
-        return self.asked.is_random or self.asked.config is None  # of a configuration, the weights are timm's own
+        return self.asked.is_random or self.asked.config is None  # a configuration takes timm's own weights
 
     def _cut(self, model: Any, positions: Sequence[int]) -> Network:
         self._freeze_norms(model)
         return super()._cut(model, positions)
 
     def _own_files(self) -> list[Path]:
-        if self.asked.config is not None:  # the trained weights of the architecture: timm finds them
+        if self.asked.config is not None:  # timm finds the trained weights of the architecture
             return []
         with reading(self.asked):
             files = files_of(self.asked)

@@ -1,8 +1,8 @@
-"""timm models: names, tags, hub ids, local folders and bare weights files, through timm's own loaders.
+"""Read timm models (names, tags, hub ids, local folders and bare weights files) with timm's own loaders.
 
-Never `features_only`: it computes every stage in 183 architectures, yields NHWC in 35, and loads wrong
-weights without a word. Here the full model is built without its head, pruned after the deepest stage
-asked for, and run by `forward_intermediates(output_fmt="NCHW")`.
+`features_only` is never used: it computes every stage in 183 architectures, gives NHWC in 35, and silently loads wrong
+weights. Instead the full model is built without its head, pruned after the deepest stage asked for, and run by
+`forward_intermediates(output_fmt="NCHW")`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ from featcli.system.files import is_there
 timm = import_timm()
 
 
-# Arguments of timm's constructors that give a network more tensors, with values that do.
+# Arguments of timm's constructors that give a network more tensors, with values that do so.
 ARGUMENTS: tuple[tuple[str, Any], ...] = (
     ("init_values", 1e-5),
     ("qk_norm", True),
@@ -90,7 +90,7 @@ ARGUMENTS: tuple[tuple[str, Any], ...] = (
     ("ls_init_value", 1e-6),
     ("block_args", {"attn_layer": "se"}),
 )
-# And those that give it fewer tensors, or tensors of another shape.
+# Arguments that give it fewer tensors, or tensors of another shape.
 FITTING: tuple[Mapping[str, Any], ...] = (
     {"qkv_bias": False},
     {"class_token": False},
@@ -116,27 +116,27 @@ SETTLED |= dict.fromkeys(("features_only", "out_indices"), "give --out-indices")
 class TimmRequest:
     """What timm is asked for."""
 
-    model_name: str  # as timm takes it: with AT_HUB or IN_FOLDER before it where it is no architecture
-    is_architecture: bool = False  # named as such, by --arch or by a configuration
-    files: tuple[Path, ...] = ()  # weights that are read here; none: timm finds its own
+    model_name: str  # as timm takes it, with AT_HUB or IN_FOLDER before it if it is no architecture
+    is_architecture: bool = False  # whether --arch or a configuration names it as an architecture
+    files: tuple[Path, ...] = ()  # weights that are read here; without any, timm finds its own
     options: Mapping[str, Any] = field(default_factory=dict)  # for the model's constructor
     pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)  # of the pixels, in place of the model's own
     input_size: Size | None = None  # (H, W); None is the model's own
-    num_channels: int | None = None  # of the pixels; None likewise
+    num_channels: int | None = None  # of the pixels; None is the model's own
 
 
 @dataclass(frozen=True, kw_only=True)
 class _FileWeights:
-    """What was read of weights files."""
+    """What was read from weights files."""
 
     files: Sequence[Path]
-    place: str  # in the files: container and prefix, empty where the tensors lie open
+    place: str  # container and prefix in the files; "" if there are none
     tensors: Mapping[str, torch.Tensor]  # as the model names them
     strangers: Sequence[str]  # names of all others
 
 
 class TimmModelSpec(ModelSpec):
-    """A timm model by whatever name, before its weights are read."""
+    """A timm model by any kind of name, before its weights are read."""
 
     library = "timm"
 
@@ -171,7 +171,7 @@ class TimmModelSpec(ModelSpec):
         self.name = self._name()
 
     def refuse_idle_arguments(self) -> None:
-        """See ModelSpec: some constructors of timm take any argument."""
+        """Raise UsageError for idle arguments, because some constructors of timm take any argument. See ModelSpec."""
         refuse_idle(
             self.asked.model_args,
             lambda device, some: self._create(device, {**self.request.options, **some}),
@@ -179,7 +179,7 @@ class TimmModelSpec(ModelSpec):
         )
 
     def _refuse_words(self) -> None:
-        """Raise UsageError for a word where an argument of the model's class is true or false."""
+        """Raise UsageError for a word in place of true or false in an argument of the model's class."""
         if any(isinstance(value, str) for value in self.asked.model_args.values()):
             refuse_words(self.asked.model_args, arguments_of_timm(self._create("meta", self.request.options)))
 
@@ -188,7 +188,10 @@ class TimmModelSpec(ModelSpec):
         return {**self.request.options, **self.asked.model_args}
 
     def _with_channels(self, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Make the model for the channels that are asked for, and its options: one that changes nothing is left out."""
+        """Return the model for the channels that are asked for, and its options.
+
+        An option that changes nothing is left out.
+        """
         model = self._create("meta", options)
         if self.request.num_channels in (None, in_chans_of_timm(model)):
             return model, options
@@ -196,9 +199,9 @@ class TimmModelSpec(ModelSpec):
         return self._create("meta", options), options
 
     def _size_options(self, model: Any, options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-        """Find the options for a size: `img_size` for constructors that take one; convolution nets do not need it.
+        """Return the options for a size: `img_size` for constructors that take one; convolution nets do not need it.
 
-        With --fit native `dynamic_img_size` too, which some transformers have for inputs of any size.
+        With --fit native it adds `dynamic_img_size`, which some transformers have for inputs of any size.
         """
         wanted = self.request.input_size
         more: dict[str, Any] = {}
@@ -207,7 +210,7 @@ class TimmModelSpec(ModelSpec):
             try:
                 self._create("meta", {**options, "img_size": wanted})
                 more["img_size"] = wanted
-            except UsageError:  # not for that size: the model as it is may take it all the same
+            except UsageError:  # it does not take the option for that size, but may take the size
                 pass
         if self.asked.fit == NATIVE and is_option_of_timm(model, "dynamic_img_size"):
             more["dynamic_img_size"] = True
@@ -215,13 +218,13 @@ class TimmModelSpec(ModelSpec):
 
     @staticmethod
     def _data_config(size: Size | None, own: Mapping[str, Any]) -> dict[str, Any]:
-        """Resolve timm's preprocessing: what the checkpoint says, at another (H, W) where one is given."""
+        """Return timm's preprocessing: what the checkpoint says, at another (H, W) if one is given."""
         args = {} if size is None else {"input_size": (3, *size)}
         config: dict[str, Any] = timm.data.resolve_data_config(args, pretrained_cfg=own)
         return config
 
     def _differing(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep what says otherwise than the checkpoint of its preprocessing."""
+        """Return the options that differ from the checkpoint's preprocessing."""
         own = {name: self.config[name] for name in asked}
         own |= {name: values_for_channels(own[name], self.channels) for name in ("mean", "std") if name in own}
         return {name: value for name, value in asked.items() if value != own[name]}
@@ -240,7 +243,10 @@ class TimmModelSpec(ModelSpec):
         return f"{self.architecture}.{self.tag}" if self.tag and not self.asked.is_random else self.architecture
 
     def settings(self) -> dict[str, Any]:
-        """See ModelSpec. A folder's `model_args` can change the network without changing a weight."""
+        """Return the settings. See ModelSpec.
+
+        A folder's `model_args` can change the network without changing a weight.
+        """
         return {
             "library": "timm",
             "architecture": self.architecture,
@@ -250,29 +256,35 @@ class TimmModelSpec(ModelSpec):
         }
 
     def settings_beside(self, before: Mapping[str, Any], is_same_library: bool) -> tuple[dict[str, Any], list[str]]:
-        """See ModelSpec. Older plans have a hash of the network as torch prints it in place of its arguments."""
+        """Word the settings as `before`. See ModelSpec.
+
+        Older plans hold a hash of the printed network instead of its arguments.
+        """
         if "structure" not in before:
             return super().settings_beside(before, is_same_library)
         plain, _ = self._with_channels(self._given_options)
         structure = xxhash.xxh3_128_hexdigest(repr(plain).encode())
         settings = {**self.settings(), "structure": structure, "options": plain_json(self._options)}
-        # What the checkpoint says of the network may be another by now, unless it says nothing.
+        # The checkpoint's words for the network may have changed since, unless it has none.
         if structure == before["structure"] or (is_same_library and self._model_args):
             return settings, []
         return {**settings, "structure": before["structure"]}, ["structure"]
 
     @cached_property
     def _model_args(self) -> Mapping[str, Any]:
-        """Read what the checkpoint's own configuration sets of the model, where timm reads that by itself."""
+        """What the checkpoint's own configuration sets for the model, if timm reads that by itself."""
         with hub_or_cache(wanted=False):  # it has just been read
             return model_args_of_timm(self.request.model_name)
 
     def build(self, positions: Sequence[int], device: str) -> Network:
-        """See ModelSpec."""
+        """Return the network without weights. See ModelSpec."""
         return self._cut(self._create(device, self._options), positions)
 
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
-        """See ModelSpec. Any tensor of the cut network that was not loaded is a refusal."""
+        """Return the network with weights. See ModelSpec.
+
+        Any tensor of the cut network that was not loaded is refused.
+        """
         if self.asked.is_random:
             with own_random_numbers(self.asked.seed_of_weights):
                 network = self._cut(self._create("cpu", self._options), positions)
@@ -302,7 +314,7 @@ class TimmModelSpec(ModelSpec):
         )
 
     def preprocessing(self) -> Preprocessing:
-        """See ModelSpec: timm's own evaluation transform, up to the point where it would leave uint8."""
+        """Return timm's own evaluation transform, up to the point where it would leave uint8. See ModelSpec."""
         if self.channels not in (1, 3):
             raise UsageError(
                 f"--num-channels {self.channels}: a picture has 1 or 3",
@@ -316,7 +328,7 @@ class TimmModelSpec(ModelSpec):
             TypeError,
             ValueError,
             ZeroDivisionError,
-        ) as error:  # of words that timm lacks
+        ) as error:  # timm lacks these words
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: its preprocessing cannot be followed:"
                 f" {one_line(error)}",
@@ -326,9 +338,12 @@ class TimmModelSpec(ModelSpec):
         return on_record(found, self._overrides, guess, self.asked.is_random)
 
     def norms_before_pooling(self, of_class_token: bool) -> frozenset[str]:
-        """See ModelSpec: norms that timm's `forward_features` runs, and `forward_intermediates` too if asked.
+        """Return the norms that timm's `forward_features` runs, and `forward_intermediates` can run, too.
 
-        Or that alone are what it runs after the raw map, though `forward_intermediates` runs others there, or none.
+        See ModelSpec.
+
+        They may also be all that it runs after the raw map, although `forward_intermediates` runs others there, or
+        none.
         """
         last, values = (len(self.stage_names) - 1,), math.prod(self.stages[-1].shape)
         known = self.final_norm(last)
@@ -344,7 +359,7 @@ class TimmModelSpec(ModelSpec):
         return frozenset()
 
     def can_apply(self, norms: frozenset[str]) -> bool:
-        """See ModelSpec."""
+        """Return whether `--norm model` runs these norms. See ModelSpec."""
         return bool(norms & self.final_norm((len(self.stage_names) - 1,))) and super().can_apply(norms)
 
     def _cut(self, model: Any, positions: Sequence[int]) -> Network:
@@ -355,11 +370,14 @@ class TimmModelSpec(ModelSpec):
         return Network(module=model, maps=partial(maps_of_timm, model, **how), class_tokens=class_tokens)
 
     def _is_normed(self, positions: Sequence[int]) -> bool:
-        """Tell whether the final norm is run: it fits every block of a transformer, but only the end of a pyramid."""
+        """Return whether the final norm runs.
+
+        It fits every block of a transformer, but only the last stage of a pyramid.
+        """
         return self.norm == "model" and (self._is_isotropic or len(self.stage_names) - 1 in positions)
 
     def module_config(self) -> Any:
-        """See ModelSpec: what transformers' own TimmBackbone is made of."""
+        """Return the configuration that transformers' own TimmBackbone is made from. See ModelSpec."""
         return import_transformers().TimmBackboneConfig(
             backbone=self.architecture,
             num_channels=self.channels,
@@ -368,7 +386,10 @@ class TimmModelSpec(ModelSpec):
         )
 
     def run(self, module: Any, pixels: torch.Tensor, wanted: Wanted) -> Outputs:
-        """See ModelSpec. Hidden states are the maps of all stages, as TimmBackbone gives them; it has no attentions."""
+        """Run the module. See ModelSpec.
+
+        Hidden states are the maps of all stages, as in TimmBackbone; it has no attentions.
+        """
         positions = wanted.positions
         if not wanted.hidden_states:
             return Outputs(tuple(maps_of_timm(module, pixels, list(positions), self._is_normed(positions))))
@@ -377,12 +398,12 @@ class TimmModelSpec(ModelSpec):
         return Outputs(tuple(hidden[position] for position in positions), hidden)
 
     def _create(self, device: str, options: Mapping[str, Any]) -> Any:
-        """Make a headless model without weights. Raises UsageError for names that timm does not know."""
+        """Return a headless model without weights. Raises UsageError for names that timm does not know."""
         name = self.request.model_name
         try:
             wanted, heard = name.startswith(AT_HUB), faults_are_heard(self.asked.checkpoint_name)
             with torch.device(device), hub_or_cache(wanted=wanted), heard, silent_warnings():
-                # Those are of architectures that have another name by now.
+                # timm warns about architectures that have another name by now.
                 return timm.create_model(name, pretrained=False, num_classes=0, **options)
         except (AssertionError, ZeroDivisionError) as error:
             if not options:
@@ -392,7 +413,7 @@ class TimmModelSpec(ModelSpec):
             asked = ", ".join(f"{option} {value}" for option, value in options.items())
             hint = "choose another --image-size" + (", or leave --model-arg out" if self.asked.model_args else "")
             raise UsageError(f"{name} with {asked}: {one_line(error)}", hint) from error
-        except Exception as error:  # a configuration that is off; files, the hub, its HTTP library
+        except Exception as error:  # a wrong configuration, files, the hub, its HTTP library
             if is_unknown_to_timm(error):
                 raise _unknown(name, "--arch" if self.request.is_architecture else "checkpoint") from None
             if name.startswith(AT_HUB):
@@ -410,8 +431,8 @@ class TimmModelSpec(ModelSpec):
             ) from error
 
     def _hint_for_arguments(self) -> str:
-        """Say which arguments were meant, where one is unknown to the model's class."""
-        with suppress(Exception):  # the network may be none without them
+        """Return which arguments were meant, if one is unknown to the model's class."""
+        with suppress(Exception):  # without them there may be no network
             with torch.device("meta"), silent_warnings():
                 plain = timm.create_model(self.request.model_name, num_classes=0, **self.request.options)
             known = arguments_of_timm(plain)
@@ -429,14 +450,14 @@ class TimmModelSpec(ModelSpec):
         return set(self._shapes_with({argument: value}))
 
     def _shapes_with(self, arguments: Mapping[str, Any]) -> dict[str, torch.Size]:
-        """List the shapes of the whole network's tensors with other values of these arguments."""
+        """Return the shapes of the whole network's tensors with other values of these arguments."""
         model = self._create("meta", {**self._options, **arguments})
         return {key: tensor.shape for key, tensor in model.state_dict().items() if not is_counter(key)}
 
     def _refusal_after(self, error: Exception, read: _FileWeights | None) -> CheckpointError:
-        """Describe weights that timm cannot load: by tensors of another shape, where there are any, else in its words.
+        """Return the error for weights that timm cannot load: it names tensors of another shape, or has timm's words.
 
-        A converter that stumbles over positions speaks of numbers that nobody has seen.
+        A converter that fails at positions names numbers that the user has never seen.
         """
         found = {key: tensor.shape for key, tensor in read.tensors.items()} if read else {}
         own = self._shapes_with({})
@@ -445,7 +466,7 @@ class TimmModelSpec(ModelSpec):
         if "is invalid for input of size" in message:
             message = f"its tensors do not fit {self.architecture}: timm cannot reshape them"
         if misfits:
-            key = misfits[0]  # positions come last: others are fitted by timm
+            key = misfits[0]  # positions come last, because timm fits others
             message = (
                 f"{len(misfits)} of {len(own)} tensors of {self.architecture} have another shape in it, first {key}:"
                 f" {tuple(found[key])}, not {tuple(own[key])}"
@@ -455,7 +476,7 @@ class TimmModelSpec(ModelSpec):
         )
 
     def _hint_for_shapes(self, found: Mapping[str, torch.Size]) -> str:
-        """Say which argument makes tensors of these shapes fit, if there is any."""
+        """Return which argument makes tensors of these shapes fit, if any."""
         own = self._shapes_with({})
         here = own.keys() & found.keys()
         for arguments in self._arguments_to_fit(found, own) if found else ():
@@ -480,11 +501,11 @@ class TimmModelSpec(ModelSpec):
         yield from ({"in_chans": count} for count in channels)
 
     def _own_files(self) -> Sequence[Path]:
-        """List the weights files that are read here, empty where timm finds its own."""
+        """Return the weights files that are read here; () if timm finds its own."""
         return self.request.files
 
     def _read(self) -> _FileWeights | None:
-        """Read the tensors of the weights files, as the model names them; None where timm reads its own."""
+        """Read the tensors of the weights files, with the model's names; None if timm reads its own."""
         files = self._own_files()
         if not files:
             return None
@@ -498,9 +519,9 @@ class TimmModelSpec(ModelSpec):
         return _FileWeights(files=files, place=place, tensors=best.tensors, strangers=best.strangers)
 
     def _best_reading(self, path: Path, ways: Iterable[Reading], expected: Mapping[str, torch.Tensor]) -> Reading:
-        """Find the way to read a file by which most of the model's tensors arrive, after timm's own converter.
+        """Return the reading of a file by which most of the model's tensors arrive, after timm's own converter.
 
-        Nothing is computed. Raises CheckpointError where two prefixes do equally well.
+        Nothing is computed. Raises CheckpointError if two prefixes do equally well.
         """
         counts = [(way, self._count_arriving(way.tensors, expected)) for way in ways]
         if not any(count for _, count in counts):
@@ -515,23 +536,23 @@ class TimmModelSpec(ModelSpec):
         return best
 
     def _count_arriving(self, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> int:
-        """Count the tensors of the model that these become in timm's converter, with the shapes that it wants."""
+        """Return how many tensors of the model these become in timm's converter, with the shapes that it wants."""
         blank = {key: tensor.to("meta") for key, tensor in tensors.items()}
         options = {**self._options, **option_for_weights(self._classifiers, blank)}
         with reported_loads() as loads, suppress(Exception), silent_timm(), silent_warnings(), torch.device("meta"):
-            # Whatever a converter makes of names that it does not expect.
+            # A converter may raise anything for names that it does not expect.
             timm.create_model(self.request.model_name, pretrained=True, num_classes=0, **options)
         arrived = loads[-1].arrived if loads else {}
         return sum(key in arrived and arrived[key].shape == tensor.shape for key, tensor in expected.items())
 
     def _create_pretrained(self, read: _FileWeights | None) -> tuple[Any, Sequence[Path]]:
-        """Make the same model with weights, and list the files that timm read for it.
+        """Return the same model with weights, and the files that timm read for it.
 
         Whatever timm raises here is about the checkpoint.
         """
         name, options = self.request.model_name, dict(self._options)
         at_hub = read is None and not name.startswith(IN_FOLDER)
-        # Converters take tensors out of what they are given.
+        # Converters remove tensors from what they are given.
         options |= option_for_weights(self._classifiers, None if read is None else dict(read.tensors))
         try:
             heard = faults_are_heard(self.asked.checkpoint_name)
@@ -539,7 +560,7 @@ class TimmModelSpec(ModelSpec):
                 return timm.create_model(name, pretrained=True, num_classes=0, **options), files
         except FeatcliError:
             raise
-        except Exception as error:  # files, hub, HTTP, unpickling and shapes: timm lets all of them through
+        except Exception as error:  # timm lets all errors through: of files, hub, HTTP, unpickling and shapes
             if at_hub:
                 raise unreachable(name, error, _repository_of(name), ", try --random-init") from error
             if (fault := fault_behind(error)) is not None:
@@ -547,13 +568,13 @@ class TimmModelSpec(ModelSpec):
             raise self._refusal_after(error, read) from error
 
     def _files_at_hub(self, model: Any) -> Sequence[Path]:
-        """List the files that timm has just read of the hub's cache."""
+        """Return the files that timm has just read from the hub's cache."""
         facts = facts_of_timm(model)
         with hub_or_cache(wanted=False):  # all of it has just been read
             return hub_weights(facts.hub_id, facts.hub_filename) if facts.hub_id else []
 
     def _proven(self, module: Any, load: Load | None, read: _FileWeights | None, hashes: Mapping[str, str]) -> Weights:
-        """Say what timm loaded, if it is all that the cut network has. Raises CheckpointError."""
+        """Return what timm loaded, if it is all that the cut network has. Raises CheckpointError."""
         origin = read.files[0].name if read else self.name.partition(" (")[0]
         origin += f" ({read.place})" if read and read.place else ""
         tensors = module.state_dict().keys()
@@ -579,7 +600,7 @@ class TimmModelSpec(ModelSpec):
 
 
 def _hint_with(arguments: Mapping[str, Any]) -> str:
-    """Say that these arguments make weights fit."""
+    """Return a hint that these arguments make weights fit."""
     if "in_chans" in arguments:
         return f"are they for pictures of {counted(arguments['in_chans'], 'channel')}? " + (
             f"Then add --num-channels {arguments['in_chans']}"
@@ -593,14 +614,14 @@ def _plain_number(value: float) -> float | int:
 
 
 def is_timm_name(name: str) -> bool:
-    """Tell whether timm has such a model; whatever comes after the first dot is a tag."""
+    """Return whether timm has such a model. Whatever comes after the first dot is a tag."""
     return bool(timm.is_model(name.partition(".")[0]))
 
 
 def _left_out(tensors: Mapping[str, torch.Tensor], load: Load) -> list[str]:
-    """Name the tensors that went into timm's converter and did not come out of it, under whatever name and shape.
+    """Return the names of tensors that went into timm's converter and did not come out under any name and shape.
 
-    A name that came out may have another tensor than it went in with: Swin's stages are counted otherwise.
+    A name that came out may hold another tensor than before, because Swin's stages are counted differently.
     """
     as_they_were = {key for key, tensor in tensors.items() if _is_same(tensor, load.arrived.get(key))}
     moved = Counter(_content(tensor) for key, tensor in load.arrived.items() if key not in as_they_were)
@@ -616,27 +637,27 @@ def _left_out(tensors: Mapping[str, torch.Tensor], load: Load) -> list[str]:
 
 
 def _resized(tensors: Mapping[str, torch.Tensor], load: Load, own: Collection[str]) -> list[str]:
-    """Name those of a network's own tensors that timm's converter made larger or smaller than they are in a file."""
+    """Return the names of the network's own tensors that timm's converter made larger or smaller than in a file."""
     both = [key for key in load.arrived if key in tensors and key in own]
     return [key for key in both if load.arrived[key].numel() != tensors[key].numel()]
 
 
 def _is_same(tensor: torch.Tensor, arrived: torch.Tensor | None) -> bool:
-    """Tell whether a tensor arrived as it was."""
+    """Return whether a tensor arrived as it was."""
     return arrived is not None and (
         arrived is tensor or (arrived.dtype == tensor.dtype and torch.equal(arrived, tensor))
     )
 
 
 def _content(tensor: torch.Tensor) -> tuple[int, bytes]:
-    """Tell a tensor by its values, in whatever shape: how many there are, and their digest."""
+    """Return what tells a tensor by its values, in any shape: their number, and their digest."""
     return tensor.numel(), xxhash.xxh3_128_digest(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _patch(model: Any, strides: Sequence[int]) -> Size | None:
-    """Find (height, width) of the patches that a model cuts its input into; some lose what does not fill one."""
+    """Return (height, width) of the patches that a model cuts its input into. Some lose pixels that do not fill one."""
     sides = patch_of_timm(model)
-    if len(sides) == 2 and sides[0] == strides[0]:  # else patches overlap, and borders are padded
+    if len(sides) == 2 and sides[0] == strides[0]:  # otherwise patches overlap, and borders are padded
         return int(sides[0]), int(sides[1])
     return (strides[0], strides[0]) if len(set(strides)) == 1 else None
 
@@ -675,7 +696,7 @@ def _unknown(name: str, option: str) -> FeatcliError:
 
 
 def _models_like(name: str) -> str:
-    """Name models that have the parts of a name, else those that are spelt most like it; nothing where none is."""
+    """Return models that have the parts of a name, else those that are spelt most like it; "" if there are none."""
     known = timm.list_models()
     found = containing(name, known)
     if found:

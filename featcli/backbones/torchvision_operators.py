@@ -1,9 +1,9 @@
-"""Lets timm and transformers be imported where torchvision's compiled operators do not fit the torch build.
+"""Let timm and transformers be imported if torchvision's compiled operators do not fit the torch build.
 
-The package registry's torchvision is compiled against CUDA builds of torch. Beside a CPU-only torch its
-shared library cannot be loaded, and `import torchvision` fails while registering a fake kernel for
-operators that nobody declared ("operator torchvision::nms does not exist"). Nothing that featcli uses
-needs those operators, so declaring their schemas is enough.
+The package registry's torchvision is compiled against CUDA builds of torch. Beside a CPU-only torch its shared library
+cannot be loaded, and `import torchvision` fails while it registers a fake kernel for operators that nobody declared
+("operator torchvision::nms does not exist"). featcli needs none of those operators, so it is enough to declare their
+schemas.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _library: torch.library.Library | None = None  # the declarations live as long a
 def declare_missing_operators() -> bool:
     """Declare what torchvision's import expects, if its compiled operators cannot be loaded.
 
-    Must run before the first import of torchvision. Returns whether anything was declared.
+    Call it before the first import of torchvision. Returns whether anything was declared.
     """
     global _library
     spec = importlib.util.find_spec("torchvision")
@@ -34,7 +34,7 @@ def declare_missing_operators() -> bool:
         if compiled:
             return False
     except OSError:
-        pass  # built for another torch
+        pass  # it is built for another torch
     _library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name in MISSING:
         _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
@@ -42,7 +42,7 @@ def declare_missing_operators() -> bool:
 
 
 def import_timm() -> Any:
-    """Import timm, whose import of torchvision then works here too. Returns the module."""
+    """Import timm, whose import of torchvision then works, and return it."""
     declare_missing_operators()
     import timm
 
@@ -50,7 +50,7 @@ def import_timm() -> Any:
 
 
 def import_transformers() -> Any:
-    """Import transformers likewise. Raises ModuleNotFoundError where that extra is not installed."""
+    """Import transformers in the same way. Raises ModuleNotFoundError if that extra is not installed."""
     declare_missing_operators()
     import transformers
 

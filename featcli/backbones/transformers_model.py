@@ -1,4 +1,4 @@
-"""What all transformers checkpoints have in common: a configuration, an image processor, weights that are proven."""
+"""Share what all transformers checkpoints have: a configuration, an image processor, weights that are proven."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ from featcli.system.faults import fault_behind, machine_error
 from featcli.system.files import is_file, is_folder, is_there
 
 DEFAULT_SIZE = 224
-FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")  # what models call it
+FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")  # names of the final norm in models
 # Fields of a configuration that do not change what the backbone computes.
 NOT_ARCHITECTURE = frozenset(
     "_name_or_path transformers_version architectures out_features out_indices dtype torch_dtype id2label"
@@ -68,16 +68,19 @@ SETTLED = {
     "out_features": "it is what --out-features sets",
     "out_indices": "it is what --out-indices sets",
 }
-PARTS = ("vision_config", "backbone_config")  # of a larger model: where its configuration has that of the backbone
+PARTS = ("vision_config", "backbone_config")  # places of the backbone's configuration in that of a larger model
 
 
 class TransformersModelSpec(ModelSpec):
-    """A transformers checkpoint before its weights are read. A subclass says which class, and how it yields maps."""
+    """A transformers checkpoint before its weights are read.
+
+    A subclass says which class it is, and how it gives maps.
+    """
 
     library = "transformers"
 
     def __init__(self, asked: CheckpointSpec, config: Any, outer: Any = None) -> None:
-        """Take over a configuration: `config` is the vision model's, `outer` that of a larger model around it."""
+        """Read a configuration: `config` is the vision model's, `outer` that of a larger model around it."""
         self.asked = asked
         self.name = name_of(asked)
         self.config = with_arguments(copied(config), asked.model_args)
@@ -89,7 +92,7 @@ class TransformersModelSpec(ModelSpec):
         self.processor = processor_of(asked)
         self._has_processor = self.processor is not None
         self.input_size = asked.input_size or own_size(asked, self.processor) or config_size(self.config)
-        # Of random weights nothing was trained on other pixels.
+        # Random weights were not trained on any pixels, so the default processor is as good as another.
         if self.processor is None and (asked.is_random or is_normalisation_said(asked)):
             self.processor = default_processor(self.model_type, self.input_size, asked.processor_backend)
         if self.processor is not None and self.channels in (1, 3):
@@ -102,27 +105,30 @@ class TransformersModelSpec(ModelSpec):
 
     @abstractmethod
     def _blank(self, positions: Sequence[int]) -> Any:
-        """Make the whole model without weights, on whatever device is the default."""
+        """Return the whole model without weights, on the default device."""
 
     @abstractmethod
     def _network(self, module: Any, positions: Sequence[int]) -> Network:
-        """Cut the model after the deepest of these stages."""
+        """Return the model, cut after the deepest of these stages."""
 
     @abstractmethod
     def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
-        """Load the whole model with the checkpoint's weights, and transformers' report of what it loaded."""
+        """Return the whole model with the checkpoint's weights, and transformers' report of what it loaded."""
 
     def _may_be_absent(self, key: str) -> bool:
-        """Tell whether plain checkpoints lack this tensor; it is named then, and every other absence is a refusal."""
+        """Return whether plain checkpoints lack this tensor. It is then named; any other absence is refused."""
         return False
 
     def build(self, positions: Sequence[int], device: str) -> Network:
-        """See ModelSpec."""
+        """Return the network without weights. See ModelSpec."""
         with torch.device(device), silent_transformers():
             return self._network(self._blank(positions), positions)
 
     def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
-        """See ModelSpec. Only norms that plain checkpoints do not have may be absent; they are named."""
+        """Return the network with weights. See ModelSpec.
+
+        Only norms that plain checkpoints lack may be absent, and are named.
+        """
         if self.asked.is_random:
             origin = f"random weights, seed {self.asked.seed_of_weights}"
             with own_random_numbers(self.asked.seed_of_weights):
@@ -156,9 +162,9 @@ class TransformersModelSpec(ModelSpec):
             return tensors_in(files_of(self.asked))
 
     def _refuse_whole_numbers(self, module: Any) -> None:
-        """Raise CheckpointError for whole numbers that have the place of a parameter, by the ends of their names.
+        """Raise CheckpointError for whole numbers in the place of a parameter, by the ends of their names.
 
-        The names before that are others in the module than on disk.
+        The beginnings of the names differ between module and disk.
         """
         leaves = {name.rpartition(".")[2] for name, one in module.named_parameters() if one.is_floating_point()}
         whole = [name for name, is_floating in self.on_disk.items() if not is_floating]
@@ -166,15 +172,15 @@ class TransformersModelSpec(ModelSpec):
         refuse_whole_numbers(self.asked.checkpoint_name, named)
 
     def _extra(self, module: Any, report: Mapping[str, Any]) -> list[str]:
-        """List the tensors that the model lacks as they would be named in it: with its own prefix, or without.
+        """Return the tensors that the model lacks under their names in the model: with its own prefix, or without.
 
-        transformers takes a prefix off, or puts it before a name, for those alone that the model has.
+        transformers removes or adds a prefix only for tensors that the model has.
         """
         prefix = f"{prefix_of_transformers(module)}."
         names = sorted(report["unexpected_keys"])
         if not any(name.startswith(prefix) for name in module.state_dict()):
             return [name.removeprefix(prefix) for name in names]
-        inner = getattr(module, prefix_of_transformers(module))  # of DINOv3 it is a list of layers, no model
+        inner = getattr(module, prefix_of_transformers(module))  # for DINOv3 it is a list of layers, and no model
         if names and is_whole_model(inner) and not any(name.startswith(prefix) for name in self.on_disk):
             return [name if name.startswith((prefix, OUTSIDE)) else prefix + name for name in names]
         return names
@@ -189,7 +195,7 @@ class TransformersModelSpec(ModelSpec):
         return set(self._shapes_with({argument: value}))
 
     def _shapes_with(self, arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """List the shapes of the whole network's tensors with other values of these fields."""
+        """Return the shapes of the whole network's tensors with other values of these fields."""
         twin = copy(self)
         twin.config = with_arguments(self.config, {key: arguments[key] for key in arguments if key not in SETTLED})
         if "num_channels" in arguments:
@@ -199,9 +205,9 @@ class TransformersModelSpec(ModelSpec):
             return {key: tuple(one.shape) for key, one in twin._blank((0,)).state_dict().items() if not is_counter(key)}
 
     def _hint_to_fit(self, lost: Sequence[str], misfits: Sequence[tuple[str, Any, Any]], otherwise: str) -> str:
-        """Say which field, changed, lets absent tensors go or gives tensors their shapes in the file, if there is any.
+        """Return which changed field explains absent tensors or tensors of other shapes in the file, or `otherwise`.
 
-        `misfits` are names with the shapes there and here.
+        `misfits` are names with the shapes in the file and in the network.
         """
         own = self._shapes_with({})
         there = {key: tuple(shape) for key, shape, _ in misfits}
@@ -229,7 +235,7 @@ class TransformersModelSpec(ModelSpec):
                 yield name, int(value * ratio)
 
     def _is_of_other_stages(self, key: str) -> bool:
-        """Tell whether a tensor that the cut network lacks is that of a stage which was not asked for."""
+        """Return whether a tensor that the cut network lacks is that of a stage that was not asked for."""
         return False
 
     def from_pretrained(
@@ -237,8 +243,8 @@ class TransformersModelSpec(ModelSpec):
     ) -> tuple[Any, Mapping[str, Any]]:
         """Load a model of this class with transformers' own loader, and its report of what it loaded.
 
-        Each way replaces other patterns in the names on disk, or none: the first is taken by which nothing is missing,
-        else the first by which least is. Raises CheckpointError.
+        Each of the `ways` replaces patterns in the names on disk, or none. The first way by which nothing is missing is
+        used, or else the first by which least is missing. Raises CheckpointError.
         """
         found: list[tuple[Any, Mapping[str, Any]]] = []
         for renamed in ways:
@@ -252,11 +258,11 @@ class TransformersModelSpec(ModelSpec):
         return module.eval(), report
 
     def _lost(self, missing: Iterable[str]) -> list[str]:
-        """Leave out of the names of missing tensors those that plain checkpoints lack."""
+        """Return the names of missing tensors without those that plain checkpoints lack."""
         return sorted(key for key in missing if not is_counter(key) and not self._may_be_absent(key))
 
     def preprocessing(self) -> Preprocessing:
-        """See ModelSpec; the image processor's own."""
+        """Return the image processor's own preprocessing. See ModelSpec."""
         if self.processor is None:
             raise no_processor(self.asked)
         if self.channels not in (1, 3):
@@ -270,7 +276,7 @@ class TransformersModelSpec(ModelSpec):
         return on_record(found, self.processor.overrides, guess, self.asked.is_random)
 
     def norms_before_pooling(self, of_class_token: bool) -> frozenset[str]:
-        """See ModelSpec: such norms that the plain model of the type runs on all that the last stage gives."""
+        """Return the norms that the plain model of the type runs on all that the last stage gives. See ModelSpec."""
         kind = vision_class(self.config)
         if kind is None or (self.norm == "model" and self.final_norm((len(self.stage_names) - 1,))):
             return frozenset()
@@ -286,11 +292,11 @@ class TransformersModelSpec(ModelSpec):
         return frozenset()
 
     def _run_whole(self, module: Any, pixels: torch.Tensor) -> None:
-        """Run the plain model of the type, up to where it has pooled."""
+        """Run the plain model of the type, up to the end of its pooling."""
         module(pixel_values=pixels)
 
     def settings(self) -> dict[str, Any]:
-        """See ModelSpec."""
+        """Return the settings. See ModelSpec."""
         return {
             "library": "transformers",
             "architecture": self.model_type if self.outer is None else f"{self.model_type} in {self.outer.model_type}",
@@ -301,7 +307,10 @@ class TransformersModelSpec(ModelSpec):
         }
 
     def settings_beside(self, before: Mapping[str, Any], is_same_library: bool) -> tuple[dict[str, Any], list[str]]:
-        """See ModelSpec. Older plans have the configuration with every default of the transformers of their time."""
+        """Word the settings as `before`. See ModelSpec.
+
+        Older plans hold a configuration with every default of their transformers.
+        """
         if not isinstance(before.get("config"), Mapping):
             return super().settings_beside(before, is_same_library)
         set_here = dict(self._config_json)
@@ -313,8 +322,9 @@ class TransformersModelSpec(ModelSpec):
 
     @cached_property
     def _config_json(self) -> dict[str, Any]:
-        """Read what config.json, or the user, says of the backbone; of a larger model, all of it where it does not name
-        the part. Raises CheckpointError.
+        """What config.json, or the user, says about the backbone, or about all of a larger model if no part is named.
+
+        Raises CheckpointError.
         """
         asked, config = self.asked, self.asked.config
         if config is None:
@@ -365,7 +375,7 @@ class TransformersModelSpec(ModelSpec):
 
 @contextmanager
 def reading(asked: CheckpointSpec) -> Iterator[None]:
-    """Take whatever transformers raises in the block for the checkpoint's fault, or the machine's.
+    """Turn whatever transformers raises in the block into an error of the checkpoint, or of the machine.
 
     Raises CheckpointError and MachineError.
     """
@@ -376,7 +386,7 @@ def reading(asked: CheckpointSpec) -> Iterator[None]:
             yield
     except FeatcliError:
         raise
-    except Exception as error:  # files, hub, HTTP, unpickling, unknown types: there is no common type
+    except Exception as error:  # files, hub, HTTP, unpickling and unknown types raise errors without a common type
         if not is_here:
             raise unreachable(asked.checkpoint_name, error, asked.checkpoint_name) from error
         if (fault := fault_behind(error)) is not None:
@@ -386,7 +396,7 @@ def reading(asked: CheckpointSpec) -> Iterator[None]:
 
 
 def _cause_and_hint(error: Exception) -> tuple[str, str]:
-    """Say why a library refused a checkpoint, without advice that nobody should follow; and what to do."""
+    """Return why a library refused a checkpoint, without advice that nobody should follow, and what to do."""
     if holds_more_than_tensors(error):
         return (
             f"a weights file holds {more_than_tensors(error)}, which could run code when read",
@@ -398,28 +408,31 @@ def _cause_and_hint(error: Exception) -> tuple[str, str]:
 
 
 def name_of(asked: CheckpointSpec) -> str:
-    """Name a folder or file by its last name alone, a hub id as it is."""
+    """Return the last name of a folder or file, and a hub id as it is."""
     path = Path(asked.checkpoint_name)
     return path.resolve().name if is_there(path) else asked.checkpoint_name
 
 
 def files_of(asked: CheckpointSpec) -> list[Path]:
-    """Find the weights files of a folder or a hub id. Call it inside `hub_or_cache`. Raises CheckpointError."""
+    """Return the weights files of a folder or a hub id. Call it inside `hub_or_cache`. Raises CheckpointError."""
     path = Path(asked.checkpoint_name)
     return weights_files(path) if is_there(path) else hub_weights(asked.checkpoint_name)
 
 
 def processor_of(asked: CheckpointSpec) -> ImageProcessor | None:
-    """Read the image processor of a folder or hub id, or the one beside a config.json; None where it has none."""
+    """Read the image processor of a folder or hub id, or the one beside a config.json.
+
+    Returns None if there is none.
+    """
     if asked.config is not None:
         return None
     place = Path(asked.checkpoint_name)
-    size = None if asked.fit else asked.input_size  # --fit sizes by itself
+    size = None if asked.fit else asked.input_size  # --fit sets the size by itself
     return read_processor(str(place.parent) if is_file(place) else asked.checkpoint_name, size, asked.processor_backend)
 
 
 def no_processor(asked: CheckpointSpec) -> CheckpointError:
-    """Describe a checkpoint without an image processor."""
+    """Return the error for a checkpoint without an image processor."""
     return CheckpointError(
         f"checkpoint {shown(asked.checkpoint_name)}: there is no preprocessor_config.json beside its config.json,"
         " so nobody can tell which pixels it was trained on",
@@ -429,7 +442,7 @@ def no_processor(asked: CheckpointSpec) -> CheckpointError:
 
 
 def own_size(asked: CheckpointSpec, processor: ImageProcessor | None) -> Size | None:
-    """Find the (H, W) that a processor gives every picture, None without a processor. Raises CheckpointError."""
+    """Return the (H, W) that a processor gives every picture, or None without a processor. Raises CheckpointError."""
     sizes: set[Size] | set[None] = processor.output_sizes() if processor is not None else {None}
     if len(sizes) > 1:
         raise CheckpointError(
@@ -440,7 +453,7 @@ def own_size(asked: CheckpointSpec, processor: ImageProcessor | None) -> Size | 
 
 
 def config_size(config: Any) -> Size:
-    """Read the (H, W) that a configuration names, for checkpoints that say nothing of their preprocessing."""
+    """Return the (H, W) of a configuration, for checkpoints that say nothing about their preprocessing."""
     size = getattr(config, "image_size", None) or DEFAULT_SIZE
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
@@ -450,7 +463,7 @@ def _matches(patterns: Sequence[str], name: str) -> bool:
 
 
 def _of_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of a configuration what does not change what the backbone computes."""
+    """Return a configuration without fields that do not change what the backbone computes."""
     fields = plain_json(dict(config)).items()
     return {name: value for name, value in fields if name not in NOT_ARCHITECTURE and not name.startswith("_")}
 
@@ -458,7 +471,7 @@ def _of_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
 def unless_set(
     before: Mapping[str, Any], now: Mapping[str, Any], set_here: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Keep the values of `before` of all fields that `set_here` lacks. Returns the fields, and those that differed."""
+    """Keep the values of `before` for all fields that `set_here` lacks. Returns the fields, and those that differed."""
     kept: dict[str, Any] = {}
     differing: list[str] = []
     for name in dict.fromkeys([*before, *now]):
@@ -475,9 +488,9 @@ def unless_set(
 
 
 def with_arguments(config: Any, arguments: Mapping[str, Any]) -> Any:
-    """Change fields of a configuration; what follows from them, such as the names of stages, is made anew.
+    """Change fields of a configuration. Fields that follow from them, such as the names of stages, are made again.
 
-    Stages that the configuration chooses stay chosen where they are still there; the last one stays the last. Raises
+    Stages that the configuration chooses stay chosen if they still exist, and the last stays the last. Raises
     UsageError.
     """
     if not arguments:

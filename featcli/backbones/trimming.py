@@ -1,4 +1,4 @@
-"""What no map of a network depends on: found by autograd, taken out, and put back if that changes a bit."""
+"""Find what no map of a network depends on by autograd, remove it, and put it back if that changes a bit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Maps = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 
 def idle_tensors(module: nn.Module, maps: Maps, pixels: torch.Tensor) -> frozenset[str]:
-    """Find the names of the parameters and buffers of a module that none of its maps depends on, as autograd has it.
+    """Return the parameters and buffers of a module that none of its maps depends on, as autograd shows.
 
-    `maps` runs the module; on the meta device that computes nothing. A buffer is idle with the parameters beside it.
-    Empty where the module cannot be run so.
+    `maps` runs the module, which computes nothing on the meta device. A buffer is idle with the parameters beside it.
+    Returns none if the module cannot run in this way.
     """
     names, parameters = zip(*module.named_parameters(), strict=True)
     try:
@@ -34,17 +34,17 @@ def idle_tensors(module: nn.Module, maps: Maps, pixels: torch.Tensor) -> frozens
 
 
 def trim(module: nn.Module, idle: frozenset[str], maps: Maps, pixels: torch.Tensor) -> frozenset[str]:
-    """Take idle layers and modules out of a module, in place. `maps` runs it, `pixels` (B, C, H, W) are what with.
+    """Remove idle layers and modules from a module, in place. `maps` runs it on `pixels` (B, C, H, W).
 
-    They are put back if the code cannot do without them, or if a bit of a map changes. Returns the idle names: none of
-    them where a bit did change, since a map depends on them then.
+    They are put back if the code cannot do without them, or if a bit of a map changes. Returns the idle names, and none
+    if a bit did change, because a map depends on them then.
     """
     with torch.inference_mode():
         before = maps(pixels)
         undo = _take_out(module, idle)
         try:
             after = maps(pixels)
-        except Exception:  # what was taken out was needed by the code, though not by the result
+        except Exception:  # the code needs what was removed, though not for its result
             after = []
     same = [_same_bits(one, other) for one, other in zip(before, after, strict=False)]
     if len(after) != len(before) or not all(same):
@@ -54,12 +54,12 @@ def trim(module: nn.Module, idle: frozenset[str], maps: Maps, pixels: torch.Tens
 
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Tell whether two maps are equal, NaN in weights that diverged included."""
+    """Return whether two maps are equal. NaN, which comes from weights that diverged, equals itself."""
     return one.shape == other.shape and (one.is_meta or torch.equal(one.view(torch.int32), other.view(torch.int32)))
 
 
 def _take_out(module: nn.Module, idle: frozenset[str]) -> list[Callable[[], object]]:
-    """Cut idle layers off the ends of lists, replace idle modules elsewhere by nothing. Returns how to undo it."""
+    """Cut idle layers off the ends of lists, and replace other idle modules by nothing. Returns how to undo it."""
     undo: list[Callable[[], object]] = []
 
     def is_idle(path: str, part: nn.Module) -> bool:

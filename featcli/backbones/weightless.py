@@ -1,4 +1,4 @@
-"""Networks whose weights take no memory, for those that cannot be run on the meta device: only their shapes matter."""
+"""Make networks whose weights take no memory, if they cannot run on the meta device: only their shapes matter."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch.overrides import TorchFunctionMode
 
 from featcli.backbones.internals import OperationMode, leaves_of, mapped
 
-LEAST = 1 << 12  # values: smaller tensors are made as they are
+LEAST = 1 << 12  # values; smaller tensors are made as they are
 
 
 class WithoutWeights(TorchFunctionMode):
-    """Inside the block, what this thread makes by `torch.empty` is one zero that is seen in every place.
+    """Inside the block, each tensor that this thread makes with `torch.empty` is a single zero seen in every place.
 
-    Nothing is written into such tensors: to initialise the weights of a large network takes minutes and gigabytes.
+    Nothing is written into such tensors, because to initialise the weights of a large network takes minutes and
+    gigabytes.
     """
 
     def __torch_function__(
@@ -38,7 +39,7 @@ class WithoutWeights(TorchFunctionMode):
 
 
 def _writes(name: str) -> bool:
-    """Tell whether a function changes the values of its first tensor, by torch's way to name such."""
+    """Return whether a function changes the values of its first tensor, as torch's naming of functions tells."""
     if name == "requires_grad_":
         return False
     return (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
@@ -49,10 +50,10 @@ def _is_one_value(tensor: object) -> bool:
 
 
 class WithoutValues(OperationMode):  # type: ignore[no-untyped-call]
-    """Inside the block, what is computed from tensors that are one value in every place is such a tensor, too.
+    """Inside the block, results of tensors with one value in every place are such tensors, too.
 
-    Its shape comes from the meta device: neither memory nor time is needed for maps, while numbers that a network looks
-    into, such as the places of its patches, are computed. Small results are computed as they are.
+    Their shapes come from the meta device, so maps need neither memory nor time. Numbers that a network looks into,
+    such as the places of its patches, are computed. Small results are computed as they are.
     """
 
     def __torch_dispatch__(
@@ -71,7 +72,7 @@ class WithoutValues(OperationMode):  # type: ignore[no-untyped-call]
             return args[0] if schema is not None and schema.is_mutable else func(*args, **kwargs)  # or a view of one
         try:
             shapes = func(*mapped(_on_meta, args), **mapped(_on_meta, kwargs))
-        except NotImplementedError:  # not on that device
+        except NotImplementedError:  # the meta device lacks the operation
             return func(*args, **kwargs)
         found = [one for one in leaves_of(shapes) if isinstance(one, torch.Tensor)]
         if not found or any(one.numel() <= LEAST or not one.is_floating_point() for one in found[:1]):
@@ -80,7 +81,7 @@ class WithoutValues(OperationMode):  # type: ignore[no-untyped-call]
 
 
 def blank(size: Sequence[int]) -> torch.Tensor:
-    """Give pixels without anything on them, as one value."""
+    """Return blank pixels, as one value."""
     return torch.zeros(()).expand(tuple(size))
 
 

@@ -1,4 +1,4 @@
-"""Weights files -> the state dict inside them, and what they are by hash. Never runs code from a file."""
+"""Read the state dict inside weights files, and hash them. Code from a file never runs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from featcli.errors import CheckpointError, FeatcliError, UsageError, did_you_me
 from featcli.system.borrowed import silent_warnings
 from featcli.system.files import is_file, reading
 
-# Training checkpoints hold the weights beside optimizers and counters; the averaged ones are the better model. What
-# comes first here is taken, whatever else is there.
+# Training checkpoints hold the weights beside optimizers and counters, and the averaged ones are the better model. The
+# first of these that exists is used, whatever else is there.
 CONTAINERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema", "state_dict", "model_state_dict", "model",
     "teacher", "module", "net", "network", "params", "weights", "backbone", "student",
 )  # fmt: skip
-DEEPEST = 4  # containers in containers: those of vissl are in classy_state_dict.base_model.model.trunk
-LEAST_SHARE = 10  # a container with fewer than 1/10 of the tensors that another has is no set of weights
-# What stands in a file that is not the weights but tells where they are: (first bytes, what it is, what to do).
+DEEPEST = 4  # containers in containers; vissl's are in classy_state_dict.base_model.model.trunk
+LEAST_SHARE = 10  # a container with fewer than 1/10 of the tensors of another is no set of weights
+# Files that are not the weights but tell where they are: (first bytes, what it is, what to do).
 POINTERS = (
     (
         b"version https://git-lfs",
@@ -40,12 +40,12 @@ POINTERS = (
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """Find the weights files of a checkpoint folder, whole or in shards with an index. Raises CheckpointError."""
+    """Return the weights files of a checkpoint folder, whole or in shards with an index. Raises CheckpointError."""
     return find_weights(lambda name: folder / name if is_file(folder / name) else None)
 
 
 def hash_files(paths: Iterable[Path]) -> dict[str, str]:
-    """Compute the SHA-256 of each file by its name, which is what the hub shows of it."""
+    """Return the SHA-256 of each file by its name, as the hub shows it."""
     hashes = {}
     for path in paths:
         digest = hashlib.sha256()
@@ -57,10 +57,10 @@ def hash_files(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def read_weights(paths: Sequence[Path], key: str | None = None) -> tuple[str, dict[str, torch.Tensor]]:
-    """Read the tensors of weights files by name, and in which container of a training checkpoint they were.
+    """Return the container of a training checkpoint that holds the weights, and the tensors of the files by name.
 
-    `key` names containers, then a prefix of names, which is taken off: `teacher.backbone`. Without it the first
-    container that is known is taken. Raises CheckpointError, MachineError, and UsageError for a key that is not there.
+    `key` names containers, then a prefix of names, which is removed: `teacher.backbone`. Without it the first known
+    container is used. Raises CheckpointError, MachineError, and UsageError for a key that does not exist.
     """
     refuse_pretenders(paths)
     read = [_read(path, key and key.rstrip(".")) for path in paths]
@@ -81,7 +81,7 @@ def _read(path: Path, key: str | None = None) -> tuple[str, dict[str, torch.Tens
         ) from error
     except FeatcliError:
         raise
-    except Exception as error:  # zip, pickle, JSON and torch errors: there is no common type for a damaged file
+    except Exception as error:  # zip, pickle, JSON and torch raise errors for a damaged file without a common type
         raise CheckpointError(
             f"checkpoint {shown(path)}: this is not a readable weights file ({type(error).__name__})",
             "is the file complete?",
@@ -95,15 +95,15 @@ def _read(path: Path, key: str | None = None) -> tuple[str, dict[str, torch.Tens
 
 
 def more_than_tensors(error: Exception) -> str:
-    """Say what is in a weights file that torch refused: the class of an object, where torch names it."""
+    """Return what is in a weights file that torch refused: the class of an object, if torch names it."""
     name = class_in_pickle(error)
     return f"something other than tensors ({name})" if name else "something other than tensors"
 
 
 def _find_tensors(content: Mapping[Any, Any], place: str = "") -> tuple[str, dict[str, torch.Tensor]] | None:
-    """Find the weights in a training checkpoint, and the names of the containers that they are in.
+    """Return the names of the containers that hold the weights in a training checkpoint, and the weights.
 
-    Known containers come first, then others, then the tensors that lie open; those of a few tensors beside many are
+    Known containers come first, then others, then tensors outside of containers. A few tensors beside many are
     statistics, counters or what an optimizer keeps.
     """
     found: list[tuple[str, dict[str, torch.Tensor]]] = []
@@ -119,9 +119,9 @@ def _find_tensors(content: Mapping[Any, Any], place: str = "") -> tuple[str, dic
 
 
 def _tensors_under(path: Path, content: Mapping[Any, Any], key: str) -> tuple[str, dict[str, torch.Tensor]]:
-    """Find the tensors in the containers that a key names first, whose names have what is left of it as a prefix.
+    """Return the tensors in the containers that a key names first, whose names have the rest of the key as a prefix.
 
-    A key that names no container is meant for the one that is taken without a key.
+    A key that names no container applies to the one that is used without a key.
     """
     typed, key = key, key.rstrip(".")
     inner, parts = content, key.split(".")
@@ -157,8 +157,10 @@ def _with_prefix(content: Mapping[Any, Any], prefix: str) -> dict[str, torch.Ten
 
 
 def refuse_pretenders(paths: Iterable[Path]) -> None:
-    """Raise CheckpointError for files that only look like weights: what git-lfs or a browser left in their place, and
-    archives that unpack to more than they are, which torch would notice when the memory is gone.
+    """Raise CheckpointError for files that only look like weights.
+
+    These are what git-lfs or a browser left in their place, and archives that unpack to more than they are, which torch
+    would notice when the memory is gone.
     """
     for path in paths:
         if _unpacks(path):
@@ -177,7 +179,7 @@ def _begins(path: Path) -> bytes:
 
 
 def _unpacks(path: Path) -> bool:
-    """Tell whether a file is a zip archive with compressed members, or with more in them than the file holds."""
+    """Return whether a file is a zip archive with compressed members, or with more in them than the file holds."""
     with reading(path, "checkpoint") as file:
         size = file.regular.state().st_size
         if not zipfile.is_zipfile(file):
@@ -192,7 +194,7 @@ def _unpacks(path: Path) -> bool:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Tell a safetensors file by its beginning, whatever its name ends in: a length, then JSON."""
+    """Return whether a file begins as safetensors does, whatever its name ends in: a length, then JSON."""
     return _begins(path)[8:9] == b"{"
 
 
@@ -204,8 +206,8 @@ def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _read_pickle(path: Path) -> Mapping[str, object]:
-    # timm's training script stores its options beside the weights.
-    # The warnings are of old pickles, which are read all the same or refused.
+    # timm's training script stores its options beside the weights. The warnings are about old pickles, which are either
+    # read or refused.
     known = torch.serialization.safe_globals([argparse.Namespace, *numpy_numbers()])
     with silent_warnings(), known, reading(path, "checkpoint") as file:
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -215,9 +217,9 @@ def _read_pickle(path: Path) -> Mapping[str, object]:
 
 
 def tensors_in(paths: Iterable[Path]) -> dict[str, bool]:
-    """List the tensors in weights files by name, and whether they hold floating-point numbers.
+    """Return the tensors in weights files by name, and whether they hold floating-point numbers.
 
-    Of safetensors files only the header is read. Raises CheckpointError and MachineError.
+    Only the header of a safetensors file is read. Raises CheckpointError and MachineError.
     """
     found: dict[str, bool] = {}
     for path in paths:
@@ -232,7 +234,7 @@ def tensors_in(paths: Iterable[Path]) -> dict[str, bool]:
 
 
 def refuse_whole_numbers(checkpoint: str, names: Sequence[str]) -> None:
-    """Raise CheckpointError for weights that are there as other than floating-point numbers: quantised, or damaged.
+    """Raise CheckpointError for weights that are no floating-point numbers: they are quantised, or damaged.
 
     Libraries would copy an int8 value such as 97 into the network as 97.0.
     """
@@ -245,5 +247,5 @@ def refuse_whole_numbers(checkpoint: str, names: Sequence[str]) -> None:
 
 
 def is_counter(key: str) -> bool:
-    """Tell whether a tensor is a norm's count of batches, which only training uses: checkpoints may lack it."""
+    """Return whether a tensor is a norm's count of batches. Only training uses it, so checkpoints may lack it."""
     return key.endswith("num_batches_tracked")

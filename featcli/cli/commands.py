@@ -171,10 +171,10 @@ def verify(asked: VerifyCommand) -> None:
     from featcli.dump.verify import repair
     from featcli.reading.reader import open_dump
 
-    other = None if asked.against is None else open_dump(asked.against)  # first: it may be a wrong one, too
+    other = None if asked.against is None else open_dump(asked.against)  # first, because it may be a wrong one
     same = None
-    if asked.recompute:  # before hours of reading: -c may be a wrong one
-        with suppress(DamagedError):  # the verdict says more of it
+    if asked.recompute:  # a wrong -c should not cost hours of reading
+        with suppress(DamagedError):  # the verdict says more about it
             same = _same_job(asked)
     verdict = _judge(asked)
     if verdict.damages and not asked.repair:

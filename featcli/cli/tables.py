@@ -153,7 +153,7 @@ def comparison_line(comparison: Any) -> str:
 
 
 def print_comparison(found: Comparison) -> None:
-    """Print what `verify --against` found: a line for each thing that only one dump has, and for each output."""
+    """Print what `verify --against` found: a line for each thing that only one dump has, then one for each output."""
     for which, only in ((found.dump, found.only_in_dump), (found.against, found.only_in_against)):
         for name in only.outputs:
             _say(f"{name}: only in {which}")

@@ -74,7 +74,7 @@ class Difference:
         if not len(places):
             return
         ours, theirs = ours[places].astype(np.float64), theirs[places].astype(np.float64)
-        with np.errstate(invalid="ignore"):  # of infinity minus infinity
+        with np.errstate(invalid="ignore"):  # for infinity minus infinity
             off = np.abs(ours - theirs)
         off[(ours == theirs) | (np.isnan(ours) & np.isnan(theirs))] = 0
         is_finite = np.isfinite(off)
@@ -91,7 +91,7 @@ class Difference:
 
 
 def _are_same(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Tell for each value whether both have the same bits, or the same number if the dtypes differ."""
+    """Return for each value whether both have the same bits, or the same number if the dtypes differ."""
     same: np.ndarray
     if ours.dtype == theirs.dtype:
         bits = f"u{ours.itemsize}"
@@ -103,13 +103,13 @@ def _are_same(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Keys:
-    """How many images something is true of, and the first of their keys."""
+    """The number of images for which something is true, and the first of their keys."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
 
     def add(self, keys: Iterable[str]) -> None:
-        """Count some more."""
+        """Count some more keys."""
         for key in keys:
             self.count += 1
             if len(self.first) < NAMED:
@@ -118,7 +118,7 @@ class Keys:
 
 @dataclass
 class OnlyIn:
-    """What only one of two dumps has."""
+    """The things that only one of two dumps has."""
 
     outputs: list[str] = field(default_factory=list)
     images: Keys = field(default_factory=Keys)
@@ -134,20 +134,20 @@ class OnlyIn:
 
 @dataclass
 class Comparison:
-    """What differs between two dumps."""
+    """The differences between two dumps."""
 
     dump: str
     against: str
     tolerance: float
     images: int = 0  # that both dumps hold, without those that failed in one of them
     differences: list[Difference] = field(default_factory=list)  # of each output that both hold in the same shape
-    shapes: dict[str, list[list[int | None]]] = field(default_factory=dict)  # the two of each other output of both
+    shapes: dict[str, list[list[int | None]]] = field(default_factory=dict)  # of outputs whose two shapes differ
     only_in_dump: OnlyIn = field(default_factory=OnlyIn)
     only_in_against: OnlyIn = field(default_factory=OnlyIn)
 
     @property
     def is_equal(self) -> bool:
-        """Whether both hold the same images, outputs and shapes, and values that differ by the tolerance at most."""
+        """Whether both hold the same images, outputs and shapes, and values that differ by at most the tolerance."""
         is_same = not (self.shapes or self.only_in_dump or self.only_in_against)
         return is_same and not any(one.is_beyond(self.tolerance) for one in self.differences)
 
