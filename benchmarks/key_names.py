@@ -43,7 +43,7 @@ def cell(official, prefix: str | None) -> str:
 
 
 def cell_of_folder(old) -> str:
-    """Say whether a folder with names of before gives the maps of one with those of now, or what was raised."""
+    """Say whether a folder with older names gives the maps of one with new names, or what was raised."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = _old_names.read(old, Path(folder))

@@ -221,7 +221,7 @@ def test_backbone_inside(composite):
 
 
 def test_a_maskformer_as_it_is_at_the_hub(tmp_path):
-    """Where the configuration names a plain Swin, MaskFormer makes its own kind of it, whose names the weights have."""
+    """A MaskFormer whose configuration names a plain Swin makes its own kind of it, whose names the weights have."""
     torch.manual_seed(0)
     model = maskformer(T.SwinConfig(**SWIN, out_features=STAGES)).eval()
     model.save_pretrained(tmp_path)

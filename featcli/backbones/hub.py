@@ -82,10 +82,10 @@ def find_weights(file: Callable[[str], Path | None], first: str | None = None) -
 
 
 def unreachable(checkpoint: str, error: Exception, repository: str | None, or_else: str = "") -> CheckpointError:
-    """Describe a checkpoint that is neither here, nor cached, nor within reach.
+    """Return the error for a checkpoint that is not here, not cached and not within reach.
 
-    `repository`: where the hub has it, `owner/name` or `owner/name@revision`, for a command that downloads it.
-    `or_else`: another way out.
+    `repository` is its place at the hub, `owner/name` or `owner/name@revision`, for a command that downloads it.
+    `or_else` is another way out.
     """
     cause = HUB_ERRORS.get(type(error).__name__, f"{type(error).__name__}: {one_line(error)}")
     name, _, revision = (repository or "").partition("@")

@@ -8,16 +8,16 @@ from collections.abc import Iterable
 # Papers and torchvision call the sizes of a model by these letters. Each is a part of a name by itself.
 SIZES = {"ti": "tiny", "t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
 SEPARATORS = re.compile(r"[_\-/. ]+")
-GLUED = re.compile(r"(vit|deit)(ti|[tsblhg])(\d+)")  # as in the names of torch.hub: vitb14
+GLUED = re.compile(r"(vit|deit)(ti|[tsblhg])(\d+)")  # names of torch.hub, such as vitb14
 
 
 def containing(typed: str, names: Iterable[str]) -> list[str]:
-    """List the names that contain all parts of a text; none for an empty text.
+    """Return the names that contain all parts of a text; none for an empty text.
 
-    Where some have the parts in the order of the text, these are all. Those come first whose first part is the same,
-    then the shortest. Parts end at `_`, `-`, `/`, `.` and blanks. A
-    part that is a letter for a size stands for its word or for itself, as a part of the name: `vit_b_16` finds
-    `vit_base_patch16_224`, `efficientnet-v2-s` `efficientnetv2_s`, and `dinov2_vitb14` `vit_base_patch14_dinov2`.
+    If some names have the parts in the order of the text, only these are returned. Names with the same first part come
+    first, then the shortest. Parts end at `_`, `-`, `/`, `.` and blanks. A part that is a letter for a size stands for
+    its word or for itself, as a part of the name: `vit_b_16` finds `vit_base_patch16_224`, `efficientnet-v2-s` finds
+    `efficientnetv2_s`, and `dinov2_vitb14` finds `vit_base_patch14_dinov2`.
     """
     parts = [part for part in SEPARATORS.split(GLUED.sub(r"\1_\2_\3_", typed.lower())) if part]
     if not parts:

@@ -670,7 +670,7 @@ def refuse_settled(arguments: Mapping[str, Any]) -> None:
 
 
 def _repository_of(name: str) -> str | None:
-    """Name the repository of the hub that has the weights of a model; None for weights that lie elsewhere."""
+    """Return the repository of the hub that has the weights of a model; None for weights that lie elsewhere."""
     if name.startswith(AT_HUB):
         return name.removeprefix(AT_HUB)
     config = timm.get_pretrained_cfg(name)

@@ -137,7 +137,7 @@ def _tensors_under(path: Path, content: Mapping[Any, Any], key: str) -> tuple[st
         key = f"{taken[0]}.{key}"
     if not tensors:
         asked = typed.rstrip(".").split(".")
-        before = asked[: len(asked) - len(parts)]  # containers that are there
+        before = asked[: len(asked) - len(parts)]  # containers that exist
         heads = [".".join([*before, name]) for name in dict.fromkeys(str(name).partition(".")[0] for name in inner)]
         raise UsageError(
             f"--weights-key {shown(typed)}: there is nothing of that name in {shown(path)}",

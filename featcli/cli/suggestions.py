@@ -54,13 +54,13 @@ def as_typed(option: str, arguments: Sequence[str]) -> tuple[str, str]:
 
 
 def instead_of_option(typed: str, spec: type[Spec], command: str, value: str = "") -> str:
-    """Return a hint for an option that a command does not have. `value` is the text that was typed behind it."""
+    """Return a hint for an option that a command does not have. `value` is the text that was typed after it."""
     options = options_of(spec)
     for words, (kind, hint) in NOT_NEEDED.items():
         if typed in words and issubclass(spec, kind):
             return hint
     meant = [one for one in options if typed in one.option.known_as]
-    value = "" if re.match(r"-\D", value) else value  # the next option
+    value = "" if re.match(r"-\D", value) else value  # it is the next option
     meant = [one for one in meant if value and _takes(one, value)][:1] or meant
     argument = next((one for one in meant if one.option.is_argument), None)
     if argument is not None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 COUNTED = "counted"  # in the provenance: what is counted of pictures
 STAGE_NAME = re.compile(r"\w[\w.-]*(?<!\.shapes)(?<!\.shape)", re.ASCII)
-# Fields of a plan that have another name than the options that set them.
+# Fields of a plan whose names differ from those of their options.
 NOT_AS_OPTIONS = {
     "shard_rows": "--shard-size",
     "folded": "--fold",
@@ -345,7 +345,7 @@ def _for_people(plan: Plan) -> dict[str, Any]:
 
 
 def _as_option(field: str) -> str:
-    """The option that a field of a plan is given by, in words where there is none; a library's own word as it is."""
+    """Return the option that sets a field of a plan, or words if there is none. A library's own word stays as it is."""
     place, _, name = field.rpartition(".")
     if place not in ("", "backbone", "preprocessing"):
         return field

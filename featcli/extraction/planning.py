@@ -263,7 +263,7 @@ def _sizes(model: ModelSpec, images: ImageList, rules: PixelSpec, threads: int, 
 
 
 def _report_stored(asked: ExtractSpec, plan: Outline, sizes: Sizes, report: Report) -> None:
-    """Say what the dump will hold of each image, and how much that is."""
+    """Say what the dump will hold of each image, and how many bytes that is."""
     total = sum(plan.shard_bytes(number, sizes) for number in range(plan.num_shards))
     each = total / plan.num_images
     is_ragged = any(stage.is_ragged for stage in plan.stages)

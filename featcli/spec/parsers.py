@@ -24,7 +24,7 @@ Size = tuple[int, int]  # (H, W)
 Path = str | os.PathLike[str]
 GRID = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 SIDE = re.compile(r"[1-9]\d*", re.ASCII)
-ONLY_ONE = re.compile(r"\b(cpu|mps):0(?![^,])")  # kinds of devices of which a machine has one
+ONLY_ONE = re.compile(r"\b(cpu|mps):0(?![^,])")  # a machine has only one device of these kinds
 LEAVE_OUT = "leave it out for the default"
 HOW_PARTS = "give it as i/n, such as 0/4: the first of four parts"
 
@@ -35,7 +35,7 @@ def path_text(path: Any) -> Any:
 
 
 def device_text(device: Any) -> Any:
-    """Return a torch.device as text, and several as a list in one text: cpu:0 as cpu. Anything else stays as it is."""
+    """Return a torch.device as text, and several as a list in one text; cpu:0 is cpu. Anything else stays as it is."""
     if isinstance(device, tuple | list):
         return ",".join(str(device_text(one)) for one in device)
     text = str(device) if _is_of_torch(device, "device") else device

@@ -90,6 +90,6 @@ def read_facts() -> dict[str, Any]:
 
 
 def _stage_names(first_to_last: str, count: int) -> list[str]:
-    """List the names of `count` stages that are given by their first and last, such as `stem:stage4`."""
+    """Return the names of `count` stages that are given by their first and last, such as `stem:stage4`."""
     last = int(first_to_last.rpartition("stage")[2])
     return [*["stem0", "stem"][2 - (count - last) :], *(f"stage{number}" for number in range(1, last + 1))]
