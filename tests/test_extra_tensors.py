@@ -135,7 +135,7 @@ HARMLESS = {
 
 
 def accepted(opened, *leaves):
-    """A checkpoint is read whole, and it has tensors of these names that the network lacks."""
+    """Check that a checkpoint is read whole, and has tensors of these names that the network lacks."""
     weights = load_backbone(**opened, out_indices="all").weights
     assert weights.matched == weights.total
     unexpected = {key.rpartition(".")[2] for key in weights.unexpected}
@@ -144,7 +144,7 @@ def accepted(opened, *leaves):
 
 @pytest.mark.parametrize("kind", ["ViT", "Swin", "Beit"])
 def test_mask_tokens_of_pretraining(tmp_path, kind):
-    """What transformers' own classes for pretraining save has a token for masked patches, which no map needs."""
+    """The token for masked patches that transformers' pretraining classes save is accepted, because no map needs it."""
     torch.manual_seed(0)
     options = {
         "ViT": VIT,
@@ -158,7 +158,7 @@ def test_mask_tokens_of_pretraining(tmp_path, kind):
 
 
 def test_counters_of_norms_that_are_frozen_here(tmp_path):
-    """The norms in a DETR do not count batches; those of a ResNet that was saved by itself do."""
+    """Counters of batches, which the norms in a DETR lack and those of a ResNet have, are accepted."""
     torch.manual_seed(0)
     backbone = T.ResNetConfig(**RESNET, out_features=["stage4"])
     sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 5}
@@ -169,7 +169,7 @@ def test_counters_of_norms_that_are_frozen_here(tmp_path):
 
 
 def test_tables_of_torchvision(tmp_path):
-    """torchvision's Swin keeps the tables that it computes in its state; under timm's names they are accepted."""
+    """The tables that torchvision's Swin keeps in its state are accepted under timm's names."""
     swin = pytest.importorskip("torchvision.models.swin_transformer")
     small = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
     state = timm_state("swin_tiny_patch4_window7_224", num_classes=0, **small)
@@ -183,7 +183,7 @@ def test_tables_of_torchvision(tmp_path):
 
 
 def test_states_of_other_kinds_of_modules(tmp_path):
-    """A module with more state than tensors, as those of Transformer Engine, adds `_extra_state` to what is saved."""
+    """`_extra_state` of modules with more state than tensors, such as those of Transformer Engine, is accepted."""
 
     class Norm(torch.nn.LayerNorm):
         def get_extra_state(self):
@@ -200,7 +200,7 @@ def test_states_of_other_kinds_of_modules(tmp_path):
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_what_a_profiler_leaves_behind(tmp_path, name):
-    """thop takes its counters out of the layers that it knows, and leaves them in all others."""
+    """Counters that a profiler (thop) leaves in layers that it does not know are accepted."""
     thop = pytest.importorskip("thop")
     model = timm.create_model(name).eval()
     thop.profile(model, (torch.zeros(1, 3, *model.default_cfg["input_size"][1:]),), verbose=False)

@@ -94,13 +94,13 @@ def test_a_line_for_each(cli, typed, message, named):
     ],
 )
 def test_what_follows_an_option_that_is_not_there(cli, typed, named):
-    """Of several options that may be meant the one is named that takes what was typed behind it."""
+    """If several options may be meant, the hint names the one that takes the text typed after it."""
     assert cli("extract", "x", *typed).err.endswith(f"hint: did you mean {named}\n")
 
 
 @pytest.mark.parametrize(("typed", "means"), [("cpu:0", "cpu"), ("mps:0,cpu:0", "mps,cpu"), ("cuda:0", "cuda:0")])
 def test_the_number_of_the_only_device(typed, means):
-    """torch's names of devices of which a machine has one are understood; GPUs keep their number."""
+    """torch's names of a machine's only device of a kind are understood, and GPUs keep their number."""
     device = next(one for one in options_of(COMMANDS["extract"]) if one.name == "device")
     assert device.kept(typed) == means
 

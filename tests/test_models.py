@@ -35,7 +35,7 @@ def test_facts_are_those_of_inspect(name):
 
 
 def test_every_model_has_its_stages_as_a_list():
-    """The list of stages begins and ends as the range does, and has a stage for each stride."""
+    """Each list of stages begins and ends as the range does, and has a stage for each stride."""
     for model in list_models():
         if model["stages"]:
             names = model["stage_names"]

@@ -397,7 +397,7 @@ def documented():
 
 
 def facts_of_choices():
-    """Name of a choice -> the facts that it has beside those of all choices, as `help(featcli.Report)` says."""
+    """Return name of a choice -> the facts that only this choice has, by `help(featcli.Report)`."""
     text = " ".join(inspect.getdoc(Report).split()).partition("Some have more facts: ")[2].partition(" warning ")[0]
     named = re.findall(r"(`\w+`(?: and `\w+`)?) ha(?:s|ve) ([\w, ]+)", text)
     return {name: set(re.split(", | and ", facts)) for names, facts in named for name in re.findall(r"\w+(?=`)", names)}

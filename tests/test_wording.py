@@ -1,9 +1,9 @@
-"""What people read of the program: help, errors, hints and warnings are whole thoughts, in words that are read once.
+"""Check what people read of the program: help, errors, hints and warnings are whole thoughts in plain words.
 
-The rules, which docs/architecture.md states: an error begins in lower case or with a name, since it follows
-"featcli: error:", and has a verb; a hint does, too, and says what to do. Neither ends in a full stop. A help text is a
-thought of its own that begins with a capital and ends in a full stop. The details of failed pictures and the reasons
-of choices are labels beside a value, and need no verb.
+docs/architecture.md states the rules. An error begins in lower case or with a name, because it follows "featcli:
+error:", and has a verb. A hint does, too, and says what to do. Neither ends in a full stop. A help text is a thought of
+its own that begins with a capital and ends in a full stop. The details of failed pictures and the reasons of choices
+are labels beside a value, and need no verb.
 """
 
 import ast
@@ -21,12 +21,13 @@ from featcli.spec.groups import PixelSpec
 from featcli.spec.option import options_of
 
 PACKAGE = Path(featcli.__file__).parent
-VALUE = "\N{HORIZONTAL ELLIPSIS}"  # stands for what a message is given
+VALUE = "\N{HORIZONTAL ELLIPSIS}"  # in place of what a message is given
 ERROR = re.compile(r"(Usage|Conflict|Damaged|Checkpoint|Machine|Incomplete|Worker|Featcli)Error")
-MOST_WAYS = 16  # to read one message, by what it is given
+MOST_WAYS = 16  # ways to read one message, by what it is given
 WIDTH = 80
 
-# What shows that a text is a sentence. Words that are nouns as well, such as `name`, count only where a hint begins.
+# Words that show that a text is a sentence. Those that are nouns, too, such as `name`, count only at the beginning of a
+# hint.
 VERBS = frozenset(
     "is are was were be been has have had does do did can cannot could must may might will would holds hold takes take"
     " gives give needs need reads read says say makes make names ends lies stands misses lacks lack knows know finds"
@@ -65,7 +66,7 @@ BANNED = {
 
 
 def ways(node, constants):
-    """Every way to read a text of the syntax tree, where it depends on a condition; VALUE for what is filled in."""
+    """Return every way to read a text of the syntax tree, by its conditions. VALUE stands for what is filled in."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return [node.value]
     if isinstance(node, ast.FormattedValue):
@@ -92,7 +93,7 @@ def called(node):
 
 
 def found_in(tree, constants):
-    """(kind, line, text) of every error, hint and warning in the source of a module."""
+    """Yield (kind, line, text) of every error, hint and warning in the source of a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             arguments = {"error": node.args[:1], "hint": node.args[1:2]} if ERROR.fullmatch(called(node)) else {}
@@ -109,7 +110,7 @@ def found_in(tree, constants):
 
 @pytest.fixture(scope="module")
 def said():
-    """(kind, place, text) of every error, hint and warning of the package."""
+    """Return (kind, place, text) of every error, hint and warning of the package."""
     trees = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
     constants = {}
     for tree in trees.values():
@@ -125,7 +126,7 @@ def said():
 
 
 def faults(kind, text):
-    """What is wrong with the wording of an error, a hint or a help text."""
+    """Return what is wrong with the wording of an error, a hint or a help text."""
     if not re.search(r"[a-z]{2}", text.replace("did you mean it?", "")):
         return []  # all of it is made elsewhere
     wrong = [f"{found[0]!r}: say {better!r}" for word, better in BANNED.items() if (found := re.search(word, text))]
@@ -135,9 +136,9 @@ def faults(kind, text):
         return wrong + ([] if text.endswith(".") else ["ends without a full stop"])
     if re.match(r"[A-Z][a-z]*\b(?!\()", text):
         wrong.append("begins with a capital, though it follows a colon")
-    if re.search(r"(?<![. ])\.$", text):  # not as in `first ...` or `tar -cf x.tar .`
+    if re.search(r"(?<![. ])\.$", text):  # unlike `first ...` or `tar -cf x.tar .`
         wrong.append("ends in a full stop")
-    is_quoted = re.search(rf"[:(] ?{VALUE}+\)?$", text) is not None  # another program's words end it
+    is_quoted = re.search(rf"[:(] ?{VALUE}+\)?$", text) is not None  # words of another program end it
     is_sentence = any(word in VERBS for word in words) or (kind == "hint" and words and words[0] in ORDERS)
     if not (is_sentence or is_quoted or text.startswith("did you mean")):
         wrong.append("has no verb")
@@ -147,7 +148,7 @@ def faults(kind, text):
 
 
 def _says_what_to_do(text, words):
-    """Whether a hint orders, asks, or states what an option or a command does that it names."""
+    """Return whether a hint orders, asks, or states what an option or a command does that it names."""
     asks = text.rstrip().endswith("?") or re.match(r"(is|are|was|did|do|does) ", text)
     orders = any(word in ORDERS for word in words) or text.startswith(VALUE)
     names = re.search(r"(?<!\w)--?[a-z]|\bfeatcli\b|\bcommand\b", text)
@@ -178,7 +179,7 @@ def _says_what_to_do(text, words):
     ],
 )
 def test_bad_wording_is_found(kind, text):
-    """The rules can fail: fragments, capitals, full stops and words that make a reader stop."""
+    """The rules reject fragments, capitals, full stops and words that make a reader stop."""
     assert faults(kind, text) != []
 
 
@@ -202,7 +203,7 @@ def test_good_wording_passes(kind, text):
 
 
 def test_errors_hints_and_warnings(said):
-    """Each is a sentence that can be read by itself; a hint says what to do."""
+    """Each message is a sentence that can be read by itself, and each hint says what to do."""
     kinds = [kind for kind, _, _ in said]
     assert min(kinds.count("error"), kinds.count("hint")) > 300  # the search still finds them
     wrong = [f"{place} {kind}: {text!r}: {fault}" for kind, place, text in said for fault in faults(kind, text)]
@@ -210,7 +211,7 @@ def test_errors_hints_and_warnings(said):
 
 
 def test_what_is_said_of_pictures():
-    """The lines on what a default did to pictures are sentences, whatever the option says."""
+    """The lines about what a default did to pictures are sentences, whatever the option says."""
     rules = [PixelSpec(), PixelSpec(alpha="white", orientation="ignore", colour="convert", depth_range="0:9")]
     texts = [text for one in rules for count in (1, 2) for text in lines(dict.fromkeys(TRAITS, count), 2, one)]
     assert len(texts) == 4 * len(TRAITS)
@@ -219,14 +220,14 @@ def test_what_is_said_of_pictures():
 
 @of_each_command
 def test_help_of_options(name):
-    """Each text of an option can be read without its name."""
+    """The help text of each option can be read without the option's name."""
     texts = [one.option.help for one in options_of(COMMANDS[name])]
     assert [(text, faults("help", text)) for text in texts if faults("help", text)] == []
 
 
 @of_each_command
 def test_help_fits_a_terminal(cli, name):
-    """No line of the help is wider than a terminal of 80 columns, or has a word that makes a reader stop."""
+    """No line of a help is wider than 80 columns, or has a word that makes a reader stop."""
     lines_of_help = [line for command in ((), (name,)) for line in cli(*command, "--help").out.splitlines()]
     assert [line for line in lines_of_help if len(line) > WIDTH] == []
     assert [word for word in BANNED for line in lines_of_help if re.search(word, line)] == []
