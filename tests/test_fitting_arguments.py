@@ -103,7 +103,7 @@ def test_words_for_true_and_false(word, meant):
     """A word in place of true or false is refused, and the hint has what was meant."""
     transformers = pytest.importorskip("transformers")
     for checkpoint in ("test_vit", transformers.ViTConfig()):
-        with pytest.raises(UsageError, match="qkv_bias: true or false, not") as error:
+        with pytest.raises(UsageError, match="qkv_bias: it has to be true or false, not") as error:
             load_backbone(checkpoint, random_init=True, model_arg=[f"qkv_bias={word}"])
         assert error.value.hint == f"did you mean --model-arg qkv_bias={meant}?"
 

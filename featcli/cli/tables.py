@@ -74,7 +74,7 @@ def print_dump(facts: Mapping[str, Any]) -> None:
     is_open = facts["state"] == "incomplete"
     safe = f", {facts['safe']:,} of {counted(facts['images'], 'image')} are safe" if is_open else ""
     _say(f"{facts['path']}: {facts['state']}, {facts['committed_shards']:,} of {facts['shards']:,} shards{safe}")
-    reasons = ", ".join(f"{count} {reason}" for reason, count in facts["failed_by_reason"].items())
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in facts["failed_by_reason"].items())
     _say(f"images         {facts['images']:,}: {facts['written']:,} written, {facts['failed']:,} failed", end="")
     _say(f" ({reasons})" if reasons else "")
     if facts["unfinished_shards"]:

@@ -94,7 +94,7 @@ class Terminal:
 
     def _on_shard(self, shard: int, rows: int, file: str, **_: Any) -> None:
         if self._verbose:
-            self._say(f"committed {file}: {rows} images")
+            self._say(f"committed {file}: {counted(rows, 'image')}")
 
     def _say_what_a_kill_costs(self) -> None:
         cost = "those of the last minute at most, and the batches at hand"
