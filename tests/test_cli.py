@@ -54,7 +54,7 @@ def test_options_are_the_configurations():
 @pytest.mark.parametrize(
     ("arguments", "code", "message", "hint"),
     [
-        ("extract", 2, "Missing option '-c'", "see 'featcli extract --help'"),
+        ("extract", 2, "-c/--checkpoint is missing", "see 'featcli extract --help'"),
         ("extract --nonsense", 2, "there is no option --nonsense", "see 'featcli extract --help'"),
         ("nonsense", 2, "there is no command 'nonsense'", "see 'featcli --help'"),
         ("extract -c resnet18 -o d", 2, "no input", "--files-from"),

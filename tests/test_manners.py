@@ -71,8 +71,11 @@ def test_an_option_that_is_not_there(cli, command, typed, named):
     ("typed", "message", "named"),
     [
         (["extract", "--a\nb"], r"there is no option '--a\nb'", "extract"),
-        (["extract", "--output"], "Option '--output' requires an argument.", "extract"),
-        (["verify", "d", "--repair=1"], "Option '--repair' does not take a value.", "verify"),
+        (["extract", "--output"], "option '--output' requires an argument", "extract"),
+        (["verify", "d", "--repair=1"], "option '--repair' does not take a value", "verify"),
+        (["verify"], "DUMP is missing", "verify"),
+        (["export", "d"], "-o/--output is missing", "export"),
+        (["models", "a", "b"], "there is no place for 'b' in this command", "models"),
         (["it's"], r"there is no command 'it\'s'", ""),
         (["a\nb"], r"there is no command 'a\nb'", ""),
     ],

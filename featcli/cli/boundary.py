@@ -16,7 +16,7 @@ import typer
 
 from featcli.cli.commands import app
 from featcli.cli.internals import TyperError, error_of_typer
-from featcli.cli.suggestions import as_typed, instead_of_command, instead_of_option, unknown_command
+from featcli.cli.suggestions import as_typed, in_our_words, instead_of_command, instead_of_option, unknown_command
 from featcli.errors import FeatcliError, MachineError, shown
 from featcli.system.faults import RESUMES, is_of_machine
 from featcli.system.machine import SLEEPING_THREADS
@@ -105,7 +105,7 @@ def _suggested(error: TyperError, arguments: Sequence[str]) -> tuple[str, str]:
     typed = unknown_command(error.message)
     if typed is not None:
         return f"there is no command {shown(typed)}", instead_of_command(typed)
-    return error.message, f"see '{error.command} --help'"
+    return in_our_words(error.message), f"see '{error.command} --help'"
 
 
 def _let_go_of_stdout() -> None:

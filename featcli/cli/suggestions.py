@@ -100,6 +100,15 @@ def _takes(option: OptionField, value: str) -> bool:
     return True
 
 
+def in_our_words(message: str) -> str:
+    """Return a message of Typer as other errors are written: it begins in lower case, has a verb and no full stop."""
+    if missing := re.fullmatch(r"Missing (?:option|argument) (.+)\.", message):
+        return f"{missing[1].replace(chr(39), '').replace(' / ', '/')} is missing"
+    if more := re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message):
+        return f"there is no place for {shown(more[1])} in this command"
+    return message[:1].lower() + message[1:].removesuffix(".")
+
+
 def _written(option: OptionField) -> str:
     return "/".join(option.flags)
 
