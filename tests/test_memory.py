@@ -49,8 +49,8 @@ def test_a_batch_is_halved_until_it_fits(tmp_path, photos, monkeypatch, cli, err
     assert run.code == 0, run.err
     assert full.tried == [8, 4, 2, 2, 2, 2, 2, 2]
     assert [line for line in run.err.splitlines() if "fit into the memory" in line] == [
-        "warning: 8 images do not fit into the memory of cpu: 4 at once",
-        "warning: 4 images do not fit into the memory of cpu: 2 at once",
+        "warning: 8 images do not fit into the memory of cpu: 4 are computed at once",
+        "warning: 4 images do not fit into the memory of cpu: 2 are computed at once",
     ]
     one, other = open_dump(tmp_path / "whole"), open_dump(tmp_path / "d")
     for stage in one.stages:

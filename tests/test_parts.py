@@ -66,7 +66,7 @@ def test_what_schedulers_say(environment, expected, says):
         (ARRAY | {"SLURM_ARRAY_TASK_MAX": "many"}, "'many'"),
         ({"JOB_COMPLETION_INDEX": "1"}, "Kubernetes tells the index"),
         (KUBERNETES | {"FEATCLI_PARTS": "3"}, "part 6/3"),
-        (ARRAY | {"FEATCLI_PARTS": "16"}, "makes 8 parts, FEATCLI_PARTS says 16"),
+        (ARRAY | {"FEATCLI_PARTS": "16"}, "makes 8 parts, and FEATCLI_PARTS says 16"),
     ],
 )
 def test_nothing_is_guessed(environment, says):

@@ -318,15 +318,16 @@ def other_images(path: str, before: Sequence[str], now: Sequence[str]) -> Confli
         if names
     ]
     if gone and len(gone) == len(before) and len(new) == len(now):
-        help_ = "a dump takes its images from one command (after find, give it --files-from -)"
+        help_ = "give all images in one command (those of find with --files-from -)"
     elif gone:
         help_ = "put the images back" + (" and take the new ones away" if new else "")
     else:
         help_ = (
             "extract the new images to a dump of their own" if new else "give the inputs in the same order as before"
         )
+    what = f"other images: {'; '.join(texts)}" if texts else "the same images in another order"
     return ConflictError(
-        f"dump {path} was made of other images: {'; '.join(texts) or 'in another order'}",
+        f"dump {path} was made of {what}",
         f"{help_}, use another -o for all, or --overwrite to delete what is there and start anew",
     )
 

@@ -297,7 +297,7 @@ def _refuse_if_gone(begun: BegunShard) -> None:
     if not is_there(begun.file.partial):
         raise MachineError(
             f"unfinished shard {shown(begun.file.partial)}: it was removed while it was being written",
-            f"another machine that does not see the locks of this one has removed it, or somebody; {RESUMES}",
+            f"did somebody remove it, or a machine that does not see the locks of this one? Then {RESUMES}",
         )
 
 

@@ -147,7 +147,7 @@ class Forward:
             for name, array in arrays.items():
                 target, values = array[portion], self._setup.pooling.reduce(found.pop(name))[: len(array[portion])]
                 if values.shape != target.shape:
-                    raise FeatcliError(f"{name} yields {tuple(values.shape)}, planned {tuple(target.shape)}")
+                    raise FeatcliError(f"{name} yields {tuple(values.shape)}, and the plan has {tuple(target.shape)}")
                 extremes[name].append(self._transfers.to_host(values, target))
         return extremes
 
@@ -169,5 +169,6 @@ class Forward:
             raise out_of_memory("one image does", device) from error
         self.micro_batch = tried // 2
         self._report(
-            "warning", text=f"{tried} images do not fit into the memory of {device}: {self.micro_batch} at once"
+            "warning",
+            text=f"{tried} images do not fit into the memory of {device}: {self.micro_batch} are computed at once",
         )

@@ -318,7 +318,9 @@ def parse_features(asked: Any) -> tuple[str, ...] | None:
         names = _each(asked)
         wrong = next((one for one in names if not isinstance(one, str)), "")
         if not isinstance(wrong, str):
-            raise UsageError(f"--out-features {shown(wrong)}: no stage has that name", "see featcli inspect")
+            raise UsageError(
+                f"--out-features {shown(wrong)}: no stage has that name", "run featcli inspect, which lists the stages"
+            )
         return tuple(map(str, names))  # numpy's text becomes Python's
     parts = tuple(listed_in(asked))
     if not all(parts):

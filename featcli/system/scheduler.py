@@ -55,7 +55,7 @@ def _scheduled(environment: Mapping[str, str]) -> Part:
     outer = _slurm_array(environment) or _kubernetes(environment)
     if outer is not None and COUNT in environment and number(environment, COUNT) != outer.count:
         raise UsageError(
-            f"--part {AUTO}: {outer.reason} makes {outer.count} parts, {COUNT} says {environment[COUNT]}",
+            f"--part {AUTO}: {outer.reason} makes {outer.count} parts, and {COUNT} says {environment[COUNT]}",
             "submit the whole array, which skips what is there, or give --part i/n",
         )
     inner = next(

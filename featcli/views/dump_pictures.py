@@ -72,5 +72,5 @@ class DumpPictures:
             return self._dump.plan.settings.pixel_rules
         except (KeyError, TypeError, UsageError) as error:
             raise CheckpointError(
-                "preprocessed by rules that are not known here", "use the featcli that made it"
+                "this dump was preprocessed by rules that are not known here", "use the featcli that made it"
             ) from error
