@@ -309,9 +309,12 @@ class ImageProcessor:
         box = (math.floor(size[0] / share), math.floor(size[1] / share))
         overrides = self.overrides | {"crop_pct": share}
         for found in self._with_box(box, size, share):
-            if found is self or found.output_sizes() == {size}:
-                found.overrides = self.overrides if found is self else overrides
-                return found
+            if found is self:
+                return self
+            with suppress(Exception):  # of processors that take no picture of another size, whatever they raise
+                if found.output_sizes() == {size}:
+                    found.overrides = overrides
+                    return found
         raise UsageError(
             f"--crop-pct {share:g}: {self.name} sizes pictures in its own way",
             "leave it out, or choose by --fit how they get the input size",
