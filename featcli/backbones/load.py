@@ -23,9 +23,11 @@ def load_backbone(asked: BackboneCall) -> Backbone:
 
     If neither `out_features` nor `out_indices` is given, the last stage is selected. `image_size` is (H, W) or one
     number. `norm` is "raw" or "model": maps before or after the model's final norm. `fit` is crop, squash, pad or
-    native; for native, `image_size` is the largest size that a picture keeps. `image_size`, `num_channels`, `norm` and
-    `fit` are the checkpoint's own if they are None. The options of pixels (`alpha`, `orientation`, `depth_range`,
-    `colour`, `max_pixels`, `decode`) say what `Backbone.preprocess` does to a picture, as in `extract`.
+    native; for native, `image_size` is the largest size that a picture keeps. `mean` and `std` are for values from 0 to
+    1, a number for each channel or one for all. `interpolation` is a word such as "bicubic", and `crop_pct` the share
+    of a resized picture that is kept. All of these and `num_channels` are the checkpoint's own if they are None. The
+    options of pixels (`alpha`, `orientation`, `depth_range`, `colour`, `max_pixels`, `decode`) say what
+    `Backbone.preprocess` does to a picture, as in `extract`.
 
     The checkpoint may be a path, or a transformers configuration (object or dictionary), which gives random weights as
     `AutoBackbone.from_config` does. The network is always in eval mode, with every parameter and every statistic of its
