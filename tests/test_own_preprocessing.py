@@ -151,6 +151,16 @@ def test_a_folder_without_an_image_processor(vit_folder, tmp_path, cli):
     assert dump.load_backbone(tmp_path / "c").preprocess(PICTURES[0]).equal(dump.preprocess(PICTURES[0]))
 
 
+def test_numbers_of_a_default_count_where_nothing_says_them(vit_folder, tmp_path, cli):
+    """Without an image processor a plan holds --mean and --std even if they are those of the default."""
+    shutil.copytree(vit_folder, tmp_path / "c", ignore=lambda *_: ["preprocessor_config.json"])
+    draw(tmp_path / "p" / "a.png", 1)
+    featcli.extract(tmp_path / "p", checkpoint=tmp_path / "c", output=tmp_path / "d", mean=0.5, std=0.5)
+    found = cli("verify", tmp_path / "d", tmp_path / "p", "-c", tmp_path / "c", "--recompute", 1)
+    assert "1 equal bit for bit" in found.out, found.err
+    assert featcli.open_dump(tmp_path / "d").load_backbone(tmp_path / "c").preprocessing.mean == (0.5, 0.5, 0.5)
+
+
 @pytest.mark.parametrize("source", ["timm", "squashes"])
 def test_a_dump_is_made_again(vit_folder, tmp_path, cli, source):
     """The plan has the options: the same command resumes, others are refused, verify recomputes, show draws it."""

@@ -28,6 +28,11 @@ def asked_of_preprocessing(asked: CheckpointSpec, channels: int) -> dict[str, An
     }
 
 
+def normalisation_in(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the means and deviations among such options: overrides in any case where a checkpoint says nothing."""
+    return {name: value for name, value in asked.items() if name in ("mean", "std")}
+
+
 def is_normalisation_said(asked: CheckpointSpec) -> bool:
     """Return whether the user gave everything that cannot be guessed if a checkpoint says nothing."""
     return asked.mean is not None and asked.std is not None

@@ -8,7 +8,12 @@ from typing import Any
 
 from featcli.backbones.backbone import Network
 from featcli.backbones.composites import described_place, norm_freezer
-from featcli.backbones.own_preprocessing import asked_of_preprocessing, is_normalisation_said, on_record
+from featcli.backbones.own_preprocessing import (
+    asked_of_preprocessing,
+    is_normalisation_said,
+    normalisation_in,
+    on_record,
+)
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing, refuse_processor_backend
 from featcli.backbones.stages import select
 from featcli.backbones.timm_model import TimmModelSpec, TimmRequest
@@ -47,10 +52,13 @@ class TimmInTransformersModelSpec(TimmModelSpec):
             num_channels=channels if channels != 3 else asked.num_channels,
         )
         super().__init__(asked, request)
+        wanted = asked_of_preprocessing(asked, self.channels)
+        self._says_nothing = self._processor is None and not (outer is None or asked.is_random or asked.config)
         if self._processor is not None and self.channels in (1, 3):
             with reading(asked):
-                wanted = asked_of_preprocessing(asked, self.channels)
                 self._processor = self._processor.overridden(wanted, self.input_size, asked.fit is not None)
+        elif self._says_nothing:
+            self._overrides |= normalisation_in(wanted)
         self.freezes_norms = bool(config.freeze_batch_norm_2d)
         self.default_indices = self._own_choice(config)
         within = self.architecture if outer is None else f"the {self.architecture} in a {outer.model_type}"
@@ -79,7 +87,7 @@ class TimmInTransformersModelSpec(TimmModelSpec):
         if self._processor is not None:
             found = processor_preprocessing(self._processor, self.input_size, self.channels, self.resize_mode)
             return on_record(found, self._processor.overrides)
-        if self.inside and self._is_guessed and not (self.asked.is_random or is_normalisation_said(self.asked)):
+        if self._says_nothing and not is_normalisation_said(self.asked):
             raise no_processor(self.asked)
         return super().preprocessing()
 

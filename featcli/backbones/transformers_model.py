@@ -37,7 +37,12 @@ from featcli.backbones.internals import (
 )
 from featcli.backbones.key_names import in_its_place
 from featcli.backbones.model_spec import ModelSpec, modules_run
-from featcli.backbones.own_preprocessing import asked_of_preprocessing, is_normalisation_said, on_record
+from featcli.backbones.own_preprocessing import (
+    asked_of_preprocessing,
+    is_normalisation_said,
+    normalisation_in,
+    on_record,
+)
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing
 from featcli.backbones.weights import (
     hash_files,
@@ -99,6 +104,8 @@ class TransformersModelSpec(ModelSpec):
             with reading(asked):
                 wanted = asked_of_preprocessing(asked, self.channels)
                 self.processor = self.processor.overridden(wanted, self.input_size, asked.fit is not None)
+            if not (self._has_processor or asked.is_random):
+                self.processor.overrides |= normalisation_in(wanted)
         if outer is not None:
             self.name += f" (the {self.model_type} in a {outer.model_type})"
             self.inside = described_place(outer)
