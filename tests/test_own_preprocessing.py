@@ -23,9 +23,7 @@ from featcli.spec.words import INTERPOLATIONS
 NOISE = np.random.default_rng(0).integers(0, 256, (200, 321, 3), dtype=np.uint8)
 PICTURES = [Image.fromarray(pixels) for pixels in (NOISE, NOISE.transpose(1, 0, 2).copy(), NOISE[:40, :40])]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
-OPTIONS = {
-    "mean and std": {"mean": MEAN, "std": STD},
-    "interpolation": {"interpolation": "lanczos"},
+OPTIONS = {  # each alone, and without --crop-pct: benchmarks/preprocessing.py
     "crop-pct": {"crop_pct": 0.7},
     "all": {"mean": MEAN, "std": STD, "interpolation": "box", "crop_pct": 0.9},
 }
