@@ -46,7 +46,7 @@ def simulated(folder, num_shards):
     (path / "shards").mkdir(parents=True)
     publish_checksummed(path / "plan.json", with_fingerprint(plan))
     dump = Dump(path, plan)
-    hashes = {stage.name: "0" * 32 for stage in plan.stages} | {REST: "0" * 32}
+    hashes = {stage.name: "0" * 32 for stage in plan.outputs} | {REST: "0" * 32}
     for number in range(num_shards):
         file = dump.shard_path(number)
         dump.record_path(number).write_bytes(

@@ -96,13 +96,15 @@ def transformers_type(name: str) -> dict:
 
 def facts_of(model) -> dict:
     """Return shapes and costs, from the meta device."""
+    from featcli.backbones.stages import Points
+
     stages = model.stages
     return {
         "parameters": model.num_parameters,
         "input": [model.channels, *model.input_size],
         "strides": [max(stage.stride) for stage in stages],
         "names": [stage.name for stage in stages],
-        "middle_share": model.share([(len(stages) - 1) // 2]),
+        "middle_share": model.share(Points(((len(stages) - 1) // 2,))),
     }
 
 

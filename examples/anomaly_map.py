@@ -31,7 +31,7 @@ import featcli
 
 CANDIDATES = 10  # drawn vectors for each one that is kept
 GAP, LINE = 8, 16  # pixels of the sheet
-MUST_AGREE = ("backbone", "weights_digest", "preprocessing", "pool")
+MUST_AGREE = ("backbone", "weights_digest", "preprocessing")
 
 
 def vectors(dump, stages):
@@ -79,7 +79,8 @@ def anomaly_maps(normal, tested, stages, size=1000, seed=0):
     for name in stages:
         if any(len(dump[name].stage.shape) != 3 for dump in (normal, tested)):
             raise featcli.UsageError(f"stage {name!r} holds no maps", "extract with --pool none")
-    if any(normal.plan.settings[name] != tested.plan.settings[name] for name in MUST_AGREE):
+    is_other = any(normal.plan.settings[name] != tested.plan.settings[name] for name in MUST_AGREE)
+    if is_other or any(normal.outputs[name].shape != tested.outputs[name].shape for name in stages):
         raise featcli.UsageError("the dumps were extracted in two ways", "extract both with the same options")
     bank, images = memory_bank(normal, stages, size, seed)
     scores = {key: distances(found, bank) for key, found in vectors(tested, stages)}

@@ -1,6 +1,6 @@
 """Train a linear classifier on the feature maps of a dump, and say how many unseen images it gets right.
 
-    featcli extract photos -c resnet50 --pool avg -o feats
+    featcli extract photos -c resnet50 --out-features embedding -o feats
     python examples/linear_probe.py feats
 
 The class of an image is the first folder inside its input, such as `cats` of `photos/cats/old/tom.jpg`. Images above
@@ -73,7 +73,7 @@ def main(arguments=None):
     """Read the command line, probe, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", help="the folder that extract -o made")
-    parser.add_argument("--stage", help="default: the last one of the dump")
+    parser.add_argument("--stage", help="or another output; default: the embedding, or the last output of the dump")
     parser.add_argument("--held-out", type=float, default=0.25, help="share of each class (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of those images (default: %(default)s)")
     chosen = parser.parse_args(arguments)
@@ -81,7 +81,7 @@ def main(arguments=None):
         parser.error(f"--held-out {chosen.held_out}: a share between 0 and 1")
     try:
         dump = featcli.open_dump(chosen.dump)
-        stage = chosen.stage or list(dump.stages)[-1]
+        stage = chosen.stage or ("embedding" if "embedding" in dump else list(dump.outputs)[-1])
         features, rows = dump.pooled(stage)  # only a few maps are in memory at a time
         labels = np.array([dump.labels[row] for row in rows])
         result = probe(features[labels != ""], labels[labels != ""], chosen.held_out, chosen.seed)

@@ -1,6 +1,6 @@
 """Find the images of a dump that are most like one of them, by the cosine similarity of their averaged feature maps.
 
-    featcli extract photos -c resnet50 --pool avg -o feats
+    featcli extract photos -c resnet50 --out-features embedding -o feats
     python examples/nearest_neighbours.py feats cats/tom.jpg
 
 Whole maps are averaged while they are read. The script prints the keys of the nearest images, the most similar first,
@@ -38,14 +38,16 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", help="the folder that extract -o made")
     parser.add_argument("key", help="of the image to start from: its path below the folder that was extracted")
-    parser.add_argument("--stage", help="default: the last one of the dump")
+    parser.add_argument("--stage", help="or another output; default: the embedding, or the last output of the dump")
     parser.add_argument("-k", "--count", type=int, default=5, help="how many (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     if chosen.count < 1:
         parser.error(f"--count {chosen.count}: must be at least 1")
     try:
         dump = featcli.open_dump(chosen.dump)
-        features, rows = dump.pooled(chosen.stage or list(dump.stages)[-1])  # only a few maps are in memory at a time
+        features, rows = dump.pooled(
+            chosen.stage or ("embedding" if "embedding" in dump else list(dump.outputs)[-1])
+        )  # only a few maps are in memory at a time
         found = nearest(features, [dump.keys[row] for row in rows], chosen.key, chosen.count)
     except featcli.FeatcliError as error:
         parser.error(str(error))

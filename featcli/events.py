@@ -42,8 +42,8 @@ class Report(Protocol):
         end       dump, written, failed, failed_by_reason, extracted, is_complete, pace, pictures, part, shards,
                   missing_shards, seconds, images_per_second, exit_code: the result; most of it is what
                   `featcli.extract` returns. seconds: those of `pace`, without the preparation
-        dry_run   stages, images, shards, bytes, free_bytes, workers, seconds: with --dry-run, in place of all events
-                  from `start` on
+        dry_run   stages, outputs, images, shards, bytes, free_bytes, workers, seconds: with --dry-run, in place of all
+                  events from `start` on
     """
 
     def __call__(self, kind: str, **facts: Any) -> None:

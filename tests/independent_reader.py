@@ -38,9 +38,9 @@ def read_dump(folder):
     manifest, maps = read_json(Path(folder) / "manifest.json"), {}
     for record in manifest["shards"]:
         keys, arrays = read_shard(Path(folder) / "shards" / record["file"])
-        for stage in manifest["stages"]:
-            rows = arrays[stage["name"]]
-            assert xxhash.xxh3_128_hexdigest(np.ascontiguousarray(rows)) == record["hashes"][stage["name"]]
+        for output in manifest["outputs"]:
+            rows = arrays[output["name"]]
+            assert xxhash.xxh3_128_hexdigest(np.ascontiguousarray(rows)) == record["hashes"][output["name"]]
             good = zip(keys, rows, arrays["valid"], strict=True)
-            maps.setdefault(stage["name"], {}).update({key: row for key, row, valid in good if valid})
+            maps.setdefault(output["name"], {}).update({key: row for key, row, valid in good if valid})
     return maps

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from conftest import SAMPLES, upright
 from featcli import load_backbone
 from featcli.backbones.checkpoint import resolve
-from featcli.backbones.stages import names_by_stride
+from featcli.backbones.stages import Points, names_by_stride
 from featcli.backbones.torchvision_operators import declare_missing_operators
 from featcli.errors import CheckpointError, MachineError, UsageError
 from featcli.spec.groups import CheckpointSpec
@@ -97,7 +97,7 @@ def test_only_what_is_needed_is_computed(name, stage):
     backbone = load_backbone(name, random_init=True, out_features=[stage])
     assert flops_of(backbone.network.maps) == pytest.approx(flops_of(prefix), rel=0.03)
     whole = load_backbone(name, random_init=True).network.maps
-    share = resolve(CheckpointSpec(checkpoint=name, random_init=True)).share([backbone.selected[0].index])
+    share = resolve(CheckpointSpec(checkpoint=name, random_init=True)).share(Points((backbone.selected[0].index,)))
     assert share == pytest.approx(flops_of(prefix) / flops_of(whole), rel=0.03)
     kept = backbone.network.module
     assert sum(p.numel() for p in kept.parameters()) == sum(p.numel() for p in prefix.parameters())
@@ -410,7 +410,9 @@ def test_an_input_that_is_refused_or_would_be_cut(size, cause):
 def test_an_input_that_would_be_resized():
     """A network that resizes its input by itself, as timm's CrossViT, is recognised by the size of its maps."""
     backbone = load_backbone("test_resnet", random_init=True)
-    plain = backbone.network.maps
-    backbone.network = replace(backbone.network, maps=lambda x: plain(nn.functional.interpolate(x, (160, 160))))
+    plain = backbone.network.run
+    backbone.network = replace(
+        backbone.network, run=lambda x, **more: plain(nn.functional.interpolate(x, (160, 160)), **more)
+    )
     with pytest.raises(UsageError, match="the map of stage4 is 5x5"):
         backbone(torch.zeros(1, 3, 320, 320, dtype=torch.uint8))

@@ -68,7 +68,7 @@ def test_options_are_the_configurations():
         ("extract . -c resnet18 -o d --threads 100000", 2, "--threads must be at most 1024, not 100000", "default"),
         ("extract . -c resnet18 -o d --decode-threads 1025", 2, "--decode-threads must be at most", "default"),
         ("extract . -c resnet18 -o d --threads many", 2, "--threads 'many' is neither a number nor auto", "default"),
-        ("extract . -c resnet18 -o d --pool median", 2, "--pool cannot be 'median'", "none, avg, max, cls, or a grid"),
+        ("extract . -c resnet18 -o d --pool median", 2, "--pool cannot be 'median'", "none, avg, max, gem, cls"),
         ("extract . -c resnet18 -o d --format npy", 2, "a dump cannot be stored as npy", "featcli export --to npy"),
         ("extract . -c resnet18 -o d --format zarr", 2, "--format cannot be 'zarr'", "hdf5 or safetensors"),
         ("extract . -c resnet18 -o d --dtype int8", 2, "--dtype cannot be 'int8'", "float32, float16 or bfloat16"),

@@ -12,6 +12,7 @@ from tiny_transformers import TOKENS
 from conftest import SAMPLES, upright
 from featcli import extract, load_backbone, open_dump, replay
 from featcli.backbones.checkpoint import resolve
+from featcli.backbones.stages import Points
 from featcli.errors import CheckpointError, UsageError
 from featcli.spec.groups import CheckpointSpec
 
@@ -453,7 +454,7 @@ def test_other_stages_can_be_asked_for(tmp_path):
     T.ViTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(tmp_path)
     backbone = load_backbone(str(tmp_path), out_features=["stem", "stage2"])
     assert [stage.name for stage in backbone.selected] == ["stem", "stage2"]
-    assert resolve(CheckpointSpec(checkpoint=str(tmp_path))).share([0, 2]) < 1
+    assert resolve(CheckpointSpec(checkpoint=str(tmp_path))).share(Points((0, 2))) < 1
 
 
 def test_processors_that_give_every_picture_another_size(tmp_path):

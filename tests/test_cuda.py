@@ -71,15 +71,15 @@ def test_the_same_bytes_again(pictures, tmp_path, device):
 def test_memory_that_runs_out_in_the_middle_of_a_batch(pictures, tmp_path, device, monkeypatch):
     """Rows that were already on their way are overwritten in their places when their batch is computed again."""
     featcli.extract(pictures, output=tmp_path / "whole", device=device, **OPTIONS)
-    forward, tried = Backbone.forward, []
+    run, tried = Backbone.run, []
 
-    def less_and_less(backbone, pixels):
+    def less_and_less(backbone, pixels, **more):
         tried.append(len(pixels))
         if len(pixels) > (2 if len(tried) < 5 else 1):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(backbone, pixels)
+        return run(backbone, pixels, **more)
 
-    monkeypatch.setattr(Backbone, "forward", less_and_less)
+    monkeypatch.setattr(Backbone, "run", less_and_less)
     featcli.extract(pictures, output=tmp_path / "d", device=device, **OPTIONS)
     assert tried[:9] == [4, 2, 2, 2, 2, 1, 1, 1, 1]  # the fifth is the second half of the second batch
     assert_close(open_dump(tmp_path / "whole"), open_dump(tmp_path / "d"), 1e-5)

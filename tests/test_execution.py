@@ -14,7 +14,7 @@ from torch import nn
 import featcli
 from conftest import tree
 from featcli import load_backbone, open_dump
-from featcli.backbones.backbone import Network
+from featcli.backbones.backbone import Network, Pass
 from featcli.backbones.folding import fold
 from featcli.errors import ConflictError, UsageError
 from featcli.extraction import extract as extraction
@@ -123,7 +123,7 @@ def test_only_what_may_be_folded_is(model, folded):
     pixels = torch.randn(2, 3, 9, 9)
     with torch.no_grad():
         expected = used(model)(pixels)
-        assert fold(Network(model, lambda given: [model(given)]), 3, (9, 9)) == folded
+        assert fold(Network(model, lambda given: Pass([model(given)], [], {})), 3, (9, 9)) == folded
         found = model(pixels)
     assert isinstance(model.norm, nn.BatchNorm2d) == (not folded)
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6) if folded else torch.equal(found, expected)
@@ -158,7 +158,7 @@ def test_compiled_dumps_are_recomputed_where_that_can_be_done(tmp_path, photos, 
 def no_compiler(function, **_):
     """Stand for torch.compile on a machine without a compiler."""
 
-    def run(pixels):
+    def run(pixels, **_):
         raise RuntimeError("No working C++ compiler found")
 
     return run
@@ -179,13 +179,13 @@ def test_compilation_that_does_not_fit(tmp_path, photos, monkeypatch):
     tried, held = [], []
 
     def compiled(function, **_):
-        def run(pixels):
+        def run(pixels, **more):
             tried.append(len(pixels))
             assert not [reference for reference in held if reference() is not None]
             if len(pixels) > 2:
                 held.append(weakref.ref(pixels))
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return function(pixels)
+            return function(pixels, **more)
 
         return run
 

@@ -351,14 +351,14 @@ def test_hostile_names_of_stages(dump, tmp_path, cli):
         shutil.rmtree(tmp_path / "d", ignore_errors=True)
         shutil.copytree(dump.path, tmp_path / "d")
         plan = read_checksummed(tmp_path / "d" / "plan.json")
-        plan["stages"][0]["name"] = name
+        plan["outputs"][0]["name"] = name
         body = {k: v for k, v in plan.items() if k not in ("fingerprint", "images_digest", "provenance", "environment")}
         plan["fingerprint"] = hash_json(body)
         publish_checksummed(tmp_path / "d" / "plan.json", plan, replace=True)
         before = tree(tmp_path)
         run = cli("export", tmp_path / "d", "-o", tmp_path / "out")
         assert run.code == 4
-        assert "a stage whose name is none" in run.err
+        assert "an output whose name is none" in run.err
         assert tree(tmp_path) == before
 
 

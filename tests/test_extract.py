@@ -43,7 +43,7 @@ def test_the_documents_example(tmp_path):
     featcli.extract(SAMPLES / "nature", checkpoint=str(folder), output=tmp_path / "dump", out_indices=[0, 1, 2])
     expected_shapes = {"stem": (96, 56, 56), "stage1": (96, 56, 56), "stage2": (192, 28, 28)}
     manifest = json.loads((tmp_path / "dump" / "manifest.json").read_text())
-    assert {stage["name"]: tuple(stage["shape"]) for stage in manifest["stages"]} == expected_shapes
+    assert {stage["name"]: tuple(stage["shape"]) for stage in manifest["outputs"]} == expected_shapes
     arrays = stored(tmp_path / "dump", "hdf5")
     assert {name: arrays[name].shape[1:] for name in expected_shapes} == expected_shapes
 
@@ -208,9 +208,9 @@ def test_same_command_again_does_nothing(tmp_path, photos):
     ("other", "field"),
     [
         ({"seed": 1}, "digest of the weights: "),
-        ({"out_indices": [1]}, "stages: "),
+        ({"out_indices": [1]}, "outputs: "),
         ({"dtype": "float16"}, "float16"),
-        ({"pool": "avg"}, "--pool: "),
+        ({"pool": "avg"}, "outputs: stage4 96x5x5 float32 there, stage4 avg 96 float32 now"),
         ({"format": "safetensors"}, "--format: "),
         ({"batch_size": 3}, "--batch-size: 32 there, 3 now"),
         ({"precision": "bf16"}, '--precision: "fp32" there, "bf16" now'),
@@ -326,7 +326,7 @@ def test_damaged_dumps(tmp_path, photos, name):
 def test_no_space(tmp_path, photos, monkeypatch):
     """A dump that cannot fit is refused before the first image, with the bytes needed and free."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(MachineError, match=r"115 kB needed, 1 kB free"):
+    with pytest.raises(MachineError, match=r"it needs 115 kB, and 1 kB are free"):
         featcli.extract(photos, output=tmp_path / "d", **TINY)
 
 
@@ -605,9 +605,13 @@ def test_overflow_is_counted_and_said(tmp_path, photos, monkeypatch):
     """If maps are too large for float16, the run says how many values of which stage became infinite."""
     from featcli.backbones.backbone import Backbone
 
-    plain = Backbone.forward
+    plain = Backbone.run
     monkeypatch.setattr(
-        Backbone, "forward", lambda self, pixels: {k: v * 0 + 1e6 for k, v in plain(self, pixels).items()}
+        Backbone,
+        "run",
+        lambda self, pixels, **more: plain(self, pixels, **more)._replace(
+            maps=[maps * 0 + 1e6 for maps in plain(self, pixels).maps]
+        ),
     )
     (photos / "broken.png").write_bytes(b"")
     said = []

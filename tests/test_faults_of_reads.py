@@ -322,7 +322,7 @@ def test_a_reader_says_what_the_machine_refused(dump, fails, call):
     found = open_dump(dump)
     fails(call, errno.ETIMEDOUT, dump / "shards")
     with pytest.raises(MachineError, match="timed out"):
-        found[found.plan.stages[0].name][0]
+        found[found.plan.outputs[0].name][0]
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth", "folder"])

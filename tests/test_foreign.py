@@ -16,6 +16,7 @@ from featcli.dump.foreign import foreign_files
 from featcli.dump.unfinished import remove_unused
 from featcli.dump.writer import DumpWriter, finalize
 from featcli.errors import DamagedError
+from featcli.pixels.failure import NOT_READ
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 2, "shard_size": 2, "image_size": 32}
 GIVEN = ["-c", "test_resnet", "--random-init", "--batch-size", 2, "--shard-size", 2, "--image-size", 32]
@@ -108,7 +109,7 @@ def begun(made):
         writer, first = DumpWriter(dump, dump.plan.environment), dump.plan.shard(1)[:1]
         shard = writer.start(1, dump.keys()[2:4], {})
         shard.file.write({"stage4": featcli.open_dump(made / name)["stage4"][2:3]})
-        shard.made.add(first, [], Counter(), Counter())
+        shard.made.add(first, [], Counter(), Counter(), [NOT_READ])
         assert writer.keep(shard)
         writer.leave(shard)
         left[name] = sorted((path / "shards").glob(".*"), reverse=True)

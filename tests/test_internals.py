@@ -34,6 +34,7 @@ from featcli.pixels.internals import (
     file_of,
     is_as_stored,
     marked,
+    mend_transparency,
     mend_ycbcr,
     register_plugin,
     silence_libtiff,
@@ -282,6 +283,15 @@ def test_what_plugins_did():
     with Image.open(jxl) as picture:
         assert hasattr(picture, "jpeg")
         assert not is_as_stored(picture)
+
+
+@pytest.mark.parametrize("given", [1, 255])
+def test_the_grey_that_a_png_of_one_bit_calls_transparent(given):
+    """Pillow 12.0 gives it as a bit, later ones as a grey: else white pixels of such a PNG would not be transparent."""
+    picture = Image.fromarray(np.array([[True, False]]))
+    picture.info["transparency"] = given
+    mend_transparency(picture)
+    assert (picture.mode, picture.info["transparency"]) == ("1", 255)
 
 
 def test_pillows_decoder():

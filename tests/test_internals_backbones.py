@@ -339,18 +339,63 @@ def test_stages_and_pruning(resnet):
     cut.load_state_dict(resnet.state_dict())
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        whole = internals.maps_of_timm(resnet, pixels, [0, 1], normed=False)
+        whole, _ = internals.run_timm(resnet, pixels, [0, 1], normed=False)
         indices = internals.prune_timm(cut, [0, 1], keeps_norm=False)
-        found = internals.maps_of_timm(cut, pixels, indices, normed=False)
+        found, _ = internals.run_timm(cut, pixels, indices, normed=False)
     assert [tuple(maps.shape[2:]) for maps in found] == [(32, 32), (16, 16)]
     assert all(torch.equal(one, other) for one, other in zip(whole, found, strict=True))
     assert not any(name.startswith("layer2") for name, _ in cut.named_parameters())
 
 
-def test_class_tokens_come_with_the_maps(vit):
-    """If timm returns prefix tokens in another way, --pool cls stores something that is no class token."""
-    tokens = internals.class_tokens_of_timm(vit, torch.empty(2, 3, 160, 160, device="meta"), [0], normed=False)
-    assert [tuple(found.shape) for found in tokens] == [(2, 64)]
+def test_class_tokens_come_with_the_maps():
+    """If timm gives prefix tokens in another way, --pool cls stores what is no class token."""
+    vit = timm.create_model("test_vit", num_classes=0).eval()
+    pixels = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        (plain,), none = internals.run_timm(vit, pixels, [0], normed=False)
+        (maps,), (tokens,) = internals.run_timm(vit, pixels, [0], normed=False, with_prefixes=True)
+        whole = vit.blocks[0](vit.norm_pre(vit._pos_embed(vit.patch_embed(pixels))))
+    assert none == []
+    assert torch.equal(plain, maps)
+    assert torch.equal(torch.cat([tokens, maps.flatten(2).transpose(1, 2)], 1), whole)
+
+
+def test_vectors_come_with_the_maps(resnet):
+    """If timm's `forward_head` takes something else than the last map, embeddings are not those of the model."""
+    model = timm.create_model("test_resnet").eval()
+    pixels = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        found = internals.run_whole_timm(model, pixels, [1], normed=False, vectors=["embedding", "logits"])
+        none, _, vectors = internals.run_whole_timm(model, pixels, [], normed=False, vectors=["embedding"])
+        features, expected = model.forward_features(pixels), model(pixels)
+        embedding = model.forward_head(features, pre_logits=True)
+        (second,), _ = internals.run_timm(model, pixels, [1], normed=False)
+    assert none == []
+    assert torch.equal(found[0][0], second)
+    assert torch.equal(vectors["embedding"], embedding)
+    assert torch.equal(found[2]["embedding"], embedding)
+    assert torch.equal(found[2]["logits"], expected)
+
+
+def test_registers_are_counted():
+    """If timm calls its registers otherwise, --pool registers finds none."""
+    with torch.device("meta"):
+        assert internals.num_registers_of_timm(timm.create_model("test_vit4")) > 0
+        assert internals.num_registers_of_timm(timm.create_model("test_vit")) == 0
+
+
+def test_heads_that_project():
+    """If timm says otherwise how wide the heads of its image-text models are, a projection is taken for classes."""
+    assert internals.head_projects_of_timm("vit_base_patch16_clip_224", "openai")
+    assert internals.head_projects_of_timm("resnet50_clip", "")
+    for architecture, tag in (("vit_base_patch16_clip_224", "openai_ft_in1k"), ("resnet18", ""), ("nothing", "")):
+        assert not internals.head_projects_of_timm(architecture, tag)
+
+
+def test_models_that_make_a_vector(resnet):
+    """If timm's models make vectors by another name, none has an embedding."""
+    assert internals.has_head_of_timm(resnet)
+    assert not internals.has_head_of_timm(nn.Identity())
 
 
 def test_arguments_in_the_configuration_of_a_folder(tmp_path):

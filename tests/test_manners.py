@@ -150,7 +150,7 @@ def test_a_command_that_is_not_there(cli, typed, meant):
 def test_words_for_the_same(option, typed, meant):
     """A word of another program is understood, stored as ours, and named in the help of the option."""
     one = next(one for one in options_of(COMMANDS["extract"]) if one.name == option)
-    assert one.kept(typed) == meant
+    assert one.kept(typed) == ((meant,) if option == "pool" else meant)
     if option != "precision":
         assert re.search(rf"\b{typed}\b", one.option.help)
 

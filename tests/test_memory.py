@@ -20,13 +20,13 @@ class Full:
         self.most = most
         self.error = error
         self.tried = []
-        self.real = Backbone.forward
+        self.real = Backbone.run
 
-    def __call__(self, backbone, pixels):
+    def __call__(self, backbone, pixels, **more):
         self.tried.append(len(pixels))
         if len(pixels) > self.most:
             raise self.error
-        return self.real(backbone, pixels)
+        return self.real(backbone, pixels, **more)
 
 
 ERRORS = [
@@ -43,7 +43,7 @@ def test_a_batch_is_halved_until_it_fits(tmp_path, photos, monkeypatch, cli, err
     """The rows equal those of whole batches, and the portion is found once, reported once and recorded."""
     featcli.extract(photos, output=tmp_path / "whole", **OPTIONS)
     full = Full(2, error)
-    monkeypatch.setattr(Backbone, "forward", lambda *arguments: full(*arguments))
+    monkeypatch.setattr(Backbone, "run", lambda *arguments, **more: full(*arguments, **more))
     given = ("-c", "test_resnet", "--random-init", "--batch-size", 8, "--threads", 1, "--out-indices", "all")
     run = cli("extract", photos, "-o", tmp_path / "d", *given)
     assert run.code == 0, run.err
@@ -62,7 +62,7 @@ def test_a_batch_is_halved_until_it_fits(tmp_path, photos, monkeypatch, cli, err
 def test_not_even_one_image(tmp_path, photos, monkeypatch, cli):
     """If one image is too much, the run says so with exit code 7, and commits nothing."""
     full = Full(0, ERRORS[0])
-    monkeypatch.setattr(Backbone, "forward", lambda *arguments: full(*arguments))
+    monkeypatch.setattr(Backbone, "run", lambda *arguments, **more: full(*arguments, **more))
     run = cli("extract", photos, "-o", tmp_path / "d", "-c", "test_resnet", "--random-init", "--batch-size", 4, "-q")
     assert (run.code, full.tried) == (7, [4, 2, 1])
     assert "error: one image does not fit into the memory of cpu" in run.err
@@ -73,7 +73,7 @@ def test_not_even_one_image(tmp_path, photos, monkeypatch, cli):
 def test_other_errors_are_not_taken_for_memory(tmp_path, photos, monkeypatch):
     """An error of another kind in the forward pass is a bug, and is shown."""
     full = Full(0, RuntimeError("shapes do not match"))
-    monkeypatch.setattr(Backbone, "forward", lambda *arguments: full(*arguments))
+    monkeypatch.setattr(Backbone, "run", lambda *arguments, **more: full(*arguments, **more))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         featcli.extract(photos, output=tmp_path / "d", **OPTIONS)
     assert full.tried == [8]

@@ -167,7 +167,8 @@ def test_vectors_before_the_norm(pool):
     """A run warns about vectors of a last stage that timm norms before pooling, and the way out gives timm's own."""
     (line,) = warned("test_vit", pool)
     assert line == (
-        "stage6 is pooled before the model's final norm, and test_vit itself pools after it: --norm model does so, too"
+        "stage6 is pooled before the model's final norm, and test_vit itself pools after it:"
+        " --out-features embedding gives its own vector, --norm model gives maps after it"
     )
     assert warned("test_vit", pool, norm="model") == warned("test_vit", pool, out_indices=0) == []
     torch.manual_seed(0)
@@ -216,7 +217,12 @@ def test_vectors_that_no_option_gives_after_the_norm(checkpoint):
     AutoBackbone gives none for Swinv2; timm gives EfficientViM's after the norm of another tensor.
     """
     (line,) = warned(checkpoint, "avg")
-    assert line.endswith("itself pools after it: no option gives maps after it")
+    way = (
+        "--out-features embedding gives its own vector"
+        if isinstance(checkpoint, str)
+        else "no option gives maps after it"
+    )
+    assert line.endswith(f"itself pools after it: {way}")
 
 
 # Each type normalises a raw map (B, C, h, w) of a stage in this way.

@@ -26,8 +26,8 @@ SETTINGS = Settings(
 
 def plan(settings=SETTINGS, dtype="float32", device="cpu"):
     """Return a plan with what the pace needs."""
-    stages = [SimpleNamespace(dtype=dtype)]
-    return SimpleNamespace(settings=settings, environment={"device": device}, stages=stages)
+    outputs = [SimpleNamespace(dtype=dtype, is_map=settings.pool == "none")]
+    return SimpleNamespace(settings=settings, environment={"device": device}, outputs=outputs)
 
 
 @pytest.mark.parametrize(

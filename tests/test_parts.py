@@ -7,7 +7,7 @@ import torch
 
 from conftest import content
 from featcli.dump.formats import FORMATS
-from featcli.dump.plan import Outline, StoredStage
+from featcli.dump.plan import Outline, Output
 from featcli.errors import UsageError
 from featcli.extraction import sharding
 from featcli.extraction.sharding import Rows, Sharers, choose_shard_rows, sharers_of, too_few
@@ -82,8 +82,10 @@ def test_what_is_no_part(text):
         part_of(text)
 
 
-VECTOR = StoredStage("stage4", 4, "layer4", (32, 32), (512, 7, 7), (512,), "float16")
-MAPS = replace(VECTOR, shape=(512, 7, 7))
+VECTOR = Output(
+    "stage4", "stage4", "avg", ("C",), (512,), "float16", "layer4", index=4, stride=(32, 32), map_shape=(512, 7, 7)
+)
+MAPS = replace(VECTOR, reduction="none", axes=("C", "H", "W"), shape=(512, 7, 7))
 CPU = torch.device("cpu")
 
 
@@ -150,7 +152,7 @@ def test_a_ray_of_its_own_has_as_many_workers_as_there_are_cores_for(monkeypatch
 
 def test_a_shard_size_that_is_asked_for_stays():
     """A --shard-size that was asked for is used, whoever shares the work, and an existing dump keeps its own."""
-    sharers, begun = Sharers(4, 1), Outline(stages=(VECTOR,), num_images=501, keys_digest="", shard_rows=96)
+    sharers, begun = Sharers(4, 1), Outline(outputs=(VECTOR,), num_images=501, keys_digest="", shard_rows=96)
     for there in (None, begun):
         assert choose_shard_rows(asked(shard_size=100), there, rows_of(Names(501)), 32, sharers).value == 128
     resumed = choose_shard_rows(asked(), begun, rows_of(Names(501)), 32, sharers)
@@ -173,7 +175,7 @@ def test_a_shard_size_that_is_asked_for_stays():
 )
 def test_fewer_shards_than_workers_are_said(images, shard_rows, sharers, says):
     """If a worker gets no shard, the run says so, with the option that would change it."""
-    plan = Outline(stages=(VECTOR,), num_images=images, keys_digest="", shard_rows=shard_rows)
+    plan = Outline(outputs=(VECTOR,), num_images=images, keys_digest="", shard_rows=shard_rows)
     said = too_few(plan, 32, sharers)
     assert said is says is None or said.startswith(says)
 

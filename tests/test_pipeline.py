@@ -38,7 +38,7 @@ class Pixels:
 class Into:
     """Stands for the writer of a dump that has some shards."""
 
-    dump = SimpleNamespace(plan=SimpleNamespace(settings=SimpleNamespace(batch_size=BATCH), stages=()))
+    dump = SimpleNamespace(plan=SimpleNamespace(settings=SimpleNamespace(batch_size=BATCH), outputs=()))
 
     def __init__(self, done=()):
         self.done = {*done}
@@ -132,7 +132,7 @@ def rows_of(whole, rows, **more):
     """Return what the forward pass would give for these rows."""
     released = []
     maps = {name: np.ascontiguousarray(whole[name][rows.start : rows.stop]) for name in whole.stages}
-    facts = {"compute_seconds": 0.5, "waited_seconds": 0.25, "overflown": Counter(), **more}
+    facts = {"compute_seconds": 0.5, "waited_seconds": 0.25, "overflown": Counter(), "clamped": Counter(), **more}
     return SimpleNamespace(finished=lambda: maps, release=lambda: released.append(rows), released=released, **facts)
 
 

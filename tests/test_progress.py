@@ -157,7 +157,7 @@ def test_a_worker_that_dies(run):
     """Images that a dead worker did not commit are not done; rows on the disk stay safe for the next worker."""
     from featcli.dump.plan import Outline
 
-    plan = Outline(stages=(), num_images=1000, keys_digest="", shard_rows=100)
+    plan = Outline(outputs=(), num_images=1000, keys_digest="", shard_rows=100)
     worker, other = (ShardProgress(plan, lambda kind, **facts: run(1, kind, **facts)) for _ in range(2))
     assert worker.hear("resumed", {"shard": 4, "rows": 30}) is None  # the shard is not committed yet
     worker.hear("batch", {"images": 40})

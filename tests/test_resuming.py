@@ -95,7 +95,7 @@ def test_a_plan_with_other_names_of_modules(folder, monkeypatch):
     assert featcli.load_backbone("weights/dinov2").selected[0].module != "older.name"
     assert extracted("dinov2", "d", pool="cls", shard_size=2, batch_size=2) == []
     dump = featcli.open_dump("d")
-    assert [stage.module for stage in dump.plan.stages] == ["older.name"]
+    assert [stage.module for stage in dump.plan.outputs] == ["older.name"]
 
 
 def test_a_plan_with_a_whole_configuration(folder, monkeypatch):

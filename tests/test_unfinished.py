@@ -20,6 +20,7 @@ from featcli.dump import writer
 from featcli.dump.checksummed_json import checksummed, read_checksummed
 from featcli.dump.folder import Dump
 from featcli.dump.lock import FolderLock
+from featcli.dump.records import split_digests
 from featcli.dump.shard import ShardWriter
 from featcli.dump.unfinished import RowsMade
 from featcli.dump.writer import DumpWriter
@@ -380,6 +381,7 @@ def beside(pictures, tmp_path):
         path.unlink()
     whole, dump = Dump.at(tmp_path / "whole"), Dump.at(tmp_path / "d")
     made, keys, starts = whole.record_of(0), whole.keys(), range(0, 9, 2)
+    whole_digests = split_digests(made["digests"])
     stage, valid = (
         featcli.open_dump(tmp_path / "whole")["stage4"][:],
         np.array([1, 1, 1, 0, 1, 1, 1, 1, 1], np.uint8),
@@ -399,7 +401,8 @@ def beside(pictures, tmp_path):
                 rows = range(first, min(first + 2, 9))
                 failures = [Failure(**one) for one in made["failures"] if one["row"] in rows]
                 self.begun.file.write({"stage4": stage[rows.start : rows.stop]})
-                self.begun.made.add(rows, failures, Counter(), Counter())
+                digests = whole_digests[rows.start : rows.stop]
+                self.begun.made.add(rows, failures, Counter(), Counter(), digests)
             return self.into.keep(self.begun)
 
         def commit(self):
@@ -600,10 +603,10 @@ def test_what_is_not_taken_up_is_forgotten():
     """Failures, traits and NaN of a batch that is made again do not count twice."""
     made, failures = RowsMade(), [Failure("a", row, "empty", "") for row in (11, 13)]
     for first, failure in zip((10, 12), failures, strict=True):
-        made.add(range(first, first + 2), [failure], Counter(deep=1), Counter(stage4=first))
+        made.add(range(first, first + 2), [failure], Counter(deep=1), Counter(stage4=first), [f"{first:032}"] * 2)
     made.cut(range(10, 12))
-    assert (made.count, made.failures, made.all_traits, made.all_overflown) == (
-        2, failures[:1], {"deep": 1}, {"stage4": 10}
+    assert (made.count, made.failures, made.all_traits, made.all_overflown, made.digests) == (
+        2, failures[:1], {"deep": 1}, {"stage4": 10}, [f"{10:032}"] * 2
     )  # fmt: skip
 
 

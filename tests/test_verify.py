@@ -326,8 +326,8 @@ def test_a_dump_of_a_later_version(tmp_path, photos, cli):
 
     featcli.extract(photos, output=tmp_path / "d", checkpoint="test_resnet", random_init=True)
     plan = tmp_path / "d" / "plan.json"
-    publish_checksummed(plan, {**read_checksummed(plan), "format_version": 2}, replace=True)
+    publish_checksummed(plan, {**read_checksummed(plan), "format_version": 3}, replace=True)
     for command in (["verify"], ["inspect"], ["verify", "--repair"], ["export", "-o", tmp_path / "x.h5"]):
         run = cli(command[0], tmp_path / "d", *command[1:])
         assert run.code == 5
-        assert "format version 2, this featcli reads 1\nhint: use the featcli that made it" in run.err
+        assert "format version 3, this featcli reads 1 and 2\nhint: use the featcli that made it" in run.err

@@ -2,6 +2,8 @@
 
 import torch
 
+from featcli.backbones.stages import Points
+
 TOKENS = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 PYRAMID = {"depths": [1, 1, 1, 1]}
 WINDOWS = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4, "image_size": 64}
@@ -57,7 +59,7 @@ def refuse_wrong_places(spec):
     """
     torch.manual_seed(0)
     stages, spec.norm = spec.stages, "raw"
-    network = spec.build(range(len(stages)), "cpu")
+    network = spec.build(Points(tuple(range(len(stages)))), "cpu")
     pixels = torch.rand(1, spec.channels, *spec.input_size)
     seen = {"pixel_values": pixels}
     for place in {stage.module for stage in stages} - seen.keys():

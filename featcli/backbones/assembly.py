@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,20 +11,19 @@ from featcli.backbones.backbone import Backbone, Network
 from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
 from featcli.backbones.folding import fold
 from featcli.backbones.model_spec import ModelSpec
+from featcli.backbones.stages import Points
 from featcli.errors import CheckpointError, shown
 from featcli.system.borrowed import own_random_numbers
 
 
-def assemble_backbone(
-    model: ModelSpec, positions: Sequence[int], device: torch.device, execution: Execution
-) -> Backbone:
-    """Load the weights of the stages at these positions, and freeze the network on the device.
+def assemble_backbone(model: ModelSpec, points: Points, device: torch.device, execution: Execution) -> Backbone:
+    """Load the weights for these points, and freeze the network on the device.
 
     `Backbone.execution` says how it is run, which may differ from what was asked: see `prepare_network`. Raises
     CheckpointError.
     """
     with own_random_numbers():  # loaded weights replace them
-        network, weights = model.load(positions)
+        network, weights = model.load(points)
     refuse_not_finite(model.name, network)
     digest = weights_digest(network)
     network, execution = prepare_network(model, network, device, execution)
@@ -33,7 +31,7 @@ def assemble_backbone(
         name=model.name,
         library=model.library,
         stages=model.stages,
-        selected=tuple(model.stages[position] for position in positions),
+        selected=tuple(model.stages[position] for position in points.positions),
         preprocessing=model.preprocessing(),
         weights=weights,
         settings=model.settings(),
@@ -42,6 +40,7 @@ def assemble_backbone(
         execution=execution,
         digest=digest,
         patch=model.patch,
+        vectors=tuple(vector for vector in model.vectors if vector.name in points.vectors) if points.vectors else (),
     )
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from featcli.backbones.backbone import Network
+from featcli.backbones.backbone import Network, Pass
 from featcli.backbones.composites import names_of_backbone, names_of_task, norm_freezer
 from featcli.backbones.internals import backbone_classes, silent_transformers
-from featcli.backbones.transformers_model import TransformersModelSpec, copied
+from featcli.backbones.stages import Points
+from featcli.backbones.transformers_model import TransformersModelSpec, copied, num_registers
 from featcli.errors import CheckpointError, one_line, shown
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
@@ -84,9 +85,9 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         found = NORM_OF_STAGE.match(key)
         return found is not None and found[1] in self.config.stage_names
 
-    def _blank(self, positions: Sequence[int]) -> Any:
+    def _blank(self, points: Points) -> Any:
         try:
-            return self._class(self._config_for(positions))
+            return self._class(self._config_for(points.positions))
         except ImportError as error:  # dinat needs natten
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: model type {shown(self.model_type)} needs a library"
@@ -94,8 +95,8 @@ class AutoBackboneModelSpec(TransformersModelSpec):
                 "install it, or choose another backbone",
             ) from error
 
-    def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
-        return self.from_pretrained(self._class, self._config_for(positions), self._ways_to_name())
+    def _read(self, points: Points) -> tuple[Any, Mapping[str, Any]]:
+        return self.from_pretrained(self._class, self._config_for(points.positions), self._ways_to_name())
 
     def _ways_to_name(self) -> Iterator[Mapping[str, str] | None]:
         """Yield what may have to be replaced in names on disk, the most common first."""
@@ -109,7 +110,8 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         config.out_indices = [position + self.first_index for position in positions]
         return config
 
-    def _network(self, module: Any, positions: Sequence[int]) -> Network:
+    def _network(self, module: Any, points: Points) -> Network:
+        positions = points.positions
         deepest, names = max(positions) + self.first_index, self.config.stage_names
         if deepest < len(names) - 1:
             _drop_stages_after(module, deepest, names, self.model_type)
@@ -118,26 +120,31 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         self._freeze_norms(module)
         is_token_model = hasattr(self.config, "reshape_hidden_states")
         has_class_token = any(name.endswith("cls_token") for name, _ in module.named_parameters())
-        class_tokens = partial(_class_tokens_of, module, positions=tuple(positions))
+        has_class_token = is_token_model and has_class_token
         return Network(
             module=module,
-            maps=partial(_maps_of, module, patch=self.patch),
-            class_tokens=class_tokens if is_token_model and has_class_token else None,
+            run=partial(_run, module, positions=positions, patch=self.patch),
+            has_class_token=has_class_token,
+            num_registers=num_registers(module) if has_class_token else 0,
         )
 
     def _module_names(self, names: list[str]) -> list[str]:
         with torch.device("meta"), silent_transformers():
-            module = self._blank([len(names) - 1 - self.first_index])
+            module = self._blank(Points((len(names) - 1 - self.first_index,)))
         path, _ = _stage_list(module, names)
         has_stem = names[0] == "stem"
         stem = [next(name for name, _ in module.named_children())] if has_stem else []
         return stem + [f"{path}.{i}" for i in range(len(names) - has_stem)]
 
 
-def _maps_of(module: Any, pixels: torch.Tensor, patch: Size | None) -> list[torch.Tensor]:
+def _run(
+    module: Any, pixels: torch.Tensor, positions: Sequence[int], patch: Size | None, with_prefixes: bool = False
+) -> Pass:
     """Run a backbone for (B, C, h, w) maps, also one that leaves its patches in a row: (B, tokens, C)."""
     height, width = pixels.shape[2:]
-    return [_as_grid(found, height, width, patch) for found in module(pixels).feature_maps]
+    found = module(pixels, **({"output_hidden_states": True} if with_prefixes else {}))
+    maps = [_as_grid(one, height, width, patch) for one in found.feature_maps]
+    return Pass(maps, _prefixes_of(module, found.hidden_states, maps, positions) if with_prefixes else [], {})
 
 
 def _as_grid(found: torch.Tensor, height: int, width: int, patch: Size | None) -> torch.Tensor:
@@ -149,12 +156,13 @@ def _as_grid(found: torch.Tensor, height: int, width: int, patch: Size | None) -
     return tokens.transpose(1, 2).reshape(len(found), -1, *grid)
 
 
-def _class_tokens_of(module: Any, pixels: torch.Tensor, positions: Sequence[int]) -> list[torch.Tensor]:
-    """Return token 0 of hidden states, normalised as the maps are."""
+def _prefixes_of(
+    module: Any, hidden: Sequence[torch.Tensor], maps: Sequence[torch.Tensor], positions: Sequence[int]
+) -> list[torch.Tensor]:
     norm = next((found for name in SHARED_NORMS if isinstance(found := getattr(module, name, None), nn.Module)), None)
     wants_norm = norm is not None and getattr(module.config, "apply_layernorm", True)
-    hidden = module(pixels, output_hidden_states=True).hidden_states
-    return [(norm(hidden[i]) if norm is not None and wants_norm else hidden[i])[:, 0] for i in positions]
+    states = [norm(hidden[i]) if norm is not None and wants_norm else hidden[i] for i in positions]
+    return [state[:, : state.shape[1] - one.shape[2] * one.shape[3]] for state, one in zip(states, maps, strict=True)]
 
 
 def _stage_list(module: nn.Module, names: Sequence[str]) -> tuple[str, nn.ModuleList]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from featcli.backbones.execution import LAYOUTS, PRECISIONS, Execution
 from featcli.backbones.internals import compiled, hook_again, to_be_copied
 from featcli.backbones.preprocessing import Preprocessing
-from featcli.backbones.stages import Stage
+from featcli.backbones.stages import Stage, Vector
 from featcli.errors import UsageError, one_line, shown_shape
 from featcli.pixels.colour import DEFAULT
 from featcli.pixels.pictures import prepared
@@ -23,7 +23,20 @@ from featcli.spec.parsers import Size
 REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)  # libraries refuse a size with these
 ROUNDED = 8  # a map may differ by 1/n from what the input size suggests
 
-Maps = Callable[[torch.Tensor], list[torch.Tensor]]
+
+class Pass(NamedTuple):
+    """What one pass through a network gives of pixels (B, C, H, W)."""
+
+    maps: list[torch.Tensor]  # (B, C, h, w) of each stage that was chosen
+    prefixes: list[torch.Tensor]  # (B, P, C) of each, the tokens before the patches; empty where nobody wants them
+    vectors: dict[str, torch.Tensor]  # (B, D) by name: embedding, projection, logits
+
+
+class Run(Protocol):
+    """How a network is run: a partial of a function that takes the module first, so that it can be copied."""
+
+    def __call__(self, pixels: torch.Tensor, /, with_prefixes: bool = False) -> Pass:
+        """Run the module once; `with_prefixes` where the tokens before the patches are wanted."""
 
 
 @dataclass(frozen=True)
@@ -69,23 +82,34 @@ class Network:
     """
 
     module: nn.Module
-    maps: Maps  # of the module alone: a partial of a function that takes the module first, so that it can be copied
-    class_tokens: Maps | None = None
-    idle: frozenset[str] = frozenset()  # parameters and buffers on which no map depends, such as those of a head
-    is_compiled: bool = False  # whether calls go through torch.compile
+    run: Run
+    has_class_token: bool = False  # token 0 of the prefixes
+    num_registers: int = 0  # the last tokens of the prefixes
+    idle: frozenset[str] = frozenset()  # parameters and buffers that nothing depends on, such as those of a head
+    is_compiled: bool = False  # what is called then goes through torch.compile
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and copy by the module, and how it is asked, without compiled code and hooks of libraries.
+        """Be copied and pickled by the module, and how it is run: neither what is compiled, nor hooks of libraries.
 
         The copy has a module of its own.
         """
-        asked = (_recipe(self.maps), _recipe(self.class_tokens))
-        return _network_again, (*to_be_copied(self.module), asked, self.idle, self.is_compiled)
+        run: Any = self.run.plain if isinstance(self.run, _Compiled) else self.run
+        recipe = (run.func, run.args[1:], run.keywords)
+        facts = (self.has_class_token, self.num_registers, self.idle)
+        return _network_again, (*to_be_copied(self.module), recipe, facts, self.is_compiled)
+
+    def maps(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Compute the map (B, C, h, w) of each chosen stage, in network order."""
+        return self.run(pixels).maps
+
+    def outputs(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Compute the maps and the vectors, in one list: all that the network was made for."""
+        found = self.run(pixels)
+        return [*found.maps, *found.vectors.values()]
 
     def compiled(self) -> Network:
         """Return the network that goes through torch.compile, for one size of batch."""
-        class_tokens = None if self.class_tokens is None else _Compiled(self.class_tokens)
-        return replace(self, maps=_Compiled(self.maps), class_tokens=class_tokens, is_compiled=True)
+        return replace(self, run=_Compiled(self.run), is_compiled=True)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the parameters and buffers by name, without the idle ones."""
@@ -95,30 +119,19 @@ class Network:
 class _Compiled:
     """A function that goes through torch.compile, with the original function."""
 
-    def __init__(self, plain: Maps) -> None:
+    def __init__(self, plain: Run) -> None:
         self.plain = plain
         self._run = compiled(plain)
 
-    def __call__(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        found: list[torch.Tensor] = self._run(pixels)
-        return found
+    def __call__(self, pixels: torch.Tensor, /, with_prefixes: bool = False) -> Pass:
+        return Pass(*self._run(pixels, with_prefixes=with_prefixes))
 
 
-def _recipe(asks: Any) -> tuple[Any, ...] | None:
-    """Take the module out of the callable that asks it: (function, other arguments, keywords)."""
-    if asks is None:
-        return None
-    plain: Any = asks.plain if isinstance(asks, _Compiled) else asks
-    return plain.func, plain.args[1:], plain.keywords
-
-
-def _network_again(
-    module: Any, hooked: bool, asked: tuple[Any, Any], idle: frozenset[str], is_compiled: bool
-) -> Network:
-    """Make a network from what `Network.__reduce__` returned."""
+def _network_again(module: Any, hooked: bool, recipe: Any, facts: tuple[Any, ...], is_compiled: bool) -> Network:
+    """Make a network of what `Network.__reduce__` gave."""
     hook_again(module, hooked)
-    maps, class_tokens = (made and partial(made[0], module, *made[1], **made[2]) for made in asked)
-    network = Network(module, maps, class_tokens, idle)
+    function, arguments, keywords = recipe
+    network = Network(module, partial(function, module, *arguments, **keywords), *facts)
     return network.compiled() if is_compiled else network
 
 
@@ -142,11 +155,15 @@ class Backbone:
     digest: str
     rules: PixelSpec = DEFAULT  # what happens to a picture before the preprocessing
     patch: Size | None = None  # (height, width) of the patches, if it cuts its input into patches
+    vectors: tuple[Vector, ...] = ()  # the vectors that were chosen
     other_sizes: set[Size] = field(default_factory=set)  # sizes of inputs that were found to fit, besides its own
     make_module: Callable[[Backbone, bool], Any] | None = None  # makes the same network again: see as_module
+    load_embedder: Callable[[], Backbone] | None = None  # loads the checkpoint for its embedding: see embed
+    _embedder: Backbone | None = None
 
     def __repr__(self) -> str:
-        stages = ", ".join(f"{stage.name} {shown_shape(stage.shape)}" for stage in self.selected)
+        points: tuple[Stage | Vector, ...] = (*self.selected, *self.vectors)
+        stages = ", ".join(f"{point.name} {shown_shape(point.shape)}" for point in points)
         size = "HxW" if self.preprocessing.is_native else shown_shape(self.preprocessing.size)
         how = f"{self.device}, {self.precision}"
         return f"<backbone {self.name}: {stages} of {self.preprocessing.channels}x{size} pixels, {how}>"
@@ -189,7 +206,7 @@ class Backbone:
     @property
     def has_class_token(self) -> bool:
         """Whether `class_tokens` can be called."""
-        return self.network.class_tokens is not None
+        return self.network.has_class_token
 
     def preprocess(self, picture: Any) -> torch.Tensor:
         """Return the input that `forward` takes a batch of, for a picture: (C, H, W), uint8 as a rule.
@@ -203,16 +220,45 @@ class Backbone:
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return {stage: (B, C, h, w)} for (B, C, H, W) from `preprocess`, on the device, in the precision computed in.
 
-        Pixels may have another size if the network takes it. No gradient goes into the network, but a head can be
-        trained on the maps. Raises UsageError for any other input, such as pixels that are already normalised.
+        Chosen vectors come after the stages, {"embedding": (B, D)}. Pixels may have another size if the network takes
+        it. No gradient goes into the network, but a head can be trained on what it returns. Raises UsageError for any
+        other input, such as pixels that are already normalised.
         """
-        return self._run(self.network.maps, pixels)
+        found = self.run(pixels)
+        return {**self._by_stage(found.maps), **found.vectors}
 
     def class_tokens(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return {stage: (B, C)} for (B, C, H, W) from `preprocess`. Raises UsageError without a class token."""
-        if self.network.class_tokens is None:
+        if not self.has_class_token:
             raise UsageError(f"{self.name} has no class token", "use --pool avg for one vector per image")
-        return self._run(self.network.class_tokens, pixels)
+        return self._by_stage([prefix[:, 0] for prefix in self.run(pixels, with_prefixes=True).prefixes])
+
+    def embed(self, pictures: Any) -> torch.Tensor:
+        """Compute the model's own vector of each picture, (B, D).
+
+        `pictures` are (B, C, H, W) from `preprocess`, or whatever that takes: one picture or a list of them. The first
+        call loads the network once more, with what comes after its last stage, unless `embedding` was chosen. Raises
+        UsageError where the model makes no vector, CheckpointError where the checkpoint lacks what it is made by.
+        """
+        is_pixels = isinstance(pictures, torch.Tensor) and pictures.ndim == 4
+        pixels = pictures if is_pixels else self.preprocess(pictures)
+        embedder = self._with_embedding()
+        return embedder.run(pixels if pixels.ndim == 4 else pixels[None]).vectors["embedding"]
+
+    def _with_embedding(self) -> Backbone:
+        if any(vector.name == "embedding" for vector in self.vectors):
+            return self
+        if self._embedder is None:
+            if self.load_embedder is None:
+                raise UsageError(
+                    f"{self!r} does not know its checkpoint",
+                    "load it with out_features=['embedding'] beside its stages",
+                )
+            self._embedder = replace(self.load_embedder(), preprocessing=self.preprocessing)
+        return self._embedder
+
+    def _by_stage(self, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {stage.name: tensor for stage, tensor in zip(self.selected, tensors, strict=True)}
 
     __call__ = forward
 
@@ -233,9 +279,11 @@ class Backbone:
             )
         return self.make_module(self, cut)
 
-    def _run(
-        self, yields: Callable[[torch.Tensor], list[torch.Tensor]], pixels: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def run(self, pixels: torch.Tensor, with_prefixes: bool = False) -> Pass:
+        """Compute all that was chosen in one pass, as `forward` does.
+
+        `with_prefixes`: the tokens before the patches, too. Raises what `forward` raises.
+        """
         wanted, ours = self.preprocessing.dtype, self.preprocessing
         if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4 or pixels.shape[1] != ours.channels:
             found = getattr(pixels, "shape", type(pixels).__name__)
@@ -254,8 +302,12 @@ class Backbone:
             count = len(pixels)
             some = pixels if count else pixels.new_zeros(1, *pixels.shape[1:])  # many networks need one picture
             ready = ours.normalize(some.to(self.device, non_blocking=True))
-            found = yields(as_run(ready, self.execution))
-        return {stage.name: tensor[:count] for stage, tensor in zip(self.selected, found, strict=True)}
+            maps, prefixes, vectors = self.network.run(as_run(ready, self.execution), with_prefixes=with_prefixes)
+        return Pass(
+            [found[:count] for found in maps],
+            [found[:count] for found in prefixes],
+            {name: found[:count] for name, found in vectors.items()},
+        )
 
     def _refuse_unfit(self, size: Size) -> None:
         """Raise UsageError for an input of another size than `preprocess` gives, if the network does not take it.

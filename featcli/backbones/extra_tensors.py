@@ -115,11 +115,11 @@ def modules_in_use(network: Network, pixels: torch.Tensor) -> frozenset[str]:
     ]
     try:
         with torch.no_grad():
-            network.maps(pixels)
+            network.outputs(pixels)
     finally:
         for hook in hooks:
             hook.remove()
-    idle = idle_tensors(module, network.maps, pixels)
+    idle = idle_tensors(module, network.outputs, pixels)
     called |= {name.rpartition(".")[0] for name, _ in module.named_parameters() if name not in idle}
     return frozenset(path[:end] for path in called for end in _ends(path))
 

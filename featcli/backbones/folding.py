@@ -36,7 +36,7 @@ def fold(network: Network, channels: int, size: tuple[int, int]) -> int:
     with torch.no_grad():
         pairs, before = _pairs(network, pixels)
         undo = [_fold(network.module, pair) for pair in pairs]
-        after = network.maps(pixels) if pairs else before
+        after = network.outputs(pixels) if pairs else before
     if all(_is_near(one, other) for one, other in zip(before, after, strict=True)):
         return len(pairs)
     for put_back in undo:
@@ -81,7 +81,7 @@ def _pairs(network: Network, pixels: torch.Tensor) -> tuple[list[_Pair], list[to
         elif is_plain_norm(module):
             hooks.append(module.register_forward_pre_hook(lambda norm, given, path=path: enter(path, norm, given)))
     try:
-        maps = network.maps(pixels)
+        maps = network.outputs(pixels)
     finally:
         for hook in hooks:
             hook.remove()

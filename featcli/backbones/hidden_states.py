@@ -16,14 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from featcli.backbones.backbone import Network
+from featcli.backbones.backbone import Network, Pass
 from featcli.backbones.composites import names_of_task, names_under
 from featcli.backbones.internals import is_of_meta, silent_transformers, vision_class
 from featcli.backbones.key_names import find_prefix
 from featcli.backbones.model_spec import Outputs, Wanted
-from featcli.backbones.stages import names_by_stride
+from featcli.backbones.stages import Points, names_by_stride
 from featcli.backbones.torchvision_operators import import_transformers
-from featcli.backbones.transformers_model import FINAL_NORMS, TransformersModelSpec, config_size, copied
+from featcli.backbones.transformers_model import (
+    FINAL_NORMS,
+    TransformersModelSpec,
+    config_size,
+    copied,
+    num_registers,
+)
 from featcli.backbones.trimming import idle_tensors, trim
 from featcli.backbones.weightless import WithoutWeights
 from featcli.errors import CheckpointError, UsageError, one_line, shown
@@ -154,7 +160,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
     def _run_blank(self, size: Size, device: str) -> tuple[Any, Sequence[torch.Tensor]]:
         """Return the model without weights, with its hidden states of two pictures."""
         with torch.device(device), silent_transformers():
-            module = self._blank(())
+            module = self._blank(Points(()))
         with torch.no_grad():
             return module, self._hidden(module, torch.zeros(2, self.channels, *size, device=device))
 
@@ -167,10 +173,10 @@ class HiddenStatesModelSpec(TransformersModelSpec):
             names = names_by_stride(strides)
         return tuple(zip(names, _module_names(module, names), strict=True))
 
-    def _blank(self, positions: Sequence[int]) -> Any:
+    def _blank(self, points: Points) -> Any:
         return self._class(self.config).eval()
 
-    def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
+    def _read(self, points: Points) -> tuple[Any, Mapping[str, Any]]:
         module, report = self.from_pretrained(self._class, self.config, [None])
         names = {name for name, _ in module.named_parameters()}
         if names <= set(report["missing_keys"]):  # nothing was found, because the model lies deeper in a larger one
@@ -181,20 +187,26 @@ class HiddenStatesModelSpec(TransformersModelSpec):
             return self.from_pretrained(self._class, self.config, [None, names_of_task(self.outer, ()) or None])
         return module, report
 
-    def _network(self, module: Any, positions: Sequence[int]) -> Network:
-        maps = partial(self._maps, module, positions=tuple(positions))
+    def _network(self, module: Any, points: Points) -> Network:
+        positions = points.positions
+        maps = partial(self._maps, module, positions=positions)
         idle = self._idle(positions)
         if idle:
             noise = torch.rand(1, self.channels, *self.input_size, generator=torch.Generator().manual_seed(0))
             idle = trim(module, idle, maps, noise.to(next(module.parameters()).device))
         has_class_token = _has_class_token(module) and all(self.layout.prefixes[i] > 0 for i in positions)
-        class_tokens = partial(self._class_tokens, module, positions=tuple(positions)) if has_class_token else None
-        return Network(module=module, maps=maps, class_tokens=class_tokens, idle=idle)
+        return Network(
+            module=module,
+            run=partial(self._pass, module, positions=positions),
+            has_class_token=has_class_token,
+            num_registers=num_registers(module) if has_class_token else 0,
+            idle=idle,
+        )
 
     def _idle(self, positions: Sequence[int]) -> frozenset[str]:
         """Return the tensors that these stages do not depend on, as a copy without weights shows."""
         with torch.device("meta"):
-            twin = self._blank(positions)
+            twin = self._blank(Points(tuple(positions)))
         pixels = torch.zeros(1, self.channels, *self.input_size, device="meta")
         with silent_transformers():
             return idle_tensors(twin, lambda given: self._maps(twin, given, positions), pixels)
@@ -233,12 +245,14 @@ class HiddenStatesModelSpec(TransformersModelSpec):
         self._hidden(module, pixels)
 
     def _maps(self, module: Any, pixels: torch.Tensor, positions: Sequence[int]) -> list[torch.Tensor]:
-        hidden = self._hidden(module, pixels)
-        return [self.layout.as_map(self._normed(module, hidden[i]), *pixels.shape[2:]) for i in positions]
+        return self._pass(module, pixels, positions).maps
 
-    def _class_tokens(self, module: Any, pixels: torch.Tensor, positions: Sequence[int]) -> list[torch.Tensor]:
+    def _pass(self, module: Any, pixels: torch.Tensor, positions: Sequence[int], with_prefixes: bool = False) -> Pass:
         hidden = self._hidden(module, pixels)
-        return [self._normed(module, hidden[i])[:, 0] for i in positions]
+        states = [self._normed(module, hidden[i]) for i in positions]
+        maps = [self.layout.as_map(state, *pixels.shape[2:]) for state in states]
+        prefixes = [state[:, : self.layout.prefixes[i]] for i, state in zip(positions, states, strict=True)]
+        return Pass(maps, prefixes if with_prefixes else [], {})
 
     def _normed(self, module: Any, hidden: torch.Tensor) -> torch.Tensor:
         if self.norm == "raw":

@@ -360,6 +360,10 @@ class TimmFacts:
     hub_filename: str | None  # of the weights there, if it is no usual name
     has_reader_of_its_own: bool  # whether its weights have a format that is no state dict
     classifiers: tuple[str, ...]  # the modules of its head
+    num_classes: int  # that its head was trained for; 0 without a head
+    label_offset: int  # classes of its weights that come before those, and are not its own
+    class_names: tuple[str, ...]  # empty where it names none
+    licence: str  # empty likewise
 
 
 def facts_of_timm(model: Any) -> TimmFacts:
@@ -373,7 +377,33 @@ def facts_of_timm(model: Any) -> TimmFacts:
         hub_filename=config.get("hf_hub_filename"),
         has_reader_of_its_own=bool(config.get("custom_load")),
         classifiers=(classifiers,) if isinstance(classifiers, str) else tuple(classifiers or ()),
+        num_classes=int(config.get("num_classes") or 0),
+        label_offset=int(config.get("label_offset") or 0),
+        class_names=tuple(map(str, config.get("label_names") or ())),
+        licence=str(config.get("license") or ""),
     )
+
+
+def head_projects_of_timm(architecture: str, tag: str) -> bool:
+    """Tell whether the head of a checkpoint of timm projects onto a space that pictures share with texts.
+
+    timm does not say so: such a head has as many outputs as that space has dimensions, which is no number of classes
+    that a model of timm was trained for.
+    """
+    models = importlib.import_module("timm.models")
+    if not models.is_model(architecture):
+        return False
+    config = models.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture, allow_unregistered=True)
+    return bool(config and 0 < (config.num_classes or 0) <= MOST_DIMENSIONS and config.num_classes != OF_IMAGENET)
+
+
+MOST_DIMENSIONS = 2048  # of a space that pictures share with texts
+OF_IMAGENET = 1000
+
+
+def has_head_of_timm(model: Any) -> bool:
+    """Tell whether a model can make a vector of what its stages give."""
+    return callable(getattr(model, "forward_head", None))
 
 
 def in_chans_of_timm(model: Any) -> int:
@@ -430,25 +460,48 @@ def has_class_token_of_timm(model: Any) -> bool:
     return has_prefix and getattr(model, "cls_token", None) is not None and getattr(model, "num_prefix_tokens", 0) > 0
 
 
+def num_registers_of_timm(model: Any) -> int:
+    """Count the registers of a model: the last of the tokens before its patches."""
+    found = getattr(model, "reg_token", None)
+    return 0 if found is None else int(found.shape[1])
+
+
 def prune_timm(model: Any, positions: Sequence[int], keeps_norm: bool) -> Any:
-    """Remove from a model what comes after the deepest of these stages. Returns the indices for `maps_of_timm`."""
+    """Take out of a model what comes after the deepest of these stages. Returns the indices for `run_timm`."""
     return model.prune_intermediate_layers(list(positions), prune_norm=not keeps_norm, prune_head=True)
 
 
-def maps_of_timm(model: Any, pixels: torch.Tensor, indices: Any, normed: bool) -> list[torch.Tensor]:
-    """Run a model for the (B, C, h, w) maps of these stages, after its final norm if `normed`."""
-    maps: list[torch.Tensor] = model.forward_intermediates(
-        pixels, indices=indices, norm=normed, output_fmt="NCHW", intermediates_only=True
-    )
-    return maps
+def run_timm(
+    model: Any, pixels: torch.Tensor, indices: Any, normed: bool, with_prefixes: bool = False
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Run a model for the (B, C, h, w) maps of these stages, after its final norm where `normed`; and for prefixes.
 
-
-def class_tokens_of_timm(model: Any, pixels: torch.Tensor, indices: Any, normed: bool) -> list[torch.Tensor]:
-    """Run a model for the (B, C) class tokens of these stages."""
+    Prefixes are the (B, P, C) tokens before the patches, in a list that is empty where they are not wanted.
+    """
+    options: dict[str, Any] = {"norm": normed, "output_fmt": "NCHW", "intermediates_only": True}
     found = model.forward_intermediates(
-        pixels, indices=indices, norm=normed, output_fmt="NCHW", intermediates_only=True, return_prefix_tokens=True
+        pixels, indices=indices, **options, **({"return_prefix_tokens": True} if with_prefixes else {})
     )
-    return [prefix[:, 0] for _, prefix in found]
+    return _apart(found, with_prefixes)
+
+
+def run_whole_timm(
+    model: Any, pixels: torch.Tensor, indices: Any, normed: bool, vectors: Sequence[str], with_prefixes: bool = False
+) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Run a model for the same, and for (B, D) vectors of what it gives after all of its stages and its final norm."""
+    options: dict[str, Any] = {"norm": normed, "output_fmt": "NCHW"}
+    indices = list(indices)
+    last, found = model.forward_intermediates(
+        pixels, indices=indices or 1, **options, **({"return_prefix_tokens": True} if with_prefixes else {})
+    )
+    made = {name: model.forward_head(last, pre_logits=name == "embedding") for name in vectors}
+    return *_apart(found if indices else [], with_prefixes), made
+
+
+def _apart(found: Any, with_prefixes: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    if not with_prefixes:
+        return list(found), []
+    return [maps for maps, _ in found], [prefix for _, prefix in found]
 
 
 def model_args_of_timm(name: str) -> dict[str, Any]:
@@ -464,14 +517,18 @@ def is_unknown_to_timm(error: Exception) -> bool:
     return str(error).startswith(("Unknown model", "Invalid pretrained tag"))
 
 
-def option_for_weights(classifiers: Sequence[str], tensors: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
+def option_for_weights(
+    classifiers: Sequence[str], tensors: Mapping[str, torch.Tensor] | None = None, num_classes: int = 0
+) -> dict[str, Any]:
     """Return the option with which timm's `create_model(pretrained=True)` loads these tensors, or its own file's.
 
     timm refuses tensors that a headless model lacks if its configuration says that the trained one had no head either.
-    With another number of classes in it, timm removes the tensors of `classifiers`, and reports the others.
+    With another number of classes in it, timm removes the tensors of `classifiers`, and reports the others. With the
+    `num_classes` of a model that has its head, they stay.
     """
-    overlay: dict[str, Any] = {"num_classes": 1, "classifier": tuple(classifiers)}
-    return {"pretrained_cfg_overlay": overlay if tensors is None else {**overlay, "state_dict": tensors}}
+    overlay: dict[str, Any] = {"num_classes": num_classes or 1, "classifier": tuple(classifiers)}
+    more = {"pretrained_strict": False} if num_classes else {}  # what is absent is told as of every other tensor
+    return {"pretrained_cfg_overlay": overlay if tensors is None else {**overlay, "state_dict": tensors}, **more}
 
 
 def forget_weights(model: Any) -> None:

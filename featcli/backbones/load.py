@@ -16,17 +16,20 @@ from featcli.spec.groups import PixelSpec
 from featcli.spec.option import narrowed, takes
 from featcli.system.device import exact_arithmetic, resolve_device
 
+OF_STAGES = ("out_features", "out_indices", "norm")
+
 
 @takes(BackboneCall)
 def load_backbone(asked: BackboneCall) -> Backbone:
     """Load the backbone that `featcli extract` would run, cut after the deepest selected stage.
 
-    If neither `out_features` nor `out_indices` is given, the last stage is selected. `image_size` is (H, W) or one
-    number. `norm` is "raw" or "model": maps before or after the model's final norm. `fit` is crop, squash, pad or
-    native; for native, `image_size` is the largest size that a picture keeps. `mean` and `std` are for values from 0 to
-    1, a number for each channel or one for all. `interpolation` is a word such as "bicubic", and `crop_pct` the share
-    of a resized picture that is kept. All of these and `num_channels` are the checkpoint's own if they are None. The
-    options of pixels (`alpha`, `orientation`, `depth_range`, `colour`, `max_pixels`, `decode`) say what
+    If neither `out_features` nor `out_indices` is given, the last stage is selected. `out_features` also takes
+    `embedding`, `projection` and `logits`, the vectors that the model itself makes of a picture. `image_size` is (H, W)
+    or one number. `norm` is "raw" or "model": maps before or after the model's final norm. `fit` is crop, squash, pad
+    or native; for native, `image_size` is the largest size that a picture keeps. `mean` and `std` are for values from 0
+    to 1, a number for each channel or one for all. `interpolation` is a word such as "bicubic", and `crop_pct` the
+    share of a resized picture that is kept. All of these and `num_channels` are the checkpoint's own if they are None.
+    The options of pixels (`alpha`, `orientation`, `depth_range`, `colour`, `max_pixels`, `decode`) say what
     `Backbone.preprocess` does to a picture, as in `extract`.
 
     The checkpoint may be a path, or a transformers configuration (object or dictionary), which gives random weights as
@@ -38,11 +41,24 @@ def load_backbone(asked: BackboneCall) -> Backbone:
     """
     with exact_arithmetic():
         model = resolve(asked)
-        positions = model.select(asked.features, asked.indices)
+        points = model.choose(asked.features, asked.indices)
         model.refuse_idle_arguments()
-        model.refuse_idle_norm(positions)
+        model.refuse_idle_norm(points.positions)
         execution = Execution(precision=asked.precision, layout=asked.layout, folded=asked.fold)
-        backbone = assemble_backbone(model, positions, resolve_device(asked.device).value, execution)
+        backbone = assemble_backbone(model, points, resolve_device(asked.device).value, execution)
         if asked.fold and not backbone.execution.folded:
             raise nothing_to_fold(model.name)
-        return replace(backbone, rules=narrowed(asked, PixelSpec), make_module=partial(make_module, asked))
+        return replace(
+            backbone,
+            rules=narrowed(asked, PixelSpec),
+            make_module=partial(make_module, asked),
+            load_embedder=partial(_load_embedder, asked),
+        )
+
+
+def _load_embedder(asked: BackboneCall) -> Backbone:
+    """Load the same checkpoint for its embedding alone, which no option of stages has a part in."""
+    return load_backbone(
+        **{name: value for name, value in vars(asked).items() if name not in OF_STAGES and not name.startswith("_")},
+        out_features=("embedding",),
+    )

@@ -21,13 +21,13 @@ from featcli.backbones.extra_tensors import Skeleton, foreign_tensors, modules_i
 from featcli.backbones.internals import is_of_meta, operations_of
 from featcli.backbones.places import Places
 from featcli.backbones.preprocessing import Preprocessing
-from featcli.backbones.stages import Stage, select
+from featcli.backbones.stages import Points, Stage, Vector, select
 from featcli.backbones.weightless import WithoutValues, WithoutWeights, blank
 from featcli.errors import CheckpointError, UsageError, one_line, shown
 from featcli.pixels.resize import ResizeMode
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size, as_given
-from featcli.spec.words import ALL, NATIVE, Norm
+from featcli.spec.words import ALL, NATIVE, VECTORS, Norm
 
 
 class Outputs(NamedTuple):
@@ -73,12 +73,12 @@ class ModelSpec(ABC):
     norms_of_maps: tuple[str, ...] | None = None  # norms that are no place of a map, if `module` is found in a run
 
     @abstractmethod
-    def build(self, positions: Sequence[int], device: str) -> Network:
+    def build(self, points: Points, device: str) -> Network:
         """Return a network without weights, on this device, that computes these stages and no more."""
 
     @abstractmethod
-    def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
-        """Return the same network on the CPU with the checkpoint's weights.
+    def load(self, points: Points) -> tuple[Network, Weights]:
+        """Make the same network on the CPU with the checkpoint's weights.
 
         Weights are proven: a tensor of the cut network that the checkpoint lacks is refused, unless `Weights` names it.
         Raises CheckpointError.
@@ -106,6 +106,20 @@ class ModelSpec(ABC):
         them. `is_same_library` says whether the dump was begun with the same versions.
         """
         return self.settings(), []
+
+    @property
+    def vectors(self) -> tuple[Vector, ...]:
+        """The vectors that the model makes of a picture behind its stages, those that it has of spec.words.VECTORS."""
+        return ()
+
+    def class_names(self) -> tuple[str, ...]:
+        """Name the classes of its logits, in their order, as the checkpoint's configuration does; empty where not."""
+        return ()
+
+    @property
+    def licence(self) -> str:
+        """The licence that the checkpoint's configuration names; empty where it names none."""
+        return ""
 
     def module_config(self) -> Any:
         """Return a configuration of transformers that describes the network, for a `BackboneModule`."""
@@ -142,7 +156,8 @@ class ModelSpec(ABC):
             height, width = height - height % step[0], width - width % step[1]
             expected = [stage.shape_at((height, width)) for stage in stages]
             try:
-                found = [tuple(shape[1:]) for shape in self._probe(positions, (height, width)).shapes]
+                probe = self._probe(Points(tuple(positions)), (height, width))
+                found = [tuple(shape[1:]) for shape in probe.shapes]
             except UsageError as error:
                 found, cause = [], error.message
             else:
@@ -155,7 +170,7 @@ class ModelSpec(ABC):
 
     @cached_property
     def _whole(self) -> _Probe:
-        return self._probe(range(len(self.stage_names)))
+        return self._probe(Points(tuple(range(len(self.stage_names)))))
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -205,6 +220,8 @@ class ModelSpec(ABC):
 
         Returns none if the two give the same maps.
         """
+        if not positions:
+            return frozenset()
         key = tuple(positions)
         if key not in self._final_norms:
             model, raw = (Counter(name for name, _ in self._modules_run(key, norm)) for norm in ("model", "raw"))
@@ -221,7 +238,7 @@ class ModelSpec(ABC):
         twin.norm = norm
         for device in ("meta", "cpu"):  # some models look into their tensors
             try:
-                network = twin.build(positions, device)
+                network = twin.build(Points(tuple(positions)), device)
                 return modules_run(network.module, network.maps, self.blank(device))
             except Exception:  # libraries refuse in many ways
                 continue
@@ -231,7 +248,7 @@ class ModelSpec(ABC):
         self,
         extra: Iterable[str],
         skeleton: Skeleton,
-        positions: Sequence[int],
+        points: Points,
         network: Network,
         shapes: Mapping[str, torch.Size] | None = None,
     ) -> None:
@@ -239,7 +256,7 @@ class ModelSpec(ABC):
 
         `extra` are the names that this one lacks, `skeleton` is its structure before it was cut.
         """
-        foreign = sorted(foreign_tensors(extra, skeleton, lambda: self._in_use(positions, network), shapes))
+        foreign = sorted(foreign_tensors(extra, skeleton, lambda: self._in_use(points, network), shapes))
         if foreign:
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {len(foreign)} of its tensors have no place in"
@@ -247,10 +264,10 @@ class ModelSpec(ABC):
                 self._hint_for(foreign, shapes or {}),
             )
 
-    def _in_use(self, positions: Sequence[int], network: Network) -> frozenset[str]:
+    def _in_use(self, points: Points, network: Network) -> frozenset[str]:
         """Return the modules in use. See `modules_in_use`."""
         try:
-            return modules_in_use(self.build(positions, "meta"), self.blank("meta"))
+            return modules_in_use(self.build(points, "meta"), self.blank("meta"))
         except Exception:  # some models look into their tensors
             return modules_in_use(network, self.blank("cpu"))
 
@@ -292,6 +309,11 @@ class ModelSpec(ABC):
         norm, last = self.norm, len(self.stage_names) - 1
         if norm == self.default_norm or self.final_norm(positions):
             return
+        if not positions:
+            raise UsageError(
+                f"--norm {norm}: no stage of {self.name} is chosen, and vectors are as the model makes them",
+                "choose a stage too, or leave --norm out",
+            )
         if last not in positions and self.final_norm((last,)):
             name = self.stage_names[last][0]
             raise UsageError(
@@ -319,37 +341,66 @@ class ModelSpec(ABC):
         """The number of parameters of the whole backbone, without a head."""
         return self._whole.parameters
 
-    def share(self, positions: Sequence[int]) -> float:
+    def share(self, points: Points) -> float:
         """Return the share of the whole backbone's floating point operations that these stages cost."""
-        if len(self.stage_names) - 1 in positions:
+        if self._is_whole(points):
             return 1.0
-        return self._probe(positions).operations / self._whole.operations if self._whole.operations else 1.0
+        return self._probe(points).operations / self._whole.operations if self._whole.operations else 1.0
 
-    def share_of_convolutions(self, positions: Sequence[int]) -> float:
+    def share_of_convolutions(self, points: Points) -> float:
         """Return the share of the operations for these stages that are in convolutions."""
-        found = self._whole if len(self.stage_names) - 1 in positions else self._probe(positions)
+        found = self._whole if self._is_whole(points) else self._probe(points)
         return found.convolutions / found.operations if found.operations else 0.0
 
+    def _is_whole(self, points: Points) -> bool:
+        last = len(self.stage_names) - 1
+        return points.deepest(last + 1) == last
+
+    def choose(
+        self, out_features: Sequence[str] | None = None, out_indices: Sequence[int] | str | None = None
+    ) -> Points:
+        """Find the chosen points: stages as `select` does, and the vectors among `out_features`. Raises UsageError."""
+        named = [name for name in out_features or () if name in VECTORS]
+        features = None if out_features is None else [name for name in out_features if name not in VECTORS]
+        if len(set(named)) < len(named):
+            raise UsageError(f"--out-features {','.join(out_features or ())} names a vector twice", "name each once")
+        wanted = tuple(name for name in VECTORS if name in named)
+        self._refuse_absent(wanted)
+        if named and not features:
+            return Points(self.select(None, out_indices) if out_indices is not None else (), wanted)
+        return Points(self.select(features, out_indices), wanted)
+
+    def _refuse_absent(self, vectors: Sequence[str]) -> None:
+        """Raise UsageError for vectors that the model does not make."""
+        there = [vector.name for vector in self.vectors] if vectors else []
+        absent = [name for name in vectors if name not in there]
+        if absent:
+            makes = f"makes {' and '.join(there)}" if there else "makes no vector of a picture"
+            raise UsageError(
+                f"--out-features {absent[0]}: {self.name} has none, it {makes}",
+                "featcli inspect lists what there is; --pool avg makes a vector of a map",
+            )
+
     @cached_property
-    def _probed(self) -> dict[tuple[tuple[int, ...], Size | None], _Probe]:
+    def _probed(self) -> dict[tuple[Points, Size | None], _Probe]:
         return {}
 
-    def _probe(self, positions: Sequence[int], at: Size | None = None) -> _Probe:
+    def _probe(self, points: Points, at: Size | None = None) -> _Probe:
         """Find shapes and costs in one forward pass that computes nothing."""
-        key = tuple(positions), at
+        key = points, at
         if key not in self._probed:
-            self._probed[key] = self._run_once(positions, (1, self.channels, *(at or self.input_size)))
+            self._probed[key] = self._run_once(points, (1, self.channels, *(at or self.input_size)))
         return self._probed[key]
 
-    def _run_once(self, positions: Sequence[int], size: tuple[int, ...]) -> _Probe:
+    def _run_once(self, points: Points, size: tuple[int, ...]) -> _Probe:
         try:
             try:
-                return self._forward_once(self.build(positions, "meta"), torch.empty(size, device="meta"))
+                return self._forward_once(self.build(points, "meta"), torch.empty(size, device="meta"))
             except (*REFUSALS, NotImplementedError) as error:
                 if isinstance(error, UsageError) or not is_of_meta(error):
                     raise
             with WithoutWeights(), WithoutValues():
-                network = self.build(positions, "cpu")
+                network = self.build(points, "cpu")
                 network.module.requires_grad_(False)  # otherwise every layer's maps are kept for gradients: gigabytes
                 return self._forward_once(network, blank(size))
         except UsageError:
@@ -370,13 +421,14 @@ class ModelSpec(ABC):
         # Gradients are on, because under inference_mode no operation reaches the counter, and under no_grad some models
         # fail in it.
         with torch.enable_grad(), FlopCounterMode(display=False) as counter, watched:
-            maps = network.maps(pixels)
+            maps, _, vectors = network.run(pixels)
         for found in maps:
             if found.ndim != 4:
                 raise UsageError(f"a stage of this backbone yields {tuple(found.shape)}, not a map (B, C, H, W)")
         operations, convolutions = operations_of(counter)
         return _Probe(
             shapes=[found.shape for found in maps],
+            vectors={name: found.shape for name, found in vectors.items()},
             places=[None if self.norms_of_maps is None else places.of(found) for found in maps],
             operations=operations,
             convolutions=convolutions,
@@ -392,6 +444,7 @@ class _Probe:
     """What one forward pass showed."""
 
     shapes: list[torch.Size]  # (B, C, H, W) of each map
+    vectors: dict[str, torch.Size]  # (B, D) by name
     places: list[str | None]  # the module that gives the map, if that was watched and there is one
     operations: int
     convolutions: int  # operations in convolutions

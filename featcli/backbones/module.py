@@ -16,7 +16,7 @@ from featcli.backbones.backbone import Backbone, Network
 from featcli.backbones.checkpoint import resolve
 from featcli.backbones.internals import backbone_type, freeze_norms_of_timm, unfreeze_norms_of_timm
 from featcli.backbones.model_spec import ModelSpec, Wanted
-from featcli.backbones.stages import select
+from featcli.backbones.stages import Points, select
 from featcli.backbones.torchvision_operators import import_transformers
 from featcli.errors import CheckpointError, UsageError, shown
 from featcli.spec.calls import BackboneCall
@@ -36,10 +36,16 @@ def make_module(asked: BackboneCall, backbone: Backbone, cut: bool) -> Any:
         raise UsageError("as_module needs transformers", "pip install 'featcli[transformers]'") from None
     with exact_arithmetic():
         spec = resolve(asked)
-        positions = spec.select(asked.features, asked.indices)
+        points = spec.choose(asked.features, asked.indices)
+        if points.vectors:
+            raise UsageError(
+                f"as_module: {points.vectors[0]} is no feature map, which is what a module gives",
+                "load the backbone with stages alone",
+            )
+        positions = points.positions
         reach = max(positions) + 1 if cut else len(spec.stage_names)
         with own_random_numbers():  # loaded weights replace them
-            network, _ = spec.load(range(reach))
+            network, _ = spec.load(Points(tuple(range(reach))))
     _refuse_other_weights(backbone, network)
     network.module.float().eval()
     if not hasattr(network.module, "forward_with_filtered_kwargs"):

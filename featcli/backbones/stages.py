@@ -36,6 +36,28 @@ class Stage:
         return self.channels, size[0] // self.stride[0], size[1] // self.stride[1]
 
 
+@dataclass(frozen=True)
+class Points:
+    """What a network is made for: stages, by their positions in network order, and vectors behind them, by name."""
+
+    positions: tuple[int, ...]
+    vectors: tuple[str, ...] = ()
+
+    def deepest(self, count: int) -> int:
+        """Find the position of the deepest stage, of so many, that has to be computed: vectors need all of them."""
+        return count - 1 if self.vectors else max(self.positions)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A vector that the model makes of a whole picture: what stands behind its last stage."""
+
+    name: str  # embedding, projection or logits
+    shape: tuple[int]  # (D,)
+    module: str  # what gives it, in the library's own words
+    remark: str = ""  # what a user should know before it is chosen
+
+
 def names_by_stride(strides: Sequence[int]) -> list[str]:
     """Return names for the stages of a backbone that only counts them, so that `stage1` has stride 4 in every pyramid.
 

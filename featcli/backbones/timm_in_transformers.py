@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from featcli.backbones.own_preprocessing import (
     on_record,
 )
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing, refuse_processor_backend
-from featcli.backbones.stages import select
+from featcli.backbones.stages import Points, select
 from featcli.backbones.timm_model import TimmModelSpec, TimmRequest
 from featcli.backbones.transformers_model import (
     files_of,
@@ -95,9 +94,9 @@ class TimmInTransformersModelSpec(TimmModelSpec):
     def _is_guessed(self) -> bool:
         return self.asked.is_random or self.asked.config is None  # a configuration takes timm's own weights
 
-    def _cut(self, model: Any, positions: Sequence[int]) -> Network:
+    def _cut(self, model: Any, points: Points) -> Network:
         self._freeze_norms(model)
-        return super()._cut(model, positions)
+        return super()._cut(model, points)
 
     def _own_files(self) -> list[Path]:
         if self.asked.config is not None:  # timm finds the trained weights of the architecture

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 import xxhash
+from torch import nn
 
-from featcli.backbones.backbone import Network, Weights
+from featcli.backbones.backbone import Network, Pass, Weights
 from featcli.backbones.extra_tensors import foreign_tensors, layers_in, skeleton_of
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
 from featcli.backbones.idle_arguments import refuse_idle, refuse_words
@@ -30,21 +31,24 @@ from featcli.backbones.internals import (
     IN_FOLDER,
     Load,
     arguments_of_timm,
-    class_tokens_of_timm,
     facts_of_timm,
     faults_are_heard,
     files_are_read,
     forget_weights,
     has_class_token_of_timm,
+    has_head_of_timm,
+    head_projects_of_timm,
     in_chans_of_timm,
     is_option_of_timm,
     is_unknown_to_timm,
-    maps_of_timm,
     model_args_of_timm,
+    num_registers_of_timm,
     option_for_weights,
     patch_of_timm,
     prune_timm,
     reported_loads,
+    run_timm,
+    run_whole_timm,
     silent_timm,
     stages_of_timm,
     values_for_channels,
@@ -54,7 +58,7 @@ from featcli.backbones.model_names import containing
 from featcli.backbones.model_spec import ModelSpec, Outputs, Wanted, modules_run, norms_alone
 from featcli.backbones.own_preprocessing import asked_of_preprocessing, on_record
 from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
-from featcli.backbones.stages import names_by_stride
+from featcli.backbones.stages import Points, Vector, names_by_stride
 from featcli.backbones.torchvision_operators import import_timm, import_transformers
 from featcli.backbones.weights import (
     hash_files,
@@ -103,6 +107,7 @@ FITTING: tuple[Mapping[str, Any], ...] = (
     {"reg_tokens": 0},
 )
 NAMED = 3  # models that a hint names
+OF_LAYERS = "behind layers of the head: not the pooled map"
 # Arguments that other options stand for, or that would make it something else than a backbone.
 SETTLED = {"in_chans": "give --num-channels", "img_size": "give --image-size", "num_classes": "a backbone has no head"}
 SETTLED |= dict.fromkeys(
@@ -167,6 +172,7 @@ class TimmModelSpec(ModelSpec):
         self.norm_reason = "as asked" if asked.norm else "default: timm's own"
         facts = facts_of_timm(plain)
         self.tag, self._classifiers = facts.tag, facts.classifiers
+        self._facts, self._can_head = facts, has_head_of_timm(plain)
         self.architecture = facts.architecture or request.model_name
         self.name = self._name()
 
@@ -276,42 +282,105 @@ class TimmModelSpec(ModelSpec):
         with hub_or_cache(wanted=False):  # it has just been read
             return model_args_of_timm(self.request.model_name)
 
-    def build(self, positions: Sequence[int], device: str) -> Network:
-        """Return the network without weights. See ModelSpec."""
-        return self._cut(self._create(device, self._options), positions)
+    @cached_property
+    def vectors(self) -> tuple[Vector, ...]:
+        """See ModelSpec: what `forward_head` gives, before the classifier and after it."""
+        if not self._can_head:
+            return ()
+        head = ("projection" if self._is_projection else "logits",) if self._num_classes else ()
+        try:
+            found = self._probe(Points((), ("embedding", *head))).vectors
+        except UsageError:  # a few models have a `forward_head` that refuses
+            return ()
+        return tuple(
+            Vector(
+                name=name,
+                shape=(int(shape[1]),),
+                module=", ".join(self._classifiers) or "forward_head",
+                remark=OF_LAYERS if name == "embedding" and self._has_layers_before_classifier() else "",
+            )
+            for name, shape in found.items()
+        )
 
-    def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
-        """Return the network with weights. See ModelSpec.
+    def _has_layers_before_classifier(self) -> bool:
+        """Tell whether learnt layers stand between the last map and the embedding, as in VGG or MobileNet."""
+        with suppress(Exception):  # some models look into their tensors
+            model = self._create("meta", self._options)
+            with torch.no_grad():
+                last = model.eval().forward_features(self.blank("meta"))
+            run = modules_run(model, partial(model.forward_head, pre_logits=True), last)
+            return any(isinstance(model.get_submodule(name), nn.Linear | nn.Conv2d) for name, _ in run)
+        return False
 
-        Any tensor of the cut network that was not loaded is refused.
-        """
+    @cached_property
+    def _is_projection(self) -> bool:
+        return self._num_classes == self._facts.num_classes and head_projects_of_timm(self.architecture, self.tag)
+
+    @property
+    def licence(self) -> str:
+        """See ModelSpec."""
+        return "" if self.asked.is_random or self._own_files() else self._facts.licence
+
+    def class_names(self) -> tuple[str, ...]:
+        """See ModelSpec."""
+        names = self._facts.class_names
+        return names if len(names) == self._num_classes else ()
+
+    def build(self, points: Points, device: str) -> Network:
+        """See ModelSpec."""
+        return self._cut(self._create(device, self._options, self._classes_for(points)), points)
+
+    def _classes_for(self, points: Points) -> int:
+        """How many classes the model is made for: none unless the head is wanted."""
+        return self._num_classes if {"projection", "logits"}.intersection(points.vectors) else 0
+
+    @cached_property
+    def _num_classes(self) -> int:
+        """The classes that the head was trained for, 0 without one: in a weights file, as many as it has weights of."""
+        if self.asked.is_random or not self._own_files():
+            return self._facts.num_classes
+        read = self._read()
+        weights = [read.tensors.get(f"{name}.weight") for name in self._classifiers] if read else []
+        count = int(weights[0].shape[0]) if weights and weights[0] is not None else 0
+        return self._facts.num_classes if count == self._facts.num_classes + self._facts.label_offset else count
+
+    def load(self, points: Points) -> tuple[Network, Weights]:
+        """See ModelSpec. Any tensor of the cut network that was not loaded is a refusal."""
         if self.asked.is_random:
-            with own_random_numbers(self.asked.seed_of_weights):
-                network = self._cut(self._create("cpu", self._options), positions)
+            network = self._cut(self._create_random(self._classes_for(points)), points)
             return network, Weights(origin=f"random weights, seed {self.asked.seed_of_weights}", random=True)
         read = self._read()
         if self.request.model_name.startswith(IN_FOLDER):
             refuse_pretenders(weights_files(Path(self.request.model_name.removeprefix(IN_FOLDER))))
         with reported_loads() as loads:
-            model, files = self._create_pretrained(read)
+            model, files = self._create_pretrained(read, self._classes_for(points))
         forget_weights(model)
         if read or not self.request.model_name.startswith(IN_FOLDER):
             files = read.files if read else self._files_at_hub(model)
         load = next((load for load in reversed(loads) if load.module is model), None)
         skeleton = skeleton_of(model)
-        network = self._cut(model, positions)
+        network = self._cut(model, points)
         weights = self._proven(network.module, load, read, hash_files(files))
         if load is None:
             return network, weights
         shapes = {key: tensor.shape for key, tensor in load.arrived.items()}
-        self.refuse_foreign(load.unexpected, skeleton, positions, network, shapes)
+        self.refuse_foreign(load.unexpected, skeleton, points, network, shapes)
         left_out = [] if read is None else _left_out(read.tensors, load)
-        undecided = foreign_tensors(left_out, skeleton, lambda: self._in_use(positions, network))
+        undecided = foreign_tensors(left_out, skeleton, lambda: self._in_use(points, network))
         of_no_use = [*weights.unexpected, *(key for key in left_out if key not in undecided)]
         resized = [] if read is None else _resized(read.tensors, load, network.tensors())
         return network, replace(
             weights, unexpected=tuple(of_no_use), undecided=tuple(undecided), resized=tuple(resized)
         )
+
+    def _create_random(self, num_classes: int) -> Any:
+        """Make a model with random weights. Those of its stages do not depend on whether it has a head."""
+        with own_random_numbers(self.asked.seed_of_weights):
+            model = self._create("cpu", self._options)
+            if num_classes:
+                headless, model = model, self._create("cpu", self._options, num_classes)
+                model.load_state_dict(headless.state_dict(), strict=False)
+        return model
 
     def preprocessing(self) -> Preprocessing:
         """Return timm's own evaluation transform, up to the point where it would leave uint8. See ModelSpec."""
@@ -362,12 +431,20 @@ class TimmModelSpec(ModelSpec):
         """Return whether `--norm model` runs these norms. See ModelSpec."""
         return bool(norms & self.final_norm((len(self.stage_names) - 1,))) and super().can_apply(norms)
 
-    def _cut(self, model: Any, positions: Sequence[int]) -> Network:
-        """Cut off what comes after the deepest of these stages."""
-        normed = self._is_normed(positions)
-        how = {"indices": prune_timm(model, positions, keeps_norm=normed), "normed": normed}
-        class_tokens = partial(class_tokens_of_timm, model, **how) if has_class_token_of_timm(model) else None
-        return Network(module=model, maps=partial(maps_of_timm, model, **how), class_tokens=class_tokens)
+    def _cut(self, model: Any, points: Points) -> Network:
+        """Cut off what comes after the deepest of these points."""
+        normed = self._is_normed(points.positions)
+        if points.vectors:  # nothing comes after them, and what a cut takes out would be missed
+            run = partial(_run_whole, model, positions=points.positions, normed=normed, vectors=points.vectors)
+        else:
+            indices = prune_timm(model, points.positions, keeps_norm=normed)
+            run = partial(_run_cut, model, indices=indices, normed=normed)
+        return Network(
+            module=model,
+            run=run,
+            has_class_token=has_class_token_of_timm(model),
+            num_registers=num_registers_of_timm(model),
+        )
 
     def _is_normed(self, positions: Sequence[int]) -> bool:
         """Return whether the final norm runs.
@@ -392,19 +469,19 @@ class TimmModelSpec(ModelSpec):
         """
         positions = wanted.positions
         if not wanted.hidden_states:
-            return Outputs(tuple(maps_of_timm(module, pixels, list(positions), self._is_normed(positions))))
+            return Outputs(tuple(run_timm(module, pixels, list(positions), self._is_normed(positions))[0]))
         every = range(wanted.reach)
-        hidden = tuple(maps_of_timm(module, pixels, list(every), self._is_normed(every)))
+        hidden = tuple(run_timm(module, pixels, list(every), self._is_normed(every))[0])
         return Outputs(tuple(hidden[position] for position in positions), hidden)
 
-    def _create(self, device: str, options: Mapping[str, Any]) -> Any:
+    def _create(self, device: str, options: Mapping[str, Any], num_classes: int = 0) -> Any:
         """Return a headless model without weights. Raises UsageError for names that timm does not know."""
         name = self.request.model_name
         try:
             wanted, heard = name.startswith(AT_HUB), faults_are_heard(self.asked.checkpoint_name)
             with torch.device(device), hub_or_cache(wanted=wanted), heard, silent_warnings():
                 # timm warns about architectures that have another name by now.
-                return timm.create_model(name, pretrained=False, num_classes=0, **options)
+                return timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
         except (AssertionError, ZeroDivisionError) as error:
             if not options:
                 raise CheckpointError(
@@ -545,7 +622,7 @@ class TimmModelSpec(ModelSpec):
         arrived = loads[-1].arrived if loads else {}
         return sum(key in arrived and arrived[key].shape == tensor.shape for key, tensor in expected.items())
 
-    def _create_pretrained(self, read: _FileWeights | None) -> tuple[Any, Sequence[Path]]:
+    def _create_pretrained(self, read: _FileWeights | None, num_classes: int) -> tuple[Any, Sequence[Path]]:
         """Return the same model with weights, and the files that timm read for it.
 
         Whatever timm raises here is about the checkpoint.
@@ -553,11 +630,11 @@ class TimmModelSpec(ModelSpec):
         name, options = self.request.model_name, dict(self._options)
         at_hub = read is None and not name.startswith(IN_FOLDER)
         # Converters remove tensors from what they are given.
-        options |= option_for_weights(self._classifiers, None if read is None else dict(read.tensors))
+        options |= option_for_weights(self._classifiers, None if read is None else dict(read.tensors), num_classes)
         try:
             heard = faults_are_heard(self.asked.checkpoint_name)
             with silent_timm(), hub_or_cache(wanted=at_hub), heard, files_are_read() as files:
-                return timm.create_model(name, pretrained=True, num_classes=0, **options), files
+                return timm.create_model(name, pretrained=True, num_classes=num_classes, **options), files
         except FeatcliError:
             raise
         except Exception as error:  # timm lets all errors through: of files, hub, HTTP, unpickling and shapes
@@ -597,6 +674,21 @@ class TimmModelSpec(ModelSpec):
         return Weights(
             origin=origin, matched=len(tensors), total=len(tensors), unexpected=tuple(strangers), files=hashes
         )
+
+
+def _run_cut(model: Any, pixels: torch.Tensor, indices: Any, normed: bool, with_prefixes: bool = False) -> Pass:
+    return Pass(*run_timm(model, pixels, indices, normed, with_prefixes), {})
+
+
+def _run_whole(
+    model: Any,
+    pixels: torch.Tensor,
+    positions: Sequence[int],
+    normed: bool,
+    vectors: Sequence[str],
+    with_prefixes: bool = False,
+) -> Pass:
+    return Pass(*run_whole_timm(model, pixels, positions, normed, vectors, with_prefixes))
 
 
 def _hint_with(arguments: Mapping[str, Any]) -> str:

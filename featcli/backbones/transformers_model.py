@@ -44,6 +44,7 @@ from featcli.backbones.own_preprocessing import (
     on_record,
 )
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing
+from featcli.backbones.stages import Points
 from featcli.backbones.weights import (
     hash_files,
     is_counter,
@@ -111,27 +112,27 @@ class TransformersModelSpec(ModelSpec):
             self.inside = described_place(outer)
 
     @abstractmethod
-    def _blank(self, positions: Sequence[int]) -> Any:
+    def _blank(self, points: Points) -> Any:
         """Return the whole model without weights, on the default device."""
 
     @abstractmethod
-    def _network(self, module: Any, positions: Sequence[int]) -> Network:
+    def _network(self, module: Any, points: Points) -> Network:
         """Return the model, cut after the deepest of these stages."""
 
     @abstractmethod
-    def _read(self, positions: Sequence[int]) -> tuple[Any, Mapping[str, Any]]:
+    def _read(self, points: Points) -> tuple[Any, Mapping[str, Any]]:
         """Return the whole model with the checkpoint's weights, and transformers' report of what it loaded."""
 
     def _may_be_absent(self, key: str) -> bool:
         """Return whether plain checkpoints lack this tensor. It is then named; any other absence is refused."""
         return False
 
-    def build(self, positions: Sequence[int], device: str) -> Network:
+    def build(self, points: Points, device: str) -> Network:
         """Return the network without weights. See ModelSpec."""
         with torch.device(device), silent_transformers():
-            return self._network(self._blank(positions), positions)
+            return self._network(self._blank(points), points)
 
-    def load(self, positions: Sequence[int]) -> tuple[Network, Weights]:
+    def load(self, points: Points) -> tuple[Network, Weights]:
         """Return the network with weights. See ModelSpec.
 
         Only norms that plain checkpoints lack may be absent, and are named.
@@ -139,7 +140,7 @@ class TransformersModelSpec(ModelSpec):
         if self.asked.is_random:
             origin = f"random weights, seed {self.asked.seed_of_weights}"
             with own_random_numbers(self.asked.seed_of_weights):
-                return self.build(positions, "cpu"), Weights(origin=origin, random=True)
+                return self.build(points, "cpu"), Weights(origin=origin, random=True)
         if is_file(self.asked.checkpoint_name):
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: it is a configuration without weights",
@@ -147,14 +148,14 @@ class TransformersModelSpec(ModelSpec):
             )
         if is_folder(self.asked.checkpoint_name):
             refuse_pretenders(files_of(self.asked))
-        module, report = self._read(positions)
+        module, report = self._read(points)
         skeleton, extra = skeleton_of(module), self._extra(module, report)
         ignored = ignored_names_of_transformers(module)
         self._refuse_whole_numbers(module)
-        network = self._network(module, positions)
+        network = self._network(module, points)
         weights = self._proven(network, report)
         inside = [key for key in extra if not key.startswith(OUTSIDE) and not self._is_of_other_stages(key)]
-        self.refuse_foreign(inside, skeleton, positions, network)
+        self.refuse_foreign(inside, skeleton, points, network)
         undecided = [key for key in self.on_disk if _matches(ignored, key) and not OF_NO_EFFECT.search(key)]
         unexpected = sorted(key.removeprefix(OUTSIDE) for key in report["unexpected_keys"])
         return network, replace(weights, unexpected=tuple(unexpected), undecided=tuple(undecided))
@@ -209,7 +210,11 @@ class TransformersModelSpec(ModelSpec):
             twin.config = copied(twin.config)
             twin.config.num_channels = arguments["num_channels"]
         with torch.device("meta"), silent_transformers():
-            return {key: tuple(one.shape) for key, one in twin._blank((0,)).state_dict().items() if not is_counter(key)}
+            return {
+                key: tuple(one.shape)
+                for key, one in twin._blank(Points((0,))).state_dict().items()
+                if not is_counter(key)
+            }
 
     def _hint_to_fit(self, lost: Sequence[str], misfits: Sequence[tuple[str, Any, Any]], otherwise: str) -> str:
         """Return which changed field explains absent tensors or tensors of other shapes in the file, or `otherwise`.
@@ -529,6 +534,12 @@ def _choose_as(made: Any, before: Any) -> None:
     if chosen and names and list(chosen) != [names[-1]]:
         kept = [name for name in chosen if name in made.stage_names]
         made.out_features = kept or [made.stage_names[-1]]
+
+
+def num_registers(module: Any) -> int:
+    """Count the registers of a model: the last of the tokens before its patches."""
+    found = [one for name, one in module.named_parameters() if name.rpartition(".")[2] == "register_tokens"]
+    return int(found[0].shape[-2]) if found else 0
 
 
 def copied(config: Any) -> Any:

@@ -193,6 +193,13 @@ def verify(asked: VerifyCommand) -> None:
             what = "extracted anew" if asked.recompute else "compared"
             print(f"nothing was {what}: complete the dump first", file=sys.stderr)
         raise typer.Exit(8)
+    _compare_beyond(asked, same, other)
+
+
+def _compare_beyond(asked: VerifyCommand, same: tuple[Job, Setup] | None, other: DumpReader | None) -> None:
+    """Compare a whole dump with its pictures, with the backbone's own maps, and with another dump, as asked."""
+    if asked.check_inputs:
+        _check_inputs(asked)
     if asked.recompute:
         _recompute(asked, same or _same_job(asked))
     if other is not None:
@@ -213,6 +220,28 @@ def _judge(asked: VerifyCommand) -> Verdict:
     elif not asked.quiet:
         print_verdict(verdict.to_json())
     return verdict
+
+
+def _check_inputs(asked: VerifyCommand) -> None:
+    from featcli.cli.tables import print_picture_check
+    from featcli.dump.folder import Dump
+    from featcli.events import silent
+    from featcli.extraction.picture_check import check_pictures
+    from featcli.run.progress import ProgressReport
+
+    with _terminal(work="comparing pictures") as terminal:
+        found = check_pictures(Dump.at(Path(asked.dump)), asked, silent if asked.quiet else ProgressReport(terminal))
+    if asked.as_json:
+        _print_json({"type": "inputs", **vars(found)})
+    elif not asked.quiet:
+        print_picture_check(found)
+    if found.changed or found.gone:
+        whats = [(found.changed, "changed"), (found.gone, "gone")]
+        texts = [f"{len(keys):,} {what}, first {shown(keys[0])}" for keys, what in whats if keys]
+        raise DamagedError(
+            f"dump {shown(asked.dump)}: pictures are not what they were: {'; '.join(texts)}",
+            "bring them back, or extract what is there now to another dump",
+        )
 
 
 def _same_job(asked: VerifyCommand) -> tuple[Job, Setup]:
@@ -288,7 +317,7 @@ def export(asked: ExportCommand) -> None:
     if not asked.quiet and asked.output != STDOUT:
         path = Path(asked.output)
         num_bytes = bytes_at(path)
-        stages = ", ".join(f"{one.name} {shown_shape(one.shape)} {one.dtype}" for one in content.stages)
+        stages = ", ".join(f"{one.name} {shown_shape(one.shape)} {one.dtype}" for one in content.outputs)
         there = len(content.dump)
         images = counted(there, "image") if len(content.rows) == there else f"{len(content.rows):,} of {there:,} images"
         beside = f" with {images_beside(path).name}" if path.suffix == ".npy" else ""
@@ -323,7 +352,7 @@ def show(asked: ShowCommand) -> None:
     rows, without_maps = rows_of(found, asked.keys) if asked.keys else (rows_to_draw(found, count), {})
     with _terminal(work="drawing", unit="steps") as terminal:
         pictures = DumpPictures(found, asked.root, asked.allow_outside)
-        drawing = Drawing(found, rows, found.chosen_stages(parse_features(asked.stage)), pictures)
+        drawing = Drawing(found, rows, found.chosen_outputs(parse_features(asked.stage)), pictures)
         report = silent if asked.quiet else ProgressReport(terminal)
         (survey if is_page else draw)(drawing, asked.output, asked.overwrite, report)
     if not asked.quiet:

@@ -85,16 +85,16 @@ def print_dump(facts: Mapping[str, Any]) -> None:
     _say(f"stored         {facts['format']}, {size(facts['bytes'])}, pool {facts['pool']}")
     rows = [
         (
-            str(stage["index"]),
-            stage["name"],
-            stage["module"],
-            shown_shape(stage["map_shape"]),
-            shown_shape(stage["shape"]),
-            stage["dtype"],
+            "" if one["index"] is None else str(one["index"]),
+            one["name"],
+            one["module"],
+            shown_shape(one["map_shape"]) if one["map_shape"] else "",
+            shown_shape(one["shape"]),
+            one["dtype"],
         )
-        for stage in facts["stages"]
+        for one in facts["outputs"]
     ]
-    _print_table(("index", "stage", "module", "map", "stored", "dtype"), rows)
+    _print_table(("index", "output", "module", "map", "stored", "dtype"), rows)
     if facts["damaged_files"]:
         _say(f"gone or damaged: {', '.join(facts['damaged_files'])}; featcli verify says more")
     _say_each(foreign_lines(facts["foreign_files"]))
@@ -140,6 +140,18 @@ def foreign_lines(files: Sequence[Mapping[str, str]]) -> list[str]:
     more = len(files) - FOREIGN_SHOWN
     return lines + (
         [f"{counted(more, 'more file')} beside the shards not of this dump: --json names all"] if more > 0 else []
+    )
+
+
+def print_picture_check(found: Any) -> None:
+    """Print which pictures of a dump changed, are gone, or are copies of one another."""
+    for keys, what in ((found.changed, "changed"), (found.gone, "gone")):
+        _say_each(f"{what}: {key}" for key in keys)
+    _say_each(f"copies: {' = '.join(keys)}" for keys in found.copies)
+    of_copies = sum(map(len, found.copies))
+    _say(
+        f"{counted(found.images, 'picture')} compared: {len(found.changed):,} changed, {len(found.gone):,} gone,"
+        f" {of_copies:,} with an exact copy in the dump"
     )
 
 

@@ -89,7 +89,7 @@ class Dump:
         """Return the plan in a folder. Raises DamagedError and MachineError."""
         try:
             plan = Plan.from_json(read_checksummed(path / PLAN))
-            if plan.settings.format not in FORMATS or any(stage.dtype not in ITEM_BYTES for stage in plan.stages):
+            if plan.settings.format not in FORMATS or any(stage.dtype not in ITEM_BYTES for stage in plan.outputs):
                 raise ValueError("a format or a type that this featcli does not know")
             return plan
         except OtherVersionError as error:
@@ -246,7 +246,7 @@ class Dump:
         shapes: dict[str, np.ndarray] = {}
         starts: dict[str, np.ndarray] = {}
         try:
-            for stage in self.plan.stages:
+            for stage in self.plan.outputs:
                 if stage.is_ragged:
                     array = layout.arrays[stage.name + SHAPES]
                     if array.dtype != "uint32" or array.shape != (len(self.plan.shard(number)), 3):

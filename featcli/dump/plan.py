@@ -26,9 +26,13 @@ if TYPE_CHECKING:
     from featcli.inputs.image_list import ImageList
     from featcli.pixels.sizes import Sizes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+FORMAT_VERSIONS = (1, 2)  # that are read; a dump that was begun by one of them is resumed by it
+MAP = ("C", "H", "W")
+REGISTERS = ("R", "C")
+OF_STAGE = ("name", "index", "module", "stride", "map_shape", "shape", "dtype")  # in format version 1
 COUNTED = "counted"  # in the provenance: what is counted of pictures
-STAGE_NAME = re.compile(r"\w[\w.-]*(?<!\.shapes)(?<!\.shape)", re.ASCII)
+OUTPUT_NAME = re.compile(r"\w[\w.-]*(@[\w+]+)?(?<!\.shapes)(?<!\.shape)", re.ASCII)
 # Fields of a plan whose names differ from those of their options.
 NOT_AS_OPTIONS = {
     "shard_rows": "--shard-size",
@@ -39,7 +43,7 @@ NOT_AS_OPTIONS = {
     "weights_files": "files of the weights",
     "keys_digest": "digest of the keys",
 }
-NOT_STAGES = ("keys", "key", "row", VALID)  # names of other things in a shard and in exports
+NOT_OUTPUTS = ("keys", "key", "row", VALID)  # names of other things in a shard and in exports
 
 
 class OtherVersionError(ValueError):
@@ -47,16 +51,29 @@ class OtherVersionError(ValueError):
 
 
 @dataclass(frozen=True)
-class StoredStage:
-    """A stage as the dump holds it."""
+class Output:
+    """One stored array: a point of the network, and how its map was reduced."""
 
-    name: str
-    index: int
-    module: str
-    stride: tuple[int, int]
-    map_shape: tuple[int | None, ...]  # (C, H, W) before pooling; None for an edge that depends on the image
-    shape: tuple[int | None, ...]  # what is stored of an image; None likewise
+    name: str  # of the array: the point, with the reduction behind an @ where the stage has several
+    point: str  # a stage, or one of spec.words.VECTORS
+    reduction: str  # of the map; none for a vector
+    axes: tuple[str, ...]  # of what is stored of one image: C, H and W; R counts registers
+    shape: tuple[int | None, ...]  # what is stored of an image; None for an edge that depends on the image
     dtype: Dtype
+    module: str  # the library's own name of the point
+    index: int | None = None  # the library's own, of a stage
+    stride: tuple[int, int] | None = None  # input pixels per cell of a stage: (vertical, horizontal)
+    map_shape: tuple[int | None, ...] | None = None  # (C, H, W) of a stage before the reduction; None likewise
+
+    @property
+    def is_of_stage(self) -> bool:
+        """Whether it is made of a feature map, not a vector of the model's own."""
+        return self.map_shape is not None
+
+    @property
+    def is_map(self) -> bool:
+        """Whether what is stored has positions: (C, H, W)."""
+        return self.axes == MAP
 
     @property
     def is_ragged(self) -> bool:
@@ -65,7 +82,7 @@ class StoredStage:
 
     def shape_at(self, size: tuple[int, int]) -> tuple[int, ...]:
         """Return the shape that is stored of an image whose input has this (H, W)."""
-        own = (0, size[0] // self.stride[0], size[1] // self.stride[1])
+        own = (0, *(edge // step for edge, step in zip(size, self.stride or (1, 1), strict=True)))
         return tuple(own[axis] if edge is None else edge for axis, edge in enumerate(self.shape))
 
     def row_bytes(self, size: tuple[int, int] = (0, 0)) -> int:
@@ -83,46 +100,81 @@ class StoredStage:
     def _bytes_of(self, sizes: Sizes, rows: range) -> int:
         if sizes.own is None or not self.is_ragged:
             return self.row_bytes() * len(rows)
-        return self.row_bytes(self.stride) * int(self._cells(sizes.own_of(rows)).prod(1).sum())
+        return self.row_bytes(self.stride or (1, 1)) * int(self._cells(sizes.own_of(rows)).prod(1).sum())
 
     def _cells(self, sizes: np.ndarray) -> np.ndarray:
-        cells: np.ndarray = sizes.astype(np.int64) // np.array(self.stride)
+        cells: np.ndarray = sizes.astype(np.int64) // np.array(self.stride or (1, 1))
         return cells
+
+    @property
+    def channels(self) -> int:
+        """C of what is stored."""
+        return self.shape[self.axes.index("C")] or 0
+
+    def columns(self, rows: np.ndarray) -> np.ndarray:
+        """(n, ...) rows of one size as (n, C, positions): registers count as positions, a vector has one."""
+        if self.axes == REGISTERS:
+            return np.swapaxes(rows, 1, 2)
+        return np.reshape(rows, (len(rows), self.channels, -1))
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plan.json holds them."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]  # tuples as lists
 
+    def as_stage(self) -> dict[str, Any]:
+        """As plan.json of format version 1 has it, and `--json` has stages."""
+        content = self.to_json()
+        return {name: content[name] for name in OF_STAGE}
 
-def bytes_of_rows(stages: Iterable[StoredStage], sizes: Sizes, rows: range) -> int:
-    """Return the bytes that are stored of these rows over all stages. `sizes` are those of the images' inputs."""
-    return sum(stage._bytes_of(sizes, rows) for stage in stages)
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Output:
+        """An output in a plan.json. Raises KeyError, TypeError or ValueError for anything else."""
+        lists = ("axes", "shape", "stride", "map_shape")
+        return cls(**{**content, **{name: None if content[name] is None else tuple(content[name]) for name in lists}})
+
+    @classmethod
+    def from_stage(cls, content: Mapping[str, Any], reduction: str) -> Output:
+        """A stage in a plan.json of format version 1. Raises as `from_json` does."""
+        if content.keys() != set(OF_STAGE):
+            raise ValueError("a stage with other fields")
+        axes = MAP[: len(content["shape"])]
+        return cls.from_json({**content, "point": content["name"], "reduction": reduction, "axes": axes})
+
+
+def bytes_of_rows(outputs: Iterable[Output], sizes: Sizes, rows: range) -> int:
+    """Return the bytes that are stored of these rows over all outputs. `sizes` are those of the images' inputs."""
+    return sum(output._bytes_of(sizes, rows) for output in outputs)
 
 
 Arrays = dict[str, tuple[str, tuple[int, ...]]]  # name -> (dtype, shape)
 
 
-def arrays_of(stages: Sequence[StoredStage], num_rows: int, shapes: Mapping[str, np.ndarray]) -> Arrays:
+def arrays_of(outputs: Sequence[Output], num_rows: int, shapes: Mapping[str, np.ndarray]) -> Arrays:
     """Return every array of so many rows as a file holds them.
 
     `shapes` are (rows, 3), for stages whose maps differ in size.
     """
     arrays: Arrays = {}
-    for stage in stages:
-        values = (int(shapes[stage.name].astype("int64").prod(1).sum()),) if stage.is_ragged else None
-        arrays[stage.name] = stage.dtype, values or (num_rows, *stage.shape_at((0, 0)))
+    for one in outputs:
+        values = (int(shapes[one.name].astype("int64").prod(1).sum()),) if one.is_ragged else None
+        arrays[one.name] = one.dtype, values or (num_rows, *one.shape_at((0, 0)))
     arrays[VALID] = "uint8", (num_rows,)
-    return arrays | {f"{stage.name}{SHAPES}": ("uint32", (num_rows, 3)) for stage in stages if stage.is_ragged}
+    return arrays | {f"{one.name}{SHAPES}": ("uint32", (num_rows, 3)) for one in outputs if one.is_ragged}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
     """The part of a plan that is known before any weight is read: which rows of which stages, shard by shard."""
 
-    stages: tuple[StoredStage, ...]
+    outputs: tuple[Output, ...]
     num_images: int
     keys_digest: str  # xxh3-128 of the keys in row order
     shard_rows: int
+
+    @property
+    def reductions(self) -> str:
+        """The reductions of its outputs, such as `none,cls`, for people."""
+        return ",".join(dict.fromkeys(one.reduction for one in self.outputs))
 
     @property
     def num_shards(self) -> int:
@@ -139,11 +191,11 @@ class Outline:
 
         `shapes` are (rows, 3), for stages whose maps differ in size.
         """
-        return arrays_of(self.stages, len(self.shard(number)), shapes)
+        return arrays_of(self.outputs, len(self.shard(number)), shapes)
 
     def shard_bytes(self, number: int, sizes: Sizes) -> int:
         """Return the bytes that are stored of the rows of a shard over all stages."""
-        return bytes_of_rows(self.stages, sizes, self.shard(number))
+        return bytes_of_rows(self.outputs, sizes, self.shard(number))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,14 +203,29 @@ class Plan(Outline):
     """Everything that decides the bytes of a dump. It holds no times, hosts or absolute paths."""
 
     settings: Settings
-    images_digest: str  # xxh3-128 of images.jsonl: the keys, and the sizes of their files when listed
-    provenance: Mapping[str, Any]  # names for people: a file of another name may hold the same bytes
-    environment: Mapping[str, str]  # what can change the last bits and cannot be set by an option
+    images_digest: str  # xxh3-128 over images.jsonl: the keys and the sizes of their files when they were listed
+    provenance: Mapping[str, Any]  # names for people: the same bytes may come from a file of another name
+    environment: Mapping[str, str]  # what can move the last bits and cannot be repeated at will
+    format_version: int = FORMAT_VERSION
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that are stored of an image over all stages; if maps differ in size, of one of the common size."""
-        return sum(stage.row_bytes(self.settings.input_size) for stage in self.stages)
+        """Bytes of what is stored of an image over all stages; where maps differ in size, of one of the common size."""
+        return sum(output.row_bytes(self.settings.input_size) for output in self.outputs)
+
+    def options(self) -> dict[str, Any]:
+        """The options that ask for just these outputs, by name."""
+        of_stages = [one for one in self.outputs if one.is_of_stage]
+        pools: dict[str, list[str]] = {}
+        for one in of_stages:
+            pools.setdefault(one.point, []).append(one.reduction)
+        vectors = tuple(one.point for one in self.outputs if not one.is_of_stage)
+        return {
+            "out_indices": tuple(dict.fromkeys(one.index for one in of_stages)) or None,
+            "out_features": vectors or None,
+            "pool": pools,
+            "dtype": self.outputs[0].dtype,
+        }
 
     @property
     def leads(self) -> Mapping[str, str] | None:
@@ -173,6 +240,11 @@ class Plan(Outline):
         """Whether its records count traits of pictures. Dumps of earlier versions do not."""
         return COUNTED in self.provenance
 
+    @property
+    def has_digests(self) -> bool:
+        """Whether its records hold the digests of the pictures' files."""
+        return self.format_version > 1
+
     @cached_property
     def fingerprint(self) -> str:
         """xxh3-128 of all that can change a byte of the result: without sizes of files, provenance and environment."""
@@ -183,11 +255,13 @@ class Plan(Outline):
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of plan.json."""
+        is_first = self.format_version == 1
         content = {
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "fingerprint": "",
             "settings": self.settings.to_json(),
-            "stages": [asdict(stage) for stage in self.stages],
+            **({"stages": [one.as_stage() for one in self.outputs]} if is_first else {}),
+            **({} if is_first else {"outputs": [one.to_json() for one in self.outputs]}),
             "num_images": self.num_images,
             "keys_digest": self.keys_digest,
             "images_digest": self.images_digest,
@@ -200,51 +274,55 @@ class Plan(Outline):
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
         """Return the plan of a plan.json. Raises KeyError, TypeError or ValueError for anything else."""
-        if content["format_version"] != FORMAT_VERSION:
-            raise OtherVersionError(f"format version {content['format_version']}, this featcli reads {FORMAT_VERSION}")
-        stages = tuple(
-            StoredStage(**{**stage, **{name: tuple(stage[name]) for name in ("stride", "map_shape", "shape")}})
-            for stage in content["stages"]
-        )
+        version = content["format_version"]
+        if type(version) is not int or version not in FORMAT_VERSIONS:
+            known = " and ".join(map(str, FORMAT_VERSIONS))
+            raise OtherVersionError(f"format version {version}, this featcli reads {known}")
         settings = Settings.from_json(content["settings"])
-        _check_types(content, stages)
+        if version == 1:
+            outputs = tuple(Output.from_stage(stage, settings.first_pool) for stage in content["stages"])
+        else:
+            outputs = tuple(map(Output.from_json, content["outputs"]))
+        _check_types(content, outputs)
         plan = cls(
             settings=settings,
-            stages=stages,
+            outputs=outputs,
             num_images=content["num_images"],
             keys_digest=content["keys_digest"],
             images_digest=content["images_digest"],
             shard_rows=content["shard_rows"],
             provenance=content["provenance"],
             environment=content["environment"],
+            format_version=version,
         )
         if plan.fingerprint != content["fingerprint"]:
             raise ValueError("its fingerprint does not fit its content")
         return plan
 
 
-def _check_types(content: Mapping[str, Any], stages: Sequence[StoredStage]) -> None:
+def _check_types(content: Mapping[str, Any], outputs: Sequence[Output]) -> None:
     """Raise ValueError if a field is not what its readers rely on: anybody may have written the file."""
     counts = [content["num_images"], content["shard_rows"]]
-    counts += [edge for stage in stages for edge in (*_known(stage.shape), *_known(stage.map_shape), *stage.stride)]
+    counts += [edge for one in outputs for edge in (*_known(one.shape), *_known(one.map_shape or ()))]
+    counts += [edge for one in outputs for edge in one.stride or ()]
     if not all(map(is_count, counts)):
         raise ValueError("a number that is not a whole one above zero")
     texts = [content["keys_digest"], content["images_digest"]]
-    texts += [text for stage in stages for text in (stage.name, stage.module, stage.dtype)]
+    texts += [
+        text for one in outputs for text in (one.name, one.point, one.reduction, one.module, one.dtype, *one.axes)
+    ]
     texts += [content["provenance"]["checkpoint"], content["provenance"]["weights"]]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a name that is not a text")
     leads = content["provenance"].get("leads", {})
     if not isinstance(leads, dict) or not all(isinstance(kind, str) for kind in leads.values()):
         raise ValueError("leads that are none")
-    if not all(STAGE_NAME.fullmatch(stage.name) and stage.name not in NOT_STAGES for stage in stages):
-        raise ValueError("a stage whose name is none")  # names become those of files, arrays and columns
-    if (
-        not stages
-        or len({stage.name for stage in stages}) < len(stages)
-        or not isinstance(content["environment"], dict)
-    ):
-        raise ValueError("no stages, or two of one name")
+    if not all(len(one.axes) == len(one.shape) and len(one.stride or (1, 1)) == 2 for one in outputs):
+        raise ValueError("axes that do not fit a shape")
+    if not all(OUTPUT_NAME.fullmatch(one.name) and one.name not in NOT_OUTPUTS for one in outputs):
+        raise ValueError("an output whose name is none")  # names become those of files, arrays and columns
+    if not outputs or len({one.name for one in outputs}) < len(outputs) or not isinstance(content["environment"], dict):
+        raise ValueError("no outputs, or two of one name")
 
 
 def _known(shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -334,10 +412,13 @@ def other_images(path: str, before: Sequence[str], now: Sequence[str]) -> Confli
 
 def _for_people(plan: Plan) -> dict[str, Any]:
     """Return the fields of a plan by which people tell one from another."""
-    stages = [f"{s.name} {shown_shape(s.shape)} {s.dtype}" for s in plan.stages]
+    outputs = [
+        " ".join([one.name, *([one.reduction] if one.reduction != "none" else []), shown_shape(one.shape), one.dtype])
+        for one in plan.outputs
+    ]
     images = {"images": plan.num_images, "keys_digest": plan.keys_digest}
     return {
-        "stages": ", ".join(stages),
+        "outputs": ", ".join(outputs),
         **{name: value for name, value in plan.provenance.items() if name not in ("leads", COUNTED)},  # for programs
         **plan.settings.to_json(),
         **images,

@@ -7,6 +7,7 @@ records.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,13 @@ from featcli.dump.checksummed_json import read_checksummed, why_refused
 from featcli.dump.plan import Plan, with_fingerprint
 from featcli.dump.shard import REST, ShardSummary
 from featcli.errors import DamagedError, UsageError, shown
-from featcli.pixels.failure import Failure
+from featcli.pixels.failure import NOT_READ, Failure
 from featcli.pixels.traits import TRAITS, lines
 
 AND_AGAIN = "run featcli verify --repair: it sets the record aside, and the next extract makes its shard again"
+NOT_IN_MANIFEST = ("fingerprint", "failures", "digests")  # of the fields of records
+DIGEST_LENGTH = len(NOT_READ)
+NOT_HEXADECIMAL = re.compile(r"[^0-9a-f]")
 COMPARE_PLANS = f"compare the plan.json of both; or {AND_AGAIN}"
 
 
@@ -28,8 +32,15 @@ class ForeignRecordError(ValueError):
     """The record of another dump for a shard of this number."""
 
 
-def record_content(plan: Plan, number: int, written: ShardSummary, failures: Sequence[Failure]) -> dict[str, Any]:
-    """Return what every record says."""
+def split_digests(text: str) -> list[str]:
+    """The digests of files that a record has in one text, which is read much faster than a list is."""
+    return [text[begin : begin + DIGEST_LENGTH] for begin in range(0, len(text), DIGEST_LENGTH)]
+
+
+def record_content(
+    plan: Plan, number: int, written: ShardSummary, failures: Sequence[Failure], digests: Sequence[str]
+) -> dict[str, Any]:
+    """What every record says."""
     rows = plan.shard(number)
     return {
         "shard": number,
@@ -40,6 +51,7 @@ def record_content(plan: Plan, number: int, written: ShardSummary, failures: Seq
         "bytes": written.bytes,
         "hashes": dict(written.hashes),
         "failures": [failure.to_json() for failure in failures],
+        **({"digests": "".join(digests)} if plan.has_digests else {}),
     }
 
 
@@ -68,10 +80,11 @@ def check_record(record: Mapping[str, Any], plan: Plan, number: int, file_name: 
         raise ForeignRecordError("it is of another shard")
     if any(type(record[name]) is not type(value) for name, value in planned.items()):  # 0.0 and false are equal to 0
         raise ValueError("a number in it is not a whole one")
-    if record["hashes"].keys() != {*(stage.name for stage in plan.stages), REST}:
+    if record["hashes"].keys() != {*(stage.name for stage in plan.outputs), REST}:
         raise ValueError("it has not the hashes of these stages")
     if type(record["bytes"]) is not int or not all(isinstance(text, str) for text in record["hashes"].values()):
         raise ValueError("its size or its hashes are none")
+    _check_digests(record, plan, num_rows)
     sizes = record.get("sizes", {})
     if not all(row.isdecimal() and int(row) in rows and type(size) is int for row, size in sizes.items()):
         raise ValueError("the sizes of images in it are none")
@@ -81,6 +94,12 @@ def check_record(record: Mapping[str, Any], plan: Plan, number: int, file_name: 
         texts = [failure[name] for name in ("key", "reason", "detail")]
         if type(failure["row"]) is not int or failure["row"] not in rows or not all(map(str.__instancecheck__, texts)):
             raise ValueError("a failure in it is of no image of its")
+
+
+def _check_digests(record: Mapping[str, Any], plan: Plan, num_rows: int) -> None:
+    digests = record["digests"] if plan.has_digests else ""
+    if len(digests) != DIGEST_LENGTH * num_rows * plan.has_digests or NOT_HEXADECIMAL.search(digests):
+        raise ValueError("it has not the digests of these images")
 
 
 @dataclass
@@ -123,7 +142,7 @@ def manifest_content(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[s
     """Return what manifest.json says if these are all records."""
     return {
         **with_fingerprint(plan),
-        "shards": [{k: v for k, v in record.items() if k not in ("fingerprint", "failures")} for record in records],
+        "shards": [{k: v for k, v in record.items() if k not in NOT_IN_MANIFEST} for record in records],
         "totals": totals_of(records),
     }
 

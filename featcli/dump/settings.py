@@ -42,7 +42,7 @@ class Settings(Mapping[str, Any]):
     compiled: bool
     batch_size: int
     threads: int
-    pool: str
+    pool: str | None = None  # of all maps, in plans of format version 1 alone: outputs say it since
     format: Format
     unknown: Mapping[str, Any] = field(default_factory=dict)  # settings of another version: kept, and compared
     as_read: tuple[str, ...] = ()  # names in the order in which they were read
@@ -90,7 +90,7 @@ class Settings(Mapping[str, Any]):
             raise ValueError("a precision or layout of another version")
         if not (isinstance(self.folded, bool) and isinstance(self.compiled, bool)):
             raise ValueError("a choice that is neither true nor false")
-        if not (isinstance(self.format, str) and isinstance(self.pool, str)):
+        if not (isinstance(self.format, str) and isinstance(self.first_pool, str)):
             raise ValueError("a name that is not a text")
         overrides = self.preprocessing.get(OVERRIDES, {})
         if not (isinstance(overrides, Mapping) and overrides.keys() <= set(OF_PREPROCESSING)):
@@ -98,6 +98,11 @@ class Settings(Mapping[str, Any]):
         size = self.backbone["input_size"]
         if not (isinstance(size, list) and len(size) == 2 and all(map(is_count, size))):
             raise ValueError("an input size that is none")
+
+    @property
+    def first_pool(self) -> str:
+        """How all maps were reduced, in a plan of format version 1."""
+        return "none" if self.pool is None else self.pool
 
     @property
     def input_size(self) -> Size:
@@ -165,7 +170,6 @@ class Settings(Mapping[str, Any]):
             "compile": self.compiled,
             "batch_size": self.batch_size,
             "threads": self.threads,
-            "pool": self.pool,
             "format": self.format,
         }
 

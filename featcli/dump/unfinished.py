@@ -20,7 +20,7 @@ from typing import Any
 from featcli.dump.atomic_file import PARTIAL_NAME, remove_stale, take_partial
 from featcli.dump.checksummed_json import read_checksummed, why_refused
 from featcli.dump.plan import Plan
-from featcli.dump.records import ForeignRecordError, check_record, record_content
+from featcli.dump.records import ForeignRecordError, check_record, record_content, split_digests
 from featcli.dump.shard import ShardSummary
 from featcli.pixels.failure import Failure
 from featcli.pixels.traits import Trait
@@ -35,14 +35,23 @@ class RowsMade:
 
     count: int = 0
     failures: list[Failure] = field(default_factory=list)
-    traits: list[tuple[int, Counter[Trait]]] = field(default_factory=list)  # of each batch, with the row after it
-    overflown: list[tuple[int, Counter[str]]] = field(default_factory=list)  # values not finite, by stage, likewise
-    least_batch: int | None = None  # fewest images that went through the backbone together because of memory
-    environments: list[Mapping[str, str]] = field(default_factory=list)  # of other processes that made some of the rows
+    traits: list[tuple[int, Counter[Trait]]] = field(default_factory=list)  # of a batch, and the row where it stops
+    overflown: list[tuple[int, Counter[str]]] = field(default_factory=list)  # values not finite by stage, likewise
+    digests: list[str] = field(default_factory=list)  # of the file of each row, hex
+    least_batch: int | None = None  # images that went through the backbone together, where memory allowed no more
+    environments: list[Mapping[str, str]] = field(default_factory=list)  # of other processes that made some of them
 
-    def add(self, rows: range, failures: Sequence[Failure], traits: Counter[Trait], overflown: Counter[str]) -> None:
+    def add(
+        self,
+        rows: range,
+        failures: Sequence[Failure],
+        traits: Counter[Trait],
+        overflown: Counter[str],
+        digests: Sequence[str],
+    ) -> None:
         """Note that the rows of a batch are written."""
         self.count += len(rows)
+        self.digests += digests
         self.failures += failures
         if overflown:
             self.overflown.append((rows.stop, overflown))
@@ -52,6 +61,7 @@ class RowsMade:
     def cut(self, rows: range) -> None:
         """Forget what is known about rows after these, which are the first of the shard."""
         self.count = len(rows)
+        del self.digests[len(rows) :]
         self.failures = [failure for failure in self.failures if failure.row < rows.stop]
         self.traits = [(stop, traits) for stop, traits in self.traits if stop <= rows.stop]
         self.overflown = [(stop, overflown) for stop, overflown in self.overflown if stop <= rows.stop]
@@ -69,7 +79,7 @@ class RowsMade:
     def to_json(self, plan: Plan, number: int, written: ShardSummary) -> dict[str, Any]:
         """Return the content of the record."""
         return {
-            **record_content(plan, number, written, self.failures),
+            **record_content(plan, number, written, self.failures, self.digests),
             "rows": self.count,
             "traits": [[stop, dict(traits)] for stop, traits in self.traits],
             "overflown": [[stop, dict(overflown)] for stop, overflown in self.overflown],
@@ -85,6 +95,7 @@ class RowsMade:
             failures=[Failure(**failure) for failure in record["failures"]],
             traits=[(stop, Counter(traits)) for stop, traits in record["traits"]],
             overflown=[(stop, Counter(overflown)) for stop, overflown in record["overflown"]],
+            digests=split_digests(record.get("digests", "")),
             least_batch=record["least_batch"],
             environments=record["environments"],
         )

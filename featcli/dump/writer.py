@@ -266,7 +266,7 @@ class DumpWriter:
 
     def _record(self, number: int, written: ShardSummary, made: RowsMade) -> dict[str, Any]:
         plan = self.dump.plan
-        record = record_content(plan, number, written, made.failures)
+        record = record_content(plan, number, written, made.failures, made.digests)
         if plan.counts_traits:
             counts = dict(sorted(made.all_traits.items()))
             record["pictures"] = {"read": len(plan.shard(number)) - len(made.failures), **counts}

@@ -32,8 +32,8 @@ class ArrayFile:
 
         See formats.Format.
         """
-        shapes = {stage.name: content.shapes(stage) for stage in content.stages if stage.is_ragged}
-        arrays = arrays_of(content.stages, len(content.rows), shapes)
+        shapes = {stage.name: content.shapes(stage) for stage in content.outputs if stage.is_ragged}
+        arrays = arrays_of(content.outputs, len(content.rows), shapes)
         beside = {VALID: content.valid.astype(np.uint8), **{name + SHAPES: found for name, found in shapes.items()}}
         layout = self._format.lay_out(str(path), arrays, content.keys, content.attributes)
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from featcli.dump.formats.layout import NUMPY_TYPES
-from featcli.dump.plan import StoredStage
+from featcli.dump.plan import Output
 from featcli.errors import UsageError, counted, shown, shown_shape
 from featcli.events import Report, silent
 from featcli.reading.reader import DumpReader, Run
@@ -22,9 +22,8 @@ class Content:
     """Rows of a dump for export. `stages` have the shape and dtype that is exported."""
 
     dump: DumpReader
-    stages: tuple[StoredStage, ...]
+    outputs: tuple[Output, ...]
     rows: Sequence[int]
-    pool: str
     keeps_failed: bool
     report: Report = silent
 
@@ -58,24 +57,24 @@ class Content:
             "fingerprint": self.dump.plan.fingerprint,
             "checkpoint": provenance["checkpoint"],
             "weights": provenance["weights"],
-            "pool": self.pool,
+            "pool": ",".join(dict.fromkeys(one.reduction for one in self.outputs)),
             "images": f"{len(self.rows)} of {self.dump.plan.num_images}",
         }
         return {name: text.encode("ascii", "backslashreplace").decode() or "-" for name, text in attributes.items()}
 
-    def shapes(self, stage: StoredStage) -> np.ndarray:
+    def shapes(self, stage: Output) -> np.ndarray:
         """Return (rows, 3): the (C, H, W) of each row, for a stage whose maps differ in size."""
         return self.dump[stage.name].map_shapes(self.rows)
 
     def runs(self) -> Iterator[Run]:
         """Yield some rows at a time, in the dtype that is written; bfloat16 is uint16."""
-        names = [stage.name for stage in self.stages]
+        names = [stage.name for stage in self.outputs]
         for run in self.dump.walk(names, failed=self.keeps_failed):
-            maps = {stage.name: self._converted(stage, run.maps[stage.name]) for stage in self.stages}
+            maps = {stage.name: self._converted(stage, run.maps[stage.name]) for stage in self.outputs}
             yield Run(run.rows, run.keys, maps)
             self.report("batch", images=len(run.rows))
 
-    def _converted(self, stage: StoredStage, found: Any) -> Any:
+    def _converted(self, stage: Output, found: Any) -> Any:
         """Pool maps that numpy holds (bfloat16 as float32), and cast them to the dtype of the stage.
 
         Raises UsageError.
@@ -83,13 +82,13 @@ class Content:
         if isinstance(found, list):
             converted = [self._converted(stage, maps[None])[0] for maps in found]
             return converted if stage.is_ragged else np.stack(converted)
-        is_pooled = self.pool == self.dump.plan.settings.pool
+        is_pooled = stage.reduction == self.dump.outputs[stage.name].reduction
         if is_pooled and NUMPY_TYPES[stage.dtype] == found.dtype:
             return found
         import torch
 
         maps = torch.from_numpy(found)
-        pooled = maps if is_pooled else pooling(self.pool).reduce(maps)
+        pooled = maps if is_pooled else pooling(stage.reduction).of_maps(maps)
         cast = pooled.to(getattr(torch, stage.dtype))
         if not bool((cast.isfinite() | ~pooled.isfinite()).all()):
             raise UsageError(
@@ -102,28 +101,36 @@ def content_of(
     dump: DumpReader, names: Sequence[str], pool: str | None, dtype: Dtype | None, keeps_failed: bool
 ) -> Content:
     """Return the content that is asked for. For `dtype` None, values stay as stored. Raises UsageError."""
-    stored = dump.plan.settings.pool
-    pooled = pooling(pool or stored)
-    if pool not in (None, stored):
-        if stored != "none":
-            raise UsageError(
-                f"--pool {shown(pool)}: this dump was pooled by {stored} already",
-                "leave --pool out, or extract again into another dump",
-            )
-        if pooling(str(pool)).of_class_token:
-            raise UsageError("--pool cls: maps hold no class token", "extract with --pool cls")
-        for stage in (dump.stages[name] for name in names):
-            if pooled.is_finer_than(stage.shape):
-                raise UsageError(
-                    f"--pool {pool}: it is finer than stage {shown(stage.name)}, {shown_shape(stage.shape)}",
-                    "use a coarser grid, or choose stages with --stage",
-                )
-    stages = tuple(dump.stages[name] for name in names)
-    if pool not in (None, stored):
-        stages = tuple(replace(stage, shape=pooled.shape(stage.shape)) for stage in stages)
-    stages = tuple(replace(stage, dtype=dtype or stage.dtype) for stage in stages)
+    stored = [dump.outputs[name] for name in names]
+    outputs = tuple(
+        replace(one, dtype=dtype or one.dtype) for one in (stored if pool is None else _pooled(stored, pool))
+    )
     if keeps_failed:
         rows = [row for number in sorted(dump.records) for row in dump.plan.shard(number)]
     else:
         rows = np.flatnonzero(dump.valid).tolist()
-    return Content(dump=dump, stages=stages, rows=rows, pool=pool or stored, keeps_failed=keeps_failed)
+    return Content(dump=dump, outputs=outputs, rows=rows, keeps_failed=keeps_failed)
+
+
+def _pooled(outputs: Sequence[Output], pool: str) -> list[Output]:
+    """Outputs with their maps reduced; those that hold none stay as they are. Raises UsageError."""
+    reduction = pooling(pool)
+    if not any(one.reduction in ("none", pool) and one.is_of_stage for one in outputs):
+        there = ", ".join(dict.fromkeys(one.reduction for one in outputs if one.is_of_stage))
+        what = f"this dump was pooled by {there} already" if there else "vectors of the model's own hold no maps"
+        raise UsageError(f"--pool {shown(pool)}: {what}", "leave --pool out, or extract again into another dump")
+    if reduction.needs_prefix:
+        what = "class token" if reduction.needs_class_token else "registers"
+        raise UsageError(f"--pool {pool}: maps hold no {what}", f"extract with --pool {pool}")
+    pooled = []
+    for one in outputs:
+        if one.reduction != "none" or one.map_shape is None:
+            pooled.append(one)
+            continue
+        if reduction.is_finer_than(one.shape):
+            raise UsageError(
+                f"--pool {pool}: it is finer than stage {shown(one.name)}, {shown_shape(one.shape)}",
+                "use a coarser grid, or choose stages with --stage",
+            )
+        pooled.append(replace(one, reduction=pool, shape=reduction.shape(one.map_shape, 0), axes=reduction.axes))
+    return pooled

@@ -41,10 +41,10 @@ def export(dump: DumpReader, asked: ExportCommand, report: Report = silent) -> C
     known = export_format(name).DTYPES
     if asked.dtype is not None and asked.dtype not in known:
         raise UsageError(f"--dtype {asked.dtype}: {name} has no such type", f"use {', '.join(known)}")
-    stages = dump.chosen_stages(parse_features(asked.stage))
+    stages = dump.chosen_outputs(parse_features(asked.stage))
     content = content_of(dump, stages, asked.pool, asked.dtype, asked.keep_failed)
-    stages_there = tuple(s if s.dtype in known else replace(s, dtype="float32") for s in content.stages)
-    content = replace(content, stages=stages_there, report=report)
+    outputs = tuple(s if s.dtype in known else replace(s, dtype="float32") for s in content.outputs)
+    content = replace(content, outputs=outputs, report=report)
     report("start", images=len(content.rows), done=0)
     if output == STDOUT:
         _stream(content)
@@ -91,9 +91,9 @@ def _stream(content: Content) -> None:
 def _write_file(content: Content, path: Path, name: str, overwrite: bool) -> None:
     """Write a file, which gets its name once it is complete and on the disk. An array also gets its list of images."""
     refuse_taken(path, overwrite)
-    if name == "npy" and len(content.stages) > 1:
+    if name == "npy" and len(content.outputs) > 1:
         raise UsageError(
-            f"-o {shown(path)}: a .npy file holds one stage, not {len(content.stages)}",
+            f"-o {shown(path)}: a .npy file holds one stage, not {len(content.outputs)}",
             "choose it with --stage, or name a folder: it gets a file for each",
         )
     files = {path: partial_call(export_format(name).write, content)}
@@ -124,8 +124,8 @@ def _write_folder(content: Content, path: Path) -> None:
         try:
             partial.mkdir()
             write = {partial / IMAGES: partial_call(_write_images, content)}
-            for stage in content.stages:
-                of_stage = replace(content, stages=(stage,))
+            for stage in content.outputs:
+                of_stage = replace(content, outputs=(stage,))
                 write[partial / f"{stage.name}.npy"] = partial_call(export_format("npy").write, of_stage)
             write_files(write)
             os.replace(partial, path)

@@ -14,7 +14,7 @@ DTYPES = ("float32", "float16")
 
 def write(content: Content, path: Path) -> None:
     """Write content with a single stage. See formats.Format."""
-    stage = content.stages[0]
+    stage = content.outputs[0]
     if stage.is_ragged:
         raise UsageError(
             f"stage {shown(stage.name)}: maps of many sizes cannot form one array",

@@ -32,7 +32,7 @@ def write(content: Content, path: Path) -> None:
     except ImportError as error:
         raise UsageError("--to parquet: pyarrow is not installed", "pip install 'featcli[parquet]'") from error
     fields = [pyarrow.field("key", pyarrow.string()), pyarrow.field("row", pyarrow.int64())]
-    for stage in content.stages:
+    for stage in content.outputs:
         kind = getattr(pyarrow, stage.dtype)()
         is_fixed = not stage.is_ragged and content.valid.all()
         length = int(np.prod(stage.shape_at((0, 0)))) if is_fixed else -1
@@ -57,7 +57,7 @@ def _batch(content: Content, run: Run, schema: Any) -> Any:
     valid = content.dump.valid[run.rows]
     keys = [key.encode("utf-8", "backslashreplace").decode() for key in run.keys]
     columns = [pyarrow.array(keys), pyarrow.array(run.rows, pyarrow.int64())]
-    for stage in content.stages:
+    for stage in content.outputs:
         maps = run.maps[stage.name]
         columns.append(_lists(maps, valid, schema.field(stage.name).type))
         if stage.is_ragged:

@@ -33,6 +33,8 @@ from featcli.system.scheduler import Part, part_of
 from featcli.workers.engine import Engine, LocalEngine, WorkOrder
 from featcli.workers.processes import ProcessEngine
 
+MOST_CLAMPED = 0.5  # share of values above which the generalised mean is one of other numbers than the map holds
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -245,7 +247,12 @@ def _report_dump(order: WorkOrder, part: Part | None, shard_size: str, report: R
 
 
 def _warn_of_maps(stats: RunStats, plan: Plan, report: Report) -> None:
+    images = stats.images - stats.failed
+    for name, shares in sorted(stats.clamped.items()):
+        if images and shares > MOST_CLAMPED * images:
+            text = f"{shares / images:.0%} of the values that gem took of {name} are below 1e-6, and count as that"
+            report("warning", text=f"{text}: its means say little, use --pool avg or max")
     for stage, count in sorted(stats.overflown.items()):
-        dtype = next(stored.dtype for stored in plan.stages if stored.name == stage)
+        dtype = next(stored.dtype for stored in plan.outputs if stored.name == stage)
         help_ = "float16 ends at 65,504, so use another --dtype" if dtype == "float16" else "look at its maps"
         report("warning", text=f"{count:,} values of {stage} are infinite or undefined: {help_}")

@@ -35,7 +35,7 @@ from featcli.system.device import device_names, memory_errors, resolve_device
 from featcli.system.files import is_there
 from featcli.system.scheduler import local_rank, part_of
 
-VECTORS = ("avg", "cls")  # models make these of their last maps
+POOLED = ("avg", "cls", "cls+avg")  # models make these of their last maps
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def prepare(
     weights = backbone.weights
     report("choice", name="weights", value=weights.summary(), loaded=weights.matched, tensors=weights.total)
     report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
-    share = model.share(selection.positions)
+    share = model.share(selection.points)
     value = f"{share:.0%} of the model"
     report("choice", name="computes", value=value, reason="up to the deepest stage", share=round(share, 4))
     rules, decode_threads = loading.decoder.rules, loading.decoder.threads
@@ -84,18 +84,23 @@ def prepare(
         "leads": listing.leads,
         COUNTED: list(TRAITS),
     }
-    threads, stages, batch_size = loading.threads, selection.stages, loading.settings.batch_size
+    if model.licence:
+        provenance["licence"] = model.licence
+    if "logits" in selection.points.vectors and (names := model.class_names()):
+        provenance["class_names"] = list(names)
+    threads, outputs, batch_size = loading.threads, selection.outputs, loading.settings.batch_size
     sharers = sharers_of(asked, threads.value, selection.device.value)
-    shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, stages), batch_size, sharers)
+    shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, outputs), batch_size, sharers)
     plan = Plan(
         settings=loading.settings,
-        stages=stages,
+        outputs=outputs,
         num_images=len(listing.images),
         keys_digest=digest_keys(listing.images.keys),
         images_digest=digest_images(listing.images),
         shard_rows=shard_rows.value,
         provenance=provenance,
         environment=loading.environment,
+        **({} if begun is None else {"format_version": begun.format_version}),
     )
     reason = f"{threads.reason}; {counted(decode_threads, 'thread')} decode"
     report("choice", name="threads", value=threads.value, reason=reason, decode_threads=decode_threads)
@@ -110,19 +115,19 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     """
     existing = None if asked.overwrite else Dump.existing(asked.dump_path)
     listing, selection = _resolve(asked, existing, report)
-    stages = selection.stages
+    outputs = selection.outputs
     sizes = _sizes(selection.model, listing.images, narrowed(asked, PixelSpec), decode_threads_of(asked), report)
     begun = None if existing is None else existing.plan
     settings = None if begun is None else begun.settings
-    for name, choice in expected(asked, selection.model, selection.positions, len(listing.images), settings).items():
+    for name, choice in expected(asked, selection.model, selection.points, len(listing.images), settings).items():
         report("choice", name=name, value=choice.value, reason=choice.reason)
     if asked.batch_size == AUTO and existing is None:
         report("warning", text=f"this assumes batches of {DEFAULT_BATCH_SIZE}: only a run measures the fastest")
     batch_size = _batch_size(asked, existing)
     sharers = sharers_of(asked, threads_of(asked, settings).value, selection.device.value)
-    shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, stages), batch_size, sharers)
+    shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, outputs), batch_size, sharers)
     plan = Outline(
-        stages=stages,
+        outputs=outputs,
         num_images=len(listing.images),
         keys_digest=digest_keys(listing.images.keys),
         shard_rows=shard_rows.value,
@@ -152,7 +157,8 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     workers = asked.workers or num_workers(asked)
     report(
         "dry_run",
-        stages=[stage.to_json() for stage in plan.stages],
+        stages=[one.as_stage() for one in plan.outputs if one.is_of_stage],
+        outputs=[one.to_json() for one in plan.outputs],
         images=images,
         shards=len(todo),
         bytes=total,
@@ -176,22 +182,23 @@ def _resolve(
         try_to_write(asked.dump_path)
     rank = local_rank() if asked.part == AUTO else None
     devices = [resolve_device(name, rank) for name in device_names(asked.device)]
-    listing = _with_keys_of(existing, listing or find(asked))
+    listing = with_keys_of(existing, listing or find(asked))
     selection = select(asked, devices[0])
     if existing is not None:
         selection = selection.worded_as(existing.plan)
-    model, positions = selection.model, selection.positions
+    model, positions = selection.model, selection.points.positions
     # Older versions refused less, and whoever began such a dump may resume it.
     if existing is None or existing.plan.settings.norm != model.norm:
         model.refuse_idle_norm(positions)
     if asked.model_arg and (existing is None or not model.is_of(existing.plan.settings.backbone)):
         model.refuse_idle_arguments()
-    if asked.fold and not has_norms(model.build(positions, "meta")):
+    if asked.fold and not has_norms(model.build(selection.points, "meta")):
         raise nothing_to_fold(model.name)
     report("choice", name="checkpoint", value=f"{model.name} ({model.library})")
     chosen: list[dict[str, Any]] = [
         {"name": s.name, "shape": list(s.shape)} for s in (model.stages[i] for i in positions)
     ]
+    chosen += [{"name": o.name, "shape": list(o.shape)} for o in selection.outputs if not o.is_of_stage]
     default = asked.out_features is None and asked.out_indices is None
     reason = _stages_reason(model, positions) if default else "as asked"
     report("choice", name="stages", value=chosen, reason=reason)
@@ -199,7 +206,7 @@ def _resolve(
     names = [str(device.value) for device in devices]
     reason = devices[0].reason + (": a process for each" if len(devices) > 1 else "")
     report("choice", name="device", value=", ".join(names), reason=reason, devices=names)
-    _report_vectors(asked, model, positions, report)
+    _report_vectors(asked, selection, report)
     linked = listing.ignored.pop(LINKED, 0)
     skipped = sum(listing.ignored.values())
     notes = [f"{counted(skipped, 'other file')} skipped: {kinds_of(listing.ignored)}"] if skipped else []
@@ -218,20 +225,25 @@ def refuse_without_extras(dump: Dump, images: ImageList, is_to_be_read: bool) ->
         extras.refuse_without(dump.packages, images.keys, extras.versions(), str(dump.path))
 
 
-def _report_vectors(asked: ExtractSpec, model: ModelSpec, positions: Sequence[int], report: Report) -> None:
+def _report_vectors(asked: ExtractSpec, selection: Selection, report: Report) -> None:
     """Say if vectors are made from maps before the norm that the model itself applies before it pools."""
-    last = len(model.stage_names) - 1
-    if asked.norm is not None or asked.pool not in VECTORS or last not in positions:
+    model, last = selection.model, selection.model.stage_names[-1][0]
+    pooled = [one.reduction for one in selection.outputs if one.point == last and one.reduction in POOLED]
+    if asked.norm is not None or not pooled:
         return
-    norms = model.norms_before_pooling(of_class_token=asked.pool == "cls")
+    norms = model.norms_before_pooling(of_class_token=pooled[0] == "cls")
     if norms:
-        stage = model.stage_names[last][0]
-        way = "--norm model does so, too" if model.can_apply(norms) else "no option gives maps after it"
-        text = f"{stage} is pooled before the model's final norm, and {model.name} itself pools after it: {way}"
-        report("warning", text=text)
+        ways = ["--out-features embedding gives its own vector"] if _has_embedding(model) else []
+        ways += ["--norm model gives maps after it"] if model.can_apply(norms) else []
+        text = f"{last} is pooled before the model's final norm, and {model.name} itself pools after it"
+        report("warning", text=f"{text}: {', '.join(ways) or 'no option gives maps after it'}")
 
 
-def _with_keys_of(existing: Dump | None, listing: Listing) -> Listing:
+def _has_embedding(model: ModelSpec) -> bool:
+    return any(vector.name == "embedding" for vector in model.vectors)
+
+
+def with_keys_of(existing: Dump | None, listing: Listing) -> Listing:
     """Return the listing with the keys of an older dump, whose plan names no leads, if these are its images."""
     if existing is None or existing.plan.leads is not None:
         return listing
@@ -266,10 +278,13 @@ def _report_stored(asked: ExtractSpec, plan: Outline, sizes: Sizes, report: Repo
     """Say what the dump will hold of each image, and how many bytes that is."""
     total = sum(plan.shard_bytes(number, sizes) for number in range(plan.num_shards))
     each = total / plan.num_images
-    is_ragged = any(stage.is_ragged for stage in plan.stages)
-    value = f"{'whole maps' if asked.pool == 'none' else asked.pool}, {asked.dtype}, {asked.format}"
+    is_ragged = any(one.is_ragged for one in plan.outputs)
+    reductions = dict.fromkeys(one.reduction for one in plan.outputs if one.is_of_stage)
+    what = ["whole maps" if name == "none" else name for name in reductions]
+    what += [one.name for one in plan.outputs if not one.is_of_stage]
+    value = f"{', '.join(what)}, {asked.dtype}, {asked.format}"
     reason = f"{size(each)} an image{' on average' if is_ragged else ''}, {size(total)} in all"
-    facts = {"pool": asked.pool, "dtype": asked.dtype, "format": asked.format}
+    facts = {"pool": plan.reductions, "dtype": asked.dtype, "format": asked.format}
     report("choice", name="stored", value=value, reason=reason, **facts, bytes=total, bytes_per_image=round(each, 3))
 
 
@@ -289,4 +304,4 @@ def _report_existing(asked: ExtractSpec, existing: Dump | None, done: int | None
 
 def _seems_same(one: Outline, other: Outline) -> bool:
     """Return whether two plans are of the same work, as far as it is known without weights."""
-    return (one.stages, one.keys_digest, one.shard_rows) == (other.stages, other.keys_digest, other.shard_rows)
+    return (one.outputs, one.keys_digest, one.shard_rows) == (other.outputs, other.keys_digest, other.shard_rows)

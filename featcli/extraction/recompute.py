@@ -71,7 +71,7 @@ def recompute(dump: Dump, asked: VerifyCommand, same: tuple[Job, Setup]) -> Comp
             rows = forward(batch)
             maps = rows.finished()
             for row in wanted[batch.rows]:
-                stored = {name: reader[name][row] for name in reader.stages}
+                stored = {name: reader[name][row] for name in reader.outputs}
                 difference = _difference(stored, maps, row - batch.rows.start)
                 equal += difference == 0
                 largest = max(largest, difference)
@@ -103,14 +103,13 @@ def same_job(dump: Dump, asked: VerifyCommand, report: Report = silent) -> tuple
         same = ExtractSpec(
             **shared_options(asked, ExtractSpec) | _checkpoint(plan, asked),
             **settings.options(),
+            **plan.options(),
             output=str(Path(elsewhere) / "dump"),
-            out_indices=tuple(stage.index for stage in plan.stages),
-            dtype=plan.stages[0].dtype,
             shard_size=plan.shard_rows,
         )
         job, setup = prepare(same, dump, report)
         backbone = job.plan.settings.backbone
-        if not settings.is_native and (backbone != settings.backbone or job.plan.stages != plan.stages):
+        if not settings.is_native and (backbone != settings.backbone or job.plan.outputs != plan.outputs):
             job, setup = prepare(replace(same, image_size=settings.input_size), dump, report)
     refuse_without_extras(dump, job.images, True)
     try:

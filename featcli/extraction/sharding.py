@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from featcli.dump.plan import Outline, StoredStage, bytes_of_rows
+from featcli.dump.plan import Outline, Output, bytes_of_rows
 from featcli.errors import counted
 from featcli.events import Choice
 from featcli.inputs.image_list import ImageList
@@ -76,7 +76,7 @@ class Rows:
 
     images: ImageList
     sizes: Sizes
-    stages: Sequence[StoredStage]
+    stages: Sequence[Output]
 
     @property
     def bytes_of_each(self) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from featcli.inputs.image_list import Image, ImageList
 from featcli.pixels.decode import read_pixels
-from featcli.pixels.failure import Failure, UnreadableError
+from featcli.pixels.failure import NOT_READ, Failure, UnreadableError
 from featcli.pixels.internals import pillow_set_up
 from featcli.pixels.sizes import Sizes
 from featcli.pixels.traits import Trait
@@ -78,6 +78,7 @@ class Batch:
     pixels: torch.Tensor  # (B, 3, H, W)
     failures: list[Failure] = field(default_factory=list)  # in row order; the pixels of failed images are zero
     traits: Counter[Trait] = field(default_factory=Counter)  # how many images have each trait
+    digests: list[str] = field(default_factory=list)  # of the bytes of each file; NOT_READ if they were not read
     decode_seconds: float = 0.0  # the sum over all threads
 
 
@@ -87,6 +88,7 @@ class _Outcome:
 
     failure: Failure | None
     traits: tuple[Trait, ...]
+    digest: str
     seconds: float
 
 
@@ -120,6 +122,7 @@ def read(decoder: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Gene
                 pixels=pixels,
                 failures=[result.failure for result in results if result.failure is not None],
                 traits=Counter(trait for result in results for trait in result.traits),
+                digests=[result.digest for result in results],
                 decode_seconds=sum(result.seconds for result in results),
             )
             buffers.append(buffer)
@@ -130,9 +133,10 @@ def _fill(decoder: Decoder, image: Image, row: int, out: np.ndarray) -> _Outcome
     started = time.perf_counter()
     preprocessing, failure = decoder.preprocessing, None
     traits: tuple[Trait, ...] = ()
+    digests = [NOT_READ]
     try:
-        traits = read_pixels(image, decoder.rules, preprocessing.fit, out, preprocessing.is_native)
+        traits = read_pixels(image, decoder.rules, preprocessing.fit, out, preprocessing.is_native, digests.append)
     except UnreadableError as error:
         out[...] = 0  # else the pixels of the image before would stay in the buffer
         failure = Failure(key=image.key, row=row, reason=error.reason, detail=error.detail)
-    return _Outcome(failure, traits, time.perf_counter() - started)
+    return _Outcome(failure, traits, digests[-1], time.perf_counter() - started)

@@ -17,6 +17,7 @@ from featcli.pixels.colour import upright_rgb, upright_size
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.formats import format_of, identified
 from featcli.pixels.image_file import opened
+from featcli.pixels.internals import mend_transparency
 from featcli.pixels.limits import affordable, bound_pixels
 from featcli.pixels.traits import Trait
 from featcli.spec.groups import PixelSpec
@@ -43,15 +44,20 @@ SPARE = 2  # a picture that is decoded at a smaller size stays this much larger 
 
 
 def read_pixels(
-    image: Input, rules: PixelSpec, fit: Callable[[Image.Image], np.ndarray], out: np.ndarray, is_native: bool = False
+    image: Input,
+    rules: PixelSpec,
+    fit: Callable[[Image.Image], np.ndarray],
+    out: np.ndarray,
+    is_native: bool = False,
+    note: Callable[[str], None] | None = None,
 ) -> tuple[Trait, ...]:
     """Decode a file, make it upright RGB, resize and crop it with `fit`, and write it into `out` (C, H, W).
 
     Returns the traits of the picture. With `is_native` the size was read from the header before, and the pixels must
-    have it. Raises UnreadableError for whatever is wrong with the file, and MachineError for what is not the file's
-    fault. After an error `out` may hold anything.
+    have it. `note` is called with the digest of the file's bytes if they are read. Raises UnreadableError for whatever
+    is wrong with the file, and MachineError for what is not the file's fault. After an error `out` may hold anything.
     """
-    pixels, found = fitted_pixels(image, rules, fit, max(out.shape[1:]))
+    pixels, found = fitted_pixels(image, rules, fit, max(out.shape[1:]), note)
     if pixels.shape != out.shape:
         if is_native:
             raise UnreadableError("changed", f"{pixels.shape[1:]} pixels, by its header {out.shape[1:]}")
@@ -65,7 +71,11 @@ def read_pixels(
 
 
 def fitted_pixels(
-    image: Input, rules: PixelSpec, fit: Callable[[Image.Image], np.ndarray], longest: int
+    image: Input,
+    rules: PixelSpec,
+    fit: Callable[[Image.Image], np.ndarray],
+    longest: int,
+    note: Callable[[str], None] | None = None,
 ) -> tuple[np.ndarray, tuple[Trait, ...]]:
     """Decode a file, make it upright RGB, and return what `fit` makes of it, with the traits of the picture.
 
@@ -81,10 +91,11 @@ def fitted_pixels(
         if strict := STRICT.get(picture.format or ""):
             strict(picture)
         picture.load()
+        mend_transparency(picture)
         found += traits.of_pixels(picture)
         return fit(upright_rgb(picture, rules)), tuple(dict.fromkeys(found))
 
-    return _looked_at(image, rules, unpacked)
+    return _looked_at(image, rules, unpacked, note=note)
 
 
 def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:
@@ -93,13 +104,17 @@ def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:
 
 
 def _looked_at(
-    image: Input, rules: PixelSpec, look: Callable[[IO[bytes], Image.Image], T], header_only: bool = False
+    image: Input,
+    rules: PixelSpec,
+    look: Callable[[IO[bytes], Image.Image], T],
+    header_only: bool = False,
+    note: Callable[[str], None] | None = None,
 ) -> T:
     """Return what `look` finds in the open picture.
 
     If a part of the file that holds no pixels is broken, the picture is opened again without that part.
     """
-    with _explained(image), opened(image, header_only=header_only) as file, _named(file):
+    with _explained(image), opened(image, header_only, note) as file, _named(file):
         try:
             with identified(affordable(file, rules.max_pixels, header_only=header_only), rules) as picture:
                 return look(file, picture)

@@ -21,6 +21,9 @@ REASONS = (
 )
 
 
+NOT_READ = "0" * 32  # in the place of the digest (xxh3-128, hex) of a file whose bytes were not read
+
+
 class UnreadableError(Exception):
     """The reason why one file gives no pixels: one of REASONS, and a text."""
 

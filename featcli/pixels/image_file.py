@@ -6,10 +6,12 @@ import errno
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import IO, TYPE_CHECKING
+
+import xxhash
 
 from featcli.errors import FeatcliError, MachineError, shown
 from featcli.inputs.archives import BLOCK, state_of
@@ -30,6 +32,7 @@ MAX_BYTES = 2 * 1024**3
 WHOLE_BYTES = 64 * 1024**2
 MOST_WITNESSES = 8  # other files that are tried, to tell a bad sector from a lost disk
 WITNESS_BYTES = 1 << 20
+PIECE_BYTES = 1 << 20  # that are hashed at once
 _large_file = threading.Lock()
 
 
@@ -40,21 +43,38 @@ class Content(Counted, io.BytesIO):
         super().__init__(content)
         self.name = name
 
+    def digest(self) -> str:
+        """xxh3-128 (hex) of them."""
+        return xxhash.xxh3_128_hexdigest(self.getbuffer())
+
 
 class LargeFile(Counted, ReadFile):
     """A file of which only the bytes are read that its decoder asks for."""
 
+    def digest(self) -> str:
+        """xxh3-128 (hex) of all of it, which is read for that."""
+        digest = xxhash.xxh3_128()
+        self.regular.seek(0)
+        while content := self.regular.read(PIECE_BYTES):
+            digest.update(content)
+        return digest.hexdigest()
+
 
 @contextmanager
-def opened(image: Image, header_only: bool = False) -> Iterator[IO[bytes]]:
+def opened(image: Image, header_only: bool = False, note: Callable[[str], None] | None = None) -> Iterator[IO[bytes]]:
     """Open the file of an image. The result has no descriptor, so decoders read it and cannot map it.
 
-    Raises UnreadableError if this file alone is at fault, also if it is written to meanwhile or asks for too much.
-    Raises MachineError for anything else, whatever error the decoder made of it.
+    `note` is called with the digest of its bytes, but not for a large file that cannot be decoded. Raises
+    UnreadableError if this file alone is at fault, also if it is written to meanwhile or asks for too much. Raises
+    MachineError for anything else, whatever error the decoder made of it.
     """
     with _opened(image, header_only) as file:
         try:
+            if note is not None and isinstance(file, Content):
+                note(file.digest())
             yield file
+            if note is not None and isinstance(file, LargeFile):
+                note(file.digest())
         finally:
             file.refuse_excess()
 

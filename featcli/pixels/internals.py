@@ -17,6 +17,8 @@ from PIL import Image, ImageFile
 from featcli.system.borrowed import Borrowed, unheard
 from featcli.system.files import is_file
 
+OPAQUE_WHITE = 255  # of a picture of one bit
+
 
 def exif_of_header(picture: Image.Image) -> Image.Exif:
     """Return the EXIF that the header of the file holds. No pixel is unpacked.
@@ -148,6 +150,15 @@ def mend_ycbcr(picture: Image.Image) -> None:
         picture._mode = "YCbCr"
         tiles = [(*tile[:3], ("YCbCr", *tile[3][1:])) for tile in picture.tile]  # type: ignore[attr-defined]
         picture.tile = [ImageFile._Tile(*tile) for tile in tiles]  # type: ignore[attr-defined]
+
+
+def mend_transparency(picture: Image.Image) -> None:
+    """Let the grey that a PNG of one bit calls transparent be the grey of its pixels.
+
+    They are 0 and 255. Pillow 12.0 gives it as the bit, 0 or 1, and finds no white pixel transparent then.
+    """
+    if picture.mode == "1" and picture.info.get("transparency") == 1:
+        picture.info["transparency"] = OPAQUE_WHITE
 
 
 def silence_libtiff() -> None:

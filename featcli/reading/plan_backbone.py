@@ -48,7 +48,7 @@ def _options(plan: Plan, checkpoint: Any, device: Any) -> dict[str, Any]:
     known = {one.name for one in fields(BackboneCall)} - {"image_size"}
     options = {name: value for name, value in plan.settings.options().items() if name in known and value is not None}
     options |= checkpoint_options(plan, checkpoint, "give it: dump.load_backbone(checkpoint)") | {"device": device}
-    options["out_indices"] = tuple(stage.index for stage in plan.stages)
+    options |= {name: value for name, value in plan.options().items() if name in known}
     return options
 
 

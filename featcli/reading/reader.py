@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcli.dump.folder import Dump
-from featcli.dump.plan import Plan, StoredStage
+from featcli.dump.plan import Output, Plan
+from featcli.dump.records import split_digests
 from featcli.errors import CheckpointError, FeatcliError, IncompleteError, UsageError, counted, nearest, one_line, shown
-from featcli.pixels.failure import UnreadableError
+from featcli.pixels.failure import NOT_READ, UnreadableError
 from featcli.reading.labels import labels_of
 from featcli.reading.open_shards import OpenShards
 from featcli.reading.picture_files import PictureFiles
@@ -85,9 +86,17 @@ class DumpReader:
         return self._dump.plan
 
     @cached_property
-    def stages(self) -> dict[str, StoredStage]:
-        """The stored stages by name, in network order, with shape, dtype, stride, index and module."""
-        return {stage.name: stage for stage in self.plan.stages}
+    def outputs(self) -> dict[str, Output]:
+        """All stored arrays by name: those of stages in network order, then embedding, projection and logits.
+
+        Each has its point, reduction, axes, shape and dtype; those of stages also stride, index and module.
+        """
+        return {one.name: one for one in self.plan.outputs}
+
+    @cached_property
+    def stages(self) -> dict[str, Output]:
+        """Those of the outputs that are made of feature maps."""
+        return {name: one for name, one in self.outputs.items() if one.is_of_stage}
 
     @property
     def norm(self) -> str:
@@ -169,6 +178,21 @@ class DumpReader:
             for row, size in record.get("sizes", {}).items():  # of images that failed first and were read later
                 sizes[int(row)] = size
         return sizes
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """The xxh3-128 of the bytes of the file of each row, in hex; empty where they were not read.
+
+        Raises UsageError for a dump of format version 1, which has none.
+        """
+        if not self.plan.has_digests:
+            raise UsageError(f"dump {shown(self.path)}: it has no digests of pictures", "format version 2 has them")
+        digests = [""] * len(self)
+        for number, record in self.records.items():
+            rows = self.plan.shard(number)
+            found = split_digests(record["digests"])
+            digests[rows.start : rows.stop] = ["" if one == NOT_READ else one for one in found]
+        return digests
 
     def picture_path(self, row: int | str, root: str | os.PathLike[str] | None = None) -> str:
         """Return the file of a row's picture, by number or key, if it still has its size.
@@ -254,15 +278,15 @@ class DumpReader:
         warnings.warn(text, FutureWarning, stacklevel=2)
         return iter(self.stages)
 
-    def __contains__(self, stage: object) -> bool:
-        return stage in self.stages
+    def __contains__(self, output: object) -> bool:
+        return output in self.outputs
 
-    def __getitem__(self, stage: str) -> StageArray:
+    def __getitem__(self, output: str) -> StageArray:
         """Return the maps of a stage. Raises UsageError for an unknown one."""
-        if stage not in self.stages:
-            near = (nearest(stage, self.stages) if isinstance(stage, str) else []) or list(self.stages)
-            raise UsageError(f"stage {shown(str(stage))} is not in this dump", f"choose from {', '.join(near)}")
-        return StageArray(self.stages[stage], self.plan, self._index, self._shards, self.records)
+        if output not in self.outputs:
+            near = (nearest(output, self.outputs) if isinstance(output, str) else []) or list(self.outputs)
+            raise UsageError(f"stage {shown(str(output))} is not in this dump", f"choose from {', '.join(near)}")
+        return StageArray(self.outputs[output], self.plan, self._index, self._shards, self.records)
 
     def as_numpy(self, stage: str, shard: int | None = None) -> np.ndarray:
         """Return a stage mapped into memory, without a copy, if that is possible: see StageArray.as_numpy."""
@@ -279,7 +303,7 @@ class DumpReader:
         """
         if at_once < 0:
             raise UsageError(f"at_once must be at least 1, not {at_once}", "leave it out for the default")
-        names = [stages] if isinstance(stages, str) else list(self.stages if stages is None else stages)
+        names = [stages] if isinstance(stages, str) else list(self.outputs if stages is None else stages)
         arrays = {stage: self[stage] for stage in names}
         size = sum(array.stage.row_bytes(self.plan.settings.input_size) for array in arrays.values())
         step = at_once or max(1, WALK_BYTES // max(1, size))
@@ -292,15 +316,27 @@ class DumpReader:
                 maps = {stage: array[some] for stage, array in arrays.items()}
                 yield Run(some, [self.keys[row] for row in some], maps)
 
-    def chosen_stages(self, asked: Sequence[str] | None = None) -> list[str]:
-        """Return names and ranges such as `stage2:stage4` as names in network order; all for None.
+    def chosen_outputs(self, asked: Sequence[str] | None = None) -> list[str]:
+        """Return the outputs that names of outputs and stages, and ranges such as `stage2:stage4`, mean, in order.
 
-        Raises UsageError.
+        A stage stands for the output of that name, or for all of its outputs where none has it. All outputs where
+        `asked` is None. Raises UsageError.
         """
         from featcli.backbones.stages import select
 
-        stages = [(stage.name, stage.module) for stage in self.plan.stages]
-        return [stages[position][0] for position in (range(len(stages)) if asked is None else select(stages, asked))]
+        if asked is None:
+            return list(self.outputs)
+        of_stages = {one.point: one.module for one in self.outputs.values() if one.is_of_stage}
+        places = [*of_stages.items(), *((name, name) for name in self.outputs if name not in of_stages)]
+        names = [places[position][0] for position in select(places, asked)]
+        chosen = [
+            found
+            for name in names
+            for found in (
+                [name] if name in self.outputs else [o for o, one in self.outputs.items() if one.point == name]
+            )
+        ]
+        return [name for name in self.outputs if name in chosen]
 
     def chosen(self, rows: Any = None) -> np.ndarray:
         """Return (N,) bool: the rows that are given by row, key or mask; all for None.
@@ -323,11 +359,11 @@ class DumpReader:
         """
         features: list[np.ndarray] = []
         found: list[int] = []
+        output = self[stage].stage
         for run in self.walk(stage, rows=rows):
-            features += [maps.reshape(len(maps), -1).mean(1, dtype=np.float32) for maps in run.maps[stage]]
+            features += [output.columns(row[None])[0].mean(1, dtype=np.float32) for row in run.maps[stage]]
             found += run.rows
-        channels = int(self[stage].stage.shape[0] or 0)
-        return np.array(features, np.float32).reshape(len(found), channels), np.array(found, int)
+        return np.array(features, np.float32).reshape(len(found), output.channels), np.array(found, int)
 
     def as_torch_dataset(
         self, stages: Sequence[str] | str | None = None, labels: Any = None, rows: Any = None
@@ -350,7 +386,8 @@ class DumpReader:
             kept = self.num_kept
             of_them = f" ({kept:,} of them kept, to be read when their shards are finished)" if kept else ""
             counts += [f"{self.num_missing:,} missing{of_them}"] if self.num_missing else []
-        return f"<dump {shown(self.path)}: {', '.join(counts)}, stages {', '.join(self.stages)}>"
+        what = "stages" if len(self.stages) == len(self.outputs) else "outputs"
+        return f"<dump {shown(self.path)}: {', '.join(counts)}, {what} {', '.join(self.outputs)}>"
 
     def close(self) -> None:
         """Close the shard files. They are opened again when needed."""

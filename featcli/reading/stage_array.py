@@ -14,7 +14,7 @@ import numpy as np
 
 from featcli.dump.folder import Dump
 from featcli.dump.formats.layout import NUMPY_TYPES, values_of
-from featcli.dump.plan import Plan, StoredStage
+from featcli.dump.plan import Output, Plan
 from featcli.errors import IncompleteError, UsageError, nearest, shown, shown_shape
 from featcli.reading.open_shards import OpenShards
 
@@ -32,7 +32,7 @@ class StageArray:
     """
 
     def __init__(
-        self, stage: StoredStage, plan: Plan, index: RowIndex, shards: OpenShards, committed: Container[int]
+        self, stage: Output, plan: Plan, index: RowIndex, shards: OpenShards, committed: Container[int]
     ) -> None:
         self.stage = stage
         self._plan = plan

@@ -33,7 +33,7 @@ class StageDataset(Dataset[Any]):
         self, dump: DumpReader, stages: Sequence[str] | str | None = None, labels: Any = None, rows: Any = None
     ) -> None:
         self.dump = dump
-        self.stages = [stages] if isinstance(stages, str) else list(dump.stages if stages is None else stages)
+        self.stages = [stages] if isinstance(stages, str) else list(dump.outputs if stages is None else stages)
         self._is_single = isinstance(stages, str)
         for stage in self.stages:
             if dump[stage].stage.is_ragged:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,14 +17,14 @@ from featcli.backbones.backbone import Backbone
 from featcli.backbones.checkpoint import resolve
 from featcli.backbones.execution import Execution
 from featcli.backbones.model_spec import ModelSpec
-from featcli.dump.plan import Plan, StoredStage
+from featcli.backbones.stages import Points
+from featcli.dump.plan import Output, Plan
 from featcli.dump.settings import Settings
-from featcli.errors import UsageError
 from featcli.events import Choice, Report, silent
 from featcli.pixels import extras
 from featcli.pixels.batches import Decoder
 from featcli.pixels.colour import settings_of
-from featcli.run.pooling import Pooling, pooling
+from featcli.run.outputs import outputs_of
 from featcli.run.resuming import InMannerOf
 from featcli.run.trials import Trials
 from featcli.run.tuning import AS_BEGUN, Tuning, named, tune
@@ -42,7 +42,6 @@ class Setup:
 
     backbone: Backbone
     plan: Plan
-    pooling: Pooling
     decoder: Decoder
     threads: int
 
@@ -54,7 +53,7 @@ def load(asked: ExtractSpec, plan: Plan) -> Setup:
     """
     selection = select(asked, resolve_device(asked.device)).worded_as(plan)
     loading = load_selected(asked, selection, plan.num_images, plan, silent)
-    found = replace(plan, settings=loading.settings, stages=selection.stages, environment=loading.environment)
+    found = replace(plan, settings=loading.settings, outputs=selection.outputs, environment=loading.environment)
     return loading.setup(asked, found)
 
 
@@ -63,15 +62,15 @@ class Selection:
     """The chosen stages of a checkpoint, and the device that computes them."""
 
     model: ModelSpec
-    positions: tuple[int, ...]
-    stages: tuple[StoredStage, ...]
+    points: Points
+    outputs: tuple[Output, ...]
     device: Choice[torch.device]
 
     def worded_as(self, begun: Plan) -> Selection:
         """Return the same with the plan's words: another version of a library may name modules of stages otherwise."""
-        before = {stage.name: stage.module for stage in begun.stages}
-        stages = (replace(stage, module=before.get(stage.name, stage.module)) for stage in self.stages)
-        return replace(self, stages=tuple(stages))
+        before = {one.name: one.module for one in begun.outputs}
+        outputs = (replace(one, module=before.get(one.name, one.module)) for one in self.outputs)
+        return replace(self, outputs=tuple(outputs))
 
 
 @dataclass(frozen=True)
@@ -86,18 +85,16 @@ class LoadedBackbone:
 
     def setup(self, asked: ExtractSpec, plan: Plan) -> Setup:
         """Return what makes the rows of a plan."""
-        return Setup(self.backbone, plan, pooling(asked.pool), self.decoder, self.threads.value)
+        return Setup(self.backbone, plan, self.decoder, self.threads.value)
 
 
 def select(asked: ExtractSpec, device: Choice[torch.device]) -> Selection:
     """Return the stages that the options mean. Reads no weights. Raises UsageError and CheckpointError."""
     model = resolve(asked)
-    positions = model.select(asked.features, asked.indices)
+    points = model.choose(asked.features, asked.indices)
     if asked.fit == NATIVE:
-        model.refuse_other_sizes(positions)
-    if pooling(asked.pool).of_class_token and model.build(positions, "meta").class_tokens is None:
-        raise UsageError(f"--pool cls: {model.name} gives no class token", "use --pool avg for one vector per image")
-    return Selection(model, positions, _stored_stages(asked, model, positions), device)
+        model.refuse_other_sizes(points.positions)
+    return Selection(model, points, outputs_of(asked, model, points), device)
 
 
 def load_selected(
@@ -110,13 +107,15 @@ def load_selected(
     model, device, before = selection.model, selection.device.value, None if begun is None else begun.settings
     threads = threads_of(asked, before)
     with memory_errors("the backbone does", device), settled_arithmetic(threads.value, device):
-        trials = Trials(model, selection.positions, selection.stages, device, partial(_report_trials, report))
+        trials = Trials(model, selection.points, selection.outputs, device, partial(_report_trials, report))
         tuning = tune(asked, trials, num_images, before)
-        backbone = assemble_backbone(model, selection.positions, device, tuning.execution)
+        backbone = assemble_backbone(model, selection.points, device, tuning.execution)
     _report_tuning(device, backbone.execution, tuning, report)
     rules = narrowed(asked, PixelSpec)
     decoder = Decoder(rules, backbone.preprocessing, decode_threads_of(asked), pinned=device.type == "cuda")
     settings = _settings(asked, backbone, rules, threads.value, tuning.batch_size.value)
+    if begun is not None and begun.format_version == 1:
+        settings = replace(settings, pool=" ".join(asked.pool) or "none")  # type: ignore[arg-type]  # see `keep`
     environment = _environment(device, model.library)
     if begun is not None:
         settings = InMannerOf(begun, environment, report).settings(settings, model, backbone.preprocessing)
@@ -168,30 +167,6 @@ def decode_threads_of(asked: ExtractSpec) -> int:
     return max(1, available_cores() // num_workers(asked))
 
 
-def _stored_stages(asked: ExtractSpec, model: ModelSpec, positions: Sequence[int]) -> tuple[StoredStage, ...]:
-    pooled = pooling(asked.pool)
-    stages = [model.stages[i] for i in positions]
-    for stage in stages if asked.fit != NATIVE else ():
-        if pooled.is_finer_than(stage.shape):
-            raise UsageError(
-                f"--pool {asked.pool}: the maps of {stage.name} have {stage.shape[1]}x{stage.shape[2]} cells only",
-                "use a smaller grid, or --pool none",
-            )
-    shapes = [(s.channels, None, None) if asked.fit == NATIVE else s.shape for s in stages]
-    return tuple(
-        StoredStage(
-            name=s.name,
-            index=s.index,
-            module=s.module,
-            stride=s.stride,
-            map_shape=shape,
-            shape=pooled.shape(shape),
-            dtype=asked.dtype,
-        )
-        for s, shape in zip(stages, shapes, strict=True)
-    )
-
-
 def _settings(asked: ExtractSpec, backbone: Backbone, rules: PixelSpec, threads: int, batch_size: int) -> Settings:
     """Return what was chosen, as the plan holds it."""
     execution = backbone.execution
@@ -205,7 +180,6 @@ def _settings(asked: ExtractSpec, backbone: Backbone, rules: PixelSpec, threads:
         compiled=execution.compiled,
         batch_size=batch_size,
         threads=threads,
-        pool=asked.pool,
         format=asked.format,
     )
 

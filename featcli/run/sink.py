@@ -57,11 +57,12 @@ class Sink:
         self._at_work.file.write(maps)
         rows.release()
         made, stats = self._at_work.made, self._made
-        made.add(batch.rows, batch.failures, batch.traits, rows.overflown)
+        made.add(batch.rows, batch.failures, batch.traits, rows.overflown, batch.digests)
         if micro_batch < self._into.dump.plan.settings.batch_size:
             made.least_batch = min(micro_batch, made.least_batch or micro_batch)
         stats.images, stats.failed = stats.images + len(batch.rows), stats.failed + len(batch.failures)
         stats.traits.update(batch.traits)
+        stats.clamped.update(rows.clamped)
         if batch.ends_shard:
             self._commit(batch.shard)
         elif self._is_time_to_keep():
@@ -74,7 +75,7 @@ class Sink:
         return now - self._kept_at + (now - self._written_at) >= KEEP_SECONDS
 
     def _begin(self, batch: ShardBatch) -> BegunShard:
-        shard, stages = batch.shard, self._into.dump.plan.stages
+        shard, stages = batch.shard, self._into.dump.plan.outputs
         begun = batch.begun or self._into.start(shard.number, shard.keys, shard.shapes(stages))
         self._made, self._kept_rows, self._kept_at = RunStats(), begun.made.count, time.monotonic()
         return begun
@@ -102,7 +103,7 @@ class Sink:
         begun, failures = self._at_work, self._at_work.made.failures
         valid = np.ones(len(shard.rows), np.uint8)
         valid[[failure.row - shard.rows.start for failure in failures]] = 0
-        shapes = shard.shapes(self._into.dump.plan.stages)
+        shapes = shard.shapes(self._into.dump.plan.outputs)
         record = self._into.commit(begun, {VALID: valid, **{name + SHAPES: found for name, found in shapes.items()}})
         self._at_work = None
         if record is None:

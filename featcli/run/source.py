@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from featcli.dump.plan import StoredStage
+from featcli.dump.plan import Output
 from featcli.dump.writer import BegunShard, DumpWriter
 from featcli.events import Report
 from featcli.pixels import batches
@@ -30,7 +30,7 @@ class Shard:
         """The keys of its rows, in order."""
         return [self.pictures.images[row].key for row in self.rows]
 
-    def shapes(self, stages: Iterable[StoredStage]) -> dict[str, np.ndarray]:
+    def shapes(self, stages: Iterable[Output]) -> dict[str, np.ndarray]:
         """Return (rows, 3) shapes for each stage whose maps differ in size."""
         return {one.name: one.shapes(self.pictures.sizes.own_of(self.rows)) for one in stages if one.is_ragged}
 
@@ -85,7 +85,7 @@ class Source:
 
     def _take_up(self, shard: Shard, starts: Sequence[int]) -> BegunShard | None:
         """Return what an earlier run has left of a shard, or None."""
-        shapes = shard.shapes(self._into.dump.plan.stages)
+        shapes = shard.shapes(self._into.dump.plan.outputs)
         begun = self._into.take_up(shard.number, shard.keys, shapes, starts, self._report)
         if begun is not None:
             self._begun.append(begun)

@@ -69,6 +69,7 @@ class RunStats:
     failed: int = 0  # failed images among them
     traits: Counter[Trait] = field(default_factory=Counter)  # how many images have each trait
     overflown: Counter[str] = field(default_factory=Counter)  # values that are not finite, by stage
+    clamped: Counter[str] = field(default_factory=Counter)  # shares of values that `gem` clamped, summed, by output
     timings: Timings = field(default_factory=Timings)
 
     @property
@@ -82,6 +83,7 @@ class RunStats:
         self.failed += other.failed
         self.traits.update(other.traits)
         self.overflown.update(other.overflown)
+        self.clamped.update(other.clamped)
         self.timings.add(other.timings)
 
 
@@ -135,8 +137,8 @@ def _advice(slowest: str, decoding: float, computing: float, threads: int, plan:
             "a faster --device": True,
         },
         "write": {
-            "--dtype float16": plan.stages[0].dtype == "float32",
-            "--pool": settings.pool == "none",
+            "--dtype float16": plan.outputs[0].dtype == "float32",
+            "--pool": any(one.is_map for one in plan.outputs),
             "fewer stages": True,
             "a faster disk": True,
         },

@@ -13,7 +13,8 @@ from featcli.backbones.assembly import prepare_network
 from featcli.backbones.backbone import Network, as_run
 from featcli.backbones.execution import Execution
 from featcli.backbones.model_spec import ModelSpec
-from featcli.dump.plan import StoredStage
+from featcli.backbones.stages import Points
+from featcli.dump.plan import Output
 from featcli.system.borrowed import own_random_numbers
 from featcli.system.device import is_out_of_memory
 
@@ -27,8 +28,8 @@ class Trials:
     """The speed of throwaway networks of one kind. Speed does not depend on the weights."""
 
     model: ModelSpec
-    positions: Sequence[int]
-    stages: Sequence[StoredStage]
+    points: Points
+    outputs: Sequence[Output]
     device: torch.device
     began: Callable[[], None] = lambda: None  # called before the first trial
     images: int = field(init=False)  # that go through the network together by default
@@ -77,13 +78,13 @@ class Trials:
         network = self._network(execution)
         with own_random_numbers():
             pixels = torch.rand(images, self.model.channels, *self.model.input_size, device=self.device)
-        dtypes = [getattr(torch, stage.dtype) for stage in self.stages]
+        dtype = getattr(torch, self.outputs[0].dtype)
         seconds = []
         with torch.inference_mode():
             pixels = as_run(pixels, execution)
             for _ in range(1 + ROUNDS):  # the first round warms up
                 began = time.perf_counter()
-                for found, dtype in zip(network.maps(pixels), dtypes, strict=True):
+                for found in network.outputs(pixels):
                     torch.empty(found.shape, dtype=dtype, device=self.device).copy_(found)
                 if self.device.type != "cpu":
                     torch.accelerator.synchronize(self.device)
@@ -94,6 +95,6 @@ class Trials:
         if self._last is None or self._last[0] != execution:
             self.forget()
             with own_random_numbers():
-                blank = self.model.build(self.positions, "cpu")
+                blank = self.model.build(self.points, "cpu")
             self._last = execution, prepare_network(self.model, blank, self.device, execution)[0]
         return self._last[1]

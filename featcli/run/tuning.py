@@ -12,6 +12,7 @@ from typing import Any
 from featcli.backbones.execution import Execution
 from featcli.backbones.folding import has_norms
 from featcli.backbones.model_spec import ModelSpec
+from featcli.backbones.stages import Points
 from featcli.dump.settings import Settings
 from featcli.events import Choice
 from featcli.run.trials import Trials
@@ -60,7 +61,7 @@ def tune(asked: ExtractSpec, trials: Trials, num_images: int, begun: Settings | 
 
 
 def expected(
-    asked: ExtractSpec, model: ModelSpec, positions: Sequence[int], num_images: int, begun: Settings | None
+    asked: ExtractSpec, model: ModelSpec, points: Points, num_images: int, begun: Settings | None
 ) -> Mapping[str, Choice[Any]]:
     """Return what a run would choose, by name, as far as it is known without measuring."""
     if begun is not None:
@@ -70,7 +71,7 @@ def expected(
         batch_size: Choice[Any] = tuning.batch_size
     else:
         precision = _as_asked("precision", asked.precision)
-        layout = untried_layout(asked, model, positions, num_images)
+        layout = untried_layout(asked, model, points, num_images)
         batch_size = _as_asked("batch_size", asked.batch_size)
     named_layout = _to_measure() if layout is None else Choice(named(layout.value), layout.reason)
     return {"precision": precision, "layout": named_layout, "batch size": batch_size}
@@ -81,14 +82,12 @@ def named(execution: Execution) -> str:
     return execution.layout + (", norms folded" if execution.folded else "")
 
 
-def untried_layout(
-    asked: ExtractSpec, model: ModelSpec, positions: Sequence[int], num_images: int
-) -> Choice[Execution] | None:
+def untried_layout(asked: ExtractSpec, model: ModelSpec, points: Points, num_images: int) -> Choice[Execution] | None:
     """Return the layout and why no other is tried, or None if others are tried."""
     plain = _layout_asked(asked)
     if asked.layout != AUTO and asked.fold is not None:
         return plain
-    if model.share_of_convolutions(positions) < CONVOLUTIONS:
+    if model.share_of_convolutions(points) < CONVOLUTIONS:
         return replace(plain, reason=f"{plain.reason}: few convolutions")
     if num_images < FEWEST:
         faster = "; --layout channels-last --fold may be faster" if plain.reason == AUTO else ""
@@ -165,11 +164,11 @@ def _layout_asked(asked: ExtractSpec) -> Choice[Execution]:
 
 def _layouts(asked: ExtractSpec, trials: Trials, num_images: int) -> tuple[list[Execution], str]:
     """Return the layouts to try, the library's own first. If there is only one, the second value says why."""
-    untried = untried_layout(asked, trials.model, trials.positions, num_images)
+    untried = untried_layout(asked, trials.model, trials.points, num_images)
     if untried is not None:
         return [untried.value], untried.reason
     plain = _layout_asked(asked)
-    can_fold = asked.fold is None and has_norms(trials.model.build(trials.positions, "meta"))
+    can_fold = asked.fold is None and has_norms(trials.model.build(trials.points, "meta"))
     folded = replace(plain.value, folded=plain.value.folded or can_fold)
     layouts = LAYOUTS if asked.layout == AUTO else (plain.value.layout,)
     return list(dict.fromkeys([plain.value, *(replace(folded, layout=layout) for layout in layouts)])), plain.reason
@@ -195,7 +194,7 @@ def _batch_size(asked: ExtractSpec, trials: Trials, execution: Execution) -> Cho
     """Double the batch while that is faster and the maps of three batches take a small part of the memory."""
     if asked.batch_size != AUTO:
         return _as_asked("batch_size", int(asked.batch_size))
-    row_bytes = sum(stage.row_bytes(trials.model.input_size) for stage in trials.stages)
+    row_bytes = sum(stage.row_bytes(trials.model.input_size) for stage in trials.outputs)
     most = int(available_memory() * SHARE_OF_MEMORY / max(1, row_bytes))
     most = max(1, min(most, MOST_ON_CPU if trials.device.type == "cpu" else MOST))
     best = min(trials.images, most)

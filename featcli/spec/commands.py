@@ -156,6 +156,9 @@ class ModelsCommand(Spec):
     as_json: Json = False
 
 
+NO_IMAGES = "give --recompute N or --inputs, too: without them verify reads nothing but dumps"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class VerifyCommand(InputSpec):
     """The options of `featcli verify`."""
@@ -164,7 +167,7 @@ class VerifyCommand(InputSpec):
     inputs: Annotated[
         Path | Sequence[Path],
         Option(
-            "Images for --recompute, as extract was given them.",
+            "Images for --recompute and --inputs, as extract was given them.",
             metavar="[INPUT]...",
             is_argument=True,
             keep=parse_inputs,
@@ -201,6 +204,14 @@ class VerifyCommand(InputSpec):
             needs=Other("against", "give --against, too: it says how much the values of two dumps may differ"),
         ),
     ] = None
+    check_inputs: Annotated[
+        bool,
+        Option(
+            "Say which pictures changed, are gone, or are exact copies of one another.",
+            flags=("--inputs",),
+            group=DUMP,
+        ),
+    ] = False
     checkpoint: Annotated[
         str | None,
         Option(
@@ -228,20 +239,19 @@ class VerifyCommand(InputSpec):
     ] = False
 
     def refuse_conflicts(self) -> None:
-        """Refuse images and a checkpoint without --recompute, and --recompute without images. See Spec."""
+        """Refuse images and a checkpoint without an option that reads them, and the reverse. See Spec."""
         if not self.recompute:
-            of_extract = {one.name for one in options_of(ExtractSpec)}
-            self.refuse_given(
-                of_extract,
-                "is only for --recompute",
-                "give --recompute N, too: without it verify reads nothing but dumps",
-            )
+            of_images = {one.name for one in options_of(InputSpec)} if self.check_inputs else set()
+            of_extract = {one.name for one in options_of(ExtractSpec)} - of_images
+            wanted = "--recompute" if of_images else "--recompute and --inputs"
+            hint = "give --recompute N, too: without it verify reads no checkpoint" if of_images else NO_IMAGES
+            self.refuse_given(of_extract, f"is only for {wanted}", hint)
+        if not (self.recompute or self.check_inputs):
             Spec.refuse_conflicts(self)  # the one of InputSpec wants an input
             return
         if not (self.input_names or self.files_from):
-            raise UsageError(
-                "--recompute needs the images", "give them as extract was given them: INPUT or --files-from"
-            )
+            option = "--recompute" if self.recompute else "--inputs"
+            raise UsageError(f"{option} needs the images", "give them as extract was given them: INPUT or --files-from")
         super().refuse_conflicts()
 
 

@@ -31,10 +31,10 @@ from featcli.spec.parsers import (
     parse_inputs,
     parse_model_args,
     parse_part,
-    parse_pool,
+    parse_pools,
     parse_size,
     path_text,
-    pool_name,
+    pools_by_stage,
     precision_of_type,
     size_as_given,
     type_name,
@@ -604,17 +604,18 @@ class DumpSpec(Spec):
         ),
     ]
     pool: Annotated[
-        str,
+        str | int | Sequence[str] | Mapping[str, Any],
         Option(
-            f"What is stored of a map: {', '.join(POOLS)}, or a grid HxW of averages such as 7x7."
-            " mean and gap are avg, 7 is 7x7.",
+            f"What is stored of a map: {', '.join(POOLS)}, or a grid HxW of averages such as 7x7. mean and gap are"
+            " avg, 7 is 7x7. Several, as in none,cls, are stored side by side; stage4=avg is for one stage, and may be"
+            " given several times. Default: none.",
             known_as=("--pooling", "--global-pool", "--reduce", "--reduction", "--gap"),
+            metavar="[STAGE=]POOL[,POOL]",
             group=DUMP,
-            keep=pool_name,
-            check=lambda _, value: parse_pool(value),
+            keep=parse_pools,
             offers=POOLS,
         ),
-    ] = "none"
+    ] = ()
     dtype: Annotated[
         Dtype,
         Option(
@@ -663,6 +664,21 @@ class DumpSpec(Spec):
             ),
         ),
     ] = False
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The reductions of all maps that have none of their own."""
+        return pools_by_stage(tuple(self.pool))[0] or ("none",)  # type: ignore[arg-type]  # see `keep`
+
+    @property
+    def is_pool_for_all(self) -> bool:
+        """Whether reductions are given for all maps that have none of their own."""
+        return bool(pools_by_stage(tuple(self.pool))[0])  # type: ignore[arg-type]
+
+    @property
+    def pools_of_stages(self) -> dict[str, tuple[str, ...]]:
+        """The reductions of those stages that have some of their own."""
+        return pools_by_stage(tuple(self.pool))[1]  # type: ignore[arg-type]
 
     @property
     def dump_path(self) -> pathlib.Path:

@@ -367,9 +367,41 @@ def parse_pool(name: str) -> Size | None:
     """Return the grid (H, W) of `7x7`, or None for a name of POOLS. Raises UsageError."""
     if name in POOLS:
         return None
-    if grid := GRID.fullmatch(name):
+    if isinstance(name, str) and (grid := GRID.fullmatch(name)):
         return int(grid[1]), int(grid[2])
-    raise UsageError(f"--pool cannot be {shown(name)}", f"use {', '.join(POOLS)}, or a grid such as 7x7")
+    raise UsageError(f"--pool cannot be {shown(str(name))}", f"it can be {', '.join(POOLS)}, or a grid such as 7x7")
+
+
+def parse_pools(asked: Any) -> tuple[str, ...]:
+    """Reductions as texts, `none,cls` for all maps first, then `stage4=avg,cls` for those of one stage.
+
+    They come as such texts, one or several, or as a mapping of lists by stage. Raises UsageError.
+    """
+    for_all: list[str] = []
+    of_stage: dict[str, list[str]] = {}
+    if isinstance(asked, Mapping):
+        pairs = [(str(name), value) for name, value in asked.items()]
+    else:
+        parts = [asked] if isinstance(asked, str | Integral) or not isinstance(asked, Iterable) else list(asked)
+        pairs = [one.rpartition("=")[::2] if isinstance(one, str) else ("", one) for one in parts]
+    for stage, value in pairs:
+        several = isinstance(value, Iterable) and not isinstance(value, str)
+        names = [pool_name(one) for one in (value if several else listed_in(str(value)))]
+        into = of_stage.setdefault(stage, []) if stage else for_all
+        for name in names:
+            parse_pool(name)
+            if name in into:
+                raise UsageError(f"--pool names {name} twice", "give each reduction once")
+            into.append(name)
+    texts = [",".join(for_all)] if for_all else []
+    return (*texts, *(f"{stage}={','.join(names)}" for stage, names in of_stage.items()))
+
+
+def pools_by_stage(texts: Sequence[str]) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """What `parse_pools` keeps: the reductions for all maps, empty where none are given, and those by stage."""
+    pairs = [text.rpartition("=")[::2] for text in texts]
+    lists = [(stage, tuple(names.split(","))) for stage, names in pairs]
+    return next((names for stage, names in lists if not stage), ()), {stage: names for stage, names in lists if stage}
 
 
 def parse_part(text: str) -> tuple[int, int] | Literal["auto"]:

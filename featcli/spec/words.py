@@ -31,7 +31,8 @@ DTYPES: Final[tuple[Dtype, ...]] = get_args(Dtype)
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 EXPORT_FORMATS: Final[tuple[ExportFormat, ...]] = get_args(ExportFormat)
 ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)
-POOLS: Final = ("none", "avg", "max", "cls")  # in addition to grids such as 7x7
+POOLS: Final = ("none", "avg", "max", "gem", "cls", "registers", "cls+avg")  # in addition to grids such as 7x7
+VECTORS: Final = ("embedding", "projection", "logits")  # points behind the stages, one vector for a picture
 ALL: Final = "all"  # every stage
 # Words of other programs. They are understood, and stored as featcli's own.
 OTHER_WORDS: Final = {

@@ -32,9 +32,9 @@ def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: Dty
 
     with _neither(checkpoint.checkpoint_name):
         model = resolve(checkpoint)
-    chosen = model.select(stages.features, stages.indices)
+    chosen = model.choose(stages.features, stages.indices)
     model.refuse_idle_arguments()
-    model.refuse_idle_norm(chosen)
+    model.refuse_idle_norm(chosen.positions)
     try:
         found = model.preprocessing()
         preprocessing = {"summary": found.summary, "origin": found.origin, "settings": dict(found.settings)}
@@ -49,9 +49,20 @@ def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: Dty
             "stride": list(stage.stride),
             "shape": list(stage.shape),
             "bytes_per_image": math.prod(stage.shape) * ITEM_BYTES[dtype],
-            "selected": position in chosen,
+            "selected": position in chosen.positions,
         }
         for position, stage in enumerate(model.stages)
+    ]
+    vectors = [
+        {
+            "name": vector.name,
+            "module": vector.module,
+            "shape": list(vector.shape),
+            "remark": vector.remark,
+            "bytes_per_image": math.prod(vector.shape) * ITEM_BYTES[dtype],
+            "selected": vector.name in chosen.vectors,
+        }
+        for vector in model.vectors
     ]
     return {
         "type": "checkpoint",
@@ -64,7 +75,8 @@ def inspect_checkpoint(checkpoint: CheckpointSpec, stages: StageSpec, dtype: Dty
         "input_size": list(model.input_size),
         "dtype": dtype,
         "stages": listed,
-        "bytes_per_image": sum(s["bytes_per_image"] for s in listed if s["selected"]),
+        "vectors": vectors,
+        "bytes_per_image": sum(one["bytes_per_image"] for one in (*listed, *vectors) if one["selected"]),
         "share_computed": model.share(chosen),
         "preprocessing": preprocessing,
     }
@@ -135,9 +147,10 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "format": settings.format,
         "checkpoint": dump.plan.provenance["checkpoint"],
         "weights": dump.plan.provenance["weights"],
-        "pool": settings.pool,
+        "pool": dump.plan.reductions,
         "fingerprint": dump.plan.fingerprint,
-        "stages": [stage.to_json() for stage in dump.plan.stages],
+        "stages": [one.as_stage() for one in dump.plan.outputs if one.is_of_stage],
+        "outputs": [one.to_json() for one in dump.plan.outputs],
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from featcli.dump.plan import Output
 from featcli.reading.reader import DumpReader
 from featcli.views.stage_view import evenly_spaced
 
@@ -16,15 +17,15 @@ MOST_BYTES = 1 << 33  # of maps that are read to compare all images of a dump
 Near = list[list[tuple[int, float]]]  # for each image the nearest others: (row or place, similarity)
 
 
-def averaged(maps: Any) -> np.ndarray:
-    """Return the averages over all positions, (N, C) float64, of (N, C, ...) maps or of a list of maps.
+def averaged(output: Output, maps: Any) -> np.ndarray:
+    """Return the averages over all positions, (N, C) float64, of rows of an output, or of a list of them.
 
     Values that are not finite count as zero.
     """
     if isinstance(maps, list):
-        return np.concatenate([averaged(one[None]) for one in maps])
+        return np.concatenate([averaged(output, one[None]) for one in maps])
     finite = np.where(np.isfinite(maps), maps, 0)
-    return np.asarray(finite.reshape(*maps.shape[:2], -1).mean(2, dtype=np.float64))
+    return np.asarray(output.columns(finite).mean(2, dtype=np.float64))
 
 
 def neighbours(vectors: np.ndarray) -> Near:
@@ -37,7 +38,7 @@ def rows_to_compare(dump: DumpReader, stage: str, shown: Sequence[int]) -> list[
 
     If there are too many, they are evenly spaced, and the shown rows are added.
     """
-    row_bytes = max(1, dump.stages[stage].row_bytes(dump.plan.settings.input_size))
+    row_bytes = max(1, dump.outputs[stage].row_bytes(dump.plan.settings.input_size))
     some = evenly_spaced(np.flatnonzero(dump.valid).tolist(), max(1, MOST_BYTES // row_bytes))
     return sorted({*some, *shown})
 
@@ -47,7 +48,7 @@ def neighbours_in_dump(dump: DumpReader, stage: str, vectors: np.ndarray, shown:
 
     `vectors` are the averages of the shown rows, (N, C). `among` are rows of the dump, which are read once.
     """
-    runs = ((run.rows, averaged(run.maps[stage])) for run in dump.walk(stage, rows=among))
+    runs = ((run.rows, averaged(dump.outputs[stage], run.maps[stage])) for run in dump.walk(stage, rows=among))
     return _nearest(vectors, shown, runs)
 
 

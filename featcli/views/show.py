@@ -142,7 +142,7 @@ def _sheet(
     lefts = {name: MARGIN + PICTURE + GAP + column * (PANEL + GAP) for column, name in enumerate(colours)}
     for name, left in lefts.items():
         _write(draw, (left, MARGIN), name, INK)
-        _write(draw, (left, MARGIN + LINE - 2), shown_shape(dump.stages[name].shape), FAINT)
+        _write(draw, (left, MARGIN + LINE - 2), shown_shape(dump.outputs[name].shape), FAINT)
     top = MARGIN + TITLE
     for row, picture in zip(rows, pictures, strict=True):
         _write(draw, (MARGIN, top), _cut(_plain(dump.keys[row]), width - 2 * MARGIN), INK)

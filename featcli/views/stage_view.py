@@ -68,7 +68,7 @@ def study(array: StageArray, rows: Sequence[int]) -> tuple[Statistics, Colours |
 
     Values that are not finite are counted, and left out of everything else.
     """
-    channels = array.stage.shape[0] or 1
+    channels = array.stage.channels
     share = max(1, MOST_NUMBERS // (len(rows) * channels))  # positions of an image that points are drawn from
     total = squares = zeros = count = not_finite = 0.0
     least, most = np.inf, -np.inf
@@ -76,7 +76,7 @@ def study(array: StageArray, rows: Sequence[int]) -> tuple[Statistics, Colours |
     chance = np.random.default_rng(0)
     drawn = [np.empty((0, channels), np.float32)]
     for row in rows:
-        vectors = array[row].astype(np.float64).reshape(channels, -1)  # (C, positions)
+        vectors = array.stage.columns(array[row][None].astype(np.float64))[0]  # (C, positions)
         finite = np.isfinite(vectors)
         values = vectors[finite]
         not_finite += vectors.size - values.size
@@ -105,7 +105,7 @@ def study(array: StageArray, rows: Sequence[int]) -> tuple[Statistics, Colours |
         low=low,
         high=high,
     )
-    return statistics, _colours(points) if len(array.stage.shape) == 3 else None
+    return statistics, _colours(points) if array.stage.is_map else None
 
 
 def _histogram(points: np.ndarray) -> tuple[list[int], float, float]:

@@ -93,7 +93,7 @@ def _about(dump: DumpReader) -> list[tuple[str, str]]:
         ("images", f"{plan.num_images:,}: {int(dump.valid.sum()):,} written, {len(dump.failures):,} failed{state}"),
         *(("pictures", text) for text in said_of_pictures(plan, pictures_of(dump.records.values()))),
         ("input", f"{'x'.join(map(str, edges)) if edges else 'any size'}: {preprocessing}"),
-        ("maps", f"pool {settings.pool}, norm {dump.norm}, computed in {settings.precision}"),
+        ("maps", f"pool {plan.reductions}, norm {dump.norm}, computed in {settings.precision}"),
         ("stored", f"{settings.format}, {size(stored)} in {counted(len(dump.records), 'shard')}"),
         ("made by", ", ".join(f"{name} {version}" for name, version in plan.environment.items())),
         ("fingerprint", plan.fingerprint),
@@ -102,13 +102,13 @@ def _about(dump: DumpReader) -> list[tuple[str, str]]:
 
 
 def _stage(dump: DumpReader, name: str, statistics: Statistics) -> dict[str, Any]:
-    stage = dump.stages[name]
+    stage = dump.outputs[name]
     numbers = asdict(statistics) | {"dead": statistics.dead[:50], "num_dead": len(statistics.dead)}
     return {
         "name": printable(name),
         "shape": shown_shape(stage.shape),
         "module": printable(stage.module),
-        "stride": "x".join(map(str, stage.stride)),
+        "stride": "x".join(map(str, stage.stride or ())),
         "dtype": stage.dtype,
         **numbers,
     }
@@ -130,7 +130,7 @@ def _image(
     maps = {}
     for name, (_, colours) in of_stage.items():
         found = dump[name][row]
-        pooled[name].append(averaged(found[None])[0])
+        pooled[name].append(averaged(dump.outputs[name], found[None])[0])
         if colours is not None:
             drawn = (colours.components_of(found), colours.mean_of(found))
             maps[name] = [_as_data(_small(pixels, MAP), "PNG") for pixels in drawn]

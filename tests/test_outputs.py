@@ -1,0 +1,293 @@
+"""Points and reductions: what is stored of a picture, side by side in one run."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import timm
+import torch
+import xxhash
+from safetensors.torch import save_file
+
+import featcli
+from conftest import REPOSITORY, SAMPLES, draw
+from featcli import load_backbone, open_dump
+from featcli.errors import CheckpointError, UsageError
+from featcli.spec.parsers import parse_pools, pools_by_stage
+
+ZOO = REPOSITORY / "tests" / "zoo"
+VIT = {"checkpoint": "test_vit4", "random_init": True}  # registers, and no class token
+DEIT = {"checkpoint": "test_vit", "random_init": True}
+RESNET = {"checkpoint": "test_resnet", "random_init": True}
+
+
+def arrays(dump):
+    return {name: dump[name][:] for name in dump.outputs}
+
+
+# What is asked
+
+
+@pytest.mark.parametrize(
+    ("given", "for_all", "of_stages"),
+    [
+        ("none,cls", ("none", "cls"), {}),
+        (["none", "gap"], ("none", "avg"), {}),
+        (7, ("7x7",), {}),
+        (["avg", "stage2=7,none", "stage2=max"], ("avg",), {"stage2": ("7x7", "none", "max")}),
+        ({"stage2": "none", "stage3": ["cls", "avg"]}, (), {"stage2": ("none",), "stage3": ("cls", "avg")}),
+        ("stage4=cls+avg", (), {"stage4": ("cls+avg",)}),
+        ((), (), {}),
+    ],
+)
+def test_reductions_in_every_notation(given, for_all, of_stages):
+    """One reduction, several, and those of one stage are understood as texts, sequences and mappings."""
+    texts = parse_pools(given)
+    assert pools_by_stage(texts) == (for_all, of_stages)
+    assert parse_pools(texts) == texts
+
+
+@pytest.mark.parametrize("given", ["avg,avg", "avg,mean", ["7", "7x7"], {"stage1": ["cls", "cls"]}])
+def test_a_reduction_that_is_named_twice(given):
+    """It is refused, by whatever words."""
+    with pytest.raises(UsageError, match="twice"):
+        parse_pools(given)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--pool", "registers"], "test_resnet has no registers"),
+        (["--pool", "none,cls"], "test_resnet gives no class token"),
+        (["--pool", "stag4=avg"], "is no stage that is chosen"),
+        (["--pool", "stage1=avg"], "is no stage that is chosen"),
+        (["--out-features", "embedding", "--pool", "avg"], "no stage takes it, none is chosen"),
+        (["--pool", "avg", "--pool", "stage4=max"], "no stage takes it"),
+        (["--out-features", "embedding,embedding"], "names a vector twice"),
+        (["--out-features", "projection"], "has none, it makes embedding and logits"),
+        (["--out-features", "embedding", "--norm", "model"], "no stage of test_resnet is chosen"),
+    ],
+)
+def test_what_has_no_effect_is_refused(cli, tmp_path, options, said):
+    """A point or reduction that the model lacks, or that nothing takes, is refused before anything is made."""
+    run = cli("extract", SAMPLES, "-c", "test_resnet", "--random-init", "-o", tmp_path / "d", *options)
+    assert run.code == 2
+    assert said in run.err
+    assert "\nhint: " in run.err
+    assert not (tmp_path / "d").exists()
+
+
+# What is stored
+
+
+@pytest.mark.parametrize(
+    ("model", "own", "precision"),
+    [(VIT, ["registers"], "bf16"), (DEIT, ["cls", "cls+avg"], "fp32"), (RESNET, [], "fp32")],
+    ids=["registers", "class token", "convolutions"],
+)
+def test_each_output_is_that_of_a_run_with_it_alone(tmp_path, photos, model, own, precision):
+    """Bit for bit, whatever else is stored beside it."""
+    options = {**model, "precision": precision, "batch_size": 4, "threads": 1}
+    last = load_backbone(**model).out_features[0]
+    pools = ["none", "gem", *own]
+    asked = [last, "stage2", "embedding", "logits"]
+    featcli.extract(photos, output=tmp_path / "all", out_features=asked, pool=pools, **options)
+    together = arrays(open_dump(tmp_path / "all"))
+    assert list(together) == [
+        *[stage if pool == "none" else f"{stage}@{pool}" for stage in ("stage2", last) for pool in pools],
+        *["embedding", "logits"],
+    ]
+    for name in (*[f"{last}@{pool}" for pool in pools if pool != "none"], "stage2", "embedding", "logits"):
+        point, _, pool = name.partition("@")
+        alone = tmp_path / name
+        featcli.extract(photos, output=alone, out_features=[point], pool=pool or (), **options)
+        (found,) = arrays(open_dump(alone)).values()
+        assert np.array_equal(found, together[name])
+
+
+@pytest.mark.parametrize("format_name", ["hdf5", "safetensors"])
+def test_vectors_are_those_of_timm(tmp_path, photos, format_name):
+    """`embedding` and `logits` are bit for bit what timm's own model gives, and so are the maps beside them."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=1000).eval()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    options = {"checkpoint": str(tmp_path / "w.safetensors"), "arch": "test_vit", "threads": 1, "batch_size": 12}
+    featcli.extract(
+        photos, output=tmp_path / "d", out_features=["stage6", "embedding", "logits"], format=format_name, **options
+    )
+    dump, backbone = open_dump(tmp_path / "d"), load_backbone(options["checkpoint"], arch="test_vit")
+    pixels = backbone.preprocessing.normalize(torch.stack([backbone.preprocess(photos / key) for key in dump.keys]))
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        features = model.forward_features(pixels)
+        expected = {"embedding": model.forward_head(features, pre_logits=True), "logits": model(pixels)}
+        maps = model.forward_intermediates(pixels, indices=1, intermediates_only=True)[0]
+    assert torch.equal(torch.from_numpy(dump["stage6"][:]), maps)
+    for name, vectors in expected.items():
+        assert torch.equal(torch.from_numpy(dump[name][:]), vectors)
+        assert (dump.outputs[name].axes, dump.outputs[name].stride) == (("C",), None)
+    assert list(dump.stages) == ["stage6"]
+
+
+def test_an_embedding_needs_what_it_is_made_by(tmp_path, photos, cli):
+    """A file without the classifier gives embeddings and no logits; one without the layers before it gives neither."""
+    model = timm.create_model("test_mambaout", num_classes=0)
+    tensors = model.state_dict()
+    save_file(tensors, tmp_path / "headless.safetensors")
+    save_file({k: v for k, v in tensors.items() if "pre_logits.fc" not in k}, tmp_path / "cut.safetensors")
+    command = ["extract", photos, "--arch", "test_mambaout", "-o", tmp_path / "d", "--dry-run"]
+    run = cli(*command, "-c", tmp_path / "headless.safetensors", "--out-features", "logits")
+    assert run.code == 2
+    assert "has none, it makes embedding" in run.err
+    with pytest.raises(CheckpointError, match=r"pre_logits\.fc"):
+        load_backbone(tmp_path / "cut.safetensors", arch="test_mambaout", out_features=["embedding"])
+    load_backbone(tmp_path / "cut.safetensors", arch="test_mambaout", out_features=["stage4"])
+
+
+def test_logits_of_a_head_with_other_classes(tmp_path, photos):
+    """They have as many numbers as the file has classes, and the names that a folder's configuration gives them."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3).eval()
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    names = ["cat", "dog", "owl"]
+    config = {
+        "architecture": "test_resnet",
+        "num_classes": 3,
+        "label_names": names,
+        "pretrained_cfg": {"license": "mit"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    for checkpoint, arch in ((folder, None), (folder / "model.safetensors", "test_resnet")):
+        output = tmp_path / f"d{arch}"
+        featcli.extract(photos, checkpoint=str(checkpoint), arch=arch, output=output, out_features="logits")
+        dump = open_dump(output)
+        assert dump["logits"].shape == (12, 3)
+        assert dump.plan.provenance.get("class_names") == (None if arch else names)
+        assert dump.plan.provenance.get("licence") == (None if arch else "mit")
+
+
+def test_an_embedding_in_python(photos):
+    """`embed` gives the vector of timm's headless model for pictures and for pixels, whatever stages were chosen."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=0).eval()
+    backbone = load_backbone("test_resnet", random_init=True, out_features="stage1")
+    paths = sorted(photos.iterdir())[:2]
+    pixels = backbone.preprocess(paths)
+    with torch.inference_mode():
+        expected = model(backbone.preprocessing.normalize(pixels))
+    assert torch.equal(backbone.embed(pixels), expected)
+    assert torch.equal(backbone.embed(paths), expected)
+    assert backbone.embed(paths[0]).shape == expected[:1].shape
+    chosen = load_backbone("test_resnet", random_init=True, out_features=["stage4", "embedding"])
+    assert list(chosen(pixels)) == ["stage4", "embedding"]
+    assert torch.equal(chosen(pixels)["embedding"], expected)
+
+
+def test_the_generalised_mean_of_values_below_zero(tmp_path, photos, monkeypatch):
+    """Where more than half of the values count as something else, the run says so, and otherwise it does not."""
+    from featcli.backbones.backbone import Backbone
+
+    said, plain = [], Backbone.run
+
+    def extract(name, sign):
+        monkeypatch.setattr(
+            Backbone,
+            "run",
+            lambda self, pixels, **more: plain(self, pixels, **more)._replace(
+                maps=[sign * maps.abs() for maps in plain(self, pixels).maps]
+            ),
+        )
+        said.clear()
+        report = lambda kind, **facts: said.append(facts["text"]) if kind == "warning" else None  # noqa: E731
+        featcli.extract(photos, output=tmp_path / name, pool="gem,avg", report=report, **RESNET)
+        return [text for text in said if "gem" in text]
+
+    (line,) = extract("below", -1)
+    assert line.startswith("100% of the values that gem took of stage4@gem are below 1e-6")
+    assert extract("above", 1) == []
+
+
+def test_outputs_of_a_dump_are_read_and_exported_by_name(tmp_path, photos, cli):
+    """A stage means the output of its name, or all of its outputs where none has it; vectors are chosen by theirs."""
+    options = {
+        **DEIT,
+        "out_features": ["stage2", "stage6", "embedding"],
+        "pool": {"stage2": "none,avg", "stage6": "cls,avg"},
+    }
+    featcli.extract(photos, output=tmp_path / "d", **options)
+    dump = open_dump(tmp_path / "d")
+    assert list(dump.outputs) == ["stage2", "stage2@avg", "stage6@cls", "stage6@avg", "embedding"]
+    assert dump.chosen_outputs(["stage2"]) == ["stage2"]
+    assert dump.chosen_outputs(["stage6"]) == ["stage6@cls", "stage6@avg"]
+    assert dump.chosen_outputs(["stage2:stage6"]) == ["stage2", "stage6@cls", "stage6@avg"]
+    assert dump.chosen_outputs(["embedding"]) == ["embedding"]
+    assert dump.chosen_outputs(["stage6@avg"]) == ["stage6@avg"]
+    assert cli("export", tmp_path / "d", "--stage", "embedding", "-o", tmp_path / "e.npy").code == 0
+    assert np.array_equal(np.load(tmp_path / "e.npy"), dump["embedding"][:])
+    for name in ("x.h5", "x.safetensors", "x.parquet", "x.jsonl", "folder"):
+        run = cli("export", tmp_path / "d", "-o", tmp_path / name)
+        assert run.code == 0, run.err
+    assert sorted(path.name for path in (tmp_path / "folder").glob("*.npy")) == sorted(
+        f"{name}.npy" for name in dump.outputs
+    )
+    backbone = dump.load_backbone()
+    assert list(backbone(backbone.preprocess([photos / dump.keys[0]]))) == ["stage2", "stage6", "embedding"]
+
+
+# Digests of the pictures
+
+
+def test_digests_are_those_of_the_bytes_of_files(tmp_path, photos, cli):
+    """Of pictures, of members of a tar and of what is no picture; none where the bytes could not be read."""
+    (photos / "broken.jpg").write_bytes(b"no picture at all")
+    (photos / "empty.jpg").write_bytes(b"")
+    with tarfile.open(tmp_path / "more.tar", "w") as tar:
+        buffer = io.BytesIO(draw(tmp_path / "inside.png", 99).read_bytes())
+        member = tarfile.TarInfo("inside.png")
+        member.size = len(buffer.getvalue())
+        tar.addfile(member, buffer)
+    featcli.extract([photos, tmp_path / "more.tar"], output=tmp_path / "d", shard_size=5, batch_size=5, **RESNET)
+    dump = open_dump(tmp_path / "d")
+    expected = {
+        "more/inside.png": buffer.getvalue(),
+        **{f"photos/{path.relative_to(photos)}": path.read_bytes() for path in photos.rglob("*") if path.is_file()},
+    }
+    digests = dict(zip(dump.keys, dump.digests, strict=True))
+    assert digests == {key: xxhash.xxh3_128_hexdigest(content) if content else "" for key, content in expected.items()}
+    assert cli("verify", tmp_path / "d").code == 0
+
+
+def test_pictures_that_are_not_what_they_were(tmp_path, photos, cli):
+    """`verify --inputs` names changed, gone and equal pictures, and ends with 4 where one is changed or gone."""
+    (photos / "same.jpg").write_bytes(next(photos.glob("*.jpg")).read_bytes())
+    (photos / "broken.jpg").write_bytes(b"no picture at all")
+    featcli.extract(photos, output=tmp_path / "d", **RESNET)
+    keys = open_dump(tmp_path / "d").keys
+    twin = next(path.name for path in photos.glob("*.jpg") if path.name not in ("same.jpg", "broken.jpg"))
+    command = ["verify", tmp_path / "d", photos, "--inputs", "--json"]
+    before = cli(*command)
+    assert before.code == 0
+    assert before.events[1] == {
+        "type": "inputs", "images": len(keys), "changed": [], "gone": [], "copies": [sorted([twin, "same.jpg"])]
+    }  # fmt: skip
+    (photos / "broken.jpg").write_bytes(b"no picture at ALL")
+    (photos / "same.jpg").unlink()
+    draw(photos / "new.png", 77)
+    after = cli(*command)
+    assert after.code == 4
+    assert (after.events[1]["changed"], after.events[1]["gone"]) == (["broken.jpg"], ["same.jpg"])
+    assert "1 changed, first 'broken.jpg'; 1 gone, first 'same.jpg'" in after.err
+    assert cli("verify", tmp_path / "d", photos).code == 2
+    assert cli("verify", tmp_path / "d", "--inputs").code == 2
+    assert cli("verify", tmp_path / "d", photos, "--inputs", "-c", "test_resnet").code == 2
+
+
+def test_a_dump_without_digests_cannot_be_compared_with_pictures(cli):
+    """A dump of format version 1 says so."""
+    run = cli("verify", ZOO / "dumps" / "maps", ZOO / "pictures", "--inputs")
+    assert run.code == 5
+    assert "of format version 1, which holds no digests" in run.err
