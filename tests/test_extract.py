@@ -210,7 +210,7 @@ def test_same_command_again_does_nothing(tmp_path, photos):
         ({"seed": 1}, "digest of the weights: "),
         ({"out_indices": [1]}, "outputs: "),
         ({"dtype": "float16"}, "float16"),
-        ({"pool": "avg"}, "outputs: stage4 96x5x5 float32 there, stage4 avg 96 float32 now"),
+        ({"pool": "avg"}, 'outputs: "stage4 96x5x5 float32" there, "stage4 avg 96 float32" now'),
         ({"format": "safetensors"}, "--format: "),
         ({"batch_size": 3}, "--batch-size: 32 there, 3 now"),
         ({"precision": "bf16"}, '--precision: "fp32" there, "bf16" now'),

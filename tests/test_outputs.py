@@ -61,10 +61,10 @@ def test_a_reduction_that_is_named_twice(given):
     [
         (["--pool", "registers"], "test_resnet has no registers"),
         (["--pool", "none,cls"], "test_resnet gives no class token"),
-        (["--pool", "stag4=avg"], "is no stage that is chosen"),
-        (["--pool", "stage1=avg"], "is no stage that is chosen"),
-        (["--out-features", "embedding", "--pool", "avg"], "no stage takes it, none is chosen"),
-        (["--pool", "avg", "--pool", "stage4=max"], "no stage takes it"),
+        (["--pool", "stag4=avg"], "is not chosen"),
+        (["--pool", "stage1=avg"], "is not chosen"),
+        (["--out-features", "embedding", "--pool", "avg"], "it reduces maps, and no stage is chosen"),
+        (["--pool", "avg", "--pool", "stage4=max"], "every chosen stage has a --pool of its own"),
         (["--out-features", "embedding,embedding"], "names a vector twice"),
         (["--out-features", "projection"], "has none, it makes embedding and logits"),
         (["--out-features", "embedding", "--norm", "model"], "no stage of test_resnet is chosen"),
@@ -290,4 +290,4 @@ def test_a_dump_without_digests_cannot_be_compared_with_pictures(cli):
     """A dump of format version 1 says so."""
     run = cli("verify", ZOO / "dumps" / "maps", ZOO / "pictures", "--inputs")
     assert run.code == 5
-    assert "of format version 1, which holds no digests" in run.err
+    assert "it is of format version 1, which holds no digests" in run.err

@@ -39,7 +39,7 @@ def make_module(asked: BackboneCall, backbone: Backbone, cut: bool) -> Any:
         points = spec.choose(asked.features, asked.indices)
         if points.vectors:
             raise UsageError(
-                f"as_module: {points.vectors[0]} is no feature map, which is what a module gives",
+                f"as_module: a module gives feature maps, and {points.vectors[0]} is a vector",
                 "load the backbone with stages alone",
             )
         positions = points.positions

@@ -223,7 +223,7 @@ class Plan(Outline):
         return {
             "out_indices": tuple(dict.fromkeys(one.index for one in of_stages)) or None,
             "out_features": vectors or None,
-            "pool": pools,
+            "pool": next(iter(pools.values())) if len({*map(tuple, pools.values())}) == 1 else pools,
             "dtype": self.outputs[0].dtype,
         }
 

@@ -42,8 +42,8 @@ def check_pictures(dump: Dump, asked: VerifyCommand, report: Report = silent) ->
     """
     if not dump.plan.has_digests:
         raise ConflictError(
-            f"dump {shown(dump.path)}: of format version 1, which holds no digests of pictures",
-            "--recompute compares some of its images",
+            f"dump {shown(dump.path)}: it is of format version 1, which holds no digests of pictures",
+            "use --recompute, which compares some of its images",
         )
     listing = with_keys_of(dump, find(narrowed(asked, InputSpec)))
     rows = {key: row for row, key in enumerate(listing.images.keys)}

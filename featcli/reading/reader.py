@@ -186,7 +186,10 @@ class DumpReader:
         Raises UsageError for a dump of format version 1, which has none.
         """
         if not self.plan.has_digests:
-            raise UsageError(f"dump {shown(self.path)}: it has no digests of pictures", "format version 2 has them")
+            raise UsageError(
+                f"dump {shown(self.path)}: it is of format version 1, which holds no digests of pictures",
+                "extract into another dump to have them",
+            )
         digests = [""] * len(self)
         for number, record in self.records.items():
             rows = self.plan.shard(number)

@@ -24,8 +24,9 @@ def outputs_of(asked: ExtractSpec, model: ModelSpec, points: Points) -> tuple[Ou
         _refuse_unknown(min(unknown), [stage.name for stage in stages])
     if asked.is_pool_for_all and all(stage.name in own for stage in stages):
         raise UsageError(
-            f"--pool {','.join(asked.pools)}: no stage takes it" + ("" if stages else ", none is chosen"),
-            "vectors are as the model makes them: leave it out" if not stages else "each has a --pool of its own",
+            f"--pool {','.join(asked.pools)}: "
+            + ("every chosen stage has a --pool of its own" if stages else "it reduces maps, and no stage is chosen"),
+            "leave it out",
         )
     reductions = {stage.name: [pooling(name) for name in own.get(stage.name, asked.pools)] for stage in stages}
     registers = _registers_of(model, points, [one for several in reductions.values() for one in several])
@@ -51,7 +52,7 @@ def outputs_of(asked: ExtractSpec, model: ModelSpec, points: Points) -> tuple[Ou
 def _refuse_unknown(name: str, names: Sequence[str]) -> None:
     near = nearest(name, names)
     there = f"the stages that are chosen are {', '.join(names)}" if names else "no stage is chosen"
-    raise UsageError(f"--pool {name}=...: {shown(name)} is no stage that is chosen", did_you_mean(near, there))
+    raise UsageError(f"--pool {name}=...: stage {shown(name)} is not chosen", did_you_mean(near, there))
 
 
 def _registers_of(model: ModelSpec, points: Points, reductions: Sequence[Pooling]) -> int:

@@ -369,7 +369,7 @@ def parse_pool(name: str) -> Size | None:
         return None
     if isinstance(name, str) and (grid := GRID.fullmatch(name)):
         return int(grid[1]), int(grid[2])
-    raise UsageError(f"--pool cannot be {shown(str(name))}", f"it can be {', '.join(POOLS)}, or a grid such as 7x7")
+    raise UsageError(f"--pool cannot be {shown(str(name))}", f"use {', '.join(POOLS)}, or a grid such as 7x7")
 
 
 def parse_pools(asked: Any) -> tuple[str, ...]:
