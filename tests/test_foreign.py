@@ -239,7 +239,7 @@ def test_parts_made_apart(made, tmp_path, cli):
 def test_what_verify_says_of_a_damaged_file(dump, cli):
     """A damaged record is named once, in our words, and what a mended plan reveals is found at once."""
     (dump / "shards" / "00001.json").write_text("{")
-    assert cli("verify", dump).out.startswith("shards/00001.json: damaged (not JSON)\n")
+    assert cli("verify", dump).out.startswith("shards/00001.json: it is damaged (not JSON)\n")
     (dump / "plan.json").write_text("")
     assert cli("verify", dump).out.startswith("plan.json: damaged (empty)\n")
     run = cli("verify", dump, "--repair")

@@ -145,7 +145,7 @@ EFFECTS = {
         Effect("tolerance", 1, "code", {"against": "other"}),
         Effect("repair", True, "code", {"dump": OUT}, there="damaged"),
         Effect("recompute", 1, "error", ANEW | {"recompute": NOT}),
-        Effect("check_inputs", True, "inputs images", {"inputs": "photos"}),
+        Effect("check_inputs", True, "error", {"inputs": "photos"}),
         Effect("inputs", "mixed", "recomputed inputs", ANEW | LIST),
         Effect("files_from", "list", "recomputed files_from", ANEW),
         Effect("null", True, "recomputed null", ANEW | LIST),

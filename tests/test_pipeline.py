@@ -19,7 +19,7 @@ from featcli.dump.verify import verify
 from featcli.dump.writer import DumpWriter, create, finalize
 from featcli.inputs.listing import find
 from featcli.pixels.batches import AHEAD, Decoder, SizedImages
-from featcli.pixels.failure import Failure
+from featcli.pixels.failure import NOT_READ, Failure
 from featcli.pixels.sizes import Sizes
 from featcli.run.sink import Sink
 from featcli.run.source import Shard, ShardBatch, Source
@@ -150,8 +150,8 @@ def make(sink, shard, whole, micro_batch=4, traits=(), **more):
 
 def batch_of(shard, rows, whole, traits=(), begun=None):
     """Return a batch of that shard whose pixels nobody needs."""
-    failures = failures_in(whole, rows)
-    return ShardBatch(rows, torch.empty(0), failures, Counter(traits), shard=shard, begun=begun)
+    failures, digests = failures_in(whole, rows), [whole.digests[row] or NOT_READ for row in rows]
+    return ShardBatch(rows, torch.empty(0), failures, Counter(traits), digests, shard=shard, begun=begun)
 
 
 def test_rows_become_a_dump(begun, whole, tmp_path):
