@@ -41,6 +41,7 @@ from featcli.pixels.internals import (
     still_marked,
     transformations_of,
     untouched_file,
+    was_unpacked,
 )
 from featcli.reading.internals import is_held_by_none_but, shared_tensor
 from featcli.system.device import is_out_of_memory
@@ -511,9 +512,11 @@ def test_pillow_says_whether_a_picture_was_unpacked(tmp_path):
     Image.new("RGB", (8, 6)).save(tmp_path / "x.gif", save_all=True, append_images=[Image.new("RGB", (8, 6), "red")])
     with Image.open(tmp_path / "x.gif") as picture:
         assert untouched_file(picture) == str(tmp_path / "x.gif")
+        assert not was_unpacked(picture)  # else one that is closed now would be taken, and fail
         picture.seek(1)
         assert untouched_file(picture) == ""
         assert untouched_file(picture.convert("RGB")) == ""
     with Image.open(tmp_path / "x.gif") as picture:
         picture.load()
         assert untouched_file(picture) == ""
+        assert was_unpacked(picture)

@@ -17,6 +17,7 @@ from featcli.backbones.stages import Stage, Vector
 from featcli.errors import UsageError, one_line, shown_shape
 from featcli.pixels.colour import DEFAULT
 from featcli.pixels.pictures import prepared
+from featcli.spec.calls import BackboneCall
 from featcli.spec.groups import PixelSpec
 from featcli.spec.parsers import Size
 
@@ -158,6 +159,7 @@ class Backbone:
     vectors: tuple[Vector, ...] = ()  # the vectors that were chosen
     other_sizes: set[Size] = field(default_factory=set)  # sizes of inputs that were found to fit, besides its own
     make_module: Callable[[Backbone, bool], Any] | None = None  # makes the same network again: see as_module
+    asked: BackboneCall | None = None  # what it was loaded by
     load_embedder: Callable[[], Backbone] | None = None  # loads the checkpoint for its embedding: see embed
     _embedder: Backbone | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 from featcli.backbones.assembly import assemble_backbone
@@ -51,6 +51,7 @@ def load_backbone(asked: BackboneCall) -> Backbone:
         return replace(
             backbone,
             rules=narrowed(asked, PixelSpec),
+            asked=asked,
             make_module=partial(make_module, asked),
             load_embedder=partial(_load_embedder, asked),
         )
@@ -59,6 +60,6 @@ def load_backbone(asked: BackboneCall) -> Backbone:
 def _load_embedder(asked: BackboneCall) -> Backbone:
     """Load the same checkpoint for its embedding alone, which no option of stages has a part in."""
     return load_backbone(
-        **{name: value for name, value in vars(asked).items() if name not in OF_STAGES and not name.startswith("_")},
+        **{one.name: getattr(asked, one.name) for one in fields(asked) if one.name not in OF_STAGES},
         out_features=("embedding",),
     )

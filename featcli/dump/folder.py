@@ -109,6 +109,20 @@ class Dump:
             with suppress(DamagedError):
                 raise other_images(shown(self.path), self.keys(), images.keys)
         refuse_other_plan(shown(self.path), self.plan, plan)
+        if self.plan.is_in_memory != plan.is_in_memory:
+            before, now = ("in memory", "files") if self.plan.is_in_memory else ("files", "in memory")
+            raise ConflictError(
+                f"dump {shown(self.path)}: its pictures were {before}, and now they are {now}",
+                "give them as before, or use another -o",
+            )
+
+    def refuse_in_memory(self) -> None:
+        """Raise ConflictError if the pictures were in memory: no file holds them."""
+        if self.plan.is_in_memory:
+            raise ConflictError(
+                f"dump {shown(self.path)}: its pictures were in the memory of a Python program, in no file",
+                "extract the same pictures to another dump, and compare the two: featcli verify DUMP --against OTHER",
+            )
 
     def refuse_changed_images(self, plan: Plan, images: ImageList, retry_failed: bool) -> dict[int, int]:
         """Return row -> size now, for images whose size has changed since they were listed.

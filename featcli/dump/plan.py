@@ -32,6 +32,7 @@ MAP = ("C", "H", "W")
 REGISTERS = ("R", "C")
 OF_STAGE = ("name", "index", "module", "stride", "map_shape", "shape", "dtype")  # in format version 1
 COUNTED = "counted"  # in the provenance: what is counted of pictures
+IN_MEMORY = "in_memory"  # in the provenance of a dump whose pictures were in the memory of a caller
 OUTPUT_NAME = re.compile(r"\w[\w.-]*(@[\w+]+)?(?<!\.shapes)(?<!\.shape)", re.ASCII)
 # Fields of a plan whose names differ from those of their options.
 NOT_AS_OPTIONS = {
@@ -241,6 +242,11 @@ class Plan(Outline):
         return COUNTED in self.provenance
 
     @property
+    def is_in_memory(self) -> bool:
+        """Whether its pictures were in the memory of a caller, and in no file that could be found again."""
+        return bool(self.provenance.get(IN_MEMORY, False))
+
+    @property
     def has_digests(self) -> bool:
         """Whether its records hold the digests of the pictures' files."""
         return self.format_version > 1
@@ -419,7 +425,9 @@ def _for_people(plan: Plan) -> dict[str, Any]:
     images = {"images": plan.num_images, "keys_digest": plan.keys_digest}
     return {
         "outputs": ", ".join(outputs),
-        **{name: value for name, value in plan.provenance.items() if name not in ("leads", COUNTED)},  # for programs
+        **{
+            name: value for name, value in plan.provenance.items() if name not in ("leads", COUNTED, IN_MEMORY)
+        },  # for programs
         **plan.settings.to_json(),
         **images,
         "shard_rows": plan.shard_rows,

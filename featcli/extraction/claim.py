@@ -15,6 +15,7 @@ from featcli.dump.lock import FolderLock
 from featcli.dump.picture_folders import remember_pictures
 from featcli.dump.target import occupy
 from featcli.dump.writer import DumpWriter, create, resume
+from featcli.extraction.pictures_again import refuse_other_pictures
 from featcli.extraction.planning import Job, refuse_without_extras
 from featcli.inputs.listing import Listing
 from featcli.spec.commands import ExtractSpec
@@ -97,6 +98,8 @@ def _state_now(path: Path, job: Job, asked: ExtractSpec) -> tuple[DumpWriter, Sh
     if dump is None:
         raise no_dump(path)
     resized = resume(dump, job.plan, job.images, asked.retry_failed)
+    if job.images.are_in_memory:
+        refuse_other_pictures(dump, job.images, asked)
     to_make = shards_to_make(dump, asked.retry_failed, part_of(asked.part))
     refuse_without_extras(dump, job.images, bool(to_make.all))
     again, retries = frozenset(to_make.again), asked.retry_failed

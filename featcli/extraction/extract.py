@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from featcli.backbones.backbone import Backbone
 from featcli.dump.folder import Dump
 from featcli.dump.lock import FolderLock
 from featcli.dump.plan import Plan, environment_changes
@@ -21,6 +22,7 @@ from featcli.extraction.claim import BegunMeanwhileError, claim, in_part, shards
 from featcli.extraction.planning import Job, prepare
 from featcli.extraction.sharding import DEFAULT, SIZE_AS_BEGUN, Sharers, too_few
 from featcli.inputs.listing import Listing
+from featcli.pixels.memory import listed
 from featcli.run.loading import Setup
 from featcli.run.progress import ProgressReport
 from featcli.run.stats import RunStats, Throughput
@@ -70,38 +72,60 @@ def extract(asked: ExtractCall) -> Outcome:
     The keywords are the options that `featcli extract -h` describes, except those under Report: `report` takes their
     place, and is called with every event of the run. Returns an `Outcome`.
 
+    `inputs` may also be pictures in memory, with their `keys`: pictures of Pillow, arrays or tensors (H, W), (H, W, C)
+    or (C, H, W) of uint8 or uint16, in a list or as the values of a mapping from keys. `files_from` may be a list of
+    paths. `checkpoint` may be a backbone of `load_backbone` or of a dump, whose options are then those of the run.
+
     Raises UsageError, ConflictError, CheckpointError, MachineError, DamagedError, WorkerError and IncompleteError, all
     of which are FeatcliError.
     """
     try:
-        return run(narrowed(asked, ExtractSpec), silent if asked.report is None else asked.report)
+        named, report = asked.named(), silent if asked.report is None else asked.report
+        if named.pictures is None:
+            return run(narrowed(named, ExtractSpec), report, loaded=asked.backbone)
+        listing = Listing(listed(named.picture_keys, named.pictures))
+        return run(named, report, listing=listing, loaded=asked.backbone)
     except KeyboardInterrupt as interrupt:
         raise interrupt from None  # has one traceback, however often Ctrl-C came during the cleanup
 
 
-def run(asked: ExtractSpec, report: Report = silent, if_there: ExtractSpec | None = None) -> Outcome:
+def run(
+    asked: ExtractSpec,
+    report: Report = silent,
+    if_there: ExtractSpec | None = None,
+    listing: Listing | None = None,
+    loaded: Backbone | None = None,
+) -> Outcome:
     """Dump the feature maps of the images, or those that are missing. Raises FeatcliError.
 
-    `if_there` is asked instead if the dump exists already, or if another process begins it meanwhile.
+    `if_there` is asked instead if the dump exists already, or if another process begins it meanwhile. `listing` are
+    pictures in memory. `loaded` is a backbone of the checkpoint that is asked for.
     """
-    progress, listing = ProgressReport(report), None
+    progress = ProgressReport(report)
     while True:
         existing = None if asked.overwrite else Dump.existing(asked.dump_path)
         try:
-            return _run_once(asked if existing is None else if_there or asked, existing, progress, listing)
+            return _run_once(asked if existing is None else if_there or asked, existing, progress, listing, loaded)
         except BegunMeanwhileError as begun:
             listing = begun.listing
         report("warning", text="another run has begun this dump meanwhile: its choices are taken")
 
 
-def _run_once(asked: ExtractSpec, existing: Dump | None, report: ProgressReport, listing: Listing | None) -> Outcome:
+def _run_once(
+    asked: ExtractSpec,
+    existing: Dump | None,
+    report: ProgressReport,
+    listing: Listing | None,
+    loaded: Backbone | None,
+) -> Outcome:
     """Plan the run, claim the dump, and make its shards. Raises BegunMeanwhileError, and FeatcliError.
 
-    `existing` is the dump that is resumed. `listing` are the images, if they were found before.
+    `existing` is the dump that is resumed. `listing` are the images, if they were found before. `loaded` is a backbone
+    that is taken if it is what the run needs.
     """
     began, path = time.perf_counter(), asked.dump_path
     part = part_of(asked.part)
-    job, setup = prepare(asked, existing, report, listing)
+    job, setup = prepare(asked, existing, report, listing, loaded)
     if existing is not None:
         existing.refuse_other_plan(job.plan, job.images)
         shards = shards_to_make(existing, asked.retry_failed, part).all

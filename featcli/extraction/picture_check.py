@@ -38,13 +38,14 @@ def check_pictures(dump: Dump, asked: VerifyCommand, report: Report = silent) ->
     """Read the files of all pictures that the dump has a digest of, and compare them with it.
 
     Pictures that came since are no part of it. Raises ConflictError for a dump of format version 1, which has no
-    digests, UsageError and MachineError.
+    digests, and for pictures that were in memory, UsageError and MachineError.
     """
     if not dump.plan.has_digests:
         raise ConflictError(
             f"dump {shown(dump.path)}: it is of format version 1, which holds no digests of pictures",
             "use --recompute, which compares some of its images",
         )
+    dump.refuse_in_memory()
     listing = with_keys_of(dump, find(narrowed(asked, InputSpec)))
     rows = {key: row for row, key in enumerate(listing.images.keys)}
     reader = DumpReader(dump)

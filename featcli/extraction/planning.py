@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from featcli.backbones.backbone import Backbone
 from featcli.backbones.folding import has_norms, nothing_to_fold
 from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.folder import Dump
-from featcli.dump.plan import COUNTED, Outline, Plan, digest_images, digest_keys
+from featcli.dump.plan import COUNTED, IN_MEMORY, Outline, Plan, digest_images, digest_keys
 from featcli.dump.target import check_target, existing_parent, try_to_write
 from featcli.errors import counted, shown, size
 from featcli.events import Choice, Report, silent
@@ -54,16 +55,21 @@ class Job:
 
 
 def prepare(
-    asked: ExtractSpec, existing: Dump | None, report: Report = silent, listing: Listing | None = None
+    asked: ExtractSpec,
+    existing: Dump | None,
+    report: Report = silent,
+    listing: Listing | None = None,
+    loaded: Backbone | None = None,
 ) -> tuple[Job, Setup]:
     """Find the images, load the backbone, and make the plan. Writes nothing. Raises FeatcliError.
 
     `existing` is the dump that is resumed; choices that are open are made as they were for it. `listing` are the
-    images, if they were found before, because stdin can be read only once.
+    images, if they were found before, because stdin can be read only once. `loaded` is a backbone of the same
+    checkpoint, which is taken if it is what the run needs.
     """
     listing, selection = _resolve(asked, existing, report, listing, is_real=True)
     begun = None if existing is None else existing.plan
-    loading = load_selected(asked, selection, len(listing.images), begun, report)
+    loading = load_selected(asked, selection, len(listing.images), begun, report, loaded)
     backbone, model = loading.backbone, selection.model
     if asked.fold and not backbone.execution.folded:
         raise nothing_to_fold(model.name)
@@ -76,7 +82,7 @@ def prepare(
     rules, decode_threads = loading.decoder.rules, loading.decoder.threads
     report("choice", name="pictures", value=summary_of(rules), reason="default" if rules == PixelSpec() else "as asked")
     sizes = _sizes(model, listing.images, rules, decode_threads, report)
-    provenance = {
+    provenance: dict[str, Any] = {
         "checkpoint": backbone.name,
         "weights": backbone.weights.summary(),
         "weights_files": dict(backbone.weights.files),
@@ -84,6 +90,8 @@ def prepare(
         "leads": listing.leads,
         COUNTED: list(TRAITS),
     }
+    if listing.images.are_in_memory:
+        provenance[IN_MEMORY] = True
     if model.licence:
         provenance["licence"] = model.licence
     if "logits" in selection.points.vectors and (names := model.class_names()):
@@ -214,14 +222,14 @@ def _resolve(
     notes += [f"{counted(listing.repeated, 'name')} listed again"] if listing.repeated else []
     facts = {"skipped": skipped, "linked_folders": linked, "repeated": listing.repeated}
     report("choice", name="images", value=len(listing.images), reason="; ".join(notes), **facts)
-    for text in extras.missing(listing.images.keys, extras.versions()):
+    for text in () if listing.images.are_in_memory else extras.missing(listing.images.keys, extras.versions()):
         report("warning", text=text)
     return listing, selection
 
 
 def refuse_without_extras(dump: Dump, images: ImageList, is_to_be_read: bool) -> None:
     """Raise ConflictError if images will be read, and packages are missing with which the dump has read images."""
-    if is_to_be_read:
+    if is_to_be_read and not images.are_in_memory:
         extras.refuse_without(dump.packages, images.keys, extras.versions(), str(dump.path))
 
 

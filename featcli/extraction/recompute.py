@@ -92,9 +92,10 @@ def same_job(dump: Dump, asked: VerifyCommand, report: Report = silent) -> tuple
 
     `asked` says where the images are, and the checkpoint if the plan cannot find it. The input size may be the
     checkpoint's own or asked for, so both are tried. Raises ConflictError if images or checkpoint are not those of the
-    plan, and what `extract` raises.
+    plan, or if the images were in memory, and what `extract` raises.
     """
     plan, settings = dump.plan, dump.plan.settings
+    dump.refuse_in_memory()
     if not settings.can_be_repeated:
         raise ConflictError(
             f"dump {shown(dump.path)}: it was made by another version of featcli", "use the version that made it"

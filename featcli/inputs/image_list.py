@@ -28,7 +28,8 @@ class Image(NamedTuple):
     `folder` is the input that it was found in, empty for the current folder. For an image in a tar file, `path` is the
     tar, `place` is the offset of the picture, and `tar_state` tells the tar from others. `grounds` are folders that
     hold all images: if one of them is gone, no image can be found. `beside` are URLs of other images on its server: if
-    none of these may be read either, this image is not at fault.
+    none of these may be read either, this image is not at fault. `picture` is a picture in memory, of Pillow, numpy or
+    torch: then `bytes` are those of its pixels, and there is no path.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Image(NamedTuple):
     tar_state: str = ""
     grounds: tuple[Ground, ...] = ()
     beside: tuple[str, ...] = ()
+    picture: Any = None
 
 
 class Origin(NamedTuple):
@@ -66,6 +68,8 @@ class ImageList:
     Files are in the order of their keys (compared by bytes, whatever the locale). Images in tar files follow, tar by
     tar, in the order of the tar.
     """
+
+    are_in_memory = False
 
     def __init__(self, found: Sequence[ListedImage], origins: Sequence[Origin]) -> None:
         is_in_tar = any(origin.tar for origin in origins)
@@ -106,6 +110,20 @@ class ImageList:
         near = [one for step in range(1, BESIDE + 1) for one in (row - step, row + step) if 0 <= one < len(self)]
         paths = [self._path(one) for one in near if not self._origins[self._origin[one]].tar]
         return tuple(path for path in paths if server_of(path) == server_of(self._path(row)))
+
+
+class PicturesInMemory(ImageList):
+    """Pictures that a caller of Python has in memory, in the caller's order. `sizes` are the bytes of their pixels."""
+
+    are_in_memory = True
+
+    def __init__(self, keys: Sequence[str], pictures: Sequence[Any], sizes: Sequence[int]) -> None:
+        super().__init__((), ())
+        self.keys, self.sizes = [*keys], array("q", sizes)
+        self._pictures = pictures
+
+    def __getitem__(self, row: int) -> Image:
+        return Image(self.keys[row], "", self.sizes[row], picture=self._pictures[row])
 
 
 def is_url(name: str) -> bool:

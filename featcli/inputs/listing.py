@@ -62,7 +62,7 @@ def find(asked: InputSpec) -> Listing:
     picture, if a folder cannot be read, if a name is outside `root`, or if two files have one key. Raises MachineError
     if the machine cannot tell.
     """
-    inputs, files_from = asked.input_names, asked.list_name
+    inputs, has_list = asked.input_names, asked.files_from is not None
     origins: list[Origin] = []
     listing = Listing(ImageList([], []))
     found: list[ListedImage] = []
@@ -71,22 +71,22 @@ def find(asked: InputSpec) -> Listing:
     if asked.follow_links and not any(not is_url(name) and is_folder(Path(name)) for name in inputs):
         raise UsageError("--follow-links is only for folders", "leave --follow-links out: no INPUT is a local folder")
     named = [Input(name, source.kind) for name, source in zip(inputs, sources, strict=True)]
-    is_one = files_from is None and is_only_one(inputs)
+    is_one = not has_list and is_only_one(inputs)
     for source, lead in zip(sources, [""] * len(inputs) if is_one else leads_of(named), strict=True):
         found += (ListedImage(lead + name, len(origins), size, place) for name, size, place in source.images)
         origins.append(source.origin._replace(leads=lead))
         listing.leads |= {lead.removesuffix("/"): source.kind} if lead else {}
-    if files_from is not None:
+    if has_list:
         root = asked.root_name or ""
         storage = Storage("" if is_url(root) else root)
-        for folder, names in read_list(asked, files_from, storage).items():
+        for folder, names in read_list(asked, storage).items():
             found += (ListedImage(key, len(origins), size) for key, size in names)
             origins.append(Origin(folder, storage=None if is_url(folder) else storage))
     found, listing.repeated = _unique(found, origins)
     if not found:
         raise _nothing_found(asked, listing.ignored)
     listing.images = ImageList(found, origins)
-    older = ["" if files_from is None and len(inputs) == 1 else older_lead(one) for one in named]
+    older = ["" if not has_list and len(inputs) == 1 else older_lead(one) for one in named]
     older += [""] * (len(origins) - len(older))
     if older != [origin.leads for origin in origins]:
         listing.older = partial(_with_leads, found, origins, older)
@@ -217,8 +217,9 @@ def kinds_of(ignored: Mapping[str, int]) -> str:
 
 def _nothing_found(asked: InputSpec, ignored: Counter[str]) -> UsageError:
     """Return the error that says what the inputs hold instead of images, and what may help."""
-    inputs, files_from = asked.input_names, asked.list_name
-    where = ", ".join(shown(name) for name in [*inputs, *([files_from] if files_from else [])])
+    inputs = asked.input_names
+    listed = [] if asked.files_from is None else [shown(asked.list_name) if asked.list_name else "the list"]
+    where = ", ".join([*map(shown, inputs), *listed])
     others = {suffix: count for suffix, count in most_first(ignored).items() if suffix not in (LINKED, LOOP)}
     beside = [f"{counted(sum(others.values()), 'file')} of other kinds: {kinds_of(others)}"] if others else []
     beside += [f"{counted(ignored[LINKED], 'linked folder')} not looked into"] if ignored[LINKED] else []

@@ -19,8 +19,8 @@ from featcli.system.faults import machine_errors
 from featcli.system.files import is_folder, read_at
 
 
-def read_list(asked: InputSpec, files_from: str, storage: Storage) -> dict[str, list[tuple[str, int]]]:
-    """Return (key, size) of the names in a list, grouped by the folder, or the beginning of a URL, that they are below.
+def read_list(asked: InputSpec, storage: Storage) -> dict[str, list[tuple[str, int]]]:
+    """Return (key, size) of the listed names, grouped by the folder, or the beginning of a URL, that they are below.
 
     `storage` is that of local names. Raises UsageError and MachineError.
     """
@@ -31,13 +31,16 @@ def read_list(asked: InputSpec, files_from: str, storage: Storage) -> dict[str, 
             "give the folder to which the names in the list are relative",
         )
     found: dict[str, list[tuple[str, int]]] = {}
-    content = _read_names(files_from)
-    for name in _names(asked, files_from, content):
+    files_from, names = asked.list_name, asked.listed_names or ()
+    content = b"" if files_from is None else _read_names(files_from)
+    for name in names if files_from is None else _names(asked, files_from, content):
         is_remote = is_url(root) or is_url(name)
         folder, key, size = _listed_url(root, name) if is_remote else _listed_path(asked, name, storage)
         found.setdefault(folder, []).append((key, size))
     refuse_if_gone(storage.grounds)
-    if not any(size != MISSING or is_url(folder) for folder, names in found.items() for _, size in names):
+    if files_from is not None and not any(
+        size != MISSING or is_url(folder) for folder, listed in found.items() for _, size in listed
+    ):
         _refuse_table(files_from, content)
     for folder in filter(is_url, found):
         Remote(folder)  # raises now if a package or an option is missing, before anything is planned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -11,13 +12,14 @@ from typing import IO, TYPE_CHECKING, TypeVar
 from PIL import Image
 
 from featcli.errors import CheckpointError, FeatcliError, MachineError, shown
+from featcli.inputs.image_list import MISSING
 from featcli.inputs.signatures import START
-from featcli.pixels import avif, jpeg, png, traits
+from featcli.pixels import avif, jpeg, memory, png, traits
 from featcli.pixels.colour import upright_rgb, upright_size
-from featcli.pixels.failure import UnreadableError
+from featcli.pixels.failure import NOT_READ, UnreadableError
 from featcli.pixels.formats import format_of, identified
 from featcli.pixels.image_file import opened
-from featcli.pixels.internals import mend_transparency
+from featcli.pixels.internals import mend_transparency, untouched_file
 from featcli.pixels.limits import affordable, bound_pixels
 from featcli.pixels.traits import Trait
 from featcli.spec.groups import PixelSpec
@@ -54,8 +56,9 @@ def read_pixels(
     """Decode a file, make it upright RGB, resize and crop it with `fit`, and write it into `out` (C, H, W).
 
     Returns the traits of the picture. With `is_native` the size was read from the header before, and the pixels must
-    have it. `note` is called with the digest of the file's bytes if they are read. Raises UnreadableError for whatever
-    is wrong with the file, and MachineError for what is not the file's fault. After an error `out` may hold anything.
+    have it. `note` is called with the digest of the file's bytes if they are read, or of a picture in memory. Raises
+    UnreadableError for whatever is wrong with the file, and MachineError for what is not the file's fault. After an
+    error `out` may hold anything.
     """
     pixels, found = fitted_pixels(image, rules, fit, max(out.shape[1:]), note)
     if pixels.shape != out.shape:
@@ -81,25 +84,67 @@ def fitted_pixels(
 
     `longest` is the longer edge of the input. Raises as `read_pixels` does.
     """
+    of_pixels = None if image.picture is None else note
+    image = _at_its_file(image)
+    if image.picture is not None and not image.path:
+        with _explained(image):
+            picture, of_picture = memory.unpacked(image.picture, rules)
+            if of_pixels is not None:
+                of_pixels(memory.digest_of(image.picture, picture))
+            return fit(upright_rgb(picture, rules)), of_picture
 
     def unpacked(file: IO[bytes], picture: Image.Image) -> tuple[np.ndarray, tuple[Trait, ...]]:
         found = list(traits.of_header(picture))
         if rules.decode == "scaled" and picture.format in jpeg.FORMATS:
             edge = SPARE * longest
             picture.draft(None, (edge, edge))  # smaller if the format can, but no edge shorter than this
-        bound_pixels(file, picture.size, picture.format)
-        if strict := STRICT.get(picture.format or ""):
-            strict(picture)
-        picture.load()
+        _unpack(file, picture)
+        if of_pixels is not None:
+            of_pixels(memory.digest_of(picture, picture))
         mend_transparency(picture)
         found += traits.of_pixels(picture)
         return fit(upright_rgb(picture, rules)), tuple(dict.fromkeys(found))
 
-    return _looked_at(image, rules, unpacked, note=note)
+    return _looked_at(image, rules, unpacked, note=note if of_pixels is None else None)
+
+
+def _unpack(file: IO[bytes], picture: Image.Image) -> None:
+    """Unpack the pixels of an open picture, all of them or none. Raises UnreadableError and what Pillow raises."""
+    bound_pixels(file, picture.size, picture.format)
+    if strict := STRICT.get(picture.format or ""):
+        strict(picture)
+    picture.load()
+
+
+def _at_its_file(image: Input) -> Input:
+    """Return an image whose picture was opened and not looked at yet with the path of its file, any other as it is."""
+    path = untouched_file(image.picture) if isinstance(image.picture, Image.Image) else ""
+    return image._replace(path=path, folder=os.path.dirname(path), bytes=MISSING) if path else image
+
+
+def read_digest(image: Input, rules: PixelSpec) -> str:
+    """Return the digest of a picture in memory; NOT_READ if it cannot be unpacked. Raises MachineError."""
+
+    def digest(file: IO[bytes], picture: Image.Image) -> str:
+        _unpack(file, picture)
+        return memory.digest_of(picture, picture)
+
+    image = _at_its_file(image)
+    try:
+        if image.path:
+            return _looked_at(image, rules, digest)
+        with _explained(image):
+            return memory.digest_of(image.picture, memory.unpacked(image.picture, rules)[0])
+    except UnreadableError:
+        return NOT_READ
 
 
 def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:
     """Return the (height, width) of the upright picture from the file's header alone. Raises as `read_pixels` does."""
+    image = _at_its_file(image)
+    if image.picture is not None and not image.path:
+        with _explained(image):
+            return upright_size(memory.unpacked(image.picture, rules)[0], rules)
     return _looked_at(image, rules, lambda _, picture: upright_size(picture, rules), header_only=True)
 
 

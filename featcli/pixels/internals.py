@@ -44,6 +44,11 @@ def untouched_file(picture: Image.Image) -> str:
     return path if isinstance(path, str) and is_as_opened and is_file(path) else ""
 
 
+def was_unpacked(picture: Image.Image) -> bool:
+    """Return whether the pixels of a picture are in memory: what is left to be unpacked stands in `tile`."""
+    return not getattr(picture, "tile", None)
+
+
 @contextmanager
 def decoder_of(picture: Image.Image) -> Iterator[Callable[[bytes], int]]:
     """Yield Pillow's decoder of a picture of one tile, to be fed by hand. After the block the picture is loaded.

@@ -13,20 +13,17 @@ from PIL import Image
 from featcli.errors import UsageError, shown
 from featcli.inputs.image_list import MISSING
 from featcli.inputs.image_list import Image as Input
-from featcli.pixels.colour import DEEP, upright_rgb
+from featcli.pixels.colour import upright_rgb
 from featcli.pixels.decode import fitted_pixels
-from featcli.pixels.depth import high_bits, reduced
 from featcli.pixels.failure import UnreadableError
 from featcli.pixels.internals import pillow_set_up, untouched_file
+from featcli.pixels.memory import TAKEN, array_of, picture_of
 from featcli.spec.groups import PixelSpec
 from featcli.spec.parsers import Size
 from featcli.system.threads import DecodeThreads
 
 if TYPE_CHECKING:
     from featcli.pixels.batches import Pixels
-
-COLOURS = (1, 2, 3, 4)  # numbers of channels that an array may have: grey, grey with alpha, RGB, RGB with alpha
-TAKEN = "give a path, a picture of Pillow, an array (H, W) or (H, W, C) of uint8 or uint16, or a list of these"
 
 
 def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) -> torch.Tensor:
@@ -43,13 +40,13 @@ def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) ->
                 f"pictures of {sizes} pixels cannot form one batch", "prepare them one by one: each is a batch"
             )
         return torch.stack(several)
-    values = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else given
+    values = array_of(given)
     if isinstance(values, np.ndarray) and values.ndim == 4:
         return prepared(list(values), rules, preprocessing, size)
     name = "a picture"
     try:
         if isinstance(values, np.ndarray):
-            return torch.tensor(preprocessing.fit(upright_rgb(_picture_of(values, rules), rules)))
+            return torch.tensor(preprocessing.fit(upright_rgb(picture_of(values, rules), rules)))
         path = untouched_file(values) if isinstance(values, Image.Image) else values
         if isinstance(values, Image.Image) and not path:
             return torch.tensor(preprocessing.fit(upright_rgb(values, rules)))
@@ -67,30 +64,3 @@ def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) ->
         hint = hint if error.reason == "unsupported_depth" else "see docs/pictures.md"
         raise UsageError(f"{name} cannot be prepared: {error.reason}: {error.detail}", hint) from error
     return torch.tensor(pixels)
-
-
-def _picture_of(values: np.ndarray, rules: PixelSpec) -> Image.Image:
-    """Make a picture from (H, W), (H, W, C) or (C, H, W) numbers. Raises UsageError for other shapes and kinds."""
-    if values.ndim == 3 and values.shape[2] not in COLOURS and values.shape[0] in COLOURS:
-        values = values.transpose(1, 2, 0)  # torch has the channels first
-    is_shape = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in COLOURS)
-    if not (is_shape and values.size and (values.dtype in (np.uint8, np.uint16) or values.dtype.kind == "b")):
-        floats = "; pixels of floats are normalised already" if values.dtype.kind == "f" else ""
-        raise UsageError(f"an array {values.shape} of {values.dtype} is not a picture{floats}", TAKEN)
-    values = np.ascontiguousarray(values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values)
-    if values.dtype == np.uint16 and values.ndim == 3:  # Pillow has no mode for it
-        values = _in_8_bits(values, rules)
-    return Image.fromarray(values)
-
-
-def _in_8_bits(values: np.ndarray, rules: PixelSpec) -> np.ndarray:
-    """Reduce (H, W, C) 16-bit values as those of a TIFF are reduced. `depth_range` does not apply to transparency."""
-    colours = 1 if values.shape[2] == 2 else 3
-    shown, alpha = values[..., :colours], values[..., colours:]
-    if rules.black_and_white is not None:
-        shown = reduced(shown, *rules.black_and_white)
-    shown, alpha = (
-        part if part.dtype == np.uint8 else high_bits(part) if colours == 3 else reduced(part, *DEEP)
-        for part in (shown, alpha)
-    )
-    return np.concatenate([shown, alpha], axis=2)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from featcli.reading.reader import DumpReader
 
 CHANGED = "not the file that was extracted"
+IN_MEMORY = "extracted from the memory of a Python program, in no file"
 
 
 class PictureFiles:
@@ -40,6 +41,8 @@ class PictureFiles:
     @property
     def where(self) -> str:
         """The folder for people, or how many folders there are."""
+        if self._dump.plan.is_in_memory:
+            return "this dump"
         folders = sorted({folder for _, folder in self._folders})
         if len(folders) > 1:
             return counted(len(folders), "folder")
@@ -48,6 +51,8 @@ class PictureFiles:
     def find(self, row: int) -> tuple[str, str]:
         """Return the path of the picture of a row, and the folder that it was found in. Raises UnreadableError."""
         key, reason = self._dump.keys[row], "not there (see --root)"
+        if self._dump.plan.is_in_memory:
+            raise UnreadableError(IN_MEMORY, key)
         for lead, folder in self._folders:
             rest = key[len(lead) :]
             if not key.startswith(lead):

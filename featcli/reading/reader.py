@@ -210,9 +210,8 @@ class DumpReader:
         try:
             return PictureFiles(self, None if root is None else os.fspath(root)).find(number)[0]
         except UnreadableError as error:
-            raise UsageError(
-                f"picture {shown(self.keys[number])}: {error.reason}", "give its folder with root="
-            ) from error
+            hint = "look in the program that extracted it" if self.plan.is_in_memory else "give its folder with root="
+            raise UsageError(f"picture {shown(self.keys[number])}: {error.reason}", hint) from error
 
     @cached_property
     def labels(self) -> list[str]:

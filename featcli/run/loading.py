@@ -98,18 +98,26 @@ def select(asked: ExtractSpec, device: Choice[torch.device]) -> Selection:
 
 
 def load_selected(
-    asked: ExtractSpec, selection: Selection, num_images: int, begun: Plan | None, report: Report
+    asked: ExtractSpec,
+    selection: Selection,
+    num_images: int,
+    begun: Plan | None,
+    report: Report,
+    loaded: Backbone | None = None,
 ) -> LoadedBackbone:
     """Load the backbone. `begun` is the plan of the dump that is resumed, or None.
 
-    Raises UsageError, CheckpointError and MachineError.
+    `loaded` is a backbone of the same checkpoint, which is taken if it is what the run needs. Raises UsageError,
+    CheckpointError and MachineError.
     """
     model, device, before = selection.model, selection.device.value, None if begun is None else begun.settings
     threads = threads_of(asked, before)
     with memory_errors("the backbone does", device), settled_arithmetic(threads.value, device):
         trials = Trials(model, selection.points, selection.outputs, device, partial(_report_trials, report))
         tuning = tune(asked, trials, num_images, before)
-        backbone = assemble_backbone(model, selection.points, device, tuning.execution)
+        backbone = None if loaded is None else _as_loaded(loaded, selection, tuning.execution, report)
+        if backbone is None:
+            backbone = assemble_backbone(model, selection.points, device, tuning.execution)
     _report_tuning(device, backbone.execution, tuning, report)
     rules = narrowed(asked, PixelSpec)
     decoder = Decoder(rules, backbone.preprocessing, decode_threads_of(asked), pinned=device.type == "cuda")
@@ -120,6 +128,30 @@ def load_selected(
     if begun is not None:
         settings = InMannerOf(begun, environment, report).settings(settings, model, backbone.preprocessing)
     return LoadedBackbone(backbone, decoder, threads, settings, environment)
+
+
+def _as_loaded(loaded: Backbone, selection: Selection, execution: Execution, report: Report) -> Backbone | None:
+    """Return a loaded backbone with the preprocessing of this run, or None, with the reason told, if it is another."""
+    model, points = selection.model, selection.points
+    theirs = [*loaded.out_features, *(vector.name for vector in loaded.vectors)]
+    ours = [*(model.stages[position].name for position in points.positions), *points.vectors]
+    other = ""
+    if loaded.device != selection.device.value:
+        other = f"this run computes on {selection.device.value}, and it is on {loaded.device}"
+    elif loaded.execution != execution:
+        other = f"this run computes in {_said(execution)}, and it in {_said(loaded.execution)}"
+    elif theirs != ours:
+        other = f"this run takes {', '.join(ours)}, and it gives {', '.join(theirs)}"
+    elif loaded.settings != model.settings():
+        other = "this run builds the network otherwise: for another norm or input size, or --fit native"
+    value = "loaded anew" if other else "the loaded one"
+    report("choice", name="backbone", value=value, reason=other or "its weights are not read again in this process")
+    return None if other else replace(loaded, preprocessing=model.preprocessing())
+
+
+def _said(execution: Execution) -> str:
+    compiled = ", compiled" if execution.compiled else ""
+    return f"{execution.precision}, {named(execution)}{compiled}"
 
 
 def _report_trials(report: Report) -> None:

@@ -22,6 +22,7 @@ from featcli.spec.parsers import (
     device_text,
     dump_format,
     interpolation_name,
+    list_as_given,
     model_args,
     numbers_as_given,
     parse_count,
@@ -221,12 +222,12 @@ class InputSpec(Spec):
         ),
     ] = field(default=(), kw_only=False)
     files_from: Annotated[
-        Path | None,
+        Path | Sequence[Path] | None,
         Option(
             "A file that lists paths or URLs of images, one a line; - reads stdin.",
             known_as=("--list", "--file-list", "--filelist", "--image-list", "--images-from", "--list-file"),
             group=IMAGES,
-            keep=path_text,
+            keep=list_as_given,
         ),
     ] = None
     null: Annotated[
@@ -271,8 +272,14 @@ class InputSpec(Spec):
 
     @property
     def list_name(self) -> str | None:
-        """The list of names as text."""
-        return None if self.files_from is None else os.fspath(self.files_from)
+        """The file that lists names, as text; None if there is none."""
+        return os.fspath(self.files_from) if isinstance(self.files_from, str | os.PathLike) else None
+
+    @property
+    def listed_names(self) -> tuple[str, ...] | None:
+        """The names themselves, if they were listed in Python and not in a file."""
+        is_file = self.files_from is None or self.list_name is not None
+        return None if is_file else tuple(map(os.fspath, self.files_from))  # type: ignore[arg-type]
 
     @property
     def root_name(self) -> str | None:
@@ -282,10 +289,18 @@ class InputSpec(Spec):
     def refuse_conflicts(self) -> None:
         """Check that there is an input. See Spec."""
         super().refuse_conflicts()
-        if not self.input_names and self.files_from is None:
-            raise UsageError("there is no input", "name a folder or images, or a list with --files-from")
+        self.refuse_no_input()
+        if self.listed_names is not None and self.null:
+            raise UsageError(
+                "-0 needs a list in a file", "leave -0 out: the names in a list of Python need no separator"
+            )
         if "" in self.input_names:
             raise UsageError("an input is empty", "is a shell variable unset? Write . for the current folder")
+
+    def refuse_no_input(self) -> None:
+        """Raise UsageError if no image is named."""
+        if not self.input_names and self.files_from is None:
+            raise UsageError("there is no input", "name a folder or images, or a list with --files-from")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

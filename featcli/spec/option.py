@@ -145,7 +145,7 @@ class Spec:
     takes a tenth of the time of `featcli --help`.
     """
 
-    typed = frozenset[str]()  # options that stood in a command line, even with their default
+    typed = frozenset[str]()  # options that stood in a command line or a call, even with their default
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -253,10 +253,12 @@ def takes(spec: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[P,
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 signature.bind_partial(*args, **kwargs)  # before a mistyped one is called missing
-                signature.bind(*args, **kwargs)
+                bound = signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{function.__name__}() {error}") from None
-            return function(spec(*args, **kwargs))
+            asked = spec(*args, **kwargs)
+            object.__setattr__(asked, "typed", frozenset(bound.arguments))
+            return function(asked)
 
         call.__signature__ = signature  # type: ignore[attr-defined]
         call.__annotations__ = {**{one.name: one.annotation for one in parameters}, "return": returned}

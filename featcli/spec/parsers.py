@@ -135,6 +135,24 @@ def parse_inputs(inputs: Any) -> tuple[str, ...]:
     return found
 
 
+def list_as_given(names: Any) -> Any:
+    """Return the name of a file that lists images as text, or the listed paths of a Python list as a tuple of text.
+
+    Raises UsageError for anything else, and for an empty name in a list.
+    """
+    if isinstance(names, str | os.PathLike):
+        return path_text(names)
+    if not isinstance(names, Iterable):
+        raise UsageError(f"--files-from {shown(names)} is neither a file nor a list of paths", "give one of the two")
+    found = tuple(path_text(one) for one in names)
+    for one in found:
+        if not isinstance(one, str):
+            raise UsageError(f"listed image {shown(one)} is neither a path nor a URL", "give text, or a pathlib.Path")
+        if not one:
+            raise UsageError("a listed image is empty", "leave it out of the list, or write its path")
+    return tuple(map(str, found))  # numpy's text becomes Python's
+
+
 def parse_number(option: str, text: str, kind: type[int] | type[float]) -> int | float:
     """Return a number of a type. Raises UsageError."""
     try:
