@@ -550,7 +550,7 @@ def of_timm() -> Iterator[Row]:
         "load_backbone(config)",
         lambda: refused(lambda: _light(transformers.TimmBackboneConfig(backbone="resnet50", features_only=False))),
         BACKBONES,
-        "| `features_only` | always: features, never logits | always |",
+        "| `features_only` | always: features, and `logits` where they are asked for by name | always |",
     )
 
     def pretrained() -> None:

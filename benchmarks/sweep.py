@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
@@ -31,10 +32,12 @@ def run(workers: int) -> None:
     declare_missing_operators()
     import timm
     from test_hidden_states import TYPES
+    from test_vectors import LARGER
     from tiny_transformers import TINY
 
     tasks = [("timm", name) for name in timm.list_models()]
     tasks += [("transformers", name) for name in sorted({*TINY, *TYPES, *REFUSED})]
+    tasks += [("larger", name) for name in LARGER]
     DONE.parent.mkdir(exist_ok=True)
     done = read_done()
     left = [task for task in tasks if task not in done]
@@ -60,7 +63,7 @@ def sweep_one(task: tuple[str, str]) -> dict:
     library, name = task
     began = time.perf_counter()
     try:
-        found = timm_architecture(name) if library == "timm" else transformers_type(name)
+        found = {"timm": timm_architecture, "transformers": transformers_type, "larger": larger_type}[library](name)
     except Exception as error:  # the page names whatever it is
         found = {"exception": f"{type(error).__name__}: {error}"}
     return {"library": library, "name": name, **found, "seconds": round(time.perf_counter() - began, 2)}
@@ -72,6 +75,7 @@ def timm_architecture(name: str) -> dict:
     For one architecture in each of timm's model files, the maps are compared with timm's.
     """
     import test_timm_parity
+    import test_vectors
 
     from featcli.backbones.checkpoint import resolve
     from featcli.spec.groups import CheckpointSpec
@@ -80,7 +84,22 @@ def timm_architecture(name: str) -> dict:
     if name in test_timm_parity.ARCHITECTURES:
         with tempfile.TemporaryDirectory() as scratch:
             facts["differences"] = test_timm_parity.differences(name, Path(scratch))
+    if name in smallest_of_files() and facts["vectors"]:
+        facts["of_vectors"] = list(test_vectors.differences_of_timm(name, vectors=tuple(facts["vectors"])).values())
     return facts
+
+
+@cache
+def smallest_of_files() -> set[str]:
+    """Name the architecture of each of timm's model files that has the fewest parameters."""
+    import timm
+
+    from featcli.views.models import read_facts
+
+    known, files = read_facts()["timm"]["models"], {}
+    for name in set(timm.list_models()) & set(known):
+        files.setdefault(timm.models.model_entrypoint(name).__module__, []).append((known[name]["parameters"], name))
+    return {min(several)[1] for several in files.values()}
 
 
 def transformers_type(name: str) -> dict:
@@ -91,7 +110,20 @@ def transformers_type(name: str) -> dict:
     from featcli.spec.groups import CheckpointSpec
 
     config = transformers.CONFIG_MAPPING[name]()
-    return facts_of(resolve(CheckpointSpec(checkpoint=config))) | {"differences": compare_rows(name)}
+    facts = facts_of(resolve(CheckpointSpec(checkpoint=config))) | {"differences": compare_rows(name)}
+    return facts | larger_type(name)
+
+
+def larger_type(name: str) -> dict:
+    """Compare the vectors of each class of a type that makes any with what transformers itself gives."""
+    import test_vectors
+
+    differences = []
+    for kind in test_vectors.kinds_of(name):
+        with tempfile.TemporaryDirectory() as scratch:
+            test_vectors.save(kind, Path(scratch), model_type=name)
+            differences += test_vectors.differences_of_transformers(kind, Path(scratch)).values()
+    return {"of_vectors": differences}
 
 
 def facts_of(model) -> dict:
@@ -104,6 +136,7 @@ def facts_of(model) -> dict:
         "input": [model.channels, *model.input_size],
         "strides": [max(stage.stride) for stage in stages],
         "names": [stage.name for stage in stages],
+        "vectors": {vector.name: vector.remark for vector in model.vectors},
         "middle_share": model.share(Points(((len(stages) - 1) // 2,))),
     }
 
@@ -183,6 +216,7 @@ def write_page(rows: list[dict]) -> None:
     types = [row for row in rows if row["library"] == "transformers"]
     good = [row for row in architectures if "exception" not in row]
     compared = [row for row in types if "exception" not in row]
+    larger = [row for row in rows if row["library"] == "larger"]
     differences = [difference for row in compared for difference in row["differences"]]
     stages, equal, largest = len(differences), differences.count(0.0), max(differences)
     shares = [row["middle_share"] for row in good]
@@ -209,6 +243,7 @@ def write_page(rows: list[dict]) -> None:
         " a dump and the map of a backbone that is cut in the middle were compared with what timm itself gives:"
         f" {maps.count(0.0)} of {len(maps)} maps are equal bit for bit, the largest difference is {max(maps):.0e}.",
         "",
+        *said_of_vectors(good, "architectures, the smallest of each of timm's model files that has a head"),
         *exceptions(architectures),
         "## transformers",
         "",
@@ -229,9 +264,25 @@ def write_page(rows: list[dict]) -> None:
                 for row in compared
             ],
         ),
-        *exceptions(types),
+        *said_of_vectors([*compared, *larger], "model types, and every class of them that makes a vector"),
+        "In a second pass, since the layers run otherwise than for the maps:"
+        f" {', '.join(row['name'] for row in compared if any(row['vectors'].values())) or 'none'}.",
+        "",
+        *exceptions([*types, *larger]),
     ]
     PAGE.write_text("\n".join(text).rstrip() + "\n")
+
+
+def said_of_vectors(rows: list[dict], what: str) -> list[str]:
+    """Say how the vectors of models, and the maps beside them, compare with the library's own."""
+    compared = [row for row in rows if "of_vectors" in row]
+    found = [difference for row in compared for difference in row["of_vectors"]]
+    return [
+        f"Of {len(compared)} {what}, the vectors and the maps beside them were compared with what the library itself"
+        f" gives: {found.count(0.0)} of {len(found)} are equal bit for bit, the largest difference is"
+        f" {max(found, default=0.0):.0e}.",
+        "",
+    ]
 
 
 def strides_of(row: dict) -> str:

@@ -390,6 +390,13 @@ def test_heads_that_project():
     assert internals.head_projects_of_timm("resnet50_clip", "")
     for architecture, tag in (("vit_base_patch16_clip_224", "openai_ft_in1k"), ("resnet18", ""), ("nothing", "")):
         assert not internals.head_projects_of_timm(architecture, tag)
+    names = timm.list_pretrained()
+    projecting = {name for name in names if internals.head_projects_of_timm(*name.split(".", 1))}
+    with_texts = {name for name in names if "clip" in name or "pe_core" in name}
+    assert len(projecting) > 100
+    assert projecting <= with_texts
+    others = with_texts - projecting  # which have no head, or were trained further to tell classes
+    assert all("_ft_in" in name or timm.get_pretrained_cfg(name).num_classes == 0 for name in others)
 
 
 def test_models_that_make_a_vector(resnet):
@@ -522,6 +529,11 @@ def test_mappings_of_transformers():
     assert internals.vision_class(transformers.ViTConfig()) is transformers.ViTModel
     assert internals.vision_class(transformers.CLIPVisionConfig()) is transformers.CLIPVisionModel
     assert internals.vision_class(transformers.BertConfig()) is None
+    assert internals.plain_class(transformers.CLIPConfig()) is transformers.CLIPModel
+    two = (transformers.DeiTForImageClassification, transformers.DeiTForImageClassificationWithTeacher)
+    assert internals.classes_of_classifiers(transformers.DeiTConfig()) == two
+    assert internals.classes_of_classifiers(transformers.ResNetConfig()) == (transformers.ResNetForImageClassification,)
+    assert internals.classes_of_classifiers(transformers.SamVisionConfig()) == ()
 
 
 def test_models_outside_the_mapping_are_found_by_name():

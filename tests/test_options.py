@@ -378,7 +378,7 @@ def test_timm_backbone_config():
     torch.testing.assert_close(backbone(pixels)["stage4"], expected, rtol=0, atol=1e-5)
     with pytest.raises(UsageError, match="stage index 9 is out of range"):
         load_backbone(T.TimmBackboneConfig(backbone="test_resnet", out_indices=[9]))
-    with pytest.raises(UsageError, match="featcli gives features, never logits"):
+    with pytest.raises(UsageError, match="features_only=False: a backbone gives features"):
         load_backbone(T.TimmBackboneConfig(backbone="test_resnet", features_only=False))
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from featcli.backbones.backbone import Network, Pass
 from featcli.backbones.composites import names_of_backbone, names_of_task, norm_freezer
+from featcli.backbones.heads import Head, heads_alone, run_with_heads
 from featcli.backbones.internals import backbone_classes, silent_transformers
 from featcli.backbones.stages import Points
 from featcli.backbones.transformers_model import TransformersModelSpec, copied, num_registers
@@ -106,24 +107,29 @@ class AutoBackboneModelSpec(TransformersModelSpec):
         yield names_of_task(self.outer or self.config) or None
 
     def _config_for(self, positions: Sequence[int]) -> Any:
-        config = copied(self.config)
+        config, positions = copied(self.config), positions or (len(self.stage_names) - 1,)
         config.out_indices = [position + self.first_index for position in positions]
         return config
 
-    def _network(self, module: Any, points: Points) -> Network:
-        positions = points.positions
-        deepest, names = max(positions) + self.first_index, self.config.stage_names
+    def _run_trunk(self, module: Any, pixels: torch.Tensor) -> Any:
+        return module(pixels)
+
+    def _network(self, module: Any, points: Points, heads: Sequence[Head]) -> Network:
+        positions, names = points.positions, self.config.stage_names
+        deepest = points.deepest(len(self.stage_names)) + self.first_index
         if deepest < len(names) - 1:
             _drop_stages_after(module, deepest, names, self.model_type)
-        if self.norm == "raw":
+        if self.norm == "raw" or not positions:
             _drop_norms(module)
         self._freeze_norms(module)
-        is_token_model = hasattr(self.config, "reshape_hidden_states")
+        if not positions and not any(head.shared for head in heads):
+            module = heads_alone(module)
+        is_token_model = bool(positions) and hasattr(self.config, "reshape_hidden_states")
         has_class_token = any(name.endswith("cls_token") for name, _ in module.named_parameters())
         has_class_token = is_token_model and has_class_token
         return Network(
             module=module,
-            run=partial(_run, module, positions=positions, patch=self.patch),
+            run=partial(_run, module, positions=positions, patch=self.patch, heads=tuple(heads)),
             has_class_token=has_class_token,
             num_registers=num_registers(module) if has_class_token else 0,
         )
@@ -138,13 +144,20 @@ class AutoBackboneModelSpec(TransformersModelSpec):
 
 
 def _run(
-    module: Any, pixels: torch.Tensor, positions: Sequence[int], patch: Size | None, with_prefixes: bool = False
+    module: Any,
+    pixels: torch.Tensor,
+    positions: Sequence[int],
+    patch: Size | None,
+    heads: Sequence[Head],
+    with_prefixes: bool = False,
 ) -> Pass:
     """Run a backbone for (B, C, h, w) maps, also one that leaves its patches in a row: (B, tokens, C)."""
     height, width = pixels.shape[2:]
-    found = module(pixels, **({"output_hidden_states": True} if with_prefixes else {}))
-    maps = [_as_grid(one, height, width, patch) for one in found.feature_maps]
-    return Pass(maps, _prefixes_of(module, found.hidden_states, maps, positions) if with_prefixes else [], {})
+    run = partial(module, pixels, **({"output_hidden_states": True} if with_prefixes else {}))
+    found, vectors = run_with_heads(module, run, heads, pixels, bool(positions))
+    maps = [_as_grid(one, height, width, patch) for one in found.feature_maps] if positions else []
+    prefixes = _prefixes_of(module, found.hidden_states, maps, positions) if with_prefixes else []
+    return Pass(maps, prefixes, vectors)
 
 
 def _as_grid(found: torch.Tensor, height: int, width: int, patch: Size | None) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,10 +19,11 @@ from torch import nn
 
 from featcli.backbones.backbone import Network, Pass
 from featcli.backbones.composites import names_of_task, names_under
+from featcli.backbones.heads import Head, as_vector, run_with_heads
 from featcli.backbones.internals import is_of_meta, silent_transformers, vision_class
 from featcli.backbones.key_names import find_prefix
 from featcli.backbones.model_spec import Outputs, Wanted
-from featcli.backbones.stages import Points, names_by_stride
+from featcli.backbones.stages import Points, Vector, names_by_stride
 from featcli.backbones.torchvision_operators import import_transformers
 from featcli.backbones.transformers_model import (
     FINAL_NORMS,
@@ -116,6 +118,7 @@ class HiddenStatesModelSpec(TransformersModelSpec):
     """A checkpoint whose hidden states are its stages, before its weights are read."""
 
     norms_of_maps = FINAL_NORMS
+    is_plain_of_trunk = True
 
     def __init__(self, asked: CheckpointSpec, config: Any) -> None:
         """Run the model once without weights, to find the form of its hidden states. Raises CheckpointError."""
@@ -131,23 +134,29 @@ class HiddenStatesModelSpec(TransformersModelSpec):
             )
         self.norm = asked.norm or self.default_norm
         self.norm_reason = "as asked" if asked.norm else "default: hidden states, which no final norm has seen"
-        module, self.layout = self._probed_layout()
+        module, self.layout, self.vectors_of_trunk = self._probed_layout()
         self.patch = self.layout.patch
         self.stage_names = self._name_stages(module)
 
-    def _probed_layout(self) -> tuple[Any, HiddenLayout]:
-        """Return the model without weights, and the form of its hidden states. Raises CheckpointError."""
+    def _probed_layout(self) -> tuple[Any, HiddenLayout, dict[str, int]]:
+        """Return the model without weights, the form of its hidden states, and the sizes of its vectors.
+
+        Raises CheckpointError.
+        """
         size = config_size(self.config) if self.asked.input_size else self.input_size
         behind = getattr(self.config, "num_detection_tokens", 0)  # YOLOS has these
         try:
             try:
-                module, hidden = self._run_blank(size, "meta")
+                module, found = self._run_blank(size, "meta")
             except Exception as error:  # a model's forward raises anything for an unexpected input
                 if not is_of_meta(error):
                     raise
                 with WithoutWeights():
-                    module, hidden = self._run_blank(size, "cpu")
-            return module, find_layout(hidden, size, _patch(self.config), behind)
+                    module, found = self._run_blank(size, "cpu")
+            sizes: dict[str, int] = {}
+            with suppress(ValueError):
+                sizes["embedding"] = int(as_vector(found.get("pooler_output")).shape[1])
+            return module, find_layout(self._states_of(found), size, _patch(self.config), behind), sizes
         except UsageError:
             raise
         except Exception as error:
@@ -157,12 +166,17 @@ class HiddenStatesModelSpec(TransformersModelSpec):
                 "use another vision model",
             ) from error
 
-    def _run_blank(self, size: Size, device: str) -> tuple[Any, Sequence[torch.Tensor]]:
-        """Return the model without weights, with its hidden states of two pictures."""
+    @property
+    def vectors(self) -> tuple[Vector, ...]:
+        """See ModelSpec. A type that is read as another one has none."""
+        return () if self.model_type in READ_AS else super().vectors
+
+    def _run_blank(self, size: Size, device: str) -> tuple[Any, Any]:
+        """Return the model without weights, and what it makes of two pictures."""
         with torch.device(device), silent_transformers():
             module = self._blank(Points(()))
         with torch.no_grad():
-            return module, self._hidden(module, torch.zeros(2, self.channels, *size, device=device))
+            return module, self._run_with_states(module, torch.zeros(2, self.channels, *size, device=device))
 
     def _name_stages(self, module: nn.Module) -> tuple[tuple[str, str], ...]:
         strides = self.layout.strides
@@ -187,29 +201,33 @@ class HiddenStatesModelSpec(TransformersModelSpec):
             return self.from_pretrained(self._class, self.config, [None, names_of_task(self.outer, ()) or None])
         return module, report
 
-    def _network(self, module: Any, points: Points) -> Network:
-        positions = points.positions
-        maps = partial(self._maps, module, positions=positions)
-        idle = self._idle(positions)
+    def _network(self, module: Any, points: Points, heads: Sequence[Head]) -> Network:
+        positions, idle = points.positions, self._idle(points, heads)
+        run = partial(self._pass, module, positions=positions, vectors=points.vectors, heads=tuple(heads))
         if idle:
             noise = torch.rand(1, self.channels, *self.input_size, generator=torch.Generator().manual_seed(0))
-            idle = trim(module, idle, maps, noise.to(next(module.parameters()).device))
+            idle = trim(module, idle, Network(module, run).outputs, noise.to(next(module.parameters()).device))
         has_class_token = _has_class_token(module) and all(self.layout.prefixes[i] > 0 for i in positions)
         return Network(
             module=module,
-            run=partial(self._pass, module, positions=positions),
+            run=run,
             has_class_token=has_class_token,
             num_registers=num_registers(module) if has_class_token else 0,
             idle=idle,
         )
 
-    def _idle(self, positions: Sequence[int]) -> frozenset[str]:
-        """Return the tensors that these stages do not depend on, as a copy without weights shows."""
-        with torch.device("meta"):
-            twin = self._blank(Points(tuple(positions)))
-        pixels = torch.zeros(1, self.channels, *self.input_size, device="meta")
-        with silent_transformers():
-            return idle_tensors(twin, lambda given: self._maps(twin, given, positions), pixels)
+    def _idle(self, points: Points, heads: Sequence[Head]) -> frozenset[str]:
+        """Return the tensors that these points do not depend on, as a copy without weights shows."""
+        with torch.device("meta"), silent_transformers():
+            twin = self._built(points)
+            run = partial(self._pass, twin, positions=points.positions, vectors=points.vectors, heads=tuple(heads))
+            return idle_tensors(twin, Network(twin, run).outputs, self.blank("meta"))
+
+    def _are_of_head(self, lost: Sequence[str]) -> bool:
+        return self._idle(Points((len(self.stage_names) - 1,)), ()).issuperset(lost)
+
+    def _run_trunk(self, module: Any, pixels: torch.Tensor) -> Any:
+        return self._run_with_states(module, pixels)
 
     def _hidden(self, module: Any, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return all hidden states of (B, C, H, W), as the model gives them."""
@@ -244,15 +262,23 @@ class HiddenStatesModelSpec(TransformersModelSpec):
     def _run_whole(self, module: Any, pixels: torch.Tensor) -> None:
         self._hidden(module, pixels)
 
-    def _maps(self, module: Any, pixels: torch.Tensor, positions: Sequence[int]) -> list[torch.Tensor]:
-        return self._pass(module, pixels, positions).maps
-
-    def _pass(self, module: Any, pixels: torch.Tensor, positions: Sequence[int], with_prefixes: bool = False) -> Pass:
-        hidden = self._hidden(module, pixels)
+    def _pass(
+        self,
+        module: Any,
+        pixels: torch.Tensor,
+        positions: Sequence[int],
+        vectors: Sequence[str],
+        heads: Sequence[Head],
+        with_prefixes: bool = False,
+    ) -> Pass:
+        found, made = run_with_heads(module, partial(self._run_with_states, module, pixels), heads, pixels)
+        hidden = self._states_of(found)
         states = [self._normed(module, hidden[i]) for i in positions]
         maps = [self.layout.as_map(state, *pixels.shape[2:]) for state in states]
         prefixes = [state[:, : self.layout.prefixes[i]] for i, state in zip(positions, states, strict=True)]
-        return Pass(maps, prefixes if with_prefixes else [], {})
+        if "embedding" in vectors:
+            made["embedding"] = as_vector(found.get("pooler_output"))
+        return Pass(maps, prefixes if with_prefixes else [], {name: made[name] for name in vectors})
 
     def _normed(self, module: Any, hidden: torch.Tensor) -> torch.Tensor:
         if self.norm == "raw":

@@ -649,12 +649,24 @@ def backbone_classes() -> Mapping[type, Any]:
 
 def vision_class(config: Any) -> Any:
     """Return the model class of a configuration by AutoModel's mapping or by its name; None if it sees no pictures."""
+    kind = plain_class(config)
+    return kind if getattr(kind, "main_input_name", "") == "pixel_values" else None
+
+
+def plain_class(config: Any) -> Any:
+    """Return the model class of a configuration, without a head, by AutoModel's mapping or by its name, or None."""
     transformers = import_transformers()
     kind = transformers.models.auto.modeling_auto.MODEL_MAPPING.get(type(config), None) or getattr(
         transformers, type(config).__name__.removesuffix("Config") + "Model", None
     )
-    kind = kind[0] if isinstance(kind, tuple) else kind
-    return kind if getattr(kind, "main_input_name", "") == "pixel_values" else None
+    return kind[0] if isinstance(kind, tuple) else kind
+
+
+def classes_of_classifiers(config: Any) -> tuple[Any, ...]:
+    """Return the classes of AutoModelForImageClassification for a configuration, its default first."""
+    mapping = import_transformers().models.auto.modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    kinds = mapping.get(type(config), None) or ()
+    return kinds if isinstance(kinds, tuple) else (kinds,)
 
 
 def load_pretrained(

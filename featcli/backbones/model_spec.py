@@ -342,8 +342,8 @@ class ModelSpec(ABC):
         return self._whole.parameters
 
     def share(self, points: Points) -> float:
-        """Return the share of the whole backbone's floating point operations that these stages cost."""
-        if self._is_whole(points):
+        """Return the share of the whole backbone's floating point operations that these points cost."""
+        if self._is_whole(points) and not points.vectors:
             return 1.0
         return self._probe(points).operations / self._whole.operations if self._whole.operations else 1.0
 

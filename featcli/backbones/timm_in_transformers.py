@@ -37,7 +37,10 @@ class TimmInTransformersModelSpec(TimmModelSpec):
     def __init__(self, asked: CheckpointSpec, config: Any, outer: Any) -> None:
         """Read a `timm_backbone` configuration. `outer` is that of the larger model around it, or None."""
         if not config.features_only:
-            raise UsageError("features_only=False: featcli gives features, never logits", "leave features_only out")
+            raise UsageError(
+                "features_only=False: a backbone gives features",
+                'leave features_only out; out_features=["logits"] gives what a classifier gives',
+            )
         self._processor = processor_of(asked)
         if self._processor is None:
             refuse_processor_backend(asked)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import nn
 
 from featcli.backbones.backbone import Network, Weights
-from featcli.backbones.composites import OUTSIDE, described_place
-from featcli.backbones.extra_tensors import OF_NO_EFFECT, layers_in, skeleton_of
+from featcli.backbones.composites import OUTSIDE, described_place, names_of_task
+from featcli.backbones.extra_tensors import OF_NO_EFFECT, layers_in, place_of, skeleton_of
+from featcli.backbones.heads import FIELDS, HEADS, SECOND_PASS, Head, classes_of_vectors, find_head
 from featcli.backbones.hub import hub_or_cache, hub_weights, unreachable
 from featcli.backbones.idle_arguments import refuse_words
 from featcli.backbones.image_processor import ImageProcessor, default_processor, plain_json, read_processor
@@ -27,6 +30,7 @@ from featcli.backbones.internals import (
     files_are_read,
     holds_more_than_tensors,
     ignored_names_of_transformers,
+    is_of_meta,
     is_whole_model,
     load_pretrained,
     needs_code_of_its_own,
@@ -44,7 +48,8 @@ from featcli.backbones.own_preprocessing import (
     on_record,
 )
 from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing
-from featcli.backbones.stages import Points
+from featcli.backbones.stages import Points, Vector
+from featcli.backbones.weightless import WithoutWeights
 from featcli.backbones.weights import (
     hash_files,
     is_counter,
@@ -84,6 +89,8 @@ class TransformersModelSpec(ModelSpec):
     """
 
     library = "transformers"
+    vectors_of_trunk: Mapping[str, int] = MappingProxyType({})  # name -> D of those that it gives with its maps
+    is_plain_of_trunk = False  # whether the network of the maps is the plain model of its type
 
     def __init__(self, asked: CheckpointSpec, config: Any, outer: Any = None) -> None:
         """Read a configuration: `config` is the vision model's, `outer` that of a larger model around it."""
@@ -116,8 +123,8 @@ class TransformersModelSpec(ModelSpec):
         """Return the whole model without weights, on the default device."""
 
     @abstractmethod
-    def _network(self, module: Any, points: Points) -> Network:
-        """Return the model, cut after the deepest of these stages."""
+    def _network(self, module: Any, points: Points, heads: Sequence[Head]) -> Network:
+        """Return the model, cut after the deepest of these points. The models of these heads are in it."""
 
     @abstractmethod
     def _read(self, points: Points) -> tuple[Any, Mapping[str, Any]]:
@@ -127,10 +134,128 @@ class TransformersModelSpec(ModelSpec):
         """Return whether plain checkpoints lack this tensor. It is then named; any other absence is refused."""
         return False
 
-    def build(self, points: Points, device: str) -> Network:
-        """Return the network without weights. See ModelSpec."""
+    @abstractmethod
+    def _run_trunk(self, module: Any, pixels: torch.Tensor) -> Any:
+        """Return what the whole model gives when it is run for its maps."""
+
+    @cached_property
+    def vectors(self) -> tuple[Vector, ...]:
+        """See ModelSpec: those of transformers' own classes."""
+        found: list[Vector] = []
+        for name, kind in self._kinds.items():
+            what = "get_image_features" if hasattr(kind, "get_image_features") else FIELDS[name]
+            if name in self.vectors_of_trunk:
+                size, remark = self.vectors_of_trunk[name], ""
+            else:
+                try:
+                    head = self._head(name)
+                except Exception:  # libraries refuse in many ways
+                    continue
+                size, remark = head.size, "" if head.shared else SECOND_PASS
+            found.append(Vector(name, (size,), f"{kind.__name__}.{what}", remark))
+        return tuple(found)
+
+    @cached_property
+    def _kinds(self) -> dict[str, Any]:
+        """Return the classes that may make its vectors, by name."""
+        outer = self._outer_to_run
+        found = classes_of_vectors(self.config, outer)
+        if self.is_plain_of_trunk and "embedding" not in self.vectors_of_trunk:
+            found.pop("embedding", None)
+        if self.outer is not None and outer is None:  # a part of a larger model whose end is for something else
+            return {name: kind for name, kind in found.items() if name == "embedding"}
+        return found
+
+    @property
+    def _outer_to_run(self) -> Any:
+        """Return the configuration of the larger model, with its vision tower as changed; None without a tower."""
+        if not hasattr(self.outer, "vision_config"):
+            return None  # its heads make something else than one vector of a picture
+        outer = copied(self.outer)
+        outer.vision_config = copied(self.config)
+        return outer
+
+    def _config_of_head(self, name: str) -> Any:
+        outer = None if name == "embedding" else self._outer_to_run
+        return copied(self.config) if outer is None else outer
+
+    @cached_property
+    def _heads(self) -> dict[str, Head]:
+        """Return the heads that were found so far, by the names of their vectors."""
+        return {}
+
+    def _head(self, name: str) -> Head:
+        if name not in self._heads:
+            try:
+                self._heads[name] = self._found_head(name, "meta")
+            except Exception as error:  # a model's forward raises anything for an unexpected input
+                if not is_of_meta(error):
+                    raise
+                with WithoutWeights():
+                    self._heads[name] = self._found_head(name, "cpu")
+        return self._heads[name]
+
+    def _found_head(self, name: str, device: str) -> Head:
+        last = Points((len(self.stage_names) - 1,))
         with torch.device(device), silent_transformers():
-            return self._network(self._blank(points), points)
+            trunk, model = self._blank(last).eval(), self._kinds[name](self._config_of_head(name)).eval()
+        pixels = self.blank(device)
+        return find_head(name, model, trunk, lambda: self._run_trunk(trunk, pixels), pixels)
+
+    def _heads_for(self, points: Points) -> tuple[Head, ...]:
+        """Return the heads of those vectors that need more than the network of the maps. Raises UsageError."""
+        own = [name for name in points.vectors if name not in self.vectors_of_trunk]
+        try:
+            return tuple(self._head(name) for name in own)
+        except KeyError:
+            raise UsageError(f"{self.name} has no {' and no '.join(own)}", "leave it out") from None
+
+    def _with_heads(self, trunk: Any, models: Mapping[str, Any]) -> Any:
+        """Put the models of heads, which are cut, into the network of the maps. Returns that."""
+        if models:
+            trunk.add_module(HEADS, nn.ModuleDict(models))
+        return trunk
+
+    def _built(self, points: Points) -> Any:
+        """Return the network of the maps without weights, with its heads, on the default device."""
+        heads = self._heads_for(points)
+        trunk = self._blank(points)  # first: its random numbers are then those of a run without vectors
+        models: dict[str, Any] = {}
+        for head in heads:
+            models[head.vector] = head.cut(self._kinds[head.vector](self._config_of_head(head.vector)))
+        return self._with_heads(trunk, models).eval()
+
+    def _read_head(self, head: Head) -> Any:
+        """Return the model of a head with the checkpoint's weights, cut. Raises CheckpointError."""
+        kind, config = self._kinds[head.vector], self._config_of_head(head.vector)
+        whole = iter((None, names_of_task(config, ()) or None))
+        ways = self._ways_to_name() if head.vector == "embedding" else whole
+        model, report = self.from_pretrained(kind, config, ways)
+        skeleton, model = skeleton_of(model), head.cut(model)
+        own = model.state_dict()
+        self._refuse_misfits([misfit for misfit in report["mismatched_keys"] if misfit[0] in own], head.vector, own)
+        lost = sorted(key for key in report["missing_keys"] if key in own and not is_counter(key))
+        self._refuse_lost(lost, head.vector, own, report, lambda: self._way_around(head.vector))
+        places = {name.rpartition(".")[0] for name in own}
+        for key in sorted(report["unexpected_keys"]):
+            place, rest = place_of(key, skeleton)
+            if place in places and rest and place and not OF_NO_EFFECT.search(key):
+                raise CheckpointError(
+                    f"checkpoint {shown(self.asked.checkpoint_name)}: {key} has no place in"
+                    f" {type(model).__name__}, whose {head.vector} is another with it",
+                    self._way_around(head.vector),
+                )
+        return model
+
+    def _ways_to_name(self) -> Iterator[Mapping[str, str] | None]:
+        """Yield what may have to be replaced in names on disk for the backbone, the most common first."""
+        yield None
+
+    def build(self, points: Points, device: str) -> Network:
+        """See ModelSpec."""
+        heads = self._heads_for(points)  # before: they are found on a device of their own
+        with torch.device(device), silent_transformers():
+            return self._network(self._built(points), points, heads)
 
     def load(self, points: Points) -> tuple[Network, Weights]:
         """Return the network with weights. See ModelSpec.
@@ -152,12 +277,16 @@ class TransformersModelSpec(ModelSpec):
         skeleton, extra = skeleton_of(module), self._extra(module, report)
         ignored = ignored_names_of_transformers(module)
         self._refuse_whole_numbers(module)
-        network = self._network(module, points)
-        weights = self._proven(network, report)
+        heads = self._heads_for(points)
+        models = {head.vector: self._read_head(head) for head in heads}
+        network = self._network(self._with_heads(module, models), points, heads)
+        weights = self._proven(network, report, points)
         inside = [key for key in extra if not key.startswith(OUTSIDE) and not self._is_of_other_stages(key)]
         self.refuse_foreign(inside, skeleton, points, network)
         undecided = [key for key in self.on_disk if _matches(ignored, key) and not OF_NO_EFFECT.search(key)]
         unexpected = sorted(key.removeprefix(OUTSIDE) for key in report["unexpected_keys"])
+        used = [name for model in models.values() for name in model.state_dict()]
+        unexpected = [key for key in unexpected if not any(f".{key}".endswith(f".{name}") for name in used)]
         return network, replace(weights, unexpected=tuple(unexpected), undecided=tuple(undecided))
 
     @cached_property
@@ -287,6 +416,19 @@ class TransformersModelSpec(ModelSpec):
         guess = "" if self._has_processor else f"a guess: transformers' default for {self.model_type}"
         return on_record(found, self.processor.overrides, guess, self.asked.is_random)
 
+    def class_names(self) -> tuple[str, ...]:
+        """See ModelSpec. Those that transformers makes up for a configuration without any are none."""
+        outer = self._outer_to_run
+        names = dict((self.config if outer is None else outer).id2label or {})
+        found = tuple(str(names[number]) for number in sorted(names))
+        return () if found == tuple(f"LABEL_{number}" for number in range(len(found))) else found
+
+    @property
+    def licence(self) -> str:
+        """See ModelSpec."""
+        found = getattr(self.config if self.outer is None else self.outer, "license", None)
+        return str(found or "")
+
     def norms_before_pooling(self, of_class_token: bool) -> frozenset[str]:
         """Return the norms that the plain model of the type runs on all that the last stage gives. See ModelSpec."""
         kind = vision_class(self.config)
@@ -348,32 +490,73 @@ class TransformersModelSpec(ModelSpec):
         written = next((part for part in parts if isinstance(part, Mapping)), config)
         return _of_architecture({**written, **asked.model_args})
 
-    def _proven(self, network: Network, report: Mapping[str, Any]) -> Weights:
+    def _refuse_misfits(self, misfits: Sequence[Any], part: str, tensors: Collection[str]) -> None:
+        """Raise CheckpointError for tensors of a part that have another shape in the checkpoint."""
+        if not misfits:
+            return
+        key, there, here = misfits[0]
+        doubt = "does config.json belong to these weights?"
+        if self.asked.num_channels is not None:
+            hint = "these weights are for another number of channels: leave --num-channels out"
+        else:
+            hint = self._hint_to_fit([], misfits, doubt) if part == "backbone" else doubt
+        raise CheckpointError(
+            f"checkpoint {shown(self.asked.checkpoint_name)}: {len(misfits)} of {len(tensors)} tensors of its"
+            f" {self.model_type} {part} have another shape, first {key}: {tuple(there)}, not {tuple(here)}",
+            hint,
+        )
+
+    def _refuse_lost(
+        self,
+        lost: Sequence[str],
+        part: str,
+        tensors: Collection[str],
+        report: Mapping[str, Any],
+        hint: Callable[[], str],
+    ) -> None:
+        """Raise CheckpointError for tensors of a part that the checkpoint lacks."""
+        if lost:
+            raise CheckpointError(
+                f"checkpoint {shown(self.asked.checkpoint_name)}: it lacks {len(lost)} of the {len(tensors)}"
+                f" tensors of its {self.model_type} {part}, first {', '.join(lost[:3])}"
+                + in_its_place(lost[0], report["unexpected_keys"]),
+                hint(),
+            )
+
+    def _are_of_head(self, lost: Sequence[str]) -> bool:
+        """Return whether the maps do not need these tensors of their network, which gives a vector too."""
+        return False
+
+    def _way_around(self, vector: str) -> str:
+        """Return a hint to what gives a vector if the checkpoint lacks the weights for this one."""
+        if vector != "embedding":
+            return f"leave {vector} out: this checkpoint was saved without that head"
+        last = Points((len(self.stage_names) - 1,))
+        pool = "cls" if self.build(last, "meta").has_class_token else "avg"
+        norm = " --norm model" if self.norm == "raw" and self.final_norm(last.positions) else ""
+        name = self.stage_names[-1][0]
+        return f"it has no pooler: take --out-features {name} --pool {pool}{norm}, one vector per picture without it"
+
+    def _proven(self, network: Network, report: Mapping[str, Any], points: Points) -> Weights:
         tensors = network.tensors().keys()
         absent = sorted(k for k in report["missing_keys"] if k in tensors and not is_counter(k))
         missing = tuple(key for key in absent if self._may_be_absent(key))
         lost = [key for key in absent if key not in missing]
         misfits = sorted(misfit for misfit in report["mismatched_keys"] if misfit[0] in tensors)
-        if misfits:
-            key, there, here = misfits[0]
-            raise CheckpointError(
-                f"checkpoint {shown(self.asked.checkpoint_name)}: {len(misfits)} of {len(tensors)} tensors of its"
-                f" {self.model_type} backbone have another shape, first {key}: {tuple(there)}, not {tuple(here)}",
-                self._hint_to_fit([], misfits, "does config.json belong to these weights?")
-                if self.asked.num_channels is None
-                else "these weights are for another number of channels: leave --num-channels out",
-            )
-        if lost:
-            raise CheckpointError(
-                f"checkpoint {shown(self.asked.checkpoint_name)}: it lacks {len(lost)} of the {len(tensors)}"
-                f" tensors of its {self.model_type} backbone, first {', '.join(lost[:3])}"
-                + in_its_place(lost[0], report["unexpected_keys"]),
-                self._hint_to_fit(
-                    self._lost(report["missing_keys"]),
-                    [],
-                    "is the folder complete, and are these the weights its config.json describes?",
-                ),
-            )
+        self._refuse_misfits(misfits, "backbone", tensors)
+        if lost and points.vectors and self._are_of_head(lost):
+            self._refuse_lost(lost, points.vectors[0], tensors, report, lambda: self._way_around(points.vectors[0]))
+        self._refuse_lost(
+            lost,
+            "backbone",
+            tensors,
+            report,
+            lambda: self._hint_to_fit(
+                self._lost(report["missing_keys"]),
+                [],
+                "is the folder complete, and are these the weights its config.json describes?",
+            ),
+        )
         with hub_or_cache(wanted=False):  # all of it has just been read
             files = files_of(self.asked)
         return Weights(

@@ -38,13 +38,33 @@ def print_checkpoint(facts: Mapping[str, Any]) -> None:
         for stage in facts["stages"]
     ]
     _print_table(("index", "stage", "module", "channels", "stride", "shape", f"{facts['dtype']}/image"), rows)
+    if facts["vectors"]:
+        _print_table(
+            ("", "vector", "module", "shape", f"{facts['dtype']}/image", ""), _rows_of_vectors(facts["vectors"])
+        )
     selected = sum(stage["selected"] for stage in facts["stages"])
+    chosen = [vector["name"] for vector in facts["vectors"] if vector["selected"]]
+    what = " and ".join(filter(None, (f"{selected} of {len(rows)} stages" if selected or not chosen else "", *chosen)))
     _say(
-        f"{selected} of {len(rows)} stages selected (*), {size(facts['bytes_per_image'])} per image,"
+        f"{what} selected (*), {size(facts['bytes_per_image'])} per image,"
         f" computes {facts['share_computed']:.0%} of the model"
     )
     origin = facts["preprocessing"]["origin"]
     _say(f"preprocessing  {facts['preprocessing']['summary']}{f'  ({origin})' if origin else ''}")
+
+
+def _rows_of_vectors(vectors: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            "*" if vector["selected"] else " ",
+            vector["name"],
+            vector["module"],
+            "x".join(map(str, vector["shape"])),
+            size(vector["bytes_per_image"]),
+            vector["remark"],
+        )
+        for vector in vectors
+    ]
 
 
 def print_models(models: Sequence[Mapping[str, Any]]) -> None:
