@@ -183,6 +183,12 @@ def test_vectors_before_the_norm(pool):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_vectors_before_a_norm_of_class_tokens_alone():
+    """The run warns about them whatever other reductions stand before them, and not about averages."""
+    checkpoint = T.CLIPVisionConfig(**{**VIT, "hidden_size": 32})
+    assert [len(warned(checkpoint, pool)) for pool in ("cls", "avg,cls", "cls+avg", "avg")] == [1, 1, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "of_average", "of_class_token"),
     [

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -224,7 +225,13 @@ def test_outputs_of_a_dump_are_read_and_exported_by_name(tmp_path, photos, cli):
     assert dump.chosen_outputs(["stage2"]) == ["stage2"]
     assert dump.chosen_outputs(["stage6"]) == ["stage6@cls", "stage6@avg"]
     assert dump.chosen_outputs(["stage2:stage6"]) == ["stage2", "stage6@cls", "stage6@avg"]
+    assert dump.chosen_outputs(["stage6:"]) == ["stage6@cls", "stage6@avg", "embedding"]  # and no stage2@avg
+    assert dump.chosen_outputs([":embedding"]) == ["stage2", "stage6@cls", "stage6@avg", "embedding"]
+    assert dump.chosen_outputs(["all"]) == list(dump.outputs)
     assert dump.chosen_outputs(["embedding"]) == ["embedding"]
+    for wrong in (["stage2@avg:stage6"], ["stage6", "stage2:"], ["stage2@avg", "stage2@avg"]):
+        with pytest.raises(UsageError, match=r"no stage 'stage2@avg'|twice"):
+            dump.chosen_outputs(wrong)
     assert dump.chosen_outputs(["stage6@avg"]) == ["stage6@avg"]
     assert cli("export", tmp_path / "d", "--stage", "embedding", "-o", tmp_path / "e.npy").code == 0
     assert np.array_equal(np.load(tmp_path / "e.npy"), dump["embedding"][:])
@@ -236,6 +243,50 @@ def test_outputs_of_a_dump_are_read_and_exported_by_name(tmp_path, photos, cli):
     )
     backbone = dump.load_backbone()
     assert list(backbone(backbone.preprocess([photos / dump.keys[0]]))) == ["stage2", "stage6", "embedding"]
+
+
+def test_an_export_by_the_reduction_that_is_stored(tmp_path, photos, cli):
+    """It is written as it is; where maps are chosen too, the refusal says which output holds it."""
+    featcli.extract(photos, output=tmp_path / "d", pool="none,cls", **DEIT)
+    run = cli("export", tmp_path / "d", "--pool", "cls", "-o", tmp_path / "all.h5")
+    assert run.code == 2
+    assert "as with --stage stage6@cls" in run.err
+    assert cli("export", tmp_path / "d", "--stage", "stage6@cls", "--pool", "cls", "-o", tmp_path / "e.npy").code == 0
+    assert np.array_equal(np.load(tmp_path / "e.npy"), open_dump(tmp_path / "d")["stage6@cls"][:])
+
+
+def test_a_model_without_one_vector_for_a_picture(cli, tmp_path, photos):
+    """A head that gives all of its tokens, or takes one size alone, is refused before anything is made."""
+    command = ["extract", photos, "--random-init", "-o", tmp_path / "d", "--out-features", "embedding"]
+    tokens = cli(*command, "-c", "test_vit", "--model-arg", "global_pool=")
+    assert tokens.code == 2
+    assert "it makes no vector of a picture" in tokens.err
+    sizes = cli(*command, "-c", "coat_tiny", "--fit", "native")
+    assert sizes.code == 2
+    assert "--fit native: coat_tiny does not take every size" in sizes.err
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_dump_of_version_1_is_resumed_by_its_outputs(tmp_path, monkeypatch, cli):
+    """Whatever words ask for them; another point or reduction is refused, and the refusal names nothing else."""
+    shutil.copytree(ZOO, tmp_path / "zoo")
+    monkeypatch.chdir(tmp_path / "zoo")
+    command = json.loads((ZOO / "commands.json").read_text())["commands"]["mended"].split()
+    dump = tmp_path / "zoo" / "dumps" / "mended"
+    manifest = dump / "manifest.json"
+    manifest.unlink()
+    last = max((dump / "shards").glob("*.json"))
+    last.unlink()
+    again = ["stage4=avg" if one == "avg" else one for one in command]
+    for more in (["--pool", "stage4=max"], ["--out-features", "stage4,embedding"]):
+        run = cli(*again, *more)
+        assert run.code == 5
+        assert 'another plan: outputs: "stage4 avg 16 float32" there' in run.err
+        assert "licence" not in run.err
+    run = cli(*again)
+    assert run.code == 0, run.err
+    assert manifest.exists()
+    assert "digests" not in json.loads(last.read_text())
 
 
 # Digests of the pictures

@@ -140,8 +140,8 @@ class ModelSpec(ABC):
         step = [lcm(side, max(stride[axis] for stride in strides)) for axis, side in enumerate(patch)]
         return ResizeMode(name=NATIVE, size=self.asked.largest_size, step=(step[0], step[1]))
 
-    def refuse_other_sizes(self, positions: Sequence[int]) -> None:
-        """Raise UsageError unless the maps of these stages follow the size of the input, which `native` relies on."""
+    def refuse_other_sizes(self, points: Points) -> None:
+        """Raise UsageError unless maps follow the size of the input and vectors do not, which `native` relies on."""
         resize_mode = self.resize_mode
         assert resize_mode is not None
         step, largest = resize_mode.step, resize_mode.size
@@ -150,18 +150,19 @@ class ModelSpec(ABC):
                 f"--image-size {largest[0]}x{largest[1]}: {self.name} needs at least its step, {step[0]}x{step[1]}",
                 f"give at least {step[0]}x{step[1]}",
             )
-        stages = [self.stages[position] for position in positions]
+        stages = [self.stages[position] for position in points.positions]
+        vectors = [vector.shape for vector in self.vectors if vector.name in points.vectors] if points.vectors else []
         for more in ((2, 1), (1, 3)):
             height, width = (self.input_size[axis] + more[axis] * step[axis] for axis in (0, 1))
             height, width = height - height % step[0], width - width % step[1]
-            expected = [stage.shape_at((height, width)) for stage in stages]
+            expected = [*(stage.shape_at((height, width)) for stage in stages), *vectors]
             try:
-                probe = self._probe(Points(tuple(positions)), (height, width))
-                found = [tuple(shape[1:]) for shape in probe.shapes]
+                probe = self._probe(points, (height, width))
+                found = [tuple(shape[1:]) for shape in (*probe.shapes, *probe.vectors.values())]
             except UsageError as error:
                 found, cause = [], error.message
             else:
-                cause = f"its maps of {height}x{width} pixels are {found}"
+                cause = f"of {height}x{width} pixels it gives {found}"
             if found != expected:
                 raise UsageError(
                     f"--fit {NATIVE}: {self.name} does not take every size: {cause}",

@@ -300,6 +300,7 @@ class TimmModelSpec(ModelSpec):
                 remark=OF_LAYERS if name == "embedding" and self._has_layers_before_classifier() else "",
             )
             for name, shape in found.items()
+            if len(shape) == 2  # with `global_pool` "" it would be what the last stage gives
         )
 
     def _has_layers_before_classifier(self) -> bool:

@@ -33,6 +33,7 @@ REGISTERS = ("R", "C")
 OF_STAGE = ("name", "index", "module", "stride", "map_shape", "shape", "dtype")  # in format version 1
 COUNTED = "counted"  # in the provenance: what is counted of pictures
 IN_MEMORY = "in_memory"  # in the provenance of a dump whose pictures were in the memory of a caller
+NOT_CHOSEN = ("leads", COUNTED, IN_MEMORY, "licence", "class_names")  # of the provenance: they follow from the rest
 OUTPUT_NAME = re.compile(r"\w[\w.-]*(@[\w+]+)?(?<!\.shapes)(?<!\.shape)", re.ASCII)
 # Fields of a plan whose names differ from those of their options.
 NOT_AS_OPTIONS = {
@@ -425,9 +426,7 @@ def _for_people(plan: Plan) -> dict[str, Any]:
     images = {"images": plan.num_images, "keys_digest": plan.keys_digest}
     return {
         "outputs": ", ".join(outputs),
-        **{
-            name: value for name, value in plan.provenance.items() if name not in ("leads", COUNTED, IN_MEMORY)
-        },  # for programs
+        **{name: value for name, value in plan.provenance.items() if name not in NOT_CHOSEN},
         **plan.settings.to_json(),
         **images,
         "shard_rows": plan.shard_rows,

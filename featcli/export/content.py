@@ -119,9 +119,11 @@ def _pooled(outputs: Sequence[Output], pool: str) -> list[Output]:
         there = ", ".join(dict.fromkeys(one.reduction for one in outputs if one.is_of_stage))
         what = f"this dump was pooled by {there} already" if there else "vectors of the model's own hold no maps"
         raise UsageError(f"--pool {shown(pool)}: {what}", "leave --pool out, or extract again into another dump")
-    if reduction.needs_prefix:
+    if reduction.needs_prefix and any(one.reduction == "none" and one.is_of_stage for one in outputs):
         what = "class token" if reduction.needs_class_token else "registers"
-        raise UsageError(f"--pool {pool}: maps hold no {what}", f"extract with --pool {pool}")
+        there = next((one.name for one in outputs if one.reduction == pool), None)
+        way = f"extract with --pool {pool}" if there is None else f"choose what holds it, as with --stage {there}"
+        raise UsageError(f"--pool {pool}: maps hold no {what}", way)
     pooled = []
     for one in outputs:
         if one.reduction != "none" or one.map_shape is None:

@@ -239,7 +239,7 @@ def _report_vectors(asked: ExtractSpec, selection: Selection, report: Report) ->
     pooled = [one.reduction for one in selection.outputs if one.point == last and one.reduction in POOLED]
     if asked.norm is not None or not pooled:
         return
-    norms = model.norms_before_pooling(of_class_token=pooled[0] == "cls")
+    norms = model.norms_before_pooling(of_class_token=any(one != "avg" for one in pooled))
     if norms:
         ways = ["--out-features embedding gives its own vector"] if _has_embedding(model) else []
         ways += ["--norm model gives maps after it"] if model.can_apply(norms) else []

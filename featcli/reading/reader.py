@@ -328,17 +328,17 @@ class DumpReader:
 
         if asked is None:
             return list(self.outputs)
-        of_stages = {one.point: one.module for one in self.outputs.values() if one.is_of_stage}
-        places = [*of_stages.items(), *((name, name) for name in self.outputs if name not in of_stages)]
-        names = [places[position][0] for position in select(places, asked)]
-        chosen = [
-            found
-            for name in names
-            for found in (
-                [name] if name in self.outputs else [o for o, one in self.outputs.items() if one.point == name]
-            )
+        points = list(
+            {one.point: one.module if one.is_of_stage else one.point for one in self.outputs.values()}.items()
+        )
+        # A range is one of points: of an output such as stage2@avg nobody could say what lies between it and a stage.
+        named = [
+            name for one in asked for name in ([points[at][0] for at in select(points, [one])] if ":" in one else [one])
         ]
-        return [name for name in self.outputs if name in chosen]
+        places = [*points, *((name, name) for name in self.outputs if name not in dict(points))]
+        names = {places[position][0] for position in select(places, named)}
+        whole = names - self.outputs.keys()  # stages without an output of their name
+        return [name for name, one in self.outputs.items() if name in names or one.point in whole]
 
     def chosen(self, rows: Any = None) -> np.ndarray:
         """Return (N,) bool: the rows that are given by row, key or mask; all for None.

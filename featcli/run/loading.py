@@ -93,7 +93,7 @@ def select(asked: ExtractSpec, device: Choice[torch.device]) -> Selection:
     model = resolve(asked)
     points = model.choose(asked.features, asked.indices)
     if asked.fit == NATIVE:
-        model.refuse_other_sizes(points.positions)
+        model.refuse_other_sizes(points)
     return Selection(model, points, outputs_of(asked, model, points), device)
 
 
@@ -123,7 +123,7 @@ def load_selected(
     decoder = Decoder(rules, backbone.preprocessing, decode_threads_of(asked), pinned=device.type == "cuda")
     settings = _settings(asked, backbone, rules, threads.value, tuning.batch_size.value)
     if begun is not None and begun.format_version == 1:
-        settings = replace(settings, pool=" ".join(asked.pool) or "none")  # type: ignore[arg-type]  # see `keep`
+        settings = replace(settings, pool=",".join(dict.fromkeys(one.reduction for one in selection.outputs)))
     environment = _environment(device, model.library)
     if begun is not None:
         settings = InMannerOf(begun, environment, report).settings(settings, model, backbone.preprocessing)
