@@ -286,8 +286,8 @@ def _tiny_transformers(folder: Path) -> Path | None:
 def scenes(folder: Path, format_name: str, links: bool = True) -> Iterator[tuple[str, Scene]]:
     """Yield scenes in which dumps are made, mended and overwritten.
 
-    These are: a new dump; one of large rows, which go past the page cache; one with a repaired image and a lost shard,
-    which is mended; one of another seed, which is overwritten.
+    These are: a new dump; one of large rows, which go past the page cache; one of several outputs; one with a repaired
+    image and a lost shard, which is mended; one of another seed, which is overwritten.
     """
     from conftest import draw
     from featcli import extract
@@ -298,6 +298,8 @@ def scenes(folder: Path, format_name: str, links: bool = True) -> Iterator[tuple
     if not links:
         return
     yield "large", Scene(folder / "photos", format_name, options={"out_features": ("stem",)})
+    several = {"out_features": ("stage4", "embedding"), "pool": ("none", "avg")}
+    yield "several", Scene(folder / "photos", format_name, options=several)
     shutil.copytree(folder / "photos", folder / "mended")
     good = (folder / "mended" / "1.png").read_bytes()
     (folder / "mended" / "1.png").write_bytes(b"broken")

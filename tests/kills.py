@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "vectors": {"pool": "avg", "image_size": 32},
     "maps": {"out_indices": "1,-1", "image_size": 32},
     "native": {"fit": "native", "image_size": 64},
+    "several": {"out_features": ["stage2", "stage4", "embedding"], "pool": ["none", "avg", "gem"], "image_size": 32},
 }
 FORMATS = ("hdf5", "safetensors")
 BATCH = 2
