@@ -176,7 +176,8 @@ class Outline:
     @property
     def reductions(self) -> str:
         """The reductions of its outputs, such as `none,cls`, for people."""
-        return ",".join(dict.fromkeys(one.reduction for one in self.outputs))
+        of_stages = [one for one in self.outputs if one.is_of_stage]
+        return ",".join(dict.fromkeys(one.reduction for one in of_stages or self.outputs))
 
     @property
     def num_shards(self) -> int:
