@@ -121,8 +121,8 @@ def _pooled(outputs: Sequence[Output], pool: str) -> list[Output]:
         raise UsageError(f"--pool {shown(pool)}: {what}", "leave --pool out, or extract again into another dump")
     if reduction.needs_prefix and any(one.reduction == "none" and one.is_of_stage for one in outputs):
         what = "class token" if reduction.needs_class_token else "registers"
-        there = next((one.name for one in outputs if one.reduction == pool), None)
-        way = f"extract with --pool {pool}" if there is None else f"choose what holds it, as with --stage {there}"
+        holding = [one.name for one in outputs if one.reduction == pool]
+        way = f"choose what holds it, as with --stage {holding[0]}" if holding else f"extract with --pool {pool}"
         raise UsageError(f"--pool {pool}: maps hold no {what}", way)
     pooled = []
     for one in outputs:
