@@ -241,6 +241,14 @@ def test_outputs_of_a_dump_are_read_and_exported_by_name(tmp_path, photos, cli):
     assert sorted(path.name for path in (tmp_path / "folder").glob("*.npy")) == sorted(
         f"{name}.npy" for name in dump.outputs
     )
+    sheet = cli("show", tmp_path / "d", "-o", tmp_path / "x.png")
+    assert "images, 1 stage, " in sheet.out
+    assert sheet.err.startswith("stage2@avg, stage6@cls, stage6@avg, embedding not drawn")
+    vectors = cli("show", tmp_path / "d", "-o", tmp_path / "y.png", "--stage", "embedding")
+    assert vectors.code == 2
+    assert "embedding is no map, so there is nothing to draw\nhint: choose maps with --stage stage2," in vectors.err
+    near = cli("export", tmp_path / "d", "-o", tmp_path / "n.h5", "--stage", "stage6@clss")
+    assert "did you mean stage6@cls or stage6@avg?" in near.err
     backbone = dump.load_backbone()
     assert list(backbone(backbone.preprocess([photos / dump.keys[0]]))) == ["stage2", "stage6", "embedding"]
 

@@ -123,7 +123,7 @@ def _position(stages: Sequence[tuple[str, str]], feature: str) -> int:
     if feature in modules:
         several = [name for name, module in stages if module == feature]
         hint = f"module {shown(feature)} is the place of {' and '.join(several)}: choose by those names"
-    elif near := nearest(feature, [*names, *modules]):
+    elif near := nearest(feature, list(dict.fromkeys([*names, *modules]))):
         hint = f"{did_you_mean(near)} The stages are {_brief(names)}"
     elif re.fullmatch(r"-?\d+", feature):
         hint = f"give --out-indices {feature} for an index; the names of stages are {_brief(names)}"

@@ -362,7 +362,10 @@ def show(asked: ShowCommand) -> None:
             missing = f"{counted(number, 'picture')} of {pictures.files.where} not shown: {why}"
             print(printable(missing), file=sys.stderr)
         from_there = f", pictures from {pictures.files.where}" if pictures.files.are_noted else ""
-        counts = f"{counted(len(rows), 'image')}, {counted(len(drawing.stages), 'stage')}"
+        drawn = drawing.stages if is_page else drawing.maps
+        if vectors := [name for name in drawing.stages if name not in drawn]:
+            print(f"{', '.join(vectors)} not drawn: vectors are for a page, -o page.html", file=sys.stderr)
+        counts = f"{counted(len(rows), 'image')}, {counted(len(drawn), 'stage')}"
         print(printable(f"{asked.output}: {counts}{from_there}"))
 
 

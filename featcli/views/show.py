@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -40,6 +40,11 @@ class Drawing:
     stages: Sequence[str]
     pictures: DumpPictures
 
+    @property
+    def maps(self) -> list[str]:
+        """Those of the stages that hold maps, which can be drawn."""
+        return [name for name in self.stages if self.dump.outputs[name].is_map]
+
 
 def show(drawing: Drawing, output: str, overwrite: bool = False, report: Report = silent) -> None:
     """Draw these images and their maps into the file `output`.
@@ -56,7 +61,7 @@ def show(drawing: Drawing, output: str, overwrite: bool = False, report: Report 
         raise UsageError(
             f"dump {shown(dump.path)}: no image of it has maps", "give -o page.html for a page that says why"
         )
-    colours = _fitted(dump, drawing.stages, report)
+    colours = _fitted(drawing, report)
     found = [drawing.pictures[row] for row in rows]
     kind = FORMATS[path.suffix.lower()]
     sheet = _sheet(dump, rows, found, colours, MOST_PIXELS[kind])
@@ -96,8 +101,11 @@ def _refuse_without_maps(dump: DumpReader, row: int) -> None:
         raise UsageError(f"key {shown(dump.keys[row])}: it has no maps: {why}", "choose another key")
 
 
-def _fitted(dump: DumpReader, stages: Sequence[str], report: Report) -> dict[str, Colours]:
-    """Return the colours of each stage that has maps."""
+def _fitted(drawing: Drawing, report: Report) -> dict[str, Colours]:
+    """Return the colours of each stage that has maps. Raises UsageError where none has."""
+    dump, stages = drawing.dump, drawing.maps
+    if not stages:
+        _refuse_vectors(drawing)
     rows = evenly_spaced(np.flatnonzero(dump.valid).tolist(), STUDIED)
     found = {}
     report("start", images=len(stages), done=0)
@@ -106,12 +114,21 @@ def _fitted(dump: DumpReader, stages: Sequence[str], report: Report) -> dict[str
         if colours is not None:
             found[name] = colours
         report("batch", images=1)
-    if not found:
-        raise UsageError(
-            f"dump {shown(dump.path)}: its maps were pooled to vectors, so there is nothing to draw",
-            "run featcli show DUMP -o page.html, which surveys such a dump, or extract with --pool none or 7x7",
-        )
     return found
+
+
+def _refuse_vectors(drawing: Drawing) -> NoReturn:
+    dump, page = drawing.dump, "run featcli show DUMP -o page.html, which surveys vectors"
+    if maps := [name for name, one in dump.outputs.items() if one.is_map]:
+        are = "is no map" if len(drawing.stages) == 1 else "are no maps"
+        raise UsageError(
+            f"dump {shown(dump.path)}: {' and '.join(drawing.stages)} {are}, so there is nothing to draw",
+            f"choose maps with --stage {','.join(maps)}, or {page}",
+        )
+    what = "its maps were pooled to vectors" if dump.stages else "it holds vectors alone"
+    raise UsageError(
+        f"dump {shown(dump.path)}: {what}, so there is nothing to draw", f"{page}, or extract with --pool none or 7x7"
+    )
 
 
 def _sheet(
