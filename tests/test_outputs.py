@@ -248,7 +248,7 @@ def test_outputs_of_a_dump_are_read_and_exported_by_name(tmp_path, photos, cli):
     assert vectors.code == 2
     assert "embedding is no map, so there is nothing to draw\nhint: choose maps with --stage stage2," in vectors.err
     near = cli("export", tmp_path / "d", "-o", tmp_path / "n.h5", "--stage", "stage6@clss")
-    assert "did you mean stage6@cls or stage6@avg?" in near.err
+    assert "did you mean stage6@cls, stage6 or stage6@avg?" in near.err
     backbone = dump.load_backbone()
     assert list(backbone(backbone.preprocess([photos / dump.keys[0]]))) == ["stage2", "stage6", "embedding"]
 
