@@ -140,8 +140,8 @@ def test_an_embedding_needs_what_it_is_made_by(tmp_path, photos, cli):
     save_file({k: v for k, v in tensors.items() if "pre_logits.fc" not in k}, tmp_path / "cut.safetensors")
     command = ["extract", photos, "--arch", "test_mambaout", "-o", tmp_path / "d", "--dry-run"]
     run = cli(*command, "-c", tmp_path / "headless.safetensors", "--out-features", "logits")
-    assert run.code == 2
-    assert "has none, it makes embedding" in run.err
+    assert run.code == 6
+    assert "it lacks head.fc.weight, the head of test_mambaout, which makes logits" in run.err
     with pytest.raises(CheckpointError, match=r"pre_logits\.fc"):
         load_backbone(tmp_path / "cut.safetensors", arch="test_mambaout", out_features=["embedding"])
     load_backbone(tmp_path / "cut.safetensors", arch="test_mambaout", out_features=["stage4"])

@@ -107,6 +107,7 @@ FITTING: tuple[Mapping[str, Any], ...] = (
     {"reg_tokens": 0},
 )
 NAMED = 3  # models that a hint names
+OF_HEAD = ("projection", "logits")  # the vectors that the classifier makes
 OF_LAYERS = "behind layers of the head: not the pooled map"
 # Arguments that other options stand for, or that would make it something else than a backbone.
 SETTLED = {"in_chans": "give --num-channels", "img_size": "give --image-size", "num_classes": "a backbone has no head"}
@@ -303,6 +304,18 @@ class TimmModelSpec(ModelSpec):
             if len(shape) == 2  # with `global_pool` "" it would be what the last stage gives
         )
 
+    def _refuse_absent(self, vectors: Sequence[str]) -> None:
+        """Raise CheckpointError for what only the head gives, if a weights file has none. See ModelSpec."""
+        of_head = "projection" if head_projects_of_timm(self.architecture, self.tag) else "logits"
+        is_headless = self._classifiers and self._facts.num_classes and not self._num_classes
+        if of_head in vectors and self._can_head and is_headless:
+            raise CheckpointError(
+                f"checkpoint {shown(self.asked.checkpoint_name)}: it lacks {self._classifiers[0]}.weight, the head of"
+                f" {self.architecture}, which makes {of_head}",
+                "is its head in another file? --out-features embedding needs none",
+            )
+        super()._refuse_absent(vectors)
+
     def _has_layers_before_classifier(self) -> bool:
         """Tell whether learnt layers stand between the last map and the embedding, as in VGG or MobileNet."""
         with suppress(Exception):  # some models look into their tensors
@@ -333,7 +346,7 @@ class TimmModelSpec(ModelSpec):
 
     def _classes_for(self, points: Points) -> int:
         """How many classes the model is made for: none unless the head is wanted."""
-        return self._num_classes if {"projection", "logits"}.intersection(points.vectors) else 0
+        return self._num_classes if set(OF_HEAD).intersection(points.vectors) else 0
 
     @cached_property
     def _num_classes(self) -> int:
