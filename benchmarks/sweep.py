@@ -177,9 +177,9 @@ def write_facts(rows: list[dict]) -> None:
 
     with FACTS.open("w", encoding="utf-8", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
-        out.writerow(["library", "name", "parameters", "input", "stages", "strides", "tags"])
+        out.writerow(["library", "name", "parameters", "input", "stages", "strides", "vectors", "tags"])
         for library in (timm, transformers):
-            out.writerow([library.__name__, "", "", "", "", "", library.__version__])
+            out.writerow([library.__name__, "", "", "", "", "", "", library.__version__])
             for row in rows:
                 if row["library"] != library.__name__ or "exception" in row:
                     continue
@@ -192,6 +192,7 @@ def write_facts(rows: list[dict]) -> None:
                         "x".join(map(str, row["input"])),
                         names[0] if len(names) == 1 else f"{names[0]}:{names[-1]}",
                         " ".join(map(str, row["strides"])),
+                        " ".join(row["vectors"]),
                         " ".join(tags),
                     ]
                 )

@@ -30,8 +30,20 @@ def test_facts_are_those_of_inspect(name):
     assert model["strides"] == [stage.stride[0] for stage in source.stages]
     assert model["stages"] == f"{source.stages[0].name}:{source.stages[-1].name}"
     assert model["stage_names"] == [stage.name for stage in source.stages]
+    assert model["vectors"] == [vector.name for vector in source.vectors]
     assert {f"{name}.{tag}" for tag in model["tags"]} == set(timm.list_pretrained(name))
     assert model["tags"][0] == timm.get_pretrained_cfg(name).tag
+
+
+def test_models_that_make_a_vector(cli):
+    """`--with` leaves models out that make no such vector, and says so where none is left."""
+    names = [model["name"] for model in list_models("resnet", "projection")]
+    assert names
+    assert all(name.startswith("resnet") and "clip" in name for name in names)
+    assert {"dinov2", "vit"} <= {model["name"] for model in list_models(vector="embedding")}
+    run = cli("models", "resnet18", "--with", "projection")
+    assert run.code == 2
+    assert "with 'resnet18' in the name makes a vector projection" in run.err
 
 
 def test_every_model_has_its_stages_as_a_list():

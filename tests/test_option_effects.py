@@ -138,7 +138,11 @@ EFFECTS = {
         Effect("out_features", "stage1", "checkpoint share_computed"),
         Effect("as_json", True, "stdout", TEXT),
     ],
-    "models": [Effect("pattern", "test_vit", "stdout"), Effect("as_json", True, "stdout", {"pattern": "test_vit"})],
+    "models": [
+        Effect("pattern", "test_vit", "stdout"),
+        Effect("vector", "projection", "stdout"),
+        Effect("as_json", True, "stdout", {"pattern": "test_vit"}),
+    ],
     "verify": [
         Effect("dump", "damaged", "verdict state"),
         Effect("against", "of_file", "against is_equal"),

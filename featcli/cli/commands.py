@@ -145,12 +145,14 @@ def inspect(asked: InspectCommand) -> None:
 def models(asked: ModelsCommand) -> None:
     """List timm's architectures, and the model types of transformers whose folders and hub ids can be given.
 
+    \b
     featcli models convnext
+    featcli models clip --with projection
     """
     from featcli.cli.tables import print_models
     from featcli.views.models import list_models
 
-    found = list_models(asked.pattern)
+    found = list_models(asked.pattern, asked.vector)
     if asked.as_json:
         _print_json(*found)
     else:

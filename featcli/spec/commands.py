@@ -53,8 +53,10 @@ from featcli.spec.words import (
     DEFAULT_DTYPE,
     DTYPES,
     EXPORT_FORMATS,
+    VECTORS,
     Dtype,
     ExportFormat,
+    VectorName,
 )
 
 SHEET_IMAGES, PAGE_IMAGES = 3, 60  # images that are drawn if no key is given
@@ -151,6 +153,14 @@ class ModelsCommand(Spec):
             metavar="PATTERN",
             is_argument=True,
             is_model=True,
+        ),
+    ] = None
+    vector: Annotated[
+        VectorName | None,
+        Option(
+            f"List only models that make this vector of a picture: {', '.join(VECTORS)}.",
+            flags=("--with",),
+            group=STAGES,
         ),
     ] = None
     as_json: Json = False

@@ -21,6 +21,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Format = Literal["hdf5", "safetensors"]
 ExportFormat = Literal["hdf5", "safetensors", "npy", "jsonl", "parquet"]
 EngineName = Literal["local", "ray"]
+VectorName = Literal["embedding", "projection", "logits"]
 
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
@@ -32,7 +33,7 @@ FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 EXPORT_FORMATS: Final[tuple[ExportFormat, ...]] = get_args(ExportFormat)
 ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)
 POOLS: Final = ("none", "avg", "max", "gem", "cls", "registers", "cls+avg")  # in addition to grids such as 7x7
-VECTORS: Final = ("embedding", "projection", "logits")  # points behind the stages, one vector for a picture
+VECTORS: Final[tuple[VectorName, ...]] = get_args(VectorName)  # points behind the stages, one vector for a picture
 ALL: Final = "all"  # every stage
 # Words of other programs. They are understood, and stored as featcli's own.
 OTHER_WORDS: Final = {

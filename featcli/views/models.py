@@ -15,23 +15,25 @@ from importlib import resources
 from typing import Any
 
 from featcli.backbones.model_names import containing
-from featcli.errors import UsageError, did_you_mean, nearest, shown
+from featcli.errors import UsageError, counted, did_you_mean, nearest, shown
+from featcli.spec.words import VectorName
 
 FACTS = "models.csv"
 # Types of AutoBackbone that no sweep has built: one needs natten, the other is a backbone and a text model in one.
 NOT_SWEPT = ("dinat", "tipsv2")
-UNKNOWN: dict[str, Any] = dict.fromkeys(("parameters", "input", "strides", "stages", "stage_names"))
+UNKNOWN: dict[str, Any] = dict.fromkeys(("parameters", "input", "strides", "stages", "stage_names", "vectors"))
 
 
-def list_models(pattern: str | None = None) -> list[dict[str, Any]]:
+def list_models(pattern: str | None = None, vector: VectorName | None = None) -> list[dict[str, Any]]:
     """Return the models whose name matches, timm's first. A pattern without `*`, `?` or `[` matches any part of a name.
 
     If no name contains the pattern, names that contain its parts match, the shortest first, as for `vit_b_16` or
     `ViT-L/14`.
 
     Each model has its name, library, parameters (without a head), input (C, H, W), stages (a range as --out-features
-    takes it), stage_names (a list), strides, and tags of its trained weights, as far as they are known. Raises
-    UsageError if none matches.
+    takes it), stage_names (a list), strides, vectors that it makes of a picture, and tags of its trained weights, as
+    far as they are known. With `vector`, models that make no such vector are left out. Raises UsageError if none is
+    left.
     """
     models = list(_models())
     wanted, by_name = pattern or "", {str(model["name"]): model for model in models}
@@ -43,7 +45,15 @@ def list_models(pattern: str | None = None) -> list[dict[str, Any]]:
     if not found:
         hint = did_you_mean(nearest(wanted, by_name), "try a part of its name, such as resnet or *dino*")
         raise UsageError(f"no model has {shown(wanted)} in its name", hint)
-    return found
+    if vector is None:
+        return found
+    making = [model for model in found if vector in (model["vectors"] or ())]
+    if not making:
+        raise UsageError(
+            f"none of {counted(len(found), 'model')} with {shown(wanted)} in the name makes a vector {vector}",
+            f"leave --with out, or list all that make one: featcli models --with {vector}",
+        )
+    return making
 
 
 def _models() -> Iterator[dict[str, Any]]:
@@ -84,6 +94,7 @@ def read_facts() -> dict[str, Any]:
             "stages": row["stages"],
             "stage_names": _stage_names(row["stages"], len(row["strides"].split())),
             "strides": [int(stride) for stride in row["strides"].split()],
+            "vectors": row["vectors"].split(),
             "tags": row["tags"].split(),
         }
     return facts
