@@ -118,16 +118,17 @@ def _fitted(drawing: Drawing, report: Report) -> dict[str, Colours]:
 
 
 def _refuse_vectors(drawing: Drawing) -> NoReturn:
-    dump, page = drawing.dump, "run featcli show DUMP -o page.html, which surveys vectors"
+    dump = drawing.dump
     if maps := [name for name, one in dump.outputs.items() if one.is_map]:
         are = "is no map" if len(drawing.stages) == 1 else "are no maps"
         raise UsageError(
             f"dump {shown(dump.path)}: {' and '.join(drawing.stages)} {are}, so there is nothing to draw",
-            f"choose maps with --stage {','.join(maps)}, or {page}",
+            f"choose maps with --stage {','.join(maps)}, or run featcli show DUMP -o page.html, which surveys vectors",
         )
     what = "its maps were pooled to vectors" if dump.stages else "it holds vectors alone"
     raise UsageError(
-        f"dump {shown(dump.path)}: {what}, so there is nothing to draw", f"{page}, or extract with --pool none or 7x7"
+        f"dump {shown(dump.path)}: {what}, so there is nothing to draw",
+        "run featcli show DUMP -o page.html, which surveys vectors, or extract with --pool none or 7x7",
     )
 
 
