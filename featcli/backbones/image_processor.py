@@ -24,6 +24,7 @@ from featcli.backbones.internals import (
     silent_transformers,
 )
 from featcli.errors import CheckpointError, UsageError, one_line, shown
+from featcli.pixels.bands import OF_COLOURS
 from featcli.pixels.resize import covering, shorter_edge, widest_for, within_reason
 from featcli.spec.parsers import Size
 from featcli.spec.words import Interpolation, ProcessorBackend
@@ -106,6 +107,29 @@ class ImageProcessor:
     def std(self) -> tuple[float, ...]:
         """The number that each colour is divided by then; 1 for none."""
         return _three(self._processor.image_std if self._processor.do_normalize else 1.0)
+
+    @property
+    def numbers(self) -> dict[str, tuple[float, ...]]:
+        """Its `mean` and `std`, as many as it has: one for all channels, or one for each."""
+        own = self._processor
+        found = {"mean": own.image_mean, "std": own.image_std} if own.do_normalize else {"mean": 0.0, "std": 1.0}
+        return {name: _three(one)[: 1 if isinstance(one, int | float) else None] for name, one in found.items()}
+
+    def of_band(self, mean: float, std: float) -> ImageProcessor:
+        """Return one that normalises greys, which have three equal channels, by these numbers."""
+        own = copy.deepcopy(self._processor)
+        if own.do_normalize:
+            own.image_mean, own.image_std = [mean] * 3, [std] * 3
+        return ImageProcessor(own, self.overrides)._in_rectangle_of(self)
+
+    @property
+    def _is_of_bands(self) -> bool:
+        return any(len(values) not in OF_COLOURS for values in self.numbers.values())
+
+    @property
+    def _of_colours(self) -> ImageProcessor:
+        """One that takes the pictures on which processors are tried."""
+        return self.of_band(self.mean[0], self.std[0]) if self._is_of_bands else self
 
     @property
     def background(self) -> tuple[float, ...]:
@@ -194,7 +218,8 @@ class ImageProcessor:
 
     def output_sizes(self) -> set[Size]:
         """Return the (H, W) that it gives a landscape and a portrait picture."""
-        return {self.fit_floats(picture).shape[1:] for picture in probe_pictures()}
+        tried = self._of_colours
+        return {tried.fit_floats(picture).shape[1:] for picture in probe_pictures()}
 
     def at(self, size: Size) -> ImageProcessor | None:
         """Return one that gives every picture this (H, W), or None if it cannot."""
@@ -274,7 +299,8 @@ class ImageProcessor:
         given = {"mean": mean, "std": std}
         overrides = self.overrides | {name: given[name] for name in changed}
         found = ImageProcessor(own, overrides)._in_rectangle_of(self)
-        self._refuse_idle(found, f"--{changed[0]}", "normalises")
+        if not found._is_of_bands:
+            self._refuse_idle(found, f"--{changed[0]}", "normalises")
         return found
 
     def _resampling(self, interpolation: Interpolation, is_sized_by_fit: bool) -> ImageProcessor:
@@ -344,7 +370,8 @@ class ImageProcessor:
 
     def _refuse_idle(self, found: ImageProcessor, option: str, does: str) -> None:
         """Raise UsageError if a processor that was made for an option gives the same numbers as this one."""
-        if all(np.array_equal(self.fit_floats(one), found.fit_floats(one)) for one in probe_pictures()):
+        before, now = self._of_colours, found._of_colours
+        if all(np.array_equal(before.fit_floats(one), now.fit_floats(one)) for one in probe_pictures()):
             raise UsageError(f"{option} changes nothing: {self.name} {does} pictures in its own way", "leave it out")
 
     @property

@@ -11,6 +11,7 @@ from featcli.backbones.checkpoint import resolve
 from featcli.backbones.execution import Execution
 from featcli.backbones.folding import nothing_to_fold
 from featcli.backbones.module import make_module
+from featcli.pixels.bands import refuse_idle_rules
 from featcli.spec.calls import BackboneCall
 from featcli.spec.groups import PixelSpec
 from featcli.spec.option import narrowed, takes
@@ -41,6 +42,7 @@ def load_backbone(asked: BackboneCall) -> Backbone:
     """
     with exact_arithmetic():
         model = resolve(asked)
+        refuse_idle_rules(narrowed(asked, PixelSpec), model.channels)
         points = model.choose(asked.features, asked.indices)
         model.refuse_idle_arguments()
         model.refuse_idle_norm(points.positions)

@@ -33,6 +33,22 @@ def normalisation_in(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if name in ("mean", "std")}
 
 
+def of_bands(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return means or deviations of bands as the checkpoint has them, one for all as one for each."""
+    return tuple(values) * (channels if len(values) == 1 else 1)
+
+
+def numbers_of_bands(own: Mapping[str, Sequence[float]], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the means and deviations, one of each for each band. Raises UsageError if they are for colours."""
+    for name in ("mean", "std"):
+        if len(of_bands(own[name], channels)) != channels:
+            raise UsageError(
+                f"the checkpoint says the {name} of {len(own[name])} channels, and the input has {channels}",
+                "give --mean and --std: a number for each channel, or one for all",
+            )
+    return of_bands(own["mean"], channels), of_bands(own["std"], channels)
+
+
 def is_normalisation_said(asked: CheckpointSpec) -> bool:
     """Return whether the user gave everything that cannot be guessed if a checkpoint says nothing."""
     return asked.mean is not None and asked.std is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,8 +23,9 @@ from featcli.backbones.image_processor import (
     read_processor,
 )
 from featcli.backbones.internals import timm_resampling, timm_sizes, timm_transform, values_for_channels
-from featcli.backbones.own_preprocessing import OVERRIDES
+from featcli.backbones.own_preprocessing import OVERRIDES, numbers_of_bands
 from featcli.errors import CheckpointError, UsageError, shown
+from featcli.pixels.bands import OF_COLOURS
 from featcli.pixels.resize import ResizeMode, fill_of, shortened, within_reason
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
@@ -41,7 +42,7 @@ class Preprocessing:
     `normalize` does them on the device, so that uint8 is copied there.
     """
 
-    fit: Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W) of `dtype`
+    fit: Callable[[Any], np.ndarray]  # RGB picture, or C bands that are each RGB -> (C, H, W) of `dtype`
     size: Size  # (H, W)
     dtype: str  # "uint8", or "float32" if `fit` also normalises
     scale: float  # 1 / 255 almost always
@@ -50,7 +51,7 @@ class Preprocessing:
     origin: str  # where the settings come from
     settings: Mapping[str, Any]  # the checkpoint's own words, as the plan stores them
     summary: str  # the same for people, in one line
-    channels: int = 3  # C: the picture's colours, or 1 for its greys
+    channels: int = 3  # C: the picture's colours, 1 for its greys, or the number of its bands
     resize_mode: ResizeMode | None = None  # if pictures do not get their size in the checkpoint's own way
 
     def __post_init__(self) -> None:
@@ -60,7 +61,8 @@ class Preprocessing:
                 f"{self.origin}: pixels cannot be divided by its standard deviations, {', '.join(map(str, self.std))}",
                 "is the checkpoint's configuration complete?",
             )
-        object.__setattr__(self, "fit", _of_rgb(self.fit))
+        if self.channels in OF_COLOURS:
+            object.__setattr__(self, "fit", _of_rgb(self.fit))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the settings, from which everything else is made again."""
@@ -128,8 +130,15 @@ def timm_preprocessing(
 ) -> Preprocessing:
     """Follow a resolved data configuration of timm, with exactly the pixels of timm's evaluation transform.
 
-    `resize_mode` replaces its resizing and cropping. `tag` is that of the weights, for `origin`.
+    `resize_mode` replaces its resizing and cropping. `tag` is that of the weights, for `origin`. Raises UsageError for
+    bands without a mean and a standard deviation of their own.
     """
+    if channels not in OF_COLOURS:
+        return _of_bands(
+            numbers_of_bands({name: config[name] for name in ("mean", "std")}, channels),
+            lambda mean, std: timm_preprocessing({**config, "mean": (mean,), "std": (std,)}, 1, tag, resize_mode),
+            {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()},
+        )
     transform, steps = timm_transform(config)
     mean, std = (values_for_channels(config[name], channels) for name in ("mean", "std"))
     is_grey, size = channels == 1, config["input_size"][1:]
@@ -188,6 +197,37 @@ def _fit_resized(resize: Callable[[Image.Image], Image.Image], is_grey: bool) ->
     return fit
 
 
+def _of_bands(
+    numbers: tuple[tuple[float, ...], tuple[float, ...]],
+    of_one: Callable[[float, float], Preprocessing],
+    settings: Mapping[str, Any],
+) -> Preprocessing:
+    """Return the preprocessing of bands with these means and deviations. `of_one` makes that of a grey picture.
+
+    `settings` are the words for a plan, without those of a resize mode.
+    """
+    made = {pair: of_one(*pair) for pair in zip(*numbers, strict=True)}
+    bands = [made[pair] for pair in zip(*numbers, strict=True)]
+    first = bands[0]
+    mean, std = (tuple(getattr(one, name)[0] for one in bands) for name in ("mean", "std"))
+
+    def fit(pictures: Iterable[Image.Image]) -> np.ndarray:
+        return np.concatenate([one.fit(picture) for one, picture in zip(bands, pictures, strict=True)])
+
+    summary = first.summary.removesuffix(", grey")
+    for count in (1, 3):  # processors have numbers for three colours
+        summary = summary.replace(normalisation(first.mean * count, first.std * count), normalisation(mean, std))
+    return replace(
+        first,
+        fit=fit,
+        mean=mean,
+        std=std,
+        settings={**settings, **(first.resize_mode.settings if first.resize_mode else {})},
+        summary=f"{summary}, {len(bands)} bands",
+        channels=len(bands),
+    )
+
+
 def processor_preprocessing(
     processor: ImageProcessor, size: Size, channels: int = 3, resize_mode: ResizeMode | None = None
 ) -> Preprocessing:
@@ -195,10 +235,17 @@ def processor_preprocessing(
 
     Its steps up to the point where it would leave uint8 are `fit`, and the others are numbers. If it has steps of its
     own between the two, its floats are taken as they are. One channel is the grey of the picture, normalised by the
-    average of the processor's numbers for colours. `resize_mode` replaces its resizing and cropping.
+    average of the processor's numbers for colours. Bands are greys with numbers of their own. `resize_mode` replaces
+    its resizing and cropping.
 
     Raises UsageError for a processor that does not allow what was asked for.
     """
+    if channels not in OF_COLOURS:
+        return _of_bands(
+            numbers_of_bands(processor.numbers, channels),
+            lambda mean, std: processor_preprocessing(processor.of_band(mean, std), size, 1, resize_mode),
+            processor.settings if resize_mode is None else processor.without_resizing().settings,
+        )
     ours = _in_bytes(processor, size, channels, resize_mode)
     if resize_mode is not None:
         _refuse_other_sizes(processor, ours, resize_mode)

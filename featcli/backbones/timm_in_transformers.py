@@ -56,7 +56,7 @@ class TimmInTransformersModelSpec(TimmModelSpec):
         super().__init__(asked, request)
         wanted = asked_of_preprocessing(asked, self.channels)
         self._says_nothing = self._processor is None and not (outer is None or asked.is_random or asked.config)
-        if self._processor is not None and self.channels in (1, 3):
+        if self._processor is not None:
             with reading(asked):
                 self._processor = self._processor.overridden(wanted, self.input_size, asked.fit is not None)
         elif self._says_nothing:

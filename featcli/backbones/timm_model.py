@@ -56,7 +56,7 @@ from featcli.backbones.internals import (
 from featcli.backbones.key_names import Reading, in_its_place, readings, refuse_equals, strip_prefix, without_heads
 from featcli.backbones.model_names import containing
 from featcli.backbones.model_spec import ModelSpec, Outputs, Wanted, modules_run, norms_alone
-from featcli.backbones.own_preprocessing import asked_of_preprocessing, on_record
+from featcli.backbones.own_preprocessing import asked_of_preprocessing, of_bands, on_record
 from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
 from featcli.backbones.stages import Points, Vector, names_by_stride
 from featcli.backbones.torchvision_operators import import_timm, import_transformers
@@ -69,6 +69,7 @@ from featcli.backbones.weights import (
     weights_files,
 )
 from featcli.errors import CheckpointError, FeatcliError, UsageError, counted, did_you_mean, nearest, one_line, shown
+from featcli.pixels.bands import OF_COLOURS
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size, as_given
 from featcli.spec.words import NATIVE
@@ -233,7 +234,8 @@ class TimmModelSpec(ModelSpec):
     def _differing(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options that differ from the checkpoint's preprocessing."""
         own = {name: self.config[name] for name in asked}
-        own |= {name: values_for_channels(own[name], self.channels) for name in ("mean", "std") if name in own}
+        for_channels = values_for_channels if self.channels in OF_COLOURS else of_bands
+        own |= {name: for_channels(own[name], self.channels) for name in ("mean", "std") if name in own}
         return {name: value for name, value in asked.items() if value != own[name]}
 
     @property
@@ -398,11 +400,6 @@ class TimmModelSpec(ModelSpec):
 
     def preprocessing(self) -> Preprocessing:
         """Return timm's own evaluation transform, up to the point where it would leave uint8. See ModelSpec."""
-        if self.channels not in (1, 3):
-            raise UsageError(
-                f"--num-channels {self.channels}: a picture has 1 or 3",
-                "use another backbone: featcli can only inspect this one",
-            )
         try:
             found = timm_preprocessing(self.config, self.channels, self.tag, self.resize_mode)
         except (

@@ -108,7 +108,7 @@ class TransformersModelSpec(ModelSpec):
         # Random weights were not trained on any pixels, so the default processor is as good as another.
         if self.processor is None and (asked.is_random or is_normalisation_said(asked)):
             self.processor = default_processor(self.model_type, self.input_size, asked.processor_backend)
-        if self.processor is not None and self.channels in (1, 3):
+        if self.processor is not None:
             with reading(asked):
                 wanted = asked_of_preprocessing(asked, self.channels)
                 self.processor = self.processor.overridden(wanted, self.input_size, asked.fit is not None)
@@ -406,11 +406,6 @@ class TransformersModelSpec(ModelSpec):
         """Return the image processor's own preprocessing. See ModelSpec."""
         if self.processor is None:
             raise no_processor(self.asked)
-        if self.channels not in (1, 3):
-            raise UsageError(
-                f"{self.name} takes {self.channels} channels, and a picture has 1 or 3",
-                "use another backbone: featcli can only inspect this one",
-            )
         with reading(self.asked):
             found = processor_preprocessing(self.processor, self.input_size, self.channels, self.resize_mode)
         guess = "" if self._has_processor else f"a guess: transformers' default for {self.model_type}"

@@ -22,8 +22,10 @@ from featcli.inputs.folders import LINKED
 from featcli.inputs.image_list import ImageList
 from featcli.inputs.listing import Listing, find, kinds_of
 from featcli.pixels import extras
+from featcli.pixels.bands import OF_COLOURS
 from featcli.pixels.batches import SizedImages
 from featcli.pixels.colour import summary_of
+from featcli.pixels.memory import refuse_bands
 from featcli.pixels.sizes import Sizes, native_sizes
 from featcli.pixels.traits import TRAITS
 from featcli.run.loading import Selection, Setup, decode_threads_of, load_selected, num_workers, select, threads_of
@@ -192,6 +194,8 @@ def _resolve(
     devices = [resolve_device(name, rank) for name in device_names(asked.device)]
     listing = with_keys_of(existing, listing or find(asked))
     selection = select(asked, devices[0])
+    if listing.images.are_in_memory and selection.model.channels in OF_COLOURS:
+        refuse_bands(listing.images)
     if existing is not None:
         selection = selection.worded_as(existing.plan)
     model, positions = selection.model, selection.points.positions
@@ -277,7 +281,7 @@ def _sizes(model: ModelSpec, images: ImageList, rules: PixelSpec, threads: int, 
     if model.resize_mode is None or not model.resize_mode.is_native:
         return Sizes(model.input_size)
     with memory_errors("the headers of the images do", torch.device("cpu")):
-        sizes = native_sizes(images, rules, model.resize_mode, model.input_size, threads)
+        sizes = native_sizes(images, rules, model.resize_mode, model.input_size, threads, model.channels)
     report("choice", name="sizes", value=sizes.summary, reason="each picture's own, from its header")
     return sizes
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -23,7 +23,6 @@ from featcli.system.threads import DecodeThreads
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL.Image import Image as Picture
 
 AHEAD = 2  # batches that are decoded while the backbone works on another
 
@@ -32,8 +31,8 @@ class Pixels(Protocol):
     """What batches need to know of a backbone's preprocessing."""
 
     @property
-    def fit(self) -> Callable[[Picture], np.ndarray]:
-        """A function that turns an RGB picture into (C, H, W) values of `dtype`."""
+    def fit(self) -> Callable[[Any], np.ndarray]:
+        """A function that turns an RGB picture, or bands that are each RGB, into (C, H, W) values of `dtype`."""
 
     @property
     def channels(self) -> int:
@@ -75,7 +74,7 @@ class Batch:
     """Images that go through the backbone together. It is valid until the next batch, which uses the same buffers."""
 
     rows: range
-    pixels: torch.Tensor  # (B, 3, H, W)
+    pixels: torch.Tensor  # (B, C, H, W)
     failures: list[Failure] = field(default_factory=list)  # in row order; the pixels of failed images are zero
     traits: Counter[Trait] = field(default_factory=Counter)  # how many images have each trait
     digests: list[str] = field(default_factory=list)  # of the bytes of each file; NOT_READ if they were not read

@@ -7,14 +7,15 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 
 from featcli.errors import CheckpointError, FeatcliError, MachineError, shown
 from featcli.inputs.image_list import MISSING
 from featcli.inputs.signatures import START
-from featcli.pixels import avif, jpeg, memory, png, traits
+from featcli.pixels import avif, bands, jpeg, memory, png, traits
+from featcli.pixels.bands import OF_COLOURS, Bands
 from featcli.pixels.colour import upright_rgb, upright_size
 from featcli.pixels.failure import NOT_READ, UnreadableError
 from featcli.pixels.formats import format_of, identified
@@ -48,19 +49,19 @@ SPARE = 2  # a picture that is decoded at a smaller size stays this much larger 
 def read_pixels(
     image: Input,
     rules: PixelSpec,
-    fit: Callable[[Image.Image], np.ndarray],
+    fit: Callable[[Any], np.ndarray],
     out: np.ndarray,
     is_native: bool = False,
     note: Callable[[str], None] | None = None,
 ) -> tuple[Trait, ...]:
     """Decode a file, make it upright RGB, resize and crop it with `fit`, and write it into `out` (C, H, W).
 
-    Returns the traits of the picture. With `is_native` the size was read from the header before, and the pixels must
-    have it. `note` is called with the digest of the file's bytes if they are read, or of a picture in memory. Raises
-    UnreadableError for whatever is wrong with the file, and MachineError for what is not the file's fault. After an
-    error `out` may hold anything.
+    If C is no number of colours, `fit` is given C bands, each as RGB like a grey picture. Returns the traits of the
+    picture. With `is_native` the size was read from the header before, and the pixels must have it. `note` is called
+    with the digest of the file's bytes if they are read, or of a picture in memory. Raises UnreadableError for whatever
+    is wrong with the file, and MachineError for what is not the file's fault. After an error `out` may hold anything.
     """
-    pixels, found = fitted_pixels(image, rules, fit, max(out.shape[1:]), note)
+    pixels, found = fitted_pixels(image, rules, fit, len(out), max(out.shape[1:]), note)
     if pixels.shape != out.shape:
         if is_native:
             raise UnreadableError("changed", f"{pixels.shape[1:]} pixels, by its header {out.shape[1:]}")
@@ -76,14 +77,17 @@ def read_pixels(
 def fitted_pixels(
     image: Input,
     rules: PixelSpec,
-    fit: Callable[[Image.Image], np.ndarray],
+    fit: Callable[[Any], np.ndarray],
+    channels: int,
     longest: int,
     note: Callable[[str], None] | None = None,
 ) -> tuple[np.ndarray, tuple[Trait, ...]]:
     """Decode a file, make it upright RGB, and return what `fit` makes of it, with the traits of the picture.
 
-    `longest` is the longer edge of the input. Raises as `read_pixels` does.
+    `channels` and `longest`, its longer edge, are those of the input. Raises as `read_pixels` does.
     """
+    if channels not in OF_COLOURS:
+        return _fitted_bands(image, rules, fit, channels, note)
     of_pixels = None if image.picture is None else note
     image = _at_its_file(image)
     if image.picture is not None and not image.path:
@@ -106,6 +110,27 @@ def fitted_pixels(
         return fit(upright_rgb(picture, rules)), tuple(dict.fromkeys(found))
 
     return _looked_at(image, rules, unpacked, note=note if of_pixels is None else None)
+
+
+def _fitted_bands(
+    image: Input,
+    rules: PixelSpec,
+    fit: Callable[[Any], np.ndarray],
+    channels: int,
+    note: Callable[[str], None] | None,
+) -> tuple[np.ndarray, tuple[Trait, ...]]:
+    if image.picture is not None:
+        if note is not None:
+            note(read_digest(image, rules))
+        with _explained(image):
+            greys, found = bands.in_memory(image.picture, rules, channels)
+            return fit(greys), found
+
+    def unpacked(of_file: Bands) -> tuple[np.ndarray, tuple[Trait, ...]]:
+        greys, found = of_file.greys(rules)
+        return fit(greys), found
+
+    return _bands_looked_at(image, rules, channels, unpacked, note=note)
 
 
 def _unpack(file: IO[bytes], picture: Image.Image) -> None:
@@ -134,13 +159,20 @@ def read_digest(image: Input, rules: PixelSpec) -> str:
         if image.path:
             return _looked_at(image, rules, digest)
         with _explained(image):
-            return memory.digest_of(image.picture, memory.unpacked(image.picture, rules)[0])
+            is_picture = memory.is_picture(image.picture)  # else it is an array of bands
+            picture = memory.unpacked(image.picture, rules)[0] if is_picture else None
+            return memory.digest_of(image.picture, picture)
     except UnreadableError:
         return NOT_READ
 
 
-def read_size(image: Input, rules: PixelSpec) -> tuple[int, int]:
+def read_size(image: Input, rules: PixelSpec, channels: int = 3) -> tuple[int, int]:
     """Return the (height, width) of the upright picture from the file's header alone. Raises as `read_pixels` does."""
+    if channels not in OF_COLOURS:
+        if image.picture is None:
+            return _bands_looked_at(image, rules, channels, lambda found: found.size, header_only=True)
+        with _explained(image):
+            return bands.size_in_memory(image.picture, rules, channels)
     image = _at_its_file(image)
     if image.picture is not None and not image.path:
         with _explained(image):
@@ -178,6 +210,19 @@ def _looked_at(
             if profile is not None:
                 picture.info["icc_profile"] = profile
             return look(file, picture)
+
+
+def _bands_looked_at(
+    image: Input,
+    rules: PixelSpec,
+    channels: int,
+    look: Callable[[Bands], T],
+    header_only: bool = False,
+    note: Callable[[str], None] | None = None,
+) -> T:
+    """Return what `look` finds in the open picture of so many bands."""
+    with _explained(image), opened(image, header_only, note) as file, _named(file):
+        return look(bands.in_file(affordable(file, rules.max_pixels, header_only=header_only), rules, channels))
 
 
 @contextmanager

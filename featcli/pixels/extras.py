@@ -55,10 +55,10 @@ def reads_more_tiff() -> bool:
     return False
 
 
-def refuse_without_tiff(kind: str) -> None:
+def refuse_without_tiff(kind: str, otherwise: str = ", or convert it to JPEG or PNG") -> None:
     """Raise UnreadableError for a picture of this kind if tifffile or imagecodecs is missing."""
     if not reads_more_tiff():
-        raise UnreadableError("format_not_allowed", f"{kind}: {TIFF.install}, or convert it to JPEG or PNG")
+        raise UnreadableError("format_not_allowed", f"{kind}: {TIFF.install}{otherwise}")
 
 
 def missing(keys: Iterable[str], installed: Collection[str]) -> list[str]:

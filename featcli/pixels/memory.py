@@ -13,7 +13,7 @@ import xxhash
 from PIL import Image, ImageMode
 
 from featcli.errors import UsageError, shown
-from featcli.inputs.image_list import PicturesInMemory
+from featcli.inputs.image_list import ImageList, PicturesInMemory
 from featcli.pixels import traits
 from featcli.pixels.colour import DEEP, exif_orientation
 from featcli.pixels.depth import high_bits, reduced
@@ -51,13 +51,27 @@ def _num_bytes(given: Any) -> int:
     if not isinstance(given, np.ndarray | torch.Tensor):
         raise UsageError(f"{type(given).__name__} is not a picture", TAKEN)
     dtype = str(given.dtype).removeprefix("torch.")
-    refuse_no_picture(tuple(given.shape), dtype)
+    _refuse_no_picture(tuple(given.shape), dtype, of_bands=True)  # the network is not known yet
     return math.prod(given.shape) * (2 if dtype == "uint16" else 1)
 
 
-def refuse_no_picture(shape: tuple[int, ...], dtype: str) -> None:
+def refuse_bands(images: ImageList) -> None:
+    """Raise UsageError for an array of bands in a list of pictures for a network that takes colours or greys."""
+    for image in images:
+        if not is_picture(image.picture):
+            shape, dtype = tuple(image.picture.shape), str(image.picture.dtype).removeprefix("torch.")
+            raise UsageError(f"picture {shown(image.key)}: an array {shape} of {dtype} is not a picture", TAKEN)
+
+
+def is_picture(given: Any) -> bool:
+    """Return whether a picture in memory is no array of bands."""
+    shape = tuple(getattr(given, "shape", ()))
+    return len(shape) != 3 or shape[2] in COLOURS or shape[0] in COLOURS
+
+
+def _refuse_no_picture(shape: tuple[int, ...], dtype: str, of_bands: bool = False) -> None:
     """Raise UsageError for an array of a shape or dtype that no picture has."""
-    has_channels = len(shape) == 3 and (shape[2] in COLOURS or shape[0] in COLOURS)
+    has_channels = len(shape) == 3 and (of_bands or shape[2] in COLOURS or shape[0] in COLOURS)
     if not (len(shape) == 2 or has_channels) or 0 in shape or dtype not in ("uint8", "uint16", "bool"):
         floats = "; pixels of floats are normalised already" if "float" in dtype else ""
         raise UsageError(f"an array {shape} of {dtype} is not a picture{floats}", TAKEN)
@@ -70,7 +84,7 @@ def array_of(given: Any) -> Any:
 
 def picture_of(values: np.ndarray, rules: PixelSpec) -> Image.Image:
     """Make a picture from (H, W), (H, W, C) or (C, H, W) numbers. Raises UsageError for other shapes and kinds."""
-    refuse_no_picture(values.shape, str(values.dtype))
+    _refuse_no_picture(values.shape, str(values.dtype))
     if values.ndim == 3 and values.shape[2] not in COLOURS:
         values = values.transpose(1, 2, 0)  # torch has the channels first
     values = np.ascontiguousarray(values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values)
@@ -100,11 +114,11 @@ def unpacked(given: Any, rules: PixelSpec) -> tuple[Image.Image, tuple[Trait, ..
     """
     values = array_of(given)
     if isinstance(values, np.ndarray):
-        _refuse_too_many(math.prod(values.shape) // _channels(values), rules)
+        refuse_too_many(math.prod(values.shape) // _channels(values), rules)
         picture = picture_of(values, rules)
         found: list[Trait] = ["deep"] if values.dtype == np.uint16 else []
     else:
-        _refuse_too_many(values.width * values.height, rules)
+        refuse_too_many(values.width * values.height, rules)
         with _unpacking:
             found = [one for one in traits.of_header(values) if one != "frames" or values.tell() == 0]
             values.load()
@@ -122,15 +136,16 @@ def _channels(values: np.ndarray) -> int:
     return int(values.shape[2] if values.shape[2] in COLOURS else values.shape[0])
 
 
-def _refuse_too_many(pixels: int, rules: PixelSpec) -> None:
+def refuse_too_many(pixels: int, rules: PixelSpec) -> None:
+    """Raise UnreadableError for more pixels than the rules allow."""
     if pixels > rules.max_pixels:
         raise UnreadableError("too_many_pixels", f"{pixels:,} pixels; --max-pixels moves the limit")
 
 
-def digest_of(given: Any, picture: Image.Image) -> str:
+def digest_of(given: Any, picture: Image.Image | None) -> str:
     """Return the xxh3-128 (hex) that tells a picture in memory from others: see docs/format.md.
 
-    `picture` is what it is unpacked.
+    `picture` is what it is unpacked, which arrays do not need.
     """
     digest = xxhash.xxh3_128()
     values = array_of(given)
@@ -138,6 +153,7 @@ def digest_of(given: Any, picture: Image.Image) -> str:
         digest.update(f"{values.dtype} {values.shape}\n".encode())
         digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
+    assert picture is not None
     digest.update(f"{picture.mode} {(picture.height, picture.width)}\n".encode())
     digest.update(picture.tobytes())
     for name, content in _beside_pixels(picture):

@@ -13,6 +13,8 @@ from PIL import Image
 from featcli.errors import UsageError, shown
 from featcli.inputs.image_list import MISSING
 from featcli.inputs.image_list import Image as Input
+from featcli.pixels import bands
+from featcli.pixels.bands import OF_COLOURS
 from featcli.pixels.colour import upright_rgb
 from featcli.pixels.decode import fitted_pixels
 from featcli.pixels.failure import UnreadableError
@@ -45,6 +47,9 @@ def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) ->
         return prepared(list(values), rules, preprocessing, size)
     name = "a picture"
     try:
+        if preprocessing.channels not in OF_COLOURS and isinstance(values, np.ndarray | Image.Image):
+            greys, _ = bands.in_memory(values, rules, preprocessing.channels)
+            return torch.tensor(preprocessing.fit(greys))
         if isinstance(values, np.ndarray):
             return torch.tensor(preprocessing.fit(upright_rgb(picture_of(values, rules), rules)))
         path = untouched_file(values) if isinstance(values, Image.Image) else values
@@ -56,7 +61,9 @@ def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) ->
         image = Input(os.fspath(path), os.fspath(path), MISSING)
         # Pillow runs in another thread, because Ctrl-C could not interrupt it in the main one.
         with pillow_set_up(rules.max_pixels), DecodeThreads(1, "picture") as pool:
-            pixels, _ = pool.submit(fitted_pixels, image, rules, preprocessing.fit, max(size)).result()
+            pixels, _ = pool.submit(
+                fitted_pixels, image, rules, preprocessing.fit, preprocessing.channels, max(size)
+            ).result()
             if isinstance(values, Image.Image):
                 values.load()  # as any use of the picture would: Pillow closes the file then
     except UnreadableError as error:

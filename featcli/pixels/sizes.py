@@ -68,7 +68,9 @@ class Sizes:
             first = stop
 
 
-def native_sizes(images: ImageList, rules: PixelSpec, mode: ResizeMode, common: Size, threads: int) -> Sizes:
+def native_sizes(
+    images: ImageList, rules: PixelSpec, mode: ResizeMode, common: Size, threads: int, channels: int = 3
+) -> Sizes:
     """Return the size that each image keeps, read from the files' headers by `threads` threads.
 
     An image that cannot be read gets the size of the one before it, so that no batch has to end for it. If it is the
@@ -78,7 +80,7 @@ def native_sizes(images: ImageList, rules: PixelSpec, mode: ResizeMode, common: 
 
     def read(row: int) -> Size:
         try:
-            return mode.native_size(read_size(images[row], rules))
+            return mode.native_size(read_size(images[row], rules, channels))
         except UnreadableError:
             return 0, 0
 

@@ -96,6 +96,7 @@ WITH_EXTRA: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {
     (RGB, (COREL,)): (8,),
 }
 REVERSED_UNREAD = ((PALETTE, 1), (PALETTE, 2), (PALETTE, 4), (WHITE_IS_ZERO, 8))  # if uncompressed, lowest bit first
+CONVERT = "convert it to JPEG or PNG"
 BACK = {**TURNS, 6: TURNS[8], 8: TURNS[6]}  # undoes each turn
 
 
@@ -104,7 +105,7 @@ def unpacked(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image |
 
     Raises UnreadableError for kinds that are not read, and if tifffile or imagecodecs is missing.
     """
-    _refuse_preview(header)
+    refuse_preview(header)
     if header.compression == OLD_JPEG or not all(header.size):  # other tags of such files are often wrong or missing
         return None
     if header.photometric == CIELAB and _has_plain_colours(header):
@@ -113,10 +114,10 @@ def unpacked(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image |
         what = f"{header.name} with CIELAB colours: --colour convert reads it, by its profile"
         raise UnreadableError("format_not_allowed", what)
     _refuse_meaning(header)
-    _refuse_depth(header, rules)
+    refuse_depth(header, rules)
     if _is_for_pillow(header, rules):
         return None
-    _refuse_unconfirmed(header)
+    refuse_unconfirmed(header)
     refuse_without_tiff(f"{header.name} of {header.kind}")
     size = header.size if rules.orientation == "ignore" else header.upright_size
     picture = Deferred("TIFF", size, bool(header.following), partial(_unpack, file, header, rules))
@@ -161,19 +162,20 @@ def _turn(picture: Image.Image) -> int | None:
     return orientation if isinstance(orientation, int) and orientation in TURNS else None
 
 
-def _refused(header: Header, what: str) -> UnreadableError:
-    return UnreadableError("format_not_allowed", f"{header.name} {what}: convert it to JPEG or PNG")
+def refused(header: Header, what: str, advice: str = CONVERT) -> UnreadableError:
+    """Return the error for a TIFF of a kind that is not read, with what to do about it."""
+    return UnreadableError("format_not_allowed", f"{header.name} {what}: {advice}")
 
 
-def _refuse_preview(header: Header) -> None:
+def refuse_preview(header: Header, advice: str = CONVERT) -> None:
     """Raise UnreadableError if the first image stands for another one."""
     is_reduced = bool(header.value(SUBFILE, 0) & 1) or header.value(OLD_SUBFILE, 0) == 2
     mains = [other for other in header.below if not other.value(SUBFILE, 0) & 1]
     larger = max((other.size for other in mains), key=prod, default=(0, 0))
     if prod(larger) > prod(header.size):
-        raise _refused(header, "whose first image is a preview of one of {}x{} pixels".format(*larger))
+        raise refused(header, "whose first image is a preview of one of {}x{} pixels".format(*larger), advice)
     if header.is_canon_raw or (is_reduced and (header.below or header.following)):
-        raise _refused(header, "whose first image is a preview of another one")
+        raise refused(header, "whose first image is a preview of another one", advice)
 
 
 def _has_plain_colours(header: Header) -> bool:
@@ -188,10 +190,10 @@ def _refuse_meaning(header: Header) -> None:
     """Raise UnreadableError if the samples mean something that cannot be shown."""
     if header.photometric not in COLOURS:
         what = UNREAD.get(header.photometric, f"samples of an unknown meaning ({header.photometric})")
-        raise _refused(header, f"with {what}")
+        raise refused(header, f"with {what}")
     if header.compression not in COMPRESSIONS:
         name = UNREAD_COMPRESSIONS.get(header.compression, "an unknown")
-        raise _refused(header, f"with {name} compression ({header.compression})")
+        raise refused(header, f"with {name} compression ({header.compression})")
     if not header.bits or not header.sample_format:
         raise UnreadableError("unsupported_depth", f"{header.name} with samples of different depths")
     extra, spare = header.extra, header.samples - header.colours
@@ -201,14 +203,14 @@ def _refuse_meaning(header: Header) -> None:
     is_known = not any(rest) and all(kind in kinds for kind in first)
     most = 3 if header.photometric == RGB else 2 if header.photometric == CMYK else 1
     if not is_unsaid and (spare != len(extra) or not is_known or spare > most):
-        raise _refused(
+        raise refused(
             header, f"with {header.samples:,} values for each pixel, and it does not say what all of them mean"
         )
     if header.value(IMAGE_DEPTH, 1) > 1:
-        raise _refused(header, "with a volume")
+        raise refused(header, "with a volume")
 
 
-def _refuse_depth(header: Header, rules: PixelSpec) -> None:
+def refuse_depth(header: Header, rules: PixelSpec) -> None:
     """Raise UnreadableError for samples whose black and white nobody knows."""
     if header.has_range:
         return
@@ -253,29 +255,29 @@ def _is_for_pillow(header: Header, rules: PixelSpec) -> bool:
     return is_known
 
 
-def _refuse_unconfirmed(header: Header) -> None:
+def refuse_unconfirmed(header: Header, advice: str = CONVERT) -> None:
     """Raise UnreadableError for a kind that only tifffile reads, so that no other reader confirms its pixels."""
     if header.compression not in CONFIRMED or header.photometric == YCBCR:
-        raise _refused(header, f"of {header.kind}, compression {header.compression}")
+        raise refused(header, f"of {header.kind}, compression {header.compression}", advice)
     if header.photometric == CMYK and header.alpha:
-        raise _refused(header, f"of {header.kind}")
+        raise refused(header, f"of {header.kind}", advice)
     predictor = header.value(PREDICTOR, 1)
     is_float = header.sample_format == FLOAT
     fits = {1: True, 2: not is_float and header.bits in (8, 16, 32, 64), 3: is_float}
     if not fits.get(predictor, False) or (predictor != 1 and header.compression == RAW):
-        raise _refused(header, f"of {header.kind}, predictor {predictor}")
+        raise refused(header, f"of {header.kind}, predictor {predictor}", advice)
 
 
 def _unpack(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image:
     """Return the picture in 8 bits, upright if the rules say so."""
-    samples = _samples(file, header)
+    samples = samples_of(file, header)
     shown, alpha = samples[..., : header.colours], samples[..., header.colours : header.colours + 1]
     if header.photometric == PALETTE:
         shown = _coloured(shown[..., 0].astype(np.uint8), header)
     else:
-        shown = _eight_bits(shown, header, rules.black_and_white, header.photometric == WHITE_IS_ZERO)
+        shown = eight_bits(shown, header, rules.black_and_white, header.photometric == WHITE_IS_ZERO)
     if header.alpha:
-        alpha = _eight_bits(alpha, header, None if header.has_range else rules.black_and_white)
+        alpha = eight_bits(alpha, header, None if header.has_range else rules.black_and_white)
         whole = np.concatenate([shown] * (3 // shown.shape[2]) + [alpha], axis=2)
         mode = "RGBa" if header.alpha == ASSOCIATED else "RGBA"
         picture = Image.frombytes("RGBA", whole.shape[1::-1], whole.tobytes(), "raw", mode)
@@ -286,9 +288,10 @@ def _unpack(file: IO[bytes], header: Header, rules: PixelSpec) -> Image.Image:
     return picture if turn is None or rules.orientation == "ignore" else picture.transpose(turn)
 
 
-def _eight_bits(
+def eight_bits(
     values: np.ndarray, header: Header, asked: tuple[float, float] | None, is_inverted: bool = False
 ) -> np.ndarray:
+    """Reduce samples to 8 bits. `asked` are the values of black and white, or None for the whole range."""
     if header.bits == 16 and header.photometric in (RGB, CMYK) and asked is None:
         return high_bits(values)  # so Pillow reads the same picture with the samples of a pixel side by side
     if asked is None or (header.has_range and header.bits <= 8):
@@ -306,7 +309,7 @@ def _coloured(indices: np.ndarray, header: Header) -> np.ndarray:
     return shown
 
 
-def _samples(file: IO[bytes], header: Header) -> np.ndarray:
+def samples_of(file: IO[bytes], header: Header) -> np.ndarray:
     """Return (H, W, samples of a pixel) as stored. Raises UnreadableError if the file does not hold them all."""
     import tifffile
 

@@ -22,6 +22,7 @@ from featcli.dump.plan import Output, Plan
 from featcli.dump.settings import Settings
 from featcli.events import Choice, Report, silent
 from featcli.pixels import extras
+from featcli.pixels.bands import refuse_idle_rules
 from featcli.pixels.batches import Decoder
 from featcli.pixels.colour import settings_of
 from featcli.run.outputs import outputs_of
@@ -91,6 +92,7 @@ class LoadedBackbone:
 def select(asked: ExtractSpec, device: Choice[torch.device]) -> Selection:
     """Return the stages that the options mean. Reads no weights. Raises UsageError and CheckpointError."""
     model = resolve(asked)
+    refuse_idle_rules(narrowed(asked, PixelSpec), model.channels)
     points = model.choose(asked.features, asked.indices)
     if asked.fit == NATIVE:
         model.refuse_other_sizes(points)

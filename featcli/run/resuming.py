@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from featcli.backbones.preprocessing import Preprocessing, recorded_preprocessin
 from featcli.dump.plan import Plan
 from featcli.dump.settings import Settings
 from featcli.events import Report
+from featcli.pixels.bands import OF_COLOURS
 
 LIBRARIES = ("torch", "timm", "transformers")  # names in `environment` of the libraries that describe a backbone
 NAMES_OF_CODE = ("image_processor_type", "backend")  # a library's names for its own code
@@ -74,7 +76,8 @@ def _give_the_same(one: Preprocessing, two: Preprocessing) -> bool:
     """Return whether two ways of preprocessing give the same pixels for two pictures, and normalise them alike."""
     if any(getattr(one, name) != getattr(two, name) for name in ("dtype", "scale", "mean", "std", "channels")):
         return False
-    return all(np.array_equal(one.fit(picture), two.fit(picture)) for picture in probe_pictures())
+    tried: list[Any] = probe_pictures() if one.channels in OF_COLOURS else [probe_pictures()[:1] * one.channels]
+    return all(np.array_equal(one.fit(picture), two.fit(picture)) for picture in tried)
 
 
 def _few(names: list[str]) -> str:

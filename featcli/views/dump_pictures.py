@@ -55,7 +55,7 @@ class DumpPictures:
         seen, rules = self._dump.preprocessing, self._rules
         size = seen.size
         if seen.resize_mode is not None and seen.is_native:
-            size = seen.resize_mode.native_size(read_size(image, rules))
+            size = seen.resize_mode.native_size(read_size(image, rules, seen.channels))
         if size[0] * size[1] > rules.max_pixels:
             raise UnreadableError("larger than can be", f"{size[0]}x{size[1]}")
         pixels = np.empty((seen.channels, *size), seen.dtype)
@@ -63,7 +63,8 @@ class DumpPictures:
         if pixels.dtype != np.uint8:  # its processor normalises by itself: scale from darkest to brightest
             low, high = float(pixels.min()), float(pixels.max())
             pixels = ((pixels - low) * (255 / max(high - low, 1e-30))).astype(np.uint8)
-        colours = np.broadcast_to(pixels, (3, *size))  # greys become three equal channels
+        few = pixels[: 3 if len(pixels) >= 3 else 1]  # of bands the first three, as if they were red, green and blue
+        colours = np.broadcast_to(few, (3, *size))  # greys become three equal channels
         return Image.fromarray(np.ascontiguousarray(colours.transpose(1, 2, 0)))
 
     @cached_property
