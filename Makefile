@@ -52,6 +52,7 @@ sweep: .venv/installed  ## every model of timm and transformers: writes docs/swe
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/norms.py
 	$(BIN)/python benchmarks/preprocessing.py
+	$(BIN)/python benchmarks/bands.py
 	$(BIN)/python benchmarks/corruption.py
 	$(BIN)/python benchmarks/key_names.py
 	$(BIN)/python benchmarks/damage.py

@@ -660,7 +660,7 @@ def inputs() -> Iterator[Row]:
                 "load_backbone(config)",
                 channels_refused,
                 BACKBONES,
-                "A picture has one channel or three: a backbone for another number can be inspected",
+                "takes pictures of as many bands, and is refused until their mean and deviation are known",
             )
     for size in ((200, 300), (97, 131)):
 

@@ -84,12 +84,12 @@ def test_options_that_change_nothing_are_no_part_of_the_plan(tmp_path, cli):
     assert (same.code, "nothing left to do" in same.err) == (0, True)
 
 
-def test_channels_that_a_picture_does_not_have(cli, tmp_path):
-    """A model of four channels can be inspected, but extract refuses it."""
+def test_channels_whose_numbers_nobody_says(cli, tmp_path):
+    """A model of four channels can be inspected, but extract refuses it without a mean and a deviation for them."""
     shown = cli("inspect", "resnet18", "--num-channels", "4")
     assert (shown.code, "input 4x224x224" in shown.out) == (0, True)
     run = cli("extract", SAMPLES, "-c", "resnet18", "--random-init", "--num-channels", "4", "-o", tmp_path / "d")
-    assert (run.code, "a picture has 1 or 3" in run.err) == (2, True)
+    assert (run.code, "give --mean and --std" in run.err) == (2, True)
     assert cli("inspect", "resnet18", "--num-channels", "0").code == 2
 
 

@@ -254,13 +254,16 @@ class TimmModelSpec(ModelSpec):
     def settings(self) -> dict[str, Any]:
         """Return the settings. See ModelSpec.
 
-        A folder's `model_args` can change the network without changing a weight.
+        A folder's `model_args` can change the network without changing a weight. Its `input_size` can say that there
+        are bands, which no option says then.
         """
+        has_bands = self.channels not in OF_COLOURS and "in_chans" not in self._options
         return {
             "library": "timm",
             "architecture": self.architecture,
             "input_size": list(self.input_size),
             "options": plain_json({**self._model_args, **self._options}),
+            **({"num_channels": self.channels} if has_bands else {}),
             "norm": self.norm,
         }
 
@@ -402,6 +405,8 @@ class TimmModelSpec(ModelSpec):
         """Return timm's own evaluation transform, up to the point where it would leave uint8. See ModelSpec."""
         try:
             found = timm_preprocessing(self.config, self.channels, self.tag, self.resize_mode)
+        except UsageError:
+            raise
         except (
             AttributeError,
             KeyError,

@@ -133,7 +133,7 @@ WeightsKey = Annotated[
 NumChannels = Annotated[
     int | None,
     Option(
-        "Channels of the input; 1 is grey. Default: the checkpoint's own, mostly 3.",
+        "Channels of the input: 1 for greys, 3 for colours, else bands. Default: the checkpoint's own, mostly 3.",
         known_as=("--in-chans", "--in-channels", "--channels"),
         group=CHECKPOINT,
         check=between(1, MOST_CHANNELS, "1 is grey"),
