@@ -153,7 +153,7 @@ def test_what_bands_need_or_cannot_have_is_said(options, said):
 
 
 def test_a_dump_of_bands_from_a_checkpoint_that_says_all(tmp_path, cli):
-    """A folder that says channels and numbers needs no option; the dump is resumed, recomputed, read, and shown by its first bands."""
+    """A folder that says channels and numbers needs no option. Its dump is resumed, recomputed, read and shown."""
     folder, photos = tmp_path / "checkpoint", tmp_path / "photos"
     folder.mkdir()
     photos.mkdir()
@@ -177,8 +177,6 @@ def test_a_dump_of_bands_from_a_checkpoint_that_says_all(tmp_path, cli):
     assert np.array_equal(np.asarray(DumpPictures(dump, str(photos))[0]), first)
     maps = dump.load_backbone(folder)(dump.preprocess(VALUES)[None])["stage4"][0]
     np.testing.assert_allclose(maps.numpy(), dump["stage4"]["a.tif"], rtol=1e-4, atol=1e-5)
-    (photos / "a.tif").unlink()
-    assert cli("extract", photos, "-c", folder, "-o", tmp_path / "none").code == 9
 
 
 def test_bands_of_transformers(tmp_path):

@@ -124,7 +124,8 @@ class ImageProcessor:
 
     @property
     def _is_of_bands(self) -> bool:
-        return any(len(values) not in OF_COLOURS for values in self.numbers.values())
+        found = (getattr(self._processor, name, None) for name in ("image_mean", "image_std"))
+        return any(isinstance(values, list | tuple) and len(values) not in OF_COLOURS for values in found)
 
     @property
     def _of_colours(self) -> ImageProcessor:
