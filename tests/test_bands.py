@@ -179,6 +179,20 @@ def test_a_dump_of_bands_from_a_checkpoint_that_says_all(tmp_path, cli):
     np.testing.assert_allclose(maps.numpy(), dump["stage4"]["a.tif"], rtol=1e-4, atol=1e-5)
 
 
+def test_a_dump_of_arrays_of_bands(tmp_path):
+    """Arrays of bands in memory give the rows of their files, and one with other bands is a failure with its row."""
+    options = {**FIVE, "image_size": 64}
+    pictures = {"a.tif": VALUES, "b.tif": VALUES.transpose(2, 0, 1), "c.tif": EIGHT[..., :4]}
+    outcome = featcli.extract(pictures, output=tmp_path / "d", **options)
+    assert (outcome.written, outcome.failed) == (2, 1)
+    dump = featcli.open_dump(tmp_path / "d")
+    assert dump.failures[0]["detail"] == "4 bands; the network takes 5"
+    assert np.array_equal(dump["stage4"]["a.tif"], dump["stage4"]["b.tif"])
+    assert featcli.extract(pictures, output=tmp_path / "d", **options).extracted == 0
+    with pytest.raises(UsageError, match=r"picture 'a.tif': an array .* is not a picture"):
+        featcli.extract(pictures, output=tmp_path / "e", checkpoint="test_resnet", random_init=True)
+
+
 def test_bands_of_transformers(tmp_path):
     """An image processor with a number for each band says how bands become the input, in a plan as well."""
     transformers = pytest.importorskip("transformers")

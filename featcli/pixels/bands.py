@@ -123,6 +123,8 @@ def _of_bands(given: Any, rules: PixelSpec, channels: int) -> np.ndarray:
     if isinstance(given, Image.Image):  # Pillow has no picture of bands
         raise other_bands(1 if is_grey(given) else 3, channels, given.has_transparency_data)
     values: np.ndarray = array_of(given)
+    if values.dtype.kind == "b":
+        values = values * np.uint8(255)  # as Pillow shows it
     if values.ndim == 3 and values.shape[2] != channels and values.shape[0] == channels:
         values = values.transpose(1, 2, 0)  # torch has the channels first
     if not (values.ndim in (2, 3) and values.size and values.dtype in (np.uint8, np.uint16)):

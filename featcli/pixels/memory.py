@@ -57,7 +57,7 @@ def _num_bytes(given: Any) -> int:
 
 def refuse_bands(images: ImageList) -> None:
     """Raise UsageError for an array of bands in a list of pictures for a network that takes colours or greys."""
-    for image in images:
+    for image in map(images.__getitem__, range(len(images))):
         if not is_picture(image.picture):
             shape, dtype = tuple(image.picture.shape), str(image.picture.dtype).removeprefix("torch.")
             raise UsageError(f"picture {shown(image.key)}: an array {shape} of {dtype} is not a picture", TAKEN)
