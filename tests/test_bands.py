@@ -134,7 +134,7 @@ def test_pictures_in_memory_of_other_bands_are_refused(four):
     for given in (EIGHT[..., :3], Image.fromarray(EIGHT[..., :3])):
         with pytest.raises(UsageError, match="3 bands; the network takes 4"):
             four.preprocess(given)
-    with pytest.raises(UsageError, match="no picture of 4 bands"):
+    with pytest.raises(UsageError, match="not a picture of 4 bands"):
         four.preprocess(EIGHT[..., :4].astype(np.float32))
 
 

@@ -129,7 +129,7 @@ def _of_bands(given: Any, rules: PixelSpec, channels: int) -> np.ndarray:
         values = values.transpose(1, 2, 0)  # torch has the channels first
     if not (values.ndim in (2, 3) and values.size and values.dtype in (np.uint8, np.uint16)):
         taken = f"give the path of a TIFF, or an array (H, W, {channels}) of uint8 or uint16, or a list of these"
-        raise UsageError(f"an array {values.shape} of {values.dtype} is no picture of {channels} bands", taken)
+        raise UsageError(f"an array {values.shape} of {values.dtype} is not a picture of {channels} bands", taken)
     there = values.shape[2] if values.ndim == 3 else 1
     if there != channels:
         raise other_bands(there, channels)
