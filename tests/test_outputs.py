@@ -16,6 +16,7 @@ import featcli
 from conftest import REPOSITORY, SAMPLES, draw
 from featcli import load_backbone, open_dump
 from featcli.errors import CheckpointError, UsageError
+from featcli.run import pooling
 from featcli.spec.parsers import parse_pools, pools_by_stage
 
 ZOO = REPOSITORY / "tests" / "zoo"
@@ -261,6 +262,16 @@ def test_an_export_by_the_reduction_that_is_stored(tmp_path, photos, cli):
     assert "as with --stage stage6@cls" in run.err
     assert cli("export", tmp_path / "d", "--stage", "stage6@cls", "--pool", "cls", "-o", tmp_path / "e.npy").code == 0
     assert np.array_equal(np.load(tmp_path / "e.npy"), open_dump(tmp_path / "d")["stage6@cls"][:])
+
+
+def test_an_export_by_the_generalised_mean(tmp_path, photos, cli, monkeypatch):
+    """It says, as a run does, where more than a share of the values count as something else, and not where fewer do."""
+    featcli.extract(photos, output=tmp_path / "d", **DEIT)
+    share = float((open_dump(tmp_path / "d")["stage6"][:] < 1e-6).mean())
+    for most in (share + 0.01, share - 0.01):
+        monkeypatch.setattr(pooling, "MOST_CLAMPED", most)
+        run = cli("export", tmp_path / "d", "-o", tmp_path / f"{most}.h5", "--pool", "gem")
+        assert (f"{share:.0%} of the values that gem took of stage6 are" in run.out) == (most < share)
 
 
 def test_a_model_without_one_vector_for_a_picture(cli, tmp_path, photos):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from featcli.dump.plan import Output
 from featcli.errors import UsageError, counted, shown, shown_shape
 from featcli.events import Report, silent
 from featcli.reading.reader import DumpReader, Run
-from featcli.run.pooling import pooling
+from featcli.run.pooling import clamped, pooling, remark_on_clamped
 from featcli.spec.words import Dtype
 
 
@@ -26,6 +26,7 @@ class Content:
     rows: Sequence[int]
     keeps_failed: bool
     report: Report = silent
+    clamped: dict[str, list[float]] = field(default_factory=dict)  # share of values of each image, where gem took them
 
     @property
     def keys(self) -> list[str]:
@@ -46,6 +47,7 @@ class Content:
         return [
             *([f"{counted(failed, 'failed image')} {became}"] if failed else []),
             *([f"{counted(missing, 'image')} not there yet{of_them}"] if missing else []),
+            *filter(None, (remark_on_clamped(name, sum(all_) / len(all_)) for name, all_ in self.clamped.items())),
         ]
 
     @property
@@ -89,6 +91,8 @@ class Content:
 
         maps = torch.from_numpy(found)
         pooled = maps if is_pooled else pooling(stage.reduction).of_maps(maps)
+        if stage.reduction == "gem" and not is_pooled:
+            self.clamped.setdefault(stage.name, []).extend(clamped(maps).tolist())
         cast = pooled.to(getattr(torch, stage.dtype))
         if not bool((cast.isfinite() | ~pooled.isfinite()).all()):
             raise UsageError(

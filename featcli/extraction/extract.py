@@ -24,6 +24,7 @@ from featcli.extraction.sharding import DEFAULT, SIZE_AS_BEGUN, Sharers, too_few
 from featcli.inputs.listing import Listing
 from featcli.pixels.memory import listed
 from featcli.run.loading import Setup
+from featcli.run.pooling import remark_on_clamped
 from featcli.run.progress import ProgressReport
 from featcli.run.stats import RunStats, Throughput
 from featcli.spec.calls import ExtractCall
@@ -34,8 +35,6 @@ from featcli.system.faults import machine_errors
 from featcli.system.scheduler import Part, part_of
 from featcli.workers.engine import Engine, LocalEngine, WorkOrder
 from featcli.workers.processes import ProcessEngine
-
-MOST_CLAMPED = 0.5  # share of values above which the generalised mean is one of other numbers than the map holds
 
 
 @dataclass(frozen=True)
@@ -273,9 +272,8 @@ def _report_dump(order: WorkOrder, part: Part | None, shard_size: str, report: R
 def _warn_of_maps(stats: RunStats, plan: Plan, report: Report) -> None:
     images = stats.images - stats.failed
     for name, shares in sorted(stats.clamped.items()):
-        if images and shares > MOST_CLAMPED * images:
-            text = f"{shares / images:.0%} of the values that gem took of {name} are below 1e-6, and count as that"
-            report("warning", text=f"{text}: its means say little, use --pool avg or max")
+        if images and (text := remark_on_clamped(name, shares / images)):
+            report("warning", text=text)
     for stage, count in sorted(stats.overflown.items()):
         dtype = next(stored.dtype for stored in plan.outputs if stored.name == stage)
         help_ = "float16 ends at 65,504, so use another --dtype" if dtype == "float16" else "look at its maps"

@@ -16,6 +16,8 @@ LARGEST_GRID = 1024  # cells of an edge, where maps have sizes of their own
 GEM_POWER = 3.0
 GEM_LEAST = 1e-6  # smaller values are taken for it: the power of a negative one would not be its size
 
+MOST_CLAMPED = 0.5  # share of values above which the generalised mean is one of other numbers than the map holds
+
 
 class StageTensors(NamedTuple):
     """What one pass gives of a stage."""
@@ -73,6 +75,14 @@ def generalised_mean(maps: torch.Tensor) -> torch.Tensor:
 def clamped(maps: torch.Tensor) -> torch.Tensor:
     """(B, C, h, w) -> (B,): which share of the values of each `generalised_mean` takes for a larger one."""
     return (maps < GEM_LEAST).flatten(1).float().mean(1)
+
+
+def remark_on_clamped(name: str, share: float) -> str:
+    """Return a line for people where most of the values that `gem` took of an output were clamped; "" otherwise."""
+    if share <= MOST_CLAMPED:
+        return ""
+    text = f"{share:.0%} of the values that gem took of {name} are below 1e-6, and count as that"
+    return f"{text}: its means say little, use --pool avg or max"
 
 
 def _class_token_and_average(stage: StageTensors) -> torch.Tensor:
