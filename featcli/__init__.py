@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         IncompleteError,
         MachineError,
         UsageError,
+        WorkerError,
     )
     from featcli.events import Report
     from featcli.extraction.extract import extract
@@ -41,6 +42,7 @@ __all__ = [
     "Report",
     "StageArray",
     "UsageError",
+    "WorkerError",
     "extract",
     "load_backbone",
     "open_dump",

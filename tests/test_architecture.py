@@ -40,6 +40,7 @@ PUBLIC = [
     "Report",
     "StageArray",
     "UsageError",
+    "WorkerError",
     "extract",
     "load_backbone",
     "open_dump",

@@ -58,7 +58,8 @@ class Head:
         """Take what is shared and what is unused out of the model. Returns it."""
         for path in self.unused:
             owner, leaf = _owner(model, path)
-            setattr(owner, leaf, None if leaf in owner._parameters else nn.Identity())
+            is_module = isinstance(getattr(owner, leaf), nn.Module)
+            setattr(owner, leaf, nn.Identity() if is_module else None)
         for path in self.shared:
             if not path:
                 return nn.Identity()

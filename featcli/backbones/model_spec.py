@@ -29,6 +29,8 @@ from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size, as_given
 from featcli.spec.words import ALL, NATIVE, VECTORS, Norm
 
+LEAST_SECOND_PASS = 1.5  # the share of the operations of a backbone above which it is run more than once
+
 
 class Outputs(NamedTuple):
     """What a whole model gives for pixels."""
@@ -346,7 +348,8 @@ class ModelSpec(ABC):
         """Return the share of the whole backbone's floating point operations that these points cost."""
         if self._is_whole(points) and not points.vectors:
             return 1.0
-        return self._probe(points).operations / self._whole.operations if self._whole.operations else 1.0
+        share = self._probe(points).operations / self._whole.operations if self._whole.operations else 1.0
+        return 1.0 if 1.0 < share < LEAST_SECOND_PASS else share  # a head costs something, too
 
     def share_of_convolutions(self, points: Points) -> float:
         """Return the share of the operations for these stages that are in convolutions."""

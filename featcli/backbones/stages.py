@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from featcli.errors import UsageError, did_you_mean, nearest, shown
-from featcli.spec.words import ALL
+from featcli.spec.words import ALL, OTHER_VECTORS, VECTORS
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ def _position(stages: Sequence[tuple[str, str]], feature: str) -> int:
     if feature in modules:
         several = [name for name, module in stages if module == feature]
         hint = f"module {shown(feature)} is the place of {' and '.join(several)}: choose by those names"
+    elif vector := OTHER_VECTORS.get(feature) or next(iter(nearest(feature, VECTORS)), None):
+        hint = f"{did_you_mean([vector])} The stages are {_brief(names)}"
     elif near := nearest(feature, list(dict.fromkeys([*names, *modules]))):
         hint = f"{did_you_mean(near)} The stages are {_brief(names)}"
     elif re.fullmatch(r"-?\d+", feature):

@@ -245,10 +245,12 @@ def _report_vectors(asked: ExtractSpec, selection: Selection, report: Report) ->
         return
     norms = model.norms_before_pooling(of_class_token=any(one != "avg" for one in pooled))
     if norms:
-        ways = ["--out-features embedding gives its own vector"] if _has_embedding(model) else []
+        has_embedding = "embedding" in selection.points.vectors
+        ways = ["--out-features embedding gives its own vector"] if _has_embedding(model) and not has_embedding else []
         ways += ["--norm model gives maps after it"] if model.can_apply(norms) else []
         text = f"{last} is pooled before the model's final norm, and {model.name} itself pools after it"
-        report("warning", text=f"{text}: {', '.join(ways) or 'no option gives maps after it'}")
+        otherwise = "its embedding is chosen, too" if has_embedding else "no option gives maps after it"
+        report("warning", text=f"{text}: {', '.join(ways) or otherwise}")
 
 
 def _has_embedding(model: ModelSpec) -> bool:

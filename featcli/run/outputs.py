@@ -10,7 +10,7 @@ from featcli.dump.plan import Output
 from featcli.errors import UsageError, did_you_mean, nearest, shown
 from featcli.run.pooling import Pooling, pooling
 from featcli.spec.commands import ExtractSpec
-from featcli.spec.words import NATIVE
+from featcli.spec.words import NATIVE, VECTORS
 
 
 def outputs_of(asked: ExtractSpec, model: ModelSpec, points: Points) -> tuple[Output, ...]:
@@ -21,7 +21,7 @@ def outputs_of(asked: ExtractSpec, model: ModelSpec, points: Points) -> tuple[Ou
     stages = [model.stages[position] for position in points.positions]
     own = asked.pools_of_stages
     if unknown := own.keys() - {stage.name for stage in stages}:
-        _refuse_unknown(min(unknown), [stage.name for stage in stages])
+        _refuse_unknown(min(unknown), [stage.name for stage in stages], [name for name, _ in model.stage_names])
     if asked.is_pool_for_all and all(stage.name in own for stage in stages):
         raise UsageError(
             f"--pool {','.join(asked.pools)}: "
@@ -49,10 +49,13 @@ def outputs_of(asked: ExtractSpec, model: ModelSpec, points: Points) -> tuple[Ou
     return tuple(outputs)
 
 
-def _refuse_unknown(name: str, names: Sequence[str]) -> None:
+def _refuse_unknown(name: str, names: Sequence[str], known: Sequence[str]) -> None:
     near = nearest(name, names)
-    there = f"the stages that are chosen are {', '.join(names)}" if names else "no stage is chosen"
-    raise UsageError(f"--pool {name}=...: stage {shown(name)} is not chosen", did_you_mean(near, there))
+    if name in VECTORS:
+        raise UsageError(f"--pool {name}=...: {name} is a vector, and --pool reduces maps", "leave it out")
+    way = f"add {name} to --out-features; chosen are {', '.join(names) or 'no stages'}"
+    hint = way if name in known or not near else did_you_mean(near)
+    raise UsageError(f"--pool {name}=...: stage {shown(name)} is not chosen", hint)
 
 
 def _registers_of(model: ModelSpec, points: Points, reductions: Sequence[Pooling]) -> int:

@@ -61,6 +61,7 @@ from featcli.spec.words import (
     NATIVE,
     POOLS,
     PRECISIONS,
+    VECTORS,
     Alpha,
     Auto,
     Colour,
@@ -187,7 +188,7 @@ DumpFolder = Annotated[
 StageNames = Annotated[
     Sequence[str] | str | None,
     Option(
-        "Names of stages, such as stage2,stage4 or stage2:stage4. Default: all.",
+        "Names of stages or other outputs, such as stage2,stage4, stage2:stage4 or embedding. Default: all.",
         known_as=("--out-features", "--layer", "--layers", "--stages", "--features"),
         group=STAGES,
         keep=parse_features,
@@ -473,7 +474,8 @@ class StageSpec(Spec):
     out_features: Annotated[
         Sequence[str] | str | None,
         Option(
-            "Names of stages, such as stem,stage2, or a range such as stage2:stage4, or all.",
+            "Names of stages, such as stem,stage2, a range such as stage2:stage4, or all; and of the model's own"
+            f" vectors: {', '.join(VECTORS)}.",
             known_as=("--layer", "--layers", "--stage", "--stages", "--features", "--blocks", "--return-nodes"),
             group=STAGES,
             keep=parse_features,

@@ -35,6 +35,12 @@ ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)
 POOLS: Final = ("none", "avg", "max", "gem", "cls", "registers", "cls+avg")  # in addition to grids such as 7x7
 VECTORS: Final[tuple[VectorName, ...]] = get_args(VectorName)  # points behind the stages, one vector for a picture
 ALL: Final = "all"  # every stage
+# What other programs call vectors: named where somebody types that.
+OTHER_VECTORS: Final = {
+    **dict.fromkeys(("pooler_output", "pooler", "pre_logits", "features", "embeddings", "head"), "embedding"),
+    **dict.fromkeys(("image_embeds", "image_features"), "projection"),
+    **dict.fromkeys(("logit", "classifier", "fc", "scores"), "logits"),
+}
 # Words of other programs. They are understood, and stored as featcli's own.
 OTHER_WORDS: Final = {
     "pool": {"mean": "avg", "gap": "avg"},

@@ -108,7 +108,8 @@ def _stage(dump: DumpReader, name: str, statistics: Statistics) -> dict[str, Any
         "name": printable(name),
         "shape": shown_shape(stage.shape),
         "module": printable(stage.module),
-        "stride": "x".join(map(str, stage.stride or ())),
+        "stride": "x".join(map(str, stage.stride or ())) or "none",
+        "drawn": stage.is_map,
         "dtype": stage.dtype,
         **numbers,
     }
