@@ -51,8 +51,7 @@ def reference(band, fit, config, mean, std):
     ("fit", "count", "values", "planes", "compression"),
     [
         (None, 5, VALUES, "contig", "deflate"),
-        ("squash", 4, EIGHT, "separate", "lzw"),
-        ("pad", 5, EIGHT, "contig", None),
+        ("pad", 4, EIGHT, "separate", "lzw"),
         ("native", 2, VALUES, "separate", None),
     ],
 )

@@ -66,7 +66,8 @@ TYPES = {
 
 # Types that only `make sweep` tries, because another type here is built in the same way.
 SWEPT = {"vit_msn", "ijepa", "data2vec-vision", "dpt", "chinese_clip_vision_model", "aimv2_vision_model"}
-SWEPT |= {"mlcd_vision_model", "regnet", "glpn", "mobilenet_v1", "mobilevitv2", "swiftformer", "efficientnet"}
+SWEPT |= {"mlcd_vision_model", "regnet", "glpn", "mobilenet_v1", "mobilenet_v2", "mobilevitv2", "swiftformer"}
+SWEPT |= {"efficientnet"}
 # Types whose code needs all its layers, whatever the maps need. LeViT's bits depend on where its tensors lie in memory.
 COMPUTES_ALL = ("sam2_vision_model", "yolos")
 CLOSE = ("levit",)

@@ -17,10 +17,10 @@ T = pytest.importorskip("transformers")
 from old_names import OLD, read, write  # noqa: E402 (they are made of transformers)
 from transformers import conversion_mapping, core_model_loading  # noqa: E402
 
-# These dozen are cheap and differ from each other. benchmarks/key_names.py reads all.
+# These are cheap and differ from each other. benchmarks/key_names.py reads all.
 CHEAP = (
-    "ViT, classes", "BEiT, a backbone", "DINOv2", "DINOv3, ConvNeXt", "RADIO", "Sapiens2 with a head",
-    "Swin, a backbone", "TIPSv2, images", "CLIP, images", "AltCLIP", "LW-DETR", "RF-DETR", "UperNet with a DINOv3",
+    "ViT, classes", "BEiT, a backbone", "DINOv2", "DINOv3, ConvNeXt", "RADIO",
+    "Swin, a backbone", "CLIP, images", "LW-DETR", "RF-DETR",
 )  # fmt: skip
 # Entries of transformers' table that name a class or type which sees pictures, and that no folder in OLD needs.
 NO_FOLDER = {

@@ -168,7 +168,7 @@ IN_ONE_PASS = {
     "SiglipModel": "siglip",
 }
 # Classes whose layers run otherwise than those of their backbone: Swin's windows, the order of Hiera's tokens.
-IN_TWO_PASSES = {"SwinForImageClassification": "swin", "HieraModel": "hiera"}
+IN_TWO_PASSES = {"HieraModel": "hiera"}
 
 
 @pytest.mark.parametrize("name", [*IN_ONE_PASS, *IN_TWO_PASSES])
