@@ -43,6 +43,7 @@ bench: .venv/installed  ## measure start, memory, writer, large pictures and spe
 	$(BIN)/python benchmarks/unfinished.py --pictures build/pictures/many
 	$(BIN)/python benchmarks/reading.py --pictures build/pictures/small
 	ulimit -n 1024; $(BIN)/python benchmarks/shards.py
+	$(BIN)/python benchmarks/outputs.py
 	$(BIN)/python benchmarks/decoding.py --pictures build/pictures/large
 	$(BIN)/python benchmarks/speed.py --pictures build/pictures/small
 
