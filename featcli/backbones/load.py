@@ -12,12 +12,10 @@ from featcli.backbones.execution import Execution
 from featcli.backbones.folding import nothing_to_fold
 from featcli.backbones.module import make_module
 from featcli.pixels.bands import refuse_idle_rules
-from featcli.spec.calls import BackboneCall
+from featcli.spec.calls import OF_STAGES, BackboneCall
 from featcli.spec.groups import PixelSpec
 from featcli.spec.option import narrowed, takes
 from featcli.system.device import exact_arithmetic, resolve_device
-
-OF_STAGES = ("out_features", "out_indices", "norm")
 
 
 @takes(BackboneCall)
@@ -62,6 +60,6 @@ def load_backbone(asked: BackboneCall) -> Backbone:
 def _load_embedder(asked: BackboneCall) -> Backbone:
     """Load the same checkpoint for its embedding alone, which no option of stages has a part in."""
     return load_backbone(
-        **{one.name: getattr(asked, one.name) for one in fields(asked) if one.name not in OF_STAGES},
+        **{one.name: getattr(asked, one.name) for one in fields(asked) if one.name not in (*OF_STAGES, "norm")},
         out_features=("embedding",),
     )

@@ -83,4 +83,4 @@ def _for_channels(option: str, values: Sequence[float], channels: int) -> tuple[
             f"{option} has {len(values)} numbers, and the input has {channels} channel{'s' * (channels > 1)}",
             "give one number for each channel, or one for all",
         )
-    return tuple(values) * (channels if len(values) == 1 else 1)
+    return of_bands(values, channels)

@@ -167,7 +167,7 @@ def compare(one: DumpReader, other: DumpReader, tolerance: float = 0.0, report: 
     Raises DamagedError and MachineError.
     """
     found = Comparison(str(one.path), str(other.path), tolerance)
-    ours, theirs = _outputs(one), _outputs(other)
+    ours, theirs = list(one.outputs), list(other.outputs)
     found.only_in_dump.outputs = [name for name in ours if name not in theirs]
     found.only_in_against.outputs = [name for name in theirs if name not in ours]
     shapes = {name: [list(dump[name].shape[1:]) for dump in (one, other)] for name in ours if name in theirs}
@@ -183,11 +183,6 @@ def compare(one: DumpReader, other: DumpReader, tolerance: float = 0.0, report: 
             difference.add(run.keys, run.maps[difference.output], other[difference.output][rows])
         report("batch", images=len(rows))
     return found
-
-
-def _outputs(dump: DumpReader) -> list[str]:
-    """Name all arrays of a dump, in its order."""
-    return list(getattr(dump, "outputs", dump.stages))
 
 
 def _rows_of_both(one: DumpReader, other: DumpReader, found: Comparison) -> np.ndarray:

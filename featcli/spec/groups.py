@@ -685,17 +685,21 @@ class DumpSpec(Spec):
     @property
     def pools(self) -> tuple[str, ...]:
         """The reductions of all maps that have none of their own."""
-        return pools_by_stage(tuple(self.pool))[0] or ("none",)  # type: ignore[arg-type]  # see `keep`
+        return self._pools[0] or ("none",)
 
     @property
     def is_pool_for_all(self) -> bool:
         """Whether reductions are given for all maps that have none of their own."""
-        return bool(pools_by_stage(tuple(self.pool))[0])  # type: ignore[arg-type]
+        return bool(self._pools[0])
 
     @property
     def pools_of_stages(self) -> dict[str, tuple[str, ...]]:
         """The reductions of those stages that have some of their own."""
-        return pools_by_stage(tuple(self.pool))[1]  # type: ignore[arg-type]
+        return self._pools[1]
+
+    @property
+    def _pools(self) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+        return pools_by_stage(tuple(self.pool))  # type: ignore[arg-type]  # see `keep`
 
     @property
     def dump_path(self) -> pathlib.Path:
