@@ -358,7 +358,7 @@ class TimmModelSpec(ModelSpec):
         """The classes that the head was trained for, 0 without one: in a weights file, as many as it has weights of."""
         if self.asked.is_random or not self._own_files():
             return self._facts.num_classes
-        read = self._read()
+        read = self._read("meta")
         weights = [read.tensors.get(f"{name}.weight") for name in self._classifiers] if read else []
         count = int(weights[0].shape[0]) if weights and weights[0] is not None else 0
         return self._facts.num_classes if count == self._facts.num_classes + self._facts.label_offset else count
@@ -597,12 +597,15 @@ class TimmModelSpec(ModelSpec):
         """Return the weights files that are read here; () if timm finds its own."""
         return self.request.files
 
-    def _read(self) -> _FileWeights | None:
-        """Read the tensors of the weights files, with the model's names; None if timm reads its own."""
+    def _read(self, device: str = "cpu") -> _FileWeights | None:
+        """Read the tensors of the weights files, with the model's names; None if timm reads its own.
+
+        On the `device` meta their values are not read.
+        """
         files = self._own_files()
         if not files:
             return None
-        container, found = read_weights(files, self.asked.weights_key)
+        container, found = read_weights(files, self.asked.weights_key, device)
         expected = self._create("meta", self._options).state_dict()
         best = strip_prefix(files[0], found, expected)
         if not all(name in best.tensors or is_counter(name) for name in expected):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,20 +55,23 @@ def hash_files(paths: Iterable[Path]) -> dict[str, str]:
     return hashes
 
 
-def read_weights(paths: Sequence[Path], key: str | None = None) -> tuple[str, dict[str, torch.Tensor]]:
+def read_weights(
+    paths: Sequence[Path], key: str | None = None, device: str = "cpu"
+) -> tuple[str, dict[str, torch.Tensor]]:
     """Return the container of a training checkpoint that holds the weights, and the tensors of the files by name.
 
     `key` names containers, then a prefix of names, which is removed: `teacher.backbone`. Without it the first known
-    container is used. Raises CheckpointError, MachineError, and UsageError for a key that does not exist.
+    container is used. On the `device` meta they have shapes alone, and their values are not read. Raises
+    CheckpointError, MachineError, and UsageError for a key that does not exist.
     """
     refuse_pretenders(paths)
-    read = [_read(path, key and key.rstrip(".")) for path in paths]
+    read = [_read(path, key and key.rstrip("."), device) for path in paths]
     return read[0][0], {name: tensor for _, tensors in read for name, tensor in tensors.items()}
 
 
-def _read(path: Path, key: str | None = None) -> tuple[str, dict[str, torch.Tensor]]:
+def _read(path: Path, key: str | None = None, device: str = "cpu") -> tuple[str, dict[str, torch.Tensor]]:
     try:
-        content: Any = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
+        content: Any = _read_safetensors(path, device) if _is_safetensors(path) else _read_pickle(path, device)
     except pickle.UnpicklingError as error:
         if not _begins(path).startswith((b"PK", b"\x80")) or ends_too_early(error):  # neither an archive nor a pickle
             raise CheckpointError(
@@ -198,19 +200,30 @@ def _is_safetensors(path: Path) -> bool:
     return _begins(path)[8:9] == b"{"
 
 
-def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
+def _read_safetensors(path: Path, device: str) -> Mapping[str, torch.Tensor]:
     from safetensors.torch import load
 
+    if device == "meta":
+        return {name: torch.empty(shape, device=device) for name, (shape, _) in _safetensors_header(path).items()}
     with reading(path, "checkpoint") as file:
         return load(file.read())
 
 
-def _read_pickle(path: Path) -> Mapping[str, object]:
+def _safetensors_header(path: Path) -> dict[str, tuple[Sequence[int], str]]:
+    """Return the shape and the dtype of each tensor, such as `F32`, by name."""
+    from safetensors import safe_open
+
+    with reading(path, "checkpoint"), safe_open(path, "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+        return {name: (one.get_shape(), one.get_dtype()) for name, one in slices.items()}
+
+
+def _read_pickle(path: Path, device: str) -> Mapping[str, object]:
     # timm's training script stores its options beside the weights. The warnings are about old pickles, which are either
     # read or refused.
     known = torch.serialization.safe_globals([argparse.Namespace, *numpy_numbers()])
     with silent_warnings(), known, reading(path, "checkpoint") as file:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location=device, weights_only=True)
     if not isinstance(content, Mapping):
         raise TypeError("not a dictionary")
     return content
@@ -224,10 +237,7 @@ def tensors_in(paths: Iterable[Path]) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for path in paths:
         if _is_safetensors(path):
-            with reading(path, "checkpoint") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            tensors = {name: one for name, one in header.items() if name != "__metadata__"}
-            found |= {name: one["dtype"].startswith(("F", "BF")) for name, one in tensors.items()}
+            found |= {name: dtype.startswith(("F", "BF")) for name, (_, dtype) in _safetensors_header(path).items()}
         else:
             found |= {name: tensor.is_floating_point() for name, tensor in _read(path)[1].items()}
     return found
