@@ -12,9 +12,9 @@ from featcli import extract, open_dump
 from featcli.dump.checksummed_json import publish_checksummed
 from featcli.dump.plan import Plan, with_fingerprint
 from featcli.errors import ConflictError, UsageError
+from featcli.inputs.labels import labels_of
 from featcli.inputs.leads import FILE, FOLDER, TAR
 from featcli.inputs.listing import find
-from featcli.reading.labels import labels_of
 from featcli.spec.groups import InputSpec
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "pool": "avg", "threads": 1}

@@ -21,6 +21,7 @@ import xxhash
 
 from featcli.dump.atomic_file import PARTIAL_NAME
 from featcli.dump.checksummed_json import read_checksummed, why_refused
+from featcli.dump.columns import COLUMNS, read_columns
 from featcli.dump.formats import FORMATS
 from featcli.dump.formats.layout import ITEM_BYTES, SHAPES, Layout, read_rows, starts_of
 from featcli.dump.plan import OtherVersionError, Plan, other_images, refuse_other_plan
@@ -173,13 +174,32 @@ class Dump:
         if (digest.hexdigest(), count) != (self.plan.images_digest, self.plan.num_images):
             raise DamagedError(f"dump {shown(self.path)}: images.jsonl is not the list that was planned", RELIST)
 
+    def cells(self) -> Iterator[dict[str, Any]]:
+        """Yield the cells of each row by column, as columns.jsonl holds them. There are none without columns.
+
+        Raises DamagedError if they are not the planned ones, and MachineError.
+        """
+        if self.plan.columns is None:
+            return
+        try:
+            yield from read_columns(self.path, self.plan.columns, self.plan.num_images)
+        except (OSError, ValueError, RecursionError) as error:
+            raise DamagedError(f"dump {shown(self.path)}: {COLUMNS} is damaged ({error})", RELIST) from error
+
     def has_its_list(self) -> bool:
         """Return whether images.jsonl is what was planned, to the byte."""
+        return self._is_file(IMAGES, self.plan.images_digest)
+
+    def has_its_columns(self) -> bool:
+        """Return whether columns.jsonl is what was planned, to the byte. True without columns."""
+        return self.plan.columns is None or self._is_file(COLUMNS, self.plan.columns.digest)
+
+    def _is_file(self, name: str, digest: str) -> bool:
         try:
-            with machine_errors("image list", self.path / IMAGES, strict=True):
-                descriptor = open_regular(self.path / IMAGES)
+            with machine_errors("file", self.path / name, strict=True):
+                descriptor = open_regular(self.path / name)
                 try:
-                    return hash_rest(descriptor, os.fstat(descriptor).st_size, ()) == self.plan.images_digest
+                    return hash_rest(descriptor, os.fstat(descriptor).st_size, ()) == digest
                 finally:
                     os.close(descriptor)
         except (OSError, ValueError, EOFError):

@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from featcli.dump.checksummed_json import hash_json
+from featcli.dump.columns import PlannedColumns
 from featcli.dump.formats.layout import ITEM_BYTES, SHAPES, VALID
 from featcli.dump.settings import Settings, is_count
 from featcli.errors import ConflictError, shown, shown_shape
@@ -33,7 +34,8 @@ REGISTERS = ("R", "C")
 OF_STAGE = ("name", "index", "module", "stride", "map_shape", "shape", "dtype")  # in format version 1
 COUNTED = "counted"  # in the provenance: what is counted of pictures
 IN_MEMORY = "in_memory"  # in the provenance of a dump whose pictures were in the memory of a caller
-NOT_CHOSEN = ("leads", COUNTED, IN_MEMORY, "licence", "class_names")  # of the provenance: they follow from the rest
+LABEL_LEVEL = "label_level"  # in the provenance: which folder inside its input is the label, if not the first
+NOT_CHOSEN = ("leads", COUNTED, IN_MEMORY, LABEL_LEVEL, "licence", "class_names")  # of the provenance
 OUTPUT_NAME = re.compile(r"\w[\w.-]*(@[\w+]+)?(?<!\.shapes)(?<!\.shape)", re.ASCII)
 # Fields of a plan whose names differ from those of their options.
 NOT_AS_OPTIONS = {
@@ -209,6 +211,7 @@ class Plan(Outline):
     images_digest: str  # xxh3-128 over images.jsonl: the keys and the sizes of their files when they were listed
     provenance: Mapping[str, Any]  # names for people: the same bytes may come from a file of another name
     environment: Mapping[str, str]  # what can move the last bits and cannot be repeated at will
+    columns: PlannedColumns | None = None  # the user's; None if there are none
     format_version: int = FORMAT_VERSION
 
     @property
@@ -239,6 +242,11 @@ class Plan(Outline):
         return self.provenance.get("leads")
 
     @property
+    def label_level(self) -> int:
+        """Which folder inside its input is the label of an image: 1 is the first."""
+        return int(self.provenance.get(LABEL_LEVEL, 1))
+
+    @property
     def counts_traits(self) -> bool:
         """Whether its records count traits of pictures. Dumps of earlier versions do not."""
         return COUNTED in self.provenance
@@ -255,10 +263,13 @@ class Plan(Outline):
 
     @cached_property
     def fingerprint(self) -> str:
-        """xxh3-128 of all that can change a byte of the result: without sizes of files, provenance and environment."""
+        """xxh3-128 of all that can change a byte of the shards.
+
+        That is all but sizes of files, the user's columns, provenance and environment.
+        """
         content = self.to_json()
-        for field in ("fingerprint", "images_digest", "provenance", "environment"):
-            del content[field]
+        for field in ("fingerprint", "images_digest", "columns", "provenance", "environment"):
+            content.pop(field, None)
         return hash_json(content)
 
     def to_json(self) -> dict[str, Any]:
@@ -273,6 +284,7 @@ class Plan(Outline):
             "num_images": self.num_images,
             "keys_digest": self.keys_digest,
             "images_digest": self.images_digest,
+            **({} if self.columns is None else {"columns": self.columns.to_json()}),
             "shard_rows": self.shard_rows,
             "provenance": dict(self.provenance),
             "environment": dict(self.environment),
@@ -301,6 +313,7 @@ class Plan(Outline):
             shard_rows=content["shard_rows"],
             provenance=content["provenance"],
             environment=content["environment"],
+            columns=PlannedColumns.from_json(content["columns"]) if "columns" in content else None,
             format_version=version,
         )
         if plan.fingerprint != content["fingerprint"]:

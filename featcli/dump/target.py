@@ -18,6 +18,7 @@ from featcli.dump.atomic_file import (
     remove_stale,
     sync_folder,
 )
+from featcli.dump.columns import COLUMNS
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, OURS, PLAN, SHARDS, Dump, in_use
 from featcli.dump.lock import FolderLock
 from featcli.dump.unfinished import remove_unused
@@ -88,7 +89,7 @@ def _is_ours(path: Path) -> bool:
     if not names:
         return True
     shards = names_in(path / SHARDS) if is_folder(path / SHARDS) else [""]  # it is made before any file
-    return names <= {IMAGES, SHARDS, MANIFEST, FAILURES} and all(map(OURS.fullmatch, shards))
+    return names <= {IMAGES, COLUMNS, SHARDS, MANIFEST, FAILURES} and all(map(OURS.fullmatch, shards))
 
 
 def make_folder(path: Path) -> None:
@@ -140,7 +141,7 @@ def remove_dump(path: Path) -> None:
     for name in sorted(names_in(path / SHARDS), key=lambda name: ".json" not in name):  # records first
         if OURS.fullmatch(name):
             (path / SHARDS / name).unlink()
-    for name in (FAILURES, PLAN, IMAGES):
+    for name in (FAILURES, PLAN, COLUMNS, IMAGES):
         (path / name).unlink(missing_ok=True)
 
 

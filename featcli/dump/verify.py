@@ -15,6 +15,7 @@ import xxhash
 
 from featcli.dump.atomic_file import disk_errors, sync_folder
 from featcli.dump.checksummed_json import checksummed, publish_checksummed, read_checksummed, why_refused
+from featcli.dump.columns import COLUMNS
 from featcli.dump.folder import ASIDE, BEFORE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump, unmoved
 from featcli.dump.foreign import ForeignFile, foreign_files
 from featcli.dump.formats import FORMATS
@@ -94,6 +95,9 @@ def _verdict(folder: Path, report: Report) -> Verdict:
     keys: list[str] | None = None
     with _noting(verdict, IMAGES):
         keys = dump.keys()
+    with _noting(verdict, COLUMNS):
+        for _ in dump.cells():
+            pass
     records = []
     verdict.has_manifest = is_there(folder / MANIFEST)  # comes first, because a run may end meanwhile
     numbers = dump.numbered(".json")
@@ -270,11 +274,12 @@ def repair(verdict: Verdict) -> list[str]:
 
 
 def _refuse_damaged_list(verdict: Verdict) -> None:
-    if any(damage.file == IMAGES for damage in verdict.damages):
-        raise DamagedError(
-            f"dump {shown(verdict.dump)}: images.jsonl cannot be made again without the images",
-            "run its extract command again: it writes the list anew, if the images are as they were",
-        )
+    for file, of in ((IMAGES, "images"), (COLUMNS, "table or the tars")):
+        if any(damage.file == file for damage in verdict.damages):
+            raise DamagedError(
+                f"dump {shown(verdict.dump)}: {file} cannot be made again without the {of}",
+                f"run its extract command again: it writes the file anew, if the {of} are as they were",
+            )
 
 
 def _files_of(folder: Path, number: int) -> list[Path]:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from featcli.dump.atomic_file import FULL, disk_errors, publish_lines, sync_folder, take_partial
 from featcli.dump.checksummed_json import publish_checksummed
+from featcli.dump.columns import COLUMNS, PlannedColumns
 from featcli.dump.folder import BEFORE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump
 from featcli.dump.formats.layout import Array, is_stage
 from featcli.dump.lock import one_at_a_time
@@ -24,31 +26,53 @@ from featcli.dump.plan import Plan, image_lines, with_fingerprint
 from featcli.dump.records import failure_lines, manifest_content, record_content
 from featcli.dump.shard import RESERVE, ShardSummary, ShardWriter
 from featcli.dump.unfinished import RowsMade, Unfinished, record_path, remove_partials, remove_unused
-from featcli.errors import IncompleteError, MachineError, counted, shown
+from featcli.errors import ConflictError, IncompleteError, MachineError, counted, shown
 from featcli.events import Report, silent
+from featcli.inputs.columns import ListedColumns
 from featcli.inputs.image_list import ImageList
 from featcli.system.faults import RESUMES, is_of_machine
 from featcli.system.files import is_there, open_regular
 
 
-def create(path: Path, plan: Plan, images: ImageList) -> bool:
-    """Freeze the plan. Returns False if another exists by now, which is possible without locks. Raises MachineError."""
+def create(path: Path, plan: Plan, images: ImageList, columns: ListedColumns | None = None) -> bool:
+    """Freeze the plan. Returns False if another exists by now, which is possible without locks.
+
+    Raises ConflictError if the columns are no longer those of the plan, and MachineError.
+    """
     with disk_errors(path):
-        # The list comes before the plan, so that a folder with a plan also has the list that it froze.
+        # List and columns come before the plan, so that a folder with a plan also has what it froze.
         publish_lines(path / IMAGES, image_lines(images), replace=True)
+        if columns is not None and plan.columns is not None:
+            publish_lines(path / COLUMNS, _as_planned(columns, plan.columns), replace=True)
         return publish_checksummed(path / PLAN, with_fingerprint(plan))
 
 
-def resume(dump: Dump, plan: Plan, images: ImageList, retry_failed: bool = False) -> dict[int, int]:
+def _as_planned(columns: ListedColumns, planned: PlannedColumns) -> Iterator[bytes]:
+    """Yield the lines of columns.jsonl. Raises ConflictError at the end if they are not the planned ones."""
+    digest = xxhash.xxh3_128()
+    for line in columns.lines():
+        digest.update(line)
+        yield line
+    if digest.hexdigest() != planned.digest:
+        raise ConflictError("the columns of the images were changed while they were read", "run the command again")
+
+
+def resume(
+    dump: Dump, plan: Plan, images: ImageList, retry_failed: bool = False, columns: ListedColumns | None = None
+) -> dict[int, int]:
     """Make a dump ready to be resumed. Returns row -> size in bytes now, for images whose size has changed.
 
-    `plan` is what is asked for now. Raises ConflictError if it differs from the plan of the dump, or if an image has
+    `plan` is what is asked for now, and `columns` are equal to those of the dump. Raises ConflictError if it differs
+    from the plan of the dump, or if an image has
     changed. With `retry_failed`, images that failed may have changed.
     """
     dump.refuse_other_plan(plan, images)
     if plan.images_digest == dump.plan.images_digest and not dump.has_its_list():
         with disk_errors(dump.path):
             publish_lines(dump.path / IMAGES, image_lines(images), replace=True)
+    if columns is not None and dump.plan.columns is not None and not dump.has_its_columns():
+        with disk_errors(dump.path):
+            publish_lines(dump.path / COLUMNS, _as_planned(columns, dump.plan.columns), replace=True)
     resized = dump.refuse_changed_images(plan, images, retry_failed)
     for number in dump.numbered(".json" + BEFORE):
         if dump.is_committed(number):  # a kill left it after the shard was made again

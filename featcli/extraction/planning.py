@@ -13,7 +13,7 @@ from featcli.backbones.backbone import Backbone
 from featcli.backbones.folding import has_norms, nothing_to_fold
 from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.folder import Dump
-from featcli.dump.plan import COUNTED, IN_MEMORY, Outline, Plan, digest_images, digest_keys
+from featcli.dump.plan import COUNTED, FORMAT_VERSION, IN_MEMORY, Outline, Plan, digest_images, digest_keys
 from featcli.dump.target import check_target, existing_parent, try_to_write
 from featcli.errors import counted, shown, size
 from featcli.events import Choice, Report, silent
@@ -110,7 +110,7 @@ def prepare(
         shard_rows=shard_rows.value,
         provenance=provenance,
         environment=loading.environment,
-        **({} if begun is None else {"format_version": begun.format_version}),
+        format_version=FORMAT_VERSION if begun is None else begun.format_version,
     )
     reason = f"{threads.reason}; {counted(decode_threads, 'thread')} decode"
     report("choice", name="threads", value=threads.value, reason=reason, decode_threads=decode_threads)

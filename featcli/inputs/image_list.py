@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from featcli.inputs.columns import ColumnSource
     from featcli.inputs.storage import Ground, Storage
 
 # A folder gives the files with these suffixes. How a file is read depends on its content (pixels/formats.py). A suffix
@@ -51,6 +52,7 @@ class Origin(NamedTuple):
     tar: str = ""  # path or URL of the tar
     tar_state: str = ""  # size and time of the last change, or what a remote file system has instead
     storage: Storage | None = None  # for files of this machine
+    columns: ColumnSource | None = None  # where the cells of its images are
 
 
 class ListedImage(NamedTuple):
@@ -99,6 +101,18 @@ class ImageList:
             return Image(key, path, self.sizes[row], origin.folder, beside=self._beside(row))
         grounds = () if origin.storage is None else origin.storage.grounds
         return Image(key, path, self.sizes[row], origin.folder, grounds=grounds)
+
+    def column_source(self, row: int) -> ColumnSource | None:
+        """Return where the cells of an image are."""
+        return self._origins[self._origin[row]].columns
+
+    def place_of(self, row: int) -> int:
+        """Return the place of an image in its tar or table."""
+        return self._places[row]
+
+    def found_order(self) -> Sequence[int] | None:
+        """Return the rows in the order in which they were found; None if that is their order."""
+        return None
 
     def _path(self, row: int) -> str:
         """Return the path of an image that is a file by itself."""

@@ -17,8 +17,9 @@ from featcli.dump.folder import Dump
 from featcli.dump.plan import Output, Plan
 from featcli.dump.records import split_digests
 from featcli.errors import CheckpointError, FeatcliError, IncompleteError, UsageError, counted, nearest, one_line, shown
+from featcli.inputs.labels import labels_of
 from featcli.pixels.failure import NOT_READ, UnreadableError
-from featcli.reading.labels import labels_of
+from featcli.reading.columns import LABEL, Columns, as_arrow
 from featcli.reading.open_shards import OpenShards
 from featcli.reading.picture_files import PictureFiles
 from featcli.reading.stage_array import RowIndex, StageArray
@@ -214,14 +215,55 @@ class DumpReader:
             raise UsageError(f"picture {shown(self.keys[number])}: {error.reason}", hint) from error
 
     @cached_property
-    def labels(self) -> list[str]:
-        """The class of each row, by the folders inside the inputs: see featcli.reading.labels. Raises UsageError."""
-        return labels_of(self.keys, self.plan.leads, self.path)
+    def columns(self) -> Columns:
+        """The columns that came with the images, by name: see Columns. The labels of folders are the column `label`."""
+        planned = self.plan.columns
+        if planned is not None:
+            return Columns(planned.kinds, lambda name: (cells[name] for cells in self._dump.cells()), len(self))
+        try:
+            labels = self._labels_of_folders
+        except UsageError:  # which folder is the label cannot be told
+            labels = []
+        kinds: dict[str, Any] = {LABEL: "text"} if any(labels) else {}
+        return Columns(kinds, lambda _: (label or None for label in labels), len(self))
+
+    @property
+    def table(self) -> Any:
+        """The keys and all columns as a pyarrow.Table, row i for image i. Raises UsageError without pyarrow."""
+        return as_arrow(self.columns, self.keys)
+
+    def where(self, **conditions: Any) -> np.ndarray:
+        """Return the numbers of the rows whose columns have these values, in row order: (n,) int64.
+
+        `where(split="train", label=["cat", "dog"])` takes the rows of both classes in one split; None stands for a
+        missing cell. Raises UsageError for an unknown column, and for a value of another kind than its cells.
+        """
+        return np.flatnonzero(self.columns.where(conditions))
 
     @cached_property
-    def classes(self) -> list[str]:
-        """The classes that occur, sorted. Their places are the numbers that a dataset gives. Raises UsageError."""
-        return sorted({*self.labels})
+    def _labels_of_folders(self) -> list[str]:
+        return labels_of(self.keys, self.plan.leads, self.path, self.plan.label_level)
+
+    @cached_property
+    def labels(self) -> list[Any]:
+        """The label of each row: its cell in the column `label`, or None where that is missing.
+
+        Without columns of a table or of tars it is the folder inside the input, or "" (see featcli.inputs.labels).
+        Raises UsageError if no column is called `label`, and if it cannot be told which folder is the label.
+        """
+        if self.plan.columns is None:
+            return self._labels_of_folders
+        if LABEL not in self.columns.kinds:
+            raise UsageError(
+                f"dump {shown(self.path)}: no column is called {LABEL}",
+                f"name one of {', '.join(self.columns)}, as with labels={next(iter(self.columns))!r}",
+            )
+        return list(self.columns.values_of(LABEL))
+
+    @cached_property
+    def classes(self) -> list[Any]:
+        """The labels that occur, sorted. Their places are the numbers that a dataset gives. Raises UsageError."""
+        return sorted({*self.labels}) if self.plan.columns is None else self.columns.classes_of(LABEL, self.labels)
 
     @cached_property
     def records(self) -> dict[int, dict[str, Any]]:
@@ -373,9 +415,10 @@ class DumpReader:
         """Return the images that could be read as a torch Dataset: see featcli.reading.torch_dataset.StageDataset.
 
         `stages` is one name, whose maps are then the items, or several (by default all), which make dicts by name.
-        `labels` is True for the number of the image's class in `classes`, a mapping with a label for each key, or a
-        sequence with a label for each row. `rows` chooses images by row, key or mask; they stay in the order of the
-        dump. Raises UsageError, KeyError and IndexError.
+        `labels` is True for the number of the image's class in `classes`; or the name of a column, whose texts become
+        the numbers of the dataset's own `classes`; or a mapping with a label for each key, or a sequence with a label
+        for each row. An image without a label is refused: choose others by `rows`. `rows` chooses images by row, key or
+        mask; they stay in the order of the dump. Raises UsageError, KeyError and IndexError.
         """
         from featcli.reading.torch_dataset import StageDataset
 

@@ -42,15 +42,17 @@ class StageDataset(Dataset[Any]):
                     "read them by dump[stage].tensor(row), or extract with --pool avg or another --fit",
                 )
         self.rows = (dump.valid & dump.chosen(rows)).nonzero()[0]
+        self.classes: list[Any] | None = None  # of labels that are numbers of classes: what each number stands for
         self._labels = None if labels is None or labels is False else self._labels_of(labels)
 
     def _labels_of(self, labels: Any) -> torch.Tensor | list[Any]:
         """Return one label for each item."""
         dump = self.dump
         if labels is True:
-            numbers = {name: number for number, name in enumerate(dump.classes)}
-            names = dump.labels
-            return torch.tensor([numbers[names[row]] for row in self.rows])
+            self.classes = dump.classes
+            return self._numbers_of(dump.labels, "label")
+        if isinstance(labels, str):
+            return self._of_column(labels)
         if isinstance(labels, Mapping):
             missing = next((dump.keys[row] for row in self.rows if dump.keys[row] not in labels), None)
             if missing is not None:
@@ -73,6 +75,36 @@ class StageDataset(Dataset[Any]):
         except ValueError:  # lists of several lengths
             return found
         return torch.from_numpy(as_array) if as_array.dtype.kind in "biuf" else found  # names stay as they are
+
+    def _of_column(self, name: str) -> torch.Tensor | list[Any]:
+        """Return the cells of a column: numbers as they are, texts as the numbers of classes, anything else as a list.
+
+        Raises UsageError for a column that is not there, and for an image whose cell is missing.
+        """
+        columns = self.dump.columns
+        if name not in columns:
+            there = f"the columns are {', '.join(columns)}" if columns else "the dump has no columns"
+            raise UsageError(f"labels: there is no column {shown(name)}", there)
+        if columns.kinds.get(name) == "text":
+            self.classes = columns.classes_of(name)
+            return self._numbers_of(columns[name], name)
+        found = columns[name]
+        self._refuse_missing(found, name)
+        return [found[row] for row in self.rows] if found.dtype == object else torch.from_numpy(found[self.rows])
+
+    def _numbers_of(self, names: Sequence[Any] | np.ndarray, column: str) -> torch.Tensor:
+        self._refuse_missing(names, column)
+        numbers = {name: number for number, name in enumerate(self.classes or ())}
+        return torch.tensor([numbers[names[row]] for row in self.rows], dtype=torch.int64)
+
+    def _refuse_missing(self, values: Sequence[Any] | np.ndarray, column: str) -> None:
+        missing = [row for row in self.rows if values[row] is None or values[row] != values[row]]  # or NaN
+        if missing:
+            more = f", nor have {len(missing) - 1:,} others" if len(missing) > 1 else ""
+            raise UsageError(
+                f"labels: {shown(self.dump.keys[missing[0]])} has no {column}{more}",
+                f"choose rows that have one, as with rows=dump.where({column}=[...])",
+            )
 
     @property
     def keys(self) -> list[str]:

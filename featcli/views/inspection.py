@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featcli.dump.checksummed_json import read_checksummed
+from featcli.dump.columns import COLUMNS
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
 from featcli.dump.foreign import foreign_files
 from featcli.dump.formats.layout import ITEM_BYTES
@@ -151,12 +152,14 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "fingerprint": dump.plan.fingerprint,
         "stages": [one.as_stage() for one in dump.plan.outputs if one.is_of_stage],
         "outputs": [one.to_json() for one in dump.plan.outputs],
+        "columns": {} if dump.plan.columns is None else dict(dump.plan.columns.kinds),
     }
 
 
 def _damaged_files(dump: Dump) -> list[str]:
     """Return which files, other than shards, are missing or damaged. No shard is read."""
     wrong = [] if is_file(dump.path / IMAGES) else [IMAGES]
+    wrong += [] if dump.plan.columns is None or is_file(dump.path / COLUMNS) else [COLUMNS]
     if dump.is_complete():
         wrong += [] if is_file(dump.path / FAILURES) else [FAILURES]
         try:

@@ -1,0 +1,58 @@
+"""Say what a plan knows about the user's columns, and read columns.jsonl: line i has the cells of row i."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from featcli.inputs.cells import KINDS, LONGEST_LINE, Kind
+from featcli.system.files import reading
+
+COLUMNS = "columns.jsonl"
+
+
+@dataclass(frozen=True)
+class PlannedColumns:
+    """The columns of a dump: the hash of their file, and the kind of each."""
+
+    digest: str  # xxh3-128 over columns.jsonl
+    kinds: Mapping[str, Kind]
+    path_column: str | None = None  # the column of paths below the input folder; None if keys are these paths
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the field `columns` of plan.json."""
+        beside = {} if self.path_column is None else {"path_column": self.path_column}
+        return {"digest": self.digest, "kinds": dict(self.kinds), **beside}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> PlannedColumns:
+        """Return the columns of a plan. Raises KeyError, TypeError or ValueError for anything else."""
+        found = cls(content["digest"], dict(content["kinds"]), content.get("path_column"))
+        if not isinstance(found.digest, str) or not {*found.kinds.values()} <= {*KINDS}:
+            raise ValueError("columns that are none")
+        if found.path_column is not None and found.path_column not in found.kinds:
+            raise ValueError("a column of paths that is not there")
+        return found
+
+
+def read_columns(folder: Path, planned: PlannedColumns, num_rows: int) -> Iterator[dict[str, Any]]:
+    """Yield the cells of each row, by column, as columns.jsonl holds them.
+
+    Raises OSError, and ValueError at the end if it is not the planned file.
+    """
+    digest, count = xxhash.xxh3_128(), 0
+    with reading(folder / COLUMNS, "columns", strict=True) as file:
+        while line := file.readline(LONGEST_LINE + 1):
+            cells = json.loads(line)
+            if not isinstance(cells, dict) or cells.keys() != planned.kinds.keys():
+                raise ValueError(f"row {count} has other columns")
+            digest.update(line)
+            count += 1
+            yield cells
+    if (digest.hexdigest(), count) != (planned.digest, num_rows):
+        raise ValueError("not the columns that were planned")
