@@ -22,7 +22,7 @@ from featcli.dump.plan import digest_images, digest_keys, with_fingerprint
 from featcli.dump.records import record_content
 from featcli.dump.shard import REST, ShardSummary
 from featcli.dump.writer import finalize
-from featcli.inputs.image_list import ImageList, ListedImage, Origin
+from featcli.inputs.image_list import ImageList, Origin
 
 ROWS = 1000
 
@@ -58,9 +58,10 @@ def simulated(folder, num_shards):
 
 def planned(num_images):
     """Print what planning does with the names of images, once they are listed."""
-    images = ImageList(
-        [ListedImage(f"class{i % 1000:04d}/image{i:09d}.jpg", 0, 100_000) for i in range(num_images)], [Origin("")]
-    )
+    images = ImageList([Origin("")])
+    for i in range(num_images):
+        images.add(f"class{i % 1000:04d}/image{i:09d}.jpg", 0, 100_000)
+    images = images.taken(images.row_order(num_images))
     digest_keys(images.keys)
     digest_images(images)
 

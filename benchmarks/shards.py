@@ -31,6 +31,7 @@ from featcli.dump.folder import Dump
 from featcli.dump.formats import FORMATS
 from featcli.dump.plan import digest_images, digest_keys
 from featcli.dump.writer import DumpWriter, create, finalize
+from featcli.inputs.keys import Keys
 from featcli.reading.open_shards import most_open
 
 LEAST_ROWS, SINGLE, BATCH, STAGE, WORKERS = 1000, 2000, 32, "stage4", 2
@@ -39,7 +40,8 @@ LEAST_ROWS, SINGLE, BATCH, STAGE, WORKERS = 1000, 2000, 32, "stage4", 2
 def make(like, path, name, num_shards, side):
     """Make a dump of so many shards of float32 maps (8, side, side), all equal, with the settings of `like`."""
     rows = max(num_shards, LEAST_ROWS) // num_shards
-    images = SimpleNamespace(keys=[f"{row:06d}.jpg" for row in range(rows * num_shards)], sizes=[1] * rows * num_shards)
+    keys = Keys(f"{row:06d}.jpg" for row in range(rows * num_shards))
+    images = SimpleNamespace(keys=keys, sizes=[1] * rows * num_shards)
     shape = (8, side, side)
     plan = replace(
         like,

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import stat
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -30,6 +31,7 @@ from featcli.dump.shard import hash_rest
 from featcli.dump.unfinished import RECORD_NAME, Unfinished, read_unfinished, unfinished_in
 from featcli.errors import ConflictError, DamagedError, MachineError, UsageError, counted, shown
 from featcli.inputs.image_list import MISSING, ImageList
+from featcli.inputs.keys import Keys
 from featcli.system.faults import RESUMES, machine_errors
 from featcli.system.files import identity, is_there, names_in, open_regular, reading, state_at
 
@@ -108,7 +110,7 @@ class Dump:
             == self.plan.fingerprint
         ):
             with suppress(DamagedError):
-                raise other_images(shown(self.path), self.keys(), images.keys)
+                raise other_images(shown(self.path), self.packed_keys(), images.keys)
         refuse_other_plan(shown(self.path), self.plan, plan)
         if self.plan.is_in_memory != plan.is_in_memory:
             before, now = ("in memory", "files") if self.plan.is_in_memory else ("files", "in memory")
@@ -135,7 +137,7 @@ class Dump:
         sizes, failed = self.found.sizes, self.found.failed_rows
         if plan.images_digest == self.plan.images_digest and not sizes:
             return {}
-        planned = [size for _, size in self.images()]
+        planned = array("q", (size for _, size in self.images()))
         resized = {row: now for row, now in enumerate(images.sizes) if planned[row] != now}
         for row, size in sizes.items():
             planned[row] = size
@@ -208,6 +210,10 @@ class Dump:
     def keys(self) -> list[str]:
         """Return the key of each row. Raises DamagedError and MachineError."""
         return [key for key, _ in self.images()]
+
+    def packed_keys(self) -> Keys:
+        """Return the key of each row in a fourth of the memory. Raises DamagedError and MachineError."""
+        return Keys(key for key, _ in self.images())
 
     def shard_path(self, number: int) -> Path:
         """Return the path that the file of a shard has, or will have."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from featcli.dump.columns import PlannedColumns
 from featcli.dump.formats.layout import ITEM_BYTES, SHAPES, VALID
 from featcli.dump.settings import Settings, is_count
 from featcli.errors import ConflictError, shown, shown_shape
+from featcli.inputs.keys import Keys, missing_from
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.option import options_of
 from featcli.spec.words import Dtype
@@ -356,12 +356,9 @@ def with_fingerprint(plan: Plan) -> dict[str, Any]:
     return plan.to_json() | {"fingerprint": plan.fingerprint}
 
 
-def digest_keys(keys: Iterable[str]) -> str:
+def digest_keys(keys: Keys) -> str:
     """Return the xxh3-128 of keys, each followed by a zero byte."""
-    digest = xxhash.xxh3_128()
-    for key in keys:
-        digest.update(os.fsencode(key) + b"\0")
-    return digest.hexdigest()
+    return xxhash.xxh3_128_hexdigest(keys.content)
 
 
 def digest_images(images: ImageList) -> str:
@@ -375,7 +372,7 @@ def digest_images(images: ImageList) -> str:
 def image_lines(images: ImageList) -> Iterator[bytes]:
     """Yield the lines of images.jsonl."""
     for key, size in zip(images.keys, images.sizes, strict=True):
-        yield json.dumps({"key": key, "bytes": size}).encode("ascii") + b"\n"
+        yield f'{{"key": {json.dumps(key)}, "bytes": {size}}}\n'.encode("ascii")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -408,25 +405,22 @@ def refuse_other_plan(path: str, old: Plan, new: Plan) -> None:
     )
 
 
-def other_images(path: str, before: Sequence[str], now: Sequence[str]) -> ConflictError:
+def other_images(path: str, before: Keys, now: Keys) -> ConflictError:
     """Return the error for a plan that differs only in its images. It names the first that came or went."""
-    gone, new = sorted({*before} - {*now}), sorted({*now} - {*before})
+    gone, new = missing_from(now, before), missing_from(before, now)
     texts = [
-        f"{len(names):,} {'is' if len(names) == 1 else 'are'} {what}, first {shown(names[0])}"
+        f"{len(names):,} {'is' if len(names) == 1 else 'are'} {what}, first {shown(min(names))}"
         for names, what in ((gone, "gone"), (new, "new"))
-        if names
+        if len(names)
     ]
-    if gone and len(gone) == len(before) and len(new) == len(now):
+    if len(gone) == len(before):
         help_ = "give all images in one command (those of find with --files-from -)"
-    elif gone:
-        help_ = "put the images back" + (" and take the new ones away" if new else "")
+    elif len(gone):
+        help_ = "put the images back" + (" and take the new ones away" if len(new) else "")
     else:
-        help_ = (
-            "extract the new images to a dump of their own" if new else "give the inputs in the same order as before"
-        )
-    what = f"other images: {'; '.join(texts)}" if texts else "the same images in another order"
+        help_ = "extract the new images to a dump of their own"
     return ConflictError(
-        f"dump {path} was made of {what}",
+        f"dump {path} was made of other images: {'; '.join(texts)}",
         f"{help_}, use another -o for all, or --overwrite to delete what is there and start anew",
     )
 

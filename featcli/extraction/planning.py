@@ -15,7 +15,7 @@ from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.folder import Dump
 from featcli.dump.plan import COUNTED, FORMAT_VERSION, IN_MEMORY, Outline, Plan, digest_images, digest_keys
 from featcli.dump.target import check_target, existing_parent, try_to_write
-from featcli.errors import counted, shown, size
+from featcli.errors import DamagedError, counted, shown, size
 from featcli.events import Choice, Report, silent
 from featcli.extraction.sharding import Rows, choose_shard_rows, sharers_of, too_few
 from featcli.inputs.folders import LINKED
@@ -224,8 +224,12 @@ def _resolve(
     notes = [f"{counted(skipped, 'other file')} skipped: {kinds_of(listing.ignored)}"] if skipped else []
     notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
     notes += [f"{counted(listing.repeated, 'name')} listed again"] if listing.repeated else []
-    facts = {"skipped": skipped, "linked_folders": linked, "repeated": listing.repeated}
+    notes += [f"{listing.excluded:,} excluded"] if listing.excluded else []
+    notes += [f"the first of {listing.total:,}"] if listing.total > len(listing.images) else []
+    facts = {"skipped": skipped, "linked_folders": linked, "repeated": listing.repeated, "excluded": listing.excluded}
     report("choice", name="images", value=len(listing.images), reason="; ".join(notes), **facts)
+    for text in listing.remarks:
+        report("warning", text=text)
     for text in () if listing.images.are_in_memory else extras.missing(listing.images.keys, extras.versions()):
         report("warning", text=text)
     return listing, selection
@@ -258,12 +262,28 @@ def _has_embedding(model: ModelSpec) -> bool:
 
 
 def with_keys_of(existing: Dump | None, listing: Listing) -> Listing:
-    """Return the listing with the keys of an older dump, whose plan names no leads, if these are its images."""
-    if existing is None or existing.plan.leads is not None:
+    """Return the listing in the order of a dump, if these are its images, in whatever order they were found.
+
+    An older dump, whose plan names no leads, may have other keys for them.
+    """
+    if existing is None or digest_keys(listing.images.keys) == existing.plan.keys_digest:
         return listing
-    planned = existing.plan.keys_digest
-    older = None if digest_keys(listing.images.keys) == planned else listing.older()
-    return replace(listing, images=older) if older is not None and digest_keys(older.keys) == planned else listing
+    found = [listing.images, *([listing.older()] if existing.plan.leads is None else [])]
+    ordered = (_in_order_of(existing, images) for images in found if images is not None)
+    same = next((images for images in ordered if images is not None), None)
+    return listing if same is None else replace(listing, images=same)
+
+
+def _in_order_of(existing: Dump, images: ImageList) -> ImageList | None:
+    """Return the images in the order of a dump; None if its images are others."""
+    if len(images) != existing.plan.num_images:
+        return None
+    try:
+        return images.in_order_of(existing.packed_keys())
+    except DamagedError:  # a run may write the list anew, if it finds the order without it
+        by_key = images.sorted()
+        found = [one for one in (images, by_key) if digest_keys(one.keys) == existing.plan.keys_digest]
+        return next(iter(found), None)
 
 
 def _stages_reason(model: ModelSpec, positions: Sequence[int]) -> str:

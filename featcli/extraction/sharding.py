@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -89,8 +88,7 @@ class Rows:
         """The most rows that a shard may have, however small they are."""
         if len(self.images) <= LONG_LIST or any(len(stage.shape) > 1 for stage in self.stages):
             return MAX_SHARD_ROWS
-        longest = max(len(os.fsencode(key)) for key in self.images.keys)
-        return max(MAX_SHARD_ROWS, min(MAX_VECTORS, KEY_BYTES // (longest + BESIDE_KEY)))
+        return max(MAX_SHARD_ROWS, min(MAX_VECTORS, KEY_BYTES // (self.images.keys.longest + BESIDE_KEY)))
 
 
 def choose_shard_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,13 +32,16 @@ class Walk:
     ignored: Counter[str]
     storage: Storage
 
-    def images(self, top: str) -> Iterator[tuple[str, int]]:
-        """Yield (key, size) of the images in a folder and those below. Raises UsageError and MachineError."""
+    def images(self, top: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, int]]:
+        """Yield (key, size) of the wanted images in a folder and those below. Nothing is asked about other images.
+
+        Raises UsageError and MachineError.
+        """
         left: list[_Folder] = [_Folder(top, "", ())]
         while left:
             folder = left.pop()
             try:
-                yield from self._in_one(folder, left)
+                yield from self._in_one(folder, left, wanted)
             except OSError as error:
                 if is_of_machine(error):
                     raise machine_error(f"folder {shown(folder.path)}", error) from error
@@ -49,7 +52,7 @@ class Walk:
                 ) from error
         refuse_if_gone(self.storage.grounds)  # else images may be missing that were never listed
 
-    def _in_one(self, folder: _Folder, left: list[_Folder]) -> Iterator[tuple[str, int]]:
+    def _in_one(self, folder: _Folder, left: list[_Folder], wanted: Callable[[str], bool]) -> Iterator[tuple[str, int]]:
         here = os.stat(folder.path)
         if (place := (here.st_dev, here.st_ino)) in folder.above:
             self.ignored[LOOP] += 1
@@ -64,10 +67,10 @@ class Walk:
                     left.append(_Folder(entry.path, f"{folder.below}{entry.name}/", above))
                 elif _is_folder(entry, True):
                     self.ignored[LINKED] += 1
-                elif suffix in SUFFIXES:
-                    yield folder.below + entry.name, self.storage.size_of(entry.path)
-                else:
+                elif suffix not in SUFFIXES:
                     self.ignored[suffix or "no suffix"] += 1
+                elif wanted(folder.below + entry.name):
+                    yield folder.below + entry.name, self.storage.size_of(entry.path)
 
 
 def _is_folder(entry: os.DirEntry[str], through_links: bool) -> bool:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from featcli.errors import UsageError, shown
+from featcli.inputs.keys import Keys, first_rows
 
 if TYPE_CHECKING:
     from featcli.inputs.columns import ColumnSource
@@ -55,32 +61,103 @@ class Origin(NamedTuple):
     columns: ColumnSource | None = None  # where the cells of its images are
 
 
-class ListedImage(NamedTuple):
-    """An image as it was found."""
-
-    key: str
-    origin: int
-    bytes: int
-    place: int = WHOLE
-
-
 class ImageList:
-    """The images in row order. They take about 150 bytes each, and the key.
+    """The images in row order. They take about 40 bytes each, and the key.
 
-    Files are in the order of their keys (compared by bytes, whatever the locale). Images in tar files follow, tar by
-    tar, in the order of the tar.
+    Whoever finds images adds them one by one; `find` in featcli.inputs.listing then brings them into row order.
     """
 
     are_in_memory = False
 
-    def __init__(self, found: Sequence[ListedImage], origins: Sequence[Origin]) -> None:
-        is_in_tar = any(origin.tar for origin in origins)
-        ordered = sorted(found, key=_tar_order if is_in_tar else lambda image: os.fsencode(image.key))
-        self.keys = [image.key for image in ordered]
-        self.sizes = array("q", [image.bytes for image in ordered])
-        self._origin = array("L", [image.origin for image in ordered])
-        self._places = array("q", [image.place for image in ordered] if is_in_tar else [])
-        self._origins = origins
+    def __init__(self, origins: Sequence[Origin] = ()) -> None:
+        self.keys = Keys()
+        self.sizes = array("q")
+        self._origins = [*origins]
+        self._origin = array("I")
+        self._places = array("q")
+        self._paths: Keys | None = None  # below the folders of their origins; None if their keys say it
+
+    def add_origin(self, origin: Origin) -> int:
+        """Add a folder or tar file, and return its number."""
+        self._origins.append(origin)
+        return len(self._origins) - 1
+
+    def add(self, key: str, origin: int, size: int = MISSING, place: int = WHOLE, path: str | None = None) -> None:
+        """Add an image as the last.
+
+        Its path below the folder of its origin is `path`, or by default what follows the lead in its key. Raises
+        UsageError for a key that no file can have.
+        """
+        try:
+            self.keys.append(key)
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"image {shown(key)}: it has a character that no name can have", "leave it out, or mend its name"
+            ) from error
+        self.sizes.append(size)
+        self._origin.append(origin)
+        self._places.append(place)
+        if path is not None and self._paths is None:
+            self._paths = Keys(map(self._rest, range(len(self) - 1)))
+        if self._paths is not None:
+            self._paths.append(self._rest(len(self) - 1) if path is None else path)
+
+    def taken(self, rows: np.ndarray) -> ImageList:
+        """Return the images of some rows, (n,) int64, in the order of these."""
+        found = copy(self)
+        found.keys = self.keys.taken(rows.data)
+        found._paths = None if self._paths is None else self._paths.taken(rows.data)
+        for name in ("sizes", "_origin", "_places"):
+            values = getattr(self, name)
+            setattr(found, name, array(values.typecode, np.asarray(values)[rows].tobytes()))
+        return found
+
+    def in_order_of(self, keys: Keys) -> ImageList | None:
+        """Return these images in the order of the same keys; None if those are other keys."""
+        if len(keys) != len(self):
+            return None
+        rows = first_rows(self.keys, keys)[len(self) :]
+        return None if (rows >= len(self)).any() else self.taken(rows)
+
+    def sorted(self) -> ImageList:
+        """Return these images in the order of their keys, compared by bytes."""
+        return self.taken(np.array(sorted(range(len(self)), key=self.keys.bytes_of), np.int64))
+
+    def led_by(self, leads: Sequence[str]) -> ImageList:
+        """Return the same images in the same order with other leads, one for each origin."""
+        led = ImageList([origin._replace(leads=lead) for origin, lead in zip(self._origins, leads, strict=True)])
+        for row, key in enumerate(self.keys):
+            number = self._origin[row]
+            path = None if self._paths is None else self._paths[row]
+            new = leads[number] + key[len(self._origins[number].leads) :]
+            led.add(new, number, self.sizes[row], self._places[row], path)
+        return led
+
+    def row_order(self, count: int) -> np.ndarray:
+        """Return (N,) int64: these rows in the order that a dump has them in.
+
+        The first `count` are those of folders, images and tars. Files come first, in the order of their keys (compared
+        by bytes, whatever the locale), then tar by tar the images in it, in the order of the tar. All rows after them
+        were listed, and stay as they are.
+        """
+        places, rows = np.asarray(self._places)[:count], np.arange(len(self))
+        files, inside = rows[:count][places == WHOLE], rows[:count][places != WHOLE]
+        by_key = sorted(files.data, key=self.keys.bytes_of)
+        by_place = np.lexsort((places[inside], np.asarray(self._origin)[inside]))
+        return np.concatenate([np.array(by_key, np.int64), inside[by_place], rows[count:]])
+
+    def origin(self, row: int) -> Origin:
+        """Return the folder or tar file in which the image of a row was found."""
+        return self._origins[self._origin[row]]
+
+    def rows_since(self, origin: int) -> np.ndarray:
+        """Return the rows of this origin and those that were added after it, (n,) int64."""
+        return np.flatnonzero(np.asarray(self._origin) >= origin)
+
+    @property
+    def origins(self) -> Sequence[Origin]:
+        """All folders and tar files, by number."""
+        return self._origins
 
     @property
     def folders(self) -> list[tuple[str, str]]:
@@ -92,11 +169,10 @@ class ImageList:
         return len(self.keys)
 
     def __getitem__(self, row: int) -> Image:
-        key = self.keys[row]
-        origin = self._origins[self._origin[row]]
+        key, origin = self.keys[row], self.origin(row)
         if origin.tar:
             return Image(key, origin.tar, self.sizes[row], origin.folder, self._places[row], origin.tar_state)
-        path = self._path(row)
+        path = self.path(row)
         if is_url(path):
             return Image(key, path, self.sizes[row], origin.folder, beside=self._beside(row))
         grounds = () if origin.storage is None else origin.storage.grounds
@@ -104,26 +180,35 @@ class ImageList:
 
     def column_source(self, row: int) -> ColumnSource | None:
         """Return where the cells of an image are."""
-        return self._origins[self._origin[row]].columns
+        return self.origin(row).columns
 
     def place_of(self, row: int) -> int:
-        """Return the place of an image in its tar or table."""
+        """Return the place of an image in its tar or table; WHOLE for any other."""
         return self._places[row]
 
     def found_order(self) -> Sequence[int] | None:
-        """Return the rows in the order in which they were found; None if that is their order."""
-        return None
+        """Return the rows in the order in which they were found; None if each tar and table has its rows in it."""
+        origins, places = np.asarray(self._origin), np.asarray(self._places)
+        by_origin = np.argsort(origins, kind="stable")
+        is_same = np.diff(origins[by_origin]) == 0
+        if (np.diff(places[by_origin])[is_same] >= 0).all():
+            return None
+        return np.lexsort((places, origins)).data
 
-    def _path(self, row: int) -> str:
-        """Return the path of an image that is a file by itself."""
-        origin = self._origins[self._origin[row]]
-        return joined(origin.folder, self.keys[row][len(origin.leads) :])
+    def path(self, row: int) -> str:
+        """Return the path or URL of an image; for one in a tar file a path in that, as if it were a folder."""
+        origin = self.origin(row)
+        return joined(origin.tar or origin.folder, self._rest(row) if self._paths is None else self._paths[row])
+
+    def _rest(self, row: int) -> str:
+        """Return what follows the lead in the key of a row."""
+        return self.keys[row][len(self.origin(row).leads) :]
 
     def _beside(self, row: int) -> tuple[str, ...]:
         """Return the paths of the nearest rows that are on the same server."""
         near = [one for step in range(1, BESIDE + 1) for one in (row - step, row + step) if 0 <= one < len(self)]
-        paths = [self._path(one) for one in near if not self._origins[self._origin[one]].tar]
-        return tuple(path for path in paths if server_of(path) == server_of(self._path(row)))
+        paths = [self.path(one) for one in near if not self.origin(one).tar]
+        return tuple(path for path in paths if server_of(path) == server_of(self.path(row)))
 
 
 class PicturesInMemory(ImageList):
@@ -132,9 +217,16 @@ class PicturesInMemory(ImageList):
     are_in_memory = True
 
     def __init__(self, keys: Sequence[str], pictures: Sequence[Any], sizes: Sequence[int]) -> None:
-        super().__init__((), ())
-        self.keys, self.sizes = [*keys], array("q", sizes)
+        super().__init__()
         self._pictures = pictures
+        origin = self.add_origin(Origin(""))
+        for key, size in zip(keys, sizes, strict=True):
+            self.add(key, origin, size)
+
+    def taken(self, rows: np.ndarray) -> PicturesInMemory:
+        """Return the pictures of some rows in the order of these. See ImageList."""
+        keys, sizes = self.keys.taken(rows.data), np.asarray(self.sizes)[rows].tolist()
+        return PicturesInMemory(keys, [self._pictures[row] for row in rows.data], sizes)
 
     def __getitem__(self, row: int) -> Image:
         return Image(self.keys[row], "", self.sizes[row], picture=self._pictures[row])
@@ -165,7 +257,3 @@ def without_dots(path: str) -> str:
     if os.pardir not in path.split(os.sep) or os.path.realpath(folder) == os.path.realpath(os.path.dirname(plain)):
         return plain
     return os.path.join(os.path.realpath(folder), name)
-
-
-def _tar_order(image: ListedImage) -> tuple[int, Any]:
-    return (0, os.fsencode(image.key)) if image.place == WHOLE else (1 + image.origin, image.place)

@@ -1,4 +1,4 @@
-"""Turn folders, images, lists and stdin into the sorted list of images.
+"""Turn folders, images, lists and stdin into the list of images in row order.
 
 Only names and sizes are looked at, and the first bytes of files that were named by themselves, which may be no
 pictures.
@@ -14,20 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
+import numpy as np
+
 from featcli.errors import UsageError, counted, most_first, shown
 from featcli.inputs.archives import SUFFIX, Member, is_tar, members, state_of
 from featcli.inputs.folders import LINKED, LOOP, Walk
-from featcli.inputs.image_list import (
-    SUFFIXES,
-    WHOLE,
-    ImageList,
-    ListedImage,
-    Origin,
-    is_url,
-    joined,
-)
+from featcli.inputs.image_list import SUFFIXES, WHOLE, ImageList, Origin, is_url
+from featcli.inputs.keys import KeyPattern, first_rows
 from featcli.inputs.leads import FILE, FOLDER, TAR, Input, is_only_one, leads_of, older_lead
-from featcli.inputs.lists import read_list
+from featcli.inputs.lists import NameList
 from featcli.inputs.signatures import START, Signature, by_suffix, foreign, foreign_file
 from featcli.inputs.storage import Storage
 from featcli.inputs.urls import CHAINED, Remote
@@ -45,12 +40,24 @@ class Listing:
     images: ImageList
     ignored: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by suffix
     repeated: int = 0  # names that were listed more than once
+    excluded: int = 0  # names that fit a pattern of --exclude
+    idle: list[str] = field(default_factory=list)  # patterns of --exclude that no name fits
+    total: int = 0  # images before --limit
     leads: dict[str, str] = field(default_factory=dict)  # the kind of each input, by what leads its keys
     older: Callable[[], ImageList | None] = lambda: None  # the list with the keys of older versions, if those differ
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to say about patterns that exclude nothing."""
+        patterns = ", ".join(map(shown, self.idle))
+        return [f"--exclude {patterns}: no key is like that, so it excludes nothing"] if self.idle else []
 
 
 def find(asked: InputSpec) -> Listing:
     """Return the images of folders (with all below), tar files, image files, and a list of names.
+
+    Rows are in this order: files, sorted by their keys, also if they were given by themselves; then tar by tar the
+    images in it, in the order of the tar; then the listed names in the order of the list.
 
     A key is the path below the input folder or in the tar file. With several inputs it is led by the name of the
     folder, or of the tar without suffix; if two inputs have one name, longer parts of their paths tell them apart. The
@@ -63,9 +70,8 @@ def find(asked: InputSpec) -> Listing:
     if the machine cannot tell.
     """
     inputs, has_list = asked.input_names, asked.files_from is not None
-    origins: list[Origin] = []
-    listing = Listing(ImageList([], []))
-    found: list[ListedImage] = []
+    images, exclusion = ImageList(), Exclusion(asked.exclude)
+    listing = Listing(images)
     _refuse_foreign(inputs)
     sources = [(_remote if is_url(name) else _local)(name, asked.follow_links, listing.ignored) for name in inputs]
     if asked.follow_links and not any(not is_url(name) and is_folder(Path(name)) for name in inputs):
@@ -73,45 +79,75 @@ def find(asked: InputSpec) -> Listing:
     named = [Input(name, source.kind) for name, source in zip(inputs, sources, strict=True)]
     is_one = not has_list and is_only_one(inputs)
     for source, lead in zip(sources, [""] * len(inputs) if is_one else leads_of(named), strict=True):
-        found += (ListedImage(lead + name, len(origins), size, place) for name, size, place in source.images)
-        origins.append(source.origin._replace(leads=lead))
+        origin = images.add_origin(source.origin._replace(leads=lead))
+        for name, size, place in source.images(partial(exclusion.leaves, lead=lead)):
+            images.add(lead + name, origin, size, place)
         listing.leads |= {lead.removesuffix("/"): source.kind} if lead else {}
-    if has_list:
-        root = asked.root_name or ""
-        storage = Storage("" if is_url(root) else root)
-        for folder, names in read_list(asked, storage).items():
-            found += (ListedImage(key, len(origins), size) for key, size in names)
-            origins.append(Origin(folder, storage=None if is_url(folder) else storage))
-    found, listing.repeated = _unique(found, origins)
-    if not found:
-        raise _nothing_found(asked, listing.ignored)
-    listing.images = ImageList(found, origins)
+    num_unlisted = len(images)
+    names = NameList(asked) if has_list else None
+    if names is not None:
+        names.add_to(images, exclusion.leaves)
+    listing.excluded, listing.idle = exclusion.count, exclusion.idle
+    if not len(images):
+        raise _nothing_found(asked, listing)
+    listing.images, listing.repeated = _in_row_order(images, num_unlisted)
+    listing.total = len(listing.images)
+    if asked.limit is not None and asked.limit < listing.total:
+        listing.images = listing.images.taken(np.arange(asked.limit))
+    if names is not None:
+        names.look_at(listing.images)  # only now, because no other file has to be there
     older = ["" if not has_list and len(inputs) == 1 else older_lead(one) for one in named]
-    older += [""] * (len(origins) - len(older))
-    if older != [origin.leads for origin in origins]:
-        listing.older = partial(_with_leads, found, origins, older)
+    older += [""] * (len(images.origins) - len(older))
+    if older != [origin.leads for origin in images.origins]:
+        listing.older = partial(_with_leads, listing.images, older)
     if all(one.kind == FILE for one in named):
         _refuse_if_none_is_a_picture(listing.images)
     return listing
 
 
+Wanted = Callable[[str], bool]  # whether an image is not excluded, by its key without its lead
 Names = Iterable[tuple[str, int, int]]  # (key without its lead, size, place)
 
 
 class _Source(NamedTuple):
-    """The kind of an input, and the images in it."""
+    """The kind of an input, and the images in it that are wanted."""
 
     kind: str
     origin: Origin
-    images: Names
+    images: Callable[[Wanted], Names]
+
+
+class Exclusion:
+    """The patterns of --exclude, and how many keys fit them."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._patterns = [KeyPattern(pattern) for pattern in patterns]
+        self._used: set[str] = set()
+        self.count = 0  # of keys
+
+    def leaves(self, name: str, lead: str = "") -> bool:
+        """Return whether the key of an image, which is led by `lead`, fits no pattern. Counts those that fit one."""
+        fits = [pattern.text for pattern in self._patterns if pattern.fits(lead + name)] if self._patterns else ()
+        self._used.update(fits)
+        self.count += bool(fits)
+        return not fits
+
+    @property
+    def idle(self) -> list[str]:
+        """The patterns that no key fits."""
+        return [pattern.text for pattern in self._patterns if pattern.text not in self._used]
 
 
 def _local(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
     path = Path(name)
     if is_folder(path):
         storage = Storage(str(path))
-        images = ((key, size, WHOLE) for key, size in Walk(follow_links, ignored, storage).images(str(path)))
-        return _Source(FOLDER, Origin(str(path), storage=storage), images)
+        walk = Walk(follow_links, ignored, storage)
+        return _Source(
+            FOLDER,
+            Origin(str(path), storage=storage),
+            lambda wanted: ((key, size, WHOLE) for key, size in walk.images(str(path), wanted)),
+        )
     if state_at(path, follow_links=False) is None:
         hint = "give --files-from -, which reads names from stdin" if name == "-" else INPUTS
         raise UsageError(f"input {shown(name)}: there is no such file or folder", hint)
@@ -119,8 +155,8 @@ def _local(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
         raise UsageError(f"input {shown(name)}: it is a device, pipe or socket", INPUTS)
     if not is_tar(name):
         storage = Storage(str(path.parent))
-        image = (path.name, storage.size_of(str(path)), WHOLE)
-        return _Source(FILE, Origin(str(path.parent), storage=storage), [image])
+        origin = Origin(str(path.parent), storage=storage)
+        return _Source(FILE, origin, partial(_alone, path.name, lambda: storage.size_of(str(path))))
     try:
         with reading(path, "input") as file:
             origin = Origin(str(path.parent), "", name, state_of(file.regular.state()))
@@ -130,20 +166,29 @@ def _local(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
     except (OSError, ValueError) as error:
         cause = (isinstance(error, OSError) and error.strerror) or error
         raise UsageError(f"input {shown(name)}: {cause}", "make it readable, or leave it out") from error
-    return _Source(TAR, origin, ((member.name, member.bytes, member.place) for member in inside))
+    return _Source(TAR, origin, partial(_of_tar, inside))
 
 
 def _remote(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
     remote, base = Remote(name), name.rstrip("/")
     folder, _, last = base.rpartition("/")
     if remote.is_folder():
-        return _Source(FOLDER, Origin(base), _pictures(name, remote.files(), ignored))
+        return _Source(FOLDER, Origin(base), partial(_pictures, name, remote.files, ignored))
     if not is_tar(name):
-        return _Source(FILE, Origin(folder), [(last, remote.size(), WHOLE)])
+        return _Source(FILE, Origin(folder), partial(_alone, last, remote.size))
     origin = Origin(folder, "", name, remote.state())
     inside, others = remote.read(partial(_inside, name))
     ignored.update(others)
-    return _Source(TAR, origin, ((member.name, member.bytes, member.place) for member in inside))
+    return _Source(TAR, origin, partial(_of_tar, inside))
+
+
+def _alone(name: str, size: Callable[[], int], wanted: Wanted) -> Names:
+    if wanted(name):
+        yield name, size(), WHOLE
+
+
+def _of_tar(inside: Iterable[Member], wanted: Wanted) -> Names:
+    return ((member.name, member.bytes, member.place) for member in inside if wanted(member.name))
 
 
 def _inside(name: str, file: IO[bytes]) -> tuple[list[Member], Counter[str]]:
@@ -152,16 +197,14 @@ def _inside(name: str, file: IO[bytes]) -> tuple[list[Member], Counter[str]]:
     return [*members(name, file, SUFFIXES, ignored)], ignored
 
 
-def _with_leads(found: Sequence[ListedImage], origins: Sequence[Origin], leads: Sequence[str]) -> ImageList | None:
-    """Return the same images with other leads, one for each origin; None if two of them would have one key."""
-    renamed = [
-        image._replace(key=leads[image.origin] + image.key[len(origins[image.origin].leads) :]) for image in found
-    ]
-    led = [origin._replace(leads=lead) for origin, lead in zip(origins, leads, strict=True)]
+def _with_leads(images: ImageList, leads: Sequence[str]) -> ImageList | None:
+    """Return the same images with other leads, one for each origin; None if two files would have one key."""
+    led = images.led_by(leads)
     try:
-        return ImageList(_unique(renamed, led)[0], led)
+        first = _first_rows(led)
     except UsageError:
         return None
+    return led.taken(np.flatnonzero(first == np.arange(len(first))))
 
 
 def _refuse_foreign(inputs: Sequence[str]) -> None:
@@ -215,9 +258,12 @@ def kinds_of(ignored: Mapping[str, int]) -> str:
     return ", ".join([*named[:MOST_KINDS], *(["..."] if len(named) > MOST_KINDS else [])])
 
 
-def _nothing_found(asked: InputSpec, ignored: Counter[str]) -> UsageError:
+def _nothing_found(asked: InputSpec, listing: Listing) -> UsageError:
     """Return the error that says what the inputs hold instead of images, and what may help."""
-    inputs = asked.input_names
+    if listing.excluded:
+        what = f"--exclude leaves no image: {counted(listing.excluded, 'image')} would be there without it"
+        return UsageError(what, "give a narrower pattern: * also stands for slashes")
+    inputs, ignored = asked.input_names, listing.ignored
     listed = [] if asked.files_from is None else [shown(asked.list_name) if asked.list_name else "the list"]
     where = ", ".join([*map(shown, inputs), *listed])
     others = {suffix: count for suffix, count in most_first(ignored).items() if suffix not in (LINKED, LOOP)}
@@ -238,8 +284,10 @@ def _nothing_found(asked: InputSpec, ignored: Counter[str]) -> UsageError:
     return UsageError(message, hint)
 
 
-def _pictures(name: str, files: Iterable[tuple[str, int]], ignored: Counter[str]) -> Names:
-    for key, size in files:
+def _pictures(
+    name: str, files: Callable[[], Iterable[tuple[str, int]]], ignored: Counter[str], wanted: Wanted
+) -> Names:
+    for key, size in files():
         if "" in key.split("/") or CHAINED in key:
             raise UsageError(
                 f"input {shown(name)}: the object {shown(key)} has a name that no file can have",
@@ -248,32 +296,37 @@ def _pictures(name: str, files: Iterable[tuple[str, int]], ignored: Counter[str]
         suffix = os.path.splitext(key)[1].lower()
         if any(part.startswith(".") for part in key.split("/")):
             ignored["hidden"] += 1
-        elif suffix in SUFFIXES:
-            yield key, size, WHOLE
-        else:
+        elif suffix not in SUFFIXES:
             ignored[suffix or "no suffix"] += 1
+        elif wanted(key):
+            yield key, size, WHOLE
 
 
-def _unique(found: list[ListedImage], origins: Sequence[Origin]) -> tuple[list[ListedImage], int]:
-    """Return one image for each key, and how many names were repeated. Raises UsageError if two files have one key."""
-    first: dict[str, ListedImage] = {}
-    kept = []
-    for image in found:
-        before = first.setdefault(image.key, image)
-        if before is image:
-            kept.append(image)
-            continue
-        one, two = (_named(each, origins[each.origin]) for each in (before, image))
-        if os.path.abspath(one) != os.path.abspath(two) or before.place != image.place:
-            is_in_tar = origins[before.origin].tar or origins[image.origin].tar
+def _in_row_order(images: ImageList, num_unlisted: int) -> tuple[ImageList, int]:
+    """Return the images as a dump has them, and how many names were repeated.
+
+    Raises UsageError if two files have one key.
+    """
+    first = _first_rows(images)
+    is_first = first == np.arange(len(first))
+    order = images.row_order(num_unlisted)
+    order = order[is_first[order]]
+    is_in_order = len(order) == len(images) and bool((order[1:] > order[:-1]).all())
+    return (images if is_in_order else images.taken(order)), len(images) - len(order)
+
+
+def _first_rows(images: ImageList) -> np.ndarray:
+    """Return (N,) int64: the first row with the same key. Raises UsageError if two files have one key."""
+    first = first_rows(images.keys)
+    for row in np.flatnonzero(first != np.arange(len(first))).data:
+        before = int(first[row])
+        one, two = images.path(before), images.path(row)
+        if os.path.abspath(one) != os.path.abspath(two) or images.place_of(before) != images.place_of(row):
+            is_in_tar = images.origin(before).tar or images.origin(row).tar
             raise UsageError(
-                f"images {shown(one)} and {shown(two)} would both have the key {shown(image.key)}",
+                f"images {shown(one)} and {shown(two)} would both have the key {shown(images.keys[row])}",
                 "give one of them another name"
                 if is_in_tar
                 else "give the folder that holds both, or a list with --files-from and --root",
             )
-    return kept, len(found) - len(kept)
-
-
-def _named(image: ListedImage, origin: Origin) -> str:
-    return joined(origin.tar or origin.folder, image.key[len(origin.leads) :])
+    return first

@@ -1,4 +1,7 @@
-"""Read lists of names, from a file or stdin. Each name becomes a key below the folder or URL that it is relative to."""
+"""Read lists of names, from a file or stdin. Each name becomes a key below the folder or URL that it is relative to.
+
+They may have many millions of lines, so no more than the text of the list itself is held beside the rows.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 
 from featcli.errors import UsageError, shown
-from featcli.inputs.image_list import MISSING, is_url, without_dots
+from featcli.inputs.image_list import MISSING, ImageList, Origin, is_url, without_dots
 from featcli.inputs.signatures import START, foreign
 from featcli.inputs.storage import Storage, refuse_if_gone
 from featcli.inputs.urls import CHAINED, Remote
@@ -18,40 +22,74 @@ from featcli.spec.groups import InputSpec
 from featcli.system.faults import machine_errors
 from featcli.system.files import is_folder, read_at
 
+BEGINS = 1 << 16  # bytes from the beginning of a list that are kept, to tell a table by its first line
 
-def read_list(asked: InputSpec, storage: Storage) -> dict[str, list[tuple[str, int]]]:
-    """Return (key, size) of the listed names, grouped by the folder, or the beginning of a URL, that they are below.
 
-    `storage` is that of local names. Raises UsageError and MachineError.
+class NameList:
+    """The names that --files-from lists. Raises UsageError if the folder that they are relative to is not there."""
+
+    def __init__(self, asked: InputSpec) -> None:
+        root = asked.root_name or ""
+        if root and not is_url(root) and not is_folder(root):
+            raise UsageError(
+                f"--root {shown(root)}: there is no such folder",
+                "give the folder to which the names in the list are relative",
+            )
+        self._asked = asked
+        self._storage = Storage("" if is_url(root) else root)
+        self._begins = b""  # the first bytes of the list, if it is a file
+        self._first = 0  # number of its first origin
+
+    def add_to(self, images: ImageList, wanted: Callable[[str], bool]) -> None:
+        """Add the wanted images, in the order of the list, without their sizes. Raises UsageError and MachineError."""
+        root, numbers = self._asked.root_name or "", dict[str, int]()
+        self._first = len(images.origins)
+        for name in self._names():
+            is_remote = is_url(root) or is_url(name)
+            folder, key = _listed_url(root, name) if is_remote else (root, _listed_path(self._asked, name))
+            if not wanted(key):
+                continue
+            if folder not in numbers:
+                storage = None if is_remote else self._storage
+                numbers[folder] = images.add_origin(Origin(folder, storage=storage))
+            images.add(key, numbers[folder])
+        for folder in filter(is_url, numbers):
+            Remote(folder)  # raises now if a package or an option is missing, before anything is planned
+
+    def look_at(self, images: ImageList) -> None:
+        """Note the sizes of the listed files of this machine. Raises UsageError and MachineError."""
+        sizes = note_sizes(images, self._first)
+        refuse_if_gone(self._storage.grounds)
+        if self._asked.list_name is not None and sizes and max(sizes) == MISSING:
+            _refuse_table(self._asked.list_name, self._begins)
+
+    def _names(self) -> Iterator[str]:
+        asked = self._asked
+        if asked.list_name is None:
+            return iter(asked.listed_names or ())
+        content = _read_names(asked.list_name)
+        self._begins = content[:BEGINS]
+        return _lines(asked, asked.list_name, content)
+
+
+def note_sizes(images: ImageList, origin: int) -> array[int]:
+    """Note the sizes of the files of this origin and later ones, and return those of files of this machine.
+
+    Raises UsageError and MachineError.
     """
-    root = asked.root_name or ""
-    if root and not is_url(root) and not is_folder(root):
-        raise UsageError(
-            f"--root {shown(root)}: there is no such folder",
-            "give the folder to which the names in the list are relative",
-        )
-    found: dict[str, list[tuple[str, int]]] = {}
-    files_from, names = asked.list_name, asked.listed_names or ()
-    content = b"" if files_from is None else _read_names(files_from)
-    for name in names if files_from is None else _names(asked, files_from, content):
-        is_remote = is_url(root) or is_url(name)
-        folder, key, size = _listed_url(root, name) if is_remote else _listed_path(asked, name, storage)
-        found.setdefault(folder, []).append((key, size))
-    refuse_if_gone(storage.grounds)
-    if files_from is not None and not any(
-        size != MISSING or is_url(folder) for folder, listed in found.items() for _, size in listed
-    ):
-        _refuse_table(files_from, content)
-    for folder in filter(is_url, found):
-        Remote(folder)  # raises now if a package or an option is missing, before anything is planned
-    return found
+    sizes = array("q")
+    if all(one.storage is None for one in images.origins[origin:]):
+        return sizes  # to ask for the size of a URL takes as long as to read it
+    for row in images.rows_since(origin).data:
+        storage = images.origin(row).storage
+        if storage is not None:
+            images.sizes[row] = storage.size_of(images.path(row))
+            sizes.append(images.sizes[row])
+    return sizes
 
 
-def _listed_url(root: str, name: str) -> tuple[str, str, int]:
-    """Return what a listed URL is below, its key and its size.
-
-    The size is MISSING: to ask for it takes as long as to read.
-    """
+def _listed_url(root: str, name: str) -> tuple[str, str]:
+    """Return what a listed URL is below, and its key."""
     base = root.rstrip("/")
     if is_url(root) and (not is_url(name) or name.startswith(base + "/")):
         folder, key = base, name.removeprefix(base + "/")
@@ -65,10 +103,13 @@ def _listed_url(root: str, name: str) -> tuple[str, str, int]:
         raise UsageError(
             f"listed image {shown(name)}: '..', '//' or '{CHAINED}' is in its URL", "write the URL without it"
         )
-    return folder, key, MISSING
+    return folder, key
 
 
-def _listed_path(asked: InputSpec, name: str, storage: Storage) -> tuple[str, str, int]:
+def _listed_path(asked: InputSpec, name: str) -> str:
+    """Return the key of a listed path: its path below the root, or all of it for one outside."""
+    if not {"", os.curdir, os.pardir} & {*name.split("/")}:
+        return name  # as it is, which saves most of the time that a long list takes
     base = os.path.abspath(asked.root_name or os.curdir)
     key = os.path.relpath(without_dots(os.path.join(base, name)), base)
     if key == os.pardir or key.startswith(os.pardir + os.sep) or os.path.isabs(key):
@@ -78,10 +119,10 @@ def _listed_path(asked: InputSpec, name: str, storage: Storage) -> tuple[str, st
                 "give a folder that holds all listed images with --root (keys are relative to it), or --allow-outside",
             )
         key = without_dots(os.path.join(base, name))
-    return asked.root_name or "", key.replace(os.sep, "/"), storage.size_of(os.path.join(base, key))
+    return key.replace(os.sep, "/")
 
 
-def _names(asked: InputSpec, files_from: str, content: bytes) -> Iterator[str]:
+def _lines(asked: InputSpec, files_from: str, content: bytes) -> Iterator[str]:
     if b"\0" in content and not asked.null:
         what = foreign(content[:START], files_from)
         if what is not None and not what.is_text:
@@ -90,15 +131,19 @@ def _names(asked: InputSpec, files_from: str, content: bytes) -> Iterator[str]:
             f"--files-from {shown(files_from)}: the list has zero bytes in it",
             "give -0 for a list from find -print0; any other list has to be UTF-8 text without zero bytes",
         )
-    for line in content.removeprefix(codecs.BOM_UTF8).split(b"\0" if asked.null else b"\n"):
+    end, first = b"\0" if asked.null else b"\n", len(codecs.BOM_UTF8) * content.startswith(codecs.BOM_UTF8)
+    while first < len(content):
+        stop = content.find(end, first)
+        line = content[first : stop if stop >= 0 else None]
         name = os.fsdecode(line if asked.null else line.removesuffix(b"\r"))
         if name:
             yield name
+        first = stop + 1 if stop >= 0 else len(content)
 
 
-def _refuse_table(files_from: str, content: bytes) -> None:
+def _refuse_table(files_from: str, begins: bytes) -> None:
     """Raise UsageError for a list that names no existing file and whose first line has columns or brackets."""
-    first = content.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)[0]
+    first = begins.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)[0]
     what = "JSON" if first[:1] in (b"{", b"[") else "a table" if re.search(rb"[,;\t]", first) else ""
     if what:
         column = "; the first column of a table: cut -d, -f1 TABLE | featcli extract --files-from -"

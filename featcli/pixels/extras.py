@@ -81,7 +81,8 @@ def refuse_without(used: Mapping[str, str], keys: Iterable[str], installed: Coll
     lacking = [extra for extra in EXTRAS if _has(used, extra) and not _has(installed, extra)]
     if not lacking:
         return
-    suffixes = {_suffix(key) for key in keys}
+    needed_by = {suffix for extra in lacking for suffix in extra.suffixes}
+    suffixes = {suffix for suffix in map(_suffix, keys) if suffix in needed_by}
     for extra in lacking:
         if needed := sorted(suffixes & {*extra.suffixes}):
             packages = " and ".join(f"{package} {used[package]}" for package in extra.packages)

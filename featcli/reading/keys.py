@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from featcli.errors import UsageError, nearest, shown
+from featcli.inputs.keys import KeyPattern
 
 MOST_COMPARED = 10_000  # keys that are compared with a wrong one, which takes long for many
 SPECIAL = re.compile(r"[*?\[\]!]")
@@ -27,9 +28,8 @@ class Match:
 def match_keys(texts: Sequence[str], rows: Mapping[str, int]) -> list[Match]:
     """Return what each text stands for, in the order of the texts. `rows` holds the row of each key, in row order.
 
-    A text is a key; or else a key without its suffix; or else a pattern of either, as fnmatch has them, in which `*`
-    also stands for slashes. The first of these that exists counts. Raises UsageError for a text that stands for
-    nothing.
+    A text is a key; or else a key without its suffix; or else a pattern of either: see KeyPattern. The first of these
+    that exists counts. Raises UsageError for a text that stands for nothing.
     """
     by_stem: dict[str, list[int]] = defaultdict(list)
     if any(text not in rows for text in texts):
@@ -43,9 +43,8 @@ def _match(text: str, rows: Mapping[str, int], by_stem: Mapping[str, list[int]])
         return Match(text, [rows[text]])
     if text in by_stem:
         return Match(text, by_stem[text])
-    is_pattern = SPECIAL.search(text) is not None
-    fits = re.compile(fnmatch.translate(text)).fullmatch
-    found = [row for key, row in rows.items() if fits(key) or fits(os.path.splitext(key)[0])] if is_pattern else []
+    is_pattern, pattern = SPECIAL.search(text) is not None, KeyPattern(text)
+    found = [row for key, row in rows.items() if pattern.fits(key)] if is_pattern else []
     if not found:
         what = "no key of this dump is like that" if is_pattern else "it is not in this dump"
         raise UsageError(f"key {shown(text)}: {what}", f"{_near(text, rows)} all keys are in its images.jsonl")

@@ -217,6 +217,8 @@ class ExtractCall(ExtractSpec):
             (self.null, "-0", "leave it out: no names are read from a file"),
             (self.allow_outside, "--allow-outside", "leave it out: no picture is outside of a folder"),
             (self.follow_links, "--follow-links", "leave it out: no folder is looked into"),
+            (bool(self.exclude), "--exclude", "leave it out: give only the pictures that you want"),
+            (self.limit is not None, "--limit", "leave it out: give only the pictures that you want"),
             (self.decode == "scaled", "--decode scaled", "use --decode exact: scaled is for JPEGs in files"),
         )
         for is_given, option, hint in beside:

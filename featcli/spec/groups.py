@@ -35,6 +35,7 @@ from featcli.spec.parsers import (
     parse_pools,
     parse_size,
     path_text,
+    patterns_as_given,
     pools_by_stage,
     precision_of_type,
     size_as_given,
@@ -265,6 +266,26 @@ class InputSpec(Spec):
             needs=Other("inputs", "leave --follow-links out: a list names every image"),
         ),
     ] = False
+    exclude: Annotated[
+        Sequence[str] | str,
+        Option(
+            "Leave out images whose key, with or without suffix, fits this pattern, such as 'val/*'; * also stands for"
+            " slashes. May be given several times.",
+            metavar="GLOB",
+            known_as=("--ignore", "--skip", "--exclude-pattern"),
+            group=IMAGES,
+            keep=patterns_as_given,
+        ),
+    ] = ()
+    limit: Annotated[
+        int | None,
+        Option(
+            "Take only so many images, the first in row order. Default: all.",
+            known_as=("--max-images", "--max-samples", "--num-images", "--num-samples", "--head", "-n"),
+            group=IMAGES,
+            check=at_least(1, "say how many images"),
+        ),
+    ] = None
 
     @property
     def input_names(self) -> tuple[str, ...]:

@@ -153,6 +153,18 @@ def list_as_given(names: Any) -> Any:
     return tuple(map(str, found))  # numpy's text becomes Python's
 
 
+def patterns_as_given(patterns: Any) -> tuple[str, ...]:
+    """Return patterns of keys, one or several, as a tuple of text. Raises UsageError for anything else."""
+    several = patterns if isinstance(patterns, Iterable) and not isinstance(patterns, str) else (patterns,)
+    found = tuple(several)
+    for one in found:
+        if not isinstance(one, str):
+            raise UsageError(f"--exclude {shown(one)} is not a text", "give a pattern of keys such as 'val/*'")
+        if not one:
+            raise UsageError("--exclude is empty", "is a shell variable unset? Leave it out to exclude nothing")
+    return tuple(dict.fromkeys(map(str, found)))
+
+
 def parse_number(option: str, text: str, kind: type[int] | type[float]) -> int | float:
     """Return a number of a type. Raises UsageError."""
     try:
