@@ -18,6 +18,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,21 +33,21 @@ from featcli.dump.formats import FORMATS
 from featcli.dump.plan import digest_images, digest_keys
 from featcli.dump.writer import DumpWriter, create, finalize
 from featcli.inputs.keys import Keys
+from featcli.pixels.failure import NOT_READ
 from featcli.reading.open_shards import most_open
 
 LEAST_ROWS, SINGLE, BATCH, STAGE, WORKERS = 1000, 2000, 32, "stage4", 2
 
 
-def make(like, path, name, num_shards, side):
-    """Make a dump of so many shards of float32 maps (8, side, side), all equal, with the settings of `like`."""
-    rows = max(num_shards, LEAST_ROWS) // num_shards
-    keys = Keys(f"{row:06d}.jpg" for row in range(rows * num_shards))
-    images = SimpleNamespace(keys=keys, sizes=[1] * rows * num_shards)
+def make(like, path, name, keys, rows, side):
+    """Make a dump of float32 maps (8, side, side), all equal, with so many rows a shard and the settings of `like`."""
+    num_shards = len(keys) // rows
+    images = SimpleNamespace(keys=Keys(keys), sizes=[1] * len(keys))
     shape = (8, side, side)
     plan = replace(
         like,
         settings=replace(like.settings, format=name),
-        stages=(replace(like.stages[0], name=STAGE, map_shape=shape, shape=shape),),
+        outputs=(replace(like.outputs[0], name=STAGE, point=STAGE, map_shape=shape, shape=shape),),
         num_images=len(images.keys),
         keys_digest=digest_keys(images.keys),
         images_digest=digest_images(images),
@@ -60,17 +61,32 @@ def make(like, path, name, num_shards, side):
     for number in range(num_shards):
         shard = writer.start(number, images.keys[number * rows : (number + 1) * rows], {})
         shard.file.write({STAGE: maps})
+        shard.made.digests += [NOT_READ] * rows
         writer.commit(shard, {"valid": valid})
     finalize(dump)
+
+
+def make_dumps(like, path, name, num_shards, num_dumps, side):
+    """Make dumps that have so many shards together, and return the folder, or several."""
+    rows = max(num_shards, LEAST_ROWS) // num_shards
+    keys, each = [f"{row:06d}.jpg" for row in range(rows * num_shards)], rows * num_shards // num_dumps
+    folders = [path / f"{number:05d}" for number in range(num_dumps)]
+    for number, folder in enumerate(folders):
+        make(like, folder, name, keys[number * each : (number + 1) * each], rows, side)
+    return folders if num_dumps > 1 else folders[0]
 
 
 class Plain:
     """`pread` of rows, with a file open for each shard if that many may be open."""
 
     def __init__(self, dump):
-        self.rows, plan = dump.plan.shard_rows, dump.plan
-        suffix, reader = FORMATS[plan.settings.format].SUFFIX, FORMATS[plan.settings.format]
-        self.paths = [str(dump.path / "shards" / f"{number:05d}{suffix}") for number in range(plan.num_shards)]
+        self.rows, parts = dump.plan.shard_rows, [one.plan for one in dump.along_rows.dumps]
+        suffix, reader = FORMATS[dump.plan.settings.format].SUFFIX, FORMATS[dump.plan.settings.format]
+        self.paths = [
+            str(one.path / "shards" / f"{number:05d}{suffix}")
+            for one, plan in zip(dump.along_rows.dumps, parts, strict=True)
+            for number in range(plan.num_shards)
+        ]
         self.arrays = [reader.read_layout(path, None).arrays[STAGE] for path in self.paths]
         self.shape = dump[STAGE].shape[1:]
         few = len(self.paths) <= most_open()
@@ -122,7 +138,7 @@ def epoch(loader):
 
 
 def compare(path, rounds):
-    """Return microseconds a row, and ratios, of one dump."""
+    """Return microseconds a row, and ratios, of one dump, or of several along rows."""
     opening = seconds_of(lambda: featcli.open_dump(path))
     dump = featcli.open_dump(path)
     validity = seconds_of(lambda: dump.valid.all())
@@ -155,14 +171,15 @@ def main():
         "--kilobytes", type=int, nargs="+", default=[100, 500], help="of a map; 10,000 of them are stored"
     )
     parser.add_argument("--shards", type=int, nargs="+", default=[10, 100, 1000, 10_000])
+    parser.add_argument("--dumps", type=int, nargs="+", default=[1], help="that hold the shards, along rows")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     chosen = parser.parse_args()
     os.fsync = lambda descriptor: None  # nothing of it has to outlive a power cut
     shard.LEAST = sys.maxsize  # through the page cache: files that are read into it later lie in smaller pieces
     print(
         f"{described()}, medians of {chosen.rounds}, {most_open()} files open at most\n"
-        f"{'':<35} a random row         a shuffled epoch, a row\n"
-        f"{'':<35} us    / least  / pread   us    / preadv   open_dump   valid"
+        f"{'':<46} a random row         a shuffled epoch, a row\n"
+        f"{'':<46} us    / least  / pread   us    / preadv   open_dump   valid"
     )
     with tempfile.TemporaryDirectory() as folder:
         pictures = draw(Path(folder) / "pictures", 2, SMALL)
@@ -172,15 +189,15 @@ def main():
         for name in chosen.formats:
             for kilobytes in chosen.kilobytes:
                 least, side = 0.0, round((kilobytes * 1000 / 32) ** 0.5)
-                for num_shards in chosen.shards:
-                    path = Path(folder) / "dump"
-                    make(like, path, name, num_shards, side)
-                    opening, validity, median = compare(path, chosen.rounds)
+                for num_shards, num_dumps in product(chosen.shards, chosen.dumps):
+                    path = Path(folder) / "dumps"
+                    dumps = make_dumps(like, path, name, num_shards, num_dumps, side)
+                    opening, validity, median = compare(dumps, chosen.rounds)
                     shutil.rmtree(path)
                     least = min(least, median["ours"]) or median["ours"]
                     ours = median["ours"]
                     print(
-                        f"{name:<12} {32 * side * side / 1000:4.0f} kB {num_shards:6,} shards"
+                        f"{name:<12} {32 * side * side / 1000:4.0f} kB {num_shards:6,} shards {num_dumps:4} dumps"
                         f" {ours * 1e6:6.0f} {ours / least:7.2f} {median['pread'] / ours:8.2f}"
                         f" {median['loader'] * 1e6:9.0f} {median['preadv'] / median['loader']:8.2f}"
                         f" {opening:10.3f} s {validity:6.3f} s",

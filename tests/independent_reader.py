@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import xxhash
 
-TYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U8": np.uint8}
+TYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32, "U8": np.uint8}
 
 
 def read_json(path):

@@ -36,6 +36,7 @@ COUNTED = "counted"  # in the provenance: what is counted of pictures
 IN_MEMORY = "in_memory"  # in the provenance of a dump whose pictures were in the memory of a caller
 LABEL_LEVEL = "label_level"  # in the provenance: which folder inside its input is the label, if not the first
 NOT_CHOSEN = ("leads", COUNTED, IN_MEMORY, LABEL_LEVEL, "licence", "class_names")  # of the provenance
+BY_ITSELF = ("threads", "batch_size", "format", "pool")  # settings of a dump alone; outputs say how maps were pooled
 OUTPUT_NAME = re.compile(r"\w[\w.-]*(@[\w+]+)?(?<!\.shapes)(?<!\.shape)", re.ASCII)
 # Fields of a plan whose names differ from those of their options.
 NOT_AS_OPTIONS = {
@@ -405,6 +406,27 @@ def refuse_other_plan(path: str, old: Plan, new: Plan) -> None:
     )
 
 
+def first_difference(one: Plan, other: Plan) -> str:
+    """Return how two plans first differ in what all rows of a dump have in common, or "" if they do not.
+
+    That are the settings and the outputs. The number of threads, the batch size and the format of shards are of no
+    account.
+    """
+    ours, theirs = ({n: v for n, v in plan.settings.to_json().items() if n not in BY_ITSELF} for plan in (one, other))
+    if ours != theirs and one.settings.weights_digest != other.settings.weights_digest:  # names tell people more
+        ours, theirs = ({**_chosen(plan), **found} for plan, found in ((one, ours), (other, theirs)))
+    for field, before, now in differences(ours, theirs):
+        return f"{_as_option(field)} is {_short(before)} in the first and {_short(now)} in the second"
+    mine, others = ({output.name: output.to_json() for output in plan.outputs} for plan in (one, other))
+    for name in dict.fromkeys([*mine, *others]):
+        if name not in mine or name not in others:
+            return f"the {'second' if name in mine else 'first'} has no output {shown(name)}"
+        for field, before, now in differences(mine[name], others[name]):
+            what = f"{field} of output {shown(name)}"
+            return f"{what} is {_short(before)} in the first and {_short(now)} in the second"
+    return ""
+
+
 def other_images(path: str, before: Keys, now: Keys) -> ConflictError:
     """Return the error for a plan that differs only in its images. It names the first that came or went."""
     gone, new = missing_from(now, before), missing_from(before, now)
@@ -434,11 +456,16 @@ def _for_people(plan: Plan) -> dict[str, Any]:
     images = {"images": plan.num_images, "keys_digest": plan.keys_digest}
     return {
         "outputs": ", ".join(outputs),
-        **{name: value for name, value in plan.provenance.items() if name not in NOT_CHOSEN},
+        **_chosen(plan),
         **plan.settings.to_json(),
         **images,
         "shard_rows": plan.shard_rows,
     }
+
+
+def _chosen(plan: Plan) -> dict[str, Any]:
+    """Return what the provenance says of choices."""
+    return {name: value for name, value in plan.provenance.items() if name not in NOT_CHOSEN}
 
 
 def _as_option(field: str) -> str:

@@ -14,7 +14,7 @@ from featcli.inputs.image_list import Image
 from featcli.inputs.listing import find
 from featcli.pixels.failure import NOT_READ, UnreadableError
 from featcli.pixels.image_file import opened
-from featcli.reading.reader import DumpReader
+from featcli.reading.reader import reader_of
 from featcli.spec.commands import VerifyCommand
 from featcli.spec.groups import InputSpec
 from featcli.spec.option import narrowed
@@ -48,7 +48,7 @@ def check_pictures(dump: Dump, asked: VerifyCommand, report: Report = silent) ->
     dump.refuse_in_memory()
     listing = with_keys_of(dump, find(narrowed(asked, InputSpec)))
     rows = {key: row for row, key in enumerate(listing.images.keys)}
-    reader = DumpReader(dump)
+    reader = reader_of([dump])
     digests = [(key, digest) for key, digest in zip(reader.keys, reader.digests, strict=True) if digest]
     there = [(key, digest) for key, digest in digests if key in rows]
     report("start", images=len(there), done=0)

@@ -20,7 +20,7 @@ from featcli.events import Report, silent
 from featcli.extraction.planning import Job, prepare, refuse_without_extras
 from featcli.pixels import batches
 from featcli.reading.plan_backbone import checkpoint_options
-from featcli.reading.reader import DumpReader
+from featcli.reading.reader import reader_of
 from featcli.run.forward import Forward
 from featcli.run.loading import Setup
 from featcli.spec.commands import ExtractSpec, VerifyCommand
@@ -49,7 +49,7 @@ def recompute(dump: Dump, asked: VerifyCommand, same: tuple[Job, Setup]) -> Comp
     `asked` says how many, `same` is what `same_job` returned. Raises what `extract` raises.
     """
     job, setup = same
-    reader = DumpReader(dump)
+    reader = reader_of([dump])
     valid = np.flatnonzero(reader.valid).tolist()
     if not valid:
         raise ConflictError(f"dump {shown(dump.path)}: it holds no image that could be extracted again", "")

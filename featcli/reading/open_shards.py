@@ -1,4 +1,4 @@
-"""Open the shard files of a dump when they are needed, check them against the plan, and keep a limited number open.
+"""Open the shard files of dumps when they are needed, check them against the plan, and keep a limited number open.
 
 A file is checked once, and the places of its arrays are kept. So a row costs the same with ten shards or ten thousand.
 """
@@ -10,12 +10,14 @@ import resource
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from featcli.dump.folder import SHARDS, Dump
+from featcli.dump.folder import SHARDS
 from featcli.dump.formats.layout import Array, fill_rows, read_row, read_rows
 from featcli.errors import DamagedError, FeatcliError, shown
+from featcli.reading.along_rows import AlongRows
 from featcli.system.faults import machine_error, machine_errors
 from featcli.system.files import open_regular
 
@@ -53,19 +55,20 @@ class OpenShard:
 
 
 class OpenShards:
-    """Reads rows by shard number, from any number of threads and forked processes at once.
+    """Reads rows by shard number, over all dumps along rows, from any number of threads and forked processes at once.
 
     There is no lock, because a fork could copy it while it is held. Each step on the dictionaries is one step of the
     interpreter, two threads that open the same file do it twice, and a read by offset moves nothing that others see.
     """
 
-    def __init__(self, dump: Dump) -> None:
-        self._dump = dump
+    def __init__(self, dumps: AlongRows, share: int = 1) -> None:
+        """`share` is how many of these are used beside one another: each keeps fewer files open."""
+        self._dumps = dumps
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # those used last come last
         self._places: dict[int, Places] = {}
         self._arrays: Mapping[str, Array] = {}  # of the last shard: nearly all are equal, and then share one object
-        self._folder, self._suffix = f"{dump.path / SHARDS}{os.sep}", dump.format.SUFFIX
-        self._most = most_open()
+        self._names = {dump: (f"{dump.path / SHARDS}{os.sep}", dump.format.SUFFIX) for dump in dumps.dumps}
+        self._most = max(1, most_open() // share)
 
     def read(self, shard: int, name: str, first: int, count: int) -> np.ndarray:
         """Return `count` rows of an array as stored, bfloat16 as uint16. Raises DamagedError and MachineError."""
@@ -98,7 +101,7 @@ class OpenShards:
 
     def place(self, shard: int, name: str) -> tuple[str, Array]:
         """Return the path of a shard file, and where in it an array is. Raises DamagedError and MachineError."""
-        return str(self._dump.shard_path(shard)), self._shard(shard).places.arrays[name]
+        return str(self._path(shard)), self._shard(shard).places.arrays[name]
 
     def starts(self, shard: int, stage: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (rows, 3) shapes, and where each map begins among the values. The maps of the stage differ in size."""
@@ -131,7 +134,7 @@ class OpenShards:
         return found
 
     def _open_and_check(self, number: int) -> OpenShard:
-        path = self._dump.shard_path(number)
+        path = self._path(number)
         try:
             with machine_errors("shard", path, strict=True):
                 descriptor = open_regular(path)
@@ -150,14 +153,15 @@ class OpenShards:
 
     def _checked(self, number: int, descriptor: int) -> Places:
         """Return the places in a shard file. Raises DamagedError unless it is as the plan says."""
-        path, version = self._dump.shard_path(number), _version(descriptor)
-        layout = self._dump.format.read_layout(str(path), None)
+        (dump, own), version = self._dumps.shard(number), _version(descriptor)
+        path = dump.shard_path(own)
+        layout = dump.format.read_layout(str(path), None)
         attributes = layout.attributes.get("fingerprint"), layout.attributes.get("shard")
-        if attributes != (self._dump.plan.fingerprint, str(number)):
+        if attributes != (dump.plan.fingerprint, str(own)):
             raise DamagedError(
                 f"shard {shown(path)}: it belongs elsewhere", "run featcli inspect on the dump to see its state"
             )
-        shapes, starts = self._dump.checked_shapes(number, descriptor, layout)
+        shapes, starts = dump.checked_shapes(own, descriptor, layout)
         if layout.arrays != self._arrays:
             self._arrays = layout.arrays
         return Places(version=version, arrays=self._arrays, shapes=shapes, starts=starts)
@@ -165,7 +169,9 @@ class OpenShards:
     def _open_again(self, number: int, places: Places) -> OpenShard | None:
         """Open a file that was checked before. Returns None if it is another file now, or cannot be opened."""
         try:  # the path is made here: to read one from memory that is not cached would take longer
-            descriptor = os.open(f"{self._folder}{number:05d}{self._suffix}", AGAIN)
+            dump, own = self._dumps.shard(number)
+            folder, suffix = self._names[dump]
+            descriptor = os.open(f"{folder}{own:05d}{suffix}", AGAIN)
         except OSError:  # the error is raised when the file is opened and checked again
             return None
         try:
@@ -176,8 +182,12 @@ class OpenShards:
         os.close(descriptor)
         return None
 
+    def _path(self, number: int) -> Path:
+        dump, own = self._dumps.shard(number)
+        return dump.shard_path(own)
+
     def _unreadable(self, number: int, error: EOFError | OSError) -> FeatcliError:
-        what = f"shard {shown(self._dump.shard_path(number))}"
+        what = f"shard {shown(self._path(number))}"
         if isinstance(error, OSError):
             return machine_error(what, error)
         return DamagedError(f"{what}: it is cut short", "run featcli inspect on the dump to see its state")

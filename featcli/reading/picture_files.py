@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featcli.dump.folder import Dump
 from featcli.dump.picture_folders import remembered_pictures
 from featcli.errors import UsageError, counted, shown
 from featcli.pixels.failure import UnreadableError
@@ -28,22 +30,31 @@ class PictureFiles:
 
     def __init__(self, dump: DumpReader, root: str | None = None, allow_outside: bool = False) -> None:
         self._dump = dump
+        self._root = root
         self._allow_outside = allow_outside
-        noted = [] if root is not None else remembered_pictures(dump.path)
-        self.are_noted = bool(noted)  # whether the dump has a note of the folders
-        self._folders = noted or [("", root or os.curdir)]
-        if not is_folder(self._folders[0][1]):
-            raise UsageError(
-                f"--root {shown(self._folders[0][1])}: there is no such folder",
-                "give the folder that extract was given",
-            )
+        self._noted: dict[Path, list[tuple[str, str]]] = {}  # what dumps remember, as far as it was needed
+        if root is not None and not is_folder(root):
+            raise UsageError(f"--root {shown(root)}: there is no such folder", "give the folder that extract was given")
+
+    def _folders(self, dump: Dump) -> tuple[list[tuple[str, str]], bool]:
+        """Return (lead of the keys, folder) of each folder to look in, and whether the dump remembers them."""
+        if self._root is None and dump.path not in self._noted:
+            self._noted[dump.path] = remembered_pictures(dump.path)
+        noted = self._noted.get(dump.path, [])
+        return noted or [("", self._root or os.curdir)], bool(noted)
+
+    @property
+    def are_noted(self) -> bool:
+        """Whether the dumps have notes of all folders."""
+        return all(self._folders(dump)[1] for dump in self._dump.along_rows.dumps)
 
     @property
     def where(self) -> str:
         """The folder for people, or how many folders there are."""
-        if self._dump.plan.is_in_memory:
+        dumps = self._dump.along_rows.dumps
+        if all(dump.plan.is_in_memory for dump in dumps):
             return "this dump"
-        folders = sorted({folder for _, folder in self._folders})
+        folders = sorted({folder for dump in dumps for _, folder in self._folders(dump)[0]})
         if len(folders) > 1:
             return counted(len(folders), "folder")
         return shown(min(folders[0], os.path.relpath(folders[0]), key=len) if self.are_noted else folders[0])
@@ -51,9 +62,10 @@ class PictureFiles:
     def find(self, row: int) -> tuple[str, str]:
         """Return the path of the picture of a row, and the folder that it was found in. Raises UnreadableError."""
         key, reason = self._dump.keys[row], "not there (see --root)"
-        if self._dump.plan.is_in_memory:
+        dump = self._dump.along_rows.dump_of(row)
+        if dump.plan.is_in_memory:
             raise UnreadableError(IN_MEMORY, key)
-        for lead, folder in self._folders:
+        for lead, folder in self._folders(dump)[0]:
             rest = key[len(lead) :]
             if not key.startswith(lead):
                 continue

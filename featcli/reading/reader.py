@@ -1,4 +1,7 @@
-"""Read a dump back with `open_dump(path)`: arrays by stage, rows by number or key, in one way for both formats."""
+"""Read dumps back with `open_dump(path)`: arrays by stage, rows by number or key, in one way for both formats.
+
+Several dumps are read as one, along rows or along outputs. A dump by itself is the case of one of each.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,22 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from featcli.dump.folder import Dump
 from featcli.dump.plan import Output, Plan
-from featcli.dump.records import split_digests
 from featcli.errors import CheckpointError, FeatcliError, IncompleteError, UsageError, counted, nearest, one_line, shown
-from featcli.inputs.labels import labels_of
-from featcli.pixels.failure import NOT_READ, UnreadableError
+from featcli.pixels.failure import UnreadableError
+from featcli.reading.along_outputs import check_names, columns_along_outputs, output_of, rows_by_key, same_digests
+from featcli.reading.along_rows import (
+    AlongRows,
+    columns_along_rows,
+    labels_along_rows,
+    refuse_other_dumps,
+    refuse_repeated_keys,
+)
 from featcli.reading.columns import LABEL, Columns, as_arrow
 from featcli.reading.open_shards import OpenShards
 from featcli.reading.picture_files import PictureFiles
@@ -34,12 +43,38 @@ if TYPE_CHECKING:
 WALK_BYTES = 4 * 1024**2  # about as many are read at once when rows are walked through
 
 
-def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpReader:
-    """Open a dump for reading. With `incomplete`, a dump may lack shards; the rows of these are not valid.
+AnyDump: TypeAlias = "str | os.PathLike[str] | DumpReader"
 
-    Raises UsageError if there is no dump, IncompleteError if it is not complete, DamagedError if its files are damaged,
-    and MachineError if they cannot be read.
+
+def open_dump(
+    path: AnyDump | Sequence[AnyDump] | Mapping[str, AnyDump | Sequence[AnyDump]], incomplete: bool = False
+) -> DumpReader:
+    """Open a dump for reading, or several as one. With `incomplete`, they may lack shards, whose rows are not valid.
+
+    A list puts dumps along rows: the rows of each follow those of the one before. Their outputs and settings are equal
+    but for the number of threads, the batch size and the format, and no key is in two of them. A mapping from names
+    puts dumps of the same keys along outputs: several models over the same images, whose outputs are `name.stage4`.
+    Dumps are folders, or readers that this function returned.
+
+    Raises UsageError if there is no dump, or for a name that cannot be one, ConflictError with the first difference for
+    dumps that cannot be one, IncompleteError if a dump is not complete, DamagedError if its files are damaged, and
+    MachineError if they cannot be read.
     """
+    if isinstance(path, Mapping):
+        return _along_outputs({name: open_dump(one, incomplete) for name, one in path.items()})
+    if isinstance(path, DumpReader):
+        return path
+    if isinstance(path, str | os.PathLike):
+        return reader_of([_opened(path, incomplete)])
+    return _along_rows([open_dump(one, incomplete) for one in path])
+
+
+def reader_of(dumps: Sequence[Dump]) -> DumpReader:
+    """Return a reader of dumps along rows, which are complete or not, and fit together."""
+    return DumpReader({"": Side.of(AlongRows(dumps))})
+
+
+def _opened(path: str | os.PathLike[str], incomplete: bool) -> Dump:
     dump = Dump.at(Path(path))
     if not (dump.is_complete() or incomplete):
         there, shards = len(dump.numbered(".json")), dump.plan.num_shards
@@ -49,7 +84,56 @@ def open_dump(path: str | os.PathLike[str], incomplete: bool = False) -> DumpRea
             f"dump {shown(path)}: it is not complete and has {there:,} of {counted(shards, 'shard')}",
             way_out + as_it_is,
         )
-    return DumpReader(dump)
+    return dump
+
+
+def _along_rows(readers: Sequence[DumpReader]) -> DumpReader:
+    """Return the dumps as one along rows. Raises UsageError and ConflictError for those that do not fit."""
+    if not readers:
+        raise UsageError("open_dump was given no dump", "give the folder that extract -o made, or several")
+    if len(readers) == 1:
+        return readers[0]
+    dumps = [dump for reader in readers for dump in reader.side("dumps along rows").dumps.dumps]
+    refuse_other_dumps(dumps)
+    joined = reader_of(dumps)
+    refuse_repeated_keys(joined.along_rows, joined.keys)
+    return joined
+
+
+def _along_outputs(readers: Mapping[str, DumpReader]) -> DumpReader:
+    """Return the dumps as one along outputs. Raises UsageError and ConflictError for those that do not fit."""
+    if not readers:
+        raise UsageError("open_dump was given no dump", "give a name and a folder for each, as {'a': 'feats'}")
+    sides = {name: reader.side("dumps along outputs") for name, reader in readers.items()}
+    check_names({name: side.dumps.plan.outputs for name, side in sides.items()})
+    first = next(iter(readers))
+    orders = {name: rows_by_key((first, readers[first]), (name, reader)) for name, reader in readers.items()}
+    shards = {name: OpenShards(side.dumps, len(sides)) for name, side in sides.items()}
+    return DumpReader({name: replace(s, shards=shards[name], order=orders[name]) for name, s in sides.items()})
+
+
+def _reopened(sides: Mapping[str, tuple[Sequence[Path], np.ndarray | None]]) -> DumpReader:
+    """Return a reader as it was before it was pickled. Raises as `Dump.at` does."""
+    return DumpReader({name: Side.of(AlongRows.at(paths), order, len(sides)) for name, (paths, order) in sides.items()})
+
+
+@dataclass(frozen=True)
+class Side:
+    """Dumps along rows that may stand beside others, of the same images and along outputs."""
+
+    dumps: AlongRows
+    index: RowIndex
+    shards: OpenShards
+    order: np.ndarray | None = None  # for each row of the first side its row here, if it is another
+
+    @classmethod
+    def of(cls, dumps: AlongRows, order: np.ndarray | None = None, share: int = 1) -> Side:
+        """Return the side, whose files are not open yet. `share` is the number of sides."""
+        return cls(dumps, RowIndex(dumps), OpenShards(dumps, share), order)
+
+    def in_order(self, of_rows: np.ndarray) -> np.ndarray:
+        """Return what was found of each row here, (N, ...), in the order of the first side."""
+        return of_rows if self.order is None else of_rows[self.order]
 
 
 @dataclass(frozen=True)
@@ -64,27 +148,64 @@ class Run:
 class DumpReader:
     """A dump: `stages`, `keys`, `labels`, `failures`, `valid`, and `dump["stage4"]`, which has a row for each image.
 
+    Several dumps are read in the same way. Rows, with what is known of their pictures, are those of the first side.
+    What only one plan can say, such as `plan` and `load_backbone`, is that of the first dump along rows, and is refused
+    where there are several along outputs: `dumps` has each by itself.
+
     It may be used from any number of threads and after a fork, and may be pickled. Files are read when they are needed,
     so every attribute may raise DamagedError and MachineError.
     """
 
-    def __init__(self, dump: Dump) -> None:
-        self._dump = dump
-        self._index = RowIndex(dump)
-        self._shards = OpenShards(dump)
+    def __init__(self, sides: Mapping[str, Side]) -> None:
+        """`sides` are by name; one that stands alone has none."""
+        self._sides = dict(sides)
+        self._first = next(iter(self._sides.values()))
+        self._index = self._first.index
 
-    def __reduce__(self) -> tuple[Callable[..., DumpReader], tuple[Path, bool]]:
-        return open_dump, (self.path.absolute(), True)
+    def __reduce__(self) -> tuple[Callable[..., DumpReader], tuple[Any]]:
+        paths = {
+            name: ([dump.path.absolute() for dump in side.dumps.dumps], side.order)
+            for name, side in self._sides.items()
+        }
+        return _reopened, (paths,)
+
+    @property
+    def is_along_outputs(self) -> bool:
+        """Whether several dumps stand beside one another, with the name of each before its outputs."""
+        return "" not in self._sides
+
+    def side(self, what: str = "it") -> Side:
+        """Return the only side. Raises UsageError with `what` is asked for, if there are names."""
+        if self.is_along_outputs:
+            names = ", ".join(self._sides)
+            raise UsageError(
+                f"{what}: dumps along outputs have none in common, each of {names} has its own",
+                f"ask one of them: dump.dumps[{next(iter(self._sides))!r}]",
+            )
+        return self._first
+
+    @cached_property
+    def dumps(self) -> dict[str, DumpReader]:
+        """Each dump by itself: by its name along outputs, or by its path along rows."""
+        if self.is_along_outputs:
+            return {name: DumpReader({"": replace(side, order=None)}) for name, side in self._sides.items()}
+        dumps = self.along_rows.dumps
+        return {str(dump.path): self if len(dumps) == 1 else reader_of([dump]) for dump in dumps}
+
+    @property
+    def along_rows(self) -> AlongRows:
+        """The dumps that the rows are of: all, or along outputs those of the first name."""
+        return self._first.dumps
 
     @property
     def path(self) -> Path:
-        """The folder of the dump."""
-        return self._dump.path
+        """The folder of the dump, or of the first one."""
+        return self.along_rows.dumps[0].path
 
     @property
     def plan(self) -> Plan:
-        """All settings of the dump."""
-        return self._dump.plan
+        """All settings of the dump, or of the first one along rows. Raises UsageError along outputs."""
+        return self.side("plan").dumps.plan
 
     @cached_property
     def outputs(self) -> dict[str, Output]:
@@ -92,7 +213,17 @@ class DumpReader:
 
         Each has its point, reduction, axes, shape and dtype; those of stages also stride, index and module.
         """
-        return {one.name: one for one in self.plan.outputs}
+        return {one.name: one for _, _, one in self._arrays.values()}
+
+    @cached_property
+    def _arrays(self) -> dict[str, tuple[Side, str, Output]]:
+        """The side of each output, its name there, and the output with its name here."""
+        found = {}
+        for name, side in self._sides.items():
+            for one in side.dumps.plan.outputs:
+                here = output_of(name, one)
+                found[here.name] = side, one.name, here
+        return found
 
     @cached_property
     def stages(self) -> dict[str, Output]:
@@ -112,8 +243,8 @@ class DumpReader:
         """
         from featcli.backbones.preprocessing import recorded_preprocessing
 
+        settings = self.plan.settings
         try:
-            settings = self.plan.settings
             return recorded_preprocessing(
                 settings.preprocessing,
                 size=settings.input_size,
@@ -171,32 +302,23 @@ class DumpReader:
         """The row of each key."""
         return self._index.row_of_key
 
-    @cached_property
+    @property
     def sizes(self) -> list[int]:
         """The size of each row's file in bytes, as it was read."""
-        sizes = [size for _, size in self._dump.images()]
-        for record in self.records.values():
-            for row, size in record.get("sizes", {}).items():  # of images that failed first and were read later
-                sizes[int(row)] = size
-        return sizes
+        return self.along_rows.sizes
 
     @cached_property
     def digests(self) -> list[str]:
         """The xxh3-128 of the bytes of the file of each row, in hex; empty where they were not read.
 
-        Raises UsageError for a dump of format version 1, which has none.
+        Raises UsageError if a dump is of format version 1, which has none, and ConflictError if dumps along outputs
+        read other bytes under one key.
         """
-        if not self.plan.has_digests:
-            raise UsageError(
-                f"dump {shown(self.path)}: it is of format version 1, which holds no digests of pictures",
-                "extract into another dump to have them",
-            )
-        digests = [""] * len(self)
-        for number, record in self.records.items():
-            rows = self.plan.shard(number)
-            found = split_digests(record["digests"])
-            digests[rows.start : rows.stop] = ["" if one == NOT_READ else one for one in found]
-        return digests
+        found = {
+            name: side.dumps.digests if side.order is None else [side.dumps.digests[row] for row in side.order]
+            for name, side in self._sides.items()
+        }
+        return same_digests(self.keys, found)
 
     def picture_path(self, row: int | str, root: str | os.PathLike[str] | None = None) -> str:
         """Return the file of a row's picture, by number or key, if it still has its size.
@@ -211,21 +333,19 @@ class DumpReader:
         try:
             return PictureFiles(self, None if root is None else os.fspath(root)).find(number)[0]
         except UnreadableError as error:
-            hint = "look in the program that extracted it" if self.plan.is_in_memory else "give its folder with root="
+            is_in_memory = self.along_rows.dump_of(number).plan.is_in_memory
+            hint = "look in the program that extracted it" if is_in_memory else "give its folder with root="
             raise UsageError(f"picture {shown(self.keys[number])}: {error.reason}", hint) from error
 
     @cached_property
     def columns(self) -> Columns:
         """The columns that came with the images, by name: see Columns. The labels of folders are the column `label`."""
-        planned = self.plan.columns
-        if planned is not None:
-            return Columns(planned.kinds, lambda name: (cells[name] for cells in self._dump.cells()), len(self))
-        try:
-            labels = self._labels_of_folders
-        except UsageError:  # which folder is the label cannot be told
-            labels = []
-        kinds: dict[str, Any] = {LABEL: "text"} if any(labels) else {}
-        return Columns(kinds, lambda _: (label or None for label in labels), len(self))
+        found = [
+            (name, columns_along_rows(side.dumps, side.index.keys), side.order)
+            for name, side in self._sides.items()
+            if side is self._first or side.dumps.have_tables  # labels of folders are those of the first
+        ]
+        return columns_along_outputs(self.keys, found) if self.is_along_outputs else found[0][1]
 
     @property
     def table(self) -> Any:
@@ -242,7 +362,11 @@ class DumpReader:
 
     @cached_property
     def _labels_of_folders(self) -> list[str]:
-        return labels_of(self.keys, self.plan.leads, self.path, self.plan.label_level)
+        return labels_along_rows(self.along_rows, self.keys)
+
+    @property
+    def _has_table(self) -> bool:
+        return any(side.dumps.have_tables for side in self._sides.values())
 
     @cached_property
     def labels(self) -> list[Any]:
@@ -251,11 +375,11 @@ class DumpReader:
         Without columns of a table or of tars it is the folder inside the input, or "" (see featcli.inputs.labels).
         Raises UsageError if no column is called `label`, and if it cannot be told which folder is the label.
         """
-        if self.plan.columns is None:
+        if not self._has_table:
             return self._labels_of_folders
         if LABEL not in self.columns.kinds:
             raise UsageError(
-                f"dump {shown(self.path)}: no column is called {LABEL}",
+                f"dump {self.name}: no column is called {LABEL}",
                 f"name one of {', '.join(self.columns)}, as with labels={next(iter(self.columns))!r}",
             )
         return list(self.columns.values_of(LABEL))
@@ -263,33 +387,48 @@ class DumpReader:
     @cached_property
     def classes(self) -> list[Any]:
         """The labels that occur, sorted. Their places are the numbers that a dataset gives. Raises UsageError."""
-        return sorted({*self.labels}) if self.plan.columns is None else self.columns.classes_of(LABEL, self.labels)
+        return self.columns.classes_of(LABEL, self.labels) if self._has_table else sorted({*self.labels})
 
-    @cached_property
+    @property
     def records(self) -> dict[int, dict[str, Any]]:
-        """The record of each committed shard, by number."""
-        return {record["shard"]: record for record in self._dump.records()}
+        """The record of each committed shard, by number; along rows, shards are numbered over all dumps."""
+        return self.side("records").dumps.records
 
     @cached_property
     def failures(self) -> list[dict[str, Any]]:
-        """The images that could not be read: key, row, reason and detail of each."""
-        return [failure for record in self.records.values() for failure in record["failures"]]
+        """The images that could not be read: key, row, reason and detail of each; along outputs also its `dump`."""
+        if not self.is_along_outputs:
+            return self.along_rows.failures
+        found = [
+            {**failure, "row": self.rows[failure["key"]], "dump": name}
+            for name, side in self._sides.items()
+            for failure in side.dumps.failures
+        ]
+        return sorted(found, key=lambda failure: int(failure["row"]))
+
+    @property
+    def num_failed(self) -> int:
+        """The number of images that could not be read, in any of the dumps."""
+        return len({failure["row"] for failure in self.failures})
 
     @cached_property
     def valid(self) -> np.ndarray:
-        """(N,) bool: whether a row holds maps. Rows of failed images and of missing shards do not."""
-        valid = np.zeros(len(self.keys), bool)  # the length of the list that is there, whatever the plan claims
-        for number in self.records:
-            rows = self.plan.shard(number)
-            valid[rows.start : rows.stop] = True
-        # `verify` compares the arrays `valid` of the shards with this one.
-        valid[[failure["row"] for failure in self.failures]] = False
+        """(N,) bool: whether a row holds maps, in all dumps. Rows of failed images and of missing shards do not."""
+        valid = np.ones(len(self.keys), bool)  # the length of the list that is there, whatever the plan claims
+        for side in self._sides.values():
+            valid &= side.in_order(side.dumps.valid)
         return valid
+
+    @cached_property
+    def committed(self) -> np.ndarray:
+        """(N,) bool: whether the shard of a row is finished, in all dumps. Such rows can be read."""
+        sides = self._sides.values()
+        return np.asarray(np.logical_and.reduce([side.in_order(side.dumps.committed) for side in sides]))
 
     @property
     def num_missing(self) -> int:
         """The number of images in shards that are missing."""
-        return len(self) - sum(len(self.plan.shard(number)) for number in self.records)
+        return len(self) - int(self.committed.sum())
 
     @property
     def num_kept(self) -> int:
@@ -297,21 +436,27 @@ class DumpReader:
 
         They can be read once their shards are finished.
         """
-        return sum(self._dump.rows_kept().values())
+        if not self.num_missing:
+            return 0
+        sides = self._sides.values()
+        there = [side.in_order(side.dumps.committed | side.dumps.kept()) for side in sides]
+        return int((np.logical_and.reduce(there) & ~self.committed).sum())
 
     def refuse_without_shards(self) -> None:
         """Raise IncompleteError if no shard is finished, because then no row can be read."""
-        if self.records:
-            return
-        kept = f": {counted(self.num_kept, 'image')} kept in unfinished ones" if self.num_kept else ""
-        raise IncompleteError(
-            f"dump {shown(self.path)}: none of its {counted(self.plan.num_shards, 'shard')} is finished yet{kept}",
-            "run its extract command again: rows can be read when their shard is finished",
-        )
+        for side in self._sides.values():
+            dumps = side.dumps
+            if dumps.records:
+                continue
+            kept = f": {counted(self.num_kept, 'image')} kept in unfinished ones" if self.num_kept else ""
+            raise IncompleteError(
+                f"dump {dumps.name}: none of its {counted(dumps.num_shards, 'shard')} is finished yet{kept}",
+                "run its extract command again: rows can be read when their shard is finished",
+            )
 
     def __len__(self) -> int:
         """Return the number of images, including failed ones: row i is image i."""
-        return self.plan.num_images
+        return len(self.along_rows)
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names of the stages in network order, and warn, because `len(dump)` counts rows.
@@ -330,7 +475,8 @@ class DumpReader:
         if output not in self.outputs:
             near = (nearest(output, self.outputs) if isinstance(output, str) else []) or list(self.outputs)
             raise UsageError(f"stage {shown(str(output))} is not in this dump", f"choose from {', '.join(near)}")
-        return StageArray(self.outputs[output], self.plan, self._index, self._shards, self.records)
+        side, stored, here = self._arrays[output]
+        return StageArray(here, self._index, side.dumps, side.shards, stored, side.order)
 
     def as_numpy(self, stage: str, shard: int | None = None) -> np.ndarray:
         """Return a stage mapped into memory, without a copy, if that is possible: see StageArray.as_numpy."""
@@ -349,11 +495,10 @@ class DumpReader:
             raise UsageError(f"at_once must be at least 1, not {at_once}", "leave it out for the default")
         names = [stages] if isinstance(stages, str) else list(self.outputs if stages is None else stages)
         arrays = {stage: self[stage] for stage in names}
-        size = sum(array.stage.row_bytes(self.plan.settings.input_size) for array in arrays.values())
-        step = at_once or max(1, WALK_BYTES // max(1, size))
-        chosen = self.chosen(rows) if failed else self.chosen(rows) & self.valid
-        for number in sorted(self.records):
-            shard = self.plan.shard(number)
+        step = at_once or max(1, WALK_BYTES // max(1, sum(array.row_bytes for array in arrays.values())))
+        chosen = self.chosen(rows) & (self.committed if failed else self.valid)
+        for number in sorted(self.along_rows.records):
+            shard = self.along_rows.rows(number)
             left = (shard.start + np.flatnonzero(chosen[shard.start : shard.stop])).tolist()
             for first in range(0, len(left), step):
                 some = left[first : first + step]
@@ -427,16 +572,24 @@ class DumpReader:
     def __repr__(self) -> str:
         counts = [f"{len(self):,} images"]
         with suppress(FeatcliError):  # a damaged record is reported by whatever needs it
-            counts += [f"{len(self.failures):,} failed"] if self.failures else []
+            counts += [f"{self.num_failed:,} failed"] if self.failures else []
             kept = self.num_kept
             of_them = f" ({kept:,} of them kept, to be read when their shards are finished)" if kept else ""
             counts += [f"{self.num_missing:,} missing{of_them}"] if self.num_missing else []
         what = "stages" if len(self.stages) == len(self.outputs) else "outputs"
-        return f"<dump {shown(self.path)}: {', '.join(counts)}, {what} {', '.join(self.outputs)}>"
+        return f"<dump {self.name}: {', '.join(counts)}, {what} {', '.join(self.outputs)}>"
+
+    @property
+    def name(self) -> str:
+        """The dump or dumps for people, by their paths, and by the names that they have along outputs."""
+        if not self.is_along_outputs:
+            return self.along_rows.name
+        return ", ".join(f"{name} {side.dumps.name}" for name, side in self._sides.items())
 
     def close(self) -> None:
         """Close the shard files. They are opened again when needed."""
-        self._shards.close()
+        for side in self._sides.values():
+            side.shards.close()
 
     def __enter__(self) -> DumpReader:
         return self

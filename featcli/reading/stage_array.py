@@ -6,16 +6,17 @@ Maps are read when they are asked for, as numpy arrays or torch tensors.
 from __future__ import annotations
 
 import operator
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from featcli.dump.folder import Dump
 from featcli.dump.formats.layout import NUMPY_TYPES, values_of
-from featcli.dump.plan import Output, Plan
-from featcli.errors import IncompleteError, UsageError, nearest, shown, shown_shape
+from featcli.dump.plan import Output
+from featcli.errors import UsageError, nearest, shown, shown_shape
+from featcli.reading.along_rows import AlongRows
 from featcli.reading.open_shards import OpenShards
 
 if TYPE_CHECKING:
@@ -32,13 +33,22 @@ class StageArray:
     """
 
     def __init__(
-        self, stage: Output, plan: Plan, index: RowIndex, shards: OpenShards, committed: Container[int]
+        self,
+        stage: Output,
+        index: RowIndex,
+        dumps: AlongRows,
+        shards: OpenShards,
+        stored: str,
+        order: np.ndarray | None = None,
     ) -> None:
+        """`stored` is the name in shard files. `order` has for each row here its row in the dumps, if it is another."""
         self.stage = stage
-        self._plan = plan
         self._index = index
+        self._dumps = dumps
         self._shards = shards
-        self._committed = committed
+        self._stored = stored
+        self._order = order
+        self._first = dumps.first
 
     @property
     def shape(self) -> tuple[int | None, ...]:
@@ -50,8 +60,13 @@ class StageArray:
         """The dtype of what indexing returns. numpy has no bfloat16, so its values come exactly as float32."""
         return np.dtype(np.float32 if self.stage.dtype == "bfloat16" else NUMPY_TYPES[self.stage.dtype])
 
+    @property
+    def row_bytes(self) -> int:
+        """The bytes that are stored of a row; if maps differ in size, of one of the common size."""
+        return self.stage.row_bytes(self._dumps.plan.settings.input_size)
+
     def __len__(self) -> int:
-        return self._plan.num_images
+        return len(self._index)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[row] for row in range(len(self)))
@@ -79,14 +94,14 @@ class StageArray:
         images, inside = images_and_inside(index)
         if inside:
             return self._inside(images, inside)
-        rows = self._index.rows_of(images)
+        rows = self._index.rows_of(images) if self._order is None else self._reordered(images)
         if isinstance(rows, int):
-            if self.stage.is_ragged:
-                return values_of(self._run(rows, 1)[0])
             shard, place = self._located(rows)
-            return values_of(self._shards.read_row(shard, self.stage.name, place))
+            if self.stage.is_ragged:
+                return values_of(self._maps(shard, place, 1)[0])
+            return values_of(self._shards.read_row(shard, self._stored, place))
         if self.stage.is_ragged:
-            return [values_of(found) for run in self._neighbours(rows) for found in self._run(run.start, len(run))]
+            return [values_of(found) for run in self._runs(rows) for found in self._maps(*run)]
         self._open_first(rows)
         stored = np.empty((len(rows), *self.stage.shape_at((0, 0))), NUMPY_TYPES[self.stage.dtype])
         self._fill(stored, rows)
@@ -119,10 +134,11 @@ class StageArray:
             if isinstance(maps, list):
                 return [found[inside] for found in maps]
             return maps[inside if is_one else (slice(None), *inside)]
-        rows, kind = self._index.rows_of(images), getattr(torch, self.stage.dtype)
+        rows = self._index.rows_of(images) if self._order is None else self._reordered(images)
+        kind = getattr(torch, self.stage.dtype)
         several = [rows] if isinstance(rows, int) else rows
         if self.stage.is_ragged:
-            found = [row for run in self._neighbours(several) for row in self._run(run.start, len(run))]
+            found = [row for run in self._runs(several) for row in self._maps(*run)]
             tensors = [torch.from_numpy(row).view(kind) for row in found]
             return tensors[0] if isinstance(rows, int) else tensors
         self._open_first(several)
@@ -148,24 +164,30 @@ class StageArray:
         if self.stage.is_ragged or self.stage.dtype == "bfloat16":
             what = "numpy has no bfloat16" if self.stage.dtype == "bfloat16" else "maps of many sizes"
             raise UsageError(f"stage {name}: {what}: there is no array to map", "take rows by index, or .tensor()")
-        if shard is None and self._plan.num_shards > 1:
+        if self._order is not None:
             raise UsageError(
-                f"stage {name}: it is in {self._plan.num_shards} shards, and one array can map only one",
-                f"name it, from 0 to {self._plan.num_shards - 1}, or take rows by index",
+                f"stage {name}: its rows are stored in another order than those of the first dump",
+                "take rows by index, or map the dump by itself: dump.dumps[NAME]",
+            )
+        count = self._dumps.num_shards
+        if shard is None and count > 1:
+            raise UsageError(
+                f"stage {name}: it is in {count} shards, and one array can map only one",
+                f"name it, from 0 to {count - 1}, or take rows by index",
             )
         number = operator.index(shard or 0)
-        if not 0 <= number < self._plan.num_shards:
-            raise IndexError(f"shard {number} of {self._plan.num_shards}")
-        if number not in self._committed:
-            raise self._index.not_yet(f"shard {number}", number)
-        path, array = self._shards.place(number, self.stage.name)
+        if not 0 <= number < count:
+            raise IndexError(f"shard {number} of {count}")
+        if number not in self._dumps.records:
+            raise self._dumps.not_yet(f"shard {number}", number)
+        path, array = self._shards.place(number, self._stored)
         return np.memmap(path, self.dtype, "r", array.offset, array.shape)
 
     def _open_first(self, rows: Sequence[int]) -> None:
         """Check the first file before memory is taken, because a plan may claim any shape."""
         if len(rows):
             shard, _ = self._located(rows[0])
-            self._shards.place(shard, self.stage.name)
+            self._shards.place(shard, self._stored)
 
     def map_shapes(self, rows: Sequence[int]) -> np.ndarray:
         """Return (rows, 3): the (C, H, W) of each row of a stage whose maps differ in size.
@@ -173,48 +195,51 @@ class StageArray:
         Failed images have one, too.
         """
         out, done = np.empty((len(rows), 3), np.uint32), 0
-        for run in self._neighbours(rows):
-            shard, first = self._located(run.start)
-            shapes, _ = self._shards.starts(shard, self.stage.name)
-            out[done : done + len(run)] = shapes[first : first + len(run)]
-            done += len(run)
+        for shard, first, count in self._runs(rows if self._order is None else self._reordered(rows)):
+            shapes, _ = self._shards.starts(shard, self._stored)
+            out[done : done + count] = shapes[first : first + count]
+            done += count
         return out
 
-    def _neighbours(self, rows: Sequence[int]) -> Iterator[range]:
-        """Yield the rows, in their order, as runs of neighbours within one shard."""
+    def _reordered(self, images: Any) -> Any:
+        """Return the row or rows of an index as the dumps number them. Raises as indexing does."""
+        order, rows = cast(np.ndarray, self._order), self._index.rows_of(images)
+        return int(order[rows]) if isinstance(rows, int) else order[list(rows)].tolist()
+
+    def _runs(self, rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """Yield the rows, in their order, as runs of neighbours within one shard: (shard, first place, count)."""
         done = 0
         while done < len(rows):
             first, count = rows[done], 1
-            room = self._plan.shard_rows - first % self._plan.shard_rows
-            while done + count < len(rows) and count < room and rows[done + count] == first + count:
-                count += 1
-            yield range(first, first + count)
+            shard, place = self._located(first)
+            if done + 1 < len(rows) and rows[done + 1] == first + 1:
+                room = len(self._dumps.rows(shard)) - place
+                while done + count < len(rows) and count < room and rows[done + count] == first + count:
+                    count += 1
+            yield shard, place, count
             done += count
 
-    def _run(self, first: int, count: int) -> np.ndarray | list[np.ndarray]:
-        """Return neighbouring rows within one shard as they are stored, bfloat16 as uint16."""
-        shard, row = self._located(first)
-        name = self.stage.name
-        if not self.stage.is_ragged:
-            return self._shards.read(shard, name, row, count)
-        shapes, starts = self._shards.starts(shard, name)
-        begin, end = int(starts[row]), int(starts[row + count])
-        stored = self._shards.read(shard, name, begin, end - begin)
-        return [stored[starts[i] - begin : starts[i + 1] - begin].reshape(shapes[i]) for i in range(row, row + count)]
+    def _maps(self, shard: int, first: int, count: int) -> list[np.ndarray]:
+        """Return neighbouring maps of different sizes as they are stored, bfloat16 as uint16."""
+        shapes, starts = self._shards.starts(shard, self._stored)
+        begin, end = int(starts[first]), int(starts[first + count])
+        stored = self._shards.read(shard, self._stored, begin, end - begin)
+        rows = range(first, first + count)
+        return [stored[starts[i] - begin : starts[i + 1] - begin].reshape(shapes[i]) for i in rows]
 
     def _fill(self, out: np.ndarray, rows: Sequence[int]) -> None:
         """Fill `out` with rows in any order, as they are stored. All maps of the stage have one size."""
         done = 0
-        for run in self._neighbours(rows):
-            shard, row = self._located(run.start)
-            self._shards.read_into(out[done : done + len(run)], shard, self.stage.name, row)
-            done += len(run)
+        for shard, place, count in self._runs(rows):
+            self._shards.read_into(out[done : done + count], shard, self._stored, place)
+            done += count
 
     def _located(self, row: int) -> tuple[int, int]:
         """Return the shard of a row, and its place in it. Raises IncompleteError."""
-        shard, place = divmod(row, self._plan.shard_rows)
-        if shard not in self._committed:
-            raise self._index.not_yet(f"row {row}", shard)
+        end, shard_rows = self._first  # most dumps are one, and single rows are read often
+        shard, place = divmod(row, shard_rows) if row < end else self._dumps.located(row)
+        if shard not in self._dumps.records:
+            raise self._dumps.not_yet(f"row {row}", shard)
         return shard, place
 
 
@@ -243,25 +268,18 @@ def _is_number(part: Any) -> bool:
 
 
 class RowIndex:
-    """The rows of a dump, by whatever people name them with. Its keys are read when they are first needed."""
+    """The rows of dumps, by whatever people name them with. Their keys are read when they are first needed."""
 
-    def __init__(self, dump: Dump) -> None:
-        self._dump = dump
+    def __init__(self, dumps: AlongRows) -> None:
+        self._dumps = dumps
 
     def __len__(self) -> int:
-        return self._dump.plan.num_images
-
-    def not_yet(self, what: str, shard: int) -> IncompleteError:
-        """Return the error that says that something of a shard cannot be read because the shard is not committed."""
-        kept = self._dump.rows_kept().get(shard)
-        unfinished = f": shard {shard} is unfinished, {kept:,} of its rows are kept" if kept else ""
-        hint = "run the extract command of this dump again"
-        return IncompleteError(f"{what} is not extracted yet{unfinished}", hint)
+        return len(self._dumps)
 
     @cached_property
     def keys(self) -> list[str]:
         """The key of each row."""
-        return self._dump.keys()
+        return [*chain.from_iterable(dump.keys() for dump in self._dumps.dumps)]
 
     @cached_property
     def row_of_key(self) -> Mapping[str, int]:

@@ -1,0 +1,122 @@
+"""Put dumps of the same images along outputs: each has a name, which stands before its outputs, as in `a.stage4`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcli.dump.plan import OUTPUT_NAME, Output
+from featcli.errors import ConflictError, UsageError, shown
+from featcli.reading.columns import KINDS_SAID, Columns
+
+if TYPE_CHECKING:
+    from featcli.reading.reader import DumpReader
+
+NAME = re.compile(r"\w[\w-]*", re.ASCII)  # has no dot, so the first dot of an output ends the name of its dump
+
+
+def check_names(outputs: Mapping[str, Iterable[Output]]) -> None:
+    """Raise UsageError for a name that cannot stand before the outputs of its dump."""
+    for name, of_dump in outputs.items():
+        if not (isinstance(name, str) and NAME.fullmatch(name)):
+            raise UsageError(
+                f"name {shown(name)} cannot stand before outputs", "use letters and digits of ASCII, _ and -"
+            )
+        for one in of_dump:
+            if not OUTPUT_NAME.fullmatch(output_of(name, one).name):
+                raise UsageError(f"name {shown(name)} cannot stand before output {shown(one.name)}", "use another name")
+
+
+def output_of(name: str, one: Output) -> Output:
+    """Return an output as it is called along outputs; the name of a dump that stands alone is empty."""
+    if not name:
+        return one
+    return replace(one, name=f"{name}.{one.name}", point=f"{name}.{one.point}", module=f"{name}.{one.module}")
+
+
+def rows_by_key(first: tuple[str, DumpReader], other: tuple[str, DumpReader]) -> np.ndarray | None:
+    """Return for each row of the first dump, (N,) int64, the row of its key in the other; None if all are equal.
+
+    Each dump comes with its name. Raises ConflictError unless both have the same keys.
+    """
+    ours, theirs = first[1], other[1]
+    if ours.keys == theirs.keys:
+        return None
+    for (has, one), (lacks, two) in ((first, other), (other, first)):
+        missing = next((key for key in one.keys if key not in two.rows), None)
+        if missing is not None:
+            is_none = not any(key in two.rows for key in one.keys)
+            hint = "they are of other images: open_dump([a, b]) puts them along rows, as featcli export A B does"
+            raise ConflictError(
+                f"dumps {one.name} and {two.name} cannot be one along outputs: {shown(missing)} is in {has}, and not in"
+                f" {lacks}",
+                hint if is_none else "extract the same images into both",
+            )
+    return np.array([theirs.rows[key] for key in ours.keys], np.int64)
+
+
+def columns_along_outputs(keys: Sequence[str], dumps: Sequence[tuple[str, Columns, np.ndarray | None]]) -> Columns:
+    """Return the columns of all dumps, each a name, its columns and the order of its rows.
+
+    One that stands in several is equal in all: ConflictError is raised for another kind, and when it is read for
+    another cell.
+    """
+    having: dict[str, list[tuple[str, Columns, np.ndarray | None]]] = {}
+    for dump in dumps:
+        for column, kind in dump[1].kinds.items():
+            of_column = having.setdefault(column, [])
+            of_column.append(dump)
+            first, columns, _ = of_column[0]
+            if columns.kinds[column] != kind:
+                two = KINDS_SAID[columns.kinds[column]], KINDS_SAID[kind]
+                raise _other_column(column, f"it holds {two[0]} in {first} and {two[1]} in {dump[0]}")
+
+    def cells(column: str) -> Iterator[Any]:
+        first, *others = having[column]
+        for key, cell, *theirs in zip(keys, *(_in_order(one, column) for one in having[column]), strict=True):
+            for (name, _, _), other in zip(others, theirs, strict=True):
+                if other != cell:
+                    values = f"{json.dumps(cell)} in {first[0]} and {json.dumps(other)} in {name}"
+                    raise _other_column(column, f"the cell of {shown(key)} is {values}")
+            yield cell
+
+    return Columns({column: of_column[0][1].kinds[column] for column, of_column in having.items()}, cells, len(keys))
+
+
+def _in_order(dump: tuple[str, Columns, np.ndarray | None], column: str) -> Iterable[Any]:
+    _, columns, order = dump
+    values = columns.values_of(column)
+    if order is None:
+        return values
+    listed = list(values)
+    return (listed[row] for row in order)
+
+
+def _other_column(column: str, how: str) -> ConflictError:
+    return ConflictError(
+        f"column {shown(column)} is not the same in dumps along outputs: {how}",
+        "ask one of them: dump.dumps[NAME].columns",
+    )
+
+
+def same_digests(keys: Sequence[str], digests: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the digests of pictures that the dumps have in common. One that a dump did not read is that of the others.
+
+    Raises ConflictError if two differ: then the dumps read other bytes under one key.
+    """
+    (first, ours), *others = digests.items()
+    found = list(ours)
+    for name, theirs in others:
+        for row, (one, other) in enumerate(zip(found, theirs, strict=True)):
+            if one and other and one != other:
+                raise ConflictError(
+                    f"picture {shown(keys[row])} was another file for {first} than for {name}",
+                    "ask one of them: dump.dumps[NAME].digests",
+                )
+            found[row] = one or other
+    return found
