@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,16 @@ class Content:
 
     dump: DumpReader
     outputs: tuple[Output, ...]
-    rows: Sequence[int]
+    chosen: np.ndarray  # (N,) bool: the rows of the dump that are asked for, whether or not they hold maps
     keeps_failed: bool
     report: Report = silent
     clamped: dict[str, list[float]] = field(default_factory=dict)  # share of values of each image, where gem took them
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """The rows of the dump that are written."""
+        there = self.dump.committed if self.keeps_failed else self.dump.valid
+        return list(map(int, np.flatnonzero(there & self.chosen)))
 
     @property
     def keys(self) -> list[str]:
@@ -40,8 +47,10 @@ class Content:
 
     @property
     def remarks(self) -> list[str]:
-        """Remarks about rows of the dump that hold no maps."""
-        failed, missing, kept = len(self.dump.failures), self.dump.num_missing, self.dump.num_kept
+        """Remarks about chosen rows of the dump that hold no maps."""
+        failed = int((self.chosen & self.dump.committed & ~self.dump.valid).sum())
+        missing = int((self.chosen & ~self.dump.committed).sum())
+        kept = int((self.chosen & self.dump.kept()).sum()) if missing else 0
         became = "kept as NaN" if self.keeps_failed else "left out"
         of_them = f" ({kept:,} of them in unfinished shards)" if kept else ""
         return [
@@ -53,15 +62,14 @@ class Content:
     @property
     def attributes(self) -> dict[str, str]:
         """What the file says about itself, in ASCII."""
-        provenance = self.dump.plan.provenance
-        attributes = {
-            "featcli_export_version": "1",
-            "fingerprint": self.dump.plan.fingerprint,
-            "checkpoint": provenance["checkpoint"],
-            "weights": provenance["weights"],
-            "pool": ",".join(dict.fromkeys(one.reduction for one in self.outputs)),
-            "images": f"{len(self.rows)} of {self.dump.plan.num_images}",
-        }
+        attributes = {"featcli_export_version": "1"}
+        for name, dump in self.dump.dumps.items() if self.dump.is_along_outputs else [("", self.dump)]:
+            lead, plans = f"{name}." if name else "", [one.plan for one in dump.along_rows.dumps]
+            attributes[f"{lead}fingerprint"] = ",".join(plan.fingerprint for plan in plans)
+            for what in ("checkpoint", "weights"):
+                attributes[lead + what] = ", ".join(dict.fromkeys(str(plan.provenance[what]) for plan in plans))
+        attributes["pool"] = ",".join(dict.fromkeys(one.reduction for one in self.outputs))
+        attributes["images"] = f"{len(self.rows)} of {len(self.dump)}"
         return {name: text.encode("ascii", "backslashreplace").decode() or "-" for name, text in attributes.items()}
 
     def shapes(self, stage: Output) -> np.ndarray:
@@ -71,7 +79,7 @@ class Content:
     def runs(self) -> Iterator[Run]:
         """Yield some rows at a time, in the dtype that is written; bfloat16 is uint16."""
         names = [stage.name for stage in self.outputs]
-        for run in self.dump.walk(names, failed=self.keeps_failed):
+        for run in self.dump.walk(names, rows=self.chosen, failed=self.keeps_failed):
             maps = {stage.name: self._converted(stage, run.maps[stage.name]) for stage in self.outputs}
             yield Run(run.rows, run.keys, maps)
             self.report("batch", images=len(run.rows))
@@ -102,18 +110,17 @@ class Content:
 
 
 def content_of(
-    dump: DumpReader, names: Sequence[str], pool: str | None, dtype: Dtype | None, keeps_failed: bool
+    dump: DumpReader, names: Sequence[str], pool: str | None, dtype: Dtype | None, keeps_failed: bool, rows: Any = None
 ) -> Content:
-    """Return the content that is asked for. For `dtype` None, values stay as stored. Raises UsageError."""
+    """Return the content that is asked for. For `dtype` None, values stay as stored. `rows` are all for None.
+
+    Raises UsageError.
+    """
     stored = [dump.outputs[name] for name in names]
     outputs = tuple(
         replace(one, dtype=dtype or one.dtype) for one in (stored if pool is None else _pooled(stored, pool))
     )
-    if keeps_failed:
-        rows = [row for number in sorted(dump.records) for row in dump.plan.shard(number)]
-    else:
-        rows = np.flatnonzero(dump.valid).tolist()
-    return Content(dump=dump, outputs=outputs, rows=rows, keeps_failed=keeps_failed)
+    return Content(dump=dump, outputs=outputs, chosen=dump.chosen(rows), keeps_failed=keeps_failed)
 
 
 def _pooled(outputs: Sequence[Output], pool: str) -> list[Output]:

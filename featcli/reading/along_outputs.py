@@ -34,9 +34,29 @@ def check_names(outputs: Mapping[str, Iterable[Output]]) -> None:
 
 def output_of(name: str, one: Output) -> Output:
     """Return an output as it is called along outputs; the name of a dump that stands alone is empty."""
-    if not name:
-        return one
-    return replace(one, name=f"{name}.{one.name}", point=f"{name}.{one.point}", module=f"{name}.{one.module}")
+    return replace(one, name=f"{name}.{one.name}") if name else one
+
+
+def outputs_named(dumps: Mapping[str, DumpReader], asked: Sequence[str]) -> set[str]:
+    """Return the outputs that names mean along outputs. One without the name of a dump means those of all dumps.
+
+    Raises UsageError as `DumpReader.chosen_outputs` does.
+    """
+    found: set[str] = set()
+    for one in asked:
+        name, _, rest = one.partition(".")
+        if name in dumps and rest:  # a range may name the dump twice
+            found |= {f"{name}.{output}" for output in dumps[name].chosen_outputs([rest.replace(f":{name}.", ":")])}
+            continue
+        refused: list[UsageError] = []
+        for name, dump in dumps.items():
+            try:
+                found |= {f"{name}.{output}" for output in dump.chosen_outputs([one])}
+            except UsageError as error:
+                refused.append(error)
+        if len(refused) == len(dumps):
+            raise refused[0]
+    return found
 
 
 def rows_by_key(first: tuple[str, DumpReader], other: tuple[str, DumpReader]) -> np.ndarray | None:

@@ -20,7 +20,14 @@ from featcli.dump.folder import Dump
 from featcli.dump.plan import Output, Plan
 from featcli.errors import CheckpointError, FeatcliError, IncompleteError, UsageError, counted, nearest, one_line, shown
 from featcli.pixels.failure import UnreadableError
-from featcli.reading.along_outputs import check_names, columns_along_outputs, output_of, rows_by_key, same_digests
+from featcli.reading.along_outputs import (
+    check_names,
+    columns_along_outputs,
+    output_of,
+    outputs_named,
+    rows_by_key,
+    same_digests,
+)
 from featcli.reading.along_rows import (
     AlongRows,
     columns_along_rows,
@@ -436,11 +443,13 @@ class DumpReader:
 
         They can be read once their shards are finished.
         """
-        if not self.num_missing:
-            return 0
+        return int(self.kept().sum()) if self.num_missing else 0
+
+    def kept(self) -> np.ndarray:
+        """Return (N,) bool: the missing images whose rows are already on the disk, as they are now."""
         sides = self._sides.values()
         there = [side.in_order(side.dumps.committed | side.dumps.kept()) for side in sides]
-        return int((np.logical_and.reduce(there) & ~self.committed).sum())
+        return np.asarray(np.logical_and.reduce(there) & ~self.committed)
 
     def refuse_without_shards(self) -> None:
         """Raise IncompleteError if no shard is finished, because then no row can be read."""
@@ -508,13 +517,16 @@ class DumpReader:
     def chosen_outputs(self, asked: Sequence[str] | None = None) -> list[str]:
         """Return the outputs that names of outputs and stages, and ranges such as `stage2:stage4`, mean, in order.
 
-        A stage stands for the output of that name, or for all of its outputs where none has it. All outputs where
-        `asked` is None. Raises UsageError.
+        A stage stands for the output of that name, or for all of its outputs where none has it. Along outputs a name
+        without that of a dump stands for all of them. All outputs where `asked` is None. Raises UsageError.
         """
         from featcli.backbones.stages import select
 
         if asked is None:
             return list(self.outputs)
+        if self.is_along_outputs:
+            found = outputs_named(self.dumps, asked)
+            return [name for name in self.outputs if name in found]
         points = list(
             {one.point: one.module if one.is_of_stage else one.point for one in self.outputs.values()}.items()
         )
@@ -534,6 +546,8 @@ class DumpReader:
         """
         if rows is None:
             return np.ones(len(self), bool)
+        if isinstance(rows, np.ndarray) and rows.dtype == bool and rows.shape == (len(self),):
+            return rows
         chosen = np.zeros(len(self), bool)
         chosen[self._index.rows_of(rows)] = True
         return chosen
