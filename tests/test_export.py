@@ -191,7 +191,7 @@ def test_values_that_are_not_finite():
 
     def written(row):
         run = Run([0], ["a.png"], {"stage1": row[None]})
-        content = SimpleNamespace(dump=SimpleNamespace(valid=[True]), runs=lambda: [run])
+        content = SimpleNamespace(dump=SimpleNamespace(valid=[True]), runs_with_cells=lambda: [(run, [{}])])
         (line,) = jsonl.lines(content)
         return json.loads(line, parse_constant=pytest.fail)["stage1"]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import xxhash
 
-from featcli.inputs.cells import KINDS, LONGEST_LINE, Kind
+from featcli.errors import shown
+from featcli.inputs.cells import KINDS, LONGEST_LINE, Kind, is_of_kind
 from featcli.system.files import reading
 
 COLUMNS = "columns.jsonl"
@@ -51,6 +52,9 @@ def read_columns(folder: Path, planned: PlannedColumns, num_rows: int) -> Iterat
             cells = json.loads(line)
             if not isinstance(cells, dict) or cells.keys() != planned.kinds.keys():
                 raise ValueError(f"row {count} has other columns")
+            for name, kind in planned.kinds.items():
+                if not is_of_kind(cells[name], kind):
+                    raise ValueError(f"row {count} has a cell in column {shown(name)} that is no {kind}")
             digest.update(line)
             count += 1
             yield cells

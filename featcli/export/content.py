@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from featcli.dump.formats.layout import NUMPY_TYPES
+from featcli.dump.formats.layout import KEYS, NUMPY_TYPES, SHAPES, VALID
 from featcli.dump.plan import Output
 from featcli.errors import UsageError, counted, shown, shown_shape
 from featcli.events import Report, silent
+from featcli.inputs.cells import Kind
+from featcli.reading.columns import Cells
 from featcli.reading.reader import DumpReader, Run
 from featcli.run.pooling import clamped, pooling, remark_on_clamped
 from featcli.spec.words import Dtype
+
+COLUMN = "column."  # begins the name of a column whose own name is taken in the file
+SHAPE = ".shape"  # ends the name of what says the (C, H, W) of a row, where each row says its own
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,36 @@ class Content:
         """(rows,) bool: false for failed images that were kept, whose values are all NaN."""
         return np.asarray(self.dump.valid[self.rows])
 
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """The columns of the dump, each with the name that it has in the file, where keys and outputs have names, too.
+
+        A name that is taken there is led by `column.`.
+        """
+        of_outputs = (one.name + end for one in self.outputs for end in ("", SHAPE, SHAPES))
+        names = [*self.dump.columns]
+        return dict(zip(names, free_names(names, {"key", "row", KEYS, VALID, *of_outputs}), strict=True))
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of each column, by the name that it has in the file."""
+        return {self.columns[name]: kind for name, kind in self.dump.columns.kinds.items()}
+
+    def cells(self) -> Iterator[tuple[int, Cells]]:
+        """Yield each row with its cells, by the names that `columns` gives: see Columns.rows."""
+        for row, cells in self.dump.columns.rows(self.rows):
+            yield row, {name: cells[column] for column, name in self.columns.items()}
+
+    def runs_with_cells(self) -> Iterator[tuple[Run, list[Cells]]]:
+        """Yield some rows at a time, with the cells of each."""
+        cells = self.cells()
+        for run in self.runs():
+            of_row = dict(islice(cells, len(run.rows)))
+            yield run, [of_row[row] for row in run.rows]
+
     @property
     def remarks(self) -> list[str]:
-        """Remarks about chosen rows of the dump that hold no maps."""
+        """Remarks about chosen rows of the dump that hold no maps, and about columns with another name in the file."""
         failed = int((self.chosen & self.dump.committed & ~self.dump.valid).sum())
         missing = int((self.chosen & ~self.dump.committed).sum())
         kept = int((self.chosen & self.dump.kept()).sum()) if missing else 0
@@ -57,6 +90,7 @@ class Content:
             *([f"{counted(failed, 'failed image')} {became}"] if failed else []),
             *([f"{counted(missing, 'image')} not there yet{of_them}"] if missing else []),
             *filter(None, (remark_on_clamped(name, sum(all_) / len(all_)) for name, all_ in self.clamped.items())),
+            *(f"column {shown(name)} is {shown(new)} in it" for name, new in self.columns.items() if name != new),
         ]
 
     @property
@@ -107,6 +141,17 @@ class Content:
                 f"stage {shown(stage.name)}: a value is too large for {stage.dtype}", "use --dtype bfloat16 or float32"
             )
         return (cast.view(torch.uint16) if cast.dtype is torch.bfloat16 else cast).numpy()
+
+
+def free_names(names: Sequence[str], taken: Collection[str]) -> list[str]:
+    """Return a name for each of these: itself, led by `column.` as often as that is taken."""
+    own, found = {*names}, dict[str, None]()
+    for name in names:
+        new = name
+        while new in taken or new in found or (new != name and new in own):
+            new = COLUMN + new
+        found[new] = None
+    return [*found]
 
 
 def content_of(

@@ -148,6 +148,6 @@ def _remove_stale_folders(path: Path) -> None:
 
 def _write_images(content: Content, path: Path) -> None:
     with path.open("wb") as file:
-        for row, key, is_valid in zip(content.rows, content.keys, content.valid.tolist(), strict=True):
-            line = {"key": key, "row": int(row), **({"valid": is_valid} if content.keeps_failed else {})}
+        for key, is_valid, (row, cells) in zip(content.keys, content.valid.tolist(), content.cells(), strict=True):
+            line = {"key": key, "row": int(row), **({"valid": is_valid} if content.keeps_failed else {}), **cells}
             file.write(json.dumps(line).encode("ascii") + b"\n")

@@ -1,4 +1,4 @@
-"""Write JSON lines: an object for each image, with its key first, for jq and other programs that read line by line."""
+"""Write JSON lines: an object for each image, its key first, for jq and other programs that read line by line."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ def write(content: Content, path: Path) -> None:
 
 
 def lines(content: Content) -> Iterator[bytes]:
-    """Yield a line for each row.
+    """Yield a line for each row: its key, its columns, its maps.
 
-    Stages of failed images are null, and so are values that JSON lacks: NaN and infinity.
+    Stages of failed images are null, and so are values of maps that JSON lacks: NaN and infinity. In columns infinity
+    is the text inf or -inf, and null is a missing cell.
     """
     valid = content.dump.valid
-    for run in content.runs():
-        for place, (row, key) in enumerate(zip(run.rows, run.keys, strict=True)):
+    for run, all_cells in content.runs_with_cells():
+        for place, (row, key, cells) in enumerate(zip(run.rows, run.keys, all_cells, strict=True)):
             maps = {name: _numbers(found[place]) if valid[row] else "null" for name, found in run.maps.items()}
-            fields = [f"{json.dumps(name)}: {text}" for name, text in maps.items()]
-            yield f'{{"key": {json.dumps(key)}, {", ".join(fields)}}}\n'.encode("ascii")
+            texts = {name: json.dumps(value) for name, value in {"key": key, **cells}.items()}
+            fields = [f"{json.dumps(name)}: {text}" for name, text in {**texts, **maps}.items()]
+            yield f"{{{', '.join(fields)}}}\n".encode("ascii")
 
 
 def _numbers(array: np.ndarray) -> str:

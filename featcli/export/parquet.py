@@ -1,4 +1,4 @@
-"""Write Parquet with pyarrow, a row group at a time: the columns `key` and `row`, and a column of lists for each stage.
+"""Write Parquet with pyarrow, a row group at a time: `key` and `row`, the user's columns, and lists for each stage.
 
 Lists have a fixed length if all maps have it. But pyarrow before version 25 does not write such a column with nulls,
 and before version 26 does not read it.
@@ -7,13 +7,16 @@ and before version 26 does not read it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featcli.errors import UsageError
+from featcli.export.arrow_columns import arrow_column, column_fields
 from featcli.export.content import Content
+from featcli.reading.columns import Cells
 from featcli.reading.reader import Run
 
 DTYPES = ("float32", "float16")
@@ -31,7 +34,7 @@ def write(content: Content, path: Path) -> None:
         from pyarrow import parquet
     except ImportError as error:
         raise UsageError("--to parquet: pyarrow is not installed", "pip install 'featcli[parquet]'") from error
-    fields = [pyarrow.field("key", pyarrow.string()), pyarrow.field("row", pyarrow.int64())]
+    fields = [pyarrow.field("key", pyarrow.string()), pyarrow.field("row", pyarrow.int64()), *column_fields(content)]
     for stage in content.outputs:
         kind = getattr(pyarrow, stage.dtype)()
         is_fixed = not stage.is_ragged and content.valid.all()
@@ -43,20 +46,24 @@ def write(content: Content, path: Path) -> None:
     schema = pyarrow.schema(fields, metadata=content.attributes)
     with parquet.ParquetWriter(path, schema, compression="none") as file:
         waiting: list[Any] = []  # each row group has costs of its own
-        for run in content.runs():
-            waiting.append(_batch(content, run, schema))
+        for run, cells in content.runs_with_cells():
+            waiting.append(_batch(content, run, cells, schema))
             if sum(batch.num_rows for batch in waiting) >= ROWS or sum(batch.nbytes for batch in waiting) >= BYTES:
                 file.write_table(pyarrow.Table.from_batches(waiting), row_group_size=MOST_ROWS)
                 waiting.clear()
         file.write_table(pyarrow.Table.from_batches(waiting, schema), row_group_size=MOST_ROWS)
 
 
-def _batch(content: Content, run: Run, schema: Any) -> Any:
+def _batch(content: Content, run: Run, cells: Sequence[Cells], schema: Any) -> Any:
     import pyarrow
 
     valid = content.dump.valid[run.rows]
     keys = [key.encode("utf-8", "backslashreplace").decode() for key in run.keys]
     columns = [pyarrow.array(keys), pyarrow.array(run.rows, pyarrow.int64())]
+    columns += [
+        arrow_column([of_row[name] for of_row in cells], kind, schema.field(name).type)
+        for name, kind in content.kinds.items()
+    ]
     for stage in content.outputs:
         maps = run.maps[stage.name]
         columns.append(_lists(maps, valid, schema.field(stage.name).type))

@@ -84,6 +84,14 @@ def value_of(cell: Any, kind: Kind) -> Any:
     return INFINITIES.get(number, number)
 
 
+def is_of_kind(cell: Any, kind: Kind) -> bool:
+    """Return whether a line of columns.jsonl may hold this cell in a column of this kind."""
+    if cell is None or kind == "json":
+        return True
+    found = kind_of_value(cell)
+    return found == kind or (kind == "float" and (found == "int" or (found == "text" and cell in INFINITIES.values())))
+
+
 def joined_kinds(kinds: Iterable[Mapping[str, Kind | None]]) -> dict[str, Kind]:
     """Return the kind of each column over several sources. Where they differ, values stay as they are."""
     found: dict[str, Kind | None] = {}

@@ -91,7 +91,9 @@ class ArrowTable:
 
     def _damaged(self, error: BaseException) -> UsageError:
         kind = "Parquet" if self._is_parquet else "Arrow"
-        return UsageError(f"table {shown(self._name)}: it is not a whole {kind} file: {one_line(error)}", "write it again")
+        return UsageError(
+            f"table {shown(self._name)}: it is not a whole {kind} file: {one_line(error)}", "write it again"
+        )
 
 
 class MemoryTable:
@@ -152,7 +154,9 @@ def _columns_of(table: Any) -> tuple[Sequence[Any], list[Any]]:
         if isinstance(column, str | bytes | Mapping) or not (
             hasattr(column, "__len__") and hasattr(column, "__getitem__") and getattr(column, "ndim", 1) == 1
         ):
-            raise UsageError(f"column {shown(name)} is not a list or an array of one dimension", "give a value for each row")
+            raise UsageError(
+                f"column {shown(name)} is not a list or an array of one dimension", "give a value for each row"
+            )
     return names, columns
 
 

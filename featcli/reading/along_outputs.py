@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from featcli.dump.plan import OUTPUT_NAME, Output
 from featcli.errors import ConflictError, UsageError, shown
-from featcli.reading.columns import KINDS_SAID, Columns
+from featcli.reading.columns import KINDS_SAID, Cells, Columns
 
 if TYPE_CHECKING:
     from featcli.reading.reader import DumpReader
@@ -96,25 +96,29 @@ def columns_along_outputs(keys: Sequence[str], dumps: Sequence[tuple[str, Column
                 two = KINDS_SAID[columns.kinds[column]], KINDS_SAID[kind]
                 raise _other_column(column, f"it holds {two[0]} in {first} and {two[1]} in {dump[0]}")
 
-    def cells(column: str) -> Iterator[Any]:
-        first, *others = having[column]
-        for key, cell, *theirs in zip(keys, *(_in_order(one, column) for one in having[column]), strict=True):
-            for (name, _, _), other in zip(others, theirs, strict=True):
-                if other != cell:
-                    values = f"{json.dumps(cell)} in {first[0]} and {json.dumps(other)} in {name}"
-                    raise _other_column(column, f"the cell of {shown(key)} is {values}")
-            yield cell
+    def cells(wanted: Collection[str]) -> Iterator[Cells]:
+        asked = {name: [one for one in wanted if one in columns.kinds] for name, columns, _ in dumps}
+        sides = [(dump[0], _in_order(dump, asked[dump[0]])) for dump in dumps if asked[dump[0]]]
+        for key, *of_row in zip(keys, *(rows for _, rows in sides), strict=True):
+            found: dict[str, tuple[str, Any]] = {}
+            for (name, _), of_side in zip(sides, of_row, strict=True):
+                for column in asked[name]:
+                    first, cell = found.setdefault(column, (name, of_side[column]))
+                    if of_side[column] != cell:
+                        values = f"{json.dumps(cell)} in {first} and {json.dumps(of_side[column])} in {name}"
+                        raise _other_column(column, f"the cell of {shown(key)} is {values}")
+            yield {column: cell for column, (_, cell) in found.items()}
 
     return Columns({column: of_column[0][1].kinds[column] for column, of_column in having.items()}, cells, len(keys))
 
 
-def _in_order(dump: tuple[str, Columns, np.ndarray | None], column: str) -> Iterable[Any]:
+def _in_order(dump: tuple[str, Columns, np.ndarray | None], names: Sequence[str]) -> Iterable[Cells]:
     _, columns, order = dump
-    values = columns.values_of(column)
+    rows = columns.cells(names)
     if order is None:
-        return values
-    listed = list(values)
-    return (listed[row] for row in order)
+        return rows
+    listed = [tuple(of_row[name] for name in names) for of_row in rows]  # of these columns alone, to be small
+    return (dict(zip(names, listed[row], strict=True)) for row in order)
 
 
 def _other_column(column: str, how: str) -> ConflictError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, repeat
 from pathlib import Path
@@ -19,7 +19,7 @@ from featcli.inputs.cells import Kind
 from featcli.inputs.keys import Keys, first_rows
 from featcli.inputs.labels import labels_of
 from featcli.pixels.failure import NOT_READ
-from featcli.reading.columns import KINDS_SAID, LABEL, Columns
+from featcli.reading.columns import KINDS_SAID, LABEL, Cells, Columns
 
 
 class AlongRows:
@@ -189,9 +189,12 @@ def columns_along_rows(dumps: AlongRows, keys: Sequence[str]) -> Columns:
     if len(parts) == 1:
         return parts[0][1]
 
-    def cells(name: str) -> Iterator[Any]:
+    def cells(names: Collection[str]) -> Iterator[Cells]:
+        none = dict.fromkeys(names)
         for dump, columns in parts:
-            yield from columns.values_of(name) if name in columns.kinds else repeat(None, dump.plan.num_images)
+            here = [name for name in names if name in columns.kinds]
+            found = columns.cells(here) if here else repeat({}, dump.plan.num_images)
+            yield from ({**none, **of_row} for of_row in found)
 
     return Columns(_kinds([(dump, columns.kinds) for dump, columns in parts]), cells, len(dumps))
 
@@ -200,13 +203,13 @@ def _columns(dump: Dump, keys: Sequence[str], rows: range) -> Columns:
     """Return the columns of one dump. The labels of folders are the column `label`."""
     planned = dump.plan.columns
     if planned is not None:
-        return Columns(planned.kinds, lambda name: (cells[name] for cells in dump.cells()), len(rows))
+        return Columns(planned.kinds, lambda _: dump.cells(), len(rows))
     try:
         labels = _labels(dump, keys[rows.start : rows.stop])
     except UsageError:  # which folder is the label cannot be told
         labels = []
     kinds: dict[str, Kind] = {LABEL: "text"} if any(labels) else {}
-    return Columns(kinds, lambda _: (label or None for label in labels), len(rows))
+    return Columns(kinds, lambda _: ({LABEL: label or None} for label in labels), len(rows))
 
 
 def _kinds(columns: Sequence[tuple[Dump, Mapping[str, Kind]]]) -> dict[str, Kind]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ KINDS_SAID = {"bool": "true or false", "int": "whole numbers", "float": "numbers
 MOST_SHARED = 65_536  # different texts of a column that are held once for all rows
 NAMED = 5  # values that a message names
 
-Cells = Callable[[str], Iterator[Any]]
+Cells = Mapping[str, Any]  # of one row, by column, as columns.jsonl holds them
+CellsOf = Callable[[Collection[str]], Iterator[Cells]]  # some columns -> their cells, and maybe others', of each row
 
 
 class Columns(Mapping[str, np.ndarray]):
@@ -29,9 +30,9 @@ class Columns(Mapping[str, np.ndarray]):
     into the objects of the column `json`.
     """
 
-    def __init__(self, kinds: Mapping[str, Kind], cells: Cells, num_rows: int) -> None:
+    def __init__(self, kinds: Mapping[str, Kind], cells: CellsOf, num_rows: int) -> None:
         self.kinds = dict(kinds)
-        self._cells = cells  # name -> the cells of each row, as columns.jsonl holds them
+        self.cells = cells
         self._num_rows = num_rows
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -63,10 +64,28 @@ class Columns(Mapping[str, np.ndarray]):
         Raises DamagedError and MachineError.
         """
         if name in self.kinds:
-            is_number = self.kinds[name] == "float"
-            return (float(cell) if is_number and cell is not None else cell for cell in self._cells(name))
+            kind = self.kinds[name]
+            return (as_python(cells[name], kind) for cells in self.cells([name]))
         outer, _, inner = name.partition(".")
-        return (cell.get(inner) if isinstance(cell, dict) else None for cell in self._cells(outer))
+        found = (cells[outer] for cells in self.cells([outer]))
+        return (cell.get(inner) if isinstance(cell, dict) else None for cell in found)
+
+    def rows(self, numbers: Sequence[int]) -> Iterator[tuple[int, Cells]]:
+        """Yield the number and the cells of each of these rows, whose numbers ascend, in one reading of the file.
+
+        Cells are as columns.jsonl holds them: see `as_python`. The file is compared with its hash before the last row
+        is given. Raises DamagedError and MachineError.
+        """
+        if not self.kinds:
+            yield from ((number, {}) for number in numbers)
+            return
+        rows = enumerate(self.cells(self.kinds))
+        for number in numbers:
+            cells = next(cells for row, cells in rows if row == number)
+            if number == numbers[-1]:
+                for _ in rows:
+                    pass
+            yield number, cells
 
     def where(self, conditions: Mapping[str, Any]) -> np.ndarray:
         """Return (N,) bool: the rows whose cells have these values.
@@ -124,6 +143,11 @@ class Columns(Mapping[str, np.ndarray]):
             raise UsageError(
                 f"column {shown(name)} holds {KINDS_SAID['json']}, which has no order", "choose another column"
             ) from None
+
+
+def as_python(cell: Any, kind: Kind) -> Any:
+    """Return the value of a cell, whose infinity is a text where its column holds numbers; None for a missing one."""
+    return float(cell) if kind == "float" and cell is not None else cell
 
 
 def no_such_rows(columns: Columns, conditions: Mapping[str, Any]) -> UsageError:

@@ -52,7 +52,7 @@ def lay_out(
     return Layout(placed, size, keys, attributes)
 
 
-class _Placed(io.RawIOBase):
+class PlacedFile(io.RawIOBase):
     """A file that HDF5 moves about in. Subclasses say what it holds."""
 
     def __init__(self, size: int) -> None:
@@ -70,7 +70,7 @@ class _Placed(io.RawIOBase):
         return self._position
 
 
-class _Sparse(_Placed):
+class _Sparse(PlacedFile):
     """A file in memory that stores what was written into it, but not the gaps between."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class _Sparse(_Placed):
         return len(view)
 
 
-class _Calm(_Placed):
+class _Calm(PlacedFile):
     """A file that returns zeros if the machine refuses to read. The file below it remembers the error.
 
     After an error HDF5 would keep its file open, and call into Python for it when Python has ended.

@@ -39,7 +39,8 @@ def lay_out(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)  # the format allows spaces after the JSON
     if len(text) > MAX_HEADER_BYTES:
-        raise DoesNotFitError(f"the keys of {len(keys):,} images do not fit into the header of a safetensors file")
+        what = "keys and columns" if "columns" in attributes else "keys"
+        raise DoesNotFitError(f"the {what} of {len(keys):,} images do not fit into the header of a safetensors file")
     start = 8 + len(text)
     os.truncate(path, start + begins)
     placed = {name: Array(a.dtype, a.shape, start + a.offset) for name, a in placed.items()}
