@@ -28,9 +28,9 @@ def name_of(row):
     return f"images/{row * 7919 % 1000:03d}/{row * 2654435761 % 2**32:08x}/a-photograph-of-something-{row:09d}.jpg"
 
 
-def write_list(path, count, begin):
+def write_list(path, rows, begin):
     with path.open("w") as file:
-        file.writelines(f"{begin}{name_of(row)}\n" for row in range(count))
+        file.writelines(f"{begin}{name_of(row)}\n" for row in rows)
 
 
 def make_files(folder, count):
@@ -87,24 +87,29 @@ def measured(what, count, begun, least):
 
 
 def try_input(what, count, options_of, folder):
-    """Measure a first run, a resumed one, and reading. `options_of` prepares inputs of so many rows."""
+    """Measure a first run, resumed ones, and reading. `options_of` prepares runs of so many rows."""
     good = True
     few, many = (options_of(folder / f"{what} {n}", n) for n in (FEW, count))
-    for name in ("begin", "resume"):
-        least, begun = (child("extract", one, str(folder / f"dump of {n}")) for one, n in ((few, FEW), (many, count)))
+    for name in few:
+        runs = (few[name], FEW), (many[name], count)
+        least, begun = (child("extract", one, str(folder / f"dump of {n}")) for one, n in runs)
         good &= measured(f"{what}: {name}", count, begun, least)
     least, begun = (child("read", str(folder / f"dump of {n}")) for n in (FEW, count))
     return good & measured(f"{what}: open", count, begun, least)
 
 
 def listed(path, count):
-    write_list(path, count, "memory://bucket/")
-    return {"files_from": str(path)}
+    other = path.with_name(f"{path.name} from the end")
+    write_list(path, range(count), "memory://bucket/")
+    write_list(other, reversed(range(count)), "memory://bucket/")
+    same = {"files_from": str(path)}
+    return {"begin": same, "resume": same, "resume in another order": {"files_from": str(other)}}
 
 
 def in_folder(path, count):
     make_files(path, count)
-    return {"inputs": [str(path)]}
+    same = {"inputs": [str(path)]}
+    return {"begin": same, "resume": same}
 
 
 INPUTS = {"urls": listed, "files": in_folder}

@@ -13,6 +13,7 @@ import featcli
 from conftest import draw, tree
 from featcli.dump.folder import Dump
 from featcli.dump.lock import FolderLock
+from featcli.dump.writer import create
 from featcli.errors import ConflictError, UsageError
 from featcli.events import silent
 from featcli.extraction.claim import BegunMeanwhileError, claim
@@ -149,6 +150,15 @@ def test_another_process_begins_the_dump_in_another_order(here):
         assert claim(again, specs[1], Dump.existing(here / "d"), second).shards
     assert [*again.images.keys] == NAMES
     assert [again.images[row].path for row in range(5)] == [f"photos/{name}" for name in NAMES]
+
+
+def test_the_list_of_another_plan_stays(here):
+    """A process that begins a dump just after another one, without locks, leaves the other's list as it is."""
+    jobs = [prepare(ExtractSpec(**listed(names), output="d", **OPTIONS), None)[0] for names in (NAMES, NAMES[::-1])]
+    (here / "d").mkdir()
+    assert [create(here / "d", job.plan, job.images) for job in jobs] == [True, False]
+    assert Dump.existing(here / "d").keys() == NAMES
+    assert sorted(path.name for path in (here / "d").iterdir()) == ["images.jsonl", "plan.json"]
 
 
 def test_verify_takes_images_in_any_order(here, cli):

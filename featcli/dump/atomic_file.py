@@ -157,14 +157,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def publish_lines(final: Path, lines: Iterable[bytes], replace: bool = False) -> bool:
-    """Write a small file and publish it. Returns whether the name was free."""
+def publish_lines(final: Path, lines: Iterable[bytes], replace: bool = False, unless: Path | None = None) -> bool:
+    """Write a file and publish it. Returns whether the name was free, and `unless` is not there by then."""
     descriptor, partial = create_partial(final)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
+            if unless is not None and is_there(unless):
+                return False
             return publish(partial, final, replace)  # inside the block, because the lock ends when the file is closed
     finally:
         partial.unlink(missing_ok=True)

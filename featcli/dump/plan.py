@@ -440,7 +440,7 @@ def other_images(path: str, before: Keys, now: Keys) -> ConflictError:
     elif len(gone):
         help_ = "put the images back" + (" and take the new ones away" if len(new) else "")
     else:
-        help_ = "extract the new images to a dump of their own"
+        help_ = "leave the new images out (--exclude, --limit) or extract them to a dump of their own"
     return ConflictError(
         f"dump {path} was made of other images: {'; '.join(texts)}",
         f"{help_}, use another -o for all, or --overwrite to delete what is there and start anew",

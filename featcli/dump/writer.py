@@ -40,10 +40,14 @@ def create(path: Path, plan: Plan, images: ImageList, columns: ListedColumns | N
     Raises ConflictError if the columns are no longer those of the plan, and MachineError.
     """
     with disk_errors(path):
-        # List and columns come before the plan, so that a folder with a plan also has what it froze.
-        publish_lines(path / IMAGES, image_lines(images), replace=True)
+        # List and columns come before the plan, so that a folder with a plan also has what it froze. Those of another
+        # plan, which may have come while they were written, stay: they may be in another order.
+        files = {IMAGES: image_lines(images)}
         if columns is not None and plan.columns is not None:
-            publish_lines(path / COLUMNS, _as_planned(columns, plan.columns), replace=True)
+            files[COLUMNS] = _as_planned(columns, plan.columns)
+        for name, lines in files.items():
+            if not publish_lines(path / name, lines, replace=True, unless=path / PLAN):
+                return False
         return publish_checksummed(path / PLAN, with_fingerprint(plan))
 
 
