@@ -88,7 +88,7 @@ def _begin(path: Path, job: Job, existing: Dump | None, is_alone: bool) -> None:
         return
     if not is_alone:
         raise in_use(path)
-    if not create(path, job.plan, job.images):
+    if not create(path, job.plan, job.images, job.columns):
         raise BegunMeanwhileError(job.listing)
 
 
@@ -97,7 +97,7 @@ def _state_now(path: Path, job: Job, asked: ExtractSpec) -> tuple[DumpWriter, Sh
     dump = Dump.existing(path)
     if dump is None:
         raise no_dump(path)
-    resized = resume(dump, job.plan, job.images, asked.retry_failed)
+    resized = resume(dump, job.plan, job.images, asked.retry_failed, job.columns)
     if job.images.are_in_memory:
         refuse_other_pictures(dump, job.images, asked)
     to_make = shards_to_make(dump, asked.retry_failed, part_of(asked.part))

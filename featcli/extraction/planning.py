@@ -13,11 +13,13 @@ from featcli.backbones.backbone import Backbone
 from featcli.backbones.folding import has_norms, nothing_to_fold
 from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.folder import Dump
-from featcli.dump.plan import COUNTED, FORMAT_VERSION, IN_MEMORY, Outline, Plan, digest_images, digest_keys
+from featcli.dump.plan import COUNTED, FORMAT_VERSION, IN_MEMORY, LABEL_LEVEL, Outline, Plan, digest_images, digest_keys
 from featcli.dump.target import check_target, existing_parent, try_to_write
-from featcli.errors import DamagedError, counted, shown, size
+from featcli.errors import ConflictError, DamagedError, counted, shown, size
 from featcli.events import Choice, Report, silent
+from featcli.extraction.columns_again import planned_columns
 from featcli.extraction.sharding import Rows, choose_shard_rows, sharers_of, too_few
+from featcli.inputs.columns import ListedColumns
 from featcli.inputs.folders import LINKED
 from featcli.inputs.image_list import ImageList
 from featcli.inputs.listing import Listing, find, kinds_of
@@ -49,6 +51,7 @@ class Job:
     pictures: SizedImages
     plan: Plan
     shard_rows: Choice[int]
+    columns: ListedColumns | None  # of the images, if the plan has columns
 
     @property
     def images(self) -> ImageList:
@@ -94,6 +97,8 @@ def prepare(
     }
     if listing.images.are_in_memory:
         provenance[IN_MEMORY] = True
+    if asked.label_level is not None:
+        provenance[LABEL_LEVEL] = asked.label_level
     if model.licence:
         provenance["licence"] = model.licence
     if "logits" in selection.points.vectors and (names := model.class_names()):
@@ -101,21 +106,25 @@ def prepare(
     threads, outputs, batch_size = loading.threads, selection.outputs, loading.settings.batch_size
     sharers = sharers_of(asked, threads.value, selection.device.value)
     shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, outputs), batch_size, sharers)
+    keys_digest = digest_keys(listing.images.keys)
+    of_dump = existing if begun is not None and begun.keys_digest == keys_digest else None
+    planned, columns = planned_columns(of_dump, listing.columns(asked.label_level))
     plan = Plan(
         settings=loading.settings,
         outputs=outputs,
         num_images=len(listing.images),
-        keys_digest=digest_keys(listing.images.keys),
+        keys_digest=keys_digest,
         images_digest=digest_images(listing.images),
         shard_rows=shard_rows.value,
         provenance=provenance,
         environment=loading.environment,
+        columns=planned,
         format_version=FORMAT_VERSION if begun is None else begun.format_version,
     )
     reason = f"{threads.reason}; {counted(decode_threads, 'thread')} decode"
     report("choice", name="threads", value=threads.value, reason=reason, decode_threads=decode_threads)
     _report_stored(asked, plan, sizes, report)
-    return Job(listing, SizedImages(listing.images, sizes), plan, shard_rows), loading.setup(asked, plan)
+    return Job(listing, SizedImages(listing.images, sizes), plan, shard_rows, columns), loading.setup(asked, plan)
 
 
 def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = None) -> Outline:
@@ -228,6 +237,7 @@ def _resolve(
     notes += [f"the first of {listing.total:,}"] if listing.total > len(listing.images) else []
     facts = {"skipped": skipped, "linked_folders": linked, "repeated": listing.repeated, "excluded": listing.excluded}
     report("choice", name="images", value=len(listing.images), reason="; ".join(notes), **facts)
+    _report_columns(asked, existing, listing, report)
     for text in listing.remarks:
         report("warning", text=text)
     for text in () if listing.images.are_in_memory else extras.missing(listing.images.keys, extras.versions()):
@@ -255,6 +265,20 @@ def _report_vectors(asked: ExtractSpec, selection: Selection, report: Report) ->
         text = f"{last} is pooled before the model's final norm, and {model.name} itself pools after it"
         otherwise = "its embedding is chosen, too" if has_embedding else "no option gives maps after it"
         report("warning", text=f"{text}: {', '.join(ways) or otherwise}")
+
+
+def _report_columns(asked: ExtractSpec, existing: Dump | None, listing: Listing, report: Report) -> None:
+    """Say which columns come with the images. Raises ConflictError for another level of labels than that of a dump."""
+    level = asked.label_level or 1
+    if existing is not None and asked.label_level is not None and level != existing.plan.label_level:
+        raise ConflictError(
+            f"dump {shown(existing.path)}: it was made with --label-level {existing.plan.label_level}",
+            "leave --label-level out, or use another -o",
+        )
+    columns = listing.columns(asked.label_level)
+    if columns is not None:
+        value = ", ".join(f"{name} ({kind})" for name, kind in columns.kinds.items())
+        report("choice", name="columns", value=value, reason=columns.origin, kinds=dict(columns.kinds))
 
 
 def _has_embedding(model: ModelSpec) -> bool:

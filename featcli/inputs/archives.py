@@ -10,6 +10,7 @@ from typing import IO, Any, NamedTuple
 
 from featcli.errors import UsageError, counted, one_line, shown
 from featcli.inputs.internals import end_of_member, forget_members
+from featcli.inputs.sidecars import LARGEST, Sidecars, is_sidecar
 
 SUFFIX = ".tar"
 BLOCK = 512  # bytes of a header; all sizes are filled up to a multiple of it
@@ -43,8 +44,10 @@ def state_of(found: os.stat_result) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def members(name: str, file: IO[bytes], suffixes: frozenset[str], ignored: Counter[str]) -> Iterator[Member]:
-    """Yield the images in a tar file, in its order. `ignored` counts everything else.
+def members(
+    name: str, file: IO[bytes], suffixes: frozenset[str], ignored: Counter[str], sidecars: Sidecars
+) -> Iterator[Member]:
+    """Yield the images in a tar file, in its order. `ignored` counts everything else but their sidecars.
 
     Names are keys and never become paths. A name that leads out of a folder is refused nevertheless, because somebody
     may join it to one. Raises UsageError, also if the file is damaged or cut short anywhere.
@@ -62,7 +65,10 @@ def members(name: str, file: IO[bytes], suffixes: frozenset[str], ignored: Count
                 if end_of_member(tar) <= before:
                     raise ValueError("a member of a size below zero")
                 before = end_of_member(tar)
-                if (found := _image(name, member, suffixes, ignored)) is not None:
+                if _is_sidecar(member):
+                    sidecars.add(member.name, _content(file, member))
+                elif (found := _image(name, member, suffixes, ignored)) is not None:
+                    sidecars.add_picture(member.name, found.place)
                     yield found
             _refuse_more(file, end_of_member(tar))
     except UsageError:
@@ -111,6 +117,23 @@ def _refuse_more(file: IO[bytes], end: int) -> None:
     while content := file.read(1 << 20):
         if content.count(0) < len(content):
             raise ValueError("a damaged header, or another tar behind the first")
+
+
+def _is_sidecar(member: tarfile.TarInfo) -> bool:
+    parts = member.name.split("/")
+    is_hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
+    return is_sidecar(member.name) and member.isreg() and not member.issparse() and not is_hidden
+
+
+def _content(file: IO[bytes], member: tarfile.TarInfo) -> bytes | None:
+    """Return the bytes of a member, or None if there are too many. Raises EOFError."""
+    if member.size > LARGEST:
+        return None
+    file.seek(member.offset_data)
+    content = file.read(member.size)
+    if len(content) < member.size:
+        raise EOFError("cut short")
+    return content
 
 
 def _image(name: str, member: Any, suffixes: frozenset[str], ignored: Counter[str]) -> Member | None:

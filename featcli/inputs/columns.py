@@ -7,7 +7,7 @@ no memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import xxhash
 
 from featcli.errors import ConflictError, UsageError, shown
-from featcli.inputs.cells import INFINITIES, LONGEST_LINE, Kind, value_of
+from featcli.inputs.cells import INFINITIES, LONGEST_LINE, Kind, joined_kinds, value_of
 from featcli.inputs.image_list import ImageList
+from featcli.inputs.labels import labels_of
 
 LABEL = "label"
 
@@ -25,6 +26,8 @@ class ColumnSource(Protocol):
     """Where the cells of some images are."""
 
     name: str  # for people
+    path_column: str | None  # the column of paths, if keys are no paths
+    is_table: bool  # not the sidecars in a tar
 
     @property
     def kinds(self) -> Mapping[str, Kind | None]:
@@ -40,9 +43,19 @@ class ListedColumns:
 
     images: ImageList
     kinds: Mapping[str, Kind]
-    label_of: Callable[[str], str | None] | None = None  # of a key of an image that no source knows
+    labels: Sequence[str] | None = None  # of folders, for the images that no source gives one; "" for none
     path_column: str | None = None  # the column of paths, if keys are no paths
-    is_of_table: bool = True  # not of tars alone
+    table: str | None = None  # the table for people; None if the columns are those of tars alone
+
+    @property
+    def origin(self) -> str:
+        """Where they come from, for people."""
+        return self.table or "files beside the pictures in tars"
+
+    @property
+    def are_in_order(self) -> bool:
+        """Whether the images are in the order in which the sources hold them."""
+        return self._order is None
 
     @cached_property
     def digest(self) -> str:
@@ -70,10 +83,9 @@ class ListedColumns:
         images, none = self.images, dict.fromkeys(self.kinds)
         walks: dict[int, Iterator[tuple[int, Mapping[str, Any]]]] = {}
         for row in range(len(images)) if self._order is None else self._order:
-            source = images.column_source(row)
+            source = images.origin(row).columns
             if source is None:
-                label = None if self.label_of is None else self.label_of(images.keys[row])
-                yield row, self._line({**none, LABEL: label} if LABEL in none else none, row)
+                yield row, self._line(none, row)
                 continue
             walk = walks.setdefault(id(source), source.rows())
             place = images.place_of(row)
@@ -89,6 +101,8 @@ class ListedColumns:
 
     def _line(self, cells: Mapping[str, Any], row: int) -> bytes:
         values = {name: value_of(cell, self.kinds[name]) for name, cell in cells.items()}
+        if self.labels is not None and values[LABEL] is None:
+            values[LABEL] = self.labels[row] or None
         try:
             text = json.dumps(values, allow_nan=False)
         except ValueError:  # infinity inside a list or an object
@@ -100,6 +114,39 @@ class ListedColumns:
                 "leave long columns out",
             )
         return text.encode("ascii") + b"\n"
+
+
+def listed_columns(images: ImageList, leads: Mapping[str, str], label_level: int | None = None) -> ListedColumns | None:
+    """Return the columns of images that have some of a table or of tars; None if there are none but labels of folders.
+
+    `leads` are the kinds of inputs by what leads keys. Labels of folders are for images of no table, unless
+    `label_level` says which folder. Raises UsageError if it names one that no image lies in.
+    """
+    sources = list({id(one.columns): one.columns for one in images.origins if one.columns is not None}.values())
+    table = next((one for one in sources if one.path_column is not None or one.is_table), None)
+    kinds = joined_kinds(source.kinds for source in sources)
+    if table is not None and label_level is not None and LABEL in table.kinds:
+        raise UsageError(f"--label-level cannot be used: {table.name} has a column {shown(LABEL)}", "leave it out")
+    labels = None
+    if label_level is not None or (sources and any(one.columns is None or one.tar for one in images.origins)):
+        has_label = [label_level is not None or one.columns is None or bool(one.tar) for one in images.origins]
+        keys = (key for key, number in zip(images.keys, images.numbers, strict=True) if has_label[number])
+        found = iter(labels_of(keys, leads, "", label_level or 1))
+        labels = [next(found) if has_label[number] else "" for number in images.numbers]
+        if not any(labels):
+            labels = None
+            if label_level is not None:
+                folders = "a folder" if label_level == 1 else f"{label_level} folders, one in another,"
+                raise UsageError(
+                    f"--label-level {label_level}: no image lies in {folders} inside its INPUT", "give less"
+                )
+    if not sources:
+        return None
+    if labels is not None:
+        kinds = {**kinds, LABEL: "text" if kinds.get(LABEL, "text") == "text" else "json"}
+    if table is None:
+        return ListedColumns(images, kinds, labels)
+    return ListedColumns(images, kinds, labels, table.path_column, table.name)
 
 
 def _finite(value: Any) -> Any:

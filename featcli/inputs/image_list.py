@@ -150,6 +150,11 @@ class ImageList:
         """Return the folder or tar file in which the image of a row was found."""
         return self._origins[self._origin[row]]
 
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The number of the origin of each image."""
+        return self._origin
+
     def rows_since(self, origin: int) -> np.ndarray:
         """Return the rows of this origin and those that were added after it, (n,) int64."""
         return np.flatnonzero(np.asarray(self._origin) >= origin)
@@ -178,22 +183,22 @@ class ImageList:
         grounds = () if origin.storage is None else origin.storage.grounds
         return Image(key, path, self.sizes[row], origin.folder, grounds=grounds)
 
-    def column_source(self, row: int) -> ColumnSource | None:
-        """Return where the cells of an image are."""
-        return self.origin(row).columns
-
     def place_of(self, row: int) -> int:
-        """Return the place of an image in its tar or table; WHOLE for any other."""
+        """Return the place of an image in its tar, or its row in its table; WHOLE for any other."""
         return self._places[row]
 
     def found_order(self) -> Sequence[int] | None:
-        """Return the rows in the order in which they were found; None if each tar and table has its rows in it."""
-        origins, places = np.asarray(self._origin), np.asarray(self._places)
-        by_origin = np.argsort(origins, kind="stable")
-        is_same = np.diff(origins[by_origin]) == 0
-        if (np.diff(places[by_origin])[is_same] >= 0).all():
+        """Return the rows in the order in which the sources of their columns hold them; None if that is their order."""
+        numbers = {id(one.columns): number for number, one in enumerate(self._origins, 1) if one.columns is not None}
+        if not numbers:
             return None
-        return np.lexsort((places, origins)).data
+        sources = np.array([numbers.get(id(one.columns), 0) for one in self._origins])[np.asarray(self._origin)]
+        places = np.where(sources > 0, np.asarray(self._places), np.arange(len(self)))
+        by_source = np.argsort(sources, kind="stable")
+        is_same = np.diff(sources[by_source]) == 0
+        if (np.diff(places[by_source])[is_same] >= 0).all():
+            return None
+        return np.lexsort((places, sources)).data
 
     def path(self, row: int) -> str:
         """Return the path or URL of an image; for one in a tar file a path in that, as if it were a folder."""

@@ -18,13 +18,16 @@ import numpy as np
 
 from featcli.errors import UsageError, counted, most_first, shown
 from featcli.inputs.archives import SUFFIX, Member, is_tar, members, state_of
+from featcli.inputs.columns import ListedColumns, listed_columns
 from featcli.inputs.folders import LINKED, LOOP, Walk
 from featcli.inputs.image_list import SUFFIXES, WHOLE, ImageList, Origin, is_url
 from featcli.inputs.keys import KeyPattern, first_rows
 from featcli.inputs.leads import FILE, FOLDER, TAR, Input, is_only_one, leads_of, older_lead
 from featcli.inputs.lists import NameList
+from featcli.inputs.sidecars import Sidecars, Spool
 from featcli.inputs.signatures import START, Signature, by_suffix, foreign, foreign_file
 from featcli.inputs.storage import Storage
+from featcli.inputs.tables import Table
 from featcli.inputs.urls import CHAINED, Remote
 from featcli.spec.groups import InputSpec
 from featcli.system.files import is_file, is_folder, is_there, reading, state_at
@@ -45,6 +48,10 @@ class Listing:
     total: int = 0  # images before --limit
     leads: dict[str, str] = field(default_factory=dict)  # the kind of each input, by what leads its keys
     older: Callable[[], ImageList | None] = lambda: None  # the list with the keys of older versions, if those differ
+
+    def columns(self, label_level: int | None) -> ListedColumns | None:
+        """Return the columns of the images. See `listed_columns`."""
+        return listed_columns(self.images, self.leads, label_level)
 
     @property
     def remarks(self) -> list[str]:
@@ -69,11 +76,14 @@ def find(asked: InputSpec) -> Listing:
     picture, if a folder cannot be read, if a name is outside `root`, or if two files have one key. Raises MachineError
     if the machine cannot tell.
     """
-    inputs, has_list = asked.input_names, asked.files_from is not None
+    inputs, has_list = asked.input_names, asked.files_from is not None or asked.table is not None
     images, exclusion = ImageList(), Exclusion(asked.exclude)
     listing = Listing(images)
     _refuse_foreign(inputs)
-    sources = [(_remote if is_url(name) else _local)(name, asked.follow_links, listing.ignored) for name in inputs]
+    spool = Spool()
+    sources = [
+        (_remote if is_url(name) else _local)(name, asked.follow_links, listing.ignored, spool) for name in inputs
+    ]
     if asked.follow_links and not any(not is_url(name) and is_folder(Path(name)) for name in inputs):
         raise UsageError("--follow-links is only for folders", "leave --follow-links out: no INPUT is a local folder")
     named = [Input(name, source.kind) for name, source in zip(inputs, sources, strict=True)]
@@ -84,13 +94,14 @@ def find(asked: InputSpec) -> Listing:
             images.add(lead + name, origin, size, place)
         listing.leads |= {lead.removesuffix("/"): source.kind} if lead else {}
     num_unlisted = len(images)
-    names = NameList(asked) if has_list else None
+    table = None if asked.table is None else Table(asked)
+    names = table or (NameList(asked) if has_list else None)
     if names is not None:
         names.add_to(images, exclusion.leaves)
     listing.excluded, listing.idle = exclusion.count, exclusion.idle
     if not len(images):
         raise _nothing_found(asked, listing)
-    listing.images, listing.repeated = _in_row_order(images, num_unlisted)
+    listing.images, listing.repeated = _in_row_order(images, num_unlisted, table)
     listing.total = len(listing.images)
     if asked.limit is not None and asked.limit < listing.total:
         listing.images = listing.images.taken(np.arange(asked.limit))
@@ -138,7 +149,7 @@ class Exclusion:
         return [pattern.text for pattern in self._patterns if pattern.text not in self._used]
 
 
-def _local(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
+def _local(name: str, follow_links: bool, ignored: Counter[str], spool: Spool) -> _Source:
     path = Path(name)
     if is_folder(path):
         storage = Storage(str(path))
@@ -160,7 +171,9 @@ def _local(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
     try:
         with reading(path, "input") as file:
             origin = Origin(str(path.parent), "", name, state_of(file.regular.state()))
-            inside = [*members(name, file, SUFFIXES, ignored)]
+            sidecars = Sidecars(name, spool, ignored)
+            inside = [*members(name, file, SUFFIXES, ignored, sidecars)]
+            origin = origin._replace(columns=sidecars if sidecars.end() else None)
     except UsageError:
         raise
     except (OSError, ValueError) as error:
@@ -169,7 +182,7 @@ def _local(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
     return _Source(TAR, origin, partial(_of_tar, inside))
 
 
-def _remote(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
+def _remote(name: str, follow_links: bool, ignored: Counter[str], spool: Spool) -> _Source:
     remote, base = Remote(name), name.rstrip("/")
     folder, _, last = base.rpartition("/")
     if remote.is_folder():
@@ -177,8 +190,9 @@ def _remote(name: str, follow_links: bool, ignored: Counter[str]) -> _Source:
     if not is_tar(name):
         return _Source(FILE, Origin(folder), partial(_alone, last, remote.size))
     origin = Origin(folder, "", name, remote.state())
-    inside, others = remote.read(partial(_inside, name))
+    inside, others, sidecars = remote.read(partial(_inside, name, spool))
     ignored.update(others)
+    origin = origin._replace(columns=sidecars if sidecars.end() else None)
     return _Source(TAR, origin, partial(_of_tar, inside))
 
 
@@ -191,10 +205,11 @@ def _of_tar(inside: Iterable[Member], wanted: Wanted) -> Names:
     return ((member.name, member.bytes, member.place) for member in inside if wanted(member.name))
 
 
-def _inside(name: str, file: IO[bytes]) -> tuple[list[Member], Counter[str]]:
-    """Return the images in a tar file, and the counts of what else is in it."""
+def _inside(name: str, spool: Spool, file: IO[bytes]) -> tuple[list[Member], Counter[str], Sidecars]:
+    """Return the images in a tar file, the counts of what else is in it, and the sidecars of the images."""
     ignored: Counter[str] = Counter()
-    return [*members(name, file, SUFFIXES, ignored)], ignored
+    sidecars = Sidecars(name, spool, ignored)
+    return [*members(name, file, SUFFIXES, ignored, sidecars)], ignored, sidecars
 
 
 def _with_leads(images: ImageList, leads: Sequence[str]) -> ImageList | None:
@@ -302,12 +317,12 @@ def _pictures(
             yield key, size, WHOLE
 
 
-def _in_row_order(images: ImageList, num_unlisted: int) -> tuple[ImageList, int]:
+def _in_row_order(images: ImageList, num_unlisted: int, table: Table | None) -> tuple[ImageList, int]:
     """Return the images as a dump has them, and how many names were repeated.
 
     Raises UsageError if two files have one key.
     """
-    first = _first_rows(images)
+    first = _first_rows(images, table)
     is_first = first == np.arange(len(first))
     order = images.row_order(num_unlisted)
     order = order[is_first[order]]
@@ -315,11 +330,14 @@ def _in_row_order(images: ImageList, num_unlisted: int) -> tuple[ImageList, int]
     return (images if is_in_order else images.taken(order)), len(images) - len(order)
 
 
-def _first_rows(images: ImageList) -> np.ndarray:
+def _first_rows(images: ImageList, table: Table | None = None) -> np.ndarray:
     """Return (N,) int64: the first row with the same key. Raises UsageError if two files have one key."""
     first = first_rows(images.keys)
     for row in np.flatnonzero(first != np.arange(len(first))).data:
         before = int(first[row])
+        if table is not None and images.origin(row).columns is table:
+            table.refuse_repeated(images, before, row)
+            continue
         one, two = images.path(before), images.path(row)
         if os.path.abspath(one) != os.path.abspath(two) or images.place_of(before) != images.place_of(row):
             is_in_tar = images.origin(before).tar or images.origin(row).tar

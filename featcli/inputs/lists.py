@@ -46,7 +46,9 @@ class NameList:
         self._first = len(images.origins)
         for name in self._names():
             is_remote = is_url(root) or is_url(name)
-            folder, key = _listed_url(root, name) if is_remote else (root, _listed_path(self._asked, name))
+            folder, key = (
+                listed_url(root, name) if is_remote else (root, listed_path(root, name, self._asked.allow_outside))
+            )
             if not wanted(key):
                 continue
             if folder not in numbers:
@@ -88,8 +90,8 @@ def note_sizes(images: ImageList, origin: int) -> array[int]:
     return sizes
 
 
-def _listed_url(root: str, name: str) -> tuple[str, str]:
-    """Return what a listed URL is below, and its key."""
+def listed_url(root: str, name: str) -> tuple[str, str]:
+    """Return what a listed URL is below, and its key. Raises UsageError."""
     base = root.rstrip("/")
     if is_url(root) and (not is_url(name) or name.startswith(base + "/")):
         folder, key = base, name.removeprefix(base + "/")
@@ -106,16 +108,16 @@ def _listed_url(root: str, name: str) -> tuple[str, str]:
     return folder, key
 
 
-def _listed_path(asked: InputSpec, name: str) -> str:
-    """Return the key of a listed path: its path below the root, or all of it for one outside."""
+def listed_path(root: str, name: str, allow_outside: bool) -> str:
+    """Return the key of a listed path: its path below the root, or all of it for one outside. Raises UsageError."""
     if not {"", os.curdir, os.pardir} & {*name.split("/")}:
         return name  # as it is, which saves most of the time that a long list takes
-    base = os.path.abspath(asked.root_name or os.curdir)
+    base = os.path.abspath(root or os.curdir)
     key = os.path.relpath(without_dots(os.path.join(base, name)), base)
     if key == os.pardir or key.startswith(os.pardir + os.sep) or os.path.isabs(key):
-        if not asked.allow_outside:
+        if not allow_outside:
             raise UsageError(
-                f"listed image {shown(name)}: it is outside {shown(asked.root_name or os.curdir)}",
+                f"listed image {shown(name)}: it is outside {shown(root or os.curdir)}",
                 "give a folder that holds all listed images with --root (keys are relative to it), or --allow-outside",
             )
         key = without_dots(os.path.join(base, name))

@@ -155,7 +155,9 @@ class JsonLinesTable(TextTable):
             if not text.strip():
                 continue
             try:
-                found = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+                found = json.loads(text, object_pairs_hook=unique_fields, parse_constant=constant)
+                if "\\ud" in text or "\\uD" in text:
+                    refuse_surrogates(found)
             except RecursionError as error:
                 raise self.wrong(number, "it is nested too deeply", "leave such fields out") from error
             except json.JSONDecodeError as error:
@@ -165,8 +167,6 @@ class JsonLinesTable(TextTable):
                 raise self.wrong(number, str(error), self._hint(text)) from error
             if not isinstance(found, dict):
                 raise self.wrong(number, "it is not a JSON object", self._hint(text))
-            if "\\ud" in text or "\\uD" in text:
-                _refuse_surrogates(self, number, found)
             yield number, found
 
     def _hint(self, text: str) -> str:
@@ -218,7 +218,8 @@ def _why(error: str) -> str:
     return "there is text behind a quoted cell"
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. Raises ValueError if a field stands in it twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -227,16 +228,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _constant(word: str) -> float | None:
+def constant(word: str) -> float | None:
     """Return what a number that JSON lacks stands for: Python, pandas and others write NaN for a missing one."""
     return None if word == "NaN" else float(word)
 
 
-def _refuse_surrogates(table: TextTable, line: int, found: Any) -> None:
+def refuse_surrogates(found: Any) -> None:
+    """Raise ValueError if a text in a JSON value is no valid text."""
     try:
         json.dumps(found, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise table.wrong(line, "it holds half of a character (a single surrogate)", "write it as UTF-8") from error
+        raise ValueError("it holds half of a character (a single surrogate)") from error
 
 
 def text_table(name: str, file: IO[bytes], suffix: str) -> SeparatedTable | JsonLinesTable:

@@ -48,6 +48,13 @@ class PictureFiles:
         """Whether the dumps have notes of all folders."""
         return all(self._folders(dump)[1] for dump in self._dump.along_rows.dumps)
 
+    def _path(self, dump: Dump, row: int, key: str) -> str:
+        """Return the path of a row below its folder: its key, or a cell where keys are no paths."""
+        planned = dump.plan.columns
+        if planned is None or planned.path_column is None:
+            return key
+        return str(self._dump.columns[planned.path_column][row] or key)
+
     @property
     def where(self) -> str:
         """The folder for people, or how many folders there are."""
@@ -65,9 +72,10 @@ class PictureFiles:
         dump = self._dump.along_rows.dump_of(row)
         if dump.plan.is_in_memory:
             raise UnreadableError(IN_MEMORY, key)
+        of_row = self._path(dump, row, key)
         for lead, folder in self._folders(dump)[0]:
-            rest = key[len(lead) :]
-            if not key.startswith(lead):
+            rest = of_row[len(lead) :]
+            if not of_row.startswith(lead):
                 continue
             if (os.path.isabs(rest) or ".." in rest.split("/")) and not self._allow_outside:
                 raise UnreadableError("outside of it (see --allow-outside)", key)

@@ -12,7 +12,7 @@ from featcli.events import Report
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.groups import CHECKPOINT, COMPUTATION, OF_DEVICE, CheckpointSpec, PixelSpec, StageSpec
 from featcli.spec.option import Option, OptionField, options_of
-from featcli.spec.parsers import parse_inputs, precision_of_type
+from featcli.spec.parsers import checked_key, parse_inputs, precision_of_type
 from featcli.spec.words import DEFAULT_LAYOUT, DEFAULT_PRECISION, LAYOUTS, PRECISIONS, Layout, Precision
 
 OF_STAGES = ("out_features", "out_indices")  # a backbone and a call each name stages by one of these, or by none
@@ -128,7 +128,7 @@ class ExtractCall(ExtractSpec):
         """The key of each picture in memory."""
         assert self.pictures is not None
         keys = self.pictures.keys if self.keys is None else self.keys
-        return tuple(_key(key) for key in keys or ())
+        return tuple(checked_key(key) for key in keys or ())
 
     @property
     def backbone(self) -> Any:
@@ -213,6 +213,7 @@ class ExtractCall(ExtractSpec):
                 "name one device: other processes do not have these pictures",
             ),
             (self.files_from is not None, "--files-from", "extract the listed files to a dump of their own"),
+            (self.table is not None, "--table", "give the pictures their labels by as_torch_dataset(labels=...)"),
             (self.root is not None, "--root", "leave it out: you name the keys of pictures yourself"),
             (self.null, "-0", "leave it out: no names are read from a file"),
             (self.allow_outside, "--allow-outside", "leave it out: no picture is outside of a folder"),
@@ -224,26 +225,3 @@ class ExtractCall(ExtractSpec):
         for is_given, option, hint in beside:
             if is_given:
                 raise UsageError(f"{option} cannot be used with pictures in memory", hint)
-
-
-def _key(key: Any) -> str:
-    """Return the key of a picture as text. Raises UsageError for one that the path of a file could not be."""
-    text = os.fspath(key) if isinstance(key, str | os.PathLike) else None
-    if not isinstance(text, str):
-        raise UsageError(f"key {shown(key)} is not a text", "give texts such as 'cats/1': str(key) makes one")
-    parts = text.removeprefix("/").split("/")
-    if {"", ".", ".."} & {*parts}:
-        raise UsageError(
-            f"key {shown(text)}: it is empty, or has an empty part, '.' or '..' in it", "write the key without that"
-        )
-    if any(ord(char) < 32 or 127 <= ord(char) < 160 for char in text) or not _can_be_a_name(text):
-        raise UsageError(f"key {shown(text)}: it has a character that no key can have", "write the key without it")
-    return str(text)
-
-
-def _can_be_a_name(text: str) -> bool:
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from featcli.errors import UsageError, shown
+from featcli.errors import UsageError, any_of, shown
 from featcli.spec.option import Option, Other, Spec
 from featcli.spec.parsers import (
     Path,
@@ -39,6 +39,7 @@ from featcli.spec.parsers import (
     pools_by_stage,
     precision_of_type,
     size_as_given,
+    table_as_given,
     type_name,
     within_picture,
 )
@@ -60,6 +61,7 @@ from featcli.spec.words import (
     MOST_CHANNELS,
     MOST_THREADS,
     NATIVE,
+    PATH_COLUMNS,
     POOLS,
     PRECISIONS,
     VECTORS,
@@ -241,22 +243,77 @@ class InputSpec(Spec):
             needs=Other("files_from", "give the list, too: -0 says how its names are separated"),
         ),
     ] = False
+    table: Annotated[
+        Any,
+        Option(
+            "A table with a row for each image, whose other columns go into the dump: CSV, TSV, JSON Lines, Parquet or"
+            " Arrow; - reads stdin.",
+            metavar="FILE",
+            known_as=(
+                "--csv",
+                "--tsv",
+                "--metadata",
+                "--annotations",
+                "--parquet",
+                "--dataframe",
+                "--labels",
+                "--jsonl",
+            ),
+            group=IMAGES,
+            keep=table_as_given,
+            excludes=(Other("files_from", "give one of the two: a table lists images, too"),),
+        ),
+    ] = None
+    path_column: Annotated[
+        str | None,
+        Option(
+            f"Column of the table that holds the paths or URLs. Default: {any_of(PATH_COLUMNS)}.",
+            metavar="NAME",
+            known_as=("--image-column", "--image-col", "--img-col", "--path-col", "--filename-column", "--file-column"),
+            group=IMAGES,
+            needs=Other("table", "give the table, too"),
+        ),
+    ] = None
+    path_format: Annotated[
+        str | None,
+        Option(
+            "How to make paths of other columns, such as 'images/{id}.jpg', or '{id:06d}.jpg' with zeros before.",
+            metavar="FORMAT",
+            known_as=("--path-template", "--path-pattern"),
+            group=IMAGES,
+            needs=Other("table", "give the table, too: its columns stand in the braces"),
+            excludes=(Other("path_column", "give one of the two: each says what the paths are"),),
+        ),
+    ] = None
+    key_column: Annotated[
+        str | None,
+        Option(
+            "Column of the table that holds the keys, so that several rows may be of one image. Default: the paths.",
+            metavar="NAME",
+            known_as=("--id-column", "--id-col", "--index-column"),
+            group=IMAGES,
+            needs=Other("table", "give the table, too"),
+        ),
+    ] = None
+    unique: Annotated[
+        bool,
+        Option(
+            "Take the first of the rows of a table that have one key. Otherwise they are an error.",
+            known_as=("--dedup", "--drop-duplicates"),
+            group=IMAGES,
+            needs=Other("table", "leave --unique out: a name that is listed again is read once"),
+        ),
+    ] = False
     root: Annotated[
         Path | None,
         Option(
-            "Folder or URL to which listed names and their keys are relative. Default: this folder.",
+            "Folder or URL to which listed names and their keys are relative. Default: this folder, or the table's.",
             group=IMAGES,
             keep=path_text,
-            needs=Other("files_from", "give the list, too: its names are relative to --root"),
         ),
     ] = None
     allow_outside: Annotated[
-        bool,
-        Option(
-            "Allow listed names outside --root; their keys are absolute paths.",
-            group=IMAGES,
-            needs=Other("files_from", "leave --allow-outside out: images in a folder are never outside it"),
-        ),
+        bool, Option("Allow listed names outside --root; their keys are absolute paths.", group=IMAGES)
     ] = False
     follow_links: Annotated[
         bool,
@@ -311,6 +368,12 @@ class InputSpec(Spec):
     def refuse_conflicts(self) -> None:
         """Check that there is an input. See Spec."""
         super().refuse_conflicts()
+        if self.files_from is None and self.table is None:
+            for name, hint in (
+                ("root", "give a list or a table, too: its names are relative to --root"),
+                ("allow_outside", "leave --allow-outside out: images in a folder are never outside it"),
+            ):
+                self.refuse_given((name,), "needs --files-from or --table", hint)
         self.refuse_no_input()
         if self.listed_names is not None and self.null:
             raise UsageError(
@@ -321,8 +384,8 @@ class InputSpec(Spec):
 
     def refuse_no_input(self) -> None:
         """Raise UsageError if no image is named."""
-        if not self.input_names and self.files_from is None:
-            raise UsageError("there is no input", "name a folder or images, or a list with --files-from")
+        if not self.input_names and self.files_from is None and self.table is None:
+            raise UsageError("there is no input", "name a folder or images, a list with --files-from, or a --table")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -641,6 +704,17 @@ class DumpSpec(Spec):
             keep=path_text,
         ),
     ]
+    label_level: Annotated[
+        int | None,
+        Option(
+            "Which folder inside its INPUT is the label of an image. Default: 1, the first.",
+            metavar="N",
+            known_as=("--class-level", "--label-depth"),
+            group=IMAGES,
+            check=at_least(1, "1 is the first folder"),
+            stands_for=1,
+        ),
+    ] = None
     pool: Annotated[
         str | int | Sequence[str] | Mapping[str, Any],
         Option(

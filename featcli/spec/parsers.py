@@ -153,6 +153,46 @@ def list_as_given(names: Any) -> Any:
     return tuple(map(str, found))  # numpy's text becomes Python's
 
 
+class TableInMemory:
+    """A table in the memory of a Python program. What it holds is looked at when its rows are needed."""
+
+    def __init__(self, table: Any) -> None:
+        self.table = table
+
+
+def table_as_given(table: Any) -> str | TableInMemory:
+    """Return the name of a file that holds a table as text, and any other table as it is. Raises UsageError."""
+    if isinstance(table, str | os.PathLike):
+        name = path_text(table)
+        if not name:
+            raise UsageError("--table is empty", "is a shell variable unset?")
+        return str(name)
+    return table if isinstance(table, TableInMemory) else TableInMemory(table)
+
+
+def checked_key(key: Any) -> str:
+    """Return a key that a user gives as text. Raises UsageError for one that the path of a file could not be."""
+    text = os.fspath(key) if isinstance(key, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise UsageError(f"key {shown(key)} is not a text", "give texts such as 'cats/1': str(key) makes one")
+    parts = text.removeprefix("/").split("/")
+    if {"", ".", ".."} & {*parts}:
+        raise UsageError(
+            f"key {shown(text)}: it is empty, or has an empty part, '.' or '..' in it", "write the key without that"
+        )
+    if any(ord(char) < 32 or 127 <= ord(char) < 160 for char in text) or not _can_be_a_name(text):
+        raise UsageError(f"key {shown(text)}: it has a character that no key can have", "write the key without it")
+    return str(text)
+
+
+def _can_be_a_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def patterns_as_given(patterns: Any) -> tuple[str, ...]:
     """Return patterns of keys, one or several, as a tuple of text. Raises UsageError for anything else."""
     several = patterns if isinstance(patterns, Iterable) and not isinstance(patterns, str) else (patterns,)

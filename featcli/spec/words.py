@@ -56,5 +56,6 @@ DEFAULT_DTYPE: Final[Dtype] = "float32"
 MAX_PIXELS: Final = 89_478_485  # Pillow begins to warn here; a picture of this size takes 270 MB as RGB
 MOST: Final = 200_000  # largest count of anything: the keys of a shard must fit into a safetensors header
 MOST_THREADS: Final = 1024  # more than anybody needs, and fewer than the number at which some libraries die
+PATH_COLUMNS = ("path", "image", "file_name", "filename", "filepath")  # the usual names of a column of paths
 MOST_CHANNELS: Final = 1024
 LEAST_CROP: Final = 0.1  # share of a picture, which is resized to the input size divided by it

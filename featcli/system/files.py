@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ LEASE_SECONDS = 90.0  # twice the time that Linux lets a file server keep a file
 LEASE_PAUSE = 0.02
 PIECE_BYTES = 1 << 30  # asked for at once: Linux gives at most 2 GiB
 MOST_TEXT = 1 << 26  # bytes
+MOST_SPOOLED = 1 << 26  # bytes that stay in memory
 
 AnyPath = str | os.PathLike[str]
 
@@ -192,6 +194,16 @@ class ReadFile(io.BufferedReader):
     def __init__(self, path: AnyPath) -> None:
         self.regular = RegularFile(path)
         super().__init__(self.regular)
+
+
+class Spooled(tempfile.SpooledTemporaryFile[bytes]):
+    """A file without a name for what has to be read again. It is in memory while it is small."""
+
+    def __init__(self) -> None:
+        super().__init__(MOST_SPOOLED)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 @contextmanager
