@@ -59,6 +59,7 @@ BASES: dict[str, dict[str, Any]] = {
 }
 DRY = {"dry_run": True}
 LIST = {"inputs": NOT, "files_from": "list"}
+TABLE = {"inputs": NOT, "table": "table.csv"}
 VIT = {"checkpoint": "test_vit"}
 TWO = {"checkpoint": "two.safetensors", "arch": "test_resnet", "random_init": NOT}
 TEXT = {"as_json": NOT}
@@ -73,6 +74,12 @@ EFFECTS = {
         Effect("null", True, "error", DRY | LIST | {"files_from": "zeros"}),
         Effect("root", "photos", "error", {**LIST, "files_from": "short"}),
         Effect("allow_outside", True, "error", DRY | LIST | {"files_from": "outside", "root": "photos"}),
+        Effect("table", "one.csv", "choice images", DRY),
+        Effect("path_column", "other", "choice columns", DRY | TABLE),
+        Effect("path_format", "photos/{id}.png", "choice columns", DRY | TABLE),
+        Effect("key_column", "id", "choice columns", DRY | TABLE),
+        Effect("unique", True, "error", DRY | TABLE | {"table": "twice.csv"}),
+        Effect("label_level", 2, "error"),
         Effect("follow_links", True, "choice images", DRY),
         Effect("exclude", "*.png", "choice images", DRY),
         Effect("limit", 1, "choice images", DRY),
@@ -157,6 +164,11 @@ EFFECTS = {
         Effect("null", True, "recomputed null", ANEW | LIST),
         Effect("root", "photos", "recomputed root", ANEW | LIST),
         Effect("allow_outside", True, "recomputed allow_outside", ANEW | LIST),
+        Effect("table", "table.csv", "recomputed table", ANEW),
+        Effect("path_column", "other", "recomputed path_column", ANEW | TABLE),
+        Effect("path_format", "photos/{id}.png", "recomputed path_format", ANEW | TABLE),
+        Effect("key_column", "id", "recomputed key_column", ANEW | TABLE),
+        Effect("unique", True, "recomputed unique", ANEW | TABLE),
         Effect("follow_links", True, "recomputed follow_links", ANEW),
         Effect("exclude", "*.png", "recomputed exclude", ANEW),
         Effect("limit", 1, "recomputed limit", ANEW),
@@ -227,6 +239,9 @@ def world(tmp_path_factory):
     Image.open(photos / "a.jpg").save(odd / "turned.jpg", exif=exif)
     (folder / "list").write_text(f"{photos}/b.png\n")
     (folder / "zeros").write_text("photos/b.png\0")
+    (folder / "table.csv").write_text("id,path,other\nb,photos/b.png,photos/a.jpg\n")
+    (folder / "one.csv").write_text("path\nodd/wide.png\n")
+    (folder / "twice.csv").write_text("path\nphotos/b.png\nphotos/b.png\n")
     (folder / "short").write_text("b.png\n")
     (folder / "outside").write_text("../linked/far.png\n")
     weights = timm.create_model("test_resnet").state_dict()
@@ -459,7 +474,8 @@ def of_declared():
                 yield name, base | instead, (one.named, named[needed.name].named)
             for other in one.option.excludes:
                 value = other.value or next(e.value for e in EFFECTS[name] if e.option == other.name)
-                yield name, base | {other.name: value}, (one.named, named[other.name].named)
+                beside = TABLE if needed is not None and needed.name == "table" else {}
+                yield name, base | beside | {other.name: value}, (one.named, named[other.name].named)
 
 
 FOR_RECOMPUTE = {effect.option: effect for effect in EFFECTS["verify"] if effect.shows.startswith("recomputed")}

@@ -225,7 +225,7 @@ def test_a_folder_of_something_else(tmp_path):
         (tmp_path / "hub" / name).write_bytes(b"x")
     with pytest.raises(UsageError, match=r"3 files of other kinds: 2 \.parquet, 1 \.md") as refused:
         find(InputSpec([tmp_path / "hub"]))
-    assert "write the pictures of the table" in refused.value.hint
+    assert "give it with --table" in refused.value.hint
     for name in ("train-0.parquet", "train-1.parquet", "README.md"):
         (tmp_path / "hub" / name).rename(tmp_path / "hub" / f"{name}.dcm")
     with pytest.raises(UsageError, match=r"3 \.dcm") as refused:

@@ -87,6 +87,33 @@ def prepare(
     rules, decode_threads = loading.decoder.rules, loading.decoder.threads
     report("choice", name="pictures", value=summary_of(rules), reason="default" if rules == PixelSpec() else "as asked")
     sizes = _sizes(model, listing.images, rules, decode_threads, report)
+    threads, outputs, batch_size = loading.threads, selection.outputs, loading.settings.batch_size
+    sharers = sharers_of(asked, threads.value, selection.device.value)
+    shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, outputs), batch_size, sharers)
+    keys_digest = digest_keys(listing.images.keys)
+    of_dump = existing if begun is not None and begun.keys_digest == keys_digest else None
+    planned, columns = planned_columns(of_dump, listing.columns(asked.label_level))
+    plan = Plan(
+        settings=loading.settings,
+        outputs=outputs,
+        num_images=len(listing.images),
+        keys_digest=keys_digest,
+        images_digest=digest_images(listing.images),
+        shard_rows=shard_rows.value,
+        provenance=_provenance(asked, listing, selection, backbone),
+        environment=loading.environment,
+        columns=planned,
+        format_version=FORMAT_VERSION if begun is None else begun.format_version,
+    )
+    reason = f"{threads.reason}; {counted(decode_threads, 'thread')} decode"
+    report("choice", name="threads", value=threads.value, reason=reason, decode_threads=decode_threads)
+    _report_stored(asked, plan, sizes, report)
+    return Job(listing, SizedImages(listing.images, sizes), plan, shard_rows, columns), loading.setup(asked, plan)
+
+
+def _provenance(asked: ExtractSpec, listing: Listing, selection: Selection, backbone: Backbone) -> dict[str, Any]:
+    """Return the names for people, and what follows from the rest of the plan. See docs/format.md."""
+    model = selection.model
     provenance: dict[str, Any] = {
         "checkpoint": backbone.name,
         "weights": backbone.weights.summary(),
@@ -103,28 +130,7 @@ def prepare(
         provenance["licence"] = model.licence
     if "logits" in selection.points.vectors and (names := model.class_names()):
         provenance["class_names"] = list(names)
-    threads, outputs, batch_size = loading.threads, selection.outputs, loading.settings.batch_size
-    sharers = sharers_of(asked, threads.value, selection.device.value)
-    shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, outputs), batch_size, sharers)
-    keys_digest = digest_keys(listing.images.keys)
-    of_dump = existing if begun is not None and begun.keys_digest == keys_digest else None
-    planned, columns = planned_columns(of_dump, listing.columns(asked.label_level))
-    plan = Plan(
-        settings=loading.settings,
-        outputs=outputs,
-        num_images=len(listing.images),
-        keys_digest=keys_digest,
-        images_digest=digest_images(listing.images),
-        shard_rows=shard_rows.value,
-        provenance=provenance,
-        environment=loading.environment,
-        columns=planned,
-        format_version=FORMAT_VERSION if begun is None else begun.format_version,
-    )
-    reason = f"{threads.reason}; {counted(decode_threads, 'thread')} decode"
-    report("choice", name="threads", value=threads.value, reason=reason, decode_threads=decode_threads)
-    _report_stored(asked, plan, sizes, report)
-    return Job(listing, SizedImages(listing.images, sizes), plan, shard_rows, columns), loading.setup(asked, plan)
+    return provenance
 
 
 def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = None) -> Outline:

@@ -93,6 +93,9 @@ class ListedColumns:
             if cells is None:
                 raise ConflictError(f"{source.name} was changed while it was read", "run the command again")
             yield row, self._line({**none, **cells}, row)
+        for walk in walks.values():
+            for _ in walk:  # to the end, where a table says whether it was changed meanwhile
+                pass
 
     @cached_property
     def _order(self) -> Sequence[int] | None:

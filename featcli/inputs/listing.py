@@ -280,6 +280,7 @@ def _nothing_found(asked: InputSpec, listing: Listing) -> UsageError:
         return UsageError(what, "give a narrower pattern: * also stands for slashes")
     inputs, ignored = asked.input_names, listing.ignored
     listed = [] if asked.files_from is None else [shown(asked.list_name) if asked.list_name else "the list"]
+    listed += [] if asked.table is None else ["the table"]
     where = ", ".join([*map(shown, inputs), *listed])
     others = {suffix: count for suffix, count in most_first(ignored).items() if suffix not in (LINKED, LOOP)}
     beside = [f"{counted(sum(others.values()), 'file')} of other kinds: {kinds_of(others)}"] if others else []

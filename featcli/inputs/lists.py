@@ -148,11 +148,10 @@ def _refuse_table(files_from: str, begins: bytes) -> None:
     first = begins.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)[0]
     what = "JSON" if first[:1] in (b"{", b"[") else "a table" if re.search(rb"[,;\t]", first) else ""
     if what:
-        column = "; the first column of a table: cut -d, -f1 TABLE | featcli extract --files-from -"
         raise UsageError(
             f"--files-from {shown(files_from)}: it is {what}, not a list of names: no line of it"
             " names a file that is there",
-            f"give the paths alone, one a line{column if what != 'JSON' else ''}",
+            "give a table with --table, which has a column of paths and may have others; a list has paths alone",
         )
 
 

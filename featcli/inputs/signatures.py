@@ -40,13 +40,13 @@ HINTS = {
     ARCHIVE: "unpack it and name the folder, or pack its pictures into a plain .tar",
     PACKED: "unpack it: pictures are compressed already, and plain .tar files are the only archives that are read",
     TAR: "give the tar file as an INPUT, under a name that ends in .tar",
-    TABLE: "write the pictures of the table to a folder or a .tar, or give a list of their paths with --files-from",
+    TABLE: "if it has a column of paths, give it with --table; pictures inside it belong into a folder or a .tar",
     ARRAY: "write each picture in it to a file, such as PNG, and name the folder",
     VIDEO: "write its frames to a folder first: ffmpeg -i VIDEO FOLDER/%06d.png",
     AUDIO: "leave it out",
     DOCUMENT: "write its pages or its pictures to a folder first: pdftoppm -png, pdfimages -all",
     TEXT: "if it lists the names of pictures, give it with --files-from",
-    DATA: "leave it out, or give the pictures that it describes as a list with --files-from",
+    DATA: "if it is a table with a column of paths, give it with --table; else leave it out",
 }
 
 # Files that nothing here reads: (first bytes, their offset, what it is, its kind). A picture is called by its format,

@@ -35,13 +35,14 @@ class ArrowTable:
         self._is_parquet = suffix in (".parquet", ".pq")
         try:
             schema = self._open().schema_arrow if self._is_parquet else self._open().schema
+            types = [(field.name, str(field.type)) for field in schema]
         except self._errors as error:
             raise self._damaged(error) from error
-        self.names = checked_names(name, schema.names)
-        for field in schema:
-            if _holds_bytes(field.type):
+        self.names = checked_names(name, [column for column, _ in types])
+        for column, kind in types:
+            if "binary" in kind:  # by itself, or somewhere inside
                 raise UsageError(
-                    f"table {shown(name)}: column {shown(field.name)} holds bytes",
+                    f"table {shown(name)}: column {shown(column)} holds bytes",
                     "write the pictures to files or to a tar, and give a table of their paths without that column",
                 )
 
@@ -52,6 +53,8 @@ class ArrowTable:
         while True:
             try:
                 batch = next(batches, None)
+                if batch is not None:
+                    batch.validate(full=True)  # or a damaged file would make pyarrow read memory that is not its own
                 columns = [] if batch is None else [column.to_pylist() for column in batch.columns]
             except self._errors as error:
                 raise self._damaged(error) from error
@@ -72,11 +75,12 @@ class ArrowTable:
         self._file.seek(0)
         if self._is_parquet:
             return parquet.ParquetFile(self._file)
+        options = pyarrow.ipc.IpcReadOptions(use_threads=False)
         try:
-            return pyarrow.ipc.open_file(self._file)
+            return pyarrow.ipc.open_file(self._file, options=options)
         except pyarrow.ArrowInvalid:  # the format of streams, which `datasets` writes under the same suffix
             self._file.seek(0)
-            return pyarrow.ipc.open_stream(self._file)
+            return pyarrow.ipc.open_stream(self._file, options=options)
 
     def _batches(self) -> Iterator[Any]:
         opened = self._open()
@@ -167,12 +171,6 @@ def _listed(some: Any) -> list[Any]:
             found: list[Any] = getattr(some, method)()
             return found
     return list(some)
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """Return whether cells of an Arrow type are bytes, or hold bytes somewhere inside."""
-    text = str(kind)
-    return "binary" in text
 
 
 def _plain(cell: Any, table: str, row: int) -> Any:

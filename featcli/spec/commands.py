@@ -259,9 +259,11 @@ class VerifyCommand(InputSpec):
         if not (self.recompute or self.check_inputs):
             Spec.refuse_conflicts(self)  # the one of InputSpec wants an input
             return
-        if not (self.input_names or self.files_from):
+        if not (self.input_names or self.files_from or self.table):
             option = "--recompute" if self.recompute else "--inputs"
-            raise UsageError(f"{option} needs the images", "give them as extract was given them: INPUT or --files-from")
+            raise UsageError(
+                f"{option} needs the images", "give them as extract was given them: INPUT, --files-from or --table"
+            )
         super().refuse_conflicts()
 
 

@@ -159,6 +159,12 @@ class TableInMemory:
     def __init__(self, table: Any) -> None:
         self.table = table
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TableInMemory) and self.table is other.table
+
+    def __hash__(self) -> int:
+        return id(self.table)
+
 
 def table_as_given(table: Any) -> str | TableInMemory:
     """Return the name of a file that holds a table as text, and any other table as it is. Raises UsageError."""
