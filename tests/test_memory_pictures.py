@@ -200,7 +200,7 @@ def test_digests_are_what_the_format_says(tmp_path):
     ]
     parts[2] += b"transparency 1\n3"
     assert featcli.open_dump(dump).digests == [xxhash.xxh3_128_hexdigest(part) for part in parts]
-    sizes = [size for _, size in featcli.open_dump(dump)._dump.images()]
+    sizes = featcli.open_dump(dump).sizes
     assert sizes == [40 * 48 * 3, 40 * 48 * 2, 40 * 48]
 
 
