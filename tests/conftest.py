@@ -19,6 +19,7 @@ from tempfile import mkdtemp
 
 import numpy as np
 import pytest
+import xxhash
 from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a network
@@ -27,6 +28,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from featcli.backbones.torchvision_operators import declare_missing_operators
 from featcli.cli.boundary import main
+from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
 
 declare_missing_operators()  # comes before a test imports timm or transformers as its reference
 gc.set_threshold(10_000, 20, 20)  # torch and the tests make many objects, and to look at all of them takes long
@@ -122,6 +124,17 @@ def draw(path: Path, seed: int, size: tuple[int, int] = (96, 80)) -> Path:
     small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
     return path
+
+
+def with_columns(path: Path, columns: dict[str, tuple[str, list]]) -> None:
+    """Give a dump columns, by name, each with its kind and its cells."""
+    rows = zip(*(cells for _, cells in columns.values()), strict=True)
+    lines = b"".join(json.dumps(dict(zip(columns, row, strict=True))).encode() + b"\n" for row in rows)
+    (path / "columns.jsonl").write_bytes(lines)
+    plan = read_checksummed(path / "plan.json")
+    kinds = {name: kind for name, (kind, _) in columns.items()}
+    plan["columns"] = {"digest": xxhash.xxh3_128(lines).hexdigest(), "kinds": kinds}
+    publish_checksummed(path / "plan.json", plan, replace=True)
 
 
 @pytest.fixture

@@ -9,13 +9,11 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-import xxhash
 from safetensors import safe_open
 
 import featcli
-from conftest import draw, tree
+from conftest import draw, tree, with_columns
 from featcli import open_dump
-from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
 from featcli.export.export import export
 from featcli.spec.commands import ExportCommand
 
@@ -56,18 +54,6 @@ COLUMNS = {  # name: (kind, cells of eight rows); row 3 is broken
 RENAMED = {name: f"column.{name}" for name in ("row", "valid", "keys", "stage1")} | {"key": "column.column.key"}
 
 
-def with_columns(path, columns):
-    """Give a dump columns, by name, each with its kind and its cells."""
-    rows = zip(*(cells for _, cells in columns.values()), strict=True)
-    lines = b"".join(json.dumps(dict(zip(columns, row, strict=True))).encode() + b"\n" for row in rows)
-    (path / "columns.jsonl").write_bytes(lines)
-    plan = read_checksummed(path / "plan.json")
-    kinds = {name: kind for name, (kind, _) in columns.items()}
-    plan["columns"] = {"digest": xxhash.xxh3_128(lines).hexdigest(), "kinds": kinds}
-    publish_checksummed(path / "plan.json", plan, replace=True)
-    return open_dump(path)
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """Make a dump of eight pictures in shards of three, the fourth of them broken."""
@@ -91,7 +77,8 @@ def plain(tmp_path_factory):
 def dump(plain, tmp_path_factory):
     path = tmp_path_factory.mktemp("dumps") / "d"
     shutil.copytree(plain, path)
-    return with_columns(path, COLUMNS)
+    with_columns(path, COLUMNS)
+    return open_dump(path)
 
 
 def written(dump, output, **options):
@@ -228,14 +215,14 @@ def test_a_name_that_is_taken_is_told(dump, tmp_path, cli):
 def test_texts_that_hdf5_cannot_hold(plain, tmp_path, cli):
     """A zero byte, at which HDF5 would cut a text, is refused with a way out; Parquet and JSON lines hold it."""
     shutil.copytree(plain, tmp_path / "d")
-    dump = with_columns(tmp_path / "d", {"text": ("text", ["a\0b", None, *"cdefgh"]), "j": ("json", ["a\0b"] * 8)})
+    with_columns(tmp_path / "d", {"text": ("text", ["a\0b", None, *"cdefgh"]), "j": ("json", ["a\0b"] * 8)})
     before = tree(tmp_path)
     run = cli("export", tmp_path / "d", "-o", tmp_path / "x.h5")
     assert (run.code, len(run.err.splitlines())) == (2, 2)
     assert "column 'text': 'a\\x00b' has a zero byte in it" in run.err
     assert tree(tmp_path) == before
     for name in ("x.parquet", "x.jsonl", "x.safetensors", "folder"):
-        written(dump, tmp_path / name)
+        written(open_dump(tmp_path / "d"), tmp_path / name)
         assert read_back(tmp_path / name)["text"][:2] == ["a\0b", None]
 
 

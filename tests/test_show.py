@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import featcli
-from conftest import draw, tree
+from conftest import draw, tree, with_columns
 from featcli import open_dump
 from featcli.dump.picture_folders import remembered_pictures
 from featcli.reading.keys import match_keys
@@ -447,12 +447,39 @@ def test_other_dumps(folder, tmp_path, cli, options):
     assert (width > height) == (options == {"fit": "native"})
 
 
+COLUMNS = {  # of the seven images in `folder`
+    "label": ("text", [None, *["things"] * 6]),
+    "split": ("text", ["train", "test", "train", "test", "train", "train", ""]),
+    "score": ("float", [0.5, 1, "inf", 3, None, -0.25, 8]),
+    "note": ("text", [f"</script><b>{n}</b> a longer note that is not cut off in the middle" for n in range(7)]),
+    "size": ("json", [[n, 2**60] for n in range(7)]),
+    "id": ("int", [2**60 + n for n in range(7)]),
+    "a column with a name that is longer than a phone is wide, without any break: " + "x" * 400: ("bool", [True] * 7),
+}
+
+
+def test_labels_above_images(dump, tmp_path, cli):
+    """A picture says the label of an image after its key, if no folder of the key is called so."""
+    from featcli.views.show import _titles
+
+    shutil.copytree(dump.path, tmp_path / "d")
+    with_columns(tmp_path / "d", {"label": ("text", [None, "things", "a cat", *"dogs"])})
+    titles = _titles(open_dump(tmp_path / "d"), [2, 0, 1])
+    assert titles == ["things/1.png: a cat", "<script>alert(1)<.png", "things/0.png"]
+    assert cli("show", tmp_path / "d", "things/1", "-o", tmp_path / "x.png").code == 0
+    printed = cli("inspect", tmp_path / "d").out
+    assert "\ncolumns        label (text)\n" in printed
+
+
 @pytest.fixture(scope="module")
 def page(dump, folder, tmp_path_factory):
     from featcli.views.show import Drawing, rows_to_draw
     from featcli.views.survey import survey
 
     path = tmp_path_factory.mktemp("pages") / "survey.html"
+    shutil.copytree(dump.path, path.with_name("dump"))
+    with_columns(path.with_name("dump"), COLUMNS)
+    dump = open_dump(path.with_name("dump"))
     drawing = Drawing(dump, rows_to_draw(dump, 60), list(dump.stages), DumpPictures(dump, str(folder)))
     survey(drawing, str(path))
     assert not drawing.pictures.missing
@@ -467,6 +494,13 @@ def test_what_a_page_says(dump, page):
     assert about["fingerprint"] == dump.plan.fingerprint
     assert facts["failures"] == [{k: dump.failures[0][k] for k in ("key", "reason", "detail")}]
     assert [image["key"] for image in facts["images"]] == [key for key in dump.keys if key != "things/3.png"]
+    found = {one["name"]: one["values"] for one in facts["columns"]}
+    rows = [row for row in range(7) if dump.keys[row] != "things/3.png"]
+    for name in ("label", "split", "score", "note"):
+        assert found[name] == [COLUMNS[name][1][row] for row in rows]
+    assert found["id"] == [str(COLUMNS["id"][1][row]) for row in rows]  # JavaScript would round these numbers
+    assert found["size"] == [json.dumps(COLUMNS["size"][1][row]) for row in rows]
+    assert max(map(len, found)) < 310
     text = page.read_text("utf-8")
     assert "<script>alert" not in text
     assert not re.search(r"https?://", text)
@@ -553,6 +587,63 @@ def test_a_page_in_a_browser(page):
         driver.find_element("css selector", "dialog header button").click()
         assert not driver.execute_script("return document.querySelector('dialog').open")
         assert texts("#failures td")[:2] == ["things/3.png", "not_an_image"]
+
+
+def test_columns_on_a_page_in_a_browser(page):
+    """Images are coloured by a column and narrowed by its values: classes are chosen, numbers bounded, texts sought."""
+    with browser() as driver:
+        driver.get(page.as_uri())
+
+        def all_of(selector):
+            return driver.find_elements("css selector", selector)
+
+        def texts(selector):
+            return [element.text for element in all_of(selector)]
+
+        def choose(selector, text):
+            (option,) = [one for one in all_of(f"{selector} option") if one.text.startswith(text)]
+            option.click()
+
+        def colours(selector):
+            all_dots = "[...document.querySelectorAll(arguments[0])]"
+            return driver.execute_script(
+                f"return {all_dots}.map((one) => getComputedStyle(one).backgroundColor)", selector
+            )
+
+        assert texts("#legend > span") == ["things", "missing"]
+        assert texts("#images .value") == ["missing", *["things"] * 5]
+        assert texts("#colour option")[:4] == ["nothing", "label", "split", "score"]
+        choose("#colour", "split")
+        assert texts("#legend > span") == ["train", "test", "empty text"]
+        train, test, empty = colours("#legend .dot")
+        assert colours("#images .dot") == [train, test, train, test, train, empty]
+        assert len({train, empty, test}) == 3
+        choose("#colour", "score")
+        low, high = texts("#legend > span")[0].split()
+        assert (low, high) == ("-0.25", "8")
+        least, most = "rgb(68, 1, 84)", "rgb(253, 231, 37)"
+        assert [colours("#images .dot")[place] for place in (4, 5, 2)] == [least, most, most]  # 2 is infinite
+        choose("#colour", "nothing")
+        assert (all_of("#images .dot"), texts("#legend > span")) == ([], [])
+
+        def names():
+            return [tile.text.partition("\n")[0] for tile in all_of("#images .tile") if tile.is_displayed()]
+
+        choose("#column", "split")
+        choose("#value", "empty text (1)")
+        assert (names(), texts("#hits")) == (["twin.png"], ["1 of 6 on this page"])
+        choose("#column", "score")
+        least, most = all_of("#value input")
+        least.send_keys("0.75")
+        assert names() == ["0.png", "1.png", "2.png", "twin.png"]
+        most.send_keys("2")
+        assert names() == ["0.png"]
+        choose("#column", "note")
+        all_of("#value input")[0].send_keys("B>5</")
+        assert names() == ["4.png"]
+        all_of("#images .tile")[4].click()
+        shown = dict(zip(texts("#columns dt"), texts("#columns dd"), strict=True))
+        assert {shown["label"], shown["split"], shown["id"]} == {"things", "train", str(2**60 + 5)}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 WIDE = 240
 FOREIGN_SHOWN = 5
+COLUMNS_SHOWN = 50
 IN_USE = "a process is at work in it now: what was found may have changed since"
 
 
@@ -103,6 +104,10 @@ def print_dump(facts: Mapping[str, Any]) -> None:
         _say(f"pictures       {text}")
     _say(f"checkpoint     {facts['checkpoint']}: {facts['weights']}")
     _say(f"stored         {facts['format']}, {size(facts['bytes'])}, pool {facts['pool']}")
+    if facts["columns"]:
+        named = [f"{name} ({kind})" for name, kind in facts["columns"].items()]
+        more = [f"{len(named) - COLUMNS_SHOWN:,} more"] if len(named) > COLUMNS_SHOWN else []
+        _say(f"columns        {', '.join(named[:COLUMNS_SHOWN] + more)}")
     rows = [
         (
             "" if one["index"] is None else str(one["index"]),

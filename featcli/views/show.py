@@ -13,6 +13,7 @@ import numpy as np
 from featcli.dump.target import refuse_taken, write_files
 from featcli.errors import UsageError, counted, printable, shown, shown_shape
 from featcli.events import Report, silent
+from featcli.reading.columns import LABEL
 from featcli.reading.keys import match_keys
 from featcli.reading.reader import DumpReader
 from featcli.views.dump_pictures import DumpPictures
@@ -162,8 +163,8 @@ def _sheet(
         _write(draw, (left, MARGIN), name, INK)
         _write(draw, (left, MARGIN + LINE - 2), shown_shape(dump.outputs[name].shape), FAINT)
     top = MARGIN + TITLE
-    for row, picture in zip(rows, pictures, strict=True):
-        _write(draw, (MARGIN, top), _cut(_plain(dump.keys[row]), width - 2 * MARGIN), INK)
+    for row, picture, title in zip(rows, pictures, _titles(dump, rows), strict=True):
+        _write(draw, (MARGIN, top), _cut(_plain(title), width - 2 * MARGIN), INK)
         top += LINE
         if picture is None:
             draw.rectangle((MARGIN, top, MARGIN + PICTURE - 1, top + PICTURE - 1), outline=EDGE)
@@ -179,6 +180,17 @@ def _sheet(
         _write(draw, (MARGIN, top), line, FAINT)
         top += LINE
     return sheet
+
+
+def _titles(dump: DumpReader, rows: Sequence[int]) -> list[str]:
+    """Return the key of each row, with its label if no folder of the key is called so."""
+    cells = dict(dump.columns.rows(sorted({*rows})))
+    labels = [cells[row].get(LABEL) for row in rows]
+    keys = [dump.keys[row] for row in rows]
+    return [
+        key if label is None or str(label) in key.split("/") else f"{key}: {label}"
+        for key, label in zip(keys, labels, strict=True)
+    ]
 
 
 def _caption(dump: DumpReader) -> str:

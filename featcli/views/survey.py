@@ -19,6 +19,7 @@ from featcli.dump.records import pictures_of, said_of_pictures
 from featcli.dump.target import refuse_taken, write_files
 from featcli.errors import CheckpointError, UsageError, counted, printable, shown_shape, size
 from featcli.events import Report, silent
+from featcli.inputs.cells import EXACT, Kind
 from featcli.reading.reader import DumpReader
 from featcli.views.neighbours import averaged, neighbours, neighbours_in_dump, rows_to_compare
 from featcli.views.show import STUDIED, Drawing
@@ -31,6 +32,7 @@ SUFFIXES = (".html", ".htm")
 PICTURE, MAP = 224, 64  # pixels along the longer edge, at most
 MOST_IMAGES = 1000
 MOST_FAILURES = 200  # failures that are named
+MOST_COLUMNS, MOST_CHARACTERS = 100, 300  # columns, and characters of a cell, that are shown
 TEMPLATE, TITLE, FACTS = "survey.html", "FEATCLI-TITLE", "FEATCLI-FACTS"
 
 
@@ -52,11 +54,10 @@ def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Repor
     for name in stages if studied else ():
         of_stage[name] = study(dump[name], studied)
         report("batch", images=1)
-    labels = _labels(dump)
     images: list[dict[str, Any]] = []
     pooled: dict[str, list[np.ndarray]] = {name: [] for name in of_stage}
     for row in rows:
-        images.append(_image(dump, row, labels[row], drawing.pictures[row], of_stage, pooled))
+        images.append(_image(dump, row, drawing.pictures[row], of_stage, pooled))
         report("batch", images=1)
     compared = _add_neighbours(dump, rows, images, pooled)
     report("batch", images=1)
@@ -68,6 +69,8 @@ def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Repor
         "compared": compared,
         "cut": [LOW, 100 - HIGH],
         "images": images,
+        "columns": _columns(dump, rows),
+        "more_columns": max(0, len(dump.columns) - MOST_COLUMNS),
         "valid": int(dump.valid.sum()),
         "failures": [_failure(failure) for failure in dump.failures[:MOST_FAILURES]],
         "failed": dict(Counter(failure["reason"] for failure in dump.failures).most_common()),
@@ -122,7 +125,6 @@ def _failure(failure: Mapping[str, Any]) -> dict[str, str]:
 def _image(
     dump: DumpReader,
     row: int,
-    label: str,
     picture: Image.Image | None,
     of_stage: Mapping[str, tuple[Statistics, Colours | None]],
     pooled: dict[str, list[np.ndarray]],
@@ -140,7 +142,6 @@ def _image(
     return {
         "key": printable(key),
         "row": row,
-        "label": printable(label),
         "picture": seen,
         "maps": maps,
         "near": {},
@@ -173,12 +174,25 @@ def _add_neighbours(
     return len(compared)
 
 
-def _labels(dump: DumpReader) -> list[str]:
-    """Return the class of each image, if the dump says it."""
-    try:
-        return dump.labels
-    except UsageError:  # the plan is from a version that did not tell inputs from folders
-        return [""] * len(dump)
+def _columns(dump: DumpReader, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the columns with a value for each of the rows: a number, true, false or text, and null if missing."""
+    cells = dict(dump.columns.rows(sorted({*rows})))
+    kinds = list(dump.columns.kinds.items())[:MOST_COLUMNS]
+    return [
+        {"name": printable(_cut(name)), "kind": kind, "values": [_value(cells[row][name], kind) for row in rows]}
+        for name, kind in kinds
+    ]
+
+
+def _value(cell: Any, kind: Kind) -> Any:
+    """Return what a page shows of a cell. A number that a page would round is text."""
+    if cell is None or (kind != "json" and (isinstance(cell, float) or (isinstance(cell, int) and abs(cell) <= EXACT))):
+        return cell
+    return printable(_cut(cell if isinstance(cell, str) and kind != "json" else json.dumps(cell, ensure_ascii=False)))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
 
 
 def _small(pixels: np.ndarray, most: int) -> Image.Image:
