@@ -168,7 +168,8 @@ def test_verify_takes_images_in_any_order(here, cli):
     options = ["--recompute", "5", "-c", "test_resnet", "--random-init", "--files-from", "list", "--root", "photos"]
     run = cli("verify", "d", *options)
     assert (run.code, "5 equal bit for bit" in run.out + run.err) == (0, True), run.err
-    assert cli("verify", "d", "--inputs", "--files-from", "list", "--root", "photos").code == 0
+    run = cli("verify", "d", "--inputs", "--files-from", "list", "--root", "photos", "--exclude", "x")
+    assert (run.code, "--exclude 'x': no key is like that" in run.err) == (0, True)
 
 
 def test_keys_are_texts():

@@ -47,6 +47,8 @@ def check_pictures(dump: Dump, asked: VerifyCommand, report: Report = silent) ->
         )
     dump.refuse_in_memory()
     listing = with_keys_of(dump, find(narrowed(asked, InputSpec)))
+    for text in listing.remarks:
+        report("warning", text=text)
     rows = {key: row for row, key in enumerate(listing.images.keys)}
     reader = reader_of([dump])
     digests = [(key, digest) for key, digest in zip(reader.keys, reader.digests, strict=True) if digest]
