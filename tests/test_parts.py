@@ -11,6 +11,7 @@ from featcli.dump.plan import Outline, Output
 from featcli.errors import UsageError
 from featcli.extraction import sharding
 from featcli.extraction.sharding import Rows, Sharers, choose_shard_rows, sharers_of, too_few
+from featcli.inputs.keys import Keys
 from featcli.pixels.sizes import Sizes
 from featcli.spec.commands import ExtractSpec
 from featcli.system.scheduler import part_of
@@ -101,7 +102,7 @@ class Names:
 
     @property
     def keys(self):
-        return [self.key]
+        return Keys([self.key])
 
 
 def asked(**options):
