@@ -6,12 +6,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 import xxhash
 from independent_reader import read_shard
 from PIL import Image
+from safetensors import safe_open
 
 import featcli
 from conftest import draw
@@ -19,6 +21,7 @@ from featcli import open_dump
 from featcli.dump.checksummed_json import checksummed, read_checksummed
 from featcli.dump.plan import first_difference
 from featcli.errors import ConflictError, IncompleteError, UsageError
+from featcli.reading.named import open_named
 
 RESNET = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 2}
 VIT = {**RESNET, "checkpoint": "test_vit", "out_indices": None, "out_features": "embedding", "batch_size": 4}
@@ -56,6 +59,27 @@ def rows_of(keys, index):
     if isinstance(index, list):
         return [keys.index(one) if isinstance(one, str) else one for one in index]
     return keys.index(index) if isinstance(index, str) else rows[index]
+
+
+def exported(path):
+    """Return (keys, {output: rows}) of an exported file, read by the format's own library, without other columns."""
+    if path.is_dir():
+        lines = [json.loads(line) for line in (path / "images.jsonl").read_text().splitlines()]
+        return [line["key"] for line in lines], {file.stem: np.load(file) for file in path.glob("*.npy")}
+    if path.suffix == ".h5":
+        with h5py.File(path) as file:
+            arrays = {name: file[name][:] for name in file}
+        return [key.decode() for key in arrays["keys"]], {n: one for n, one in arrays.items() if one.dtype.kind == "f"}
+    if path.suffix == ".safetensors":
+        with safe_open(path, "np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            return json.loads(file.metadata()["keys"]), {n: one for n, one in arrays.items() if n != "valid"}
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    else:
+        rows = pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
+    names = [name for name, value in rows[0].items() if isinstance(value, list)]
+    return [row["key"] for row in rows], {n: np.array([row[n] for row in rows], np.float32) for n in names}
 
 
 @pytest.fixture(scope="module")
@@ -368,3 +392,106 @@ def test_pictures_that_changed_between_two_dumps(dumps, tmp_path, pictures):
     featcli.extract(tmp_path / "one", output=tmp_path / "changed", **RESNET)
     with pytest.raises(ConflictError, match=r"picture 'cats/3.png' was another file for a than for b"):
         _ = open_dump({"a": dumps / "one", "b": tmp_path / "changed"}).digests
+
+
+@pytest.mark.parametrize("name", ["x.h5", "x.safetensors", "x.jsonl", "x.parquet", "x"])
+def test_exports_of_joined_dumps(dumps, tmp_path, cli, name):
+    """An export of dumps along rows or outputs holds what exports of each hold, in every format."""
+    one, two, vit = (dumps / name for name in ("one", "two", "vit"))
+    options = ("--pool", "avg", "-q", "-o")
+    for number, arguments in enumerate(((one, "--pool", "avg"), (two, "--pool", "avg"), (vit,))):
+        assert cli("export", *arguments, "-q", "-o", tmp_path / f"{number}{name}").code == 0
+    parts = [exported(tmp_path / f"{n}{name}") for n, path in enumerate((one, two, vit))]
+    assert cli("export", one, two, *options, tmp_path / f"rows{name}").code == 0
+    keys, maps = exported(tmp_path / f"rows{name}")
+    assert keys == parts[0][0] + parts[1][0]
+    for stage in NAMES:
+        assert equal(maps[stage], np.concatenate([part[1][stage] for part in parts[:2]]))
+    others = ("--with", vit, "--with", f"seeds={dumps / 'seed'}")
+    assert cli("export", one, *others, *options, tmp_path / f"o{name}").code == 0
+    keys, maps = exported(tmp_path / f"o{name}")
+    assert keys == parts[0][0]
+    assert set(maps) == {"one.stage1", "one.stage2", "vit.embedding", "seeds.stage1", "seeds.stage2"}
+    assert equal(maps["one.stage2"], parts[0][1]["stage2"])
+    assert equal(maps["vit.embedding"], np.flip(np.asarray(parts[2][1]["embedding"]), 0))
+
+
+def test_what_exports_of_joined_dumps_say(dumps, tmp_path, cli):
+    """A file says of which dumps it is: their fingerprints, checkpoints and weights, and how many of their images."""
+    one, two, vit = (open_dump(dumps / name).plan for name in ("one", "two", "vit"))
+    cli("export", dumps / "one", dumps / "two", "-o", tmp_path / "rows.h5")
+    cli("export", dumps / "one", "--with", f"v={dumps / 'vit'}", "--keep-failed", "-o", tmp_path / "outputs.h5")
+    with h5py.File(tmp_path / "rows.h5") as file:
+        said = {name: value.decode() for name, value in file.attrs.items()}
+    assert said["fingerprint"] == f"{one.fingerprint},{two.fingerprint}"
+    assert (said["checkpoint"], said["images"]) == ("test_resnet", "7 of 9")
+    with h5py.File(tmp_path / "outputs.h5") as file:
+        said = {name: value.decode() for name, value in file.attrs.items()}
+        assert np.isnan(file["v.embedding"][2]).all()
+    assert (said["one.fingerprint"], said["v.fingerprint"]) == (one.fingerprint, vit.fingerprint)
+    assert (said["one.checkpoint"], said["v.checkpoint"]) == ("test_resnet", "test_vit")
+    assert said["images"] == "4 of 4"
+    assert "fingerprint" not in said
+
+
+def test_exports_of_some_rows(dumps, tmp_path, cli):
+    """Exports hold the images that --keys and --where name, in row order, and say what was left out of these alone."""
+    kinds, rows = {"split": "text", "n": "int"}, [["a", 0], ["b", 1], ["a", 2], [None, 3]]
+    made = with_columns(dumps / "one", tmp_path / "d", kinds, rows)
+    grid = {
+        ("--keys", "cats/3"): [3],
+        ("--keys", "cats/3.png", "--keys", "*/[01]"): [0, 1, 3],
+        ("--where", "split=a", "--keep-failed"): [0, 2],
+        ("--where", "split=b", "--where", "split="): [1, 3],
+        ("--where", "n=1", "--where", "n=2"): [1],
+        ("--where", "split=a", "--where", "n=0"): [0],
+        ("--where", "label=x", "--keys", "*"): "there is no column 'label'",
+        ("--where", "split=c"): "no row has split = 'c'",
+        ("--where", "split=b", "--where", "n=0"): "each occurs, but in other rows",
+        ("--where", "split=b", "--keys", "*/0"): "no image of --keys has what --where asks for",
+        ("--where", "n=one"): "column 'n' holds whole numbers",
+        ("--where", "split"): "is not NAME=VALUE",
+        ("--keys", "dogs/*"): "no key of this dump is like that",
+        ("--keys", ""): "--keys is empty",
+    }
+    for number, (options, expected) in enumerate(grid.items()):
+        run = cli("export", made, *options, "-o", tmp_path / f"{number}.jsonl")
+        if isinstance(expected, str):
+            assert (run.code, expected in run.err) == (2, True), (options, run.err)
+            continue
+        lines = (tmp_path / f"{number}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["key"] for line in lines] == [f"cats/{row}.png" for row in expected]
+        assert ("failed" in run.out) == ("n=2" in options or 2 in expected)
+
+
+def test_joined_dumps_in_a_command(dumps, tmp_path, cli, pictures):
+    """--with puts dumps of the same keys beside the first, and others behind it; names must differ, and be of use."""
+    one, two, vit = (dumps / name for name in ("one", "two", "vit"))
+    rows = open_named([str(one)], [str(two)])
+    assert rows.keys == open_dump([one, two]).keys
+    assert list(open_named([str(one)], [str(vit)]).dumps) == ["one", "vit"]
+    shutil.copytree(vit, tmp_path / "vit.2=b")
+    beside = open_named([str(vit)], [str(tmp_path / "vit.2=b")])
+    assert list(beside.dumps) == ["vit", "vit-2-b"]
+    for arguments, code, text in (
+        ((one, "--with", one), 2, "two dumps are called one"),
+        ((one, "--with", f"a={two}"), 2, "no name is needed"),
+        ((one, two, "--with", vit), 5, "'dogs/4.png' is in one, and not in vit"),
+        ((two, "--with", vit), 5, "they have no key in common, with such as 'dogs/4.png' and 'cats/3.png'"),
+        ((one, vit), 5, "along outputs: open_dump({'a': ..., 'b': ...}), as --with does"),
+        ((one, one), 5, "both have 'cats/0.png'"),
+        ((one, "--with", vit, "--stage", "nope"), 2, "there is no output 'nope' in any of the dumps"),
+        ((one, ""), 2, "DUMP is empty"),
+    ):
+        run = cli("export", *arguments, "-o", tmp_path / "x.h5")
+        assert (run.code, text in run.err) == (code, True), run.err
+    shown = cli("show", one, "cats/3", "--with", f"v={vit}", "--with", dumps / "half1", "-o", tmp_path / "x.png")
+    assert (shown.code, shown.out.partition(": ")[2]) == (0, f"1 image, 4 stages, pictures from '{pictures / 'one'}'\n")
+    shown = cli("show", one, "cats/3", "*/5", "--with", two, "--root", pictures / "two", "-o", tmp_path / "y.png")
+    assert (shown.code, shown.err) == (0, f"1 picture of '{pictures / 'two'}' not shown: not there (see --root)\n")
+    for number, arguments in enumerate([("--with", two), ("--with", vit, "--stage", "stage2,vit.embedding")]):
+        assert cli("show", one, *arguments, "--num-images", "1", "-o", tmp_path / f"{number}.html").code == 0
+    page = (tmp_path / "1.html").read_text()
+    texts = ("one and vit", "one: checkpoint", "vit: weights", "one.stage2", "vit.embedding")
+    assert [text for text in texts if text not in page] == []
+    assert "one.stage1" not in page

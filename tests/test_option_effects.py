@@ -190,6 +190,10 @@ EFFECTS = {
         Effect("pool", "avg", "written"),
         Effect("dtype", "float16", "written"),
         Effect("keep_failed", True, "written"),
+        Effect("more", ["third"], "written"),
+        Effect("others", ["again=dump"], "written"),
+        Effect("keys", ["b.png"], "written"),
+        Effect("where", ["label=trip"], "written"),
         Effect("incomplete", True, "error", {"dump": "begun"}),
         Effect("overwrite", True, "error", {"output": f"{OUT}.h5"}, there="list"),
         Effect("quiet", True, "stdout"),
@@ -202,6 +206,7 @@ EFFECTS = {
         Effect("stage", "stage1", "written"),
         Effect("num_images", 1, "written"),
         Effect("allow_outside", True, "stderr", {"dump": "outer", "root": "photos"}),
+        Effect("others", ["again=dump"], "written"),
         Effect("incomplete", True, "error", {"dump": "begun"}),
         Effect("overwrite", True, "error", there="list"),
         Effect("quiet", True, "stdout"),
@@ -255,6 +260,8 @@ def world(tmp_path_factory):
         featcli.extract("mixed", **SMALL, out_indices=[1, -1], output="dump", shard_size=1)
         outside = {"files_from": "outside", "root": "photos", "allow_outside": True}
         featcli.extract(**outside, **SMALL, output="outer")
+        featcli.extract("photos/trip", **SMALL, out_indices=[1, -1], output="third")
+        featcli.extract("photos/trip", **SMALL, out_indices=[1, -1], output="third")
         of_file = {"checkpoint": "weights.safetensors", "arch": "test_resnet", "random_init": False}
         featcli.extract("mixed", **SMALL | of_file, output="of_file")
         featcli.extract("mixed", **SMALL | {"precision": "bf16"}, out_indices=[1, -1], output="other", shard_size=1)

@@ -394,7 +394,7 @@ def test_help_in_groups(cli, monkeypatch, name):
     for group, names in expected.items():
         assert len(under[group]) == len(names), group
         assert [name for name, entry in zip(names, under[group], strict=True) if name not in entry] == [], group
-    assert has_groups == (name in ("extract", "verify"))
+    assert has_groups == (name in ("extract", "verify", "export"))
 
 
 PLAIN = {

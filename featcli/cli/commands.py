@@ -303,19 +303,19 @@ def export(asked: ExportCommand) -> None:
     \b
     featcli export feats --stage stage4 --pool avg -o stage4.h5
     featcli export feats --pool avg -o - | jq -c '[.key, .stage4[0]]'
+    featcli export january february --where split=train -o both.parquet
     """
     from featcli.errors import shown_shape
     from featcli.events import silent
     from featcli.export.export import STDOUT, images_beside
     from featcli.export.export import export as write
-    from featcli.reading.reader import open_dump
+    from featcli.reading.named import open_named
     from featcli.run.progress import ProgressReport
     from featcli.system.files import bytes_at
 
     with _terminal(work="exporting") as terminal:
-        content = write(
-            open_dump(asked.dump, asked.incomplete), asked, silent if asked.quiet else ProgressReport(terminal)
-        )
+        found = open_named([asked.dump, *asked.more], asked.others, asked.incomplete)
+        content = write(found, asked, silent if asked.quiet else ProgressReport(terminal))
     if not asked.quiet and asked.output != STDOUT:
         path = Path(asked.output)
         num_bytes = bytes_at(path)
@@ -327,7 +327,8 @@ def export(asked: ExportCommand) -> None:
             printable("; ".join([f"{asked.output}{beside}: {images}, {stages}, {size(num_bytes)}", *content.remarks]))
         )
     elif content.remarks and (content.dump.failures or not asked.quiet):
-        print(printable(f"{asked.dump}: {'; '.join(content.remarks)}"), file=sys.stderr)
+        name = content.dump.name if asked.more or asked.others else asked.dump
+        print(printable(f"{name}: {'; '.join(content.remarks)}"), file=sys.stderr)
 
 
 @command(ShowCommand, short_help="Draw the maps of a dump: a picture, or a page.")
@@ -337,9 +338,10 @@ def show(asked: ShowCommand) -> None:
     \b
     featcli show feats nature/sea 'things/*' -o sheet.png
     featcli show feats -o feats.html
+    featcli show resnet nature/sea --with vit -o two-models.png
     """
     from featcli.events import silent
-    from featcli.reading.reader import open_dump
+    from featcli.reading.named import open_named
     from featcli.run.progress import ProgressReport
     from featcli.views.dump_pictures import DumpPictures
     from featcli.views.show import Drawing, rows_of, rows_to_draw
@@ -348,7 +350,7 @@ def show(asked: ShowCommand) -> None:
     from featcli.views.survey import survey
 
     is_page = asked.output.lower().endswith(PAGES)
-    found = open_dump(asked.dump, asked.incomplete)
+    found = open_named([asked.dump], asked.others, asked.incomplete)
     found.refuse_without_shards()
     count = asked.num_images or (PAGE_IMAGES if is_page else SHEET_IMAGES)
     rows, without_maps = rows_of(found, asked.keys) if asked.keys else (rows_to_draw(found, count), {})

@@ -20,6 +20,7 @@ from featcli.errors import ConflictError, MachineError, UsageError, shown
 from featcli.events import Report, silent
 from featcli.export.content import Content, content_of
 from featcli.export.formats import SUFFIXES, export_format, format_of
+from featcli.reading.named import rows_named
 from featcli.reading.reader import DumpReader
 from featcli.spec.commands import ExportCommand
 from featcli.spec.parsers import parse_features
@@ -31,7 +32,7 @@ IMAGES = "images.jsonl"  # file beside arrays that hold no keys: it says which i
 
 
 def export(dump: DumpReader, asked: ExportCommand, report: Report = silent) -> Content:
-    """Write the chosen stages of a dump to a file, to a folder of .npy files, or as JSON lines to stdout (`-`).
+    """Write chosen stages and rows of a dump to a file, to a folder of .npy files, or as JSON lines to stdout (`-`).
 
     The suffix tells the format if `asked.to` does not. Returns what was written. Raises UsageError, ConflictError if
     the output exists already, IncompleteError if no shard is finished, DamagedError and MachineError.
@@ -42,7 +43,8 @@ def export(dump: DumpReader, asked: ExportCommand, report: Report = silent) -> C
     if asked.dtype is not None and asked.dtype not in known:
         raise UsageError(f"--dtype {asked.dtype}: {name} has no such type", f"use {', '.join(known)}")
     stages = dump.chosen_outputs(parse_features(asked.stage))
-    content = content_of(dump, stages, asked.pool, asked.dtype, asked.keep_failed)
+    rows = rows_named(dump, asked.keys, asked.where)
+    content = content_of(dump, stages, asked.pool, asked.dtype, asked.keep_failed, rows)
     outputs = tuple(s if s.dtype in known else replace(s, dtype="float32") for s in content.outputs)
     content = replace(content, outputs=outputs, report=report)
     report("start", images=len(content.rows), done=0)

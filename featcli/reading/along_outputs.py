@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcli.dump.plan import OUTPUT_NAME, Output
-from featcli.errors import ConflictError, UsageError, shown
+from featcli.errors import ConflictError, UsageError, nearest, shown
 from featcli.reading.columns import KINDS_SAID, Cells, Columns
 
 if TYPE_CHECKING:
@@ -48,14 +49,17 @@ def outputs_named(dumps: Mapping[str, DumpReader], asked: Sequence[str]) -> set[
         if name in dumps and rest:  # a range may name the dump twice
             found |= {f"{name}.{output}" for output in dumps[name].chosen_outputs([rest.replace(f":{name}.", ":")])}
             continue
-        refused: list[UsageError] = []
+        of_all: set[str] = set()
         for name, dump in dumps.items():
-            try:
-                found |= {f"{name}.{output}" for output in dump.chosen_outputs([one])}
-            except UsageError as error:
-                refused.append(error)
-        if len(refused) == len(dumps):
-            raise refused[0]
+            with suppress(UsageError):  # another dump may have it
+                of_all |= {f"{name}.{output}" for output in dump.chosen_outputs([one])}
+        if not of_all:
+            known = [f"{name}.{output}" for name, dump in dumps.items() for output in dump.outputs]
+            raise UsageError(
+                f"there is no output {shown(one)} in any of the dumps",
+                f"choose from {', '.join(nearest(one, known) or known)}",
+            )
+        found |= of_all
     return found
 
 

@@ -236,7 +236,8 @@ def refuse_other_dumps(dumps: Sequence[Dump]) -> None:
         if difference := first_difference(dumps[0].plan, dump.plan):
             raise ConflictError(
                 f"dumps {shown(dumps[0].path)} and {shown(dump.path)} cannot be one along rows: {difference}",
-                "extract one of them again with the settings of the other",
+                "extract one of them again with the settings of the other; several models of the same images go along"
+                " outputs: open_dump({'a': ..., 'b': ...}), as --with does",
             )
     _kinds([(dump, dump.plan.columns.kinds) for dump in dumps if dump.plan.columns is not None])
 

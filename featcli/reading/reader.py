@@ -205,6 +205,11 @@ class DumpReader:
         return self._first.dumps
 
     @property
+    def leading(self) -> DumpReader:
+        """The dump whose rows and pictures these are: along outputs the first by itself."""
+        return next(iter(self.dumps.values())) if self.is_along_outputs else self
+
+    @property
     def path(self) -> Path:
         """The folder of the dump, or of the first one."""
         return self.along_rows.dumps[0].path
@@ -338,7 +343,7 @@ class DumpReader:
         if not isinstance(number, int):
             raise UsageError(f"picture_path takes one row or key, not {row!r}", "call it once for each row")
         try:
-            return PictureFiles(self, None if root is None else os.fspath(root)).find(number)[0]
+            return PictureFiles(self.leading, None if root is None else os.fspath(root)).find(number)[0]
         except UnreadableError as error:
             is_in_memory = self.along_rows.dump_of(number).plan.is_in_memory
             hint = "look in the program that extracted it" if is_in_memory else "give its folder with root="

@@ -43,6 +43,8 @@ from featcli.spec.parsers import (
     at_least,
     between,
     format_name,
+    names_and_values,
+    no_empty_text,
     parse_inputs,
     parse_pool,
     pool_name,
@@ -60,6 +62,21 @@ from featcli.spec.words import (
 )
 
 SHEET_IMAGES, PAGE_IMAGES = 3, 60  # images that are drawn if no key is given
+
+OtherDumps = Annotated[
+    Sequence[str],
+    Option(
+        "Another dump. If it is of the same images, it goes beside the first, and outputs are called NAME.stage4; by"
+        " default NAME is the last name of its path. If it is of other images, its rows follow. May be given several"
+        " times.",
+        known_as=("--and", "--join", "--other"),
+        flags=("--with",),
+        metavar="[NAME=]DUMP",
+        group=DUMP,
+        keep=tuple,
+        check=no_empty_text,
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -280,6 +297,41 @@ class ExportCommand(Spec):
             group=DUMP,
         ),
     ]
+    more: Annotated[
+        Sequence[str],
+        Option(
+            "More dumps, of other images and with the same settings. Their rows follow.",
+            metavar="[DUMP]...",
+            is_argument=True,
+            keep=tuple,
+            check=no_empty_text,
+        ),
+    ] = ()
+    others: OtherDumps = ()
+    keys: Annotated[
+        Sequence[str],
+        Option(
+            "Write only images of this key, with or without suffix, or of a pattern such as 'cats/*'. May be given"
+            " several times.",
+            known_as=("--key", "--include", "--images", "--only"),
+            metavar="GLOB",
+            group=IMAGES,
+            keep=tuple,
+            check=no_empty_text,
+        ),
+    ] = ()
+    where: Annotated[
+        Sequence[str],
+        Option(
+            "Write only images whose column has this value, such as split=train. Given several times, any of the values"
+            " of one column counts, and all columns must fit.",
+            known_as=("--filter", "--select", "--query"),
+            metavar="NAME=VALUE",
+            group=IMAGES,
+            keep=tuple,
+            check=names_and_values,
+        ),
+    ] = ()
     to: Annotated[
         ExportFormat | None,
         Option(
@@ -359,6 +411,7 @@ class ShowCommand(Spec):
         ),
     ] = None
     allow_outside: Annotated[bool, Option("Also draw pictures outside --root.", group=IMAGES)] = False
+    others: OtherDumps = ()
     incomplete: Incomplete = False
     overwrite: Replace = False
     quiet: Quiet = False

@@ -123,7 +123,7 @@ class OptionField:
         if kinds & {int, float} and kinds <= {int, float, Literal}:
             kept = kept if isinstance(kept, str) and kept in self.words else self._number(kept, float not in kinds)
         if self.option.check is not None:
-            self.option.check(self.called, kept)
+            self.option.check(self.named, kept)
         return kept
 
     def _number(self, value: Any, is_whole: bool) -> int | float:

@@ -211,6 +211,20 @@ def patterns_as_given(patterns: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(str, found)))
 
 
+def names_and_values(option: str, texts: Sequence[str]) -> None:
+    """Check texts that are `NAME=VALUE`. Raises UsageError."""
+    for text in texts:
+        name, equals, _ = text.partition("=")
+        if not (name and equals):
+            raise UsageError(f"{option} {shown(text)} is not NAME=VALUE", "name a column and a value: split=train")
+
+
+def no_empty_text(option: str, texts: Sequence[str]) -> None:
+    """Check that no text is empty. Raises UsageError."""
+    if not all(texts):
+        raise UsageError(f"{option} is empty", "is a shell variable unset?")
+
+
 def parse_number(option: str, text: str, kind: type[int] | type[float]) -> int | float:
     """Return a number of a type. Raises UsageError."""
     try:

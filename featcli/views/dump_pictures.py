@@ -31,8 +31,8 @@ class DumpPictures:
 
     def __init__(self, dump: DumpReader, root: str | None = None, allow_outside: bool = False) -> None:
         self.missing: Counter[str] = Counter()
-        self.files = PictureFiles(dump, root, allow_outside)
-        self._dump = dump
+        self._dump = dump.leading
+        self.files = PictureFiles(self._dump, root, allow_outside)
 
     def __getitem__(self, row: int) -> Picture | None:
         try:

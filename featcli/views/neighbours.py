@@ -38,8 +38,8 @@ def rows_to_compare(dump: DumpReader, stage: str, shown: Sequence[int]) -> list[
 
     If there are too many, they are evenly spaced, and the shown rows are added.
     """
-    row_bytes = max(1, dump.outputs[stage].row_bytes(dump.plan.settings.input_size))
-    some = evenly_spaced(np.flatnonzero(dump.valid).tolist(), max(1, MOST_BYTES // row_bytes))
+    most = max(1, MOST_BYTES // max(1, dump[stage].row_bytes))
+    some = evenly_spaced(np.flatnonzero(dump.valid).tolist(), most)
     return sorted({*some, *shown})
 
 

@@ -59,9 +59,7 @@ def show(drawing: Drawing, output: str, overwrite: bool = False, report: Report 
     refuse_taken(path, overwrite)
     dump, rows = drawing.dump, drawing.rows
     if not rows:
-        raise UsageError(
-            f"dump {shown(dump.path)}: no image of it has maps", "give -o page.html for a page that says why"
-        )
+        raise UsageError(f"dump {dump.name}: no image of it has maps", "give -o page.html for a page that says why")
     colours = _fitted(drawing, report)
     found = [drawing.pictures[row] for row in rows]
     kind = FORMATS[path.suffix.lower()]
@@ -123,12 +121,12 @@ def _refuse_vectors(drawing: Drawing) -> NoReturn:
     if maps := [name for name, one in dump.outputs.items() if one.is_map]:
         are = "is no map" if len(drawing.stages) == 1 else "are no maps"
         raise UsageError(
-            f"dump {shown(dump.path)}: {' and '.join(drawing.stages)} {are}, so there is nothing to draw",
+            f"dump {dump.name}: {' and '.join(drawing.stages)} {are}, so there is nothing to draw",
             f"choose maps with --stage {','.join(maps)}, or run featcli show DUMP -o page.html, which surveys vectors",
         )
     what = "its maps were pooled to vectors" if dump.stages else "it holds vectors alone"
     raise UsageError(
-        f"dump {shown(dump.path)}: {what}, so there is nothing to draw",
+        f"dump {dump.name}: {what}, so there is nothing to draw",
         "run featcli show DUMP -o page.html, which surveys vectors, or extract with --pool none or 7x7",
     )
 
@@ -160,7 +158,7 @@ def _sheet(
     draw = ImageDraw.Draw(sheet)
     lefts = {name: MARGIN + PICTURE + GAP + column * (PANEL + GAP) for column, name in enumerate(colours)}
     for name, left in lefts.items():
-        _write(draw, (left, MARGIN), name, INK)
+        _write(draw, (left, MARGIN), _cut(name, PANEL), INK)
         _write(draw, (left, MARGIN + LINE - 2), shown_shape(dump.outputs[name].shape), FAINT)
     top = MARGIN + TITLE
     for row, picture, title in zip(rows, pictures, _titles(dump, rows), strict=True):
@@ -199,8 +197,15 @@ def _caption(dump: DumpReader) -> str:
         "Above: the first three principal components of each stage as red, green and blue. Below: the mean over"
         f" channels, dark to bright. Both are fitted to {counted(studied, 'image')} of the dump, so a colour means the"
         f" same in every picture; the lowest {LOW}% and the highest {100 - HIGH}% are cut off."
-        f" {printable(dump.plan.provenance['checkpoint'])}: {printable(dump.plan.provenance['weights'])}"
+        f" {'; '.join(_checkpoints(dump))}"
     )
+
+
+def _checkpoints(dump: DumpReader) -> list[str]:
+    """Return the checkpoint of the dump, or that of each of dumps along outputs, with what its weights are."""
+    names = list(dump.dumps.items()) if dump.is_along_outputs else [("", dump)]
+    said = [(f"{name} " if name else "", one.plan.provenance) for name, one in names]
+    return [printable(f"{lead}{words['checkpoint']}: {words['weights']}") for lead, words in said]
 
 
 def _paste(draw: ImageDraw.ImageDraw, sheet: Image.Image, panel: Image.Image, place: tuple[int, int]) -> None:

@@ -33,6 +33,7 @@ PICTURE, MAP = 224, 64  # pixels along the longer edge, at most
 MOST_IMAGES = 1000
 MOST_FAILURES = 200  # failures that are named
 MOST_COLUMNS, MOST_CHARACTERS = 100, 300  # columns, and characters of a cell, that are shown
+MOST_NAMED = 10  # dumps along rows that are named
 TEMPLATE, TITLE, FACTS = "survey.html", "FEATCLI-TITLE", "FEATCLI-FACTS"
 
 
@@ -62,7 +63,7 @@ def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Repor
     compared = _add_neighbours(dump, rows, images, pooled)
     report("batch", images=1)
     facts = {
-        "title": printable(dump.path.absolute().name),
+        "title": printable(_title(dump)),
         "about": _about(dump),
         "stages": [_stage(dump, name, statistics) for name, (statistics, _) in of_stage.items()],
         "studied": len(studied),
@@ -79,10 +80,23 @@ def survey(drawing: Drawing, output: str, overwrite: bool = False, report: Repor
     write_files({path: lambda partial: partial.write_bytes(page)}, overwrite)
 
 
+def _title(dump: DumpReader) -> str:
+    """Return the names of the dumps' folders."""
+    first, *others = (one.path.absolute().name for one in dump.dumps.values())
+    return first if not others else f"{first} and {others[0] if len(others) == 1 else f'{len(others)} more'}"
+
+
 def _about(dump: DumpReader) -> list[tuple[str, str]]:
-    """Return what the dump is, as its plan and records say."""
+    """Return what the dump is, or each of dumps along outputs, as plans and records say."""
+    if not dump.is_along_outputs:
+        return _about_rows(dump)
+    return [(f"{name}: {what}", text) for name, one in dump.dumps.items() for what, text in _about_rows(one)]
+
+
+def _about_rows(dump: DumpReader) -> list[tuple[str, str]]:
+    """Return what a dump is, or dumps along rows. Settings and versions are those of the first."""
     plan, settings = dump.plan, dump.plan.settings
-    missing = plan.num_shards - len(dump.records)
+    missing = dump.along_rows.num_shards - len(dump.records)
     state = "" if not missing else f"; {counted(missing, 'shard')} missing"
     edges = settings.largest if settings.is_native else settings.input_size
     try:
@@ -93,13 +107,13 @@ def _about(dump: DumpReader) -> list[tuple[str, str]]:
     facts = [
         ("checkpoint", plan.provenance["checkpoint"]),
         ("weights", plan.provenance["weights"]),
-        ("images", f"{plan.num_images:,}: {int(dump.valid.sum()):,} written, {len(dump.failures):,} failed{state}"),
+        ("images", f"{len(dump):,}: {int(dump.valid.sum()):,} written, {len(dump.failures):,} failed{state}"),
         *(("pictures", text) for text in said_of_pictures(plan, pictures_of(dump.records.values()))),
         ("input", f"{'x'.join(map(str, edges)) if edges else 'any size'}: {preprocessing}"),
         ("maps", f"pool {plan.reductions}, norm {dump.norm}, computed in {settings.precision}"),
         ("stored", f"{settings.format}, {size(stored)} in {counted(len(dump.records), 'shard')}"),
         ("made by", ", ".join(f"{name} {version}" for name, version in plan.environment.items())),
-        ("fingerprint", plan.fingerprint),
+        *(("fingerprint", one.plan.fingerprint) for one in dump.along_rows.dumps[:MOST_NAMED]),
     ]
     return [(name, printable(str(text))) for name, text in facts]
 
@@ -119,7 +133,12 @@ def _stage(dump: DumpReader, name: str, statistics: Statistics) -> dict[str, Any
 
 
 def _failure(failure: Mapping[str, Any]) -> dict[str, str]:
-    return {name: printable(str(failure[name])) for name in ("key", "reason", "detail")}
+    lead = f"{failure['dump']}: " if "dump" in failure else ""
+    return {
+        "key": printable(str(failure["key"])),
+        "reason": printable(str(failure["reason"])),
+        "detail": printable(f"{lead}{failure['detail']}"),
+    }
 
 
 def _image(
