@@ -9,12 +9,16 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+import xxhash
 from safetensors import safe_open
 
 import featcli
 from conftest import draw, tree, with_columns
 from featcli import open_dump
+from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
+from featcli.export.content import content_of
 from featcli.export.export import export
+from featcli.export.formats import export_format, format_of
 from featcli.spec.commands import ExportCommand
 
 FILES = ["x.h5", "x.safetensors", "x.npy", "folder", "x.jsonl", "x.parquet"]
@@ -126,6 +130,14 @@ def of_parquet(table, name):
     return values
 
 
+def plain_values(values, kind):
+    """Return the values of a column as Python's own; JSON and HDF5 have others for infinity, and for true and false."""
+    python = {"float": float, "bool": lambda value: bool(value) if value in (0, 1) else value}.get(
+        kind, lambda value: value
+    )
+    return [value if value is None else python(value) for value in values]
+
+
 def comparable(value):
     """Return a value in a form whose equality tells -0.0 from 0, true from 1, but not absent fields from null."""
     if isinstance(value, dict):
@@ -148,11 +160,9 @@ def test_columns_round_trip(dump, tmp_path, name, keep_failed):
     rows = [row for row in range(8) if keep_failed or row != 3]
     for column, (kind, cells) in COLUMNS.items():
         values = found.pop(links.get(column, RENAMED.get(column, column)))
-        if kind == "float":
-            values, cells = ([cell if cell is None else float(cell) for cell in some] for some in (values, cells))
-        if kind == "bool" and name == "x.h5":
-            values = [value if value is None else bool(value) for value in values]
-        assert comparable(values) == comparable([cells[row] for row in rows]), column
+        assert comparable(plain_values(values, kind)) == comparable(plain_values([cells[row] for row in rows], kind)), (
+            column
+        )
     assert not found
 
 
@@ -194,15 +204,23 @@ def test_columns_in_pieces(dump, tmp_path, monkeypatch, name):
         assert pytest.importorskip("pyarrow.parquet").ParquetFile(tmp_path / name).num_row_groups > 1
 
 
-def test_labels_of_folders_are_a_column(tmp_path):
-    """The folder of each image is the column `label` of every export, without a table."""
-    for key in ("cats/1.png", "cats/2.png", "dogs/1.png", "4.png"):
+def test_labels_of_folders_are_a_column(dump, tmp_path):
+    """The folder of each image is the column `label` of every export, without a table, and beside one with a table."""
+    for key in ("cats/1.png", "cats/2.png", "dogs/1.png", "apart.png"):
         draw(tmp_path / "p" / key, len(key))
     options = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1,), "pool": "avg"}
     featcli.extract(tmp_path / "p", output=tmp_path / "d", **options)
     for name in FILES:
         written(open_dump(tmp_path / "d"), tmp_path / name)
         assert read_back(tmp_path / name) == {"label": [None, "cats", "cats", "dogs"]}
+    both = open_dump([tmp_path / "d", dump.path])
+    for name in ("both.h5", "both.parquet", "both.jsonl"):
+        content = content_of(both, ["stage1"], None, None, keeps_failed=True, rows=[1, 3, 6, 7, 11])
+        (tmp_path / name).touch()
+        export_format(format_of(name)).write(content, tmp_path / name)
+        found = read_back(tmp_path / name)
+        assert found["label"] == ["cats", "dogs", *(COLUMNS["label"][1][row] for row in (2, 3, 7))]
+        assert found["vast"] == [None, None, *(COLUMNS["vast"][1][row] for row in (2, 3, 7))]
 
 
 def test_a_name_that_is_taken_is_told(dump, tmp_path, cli):
@@ -238,15 +256,23 @@ def test_columns_that_no_header_holds(dump, tmp_path, cli, monkeypatch, module):
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("cell", ['"cat"', "1e400", "12", 'null, "x": 1'])
+@pytest.mark.parametrize(
+    ("kind", "cell"),
+    [("bool", '"cat"'), ("text", "1"), ("float", "1e400"), ("float", "NaN"), ("json", "[-Infinity]"), ("int", "2.5"),
+     ("int", str(2**63)), ("float", '"Inf"'), ("bool", 'null, "x": 1'), ("bool", "}"), ("bool", "true")],
+)  # fmt: skip
 @pytest.mark.parametrize("name", FILES)
-def test_damaged_columns(plain, tmp_path, cli, name, cell):
-    """Columns that are not those of the plan, or of other kinds than it says, end the export and leave no file."""
+def test_damaged_columns(plain, tmp_path, cli, name, kind, cell):
+    """Columns of another hash, of other kinds than the plan says, or with what JSON lacks, end the export at once."""
     shutil.copytree(plain, tmp_path / "d")
-    with_columns(tmp_path / "d", {"count": ("float" if cell == "1e400" else "bool", [None] * 8)})
+    with_columns(tmp_path / "d", {"x": (kind, [None] * 8)})
     path = tmp_path / "d" / "columns.jsonl"
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:6], f'{{"count": {cell}}}', lines[7], ""]))
+    path.write_text("\n".join([*lines[:6], f'{{"x": {cell}}}', lines[7], ""]))
+    if cell != "true":  # nothing but the cell itself is wrong
+        plan = read_checksummed(tmp_path / "d" / "plan.json")
+        plan["columns"]["digest"] = xxhash.xxh3_128(path.read_bytes()).hexdigest()
+        publish_checksummed(tmp_path / "d" / "plan.json", plan, replace=True)
     before = tree(tmp_path)
     run = cli("export", tmp_path / "d", "-o", tmp_path / name)
     assert (run.code, len(run.err.splitlines())) == (4, 2)
@@ -274,3 +300,27 @@ def test_a_full_disk_below_hdf5(dump, tmp_path, cli, monkeypatch, after):
     assert (run.code, len(run.err.splitlines())) == (7, 2)
     assert "no space left" in run.err
     assert tree(tmp_path) == before
+
+
+def test_a_table_through_every_export(plain, tmp_path):
+    """What a table says of its pictures, in its own order, comes out of every export as it went in."""
+    order = [5, 0, 3, 7, 1]
+    names = [f"{i}.png" for i in order]
+    table = {
+        "path": names,
+        "label": ["cat", None, "eel", "", "日本\n"],
+        "id": [2**53 + 1, 0, -1, 7, 8],
+        "score": [0.1, None, math.inf, -0.0, 1e308],
+        "flag": [True, False, None, True, True],
+        "box": [[1, 2], [3], None, [], [4]],
+    }
+    options = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1,), "pool": "avg", "shard_size": 3}
+    featcli.extract(table=table, root=plain.parent / "p", output=tmp_path / "d", **options)
+    dump = open_dump(tmp_path / "d")
+    assert dump.keys == names
+    mine = {name: cells for name, cells in table.items() if name != "path"}
+    for name in FILES:
+        written(dump, tmp_path / name, keep_failed=True)
+        found = read_back(tmp_path / name)
+        for kind, (column, cells) in zip(("text", "int", "float", "bool", "json"), mine.items(), strict=True):
+            assert comparable(plain_values(found[column], kind)) == comparable(cells), (name, column)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from featcli.inputs.cells import KINDS, LONGEST_LINE, Kind, is_of_kind
 from featcli.system.files import reading
 
 COLUMNS = "columns.jsonl"
+USUAL: dict[Kind, type] = {"bool": bool, "float": float, "text": str}  # types whose values all fit
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,32 @@ class PlannedColumns:
         return found
 
 
+def _finite(text: str) -> float:
+    """Return a number. Raises ValueError for one that is none in JSON, or is too large for a float."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number of JSON")
+    return number
+
+
+DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
 def read_columns(folder: Path, planned: PlannedColumns, num_rows: int) -> Iterator[dict[str, Any]]:
     """Yield the cells of each row, by column, as columns.jsonl holds them.
 
     Raises OSError, and ValueError at the end if it is not the planned file.
     """
     digest, count = xxhash.xxh3_128(), 0
+    checked = [(name, kind, USUAL.get(kind)) for name, kind in planned.kinds.items() if kind != "json"]
     with reading(folder / COLUMNS, "columns", strict=True) as file:
         while line := file.readline(LONGEST_LINE + 1):
-            cells = json.loads(line)
+            cells = DECODER.decode(line.decode())
             if not isinstance(cells, dict) or cells.keys() != planned.kinds.keys():
                 raise ValueError(f"row {count} has other columns")
-            for name, kind in planned.kinds.items():
-                if not is_of_kind(cells[name], kind):
+            for name, kind, usual in checked:
+                cell = cells[name]
+                if type(cell) is not usual and not is_of_kind(cell, kind):
                     raise ValueError(f"row {count} has a cell in column {shown(name)} that is no {kind}")
             digest.update(line)
             count += 1
