@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ from typing import Any, Literal, get_args
 Kind = Literal["bool", "int", "float", "text", "json"]  # json: lists, objects, or values of several kinds
 KINDS: tuple[Kind, ...] = get_args(Kind)
 INT = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
+SMALL = re.compile(r"-?(0\.0{4,19}[0-9]*[1-9]|[1-9](\.[0-9]*[1-9])?e-[1-9][0-9]{0,2})", re.ASCII)
 LEAST_INT, MOST_INT = -(1 << 63), (1 << 63) - 1
 EXACT = 1 << 53  # whole numbers up to here are exact as floats
 LONGEST_LINE = 1 << 25  # bytes of all cells of an image as columns.jsonl holds them
@@ -20,7 +22,7 @@ def kind_of_text(text: str) -> Kind:
     """Return the kind of a cell of a text format.
 
     It is a number only if it is written as Python writes that number, so that 007, 1.50 and 1e3 stay text, and so that
-    different cells stay different.
+    different cells stay different. Numbers near zero have two more ways: 0.00001 and 1e-5, as polars writes 1e-05.
     """
     if INT.fullmatch(text) and LEAST_INT <= int(text) <= MOST_INT:
         return "int"
@@ -28,7 +30,11 @@ def kind_of_text(text: str) -> Kind:
         number = float(text)
     except ValueError:
         return "text"
-    return "float" if repr(number) == text and math.isfinite(number) else "text"
+    if not math.isfinite(number):
+        return "text"
+    if SMALL.fullmatch(text) and decimal.Decimal(text) == decimal.Decimal(repr(number)):
+        return "float"
+    return "float" if repr(number) == text else "text"
 
 
 def kind_of_value(value: Any) -> Kind:

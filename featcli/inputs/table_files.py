@@ -109,11 +109,10 @@ class SeparatedTable(TextTable):
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                raise self.wrong(
-                    begin,
-                    _why(str(error)),
-                    'quotes stand around a whole cell, and are doubled inside: "a ""b"" c"',
-                ) from error
+                hint = 'quotes stand around a whole cell, and are doubled inside: "a ""b"" c"'
+                if self._asked == "\t":  # some programs write quotes into a TSV as they are
+                    hint += """; where none means that: sed 's/"/""/g; s/[^\\t]*/"&"/g' TABLE > TABLE.tsv"""
+                raise self.wrong(begin, _why(str(error)), hint) from error
             if cells is None:
                 return
             if cells and not (len(cells) == 1 and not cells[0].strip()):
@@ -123,7 +122,9 @@ class SeparatedTable(TextTable):
         _, cells = next(self._records(), (1, []))
         if not cells:
             raise UsageError(f"table {shown(self._name)}: it is empty", HEADER)
-        return checked_names(self._name, [cell.strip() for cell in cells])
+        if len(cells) <= 2 and cells[0].lower().startswith("sep="):
+            raise self.wrong(1, f"it holds {shown(cells[0])}, which is for Excel alone", "leave that line out")
+        return checked_names(f"table {shown(self._name)}, line 1", [cell.strip() for cell in cells])
 
 
 class JsonLinesTable(TextTable):
@@ -148,7 +149,7 @@ class JsonLinesTable(TextTable):
                 raise self.wrong(line, f"there are more than {MOST_COLUMNS:,} names of fields by now", "is it a table?")
         if not names:
             raise UsageError(f"table {shown(self._name)}: it is empty", 'give a line such as {"path": "a.jpg"}')
-        return checked_names(self._name, list(names))
+        return checked_names(f"table {shown(self._name)}", list(names))
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, text in self._lines():
@@ -175,25 +176,25 @@ class JsonLinesTable(TextTable):
         return 'each line is an object, such as {"path": "a.jpg", "label": "cat"}'
 
 
-def checked_names(table: str, names: Sequence[str]) -> list[str]:
+def checked_names(called: str, names: Sequence[str]) -> list[str]:
     """Return the names of columns. A first one that is empty, as pandas writes its index, is called `index`.
 
-    Raises UsageError for a name that is empty or stands twice, and for too many.
+    `called` is the table for people. Raises UsageError for a name that is empty or stands twice, and for too many.
     """
     if len(names) > MOST_COLUMNS:
-        raise UsageError(f"table {shown(table)}: it has more than {MOST_COLUMNS:,} columns", "is it a table?")
+        raise UsageError(f"{called}: it has more than {MOST_COLUMNS:,} columns", "is it a table?")
     if len(names) > 1 and not names[0] and "index" not in names:
         names = ["index", *names[1:]]
     first: dict[str, int] = {}
-    for place, name in enumerate(names, 1):
+    for number, name in enumerate(names, 1):
         if not name:
-            raise UsageError(f"table {shown(table)}, line 1: column {place} has no name", "give each column a name")
+            raise UsageError(f"{called}: column {number} has no name", "give each column a name")
         if name in first:
             raise UsageError(
-                f"table {shown(table)}, line 1: columns {first[name]} and {place} are both called {shown(name)}",
+                f"{called}: columns {first[name]} and {number} are both called {shown(name)}",
                 "give each column a name of its own",
             )
-        first[name] = place
+        first[name] = number
     return list(names)
 
 
@@ -243,7 +244,7 @@ def refuse_surrogates(found: Any) -> None:
 
 def text_table(name: str, file: IO[bytes], suffix: str) -> SeparatedTable | JsonLinesTable:
     """Return a table in text by its suffix, or by its beginning if there is none."""
-    if suffix in (".jsonl", ".ndjson"):
+    if suffix in (".jsonl", ".ndjson", ".json"):
         return JsonLinesTable(name, file)
     if suffix in (".tsv", ".tab"):
         return SeparatedTable(name, file, "\t")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
+import shlex
 import stat
 import string
 import sys
@@ -31,7 +33,9 @@ from featcli.system.files import ReadFile, Spooled, is_folder
 
 STDIN = "-"
 ARROW = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
-HOW = "name the column of paths with --path-column, or make paths of other columns, as --path-format 'images/{id}.jpg'"
+COCO = re.compile(rb'"(images|annotations|categories|licenses)"\s*:\s*\[|^\{\s*"info"\s*:\s*\{')  # parts of its files
+NO_PATH = "give the column of paths with --path-column, or make paths of other columns with --path-format"
+HOW = "name the column of paths with --path-column, or make paths of other columns, as"
 
 
 class Rows(Protocol):
@@ -146,8 +150,11 @@ def _refuse_other(name: str, start: bytes, suffix: str) -> None:
     found = foreign(start, name)
     hint = "give CSV, TSV, JSON Lines, Parquet or Arrow"
     if suffix == ".json":
-        hint = "write JSON Lines, an object a line: jq -c '.[]' TABLE.json > TABLE.jsonl"
-        raise UsageError(f"table {shown(name)}: a file of JSON as a whole is not read", hint)
+        text = start.removeprefix(codecs.BOM_UTF8).lstrip()
+        part = ".[]" if text.startswith(b"[") else ".images[]" if COCO.search(text) else ""
+        if part:
+            hint = f"write JSON Lines, an object a line: jq -c '{part}' TABLE.json > TABLE.jsonl"
+            raise UsageError(f"table {shown(name)}: a file of JSON as a whole is not read", hint)
     if start.startswith((b"PAR1", b"ARROW1", codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return
     if suffix == ".xlsx" or (found is not None and not found.is_text and suffix not in ARROW):
@@ -285,9 +292,9 @@ class Table:
                 line, f"column {shown(name)} is empty", "leave rows without a picture out of the table"
             )
         if not isinstance(path, str):
-            raise self._table.wrong(line, f"column {shown(name)} holds {path!r:.40}, which is not a path", HOW)
+            raise self._table.wrong(line, f"column {shown(name)} holds {path!r:.40}, which is not a path", NO_PATH)
         if "\0" in path or "\n" in path:
-            raise self._table.wrong(line, f"column {shown(name)} holds {shown(path)}, which is not a path", HOW)
+            raise self._table.wrong(line, f"column {shown(name)} holds {shown(path)}, which is not a path", NO_PATH)
         return path
 
     def _key_of(self, line: int, cells: Sequence[Any]) -> str | None:
@@ -314,8 +321,20 @@ class Table:
         if not found:
             _refuse_without_header(self.name, self._names)
             there = ", ".join(map(shown, self._names[:8])) + (", ..." if len(self._names) > 8 else "")
-            raise UsageError(f"{self.name}: no column is called {any_of(PATH_COLUMNS)}: there are {there}", HOW)
+            raise UsageError(
+                f"{self.name}: no column is called {any_of(PATH_COLUMNS)}: there are {there}", self._how_to_find_paths()
+            )
         return self._names.index(found[0])
+
+    def _how_to_find_paths(self) -> str:
+        """Return a hint by the first row: a column that holds a path there, or else one that may hold ids."""
+        _, cells = next(self._table.rows(), (0, []))
+        held = [(name, cell) for name, cell in zip(self._names, cells, strict=False) if isinstance(cell, str)]
+        of_paths = next((one for one in held if _is_path(one[1])), None)
+        if of_paths is not None:
+            return f"give --path-column {shlex.quote(of_paths[0])}, which holds {shown(of_paths[1])}"
+        ids = next((name for name in self._names if name.lower().endswith("id") and not {*name} & {*"{}:!'"}), "id")
+        return f"{HOW} --path-format 'images/{{{ids}}}.jpg'"
 
     def _column(self, option: str, name: str) -> int:
         if name not in self._names:
@@ -326,12 +345,26 @@ class Table:
 
 def _refuse_without_header(called: str, names: Sequence[str]) -> None:
     """Raise UsageError if the first line of a table holds a path where the names of columns should be."""
-    path = next((name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES or is_url(name)), None)
+    path = next((name for name in names if _is_path(name)), None)
+    words = names[0].split() if len(names) == 1 else []
+    at = next((place for place, word in enumerate(words) if _is_path(word)), None)
+    if len(words) > 1 and at is not None:
+        named = ["label" if at == 0 else "id", *(f"column{number}" for number in range(3, len(words) + 1))]
+        header = ",".join([*named[:at], "path", *named[at:]])
+        raise UsageError(
+            f"{called}: its first line is {shown(names[0])}, without names of columns, and spaces separate its cells",
+            f"write commas and a header: (echo {header}; sed 's/  */,/g' TABLE) > TABLE.csv",
+        )
     if path is not None:
         raise UsageError(
             f"{called}: its first line holds {shown(path)} and not the names of columns",
             "give it a header, such as path,label; a list of paths alone is for --files-from",
         )
+
+
+def _is_path(text: str) -> bool:
+    """Return whether a text is a path or a URL of a picture, as it seems."""
+    return os.path.splitext(text)[1].lower() in SUFFIXES or is_url(text)
 
 
 class PathFormat:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
-import decimal
-import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from featcli.errors import UsageError, counted, one_line, shown
 from featcli.inputs.table_files import Line, checked_names
+from featcli.inputs.typed_cells import listed_cells, plain_cell
 
 AT_ONCE = 8192  # rows that are in memory at once
 IN_MEMORY = "in memory"  # the name of a table without a file
-AS_TEXT = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, os.PathLike)
+TABLE_IN_MEMORY = f"table {IN_MEMORY}"  # for people
 
 
 class ArrowTable:
@@ -35,12 +32,13 @@ class ArrowTable:
         self._is_parquet = suffix in (".parquet", ".pq")
         try:
             schema = self._open().schema_arrow if self._is_parquet else self._open().schema
-            types = [(field.name, str(field.type)) for field in schema]
+            holds_bytes = {field.name: _holds_bytes(field.type) for field in schema}
+            names = [field.name for field in schema]
         except self._errors as error:
             raise self._damaged(error) from error
-        self.names = checked_names(name, [column for column, _ in types])
-        for column, kind in types:
-            if "binary" in kind:  # by itself, or somewhere inside
+        self.names = checked_names(f"table {shown(name)}", names)
+        for column in names:
+            if holds_bytes[column]:
                 raise UsageError(
                     f"table {shown(name)}: column {shown(column)} holds bytes",
                     "write the pictures to files or to a tar, and give a table of their paths without that column",
@@ -55,18 +53,27 @@ class ArrowTable:
                 batch = next(batches, None)
                 if batch is not None:
                     batch.validate(full=True)  # or a damaged file would make pyarrow read memory that is not its own
-                columns = [] if batch is None else [column.to_pylist() for column in batch.columns]
             except self._errors as error:
                 raise self._damaged(error) from error
             if batch is None:
                 return
+            columns = [self._cells(name, column) for name, column in zip(self.names, batch.columns, strict=True)]
             for cells in zip(*columns, strict=True):
                 number += 1
-                yield number, [_plain(cell, self._name, number) for cell in cells]
+                yield number, [plain_cell(cell, f"table {shown(self._name)}", number) for cell in cells]
 
     def wrong(self, row: int, what: str, hint: str) -> UsageError:
         """Return the error that names a row of the table."""
         return UsageError(f"table {shown(self._name)}, row {row:,}: {what}", hint)
+
+    def _cells(self, name: str, column: Any) -> list[Any]:
+        try:
+            return listed_cells(column)
+        except self._errors as error:
+            raise UsageError(
+                f"table {shown(self._name)}: column {shown(name)} cannot be read: {one_line(error)}",
+                "write it as text, or leave it out",
+            ) from error
 
     def _open(self) -> Any:
         import pyarrow
@@ -111,7 +118,7 @@ class MemoryTable:
     def __init__(self, table: Any) -> None:
         self._table = table
         names, self._columns = _columns_of(table)
-        self.names = checked_names(IN_MEMORY, [str(name) for name in names])
+        self.names = checked_names(TABLE_IN_MEMORY, [str(name) for name in names])
         lengths = [len(column) for column in self._columns]
         if not lengths:
             raise UsageError("the table has no columns", "give a column of paths, such as {'path': [...]}")
@@ -127,13 +134,13 @@ class MemoryTable:
     def rows(self) -> Iterator[Line]:
         """Yield the rows with their numbers from 1 on."""
         for first in range(0, self._count, AT_ONCE):
-            some = [_listed(column[first : first + AT_ONCE]) for column in self._columns]
+            some = [listed_cells(column[first : first + AT_ONCE]) for column in self._columns]
             for number, cells in enumerate(zip(*some, strict=True), first + 1):
-                yield number, [_plain(cell, IN_MEMORY, number) for cell in cells]
+                yield number, [plain_cell(cell, TABLE_IN_MEMORY, number) for cell in cells]
 
     def wrong(self, row: int, what: str, hint: str) -> UsageError:
         """Return the error that names a row of the table."""
-        return UsageError(f"table in memory, row {row:,}: {what}", hint)
+        return UsageError(f"{TABLE_IN_MEMORY}, row {row:,}: {what}", hint)
 
 
 def _columns_of(table: Any) -> tuple[Sequence[Any], list[Any]]:
@@ -141,8 +148,18 @@ def _columns_of(table: Any) -> tuple[Sequence[Any], list[Any]]:
     if isinstance(table, Mapping):
         names, columns = list(table), list(table.values())
     elif hasattr(table, "iloc") and hasattr(table, "columns"):  # pandas, in which two columns may have one name
-        names = list(table.columns)
-        columns = [table.iloc[:, place].array for place in range(len(names))]
+        if getattr(table.columns, "nlevels", 1) > 1:
+            raise UsageError(
+                f"{TABLE_IN_MEMORY}: the names of its columns have several levels",
+                "join them first: table.columns = ['_'.join(map(str, name)) for name in table.columns]",
+            )
+        index: Any = getattr(
+            table, "index", None
+        )  # a column like others if it has a name, as in files that pandas writes
+        levels = [place for place, name in enumerate(getattr(index, "names", ())) if name is not None]
+        names = [*(index.names[place] for place in levels), *table.columns]
+        columns = [index.get_level_values(place).array for place in levels]
+        columns += [table.iloc[:, place].array for place in range(len(table.columns))]
     elif hasattr(table, "column_names") and hasattr(table, "column"):  # Arrow
         names = list(table.column_names)
         columns = [table.column(place) for place in range(len(names))]
@@ -164,50 +181,12 @@ def _columns_of(table: Any) -> tuple[Sequence[Any], list[Any]]:
     return names, columns
 
 
-def _listed(some: Any) -> list[Any]:
-    """Return some cells as Python has them."""
-    for method in ("to_pylist", "to_list", "tolist"):
-        if hasattr(some, method):
-            found: list[Any] = getattr(some, method)()
-            return found
-    return list(some)
+def _holds_bytes(kind: Any) -> bool:
+    """Return whether cells of this type of Arrow are bytes, or have some inside."""
+    import pyarrow
 
-
-def _plain(cell: Any, table: str, row: int) -> Any:
-    """Return a cell as JSON can hold it; None for what libraries have for missing ones. Raises UsageError."""
-    if cell is None or type(cell) in (str, int, bool):
-        return _whole_text(cell, table, row) if type(cell) is str and not cell.isascii() else cell
-    if isinstance(cell, float):
-        return None if math.isnan(cell) else float(cell)
-    if type(cell).__name__ in ("NAType", "NaTType"):  # of pandas
-        return None
-    if isinstance(cell, AS_TEXT):
-        return _as_text(cell)
-    if isinstance(cell, Mapping):
-        return {str(name): _plain(one, table, row) for name, one in cell.items()}
-    if isinstance(cell, list | tuple):
-        return [_plain(one, table, row) for one in cell]
-    if isinstance(cell, str | int):  # numpy's text, enumerations
-        return _plain(str(cell) if isinstance(cell, str) else int(cell), table, row)
-    if hasattr(cell, "tolist"):  # numpy's scalars and arrays
-        return _plain(cell.tolist(), table, row)
-    raise UsageError(
-        f"table {shown(table)}, row {row:,}: a cell of type {type(cell).__name__} cannot be kept",
-        "leave its column out, or give text or numbers",
-    )
-
-
-def _as_text(cell: Any) -> str:
-    if isinstance(cell, datetime.date | datetime.time):
-        return cell.isoformat()
-    return os.fspath(cell) if isinstance(cell, os.PathLike) else str(cell)
-
-
-def _whole_text(text: str, table: str, row: int) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"table {shown(table)}, row {row:,}: {shown(text)} is not valid text", "write it as UTF-8"
-        ) from error
-    return text
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return kind.extension_name != "arrow.uuid" and _holds_bytes(kind.storage_type)
+    inner = [kind.field(place).type for place in range(kind.num_fields)]
+    inner += [kind.value_type] if hasattr(kind, "value_type") else []
+    return "binary" in str(kind).partition("<")[0].partition("[")[0] or any(map(_holds_bytes, inner))
