@@ -256,12 +256,13 @@ def test_columns_that_no_header_holds(dump, tmp_path, cli, monkeypatch, module):
     assert tree(tmp_path) == before
 
 
+WRONG = [("bool", '"cat"'), ("text", "1"), ("float", "1e400"), ("float", "NaN"), ("json", "[-Infinity]"),
+         ("int", "2.5"), ("int", str(2**63)), ("float", '"Inf"'), ("bool", 'null, "x": 1'), ("bool", "}")]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("kind", "cell"),
-    [("bool", '"cat"'), ("text", "1"), ("float", "1e400"), ("float", "NaN"), ("json", "[-Infinity]"), ("int", "2.5"),
-     ("int", str(2**63)), ("float", '"Inf"'), ("bool", 'null, "x": 1'), ("bool", "}"), ("bool", "true")],
-)  # fmt: skip
-@pytest.mark.parametrize("name", FILES)
+    ("name", "kind", "cell"), [(name, "bool", "true") for name in FILES] + [("x.jsonl", *wrong) for wrong in WRONG]
+)
 def test_damaged_columns(plain, tmp_path, cli, name, kind, cell):
     """Columns of another hash, of other kinds than the plan says, or with what JSON lacks, end the export at once."""
     shutil.copytree(plain, tmp_path / "d")
@@ -324,3 +325,15 @@ def test_a_table_through_every_export(plain, tmp_path):
         found = read_back(tmp_path / name)
         for kind, (column, cells) in zip(("text", "int", "float", "bool", "json"), mine.items(), strict=True):
             assert comparable(plain_values(found[column], kind)) == comparable(cells), (name, column)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_chosen_rows_have_their_own_cells(dump, tmp_path, cli, name):
+    """Rows that --where and --keys choose have the cells of these rows, whatever lies between them."""
+    run = cli(
+        "export", dump.path, "-o", tmp_path / name, "--where", "flag=false", "--keys", "[1-6].png", "--keep-failed"
+    )
+    assert run.code == 0, run.err
+    found = read_back(tmp_path / name)
+    for column in ("label", "odd", "tags"):
+        assert comparable(found[column]) == comparable([COLUMNS[column][1][row] for row in (1, 3, 5)])
