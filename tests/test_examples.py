@@ -88,6 +88,56 @@ def test_a_linear_probe_tells_textures_apart(tmp_path, textures, capsys):
         assert shares["accuracy"] >= 0.8 > shares["most frequent"]
 
 
+@pytest.fixture
+def competition(tmp_path, textures):
+    """Make a folder as a competition gives it: pictures named by ids, and train.csv with ids, classes and splits."""
+    folder = tmp_path / "competition"
+    (folder / "train").mkdir(parents=True)
+    lines = ["id,texture,split,fold"]
+    for number, path in enumerate(sorted(textures.rglob("*.png"), key=lambda path: path.name)):
+        shutil.copy(path, folder / "train" / f"{number:06x}.png")
+        split = "val" if number >= 24 else "train"
+        lines.append(f"{number:06x},{'' if number == 1 else path.parent.name},{split},{number % 5}")
+    (folder / "train.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_linear_probe_of_a_table(tmp_path, competition, capsys):
+    """Classes and splits are columns of a table, images without a class are left out, and other columns refused."""
+    extract(
+        table=competition / "train.csv",
+        path_format="train/{id}.png",
+        output=tmp_path / "d",
+        **OPTIONS,
+        out_features="stage2",
+        pool="avg",
+    )
+    module = example("linear_probe")
+    for options, counts in (
+        (["--train", "split=train", "--test", "split=val"], (23, 6)),
+        (["--test", "fold=0"], (23, 6)),
+        (["--train", "split=train"], (17, 6)),
+    ):
+        capsys.readouterr()
+        module.main([str(tmp_path / "d"), "--label", "texture", *options])
+        first, accuracy, *_ = capsys.readouterr().out.splitlines()
+        assert first == "stage2: learned from {} images, {} held out".format(*counts)
+        assert float(accuracy.split()[1]) >= 0.8
+    there = "choose one with --label: id, texture, split, fold"
+    for options, message in (
+        ([], f"there is no column 'label' ({there})"),
+        (["--label", "textur"], f"there is no column 'textur' ({there})"),
+        (["--label", "texture", "--test", "split=test"], "no image has split=test (there are train, val)"),
+        (["--label", "texture", "--test", "split"], "'split' is no condition (write COLUMN=VALUE, such as split=val)"),
+        (["--label", "texture", "--train", "fold=1", "--test", "fold=1"], "some images are in both --train and --test"),
+        (["--label", "split"], "'train', 'val' are splits, not classes"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            module.main([str(tmp_path / "d"), *options])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_linear_probe_of_one_class_is_refused(tmp_path, textures, capsys):
     """A dump with one class is refused in a sentence, with exit code 2."""
     extract(textures / "lying", output=tmp_path / "d", **OPTIONS, pool="avg")
@@ -100,7 +150,7 @@ def test_a_linear_probe_of_one_class_is_refused(tmp_path, textures, capsys):
 def test_a_linear_probe_of_splits_is_refused():
     """Names of splits are not taken for classes, however many images each has."""
     with pytest.raises(UsageError, match="'Train', 'val' are splits, not classes"):
-        example("linear_probe").probe(np.eye(8), ["Train", "val"] * 4)
+        example("linear_probe").probe(np.eye(8), ["Train", "val"] * 4, np.arange(8) < 4)
 
 
 def test_every_class_is_learned_and_held_out():

@@ -246,8 +246,8 @@ class InputSpec(Spec):
     table: Annotated[
         Any,
         Option(
-            "A table with a row for each image, whose other columns go into the dump: CSV, TSV, JSON Lines, Parquet or"
-            " Arrow; - reads stdin.",
+            "A table with a row for each image: CSV, TSV, JSON Lines, Parquet or Arrow; - reads stdin. Its other"
+            " columns, such as labels and splits, go into the dump.",
             metavar="FILE",
             known_as=(
                 "--csv",
@@ -267,7 +267,7 @@ class InputSpec(Spec):
     path_column: Annotated[
         str | None,
         Option(
-            f"Column of the table that holds the paths or URLs. Default: {any_of(PATH_COLUMNS)}.",
+            f"Column of the table that holds the paths or URLs of the images. Default: {any_of(PATH_COLUMNS)}.",
             metavar="NAME",
             known_as=("--image-column", "--image-col", "--img-col", "--path-col", "--filename-column", "--file-column"),
             group=IMAGES,
@@ -277,7 +277,7 @@ class InputSpec(Spec):
     path_format: Annotated[
         str | None,
         Option(
-            "How to make paths of other columns, such as 'images/{id}.jpg', or '{id:06d}.jpg' with zeros before.",
+            "Make the paths from other columns of the table, such as 'images/{id}.jpg'. {id:06d} writes 7 as 000007.",
             metavar="FORMAT",
             known_as=("--path-template", "--path-pattern"),
             group=IMAGES,
@@ -288,7 +288,8 @@ class InputSpec(Spec):
     key_column: Annotated[
         str | None,
         Option(
-            "Column of the table that holds the keys, so that several rows may be of one image. Default: the paths.",
+            "Column of the table that holds the keys, so that several rows may name one image. Default: the paths are"
+            " the keys.",
             metavar="NAME",
             known_as=("--id-column", "--id-col", "--index-column"),
             group=IMAGES,
@@ -298,7 +299,7 @@ class InputSpec(Spec):
     unique: Annotated[
         bool,
         Option(
-            "Take the first of the rows of a table that have one key. Otherwise they are an error.",
+            "Take the first of the rows of a table that have the same key. Otherwise the second one is an error.",
             known_as=("--dedup", "--drop-duplicates"),
             group=IMAGES,
             needs=Other("table", "leave --unique out: a name that is listed again is read once"),
@@ -307,13 +308,14 @@ class InputSpec(Spec):
     root: Annotated[
         Path | None,
         Option(
-            "Folder or URL to which listed names and their keys are relative. Default: this folder, or the table's.",
+            "Folder or URL to which the paths of a list or table, and their keys, are relative. Default: the current"
+            " folder for a list, the table's own folder for a table.",
             group=IMAGES,
             keep=path_text,
         ),
     ] = None
     allow_outside: Annotated[
-        bool, Option("Allow listed names outside --root; their keys are absolute paths.", group=IMAGES)
+        bool, Option("Allow listed paths outside --root; their keys are absolute paths.", group=IMAGES)
     ] = False
     follow_links: Annotated[
         bool,
@@ -326,8 +328,8 @@ class InputSpec(Spec):
     exclude: Annotated[
         Sequence[str] | str,
         Option(
-            "Leave out images whose key, with or without suffix, fits this pattern, such as 'val/*'; * also stands for"
-            " slashes. May be given several times.",
+            "Leave out images whose key fits this pattern, with or without its suffix, such as 'val/*'; * also stands"
+            " for slashes. May be given several times.",
             metavar="GLOB",
             known_as=("--ignore", "--skip", "--exclude-pattern"),
             group=IMAGES,
@@ -337,7 +339,8 @@ class InputSpec(Spec):
     limit: Annotated[
         int | None,
         Option(
-            "Take only so many images, the first in row order. Default: all.",
+            "Take only the first N images in row order. Default: all.",
+            metavar="N",
             known_as=("--max-images", "--max-samples", "--num-images", "--num-samples", "--head", "-n"),
             group=IMAGES,
             check=at_least(1, "say how many images"),
@@ -707,7 +710,7 @@ class DumpSpec(Spec):
     label_level: Annotated[
         int | None,
         Option(
-            "Which folder inside its INPUT is the label of an image. Default: 1, the first.",
+            "Which folder inside its INPUT is the label of an image: 1 is the first, 2 the one in that. Default: 1.",
             metavar="N",
             known_as=("--class-level", "--label-depth"),
             group=IMAGES,
