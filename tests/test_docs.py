@@ -67,6 +67,7 @@ PAGES = {
     "docs/scale.md": 14,
     "docs/show.md": 3,
     "docs/stages.md": 4,
+    "docs/tables.md": 30,
     "docs/verify.md": 10,
 }
 
