@@ -109,7 +109,7 @@ class SeparatedTable(TextTable):
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                hint = 'quotes stand around a whole cell, and are doubled inside: "a ""b"" c"'
+                hint = 'put quotes around a whole cell, and double those inside: "a ""b"" c"'
                 if self._asked == "\t":  # some programs write quotes into a TSV as they are
                     hint += """; where none means that: sed 's/"/""/g; s/[^\\t]*/"&"/g' TABLE > TABLE.tsv"""
                 raise self.wrong(begin, _why(str(error)), hint) from error

@@ -151,7 +151,7 @@ def _columns_of(table: Any) -> tuple[Sequence[Any], list[Any]]:
         if getattr(table.columns, "nlevels", 1) > 1:
             raise UsageError(
                 f"{TABLE_IN_MEMORY}: the names of its columns have several levels",
-                "join them first: table.columns = ['_'.join(map(str, name)) for name in table.columns]",
+                "make one of them first: table.columns = ['_'.join(map(str, name)) for name in table.columns]",
             )
         index: Any = getattr(
             table, "index", None
