@@ -480,3 +480,17 @@ def test_times_in_memory(folder, monkeypatch):
         "d": ["2024-01-02", None],
         "l": ["0:00:01.500000", None],
     }
+
+
+def test_cells_that_cannot_be_kept(folder, monkeypatch):
+    """A cell that no column can hold is refused with its row and its column."""
+    monkeypatch.chdir(folder)
+    loop = []
+    loop.append(loop)
+    for cell, message in (
+        (b"1", "holds a cell of type bytes"),
+        ("\ud800", "not valid text"),
+        (loop, "nested too deeply"),
+    ):
+        with pytest.raises(UsageError, match=f"table in memory, row 2: column 'x' .*{message}"):
+            listed(table={"path": ["b.png", "a.jpg"], "x": [None, cell]})

@@ -92,7 +92,7 @@ def prepare(
     shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, outputs), batch_size, sharers)
     keys_digest = digest_keys(listing.images.keys)
     of_dump = existing if begun is not None and begun.keys_digest == keys_digest else None
-    planned, columns = planned_columns(of_dump, listing.columns(asked.label_level))
+    planned, columns = planned_columns(of_dump, listing.columns(_label_level(asked, existing)))
     plan = Plan(
         settings=loading.settings,
         outputs=outputs,
@@ -281,10 +281,18 @@ def _report_columns(asked: ExtractSpec, existing: Dump | None, listing: Listing,
             f"dump {shown(existing.path)}: it was made with --label-level {existing.plan.label_level}",
             "leave --label-level out, or use another -o",
         )
-    columns = listing.columns(asked.label_level)
+    columns = listing.columns(_label_level(asked, existing))
     if columns is not None:
         value = ", ".join(f"{name} ({kind})" for name, kind in columns.kinds.items())
         report("choice", name="columns", value=value, reason=columns.origin, kinds=dict(columns.kinds))
+
+
+def _label_level(asked: ExtractSpec, existing: Dump | None) -> int | None:
+    """Return the level of labels that was asked for, now or when the dump was made; None for the default."""
+    if asked.label_level is not None or existing is None:
+        return asked.label_level
+    level: int | None = existing.plan.provenance.get(LABEL_LEVEL)
+    return level
 
 
 def _has_embedding(model: ModelSpec) -> bool:

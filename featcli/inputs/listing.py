@@ -191,8 +191,8 @@ def _remote(name: str, follow_links: bool, ignored: Counter[str], spool: Spool) 
         return _Source(FILE, Origin(folder), partial(_alone, last, remote.size))
     origin = Origin(folder, "", name, remote.state())
     inside, others, sidecars = remote.read(partial(_inside, name, spool))
-    ignored.update(others)
     origin = origin._replace(columns=sidecars if sidecars.end() else None)
+    ignored.update(others)  # only now, because the last of the sidecars may have no picture
     return _Source(TAR, origin, partial(_of_tar, inside))
 
 

@@ -7,7 +7,7 @@ import decimal
 import math
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def listed_cells(some: Any) -> list[Any]:
         return _in_nanoseconds(
             some.cast("int64").to_pylist(), lambda micro: pyarrow.array(micro, "int64").cast(to).to_pylist()
         )
-    for method in ("to_pylist", "to_list", "tolist"):
+    for method in ("to_pylist", "tolist", "to_list"):
         if hasattr(some, method):
             found: list[Any] = getattr(some, method)()
             return found
@@ -53,13 +53,27 @@ def _finer(cell: Any, nanoseconds: int) -> Any:
     return f"{text[:26]}{nanoseconds:03d}{text[26:]}"
 
 
-def plain_cell(cell: Any, table: str, row: int) -> Any:
-    """Return a cell as JSON can hold it; None for what libraries have for missing ones.
+def plain_cells(cells: Sequence[Any], names: Sequence[str], row: str) -> list[Any]:
+    """Return the cells of a row as JSON can hold them; None for what libraries have for missing ones.
 
-    `table` is the table for people. Raises UsageError.
+    `names` are those of the columns, `row` is the row for people. Raises UsageError with both.
     """
+    try:
+        return [_plain(cell) for cell in cells]
+    except (UsageError, RecursionError):
+        for name, cell in zip(names, cells, strict=True):
+            try:
+                _plain(cell)
+            except UsageError as error:
+                raise UsageError(f"{row}: column {shown(name)} holds {error.message}", error.hint) from error
+            except RecursionError as error:
+                raise UsageError(f"{row}: column {shown(name)} is nested too deeply", "leave it out") from error
+        raise
+
+
+def _plain(cell: Any) -> Any:
     if cell is None or type(cell) in (str, int, bool):
-        return _whole_text(cell, table, row) if type(cell) is str and not cell.isascii() else cell
+        return _whole_text(cell) if type(cell) is str and not cell.isascii() else cell
     if isinstance(cell, float):
         return None if math.isnan(cell) else float(cell)
     if type(cell).__name__ in ("NAType", "NaTType"):  # of pandas
@@ -67,16 +81,16 @@ def plain_cell(cell: Any, table: str, row: int) -> Any:
     if isinstance(cell, AS_TEXT):
         return _as_text(cell)
     if isinstance(cell, Mapping):
-        return {str(name): plain_cell(one, table, row) for name, one in cell.items()}
+        return {str(name): _plain(one) for name, one in cell.items()}
     if isinstance(cell, list | tuple):
-        return [plain_cell(one, table, row) for one in cell]
+        return [_plain(one) for one in cell]
     if isinstance(cell, str | int):  # numpy's text, enumerations
-        return plain_cell(str(cell) if isinstance(cell, str) else int(cell), table, row)
+        return _plain(str(cell) if isinstance(cell, str) else int(cell))
     if hasattr(cell, "tolist"):  # numpy's scalars and arrays
         is_time = isinstance(cell, np.datetime64 | np.timedelta64)
-        return plain_cell(listed_cells(cell.reshape(1))[0] if is_time else cell.tolist(), table, row)
+        return _plain(listed_cells(cell.reshape(1))[0] if is_time else cell.tolist())
     raise UsageError(
-        f"{table}, row {row:,}: a cell of type {type(cell).__name__} cannot be kept",
+        f"a cell of type {type(cell).__name__}, which cannot be kept",
         "leave its column out, or give text or numbers",
     )
 
@@ -91,9 +105,9 @@ def _as_text(cell: Any) -> str:
     return os.fspath(cell) if isinstance(cell, os.PathLike) else str(cell)
 
 
-def _whole_text(text: str, table: str, row: int) -> str:
+def _whole_text(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UsageError(f"{table}, row {row:,}: {shown(text)} is not valid text", "write it as UTF-8") from error
+        raise UsageError(f"{shown(text)}, which is not valid text", "write it as UTF-8") from error
     return text

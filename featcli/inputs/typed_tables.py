@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from featcli.errors import UsageError, counted, one_line, shown
 from featcli.inputs.table_files import Line, checked_names
-from featcli.inputs.typed_cells import listed_cells, plain_cell
+from featcli.inputs.typed_cells import listed_cells, plain_cells
 
 AT_ONCE = 8192  # rows that are in memory at once
 IN_MEMORY = "in memory"  # the name of a table without a file
@@ -60,7 +60,7 @@ class ArrowTable:
             columns = [self._cells(name, column) for name, column in zip(self.names, batch.columns, strict=True)]
             for cells in zip(*columns, strict=True):
                 number += 1
-                yield number, [plain_cell(cell, f"table {shown(self._name)}", number) for cell in cells]
+                yield number, plain_cells(cells, self.names, f"table {shown(self._name)}, row {number:,}")
 
     def wrong(self, row: int, what: str, hint: str) -> UsageError:
         """Return the error that names a row of the table."""
@@ -136,7 +136,7 @@ class MemoryTable:
         for first in range(0, self._count, AT_ONCE):
             some = [listed_cells(column[first : first + AT_ONCE]) for column in self._columns]
             for number, cells in enumerate(zip(*some, strict=True), first + 1):
-                yield number, [plain_cell(cell, TABLE_IN_MEMORY, number) for cell in cells]
+                yield number, plain_cells(cells, self.names, f"{TABLE_IN_MEMORY}, row {number:,}")
 
     def wrong(self, row: int, what: str, hint: str) -> UsageError:
         """Return the error that names a row of the table."""
