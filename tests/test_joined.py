@@ -21,7 +21,9 @@ from featcli import open_dump
 from featcli.dump.checksummed_json import checksummed, read_checksummed
 from featcli.dump.plan import first_difference
 from featcli.errors import ConflictError, IncompleteError, UsageError
+from featcli.export.export import export
 from featcli.reading.named import open_named
+from featcli.spec.commands import ExportCommand
 
 RESNET = {"checkpoint": "test_resnet", "random_init": True, "out_indices": (1, 2), "batch_size": 2, "shard_size": 2}
 VIT = {**RESNET, "checkpoint": "test_vit", "out_indices": None, "out_features": "embedding", "batch_size": 4}
@@ -207,6 +209,27 @@ def test_along_outputs(dumps):
     assert dump.chosen_outputs(["vit.embedding", "one.stage1:one.stage2"]) == list(dump.outputs)[:3]
     assert dump.pooled("vit.embedding")[0].shape == (3, dump.outputs["vit.embedding"].channels)
     assert ("one.stage2" in dump, "stage2" in dump) == (True, False)
+
+
+@pytest.mark.parametrize("kind", ["half", "native"])
+def test_dumps_along_rows_and_along_outputs(dumps, tmp_path, kind):
+    """Dumps along rows go along outputs, in another order, too: also bfloat16, and maps that differ in size."""
+    dump = open_dump({"a": [dumps / "one", dumps / "two"], "b": [dumps / f"{kind}2", dumps / f"{kind}1"]})
+    (keys, maps, _), (more_keys, more_maps, _) = stored(dumps / f"{kind}2"), stored(dumps / f"{kind}1")
+    expected = [*maps["stage1"], *more_maps["stage1"]]
+    expected = [expected[[*keys, *more_keys].index(key)] for key in dump.keys]
+    ours = dump["b.stage1"]
+    assert equal(list(ours[:]), expected)
+    assert equal([ours[row] for row in range(-1, -10, -1)], expected[::-1])
+    assert equal([one.float().numpy() for one in ours.tensor([8, 0, 3])], [expected[row] for row in (8, 0, 3)])
+    runs = [(run.rows, run.maps["b.stage1"]) for run in dump.walk("b.stage1", at_once=2)]
+    assert all(equal(list(found), [expected[row] for row in rows]) for rows, found in runs)
+    assert dump.valid.tolist() == [True, True, False, True, True, True, True, False, True]
+    if kind == "native":
+        assert ours.map_shapes([7, 2]).tolist() == [list(expected[row].shape) for row in (7, 2)]
+        export(dump, ExportCommand(dump="", output=str(tmp_path / "x.h5"), stage="b.stage1"))
+        with h5py.File(tmp_path / "x.h5") as file:
+            assert equal(file["b.stage1"][:], np.concatenate([expected[row].ravel() for row in (0, 1, 3, 4, 5, 6, 8)]))
 
 
 def test_what_dumps_along_outputs_have_not_in_common(dumps):

@@ -191,13 +191,17 @@ class DumpReader:
             )
         return self._first
 
-    @cached_property
+    @property
     def dumps(self) -> dict[str, DumpReader]:
         """Each dump by itself: by its name along outputs, or by its path along rows."""
+        is_one = not self.is_along_outputs and len(self.along_rows.dumps) == 1
+        return {str(self.path): self} if is_one else dict(self._dumps)
+
+    @cached_property
+    def _dumps(self) -> dict[str, DumpReader]:
         if self.is_along_outputs:
             return {name: DumpReader({"": replace(side, order=None)}) for name, side in self._sides.items()}
-        dumps = self.along_rows.dumps
-        return {str(dump.path): self if len(dumps) == 1 else reader_of([dump]) for dump in dumps}
+        return {str(dump.path): reader_of([dump]) for dump in self.along_rows.dumps}
 
     @property
     def along_rows(self) -> AlongRows:

@@ -97,6 +97,7 @@ def _refuse_without_maps(dump: DumpReader, row: int) -> None:
     if not dump.valid[row]:
         failure = next((f for f in dump.failures if f["row"] == row), None)
         why = f"{failure['reason']} ({failure['detail']})" if failure else "its shard is not finished yet"
+        why += f" in {failure['dump']}" if failure and "dump" in failure else ""
         raise UsageError(f"key {shown(dump.keys[row])}: it has no maps: {why}", "choose another key")
 
 
