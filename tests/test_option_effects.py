@@ -65,6 +65,7 @@ TWO = {"checkpoint": "two.safetensors", "arch": "test_resnet", "random_init": NO
 TEXT = {"as_json": NOT}
 RAY = {"engine": "ray"}
 OLD = {"inputs": "mixed", "out_indices": "1,-1", "shard_size": 1}  # as the dump was made
+GROW = OLD | {"inputs": "edited"}
 ANEW = {"recompute": 1, "checkpoint": "test_resnet", "random_init": True, "inputs": "mixed"}
 
 EFFECTS = {
@@ -121,6 +122,8 @@ EFFECTS = {
         Effect("format", "safetensors", "written"),
         Effect("shard_size", 1, "dry_run shards", DRY),
         Effect("overwrite", True, "error", there="dump"),
+        Effect("extend", True, "error", GROW, there="dump"),
+        Effect("check_digests", True, "warning text", GROW | {"extend": True}, there="dump"),
         Effect("retry_failed", True, "end extracted", OLD, there="dump"),
         Effect("retry_failed", True, "dry_run images", OLD | DRY, there="dump"),
         Effect("part", "0/3", "dry_run images", DRY | {"shard_size": 1}),
@@ -228,6 +231,9 @@ def world(tmp_path_factory):
         draw(photos / name, number, (40, 32))
     shutil.copytree(photos, mixed)
     (mixed / "bad.jpg").write_bytes(b"\xff\xd8\xff" + bytes(200))
+    shutil.copytree(mixed, folder / "edited")
+    draw(folder / "edited" / "new.png", 9)
+    (folder / "edited" / "a.jpg").write_bytes((mixed / "a.jpg").read_bytes()[:-1] + b"?")
     draw(folder / "linked" / "far.png", 5, (40, 32))
     (photos / "link").symlink_to(folder / "linked")
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))

@@ -35,9 +35,8 @@ from featcli.spec.words import DEFAULT_DTYPE
 if TYPE_CHECKING:
     from featcli.cli.terminal import Terminal
     from featcli.dump.verify import Verdict
-    from featcli.extraction.planning import Job
+    from featcli.extraction.recompute import Sample
     from featcli.reading.reader import DumpReader
-    from featcli.run.loading import Setup
 
 # The commands import what they need when they run, because `--help` must not wait for it.
 
@@ -102,7 +101,7 @@ def extract(asked: ExtractCommand) -> None:
         said = quiet if asked.quiet else terminal
         report = naming_variables(asked, chosen, tee(said, lines) if asked.as_json else said)
         if asked.dry_run:
-            from featcli.extraction.planning import dry_run
+            from featcli.extraction.growing import dry_run
 
             dry_run(spec, report, asked.rate)
             return
@@ -174,10 +173,10 @@ def verify(asked: VerifyCommand) -> None:
     from featcli.reading.reader import open_dump
 
     other = None if asked.against is None else open_dump(asked.against)  # first, because it may be a wrong one
-    same = None
+    samples = None
     if asked.recompute:  # a wrong -c should not cost hours of reading
         with suppress(DamagedError):  # the verdict says more about it
-            same = _same_job(asked)
+            samples = _samples(asked)
     verdict = _judge(asked)
     if verdict.damages and not asked.repair:
         raise DamagedError(
@@ -195,15 +194,15 @@ def verify(asked: VerifyCommand) -> None:
             what = "extracted anew" if asked.recompute else "compared"
             print(f"nothing was {what}: complete the dump first", file=sys.stderr)
         raise typer.Exit(8)
-    _compare_beyond(asked, same, other)
+    _compare_beyond(asked, samples, other)
 
 
-def _compare_beyond(asked: VerifyCommand, same: tuple[Job, Setup] | None, other: DumpReader | None) -> None:
+def _compare_beyond(asked: VerifyCommand, samples: list[Sample] | None, other: DumpReader | None) -> None:
     """Compare a whole dump with its pictures, with the backbone's own maps, and with another dump, as asked."""
     if asked.check_inputs:
         _check_inputs(asked)
     if asked.recompute:
-        _recompute(asked, same or _same_job(asked))
+        _recompute(asked, samples or _samples(asked))
     if other is not None:
         _compare(asked, other)
 
@@ -246,22 +245,21 @@ def _check_inputs(asked: VerifyCommand) -> None:
         )
 
 
-def _same_job(asked: VerifyCommand) -> tuple[Job, Setup]:
-    """Prepare the job of the dump's plan again."""
+def _samples(asked: VerifyCommand) -> list[Sample]:
+    """Prepare the jobs of the dump's plans again."""
     from featcli.cli.variables import with_variables
     from featcli.dump.folder import Dump
-    from featcli.extraction.recompute import same_job
+    from featcli.extraction.recompute import samples_of
 
     with with_variables(asked) as spec:
-        return same_job(Dump.at(Path(asked.dump)), spec)
+        return samples_of(Dump.at(Path(asked.dump)), spec)
 
 
-def _recompute(asked: VerifyCommand, same: tuple[Job, Setup]) -> None:
+def _recompute(asked: VerifyCommand, samples: list[Sample]) -> None:
     from featcli.cli.tables import comparison_line
-    from featcli.dump.folder import Dump
     from featcli.extraction.recompute import recompute
 
-    comparison = recompute(Dump.at(Path(asked.dump)), asked, same)
+    comparison = recompute(samples)
     if asked.as_json:
         _print_json({"type": "recompute", **vars(comparison)})
     else:
@@ -385,7 +383,7 @@ def finalize(asked: FinalizeCommand) -> None:
     from featcli.dump.folder import Dump, in_use
     from featcli.dump.foreign import foreign_files
     from featcli.dump.lock import FolderLock
-    from featcli.dump.writer import finalize as write_last_files
+    from featcli.dump.writer import finalize_all
 
     found = Dump.at(Path(asked.dump))
     foreign = [vars(one) for one in foreign_files(found)]
@@ -395,7 +393,7 @@ def finalize(asked: FinalizeCommand) -> None:
     with disk_errors(found.path), FolderLock(found.path) as lock:
         if not lock.alone():
             raise in_use(found.path)
-        totals = write_last_files(found)["totals"]
+        totals = finalize_all(found)
     if asked.as_json:
         exit_code = 0 if totals["written"] else NOTHING_READ
         _print_json(

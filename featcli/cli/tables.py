@@ -104,6 +104,11 @@ def print_dump(facts: Mapping[str, Any]) -> None:
         _say(f"pictures       {text}")
     _say(f"checkpoint     {facts['checkpoint']}: {facts['weights']}")
     _say(f"stored         {facts['format']}, {size(facts['bytes'])}, pool {facts['pool']}")
+    if facts["generations"]:
+        _say(f"generations    {len(facts['generations']):,}: {_images_of(facts['generations'])} images")
+    if facts["begun"]:
+        one = facts["begun"]
+        _say(f"begun          generation {one['generation']}: {one['safe']:,} of {one['images']:,} images are safe")
     if facts["columns"]:
         named = [f"{name} ({kind})" for name, kind in facts["columns"].items()]
         more = [f"{len(named) - COLUMNS_SHOWN:,} more"] if len(named) > COLUMNS_SHOWN else []
@@ -129,6 +134,12 @@ def print_dump(facts: Mapping[str, Any]) -> None:
         _say("featcli finalize writes its last files")
     elif facts["state"] != "complete":
         _say("run its extract command again to complete it")
+
+
+def _images_of(generations: Sequence[Mapping[str, Any]]) -> str:
+    """Return the images of each generation, or of the last ones of many."""
+    counts = [f"{one['images']:,}" for one in generations]
+    return " + ".join(counts if len(counts) <= COLUMNS_SHOWN else ["...", *counts[-COLUMNS_SHOWN:]])
 
 
 def print_verdict(facts: Mapping[str, Any]) -> None:

@@ -204,6 +204,23 @@ class Outline:
         return bytes_of_rows(self.outputs, sizes, self.shard(number))
 
 
+@dataclass(frozen=True)
+class Extends:
+    """The dump whose generation a plan is of."""
+
+    fingerprint: str  # of the first generation's plan
+    generation: int  # its number: 1 is the first that was added
+    rows: int  # in all generations before
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Extends:
+        """Return the field `extends` of a plan.json. Raises KeyError, TypeError or ValueError for anything else."""
+        found = cls(**content)
+        if not isinstance(found.fingerprint, str) or not (is_count(found.generation) and is_count(found.rows)):
+            raise ValueError("a dump that it cannot extend")
+        return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan(Outline):
     """Everything that decides the bytes of a dump. It holds no times, hosts or absolute paths."""
@@ -213,6 +230,7 @@ class Plan(Outline):
     provenance: Mapping[str, Any]  # names for people: the same bytes may come from a file of another name
     environment: Mapping[str, str]  # what can move the last bits and cannot be repeated at will
     columns: PlannedColumns | None = None  # the user's; None if there are none
+    extends: Extends | None = None  # None for the first generation
     format_version: int = FORMAT_VERSION
 
     @property
@@ -279,6 +297,7 @@ class Plan(Outline):
         content = {
             "format_version": self.format_version,
             "fingerprint": "",
+            **({} if self.extends is None else {"extends": asdict(self.extends)}),
             "settings": self.settings.to_json(),
             **({"stages": [one.as_stage() for one in self.outputs]} if is_first else {}),
             **({} if is_first else {"outputs": [one.to_json() for one in self.outputs]}),
@@ -315,6 +334,7 @@ class Plan(Outline):
             provenance=content["provenance"],
             environment=content["environment"],
             columns=PlannedColumns.from_json(content["columns"]) if "columns" in content else None,
+            extends=Extends.from_json(content["extends"]) if "extends" in content else None,
             format_version=version,
         )
         if plan.fingerprint != content["fingerprint"]:
@@ -440,7 +460,7 @@ def other_images(path: str, before: Keys, now: Keys) -> ConflictError:
     elif len(gone):
         help_ = "put the images back" + (" and take the new ones away" if len(new) else "")
     else:
-        help_ = "leave the new images out (--exclude, --limit) or extract them to a dump of their own"
+        help_ = "give --extend, which adds the new images to a complete dump"
     return ConflictError(
         f"dump {path} was made of other images: {'; '.join(texts)}",
         f"{help_}, use another -o for all, or --overwrite to delete what is there and start anew",

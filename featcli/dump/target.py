@@ -20,6 +20,7 @@ from featcli.dump.atomic_file import (
 )
 from featcli.dump.columns import COLUMNS
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, OURS, PLAN, SHARDS, Dump, in_use
+from featcli.dump.generations import MORE, all_folders
 from featcli.dump.lock import FolderLock
 from featcli.dump.unfinished import remove_unused
 from featcli.errors import ConflictError, MachineError, UsageError, shown
@@ -89,7 +90,7 @@ def _is_ours(path: Path) -> bool:
     if not names:
         return True
     shards = names_in(path / SHARDS) if is_folder(path / SHARDS) else [""]  # it is made before any file
-    return names <= {IMAGES, COLUMNS, SHARDS, MANIFEST, FAILURES} and all(map(OURS.fullmatch, shards))
+    return names <= {IMAGES, COLUMNS, SHARDS, MANIFEST, FAILURES, MORE} and all(map(OURS.fullmatch, shards))
 
 
 def make_folder(path: Path) -> None:
@@ -128,8 +129,11 @@ def existing_parent(path: Path) -> Path:
 
 
 def stored_bytes(path: Path) -> int:
-    """Return the bytes of the shard files in a folder, whatever state the dump is in."""
-    return sum(allocated_bytes(path / SHARDS / name) for name in names_in(path / SHARDS) if OURS.fullmatch(name))
+    """Return the bytes of the shard files of a dump, of all generations, whatever state it is in."""
+    folders = [folder / SHARDS for folder in (path, *all_folders(path))]
+    return sum(
+        allocated_bytes(folder / name) for folder in folders for name in names_in(folder) if OURS.fullmatch(name)
+    )
 
 
 def remove_dump(path: Path) -> None:
@@ -138,6 +142,11 @@ def remove_dump(path: Path) -> None:
     If that is interrupted, an incomplete dump is left, or what an interrupted start leaves.
     """
     (path / MANIFEST).unlink(missing_ok=True)
+    for generation in all_folders(path):  # of a dump that grew, the last one first
+        remove_dump(generation)
+        for folder in (generation / SHARDS, generation, path / MORE):
+            with suppress(OSError):  # it is not there, or somebody keeps other things in it
+                folder.rmdir()
     for name in sorted(names_in(path / SHARDS), key=lambda name: ".json" not in name):  # records first
         if OURS.fullmatch(name):
             (path / SHARDS / name).unlink()

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,26 @@ import numpy as np
 import xxhash
 
 from featcli.dump.atomic_file import disk_errors, sync_folder
-from featcli.dump.checksummed_json import checksummed, publish_checksummed, read_checksummed, why_refused
+from featcli.dump.checksummed_json import checksummed, publish_checksummed, why_refused
 from featcli.dump.columns import COLUMNS
 from featcli.dump.folder import ASIDE, BEFORE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump, unmoved
 from featcli.dump.foreign import ForeignFile, foreign_files
 from featcli.dump.formats import FORMATS
 from featcli.dump.formats.layout import VALID, Array, Layout, is_stage, read_rows, values_of
+from featcli.dump.generations import (
+    MORE,
+    Generation,
+    folder_of,
+    generations_of,
+    has_grown,
+    is_complete,
+    named_generations,
+    open_manifest,
+    plan_of_manifest,
+    with_generations,
+)
 from featcli.dump.lock import FolderLock, is_in_use
-from featcli.dump.plan import Plan, with_fingerprint
+from featcli.dump.plan import with_fingerprint
 from featcli.dump.records import failure_lines, manifest_content
 from featcli.dump.shard import REST, hash_rest
 from featcli.errors import ConflictError, DamagedError, counted, printable, shown
@@ -57,6 +69,7 @@ class Verdict:
     foreign_files: list[ForeignFile] = field(default_factory=list)
     nan: Counter[str] = field(default_factory=Counter)  # stage -> values in rows of images that were read
     inf: Counter[str] = field(default_factory=Counter)
+    generations: list[Verdict] = field(default_factory=list)  # of those that were added, which are counted above, too
 
     @property
     def state(self) -> str:
@@ -66,7 +79,19 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Return the fields for programs."""
         lists = {name: [vars(one) for one in getattr(self, name)] for name in ("damages", "foreign_files")}
-        return {"type": "verdict", "state": self.state, **vars(self), **lists}
+        return {"type": "verdict", "state": self.state, **vars(self), **lists, "generations": len(self.generations)}
+
+    def add(self, generation: Verdict, below: str) -> None:
+        """Add what was found in a generation, whose folder is `below` the dump."""
+        self.generations.append(generation)
+        for name in ("images", "shards", "missing_shards", "bytes"):
+            setattr(self, name, getattr(self, name) + getattr(generation, name))
+        self.unfinished_shards += generation.unfinished_shards
+        self.has_manifest = self.has_manifest and generation.has_manifest
+        self.damages += [replace(one, file=f"{below}/{one.file}", shard=None) for one in generation.damages]
+        self.foreign_files += [replace(one, file=f"{below}/{one.file}") for one in generation.foreign_files]
+        self.nan.update(generation.nan)
+        self.inf.update(generation.inf)
 
 
 def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
@@ -113,9 +138,31 @@ def _verdict(folder: Path, report: Report) -> Verdict:
         with _noting(verdict, f"{SHARDS}/{dump.shard_path(number).name}", number):
             dump.refuse_foreign_file(number)
     verdict.foreign_files = foreign_files(dump)
-    _check_last_files(dump, records, verdict)
+    generations = _generations(dump, verdict, report)
+    _check_last_files(dump, records, generations, verdict)
     verdict.in_use = is_in_use(folder)
+    for path, one in generations.items():
+        verdict.add(one, f"{MORE}/{path.name}")
     return verdict
+
+
+def _generations(dump: Dump, verdict: Verdict, report: Report) -> dict[Path, Verdict]:
+    """Check the generations that the manifest names. Returns what was found, by folder."""
+    found: dict[Path, Verdict] = {}
+    with _noting(verdict, MANIFEST):
+        named = named_generations(dump)
+        for one in named:
+            path = folder_of(dump.path, one.number)
+            if not is_there(path):
+                verdict.damages.append(Damage(file=f"{MORE}/{path.name}", what="gone"))
+                continue
+            found[path] = _verdict(path, report)
+        if named and len(found) == len(named) and not verdict.damages and not any(v.damages for v in found.values()):
+            with _noting(verdict, MORE):
+                generations_of(dump)
+        if named and not is_complete(dump):
+            verdict.has_manifest = False
+    return found
 
 
 @contextmanager
@@ -219,16 +266,21 @@ def _pieces(descriptor: int, array: Array) -> Iterator[tuple[int, np.ndarray]]:
         yield first, read_rows(descriptor, array, first, min(step, array.shape[0] - first))
 
 
-def _check_last_files(dump: Dump, records: Sequence[dict[str, Any]], verdict: Verdict) -> None:
-    """Check that failures.jsonl and manifest.json repeat what the records say."""
-    if not verdict.has_manifest:
+def _check_last_files(
+    dump: Dump, records: Sequence[dict[str, Any]], generations: Mapping[Path, Verdict], verdict: Verdict
+) -> None:
+    """Check that failures.jsonl and manifest.json repeat what the records and the generations say."""
+    if not verdict.has_manifest or any(one.damages or not one.has_manifest for one in generations.values()):
         return
     if len(records) < dump.plan.num_shards:
         if verdict.missing_shards:
             what = f"there, though {counted(verdict.missing_shards, 'shard')} not"
             verdict.damages.append(Damage(file=MANIFEST, what=what))
         return
-    expected = {MANIFEST: checksummed(manifest_content(dump.plan, records)), FAILURES: b"".join(failure_lines(records))}
+    manifest = with_generations(
+        manifest_content(dump.plan, records), [Generation.of(Dump.at(path)) for path in generations]
+    )
+    expected = {MANIFEST: checksummed(manifest), FAILURES: b"".join(failure_lines(records))}
     for name, content in expected.items():
         with _noting(verdict, name):
             found = state_at(dump.path / name)
@@ -244,6 +296,17 @@ def repair(verdict: Verdict) -> list[str]:
     A plan is written again from an undamaged manifest, and everything else is judged by it. A damaged image list raises
     DamagedError, because only `extract` can make it again.
     """
+    done = []
+    for generation in verdict.generations:
+        if generation.damages:
+            below = f"{MORE}/{Path(generation.dump).name}"
+            done += [f"{below}: {what}" for what in repair(generation)]
+    own = [one for one in verdict.damages if not one.file.startswith(f"{MORE}/")]
+    return [*done, *_repaired(replace(verdict, damages=own))] if own else done
+
+
+def _repaired(verdict: Verdict) -> list[str]:
+    """Repair one generation by itself. See `repair`."""
     folder, done = Path(verdict.dump), []
     _refuse_damaged_list(verdict)
     if is_link(folder / SHARDS):
@@ -254,13 +317,17 @@ def repair(verdict: Verdict) -> list[str]:
     with disk_errors(folder), FolderLock(folder) as lock:
         if not lock.alone():
             raise in_use(folder)
-        verdict = verify(folder)  # what was damaged may have been made again by a process that has ended since
+        verdict = _own(folder)  # what was damaged may have been made again by a process that has ended since
         if any(damage.file == PLAN for damage in verdict.damages):
             _restore_plan(folder)
             done.append(f"{PLAN} written anew from {MANIFEST}")
-            verdict = verify(folder)  # by the repaired plan
+            verdict = _own(folder)  # by the repaired plan
         _refuse_damaged_list(verdict)
-        for name in (MANIFEST, FAILURES):  # first, because these say that the dump is complete
+        is_grown = has_grown(folder)  # then its manifest has to name the generations
+        if is_grown and verdict.damages:
+            open_manifest(Dump.at(folder))
+            done.append(f"{MANIFEST} written anew: the next extract completes it")
+        for name in (FAILURES,) if is_grown else (MANIFEST, FAILURES):  # these say that the dump is complete
             if verdict.damages and is_there(folder / name):
                 (folder / name).unlink()
                 done.append(f"{name} taken away: the next extract writes it anew")
@@ -271,6 +338,12 @@ def repair(verdict: Verdict) -> list[str]:
                 sync_folder(folder / SHARDS)
                 done.append(f"{SHARDS}/{path.name} put aside as {path.name}{ASIDE}")
     return done
+
+
+def _own(folder: Path) -> Verdict:
+    """Check a dump, and leave out what is wrong in generations that were added to it."""
+    verdict = verify(folder)
+    return replace(verdict, damages=[one for one in verdict.damages if not one.file.startswith(f"{MORE}/")])
 
 
 def _refuse_damaged_list(verdict: Verdict) -> None:
@@ -291,8 +364,7 @@ def _files_of(folder: Path, number: int) -> list[Path]:
 
 def _restore_plan(folder: Path) -> None:
     try:
-        manifest = read_checksummed(folder / MANIFEST)
-        plan = Plan.from_json(manifest)
+        plan = plan_of_manifest(folder)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(
             f"dump {shown(folder)}: plan.json is damaged, and manifest.json cannot stand in for it"

@@ -21,9 +21,18 @@ from featcli.dump.checksummed_json import publish_checksummed
 from featcli.dump.columns import COLUMNS, PlannedColumns
 from featcli.dump.folder import BEFORE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump
 from featcli.dump.formats.layout import Array, is_stage
+from featcli.dump.generations import (
+    commit,
+    generations_of,
+    has_grown,
+    known_generations,
+    next_generation,
+    open_manifest,
+    publish_manifest,
+)
 from featcli.dump.lock import one_at_a_time
 from featcli.dump.plan import Plan, image_lines, with_fingerprint
-from featcli.dump.records import failure_lines, manifest_content, record_content
+from featcli.dump.records import failure_lines, manifest_content, record_content, totals_of
 from featcli.dump.shard import RESERVE, ShardSummary, ShardWriter
 from featcli.dump.unfinished import RowsMade, Unfinished, record_path, remove_partials, remove_unused
 from featcli.errors import ConflictError, IncompleteError, MachineError, counted, shown
@@ -355,8 +364,15 @@ def _reading_back(partial: Path) -> Iterator[None]:
 
 
 def reopen(dump: Dump) -> None:
-    """Remove what says that the dump is complete, because there is work to do. Raises MachineError."""
+    """Remove what says that the dump is complete, because there is work to do. Raises DamagedError and MachineError.
+
+    The manifest of a dump that grew says it instead, because only it names the generations.
+    """
     with disk_errors(dump.path):
+        if has_grown(dump.path) and is_there(dump.path / MANIFEST):
+            with one_at_a_time(dump.path / SHARDS):
+                open_manifest(dump)
+            return
         (dump.path / MANIFEST).unlink(missing_ok=True)
         sync_folder(dump.path)  # before any shard that it speaks of changes
 
@@ -378,13 +394,31 @@ def finalize(dump: Dump, retry_failed: bool = False) -> dict[str, Any]:
             f" {counted(dump.plan.num_shards, 'shard')}",
             way_out,
         )
-    manifest = manifest_content(dump.plan, records)
     with disk_errors(dump.path):
         _remove_left(dump, retry_failed)
         remove_unused(dump.path / SHARDS)
         publish_lines(dump.path / FAILURES, failure_lines(records), replace=True)
-        publish_checksummed(dump.path / MANIFEST, manifest, replace=True)
-    return manifest
+        if not has_grown(dump.path):
+            manifest = manifest_content(dump.plan, records)
+            publish_checksummed(dump.path / MANIFEST, manifest, replace=True)
+            return manifest
+        with one_at_a_time(dump.path / SHARDS):
+            return publish_manifest(dump, known_generations(dump))
+
+
+def finalize_all(root: Dump) -> dict[str, Any]:
+    """Write the last files of all generations, also of one whose shards are all there but which is not named yet.
+
+    Returns the totals of the dump. Raises as `finalize` does.
+    """
+    finalize(root)
+    begun = next_generation(root)
+    is_whole = begun is not None and not begun.committed().missing
+    for dump in [*generations_of(root), *([begun] if begun is not None and is_whole else [])]:
+        if not dump.is_complete():
+            finalize(dump)
+        commit(root, dump)
+    return totals_of(record for dump in (root, *generations_of(root)) for record in dump.records())
 
 
 def _before(dump: Dump, number: int) -> Path:

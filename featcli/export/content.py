@@ -23,8 +23,6 @@ from featcli.spec.words import Dtype
 COLUMN = "column."  # begins the name of a column whose own name is taken in the file
 SHAPE = ".shape"  # ends the name of what says the (C, H, W) of a row, where each row says its own
 
-MOST_NAMED = 1000  # dumps along rows whose fingerprints are written: an attribute of HDF5 holds 64 kB
-
 
 @dataclass(frozen=True)
 class Content:
@@ -101,8 +99,7 @@ class Content:
         attributes = {"featcli_export_version": "1"}
         for name, dump in self.dump.dumps.items() if self.dump.is_along_outputs else [("", self.dump)]:
             lead, plans = f"{name}." if name else "", [one.plan for one in dump.along_rows.dumps]
-            more = f" and {len(plans) - MOST_NAMED} more" if len(plans) > MOST_NAMED else ""
-            attributes[f"{lead}fingerprint"] = ",".join(plan.fingerprint for plan in plans[:MOST_NAMED]) + more
+            attributes[f"{lead}fingerprint"] = ",".join(plan.fingerprint for plan in plans)
             for what in ("checkpoint", "weights"):
                 attributes[lead + what] = ", ".join(dict.fromkeys(str(plan.provenance[what]) for plan in plans))
         attributes["pool"] = ",".join(dict.fromkeys(one.reduction for one in self.outputs))

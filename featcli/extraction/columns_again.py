@@ -10,10 +10,29 @@ import xxhash
 
 from featcli.dump.columns import PlannedColumns
 from featcli.dump.folder import Dump
+from featcli.dump.generations import generations_of
 from featcli.errors import ConflictError, shown
+from featcli.inputs.cells import Kind
 from featcli.inputs.columns import ListedColumns
 
 ANOTHER = "give the table as before, use another -o, or --overwrite to start anew"
+
+
+def as_known(dump: Dump | None, listed: ListedColumns | None) -> ListedColumns | None:
+    """Return the columns with the kinds that they have in a dump, in all generations, where their cells allow it.
+
+    Raises ConflictError where they do not.
+    """
+    if dump is None or listed is None:
+        return listed
+    kinds: dict[str, Kind] = {}
+    for one in (dump, *generations_of(dump)):
+        kinds |= {} if one.plan.columns is None else one.plan.columns.kinds
+    for name, now in listed.kinds.items():
+        was = kinds.get(name, now)
+        if not (was == now or listed.can_be(name, was)):
+            raise _conflict(dump, f"the column {shown(name)} held {was}, and now holds {now}")
+    return replace(listed, kinds={name: kinds.get(name, now) for name, now in listed.kinds.items()})
 
 
 def planned_columns(

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from featcli.backbones.backbone import Backbone
-from featcli.dump.folder import Dump
+from featcli.dump.folder import Dump, in_use
+from featcli.dump.generations import generations_of, has_grown, is_complete
 from featcli.dump.lock import FolderLock
 from featcli.dump.plan import Plan, environment_changes
 from featcli.dump.records import pictures_of, said_of_pictures, totals_of
@@ -19,9 +20,10 @@ from featcli.dump.writer import finalize, reopen
 from featcli.errors import NOTHING_READ, SOME_FAILED, FeatcliError, MachineError, counted, shown, size
 from featcli.events import Report, silent
 from featcli.extraction.claim import BegunMeanwhileError, claim, in_part, shards_to_make
-from featcli.extraction.planning import Job, prepare
+from featcli.extraction.growing import Growth, Step, commit_if_complete, next_step, report_growth, steps_of_all
+from featcli.extraction.planning import Extension, Job, prepare
 from featcli.extraction.sharding import DEFAULT, SIZE_AS_BEGUN, Sharers, too_few
-from featcli.inputs.listing import Listing
+from featcli.inputs.listing import Listing, find
 from featcli.pixels.memory import listed
 from featcli.run.loading import Setup
 from featcli.run.pooling import remark_on_clamped
@@ -101,10 +103,90 @@ def run(
     pictures in memory. `loaded` is a backbone of the checkpoint that is asked for.
     """
     progress = ProgressReport(report)
+    root = None if asked.overwrite else Dump.existing(asked.dump_path)
+    if root is not None and (asked.extend or has_grown(root.path)):
+        ended = _run_all(if_there or asked, root, progress, listing, loaded)
+    else:
+        ended = _run_one(asked, if_there or asked, progress, listing, loaded)
+    _report_end(ended, progress)
+    return ended.outcome
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """The outcome of a run, and what else its last event says."""
+
+    outcome: Outcome
+    shards: int = 0
+    missing_shards: int = 0
+
+
+def _run_all(
+    asked: ExtractSpec, root: Dump, report: ProgressReport, listing: Listing | None, loaded: Backbone | None
+) -> _Ended:
+    """Resume generations, and with --extend add one, until nothing is left that this run can do. Raises FeatcliError.
+
+    The folder of the first generation is locked meanwhile, so that nobody deletes or repairs the dump.
+    """
+    listing = listing or find(asked)
+    ended: list[_Ended] = []
+    with FolderLock(root.path) as lock:
+        if asked.extend and not lock.together():
+            raise in_use(root.path)
+        growth = Growth.of(root, listing)
+        if asked.extend:
+            report_growth(growth, asked.check_digests, report)
+            while (step := next_step(growth)) is not None:
+                ended.append(_run_step(asked, step, report, loaded))
+                if not commit_if_complete(step):  # other parts, or a worker that was lost
+                    break
+                growth = Growth.of(root, growth.listing)
+        else:
+            for step in steps_of_all(growth, asked.retry_failed):
+                ended.append(_run_step(asked, step, report, loaded))
+                commit_if_complete(step)
+    return _together(root, ended)
+
+
+def _run_step(asked: ExtractSpec, step: Step, report: ProgressReport, loaded: Backbone | None) -> _Ended:
+    own = step.options(asked)
+    extension = None if step.extends is None else Extension(step.root, step.extends)
+    return _run_one(own, own, report, step.listing, loaded, extension)
+
+
+def _together(root: Dump, ended: Sequence[_Ended]) -> _Ended:
+    """Return the outcome of all generations. What this run extracted is added up."""
+    dumps = [root, *generations_of(root)]
+    totals = totals_of(record for dump in dumps for record in dump.records())
+    missing = sum(len(dump.committed().missing) for dump in dumps)
+    outcomes, idle = [one.outcome for one in ended], RunStats().timings.pace(1, 1, root.plan)
+    outcome = Outcome(
+        dump=str(root.path),
+        written=totals["written"],
+        failed=totals["failed"],
+        failed_by_reason=totals["failed_by_reason"],
+        extracted=sum(one.extracted for one in outcomes),
+        is_complete=all(map(is_complete, dumps)),
+        pace=max((one.pace for one in outcomes), key=lambda pace: pace.seconds, default=idle),
+        pictures=pictures_of(record for dump in dumps for record in dump.records()),
+        part=next((one.part for one in outcomes), None),
+    )
+    return _Ended(outcome, sum(dump.plan.num_shards for dump in dumps), missing)
+
+
+def _run_one(
+    asked: ExtractSpec,
+    if_there: ExtractSpec,
+    report: ProgressReport,
+    listing: Listing | None,
+    loaded: Backbone | None,
+    extension: Extension | None = None,
+) -> _Ended:
+    """Make or resume one generation. `if_there` is asked instead if it exists already. Raises FeatcliError."""
     while True:
         existing = None if asked.overwrite else Dump.existing(asked.dump_path)
         try:
-            return _run_once(asked if existing is None else if_there or asked, existing, progress, listing, loaded)
+            return _run_once(asked if existing is None else if_there, existing, report, listing, loaded, extension)
         except BegunMeanwhileError as begun:
             listing = begun.listing
         report("warning", text="another run has begun this dump meanwhile: its choices are taken")
@@ -116,7 +198,8 @@ def _run_once(
     report: ProgressReport,
     listing: Listing | None,
     loaded: Backbone | None,
-) -> Outcome:
+    extension: Extension | None = None,
+) -> _Ended:
     """Plan the run, claim the dump, and make its shards. Raises BegunMeanwhileError, and FeatcliError.
 
     `existing` is the dump that is resumed. `listing` are the images, if they were found before. `loaded` is a backbone
@@ -124,7 +207,7 @@ def _run_once(
     """
     began, path = time.perf_counter(), asked.dump_path
     part = part_of(asked.part)
-    job, setup = prepare(asked, existing, report, listing, loaded)
+    job, setup = prepare(asked, existing, report, listing, loaded, None if existing is not None else extension)
     if existing is not None:
         existing.refuse_other_plan(job.plan, job.images)
         shards = shards_to_make(existing, asked.retry_failed, part).all
@@ -175,7 +258,7 @@ def _engine(asked: ExtractSpec, plan: Plan, setup: Setup, report: Report) -> Eng
 
 def _make(
     order: WorkOrder, engine: Engine, part: Part | None, shard_size: str, preparation: float, report: Report
-) -> Outcome:
+) -> _Ended:
     """Make the shards, write the manifest if all are there by then, and return the outcome.
 
     `shard_size` says where the number of rows comes from.
@@ -217,16 +300,20 @@ def _make(
     )
     # No row was lost, and none was counted twice.
     assert outcome.written + outcome.failed == sum(len(plan.shard(number)) for number in mine)
+    return _Ended(outcome, plan.num_shards, len(missing))
+
+
+def _report_end(ended: _Ended, report: Report) -> None:
+    outcome = ended.outcome
     report(
         "end",
         **asdict(outcome),
-        shards=plan.num_shards,
-        missing_shards=len(missing),
+        shards=ended.shards,
+        missing_shards=ended.missing_shards,
         seconds=round(outcome.pace.seconds, 3),
-        images_per_second=round(stats.images / outcome.pace.seconds, 3) if outcome.pace.seconds else None,
+        images_per_second=round(outcome.extracted / outcome.pace.seconds, 3) if outcome.pace.seconds else None,
         exit_code=outcome.exit_code,
     )
-    return outcome
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from featcli.dump.folder import Dump
+from featcli.dump.generations import generations_of
 from featcli.errors import ConflictError, shown
 from featcli.events import Report, silent
 from featcli.extraction.planning import with_keys_of
@@ -50,11 +51,11 @@ def check_pictures(dump: Dump, asked: VerifyCommand, report: Report = silent) ->
     for text in listing.remarks:
         report("warning", text=text)
     rows = {key: row for row, key in enumerate(listing.images.keys)}
-    reader = reader_of([dump])
+    reader = reader_of([dump, *generations_of(dump)])
     digests = [(key, digest) for key, digest in zip(reader.keys, reader.digests, strict=True) if digest]
     there = [(key, digest) for key, digest in digests if key in rows]
     report("start", images=len(there), done=0)
-    now = _digests([listing.images[rows[key]] for key, _ in there], report)
+    now = digests_of([listing.images[rows[key]] for key, _ in there], report)
     compared = [(key, digest, found) for (key, digest), found in zip(there, now, strict=True)]
     gone = {key for key, _ in digests if key not in rows} | {key for key, _, found in compared if not found}
     copies: dict[str, list[str]] = defaultdict(list)
@@ -68,7 +69,7 @@ def check_pictures(dump: Dump, asked: VerifyCommand, report: Report = silent) ->
     )
 
 
-def _digests(images: Sequence[Image], report: Report) -> Iterator[str]:
+def digests_of(images: Sequence[Image], report: Report = silent) -> Iterator[str]:
     """Yield the digest of the bytes of each file, empty for one that cannot be read."""
     with DecodeThreads(available_cores(), "digest") as pool:
         for first in range(0, len(images), AT_ONCE):

@@ -13,11 +13,22 @@ from featcli.backbones.backbone import Backbone
 from featcli.backbones.folding import has_norms, nothing_to_fold
 from featcli.backbones.model_spec import ModelSpec
 from featcli.dump.folder import Dump
-from featcli.dump.plan import COUNTED, FORMAT_VERSION, IN_MEMORY, LABEL_LEVEL, Outline, Plan, digest_images, digest_keys
+from featcli.dump.plan import (
+    COUNTED,
+    FORMAT_VERSION,
+    IN_MEMORY,
+    LABEL_LEVEL,
+    Extends,
+    Outline,
+    Plan,
+    digest_images,
+    digest_keys,
+    refuse_other_plan,
+)
 from featcli.dump.target import check_target, existing_parent, try_to_write
 from featcli.errors import ConflictError, DamagedError, counted, shown, size
 from featcli.events import Choice, Report, silent
-from featcli.extraction.columns_again import planned_columns
+from featcli.extraction.columns_again import as_known, planned_columns
 from featcli.extraction.sharding import Rows, choose_shard_rows, sharers_of, too_few
 from featcli.inputs.columns import ListedColumns
 from featcli.inputs.folders import LINKED
@@ -59,21 +70,48 @@ class Job:
         return self.listing.images
 
 
+@dataclass(frozen=True)
+class Extension:
+    """A generation that a run makes of a dump that is there."""
+
+    root: Dump
+    extends: Extends
+
+    def refuse_other_settings(self, plan: Plan) -> None:
+        """Raise ConflictError if the generation would differ in what all rows of a dump have in common.
+
+        The number of threads, the batch size and the shard size may differ.
+        """
+        before = self.root.plan
+        alike = replace(
+            plan,
+            settings=replace(plan.settings, threads=before.settings.threads, batch_size=before.settings.batch_size),
+            num_images=before.num_images,
+            keys_digest=before.keys_digest,
+            shard_rows=before.shard_rows,
+            extends=None,
+        )
+        refuse_other_plan(shown(self.root.path), before, alike)
+
+
 def prepare(
     asked: ExtractSpec,
     existing: Dump | None,
     report: Report = silent,
     listing: Listing | None = None,
     loaded: Backbone | None = None,
+    extension: Extension | None = None,
 ) -> tuple[Job, Setup]:
     """Find the images, load the backbone, and make the plan. Writes nothing. Raises FeatcliError.
 
     `existing` is the dump that is resumed; choices that are open are made as they were for it. `listing` are the
     images, if they were found before, because stdin can be read only once. `loaded` is a backbone of the same
-    checkpoint, which is taken if it is what the run needs.
+    checkpoint, which is taken if it is what the run needs. `extension` says which generation of which dump the plan is
+    of; choices that are open are made as they were for that dump.
     """
-    listing, selection = _resolve(asked, existing, report, listing, is_real=True)
-    begun = None if existing is None else existing.plan
+    model_dump = existing if extension is None else extension.root  # whose choices are taken
+    listing, selection = _resolve(asked, model_dump, report, listing, is_real=True, is_extension=extension is not None)
+    begun = None if model_dump is None else model_dump.plan
     loading = load_selected(asked, selection, len(listing.images), begun, report, loaded)
     backbone, model = loading.backbone, selection.model
     if asked.fold and not backbone.execution.folded:
@@ -91,8 +129,9 @@ def prepare(
     sharers = sharers_of(asked, threads.value, selection.device.value)
     shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, outputs), batch_size, sharers)
     keys_digest = digest_keys(listing.images.keys)
-    of_dump = existing if begun is not None and begun.keys_digest == keys_digest else None
-    planned, columns = planned_columns(of_dump, listing.columns(_label_level(asked, existing)))
+    of_dump = existing if existing is not None and existing.plan.keys_digest == keys_digest else None
+    label_level = _label_level(asked, model_dump)
+    planned, columns = planned_columns(of_dump, as_known(model_dump, listing.columns(label_level)))
     plan = Plan(
         settings=loading.settings,
         outputs=outputs,
@@ -100,18 +139,21 @@ def prepare(
         keys_digest=keys_digest,
         images_digest=digest_images(listing.images),
         shard_rows=shard_rows.value,
-        provenance=_provenance(asked, listing, selection, backbone),
+        provenance=_provenance(label_level, listing, selection, backbone),
         environment=loading.environment,
         columns=planned,
+        extends=extension.extends if extension is not None else None if begun is None else begun.extends,
         format_version=FORMAT_VERSION if begun is None else begun.format_version,
     )
+    if extension is not None:
+        extension.refuse_other_settings(plan)
     reason = f"{threads.reason}; {counted(decode_threads, 'thread')} decode"
     report("choice", name="threads", value=threads.value, reason=reason, decode_threads=decode_threads)
     _report_stored(asked, plan, sizes, report)
     return Job(listing, SizedImages(listing.images, sizes), plan, shard_rows, columns), loading.setup(asked, plan)
 
 
-def _provenance(asked: ExtractSpec, listing: Listing, selection: Selection, backbone: Backbone) -> dict[str, Any]:
+def _provenance(label_level: int | None, listing: Listing, selection: Selection, backbone: Backbone) -> dict[str, Any]:
     """Return the names for people, and what follows from the rest of the plan. See docs/format.md."""
     model = selection.model
     provenance: dict[str, Any] = {
@@ -124,8 +166,8 @@ def _provenance(asked: ExtractSpec, listing: Listing, selection: Selection, back
     }
     if listing.images.are_in_memory:
         provenance[IN_MEMORY] = True
-    if asked.label_level is not None:
-        provenance[LABEL_LEVEL] = asked.label_level
+    if label_level is not None:
+        provenance[LABEL_LEVEL] = label_level
     if model.licence:
         provenance["licence"] = model.licence
     if "logits" in selection.points.vectors and (names := model.class_names()):
@@ -133,16 +175,24 @@ def _provenance(asked: ExtractSpec, listing: Listing, selection: Selection, back
     return provenance
 
 
-def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = None) -> Outline:
+def dry_run(
+    asked: ExtractSpec,
+    report: Report = silent,
+    rate: float | None = None,
+    listing: Listing | None = None,
+    extension: Extension | None = None,
+) -> Outline:
     """Say what `extract` would do, with stages, shapes and bytes. Loads no weights and writes nothing.
 
-    `rate` is the images per second of one worker, to tell how long it would take. Raises FeatcliError.
+    `rate` is the images per second of one worker, to tell how long it would take. `listing` and `extension` are as for
+    `prepare`. Raises FeatcliError.
     """
     existing = None if asked.overwrite else Dump.existing(asked.dump_path)
-    listing, selection = _resolve(asked, existing, report)
+    model_dump = existing if extension is None else extension.root
+    listing, selection = _resolve(asked, model_dump, report, listing, is_extension=extension is not None)
     outputs = selection.outputs
     sizes = _sizes(selection.model, listing.images, narrowed(asked, PixelSpec), decode_threads_of(asked), report)
-    begun = None if existing is None else existing.plan
+    begun = None if model_dump is None else model_dump.plan
     settings = None if begun is None else begun.settings
     for name, choice in expected(asked, selection.model, selection.points, len(listing.images), settings).items():
         report("choice", name=name, value=choice.value, reason=choice.reason)
@@ -174,6 +224,14 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     _report_stored(asked, plan, sizes, report)
     if (few := too_few(plan, batch_size, sharers)) and (todo or part is not None):
         report("warning", text=few)
+    _report_dry_run(asked, plan, todo, sizes, rate, report)
+    return plan
+
+
+def _report_dry_run(
+    asked: ExtractSpec, plan: Outline, todo: Sequence[int], sizes: Sizes, rate: float | None, report: Report
+) -> None:
+    """Say what these shards would hold and take."""
     total = sum(plan.shard_bytes(number, sizes) for number in todo)
     free = shutil.disk_usage(existing_parent(asked.dump_path)).free
     if total > free:
@@ -192,22 +250,27 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
         # Shards are not divided: several workers make one shard, or the last of an odd number, no faster than one does.
         seconds=None if rate is None else round(min(images, -(-len(todo) // workers) * plan.shard_rows) / rate, 3),
     )
-    return plan
 
 
 def _resolve(
-    asked: ExtractSpec, existing: Dump | None, report: Report, listing: Listing | None = None, is_real: bool = False
+    asked: ExtractSpec,
+    existing: Dump | None,
+    report: Report,
+    listing: Listing | None = None,
+    is_real: bool = False,
+    is_extension: bool = False,
 ) -> tuple[Listing, Selection]:
     """Find out what is cheap, before any weight is read. `is_real` says that something will be written.
 
-    Raises UsageError for options that have no effect with this model.
+    `is_extension` says that the images are not those of `existing`. Raises UsageError for options that have no effect
+    with this model.
     """
     check_target(asked.dump_path, asked.overwrite)
     if is_real:
         try_to_write(asked.dump_path)
     rank = local_rank() if asked.part == AUTO else None
     devices = [resolve_device(name, rank) for name in device_names(asked.device)]
-    listing = with_keys_of(existing, listing or find(asked))
+    listing = with_keys_of(None if is_extension else existing, listing or find(asked))
     selection = select(asked, devices[0])
     if listing.images.are_in_memory and selection.model.channels in OF_COLOURS:
         refuse_bands(listing.images)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,19 +13,24 @@ from typing import Any
 
 import numpy as np
 
+from featcli.backbones.backbone import Backbone
 from featcli.dump.folder import Dump
 from featcli.dump.formats.layout import values_of
+from featcli.dump.generations import generations_of
 from featcli.dump.plan import Plan
 from featcli.errors import ConflictError, shown
 from featcli.events import Report, silent
+from featcli.extraction.growing import Growth
 from featcli.extraction.planning import Job, prepare, refuse_without_extras
+from featcli.inputs.listing import Listing, find
 from featcli.pixels import batches
 from featcli.reading.plan_backbone import checkpoint_options
 from featcli.reading.reader import reader_of
 from featcli.run.forward import Forward
 from featcli.run.loading import Setup
 from featcli.spec.commands import ExtractSpec, VerifyCommand
-from featcli.spec.option import shared_options
+from featcli.spec.groups import InputSpec
+from featcli.spec.option import narrowed, shared_options
 from featcli.system.device import memory_errors, settled_arithmetic
 
 LARGEST = 1e300  # JSON has no infinity
@@ -43,17 +49,57 @@ class Comparison:
     off: tuple[str, ...]  # keys of the images that differ by more than the tolerance
 
 
-def recompute(dump: Dump, asked: VerifyCommand, same: tuple[Job, Setup]) -> Comparison:
+@dataclass(frozen=True)
+class Sample:
+    """How many images of a generation are to be extracted again, and the job that extracts them."""
+
+    dump: Dump
+    count: int
+    job: Job
+    setup: Setup
+
+
+def samples_of(root: Dump, asked: VerifyCommand, report: Report = silent) -> list[Sample]:
+    """Return what is to be extracted again: images drawn from all generations alike. No shard is read.
+
+    Raises what `same_job` raises.
+    """
+    dumps = [root, *generations_of(root)]
+    if len(dumps) == 1:
+        return [Sample(root, asked.recompute, *same_job(root, asked, report))]
+    growth = Growth.of(root, find(narrowed(asked, InputSpec)))
+    of_rows = [number for number, dump in enumerate(dumps) for _ in range(int(reader_of([dump]).valid.sum()))]
+    drawn = Counter(random.SystemRandom().sample(of_rows, min(asked.recompute, len(of_rows))))
+    found: list[Sample] = []
+    for number, count in sorted(drawn.items()):
+        loaded = found[-1].setup.backbone if found else None
+        listing = growth.listing_of(number)
+        found.append(Sample(dumps[number], count, *same_job(dumps[number], asked, report, listing, loaded)))
+    return found
+
+
+def recompute(samples: Sequence[Sample]) -> Comparison:
     """Extract randomly drawn images again, each in the batch that it was in, and compare.
 
-    `asked` says how many, `same` is what `same_job` returned. Raises what `extract` raises.
+    Raises what `extract` raises.
     """
-    job, setup = same
+    found = [_recomputed(sample) for sample in samples]
+    return Comparison(
+        images=sum(one.images for one in found),
+        equal=sum(one.equal for one in found),
+        largest=max(one.largest for one in found),
+        tolerance=found[0].tolerance,
+        off=tuple(key for one in found for key in one.off),
+    )
+
+
+def _recomputed(sample: Sample) -> Comparison:
+    dump, job, setup = sample.dump, sample.job, sample.setup
     reader = reader_of([dump])
     valid = np.flatnonzero(reader.valid).tolist()
     if not valid:
         raise ConflictError(f"dump {shown(dump.path)}: it holds no image that could be extracted again", "")
-    chosen = sorted(random.SystemRandom().sample(valid, min(asked.recompute, len(valid))))
+    chosen = sorted(random.SystemRandom().sample(valid, min(sample.count, len(valid))))
     wanted: dict[range, list[int]] = {}
     for row in chosen:
         wanted.setdefault(_batch(job, row), []).append(row)
@@ -87,12 +133,19 @@ def _batch(job: Job, row: int) -> range:
     return next(batch for batch in batches_of_shard if row in batch)
 
 
-def same_job(dump: Dump, asked: VerifyCommand, report: Report = silent) -> tuple[Job, Setup]:
+def same_job(
+    dump: Dump,
+    asked: VerifyCommand,
+    report: Report = silent,
+    listing: Listing | None = None,
+    loaded: Backbone | None = None,
+) -> tuple[Job, Setup]:
     """Return the job of the dump's plan, with its backbone loaded. No shard is read.
 
-    `asked` says where the images are, and the checkpoint if the plan cannot find it. The input size may be the
-    checkpoint's own or asked for, so both are tried. Raises ConflictError if images or checkpoint are not those of the
-    plan, or if the images were in memory, and what `extract` raises.
+    `asked` says where the images are, and the checkpoint if the plan cannot find it. `listing` are the images of a
+    generation, and `loaded` is the backbone of another one. The input size may be the checkpoint's own or asked for, so
+    both are tried. Raises ConflictError if images or checkpoint are not those of the plan, or if the images were in
+    memory, and what `extract` raises.
     """
     plan, settings = dump.plan, dump.plan.settings
     dump.refuse_in_memory()
@@ -108,10 +161,10 @@ def same_job(dump: Dump, asked: VerifyCommand, report: Report = silent) -> tuple
             output=str(Path(elsewhere) / "dump"),
             shard_size=plan.shard_rows,
         )
-        job, setup = prepare(same, dump, report)
+        job, setup = prepare(same, dump, report, listing, loaded)
         backbone = job.plan.settings.backbone
         if not settings.is_native and (backbone != settings.backbone or job.plan.outputs != plan.outputs):
-            job, setup = prepare(replace(same, image_size=settings.input_size), dump, report)
+            job, setup = prepare(replace(same, image_size=settings.input_size), dump, report, listing, loaded)
     refuse_without_extras(dump, job.images, True)
     try:
         dump.refuse_other_plan(job.plan, job.images)

@@ -82,6 +82,8 @@ class LearntKind:
 
 def value_of(cell: Any, kind: Kind) -> Any:
     """Return a cell as a line of columns.jsonl holds it, for a column of this kind."""
+    if kind == "text" and not (cell is None or isinstance(cell, str)):
+        return str(cell)  # as a cell of text was written, which was taken for a number
     if cell is None or kind in ("text", "bool", "json"):
         return cell
     if kind == "int":

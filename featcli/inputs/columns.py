@@ -30,6 +30,10 @@ class ColumnSource(Protocol):
     is_table: bool  # not the sidecars in a tar
 
     @property
+    def of_texts(self) -> bool:
+        """Whether every cell is text, whose kind is told by how it is written."""
+
+    @property
     def kinds(self) -> Mapping[str, Kind | None]:
         """The kind of each column; None for one whose cells are all missing."""
 
@@ -46,6 +50,13 @@ class ListedColumns:
     labels: Sequence[str] | None = None  # of folders, for the images that no source gives one; "" for none
     path_column: str | None = None  # the column of paths, if keys are no paths
     table: str | None = None  # the table for people; None if the columns are those of tars alone
+    of_texts: bool = False  # every cell is a text in its source, and can be kept as one
+    without_cells: frozenset[str] = frozenset()  # columns whose cells are all missing
+
+    def can_be(self, name: str, kind: Kind) -> bool:
+        """Return whether the cells of a column can be kept as another kind, without a loss."""
+        now = self.kinds[name]
+        return name in self.without_cells or (now, kind) == ("int", "float") or (kind == "text" and self.of_texts)
 
     @property
     def origin(self) -> str:
@@ -147,9 +158,11 @@ def listed_columns(images: ImageList, leads: Mapping[str, str], label_level: int
         return None
     if labels is not None:
         kinds = {**kinds, LABEL: "text" if kinds.get(LABEL, "text") == "text" else "json"}
-    if table is None:
-        return ListedColumns(images, kinds, labels)
-    return ListedColumns(images, kinds, labels, table.path_column, table.name)
+    known = {name for source in sources for name, kind in source.kinds.items() if kind is not None}
+    known |= {LABEL} if labels is not None else set()
+    of_texts = all(source.of_texts for source in sources)
+    path_column, name = (None, None) if table is None else (table.path_column, table.name)
+    return ListedColumns(images, kinds, labels, path_column, name, of_texts, frozenset(kinds.keys() - known))
 
 
 def _finite(value: Any) -> Any:

@@ -52,6 +52,7 @@ class Sidecars:
 
     path_column: str | None = None
     is_table = False
+    of_texts = False
 
     def __init__(self, tar: str, spool: Spool, ignored: Counter[str]) -> None:
         self.name = f"tar {shown(tar)}"

@@ -167,6 +167,11 @@ class Table:
 
     is_table = True
 
+    @property
+    def of_texts(self) -> bool:
+        """Whether every cell is text."""
+        return self._table.of_texts
+
     def __init__(self, asked: InputSpec) -> None:
         """Open the table and find its columns. Raises UsageError and MachineError."""
         self._asked = asked

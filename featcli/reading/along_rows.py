@@ -58,7 +58,8 @@ class AlongRows:
     @property
     def name(self) -> str:
         """The dumps for people: `'a'`, `'a' and 'b'`, or `'a' and 99 more`."""
-        first, *others = (shown(dump.path) for dump in self.dumps)
+        roots = [dump for dump in self.dumps if dump.plan.extends is None]  # without the generations added to them
+        first, *others = (shown(dump.path) for dump in roots or self.dumps)
         return first if not others else f"{first} and {others[0] if len(others) == 1 else f'{len(others):,} more'}"
 
     def located(self, row: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from featcli.dump.folder import Dump
+from featcli.dump.generations import generations_of, is_complete
 from featcli.dump.plan import Output, Plan
 from featcli.errors import CheckpointError, FeatcliError, IncompleteError, UsageError, counted, nearest, one_line, shown
 from featcli.pixels.failure import UnreadableError
@@ -72,7 +73,7 @@ def open_dump(
     if isinstance(path, DumpReader):
         return path
     if isinstance(path, str | os.PathLike):
-        return reader_of([_opened(path, incomplete)])
+        return reader_of(_opened(path, incomplete))
     return _along_rows([open_dump(one, incomplete) for one in path])
 
 
@@ -81,17 +82,20 @@ def reader_of(dumps: Sequence[Dump]) -> DumpReader:
     return DumpReader({"": Side.of(AlongRows(dumps))})
 
 
-def _opened(path: str | os.PathLike[str], incomplete: bool) -> Dump:
-    dump = Dump.at(Path(path))
-    if not (dump.is_complete() or incomplete):
-        there, shards = len(dump.numbered(".json")), dump.plan.num_shards
+def _opened(path: str | os.PathLike[str], incomplete: bool) -> list[Dump]:
+    """Return all generations of a dump."""
+    root = Dump.at(Path(path))
+    dumps = [root, *generations_of(root)]
+    if not (incomplete or all(map(is_complete, dumps))):
+        there = sum(len(dump.numbered(".json")) for dump in dumps)
+        shards = sum(dump.plan.num_shards for dump in dumps)
         way_out = "run its extract command again" if there < shards else "run featcli finalize, which completes it"
         as_it_is = ", or give --incomplete (in Python incomplete=True) for the rows that are there" if there else ""
         raise IncompleteError(
             f"dump {shown(path)}: it is not complete and has {there:,} of {counted(shards, 'shard')}",
             way_out + as_it_is,
         )
-    return dump
+    return dumps
 
 
 def _along_rows(readers: Sequence[DumpReader]) -> DumpReader:

@@ -767,6 +767,26 @@ class DumpSpec(Spec):
             group=DUMP,
         ),
     ] = False
+    extend: Annotated[
+        bool,
+        Option(
+            "Add images that the dump does not hold yet. A dump that is not there is begun.",
+            known_as=("--append", "--update", "--add", "--incremental", "--grow"),
+            group=DUMP,
+            excludes=(
+                Other("overwrite", "leave one of them out: --overwrite deletes what --extend adds to"),
+                Other("retry_failed", "give --retry-failed in a run of its own"),
+            ),
+        ),
+    ] = False
+    check_digests: Annotated[
+        bool,
+        Option(
+            "Read all pictures that the dump holds already, and name those whose bytes changed.",
+            group=DUMP,
+            needs=Other("extend", "leave --check-digests out, or use featcli verify --inputs"),
+        ),
+    ] = False
     retry_failed: Annotated[
         bool,
         Option(

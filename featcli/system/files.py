@@ -96,6 +96,15 @@ def read_regular(path: AnyPath, most: int) -> bytes:
     return raw
 
 
+def read_start(path: AnyPath, count: int) -> bytes:
+    """Return the first bytes of a file. Raises OSError, and ValueError for anything but a regular file."""
+    descriptor = open_regular(path)
+    try:
+        return read_at(descriptor, count, 0)
+    finally:
+        os.close(descriptor)
+
+
 def read_fresh(path: AnyPath, offset: int, count: int) -> bytes:
     """Read bytes of a file from the disk again, instead of from the system's cache.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from featcli.dump.columns import COLUMNS
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
 from featcli.dump.foreign import foreign_files
 from featcli.dump.formats.layout import ITEM_BYTES
+from featcli.dump.generations import generations_of, has_grown, is_complete, next_generation
 from featcli.dump.lock import is_in_use
 from featcli.dump.records import pictures_of, said_of_pictures, totals_of
 from featcli.errors import CheckpointError, IncompleteError, UsageError, most_first, shown
@@ -120,30 +121,35 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         if is_folder(path / SHARDS):
             raise IncompleteError(f"dump {shown(path)}: it has no plan.json yet", "run its extract command again")
         return None
-    begun = dump.unfinished_shards()  # before the records, because a shard may be committed meanwhile
-    records = list(dump.records())
+    dumps = [dump, *generations_of(dump)]
+    begun = [(each, one) for each in dumps for one in each.unfinished_shards()]  # before records: one may be committed
+    of_each = [list(each.records()) for each in dumps]
+    records = [record for of_one in of_each for record in of_one]
     totals, pictures = totals_of(records), pictures_of(records)
-    settings, there = dump.plan.settings, {record["shard"] for record in records}
-    unfinished = [one for one in begun if one["shard"] not in there]
-    damaged = [dump.shard_path(number).name for number in sorted(dump.committed().damaged)] + _damaged_files(dump)
-    is_complete = dump.is_complete() and len(records) == dump.plan.num_shards
+    settings, there = dump.plan.settings, {(record["fingerprint"], record["shard"]) for record in records}
+    unfinished = [one for each, one in begun if (each.plan.fingerprint, one["shard"]) not in there]
+    num_shards, num_images = sum(one.plan.num_shards for one in dumps), sum(one.plan.num_images for one in dumps)
+    damaged = [name for each in dumps for name in _below(dump, each, _damaged(each))]
+    whole = len(records) == num_shards and all(map(is_complete, dumps))
     return {
         "type": "dump",
         "path": str(path),
-        "state": "damaged" if damaged else "complete" if is_complete else "incomplete",
-        "in_use": is_in_use(path),
-        "images": dump.plan.num_images,
+        "state": "damaged" if damaged else "complete" if whole else "incomplete",
+        "in_use": any(is_in_use(one.path) for one in dumps),
+        "images": num_images,
         "written": totals["written"],
         "failed": totals["failed"],
         "failed_by_reason": most_first(totals["failed_by_reason"]),
         "pictures": pictures,
         "said_of_pictures": said_of_pictures(dump.plan, pictures),
-        "shards": dump.plan.num_shards,
+        "shards": num_shards,
         "committed_shards": len(records),
         "unfinished_shards": unfinished,
         "safe": totals["images"] + sum(one["kept"] for one in unfinished),
         "damaged_files": damaged,
-        "foreign_files": [vars(one) for one in foreign_files(dump)],
+        "foreign_files": [
+            vars(one) | {"file": _below(dump, each, [one.file])[0]} for each in dumps for one in foreign_files(each)
+        ],
         "bytes": totals["bytes"],
         "format": settings.format,
         "checkpoint": dump.plan.provenance["checkpoint"],
@@ -152,8 +158,37 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "fingerprint": dump.plan.fingerprint,
         "stages": [one.as_stage() for one in dump.plan.outputs if one.is_of_stage],
         "outputs": [one.to_json() for one in dump.plan.outputs],
-        "columns": {} if dump.plan.columns is None else dict(dump.plan.columns.kinds),
+        "columns": {name: kind for one in dumps if one.plan.columns for name, kind in one.plan.columns.kinds.items()},
+        "generations": [_generation(*one) for one in zip(dumps, of_each, strict=True) if len(dumps) > 1],
+        "begun": _begun(dump),
     }
+
+
+def _generation(dump: Dump, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what one generation of a dump that grew holds."""
+    number = 0 if dump.plan.extends is None else dump.plan.extends.generation
+    totals = totals_of(records)
+    return {"generation": number, **{name: totals[name] for name in ("images", "written", "failed", "bytes")}}
+
+
+def _begun(dump: Dump) -> dict[str, Any] | None:
+    """Return what there is of a generation that was begun and is not part of the dump yet."""
+    begun = next_generation(dump) if has_grown(dump.path) else None
+    if begun is None:
+        return None
+    safe = totals_of(begun.records())["images"] + sum(begun.rows_kept().values())
+    return {"generation": int(begun.path.name), "images": begun.plan.num_images, "safe": safe}
+
+
+def _below(dump: Dump, generation: Dump, files: Sequence[str]) -> list[str]:
+    """Return files of a generation with its folder below the dump."""
+    if generation is dump:
+        return list(files)
+    return [str(generation.path.relative_to(dump.path) / file) for file in files]
+
+
+def _damaged(dump: Dump) -> list[str]:
+    return [dump.shard_path(number).name for number in sorted(dump.committed().damaged)] + _damaged_files(dump)
 
 
 def _damaged_files(dump: Dump) -> list[str]:

@@ -1,0 +1,245 @@
+"""Decide which generation of a dump a run works on next, and with which of the images that were found.
+
+Each is found by what is on the disk at that moment, so that several runs, and runs after a kill, come to the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from featcli.dump.folder import Dump, in_use
+from featcli.dump.generations import (
+    commit,
+    folder_of,
+    generations_of,
+    is_complete,
+    named_generations,
+    next_generation,
+)
+from featcli.dump.lock import is_in_use
+from featcli.dump.plan import Extends, Outline, other_images
+from featcli.errors import ConflictError, counted, shown
+from featcli.events import Report, silent
+from featcli.extraction.picture_check import digests_of
+from featcli.extraction.planning import Extension
+from featcli.extraction.planning import dry_run as of_one
+from featcli.inputs.image_list import MISSING, WHOLE, ImageList
+from featcli.inputs.keys import Keys, first_rows
+from featcli.inputs.listing import Listing, find
+from featcli.reading.reader import reader_of
+from featcli.spec.commands import ExtractSpec
+from featcli.spec.words import DEFAULT_BATCH_SIZE
+
+EXTEND = "give --extend, which adds them, or use another -o for all"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A generation to make or to resume, and its images."""
+
+    path: Path
+    listing: Listing
+    root: Dump
+    extends: Extends | None = None  # of a generation that is to be begun
+
+    def options(self, asked: ExtractSpec) -> ExtractSpec:
+        """Return the options of this generation: those of the dump, where none was given."""
+        own = replace(asked, output=str(self.path), extend=False, check_digests=False)
+        begun = Dump.existing(self.path)
+        if begun is not None and begun.plan.extends is not None:  # as it was begun, whatever the first generation was
+            plan = begun.plan
+            batch_size, threads = plan.settings.batch_size, plan.settings.threads
+            return replace(own, batch_size=batch_size, threads=threads, shard_size=plan.shard_rows)
+        if asked.batch_size == DEFAULT_BATCH_SIZE:
+            return replace(own, batch_size=self.root.plan.settings.batch_size)
+        return own
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A dump as it is now, beside the images that were found."""
+
+    root: Dump
+    dumps: list[Dump]  # all generations that are part of the dump
+    listing: Listing
+    places: np.ndarray  # for each row of the dump its place in the listing, or -1 if it is gone
+    new: np.ndarray  # places of images that are not in the dump, in their order
+
+    @classmethod
+    def of(cls, root: Dump, listing: Listing) -> Growth:
+        """Compare the keys of the dump with those that were found. Raises DamagedError and MachineError."""
+        if root.plan.leads is None and (older := listing.older()) is not None:  # its keys are those of an older version
+            listing = replace(listing, images=older)
+        dumps = [root, *generations_of(root)]
+        known = Keys(key for dump in dumps for key, _ in dump.images())
+        first = first_rows(known, listing.images.keys)[len(known) :]
+        places = np.full(len(known), -1)
+        is_new = first >= len(known)
+        places[first[~is_new]] = np.flatnonzero(~is_new)
+        return cls(root, dumps, listing, places, np.flatnonzero(is_new))
+
+    @property
+    def rows(self) -> int:
+        """The number of rows in all generations."""
+        return len(self.places)
+
+    def places_of(self, number: int) -> np.ndarray:
+        """Return the places in the listing of the images of a generation."""
+        first = sum(dump.plan.num_images for dump in self.dumps[:number])
+        return self.places[first : first + self.dumps[number].plan.num_images]
+
+    def listing_of(self, number: int) -> Listing:
+        """Return the images of a generation. Raises ConflictError if some are gone."""
+        places = self.places_of(number)
+        if (places < 0).any():
+            raise other_images(shown(self.root.path), self.dumps[number].packed_keys(), self.listing.images.keys)
+        return replace(self.listing, images=self.listing.images.taken(places))
+
+    def step(self, dump: Dump, images: ImageList) -> Step:
+        """Return the step that resumes a generation with these images."""
+        return Step(dump.path, replace(self.listing, images=images), self.root)
+
+
+def steps_of_all(growth: Growth, retry_failed: bool) -> list[Step]:
+    """Return what a run without --extend has to do: the first generation, which says that there is nothing left, and
+    others that lack something or hold failures to try again.
+
+    Raises ConflictError unless the images are those of the dump, or of its first generations.
+    """
+    root, images = growth.root, growth.listing.images
+    if len(growth.new) and (growth.places >= 0).any():
+        first = shown(images.keys[int(growth.new[0])])
+        raise ConflictError(
+            f"dump {shown(root.path)} holds {counted(growth.rows, 'image')}, and {len(growth.new):,} more are given,"
+            f" first {first}",
+            EXTEND,
+        )
+    there = [bool((growth.places_of(number) >= 0).all()) for number in range(len(growth.dumps))]
+    is_gone = [bool((growth.places_of(number) < 0).all()) for number in range(len(growth.dumps))]
+    count = there.index(False) if False in there else len(there)
+    if not count or not all(is_gone[count:]):
+        known = Keys(key for dump in growth.dumps for key, _ in dump.images())
+        raise other_images(shown(root.path), known, images.keys)
+    steps = []
+    for number, dump in enumerate(growth.dumps[:count]):
+        if number == 0 or retry_failed or not is_complete(dump):
+            steps.append(growth.step(dump, images.taken(growth.places_of(number))))
+    return steps
+
+
+def next_step(growth: Growth) -> Step | None:
+    """Return what a run with --extend does next: finish what was begun, under its own list, or begin a generation.
+
+    None if there is nothing left. Raises ConflictError if another process makes a generation of other images.
+    """
+    root, images = growth.root, growth.listing.images
+    for number, dump in enumerate(growth.dumps):
+        if not is_complete(dump):
+            return growth.step(dump, _frozen(dump, images, growth.places_of(number)))
+    begun = next_generation(root)
+    if begun is not None:
+        extends = begun.plan.extends
+        if extends is None or (extends.fingerprint, extends.rows) != (root.plan.fingerprint, growth.rows):
+            raise ConflictError(
+                f"dump {shown(root.path)}: {shown(begun.path)} is not a generation of it", "move it somewhere else"
+            )
+        first = first_rows(images.keys, begun.packed_keys())[len(images) :]
+        places = np.where(first < len(images), first, -1)
+        is_same = np.array_equal(np.sort(places), growth.new)
+        if not is_same and is_in_use(begun.path):
+            raise in_use(begun.path)
+        return growth.step(begun, _frozen(begun, images, places))
+    if not len(growth.new):
+        return None
+    number = len(growth.dumps)
+    extends = Extends(root.plan.fingerprint, number, growth.rows)
+    new = replace(growth.listing, images=images.taken(growth.new))
+    return Step(folder_of(root.path, number), new, root, extends)
+
+
+def _frozen(dump: Dump, images: ImageList, places: np.ndarray) -> ImageList:
+    """Return the images of an unfinished generation as they were listed for it, in its order.
+
+    Files that are gone or changed by now become failures. Raises ConflictError for images in tars and tables, and
+    behind URLs, that are gone.
+    """
+    keys, found = dump.packed_keys(), images.taken(places[places >= 0])
+    folders = [
+        (number, one.leads)
+        for number, one in enumerate(images.origins)
+        if not one.tar and one.storage is not None and one.columns is None
+    ]
+    (gone,) = np.nonzero(places < 0)
+    for row in gone.tolist():
+        number = next((number for number, lead in folders if keys[row].startswith(lead)), None)
+        if number is None:
+            raise ConflictError(
+                f"dump {shown(dump.path)}: it is unfinished, and {counted(len(gone), 'image')} of it are gone, first"
+                f" {shown(keys[row])}",
+                "put the images back, or give the inputs that hold them",
+            )
+        found.add(keys[row], number, MISSING, WHOLE)
+    ordered = found.in_order_of(keys)
+    assert ordered is not None
+    for row, (_, size) in enumerate(dump.images()):
+        ordered.sizes[row] = dump.found.sizes.get(row, size)
+    return ordered
+
+
+def commit_if_complete(step: Step) -> bool:
+    """Make a generation part of the dump if it is complete. Returns whether the step is done."""
+    dump = Dump.existing(step.path)
+    if dump is None or not is_complete(dump):
+        return False
+    if dump.plan.extends is not None:
+        commit(step.root, dump)
+    return True
+
+
+def report_growth(growth: Growth, check_digests: bool, report: Report) -> None:
+    """Say how many images are new, which have changed since they were extracted, and how many are gone."""
+    images, gone = growth.listing.images, int((growth.places < 0).sum())
+    value = f"{len(growth.new):,} new, {growth.rows:,} there"
+    numbers = len(named_generations(growth.root)) + 1
+    facts = {"new": len(growth.new), "there": growth.rows, "gone": gone, "generations": numbers}
+    report("choice", name="growth", value=value, reason=counted(numbers, "generation"), **facts)
+    if gone:
+        report("warning", text=f"{counted(gone, 'image')} of the dump are not given any more: their rows stay")
+    reader = reader_of(growth.dumps)
+    changed = [
+        row
+        for row, size in enumerate(reader.sizes)
+        if growth.places[row] >= 0
+        and MISSING not in (size, now := images.sizes[int(growth.places[row])])
+        and size != now
+    ]
+    if check_digests:
+        changed = sorted({*changed, *_other_digests(growth, reader.digests)})
+    for row in changed[:1]:
+        more = f" and {len(changed) - 1:,} others" if len(changed) > 1 else ""
+        report("warning", text=f"{shown(reader.keys[row])}{more} changed since they were extracted: their rows stay")
+
+
+def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = None) -> Outline | None:
+    """Say what `extract` would do: see featcli.extraction.planning. None if --extend finds nothing new."""
+    root = Dump.existing(asked.dump_path) if asked.extend else None
+    if root is None:
+        return of_one(asked, report, rate)
+    growth = Growth.of(root, find(asked))
+    report_growth(growth, asked.check_digests, report)
+    step = next_step(growth)
+    if step is None:
+        return None
+    own = step.options(asked)
+    extension = None if step.extends is None else Extension(root, step.extends)
+    return of_one(own, report, rate, step.listing, extension)
+
+
+def _other_digests(growth: Growth, digests: list[str]) -> list[int]:
+    """Return the rows whose pictures have other bytes now."""
+    rows = [row for row, digest in enumerate(digests) if digest and growth.places[row] >= 0]
+    now = digests_of([growth.listing.images[int(growth.places[row])] for row in rows])
+    return [row for row, digest in zip(rows, now, strict=True) if digest not in ("", digests[row])]

@@ -1,0 +1,450 @@
+"""Check --extend: a dump grows by generations, whose rows follow, and nothing that was there is touched."""
+
+import json
+import shutil
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import draw, tree
+from featcli import extract, open_dump
+from featcli.dump import generations
+from featcli.dump.checksummed_json import read_checksummed
+from featcli.dump.lock import FolderLock
+from featcli.errors import ConflictError, DamagedError, FeatcliError, IncompleteError, MachineError
+
+OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "pool": "avg", "threads": 1}
+OPTIONS |= {"batch_size": 2, "shard_size": 2}
+FIRST, SECOND, THIRD = ["b.png", "d.png", "f.png"], ["a.png", "c.png"], ["e/1.png", "g.png", "z.png"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    made = tmp_path_factory.mktemp("pictures")
+    for seed, name in enumerate([*FIRST, *SECOND, *THIRD]):
+        draw(made / name, seed, (40, 40))
+    (made / "c.png").write_bytes(b"no picture")
+    return made
+
+
+@pytest.fixture
+def folder(pictures, tmp_path):
+    """Make a folder that holds the first pictures, and gets others by `add`."""
+    made = tmp_path / "in"
+    add(pictures, made, FIRST)
+    return made
+
+
+def add(pictures, folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(pictures / name, folder / name)
+
+
+def grown(pictures, folder, output, **options):
+    """Make a dump of three generations."""
+    outcomes = []
+    for names in (FIRST, SECOND, THIRD):
+        add(pictures, folder, names)
+        outcomes.append(extract(folder, output=output, extend=True, **OPTIONS | options))
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def three(pictures, tmp_path_factory):
+    made = tmp_path_factory.mktemp("three")
+    grown(pictures, made / "in", made / "d")
+    return made
+
+
+@pytest.mark.parametrize("format", ["hdf5", "safetensors"])
+def test_a_dump_grows_by_what_is_new(pictures, folder, tmp_path, format):
+    """Each generation has the rows of the images that came, after those that were there, with their own maps."""
+    outcomes = grown(pictures, folder, tmp_path / "d", format=format)
+    assert [(one.extracted, one.written, one.failed) for one in outcomes] == [(3, 3, 0), (2, 4, 1), (3, 7, 1)]
+    assert [one.exit_code for one in outcomes] == [0, 3, 3]
+    with open_dump(tmp_path / "d") as dump:
+        assert dump.keys == [*FIRST, *SECOND, *THIRD]
+        assert dump.valid.tolist() == [True, True, True, True, False, True, True, True]
+        assert [(one["key"], one["row"]) for one in dump.failures] == [("c.png", 4)]
+        for names in (FIRST, SECOND, THIRD):
+            alone = tmp_path / names[0].replace("/", "-")
+            extract(files_from=names, root=folder, output=alone, format=format, **OPTIONS)
+            with open_dump(alone) as other:
+                np.testing.assert_array_equal(dump["stage4"][names], other["stage4"][:])
+        np.testing.assert_array_equal(dump["stage4"][[7, 0, 5]], [dump["stage4"][row] for row in (7, 0, 5)])
+        assert [run.rows for run in dump.walk()] == [[0, 1], [2], [3], [5, 6], [7]]
+
+
+def test_nothing_that_was_there_is_touched(pictures, folder, tmp_path):
+    """Only manifest.json of the first generation is replaced; every other file stays what it was."""
+    extract(folder, output=tmp_path / "d", **OPTIONS)
+    for names in (SECOND, THIRD):
+        before = tree(tmp_path / "d")
+        add(pictures, folder, names)
+        extract(folder, output=tmp_path / "d", extend=True, **OPTIONS)
+        after = tree(tmp_path / "d")
+        assert {name for name in before if after.get(name) != before[name]} == {"manifest.json"}
+    before = tree(tmp_path / "d")
+    outcome = extract(folder, output=tmp_path / "d", extend=True, **OPTIONS)
+    assert (outcome.extracted, outcome.exit_code, tree(tmp_path / "d") == before) == (0, 3, True)
+
+
+def test_the_manifest_names_the_generations(three):
+    """It has another format version, and number, fingerprint, rows and checksum of the manifest of each generation."""
+    manifest = read_checksummed(three / "d" / "manifest.json")
+    assert manifest["format_version"] == 3
+    for number, (one, names) in enumerate(zip(manifest["generations"], (SECOND, THIRD), strict=True), 1):
+        path = three / "d" / "more" / f"{number:05d}"
+        raw = json.loads((path / "manifest.json").read_bytes())
+        assert one == {
+            "number": number,
+            "fingerprint": raw["fingerprint"],
+            "rows": len(names),
+            "manifest": raw["checksum"],
+        }
+        extends = {"fingerprint": manifest["fingerprint"], "generation": number, "rows": 3 + 2 * (number - 1)}
+        assert raw["extends"] == extends
+
+
+def test_plain_extract_of_a_dump_that_grew(three, pictures, tmp_path):
+    """All of its images, or those of its first generations, resume it; others are refused, new ones with the hint."""
+    before = tree(three / "d")
+    assert extract(three / "in", output=three / "d", **OPTIONS).extracted == 0
+    for names in (FIRST, [*SECOND, *FIRST]):
+        assert extract(files_from=names, root=three / "in", output=three / "d", **OPTIONS).extracted == 0
+    for names, hint in (([*FIRST, *THIRD], ""), (FIRST[:2], ""), (SECOND, "")):
+        with pytest.raises(ConflictError, match="made of other images"):
+            extract(files_from=names, root=three / "in", output=three / "d", **OPTIONS)
+        assert hint == ""
+    add(pictures, tmp_path / "more", [*FIRST, *SECOND, *THIRD])
+    draw(tmp_path / "more" / "new.png", 99)
+    with pytest.raises(ConflictError, match=r"8 images, and 1 more are given, first 'new.png'") as refused:
+        extract(tmp_path / "more", output=three / "d", **OPTIONS)
+    assert "--extend" in refused.value.hint
+    assert tree(three / "d") == before
+
+
+def test_new_images_are_refused_with_the_hint(pictures, folder, tmp_path):
+    """A dump that has not grown yet names --extend, too."""
+    extract(folder, output=tmp_path / "d", **OPTIONS)
+    add(pictures, folder, SECOND)
+    with pytest.raises(ConflictError, match="2 are new") as refused:
+        extract(folder, output=tmp_path / "d", **OPTIONS)
+    assert "--extend" in refused.value.hint
+
+
+@pytest.mark.parametrize("other", [{"pool": "max"}, {"image_size": 64}, {"seed": 1}, {"format": "safetensors"}])
+def test_another_option_is_refused(three, pictures, tmp_path, other):
+    """A generation has the outputs and settings of the dump; threads and batch size are taken from it."""
+    shutil.copytree(three, tmp_path / "copy")
+    draw(tmp_path / "copy" / "in" / "new.png", 99)
+    path = tmp_path / "copy" / "d"
+    before = tree(path)
+    with pytest.raises(ConflictError, match="was made with another plan"):
+        extract(tmp_path / "copy" / "in", output=path, extend=True, **OPTIONS | other)
+    assert tree(path) == before
+    free = {name: value for name, value in OPTIONS.items() if name not in ("threads", "batch_size", "shard_size")}
+    extract(tmp_path / "copy" / "in", output=path, extend=True, **free)
+    plan = read_checksummed(path / "more" / "00003" / "plan.json")
+    assert (plan["settings"]["threads"], plan["settings"]["batch_size"], plan["shard_rows"]) == (1, 2, 2)
+
+
+def note(texts, event, **facts):
+    texts += [facts["text"]] if event == "warning" else []
+
+
+def test_changed_and_gone_pictures_are_said(three, tmp_path):
+    """A picture of another size is named and its row stays; --check-digests finds one of the same size, too."""
+    shutil.copytree(three, tmp_path / "copy")
+    path = tmp_path / "copy" / "d"
+    inside = tmp_path / "copy" / "in"
+    (inside / "b.png").unlink()
+    (inside / "d.png").write_bytes(b"another")
+    raw = bytearray((inside / "f.png").read_bytes())
+    raw[-1] ^= 1
+    (inside / "f.png").write_bytes(raw)
+    before = tree(path)
+    for check, named in ((False, "'d.png' changed"), (True, "'d.png' and 1 others changed")):
+        texts = []
+        report = partial(note, texts)
+        extract(inside, output=path, extend=True, check_digests=check, report=report, **OPTIONS)
+        assert any(text.startswith(named) for text in texts), texts
+        assert any(text.startswith("1 image of the dump are not given any more") for text in texts)
+    assert tree(path) == before
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("moment", ["commit", "finalize", "create"])
+def test_a_killed_run_is_finished_first(pictures, folder, tmp_path, monkeypatch, moment):
+    """A generation that was begun is finished under its own list; images that came since make the next one."""
+    path = tmp_path / "d"
+    extract(folder, output=path, **OPTIONS)
+    add(pictures, folder, SECOND)
+
+    def killed(*_, **__):
+        raise Killed
+
+    from featcli.extraction import extract as module
+    from featcli.extraction import growing
+
+    with monkeypatch.context() as patch:
+        if moment == "commit":
+            patch.setattr(growing, "commit", killed)
+        elif moment == "finalize":
+            patch.setattr(module, "finalize", killed)
+        else:
+            patch.setattr(module, "_make", killed)
+        with pytest.raises(Killed):
+            extract(folder, output=path, extend=True, **OPTIONS)
+    with open_dump(path) as dump:
+        assert dump.keys == FIRST  # as it was
+    add(pictures, folder, THIRD)
+    outcome = extract(folder, output=path, extend=True, **OPTIONS)
+    assert (outcome.written, outcome.failed, outcome.is_complete) == (7, 1, True)
+    with open_dump(path) as dump:
+        assert dump.keys == [*FIRST, *SECOND, *THIRD]
+
+
+def test_gone_pictures_of_an_unfinished_generation(pictures, folder, tmp_path, monkeypatch):
+    """A file that is gone before its generation is finished becomes a failure: its row is in the frozen list."""
+    path = tmp_path / "d"
+    extract(folder, output=path, **OPTIONS)
+    add(pictures, folder, THIRD)
+    from featcli.extraction import extract as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_make", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            extract(folder, output=path, extend=True, **OPTIONS)
+    (folder / "g.png").unlink()
+    assert extract(folder, output=path, extend=True, **OPTIONS).failed_by_reason == {"not_found": 1}
+    with open_dump(path) as dump:
+        assert dump.keys == [*FIRST, *THIRD]
+
+
+def test_an_unfinished_dump_is_finished_first(pictures, folder, tmp_path, monkeypatch):
+    """The first generation, too, is finished under its own list before it is extended."""
+    path = tmp_path / "d"
+    from featcli.extraction import extract as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_make", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            extract(folder, output=path, extend=True, **OPTIONS)
+    add(pictures, folder, SECOND)
+    extract(folder, output=path, extend=True, **OPTIONS)
+    with open_dump(path) as dump:
+        assert dump.keys == [*FIRST, *SECOND]
+    assert (path / "more" / "00001").is_dir()
+
+
+def test_parts_make_a_generation_together(pictures, folder, tmp_path):
+    """The first part makes the plan of the generation, the others join it, and the last one commits it."""
+    path = tmp_path / "d"
+    extract(folder, output=path, **OPTIONS)
+    add(pictures, folder, [*SECOND, *THIRD])
+    for part in ("0/3", "1/3", "2/3"):
+        with open_dump(path) as dump:
+            assert dump.keys == FIRST
+        outcome = extract(folder, output=path, extend=True, part=part, **OPTIONS)
+    assert outcome.is_complete
+    with open_dump(path) as dump:
+        assert dump.keys == [*FIRST, *sorted([*SECOND, *THIRD])]
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_runs_at_once(pictures, folder, tmp_path, monkeypatch, locks):
+    """Two runs with the same new images join; one with others is refused or follows, and no row is lost."""
+    path = tmp_path / "d"
+    extract(folder, output=path, **OPTIONS)
+    add(pictures, folder, [*SECOND, *THIRD])
+    if not locks:
+        monkeypatch.setattr(FolderLock, "_take", lambda lock, kind: setattr(lock, "is_real", False) or True)
+    outcomes = []
+
+    def run():
+        try:
+            outcomes.append(extract(folder, output=path, extend=True, **OPTIONS).is_complete)
+        except FeatcliError as error:
+            outcomes.append(error.exit_code)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert True in outcomes
+    assert set(outcomes) <= {True, 5}
+    with open_dump(path) as dump:
+        assert dump.keys == [*FIRST, *sorted([*SECOND, *THIRD])]
+    assert len(list((path / "more").iterdir())) == 1
+
+
+def test_damage_in_a_generation(three, tmp_path, cli):
+    """verify names it below `more`, --repair sets the shard aside, and the extract command makes it again."""
+    shutil.copytree(three, tmp_path / "copy")
+    path, inside = tmp_path / "copy" / "d", tmp_path / "copy" / "in"
+    whole = tree(path)
+    shard = path / "more" / "00002" / "shards" / "00000.h5"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    ran = cli("verify", path, "--json")
+    assert ran.code == 4
+    assert [one["file"] for one in ran.events[0]["damages"]] == ["more/00002/shards/00000.h5"]
+    assert cli("verify", path, "--repair").code == 8
+    with pytest.raises(IncompleteError):
+        open_dump(path)
+    extract(inside, output=path, **OPTIONS)
+    assert cli("verify", path).code == 0
+    after = {name: content for name, content in tree(path).items() if not name.endswith(".damaged")}
+    assert after == whole
+
+
+@pytest.mark.parametrize("wrong", ["shard", "manifest", "plan", "failures"])
+def test_damage_in_the_first_generation(three, tmp_path, cli, wrong):
+    """Whatever is damaged in the root, its generations are not lost."""
+    shutil.copytree(three, tmp_path / "copy")
+    path, inside = tmp_path / "copy" / "d", tmp_path / "copy" / "in"
+    whole = tree(path)
+    name = {"shard": "shards/00000.h5", "manifest": "manifest.json", "plan": "plan.json", "failures": "failures.jsonl"}
+    file = path / name[wrong]
+    file.write_bytes(file.read_bytes()[:-1] + b"?" if wrong == "failures" else file.read_bytes()[1:])
+    if wrong == "failures":
+        file.write_bytes(b"{}\n")
+    assert cli("verify", path).code == 4
+    assert cli("verify", path, "--repair").code in (0, 8)
+    extract(inside, output=path, **OPTIONS)
+    assert cli("verify", path).code == 0
+    after = {name: content for name, content in tree(path).items() if not name.endswith(".damaged")}
+    assert after == whole
+
+
+def test_a_generation_that_is_gone(three, tmp_path, cli):
+    """A missing folder of a generation is damage for every reader."""
+    shutil.copytree(three, tmp_path / "copy")
+    path = tmp_path / "copy" / "d"
+    shutil.rmtree(path / "more" / "00001")
+    with pytest.raises(DamagedError, match="more/00001 is gone"):
+        open_dump(path)
+    assert cli("verify", path).code == 4
+    assert cli("inspect", path).code == 4
+    shutil.rmtree(path / "more")
+    with pytest.raises(FeatcliError):
+        open_dump(path)
+
+
+def test_failed_images_are_tried_again_in_all_generations(three, pictures, tmp_path):
+    """--retry-failed goes over all generations, and the manifest follows."""
+    shutil.copytree(three, tmp_path / "copy")
+    path, inside = tmp_path / "copy" / "d", tmp_path / "copy" / "in"
+    shutil.copy(pictures / "b.png", inside / "c.png")
+    outcome = extract(inside, output=path, retry_failed=True, **OPTIONS)
+    assert (outcome.written, outcome.failed, outcome.is_complete) == (8, 0, True)
+    with open_dump(path) as dump:
+        np.testing.assert_array_equal(dump["stage4"]["c.png"], dump["stage4"]["b.png"])
+    with open_dump(path) as dump:
+        assert dump.valid.all()
+
+
+def test_overwrite_removes_all_generations(three, pictures, folder, tmp_path):
+    """--overwrite leaves no generation of what was there."""
+    shutil.copytree(three / "d", tmp_path / "d")
+    extract(folder, output=tmp_path / "d", overwrite=True, **OPTIONS)
+    extract(folder, output=tmp_path / "new", **OPTIONS)
+    assert tree(tmp_path / "d") == tree(tmp_path / "new")
+
+
+def test_every_command_sees_one_dump(three, tmp_path, cli):
+    """inspect, verify, export, show and recompute count the rows of all generations."""
+    path = three / "d"
+    facts = cli("inspect", path, "--json").events[0]
+    assert (facts["images"], facts["written"], facts["state"], facts["shards"]) == (8, 7, "complete", 5)
+    assert [one["images"] for one in facts["generations"]] == [3, 2, 3]
+    assert "generations    3: 3 + 2 + 3 images" in cli("inspect", path).out
+    verdict = cli("verify", path, "--json").events[0]
+    assert (verdict["images"], verdict["shards"], verdict["state"]) == (8, 5, "whole")
+    options = ["--recompute", 7, "-c", "test_resnet", "--random-init"]
+    recomputed = cli("verify", path, three / "in", *options, "--json").events[-1]
+    assert (recomputed["images"], recomputed["equal"]) == (7, 7)
+    assert cli("export", path, "-o", tmp_path / "x.jsonl").code == 0
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == [key for key in [*FIRST, *SECOND, *THIRD] if key != "c.png"]
+    assert cli("show", path, "-o", tmp_path / "x.html", "--root", three / "in").code == 0
+    assert cli("finalize", path).code == 0
+
+
+def test_columns_of_generations(pictures, folder, tmp_path):
+    """Columns are joined, null where a generation lacks one; a type that differs is refused, one that fits is taken."""
+    path = tmp_path / "d"
+    add(pictures, folder, [*SECOND, *THIRD])
+    first = {"path": FIRST, "label": ["x", "y", None], "score": [1.5, 2.0, 0.5], "code": ["007", "8", "9"]}
+    csv = tmp_path / "t.csv"
+
+    def write(table):
+        rows = zip(*table.values(), strict=True)
+        text = "\n".join([",".join(table), *(",".join("" if c is None else str(c) for c in row) for row in rows)])
+        csv.write_text(text + "\n")
+
+    write(first)
+    extract(table=csv, root=folder, output=path, extend=True, **OPTIONS)
+    write({"path": SECOND, "score": [1, 2], "code": [12, 13], "more": ["", ""], "label": ["", ""]})
+    extract(table=csv, root=folder, output=path, extend=True, **OPTIONS)
+    with open_dump(path) as dump:
+        assert dump.columns["label"].tolist() == ["x", "y", None, None, None]
+        assert dump.columns["score"].tolist() == [1.5, 2.0, 0.5, 1.0, 2.0]
+        assert dump.columns["code"].tolist() == ["007", "8", "9", "12", "13"]
+        assert dump.columns["more"].tolist() == [None] * 5
+    before = tree(path)
+    write({"path": THIRD, "score": ["high", "low", ""]})
+    with pytest.raises(ConflictError, match="column 'score' held float, and now holds text"):
+        extract(table=csv, root=folder, output=path, extend=True, **OPTIONS)
+    assert tree(path) == before
+
+
+def test_a_hundred_generations(pictures, tmp_path):
+    """Many generations are read as one dump."""
+    inside, path = tmp_path / "in", tmp_path / "d"
+    for number in range(6):
+        draw(inside / f"{number}.png", number, (8, 8))
+        extract(inside, output=path, extend=True, **OPTIONS)
+    with open_dump(path) as dump:
+        assert dump.keys == [f"{number}.png" for number in range(6)]
+        assert len(dump["stage4"][:]) == 6
+
+
+def test_dry_run_of_an_extension(three, tmp_path, cli):
+    """--dry-run counts the new images, and writes nothing."""
+    shutil.copytree(three, tmp_path / "copy")
+    draw(tmp_path / "copy" / "in" / "new.png", 99)
+    before = tree(tmp_path / "copy" / "d")
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items() if name != "random_init"]
+    ran = cli("extract", tmp_path / "copy" / "in", "-o", tmp_path / "copy" / "d", "--random-init", *options,
+              "--extend", "--dry-run", "--json")  # fmt: skip
+    assert ran.code == 0
+    assert ran.events[-1]["images"] == 1
+    assert tree(tmp_path / "copy" / "d") == before
+
+
+def test_a_full_disk_at_the_commit(pictures, folder, tmp_path, monkeypatch):
+    """If the manifest cannot be replaced, readers see the dump as it was, and the next run commits what is there."""
+    path = tmp_path / "d"
+    extract(folder, output=path, **OPTIONS)
+    add(pictures, folder, SECOND)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generations, "publish_checksummed", full)
+        with pytest.raises(MachineError, match="no space left"):
+            extract(folder, output=path, extend=True, **OPTIONS)
+    with open_dump(path) as dump:
+        assert dump.keys == FIRST
+    assert extract(folder, output=path, extend=True, **OPTIONS).extracted == 0
+    with open_dump(path) as dump:
+        assert dump.keys == [*FIRST, *SECOND]
+    assert Path(path / "more" / "00001").is_dir()
