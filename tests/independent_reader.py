@@ -44,3 +44,48 @@ def read_dump(folder):
             good = zip(keys, rows, arrays["valid"], strict=True)
             maps.setdefault(output["name"], {}).update({key: row for key, row, valid in good if valid})
     return maps
+
+
+FITS = {
+    "bool": lambda cell: isinstance(cell, bool),
+    "int": lambda cell: type(cell) is int and -(2**63) <= cell < 2**63,
+    "float": lambda cell: type(cell) in (int, float) or cell in ("inf", "-inf"),
+    "text": lambda cell: isinstance(cell, str),
+    "json": lambda cell: True,
+}
+
+
+def read_columns(folder):
+    """Return {column: list of cells in row order}, numbers with infinity, None where one is missing; and the kinds."""
+    plan, raw = read_json(Path(folder) / "plan.json"), (Path(folder) / "columns.jsonl").read_bytes()
+    columns = plan["columns"]
+    assert xxhash.xxh3_128_hexdigest(raw) == columns["digest"]
+    rows = [json.loads(line) for line in raw.decode("ascii").splitlines()]
+    assert len(rows) == plan["num_images"]
+    found = {name: [] for name in columns["kinds"]}
+    for row in rows:
+        assert list(row) == list(found)
+        for name, cell in row.items():
+            kind = columns["kinds"][name]
+            assert cell is None or FITS[kind](cell)
+            found[name].append(float(cell) if kind == "float" and cell is not None else cell)
+    return found, columns["kinds"]
+
+
+def read_labels(folder):
+    """Return the label of each row, None for none."""
+    plan = read_json(Path(folder) / "plan.json")
+    if "columns" in plan:
+        columns, _ = read_columns(folder)
+        return columns.get("label", [None] * plan["num_images"])
+    provenance, found = plan["provenance"], []
+    leads, level = provenance["leads"], provenance.get("label_level", 1)
+    keys = [json.loads(line)["key"] for line in (Path(folder) / "images.jsonl").read_text("ascii").splitlines()]
+    for key in keys:
+        mine = [lead for lead in leads if key.startswith(lead + "/")]
+        lead = max(mine, key=lambda lead: lead.count("/"), default="")
+        folders = key.removeprefix(lead + "/" if lead else "").split("/")[:-1]
+        found.append((lead, folders[level - 1] if len(folders) >= level else None))
+    if level == 1 and all(label is None for _, label in found):
+        return [lead if leads.get(lead, "tar") != "tar" else None for lead, _ in found]
+    return [label for _, label in found]

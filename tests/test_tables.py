@@ -6,6 +6,7 @@ import io
 import json
 import math
 import sys
+import tarfile
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -401,6 +402,55 @@ def test_a_dump_keeps_rows_and_columns(dumped, photos, tmp_path):
         np.testing.assert_array_equal(columns["weight"], [1.5, np.nan, 2.5, 3.5])
         assert dump.table.to_pydict() == {"key": NAMES, **COLUMNS}
         assert (dump.labels, dump.classes) == (TABLE["label"], ["cat", "dog"])
+
+
+def test_a_reader_of_columns_written_from_the_format_page(photos, tmp_path):
+    """A reader that knows only docs/format.md finds the same cells of every kind, and the paths of rows with keys."""
+    from independent_reader import read_columns, read_labels
+
+    table = {
+        "path": ["b.png", "a.png", "a.png"],
+        "name": ["x", "y", "z"],
+        "flag": [True, None, False],
+        "many": [2**63 - 1, -(2**63), None],
+        "share": [math.inf, -math.inf, 1],
+        "label": ["caf\u00e9\u2028", None, ""],
+        "box": [[1, {"a": math.inf}], None, "text"],
+        "none": [None, math.nan, None],
+    }
+    extract(table=table, root=photos, key_column="name", output=tmp_path / "d", **OPTIONS)
+    columns, kinds = read_columns(tmp_path / "d")
+    with open_dump(tmp_path / "d") as dump:
+        assert kinds == dict(dump.columns.kinds)
+        assert columns == {name: list(dump.columns.values_of(name)) for name in dump.columns}
+        assert read_labels(tmp_path / "d") == dump.labels == columns["label"]
+    want = {name: values for name, values in table.items() if name != "name"}
+    assert columns == want | {"box": [[1, {"a": "inf"}], None, "text"], "none": [None] * 3}
+    assert [*kinds.values()] == ["text", "bool", "int", "float", "text", "json", "text"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "level", "labels"),
+    [
+        (["split"], 2, [None, "cat", "dog"]),
+        (["split/train", "split/val"], None, [None, "cat", "dog"]),
+        (["split/train/cat", "split/val/dog"], None, ["cat", "dog"]),
+        (["split/train/cat", "split/val/dog/1.png"], None, [None, "cat"]),
+        (["split/train/cat", "dog.tar"], None, ["cat", None]),
+    ],
+)
+def test_a_reader_of_labels_written_from_the_format_page(tmp_path, monkeypatch, inputs, level, labels):
+    """A reader that knows only docs/format.md finds the labels of folders that a dump gives."""
+    from independent_reader import read_labels
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("train/cat/1.png", "train/2.png", "val/dog/1.png"):
+        draw(tmp_path / "split" / name, 0, (8, 8))
+    with tarfile.open("dog.tar", "w") as tar:
+        tar.add("split/val/dog/1.png", "1.png")
+    extract(inputs, output="d", **OPTIONS, **({} if level is None else {"label_level": level}))
+    with open_dump("d") as dump:
+        assert read_labels("d") == labels == [label or None for label in dump.labels]
 
 
 def test_rows_by_value(dumped):
