@@ -1,10 +1,10 @@
-"""Measure what a row costs before the first image is read: peak memory, and seconds, of a list and of a folder.
+"""Measure what a row costs before the first image is read: peak memory, and seconds, of a list, a table and a folder.
 
-    python benchmarks/rows.py --urls 10000000 --files 1000000
+    python benchmarks/rows.py --urls 10000000 --table 10000000 --files 1000000
 
 A child process lists the images, makes the plan, and begins or resumes the dump, up to the event `start`. Then it ends.
 A run of ten rows is subtracted, so that what remains is due to the rows. `open` is a process that reads the keys of the
-dump and finds a row by its key. Files are empty, and nothing is fetched.
+dump and finds a row by its key, and `columns` one that reads three columns. Files are empty, and nothing is fetched.
 """
 
 from __future__ import annotations
@@ -26,6 +26,16 @@ MOST_BYTES = 400  # that a row may take
 def name_of(row):
     """Return a key of about 60 bytes. The names are in no order, as those of most lists."""
     return f"images/{row * 7919 % 1000:03d}/{row * 2654435761 % 2**32:08x}/a-photograph-of-something-{row:09d}.jpg"
+
+
+def write_table(path, rows, begin):
+    """Write four columns beside the paths: few classes, few splits, a number, and a text of its own for each row."""
+    with path.open("w") as file:
+        file.write("path,label,split,score,caption\n")
+        file.writelines(
+            f"{begin}{name_of(row)},class {row % 1000},{'train' if row % 10 else 'val'},{row % 997 / 8},picture {row}\n"
+            for row in rows
+        )
 
 
 def write_list(path, rows, begin):
@@ -67,6 +77,17 @@ def read_keys(dump):
     say(began)
 
 
+def read_columns(dump):
+    """Read three columns of a dump, and choose rows by them. The dump is not complete."""
+    import featcli
+
+    began = time.perf_counter()
+    reader = featcli.open_dump(dump, incomplete=True)
+    assert reader.columns["score"].dtype == "float64"
+    assert len(reader.where(label="class 3", split="val")) <= len(reader)
+    say(began)
+
+
 def say(began):
     seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"peak": peak, "seconds": seconds}), flush=True)
@@ -94,8 +115,10 @@ def try_input(what, count, options_of, folder):
         runs = (few[name], FEW), (many[name], count)
         least, begun = (child("extract", one, str(folder / f"dump of {n}")) for one, n in runs)
         good &= measured(f"{what}: {name}", count, begun, least)
-    least, begun = (child("read", str(folder / f"dump of {n}")) for n in (FEW, count))
-    return good & measured(f"{what}: open", count, begun, least)
+    for kind in ("open", *(["columns"] if what == "table" else [])):
+        least, begun = (child(kind, str(folder / f"dump of {n}")) for n in (FEW, count))
+        good &= measured(f"{what}: {kind}", count, begun, least)
+    return good
 
 
 def listed(path, count):
@@ -106,24 +129,33 @@ def listed(path, count):
     return {"begin": same, "resume": same, "resume in another order": {"files_from": str(other)}}
 
 
+def in_table(path, count):
+    path, other = path.with_suffix(".csv"), path.with_suffix(".other.csv")
+    write_table(path, range(count), "memory://bucket/")
+    write_table(other, reversed(range(count)), "memory://bucket/")
+    same = {"table": str(path)}
+    return {"begin": same, "resume": same, "resume in another order": {"table": str(other)}}
+
+
 def in_folder(path, count):
     make_files(path, count)
     same = {"inputs": [str(path)]}
     return {"begin": same, "resume": same}
 
 
-INPUTS = {"urls": listed, "files": in_folder}
+INPUTS = {"urls": listed, "table": in_table, "files": in_folder}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--urls", type=int, default=1_000_000, help="URLs of a list")
+    parser.add_argument("--table", type=int, default=1_000_000, help="URLs of a CSV with four other columns")
     parser.add_argument("--files", type=int, default=100_000, help="files in folders")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
         kind, *args = chosen.child
-        {"extract": extract, "read": read_keys}[kind](*map(json.loads, args))
+        {"extract": extract, "open": read_keys, "columns": read_columns}[kind](*map(json.loads, args))
         return
     good = True
     for name, options_of in INPUTS.items():

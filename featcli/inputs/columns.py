@@ -20,6 +20,7 @@ from featcli.inputs.image_list import ImageList
 from featcli.inputs.labels import labels_of
 
 LABEL = "label"
+encoded = json.JSONEncoder(allow_nan=False).encode  # made once, since a table has many rows
 
 
 class ColumnSource(Protocol):
@@ -118,7 +119,7 @@ class ListedColumns:
         if self.labels is not None and values[LABEL] is None:
             values[LABEL] = self.labels[row] or None
         try:
-            text = json.dumps(values, allow_nan=False)
+            text = encoded(values)
         except ValueError:  # infinity inside a list or an object
             text = json.dumps(_finite(values))
         if len(text) >= LONGEST_LINE:
