@@ -31,6 +31,7 @@ TYPED = {
         "--image_size": "--image-size",
         "--input": "give INPUT by itself",
         "--resume": "leave it out",
+        "--label-column": "leave it out: all columns of a --table",
         "--restart": "--overwrite",
         "--no-resume": "see 'featcli extract --help'",
         "-?": "lists all options",

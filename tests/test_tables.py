@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import shlex
 import sys
 import tarfile
 from decimal import Decimal
@@ -312,6 +313,54 @@ def test_options_that_need_each_other(options):
     """Options of tables without a table, or beside what excludes them, are refused."""
     with pytest.raises(UsageError):
         listed(**options)
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "hint"),
+    [
+        ("id,kind\n7a,x\n", {}, "give --path-format 'train/{id}.jpg'"),
+        ("kind,name\nx,7a.jpg\n", {}, "give --path-column name --root {here}/train"),
+        ("kind,name\nx,train/7a.jpg\n", {}, "give --path-column name, which holds 'train/7a.jpg'"),
+        ("n,image_id\n7a,7a\n", {}, "give --path-format 'train/{image_id}.jpg'"),
+        ("n,key\n7a,7a\n7b,012\n", {}, "'images/{id}.jpg'"),
+        ("i d\n7a\n", {}, "give --path-format 'train/{i d}.jpg'"),
+        ("i:d\n7a\n", {}, "'images/{id}.jpg'"),
+        ("path\n7a\n", {}, "give --path-format 'train/{path}.jpg'"),
+        ("path\n7a.jpg\n", {}, "give --path-column path --root {here}/train"),
+        ("id\n7a\n", {"path_format": "{id}.jpg"}, "give --path-format 'train/{id}.jpg'"),
+        ("id\n7a\n", {"path_format": "train/{id}"}, "give --path-format 'train/{id}.jpg'"),
+        ("id\n12\n", {"path_format": "{id:03d}"}, "give --path-format 'a {{b}}/{id:03d}.png'"),
+        ("id\n7b\n", {"path_format": "{id}.jpg"}, "give --root FOLDER, or --path-format"),
+    ],
+)
+def test_hints_name_the_folder_and_suffix_of_pictures(tmp_path, table, options, hint):
+    """If no path names a file, the hint has the options by which a picture is found in a folder beside the table."""
+    for name in ("train/7a.jpg", "a {b}/012.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "t.csv").write_text(table)
+    with pytest.raises(UsageError) as refused:
+        listed(table=tmp_path / "t.csv", **options)
+    wanted = hint.replace("{here}", str(tmp_path))
+    assert wanted in refused.value.hint
+    if "train" in hint and not options:  # the options that are named are those that help
+        words = shlex.split(wanted.partition(",")[0].removeprefix("give "))
+        named = {word[2:].replace("-", "_"): value for word, value in zip(words[::2], words[1::2], strict=True)}
+        assert len(listed(table=tmp_path / "t.csv", **named)[0]) == 1
+
+
+def test_a_folder_that_holds_the_pictures_of_the_table(tmp_path):
+    """A picture is no second row where a folder or file that is given holds it, whatever its key is there."""
+    for name in ("train/7.jpg", "train/8.jpg", "more/7.jpg"):
+        draw(tmp_path / name, 0, (8, 8))
+    (tmp_path / "t.csv").write_text("id,label\n7,x\n8,y\n")
+    table = {"table": tmp_path / "t.csv", "root": tmp_path / "train", "path_format": "{id}.jpg"}
+    for inputs in ([tmp_path / "train"], [tmp_path], [tmp_path / "more", tmp_path / "train" / "7.jpg"]):
+        for options in (table, table | {"key_column": "id"}):
+            with pytest.raises(UsageError, match=r"line 2: .* is also in an INPUT"):
+                listed(inputs=inputs, **options)
+    assert listed(inputs=[tmp_path / "more"], **table)[0] == ["more/7.jpg", "7.jpg", "8.jpg"]
+    assert listed(inputs=[tmp_path], exclude=["*/train/*"], **table)[0][1:] == ["7.jpg", "8.jpg"]
 
 
 def test_paths_of_other_columns(folder):

@@ -32,6 +32,10 @@ NOT_NEEDED: dict[tuple[str, ...], tuple[type[Spec], str]] = {
     ("--pretrained",): (CheckpointSpec, "leave it out: weights are trained ones unless --random-init is given"),
     ("--no-grad", "--eval", "--frozen"): (CheckpointSpec, "leave it out: networks are frozen"),
     ("--progress", "--tqdm"): (DumpSpec, "leave it out: a terminal has a bar, a log a line a minute"),
+    ("--label", "--label-column", "--label-col", "--target", "--target-column", "--split", "--split-column"): (
+        DumpSpec,
+        "leave it out: all columns of a --table go into the dump, and one is chosen when the dump is read",
+    ),
     ("--help-all", "-help", "-?"): (Spec, "type --help, which lists all options"),
 }
 NO_COMMAND = re.compile(r"""No such command ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\.""")  # the name as Python quotes it

@@ -14,12 +14,14 @@ import stat
 import string
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import IO, Any, NamedTuple, Protocol
 
 from featcli.errors import UsageError, any_of, did_you_mean, nearest, shown
 from featcli.inputs.cells import Kind, LearntKind, value_of
 from featcli.inputs.image_list import MISSING, SUFFIXES, ImageList, Origin, is_url
 from featcli.inputs.lists import listed_path, listed_url, note_sizes
+from featcli.inputs.nearby import NOT_IN_FORMATS, options_by_column, options_by_format
 from featcli.inputs.signatures import START, foreign
 from featcli.inputs.storage import Storage, refuse_if_gone
 from featcli.inputs.table_files import Line, text_table
@@ -35,6 +37,8 @@ STDIN = "-"
 ARROW = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
 COCO = re.compile(rb'"(images|annotations|categories|licenses)"\s*:\s*\[|^\{\s*"info"\s*:\s*\{')  # parts of its files
 NO_PATH = "give the column of paths with --path-column, or make paths of other columns with --path-format"
+IN_AN_INPUT = "leave the INPUT out if the table names all its images, else the row"
+LOOKED_AT = 5  # rows by which a hint is made
 HOW = "name the column of paths with --path-column, or make paths of other columns, as"
 
 
@@ -228,17 +232,46 @@ class Table:
             Remote(folder)  # raises now if a package or an option is missing, before anything is planned
 
     def look_at(self, images: ImageList) -> None:
-        """Note the sizes of the files of this machine. Raises UsageError if none is there, and MachineError."""
+        """Note the sizes of the files of this machine.
+
+        Raises UsageError if none is there, and if the first is in a folder that was given, too. Raises MachineError.
+        """
         sizes = note_sizes(images, self._first)
         refuse_if_gone(self._storage.grounds)
-        if sizes and max(sizes) == MISSING and len(sizes) == len(images.rows_since(self._first)):
-            first = images.rows_since(self._first)[0]
-            where = shown(self.root) if self.root else "the current folder"
+        rows = images.rows_since(self._first)
+        if len(rows):
+            self._refuse_if_in_folder(images, int(rows[0]))
+        if sizes and max(sizes) == MISSING and len(sizes) == len(rows):
             raise UsageError(
-                f"{self.name}: none of its paths names a file that is there, as {shown(images.path(int(first)))}",
-                f"they are relative to {where}: give --root FOLDER, or --path-format 'images/{{id}}.jpg'"
-                + (" if they are ids" if self._format is None else ""),
+                f"{self.name}: none of its paths names a file that is there, as {shown(images.path(int(rows[0])))}",
+                self._how_to_mend_paths(),
             )
+
+    def _refuse_if_in_folder(self, images: ImageList, row: int) -> None:
+        """Raise UsageError if an image of the table is in a folder that was given, where it has another key."""
+        path = os.path.abspath(images.path(row))
+        for origin in images.origins[: self._first]:
+            folder = os.path.abspath(origin.folder)
+            if origin.storage is not None and os.path.commonpath([path, folder]) == folder:
+                key = origin.leads + os.path.relpath(path, folder).replace(os.sep, "/")
+                if any(key == other for other in images.keys):
+                    line = self._line_of(images.place_of(row))
+                    raise self.wrong(line, f"{shown(images.path(row))} is also in an INPUT", IN_AN_INPUT)
+
+    def _how_to_mend_paths(self) -> str:
+        """Return a hint for paths of which none names a file."""
+        line, cells = next(self._table.rows())
+        path = self._path_of(line, cells)
+        if self._format is not None:
+            options = options_by_format(self.root, self._format.text, path)
+        else:
+            assert self._path is not None
+            options = options_by_column(self.root, self._names[self._path], path)
+        where = shown(self.root) if self.root else "the current folder"
+        if options is not None:
+            return f"they are relative to {where}: give {options}"
+        hint = f"they are relative to {where}: give --root FOLDER, or --path-format 'images/{{id}}.jpg'"
+        return hint + (" if they are ids" if self._format is None else "")
 
     def refuse_repeated(self, images: ImageList, before: int, row: int) -> None:
         """Raise UsageError for a row of the table whose key another row before has, unless the first is to be taken."""
@@ -247,7 +280,7 @@ class Table:
             return
         key, line = shown(images.keys[row]), self._line_of(images.place_of(row))
         if not is_in_table:
-            raise self.wrong(line, f"{key} is also in an INPUT", "leave the INPUT or the row out")
+            raise self.wrong(line, f"{key} is also in an INPUT", IN_AN_INPUT)
         what = "has the key" if self._key is not None else "names"
         hint = "give --unique to take the first"
         hint += "" if self._key is not None else ", or --key-column to give rows of one image keys of their own"
@@ -332,13 +365,23 @@ class Table:
         return self._names.index(found[0])
 
     def _how_to_find_paths(self) -> str:
-        """Return a hint by the first row: a column that holds a path there, or else one that may hold ids."""
-        _, cells = next(self._table.rows(), (0, []))
-        held = [(name, cell) for name, cell in zip(self._names, cells, strict=False) if isinstance(cell, str)]
+        """Return a hint by the first rows: a column that holds paths there, one that names pictures, or one of ids."""
+        rows = [cells for _, cells in islice(self._table.rows(), LOOKED_AT)]
+        columns = {name: [row[place] for row in rows] for place, name in enumerate(self._names)}
+        held = ((name, cells[0]) for name, cells in columns.items() if cells and isinstance(cells[0], str))
         of_paths = next((one for one in held if _is_path(one[1])), None)
+        ids_first = sorted(columns, key=lambda name: not name.lower().endswith("id"))  # others may be alike by chance
+        for name in ids_first if of_paths is None else of_paths[:1]:
+            cells = columns[name]
+            if all(type(cell) in (str, int) for cell in cells) and len({*cells}) == len(cells):
+                found = {options_by_column(self.root, name, str(cell)) for cell in cells}
+                options = found.pop() if len(found) == 1 else None
+                if options is not None and not options.endswith(shlex.quote(name)):  # it needs more than its name
+                    return f"give {options}"
         if of_paths is not None:
             return f"give --path-column {shlex.quote(of_paths[0])}, which holds {shown(of_paths[1])}"
-        ids = next((name for name in self._names if name.lower().endswith("id") and not {*name} & {*"{}:!'"}), "id")
+        fit = (name for name in self._names if not {*name} & {*NOT_IN_FORMATS, "'"})
+        ids = next((name for name in fit if name.lower().endswith("id")), "id")
         return f"{HOW} --path-format 'images/{{{ids}}}.jpg'"
 
     def _column(self, option: str, name: str) -> int:
@@ -377,6 +420,7 @@ class PathFormat:
 
     def __init__(self, text: str, table: OpenTable) -> None:
         """Find the columns. Raises UsageError for an unknown one, and for what no path can be made of."""
+        self.text = text
         self._table = table
         self._pieces: list[tuple[str, int | None, str]] = []  # text, then a column and its width
         try:
