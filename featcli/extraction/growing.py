@@ -91,16 +91,20 @@ class Growth:
         first = sum(dump.plan.num_images for dump in self.dumps[:number])
         return self.places[first : first + self.dumps[number].plan.num_images]
 
+    def with_images(self, images: ImageList) -> Listing:
+        """Return the listing with some of its images."""
+        return replace(self.listing, images=images, total=len(images))
+
     def listing_of(self, number: int) -> Listing:
         """Return the images of a generation. Raises ConflictError if some are gone."""
         places = self.places_of(number)
         if (places < 0).any():
             raise other_images(shown(self.root.path), self.dumps[number].packed_keys(), self.listing.images.keys)
-        return replace(self.listing, images=self.listing.images.taken(places))
+        return self.with_images(self.listing.images.taken(places))
 
     def step(self, dump: Dump, images: ImageList) -> Step:
         """Return the step that resumes a generation with these images."""
-        return Step(dump.path, replace(self.listing, images=images), self.root)
+        return Step(dump.path, self.with_images(images), self.root)
 
 
 def steps_of_all(growth: Growth, retry_failed: bool) -> list[Step]:
@@ -156,7 +160,7 @@ def next_step(growth: Growth) -> Step | None:
         return None
     number = len(growth.dumps)
     extends = Extends(root.plan.fingerprint, number, growth.rows)
-    new = replace(growth.listing, images=images.taken(growth.new))
+    new = growth.with_images(images.taken(growth.new))
     return Step(folder_of(root.path, number), new, root, extends)
 
 
