@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-CALLS = ("open", "mkdir", "truncate", "pwrite", "fsync", "link", "replace", "rename", "unlink")
+CALLS = ("open", "mkdir", "truncate", "pwrite", "fsync", "link", "replace", "rename", "unlink", "rmdir")
 READS = ("open", "read", "pread", "preadv", "stat", "lstat", "fstat", "scandir", "listdir")
 FAULTS = {"kill": None, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 READ_FAULTS = {"EIO once": errno.EIO, "ESTALE from then on": errno.ESTALE}
@@ -58,6 +58,7 @@ class Scene:
     links: bool = True  # False: the file system refuses hard links, as some network shares and memory cards do
     locks: bool = True  # False: the file system refuses locks
     keeps: bool = False  # rows of an unfinished shard are kept after each batch, and computed images are counted
+    readable: tuple[int, ...] = ()  # how many rows readers may see after a fault, if the dump is complete all the time
     calls: list[str] = field(default_factory=list)
     expected: dict[str, bytes] = field(default_factory=dict)
 
@@ -145,8 +146,6 @@ class Scene:
     def survives(self, dump: Path, fault: str, at: int) -> str:
         """Say what is wrong after a fault, or after one more run of the same command; "" if nothing is."""
         from conftest import tree
-        from featcli.dump.verify import verify
-        from featcli.errors import FeatcliError
 
         ended = self.run(dump, fault, at)
         first = _events_of(dump).read_text() if self.keeps else ""
@@ -157,13 +156,8 @@ class Scene:
             return f"{where}: other bytes at once"
         if ended.code != (-9 if fault == "kill" else 7) and not goes_on:
             return f"{where}: ended in {ended.code}"
-        if (dump / "plan.json").exists():
-            try:
-                verdict = verify(dump)
-            except FeatcliError as error:
-                return f"{where}: {error}"
-            if [damage for damage in verdict.damages if damage.what not in self._known()]:
-                return f"{where}: {verdict.damages}"
+        if (dump / "plan.json").exists() and (wrong := self._damages(dump) or self._read_wrongly(dump)):
+            return f"{where}: {wrong}"
         may_leave = fault == "kill" or ended.calls[at] == "unlink" or not self.locks  # the writer of the file may live
         records = "".join(one.read_text() for one in dump.rglob("*.unfinished.json"))
         left = [one for one in dump.rglob("*.partial") if one.name not in records]  # nobody resumes these
@@ -179,6 +173,35 @@ class Scene:
             return f"{where}: other bytes"
         lost = self.loses(first, _events_of(dump).read_text()[len(first) :]) if self.keeps else ""
         return f"{where}: {lost}" if lost else ""
+
+    def _damages(self, dump: Path) -> str:
+        """Say which damage there is that was not there before the run; "" if there is none."""
+        from featcli.dump.verify import verify
+        from featcli.errors import FeatcliError
+
+        try:
+            damages = verify(dump).damages
+        except FeatcliError as error:
+            return str(error)
+        new = [damage for damage in damages if damage.what not in self._known()]
+        return str(new) if new else ""
+
+    def _read_wrongly(self, dump: Path) -> str:
+        """Say what readers see that is neither the dump as it was nor as it will be; "" if they see one of these."""
+        from featcli import open_dump
+        from featcli.errors import FeatcliError
+
+        if not self.readable:
+            return ""
+        try:
+            with open_dump(dump) as found, open_dump(dump.parent / "whole") as whole:
+                rows = len(found)
+                is_same = all(found[name][:].tobytes() == whole[name][:rows].tobytes() for name in whole.stages)
+                if is_same and rows in self.readable and found.keys == whole.keys[:rows]:
+                    return ""
+                return f"readers see {found.keys}, with {'their' if is_same else 'other'} maps"
+        except FeatcliError as error:
+            return f"readers see: {error}"
 
     def _known(self) -> set[str]:
         """Return the damages that are there before the run."""
@@ -344,6 +367,81 @@ def keeping_scenes(
         with contextlib.suppress(Stop):
             extract(folder / "photos", output=begun, report=stop, **{**OPTIONS, **options, "format": format_name})
         yield f"taken up, {name}", Scene(folder / "photos", format_name, begun, options, **how)
+
+
+def _grown(folder: Path, output: Path, names: str, **options: Any) -> None:
+    """Draw images, and extract all of the folder."""
+    from conftest import draw
+    from featcli import extract
+
+    for name in names:
+        draw(folder / f"{name}.png", ord(name), (32, 32))
+    extract(folder, output=output, extend=True, **{**OPTIONS, **options})
+
+
+def growing_scenes(folder: Path, format_name: str, links: bool = True) -> Iterator[tuple[str, Scene]]:
+    """Yield scenes in which a dump grows, and readers see rows all the time.
+
+    These are: a second generation; one that was begun and is finished, and another one behind it; one that is complete
+    and no part of the dump yet.
+    """
+    from featcli.extraction import extract as module
+
+    class Stop(BaseException):
+        """Stands for anything that stops a run."""
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    def stop_at_shard(kind: str, **_: object) -> None:
+        if kind == "shard":
+            raise Stop
+
+    photos, form = folder / "photos", {"format": format_name}
+    _grown(photos, folder / "one", "bdf", **form)
+    begun, named = (Path(shutil.copytree(folder / "one", folder / name)) for name in ("begun", "named"))
+    with contextlib.suppress(Stop):
+        _grown(photos, begun, "ace", report=stop_at_shard, **form)
+    commit, module.commit = module.commit, stop
+    with contextlib.suppress(Stop):
+        _grown(photos, named, "", **form)
+    module.commit = commit
+    how: dict[str, Any] = {"options": {"extend": True}, "links": links}
+    yield "another generation", Scene(photos, format_name, folder / "one", readable=(3, 6), **how)
+    more = Path(shutil.copytree(photos, folder / "more photos"))
+    shutil.copy(photos / "a.png", more / "0.png")
+    yield "begun", Scene(more, format_name, begun, readable=(3, 6, 7), **how)
+    yield "not named", Scene(photos, format_name, named, readable=(3, 6), **how)
+
+
+def grown_scenes(folder: Path, format_name: str) -> Iterator[tuple[str, Scene]]:
+    """Yield scenes in which a dump that grew is mended or removed.
+
+    These are: failures tried again in all generations; the same with shards that were set aside in two of them; another
+    run that overwrites it.
+    """
+    from conftest import draw
+    from featcli.dump.generations import folder_of
+    from featcli.dump.verify import repair, verify
+
+    photos, lossy, good = folder / "photos", folder / "three", {}
+    for names in ("bdf", "ac", "eg"):
+        for name in names:
+            draw(photos / f"{name}.png", ord(name), (32, 32))
+        broken = photos / f"{names[0]}.png"
+        good[broken] = broken.read_bytes()
+        broken.write_bytes(b"broken")
+        _grown(photos, lossy, "", format=format_name)
+    for path, content in good.items():
+        path.write_bytes(content)
+    yield "tried again", Scene(photos, format_name, lossy, {"retry_failed": True})
+    aside = Path(shutil.copytree(lossy, folder / "aside"))
+    for below in (aside, folder_of(aside, 1)):
+        shard = next(path for path in (below / "shards").glob("00000.*") if path.suffix != ".json")
+        shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    repair(verify(aside))
+    yield "set aside", Scene(photos, format_name, aside, {"retry_failed": True})
+    yield "overwritten", Scene(photos, format_name, lossy, {"overwrite": True})
 
 
 def _refused(*_: object) -> None:

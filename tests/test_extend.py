@@ -192,11 +192,10 @@ def test_a_killed_run_is_finished_first(pictures, folder, tmp_path, monkeypatch,
         raise Killed
 
     from featcli.extraction import extract as module
-    from featcli.extraction import growing
 
     with monkeypatch.context() as patch:
         if moment == "commit":
-            patch.setattr(growing, "commit", killed)
+            patch.setattr(module, "commit", killed)
         elif moment == "finalize":
             patch.setattr(module, "finalize", killed)
         else:

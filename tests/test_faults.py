@@ -87,3 +87,20 @@ def test_a_read_that_fails(tmp_path):
             faults.checks(tmp_path / "swept" / "whole", fault, at)[1] for at in range(number, len(ended.calls), 20)
         ]
     assert [text for text in wrong if text] == []
+
+
+def test_a_fault_while_a_dump_grows(tmp_path):
+    """After any fault readers see the dump as it was or with a whole generation more, and the same command ends it."""
+    import timm  # noqa: F401  (before the fork)
+
+    torch.set_num_threads(1)
+    scenes = [*faults.growing_scenes(tmp_path / "grows", "hdf5"), *faults.grown_scenes(tmp_path / "grown", "hdf5")]
+    wrong = []
+    for number, (name, scene) in enumerate(scenes):
+        folder = tmp_path / f"swept {name}"
+        folder.mkdir()
+        scene.rehearse(folder / "whole")
+        assert verify(folder / "whole").state == "whole"
+        fault = [*faults.FAULTS][number % 3]
+        wrong += [scene.survives(folder / fault, fault, (number + 1) * len(scene.calls) // 7)]
+    assert [text for text in wrong if text] == []

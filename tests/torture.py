@@ -20,7 +20,7 @@ import conftest  # noqa: F401  (lets timm be imported)
 FUZZ = {"FUZZ_EXAMPLES": "2000", "FUZZ_IMAGES": "800"}  # of each test in test_fuzz.py; of each of 27 pictures
 
 
-PARTS = ("writes", "keeps", "reads", "kills", "fuzz")
+PARTS = ("writes", "keeps", "grows", "reads", "kills", "fuzz")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
                 wrong += writes(folder, format_name)
             if "keeps" in chosen.parts:
                 wrong += keeps(folder, format_name)
+            if "grows" in chosen.parts:
+                wrong += grows(folder, format_name)
             for name, scene in faults.reading_scenes(folder / "reads", format_name) if "reads" in chosen.parts else ():
                 wrong += sweep_reads(scene, folder / "reads" / f"swept {name}", f"{format_name}, {name}")
     if "kills" in chosen.parts:
@@ -69,6 +71,19 @@ def keeps(folder: Path, format_name: str) -> list[str]:
         below = folder / f"keeps {links} {locks}"
         for name, scene in faults.keeping_scenes(below, format_name, links, locks):
             wrong += sweep(scene, below / f"swept {name}", f"{format_name}, {name}{refused}")
+    return wrong
+
+
+def grows(folder: Path, format_name: str) -> list[str]:
+    """Extend a dump, with hard links and without, and mend one that grew. Returns what was lost."""
+    wrong = []
+    for links in (True, False):
+        below = folder / f"grows {links}"
+        scenes = [*faults.growing_scenes(below, format_name, links)]
+        scenes += [*faults.grown_scenes(below / "grown", format_name)] if links else []
+        for name, scene in scenes:
+            title = f"{format_name}, grows: {name}{'' if links else ', links refused'}"
+            wrong += sweep(scene, below / f"swept {name}", title)
     return wrong
 
 

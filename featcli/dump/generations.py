@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featcli.dump.atomic_file import disk_errors
+from featcli.dump.atomic_file import disk_errors, sync_folder
 from featcli.dump.checksummed_json import CHECKSUM, hash_json, publish_checksummed, read_checksummed, why_refused
 from featcli.dump.folder import MANIFEST, SHARDS, Dump
 from featcli.dump.lock import one_at_a_time
@@ -36,7 +36,7 @@ class Generation:
     number: int
     fingerprint: str  # of its plan
     rows: int
-    manifest: str  # the checksum of its manifest
+    manifest: str | None  # the checksum of its manifest; None while shards of it are made again
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as the manifest has them."""
@@ -46,7 +46,8 @@ class Generation:
     def from_json(cls, content: Mapping[str, Any]) -> Generation:
         """Return a generation that a manifest names. Raises KeyError, TypeError or ValueError for anything else."""
         found = cls(**content)
-        if type(found.number) is not int or type(found.rows) is not int or not isinstance(found.fingerprint, str):
+        is_text = isinstance(found.fingerprint, str) and isinstance(found.manifest, str | None)
+        if type(found.number) is not int or type(found.rows) is not int or not is_text:
             raise ValueError("a generation that is none")
         return found
 
@@ -77,21 +78,29 @@ def has_grown(root: Path) -> bool:
         return False
 
 
-def is_complete(dump: Dump) -> bool:
-    """Return whether the first generation, or any other by itself, is complete: no shard of it is made again."""
-    if not dump.is_complete():
-        return False
-    return not has_grown(dump.path) or not _read_manifest(dump.path).get(IS_OPEN, False)
+@dataclass(frozen=True)
+class Generations:
+    """All generations that are part of a dump, the first one too, as its manifest says at one moment."""
+
+    dumps: list[Dump]
+    is_unfinished: list[bool]  # of each: whether it is not complete, or is made again
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether no row is missing and none is made again."""
+        return not any(self.is_unfinished)
 
 
-def generations_of(root: Dump) -> list[Dump]:
-    """Return the generations that are part of a dump, without the first, complete or not.
+def all_generations(root: Dump) -> Generations:
+    """Return all generations of a dump, complete or not.
 
     Raises DamagedError if one is gone or another one is in its place, and MachineError.
     """
-    found = []
+    content = _grown_manifest(root)
+    dumps = [root]
+    named = _named_in(root, content)
     rows = root.plan.num_images
-    for number, one in enumerate(named_generations(root), 1):
+    for number, one in enumerate(named, 1):
         path = folder_of(root.path, number)
         if not is_there(path):
             raise DamagedError(
@@ -107,16 +116,40 @@ def generations_of(root: Dump) -> list[Dump]:
                 "put that folder back: without it the rows behind it have other numbers",
             )
         rows += one.rows
-        found.append(dump)
-    return found
+        dumps.append(dump)
+    is_whole = [root.is_complete() and not content.get(IS_OPEN, False)]
+    is_whole += [one.manifest is not None and dump.is_complete() for one, dump in zip(named, dumps[1:], strict=True)]
+    return Generations(dumps, [not one for one in is_whole])
+
+
+def generations_of(root: Dump) -> list[Dump]:
+    """Return the generations that are part of a dump, without the first, complete or not.
+
+    Raises as `all_generations` does.
+    """
+    return all_generations(root).dumps[1:]
 
 
 def named_generations(root: Dump) -> list[Generation]:
     """Return the generations that the manifest of a dump names. Raises DamagedError and MachineError."""
+    return _named_in(root, _grown_manifest(root))
+
+
+def _grown_manifest(root: Dump) -> dict[str, Any]:
+    """Return the manifest of a dump that may have grown; empty if it has not, or has no manifest."""
     if not has_grown(root.path) or not is_there(root.path / MANIFEST):
-        return []
+        return {}
     try:
-        return [Generation.from_json(one) for one in _read_manifest(root.path).get(GENERATIONS, ())]
+        return _read_manifest(root.path)
+    except DamagedError:
+        if is_there(root.path / MANIFEST):
+            raise
+        return {}  # another process has removed it meanwhile, to make shards again
+
+
+def _named_in(root: Dump, manifest: Mapping[str, Any]) -> list[Generation]:
+    try:
+        return [Generation.from_json(one) for one in manifest.get(GENERATIONS, ())]
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"dump {shown(root.path)}: {MANIFEST} is damaged ({why_refused(error)})", MEND) from error
 
@@ -145,18 +178,43 @@ def with_generations(manifest: Mapping[str, Any], generations: Sequence[Generati
 def commit(root: Dump, generation: Dump) -> None:
     """Make a complete generation part of the dump, or note that it was completed again. Raises MachineError.
 
-    The manifest of the root is read and replaced while no other process does that, so that none is lost.
+    The manifest of the root is read and replaced while no other process does that, so that none is lost. Without a
+    manifest the root is not complete, and whatever completes it names all complete generations.
     """
     with disk_errors(root.path), one_at_a_time(root.path / SHARDS):
+        if not is_there(root.path / MANIFEST):
+            return
         named = named_generations(root)
         one = Generation.of(generation)
         if one.number > len(named) + 1:
             raise MachineError(
                 f"dump {shown(root.path)}: generation {one.number} cannot follow {len(named)}", "was one removed?"
             )
-        now = [*named[: one.number - 1], one, *named[one.number :]]
-        if now != named:
-            publish_manifest(root, now)
+        _name(root, [*named[: one.number - 1], one, *named[one.number :]])
+
+
+def note_again(generation: Dump) -> None:
+    """Note in the manifest of the root that shards of a generation are made again, if it is part of the dump.
+
+    Until `commit` the dump is incomplete then, whatever a kill leaves. Raises OSError, DamagedError and MachineError.
+    """
+    extends = generation.plan.extends
+    root = None if extends is None else Dump.existing(generation.path.absolute().parents[1])
+    if extends is None or root is None or root.plan.fingerprint != extends.fingerprint:
+        return
+    with one_at_a_time(root.path / SHARDS):
+        named = named_generations(root)
+        if extends.generation <= len(named):
+            named[extends.generation - 1] = replace(named[extends.generation - 1], manifest=None)
+            _name(root, named)
+
+
+def _name(root: Dump, generations: Sequence[Generation]) -> None:
+    """Replace what the manifest says of the generations, and leave what it says of the first one."""
+    content = _read_manifest(root.path)
+    now = with_generations({name: value for name, value in content.items() if name != GENERATIONS}, generations)
+    if now != content:
+        publish_checksummed(root.path / MANIFEST, now, replace=True)
 
 
 def publish_manifest(root: Dump, generations: Sequence[Generation]) -> dict[str, Any]:
@@ -166,13 +224,20 @@ def publish_manifest(root: Dump, generations: Sequence[Generation]) -> dict[str,
     return manifest
 
 
-def open_manifest(root: Dump) -> None:
-    """Say in the manifest of a dump that grew that shards of the root are made again. Its generations stay named.
+def open_manifest(root: Dump) -> bool:
+    """Say that shards of the root are made again: its manifest says so if it names generations, or else is removed.
 
-    Raises OSError and MachineError.
+    Returns whether it says so. Raises OSError and MachineError.
     """
-    content = with_generations(with_fingerprint(root.plan), known_generations(root))
-    publish_checksummed(root.path / MANIFEST, {**content, IS_OPEN: True}, replace=True)
+    with one_at_a_time(root.path / SHARDS):
+        known = known_generations(root) if is_there(root.path / MANIFEST) else []
+        if known:
+            content = with_generations(with_fingerprint(root.plan), known)
+            publish_checksummed(root.path / MANIFEST, {**content, IS_OPEN: True}, replace=True)
+        else:
+            (root.path / MANIFEST).unlink(missing_ok=True)
+            sync_folder(root.path)
+        return bool(known)
 
 
 def complete_generations(root: Dump) -> list[Generation]:

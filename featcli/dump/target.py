@@ -115,8 +115,11 @@ def occupy(path: Path, lock: FolderLock, overwrite: bool) -> bool:
         raise in_use(path)
     if not is_alone and not lock.together():
         raise in_use(path)
-    with disk_errors(path):
+    with disk_errors(path), ExitStack() as others:
         if overwrite:
+            for folder in all_folders(path):  # a worker may have outlived the run that held the dump
+                if not others.enter_context(FolderLock(folder)).alone():
+                    raise in_use(path)
             remove_dump(path)
         remove_stale(path)
         remove_unused(path / SHARDS)

@@ -23,10 +23,8 @@ from featcli.dump.formats.layout import VALID, Array, Layout, is_stage, read_row
 from featcli.dump.generations import (
     MORE,
     Generation,
+    all_generations,
     folder_of,
-    generations_of,
-    has_grown,
-    is_complete,
     named_generations,
     open_manifest,
     plan_of_manifest,
@@ -159,9 +157,7 @@ def _generations(dump: Dump, verdict: Verdict, report: Report) -> dict[Path, Ver
             found[path] = _verdict(path, report)
         if named and len(found) == len(named) and not verdict.damages and not any(v.damages for v in found.values()):
             with _noting(verdict, MORE):
-                generations_of(dump)
-        if named and not is_complete(dump):
-            verdict.has_manifest = False
+                verdict.has_manifest = verdict.has_manifest and all_generations(dump).are_complete
     return found
 
 
@@ -277,9 +273,10 @@ def _check_last_files(
             what = f"there, though {counted(verdict.missing_shards, 'shard')} not"
             verdict.damages.append(Damage(file=MANIFEST, what=what))
         return
-    manifest = with_generations(
-        manifest_content(dump.plan, records), [Generation.of(Dump.at(path)) for path in generations]
-    )
+    ours = [Generation.of(Dump.at(path)) for path in generations]
+    with _noting(verdict, MANIFEST):
+        ours += named_generations(dump)[len(ours) :]  # became part of the dump while the others were read
+    manifest = with_generations(manifest_content(dump.plan, records), ours)
     expected = {MANIFEST: checksummed(manifest), FAILURES: b"".join(failure_lines(records))}
     for name, content in expected.items():
         with _noting(verdict, name):
@@ -323,14 +320,14 @@ def _repaired(verdict: Verdict) -> list[str]:
             done.append(f"{PLAN} written anew from {MANIFEST}")
             verdict = _own(folder)  # by the repaired plan
         _refuse_damaged_list(verdict)
-        is_grown = has_grown(folder)  # then its manifest has to name the generations
-        if is_grown and verdict.damages:
-            open_manifest(Dump.at(folder))
+        had_manifest = is_there(folder / MANIFEST)
+        if verdict.damages and had_manifest and open_manifest(Dump.at(folder)):
             done.append(f"{MANIFEST} written anew: the next extract completes it")
-        for name in (FAILURES,) if is_grown else (MANIFEST, FAILURES):  # these say that the dump is complete
-            if verdict.damages and is_there(folder / name):
-                (folder / name).unlink()
-                done.append(f"{name} taken away: the next extract writes it anew")
+        elif verdict.damages and had_manifest:
+            done.append(f"{MANIFEST} taken away: the next extract writes it anew")
+        if verdict.damages and is_there(folder / FAILURES):
+            (folder / FAILURES).unlink()
+            done.append(f"{FAILURES} taken away: the next extract writes it anew")
         sync_folder(folder)
         for number in sorted({damage.shard for damage in verdict.damages if damage.shard is not None}):
             for path in _files_of(folder, number):

@@ -27,6 +27,7 @@ from featcli.dump.generations import (
     has_grown,
     known_generations,
     next_generation,
+    note_again,
     open_manifest,
     publish_manifest,
 )
@@ -364,17 +365,13 @@ def _reading_back(partial: Path) -> Iterator[None]:
 
 
 def reopen(dump: Dump) -> None:
-    """Remove what says that the dump is complete, because there is work to do. Raises DamagedError and MachineError.
+    """Say that the dump is not complete, before any shard of it changes. Raises DamagedError and MachineError.
 
-    The manifest of a dump that grew says it instead, because only it names the generations.
+    The manifest of the dump that a generation belongs to says so, too.
     """
     with disk_errors(dump.path):
-        if has_grown(dump.path) and is_there(dump.path / MANIFEST):
-            with one_at_a_time(dump.path / SHARDS):
-                open_manifest(dump)
-            return
-        (dump.path / MANIFEST).unlink(missing_ok=True)
-        sync_folder(dump.path)  # before any shard that it speaks of changes
+        note_again(dump)
+        open_manifest(dump)
 
 
 def finalize(dump: Dump, retry_failed: bool = False) -> dict[str, Any]:

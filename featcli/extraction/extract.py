@@ -11,7 +11,7 @@ from pathlib import Path
 
 from featcli.backbones.backbone import Backbone
 from featcli.dump.folder import Dump, in_use
-from featcli.dump.generations import generations_of, has_grown, is_complete
+from featcli.dump.generations import all_generations, commit, has_grown
 from featcli.dump.lock import FolderLock
 from featcli.dump.plan import Plan, environment_changes
 from featcli.dump.records import pictures_of, said_of_pictures, totals_of
@@ -20,7 +20,7 @@ from featcli.dump.writer import finalize, reopen
 from featcli.errors import NOTHING_READ, SOME_FAILED, FeatcliError, MachineError, counted, shown, size
 from featcli.events import Report, silent
 from featcli.extraction.claim import BegunMeanwhileError, claim, in_part, shards_to_make
-from featcli.extraction.growing import Growth, Step, commit_if_complete, next_step, report_growth, steps_of_all
+from featcli.extraction.growing import Growth, Step, next_step, refuse_generation, report_growth, steps_of_all
 from featcli.extraction.planning import Extension, Job, prepare
 from featcli.extraction.sharding import DEFAULT, SIZE_AS_BEGUN, Sharers, too_few
 from featcli.inputs.listing import Listing, find
@@ -37,6 +37,8 @@ from featcli.system.faults import machine_errors
 from featcli.system.scheduler import Part, part_of
 from featcli.workers.engine import Engine, LocalEngine, WorkOrder
 from featcli.workers.processes import ProcessEngine
+
+BEGUN_MEANWHILE = "another run has begun this dump meanwhile: its choices are taken"
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,16 @@ def run(
     pictures in memory. `loaded` is a backbone of the checkpoint that is asked for.
     """
     progress = ProgressReport(report)
-    root = None if asked.overwrite else Dump.existing(asked.dump_path)
-    if root is not None and (asked.extend or has_grown(root.path)):
-        ended = _run_all(if_there or asked, root, progress, listing, loaded)
-    else:
-        ended = _run_one(asked, if_there or asked, progress, listing, loaded)
+    path = asked.dump_path
+    refuse_generation(path)
+    is_there = not asked.overwrite and Dump.existing(path) is not None
+    if not (is_there and (asked.extend or has_grown(path))):
+        try:
+            ended = _run_one(asked, if_there or asked, progress, listing, loaded)
+        except BegunMeanwhileError as begun:
+            is_there, listing = True, begun.listing
+    if is_there and (asked.extend or has_grown(path)):
+        ended = _run_all(if_there or asked, progress, listing, loaded)
     _report_end(ended, progress)
     return ended.outcome
 
@@ -121,31 +128,39 @@ class _Ended:
     missing_shards: int = 0
 
 
-def _run_all(
-    asked: ExtractSpec, root: Dump, report: ProgressReport, listing: Listing | None, loaded: Backbone | None
-) -> _Ended:
+def _run_all(asked: ExtractSpec, report: ProgressReport, listing: Listing | None, loaded: Backbone | None) -> _Ended:
     """Resume generations, and with --extend add one, until nothing is left that this run can do. Raises FeatcliError.
 
-    The folder of the first generation is locked meanwhile, so that nobody deletes or repairs the dump.
+    The folder of the first generation is locked while another one is made, so that nobody deletes or repairs the dump.
     """
-    listing = listing or find(asked)
+    path, listing = asked.dump_path, listing or find(asked)
     ended: list[_Ended] = []
-    with FolderLock(root.path) as lock:
-        if asked.extend and not lock.together():
-            raise in_use(root.path)
-        growth = Growth.of(root, listing)
-        if asked.extend:
-            report_growth(growth, asked.check_digests, report)
-            while (step := next_step(growth)) is not None:
-                ended.append(_run_step(asked, step, report, loaded))
-                if not commit_if_complete(step):  # other parts, or a worker that was lost
-                    break
-                growth = Growth.of(root, growth.listing)
-        else:
-            for step in steps_of_all(growth, asked.retry_failed):
-                ended.append(_run_step(asked, step, report, loaded))
-                commit_if_complete(step)
-    return _together(root, ended)
+    steps: list[Step] | None = None
+    is_told = False
+    while True:
+        with FolderLock(path) as lock:
+            others_work = not lock.alone()
+            if not lock.together() or (root := Dump.existing(path)) is None:
+                raise in_use(path)
+            growth = Growth.of(root, listing)
+            if asked.extend and not is_told:
+                report_growth(growth, asked.check_digests, report)
+                is_told = True
+            if steps is None and not asked.extend:
+                steps = steps_of_all(growth, asked.retry_failed)
+            step = next_step(growth, others_work) if steps is None else steps.pop(0) if steps else None
+            if step is not None and step.path != path:
+                try:
+                    ended.append(_run_step(asked, step, report, loaded))
+                except BegunMeanwhileError:
+                    report("warning", text=BEGUN_MEANWHILE)
+                    continue
+                if ended[-1].outcome.is_complete:
+                    commit(root, Dump.at(step.path))
+        if step is not None and step.path == path:  # which locks it itself
+            ended.append(_run_step(asked, step, report, loaded))
+        if step is None or (asked.extend and not ended[-1].outcome.is_complete):  # other parts have to complete it
+            return _together(root, ended)
 
 
 def _run_step(asked: ExtractSpec, step: Step, report: ProgressReport, loaded: Backbone | None) -> _Ended:
@@ -156,7 +171,8 @@ def _run_step(asked: ExtractSpec, step: Step, report: ProgressReport, loaded: Ba
 
 def _together(root: Dump, ended: Sequence[_Ended]) -> _Ended:
     """Return the outcome of all generations. What this run extracted is added up."""
-    dumps = [root, *generations_of(root)]
+    generations = all_generations(root)
+    dumps = generations.dumps
     totals = totals_of(record for dump in dumps for record in dump.records())
     missing = sum(len(dump.committed().missing) for dump in dumps)
     outcomes, idle = [one.outcome for one in ended], RunStats().timings.pace(1, 1, root.plan)
@@ -166,7 +182,7 @@ def _together(root: Dump, ended: Sequence[_Ended]) -> _Ended:
         failed=totals["failed"],
         failed_by_reason=totals["failed_by_reason"],
         extracted=sum(one.extracted for one in outcomes),
-        is_complete=all(map(is_complete, dumps)),
+        is_complete=generations.are_complete,
         pace=max((one.pace for one in outcomes), key=lambda pace: pace.seconds, default=idle),
         pictures=pictures_of(record for dump in dumps for record in dump.records()),
         part=next((one.part for one in outcomes), None),
@@ -182,14 +198,19 @@ def _run_one(
     loaded: Backbone | None,
     extension: Extension | None = None,
 ) -> _Ended:
-    """Make or resume one generation. `if_there` is asked instead if it exists already. Raises FeatcliError."""
+    """Make or resume one generation. `if_there` is asked instead if it exists already. Raises FeatcliError.
+
+    Raises BegunMeanwhileError if another run began it, unless this one can resume it without a look at its keys.
+    """
     while True:
         existing = None if asked.overwrite else Dump.existing(asked.dump_path)
         try:
             return _run_once(asked if existing is None else if_there, existing, report, listing, loaded, extension)
         except BegunMeanwhileError as begun:
+            if asked.extend or extension is not None:  # what is new has to be found out anew
+                raise
             listing = begun.listing
-        report("warning", text="another run has begun this dump meanwhile: its choices are taken")
+        report("warning", text=BEGUN_MEANWHILE)
 
 
 def _run_once(

@@ -10,16 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featcli.dump.folder import Dump, in_use
-from featcli.dump.generations import (
-    commit,
-    folder_of,
-    generations_of,
-    is_complete,
-    named_generations,
-    next_generation,
-)
-from featcli.dump.lock import is_in_use
+from featcli.dump.folder import PLAN, Dump, in_use
+from featcli.dump.generations import MORE, all_generations, folder_of, next_generation
+from featcli.dump.lock import FolderLock, is_in_use
 from featcli.dump.plan import Extends, Outline, other_images
 from featcli.errors import ConflictError, counted, shown
 from featcli.events import Report, silent
@@ -32,6 +25,7 @@ from featcli.inputs.listing import Listing, find
 from featcli.reading.reader import reader_of
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.words import DEFAULT_BATCH_SIZE
+from featcli.system.files import is_there
 
 EXTEND = "give --extend, which adds them, or use another -o for all"
 
@@ -64,6 +58,7 @@ class Growth:
 
     root: Dump
     dumps: list[Dump]  # all generations that are part of the dump
+    is_unfinished: list[bool]  # of each, also if it is made again
     listing: Listing
     places: np.ndarray  # for each row of the dump its place in the listing, or -1 if it is gone
     new: np.ndarray  # places of images that are not in the dump, in their order
@@ -73,13 +68,14 @@ class Growth:
         """Compare the keys of the dump with those that were found. Raises DamagedError and MachineError."""
         if root.plan.leads is None and (older := listing.older()) is not None:  # its keys are those of an older version
             listing = replace(listing, images=older)
-        dumps = [root, *generations_of(root)]
+        generations = all_generations(root)
+        dumps = generations.dumps
         known = Keys(key for dump in dumps for key, _ in dump.images())
         first = first_rows(known, listing.images.keys)[len(known) :]
         places = np.full(len(known), -1)
         is_new = first >= len(known)
         places[first[~is_new]] = np.flatnonzero(~is_new)
-        return cls(root, dumps, listing, places, np.flatnonzero(is_new))
+        return cls(root, dumps, generations.is_unfinished, listing, places, np.flatnonzero(is_new))
 
     @property
     def rows(self) -> int:
@@ -107,6 +103,16 @@ class Growth:
         return Step(dump.path, self.with_images(images), self.root)
 
 
+def refuse_generation(path: Path) -> None:
+    """Raise ConflictError for the folder of a generation, which nobody extracts into by itself."""
+    more = path.absolute().parent
+    if more.name == MORE and is_there(more.parent / PLAN):
+        raise ConflictError(
+            f"dump {shown(path)}: this folder is for a generation of dump {shown(more.parent)}",
+            f"use -o {shown(more.parent)} --extend",
+        )
+
+
 def steps_of_all(growth: Growth, retry_failed: bool) -> list[Step]:
     """Return what a run without --extend has to do: the first generation, which says that there is nothing left, and
     others that lack something or hold failures to try again.
@@ -129,20 +135,25 @@ def steps_of_all(growth: Growth, retry_failed: bool) -> list[Step]:
         raise other_images(shown(root.path), known, images.keys)
     steps = []
     for number, dump in enumerate(growth.dumps[:count]):
-        if number == 0 or retry_failed or not is_complete(dump):
+        if number == 0 or retry_failed or growth.is_unfinished[number]:
             steps.append(growth.step(dump, images.taken(growth.places_of(number))))
     return steps
 
 
-def next_step(growth: Growth) -> Step | None:
+def next_step(growth: Growth, others_work: bool) -> Step | None:
     """Return what a run with --extend does next: finish what was begun, under its own list, or begin a generation.
 
-    None if there is nothing left. Raises ConflictError if another process makes a generation of other images.
+    None if there is nothing left. `others_work` says whether another process has the folder of the first generation.
+    Raises ConflictError if another process makes a generation of other images.
     """
     root, images = growth.root, growth.listing.images
     for number, dump in enumerate(growth.dumps):
-        if not is_complete(dump):
-            return growth.step(dump, _frozen(dump, images, growth.places_of(number)))
+        if growth.is_unfinished[number]:
+            places = growth.places_of(number)
+            is_same = not len(growth.new) and bool((places >= 0).all())
+            if not is_same and (others_work if dump is root else _is_worked_on(dump.path)):
+                raise in_use(root.path)
+            return growth.step(dump, _frozen(growth, dump, places))
     begun = next_generation(root)
     if begun is not None:
         extends = begun.plan.extends
@@ -152,10 +163,9 @@ def next_step(growth: Growth) -> Step | None:
             )
         first = first_rows(images.keys, begun.packed_keys())[len(images) :]
         places = np.where(first < len(images), first, -1)
-        is_same = np.array_equal(np.sort(places), growth.new)
-        if not is_same and is_in_use(begun.path):
-            raise in_use(begun.path)
-        return growth.step(begun, _frozen(begun, images, places))
+        if not np.array_equal(np.sort(places), growth.new) and _is_worked_on(begun.path):
+            raise in_use(root.path)
+        return growth.step(begun, _frozen(growth, begun, places))
     if not len(growth.new):
         return None
     number = len(growth.dumps)
@@ -164,13 +174,21 @@ def next_step(growth: Growth) -> Step | None:
     return Step(folder_of(root.path, number), new, root, extends)
 
 
-def _frozen(dump: Dump, images: ImageList, places: np.ndarray) -> ImageList:
+def _is_worked_on(path: Path) -> bool:
+    """Return whether another process has the folder of a generation."""
+    with FolderLock(path) as lock:
+        return not lock.alone()
+
+
+def _frozen(growth: Growth, dump: Dump, places: np.ndarray) -> ImageList:
     """Return the images of an unfinished generation as they were listed for it, in its order.
 
-    Files that are gone or changed by now become failures. Raises ConflictError for images in tars and tables, and
-    behind URLs, that are gone.
+    Files that are gone or changed by now become failures, if the folder that they were in is certainly one of those
+    that are given: it holds other images of the dump. Raises ConflictError for all others that are gone.
     """
-    keys, found = dump.packed_keys(), images.taken(places[places >= 0])
+    images, keys = growth.listing.images, dump.packed_keys()
+    found, numbers = images.taken(places[places >= 0]), np.asarray(images.numbers)
+    known = {*numbers[growth.places[growth.places >= 0]].tolist(), *found.numbers}
     folders = [
         (number, one.leads)
         for number, one in enumerate(images.origins)
@@ -179,13 +197,14 @@ def _frozen(dump: Dump, images: ImageList, places: np.ndarray) -> ImageList:
     (gone,) = np.nonzero(places < 0)
     for row in gone.tolist():
         number = next((number for number, lead in folders if keys[row].startswith(lead)), None)
-        if number is None:
+        if number is not None:
+            found.add(keys[row], number, MISSING, WHOLE)
+        if number is None or not (number in known or is_there(found.path(len(found) - 1))):
             raise ConflictError(
-                f"dump {shown(dump.path)}: it is unfinished, and {counted(len(gone), 'image')} of it are gone, first"
-                f" {shown(keys[row])}",
-                "put the images back, or give the inputs that hold them",
+                f"dump {shown(growth.root.path)}: it is unfinished, and {counted(len(gone), 'image')} of it"
+                f" {'is' if len(gone) == 1 else 'are'} not given, first {shown(keys[row])}",
+                "give the inputs that hold them, which finishes it, and then the new ones",
             )
-        found.add(keys[row], number, MISSING, WHOLE)
     ordered = found.in_order_of(keys)
     assert ordered is not None
     for row, (_, size) in enumerate(dump.images()):
@@ -193,21 +212,11 @@ def _frozen(dump: Dump, images: ImageList, places: np.ndarray) -> ImageList:
     return ordered
 
 
-def commit_if_complete(step: Step) -> bool:
-    """Make a generation part of the dump if it is complete. Returns whether the step is done."""
-    dump = Dump.existing(step.path)
-    if dump is None or not is_complete(dump):
-        return False
-    if dump.plan.extends is not None:
-        commit(step.root, dump)
-    return True
-
-
 def report_growth(growth: Growth, check_digests: bool, report: Report) -> None:
     """Say how many images are new, which have changed since they were extracted, and how many are gone."""
     images, gone = growth.listing.images, int((growth.places < 0).sum())
     value = f"{len(growth.new):,} new, {growth.rows:,} there"
-    numbers = len(named_generations(growth.root)) + 1
+    numbers = len(growth.dumps)
     facts = {"new": len(growth.new), "there": growth.rows, "gone": gone, "generations": numbers}
     report("choice", name="growth", value=value, reason=counted(numbers, "generation"), **facts)
     if gone:
@@ -229,12 +238,13 @@ def report_growth(growth: Growth, check_digests: bool, report: Report) -> None:
 
 def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = None) -> Outline | None:
     """Say what `extract` would do: see featcli.extraction.planning. None if --extend finds nothing new."""
+    refuse_generation(asked.dump_path)
     root = Dump.existing(asked.dump_path) if asked.extend else None
     if root is None:
         return of_one(asked, report, rate)
     growth = Growth.of(root, find(asked))
     report_growth(growth, asked.check_digests, report)
-    step = next_step(growth)
+    step = next_step(growth, is_in_use(root.path))
     if step is None:
         return None
     own = step.options(asked)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from featcli.dump.folder import Dump
-from featcli.dump.generations import generations_of, is_complete
+from featcli.dump.generations import all_generations
 from featcli.dump.plan import Output, Plan
 from featcli.errors import CheckpointError, FeatcliError, IncompleteError, UsageError, counted, nearest, one_line, shown
 from featcli.pixels.failure import UnreadableError
@@ -84,9 +84,9 @@ def reader_of(dumps: Sequence[Dump]) -> DumpReader:
 
 def _opened(path: str | os.PathLike[str], incomplete: bool) -> list[Dump]:
     """Return all generations of a dump."""
-    root = Dump.at(Path(path))
-    dumps = [root, *generations_of(root)]
-    if not (incomplete or all(map(is_complete, dumps))):
+    generations = all_generations(Dump.at(Path(path)))
+    dumps = generations.dumps
+    if not (incomplete or generations.are_complete):
         there = sum(len(dump.numbered(".json")) for dump in dumps)
         shards = sum(dump.plan.num_shards for dump in dumps)
         way_out = "run its extract command again" if there < shards else "run featcli finalize, which completes it"

@@ -13,7 +13,7 @@ from featcli.dump.columns import COLUMNS
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
 from featcli.dump.foreign import foreign_files
 from featcli.dump.formats.layout import ITEM_BYTES
-from featcli.dump.generations import generations_of, has_grown, is_complete, next_generation
+from featcli.dump.generations import all_generations, has_grown, next_generation
 from featcli.dump.lock import is_in_use
 from featcli.dump.records import pictures_of, said_of_pictures, totals_of
 from featcli.errors import CheckpointError, IncompleteError, UsageError, most_first, shown
@@ -121,7 +121,8 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         if is_folder(path / SHARDS):
             raise IncompleteError(f"dump {shown(path)}: it has no plan.json yet", "run its extract command again")
         return None
-    dumps = [dump, *generations_of(dump)]
+    generations = all_generations(dump)
+    dumps = generations.dumps
     begun = [(each, one) for each in dumps for one in each.unfinished_shards()]  # before records: one may be committed
     of_each = [list(each.records()) for each in dumps]
     records = [record for of_one in of_each for record in of_one]
@@ -130,7 +131,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
     unfinished = [one for each, one in begun if (each.plan.fingerprint, one["shard"]) not in there]
     num_shards, num_images = sum(one.plan.num_shards for one in dumps), sum(one.plan.num_images for one in dumps)
     damaged = [name for each in dumps for name in _below(dump, each, _damaged(each))]
-    whole = len(records) == num_shards and all(map(is_complete, dumps))
+    whole = len(records) == num_shards and generations.are_complete
     return {
         "type": "dump",
         "path": str(path),
