@@ -333,7 +333,7 @@ def test_a_list_of_paths_is_like_a_file_that_lists_them(tmp_path):
         for number, given in enumerate([tmp_path / "list", names, (Path(name) for name in names)])
     ]
     assert content(dumps[0]) == content(dumps[1]) == content(dumps[2])
-    assert notes == ["1 name listed again"] * 3
+    assert notes == ["1 name listed again; 1 file not there"] * 3
     for given, why in [
         ([], "no images in the list"),
         (["../x"], "outside"),

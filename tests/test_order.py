@@ -275,6 +275,18 @@ def test_the_run_says_what_it_left_out(here, cli):
     assert featcli.extract("photos/a.png", output="d", **OPTIONS).extracted == 0  # the keys alone are the identity
 
 
+def test_the_run_says_how_many_listed_files_are_not_there(here, cli):
+    """The line `images` counts listed files that are not there before anything is computed, and no URLs."""
+    (here / "l").write_text("photos/a.png\nphotos/none.png\nphotos/b\nmemory://bucket/c.png\n")
+    (here / "t.csv").write_text("path\nphotos/a.png\nphotos/none.png\n")
+    for options, said in (
+        (["--files-from", "l"], "4  (2 files not there)"),
+        (["--table", "t.csv"], "2  (1 file not there)"),
+    ):
+        run = cli("extract", *options, "-o", "d", "-c", "test_resnet", "--dry-run")
+        assert f"images         {said}\n" in run.err
+
+
 def test_exclusions_that_leave_nothing(here):
     """A pattern that excludes all images is refused, and so are an empty one, and both options beside pictures."""
     with pytest.raises(UsageError, match="--exclude leaves no image: 5 images would be there without it"):

@@ -297,15 +297,7 @@ def _resolve(
     reason = devices[0].reason + (": a process for each" if len(devices) > 1 else "")
     report("choice", name="device", value=", ".join(names), reason=reason, devices=names)
     _report_vectors(asked, selection, report)
-    linked = listing.ignored.pop(LINKED, 0)
-    skipped = sum(listing.ignored.values())
-    notes = [f"{counted(skipped, 'other file')} skipped: {kinds_of(listing.ignored)}"] if skipped else []
-    notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
-    notes += [f"{counted(listing.repeated, 'name')} listed again"] if listing.repeated else []
-    notes += [f"{listing.excluded:,} excluded"] if listing.excluded else []
-    notes += [f"the first of {listing.total:,}"] if listing.total > len(listing.images) else []
-    facts = {"skipped": skipped, "linked_folders": linked, "repeated": listing.repeated, "excluded": listing.excluded}
-    report("choice", name="images", value=len(listing.images), reason="; ".join(notes), **facts)
+    _report_images(listing, report)
     _report_columns(asked, existing, listing, report)
     for text in listing.remarks:
         report("warning", text=text)
@@ -334,6 +326,22 @@ def _report_vectors(asked: ExtractSpec, selection: Selection, report: Report) ->
         text = f"{last} is pooled before the model's final norm, and {model.name} itself pools after it"
         otherwise = "its embedding is chosen, too" if has_embedding else "no option gives maps after it"
         report("warning", text=f"{text}: {', '.join(ways) or otherwise}")
+
+
+def _report_images(listing: Listing, report: Report) -> None:
+    """Say how many images there are, and what was left out."""
+    linked = listing.ignored.pop(LINKED, 0)
+    skipped = sum(listing.ignored.values())
+    notes = [f"{counted(skipped, 'other file')} skipped: {kinds_of(listing.ignored)}"] if skipped else []
+    notes += [f"{counted(linked, 'linked folder')} not looked into: --follow-links would"] if linked else []
+    notes += [f"{counted(listing.repeated, 'name')} listed again"] if listing.repeated else []
+    notes += [f"{listing.excluded:,} excluded"] if listing.excluded else []
+    notes += [f"the first of {listing.total:,}"] if listing.total > len(listing.images) else []
+    missing = listing.images.num_missing
+    notes += [f"{counted(missing, 'file')} not there"] if missing else []
+    facts = {"skipped": skipped, "linked_folders": linked, "repeated": listing.repeated, "excluded": listing.excluded}
+    facts["missing"] = missing
+    report("choice", name="images", value=len(listing.images), reason="; ".join(notes), **facts)
 
 
 def _report_columns(asked: ExtractSpec, existing: Dump | None, listing: Listing, report: Report) -> None:

@@ -165,6 +165,12 @@ class ImageList:
         return self._origins
 
     @property
+    def num_missing(self) -> int:
+        """How many files of this machine were not there when their sizes were asked for."""
+        is_local = np.array([origin.storage is not None for origin in self._origins], bool)
+        return int((is_local[np.asarray(self._origin)] & (np.asarray(self.sizes) == MISSING)).sum())
+
+    @property
     def folders(self) -> list[tuple[str, str]]:
         """The (lead of the keys, folder) of local images that are files by themselves, each pair once."""
         local = (origin for origin in self._origins if origin.storage is not None and not origin.tar)

@@ -116,7 +116,7 @@ class Columns(Mapping[str, np.ndarray]):
         }
         if value is not None and not fits[kind]:
             raise UsageError(
-                f"column {shown(name)} holds {KINDS_SAID[kind]}, and {value!r} is none", "give a value of that kind"
+                f"column {shown(name)} holds {KINDS_SAID[kind]}, so no cell is {value!r}", "give a value of its kind"
             )
 
     def parsed(self, name: str, text: str) -> Any:
