@@ -495,3 +495,31 @@ def test_cells_that_cannot_be_kept(folder, monkeypatch):
     ):
         with pytest.raises(UsageError, match=f"table in memory, row 2: column 'x' .*{message}"):
             listed(table={"path": ["b.png", "a.jpg"], "x": [None, cell]})
+
+
+def test_small_files_that_claim_much(folder):
+    """A Parquet whose rows are larger than a row may be is refused before it is read; so is a path that repeats."""
+    import pyarrow
+
+    nulls = pyarrow.ListArray.from_arrays([0, 20_000_000], pyarrow.nulls(20_000_000, pyarrow.int8()))
+    (folder / "nulls.parquet").write_bytes(as_parquet({"path": ["b.png"], "x": nulls}))
+    with pytest.raises(UsageError, match=r"^table '[^']*nulls.parquet': its rows have 80,000,\d* bytes each, more"):
+        listed(table=folder / "nulls.parquet")
+    repeated = pyarrow.table({"path": pyarrow.RunEndEncodedArray.from_arrays([2_000_000_000], ["b.png"])})
+    with pyarrow.ipc.new_file(folder / "runs.arrow", repeated.schema) as writer:
+        writer.write_table(repeated)
+    with pytest.raises(UsageError, match=r"row 2: it names 'b.png', as row 1 does"):
+        listed(table=folder / "runs.arrow")
+
+
+def test_values_that_python_lacks(folder, monkeypatch):
+    """A value that Python cannot hold, such as a time in a far year, is refused with its column."""
+    import pyarrow
+
+    monkeypatch.chdir(folder)
+    far = pyarrow.table({"path": ["b.png"], "t": pyarrow.array([1 << 62], "int64").cast(pyarrow.timestamp("s"))})
+    with pyarrow.ipc.new_file(folder / "far.arrow", far.schema) as writer:
+        writer.write_table(far)
+    for table, called in (("far.arrow", "table 'far.arrow'"), (far, "table in memory")):
+        with pytest.raises(UsageError, match=f"^{called}: column 't' cannot be read: "):
+            listed(table=table)

@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # a forked child cannot use the threads of its parent
 
 import faults
+import hostile_tables
 import kills
 
 import conftest  # noqa: F401  (lets timm be imported)
@@ -20,14 +21,14 @@ import conftest  # noqa: F401  (lets timm be imported)
 FUZZ = {"FUZZ_EXAMPLES": "2000", "FUZZ_IMAGES": "800"}  # of each test in test_fuzz.py; of each of 27 pictures
 
 
-PARTS = ("writes", "keeps", "grows", "reads", "kills", "fuzz")
+PARTS = ("writes", "keeps", "grows", "reads", "kills", "tables", "fuzz")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run all long tests, and return the exit code.
 
     Each fault meets each call that changes the disk or reads, in both formats; a run is killed a hundred times; then
-    come hostile dumps and pictures.
+    come hostile tables, dumps and pictures.
     """
     import timm  # noqa: F401  (before the forks, so that no child has to import it)
 
@@ -49,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
                 wrong += sweep_reads(scene, folder / "reads" / f"swept {name}", f"{format_name}, {name}")
     if "kills" in chosen.parts:
         wrong += kills.main(formats=chosen.formats)
+    if "tables" in chosen.parts:
+        wrong += hostile_tables.main()
     print("\n".join(wrong), flush=True)
     return 1 if wrong or ("fuzz" in chosen.parts and fuzz()) else 0
 

@@ -22,6 +22,8 @@ Line = tuple[int, list[Any]]  # the number of the line that a row begins in, and
 class TextTable:
     """A table in a text file. `file` is binary and begins anew for each walk through the rows."""
 
+    unit = "line"
+
     def __init__(self, name: str, file: IO[bytes]) -> None:
         self._name = name
         self._file = file
@@ -181,6 +183,8 @@ def checked_names(called: str, names: Sequence[str]) -> list[str]:
 
     `called` is the table for people. Raises UsageError for a name that is empty or stands twice, and for too many.
     """
+    if not names:
+        raise UsageError(f"{called}: it has no columns", "is it the right one?")
     if len(names) > MOST_COLUMNS:
         raise UsageError(f"{called}: it has more than {MOST_COLUMNS:,} columns", "is it a table?")
     if len(names) > 1 and not names[0] and "index" not in names:

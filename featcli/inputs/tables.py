@@ -46,6 +46,7 @@ class Rows(Protocol):
     """A table as it can be walked through."""
 
     of_texts: bool  # every cell is text, whose kind is told by how it is written
+    unit: str  # what the numbers of rows count: lines or rows
     names: list[str]
 
     def rows(self) -> Iterator[Line]:
@@ -103,6 +104,11 @@ class OpenTable:
     def of_texts(self) -> bool:
         """Whether every cell is text."""
         return self._table.of_texts
+
+    @property
+    def unit(self) -> str:
+        """What the numbers of rows count: lines or rows."""
+        return self._table.unit
 
     @property
     def called(self) -> str:
@@ -216,6 +222,7 @@ class Table:
         """Add the wanted images, in the order of the table, without their sizes. Raises UsageError and MachineError."""
         numbers: dict[str, int] = {}
         self._first = len(images.origins)
+        before = None
         for number, row in enumerate(self._images()):
             try:
                 folder, path = self._located(row.path)
@@ -228,6 +235,9 @@ class Table:
                 storage = None if is_url(folder) else self._storage
                 numbers[folder] = images.add_origin(Origin(folder, storage=storage, columns=self))
             images.add(key, numbers[folder], MISSING, number, None if row.key is None else path)
+            if key == before:  # a small file of Parquet can have more rows of one path than memory holds
+                self.refuse_repeated(images, len(images) - 2, len(images) - 1)
+            before = key
         for folder in filter(is_url, numbers):
             Remote(folder)  # raises now if a package or an option is missing, before anything is planned
 
@@ -284,7 +294,9 @@ class Table:
         what = "has the key" if self._key is not None else "names"
         hint = "give --unique to take the first"
         hint += "" if self._key is not None else ", or --key-column to give rows of one image keys of their own"
-        raise self.wrong(line, f"it {what} {key}, as line {self._line_of(images.place_of(before)):,} does", hint)
+        raise self.wrong(
+            line, f"it {what} {key}, as {self._table.unit} {self._line_of(images.place_of(before)):,} does", hint
+        )
 
     def _line_of(self, place: int) -> int:
         return next(line for number, (line, _) in enumerate(self._table.rows()) if number == place)

@@ -12,13 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from featcli.errors import UsageError, shown
+from featcli.errors import UsageError, one_line, shown
 
 AS_TEXT = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID, os.PathLike)
 
 
-def listed_cells(some: Any) -> list[Any]:
-    """Return some cells as Python has them. Nanoseconds, which Python lacks, make text of a time or a duration."""
+def column_cells(some: Any, called: str) -> list[Any]:
+    """Return some cells of a column as Python has them. `called` is the column for people. Raises UsageError.
+
+    Nanoseconds, which Python lacks, make text of a time or a duration.
+    """
+    try:
+        return _listed(some)
+    except Exception as error:  # libraries raise whatever they like for values that Python lacks
+        raise UsageError(f"{called} cannot be read: {one_line(error)}", "write it as text, or leave it out") from error
+
+
+def _listed(some: Any) -> list[Any]:
     if isinstance(some, np.ndarray) and some.dtype.kind in "mM" and np.datetime_data(some.dtype)[0] == "ns":
         numbers = [None if missing else int(one) for missing, one in zip(np.isnat(some), some.view("i8"), strict=True)]
         return _in_nanoseconds(numbers, lambda micro: np.array(micro, f"{some.dtype.kind}8[us]").tolist())
@@ -88,7 +98,7 @@ def _plain(cell: Any) -> Any:
         return _plain(str(cell) if isinstance(cell, str) else int(cell))
     if hasattr(cell, "tolist"):  # numpy's scalars and arrays
         is_time = isinstance(cell, np.datetime64 | np.timedelta64)
-        return _plain(listed_cells(cell.reshape(1))[0] if is_time else cell.tolist())
+        return _plain(_listed(cell.reshape(1))[0] if is_time else cell.tolist())
     raise UsageError(
         f"a cell of type {type(cell).__name__}, which cannot be kept",
         "leave its column out, or give text or numbers",

@@ -6,10 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from featcli.errors import UsageError, counted, one_line, shown
+from featcli.inputs.cells import LONGEST_LINE
 from featcli.inputs.table_files import Line, checked_names
-from featcli.inputs.typed_cells import listed_cells, plain_cells
+from featcli.inputs.typed_cells import column_cells, plain_cells
 
 AT_ONCE = 8192  # rows that are in memory at once
+AT_ONCE_PARQUET = 256  # fewer, because a cell of many bytes that is repeated takes few of them in the file
+NULL = 4  # bytes of a missing value in a list, as JSON has it
+BYTES_AT_ONCE = 1 << 27  # of these rows, as the file says
 IN_MEMORY = "in memory"  # the name of a table without a file
 TABLE_IN_MEMORY = f"table {IN_MEMORY}"  # for people
 
@@ -18,6 +22,7 @@ class ArrowTable:
     """A Parquet or Arrow file. Its types are those of the cells; times and decimals become text."""
 
     of_texts = False
+    unit = "row"
 
     def __init__(self, name: str, file: IO[bytes], suffix: str) -> None:
         try:
@@ -53,11 +58,16 @@ class ArrowTable:
                 batch = next(batches, None)
                 if batch is not None:
                     batch.validate(full=True)  # or a damaged file would make pyarrow read memory that is not its own
+            except UsageError:
+                raise
             except self._errors as error:
                 raise self._damaged(error) from error
             if batch is None:
                 return
-            columns = [self._cells(name, column) for name, column in zip(self.names, batch.columns, strict=True)]
+            columns = [
+                column_cells(column, f"table {shown(self._name)}: column {shown(name)}")
+                for name, column in zip(self.names, batch.columns, strict=True)
+            ]
             for cells in zip(*columns, strict=True):
                 number += 1
                 yield number, plain_cells(cells, self.names, f"table {shown(self._name)}, row {number:,}")
@@ -65,15 +75,6 @@ class ArrowTable:
     def wrong(self, row: int, what: str, hint: str) -> UsageError:
         """Return the error that names a row of the table."""
         return UsageError(f"table {shown(self._name)}, row {row:,}: {what}", hint)
-
-    def _cells(self, name: str, column: Any) -> list[Any]:
-        try:
-            return listed_cells(column)
-        except self._errors as error:
-            raise UsageError(
-                f"table {shown(self._name)}: column {shown(name)} cannot be read: {one_line(error)}",
-                "write it as text, or leave it out",
-            ) from error
 
     def _open(self) -> Any:
         import pyarrow
@@ -92,13 +93,32 @@ class ArrowTable:
     def _batches(self) -> Iterator[Any]:
         opened = self._open()
         if self._is_parquet:
-            yield from opened.iter_batches(AT_ONCE, use_threads=False)
+            yield from opened.iter_batches(self._rows_at_once(opened), use_threads=False)
             return
         count = getattr(opened, "num_record_batches", None)
         whole = opened if count is None else (opened.get_batch(number) for number in range(count))
         for batch in whole:
             for first in range(0, batch.num_rows, AT_ONCE):
                 yield batch.slice(first, AT_ONCE)
+
+    def _rows_at_once(self, opened: Any) -> int:
+        """Return how many rows of a Parquet file may be in memory at once. Raises UsageError if not even one may."""
+        metadata = opened.metadata
+        groups = [*map(metadata.row_group, range(metadata.num_row_groups))]
+        most = max([1, *(group.total_byte_size // max(1, group.num_rows) for group in groups)])
+        lists = [n for n in range(metadata.num_columns) if metadata.schema.column(n).max_repetition_level]
+        if lists and most <= LONGEST_LINE:  # of missing values, which may take no bytes at all
+            # Reads them, value by value: what a column says of itself ends the process if it is damaged.
+            opened.scan_contents([metadata.schema.column(number).path for number in lists])
+            for group in groups:
+                values = sum(group.column(number).num_values for number in lists)
+                most = max(most, NULL * values // max(1, group.num_rows))
+        if most > LONGEST_LINE:
+            raise UsageError(
+                f"table {shown(self._name)}: its rows have {most:,} bytes each, more than {LONGEST_LINE:,}",
+                "leave long columns out",
+            )
+        return min(AT_ONCE_PARQUET, max(1, BYTES_AT_ONCE // most))
 
     def _damaged(self, error: BaseException) -> UsageError:
         kind = "Parquet" if self._is_parquet else "Arrow"
@@ -114,6 +134,7 @@ class MemoryTable:
     """
 
     of_texts = False
+    unit = "row"
 
     def __init__(self, table: Any) -> None:
         self._table = table
@@ -134,7 +155,10 @@ class MemoryTable:
     def rows(self) -> Iterator[Line]:
         """Yield the rows with their numbers from 1 on."""
         for first in range(0, self._count, AT_ONCE):
-            some = [listed_cells(column[first : first + AT_ONCE]) for column in self._columns]
+            some = [
+                column_cells(column[first : first + AT_ONCE], f"{TABLE_IN_MEMORY}: column {shown(name)}")
+                for name, column in zip(self.names, self._columns, strict=True)
+            ]
             for number, cells in enumerate(zip(*some, strict=True), first + 1):
                 yield number, plain_cells(cells, self.names, f"{TABLE_IN_MEMORY}, row {number:,}")
 
