@@ -105,7 +105,7 @@ class ArrowTable:
         """Return how many rows of a Parquet file may be in memory at once. Raises UsageError if not even one may."""
         metadata = opened.metadata
         groups = [*map(metadata.row_group, range(metadata.num_row_groups))]
-        most = max([1, *(group.total_byte_size // max(1, group.num_rows) for group in groups)])
+        most: int = max([1, *(group.total_byte_size // max(1, group.num_rows) for group in groups)])
         lists = [n for n in range(metadata.num_columns) if metadata.schema.column(n).max_repetition_level]
         if lists and most <= LONGEST_LINE:  # of missing values, which may take no bytes at all
             # Reads them, value by value: what a column says of itself ends the process if it is damaged.
