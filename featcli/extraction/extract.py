@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from featcli.backbones.backbone import Backbone
+from featcli.dump.atomic_file import disk_errors, remove_stale
 from featcli.dump.folder import Dump, in_use
-from featcli.dump.generations import all_generations, commit, has_grown
+from featcli.dump.generations import MORE, all_generations, commit, has_grown
 from featcli.dump.lock import FolderLock
 from featcli.dump.plan import Plan, environment_changes
 from featcli.dump.records import pictures_of, said_of_pictures, totals_of
@@ -142,9 +143,10 @@ def _run_all(asked: ExtractSpec, report: ProgressReport, listing: Listing | None
             others_work = not lock.alone()
             if not lock.together() or (root := Dump.existing(path)) is None:
                 raise in_use(path)
+            _remove_stale(path)
             growth = Growth.of(root, listing)
             if asked.extend and not is_told:
-                report_growth(growth, asked.check_digests, report)
+                report_growth(growth, asked, report)
                 is_told = True
             if steps is None and not asked.extend:
                 steps = steps_of_all(growth, asked.retry_failed)
@@ -161,6 +163,13 @@ def _run_all(asked: ExtractSpec, report: ProgressReport, listing: Listing | None
             ended.append(_run_step(asked, step, report, loaded))
         if step is None or (asked.extend and not ended[-1].outcome.is_complete):  # other parts have to complete it
             return _together(root, ended)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove files that a kill left while a generation was begun or became part of the dump. Raises MachineError."""
+    with disk_errors(path):
+        remove_stale(path)
+        remove_stale(path / MORE)
 
 
 def _run_step(asked: ExtractSpec, step: Step, report: ProgressReport, loaded: Backbone | None) -> _Ended:

@@ -17,11 +17,13 @@ from featcli.dump.plan import Extends, Outline, other_images
 from featcli.errors import ConflictError, counted, shown
 from featcli.events import Report, silent
 from featcli.extraction.picture_check import digests_of
+from featcli.extraction.pictures_again import digests_in_memory
 from featcli.extraction.planning import Extension
 from featcli.extraction.planning import dry_run as of_one
 from featcli.inputs.image_list import MISSING, WHOLE, ImageList
 from featcli.inputs.keys import Keys, first_rows
 from featcli.inputs.listing import Listing, find
+from featcli.pixels.failure import NOT_READ
 from featcli.reading.reader import reader_of
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.words import DEFAULT_BATCH_SIZE
@@ -115,7 +117,7 @@ def refuse_generation(path: Path) -> None:
 
 def steps_of_all(growth: Growth, retry_failed: bool) -> list[Step]:
     """Return what a run without --extend has to do: the first generation, which says that there is nothing left, and
-    others that lack something or hold failures to try again.
+    others that lack something, hold failures to try again, or are of pictures in memory, which may be others now.
 
     Raises ConflictError unless the images are those of the dump, or of its first generations.
     """
@@ -135,7 +137,7 @@ def steps_of_all(growth: Growth, retry_failed: bool) -> list[Step]:
         raise other_images(shown(root.path), known, images.keys)
     steps = []
     for number, dump in enumerate(growth.dumps[:count]):
-        if number == 0 or retry_failed or growth.is_unfinished[number]:
+        if number == 0 or retry_failed or growth.is_unfinished[number] or root.plan.is_in_memory:
             steps.append(growth.step(dump, images.taken(growth.places_of(number))))
     return steps
 
@@ -212,7 +214,7 @@ def _frozen(growth: Growth, dump: Dump, places: np.ndarray) -> ImageList:
     return ordered
 
 
-def report_growth(growth: Growth, check_digests: bool, report: Report) -> None:
+def report_growth(growth: Growth, asked: ExtractSpec, report: Report) -> None:
     """Say how many images are new, which have changed since they were extracted, and how many are gone."""
     images, gone = growth.listing.images, int((growth.places < 0).sum())
     value = f"{len(growth.new):,} new, {growth.rows:,} there"
@@ -229,8 +231,8 @@ def report_growth(growth: Growth, check_digests: bool, report: Report) -> None:
         and MISSING not in (size, now := images.sizes[int(growth.places[row])])
         and size != now
     ]
-    if check_digests:
-        changed = sorted({*changed, *_other_digests(growth, reader.digests)})
+    if asked.check_digests:
+        changed = sorted({*changed, *_other_digests(growth, reader.digests, asked)})
     for row in changed[:1]:
         more = f" and {len(changed) - 1:,} others" if len(changed) > 1 else ""
         report("warning", text=f"{shown(reader.keys[row])}{more} changed since they were extracted: their rows stay")
@@ -243,7 +245,7 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     if root is None:
         return of_one(asked, report, rate)
     growth = Growth.of(root, find(asked))
-    report_growth(growth, asked.check_digests, report)
+    report_growth(growth, asked, report)
     step = next_step(growth, is_in_use(root.path))
     if step is None:
         return None
@@ -252,8 +254,10 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     return of_one(own, report, rate, step.listing, extension)
 
 
-def _other_digests(growth: Growth, digests: list[str]) -> list[int]:
+def _other_digests(growth: Growth, digests: list[str], asked: ExtractSpec) -> list[int]:
     """Return the rows whose pictures have other bytes now."""
+    images = growth.listing.images
     rows = [row for row, digest in enumerate(digests) if digest and growth.places[row] >= 0]
-    now = digests_of([growth.listing.images[int(growth.places[row])] for row in rows])
-    return [row for row, digest in zip(rows, now, strict=True) if digest not in ("", digests[row])]
+    found = [images[int(growth.places[row])] for row in rows]
+    now = digests_in_memory(found, asked) if images.are_in_memory else digests_of(found)
+    return [row for row, digest in zip(rows, now, strict=True) if digest not in ("", NOT_READ, digests[row])]

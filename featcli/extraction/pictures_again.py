@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from featcli.dump.folder import Dump
 from featcli.dump.records import split_digests
 from featcli.errors import ConflictError, shown
-from featcli.inputs.image_list import ImageList
+from featcli.inputs.image_list import Image, ImageList
 from featcli.pixels.decode import read_digest
 from featcli.pixels.failure import NOT_READ
 from featcli.pixels.internals import pillow_set_up
@@ -26,19 +26,24 @@ def refuse_other_pictures(dump: Dump, images: ImageList, asked: ExtractSpec) -> 
 
     A picture that failed may be another with `retry_failed`. `images` have the keys of the dump.
     """
-    rules, failed = narrowed(asked, PixelSpec), dump.found.failed_rows if asked.retry_failed else set()
+    failed = dump.found.failed_rows if asked.retry_failed else set()
     known = [(row, digest) for row, digest in _digests(dump) if digest != NOT_READ and row not in failed]
+    now = digests_in_memory([images[row] for row, _ in known], asked)
+    for (row, before), found in zip(known, now, strict=True):
+        if found != before:
+            raise ConflictError(
+                f"dump {shown(dump.path)}: the picture {shown(images.keys[row])} is another than its row was made of",
+                "give the pictures as before, use another -o, or --overwrite to start anew",
+            )
+
+
+def digests_in_memory(images: Sequence[Image], asked: ExtractSpec) -> Iterator[str]:
+    """Yield the digest of each picture in memory; NOT_READ for one that cannot be unpacked. Raises MachineError."""
+    rules = narrowed(asked, PixelSpec)
     read = partial(read_digest, rules=rules)
     with pillow_set_up(rules.max_pixels), DecodeThreads(decode_threads_of(asked), "digest") as pool:
-        for first in range(0, len(known), AT_ONCE):
-            some = known[first : first + AT_ONCE]
-            for (row, before), now in zip(some, pool.map(read, [images[row] for row, _ in some]), strict=True):
-                if now != before:
-                    raise ConflictError(
-                        f"dump {shown(dump.path)}: the picture {shown(images.keys[row])} is another than its row was"
-                        " made of",
-                        "give the pictures as before, use another -o, or --overwrite to start anew",
-                    )
+        for first in range(0, len(images), AT_ONCE):
+            yield from pool.map(read, images[first : first + AT_ONCE])
 
 
 def _digests(dump: Dump) -> Iterator[tuple[int, str]]:
