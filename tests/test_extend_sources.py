@@ -1,6 +1,7 @@
 """Check --extend for dumps of every version of the format, and for images of every source."""
 
 import json
+import re
 import shlex
 import shutil
 import tarfile
@@ -153,3 +154,22 @@ def test_a_dump_that_was_made_by_parts(tmp_path):
     for part in ("1/2", "0/2"):
         extract(inside, output=by_parts, extend=True, part=part, **OPTIONS)
     assert tree(by_parts) == tree(tmp_path / "d")
+
+
+def test_other_leads(tmp_path, monkeypatch):
+    """Images whose keys are led otherwise than in the dump are not added once more; other images of such names are."""
+    monkeypatch.chdir(tmp_path)
+    for number, names in enumerate(("ab", "cd", "ab")):
+        for name in names:
+            draw(Path(f"day{number}", f"{name}.png"), 10 * number + ord(name), (40, 40))
+    extract("day0", output="one", **OPTIONS)
+    before = tree(Path("one"))
+    with pytest.raises(ConflictError, match=re.escape("its image 'a.png' is given as 'day0/a.png' now")):
+        extract(["day0", "day1"], output="one", extend=True, **OPTIONS)
+    assert tree(Path("one")) == before
+    extract(["day0", "day1"], output="two", **OPTIONS)
+    with pytest.raises(ConflictError, match=re.escape("its image 'day0/a.png' is given as 'a.png' now")):
+        extract("day0", output="two", extend=True, **OPTIONS)
+    extract(["day1", "day2"], output="one", extend=True, **OPTIONS)
+    with open_dump("one") as dump:
+        assert dump.keys == ["a.png", "b.png", "day1/c.png", "day1/d.png", "day2/a.png", "day2/b.png"]

@@ -12,11 +12,13 @@ from featcli import extract, open_dump
 from featcli.dump.lock import FolderLock
 from featcli.dump.verify import repair, verify
 from featcli.dump.writer import reopen
-from featcli.errors import ConflictError, FeatcliError
+from featcli.errors import ConflictError, FeatcliError, MachineError
 from featcli.extraction import extract as module
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "pool": "avg", "threads": 1}
 OPTIONS |= {"batch_size": 2, "shard_size": 2, "decode_threads": 1}
+WORDS = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items() if name != "random_init"]
+WORDS.append("--random-init")
 FIRST, NEW, OTHERS = ("b.png", "d.png"), ("a.png", "c.png", "e.png"), ("f.png", "g.png")
 
 
@@ -242,3 +244,66 @@ def test_the_folder_of_a_generation_is_no_target(made, path):
             extract(made / "new", output=path / "more" / name, **OPTIONS)
     with open_dump(path / "more" / "00001") as dump:
         assert (dump.keys, np.isfinite(dump["stage4"][:]).all()) == ([*NEW], True)
+
+
+def test_what_lies_among_generations(made, path, cli):
+    """Whatever is among the generations and is none is named and left alone; failures are where it is said."""
+    broken = made / "new" / "c.png"
+    good = broken.read_bytes()
+    broken.write_bytes(b"broken")
+    ran = cli("extract", made / "new", "-o", path, "--extend", *WORDS)
+    broken.write_bytes(good)
+    assert f"see {path}/more/00001/failures.jsonl" in ran.err.splitlines()
+    shutil.copytree(path / "more" / "00001", path / "more" / "00007")
+    shutil.copytree(path / "more" / "00001", path / "more" / "00001.bak")
+    verdict = cli("verify", path, "--json").events[0]
+    assert (verdict["state"], verdict["foreign_files"]) == (
+        "whole",
+        [
+            {"file": "more/00001.bak", "what": "no name that featcli gives"},
+            {"file": "more/00007", "what": "the dump has only 2 generations"},
+        ],
+    )
+    with open_dump(path) as dump:
+        assert dump.keys == [*FIRST, *NEW]
+    shutil.rmtree(path / "more" / "00007")
+    shutil.copytree(path / "more" / "00001", path / "more" / "00002")
+    with pytest.raises(ConflictError, match=r"00002' is not a generation of it"):
+        extract(made / "others", output=path, extend=True, **OPTIONS)
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_place_for_generations_that_is_none(made, path, tmp_path, kind):
+    """A file called `more` ends the run, and a folder behind a link is used, and never emptied by --overwrite."""
+    before = tree(path)
+    if kind == "file":
+        (path / "more").write_text("mine")
+        with pytest.raises(MachineError, match="Not a directory"):
+            extract(made / "new", output=path, extend=True, **OPTIONS)
+        assert tree(path) == before | {"more": b"mine"}
+        return
+    (tmp_path / "elsewhere").mkdir()
+    (path / "more").symlink_to(tmp_path / "elsewhere")
+    extract(made / "new", output=path, extend=True, **OPTIONS)
+    with open_dump(path) as dump:
+        assert dump.keys == [*FIRST, *NEW]
+    with pytest.raises(ConflictError, match="its more folder is a link"):
+        extract(made / "new", output=path, overwrite=True, **OPTIONS)
+
+
+def test_machines_without_a_shared_folder(made, path, cli):
+    """Parts of a generation that were made in copies of the dump are copied together, and finalize makes it a part."""
+    here, there = path, shutil.copytree(path, path.with_name("there"))
+    extract(made / "new", output=here, extend=True, part="0/2", **OPTIONS)
+    (there / "more" / "00001" / "shards").mkdir(parents=True)
+    for name in ("plan.json", "images.jsonl"):
+        shutil.copy(here / "more" / "00001" / name, there / "more" / "00001" / name)
+    extract(made / "new", output=there, extend=True, part="1/2", **OPTIONS)
+    for file in (there / "more" / "00001" / "shards").iterdir():
+        shutil.copy(file, here / "more" / "00001" / "shards")
+    with open_dump(here) as dump:
+        assert dump.keys == [*FIRST]
+    assert cli("finalize", here).code == 0
+    with open_dump(here) as dump:
+        assert dump.keys == [*FIRST, *NEW]
+    assert verify(here).state == "whole"

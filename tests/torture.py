@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # a forked child cannot use the threads of its parent
 
 import faults
+import growth
 import hostile_tables
 import kills
 
@@ -27,8 +28,8 @@ PARTS = ("writes", "keeps", "grows", "reads", "kills", "tables", "fuzz")
 def main(arguments: list[str] | None = None) -> int:
     """Run all long tests, and return the exit code.
 
-    Each fault meets each call that changes the disk or reads, in both formats; a run is killed a hundred times; then
-    come hostile tables, dumps and pictures.
+    Each fault meets each call that changes the disk or reads, in both formats; runs are killed while a folder grows;
+    a run of one shard is killed a hundred times; then come hostile tables, dumps and pictures.
     """
     import timm  # noqa: F401  (before the forks, so that no child has to import it)
 
@@ -48,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
                 wrong += grows(folder, format_name)
             for name, scene in faults.reading_scenes(folder / "reads", format_name) if "reads" in chosen.parts else ():
                 wrong += sweep_reads(scene, folder / "reads" / f"swept {name}", f"{format_name}, {name}")
+    if "grows" in chosen.parts:
+        wrong += growth.main(chosen.formats)
     if "kills" in chosen.parts:
         wrong += kills.main(formats=chosen.formats)
     if "tables" in chosen.parts:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from featcli.errors import NOTHING_READ, counted, duration, most_first, printable, shown, shown_shape, size
@@ -181,7 +182,7 @@ def summary(end: dict[str, Any]) -> str:
         )
         lines.append(f"this was the last part: {all_are} there")
     if end["failed"] and end["is_complete"]:
-        lines.append(f"see {end['dump']}/failures.jsonl")
+        lines.append(f"see {_failure_files(end['dump'])}")
     return "\n".join(lines)
 
 
@@ -206,8 +207,21 @@ def nothing_read(dump: str, failed_by_reason: Mapping[str, int]) -> str:
         hint = "names in a list are relative to this folder, or to --root; corrected names need another -o"
     return (
         f"featcli: error: {which} {could} be read: {_reasons(failed_by_reason)}\n"
-        f"hint: see {dump}/failures.jsonl; {hint}"
+        f"hint: see {_failure_files(dump)}; {hint}"
     )
+
+
+def _failure_files(dump: str) -> str:
+    """Return which files name the failures of a dump: each generation has its own."""
+    from featcli.dump.folder import FAILURES
+    from featcli.dump.generations import all_folders
+    from featcli.system.files import bytes_at
+
+    folders = [Path(dump), *reversed(all_folders(Path(dump)))]
+    first, *others = [str(one / FAILURES) for one in folders if bytes_at(one / FAILURES) > 0] or [f"{dump}/{FAILURES}"]
+    if len(others) < 2:
+        return " and ".join([first, *others])
+    return f"{first} and {len(others):,} more of that name in {dump}/more"
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

@@ -1,8 +1,8 @@
-"""Find files among the shards of a dump that are no part of it: copied there by mistake, or from another plan's dump.
+"""Find files among the shards of a dump, or its generations, that are no part of it.
 
-They are named and left alone. If another plan has a record, or a shard file without a record, for a shard of this dump,
-that is an error: see `Dump.committed`. Partial files do not count: a process writes them, a record names them, or they
-are removed.
+They were copied there by mistake, or are of another plan's dump. They are named and left alone. If another plan has a
+record, or a shard file without a record, for a shard of this dump, that is an error: see `Dump.committed`. Partial
+files do not count: a process writes them, a record names them, or they are removed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from pathlib import Path
 
 from featcli.dump.atomic_file import PARTIAL_NAME
 from featcli.dump.folder import SHARD_FILE, SHARDS, Dump
+from featcli.dump.generations import MORE, folder_of, known_generations
 from featcli.dump.unfinished import RECORD_NAME, named_file
 from featcli.errors import counted
 from featcli.system.files import is_folder, names_in
+
+NO_NAME = "no name that featcli gives"
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,18 @@ def foreign_files(dump: Dump) -> list[ForeignFile]:
     for record, file in records.items():
         if found[record] and file in found and file not in ours and PARTIAL_NAME.fullmatch(file):
             found[file] = f"{record} names it"
-    return [ForeignFile(f"{SHARDS}/{name}", why) for name, why in found.items() if why]
+    return [ForeignFile(f"{SHARDS}/{name}", why) for name, why in found.items() if why] + _foreign_generations(dump)
+
+
+def _foreign_generations(dump: Dump) -> list[ForeignFile]:
+    """Return what lies among the generations and is none, in order. One that was begun is none of these."""
+    names = {name for name in names_in(dump.path / MORE) if not PARTIAL_NAME.fullmatch(name)}
+    if not names:
+        return []
+    count = len(known_generations(dump))
+    ours = {folder_of(dump.path, number).name for number in range(1, count + 2)}
+    why = f"the dump has only {counted(count + 1, 'generation')}"
+    return [ForeignFile(f"{MORE}/{name}", why if name.isdecimal() else NO_NAME) for name in sorted(names - ours)]
 
 
 def _why_foreign(dump: Dump, path: Path) -> str:
@@ -44,7 +58,7 @@ def _why_foreign(dump: Dump, path: Path) -> str:
         return ""
     digits = unfinished[1] if unfinished else path.name.partition(".")[0]
     if (named is None and unfinished is None) or digits != f"{int(digits):05d}":
-        return "a folder" if is_folder(path) else "no name that featcli gives"
+        return "a folder" if is_folder(path) else NO_NAME
     if named is not None and named[1] not in (dump.format.SUFFIX, ".json"):
         return f"this dump is of {dump.plan.settings.format}"
     if int(digits) >= dump.plan.num_shards:

@@ -50,9 +50,10 @@ def check_target(path: Path, overwrite: bool) -> None:
             f"dump {shown(path)}: the folder holds other files and no plan.json",
             "use another -o: featcli writes only into an empty folder, or a dump of its own",
         )
-    if overwrite and is_link(path / SHARDS):
+    link = next((one for one in _folders_in(path) if is_link(one)), None) if overwrite else None
+    if link is not None:
         raise ConflictError(
-            f"dump {shown(path)}: its shards folder is a link, and what it leads to may be somebody else's",
+            f"dump {shown(path)}: its {link.name} folder is a link, and what it leads to may be somebody else's",
             "remove that link first",
         )
     folder = existing_parent(path)
@@ -60,6 +61,12 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise _not_writable(path, errno.ENOTDIR)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise _not_writable(path, errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES)
+
+
+def _folders_in(path: Path) -> list[Path]:
+    """Return the folders in a dump that are emptied if it is overwritten."""
+    generations = all_folders(path)
+    return [path / SHARDS, path / MORE, *generations, *(one / SHARDS for one in generations)]
 
 
 def try_to_write(path: Path) -> None:
@@ -90,7 +97,8 @@ def _is_ours(path: Path) -> bool:
     if not names:
         return True
     shards = names_in(path / SHARDS) if is_folder(path / SHARDS) else [""]  # it is made before any file
-    return names <= {IMAGES, COLUMNS, SHARDS, MANIFEST, FAILURES, MORE} and all(map(OURS.fullmatch, shards))
+    known = {IMAGES, COLUMNS, SHARDS, MANIFEST, FAILURES, *([MORE] if SHARDS in names else [])}
+    return names <= known and all(map(OURS.fullmatch, shards))
 
 
 def make_folder(path: Path) -> None:

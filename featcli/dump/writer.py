@@ -412,6 +412,7 @@ def finalize_all(root: Dump) -> dict[str, Any]:
     begun = next_generation(root)
     is_whole = begun is not None and not begun.committed().missing
     for dump in [*generations_of(root), *([begun] if begun is not None and is_whole else [])]:
+        dump.refuse_damaged_shards()
         if not dump.is_complete():
             finalize(dump)
         commit(root, dump)

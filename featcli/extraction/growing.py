@@ -14,21 +14,23 @@ from featcli.dump.folder import PLAN, Dump, in_use
 from featcli.dump.generations import MORE, all_generations, folder_of, next_generation
 from featcli.dump.lock import FolderLock, is_in_use
 from featcli.dump.plan import Extends, Outline, other_images
+from featcli.dump.records import split_digests
 from featcli.errors import ConflictError, counted, shown
 from featcli.events import Report, silent
 from featcli.extraction.picture_check import digests_of
 from featcli.extraction.pictures_again import digests_in_memory
 from featcli.extraction.planning import Extension
 from featcli.extraction.planning import dry_run as of_one
-from featcli.inputs.image_list import MISSING, WHOLE, ImageList
+from featcli.inputs.image_list import MISSING, WHOLE, Image, ImageList
 from featcli.inputs.keys import Keys, first_rows
 from featcli.inputs.listing import Listing, find
 from featcli.pixels.failure import NOT_READ
-from featcli.reading.reader import reader_of
+from featcli.reading.reader import DumpReader, reader_of
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.words import DEFAULT_BATCH_SIZE
 from featcli.system.files import is_there
 
+LOOKED_AT = 100  # images of the dump that are not given: whether they have other keys now
 EXTEND = "give --extend, which adds them, or use another -o for all"
 
 
@@ -215,7 +217,10 @@ def _frozen(growth: Growth, dump: Dump, places: np.ndarray) -> ImageList:
 
 
 def report_growth(growth: Growth, asked: ExtractSpec, report: Report) -> None:
-    """Say how many images are new, which have changed since they were extracted, and how many are gone."""
+    """Say how many images are new, which have changed since they were extracted, and how many are gone.
+
+    Raises ConflictError if images of the dump have other keys now, because they would be added once more.
+    """
     images, gone = growth.listing.images, int((growth.places < 0).sum())
     value = f"{len(growth.new):,} new, {growth.rows:,} there"
     numbers = len(growth.dumps)
@@ -224,6 +229,7 @@ def report_growth(growth: Growth, asked: ExtractSpec, report: Report) -> None:
     if gone:
         report("warning", text=f"{counted(gone, 'image')} of the dump are not given any more: their rows stay")
     reader = reader_of(growth.dumps)
+    _refuse_other_keys(growth, reader)
     changed = [
         row
         for row, size in enumerate(reader.sizes)
@@ -236,6 +242,37 @@ def report_growth(growth: Growth, asked: ExtractSpec, report: Report) -> None:
     for row in changed[:1]:
         more = f" and {len(changed) - 1:,} others" if len(changed) > 1 else ""
         report("warning", text=f"{shown(reader.keys[row])}{more} changed since they were extracted: their rows stay")
+
+
+def _refuse_other_keys(growth: Growth, reader: DumpReader) -> None:
+    """Raise ConflictError if an image of the dump has another key now, by what leads the keys of several inputs."""
+    images = growth.listing.images
+    gone = np.flatnonzero(growth.places < 0)[:LOOKED_AT].tolist() if len(growth.new) else []
+    leads = {one.leads for one in images.origins}
+    before = {"", *(f"{lead}/" for dump in growth.dumps for lead in dump.plan.leads or ())}
+    for row in gone:
+        key = reader.keys[row]
+        others = Keys(lead + key[len(one) :] for one in before if key.startswith(one) for lead in leads)
+        for place in first_rows(images.keys, others)[len(images) :].tolist():
+            if place < len(images) and images.sizes[place] == reader.sizes[row] and _is_it(growth, row, images[place]):
+                now = shown(images.keys[place])
+                raise ConflictError(
+                    f"dump {shown(growth.root.path)}: its image {shown(key)} is given as {now} now",
+                    "give the inputs as before, or only new ones: keys of several inputs are led by their names",
+                )
+
+
+def _is_it(growth: Growth, row: int, image: Image) -> bool:
+    """Return whether a picture is that of a row, by its bytes, as far as the dump knows them."""
+    for dump in growth.dumps:
+        if row < dump.plan.num_images:
+            record = dump.record_of(row // dump.plan.shard_rows) if dump.plan.has_digests else None
+            if record is None:
+                return True
+            known = split_digests(record["digests"])[row % dump.plan.shard_rows]
+            return known in (NOT_READ, *digests_of([image]))
+        row -= dump.plan.num_images
+    return False
 
 
 def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = None) -> Outline | None:
