@@ -227,7 +227,8 @@ def report_growth(growth: Growth, asked: ExtractSpec, report: Report) -> None:
     facts = {"new": len(growth.new), "there": growth.rows, "gone": gone, "generations": numbers}
     report("choice", name="growth", value=value, reason=counted(numbers, "generation"), **facts)
     if gone:
-        report("warning", text=f"{counted(gone, 'image')} of the dump are not given any more: their rows stay")
+        text = f"{counted(gone, 'image')} of the dump {'is' if gone == 1 else 'are'} not given any more: old rows stay"
+        report("warning", text=text)
     reader = reader_of(growth.dumps)
     _refuse_other_keys(growth, reader)
     changed = [
@@ -240,8 +241,8 @@ def report_growth(growth: Growth, asked: ExtractSpec, report: Report) -> None:
     if asked.check_digests:
         changed = sorted({*changed, *_other_digests(growth, reader.digests, asked)})
     for row in changed[:1]:
-        more = f" and {len(changed) - 1:,} others" if len(changed) > 1 else ""
-        report("warning", text=f"{shown(reader.keys[row])}{more} changed since they were extracted: their rows stay")
+        more = f", and {counted(len(changed) - 1, 'other')}" if len(changed) > 1 else ""
+        report("warning", text=f"{shown(reader.keys[row])} changed since it was extracted{more}: old rows stay")
 
 
 def _refuse_other_keys(growth: Growth, reader: DumpReader) -> None:
