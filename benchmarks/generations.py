@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from host import described
 from photographs import SMALL, draw
-from shards import LEAST_ROWS, SINGLE, STAGE, make
+from shards import SINGLE, STAGE, make
 
 import featcli
 from featcli.dump import shard
@@ -75,14 +76,15 @@ def main():
     parser.add_argument("--kilobytes", type=int, default=100, help="of a map")
     parser.add_argument("--generations", type=int, nargs="+", default=[10, 100], help="beside the first")
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 5], help="of each")
+    parser.add_argument("--rows", type=int, default=50, help="of a shard")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     chosen = parser.parse_args()
     os.fsync = lambda descriptor: None  # nothing of it has to outlive a power cut
     shard.LEAST = sys.maxsize  # through the page cache: files that are read into it later lie in smaller pieces
     print(
         f"{described()}, medians of {chosen.rounds}\n"
-        f"{'':<48} open, ms                          a random row, us  verify, s\n"
-        f"{'':<48} one / grown / a generation        one / grown       one / grown"
+        f"{'':<49} open, ms                          a random row, us  verify, s\n"
+        f"{'':<49} one / grown / a generation        one / grown       one / grown"
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -94,7 +96,7 @@ def main():
             for count in chosen.generations:
                 for shards in chosen.shards:
                     path = folder / f"{name} {count} {shards}"
-                    rows = max(1, LEAST_ROWS // ((count + 1) * shards))
+                    rows = chosen.rows
                     keys = [f"{row:06d}.jpg" for row in range(rows * (count + 1) * shards)]
                     make(like, path / "one", name, keys, rows, side)
                     of_format = replace(like, settings=replace(like.settings, format=name))
@@ -103,8 +105,9 @@ def main():
                     more = (median["open", "grown"] - median["open", "one"]) / count
                     ms, us = median["open", "one"] * 1e3, median["row", "one"] * 1e6
                     by = {what: median[what, "grown"] / median[what, "one"] for what in ("row", "verify")}
+                    shutil.rmtree(path)
                     print(
-                        f"{name:<12} {count:4} generations of {shards} shards, {len(keys):5,} rows"
+                        f"{name:<12} {count:4} generations of {shards} shards, {len(keys):6,} rows"
                         f" {ms:6.1f} {median['open', 'grown'] * 1e3:7.1f} {more * 1e3:7.2f}"
                         f" {us:20.0f} {by['row']:6.2f} {median['verify', 'one']:10.2f} {by['verify']:6.2f}",
                         flush=True,

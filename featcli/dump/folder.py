@@ -82,10 +82,14 @@ class Dump:
         dump = cls.existing(path)
         if dump is None:
             raise no_dump(path)
-        listed = state_at(path / IMAGES)
-        if listed is None or not stat.S_ISREG(listed.st_mode) or dump.plan.num_images > listed.st_size:
-            raise DamagedError(f"dump {shown(path)}: images.jsonl is gone, or too short for its plan", RELIST)
+        dump.refuse_short_list()
         return dump
+
+    def refuse_short_list(self) -> None:
+        """Raise DamagedError if images.jsonl is gone, or too short to be what was planned."""
+        listed = state_at(self.path / IMAGES)
+        if listed is None or not stat.S_ISREG(listed.st_mode) or self.plan.num_images > listed.st_size:
+            raise DamagedError(f"dump {shown(self.path)}: images.jsonl is gone, or too short for its plan", RELIST)
 
     @staticmethod
     def plan_in(path: Path) -> Plan:

@@ -16,7 +16,7 @@ from featcli.dump.atomic_file import disk_errors, sync_folder
 from featcli.dump.checksummed_json import CHECKSUM, hash_json, publish_checksummed, read_checksummed, why_refused
 from featcli.dump.folder import MANIFEST, SHARDS, Dump
 from featcli.dump.lock import one_at_a_time
-from featcli.dump.plan import FORMAT_VERSIONS, Plan, with_fingerprint
+from featcli.dump.plan import FORMAT_VERSIONS, Extends, Plan, with_fingerprint
 from featcli.dump.records import manifest_content
 from featcli.errors import DamagedError, MachineError, shown
 from featcli.system.faults import machine_errors
@@ -26,6 +26,7 @@ MORE = "more"
 GROWN_VERSION = 3  # format version of the manifest of a dump that grew, which older readers refuse
 GROWN = b'{\n "format_version": %d,' % GROWN_VERSION  # how such a manifest begins
 GENERATIONS, IS_OPEN = "generations", "is_open"  # fields of that manifest
+PUT_BACK = "put that folder back: without it the rows behind it have other numbers"
 MEND = "run featcli verify --repair, then its extract command again"
 
 
@@ -52,11 +53,10 @@ class Generation:
         return found
 
     @classmethod
-    def of(cls, dump: Dump) -> Generation:
-        """Return what is to be said of a complete generation. Raises DamagedError and MachineError."""
+    def of(cls, dump: Dump, manifest: str) -> Generation:
+        """Return what is to be said of a complete generation, whose manifest has this checksum."""
         assert dump.plan.extends is not None
-        checksum = hash_json(_read_manifest(dump.path))
-        return cls(dump.plan.extends.generation, dump.plan.fingerprint, dump.plan.num_images, checksum)
+        return cls(dump.plan.extends.generation, dump.plan.fingerprint, dump.plan.num_images, manifest)
 
 
 def folder_of(root: Path, number: int) -> Path:
@@ -96,30 +96,28 @@ def all_generations(root: Dump) -> Generations:
 
     Raises DamagedError if one is gone or another one is in its place, and MachineError.
     """
-    content = _grown_manifest(root)
+    named, is_open = read_named(root)
     dumps = [root]
-    named = _named_in(root, content)
-    rows = root.plan.num_images
-    for number, one in enumerate(named, 1):
+    for number in range(1, len(named) + 1):
         path = folder_of(root.path, number)
         if not is_there(path):
-            raise DamagedError(
-                f"dump {shown(root.path)}: its generation {MORE}/{path.name} is gone",
-                "put that folder back: without it the rows behind it have other numbers",
-            )
-        dump = Dump.at(path)
-        extends = dump.plan.extends
-        is_ours = dump.plan.fingerprint == one.fingerprint and one.number == number and extends is not None
-        if not is_ours or (extends.fingerprint, extends.rows) != (root.plan.fingerprint, rows):  # type: ignore[union-attr]
-            raise DamagedError(
-                f"dump {shown(root.path)}: {MORE}/{path.name} is not the generation that was added",
-                "put that folder back: without it the rows behind it have other numbers",
-            )
-        rows += one.rows
-        dumps.append(dump)
-    is_whole = [root.is_complete() and not content.get(IS_OPEN, False)]
+            raise DamagedError(f"dump {shown(root.path)}: its generation {MORE}/{path.name} is gone", PUT_BACK)
+        dumps.append(Dump.at(path))
+    refuse_others(dumps, named)
+    is_whole = [root.is_complete() and not is_open]
     is_whole += [one.manifest is not None and dump.is_complete() for one, dump in zip(named, dumps[1:], strict=True)]
     return Generations(dumps, [not one for one in is_whole])
+
+
+def refuse_others(dumps: Sequence[Dump], named: Sequence[Generation]) -> None:
+    """Raise DamagedError unless the dumps behind the first are the generations that its manifest names."""
+    root, rows = dumps[0], dumps[0].plan.num_images
+    for number, (one, dump) in enumerate(zip(named, dumps[1:], strict=True), 1):
+        expected = Extends(root.plan.fingerprint, number, rows)
+        if (dump.plan.fingerprint, one.number, dump.plan.extends) != (one.fingerprint, number, expected):
+            name = f"{MORE}/{dump.path.name}"
+            raise DamagedError(f"dump {shown(root.path)}: {name} is not the generation that was added", PUT_BACK)
+        rows += one.rows
 
 
 def generations_of(root: Dump) -> list[Dump]:
@@ -132,24 +130,23 @@ def generations_of(root: Dump) -> list[Dump]:
 
 def named_generations(root: Dump) -> list[Generation]:
     """Return the generations that the manifest of a dump names. Raises DamagedError and MachineError."""
-    return _named_in(root, _grown_manifest(root))
+    return read_named(root)[0]
 
 
-def _grown_manifest(root: Dump) -> dict[str, Any]:
-    """Return the manifest of a dump that may have grown; empty if it has not, or has no manifest."""
+def read_named(root: Dump) -> tuple[list[Generation], bool]:
+    """Return the generations that the manifest of a dump names, and whether shards of the first are made again.
+
+    There are none in a dump without a manifest. Raises DamagedError and MachineError.
+    """
     if not has_grown(root.path) or not is_there(root.path / MANIFEST):
-        return {}
+        return [], False
     try:
-        return _read_manifest(root.path)
+        content = _read_manifest(root.path)
+        return [Generation.from_json(one) for one in content.get(GENERATIONS, ())], bool(content.get(IS_OPEN, False))
     except DamagedError:
         if is_there(root.path / MANIFEST):
             raise
-        return {}  # another process has removed it meanwhile, to make shards again
-
-
-def _named_in(root: Dump, manifest: Mapping[str, Any]) -> list[Generation]:
-    try:
-        return [Generation.from_json(one) for one in manifest.get(GENERATIONS, ())]
+        return [], False  # another process has removed it meanwhile, to make shards again
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"dump {shown(root.path)}: {MANIFEST} is damaged ({why_refused(error)})", MEND) from error
 
@@ -185,7 +182,7 @@ def commit(root: Dump, generation: Dump) -> None:
         if not is_there(root.path / MANIFEST):
             return
         named = named_generations(root)
-        one = Generation.of(generation)
+        one = Generation.of(generation, hash_json(_read_manifest(generation.path)))
         if one.number > len(named) + 1:
             raise MachineError(
                 f"dump {shown(root.path)}: generation {one.number} cannot follow {len(named)}", "was one removed?"
@@ -255,7 +252,7 @@ def complete_generations(root: Dump) -> list[Generation]:
                 break
             if (extends.fingerprint, extends.rows) != (root.plan.fingerprint, rows):
                 break
-            found.append(Generation.of(dump))
+            found.append(Generation.of(dump, hash_json(_read_manifest(path))))
             rows += dump.plan.num_images
     return found
 

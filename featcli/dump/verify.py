@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 
 from featcli.dump.atomic_file import disk_errors, sync_folder
-from featcli.dump.checksummed_json import checksummed, publish_checksummed, why_refused
+from featcli.dump.checksummed_json import checksummed, hash_json, publish_checksummed, why_refused
 from featcli.dump.columns import COLUMNS
 from featcli.dump.folder import ASIDE, BEFORE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump, unmoved
 from featcli.dump.foreign import ForeignFile, foreign_files
@@ -23,11 +23,12 @@ from featcli.dump.formats.layout import VALID, Array, Layout, is_stage, read_row
 from featcli.dump.generations import (
     MORE,
     Generation,
-    all_generations,
     folder_of,
     named_generations,
     open_manifest,
     plan_of_manifest,
+    read_named,
+    refuse_others,
     with_generations,
 )
 from featcli.dump.lock import FolderLock, is_in_use
@@ -98,22 +99,35 @@ def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
     Raises UsageError if there is no dump, and MachineError if the dump cannot be read, which is no damage.
     """
     with unmoved(Path(path)):
-        return _verdict(Path(path), report)
+        verdict = _checked(Path(path), report).verdict
+    verdict.in_use = is_in_use(Path(path))
+    return verdict
 
 
-def _verdict(folder: Path, report: Report) -> Verdict:
-    verdict = Verdict(str(folder))
+@dataclass
+class _Checked:
+    """A generation that was checked."""
+
+    verdict: Verdict
+    dump: Dump | None = None  # if its plan could be read
+    manifest: str = ""  # the checksum of its manifest, if that is what the records say
+
+
+def _checked(folder: Path, report: Report) -> _Checked:
+    """Check a dump and the generations that were added to it."""
+    checked = _Checked(Verdict(str(folder)))
+    verdict = checked.verdict
     if not any(is_there(folder / name) for name in (PLAN, MANIFEST, SHARDS)):
         raise no_dump(folder)
     dump = None
     with _noting(verdict, PLAN):
-        dump = Dump.existing(folder)
+        dump = checked.dump = Dump.existing(folder)
     if dump is None:
-        return verdict
+        return checked
     with _noting(verdict, IMAGES):
-        Dump.at(folder)
+        dump.refuse_short_list()
     if verdict.damages:
-        return verdict
+        return checked
     verdict.images, verdict.shards = dump.plan.num_images, dump.plan.num_shards
     keys: list[str] | None = None
     with _noting(verdict, IMAGES):
@@ -137,27 +151,29 @@ def _verdict(folder: Path, report: Report) -> Verdict:
             dump.refuse_foreign_file(number)
     verdict.foreign_files = foreign_files(dump)
     generations = _generations(dump, verdict, report)
-    _check_last_files(dump, records, generations, verdict)
-    verdict.in_use = is_in_use(folder)
-    for path, one in generations.items():
-        verdict.add(one, f"{MORE}/{path.name}")
-    return verdict
+    checked.manifest = _check_last_files(dump, records, generations, verdict)
+    for one in generations:
+        verdict.add(one.verdict, f"{MORE}/{Path(one.verdict.dump).name}")
+    return checked
 
 
-def _generations(dump: Dump, verdict: Verdict, report: Report) -> dict[Path, Verdict]:
-    """Check the generations that the manifest names. Returns what was found, by folder."""
-    found: dict[Path, Verdict] = {}
+def _generations(dump: Dump, verdict: Verdict, report: Report) -> list[_Checked]:
+    """Check the generations that the manifest names, as far as they are there."""
+    found: list[_Checked] = []
     with _noting(verdict, MANIFEST):
-        named = named_generations(dump)
+        named, is_open = read_named(dump)
         for one in named:
             path = folder_of(dump.path, one.number)
-            if not is_there(path):
+            if is_there(path):
+                found.append(_checked(path, report))
+            else:
                 verdict.damages.append(Damage(file=f"{MORE}/{path.name}", what="gone"))
-                continue
-            found[path] = _verdict(path, report)
-        if named and len(found) == len(named) and not verdict.damages and not any(v.damages for v in found.values()):
+        dumps = [dump, *(one.dump for one in found if one.dump is not None)]
+        if len(dumps) == len(named) + 1:
             with _noting(verdict, MORE):
-                verdict.has_manifest = verdict.has_manifest and all_generations(dump).are_complete
+                refuse_others(dumps, named)
+        if is_open or any(one.manifest is None for one in named):
+            verdict.has_manifest = False
     return found
 
 
@@ -263,17 +279,20 @@ def _pieces(descriptor: int, array: Array) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _check_last_files(
-    dump: Dump, records: Sequence[dict[str, Any]], generations: Mapping[Path, Verdict], verdict: Verdict
-) -> None:
-    """Check that failures.jsonl and manifest.json repeat what the records and the generations say."""
-    if not verdict.has_manifest or any(one.damages or not one.has_manifest for one in generations.values()):
-        return
+    dump: Dump, records: Sequence[dict[str, Any]], generations: Sequence[_Checked], verdict: Verdict
+) -> str:
+    """Check that failures.jsonl and manifest.json repeat what the records and the generations say.
+
+    Returns the checksum of the manifest, or nothing if there is none to compare.
+    """
+    if not verdict.has_manifest or not all(one.manifest for one in generations):
+        return ""
     if len(records) < dump.plan.num_shards:
         if verdict.missing_shards:
             what = f"there, though {counted(verdict.missing_shards, 'shard')} not"
             verdict.damages.append(Damage(file=MANIFEST, what=what))
-        return
-    ours = [Generation.of(Dump.at(path)) for path in generations]
+        return ""
+    ours = [Generation.of(one.dump, one.manifest) for one in generations if one.dump is not None]
     with _noting(verdict, MANIFEST):
         ours += named_generations(dump)[len(ours) :]  # became part of the dump while the others were read
     manifest = with_generations(manifest_content(dump.plan, records), ours)
@@ -285,6 +304,7 @@ def _check_last_files(
                 raise ValueError("gone")
             if found.st_size != len(content) or read_regular(dump.path / name, len(content)) != content:
                 raise ValueError("not what the records say")
+    return hash_json(manifest)
 
 
 def repair(verdict: Verdict) -> list[str]:
