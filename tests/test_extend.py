@@ -390,12 +390,12 @@ def test_columns_of_generations(pictures, folder, tmp_path):
 
     write(first)
     extract(table=csv, root=folder, output=path, extend=True, **OPTIONS)
-    write({"path": SECOND, "score": [1, 2], "code": [12, 13], "more": ["", ""], "label": ["", ""]})
+    write({"path": SECOND, "score": [1, 2], "code": [12, 1.5], "more": ["", ""], "label": ["", ""]})
     extract(table=csv, root=folder, output=path, extend=True, **OPTIONS)
     with open_dump(path) as dump:
         assert dump.columns["label"].tolist() == ["x", "y", None, None, None]
         assert dump.columns["score"].tolist() == [1.5, 2.0, 0.5, 1.0, 2.0]
-        assert dump.columns["code"].tolist() == ["007", "8", "9", "12", "13"]
+        assert dump.columns["code"].tolist() == ["007", "8", "9", "12", "1.5"]
         assert dump.columns["more"].tolist() == [None] * 5
     before = tree(path)
     write({"path": THIRD, "score": ["high", "low", ""]})

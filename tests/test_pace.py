@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from featcli.dump.settings import Settings
-from featcli.run.stats import Timings
+from featcli.run.stats import Throughput, Timings
 from featcli.system.machine import available_cores
 
 SETTINGS = Settings(
@@ -22,6 +22,9 @@ SETTINGS = Settings(
     pool="none",
     format="hdf5",
 )
+
+
+WORK = {"decode": 0.0, "compute": 0.0, "write": 0.0}
 
 
 def plan(settings=SETTINGS, dtype="float32", device="cpu"):
@@ -45,6 +48,17 @@ def test_the_slowest_part_sets_the_pace(worked, expected, advice):
     assert pace.set_by == expected
     assert pace.advice.startswith(advice)
     assert [line.split()[0] for line in pace.lines()] == ["decode", "compute", "write", "pace"]
+
+
+def test_runs_one_after_another():
+    """Seconds and work of several runs are added up, and shares are those of all the time."""
+    one, two = (
+        Throughput(seconds, 1.0, {**WORK, "compute": at_work}, {**WORK, "compute": at_work / seconds}, {}, {}, name, "")
+        for seconds, at_work, name in ((10.0, 9.0, "compute"), (30.0, 3.0, "write"))
+    )
+    both = one.followed_by(two)
+    assert (both.seconds, both.preparation, both.set_by) == (40.0, 2.0, "write")
+    assert (both.worked["compute"], both.busy["compute"]) == (12.0, 0.3)
 
 
 @pytest.mark.parametrize("part", ["decode", "compute", "write"])

@@ -5,9 +5,14 @@ import csv
 import io
 import json
 import math
+import os
+import pickle
+import re
 import shlex
 import sys
 import tarfile
+import threading
+from dataclasses import replace
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -22,6 +27,7 @@ from featcli.errors import ConflictError, FeatcliError, UsageError
 from featcli.inputs.cells import SMALL, kind_of_text
 from featcli.inputs.columns import listed_columns
 from featcli.inputs.listing import find
+from featcli.reading import columns as reading_columns
 from featcli.spec.groups import InputSpec
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "pool": "avg", "threads": 1}
@@ -374,6 +380,46 @@ def test_paths_of_other_columns(folder):
         assert (keys, columns) == (["img/0012_y.jpg", "img/0007_x.jpg"], {"id": [12, 7], "kind": ["y", "x"]})
 
 
+@pytest.mark.parametrize("cell", ["7" * 5000, "٣"])
+def test_numbers_that_no_path_can_hold(folder, cell):
+    """Digits without end, or those of other alphabets, are refused like any other wrong path."""
+    (folder / "long.csv").write_text(f"id,x\n{cell},1\n")
+    for text in ("{id:012d}.jpg", "{id:0999999999d}.jpg"):
+        with pytest.raises(UsageError, match=r"names a file that is there|not a whole number|longer than a name"):
+            listed(table=folder / "long.csv", path_format=text)
+
+
+def test_a_field_without_a_name(folder):
+    """A first field of JSON Lines that has no name is called index, as in a CSV, and keeps its cells."""
+    (folder / "index.jsonl").write_text('{"": 5, "path": "a.png"}\n{"": 6, "path": "b.png"}\n')
+    assert listed(table=folder / "index.jsonl")[1] == {"index": [5, 6]}
+
+
+def test_numbers_that_are_kept_as_text(folder):
+    """Cells of a CSV that are texts in the dump, and numbers by themselves, are kept as they are written."""
+    (folder / "codes.csv").write_text("path,code\na.png,1\nb.png,2.5\nc.png,1e-5\n")
+    columns = find(InputSpec(table=folder / "codes.csv")).columns(None)
+    assert columns.kinds == {"code": "float"}
+    as_text = replace(columns, kinds={"code": "text"})
+    assert [json.loads(line)["code"] for line in as_text.lines()] == ["1", "2.5", "1e-5"]
+
+
+def test_a_table_in_memory_stays_where_it_is():
+    """Workers are told the options of a run without its table, which may be large or belong to no other process."""
+    asked = InputSpec(table={"path": ["a.png"], "x": [threading.Lock()]})
+    assert pickle.loads(pickle.dumps(asked)).table.table is None
+
+
+def test_labels_of_folders_of_any_name():
+    """A label that is no text of UTF-8 is escaped in a table of Arrow, as a key is."""
+    pytest.importorskip("pyarrow")
+    name = os.fsdecode(b"d\xff")
+    columns = reading_columns.Columns({"label": "text", "x": "json"}, lambda _: iter([{"label": name, "x": name}]), 1)
+    assert reading_columns.as_arrow(columns, [f"{name}/a.png"]).to_pylist() == [
+        {"key": "d\\udcff/a.png", "label": "d\\udcff", "x": '"d\\udcff"'}
+    ]
+
+
 def test_rows_of_one_picture(folder):
     """A key column gives rows of one picture keys of their own; --unique takes the first row of each key."""
     (folder / "boxes.csv").write_bytes(b"id,path,x\nq,b.png,1\nr,b.png,2\ns,./b.png,3\n")
@@ -553,6 +599,22 @@ def test_resuming_needs_the_same_cells(dumped, photos):
     assert tree(dumped) == before
 
 
+def test_cells_that_only_look_alike(photos, tmp_path):
+    """A number or an object that is written in another way is another cell, and named like any other."""
+    table = {"path": NAMES, "n": [None, 1, 2, 3], "zero": [0.0] * 4, "flag": [None, True, False, True]}
+    table |= {"object": [{"a": 1, "b": 2}] * 4}
+    extract(table=table, root=photos, output=tmp_path / "d", **OPTIONS)
+    for name, cell in (("zero", "-0.0"), ("object", '{"b": 2, "a": 1}'), ("object", '{"a": 1.0, "b": 2}')):
+        with pytest.raises(ConflictError, match=f"column '{name}' of 'b.png' was .*, and is {re.escape(cell)} now"):
+            extract(table=table | {name: [json.loads(cell)] * 4}, root=photos, output=tmp_path / "d", **OPTIONS)
+    with open_dump(tmp_path / "d") as dump:
+        for flag in (True, np.bool_(True), np.array([True])):
+            assert dump.where(flag=flag).tolist() == [1, 3]
+        assert dump.where(n=np.arange(2)).tolist() == [1]
+        labels = dump.as_torch_dataset("stage4", labels="n", rows=[1, 3])[[0, 1]][1]
+        assert (labels.tolist(), str(labels.dtype)) == ([1, 3], "torch.int64")
+
+
 def test_columns_are_damaged_like_lists(dumped, photos, cli, tmp_path):
     """A changed byte of columns.jsonl is damage, which reading and verify name, and the extract command mends."""
     import shutil
@@ -564,8 +626,9 @@ def test_columns_are_damaged_like_lists(dumped, photos, cli, tmp_path):
         (path / "columns.jsonl").unlink(missing_ok=True)
         if wrong is not None:
             (path / "columns.jsonl").write_bytes(wrong)
-        with open_dump(path) as dump, pytest.raises(FeatcliError, match=r"columns.jsonl is damaged"):
-            dump.columns["label"]
+        for name in KINDS:  # a damaged cell may be that of any column
+            with open_dump(path) as dump, pytest.raises(FeatcliError, match=r"columns.jsonl is damaged"):
+                dump.columns[name]
         ran = cli("verify", path)
         assert ran.code == 4
         assert "columns.jsonl" in ran.out + ran.err

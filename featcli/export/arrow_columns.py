@@ -9,7 +9,7 @@ from typing import Any
 
 from featcli.export.content import Content
 from featcli.inputs.cells import Kind
-from featcli.reading.columns import as_python
+from featcli.reading.columns import as_python, as_utf8
 
 AT_ONCE = 8192  # rows whose cells are in memory at once
 LONGEST_TYPE = 10_000  # characters: objects whose fields are names of things become text, not a field for each thing
@@ -28,7 +28,7 @@ def column_fields(content: Content) -> list[Any]:
         pyarrow.field(
             name,
             nested.get(name) or types.get(kind, pyarrow.string()),
-            metadata={"column": _utf8(column), "kind": kind},
+            metadata={"column": as_utf8(column), "kind": kind},
         )
         for (column, name), kind in zip(content.columns.items(), content.kinds.values(), strict=True)
     ]
@@ -39,7 +39,7 @@ def arrow_column(cells: Sequence[Any], kind: Kind, of_type: Any) -> Any:
     import pyarrow
 
     if kind == "text":
-        cells = [None if cell is None else _utf8(cell) for cell in cells]
+        cells = [None if cell is None else as_utf8(cell) for cell in cells]
     elif kind == "json" and of_type == pyarrow.string():
         cells = [None if cell is None else json.dumps(cell) for cell in cells]
     else:
@@ -108,7 +108,3 @@ def _is_written(of_type: Any) -> bool:
     except pyarrow.ArrowException:
         return False
     return True
-
-
-def _utf8(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()

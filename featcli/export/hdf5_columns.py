@@ -22,7 +22,7 @@ from featcli.dump.formats.hdf5 import PlacedFile
 from featcli.errors import UsageError, shown
 from featcli.export.content import Content, free_names
 from featcli.inputs.cells import EXACT, Kind
-from featcli.reading.columns import as_python
+from featcli.reading.columns import as_python, as_utf8
 
 MISSING = ".missing"  # ends the name of the dataset that says which texts are missing
 AT_ONCE = 8192  # rows whose cells are in memory at once
@@ -171,4 +171,4 @@ def _link(name: str) -> str:
 
 
 def _text(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return as_utf8(text).replace("\0", "\\0")

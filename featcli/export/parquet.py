@@ -16,7 +16,7 @@ import numpy as np
 from featcli.errors import UsageError
 from featcli.export.arrow_columns import arrow_column, column_fields
 from featcli.export.content import Content
-from featcli.reading.columns import Cells
+from featcli.reading.columns import Cells, as_utf8
 from featcli.reading.reader import Run
 
 DTYPES = ("float32", "float16")
@@ -58,8 +58,7 @@ def _batch(content: Content, run: Run, cells: Sequence[Cells], schema: Any) -> A
     import pyarrow
 
     valid = content.dump.valid[run.rows]
-    keys = [key.encode("utf-8", "backslashreplace").decode() for key in run.keys]
-    columns = [pyarrow.array(keys), pyarrow.array(run.rows, pyarrow.int64())]
+    columns = [pyarrow.array([as_utf8(key) for key in run.keys]), pyarrow.array(run.rows, pyarrow.int64())]
     columns += [
         arrow_column([of_row[name] for of_row in cells], kind, schema.field(name).type)
         for name, kind in content.kinds.items()

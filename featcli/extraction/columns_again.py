@@ -79,7 +79,7 @@ def _refuse_other_cells(dump: Dump, listed: ListedColumns) -> None:
     for row, cells in enumerate(dump.cells()):
         if xxhash.xxh3_64_intdigest(json.dumps(cells).encode("ascii") + b"\n") != hashes[row]:
             now = json.loads(next(line for at, line in listed.found() if at == row))
-            name = next(name for name in cells if cells[name] != now[name])
+            name = next(name for name in cells if json.dumps(cells[name]) != json.dumps(now[name]))  # 1 is not 1.0
             raise _conflict(
                 dump,
                 f"the column {shown(name)} of {shown(listed.images.keys[row])} was"

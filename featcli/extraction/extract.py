@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 
 from featcli.backbones.backbone import Backbone
@@ -184,7 +185,8 @@ def _together(root: Dump, ended: Sequence[_Ended]) -> _Ended:
     dumps = generations.dumps
     totals = totals_of(record for dump in dumps for record in dump.records())
     missing = sum(len(dump.committed().missing) for dump in dumps)
-    outcomes, idle = [one.outcome for one in ended], RunStats().timings.pace(1, 1, root.plan)
+    outcomes = [one.outcome for one in ended]
+    paces = [one.pace for one in outcomes] or [RunStats().timings.pace(1, 1, root.plan)]
     outcome = Outcome(
         dump=str(root.path),
         written=totals["written"],
@@ -192,7 +194,7 @@ def _together(root: Dump, ended: Sequence[_Ended]) -> _Ended:
         failed_by_reason=totals["failed_by_reason"],
         extracted=sum(one.extracted for one in outcomes),
         is_complete=generations.are_complete,
-        pace=max((one.pace for one in outcomes), key=lambda pace: pace.seconds, default=idle),
+        pace=reduce(Throughput.followed_by, paces),
         pictures=pictures_of(record for dump in dumps for record in dump.records()),
         part=next((one.part for one in outcomes), None),
     )

@@ -17,9 +17,9 @@ import xxhash
 from featcli.errors import ConflictError, UsageError, shown
 from featcli.inputs.cells import INFINITIES, LONGEST_LINE, Kind, joined_kinds, value_of
 from featcli.inputs.image_list import ImageList
-from featcli.inputs.labels import labels_of
+from featcli.inputs.keys import Keys
+from featcli.inputs.labels import LABEL, labels_of
 
-LABEL = "label"
 encoded = json.JSONEncoder(allow_nan=False).encode  # made once, since a table has many rows
 
 
@@ -38,8 +38,11 @@ class ColumnSource(Protocol):
     def kinds(self) -> Mapping[str, Kind | None]:
         """The kind of each column; None for one whose cells are all missing."""
 
-    def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yield the place of each image in the source, in its order, and the cells by column."""
+    def rows(self, kinds: Mapping[str, Kind]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Yield the place of each image in the source, in its order, and the cells by column.
+
+        `kinds` are those in the dump, as which cells are kept: a text that was taken for a number stays as it is.
+        """
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class ListedColumns:
             if source is None:
                 yield row, self._line(none, row)
                 continue
-            walk = walks.setdefault(id(source), source.rows())
+            walk = walks.get(id(source)) or walks.setdefault(id(source), source.rows(self.kinds))
             place = images.place_of(row)
             cells = next((cells for at, cells in walk if at == place), None)
             if cells is None:
@@ -145,7 +148,7 @@ def listed_columns(images: ImageList, leads: Mapping[str, str], label_level: int
     labels = None
     if label_level is not None or (sources and any(one.columns is None or one.tar for one in images.origins)):
         has_label = [label_level is not None or one.columns is None or bool(one.tar) for one in images.origins]
-        keys = (key for key, number in zip(images.keys, images.numbers, strict=True) if has_label[number])
+        keys = Keys(key for key, number in zip(images.keys, images.numbers, strict=True) if has_label[number])
         found = iter(labels_of(keys, leads, "", label_level or 1))
         labels = [next(found) if has_label[number] else "" for number in images.numbers]
         if not any(labels):

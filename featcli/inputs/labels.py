@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from sys import intern
 
 from featcli.errors import UsageError, shown
 from featcli.inputs.leads import TAR
 
+LABEL = "label"  # the column that they are
 
-def labels_of(keys: Iterable[str], leads: Mapping[str, str] | None, dump: object, level: int = 1) -> list[str]:
+
+def labels_of(keys: Sequence[str], leads: Mapping[str, str] | None, dump: object, level: int = 1) -> list[str]:
     """Return a label for each key: a folder inside its input, or "" for an image that lies in none at that level.
 
     Level 1 is the first folder inside the input. If no image lies in a folder there, the leads are the labels of level
@@ -17,7 +19,6 @@ def labels_of(keys: Iterable[str], leads: Mapping[str, str] | None, dump: object
     whole key count, and UsageError is raised for level 1 if a key has two or more of them, because the first may be an
     input. `dump` is the path of the dump, for that message.
     """
-    keys = list(keys)
     if leads is None and level == 1:
         deep = next((key for key in keys if key.count("/") > 1), None)
         if deep is not None:

@@ -71,11 +71,11 @@ class Sidecars:
         """The kind of each column."""
         return {name: self._learnt[name].kind or "text" for name in COLUMNS if name in self._found}
 
-    def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yield the place of each picture in the tar, and its cells."""
-        kinds = self.kinds
+    def rows(self, kinds: Mapping[str, Kind]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Yield the place of each picture in the tar, and its cells. See ColumnSource."""
+        own = self.kinds
         for place, cells in self._spool.lines(self._begin, self._end):
-            yield place, {name: value_of(cells.get(name), kind) for name, kind in kinds.items() if kind is not None}
+            yield place, {name: value_of(cells.get(name), kind) for name, kind in own.items() if kind is not None}
 
     def add_picture(self, name: str, place: int) -> None:
         """Take a picture into account, in the order of the tar."""

@@ -136,14 +136,15 @@ class JsonLinesTable(TextTable):
 
     def __init__(self, name: str, file: IO[bytes]) -> None:
         super().__init__(name, file)
-        self.names = self._fields()
+        self._fields = self._all_fields()
+        self.names = checked_names(f"table {shown(name)}", self._fields)
 
     def rows(self) -> Iterator[Line]:
         """Yield the rows. A field that a line lacks is missing. Raises UsageError for lines that are no objects."""
         for line, found in self._objects():
-            yield line, [found.get(name) for name in self.names]
+            yield line, [found.get(name) for name in self._fields]
 
-    def _fields(self) -> list[str]:
+    def _all_fields(self) -> list[str]:
         names: dict[str, None] = {}
         for line, found in self._objects():
             names.update(dict.fromkeys(found))
@@ -151,7 +152,7 @@ class JsonLinesTable(TextTable):
                 raise self.wrong(line, f"there are more than {MOST_COLUMNS:,} names of fields by now", "is it a table?")
         if not names:
             raise UsageError(f"table {shown(self._name)}: it is empty", 'give a line such as {"path": "a.jpg"}')
-        return checked_names(f"table {shown(self._name)}", list(names))
+        return list(names)
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, text in self._lines():

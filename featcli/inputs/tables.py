@@ -39,6 +39,7 @@ COCO = re.compile(rb'"(images|annotations|categories|licenses)"\s*:\s*\[|^\{\s*"
 NO_PATH = "give the column of paths with --path-column, or make paths of other columns with --path-format"
 IN_AN_INPUT = "leave the INPUT out if the table names all its images, else the row"
 LOOKED_AT = 5  # rows by which a hint is made
+LONGEST_NAME = 255  # bytes
 HOW = "name the column of paths with --path-column, or make paths of other columns, as"
 
 
@@ -305,10 +306,13 @@ class Table:
         """Return the error that names a line or row of the table."""
         return self._table.wrong(line, what, hint)
 
-    def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yield the number of each row from 0 on, and its cells by column, once the kinds are known."""
-        kinds = self.kinds
-        kept = [(place, self._names[place], kinds[self._names[place]]) for place in self._kept]
+    def rows(self, kinds: Mapping[str, Kind]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Yield the number of each row from 0 on, and its cells by column, once their own kinds are known.
+
+        See ColumnSource.
+        """
+        own = {name: "text" if kinds[name] == "text" else kind for name, kind in self.kinds.items()}
+        kept = [(place, self._names[place], own[self._names[place]]) for place in self._kept]
         for number, (line, cells) in enumerate(self._table.rows()):
             found = {name: None if kind is None else value_of(cells[at], kind) for at, name, kind in kept}
             if self.path_column is not None:
@@ -440,8 +444,11 @@ class PathFormat:
         except ValueError as error:
             raise self._wrong(text, str(error)) from error
         for literal, name, width, conversion in pieces:
-            if conversion or (width and not (width.removeprefix("0").removesuffix("d").isdecimal())):
+            digits = (width or "").removeprefix("0").removesuffix("d")
+            if conversion or (width and not (digits.isascii() and digits.isdecimal())):
                 raise self._wrong(text, f"{{{name}}} has more behind it than a width such as :012d")
+            if len(digits) > 3 or int(digits or 0) > LONGEST_NAME:
+                raise self._wrong(text, f"{{{name}}} would be longer than a name of a file can be")
             if name is not None and name not in table.names:
                 near = did_you_mean(nearest(name, table.names), f"the columns are {', '.join(table.names[:20])}")
                 raise UsageError(f"--path-format {shown(text)}: {table.called} has no column {shown(name)}", near)
@@ -464,11 +471,11 @@ class PathFormat:
         return path
 
     def _filled(self, line: int, cell: str, name: str, width: str) -> str:
-        if not cell.isdecimal():
+        if not (cell.isascii() and cell.isdecimal()):
             raise self._table.wrong(
                 line, f"column {shown(name)} holds {shown(cell)}, which is not a whole number", "leave the width out"
             )
-        return format(int(cell), width if width.endswith("d") else f"{width}d")
+        return (cell.lstrip("0") or "0").rjust(int(width.removesuffix("d")), "0" if width.startswith("0") else " ")
 
     def _wrong(self, text: str, what: str) -> UsageError:
         return UsageError(f"--path-format {shown(text)}: {what}", "write it as in 'images/{id}.jpg'")

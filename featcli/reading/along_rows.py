@@ -17,9 +17,9 @@ from featcli.dump.records import split_digests
 from featcli.errors import ConflictError, IncompleteError, UsageError, shown
 from featcli.inputs.cells import Kind
 from featcli.inputs.keys import Keys, first_rows
-from featcli.inputs.labels import labels_of
+from featcli.inputs.labels import LABEL, labels_of
 from featcli.pixels.failure import NOT_READ
-from featcli.reading.columns import KINDS_SAID, LABEL, Cells, Columns
+from featcli.reading.columns import KINDS_SAID, Cells, Columns
 
 
 class AlongRows:

@@ -12,7 +12,6 @@ import numpy as np
 from featcli.errors import UsageError, any_of, did_you_mean, nearest, shown
 from featcli.inputs.cells import EXACT, Kind
 
-LABEL = "label"
 NUMBERS = ("int", "float")
 KINDS_SAID = {"bool": "true or false", "int": "whole numbers", "float": "numbers", "text": "texts", "json": "JSON"}
 MOST_SHARED = 65_536  # different texts of a column that are held once for all rows
@@ -99,6 +98,7 @@ class Columns(Mapping[str, np.ndarray]):
                 there = f"the columns are {', '.join(self.kinds)}" if self.kinds else "the dump has no columns"
                 raise UsageError(f"there is no column {shown(name)}", did_you_mean(nearest(name, self.kinds), there))
             wanted = list(asked) if isinstance(asked, list | tuple | set | frozenset | np.ndarray) else [asked]
+            wanted = [one.item() if isinstance(one, np.generic) else one for one in wanted]
             for one in wanted:
                 self._refuse_other(name, one)
             chosen &= _are_among(self[name], wanted)
@@ -106,12 +106,12 @@ class Columns(Mapping[str, np.ndarray]):
 
     def _refuse_other(self, name: str, value: Any) -> None:
         kind = self.kinds.get(name, "json")
-        is_flag = isinstance(value, bool | np.bool_)
+        is_flag = isinstance(value, bool)
         fits = {
             "text": isinstance(value, str),
             "bool": is_flag,
-            "int": isinstance(value, int | float | np.number) and not is_flag,
-            "float": isinstance(value, int | float | np.number) and not is_flag,
+            "int": isinstance(value, int | float) and not is_flag,
+            "float": isinstance(value, int | float) and not is_flag,
             "json": True,
         }
         if value is not None and not fits[kind]:
@@ -186,7 +186,10 @@ def _array(values: Iterable[Any], kind: Kind, count: int) -> np.ndarray:
 def _numbers(values: Iterable[Any], kind: Kind, count: int) -> np.ndarray:
     """Return int64 or float64 with NaN; whole numbers that float64 does not hold stay objects if some are missing."""
     if kind == "float":
-        return np.fromiter((math.nan if value is None else value for value in values), np.float64, count)
+        # Without a count, because the file is compared with its hash behind its last row.
+        numbers = np.fromiter((math.nan if value is None else value for value in values), np.float64)
+        assert len(numbers) == count
+        return numbers
     found, missing = np.zeros(count, np.int64), np.zeros(count, bool)
     for row, value in enumerate(values):
         if value is None:
@@ -221,19 +224,26 @@ def _are_among(column: np.ndarray, wanted: list[Any]) -> np.ndarray:
 def as_arrow(columns: Columns, keys: list[str]) -> Any:
     """Return a pyarrow.Table of `key` and the columns. Values of `json` are nested, or text if they have several types.
 
-    Raises UsageError if pyarrow is not installed.
+    Text that is not UTF-8 is escaped. Raises UsageError if pyarrow is not installed.
     """
     try:
         import pyarrow
     except ImportError as error:
         raise UsageError("pyarrow is not installed", "pip install 'featcli[parquet]'") from error
     types = {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64(), "text": pyarrow.string()}
-    found = {"key": pyarrow.array([key.encode("utf-8", "backslashreplace").decode() for key in keys])}
+    found = {"key": pyarrow.array([as_utf8(key) for key in keys], pyarrow.string())}
     for name, kind in columns.kinds.items():
         values = list(columns.values_of(name))
+        if kind == "text":  # labels of folders, whose names may be any bytes
+            values = [None if value is None else as_utf8(value) for value in values]
         array = arrow_nested(values) if kind == "json" else pyarrow.array(values, types[kind])
         found[name if name != "key" else "column.key"] = array
     return pyarrow.table(found)
+
+
+def as_utf8(text: str) -> str:
+    """Return a text as UTF-8 can hold it: bytes of names that are none are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def arrow_nested(values: list[Any]) -> Any:
@@ -242,5 +252,5 @@ def arrow_nested(values: list[Any]) -> Any:
 
     try:
         return pyarrow.array(values)
-    except (pyarrow.ArrowException, TypeError, OverflowError):
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):
         return pyarrow.array([None if value is None else json.dumps(value) for value in values], pyarrow.string())

@@ -20,6 +20,7 @@ from featcli.dump.folder import Dump
 from featcli.dump.generations import all_generations
 from featcli.dump.plan import Output, Plan
 from featcli.errors import CheckpointError, FeatcliError, IncompleteError, UsageError, counted, nearest, one_line, shown
+from featcli.inputs.labels import LABEL
 from featcli.pixels.failure import UnreadableError
 from featcli.reading.along_outputs import (
     check_names,
@@ -36,7 +37,7 @@ from featcli.reading.along_rows import (
     refuse_other_dumps,
     refuse_repeated_keys,
 )
-from featcli.reading.columns import LABEL, Columns, as_arrow
+from featcli.reading.columns import Columns, as_arrow
 from featcli.reading.open_shards import OpenShards
 from featcli.reading.picture_files import PictureFiles
 from featcli.reading.stage_array import RowIndex, StageArray

@@ -90,7 +90,10 @@ class StageDataset(Dataset[Any]):
             return self._numbers_of(columns[name], name)
         found = columns[name]
         self._refuse_missing(found, name)
-        return [found[row] for row in self.rows] if found.dtype == object else torch.from_numpy(found[self.rows])
+        if found.dtype == object:
+            return [found[row] for row in self.rows]
+        whole = np.int64 if columns.kinds.get(name) == "int" else found.dtype  # others may lack theirs, so it was NaN
+        return torch.from_numpy(found[self.rows].astype(whole))
 
     def _numbers_of(self, names: Sequence[Any] | np.ndarray, column: str) -> torch.Tensor:
         self._refuse_missing(names, column)

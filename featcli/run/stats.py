@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from featcli.dump.plan import Plan
 from featcli.pixels.traits import Trait
@@ -99,6 +99,18 @@ class Throughput:
     threads: Mapping[str, int]  # by part, of all workers
     set_by: str
     advice: str
+
+    def followed_by(self, other: Throughput) -> Throughput:
+        """Return the time of this run and one that came after it. What the longer one says of advice counts."""
+        seconds = self.seconds + other.seconds
+        longer = max(self, other, key=lambda one: one.seconds)
+        worked = {part: round(self.worked[part] + other.worked[part], 3) for part in PARTS}
+        waited = {part: round(self.waited[part] + other.waited[part], 3) for part in self.waited}
+        shares = {part: self.busy[part] * self.seconds + other.busy[part] * other.seconds for part in PARTS}
+        busy = {part: round(share / seconds, 4) if seconds else 0.0 for part, share in shares.items()}
+        preparation = round(self.preparation + other.preparation, 3)
+        of_both = replace(longer, seconds=round(seconds, 3), preparation=preparation)
+        return replace(of_both, worked=worked, busy=busy, waited=waited)
 
     def lines(self) -> Iterable[str]:
         """Yield lines for people."""

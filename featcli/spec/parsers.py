@@ -165,6 +165,10 @@ class TableInMemory:
     def __hash__(self) -> int:
         return id(self.table)
 
+    def __reduce__(self) -> tuple[type[TableInMemory], tuple[None]]:
+        """Leave the table behind: other processes are given their images one by one."""
+        return TableInMemory, (None,)
+
 
 def table_as_given(table: Any) -> str | TableInMemory:
     """Return the name of a file that holds a table as text, and any other table as it is. Raises UsageError."""

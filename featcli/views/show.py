@@ -13,7 +13,7 @@ import numpy as np
 from featcli.dump.target import refuse_taken, write_files
 from featcli.errors import UsageError, counted, printable, shown, shown_shape
 from featcli.events import Report, silent
-from featcli.reading.columns import LABEL
+from featcli.inputs.labels import LABEL
 from featcli.reading.keys import match_keys
 from featcli.reading.reader import DumpReader
 from featcli.views.dump_pictures import DumpPictures
