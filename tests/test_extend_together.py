@@ -12,7 +12,7 @@ from featcli import extract, open_dump
 from featcli.dump.lock import FolderLock
 from featcli.dump.verify import repair, verify
 from featcli.dump.writer import reopen
-from featcli.errors import ConflictError, FeatcliError, MachineError
+from featcli.errors import ConflictError, DamagedError, FeatcliError, MachineError
 from featcli.extraction import extract as module
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "pool": "avg", "threads": 1}
@@ -307,3 +307,52 @@ def test_machines_without_a_shared_folder(made, path, cli):
     with open_dump(here) as dump:
         assert dump.keys == [*FIRST, *NEW]
     assert verify(here).state == "whole"
+
+
+@pytest.mark.parametrize(
+    ("below", "harm", "extend"),
+    [("", "cut", False), ("", "gone", True), ("more/00001", "gone", False), ("more/00001", "changed", True)],
+)
+def test_a_damaged_list(made, path, cli, below, harm, extend):
+    """verify says that extract writes the list of a generation again, and that is what it does."""
+    extract(made / "new", output=path, extend=True, **OPTIONS)
+    whole, file = tree(path), path / below / "images.jsonl"
+    content = file.read_bytes()
+    file.unlink() if harm == "gone" else file.write_bytes(content[:-4] if harm == "cut" else content.lower()[::-1])
+    assert cli("verify", path).code == 4
+    assert cli("verify", path, "--repair").code == 4
+    extract(made / "new", output=path, extend=extend, **OPTIONS)
+    assert tree(path) == whole
+    assert verify(path).state == "whole"
+    file.write_bytes(b"{}")
+    with pytest.raises(DamagedError, match=r"images\.jsonl is"):
+        extract(made / "others", output=path, extend=extend, **OPTIONS)
+
+
+def test_a_damaged_list_of_a_generation_that_was_begun(made, path, monkeypatch):
+    """The list of a generation that is no part of the dump yet is written again, too."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_make", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            extract(made / "new", output=path, extend=True, **OPTIONS)
+    (path / "more" / "00001" / "images.jsonl").write_bytes(b"")
+    extract(made / "new", output=path, extend=True, **OPTIONS)
+    with open_dump(path) as dump:
+        assert dump.keys == [*FIRST, *NEW]
+    assert verify(path).state == "whole"
+
+
+@pytest.mark.parametrize("below", ["", "more/00001"])
+def test_damaged_columns(made, path, tmp_path, below):
+    """The cells of a generation are written again from the table, as those of a dump that has not grown."""
+    table, path = tmp_path / "table.csv", tmp_path / "tabled"
+    for names in (FIRST, FIRST + NEW):
+        table.write_text("path,n\n" + "".join(f"{name},{ord(name[0])}\n" for name in names))
+        extract(table=table, root=made / "new", output=path, extend=True, **OPTIONS)
+    whole = tree(path)
+    (path / below / "columns.jsonl").write_bytes(b"{}\n")
+    assert {damage.file.rpartition("/")[2] for damage in verify(path).damages} == {"columns.jsonl"}
+    extract(table=table, root=made / "new", output=path, **OPTIONS)
+    assert tree(path) == whole
+    with open_dump(path) as dump:
+        assert dump.columns["n"].tolist() == [ord(key[0]) for key in dump.keys]

@@ -91,8 +91,8 @@ class Generations:
         return not any(self.is_unfinished)
 
 
-def all_generations(root: Dump) -> Generations:
-    """Return all generations of a dump, complete or not.
+def all_generations(root: Dump, with_lists: bool = True) -> Generations:
+    """Return all generations of a dump, complete or not. `with_lists` says that their lists of images are needed.
 
     Raises DamagedError if one is gone or another one is in its place, and MachineError.
     """
@@ -102,7 +102,7 @@ def all_generations(root: Dump) -> Generations:
         path = folder_of(root.path, number)
         if not is_there(path):
             raise DamagedError(f"dump {shown(root.path)}: its generation {MORE}/{path.name} is gone", PUT_BACK)
-        dumps.append(Dump.at(path))
+        dumps.append(Dump.at(path) if with_lists else Dump(path, Dump.plan_in(path)))
     refuse_others(dumps, named)
     is_whole = [root.is_complete() and not is_open]
     is_whole += [one.manifest is not None and dump.is_complete() for one, dump in zip(named, dumps[1:], strict=True)]

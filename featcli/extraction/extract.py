@@ -146,7 +146,7 @@ def _run_all(asked: ExtractSpec, report: ProgressReport, listing: Listing | None
                 raise in_use(path)
             _remove_stale(path)
             growth = Growth.of(root, listing)
-            if asked.extend and not is_told:
+            if asked.extend and not is_told and not any(growth.is_unfinished):
                 report_growth(growth, asked, report)
                 is_told = True
             if steps is None and not asked.extend:

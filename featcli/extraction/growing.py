@@ -13,9 +13,9 @@ import numpy as np
 from featcli.dump.folder import PLAN, Dump, in_use
 from featcli.dump.generations import MORE, all_generations, folder_of, next_generation
 from featcli.dump.lock import FolderLock, is_in_use
-from featcli.dump.plan import Extends, Outline, other_images
+from featcli.dump.plan import Extends, Outline, digest_keys, other_images
 from featcli.dump.records import split_digests
-from featcli.errors import ConflictError, counted, shown
+from featcli.errors import ConflictError, DamagedError, counted, shown
 from featcli.events import Report, silent
 from featcli.extraction.picture_check import digests_of
 from featcli.extraction.pictures_again import digests_in_memory
@@ -62,24 +62,41 @@ class Growth:
 
     root: Dump
     dumps: list[Dump]  # all generations that are part of the dump
-    is_unfinished: list[bool]  # of each, also if it is made again
+    is_unfinished: list[bool]  # of each: whether it lacks something, also its list, or is made again
     listing: Listing
     places: np.ndarray  # for each row of the dump its place in the listing, or -1 if it is gone
     new: np.ndarray  # places of images that are not in the dump, in their order
 
     @classmethod
     def of(cls, root: Dump, listing: Listing) -> Growth:
-        """Compare the keys of the dump with those that were found. Raises DamagedError and MachineError."""
+        """Compare the keys of the dump with those that were found.
+
+        A list of images that is damaged is taken for the images that no other generation has, if they are the planned
+        ones. Raises DamagedError and MachineError.
+        """
         if root.plan.leads is None and (older := listing.older()) is not None:  # its keys are those of an older version
             listing = replace(listing, images=older)
-        generations = all_generations(root)
-        dumps = generations.dumps
-        known = Keys(key for dump in dumps for key, _ in dump.images())
-        first = first_rows(known, listing.images.keys)[len(known) :]
+        generations = all_generations(root, with_lists=False)
+        dumps, images = generations.dumps, listing.images
+        lists = [_keys_in(dump) for dump in dumps]
+        lost = [number for number, keys in enumerate(lists) if keys is None]
+        if lost:
+            known = Keys(key for keys in lists if keys is not None for key in keys)
+            (new,) = np.nonzero(first_rows(known, images.keys)[len(known) :] >= len(known))
+            rest = images.taken(new).keys
+            if len(lost) > 1 or digest_keys(rest) != dumps[lost[0]].plan.keys_digest:
+                dumps[lost[0]].keys()  # says what is wrong with it
+            lists[lost[0]] = rest
+        known = Keys(key for keys in lists for key in keys or ())
+        first = first_rows(known, images.keys)[len(known) :]
         places = np.full(len(known), -1)
         is_new = first >= len(known)
         places[first[~is_new]] = np.flatnonzero(~is_new)
-        return cls(root, dumps, generations.is_unfinished, listing, places, np.flatnonzero(is_new))
+        is_unfinished = [
+            is_one or number in lost or not dump.has_its_columns()
+            for number, (dump, is_one) in enumerate(zip(dumps, generations.is_unfinished, strict=True))
+        ]
+        return cls(root, dumps, is_unfinished, listing, places, np.flatnonzero(is_new))
 
     @property
     def rows(self) -> int:
@@ -105,6 +122,14 @@ class Growth:
     def step(self, dump: Dump, images: ImageList) -> Step:
         """Return the step that resumes a generation with these images."""
         return Step(dump.path, self.with_images(images), self.root)
+
+
+def _keys_in(dump: Dump) -> Keys | None:
+    """Return the keys of a generation; None if its list is damaged. Raises MachineError."""
+    try:
+        return dump.packed_keys()
+    except DamagedError:
+        return None
 
 
 def refuse_generation(path: Path) -> None:
@@ -165,7 +190,10 @@ def next_step(growth: Growth, others_work: bool) -> Step | None:
             raise ConflictError(
                 f"dump {shown(root.path)}: {shown(begun.path)} is not a generation of it", "move it somewhere else"
             )
-        first = first_rows(images.keys, begun.packed_keys())[len(images) :]
+        keys = _keys_in(begun)
+        if keys is None and digest_keys(images.taken(growth.new).keys) == begun.plan.keys_digest:
+            return growth.step(begun, images.taken(growth.new))  # its list is written again
+        first = first_rows(images.keys, keys or begun.packed_keys())[len(images) :]
         places = np.where(first < len(images), first, -1)
         if not np.array_equal(np.sort(places), growth.new) and _is_worked_on(begun.path):
             raise in_use(root.path)
@@ -190,7 +218,10 @@ def _frozen(growth: Growth, dump: Dump, places: np.ndarray) -> ImageList:
     Files that are gone or changed by now become failures, if the folder that they were in is certainly one of those
     that are given: it holds other images of the dump. Raises ConflictError for all others that are gone.
     """
-    images, keys = growth.listing.images, dump.packed_keys()
+    images = growth.listing.images
+    if (places >= 0).all() and _keys_in(dump) is None:  # then its list is written again
+        return images.taken(places)
+    keys = dump.packed_keys()
     found, numbers = images.taken(places[places >= 0]), np.asarray(images.numbers)
     known = {*numbers[growth.places[growth.places >= 0]].tolist(), *found.numbers}
     folders = [
