@@ -158,7 +158,7 @@ def test_pixel_rules_come_back(content, rules):
     words = json.loads(json.dumps(settings_of(rules)))
     settings = Settings.from_json(content | {"preprocessing": words})
     assert settings.pixel_rules == rules
-    assert settings.is_scaled == (rules.decode == "scaled")
+    assert settings.pixels_are_exact == (rules.decode == "exact")
     assert settings.can_be_repeated
 
 

@@ -230,7 +230,7 @@ reveal_type(extract("photos", checkpoint="resnet18", output="d"))  # note: Revea
 reveal_type(featcli.load_backbone("resnet18"))  # note: Revealed type is "featcli.*.Backbone"
 extract("photos", checkpoint="resnet18", output="d", batchsize=3)  # error: .* "batchsize" for "extract"
 extract("photos", checkpoint="resnet18", output="d", batch_size=0.5)  # error: Argument "batch_size" .* type "float"
-extract("photos", checkpoint="resnet18", output="d", decode="fast")  # error: Argument "decode" .*'exact', 'scaled'
+extract("photos", checkpoint="resnet18", output="d", decode="quick")  # error: Argument "decode" .*'exact', 'fast'
 extract("photos", output="d")  # error: Missing named argument "checkpoint" for "extract"
 load_backbone("resnet18", 224)  # error: Too many positional arguments for "load_backbone"
 load_backbone(random_init=True)  # error: Missing positional argument "checkpoint"
@@ -327,7 +327,7 @@ def test_shells_that_are_offered_something(cli, monkeypatch, shell):
     for typed, offered in (
         ("", {"extract", "inspect"}),
         ("extract --dec", {"--decode", "--decode-threads"}),
-        ("extract --decode ", {"exact", "scaled"}),
+        ("extract --decode ", {"exact", "fast", "scaled"}),
         ("extract -c resnet1", {"resnet18", "resnet101"}),
     ):
         found = completed(cli, monkeypatch, f"featcli {typed}", shell)
@@ -351,7 +351,7 @@ def test_the_script_in_bash(cli, monkeypatch, tmp_path):
     typed = f"COMP_WORDS=(featcli extract --decode ''); COMP_CWORD=3; _featcli_completion {command}"
     asked = f'{script}\n{typed}\necho "${{COMPREPLY[*]}}"'
     done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("exact scaled\n", "")
+    assert (done.stdout, done.stderr) == ("exact fast scaled\n", "")
 
 
 def test_completion_imports_no_torch():
@@ -366,7 +366,7 @@ def test_completion_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert (lines[:3], lines[-1]) == (["exact", "scaled", "resnet18"], "set()")
+    assert (lines[:4], lines[-1]) == (["exact", "fast", "scaled", "resnet18"], "set()")
 
 
 @of_each_command

@@ -596,6 +596,8 @@ def timm_sizes(config: Mapping[str, Any]) -> Callable[[tuple[int, int]], tuple[i
 
     kept = config.get("crop_pct") or DEFAULT_CROP_PCT
     height, width = (math.floor(edge / kept) for edge in config["input_size"][1:])
+    if config.get("crop_mode") == "squash":
+        return lambda _: (height, width)
     if config.get("crop_mode") != "border":
         return shorter_edge(height) if height == width else covering((height, width))
 

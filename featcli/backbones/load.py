@@ -12,6 +12,7 @@ from featcli.backbones.execution import Execution
 from featcli.backbones.folding import nothing_to_fold
 from featcli.backbones.module import make_module
 from featcli.pixels.bands import refuse_idle_rules
+from featcli.pixels.extras import refuse_without_fast
 from featcli.spec.calls import OF_STAGES, BackboneCall
 from featcli.spec.groups import PixelSpec
 from featcli.spec.option import narrowed, takes
@@ -38,6 +39,7 @@ def load_backbone(asked: BackboneCall) -> Backbone:
 
     Raises UsageError, CheckpointError and MachineError.
     """
+    refuse_without_fast(asked.decode)
     with exact_arithmetic():
         model = resolve(asked)
         refuse_idle_rules(narrowed(asked, PixelSpec), model.channels)

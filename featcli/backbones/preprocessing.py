@@ -25,11 +25,15 @@ from featcli.backbones.image_processor import (
 from featcli.backbones.internals import timm_resampling, timm_sizes, timm_transform, values_for_channels
 from featcli.backbones.own_preprocessing import OVERRIDES, numbers_of_bands
 from featcli.errors import CheckpointError, UsageError, shown
+from featcli.pixels import torch_resize
 from featcli.pixels.bands import OF_COLOURS
-from featcli.pixels.resize import ResizeMode, fill_of, shortened, within_reason
+from featcli.pixels.resize import ResizeMode, fill_of, shortened, widest_for, within_reason
+from featcli.pixels.torch_resize import edges_of, picture_of, values_of
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
+from featcli.spec.words import Decode
 
+AnyFit = Callable[[Any], np.ndarray]  # as Fit, and takes arrays (H, W, 3) uint8, too
 # Words of timm's data configuration that a plan holds.
 WORDS_OF_TIMM = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
@@ -53,6 +57,7 @@ class Preprocessing:
     summary: str  # the same for people, in one line
     channels: int = 3  # C: the picture's colours, 1 for its greys, or the number of its bands
     resize_mode: ResizeMode | None = None  # if pictures do not get their size in the checkpoint's own way
+    fast: AnyFit | None = None  # as `fit`, resized by torch; None if torch cannot do what resizes here
 
     def __post_init__(self) -> None:
         """Raise CheckpointError for a standard deviation of 0, which would make every map infinite."""
@@ -77,6 +82,12 @@ class Preprocessing:
     def is_native(self) -> bool:
         """Whether each picture gives pixels of a size of its own; `size` is then the checkpoint's."""
         return self.resize_mode is not None and self.resize_mode.is_native
+
+    def fit_for(self, decode: Decode) -> AnyFit:
+        """Return what makes the input of upright RGB pictures, and for "fast" of arrays (H, W, 3), too."""
+        if decode != "fast":
+            return self.fit
+        return self.fast or (lambda picture: self.fit(picture_of(picture)))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Scale and normalise (B, C, H, W) of `dtype` to float32.
@@ -146,9 +157,12 @@ def timm_preprocessing(
     fit: Fit = _for_all_proportions(lambda picture: np.asarray(transform(picture)), config, size)
     if is_grey:
         fit = partial(_fit_grey, fit)
+    fast = _by_torch(fit, transform, config, is_grey)
     if resize_mode is not None:
-        fill = fill_of(config["mean"], channels)
-        fit = _fit_resized(resize_mode.fitted(timm_resampling(config["interpolation"]), fill), is_grey)
+        resample, fill = timm_resampling(config["interpolation"]), fill_of(config["mean"], channels)
+        fit = _fit_resized(resize_mode.fitted(resample, fill), is_grey)
+        by_torch = torch_resize.fitted(resize_mode, resample, fill)
+        fast = None if by_torch is None else _fit_resized(by_torch, is_grey)
         steps = [resize_mode.summary(config["interpolation"])]
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
     return Preprocessing(
@@ -163,7 +177,33 @@ def timm_preprocessing(
         summary=f"{', '.join([*steps, normalisation(mean, std)])}" + (", grey" if is_grey else ""),
         channels=channels,
         resize_mode=resize_mode,
+        fast=fast,
     )
+
+
+def _by_torch(fit: Fit, transform: Callable[[Any], Any], config: Mapping[str, Any], is_grey: bool) -> AnyFit | None:
+    """Return the same as timm's `fit`, resized by torch where torch resizes as Pillow does; None if it never does.
+
+    `transform` then finds pictures of the size to which it would resize them, and only cuts out the middle.
+    """
+    resample, mode = timm_resampling(config["interpolation"]), config.get("crop_mode")
+    size_of, widest = timm_sizes(config), widest_for(config["input_size"][1:])
+    if resample not in torch_resize.MODES:
+        return None
+
+    def fit_any(picture: Image.Image | np.ndarray) -> np.ndarray:
+        height, width = edges_of(picture)
+        size = size_of((height, width))
+        is_usual = max(height, width) <= widest * min(height, width)
+        if not (is_usual and torch_resize.takes((height, width), size, resample)):
+            return fit(picture_of(picture))
+        values = values_of(picture_of(picture).convert("L") if is_grey else picture)
+        resized = torch_resize.resized(values, size, resample)
+        if mode == "border":  # torchvision puts colours around pictures, and only greys around tensors
+            return np.asarray(transform(Image.fromarray(resized.permute(1, 2, 0).numpy())))
+        return np.asarray(transform(resized))
+
+    return fit_any
 
 
 def _for_all_proportions(fit: Fit, config: Mapping[str, Any], size: Size) -> Fit:
@@ -189,8 +229,8 @@ def _fit_grey(fit: Fit, picture: Image.Image) -> np.ndarray:
     return fit(picture.convert("L"))
 
 
-def _fit_resized(resize: Callable[[Image.Image], Image.Image], is_grey: bool) -> Fit:
-    def fit(picture: Image.Image) -> np.ndarray:
+def _fit_resized(resize: Callable[[Any], Image.Image], is_grey: bool) -> AnyFit:
+    def fit(picture: Any) -> np.ndarray:
         fitted = np.asarray(resize(picture).convert("L" if is_grey else "RGB"))
         return fitted[None] if is_grey else fitted.transpose(2, 0, 1)
 
@@ -220,6 +260,7 @@ def _of_bands(
     return replace(
         first,
         fit=fit,
+        fast=None,
         mean=mean,
         std=std,
         settings={**settings, **(first.resize_mode.settings if first.resize_mode else {})},
@@ -259,7 +300,7 @@ def processor_preprocessing(
             f"{processor.name} prepares colours in its own way, and takes no greys",
             "leave --num-channels out, or save another image processor there",
         )
-    return replace(ours, fit=whole, dtype="float32")
+    return replace(ours, fit=whole, dtype="float32", fast=None)
 
 
 def _in_bytes(processor: ImageProcessor, size: Size, channels: int, resize_mode: ResizeMode | None) -> Preprocessing:
@@ -267,8 +308,13 @@ def _in_bytes(processor: ImageProcessor, size: Size, channels: int, resize_mode:
     steps = processor if resize_mode is None else processor.without_resizing()
     said = steps.steps if resize_mode is None else [_said(resize_mode, processor), *steps.steps]
     result = f" -> {size[0]}x{size[1]}" if resize_mode is None else ""
+    own = steps.fit_bytes if channels == 3 else steps.fit_grey
+    by_torch = None
+    if resize_mode is not None:
+        by_torch = torch_resize.fitted(resize_mode, processor.resampling, fill_of(processor.background, channels))
     return Preprocessing(
-        fit=_sizing(processor, size, channels, resize_mode)(steps.fit_bytes if channels == 3 else steps.fit_grey),
+        fit=_sizing(processor, size, channels, resize_mode)(own),
+        fast=None if by_torch is None else lambda picture: own(by_torch(picture)),
         size=size,
         dtype="uint8",
         scale=steps.scale,

@@ -174,9 +174,14 @@ class Settings(Mapping[str, Any]):
         }
 
     @property
-    def is_scaled(self) -> bool:
-        """Whether large JPEGs were decoded at a smaller size."""
-        return bool(self.preprocessing.get("decode") == "scaled")
+    def pixels_are_exact(self) -> bool:
+        """Whether JPEGs and sizes were those of --decode exact."""
+        return bool(self.preprocessing.get("decode", "exact") == "exact")
+
+    @property
+    def sizes_by_processor(self) -> bool:
+        """Whether an image processor of transformers resized pictures."""
+        return self.fit is None and "image_processor_type" in self.preprocessing
 
     @property
     def fit(self) -> Fit | None:

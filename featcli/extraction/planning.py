@@ -26,7 +26,7 @@ from featcli.dump.plan import (
     refuse_other_plan,
 )
 from featcli.dump.target import check_target, existing_parent, try_to_write
-from featcli.errors import ConflictError, DamagedError, counted, shown, size
+from featcli.errors import ConflictError, DamagedError, UsageError, counted, shown, size
 from featcli.events import Choice, Report, silent
 from featcli.extraction.columns_again import as_known, planned_columns
 from featcli.extraction.sharding import Rows, choose_shard_rows, sharers_of, too_few
@@ -118,7 +118,9 @@ def prepare(
         raise nothing_to_fold(model.name)
     weights = backbone.weights
     report("choice", name="weights", value=weights.summary(), loaded=weights.matched, tensors=weights.total)
-    report("choice", name="preprocessing", value=backbone.preprocessing.summary, reason=backbone.preprocessing.origin)
+    is_by_torch = asked.decode == "fast" and backbone.preprocessing.fast is not None
+    value = backbone.preprocessing.summary + (", resized by torch" if is_by_torch else "")
+    report("choice", name="preprocessing", value=value, reason=backbone.preprocessing.origin)
     share = model.share(selection.points)
     value = f"{share:.0%} of the model"
     report("choice", name="computes", value=value, reason="up to the deepest stage", share=round(share, 4))
@@ -265,6 +267,8 @@ def _resolve(
     `is_extension` says that the images are not those of `existing`. Raises UsageError for options that have no effect
     with this model.
     """
+    if existing is None or is_extension:  # else the dump says what it needs
+        extras.refuse_without_fast(asked.decode)
     check_target(asked.dump_path, asked.overwrite)
     if is_real:
         try_to_write(asked.dump_path)
@@ -274,6 +278,7 @@ def _resolve(
     selection = select(asked, devices[0])
     if listing.images.are_in_memory and selection.model.channels in OF_COLOURS:
         refuse_bands(listing.images)
+    _refuse_idle_fast(asked, listing, selection.model)
     if existing is not None:
         selection = selection.worded_as(existing.plan)
     model, positions = selection.model, selection.points.positions
@@ -304,6 +309,16 @@ def _resolve(
     for text in () if listing.images.are_in_memory else extras.missing(listing.images.keys, extras.versions()):
         report("warning", text=text)
     return listing, selection
+
+
+def _refuse_idle_fast(asked: ExtractSpec, listing: Listing, model: ModelSpec) -> None:
+    """Raise UsageError for --decode fast if pictures are in memory, in no JPEG, and torch resizes none of them."""
+    if asked.decode == "fast" and listing.images.are_in_memory and model.preprocessing().fast is None:
+        raise UsageError(
+            "--decode fast changes nothing for these pictures in memory: they are in no JPEG, and torch does not resize"
+            " them as this checkpoint, its filter or its --fit asks",
+            "leave it out",
+        )
 
 
 def refuse_without_extras(dump: Dump, images: ImageList, is_to_be_read: bool) -> None:

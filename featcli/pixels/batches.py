@@ -19,6 +19,7 @@ from featcli.pixels.internals import pillow_set_up
 from featcli.pixels.sizes import Sizes
 from featcli.pixels.traits import Trait
 from featcli.spec.groups import PixelSpec
+from featcli.spec.words import Decode
 from featcli.system.threads import DecodeThreads
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ AHEAD = 2  # batches that are decoded while the backbone works on another
 class Pixels(Protocol):
     """What batches need to know of a backbone's preprocessing."""
 
-    @property
-    def fit(self) -> Callable[[Any], np.ndarray]:
-        """A function that turns an RGB picture, or bands that are each RGB, into (C, H, W) values of `dtype`."""
+    def fit_for(self, decode: Decode) -> Callable[[Any], np.ndarray]:
+        """Return a function that turns an RGB picture, or bands that are each RGB, into (C, H, W) values of `dtype`.
+
+        For "fast" it also takes arrays (H, W, 3).
+        """
 
     @property
     def channels(self) -> int:
@@ -134,7 +137,8 @@ def _fill(decoder: Decoder, image: Image, row: int, out: np.ndarray) -> _Outcome
     traits: tuple[Trait, ...] = ()
     digests = [NOT_READ]
     try:
-        traits = read_pixels(image, decoder.rules, preprocessing.fit, out, preprocessing.is_native, digests.append)
+        fit = preprocessing.fit_for(decoder.rules.decode)
+        traits = read_pixels(image, decoder.rules, fit, out, preprocessing.is_native, digests.append)
     except UnreadableError as error:
         out[...] = 0  # else the pixels of the image before would stay in the buffer
         failure = Failure(key=image.key, row=row, reason=error.reason, detail=error.detail)

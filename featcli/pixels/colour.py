@@ -37,9 +37,9 @@ def summary_of(rules: PixelSpec) -> str:
     """Describe the rules in one line for people."""
     depth = "16 bits" if rules.black_and_white is None else "{:g} to {:g}".format(*rules.black_and_white)
     turned = "applied" if rules.orientation == "apply" else "ignored"
-    large = ", large JPEGs decoded smaller" if rules.decode == "scaled" else ""
+    decoded = {"exact": "", "fast": ", JPEGs by simplejpeg", "scaled": ", large JPEGs decoded smaller"}[rules.decode]
     colour = ", colours converted to sRGB" if rules.colour == "convert" else ""
-    return f"EXIF orientation {turned}, alpha {rules.alpha}, {depth} scaled to 8{colour}{large}"
+    return f"EXIF orientation {turned}, alpha {rules.alpha}, {depth} scaled to 8{colour}{decoded}"
 
 
 def upright_rgb(picture: Image.Image, rules: PixelSpec = DEFAULT) -> Image.Image:
@@ -64,6 +64,12 @@ def upright_rgb(picture: Image.Image, rules: PixelSpec = DEFAULT) -> Image.Image
     background = Image.new("RGBA", upright.size, rules.alpha)
     background.alpha_composite(rgb)
     return background.convert("RGB")
+
+
+def is_as_seen(picture: Image.Image, rules: PixelSpec) -> bool:
+    """Return whether the pixels of an opaque picture in 8 bits are what `upright_rgb` makes of them, but for greys."""
+    is_upright = rules.orientation != "apply" or exif_orientation(picture) == UPRIGHT
+    return is_upright and _profile_to_apply(picture, rules) is None
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

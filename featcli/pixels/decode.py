@@ -14,9 +14,9 @@ from PIL import Image
 from featcli.errors import CheckpointError, FeatcliError, MachineError, shown
 from featcli.inputs.image_list import MISSING
 from featcli.inputs.signatures import START
-from featcli.pixels import avif, bands, jpeg, memory, png, traits
+from featcli.pixels import avif, bands, jpeg, memory, png, traits, turbo
 from featcli.pixels.bands import OF_COLOURS, Bands
-from featcli.pixels.colour import upright_rgb, upright_size
+from featcli.pixels.colour import is_as_seen, upright_rgb, upright_size
 from featcli.pixels.failure import NOT_READ, UnreadableError
 from featcli.pixels.formats import format_of, identified
 from featcli.pixels.image_file import opened
@@ -99,6 +99,13 @@ def fitted_pixels(
 
     def unpacked(file: IO[bytes], picture: Image.Image) -> tuple[np.ndarray, tuple[Trait, ...]]:
         found = list(traits.of_header(picture))
+        if rules.decode == "fast" and of_pixels is None and (pixels := turbo.unpacked(file, picture)) is not None:
+            found += traits.of_pixels(picture)
+            if pixels.ndim == 3 and is_as_seen(picture, rules):
+                return fit(pixels), tuple(dict.fromkeys(found))
+            stored = Image.fromarray(pixels)
+            stored.info = picture.info
+            return fit(upright_rgb(stored, rules)), tuple(dict.fromkeys(found))
         if rules.decode == "scaled" and picture.format in jpeg.FORMATS:
             edge = SPARE * longest
             picture.draft(None, (edge, edge))  # smaller if the format can, but no edge shorter than this

@@ -11,8 +11,9 @@ from functools import cache
 from importlib import import_module, metadata
 from typing import NamedTuple
 
-from featcli.errors import ConflictError, counted, shown
+from featcli.errors import ConflictError, UsageError, counted, shown
 from featcli.pixels.failure import UnreadableError
+from featcli.spec.words import Decode
 
 
 class Extra(NamedTuple):
@@ -32,16 +33,29 @@ class Extra(NamedTuple):
 TIFF = Extra("tiff", ("tifffile", "imagecodecs"), (".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c"), False)
 HEIF = Extra("heif", ("pillow-heif",), (".heic", ".heif", ".hif"), True)
 JXL = Extra("jxl", ("pillow-jxl-plugin",), (".jxl",), True)
-EXTRAS = (HEIF, JXL, TIFF)
+FAST = Extra("fast", ("simplejpeg",), (), False)  # it reads JPEGs with --decode fast alone
+EXTRAS = (HEIF, JXL, TIFF, FAST)
 
 
 def versions() -> dict[str, str]:
     """Return the versions of the extras' packages that are installed."""
-    found = {}
+    found: dict[str, str] = {}
     for package in (package for extra in EXTRAS for package in extra.packages):
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
+
+
+def in_use(decode: Decode) -> dict[str, str]:
+    """Return the versions of the packages that can have a part in what is read."""
+    unused = () if decode == "fast" else FAST.packages
+    return {package: version for package, version in versions().items() if package not in unused}
+
+
+def refuse_without_fast(decode: Decode) -> None:
+    """Raise UsageError for --decode fast if simplejpeg is missing."""
+    if decode == "fast" and not _has(versions(), FAST):
+        raise UsageError("--decode fast needs simplejpeg, which is not installed here", FAST.install)
 
 
 @cache
@@ -84,7 +98,8 @@ def refuse_without(used: Mapping[str, str], keys: Iterable[str], installed: Coll
     needed_by = {suffix for extra in lacking for suffix in extra.suffixes}
     suffixes = {suffix for suffix in map(_suffix, keys) if suffix in needed_by}
     for extra in lacking:
-        if needed := sorted(suffixes & {*extra.suffixes}):
+        needed = ["JPEGs with --decode fast"] if extra is FAST else sorted(suffixes & {*extra.suffixes})
+        if needed:
             packages = " and ".join(f"{package} {used[package]}" for package in extra.packages)
             raise ConflictError(
                 f"dump {shown(path)} was made with {packages}, to read {', '.join(needed)},"

@@ -8,7 +8,7 @@ the scan was whole.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -23,8 +23,8 @@ EOI, SOS, DHT, DRI = 0xD9, 0xDA, 0xC4, 0xDD
 RESTARTS = bytes(range(0xD0, 0xD8))
 WITHOUT_LENGTH = (0x01, 0xD8, EOI, *RESTARTS)
 FRAMES = {*range(0xC0, 0xD0)} - {DHT, 0xC8, 0xCC}  # markers of segments that say the size and the coding
-PROGRESSIVE, LOSSLESS = 0xC2, 0xC3
-HUFFMAN = (0xC0, 0xC1, PROGRESSIVE, LOSSLESS)
+BASELINE, EXTENDED, PROGRESSIVE, LOSSLESS = 0xC0, 0xC1, 0xC2, 0xC3
+HUFFMAN = (BASELINE, EXTENDED, PROGRESSIVE, LOSSLESS)
 MARKER = re.compile(rb"\xff[^\0\xff]")
 RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 OTHER_MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")
@@ -55,6 +55,47 @@ class _Component:
     across: int  # blocks of it in a unit of all components
     down: int
     lacks: list[int] = field(default_factory=lambda: [COEFFICIENTS] * COEFFICIENTS)  # bits to come, by coefficient
+
+
+def _components_of(frame: bytes) -> dict[int, _Component]:
+    """Return the components that a frame's segment names."""
+    return {
+        frame[at]: _Component(frame[at + 1] >> 4 or 1, frame[at + 1] & 15 or 1) for at in range(10, len(frame) - 2, 3)
+    }
+
+
+def _begin_scan(header: bytes, frame: int, components: Mapping[int, _Component]) -> list[_Component]:
+    """Return the components of a scan, and note which bits of them it holds."""
+    found = [components[name] for name in header[5:-3:2] if name in components]
+    first, last, low = (header[-3], header[-2], header[-1] & 15) if frame == PROGRESSIVE else (0, COEFFICIENTS - 1, 0)
+    for component in found:
+        component.lacks[first : last + 1] = [low] * (last + 1 - first)
+    return found
+
+
+def has_all_scans(content: memoryview) -> bool:
+    """Return whether a JPEG has one frame in the usual codings, whose scans hold all of it by their headers.
+
+    libjpeg does not mind if scans are missing; that data end early, it says itself.
+    """
+    frame, at = 0, 2
+    components: dict[int, _Component] = {}
+    while found := OTHER_MARKER.search(content, at):
+        marker, begin, at = content[found.end() - 1], found.start(), found.end()
+        if marker == EOI:
+            return bool(components) and not any(any(each.lacks) for each in components.values())
+        if marker in WITHOUT_LENGTH:
+            continue
+        at += max(2, int.from_bytes(content[at : at + 2], "big"))
+        if marker in FRAMES:
+            if frame or marker not in (BASELINE, EXTENDED, PROGRESSIVE):
+                return False
+            frame, components = marker, _components_of(bytes(content[begin:at]))
+        elif marker == SOS:
+            of_scan = _begin_scan(bytes(content[begin:at]), frame, components)
+            if frame in (BASELINE, EXTENDED) and len(of_scan) == len(components):
+                return True
+    return False
 
 
 class _Scans:
@@ -121,8 +162,7 @@ class _Scans:
     def _begin_frame(self, marker: int, segment: bytes) -> None:
         self._frame = marker
         self._size = (int.from_bytes(segment[7:9], "big"), int.from_bytes(segment[5:7], "big"))
-        for at in range(10, len(segment) - 2, 3):
-            self._components[segment[at]] = _Component(segment[at + 1] >> 4 or 1, segment[at + 1] & 15 or 1)
+        self._components |= _components_of(segment)
 
     def _note_tables(self, content: bytes) -> None:
         while len(content) > 16:
@@ -132,13 +172,8 @@ class _Scans:
 
     def _give_scan(self, header: bytes) -> None:
         """Give the data of a scan, without the marker that follows."""
-        components = [self._components[name] for name in header[5:-3:2] if name in self._components]
+        components = _begin_scan(header, self._frame, self._components)
         is_only = self._frame != PROGRESSIVE and len(components) == len(self._components)
-        first, last, low = 0, COEFFICIENTS - 1, 0
-        if self._frame == PROGRESSIVE:
-            first, last, low = header[-3], header[-2], header[-1] & 15
-        for component in components:
-            component.lacks[first : last + 1] = [low] * (last + 1 - first)
         restarts = self._give_data()
         if self._interval:
             due = (self._units(components) - 1) // self._interval

@@ -45,25 +45,23 @@ def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) ->
     values = array_of(given)
     if isinstance(values, np.ndarray) and values.ndim == 4:
         return prepared(list(values), rules, preprocessing, size)
-    name = "a picture"
+    name, fit = "a picture", preprocessing.fit_for(rules.decode)
     try:
         if preprocessing.channels not in OF_COLOURS and isinstance(values, np.ndarray | Image.Image):
             greys, _ = bands.in_memory(values, rules, preprocessing.channels)
-            return torch.tensor(preprocessing.fit(greys))
+            return torch.tensor(fit(greys))
         if isinstance(values, np.ndarray):
-            return torch.tensor(preprocessing.fit(upright_rgb(picture_of(values, rules), rules)))
+            return torch.tensor(fit(upright_rgb(picture_of(values, rules), rules)))
         path = untouched_file(values) if isinstance(values, Image.Image) else values
         if isinstance(values, Image.Image) and not path:
-            return torch.tensor(preprocessing.fit(upright_rgb(values, rules)))
+            return torch.tensor(fit(upright_rgb(values, rules)))
         if not isinstance(path, str | os.PathLike):
             raise UsageError(f"{type(given).__name__} is not a picture", TAKEN)
         name = f"picture {shown(os.fspath(path))}"
         image = Input(os.fspath(path), os.fspath(path), MISSING)
         # Pillow runs in another thread, because Ctrl-C could not interrupt it in the main one.
         with pillow_set_up(rules.max_pixels), DecodeThreads(1, "picture") as pool:
-            pixels, _ = pool.submit(
-                fitted_pixels, image, rules, preprocessing.fit, preprocessing.channels, max(size)
-            ).result()
+            pixels, _ = pool.submit(fitted_pixels, image, rules, fit, preprocessing.channels, max(size)).result()
             if isinstance(values, Image.Image):
                 values.load()  # as any use of the picture would: Pillow closes the file then
     except UnreadableError as error:

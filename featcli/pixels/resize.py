@@ -119,15 +119,24 @@ def shortened(picture: Image.Image, resample: Image.Resampling) -> Image.Image:
 
 def _padded(picture: Image.Image, size: Size, resample: Image.Resampling, fill: tuple[int, ...]) -> Image.Image:
     """Resize as Pillow's ImageOps.pad, which loses a picture if an edge would become shorter than half a pixel."""
+    inner = padded_size((picture.height, picture.width), size)
+    return surrounded(_resized(picture, inner, resample), size, fill)
+
+
+def padded_size(picture: Size, size: Size) -> Size:
+    """Return the (H, W) to which a whole picture of some (H, W) is resized to fit into another."""
+    height, width = picture
+    if width * size[0] > height * size[1]:
+        return max(1, round(height / width * size[1])), size[1]
+    return size[0], max(1, round(width / height * size[0]))
+
+
+def surrounded(picture: Image.Image, size: Size, fill: tuple[int, ...]) -> Image.Image:
+    """Return a picture in the middle of one of this (H, W), which is filled with a colour."""
     from PIL import Image
 
-    if picture.width * size[0] > picture.height * size[1]:
-        height, width = max(1, round(picture.height / picture.width * size[1])), size[1]
-    else:
-        height, width = size[0], max(1, round(picture.width / picture.height * size[0]))
     whole = Image.new("RGB", (size[1], size[0]), fill)
-    place = round((size[1] - width) * 0.5), round((size[0] - height) * 0.5)
-    whole.paste(_resized(picture, (height, width), resample), place)
+    whole.paste(picture, (round((size[1] - picture.width) * 0.5), round((size[0] - picture.height) * 0.5)))
     return whole
 
 

@@ -126,7 +126,7 @@ def load_selected(
     settings = _settings(asked, backbone, rules, threads.value, tuning.batch_size.value)
     if begun is not None and begun.format_version == 1:
         settings = replace(settings, pool=",".join(dict.fromkeys(one.reduction for one in selection.outputs)))
-    environment = _environment(device, model.library)
+    environment = _environment(device, model.library, rules)
     if begun is not None:
         settings = InMannerOf(begun, environment, report).settings(settings, model, backbone.preprocessing)
     return LoadedBackbone(backbone, decoder, threads, settings, environment)
@@ -218,7 +218,7 @@ def _settings(asked: ExtractSpec, backbone: Backbone, rules: PixelSpec, threads:
     )
 
 
-def _environment(device: torch.device, library: str) -> dict[str, str]:
+def _environment(device: torch.device, library: str, rules: PixelSpec) -> dict[str, str]:
     """Return what can change the last bits of a result and cannot be set by an option."""
     import h5py
     import PIL
@@ -231,7 +231,7 @@ def _environment(device: torch.device, library: str) -> dict[str, str]:
         "pillow": PIL.__version__,
         "numpy": np.__version__,
         "h5py": h5py.__version__,
-        **extras.versions(),
+        **extras.in_use(rules.decode),
         **({"transformers": sys.modules["transformers"].__version__} if library == "transformers" else {}),
         **({"cuda": str(torch.version.cuda)} if device.type == "cuda" else {}),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

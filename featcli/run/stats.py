@@ -132,9 +132,12 @@ def _advice(slowest: str, decoding: float, computing: float, threads: int, plan:
     """
     settings, is_on_cpu = plan.settings, plan.environment.get("device") == "cpu"
     may_be_bf16 = settings.precision == "fp32" or (is_on_cpu and settings.precision == "fp16")
-    can_scale = not (settings.is_scaled or settings.is_native)
+    is_exact = settings.pixels_are_exact
+    can_scale = is_exact and not settings.is_native
+    can_be_fast = is_exact and not settings.sizes_by_processor
     options = {
         "decode": {
+            "--decode fast": can_be_fast,
             "--decode scaled for large JPEGs": can_scale,
             "more --decode-threads": threads < available_cores(),
             "--precision bf16": is_on_cpu and may_be_bf16,  # they share cores
@@ -144,7 +147,8 @@ def _advice(slowest: str, decoding: float, computing: float, threads: int, plan:
             "--compile": not (settings.compiled or settings.is_native) and computing > WORTH_COMPILING,
             "--precision bf16": may_be_bf16,
             "--batch-size auto": not is_on_cpu and settings.batch_size <= SMALL_BATCH,
-            "--decode scaled for large JPEGs": is_on_cpu and decoding > BUSY and can_scale,  # they share cores
+            "--decode fast": is_on_cpu and decoding > BUSY and can_be_fast,  # they share cores
+            "--decode scaled for large JPEGs": is_on_cpu and decoding > BUSY and can_scale,
             "an earlier last stage": True,
             "a faster --device": True,
         },

@@ -611,11 +611,20 @@ class PixelSpec(Spec):
     decode: Annotated[
         Decode,
         Option(
-            "How JPEGs are decoded: exact, or scaled, which is faster for large ones and nearly the same.",
+            "How pictures are read and resized: exact; fast, which may differ by 2 of 256 levels and needs"
+            " featcli[fast]; or scaled, which reads large JPEGs at a smaller size.",
             group=PIXELS,
-            excludes=(Other("fit", "leave --decode out: native keeps every pixel of a picture", value=NATIVE),),
         ),
     ] = "exact"
+
+    def refuse_conflicts(self) -> None:
+        """Refuse to read JPEGs smaller than they are if pictures keep their sizes. See Spec."""
+        super().refuse_conflicts()
+        if self.decode == "scaled" and getattr(self, "fit", None) == NATIVE:
+            raise UsageError(
+                "--decode scaled cannot be used with --fit native",
+                "leave --decode out: native keeps every pixel of a picture",
+            )
 
     @property
     def black_and_white(self) -> tuple[float, float] | None:

@@ -59,7 +59,7 @@ class DumpPictures:
         if size[0] * size[1] > rules.max_pixels:
             raise UnreadableError("larger than can be", f"{size[0]}x{size[1]}")
         pixels = np.empty((seen.channels, *size), seen.dtype)
-        read_pixels(image, rules, seen.fit, pixels, seen.is_native)
+        read_pixels(image, rules, seen.fit_for(rules.decode), pixels, seen.is_native)
         if pixels.dtype != np.uint8:  # its processor normalises by itself: scale from darkest to brightest
             low, high = float(pixels.min()), float(pixels.max())
             pixels = ((pixels - low) * (255 / max(high - low, 1e-30))).astype(np.uint8)
