@@ -45,6 +45,8 @@ DUMPS = {
     "depth": {"depth_range": "0:4095", "layout": "channels-last"},
     "colour": {"colour": "convert", "num_channels": 1},
     "decode": {"decode": "scaled", "fit": "crop"},
+    "fast": {"decode": "fast", "image_size": 48, "checkpoint": "test_vit"},
+    "fast pad": {"decode": "fast", "fit": "pad"},
     "own": {"mean": 0.4, "std": (0.1, 0.2, 0.3), "interpolation": "box", "crop_pct": 0.6},
     "own grey": {"mean": 0.4, "interpolation": "lanczos", "fit": "pad", "num_channels": 1},
     "precision": {"precision": "bf16", "fold": True},

@@ -18,14 +18,13 @@ FURTHEST = 2  # levels of 255 by which a value may differ from Pillow's
 def takes(before: Size, after: Size, resample: Image.Resampling) -> bool:
     """Return whether torch resizes pictures of one (H, W) to another as Pillow does.
 
-    If one edge grows and the other shrinks, Pillow may begin with the height, and torch begins with the width. Both
-    round and clip in between, so that pixels would differ.
+    torch begins with the width. Pillow 13 begins with the height if it then loses more than two rows for each column.
+    Both round and clip in between, so that pixels would differ.
     """
     if resample not in MODES or max(before) > MOST_RESIZED or min(after) < 1:
         return False
-    grows = [new > old for old, new in zip(before, after, strict=True)]
-    shrinks = [new < old for old, new in zip(before, after, strict=True)]
-    return not (any(grows) and any(shrinks))
+    rows, columns = before[0] - after[0], before[1] - after[1]
+    return columns == 0 or rows <= max(0, 2 * columns)
 
 
 def resized(pixels: np.ndarray, size: Size, resample: Image.Resampling) -> torch.Tensor:

@@ -132,9 +132,8 @@ def _advice(slowest: str, decoding: float, computing: float, threads: int, plan:
     """
     settings, is_on_cpu = plan.settings, plan.environment.get("device") == "cpu"
     may_be_bf16 = settings.precision == "fp32" or (is_on_cpu and settings.precision == "fp16")
-    is_exact = settings.pixels_are_exact
-    can_scale = is_exact and not settings.is_native
-    can_be_fast = is_exact and not settings.sizes_by_processor
+    can_scale = settings.pixels_are_exact and not settings.is_native
+    can_be_fast = can_scale and not settings.sizes_by_processor
     options = {
         "decode": {
             "--decode fast": can_be_fast,
