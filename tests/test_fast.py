@@ -135,6 +135,7 @@ def test_failures_are_those_of_exact(read, kind, mode):
         tried += [content[:at] + damage.EOI, content[:at], content[:at] + bytes(end - at - 2) + damage.EOI]
         tried += [content[:at] + content[at + int(chance.integers(1, 30)) :]]
         tried += [content[:at] + chance.bytes(3) + content[at + 3 :]]
+    tried += [content[: content.rindex(b"\xff\xda") + more] for more in range(2, 12, 3)]  # within a scan's header
     tried += [content[:at] + chance.bytes(1) + content[at + 1 :] for at in chance.integers(2, body, 12).tolist()]
     if "progressive" in damage.KINDS[kind]:
         tried += [damage.before_scan(content, number) + damage.EOI for number in range(1, 5)]

@@ -75,7 +75,7 @@ def test_advice_names_nothing_that_is_in_use_or_refused(part):
     native = replace(SETTINGS, preprocessing={"decode": "exact", "fit": "native"})
     for settings, dtype in ((used, "float16"), (native, "float16")):
         advice = Timings(**{part: 5.0}).pace(1, 1, plan(settings, dtype)).advice
-        for option in ("--compile", "--decode", "--dtype"):
+        for option in ("--compile", "--decode fast", "--decode scaled", "--dtype"):
             assert option not in advice
     assert "--p" not in Timings(**{part: 5.0}).pace(1, 1, plan(used, "float16")).advice
 

@@ -76,7 +76,8 @@ def _begin_scan(header: bytes, frame: int, components: Mapping[int, _Component])
 def has_all_scans(content: memoryview) -> bool:
     """Return whether a JPEG has one frame in the usual codings, whose scans hold all of it by their headers.
 
-    libjpeg does not mind if scans are missing; that data end early, it says itself.
+    libjpeg does not mind if scans are missing; that data end early, it says itself. Raises IndexError for a header
+    that is too short.
     """
     frame, at = 0, 2
     components: dict[int, _Component] = {}

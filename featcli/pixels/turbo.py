@@ -27,9 +27,9 @@ def unpacked(file: IO[bytes], picture: Image.Image) -> np.ndarray | None:
     if decode is None or colours is None or picture.format != "JPEG" or not isinstance(file, io.BytesIO):
         return None
     content = file.getbuffer()
-    if not jpeg.has_all_scans(content):
-        return None
-    with suppress(Exception):  # libjpeg warned about the data, or does not know the subsampling
+    with suppress(Exception):  # a header is damaged, or libjpeg warned about the data or does not know the subsampling
+        if not jpeg.has_all_scans(content):
+            return None
         pixels: np.ndarray = decode(content, colours, strict=True)
         pixels = pixels if colours == "RGB" else pixels[..., 0]
         return pixels if pixels.shape[:2] == (picture.height, picture.width) else None
