@@ -102,7 +102,7 @@ def test_deep_arrays_are_read_as_their_files_are(tmp_path, channels, rules):
     values = np.random.default_rng(0).integers(0, 65536, (9, 8, channels)).astype(np.uint16)
     kind = {"photometric": "rgb" if channels > 2 else "minisblack", "planarconfig": "contig"}
     tifffile.imwrite(tmp_path / "x.tif", values, **kind, extrasamples=["unassalpha"] * (1 - channels % 2))
-    whole = SimpleNamespace(fit=lambda picture: np.asarray(picture).transpose(2, 0, 1), channels=3)
+    whole = SimpleNamespace(fit_for=lambda _: lambda one: np.asarray(one).transpose(2, 0, 1), channels=3)
     of_array, of_file = (prepared(one, PixelSpec(**rules), whole, (9, 8)) for one in (values, tmp_path / "x.tif"))
     assert torch.equal(of_array, of_file)
 
