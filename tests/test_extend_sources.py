@@ -18,7 +18,7 @@ from featcli.errors import ConflictError
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "pool": "avg", "threads": 1}
 OPTIONS |= {"batch_size": 2, "shard_size": 2, "decode_threads": 1}
-SOME = ["tar", "composite", "grid"]  # the others take longer, and show no more
+SOME = ["tar", "grid"]  # the others take longer, and show no more
 
 
 def more_pictures(folder):
@@ -81,9 +81,8 @@ def test_pictures_in_memory(tmp_path):
     before = tree(path)
     assert extract([*had.values()], keys=[*had], output=path, extend=True, **OPTIONS).extracted == 0
     assert extract(had | new, output=path, **OPTIONS).extracted == 0
-    for key in "bc":
-        with pytest.raises(ConflictError, match=f"the picture '{key}' is another"):
-            extract(had | new | {key: 255 - (had | new)[key]}, output=path, **OPTIONS)
+    with pytest.raises(ConflictError, match="the picture 'c' is another"):
+        extract(had | new | {"c": 255 - new["c"]}, output=path, **OPTIONS)
     texts = []
     extract(
         had | new | {"c": 255 - new["c"]},

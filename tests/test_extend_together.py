@@ -309,16 +309,13 @@ def test_machines_without_a_shared_folder(made, path, cli):
     assert verify(here).state == "whole"
 
 
-@pytest.mark.parametrize(
-    ("below", "harm", "extend"),
-    [("", "cut", False), ("", "gone", True), ("more/00001", "gone", False), ("more/00001", "changed", True)],
-)
+@pytest.mark.parametrize(("below", "harm", "extend"), [("", "cut", False), ("more/00001", "gone", True)])
 def test_a_damaged_list(made, path, cli, below, harm, extend):
     """verify says that extract writes the list of a generation again, and that is what it does."""
     extract(made / "new", output=path, extend=True, **OPTIONS)
     whole, file = tree(path), path / below / "images.jsonl"
     content = file.read_bytes()
-    file.unlink() if harm == "gone" else file.write_bytes(content[:-4] if harm == "cut" else content.lower()[::-1])
+    file.unlink() if harm == "gone" else file.write_bytes(content[:-4])
     assert cli("verify", path).code == 4
     assert cli("verify", path, "--repair").code == 4
     extract(made / "new", output=path, extend=extend, **OPTIONS)
@@ -342,15 +339,14 @@ def test_a_damaged_list_of_a_generation_that_was_begun(made, path, monkeypatch):
     assert verify(path).state == "whole"
 
 
-@pytest.mark.parametrize("below", ["", "more/00001"])
-def test_damaged_columns(made, path, tmp_path, below):
+def test_damaged_columns(made, tmp_path):
     """The cells of a generation are written again from the table, as those of a dump that has not grown."""
-    table, path = tmp_path / "table.csv", tmp_path / "tabled"
+    table, path = tmp_path / "table.csv", tmp_path / "d"
     for names in (FIRST, FIRST + NEW):
         table.write_text("path,n\n" + "".join(f"{name},{ord(name[0])}\n" for name in names))
         extract(table=table, root=made / "new", output=path, extend=True, **OPTIONS)
     whole = tree(path)
-    (path / below / "columns.jsonl").write_bytes(b"{}\n")
+    (path / "more" / "00001" / "columns.jsonl").write_bytes(b"{}\n")
     assert {damage.file.rpartition("/")[2] for damage in verify(path).damages} == {"columns.jsonl"}
     extract(table=table, root=made / "new", output=path, **OPTIONS)
     assert tree(path) == whole
