@@ -425,7 +425,25 @@ def test_dry_run_of_an_extension(three, tmp_path, cli):
               "--extend", "--dry-run", "--json")  # fmt: skip
     assert ran.code == 0
     assert ran.events[-1]["images"] == 1
+    (tmp_path / "copy" / "in" / "new.png").unlink()
+    ran = cli(
+        "extract", tmp_path / "copy" / "in", "-o", tmp_path / "copy" / "d", "--random-init", *options, "--dry-run"
+    )
+    assert (ran.code, "it would be resumed" in ran.err, "refused" in ran.err) == (0, True, False)
     assert tree(tmp_path / "copy" / "d") == before
+
+
+def test_other_pictures_of_the_same_names(tmp_path):
+    """A folder whose pictures have the names and sizes of those in the dump adds none, and the run says so."""
+    texts = []
+    for seed, name in enumerate(("january/1.bmp", "january/2.bmp", "february/1.bmp", "february/2.bmp")):
+        draw(tmp_path / name, seed, (40, 40))
+    options = {"output": tmp_path / "d", "extend": True, "report": partial(note, texts), **OPTIONS}
+    extract(tmp_path / "january", **options)
+    assert extract(tmp_path / "january", **options).extracted == 0
+    assert not any("changed" in text for text in texts)
+    assert extract(tmp_path / "february", **options).extracted == 0
+    assert any(text.startswith("'1.bmp' changed since it was extracted, and 1 other") for text in texts)
 
 
 def test_a_full_disk_at_the_commit(pictures, folder, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from featcli.inputs.cells import SMALL, kind_of_text
 from featcli.inputs.columns import listed_columns
 from featcli.inputs.listing import find
 from featcli.reading import columns as reading_columns
+from featcli.reading.named import rows_named
 from featcli.spec.groups import InputSpec
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "pool": "avg", "threads": 1}
@@ -602,12 +603,15 @@ def test_resuming_needs_the_same_cells(dumped, photos):
 def test_cells_that_only_look_alike(photos, tmp_path):
     """A number or an object that is written in another way is another cell, and named like any other."""
     table = {"path": NAMES, "n": [None, 1, 2, 3], "zero": [0.0] * 4, "flag": [None, True, False, True]}
-    table |= {"object": [{"a": 1, "b": 2}] * 4}
+    table |= {"object": [{"a": 1, "b": 2}] * 4, "empty": [None] * 4}
     extract(table=table, root=photos, output=tmp_path / "d", **OPTIONS)
     for name, cell in (("zero", "-0.0"), ("object", '{"b": 2, "a": 1}'), ("object", '{"a": 1.0, "b": 2}')):
         with pytest.raises(ConflictError, match=f"column '{name}' of 'b.png' was .*, and is {re.escape(cell)} now"):
             extract(table=table | {name: [json.loads(cell)] * 4}, root=photos, output=tmp_path / "d", **OPTIONS)
     with open_dump(tmp_path / "d") as dump:
+        for where in ("object.none=1", "object.a=9", "empty=x"):  # columns that have no values, or none that is there
+            with pytest.raises(UsageError, match="no row has"):
+                rows_named(dump, where=[where])
         for flag in (True, np.bool_(True), np.array([True])):
             assert dump.where(flag=flag).tolist() == [1, 3]
         assert dump.where(n=np.arange(2)).tolist() == [1]

@@ -5,13 +5,14 @@ Each is found by what is on the disk at that moment, so that several runs, and r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from featcli.dump.folder import PLAN, Dump, in_use
-from featcli.dump.generations import MORE, all_generations, folder_of, next_generation
+from featcli.dump.generations import MORE, all_generations, folder_of, has_grown, next_generation
 from featcli.dump.lock import FolderLock, is_in_use
 from featcli.dump.plan import Extends, Outline, digest_keys, other_images
 from featcli.dump.records import split_digests
@@ -21,7 +22,7 @@ from featcli.extraction.picture_check import digests_of
 from featcli.extraction.pictures_again import digests_in_memory
 from featcli.extraction.planning import Extension
 from featcli.extraction.planning import dry_run as of_one
-from featcli.inputs.image_list import MISSING, WHOLE, Image, ImageList
+from featcli.inputs.image_list import MISSING, WHOLE, Image, ImageList, is_url
 from featcli.inputs.keys import Keys, first_rows
 from featcli.inputs.listing import Listing, find
 from featcli.pixels.failure import NOT_READ
@@ -31,6 +32,7 @@ from featcli.spec.words import DEFAULT_BATCH_SIZE
 from featcli.system.files import is_there
 
 LOOKED_AT = 100  # images of the dump that are not given: whether they have other keys now
+SAMPLED = 16  # images of the dump that are given, of unchanged size: whether their bytes are those of the rows
 EXTEND = "give --extend, which adds them, or use another -o for all"
 
 
@@ -269,8 +271,9 @@ def report_growth(growth: Growth, asked: ExtractSpec, report: Report) -> None:
         and MISSING not in (size, now := images.sizes[int(growth.places[row])])
         and size != now
     ]
-    if asked.check_digests:
-        changed = sorted({*changed, *_other_digests(growth, reader.digests, asked)})
+    there = np.flatnonzero(growth.places >= 0).tolist() if asked.check_digests else _sample(growth)
+    if there:
+        changed = sorted({*changed, *_other_digests(growth, there, reader.digests, asked)})
     for row in changed[:1]:
         more = f", and {counted(len(changed) - 1, 'other')}" if len(changed) > 1 else ""
         report("warning", text=f"{shown(reader.keys[row])} changed since it was extracted{more}: old rows stay")
@@ -310,10 +313,15 @@ def _is_it(growth: Growth, row: int, image: Image) -> bool:
 def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = None) -> Outline | None:
     """Say what `extract` would do: see featcli.extraction.planning. None if --extend finds nothing new."""
     refuse_generation(asked.dump_path)
-    root = Dump.existing(asked.dump_path) if asked.extend else None
-    if root is None:
+    root = None if asked.overwrite else Dump.existing(asked.dump_path)
+    if root is None or not (asked.extend or has_grown(root.path)):
         return of_one(asked, report, rate)
     growth = Growth.of(root, find(asked))
+    if not asked.extend:
+        outlines = [
+            of_one(one.options(asked), report, rate, one.listing) for one in steps_of_all(growth, asked.retry_failed)
+        ]
+        return outlines[-1]
     report_growth(growth, asked, report)
     step = next_step(growth, is_in_use(root.path))
     if step is None:
@@ -323,10 +331,22 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     return of_one(own, report, rate, step.listing, extension)
 
 
-def _other_digests(growth: Growth, digests: list[str], asked: ExtractSpec) -> list[int]:
-    """Return the rows whose pictures have other bytes now."""
+def _sample(growth: Growth) -> list[int]:
+    """Return some rows whose pictures are compared in any case: another folder may hold others of the same names.
+
+    None for pictures in memory and at URLs, and for dumps without digests.
+    """
+    images, there = growth.listing.images, np.flatnonzero(growth.places >= 0)
+    if images.are_in_memory or not len(there) or not all(dump.plan.has_digests for dump in growth.dumps):
+        return []
+    some = there[np.unique(np.linspace(0, len(there) - 1, SAMPLED).astype(int))].tolist()
+    return [row for row in some if not is_url(images.path(int(growth.places[row])))]
+
+
+def _other_digests(growth: Growth, rows: Sequence[int], digests: Sequence[str], asked: ExtractSpec) -> list[int]:
+    """Return those of the rows whose pictures have other bytes now."""
     images = growth.listing.images
-    rows = [row for row, digest in enumerate(digests) if digest and growth.places[row] >= 0]
+    rows = [row for row in rows if digests[row]]
     found = [images[int(growth.places[row])] for row in rows]
     now = digests_in_memory(found, asked) if images.are_in_memory else digests_of(found)
     return [row for row, digest in zip(rows, now, strict=True) if digest not in ("", NOT_READ, digests[row])]

@@ -154,11 +154,11 @@ def no_such_rows(columns: Columns, conditions: Mapping[str, Any]) -> UsageError:
     """Return the error for conditions that no row meets, with values that are there."""
     for name, asked in conditions.items():
         if not columns.where({name: asked}).any():
-            there = columns.classes_of(name) if columns.kinds.get(name) != "json" else []
-            some = any_of([str(one) for one in there[:NAMED]]) + (", ..." if len(there) > NAMED else "")
-            return UsageError(
-                f"no row has {name} = {shown(asked)}", f"use {some}" if there else "look at the column first"
-            )
+            there = columns.classes_of(name) if columns.kinds.get(name, "json") != "json" else []
+            hint = "look at the column first"
+            if there:
+                hint = f"use {any_of([str(one) for one in there[:NAMED]])}" + (", ..." if len(there) > NAMED else "")
+            return UsageError(f"no row has {name} = {shown(asked)}", hint)
     said = " and ".join(f"{name} = {shown(asked)}" for name, asked in conditions.items())
     return UsageError(f"no row has {said}", "leave one of them out: each occurs, but in other rows")
 
