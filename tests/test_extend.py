@@ -415,6 +415,35 @@ def test_a_hundred_generations(pictures, tmp_path):
         assert len(dump["stage4"][:]) == 6
 
 
+def test_a_column_without_cells_becomes_of_any_kind(pictures, folder, tmp_path):
+    """A column whose cells are all missing takes the kind of the first cell that comes, in any generation."""
+    path = tmp_path / "d"
+    add(pictures, folder, [*SECOND, *THIRD])
+    for names, score in ((FIRST, [None] * 3), (SECOND, [2.5, None]), (THIRD, [None] * 3)):
+        extract(table={"path": names, "score": score}, root=folder, output=path, extend=True, **OPTIONS)
+    with open_dump(path) as dump:
+        assert dump.columns.kinds == {"score": "float"}
+        np.testing.assert_array_equal(dump.columns["score"], [np.nan] * 3 + [2.5] + [np.nan] * 4)
+    with pytest.raises(ConflictError, match="held float, and now holds text"):
+        draw(folder / "new.png", 77)
+        extract(table={"path": ["new.png"], "score": ["high"]}, root=folder, output=path, extend=True, **OPTIONS)
+
+
+def test_labels_of_a_dump_that_grew(pictures, tmp_path):
+    """Labels of folders are those of a fresh dump of all images, in whatever generation they came."""
+    path, inside = tmp_path / "d", [tmp_path / "a", tmp_path / "b"]
+    for folder in inside:
+        add(pictures, folder, FIRST[:1])
+    extract(inside, output=path, extend=True, **OPTIONS)
+    assert open_dump(path).labels == ["a", "b"]
+    add(pictures, inside[0] / "sub", FIRST[1:2])
+    extract(inside, output=path, extend=True, **OPTIONS)
+    extract(inside, output=tmp_path / "fresh", **OPTIONS)
+    with open_dump(path) as dump, open_dump(tmp_path / "fresh") as fresh:
+        assert dict(zip(dump.keys, dump.labels, strict=True)) == dict(zip(fresh.keys, fresh.labels, strict=True))
+        assert dump.columns["label"].tolist() == [None, None, "sub"]
+
+
 def test_dry_run_of_an_extension(three, tmp_path, cli):
     """--dry-run counts the new images, and writes nothing."""
     shutil.copytree(three, tmp_path / "copy")

@@ -26,18 +26,28 @@ class PlannedColumns:
     digest: str  # xxh3-128 over columns.jsonl
     kinds: Mapping[str, Kind]
     path_column: str | None = None  # the column of paths below the input folder; None if keys are these paths
+    without_cells: tuple[str, ...] = ()  # columns whose cells are all missing, so that their kind says nothing
+
+    @property
+    def kinds_of_cells(self) -> dict[str, Kind]:
+        """The kinds of the columns that have a cell."""
+        return {name: kind for name, kind in self.kinds.items() if name not in self.without_cells}
 
     def to_json(self) -> dict[str, Any]:
         """Return the field `columns` of plan.json."""
         beside = {} if self.path_column is None else {"path_column": self.path_column}
-        return {"digest": self.digest, "kinds": dict(self.kinds), **beside}
+        empty = {"without_cells": list(self.without_cells)} if self.without_cells else {}
+        return {"digest": self.digest, "kinds": dict(self.kinds), **beside, **empty}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PlannedColumns:
         """Return the columns of a plan. Raises KeyError, TypeError or ValueError for anything else."""
-        found = cls(content["digest"], dict(content["kinds"]), content.get("path_column"))
+        empty = tuple(content.get("without_cells", ()))
+        found = cls(content["digest"], dict(content["kinds"]), content.get("path_column"), empty)
         if not isinstance(found.digest, str) or not {*found.kinds.values()} <= {*KINDS}:
             raise ValueError("columns that are none")
+        if not {*found.without_cells} <= found.kinds.keys():
+            raise ValueError("columns without cells that are not there")
         if found.path_column is not None and found.path_column not in found.kinds:
             raise ValueError("a column of paths that is not there")
         return found

@@ -27,7 +27,7 @@ def as_known(dump: Dump | None, listed: ListedColumns | None) -> ListedColumns |
         return listed
     kinds: dict[str, Kind] = {}
     for one in (dump, *generations_of(dump)):
-        kinds |= {} if one.plan.columns is None else one.plan.columns.kinds
+        kinds |= {} if one.plan.columns is None else one.plan.columns.kinds_of_cells
     for name, now in listed.kinds.items():
         was = kinds.get(name, now)
         if not (was == now or listed.can_be(name, was)):
@@ -45,8 +45,10 @@ def planned_columns(
     did not read them.
     """
     if dump is None:
-        planned = None if listed is None else PlannedColumns(listed.digest, listed.kinds, listed.path_column)
-        return planned, listed
+        if listed is None:
+            return None, None
+        empty = tuple(sorted(listed.without_cells))
+        return PlannedColumns(listed.digest, listed.kinds, listed.path_column, empty), listed
     before = dump.plan.columns
     if listed is None or before is None:
         if listed is None and before is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, partial
 from itertools import accumulate, repeat
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,18 @@ class AlongRows:
         """Yield each dump with its rows."""
         for dump, first, end in zip(self.dumps, self._rows, self._rows[1:], strict=False):
             yield dump, range(first, end)
+
+    def grown(self) -> Iterator[tuple[list[Dump], range]]:
+        """Yield each dump with the generations that follow it here, and all their rows."""
+        some: list[Dump] = []
+        first = end = 0
+        for dump, rows in self.parts():
+            if some and dump.plan.extends is None:
+                yield some, range(first, end)
+                some, first = [], rows.start
+            some.append(dump)
+            end = rows.stop
+        yield some, range(first, end)
 
     @cached_property
     def records(self) -> dict[int, dict[str, Any]]:
@@ -174,11 +187,14 @@ class AlongRows:
 
 def labels_along_rows(dumps: AlongRows, keys: Sequence[str]) -> list[str]:
     """Return the label of each row by its folders: see featcli.inputs.labels. Raises UsageError."""
-    return [label for dump, rows in dumps.parts() for label in _labels(dump, keys[rows.start : rows.stop])]
+    return [label for some, rows in dumps.grown() for label in _labels(some, keys[rows.start : rows.stop])]
 
 
-def _labels(dump: Dump, keys: Sequence[str]) -> list[str]:
-    return labels_of(keys, dump.plan.leads, dump.path, dump.plan.label_level)
+def _labels(generations: Sequence[Dump], keys: Sequence[str]) -> list[str]:
+    """Return the label of each row of a dump, with all generations: one image in a folder decides about all of them."""
+    first = generations[0].plan
+    leads = first.leads and {lead: kind for one in generations for lead, kind in (one.plan.leads or {}).items()}
+    return labels_of(keys, leads, generations[0].path, first.label_level)
 
 
 def columns_along_rows(dumps: AlongRows, keys: Sequence[str]) -> Columns:
@@ -186,7 +202,7 @@ def columns_along_rows(dumps: AlongRows, keys: Sequence[str]) -> Columns:
 
     Raises ConflictError if a column is of two kinds.
     """
-    parts = [(dump, _columns(dump, keys, rows)) for dump, rows in dumps.parts()]
+    parts = [part for some, rows in dumps.grown() for part in _columns(some, keys[rows.start : rows.stop])]
     if len(parts) == 1:
         return parts[0][1]
 
@@ -200,24 +216,42 @@ def columns_along_rows(dumps: AlongRows, keys: Sequence[str]) -> Columns:
     return Columns(_kinds([(dump, columns.kinds) for dump, columns in parts]), cells, len(dumps))
 
 
-def _columns(dump: Dump, keys: Sequence[str], rows: range) -> Columns:
-    """Return the columns of one dump. The labels of folders are the column `label`."""
-    planned = dump.plan.columns
-    if planned is not None:
-        return Columns(planned.kinds, lambda _: dump.cells(), len(rows))
-    try:
-        labels = _labels(dump, keys[rows.start : rows.stop])
-    except UsageError:  # which folder is the label cannot be told
-        labels = []
-    kinds: dict[str, Kind] = {LABEL: "text"} if any(labels) else {}
-    return Columns(kinds, lambda _: ({LABEL: label or None} for label in labels), len(rows))
+def _columns(generations: Sequence[Dump], keys: Sequence[str]) -> Iterator[tuple[Dump, Columns]]:
+    """Yield the columns of each generation of a dump. The labels of folders are the column `label`."""
+    labels: list[str] = []
+    if any(dump.plan.columns is None for dump in generations):
+        with suppress(UsageError):  # which folder is the label cannot be told
+            labels = _labels(generations, keys)
+    first = 0
+    for dump in generations:
+        count, planned = dump.plan.num_images, dump.plan.columns
+        of_rows = labels[first : first + count]
+        first += count
+        if planned is not None:
+            yield dump, Columns(planned.kinds, partial(_cells, dump), count)
+        else:
+            kinds: dict[str, Kind] = {LABEL: "text"} if any(of_rows) else {}
+            yield dump, Columns(kinds, partial(_label_cells, of_rows), count)
+
+
+def _cells(dump: Dump, _: Collection[str]) -> Iterator[Cells]:
+    return dump.cells()
+
+
+def _label_cells(labels: Sequence[str], _: Collection[str]) -> Iterator[Cells]:
+    return ({LABEL: label or None} for label in labels)
 
 
 def _kinds(columns: Sequence[tuple[Dump, Mapping[str, Kind]]]) -> dict[str, Kind]:
-    """Return the kind of each column of all dumps. Raises ConflictError if one is of two kinds."""
+    """Return the kind of each column of all dumps. Raises ConflictError if one is of two kinds.
+
+    Where a dump has no cell of a column, its kind is that of the others.
+    """
     found: dict[str, tuple[Dump, Kind]] = {}
     for dump, kinds in columns:
         for name, kind in kinds.items():
+            if dump.plan.columns is not None and name in dump.plan.columns.without_cells:
+                continue
             first, known = found.setdefault(name, (dump, kind))
             if kind != known:
                 raise ConflictError(
@@ -225,7 +259,7 @@ def _kinds(columns: Sequence[tuple[Dump, Mapping[str, Kind]]]) -> dict[str, Kind
                     f" holds {KINDS_SAID[known]} in the first and {KINDS_SAID[kind]} in the second",
                     "give one of the two columns another name, and extract again",
                 )
-    return {name: kind for name, (_, kind) in found.items()}
+    return {name: found[name][1] if name in found else kind for _, kinds in columns for name, kind in kinds.items()}
 
 
 def refuse_other_dumps(dumps: Sequence[Dump]) -> None:
