@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
-from featcli.errors import UsageError, counted, one_line, shown
+from featcli.errors import FeatcliError, UsageError, counted, one_line, shown
 from featcli.inputs.cells import LONGEST_LINE
 from featcli.inputs.table_files import Line, checked_names
 from featcli.inputs.typed_cells import column_cells, plain_cells
+from featcli.system.faults import is_of_machine, machine_error
+from featcli.system.files import ReadFile
 
 AT_ONCE = 8192  # rows that are in memory at once
 AT_ONCE_PARQUET = 256  # fewer, because a cell of many bytes that is repeated takes few of them in the file
@@ -80,15 +82,30 @@ class ArrowTable:
         import pyarrow
         from pyarrow import parquet
 
-        self._file.seek(0)
+        source = self._source()
         if self._is_parquet:
-            return parquet.ParquetFile(self._file)
+            return parquet.ParquetFile(source)
         options = pyarrow.ipc.IpcReadOptions(use_threads=False)
         try:
-            return pyarrow.ipc.open_file(self._file, options=options)
+            return pyarrow.ipc.open_file(source, options=options)
         except pyarrow.ArrowInvalid:  # the format of streams, which `datasets` writes under the same suffix
-            self._file.seek(0)
-            return pyarrow.ipc.open_stream(self._file, options=options)
+            return pyarrow.ipc.open_stream(self._source(), options=options)
+
+    def _source(self) -> Any:
+        """Return the file as pyarrow reads it by itself.
+
+        Its threads let go of what they have read at any time, and if that is memory of Python while Python ends, the
+        process is aborted.
+        """
+        import pyarrow
+
+        if isinstance(self._file, ReadFile):
+            return pyarrow.OSFile(self._file.regular.name)
+        self._file.seek(0)
+        content = self._file.read()
+        buffer = pyarrow.allocate_buffer(len(content))
+        memoryview(buffer).cast("B")[:] = content
+        return pyarrow.BufferReader(buffer)
 
     def _batches(self) -> Iterator[Any]:
         opened = self._open()
@@ -120,7 +137,9 @@ class ArrowTable:
             )
         return min(AT_ONCE_PARQUET, max(1, BYTES_AT_ONCE // most))
 
-    def _damaged(self, error: BaseException) -> UsageError:
+    def _damaged(self, error: BaseException) -> FeatcliError:
+        if isinstance(error, OSError) and is_of_machine(error):
+            return machine_error(f"table {shown(self._name)}", error)
         kind = "Parquet" if self._is_parquet else "Arrow"
         return UsageError(
             f"table {shown(self._name)}: it is not a whole {kind} file: {one_line(error)}", "write it again"
