@@ -244,6 +244,38 @@ def test_an_unfinished_dump_is_finished_first(pictures, folder, tmp_path, monkey
     assert (path / "more" / "00001").is_dir()
 
 
+def test_other_cells_of_old_rows_are_said(pictures, folder, tmp_path):
+    """Cells of rows that are there are not changed: a run says which differ now, and which column is new."""
+    path, texts = tmp_path / "d", []
+    same = {"root": folder, "output": path, "extend": True, "report": partial(note, texts), **OPTIONS}
+    extract(table={"path": FIRST, "label": ["x", "y", "z"]}, **same)
+    before = tree(path)
+    extract(table={"path": FIRST[::-1], "label": ["z", "other", "x"], "split": ["a", "b", None]}, **same)
+    assert texts == [
+        "cells of 1 old row are others now, first 'd.png': they stay",
+        "the dump has no column 'split' yet: 2 old rows will have no cell there",
+    ]
+    with pytest.raises(ConflictError, match="held text, and now holds int"):
+        extract(table={"path": FIRST, "label": [1, 2, 3]}, **same)
+    assert tree(path) == before
+
+
+@pytest.mark.parametrize("other", [{"pool": "max"}, {"checkpoint": "test_vit"}, {"seed": 3}])
+def test_another_option_is_refused_with_nothing_new(three, other):
+    """A wrong command is refused at once, not on the day when an image comes."""
+    with pytest.raises(ConflictError, match="was made with another plan"):
+        extract(three / "in", output=three / "d", extend=True, **OPTIONS | other)
+
+
+def test_recompute_without_the_images_that_are_gone(three, tmp_path, cli):
+    """verify --recompute draws from the images that are there."""
+    shutil.copytree(three / "in", tmp_path / "in")
+    (tmp_path / "in" / "b.png").unlink()
+    options = ["--recompute", 9, "-c", "test_resnet", "--random-init", "--json"]
+    ran = cli("verify", three / "d", tmp_path / "in", *options)
+    assert (ran.code, ran.events[-1]["images"], ran.events[-1]["equal"]) == (0, 6, 6)
+
+
 def test_parts_make_a_generation_together(pictures, folder, tmp_path):
     """The first part makes the plan of the generation, the others join it, and the last one commits it."""
     path = tmp_path / "d"

@@ -213,7 +213,7 @@ def test_labels_of_an_older_dump_in_doubt(older, cli):
     [
         ("01", "012", "1 is new, first '2.png'", "give --extend"),
         ("012", "01", "1 is gone, first '2.png'", "put the images back, use"),
-        ("01", "12", "1 is gone, first '0.png'; 1 is new, first '2.png'", "put the images back and take the new"),
+        ("01", "12", "1 is gone, first '0.png'; 1 is new, first '2.png'", "give --extend"),
     ],
 )
 def test_images_that_came_or_went(tmp_path, before, now, says, hint):

@@ -457,10 +457,11 @@ def other_images(path: str, before: Keys, now: Keys) -> ConflictError:
     ]
     if len(gone) == len(before):
         help_ = "give all images in one command (those of find with --files-from -)"
-    elif len(gone):
-        help_ = "put the images back" + (" and take the new ones away" if len(new) else "")
-    else:
+    elif len(new):
         help_ = "give --extend, which adds the new images to a complete dump"
+        help_ += " and keeps the rows of those that are gone" if len(gone) else ""
+    else:
+        help_ = "put the images back"
     return ConflictError(
         f"dump {path} was made of other images: {'; '.join(texts)}",
         f"{help_}, use another -o for all, or --overwrite to delete what is there and start anew",

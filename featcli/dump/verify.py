@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -314,6 +315,12 @@ def repair(verdict: Verdict) -> list[str]:
     DamagedError, because only `extract` can make it again.
     """
     done = []
+    lost = [one for one in verdict.damages if one.file == MORE or re.fullmatch(rf"{MORE}/\d+", one.file)]
+    if lost:
+        raise DamagedError(
+            f"dump {shown(verdict.dump)}: {lost[0].file}: {lost[0].what}",
+            "put that folder back from a copy: its rows cannot be made again without it",
+        )
     for generation in verdict.generations:
         if generation.damages:
             below = f"{MORE}/{Path(generation.dump).name}"

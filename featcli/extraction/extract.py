@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 
+import numpy as np
+
 from featcli.backbones.backbone import Backbone
 from featcli.dump.atomic_file import disk_errors, remove_stale
 from featcli.dump.folder import Dump, in_use
-from featcli.dump.generations import MORE, all_generations, commit, has_grown
+from featcli.dump.generations import MORE, all_generations, commit, folder_of, has_grown
 from featcli.dump.lock import FolderLock
-from featcli.dump.plan import Plan, environment_changes
+from featcli.dump.plan import Extends, Plan, environment_changes
 from featcli.dump.records import pictures_of, said_of_pictures, totals_of
 from featcli.dump.target import existing_parent, make_folder, stored_bytes
 from featcli.dump.writer import finalize, reopen
@@ -153,17 +155,24 @@ def _run_all(asked: ExtractSpec, report: ProgressReport, listing: Listing | None
                 steps = steps_of_all(growth, asked.retry_failed)
             step = next_step(growth, others_work) if steps is None else steps.pop(0) if steps else None
             if step is not None and step.path != path:
-                try:
-                    ended.append(_run_step(asked, step, report, loaded))
-                except BegunMeanwhileError:
-                    report("warning", text=BEGUN_MEANWHILE)
+                one = _run_added(asked, step, report, loaded)
+                if one is None:
                     continue
-                if ended[-1].outcome.is_complete:
-                    commit(root, Dump.at(step.path))
+                ended.append(one)
         if step is not None and step.path == path:  # which locks it itself
             ended.append(_run_step(asked, step, report, loaded))
+        if step is None and not ended:
+            _refuse_other_options(asked, growth, loaded)
         if step is None or (asked.extend and not ended[-1].outcome.is_complete):  # other parts have to complete it
             return _together(root, ended)
+
+
+def _refuse_other_options(asked: ExtractSpec, growth: Growth, loaded: Backbone | None) -> None:
+    """Raise what a generation of other options would raise, also if there is nothing new to make one of."""
+    root, images = growth.root, growth.listing.images
+    extends = Extends(root.plan.fingerprint, len(growth.dumps), growth.rows)
+    one = Step(folder_of(root.path, len(growth.dumps)), growth.with_images(images.taken(np.arange(1))), root, extends)
+    prepare(one.options(asked), None, silent, one.listing, loaded, Extension(root, extends))
 
 
 def _remove_stale(path: Path) -> None:
@@ -171,6 +180,18 @@ def _remove_stale(path: Path) -> None:
     with disk_errors(path):
         remove_stale(path)
         remove_stale(path / MORE)
+
+
+def _run_added(asked: ExtractSpec, step: Step, report: ProgressReport, loaded: Backbone | None) -> _Ended | None:
+    """Make or resume a generation that was added, and commit it. Returns None if another run has begun it meanwhile."""
+    try:
+        ended = _run_step(asked, step, report, loaded)
+    except BegunMeanwhileError:
+        report("warning", text=BEGUN_MEANWHILE)
+        return None
+    if ended.outcome.is_complete:
+        commit(step.root, Dump.at(step.path))
+    return ended
 
 
 def _run_step(asked: ExtractSpec, step: Step, report: ProgressReport, loaded: Backbone | None) -> _Ended:

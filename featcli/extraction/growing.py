@@ -5,11 +5,14 @@ Each is found by what is on the disk at that moment, so that several runs, and r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import xxhash
 
 from featcli.dump.folder import PLAN, Dump, in_use
 from featcli.dump.generations import MORE, all_generations, folder_of, has_grown, next_generation
@@ -18,6 +21,7 @@ from featcli.dump.plan import Extends, Outline, digest_keys, other_images
 from featcli.dump.records import split_digests
 from featcli.errors import ConflictError, DamagedError, counted, shown
 from featcli.events import Report, silent
+from featcli.extraction.columns_again import as_known
 from featcli.extraction.picture_check import digests_of
 from featcli.extraction.pictures_again import digests_in_memory
 from featcli.extraction.planning import Extension
@@ -114,12 +118,9 @@ class Growth:
         """Return the listing with some of its images."""
         return replace(self.listing, images=images, total=len(images))
 
-    def listing_of(self, number: int) -> Listing:
-        """Return the images of a generation. Raises ConflictError if some are gone."""
-        places = self.places_of(number)
-        if (places < 0).any():
-            raise other_images(shown(self.root.path), self.dumps[number].packed_keys(), self.listing.images.keys)
-        return self.with_images(self.listing.images.taken(places))
+    def frozen(self, number: int) -> Listing:
+        """Return the images of a generation as they were listed for it. Raises ConflictError as `_frozen` does."""
+        return self.with_images(_frozen(self, self.dumps[number], self.places_of(number)))
 
     def step(self, dump: Dump, images: ImageList) -> Step:
         """Return the step that resumes a generation with these images."""
@@ -259,7 +260,10 @@ def report_growth(growth: Growth, asked: ExtractSpec, report: Report) -> None:
     numbers = len(growth.dumps)
     facts = {"new": len(growth.new), "there": growth.rows, "gone": gone, "generations": numbers}
     report("choice", name="growth", value=value, reason=counted(numbers, "generation"), **facts)
-    if gone:
+    if gone == growth.rows:
+        text = f"none of the {counted(gone, 'image')} of the dump is given: are INPUT and --root those of before?"
+        report("warning", text=text)
+    elif gone:
         text = f"{counted(gone, 'image')} of the dump {'is' if gone == 1 else 'are'} not given any more: old rows stay"
         report("warning", text=text)
     reader = reader_of(growth.dumps)
@@ -277,6 +281,43 @@ def report_growth(growth: Growth, asked: ExtractSpec, report: Report) -> None:
     for row in changed[:1]:
         more = f", and {counted(len(changed) - 1, 'other')}" if len(changed) > 1 else ""
         report("warning", text=f"{shown(reader.keys[row])} changed since it was extracted{more}: old rows stay")
+    _report_cells(growth, reader, asked.label_level, report)
+
+
+def _report_cells(growth: Growth, reader: DumpReader, label_level: int | None, report: Report) -> None:
+    """Say which cells of rows that are there a table or a tar gives otherwise now, because they are not changed.
+
+    Raises ConflictError for a column whose cells are of another kind than those of the dump.
+    """
+    listed = as_known(growth.root, growth.listing.columns(label_level))
+    if listed is None or not (growth.places >= 0).any():
+        return
+    known = [name for name in listed.kinds if name in reader.columns.kinds]
+    new = [name for name in listed.kinds if name not in reader.columns.kinds]
+    hashes = np.fromiter((_hash(cells, known) for cells in reader.columns.cells(known)), np.uint64, growth.rows)
+    rows = np.full(len(growth.listing.images), -1)
+    there = np.flatnonzero(growth.places >= 0)
+    rows[growth.places[there]] = there
+    other, lacking = [], 0
+    for place, line in listed.found():
+        row = int(rows[place])
+        if row < 0:
+            continue
+        cells = json.loads(line)
+        if _hash(cells, known) != hashes[row]:
+            other.append(row)
+        lacking += any(cells[name] is not None for name in new)
+    if other:
+        first = shown(reader.keys[min(other)])
+        report("warning", text=f"cells of {counted(len(other), 'old row')} are others now, first {first}: they stay")
+    if lacking:
+        names = ", ".join(map(shown, new))
+        text = f"the dump has no column {names} yet: {counted(lacking, 'old row')} will have no cell there"
+        report("warning", text=text)
+
+
+def _hash(cells: Mapping[str, Any], names: Sequence[str]) -> int:
+    return xxhash.xxh3_64_intdigest(json.dumps([cells[name] for name in names]).encode("ascii"))
 
 
 def _refuse_other_keys(growth: Growth, reader: DumpReader) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -57,6 +56,7 @@ class Sample:
     count: int
     job: Job
     setup: Setup
+    rows: Sequence[int] | None = None  # of these images; None if any that was read will do
 
 
 def samples_of(root: Dump, asked: VerifyCommand, report: Report = silent) -> list[Sample]:
@@ -68,13 +68,21 @@ def samples_of(root: Dump, asked: VerifyCommand, report: Report = silent) -> lis
     if len(dumps) == 1:
         return [Sample(root, asked.recompute, *same_job(root, asked, report))]
     growth = Growth.of(root, find(narrowed(asked, InputSpec)))
-    of_rows = [number for number, dump in enumerate(dumps) for _ in range(int(reader_of([dump]).valid.sum()))]
-    drawn = Counter(random.SystemRandom().sample(of_rows, min(asked.recompute, len(of_rows))))
+    there = np.flatnonzero(reader_of(dumps).valid & (growth.places >= 0)).tolist()
+    if not there:
+        raise ConflictError(
+            f"dump {shown(root.path)}: none of its images is given", "give the images that it was extracted from"
+        )
+    drawn = np.array(sorted(random.SystemRandom().sample(there, min(asked.recompute, len(there)))))
     found: list[Sample] = []
-    for number, count in sorted(drawn.items()):
-        loaded = found[-1].setup.backbone if found else None
-        listing = growth.listing_of(number)
-        found.append(Sample(dumps[number], count, *same_job(dumps[number], asked, report, listing, loaded)))
+    first = 0
+    for number, dump in enumerate(dumps):
+        own = drawn[(drawn >= first) & (drawn < first + dump.plan.num_images)] - first
+        first += dump.plan.num_images
+        if len(own):
+            loaded = found[-1].setup.backbone if found else None
+            job, setup = same_job(dump, asked, report, growth.frozen(number), loaded)
+            found.append(Sample(dump, len(own), job, setup, own.tolist()))
     return found
 
 
@@ -99,7 +107,7 @@ def _recomputed(sample: Sample) -> Comparison:
     valid = np.flatnonzero(reader.valid).tolist()
     if not valid:
         raise ConflictError(f"dump {shown(dump.path)}: it holds no image that could be extracted again", "")
-    chosen = sorted(random.SystemRandom().sample(valid, min(sample.count, len(valid))))
+    chosen = sorted(sample.rows or random.SystemRandom().sample(valid, min(sample.count, len(valid))))
     wanted: dict[range, list[int]] = {}
     for row in chosen:
         wanted.setdefault(_batch(job, row), []).append(row)

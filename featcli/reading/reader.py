@@ -69,6 +69,10 @@ def open_dump(
     dumps that cannot be one, IncompleteError if a dump is not complete, DamagedError if its files are damaged, and
     MachineError if they cannot be read.
     """
+    if not isinstance(incomplete, bool):
+        raise UsageError(
+            f"incomplete={shown(incomplete)} is neither on nor off", "give several dumps as one list: open_dump([a, b])"
+        )
     if isinstance(path, Mapping):
         return _along_outputs({name: open_dump(one, incomplete) for name, one in path.items()})
     if isinstance(path, DumpReader):
