@@ -3,6 +3,7 @@
 The whole grid is in benchmarks/damage.py.
 """
 
+import base64
 import io
 import struct
 import zlib
@@ -18,6 +19,14 @@ from featcli.pixels.png import PATTERNS, essential
 from featcli.spec.groups import PixelSpec
 
 NOISE = np.random.default_rng(0).integers(64, 192, (100, 120, 3), dtype=np.uint8)
+
+
+# A JPEG of 16x24 pixels in arithmetic coding, which no library here writes: by TurboJPEG 2.1 with TJ_ARITHMETIC=1.
+ARITHMETIC = base64.b85decode(
+    "|JeWF01!$>Nk#wx0RR9200961|JwjV02B@n5)Ta&5)cv>6%-gAG9exu93DL^E+jHZKuk+VKt@GST61DhRc%&9Mr4R(ZFhTtf`Lw8"
+    "jhBplmUDiAeE-`3Lje^R7akfOJ0T%Ed{ahKe0+R-e0+R-e0+R-e0+R-e0+R-e0+R-e0+R-e0+R-e0+R-e0+R-e0+R-e0+R-e0=}O"
+    "01*fP5C9kh0U`hb5di}c0sqVZ3IGrg1pyEd1^?Or3<CiG0ucid06zf#0APK+D3XRVx7e<U6`Ib{l-$8#OcIR9Rp&j@Tr)st6IlP*"
+)
 
 
 def saved(format_name="JPEG", picture=NOISE, **options):
@@ -168,6 +177,13 @@ def test_lossless_jpeg(tmp_path):
     content = pytest.importorskip("imagecodecs").jpeg8_encode(NOISE, lossless=True)
     assert np.array_equal(read(content, tmp_path), NOISE)
     assert reason(content[: len(content) // 2].rstrip(b"\xff") + EOI, tmp_path) == "truncated"
+
+
+def test_arithmetic_coding(tmp_path):
+    """A JPEG in arithmetic coding is read as Pillow reads it, and refused without its end."""
+    with Image.open(io.BytesIO(ARITHMETIC)) as picture:
+        assert np.array_equal(read(ARITHMETIC, tmp_path), np.asarray(picture))
+    assert reason(ARITHMETIC[:-20], tmp_path) in ("truncated", "decode_error")
 
 
 def test_strict_witness(tmp_path):

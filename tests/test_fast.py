@@ -115,7 +115,8 @@ def test_other_kinds_are_left_to_pillow(read):
     """CMYK, arithmetic coding, MPO and other formats equal --decode exact, because Pillow reads them."""
     picture = Image.fromarray(FIELD[:40, :50])
     several = damage.saved("MPO", save_all=True, append_images=[picture])
-    for content in (damage.saved(picture=picture.convert("CMYK")), several, damage.saved("PNG"), damage.saved("WEBP")):
+    inks = damage.saved(picture=picture.convert("CMYK"))
+    for content in (inks, several, damage.ARITHMETIC, damage.saved("PNG"), damage.saved("WEBP")):
         exact, fast, is_used = read(content)
         assert (fast == exact, is_used) == (True, False)
     profile = damage.saved(icc_profile=b"broken")

@@ -483,12 +483,16 @@ def test_arguments_of_constructors():
 
 
 def test_the_transform_leaves_bytes():
-    """If `use_prefetcher` also scales, or steps have other parts, pixels are normalised twice, or steps lack names."""
+    """If the last step does more than make a tensor, or steps have other parts, pixels differ, or steps lack names."""
     config = timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg("resnet18").to_dict())
     transform, steps = internals.timm_transform(config)
-    found = np.asarray(transform(Image.new("RGB", (300, 260), (10, 20, 30))))
-    assert (found.shape, found.dtype) == ((3, 224, 224), np.uint8)
-    assert found[:, 0, 0].tolist() == [10, 20, 30]
+    picture = Image.new("RGB", (300, 260), (10, 20, 30))
+    found = np.asarray(transform(picture))
+    assert (found.shape, found.dtype) == ((224, 224, 3), np.uint8)
+    whole = timm.data.create_transform(**config, is_training=False, use_prefetcher=True)(picture)
+    assert np.array_equal(found.transpose(2, 0, 1), whole)
+    tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[:, :235]
+    assert torch.equal(transform(tensor), tensor[:, 5:229, 38:262])
     assert steps == ["Resize 235 bicubic", "CenterCrop 224x224"]
 
 

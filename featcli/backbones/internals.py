@@ -561,15 +561,22 @@ def silent_timm() -> Iterator[None]:
 
 
 def timm_transform(config: Mapping[str, Any]) -> tuple[Callable[[Image.Image], Any], list[str]]:
-    """Return timm's evaluation transform, picture -> uint8 (C, H, W), and its steps, such as `Resize 235 bicubic`.
+    """Return timm's evaluation transform, and its steps, such as `Resize 235 bicubic`.
 
-    With `use_prefetcher` timm leaves scaling and normalising to its loader, and the last step only changes the dtype.
+    It takes a picture, or uint8 (C, H, W), and gives the same kind. With `use_prefetcher` timm leaves scaling and
+    normalising to its loader, and its last step only makes a tensor of the picture, which is left out.
     """
     import_timm()
     from timm.data import create_transform
 
-    transform = create_transform(**config, is_training=False, use_prefetcher=True)
-    return transform, [_name_of_step(step, config["interpolation"]) for step in transform.transforms[:-1]]
+    steps = create_transform(**config, is_training=False, use_prefetcher=True).transforms[:-1]
+
+    def transform(picture: Any) -> Any:
+        for step in steps:
+            picture = step(picture)
+        return picture
+
+    return transform, [_name_of_step(step, config["interpolation"]) for step in steps]
 
 
 def _name_of_step(step: Any, interpolation: str) -> str:

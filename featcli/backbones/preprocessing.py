@@ -154,7 +154,7 @@ def timm_preprocessing(
     mean, std = (values_for_channels(config[name], channels) for name in ("mean", "std"))
     is_grey, size = channels == 1, config["input_size"][1:]
 
-    fit: Fit = _for_all_proportions(lambda picture: np.asarray(transform(picture)), config, size)
+    fit: Fit = _for_all_proportions(lambda picture: _planes(transform(picture)), config, size)
     if is_grey:
         fit = partial(_fit_grey, fit)
     fast = _by_torch(fit, transform, config, is_grey)
@@ -200,7 +200,7 @@ def _by_torch(fit: Fit, transform: Callable[[Any], Any], config: Mapping[str, An
         values = values_of(picture_of(picture).convert("L") if is_grey else picture)
         resized = torch_resize.resized(values, size, resample)
         if mode == "border":  # torchvision puts colours around pictures, and only greys around tensors
-            return np.asarray(transform(Image.fromarray(resized.permute(1, 2, 0).numpy())))
+            return _planes(transform(Image.fromarray(resized.permute(1, 2, 0).numpy())))
         return np.asarray(transform(resized))
 
     return fit_any
@@ -230,11 +230,13 @@ def _fit_grey(fit: Fit, picture: Image.Image) -> np.ndarray:
 
 
 def _fit_resized(resize: Callable[[Any], Image.Image], is_grey: bool) -> AnyFit:
-    def fit(picture: Any) -> np.ndarray:
-        fitted = np.asarray(resize(picture).convert("L" if is_grey else "RGB"))
-        return fitted[None] if is_grey else fitted.transpose(2, 0, 1)
+    return lambda picture: _planes(resize(picture).convert("L" if is_grey else "RGB"))
 
-    return fit
+
+def _planes(picture: Image.Image) -> np.ndarray:
+    """Return a grey or RGB picture as (C, H, W)."""
+    values = np.asarray(picture)
+    return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
 
 
 def _of_bands(

@@ -22,6 +22,7 @@ from featcli.spec.groups import PixelSpec
 
 # This is not every format that Pillow knows: a PostScript file named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
+JPEG = b"\xff\xd8\xff"  # with what each JPEG begins that Pillow takes
 PLUGINS = {"HEIF": ("pillow_heif", HEIF), "JXL": ("pillow_jxl", JXL)}  # modules of the plugins, and their extras
 
 
@@ -31,8 +32,10 @@ def identified(file: IO[bytes], rules: PixelSpec) -> Image.Image:
     Raises UnreadableError if the file is of no format that is read, or costs too much.
     """
     formats = readable_formats()
-    header = header_of(file)
-    picture = tiff.unpacked(file, header, rules) if header else jpeg2000.unpacked(file, rules)
+    file.seek(0)
+    is_jpeg = file.read(len(JPEG)) == JPEG
+    header = None if is_jpeg else header_of(file)
+    picture = None if is_jpeg else tiff.unpacked(file, header, rules) if header else jpeg2000.unpacked(file, rules)
     try:
         if picture is None:
             file.seek(0)
@@ -65,7 +68,7 @@ def _refuse_reduced(picture: Image.Image) -> None:
 
 def _of_jpeg(file: IO[bytes], start: bytes) -> UnreadableError | None:
     """Return why Pillow does not know a whole JPEG: it is a JPEG-LS, or has more than 8 bits. None for all others."""
-    marker, bits = (start.startswith(b"\xff\xd8") and frame_of_jpeg(file)) or (0, 8)
+    marker, bits = (start.startswith(JPEG[:2]) and frame_of_jpeg(file)) or (0, 8)
     if marker == FRAME_OF_LS:
         return UnreadableError("format_not_allowed", "JPEG-LS: convert it to JPEG or PNG")
     return (

@@ -94,7 +94,7 @@ def _opened(image: Image, header_only: bool) -> Iterator[Content | LargeFile]:
                 yield file
                 return
             if begun.st_size <= WHOLE_BYTES:
-                content = file.read()
+                content = file.regular.read_next(begun.st_size)
             else:
                 with _large_file:
                     yield file

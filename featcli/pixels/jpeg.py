@@ -111,7 +111,7 @@ class _Scans:
         self._size = (0, 0)
         self._components: dict[int, _Component] = {}
         self._interval = 0  # units between restart markers
-        self._tables: dict[int, bytes] = {}  # Huffman tables: the number of codes of each length, then their symbols
+        self._tables: list[bytes] = []  # segments of Huffman tables
 
     def give(self) -> None:
         """Give the whole file. Raises UnreadableError if a scan is incomplete or missing."""
@@ -122,19 +122,21 @@ class _Scans:
             if marker in FRAMES:
                 self._begin_frame(marker, segment)
             elif marker == DHT:
-                self._note_tables(segment[4:])
+                self._tables.append(segment[4:])
             elif marker == DRI:
                 self._interval = int.from_bytes(segment[4:6], "big")
             elif marker in (SOS, EOI):
                 if marker == EOI and any(any(each.lacks) for each in self._components.values()):
                     raise _truncated("scans are missing")
-                self._give(b"".join(segments))
+                self._untaken += b"".join(segments)
                 segments = []
-                if marker == EOI and not self._is_done:
-                    raise _truncated("it ends before its pixels do")
-                if marker == SOS and self._frame in HUFFMAN:
+                if marker == EOI:
+                    self._give()
+                    if not self._is_done:
+                        raise _truncated("it ends before its pixels do")
+                elif self._frame in HUFFMAN:
                     self._give_scan(segment)
-                elif marker == SOS:
+                else:
                     self._give_rest()
 
     def _segment(self) -> tuple[int, bytes]:
@@ -147,7 +149,7 @@ class _Scans:
         if marker not in WITHOUT_LENGTH:
             while len(self._data) < self._at + 4:
                 self._read_on()
-            length += max(2, int.from_bytes(self._data[self._at + 2 : self._at + 4], "big"))
+            length += max(2, (self._data[self._at + 2] << 8) + self._data[self._at + 3])
         while len(self._data) < self._at + length:
             self._read_on()
         begin, self._at = self._at, self._at + length
@@ -165,11 +167,15 @@ class _Scans:
         self._size = (int.from_bytes(segment[7:9], "big"), int.from_bytes(segment[5:7], "big"))
         self._components |= _components_of(segment)
 
-    def _note_tables(self, content: bytes) -> None:
-        while len(content) > 16:
-            end = 17 + sum(content[1:17])
-            self._tables[content[0]] = content[1:end]
-            content = content[end:]
+    def _table(self, wanted: int) -> bytes | None:
+        """Return the latest Huffman table of a number: how many codes there are of each length, then their symbols."""
+        found = None
+        for content in self._tables:
+            while len(content) > 16:
+                end = 17 + sum(content[1:17])
+                found = content[1:end] if content[0] == wanted else found
+                content = content[end:]
+        return found
 
     def _give_scan(self, header: bytes) -> None:
         """Give the data of a scan, without the marker that follows."""
@@ -180,7 +186,7 @@ class _Scans:
             due = (self._units(components) - 1) // self._interval
             if restarts[:due] != (RESTARTS * (due // 8 + 1))[:due]:
                 raise _truncated("some of it is missing between two restart markers")
-        fill = _fill(self._tables.get(16 + (header[-4] & 15))) if is_only else ONES
+        fill = _fill(self._table(16 + (header[-4] & 15))) if is_only and not self._is_done else ONES
         if not (self._is_done or self._takes_no_more(is_only, fill)):
             raise _truncated("its data end before its pixels do")
 
@@ -205,11 +211,14 @@ class _Scans:
 
     def _takes_no_more(self, is_only: bool, fill: bytes) -> bool:
         """Return whether the decoder has finished a scan, judged by how many bytes it uses beyond the data."""
+        if is_only:
+            self._give(fill * READ_AHEAD)
+            return self._is_done
         for _ in range(READ_AHEAD):
             self._give(fill)
             if self._is_done:
                 return True
-        for _ in range(0 if is_only else 2):  # if more scans may follow, it skips all bytes up to the next marker
+        for _ in range(2):  # if more scans may follow, it skips all bytes up to the next marker
             had_left = bool(self._untaken)
             self._give(fill)
             if not (had_left or self._untaken):
@@ -227,12 +236,12 @@ class _Scans:
 
     def _give_rest(self) -> None:
         """Give the rest of the file at once: in arithmetic coding libjpeg cannot wait, and an early end is allowed."""
-        while not self._is_done:
-            self._read_on()
-            self._give(self._data + self._file.read())
-            self._at = len(self._data)
+        self._give(self._data[self._at :] + self._file.read())
+        if not self._is_done:
+            raise _truncated("it has no end")
 
-    def _give(self, data: bytes) -> None:
+    def _give(self, data: bytes = b"") -> None:
+        """Let the decoder take from what it left before, and from these data."""
         self._untaken += data
         taken = self._decode(self._untaken)
         self._is_done = taken < 0

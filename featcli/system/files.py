@@ -179,7 +179,10 @@ class RegularFile(io.RawIOBase):
 
     def readall(self) -> bytes:
         """See io.RawIOBase."""
-        count = self.state().st_size + 1 - self._position
+        return self.read_next(self.state().st_size + 1 - self._position)
+
+    def read_next(self, count: int) -> bytes:
+        """Return the next bytes, or fewer if the file ends before. Raises OSError."""
         try:
             content = read_at(self._descriptor, count, self._position) if count > 0 else b""
         except OSError as error:
