@@ -48,15 +48,18 @@ def chosen_to_hold_out(labels, share, seed):
     return held_out
 
 
-def rows_where(dump, condition):
-    """Return the rows that fit a text such as `split=val`. Raises UsageError, also if there are none."""
-    column, equals, value = condition.partition("=")
-    if not equals:
-        raise featcli.UsageError(f"{condition!r} is no condition", "write COLUMN=VALUE, such as split=val")
-    rows = dump.where(**{column: dump.columns.parsed(column, value)})
+def rows_where(dump, conditions):
+    """Return the rows that fit texts such as `split=val`; of one column any of them. Raises UsageError."""
+    wanted = {}
+    for condition in conditions:
+        column, equals, value = condition.partition("=")
+        if not equals:
+            raise featcli.UsageError(f"{condition!r} is no condition", "write COLUMN=VALUE, such as split=val")
+        wanted.setdefault(column, []).append(dump.columns.parsed(column, value))
+    rows = dump.where(**wanted)
     if not len(rows):
         there = ", ".join(map(str, dump.columns.classes_of(column)[:NAMED]))
-        raise featcli.UsageError(f"no image has {condition}", f"there are {there}")
+        raise featcli.UsageError(f"no image has {' and '.join(conditions)}", f"there are {there}")
     return rows
 
 
@@ -115,8 +118,12 @@ def main(arguments=None):
     parser.add_argument("dump", help="the folder that extract -o made")
     parser.add_argument("--stage", help="or another output; default: the embedding, or the last output of the dump")
     parser.add_argument("--label", metavar="COLUMN", help="the column of classes (default: label, or the folders)")
-    parser.add_argument("--train", metavar="COLUMN=VALUE", help="learn from these images (default: all but the test)")
-    parser.add_argument("--test", metavar="COLUMN=VALUE", help="hold out these images, in place of --held-out")
+    parser.add_argument(
+        "--train", metavar="COLUMN=VALUE", action="append", help="learn from these images (default: all but the test)"
+    )
+    parser.add_argument(
+        "--test", metavar="COLUMN=VALUE", action="append", help="hold out these images, in place of --held-out"
+    )
     parser.add_argument("--held-out", type=float, default=0.25, help="share of each class (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of those images (default: %(default)s)")
     chosen = parser.parse_args(arguments)

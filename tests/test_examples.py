@@ -117,6 +117,7 @@ def test_a_linear_probe_of_a_table(tmp_path, competition, capsys):
         (["--train", "split=train", "--test", "split=val"], (23, 6)),
         (["--test", "fold=0"], (23, 6)),
         (["--train", "split=train"], (17, 6)),
+        (["--train", "fold=1", "--train", "fold=2", "--test", "fold=0"], (11, 6)),
     ):
         capsys.readouterr()
         module.main([str(tmp_path / "d"), "--label", "texture", *options])

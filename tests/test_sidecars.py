@@ -235,3 +235,12 @@ def test_a_level_that_is_nowhere(pictures, tmp_path, cli, inputs):
     ran = cli("extract", *words, "-c", "test_resnet", "--random-init", "-o", tmp_path / "d", "--label-level", 3)
     assert (ran.code, (tmp_path / "d").exists()) == (2, False)
     assert "--label-level 3: no image lies in 3 folders, one in another, inside its INPUT" in ran.err
+
+
+def test_files_that_stand_apart_are_said(tmp_path):
+    """Files that do not follow the picture of their name, as in a tar that nobody sorted, are counted in a warning."""
+    entries = [("a.jpg", b"p"), ("b.jpg", b"p"), ("a.cls", b"1"), ("b.cls", b"2"), ("c.txt", b"x")]
+    listing = find(InputSpec([packed(tmp_path / "a.tar", entries)]))
+    (remark,) = listing.remarks
+    assert remark == "2 files are left out, not being beside the picture of that name: pack with tar --sort=name"
+    assert dict(listing.ignored) == {".cls": 2, ".txt": 1}

@@ -44,6 +44,7 @@ class Listing:
     ignored: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by suffix
     repeated: int = 0  # names that were listed more than once
     excluded: int = 0  # names that fit a pattern of --exclude
+    apart: int = 0  # files of pictures in tars that do not stand beside them
     idle: list[str] = field(default_factory=list)  # patterns of --exclude that no name fits
     total: int = 0  # images before --limit
     leads: dict[str, str] = field(default_factory=dict)  # the kind of each input, by what leads its keys
@@ -55,9 +56,15 @@ class Listing:
 
     @property
     def remarks(self) -> list[str]:
-        """What to say about patterns that exclude nothing."""
-        patterns = ", ".join(map(shown, self.idle))
-        return [f"--exclude {patterns}: no key is like that, so it excludes nothing"] if self.idle else []
+        """What to say about patterns that exclude nothing, and about files beside pictures that have no effect."""
+        found = []
+        if self.idle:
+            patterns = ", ".join(map(shown, self.idle))
+            found.append(f"--exclude {patterns}: no key is like that, so it excludes nothing")
+        if self.apart:
+            files = f"{counted(self.apart, 'file')} {'is' if self.apart == 1 else 'are'}"
+            found.append(f"{files} left out, not being beside the picture of that name: pack with tar --sort=name")
+        return found
 
 
 def find(asked: InputSpec) -> Listing:
@@ -98,6 +105,7 @@ def find(asked: InputSpec) -> Listing:
     names = table or (NameList(asked) if has_list else None)
     if names is not None:
         names.add_to(images, exclusion.leaves)
+    listing.apart = spool.apart
     listing.excluded, listing.idle = exclusion.count, exclusion.idle
     if not len(images):
         raise _nothing_found(asked, listing)

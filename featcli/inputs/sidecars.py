@@ -27,6 +27,7 @@ class Spool:
 
     def __init__(self) -> None:
         self._file = Spooled()
+        self.apart = 0  # sidecars that do not stand beside the picture of their name, and belong to none therefore
 
     @property
     def size(self) -> int:
@@ -64,6 +65,8 @@ class Sidecars:
         self._found: dict[str, None] = {}  # the columns that occur
         self._base = ""  # what the names of the current group begin with
         self._places: list[int] = []  # of the pictures in it
+        self._bases: set[str] = set()  # of all pictures so far
+        self._apart: Counter[str] = Counter()  # sidecars without a picture beside them, by the same
         self._beside: dict[str, tuple[str, bytes | None]] = {}  # column -> name and content; None if it is too large
 
     @property
@@ -96,6 +99,9 @@ class Sidecars:
         """Return whether there were any sidecars of pictures, after the last member. Raises UsageError."""
         self._next("")
         self._end = self._spool.size
+        self._spool.apart += sum(count for base, count in self._apart.items() if base in self._bases)
+        self._bases.clear()
+        self._apart.clear()
         return bool(self._found)
 
     def _next(self, base: str) -> None:
@@ -103,11 +109,13 @@ class Sidecars:
         if base == self._base:
             return
         if self._places:
+            self._bases.add(self._base)
             cells = {column: self._cell(column, *found) for column, found in self._beside.items()}
             self._found.update(dict.fromkeys(cells))
             for place in self._places:
                 self._spool.add(place, cells)
         else:
+            self._apart[self._base] += len(self._beside)
             self._ignored.update(f".{column}" for column in self._beside)
         self._base, self._places, self._beside = base, [], {}
 
