@@ -244,6 +244,17 @@ def test_an_unfinished_dump_is_finished_first(pictures, folder, tmp_path, monkey
     assert (path / "more" / "00001").is_dir()
 
 
+def test_repaired_pictures_are_said(three, pictures, tmp_path):
+    """A picture that failed and has changed since is named with the option that tries it again."""
+    shutil.copytree(three, tmp_path / "copy")
+    shutil.copy(pictures / "b.png", tmp_path / "copy" / "in" / "c.png")
+    texts = []
+    extract(
+        tmp_path / "copy" / "in", output=tmp_path / "copy" / "d", extend=True, report=partial(note, texts), **OPTIONS
+    )
+    assert texts == ["'c.png' failed and has changed since: --retry-failed tries it again"]
+
+
 def test_other_cells_of_old_rows_are_said(pictures, folder, tmp_path):
     """Cells of rows that are there are not changed: a run says which differ now, and which column is new."""
     path, texts = tmp_path / "d", []

@@ -554,7 +554,7 @@ def test_rows_by_value(dumped):
     with open_dump(dumped) as dump:
         assert dump.where(label="cat").tolist() == [0, 3]
         assert dump.where(label=["dog", None]).tolist() == [1, 2]
-        assert dump.where(label="cat", count=-4).tolist() == [3]
+        assert dump.where(label="cat", count=-4).tolist() == dump.where({"label": "cat"}, count=-4).tolist() == [3]
         assert dump.where(weight=None).tolist() == [1]
         assert dump.where(count=2.5).tolist() == []
         for wrong, message in (({"lable": 1}, "no column 'lable'"), ({"label": 1}, "texts"), ({"count": "1"}, "whole")):

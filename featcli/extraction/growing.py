@@ -278,6 +278,12 @@ def report_growth(growth: Growth, asked: ExtractSpec, report: Report) -> None:
     there = np.flatnonzero(growth.places >= 0).tolist() if asked.check_digests else _sample(growth)
     if there:
         changed = sorted({*changed, *_other_digests(growth, there, reader.digests, asked)})
+    failed = {failure["row"] for failure in reader.failures}
+    if repaired := [row for row in changed if row in failed]:
+        more = f", and {counted(len(repaired) - 1, 'other')}" if len(repaired) > 1 else ""
+        text = f"{shown(reader.keys[repaired[0]])} failed and has changed since{more}: --retry-failed tries it again"
+        report("warning", text=text)
+    changed = [row for row in changed if row not in failed]
     for row in changed[:1]:
         more = f", and {counted(len(changed) - 1, 'other')}" if len(changed) > 1 else ""
         report("warning", text=f"{shown(reader.keys[row])} changed since it was extracted{more}: old rows stay")

@@ -22,7 +22,7 @@ from featcli.inputs.cells import Kind, LearntKind, value_of
 from featcli.inputs.image_list import MISSING, SUFFIXES, ImageList, Origin, is_url
 from featcli.inputs.lists import listed_path, listed_url, note_sizes
 from featcli.inputs.nearby import NOT_IN_FORMATS, options_by_column, options_by_format
-from featcli.inputs.signatures import START, foreign
+from featcli.inputs.signatures import PACKED, START, foreign
 from featcli.inputs.storage import Storage, refuse_if_gone
 from featcli.inputs.table_files import Line, text_table
 from featcli.inputs.typed_tables import IN_MEMORY, ArrowTable, MemoryTable
@@ -170,6 +170,10 @@ def _refuse_other(name: str, start: bytes, suffix: str) -> None:
         return
     if suffix == ".xlsx" or (found is not None and not found.is_text and suffix not in ARROW):
         what = "an Excel workbook" if suffix == ".xlsx" else (found.what if found is not None else "")
+        if suffix == ".xlsx":
+            hint = "save it as CSV UTF-8, or read it with pandas and give that table to featcli.extract"
+        elif found is not None and found.kind == PACKED:
+            hint = "unpack it, as with zcat TABLE.csv.gz | featcli extract --table - --root FOLDER"
         raise UsageError(f"table {shown(name)}: it is {what}, not a table that can be read", hint)
 
 

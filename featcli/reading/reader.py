@@ -377,13 +377,13 @@ class DumpReader:
         """The keys and all columns as a pyarrow.Table, row i for image i. Raises UsageError without pyarrow."""
         return as_arrow(self.columns, self.keys)
 
-    def where(self, **conditions: Any) -> np.ndarray:
+    def where(self, conditions: Mapping[str, Any] | None = None, /, **more: Any) -> np.ndarray:
         """Return the numbers of the rows whose columns have these values, in row order: (n,) int64.
 
         `where(split="train", label=["cat", "dog"])` takes the rows of both classes in one split; None stands for a
-        missing cell. Raises UsageError for an unknown column, and for a value of another kind than its cells.
+        missing cell. A mapping takes names that are no keywords, as `where({"meta.width": 640})`. Raises UsageError for an unknown column, and for a value of another kind than its cells.
         """
-        return np.flatnonzero(self.columns.where(conditions))
+        return np.flatnonzero(self.columns.where({**(conditions or {}), **more}))
 
     @cached_property
     def _labels_of_folders(self) -> list[str]:
