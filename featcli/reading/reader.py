@@ -381,7 +381,8 @@ class DumpReader:
         """Return the numbers of the rows whose columns have these values, in row order: (n,) int64.
 
         `where(split="train", label=["cat", "dog"])` takes the rows of both classes in one split; None stands for a
-        missing cell. A mapping takes names that are no keywords, as `where({"meta.width": 640})`. Raises UsageError for an unknown column, and for a value of another kind than its cells.
+        missing cell. A mapping takes names that are no keywords, as `where({"meta.width": 640})`. Raises UsageError for
+        an unknown column, and for a value of another kind than its cells.
         """
         return np.flatnonzero(self.columns.where({**(conditions or {}), **more}))
 
