@@ -418,7 +418,7 @@ def test_urls_with_captions(folder):
         ("odd.csv", b"my pic,label\nd/c.jpg,1\n", "there are 'my pic'", "give --path-column 'my pic', which holds"),
         ("photos.tsv", b'path\tsays\na.jpg\t"Oak" it\n', "line 2: there is", """sed 's/"/""/g; s/[^\\t]*/"&"/g'"""),
         ("t.xlsx", b"PK\x03\x04" + bytes(40), "an Excel workbook", "save it as CSV UTF-8"),
-        ("t.csv.gz", b"\x1f\x8b\x08" + bytes(40), "not a table that can be read", "zcat TABLE.csv.gz | featcli extract --table -"),
+        ("t.csv.gz", b"\x1f\x8b\x08" + bytes(40), "not a table that can be read", "zcat TABLE.csv.gz | featcli"),
     ],
 )  # fmt: skip
 def test_hints_for_what_people_have(folder, monkeypatch, file, content, message, hint):
