@@ -60,6 +60,7 @@ sweep: .venv/installed  ## every model of timm and transformers: writes docs/swe
 	$(BIN)/python benchmarks/conformance.py --write docs/conformance.md
 
 torture: .venv/installed  ## a small run killed, or refused by the disk, at every call that changes it; hostile files (two hours; tests/torture.py --help takes it apart)
+	$(BIN)/python -m pytest -m long
 	$(BIN)/python tests/torture.py
 
 floors: .venv/installed  ## the tests with every lower bound on the oldest Python, and with the newest of all (a quarter of an hour, 13 GB)

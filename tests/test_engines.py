@@ -193,6 +193,7 @@ def test_workers_keep_their_rows(many, tmp_path):
     assert content(dump) == content(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_a_driver_that_is_killed(cli, many, whole, tmp_path):
     """Workers end with the process that feeds them, and hold the dump until then."""
     environment = hooked(WAITS_AT="10.png", WAITS_FOR=tmp_path / "go")

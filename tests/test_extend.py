@@ -60,10 +60,9 @@ def three(pictures, tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("format", ["hdf5", "safetensors"])
-def test_a_dump_grows_by_what_is_new(pictures, folder, tmp_path, format):
+def test_a_dump_grows_by_what_is_new(pictures, folder, tmp_path):
     """Each generation has the rows of the images that came, after those that were there, with their own maps."""
-    outcomes = grown(pictures, folder, tmp_path / "d", format=format)
+    outcomes = grown(pictures, folder, tmp_path / "d")
     assert [(one.extracted, one.written, one.failed) for one in outcomes] == [(3, 3, 0), (2, 4, 1), (3, 7, 1)]
     assert [one.exit_code for one in outcomes] == [0, 3, 3]
     with open_dump(tmp_path / "d") as dump:
@@ -72,7 +71,7 @@ def test_a_dump_grows_by_what_is_new(pictures, folder, tmp_path, format):
         assert [(one["key"], one["row"]) for one in dump.failures] == [("c.png", 4)]
         for names in (FIRST, SECOND, THIRD):
             alone = tmp_path / names[0].replace("/", "-")
-            extract(files_from=names, root=folder, output=alone, format=format, **OPTIONS)
+            extract(files_from=names, root=folder, output=alone, **OPTIONS)
             with open_dump(alone) as other:
                 np.testing.assert_array_equal(dump["stage4"][names], other["stage4"][:])
         np.testing.assert_array_equal(dump["stage4"][[7, 0, 5]], [dump["stage4"][row] for row in (7, 0, 5)])
@@ -445,17 +444,6 @@ def test_columns_of_generations(pictures, folder, tmp_path):
     with pytest.raises(ConflictError, match="column 'score' held float, and now holds text"):
         extract(table=csv, root=folder, output=path, extend=True, **OPTIONS)
     assert tree(path) == before
-
-
-def test_a_hundred_generations(pictures, tmp_path):
-    """Many generations are read as one dump."""
-    inside, path = tmp_path / "in", tmp_path / "d"
-    for number in range(6):
-        draw(inside / f"{number}.png", number, (8, 8))
-        extract(inside, output=path, extend=True, **OPTIONS)
-    with open_dump(path) as dump:
-        assert dump.keys == [f"{number}.png" for number in range(6)]
-        assert len(dump["stage4"][:]) == 6
 
 
 def test_a_column_without_cells_becomes_of_any_kind(pictures, folder, tmp_path):

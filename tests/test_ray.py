@@ -71,6 +71,7 @@ def test_a_death_a_part_and_an_interruption(cli, many, whole, tmp_path):
     assert content(tmp_path / "d") == content(whole)
 
 
+@pytest.mark.long
 def test_a_node_comes_a_node_goes_and_a_shard_is_poisonous(cli, cluster, many, whole, tmp_path):
     """A run begins with the workers that have a place; others join with a new node, and do the work of dead ones.
 
