@@ -34,8 +34,9 @@ format: .venv/installed  ## put the code into its format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/installed  ## write the tables of options in docs/ anew
+docs: .venv/installed  ## write the tables of options in docs/ anew, and run every page
 	$(BIN)/python docs/write_options.py
+	$(BIN)/python -m pytest -m "long or not long" tests/test_docs.py
 
 bench: .venv/installed  ## measure start, memory, writer, large pictures and speed, as ratios (two hours)
 	$(BIN)/python benchmarks/memory.py --pictures build/pictures/small

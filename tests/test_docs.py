@@ -72,7 +72,14 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize(("page", "at_least"), PAGES.items())
+# Other tests try the commands of these pages, so the pages themselves are run by `make docs`.
+LONG = ("docs/backbones.md", "docs/numbers.md", "docs/replay.md", "docs/scale.md", "docs/show.md", "docs/stages.md")
+
+
+@pytest.mark.parametrize(
+    ("page", "at_least"),
+    [pytest.param(*one, marks=pytest.mark.long if one[0] in LONG else ()) for one in PAGES.items()],
+)
 def test_pages_run_from_top_to_bottom(scratch, cli, shell, page, at_least):
     """Every command and every Python block of the page runs in order and prints what it shows."""
     if re.search(r"\| jq |\njq ", (REPOSITORY / page).read_text()) and not shutil.which("jq"):

@@ -27,7 +27,7 @@ from conftest import draw
 from featcli.backbones import backbone as backbones
 from featcli.cli.signature import in_order_of_help
 from featcli.errors import FeatcliError, MachineError, UsageError
-from featcli.extraction import recompute
+from featcli.extraction import growing, recompute
 from featcli.spec.calls import BackboneCall
 from featcli.spec.option import options_of
 from featcli.workers import ray
@@ -313,6 +313,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(ray, "imported_ray", OneNode)
     monkeypatch.setattr(ray.RayEngine, "run", no_worker)
     monkeypatch.setattr(recompute, "prepare", no_job)
+    monkeypatch.setattr(growing, "_sample", lambda _: [])  # which compares all of a few pictures
 
 
 def typed(name: str, options: Mapping[str, Any], out: Path) -> Iterator[str]:

@@ -498,6 +498,7 @@ def test_a_dump_keeps_rows_and_columns(dumped, photos, tmp_path):
         np.testing.assert_array_equal(columns["weight"], [1.5, np.nan, 2.5, 3.5])
         assert dump.table.to_pydict() == {"key": NAMES, **COLUMNS}
         assert (dump.labels, dump.classes) == (TABLE["label"], ["cat", "dog"])
+        assert dump.plan.columns.classes == ("cat", "dog")
 
 
 def test_a_reader_of_columns_written_from_the_format_page(photos, tmp_path):

@@ -27,6 +27,7 @@ class PlannedColumns:
     kinds: Mapping[str, Kind]
     path_column: str | None = None  # the column of paths below the input folder; None if keys are these paths
     without_cells: tuple[str, ...] = ()  # columns whose cells are all missing, so that their kind says nothing
+    classes: tuple[str, ...] = ()  # the different texts in the column `label`, sorted
 
     @property
     def kinds_of_cells(self) -> dict[str, Kind]:
@@ -36,14 +37,17 @@ class PlannedColumns:
     def to_json(self) -> dict[str, Any]:
         """Return the field `columns` of plan.json."""
         beside = {} if self.path_column is None else {"path_column": self.path_column}
-        empty = {"without_cells": list(self.without_cells)} if self.without_cells else {}
-        return {"digest": self.digest, "kinds": dict(self.kinds), **beside, **empty}
+        lists = {"without_cells": list(self.without_cells), "classes": list(self.classes)}
+        there = {name: found for name, found in lists.items() if found}
+        return {"digest": self.digest, "kinds": dict(self.kinds), **beside, **there}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PlannedColumns:
         """Return the columns of a plan. Raises KeyError, TypeError or ValueError for anything else."""
-        empty = tuple(content.get("without_cells", ()))
-        found = cls(content["digest"], dict(content["kinds"]), content.get("path_column"), empty)
+        empty, classes = tuple(content.get("without_cells", ())), tuple(content.get("classes", ()))
+        found = cls(content["digest"], dict(content["kinds"]), content.get("path_column"), empty, classes)
+        if not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes that are no texts")
         if not isinstance(found.digest, str) or not {*found.kinds.values()} <= {*KINDS}:
             raise ValueError("columns that are none")
         if not {*found.without_cells} <= found.kinds.keys():

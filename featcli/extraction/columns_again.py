@@ -48,7 +48,7 @@ def planned_columns(
         if listed is None:
             return None, None
         empty = tuple(sorted(listed.without_cells))
-        return PlannedColumns(listed.digest, listed.kinds, listed.path_column, empty), listed
+        return PlannedColumns(listed.digest, listed.kinds, listed.path_column, empty, listed.classes), listed
     before = dump.plan.columns
     if listed is None or before is None:
         if listed is None and before is not None:

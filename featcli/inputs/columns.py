@@ -20,6 +20,7 @@ from featcli.inputs.image_list import ImageList
 from featcli.inputs.keys import Keys
 from featcli.inputs.labels import LABEL, labels_of
 
+MOST_CLASSES = 65_536  # different labels, of which more are no classes
 encoded = json.JSONEncoder(allow_nan=False).encode  # made once, since a table has many rows
 
 
@@ -72,13 +73,27 @@ class ListedColumns:
         """Whether the images are in the order in which the sources hold them."""
         return self._order is None
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """The xxh3-128 over the lines in row order. The images must be in the order in which they were found."""
-        digest = xxhash.xxh3_128()
+        return self._summary[0]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The different labels, sorted; none if they are no texts, or too many to be classes."""
+        return self._summary[1]
+
+    @cached_property
+    def _summary(self) -> tuple[str, tuple[str, ...]]:
+        digest, labels = xxhash.xxh3_128(), set[str]()
+        is_wanted = self.kinds.get(LABEL) == "text"
         for line in self.lines():
             digest.update(line)
-        return digest.hexdigest()
+            if is_wanted:
+                label = json.loads(line)[LABEL]
+                labels.update(() if label is None else (label,))
+                is_wanted = len(labels) <= MOST_CLASSES
+        return digest.hexdigest(), tuple(sorted(labels)) if is_wanted else ()
 
     def lines(self) -> Iterator[bytes]:
         """Yield a line for each row, in row order. Raises UsageError and ConflictError."""
