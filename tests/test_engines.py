@@ -116,6 +116,7 @@ def test_workers_that_crash_while_they_load(cli, many, tmp_path, monkeypatch):
     assert f"{TRIES} workers died before they could begin, the last one ZeroDivisionError" in run.err
 
 
+@pytest.mark.long
 def test_an_error_of_a_worker_is_the_runs(many, tmp_path):
     """An error that every shard would meet ends the run as it would in one process."""
     environment = hooked(WAITS_AT="10.png", WAITS_FOR=tmp_path / "gone")

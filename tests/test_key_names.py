@@ -48,6 +48,7 @@ def test_official_names(tmp_path, prefix):
     assert (backbone.weights.unexpected, backbone.weights.undecided) == (("projector.weight",), ())
 
 
+@pytest.mark.long
 def test_two_sets_of_weights(tmp_path):
     """Two sets that fit equally well are refused; `weights_key` chooses one by a prefix or a container."""
     one, other = (CONVNEXT(state_of("test_convnext")) for _ in range(2))

@@ -32,6 +32,7 @@ def test_a_slurm_array(many, whole, tmp_path):
     assert content(tmp_path / "d") == content(whole)
 
 
+@pytest.mark.long
 def test_torchrun(many, whole, tmp_path):
     """torchrun starts a part for each process, and no process ends because another has failed images."""
     run = script("torchrun.sh", many, tmp_path / "d", "--nproc-per-node", "2")
