@@ -73,7 +73,7 @@ PAGES = {
 
 
 # Other tests try the commands of these pages, so the pages themselves are run by `make docs`.
-LONG = {f"docs/{name}.md" for name in "backbones numbers pictures replay scale show stages verify".split()}
+LONG = {f"docs/{name}.md" for name in "backbones export inspect numbers pictures replay scale show stages verify".split()}
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ def test_a_process_for_each_device(cli, many, whole, tmp_path):
     assert content(tmp_path / "d") == content(whole)
 
 
+@pytest.mark.long
 def test_fewer_shards_than_workers(cli, many, tmp_path):
     """A run says beforehand that some workers have no work, and its busy shares count only the others."""
     given = ["-c", "test_resnet", "--random-init", "--threads", 1, "--device", "cpu,cpu", "--json"]
