@@ -76,9 +76,8 @@ def resume(
 ) -> dict[int, int]:
     """Make a dump ready to be resumed. Returns row -> size in bytes now, for images whose size has changed.
 
-    `plan` is what is asked for now, and `columns` are equal to those of the dump. Raises ConflictError if it differs
-    from the plan of the dump, or if an image has
-    changed. With `retry_failed`, images that failed may have changed.
+    `plan` is what is asked for now, and `columns` are equal to those of the dump. Raises ConflictError if the plan
+    differs from that of the dump, or if an image has changed. With `retry_failed`, images that failed may have changed.
     """
     dump.refuse_other_plan(plan, images)
     if plan.images_digest == dump.plan.images_digest and not dump.has_its_list():

@@ -9,7 +9,7 @@ from typing import Any
 
 from featcli.export.content import Content
 from featcli.inputs.cells import Kind
-from featcli.reading.columns import as_python, as_utf8
+from featcli.reading.columns import arrow_types, as_python, as_utf8
 
 AT_ONCE = 8192  # rows whose cells are in memory at once
 LONGEST_TYPE = 10_000  # characters: objects whose fields are names of things become text, not a field for each thing
@@ -22,8 +22,7 @@ def column_fields(content: Content) -> list[Any]:
     """
     import pyarrow
 
-    types = {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64(), "text": pyarrow.string()}
-    nested = _nested_types(content)
+    types, nested = arrow_types(), _nested_types(content)
     return [
         pyarrow.field(
             name,

@@ -10,7 +10,7 @@ import xxhash
 
 from featcli.dump.columns import PlannedColumns
 from featcli.dump.folder import Dump
-from featcli.dump.generations import generations_of
+from featcli.dump.generations import all_generations
 from featcli.errors import ConflictError, shown
 from featcli.inputs.cells import Kind
 from featcli.inputs.columns import ListedColumns
@@ -26,7 +26,7 @@ def as_known(dump: Dump | None, listed: ListedColumns | None) -> ListedColumns |
     if dump is None or listed is None:
         return listed
     kinds: dict[str, Kind] = {}
-    for one in (dump, *generations_of(dump)):
+    for one in all_generations(dump).dumps:
         kinds |= {} if one.plan.columns is None else one.plan.columns.kinds_of_cells
     for name, now in listed.kinds.items():
         was = kinds.get(name, now)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from featcli.dump.folder import Dump
-from featcli.dump.generations import generations_of
+from featcli.dump.generations import all_generations
 from featcli.errors import ConflictError, shown
 from featcli.events import Report, silent
 from featcli.extraction.planning import with_keys_of
@@ -51,7 +51,7 @@ def check_pictures(dump: Dump, asked: VerifyCommand, report: Report = silent) ->
     for text in listing.remarks:
         report("warning", text=text)
     rows = {key: row for row, key in enumerate(listing.images.keys)}
-    reader = reader_of([dump, *generations_of(dump)])
+    reader = reader_of(all_generations(dump).dumps)
     digests = [(key, digest) for key, digest in zip(reader.keys, reader.digests, strict=True) if digest]
     there = [(key, digest) for key, digest in digests if key in rows]
     report("start", images=len(there), done=0)

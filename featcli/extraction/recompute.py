@@ -15,7 +15,7 @@ import numpy as np
 from featcli.backbones.backbone import Backbone
 from featcli.dump.folder import Dump
 from featcli.dump.formats.layout import values_of
-from featcli.dump.generations import generations_of
+from featcli.dump.generations import all_generations
 from featcli.dump.plan import Plan
 from featcli.errors import ConflictError, shown
 from featcli.events import Report, silent
@@ -64,7 +64,7 @@ def samples_of(root: Dump, asked: VerifyCommand, report: Report = silent) -> lis
 
     Raises what `same_job` raises.
     """
-    dumps = [root, *generations_of(root)]
+    dumps = all_generations(root).dumps
     if len(dumps) == 1:
         return [Sample(root, asked.recompute, *same_job(root, asked, report))]
     growth = Growth.of(root, find(narrowed(asked, InputSpec)))

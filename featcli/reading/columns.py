@@ -230,7 +230,7 @@ def as_arrow(columns: Columns, keys: list[str]) -> Any:
         import pyarrow
     except ImportError as error:
         raise UsageError("pyarrow is not installed", "pip install 'featcli[parquet]'") from error
-    types = {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64(), "text": pyarrow.string()}
+    types = arrow_types()
     found = {"key": pyarrow.array([as_utf8(key) for key in keys], pyarrow.string())}
     for name, kind in columns.kinds.items():
         values = list(columns.values_of(name))
@@ -239,6 +239,13 @@ def as_arrow(columns: Columns, keys: list[str]) -> Any:
         array = arrow_nested(values) if kind == "json" else pyarrow.array(values, types[kind])
         found[name if name != "key" else "column.key"] = array
     return pyarrow.table(found)
+
+
+def arrow_types() -> dict[str, Any]:
+    """Return the type of Arrow for each kind of column but `json`."""
+    import pyarrow
+
+    return {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64(), "text": pyarrow.string()}
 
 
 def as_utf8(text: str) -> str:
