@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import pytest
 import timm
+import torch
 from safetensors.torch import save_file
 
 import featcli
-from conftest import SAMPLES, draw, tree
+from conftest import draw, tree
 from featcli import open_dump
 from featcli.dump.folder import Dump
 from featcli.dump.verify import repair, verify
@@ -152,17 +153,24 @@ def test_no_dump(tmp_path):
         verify(tmp_path)
 
 
-def test_values_that_are_not_finite(tmp_path):
-    """Infinite and undefined values in rows of good pictures are counted by stage, and are no damage."""
-    featcli.extract(SAMPLES / "nature", output=tmp_path / "d", dtype="float16", **TINY)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_values_that_are_not_finite(tmp_path, dtype):
+    """Infinite and undefined values in rows of good pictures are counted by stage as torch finds them."""
+    pictures = [draw(tmp_path / "photos" / f"{i}.png", i) for i in range(3)]
+    pictures[1].write_bytes(b"no picture")
+    featcli.extract(tmp_path / "photos", output=tmp_path / "d", dtype=dtype, **TINY)
     dump = Dump.existing(tmp_path / "d")
     path = dump.shard_path(0)
-    array = dump.format.read_layout(str(path), 4).arrays["stage4"]
+    array = dump.format.read_layout(str(path), 3).arrays["stage4"]
     content = bytearray(path.read_bytes())
-    content[array.offset : array.offset + 4] = np.array([np.inf, np.nan], np.float16).tobytes()
+    bits = np.random.default_rng(0).bytes(3 * array.row_bytes)  # any number that there is
+    content[array.offset : array.end] = bits
     path.write_bytes(content)
+    good = torch.frombuffer(bytearray(bits), dtype=getattr(torch, dtype)).reshape(3, -1)[[0, 2]]
     verdict = verify(tmp_path / "d")
-    assert (dict(verdict.inf), dict(verdict.nan)) == ({"stage4": 1}, {"stage4": 1})
+    expected = int(good.isinf().sum()), int(good.isnan().sum())
+    assert (verdict.inf["stage4"], verdict.nan["stage4"]) == expected
+    assert expected[1] > 0
 
 
 def test_recompute(made, cli):

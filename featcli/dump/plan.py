@@ -292,7 +292,11 @@ class Plan(Outline):
         return hash_json(content)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of plan.json."""
+        """Return the content of plan.json, whose fields must not be changed inside."""
+        return dict(self._content)
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
         is_first = self.format_version == 1
         content = {
             "format_version": self.format_version,

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,8 +41,12 @@ from featcli.errors import ConflictError, DamagedError, counted, printable, show
 from featcli.events import Report, silent
 from featcli.system.faults import machine_errors
 from featcli.system.files import is_link, is_there, open_regular, read_regular, state_at
+from featcli.system.threads import DecodeThreads
 
-PIECE_BYTES = 64 * 1024**2  # that are read at once
+PIECE_BYTES = 4 * 1024**2  # that are read at once: what stays in the cache of a core while it is hashed and counted
+# The bits of the exponent in the types of two bytes, which numpy would have to turn into others to look at them. All of
+# them are set in a number that is not finite.
+EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,13 @@ class Verdict:
         lists = {name: [vars(one) for one in getattr(self, name)] for name in ("damages", "foreign_files")}
         return {"type": "verdict", "state": self.state, **vars(self), **lists, "generations": len(self.generations)}
 
+    def add_shard(self, shard: Verdict) -> None:
+        """Add what was found in a shard."""
+        self.bytes += shard.bytes
+        self.damages += shard.damages
+        self.nan.update(shard.nan)
+        self.inf.update(shard.inf)
+
     def add(self, generation: Verdict, below: str) -> None:
         """Add what was found in a generation, whose folder is `below` the dump."""
         self.generations.append(generation)
@@ -100,82 +112,125 @@ def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
     Raises UsageError if there is no dump, and MachineError if the dump cannot be read, which is no damage.
     """
     with unmoved(Path(path)):
-        verdict = _checked(Path(path), report).verdict
+        verdict = _checked(Path(path), report)
     verdict.in_use = is_in_use(Path(path))
     return verdict
 
 
 @dataclass
-class _Checked:
-    """A generation that was checked."""
+class _Check:
+    """A generation whose shards are being read, or were."""
 
     verdict: Verdict
     dump: Dump | None = None  # if its plan could be read
+    keys: Sequence[str] | None = None  # if its list could be read
+    shards: list[Future[_ShardCheck]] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
     manifest: str = ""  # the checksum of its manifest, if that is what the records say
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether its plan could be read, and its list was not too short for it."""
+        return self.verdict.shards > 0
 
-def _checked(folder: Path, report: Report) -> _Checked:
-    """Check a dump and the generations that were added to it."""
-    checked = _Checked(Verdict(str(folder)))
-    verdict = checked.verdict
+
+@dataclass
+class _ShardCheck:
+    """What was found in a shard."""
+
+    verdict: Verdict  # of this shard alone
+    record: dict[str, Any] | None  # if it can be read
+    rows: int
+
+
+def _checked(folder: Path, report: Report) -> Verdict:
+    """Check a dump and the generations that were added to it.
+
+    Shards are read by a thread of their own, one after another. The small files of the next generation are parsed
+    meanwhile.
+    """
     if not any(is_there(folder / name) for name in (PLAN, MANIFEST, SHARDS)):
         raise no_dump(folder)
-    dump = None
+    checks: list[_Check] = []
+    with DecodeThreads(1, "verify") as pool:
+        checks.append(_begin(folder, pool))
+        named, gone = _named(checks[0])
+        report("start", images=checks[0].verdict.images + sum(one.rows for one in named), done=0)
+        for one in named:
+            checks.append(_begin(folder_of(folder, one.number), pool))
+            _finish(checks[-2], report)
+        _finish(checks[-1], report)
+    root, *generations = checks
+    dumps = [check.dump for check in checks if check.dump is not None]
+    if len(dumps) == len(checks) and not gone:
+        with _noting(root.verdict, MORE):
+            refuse_others(dumps, named)
+    _check_last_files(root, generations)
+    for generation in generations:
+        root.verdict.add(generation.verdict, f"{MORE}/{Path(generation.verdict.dump).name}")
+    return root.verdict
+
+
+def _named(root: _Check) -> tuple[list[Generation], bool]:
+    """Return the generations that the manifest of the dump names and that are there, and whether any is gone."""
+    named: list[Generation] = []
+    if root.dump is not None and root.is_readable:
+        with _noting(root.verdict, MANIFEST):
+            named, is_open = read_named(root.dump)
+            if is_open or any(one.manifest is None for one in named):
+                root.verdict.has_manifest = False
+    there = [one for one in named if is_there(folder_of(Path(root.verdict.dump), one.number))]
+    for one in named:
+        if one not in there:
+            root.verdict.damages.append(Damage(file=f"{MORE}/{one.number:05d}", what="gone"))
+    return there, len(there) < len(named)
+
+
+def _begin(folder: Path, pool: DecodeThreads) -> _Check:
+    """Check the plan and the lists of a generation, and have its shards read by the pool."""
+    verdict = Verdict(str(folder))
+    check = _Check(verdict)
     with _noting(verdict, PLAN):
-        dump = checked.dump = Dump.existing(folder)
+        check.dump = Dump.existing(folder)
+    dump = check.dump
     if dump is None:
-        return checked
+        return check
     with _noting(verdict, IMAGES):
         dump.refuse_short_list()
     if verdict.damages:
-        return checked
+        return check
     verdict.images, verdict.shards = dump.plan.num_images, dump.plan.num_shards
-    keys: list[str] | None = None
     with _noting(verdict, IMAGES):
-        keys = dump.keys()
+        check.keys = dump.keys()
     with _noting(verdict, COLUMNS):
         for _ in dump.cells():
             pass
-    records = []
     verdict.has_manifest = is_there(folder / MANIFEST)  # comes first, because a run may end meanwhile
     numbers = dump.numbered(".json")
     verdict.missing_shards = dump.plan.num_shards - len(numbers)
     verdict.unfinished_shards = dump.unfinished_shards()
-    report("start", images=dump.plan.num_images, done=0)
-    for number in numbers:
-        record = _checked_shard(dump, number, keys, verdict)
-        if record is not None:
-            records.append(record)
-        report("batch", images=len(dump.plan.shard(number)))
+    check.shards = [pool.submit(_check_shard, dump, number, check.keys) for number in numbers]
+    return check
+
+
+def _finish(check: _Check, report: Report) -> None:
+    """Wait for the shards of a generation, and look for files that are none of it."""
+    dump, verdict = check.dump, check.verdict
+    if dump is None or not check.is_readable:
+        return
+    for future in check.shards:
+        shard = future.result()
+        verdict.add_shard(shard.verdict)
+        if shard.record is not None:
+            check.records.append(shard.record)
+        report("batch", images=shard.rows)
+    check.keys = None
     for number in dump.unrecorded():
         with _noting(verdict, f"{SHARDS}/{dump.shard_path(number).name}", number):
             dump.refuse_foreign_file(number)
     verdict.foreign_files = foreign_files(dump)
-    generations = _generations(dump, verdict, report)
-    checked.manifest = _check_last_files(dump, records, generations, verdict)
-    for one in generations:
-        verdict.add(one.verdict, f"{MORE}/{Path(one.verdict.dump).name}")
-    return checked
-
-
-def _generations(dump: Dump, verdict: Verdict, report: Report) -> list[_Checked]:
-    """Check the generations that the manifest names, as far as they are there."""
-    found: list[_Checked] = []
-    with _noting(verdict, MANIFEST):
-        named, is_open = read_named(dump)
-        for one in named:
-            path = folder_of(dump.path, one.number)
-            if is_there(path):
-                found.append(_checked(path, report))
-            else:
-                verdict.damages.append(Damage(file=f"{MORE}/{path.name}", what="gone"))
-        dumps = [dump, *(one.dump for one in found if one.dump is not None)]
-        if len(dumps) == len(named) + 1:
-            with _noting(verdict, MORE):
-                refuse_others(dumps, named)
-        if is_open or any(one.manifest is None for one in named):
-            verdict.has_manifest = False
-    return found
+    if dump.plan.extends is not None:  # the last files of the root are about the others, too
+        _check_last_files(check, [])
 
 
 @contextmanager
@@ -192,14 +247,15 @@ def _noting(verdict: Verdict, file: str, shard: int | None = None) -> Iterator[N
         verdict.damages.append(Damage(file=file, what=printable(text), shard=shard))
 
 
-def _checked_shard(dump: Dump, number: int, keys: Sequence[str] | None, verdict: Verdict) -> dict[str, Any] | None:
-    """Return the record of a shard if it can be read. Whatever is wrong with it or its file goes into the verdict."""
-    name = f"{SHARDS}/{dump.record_path(number).name}"
-    record = None
+def _check_shard(dump: Dump, number: int, keys: Sequence[str] | None) -> _ShardCheck:
+    """Compare the file of a shard with its record."""
+    name, verdict = f"{SHARDS}/{dump.record_path(number).name}", Verdict(str(dump.path))
+    found = _ShardCheck(verdict, None, len(dump.plan.shard(number)))
     with _noting(verdict, name, number):
-        record = dump.record_of(number)
+        found.record = dump.record_of(number)
+    record = found.record
     if record is None:
-        return None
+        return found
     for failure in record["failures"]:
         if keys is not None and keys[failure["row"]] != failure["key"]:
             what = f"row {failure['row']} is another image"
@@ -208,7 +264,7 @@ def _checked_shard(dump: Dump, number: int, keys: Sequence[str] | None, verdict:
     with _noting(verdict, file, number):
         for what in _wrong_in_shard(dump, record, keys, verdict):
             verdict.damages.append(Damage(file=file, what=what, shard=number))
-    return record
+    return found
 
 
 def _wrong_in_shard(
@@ -254,14 +310,24 @@ def _wrong_bytes(
         digest, nan, inf = xxhash.xxh3_128(), 0, 0
         for first, rows in _pieces(descriptor, array):
             digest.update(rows.data)
-            values = values_of(rows[_of_valid(valid, starts.get(name), first, len(rows))])
-            nan, inf = nan + int(np.isnan(values).sum()), inf + int(np.isinf(values).sum())
+            if not _are_finite(rows, array.dtype):  # which is found out much faster than what they are
+                values = values_of(rows[_of_valid(valid, starts.get(name), first, len(rows))])
+                nan += int(np.count_nonzero(np.isnan(values)))
+                inf += int(np.count_nonzero(np.isinf(values)))
         if digest.hexdigest() != record["hashes"][name]:
             yield f"bytes of {name} are not those that were written"
         verdict.nan.update({name: nan} if nan else {})
         verdict.inf.update({name: inf} if inf else {})
     if hash_rest(descriptor, layout.size, list(stages.values())) != record["hashes"][REST]:
         yield "bytes beside its maps are not those that were written"
+
+
+def _are_finite(stored: np.ndarray, dtype: str) -> bool:
+    """Return whether all numbers are finite, as they are stored with this dtype."""
+    if dtype not in EXPONENTS:
+        return bool(np.isfinite(stored).all())
+    exponents = stored.view(np.uint16) & EXPONENTS[dtype]
+    return not (exponents == EXPONENTS[dtype]).any()
 
 
 def _of_valid(valid: np.ndarray, starts: np.ndarray | None, first: int, count: int) -> np.ndarray:
@@ -279,25 +345,22 @@ def _pieces(descriptor: int, array: Array) -> Iterator[tuple[int, np.ndarray]]:
         yield first, read_rows(descriptor, array, first, min(step, array.shape[0] - first))
 
 
-def _check_last_files(
-    dump: Dump, records: Sequence[dict[str, Any]], generations: Sequence[_Checked], verdict: Verdict
-) -> str:
-    """Check that failures.jsonl and manifest.json repeat what the records and the generations say.
-
-    Returns the checksum of the manifest, or nothing if there is none to compare.
-    """
-    if not verdict.has_manifest or not all(one.manifest for one in generations):
-        return ""
-    if len(records) < dump.plan.num_shards:
+def _check_last_files(check: _Check, generations: Sequence[_Check]) -> None:
+    """Check that failures.jsonl and manifest.json repeat what the records and the generations say."""
+    dump, verdict = check.dump, check.verdict
+    if dump is None or not verdict.has_manifest or not all(one.manifest for one in generations):
+        return
+    if len(check.records) < dump.plan.num_shards:
         if verdict.missing_shards:
             what = f"there, though {counted(verdict.missing_shards, 'shard')} not"
             verdict.damages.append(Damage(file=MANIFEST, what=what))
-        return ""
+        return
     ours = [Generation.of(one.dump, one.manifest) for one in generations if one.dump is not None]
     with _noting(verdict, MANIFEST):
         ours += named_generations(dump)[len(ours) :]  # became part of the dump while the others were read
-    manifest = with_generations(manifest_content(dump.plan, records), ours)
-    expected = {MANIFEST: checksummed(manifest), FAILURES: b"".join(failure_lines(records))}
+    manifest = with_generations(manifest_content(dump.plan, check.records), ours)
+    check.manifest = hash_json(manifest)
+    expected = {MANIFEST: checksummed(manifest), FAILURES: b"".join(failure_lines(check.records))}
     for name, content in expected.items():
         with _noting(verdict, name):
             found = state_at(dump.path / name)
@@ -305,7 +368,6 @@ def _check_last_files(
                 raise ValueError("gone")
             if found.st_size != len(content) or read_regular(dump.path / name, len(content)) != content:
                 raise ValueError("not what the records say")
-    return hash_json(manifest)
 
 
 def repair(verdict: Verdict) -> list[str]:
