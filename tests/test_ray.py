@@ -5,6 +5,7 @@ Each test starts and ends a Ray of its own, and leaves others on the machine alo
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,9 +55,19 @@ def cluster(tmp_path):
     process.communicate(timeout=60)
 
 
-def test_a_death_a_part_and_an_interruption(cli, many, whole, tmp_path):
-    """A Ray whose worker dies, a part beside it, Ctrl-C, and another run make the very files of one process."""
-    command = ["extract", many, *MANY_SHARDS, "-o", tmp_path / "d"]
+@pytest.mark.parametrize("extend", [pytest.param([], marks=pytest.mark.long), ["--extend"]], ids=["dump", "generation"])
+def test_a_death_a_part_and_an_interruption(cli, many, whole, tmp_path, extend):
+    """A Ray whose worker dies, a part beside it, Ctrl-C, and another run make the very files of one process.
+
+    They do so for a dump, and for a generation of one that grows.
+    """
+    dump, expected = tmp_path / "d", whole
+    if extend:
+        first = [many / f"{i:02d}.png" for i in (1, 30)]
+        assert cli("extract", *first, *MANY_SHARDS, "-o", dump).code == 0
+        expected = shutil.copytree(dump, tmp_path / "expected")
+        assert cli("extract", many, *MANY_SHARDS, *extend, "-o", expected).code == 3
+    command = ["extract", many, *MANY_SHARDS, *extend, "-o", dump]
     waits = {"WAITS_AT": "40.png", "WAITS_FOR": tmp_path / "go"}
     environment = hooked(**QUIET, DIES_AT="20.png", DIES_ONCE=tmp_path / "died", **waits)
     run = at_work(*command, *RAY, "--workers", "2", "-v", shards=35, env=environment)  # 20 comes after all others
@@ -66,9 +77,9 @@ def test_a_death_a_part_and_an_interruption(cli, many, whole, tmp_path):
     assert run.returncode == 130, err
     assert (tmp_path / "died").exists()
     assert "Traceback" not in err
-    assert not (tmp_path / "d" / "manifest.json").exists()
+    assert content(dump) != content(expected)
     assert cli(*command).code == 3
-    assert content(tmp_path / "d") == content(whole)
+    assert content(dump) == content(expected)
 
 
 @pytest.mark.long
