@@ -3,7 +3,9 @@
 For timm models by name and from a weights file, and for each image processor of the types of transformers that featcli
 knows, every option alone and all together, with and without `--fit`: the input must be, to the bit, what timm's
 `create_transform` gives, what Pillow gives before torchvision's normalisation, or what the processor itself gives with
-the same values (its floats to 2e-6). What a plan has on record must give the same input again. Takes a few minutes.
+the same values (its floats to 2e-6). What a plan has on record must give the same input again. Then networks of one to
+five channels: every crop mode of timm with `--decode exact` and `fast` (within the bound of `fast`), and image
+processors for greys. Takes a few minutes.
 
     python benchmarks/preprocessing.py
 """
@@ -15,6 +17,9 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +30,16 @@ from safetensors.torch import save_file
 
 from featcli import load_backbone
 from featcli.backbones.image_processor import ImageProcessor
-from featcli.backbones.preprocessing import Preprocessing, processor_preprocessing, recorded_preprocessing
+from featcli.backbones.preprocessing import (
+    Preprocessing,
+    processor_preprocessing,
+    recorded_preprocessing,
+    timm_preprocessing,
+)
 from featcli.backbones.torchvision_operators import import_timm, import_transformers
 from featcli.errors import UsageError
+from featcli.pixels.bands import OF_COLOURS
+from featcli.pixels.torch_resize import FURTHEST
 from featcli.spec.words import INTERPOLATIONS
 from featcli.views.models import read_facts
 
@@ -57,7 +69,7 @@ ATOL = 2e-6  # between the floats of a processor and ours
 def main() -> int:
     """Compare all. Returns 1 if anything differs."""
     counts: Counter[str] = Counter()
-    for what, outcome in (*of_timm(), *of_processors()):
+    for what, outcome in (*of_timm(), *of_processors(), *of_channels(), *of_greys()):
         counts[outcome] += 1
         if outcome.startswith("differs"):
             print(what, outcome)
@@ -86,16 +98,23 @@ def of_timm() -> Iterator[tuple[Any, str]]:
                     yield (name, said, fit), outcome_of(ours, reference, recorded(ours), 0)
 
 
-def of_processors() -> Iterator[tuple[Any, str]]:
-    """Yield every case of the image processors that give pictures one size, and how it ended."""
+def one_size_processors() -> Iterator[str]:
+    """Yield the names of the image processors that give pictures one size."""
     types = read_facts()["transformers"]["models"]
     of_types = (IMAGE_PROCESSOR_MAPPING_NAMES.get(name) or {} for name in types)
     for name in sorted({names.get("pil") or names.get("torchvision") for names in of_types} - {None}):
-        processor = getattr(transformers, name)()
         try:
-            (size,) = ImageProcessor(processor).output_sizes()
+            (_,) = ImageProcessor(getattr(transformers, name)()).output_sizes()
         except Exception:  # it gives many sizes, or needs one
             continue
+        yield name
+
+
+def of_processors() -> Iterator[tuple[Any, str]]:
+    """Yield every case of the image processors that give pictures one size, and how it ended."""
+    for name in one_size_processors():
+        processor = getattr(transformers, name)()
+        (size,) = ImageProcessor(processor).output_sizes()
         for said, options in OPTIONS.items():
             if "crop_pct" in options:  # the tests have a reference for each way to crop
                 continue
@@ -107,6 +126,86 @@ def of_processors() -> Iterator[tuple[Any, str]]:
                 continue
             ours = processor_preprocessing(found, size)
             yield (name, said), outcome_of(ours, same_processor(processor, wanted), recorded(ours), ATOL)
+
+
+def of_channels() -> Iterator[tuple[Any, str]]:
+    """Yield every crop mode of timm for networks of some numbers of channels, and how it ended.
+
+    timm itself is given the grey, or each band, of a picture, and the mean that belongs to it.
+    """
+    means, stds = (0.5, 0.4, 0.2, 0.6, 0.3), (0.25, 0.2, 0.3, 0.22, 0.28)
+    for mode, how, size, kept, channels, numbers in product(
+        ("center", "squash", "border"),
+        INTERPOLATIONS,
+        ((32, 32), (32, 48), (48, 32)),
+        (1.0, 0.875),
+        range(1, 6),
+        (1, 3, 5),
+    ):
+        if numbers not in (1, channels) and channels not in OF_COLOURS:
+            continue  # refused: nobody says which number is whose
+        config = {"input_size": (3, *size), "interpolation": how, "crop_pct": kept, "crop_mode": mode}
+        numbered = config | {"mean": means[:numbers], "std": stds[:numbers]}
+        ours = timm_preprocessing(numbered, channels, "", None)
+        again = recorded_preprocessing(ours.settings, size=size, channels=channels, resize_mode=None)
+        for level in ("exact", "fast") if channels in OF_COLOURS else ("exact",):
+            most = 0 if level == "exact" else FURTHEST + (channels == 1)  # the grey of a picture comes before its size
+            yield (mode, how, size, kept, channels, numbers, level), channels_compared(config, ours, again, level, most)
+
+
+def channels_compared(config: Any, ours: Preprocessing, again: Preprocessing, level: Any, most: float) -> str:
+    """Say how the input of all pictures compares with timm's, and by how many levels of 255 it may differ."""
+    by_three = ours.channels == len("RGB")
+    for picture in PICTURES:
+        bands = [picture.getchannel(band % 3) for band in range(ours.channels)]
+        grey_or_bands = [picture.convert("L")] if ours.channels == 1 else bands
+        given = picture if ours.channels in OF_COLOURS else [band.convert("RGB") for band in bands]
+        pairs = (
+            [(ours.mean, ours.std)] if by_three else [((m,), (s,)) for m, s in zip(ours.mean, ours.std, strict=True)]
+        )
+        expected = torch.cat(
+            [
+                create_transform(**config, mean=mean, std=std)(one)
+                for one, (mean, std) in zip([picture] if by_three else grey_or_bands, pairs, strict=True)
+            ]
+        )
+        for found in (normalised(one, given, level) for one in (ours, again)):
+            if found.shape != expected.shape:
+                return "differs in shape"
+            levels = (found - expected).abs() * 255 * torch.tensor(ours.std)[:, None, None]
+            if levels.max() > most + (0.01 if most else 0):
+                return "differs"
+    return "equal" if not most else "near"
+
+
+def of_greys() -> Iterator[tuple[Any, str]]:
+    """Yield every image processor for networks of one channel, with one number and with three, and how it ended."""
+    for name in one_size_processors():
+        for means, stds in (((0.45,), (0.22,)), ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))):
+            processor, own = (getattr(transformers, name)() for _ in range(2))
+            processor.do_normalize = own.do_normalize = True
+            processor.image_mean, processor.image_std = list(means), list(stds)
+            (size,) = ImageProcessor(processor).output_sizes()
+            try:
+                ours = processor_preprocessing(ImageProcessor(processor), size, channels=1)
+            except UsageError:
+                yield (name, "greys", len(means)), "refused"
+                continue
+            again = recorded_preprocessing(ours.settings, size=size, channels=1, resize_mode=None)
+
+            reference = partial(grey_by, own, sum(means) / len(means), sum(stds) / len(stds))
+            yield (name, "greys", len(means)), outcome_of(ours, reference, again, ATOL)
+
+
+def grey_by(own: Any, mean: float, std: float, picture: Image.Image) -> Any:
+    """Return what a processor makes of the grey of a picture, or of three equal colours if it takes no greys."""
+    grey = picture.convert("L")
+    for given in (grey, grey.convert("RGB")):
+        count = len(given.getbands())
+        own.image_mean, own.image_std = [mean] * count, [std] * count
+        with suppress(ValueError, IndexError):
+            return np.asarray(own(given, return_tensors="np")["pixel_values"][0])[:1]
+    raise AssertionError(f"{type(own).__name__} takes no greys")
 
 
 def same_processor(processor: Any, options: dict[str, Any]) -> Callable[[Image.Image], Any]:
@@ -159,9 +258,9 @@ def outcome_of(ours: Preprocessing, reference: Callable[[Image.Image], Any], aga
     return "equal"
 
 
-def normalised(preprocessing: Preprocessing, picture: Image.Image) -> torch.Tensor:
-    """Return the input of one picture, (C, H, W)."""
-    pixels = torch.from_numpy(np.ascontiguousarray(preprocessing.fit(picture)))
+def normalised(preprocessing: Preprocessing, picture: Any, level: Any = "exact") -> torch.Tensor:
+    """Return the input of one picture, or of its bands, (C, H, W)."""
+    pixels = torch.from_numpy(np.ascontiguousarray(preprocessing.fit_for(level)(picture)))
     return preprocessing.normalize(pixels[None])[0]
 
 

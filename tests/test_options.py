@@ -1,20 +1,24 @@
 """Check what can be asked of any backbone: channels, norm, size, and a configuration instead of a checkpoint."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform, resolve_model_data_config
 from tiny_transformers import PYRAMID, TINY, TOKENS, randomize
 
 from conftest import SAMPLES, upright
 from featcli import extract, load_backbone, open_dump
 from featcli.backbones.checkpoint import resolve
+from featcli.backbones.image_processor import ImageProcessor
+from featcli.backbones.preprocessing import processor_preprocessing, timm_preprocessing
 from featcli.errors import CheckpointError, UsageError
 from featcli.extraction.planning import dry_run
+from featcli.pixels.resize import ResizeMode
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.groups import CheckpointSpec
 
@@ -42,6 +46,34 @@ def test_grey_pictures_for_timm():
         torch.testing.assert_close(backbone(pixels[None])["stage4"], model.forward_features(ready), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("channels", "numbers"), [(1, 3), (1, 1), (3, 3), (3, 1), (2, 2), (5, 1)])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_channels_in_every_crop_mode_of_timm(crop_mode, channels, numbers):
+    """Greys, colours and bands are cropped as timm does it, and a border has the pixels that normalise to zero.
+
+    `numbers` is how many means the checkpoint has. benchmarks/preprocessing.py compares more of these.
+    """
+    means = (0.5, 0.4, 0.2)[:numbers]
+    config = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": crop_mode, "std": (0.25,) * numbers}
+    if channels in (1, 3):
+        given, pictures = PICTURE, [PICTURE.convert("L") if channels == 1 else PICTURE]
+        of_pictures = [(np.mean(means).item(),) if channels == 1 else (means * 3)[:3]]
+    else:
+        pictures = [PICTURE.getchannel(band % 3) for band in range(channels)]
+        given = [picture.convert("RGB") for picture in pictures]
+        of_pictures = [(mean,) for mean in (means * channels)[:channels]]
+    for size in ((64, 64), (48, 80)):
+        config |= {"input_size": (3, *size)}
+        found = timm_preprocessing({**config, "mean": means}, channels, "", None).fit(given)
+        expected = [
+            create_transform(**config, mean=mean, use_prefetcher=True)(picture)
+            for picture, mean in zip(pictures, of_pictures, strict=True)
+        ]
+        assert np.array_equal(found, np.concatenate(expected))
+        if crop_mode == "border":
+            assert found[:, 0, 0].tolist() == [round(255 * mean) for one in of_pictures for mean in one]
+
+
 def test_trained_weights_for_other_channels(tmp_path):
     """timm adapts the first layer of trained weights to one channel by summing over the colours."""
     torch.manual_seed(0)
@@ -50,6 +82,27 @@ def test_trained_weights_for_other_channels(tmp_path):
     colours = load_backbone(tmp_path / "w.pth", arch="test_resnet")
     first = colours.network.module.conv1[0].weight
     torch.testing.assert_close(grey.network.module.conv1[0].weight, first.sum(1, keepdim=True))
+
+
+def test_numbers_for_greys_alone(tmp_path):
+    """An image processor whose lists have one number, for the greys of its network, gives its own pixels."""
+    T.ViTModel(T.ViTConfig(**VIT, num_channels=1)).save_pretrained(tmp_path)
+    own = T.ViTImageProcessorPil(size={"height": 64, "width": 64}, image_mean=[0.4], image_std=[0.25])
+    own.save_pretrained(tmp_path)
+    ours = load_backbone(tmp_path).preprocessing
+    processor = ImageProcessor(own)
+    padded = ImageOps.pad(PICTURE, (64, 64), 2, color=(102,) * 3)
+    by_fit = processor_preprocessing(processor, (64, 64), 1, ResizeMode("pad", (64, 64), (16, 16)))
+    for preprocessing, picture in ((ours, PICTURE), (by_fit, padded)):
+        expected = own(picture.convert("L"), return_tensors="pt")["pixel_values"]
+        for found in (preprocessing, pickle.loads(pickle.dumps(preprocessing))):
+            pixels = found.normalize(torch.from_numpy(found.fit(PICTURE))[None])
+            torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-6)
+            assert found.settings["image_mean"] == [0.4]
+    for asked, mean, overrides in (((0.4,), 0.4, {}), ((0.3,), 0.3, {"mean": (0.3,)})):
+        found = processor.overridden({"mean": asked}, (64, 64), is_sized_by_fit=False)
+        assert found.overrides == overrides
+        assert processor_preprocessing(found, (64, 64), 1).mean == (mean,)
 
 
 def test_grey_pictures_for_transformers(tmp_path):

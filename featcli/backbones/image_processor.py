@@ -33,6 +33,7 @@ from featcli.system.files import is_folder, is_there
 
 DEFAULT_BACKEND: ProcessorBackend = "pil"
 RECTANGLE = "rectangle"  # a plan's word for a size whose edges differ, see `Rectangle`
+COLOURS = 3
 Fit = Callable[[Image.Image], np.ndarray]  # RGB picture -> (C, H, W)
 WARPED = 384  # from this edge on, processors with a `crop_pct` squash pictures
 STEP = 32  # pixels; some processors only give multiples of it
@@ -113,7 +114,8 @@ class ImageProcessor:
         """Its `mean` and `std`, as many as it has: one for all channels, or one for each."""
         own = self._processor
         found = {"mean": own.image_mean, "std": own.image_std} if own.do_normalize else {"mean": 0.0, "std": 1.0}
-        return {name: _three(one)[: 1 if isinstance(one, int | float) else None] for name, one in found.items()}
+        is_one = {name: isinstance(one, int | float) or len(one) == 1 for name, one in found.items()}
+        return {name: _three(one)[: 1 if is_one[name] else None] for name, one in found.items()}
 
     def of_band(self, mean: float, std: float) -> ImageProcessor:
         """Return one that normalises greys, which have three equal channels, by these numbers."""
@@ -123,14 +125,30 @@ class ImageProcessor:
         return ImageProcessor(own, self.overrides)._in_rectangle_of(self)
 
     @property
-    def _is_of_bands(self) -> bool:
+    def _counts(self) -> list[int]:
+        """How many numbers its lists of means and deviations have."""
         found = (getattr(self._processor, name, None) for name in ("image_mean", "image_std"))
-        return any(isinstance(values, list | tuple) and len(values) not in OF_COLOURS for values in found)
+        return [len(values) for values in found if isinstance(values, list | tuple)]
 
     @property
-    def _of_colours(self) -> ImageProcessor:
-        """One that takes the pictures on which processors are tried."""
-        return self.of_band(self.mean[0], self.std[0]) if self._is_of_bands else self
+    def _is_of_bands(self) -> bool:
+        return any(count not in OF_COLOURS for count in self._counts)
+
+    @property
+    def is_of_greys(self) -> bool:
+        """Whether a list of its means or deviations has one number, which its own code takes for greys alone."""
+        return bool(self._processor.do_normalize) and 1 in self._counts and not self._is_of_bands
+
+    @property
+    def of_colours(self) -> ImageProcessor:
+        """One that takes colours: itself, or one with three numbers if its lists are for greys or bands."""
+        if all(count == COLOURS for count in self._counts) or not self._processor.do_normalize:
+            return self
+        own = copy.deepcopy(self._processor)
+        own.image_mean, own.image_std = (
+            list(values if len(values) == COLOURS else values[:1] * COLOURS) for values in (self.mean, self.std)
+        )
+        return ImageProcessor(own, self.overrides)._in_rectangle_of(self)
 
     @property
     def background(self) -> tuple[float, ...]:
@@ -219,7 +237,7 @@ class ImageProcessor:
 
     def output_sizes(self) -> set[Size]:
         """Return the (H, W) that it gives a landscape and a portrait picture."""
-        tried = self._of_colours
+        tried = self.of_colours
         return {tried.fit_floats(picture).shape[1:] for picture in probe_pictures()}
 
     def at(self, size: Size) -> ImageProcessor | None:
@@ -236,7 +254,7 @@ class ImageProcessor:
         near = [f"--image-size {height}x{width}"] if (height, width) != size and self.at((height, width)) else []
         with suppress(Exception):  # processors refuse in many ways
             blank = Image.new("RGB", (size[1], size[0]))
-            if self.without_resizing().fit_floats(blank).shape == (3, *size):
+            if self.of_colours.without_resizing().fit_floats(blank).shape == (COLOURS, *size):
                 return ["--fit crop, squash or pad", *near]
         return near
 
@@ -371,7 +389,7 @@ class ImageProcessor:
 
     def _refuse_idle(self, found: ImageProcessor, option: str, does: str) -> None:
         """Raise UsageError if a processor that was made for an option gives the same numbers as this one."""
-        before, now = self._of_colours, found._of_colours
+        before, now = self.of_colours, found.of_colours
         if all(np.array_equal(before.fit_floats(one), now.fit_floats(one)) for one in probe_pictures()):
             raise UsageError(f"{option} changes nothing: {self.name} {does} pictures in its own way", "leave it out")
 
@@ -521,4 +539,6 @@ def plain_json(value: Any) -> Any:
 
 
 def _three(value: Any) -> tuple[float, ...]:
-    return (float(value),) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
+    """Return numbers as they are, and one number, alone or in a list, for each of three colours."""
+    values = (float(value),) if isinstance(value, int | float) else tuple(float(one) for one in value)
+    return values * COLOURS if len(values) == 1 else values

@@ -28,7 +28,7 @@ from featcli.errors import CheckpointError, UsageError, shown
 from featcli.pixels import torch_resize
 from featcli.pixels.bands import OF_COLOURS
 from featcli.pixels.resize import ResizeMode, fill_of, shortened, widest_for, within_reason
-from featcli.pixels.torch_resize import edges_of, picture_of, values_of
+from featcli.pixels.torch_resize import edges_of, picture_of, picture_of_planes, values_of
 from featcli.spec.groups import CheckpointSpec
 from featcli.spec.parsers import Size
 from featcli.spec.words import Decode
@@ -150,8 +150,8 @@ def timm_preprocessing(
             lambda mean, std: timm_preprocessing({**config, "mean": (mean,), "std": (std,)}, 1, tag, resize_mode),
             {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()},
         )
-    transform, steps = timm_transform(config)
     mean, std = (values_for_channels(config[name], channels) for name in ("mean", "std"))
+    transform, steps = timm_transform({**config, "mean": mean})  # a border has as many colours as the picture
     is_grey, size = channels == 1, config["input_size"][1:]
 
     fit: Fit = _for_all_proportions(lambda picture: _planes(transform(picture)), config, size)
@@ -159,7 +159,7 @@ def timm_preprocessing(
         fit = partial(_fit_grey, fit)
     fast = _by_torch(fit, transform, config, is_grey)
     if resize_mode is not None:
-        resample, fill = timm_resampling(config["interpolation"]), fill_of(config["mean"], channels)
+        resample, fill = timm_resampling(config["interpolation"]), fill_of(mean, channels)
         fit = _fit_resized(resize_mode.fitted(resample, fill), is_grey)
         by_torch = torch_resize.fitted(resize_mode, resample, fill)
         fast = None if by_torch is None else _fit_resized(by_torch, is_grey)
@@ -200,7 +200,7 @@ def _by_torch(fit: Fit, transform: Callable[[Any], Any], config: Mapping[str, An
         values = values_of(picture_of(picture).convert("L") if is_grey else picture)
         resized = torch_resize.resized(values, size, resample)
         if mode == "border":  # torchvision puts colours around pictures, and only greys around tensors
-            return _planes(transform(Image.fromarray(resized.permute(1, 2, 0).numpy())))
+            return _planes(transform(picture_of_planes(resized)))
         return np.asarray(transform(resized))
 
     return fit_any
@@ -289,6 +289,10 @@ def processor_preprocessing(
             lambda mean, std: processor_preprocessing(processor.of_band(mean, std), size, 1, resize_mode),
             processor.settings if resize_mode is None else processor.without_resizing().settings,
         )
+    if processor.is_of_greys:
+        own = processor.settings if resize_mode is None else processor.without_resizing().settings
+        settings = {**own, **(resize_mode.settings if resize_mode else {})}
+        return replace(processor_preprocessing(processor.of_colours, size, channels, resize_mode), settings=settings)
     ours = _in_bytes(processor, size, channels, resize_mode)
     if resize_mode is not None:
         _refuse_other_sizes(processor, ours, resize_mode)

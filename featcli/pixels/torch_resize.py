@@ -50,6 +50,12 @@ def picture_of(pixels: Image.Image | np.ndarray) -> Image.Image:
     return Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
 
 
+def picture_of_planes(planes: torch.Tensor) -> Image.Image:
+    """Return uint8 (C, H, W) as a picture: a grey one of one plane, an RGB one of three."""
+    values = planes.permute(1, 2, 0).numpy()
+    return Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
+
+
 def fitted(
     mode: ResizeMode, resample: Image.Resampling, fill: tuple[int, ...] = (0, 0, 0)
 ) -> Callable[[Image.Image | np.ndarray], Image.Image] | None:
@@ -68,7 +74,7 @@ def fitted(
         is_cut = mode.name == "crop" and height * whole[1] != width * whole[0]
         if is_cut or not takes((height, width), inner, resample):
             return by_pillow(picture_of(picture))
-        found = Image.fromarray(resized(values_of(picture), inner, resample).permute(1, 2, 0).numpy())
+        found = picture_of_planes(resized(values_of(picture), inner, resample))
         return found if inner == whole else surrounded(found, whole, fill)
 
     return fit
