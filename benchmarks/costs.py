@@ -20,7 +20,8 @@ import featcli
 from featcli.extraction.sharding import MAX_SHARD_ROWS, MAX_VECTORS, default_shard_rows
 from featcli.inputs.listing import find
 from featcli.pixels import batches
-from featcli.pixels.batches import Decoder, SizedImages
+from featcli.pixels.batches import SizedImages
+from featcli.pixels.decoder import Decoder
 from featcli.pixels.sizes import Sizes
 from featcli.spec.groups import InputSpec, PixelSpec
 

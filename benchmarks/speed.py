@@ -45,7 +45,8 @@ from featcli.backbones.backbone import as_run
 from featcli.extraction.planning import prepare
 from featcli.inputs.listing import find
 from featcli.pixels import batches
-from featcli.pixels.batches import Decoder, SizedImages
+from featcli.pixels.batches import SizedImages
+from featcli.pixels.decoder import Decoder
 from featcli.pixels.sizes import Sizes
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.groups import InputSpec, PixelSpec

@@ -17,8 +17,9 @@ class Report(Protocol):
         choice    name, value, reason: what was chosen, and why. The value of `images` is a number; that of `stages`
                   is a list with the name and shape of each. Some have more facts: `images` has skipped, linked_folders,
                   repeated, excluded and missing; `columns` has kinds; `device` has devices; `weights` has loaded and
-                  tensors; `computes` has share; `threads` has decode_threads; `stored` has pool, dtype, format, bytes
-                  and bytes_per_image; `dump` and `shards` have shards and shard_rows; `part` has index and count
+                  tensors; `computes` has share; `threads` has decode_threads and decode_processes; `stored` has pool,
+                  dtype, format, bytes and bytes_per_image; `dump` and `shards` have shards and shard_rows; `part` has
+                  index and count
         warning   text: what may not be as you expect it
         start     images, done, shards, bytes, unfinished_shards: images of the dump, or of the part; how many of them
                   are in committed shards; shards that are to be made, and the bytes that these will have; those of

@@ -117,6 +117,7 @@ EFFECTS = {
         Effect("batch_size", 2, "choice batch size", DRY),
         Effect("threads", 2, "settings.threads"),
         Effect("decode_threads", 7, "choice threads"),
+        Effect("decode_processes", 1, "choice threads"),
         Effect("output", f"{OUT}.other", "written"),
         Effect("pool", "avg", "dry_run stages", DRY),
         Effect("dtype", "float16", "dry_run stages", DRY),

@@ -18,7 +18,8 @@ from featcli.dump.target import make_folder
 from featcli.dump.verify import verify
 from featcli.dump.writer import DumpWriter, create, finalize
 from featcli.inputs.listing import find
-from featcli.pixels.batches import AHEAD, Decoder, SizedImages
+from featcli.pixels.batches import AHEAD, SizedImages
+from featcli.pixels.decoder import Decoder
 from featcli.pixels.failure import NOT_READ, Failure
 from featcli.pixels.sizes import Sizes
 from featcli.run.sink import Sink

@@ -41,7 +41,16 @@ from featcli.pixels.colour import summary_of
 from featcli.pixels.memory import refuse_bands
 from featcli.pixels.sizes import Sizes, native_sizes
 from featcli.pixels.traits import TRAITS
-from featcli.run.loading import Selection, Setup, decode_threads_of, load_selected, num_workers, select, threads_of
+from featcli.run.loading import (
+    THREADS_OF_INTERPRETER,
+    Selection,
+    Setup,
+    decode_threads_of,
+    load_selected,
+    num_workers,
+    select,
+    threads_of,
+)
 from featcli.run.tuning import expected
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.groups import PixelSpec
@@ -124,7 +133,7 @@ def prepare(
     share = model.share(selection.points)
     value = f"{share:.0%} of the model"
     report("choice", name="computes", value=value, reason="up to the deepest stage", share=round(share, 4))
-    rules, decode_threads = loading.decoder.rules, loading.decoder.threads
+    rules, decode_threads, processes = loading.decoder.rules, loading.decoder.threads, loading.decoder.processes
     report("choice", name="pictures", value=summary_of(rules), reason="default" if rules == PixelSpec() else "as asked")
     sizes = _sizes(model, listing.images, rules, decode_threads, report)
     threads, outputs, batch_size = loading.threads, selection.outputs, loading.settings.batch_size
@@ -149,10 +158,18 @@ def prepare(
     )
     if extension is not None:
         extension.refuse_other_settings(plan)
-    reason = f"{threads.reason}; {counted(decode_threads, 'thread')} decode"
-    report("choice", name="threads", value=threads.value, reason=reason, decode_threads=decode_threads)
+    reason = f"{threads.reason}; {counted(decode_threads, 'thread')} decode" + _said_of_processes(asked, processes)
+    facts = {"decode_threads": decode_threads, "decode_processes": processes}
+    report("choice", name="threads", value=threads.value, reason=reason, **facts)
     _report_stored(asked, plan, sizes, report)
     return Job(listing, SizedImages(listing.images, sizes), plan, shard_rows, columns), loading.setup(asked, plan)
+
+
+def _said_of_processes(asked: ExtractSpec, processes: int) -> str:
+    if not processes:
+        return ""
+    why = f" (auto: more than {THREADS_OF_INTERPRETER} in one would wait for each other)"
+    return f", in {processes} {'process' if processes == 1 else 'processes'}" + why * (asked.decode_processes == AUTO)
 
 
 def _provenance(label_level: int | None, listing: Listing, selection: Selection, backbone: Backbone) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def _recomputed(sample: Sample) -> Comparison:
     wanted: dict[range, list[int]] = {}
     for row in chosen:
         wanted.setdefault(_batch(job, row), []).append(row)
-    decoded = batches.read(setup.decoder, ((job.pictures, rows) for rows in wanted))
+    decoder = replace(setup.decoder, processes=0)  # which would take longer to start than these images take
+    decoded = batches.read(decoder, ((job.pictures, rows) for rows in wanted))
     forward = Forward(setup)
     equal, largest, off = 0, 0.0, []
     limit = TOLERANCES[dump.plan.settings.precision]

@@ -1,53 +1,31 @@
-"""Fill batch buffers in order, by decode threads ahead of the backbone. Pillow releases the GIL while it decodes."""
+"""Fill batch buffers in order, ahead of the backbone. Pillow releases the GIL while it decodes."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
-from featcli.inputs.image_list import Image, ImageList
-from featcli.pixels.decode import read_pixels
-from featcli.pixels.failure import NOT_READ, Failure, UnreadableError
+from featcli.inputs.image_list import Image, ImageList, is_url
+from featcli.pixels.decode_processes import DecodeProcesses
+from featcli.pixels.decoder import Decoder, Outcomes
+from featcli.pixels.failure import Failure
 from featcli.pixels.internals import pillow_set_up
 from featcli.pixels.sizes import Sizes
 from featcli.pixels.traits import Trait
-from featcli.spec.groups import PixelSpec
-from featcli.spec.words import Decode
 from featcli.system.threads import DecodeThreads
 
 if TYPE_CHECKING:
     import numpy as np
 
+    Fill = Callable[[Sequence[Image], range, np.ndarray], Outcomes]
+
 AHEAD = 2  # batches that are decoded while the backbone works on another
-
-
-class Pixels(Protocol):
-    """What batches need to know of a backbone's preprocessing."""
-
-    def fit_for(self, decode: Decode) -> Callable[[Any], np.ndarray]:
-        """Return a function that turns an RGB picture, or bands that are each RGB, into (C, H, W) values of `dtype`.
-
-        For "fast" it also takes arrays (H, W, 3).
-        """
-
-    @property
-    def channels(self) -> int:
-        """The number of channels C."""
-
-    @property
-    def dtype(self) -> str:
-        """The name of the dtype, which torch and numpy share."""
-
-    @property
-    def is_native(self) -> bool:
-        """Whether each picture has an input size of its own."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +40,6 @@ class SizedImages:
         return SizedImages({row: self.images[row] for row in rows}, self.sizes.of(rows))
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """How an image becomes pixels."""
-
-    rules: PixelSpec
-    preprocessing: Pixels
-    threads: int
-    pinned: bool = False  # whether buffers are in memory that a GPU can copy from by itself
-
-
 @dataclass
 class Batch:
     """Images that go through the backbone together. It is valid until the next batch, which uses the same buffers."""
@@ -84,22 +52,15 @@ class Batch:
     decode_seconds: float = 0.0  # the sum over all threads
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """The result of decoding one image."""
-
-    failure: Failure | None
-    traits: tuple[Trait, ...]
-    digest: str
-    seconds: float
-
-
 def read(decoder: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Generator[Batch, None, None]:
-    """Yield the batches (rows of one size) in order. Several threads decode each, at most AHEAD batches early."""
+    """Yield the batches (rows of one size) in order. Threads or processes decode each, at most AHEAD batches early.
+
+    Raises MachineError and CheckpointError.
+    """
     left, dtype = iter(batches), getattr(torch, decoder.preprocessing.dtype)
     buffers: list[torch.Tensor] = []  # flat, because batches may differ in size
-    waiting: deque[tuple[range, torch.Tensor, torch.Tensor, list[Future[_Outcome]]]] = deque()
-    with pillow_set_up(decoder.rules.max_pixels), DecodeThreads(decoder.threads, "decode") as pool:
+    waiting: deque[tuple[range, torch.Tensor, torch.Tensor, Outcomes]] = deque()
+    with _filling(decoder) as fill:
 
         def start_next() -> None:
             pictures, rows = next(left, (None, range(0)))
@@ -110,15 +71,14 @@ def read(decoder: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Gene
             if len(buffer) < prod(shape):
                 buffer = torch.empty(prod(shape), dtype=dtype, pin_memory=decoder.pinned)
             pixels = buffer[: prod(shape)].view(shape)
-            array = pixels.numpy()
-            futures = [pool.submit(_fill, decoder, pictures.images[row], row, array[i]) for i, row in enumerate(rows)]
-            waiting.append((rows, buffer, pixels, futures))
+            images = [pictures.images[row] for row in rows]
+            waiting.append((rows, buffer, pixels, fill(images, rows, pixels.numpy())))
 
         for _ in range(AHEAD + 1):
             start_next()
         while waiting:
-            rows, buffer, pixels, futures = waiting.popleft()
-            results = [future.result() for future in futures]
+            rows, buffer, pixels, outcomes = waiting.popleft()
+            results = outcomes()
             yield Batch(
                 rows=rows,
                 pixels=pixels,
@@ -131,15 +91,26 @@ def read(decoder: Decoder, batches: Iterable[tuple[SizedImages, range]]) -> Gene
             start_next()
 
 
-def _fill(decoder: Decoder, image: Image, row: int, out: np.ndarray) -> _Outcome:
-    started = time.perf_counter()
-    preprocessing, failure = decoder.preprocessing, None
-    traits: tuple[Trait, ...] = ()
-    digests = [NOT_READ]
-    try:
-        fit = preprocessing.fit_for(decoder.rules.decode)
-        traits = read_pixels(image, decoder.rules, fit, out, preprocessing.is_native, digests.append)
-    except UnreadableError as error:
-        out[...] = 0  # else the pixels of the image before would stay in the buffer
-        failure = Failure(key=image.key, row=row, reason=error.reason, detail=error.detail)
-    return _Outcome(failure, traits, digests[-1], time.perf_counter() - started)
+@contextmanager
+def _filling(decoder: Decoder) -> Iterator[Fill]:
+    """Yield a function that has images decoded, by threads of this process or by processes beside it.
+
+    Pictures in memory stay in this process, because they would have to be copied, and so do those behind URLs: what
+    waits for a network waits without the interpreter's lock.
+    """
+    with pillow_set_up(decoder.rules.max_pixels), DecodeThreads(decoder.threads, "decode") as pool:
+
+        def by_threads(images: Sequence[Image], rows: range, out: np.ndarray) -> Outcomes:
+            futures = [pool.submit(decoder.fill, *each) for each in zip(images, rows, out, strict=True)]
+            return lambda: [future.result() for future in futures]
+
+        if not decoder.processes:
+            yield by_threads
+            return
+        with DecodeProcesses(decoder, AHEAD + 1) as processes:
+
+            def by_either(images: Sequence[Image], rows: range, out: np.ndarray) -> Outcomes:
+                stays = any(one.picture is not None or is_url(one.path) for one in images)
+                return (by_threads if stays else processes.fill)(images, rows, out)
+
+            yield by_either

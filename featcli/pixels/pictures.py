@@ -25,7 +25,7 @@ from featcli.spec.parsers import Size
 from featcli.system.threads import DecodeThreads
 
 if TYPE_CHECKING:
-    from featcli.pixels.batches import Pixels
+    from featcli.pixels.decoder import Pixels
 
 
 def prepared(given: Any, rules: PixelSpec, preprocessing: Pixels, size: Size) -> torch.Tensor:

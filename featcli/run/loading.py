@@ -20,11 +20,13 @@ from featcli.backbones.model_spec import ModelSpec
 from featcli.backbones.stages import Points
 from featcli.dump.plan import Output, Plan
 from featcli.dump.settings import Settings
+from featcli.errors import UsageError
 from featcli.events import Choice, Report, silent
 from featcli.pixels import extras
 from featcli.pixels.bands import refuse_idle_rules
-from featcli.pixels.batches import Decoder
 from featcli.pixels.colour import settings_of
+from featcli.pixels.decode_processes import CAN_SHARE
+from featcli.pixels.decoder import Decoder
 from featcli.run.outputs import outputs_of
 from featcli.run.resuming import InMannerOf
 from featcli.run.trials import Trials
@@ -35,6 +37,9 @@ from featcli.spec.option import narrowed
 from featcli.spec.words import AUTO, NATIVE
 from featcli.system.device import device_names, memory_errors, resolve_device, settled_arithmetic
 from featcli.system.machine import available_cores
+
+THREADS_OF_INTERPRETER = 8  # that decode JPEGs of 500x375 and hardly wait for one another
+MANY_IMAGES = 50_000  # that take longer than processes take to start
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,9 @@ def load_selected(
             backbone = assemble_backbone(model, selection.points, device, tuning.execution)
     _report_tuning(device, backbone.execution, tuning, report)
     rules = narrowed(asked, PixelSpec)
-    decoder = Decoder(rules, backbone.preprocessing, decode_threads_of(asked), pinned=device.type == "cuda")
+    decode_threads = decode_threads_of(asked)
+    processes = decode_processes_of(asked, decode_threads, device, num_images)
+    decoder = Decoder(rules, backbone.preprocessing, decode_threads, device.type == "cuda", processes)
     settings = _settings(asked, backbone, rules, threads.value, tuning.batch_size.value)
     if begun is not None and begun.format_version == 1:
         settings = replace(settings, pool=",".join(dict.fromkeys(one.reduction for one in selection.outputs)))
@@ -199,6 +206,20 @@ def decode_threads_of(asked: ExtractSpec) -> int:
     if asked.decode_threads != AUTO:
         return int(asked.decode_threads)
     return max(1, available_cores() // num_workers(asked))
+
+
+def decode_processes_of(asked: ExtractSpec, threads: int, device: torch.device, num_images: int) -> int:
+    """Return how many processes decode beside each that computes. Raises UsageError where there can be none.
+
+    The threads of one interpreter wait for its lock where there are more than THREADS_OF_INTERPRETER: docs/speed.md has
+    the measurement. On a CPU the backbone has the cores.
+    """
+    if asked.decode_processes != AUTO:
+        if asked.decode_processes and not CAN_SHARE:
+            raise UsageError("--decode-processes: this system has no memory that processes can share", "leave it out")
+        return int(asked.decode_processes)
+    pays = CAN_SHARE and device.type != "cpu" and threads > THREADS_OF_INTERPRETER and num_images >= MANY_IMAGES
+    return -(-threads // THREADS_OF_INTERPRETER) if pays else 0
 
 
 def _settings(asked: ExtractSpec, backbone: Backbone, rules: PixelSpec, threads: int, batch_size: int) -> Settings:

@@ -14,7 +14,8 @@ from featcli.dump.plan import Output
 from featcli.dump.writer import BegunShard, DumpWriter
 from featcli.events import Report
 from featcli.pixels import batches
-from featcli.pixels.batches import Batch, Decoder, SizedImages
+from featcli.pixels.batches import Batch, SizedImages
+from featcli.pixels.decoder import Decoder
 
 
 @dataclass(frozen=True)

@@ -700,6 +700,17 @@ class ComputationSpec(Spec):
             check=count_up_to(MOST_THREADS),
         ),
     ] = AUTO
+    decode_processes: Annotated[
+        int | Auto,
+        Option(
+            f"Processes among which these threads are divided; 0 keeps them in the process that computes. {AUTO} takes"
+            " several on a GPU where more than 8 threads decode many images.",
+            known_as=("--loader-processes",),
+            group=COMPUTATION,
+            parse=parse_count,
+            check=count_up_to(MOST_THREADS, least=0),
+        ),
+    ] = AUTO
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -289,13 +289,13 @@ def parse_count(option: str, text: str) -> int | str:
         raise UsageError(f"{option} {shown(text)} is neither a number nor {AUTO}", LEAVE_OUT) from None
 
 
-def count_up_to(most: int, or_auto: bool = True) -> Check:
-    """Return a check for a whole number from 1 to `most`, or `auto`."""
+def count_up_to(most: int, or_auto: bool = True, least: int = 1) -> Check:
+    """Return a check for a whole number from `least` to `most`, or `auto`."""
 
     def check(option: str, value: Any) -> None:
         if or_auto and isinstance(value, str) and value == AUTO:
             return
-        _refuse_below(option, value, 1, LEAVE_OUT, kind=int)
+        _refuse_below(option, value, least, LEAVE_OUT, kind=int)
         if value > most:
             raise UsageError(f"{option} must be at most {most}, not {value}", LEAVE_OUT)
 

@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from signal import Signals
 
 from featcli.errors import MachineError, shown
 
@@ -77,3 +78,13 @@ def fault_behind(error: BaseException) -> OSError | None:
             return one
         left += [one.__cause__, one.__context__]
     return None
+
+
+def how_it_ended(code: int) -> str:
+    """Say how a process ended that had no reason to: by a signal, or with an exit code."""
+    if code >= 0:
+        return f"ended with code {code}"
+    try:
+        return f"killed by {Signals(-code).name}"
+    except ValueError:  # real-time signals have no name
+        return f"killed by signal {-code}"

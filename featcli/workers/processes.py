@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from signal import Signals
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from featcli.dump.unfinished import remove_unused
 from featcli.events import Report
 from featcli.run.stats import RunStats
 from featcli.spec.commands import ExtractSpec
+from featcli.system.faults import how_it_ended
 from featcli.system.machine import SLEEPING_THREADS
 from featcli.workers.engine import WorkOrder
 from featcli.workers.shard_progress import ShardProgress
@@ -155,7 +155,7 @@ class ProcessEngine:
         stats.images += worker.progress.take_back()
         if code == 0 and not worker.at_work:
             return
-        why = worker.crash or (f"killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}")
+        why = worker.crash or how_it_ended(code)
         name = f"worker {worker.place} ({self._devices[worker.place]})"
         self._report("warning", text=f"{name} died{at_shards(worker.at_work)}: {why}")
         remove_unused(order.dump.path / SHARDS)  # the file that it was writing
@@ -163,13 +163,6 @@ class ProcessEngine:
         self._serve_idle(queue, order)
         if queue.wants_workers:  # otherwise the workers that live do the rest
             self._start_worker(worker.place, order)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return Signals(number).name
-    except ValueError:  # real-time signals have no name
-        return f"signal {number}"
 
 
 def _ended(process: subprocess.Popen[bytes]) -> int:
