@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -245,6 +246,20 @@ def test_options_of_the_compiler_exist():
     options = torch._inductor.list_options()
     assert {"freezing", "triton.cudagraphs"} <= set(options)
     internals.compiled(lambda pixels: pixels)  # an unknown option is refused here
+
+
+def test_every_network_is_compiled(monkeypatch):
+    """If torch counts compilations otherwise, the ninth network of a process runs as it is, though a plan says more."""
+    real, graphs = torch.compile, []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: real(function, backend=backend, dynamic=False))
+    for number in range(10):
+        assert internals.compiled(partial(torch.add, other=number))(torch.zeros(2))[0] == number
+    assert len(graphs) == 10
 
 
 # huggingface_hub

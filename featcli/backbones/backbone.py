@@ -112,6 +112,10 @@ class Network:
         """Return the network that goes through torch.compile, for one size of batch."""
         return replace(self, run=_Compiled(self.run), is_compiled=True)
 
+    def plain(self) -> Network:
+        """Return the network as it is without torch.compile."""
+        return replace(self, run=self.run.plain, is_compiled=False) if isinstance(self.run, _Compiled) else self
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the parameters and buffers by name, without the idle ones."""
         return {name: tensor for name, tensor in self.module.state_dict().items() if name not in self.idle}

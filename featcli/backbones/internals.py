@@ -23,7 +23,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
+from types import FunctionType
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -296,8 +298,19 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function for one size, with the weights as constants that are laid out once.
 
     CUDA graphs are off, because they would use the memory of maps again while these are still on their way to the host.
+    Each function gets code of its own, because torch counts how often it has compiled some code, for whatever network,
+    and after eight times runs it as it is.
     """
-    return torch.compile(function, dynamic=False, options={"freezing": True, "triton.cudagraphs": False})
+
+    def whole(*arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **options)
+
+    code = whole.__code__.replace(co_name=f"network_{next(_compiled)}")
+    own = FunctionType(code, whole.__globals__, code.co_name, None, whole.__closure__)
+    return torch.compile(own, dynamic=False, options={"freezing": True, "triton.cudagraphs": False})
+
+
+_compiled = count()  # numbers of networks
 
 
 # The hub's client.

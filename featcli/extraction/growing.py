@@ -32,7 +32,6 @@ from featcli.inputs.listing import Listing, find
 from featcli.pixels.failure import NOT_READ
 from featcli.reading.reader import DumpReader, reader_of
 from featcli.spec.commands import ExtractSpec
-from featcli.spec.words import DEFAULT_BATCH_SIZE
 from featcli.system.files import is_there
 
 LOOKED_AT = 100  # images of the dump that are not given: whether they have other keys now
@@ -57,7 +56,7 @@ class Step:
             plan = begun.plan
             batch_size, threads = plan.settings.batch_size, plan.settings.threads
             return replace(own, batch_size=batch_size, threads=threads, shard_size=plan.shard_rows)
-        if asked.batch_size == DEFAULT_BATCH_SIZE:
+        if asked.batch_size is None:
             return replace(own, batch_size=self.root.plan.settings.batch_size)
         return own
 

@@ -213,9 +213,10 @@ def dry_run(
     sizes = _sizes(selection.model, listing.images, narrowed(asked, PixelSpec), decode_threads_of(asked), report)
     begun = None if model_dump is None else model_dump.plan
     settings = None if begun is None else begun.settings
-    for name, choice in expected(asked, selection.model, selection.points, len(listing.images), settings).items():
+    choices = expected(asked, selection.model, selection.points, len(listing.images), settings)
+    for name, choice in choices.items():
         report("choice", name=name, value=choice.value, reason=choice.reason)
-    if asked.batch_size == AUTO and existing is None:
+    if choices["batch size"].value == AUTO and existing is None:
         report("warning", text=f"this assumes batches of {DEFAULT_BATCH_SIZE}: only a run measures the fastest")
     batch_size = _batch_size(asked, existing)
     sharers = sharers_of(asked, threads_of(asked, settings).value, selection.device.value)
@@ -435,7 +436,7 @@ def _stages_reason(model: ModelSpec, positions: Sequence[int]) -> str:
 
 def _batch_size(asked: ExtractSpec, existing: Dump | None) -> int:
     """Return the batch size that a dry run counts with; it measures nothing."""
-    if asked.batch_size != AUTO:
+    if asked.batch_size not in (AUTO, None):
         return int(asked.batch_size)
     return DEFAULT_BATCH_SIZE if existing is None else existing.plan.settings.batch_size
 

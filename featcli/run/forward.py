@@ -94,7 +94,7 @@ class Forward:
             if not is_out_of_memory(error):
                 raise MachineError(
                     f"--compile: torch.compile cannot compile {self._setup.backbone.name}: {one_line(error)}",
-                    "leave --compile out: on a CPU it needs a C++ compiler such as g++",
+                    "on a CPU it needs a C++ compiler such as g++; without one, begin another dump with --no-compile",
                 ) from error
             self._halve(self.micro_batch, error)
             return False

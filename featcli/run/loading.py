@@ -172,13 +172,11 @@ def _report_tuning(device: torch.device, execution: Execution, tuning: Tuning, r
     report("choice", name="layout", value=named(execution), reason=tuning.layout.reason)
     if device.type == "cpu" and execution.precision == "fp16":
         report("warning", text="fp16 is slow on most CPUs; bf16 is what newer ones are built for")
-    if execution.compiled:
-        report(
-            "choice",
-            name="compile",
-            value="yes",
-            reason="as asked; it takes up to half a minute before the first batch",
-        )
+    if tuning.compiled.value:
+        said = f"{tuning.compiled.reason}; it takes up to half a minute before the first batch"
+        report("choice", name="compile", value="yes", reason=said)
+    elif tuning.compiled.reason.startswith(f"{AUTO}: "):  # it was tried
+        report("choice", name="compile", value="no", reason=tuning.compiled.reason)
     report("choice", name="batch size", value=tuning.batch_size.value, reason=tuning.batch_size.reason)
 
 

@@ -91,6 +91,17 @@ class Trials:
                 seconds.append(time.perf_counter() - began)
         return images / min(seconds[1:])
 
+    def moved_by_compiling(self, execution: Execution, images: int) -> float:
+        """Return by how much compiling moves the maps of the network, of their largest number, at most."""
+        network = self._network(execution)
+        with own_random_numbers():
+            pixels = torch.rand(images, self.model.channels, *self.model.input_size, device=self.device)
+        with torch.inference_mode():
+            pixels = as_run(pixels, execution)
+            pairs = zip(network.outputs(pixels), network.plain().outputs(pixels), strict=True)
+            moved = [(ours.float() - plain.float()).abs().max() / plain.float().abs().max() for ours, plain in pairs]
+        return max(float(one) for one in moved)
+
     def _network(self, execution: Execution) -> Network:
         if self._last is None or self._last[0] != execution:
             self.forget()

@@ -662,24 +662,27 @@ class ComputationSpec(Spec):
         ),
     ] = None
     compile: Annotated[
-        bool,
+        bool | None,
         Option(
-            "Compile the network with torch.compile, which takes up to half a minute at the start.",
+            "Compile the network with torch.compile, which takes up to half a minute at the start. Default: in long"
+            " runs, where a trial says that it pays.",
             known_as=("--torch-compile",),
             group=COMPUTATION,
             excludes=(Other("fit", "leave one of them out: a network is compiled for one size", value=NATIVE),),
+            stands_for=False,
         ),
-    ] = False
+    ] = None
     batch_size: Annotated[
-        int | Auto,
+        int | Auto | None,
         Option(
-            f"Images that go through the backbone together, or {AUTO}, the fastest number here.",
+            f"Images that go through the backbone together, or {AUTO}, the fastest number here. Default:"
+            f" {DEFAULT_BATCH_SIZE}, or fewer where a trial says that this is faster.",
             known_as=("--batch", "--bs", "-b"),
             group=COMPUTATION,
             parse=parse_count,
             check=count_up_to(MOST),
         ),
-    ] = DEFAULT_BATCH_SIZE
+    ] = None
     threads: Annotated[
         int | Auto,
         Option(
