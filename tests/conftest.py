@@ -19,6 +19,7 @@ from tempfile import mkdtemp
 
 import numpy as np
 import pytest
+import torch
 import xxhash
 from PIL import Image
 
@@ -33,8 +34,30 @@ from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
 declare_missing_operators()  # comes before a test imports timm or transformers as its reference
 gc.set_threshold(10_000, 20, 20)  # torch and the tests make many objects, and to look at all of them takes long
 
+IS_THERE, VISIBLE = torch.cuda.is_available, os.environ.get("CUDA_VISIBLE_DEVICES")
+GPUS = torch.cuda.device_count() if IS_THERE() else 0  # of this machine; CUDA reads the variable here, and never again
+
 REPOSITORY = Path(__file__).parent.parent
 SAMPLES = REPOSITORY / "sample_images"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hidden_gpus():
+    """Hide the GPUs of this machine from tests and the processes that they start: what they expect is of the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Show the GPUs to a test, and to the processes that it starts by itself; those of `forks` see none."""
+    monkeypatch.setattr(torch.cuda, "is_available", IS_THERE)
+    if VISIBLE is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE)
 
 
 @dataclass
@@ -149,8 +172,6 @@ def photos(tmp_path):
 def swin_folder(tmp_path_factory):
     """Save a small Swin of transformers, and a ViT image processor for 224x224 pixels."""
     transformers = pytest.importorskip("transformers")
-    import torch
-
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoints") / "swin"
     config = transformers.SwinConfig(embed_dim=24, depths=[2, 1, 1, 1])
@@ -163,8 +184,6 @@ def swin_folder(tmp_path_factory):
 def resnet_folder(tmp_path_factory):
     """Save a small ResNet of transformers with bottlenecks, as ResNet-50 has, and its own kind of image processor."""
     transformers = pytest.importorskip("transformers")
-    import torch
-
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("checkpoints") / "resnet"
     config = transformers.ResNetConfig(embedding_size=16, hidden_sizes=[32, 64, 64, 128], depths=[2, 2, 1, 1])
@@ -177,8 +196,6 @@ def resnet_folder(tmp_path_factory):
 def dinov2_folder(tmp_path_factory):
     """Save a small DINOv2: tokens, a class token, and a processor that crops."""
     transformers = pytest.importorskip("transformers")
-    import torch
-
     torch.manual_seed(2)
     folder = tmp_path_factory.mktemp("checkpoints") / "dinov2"
     config = transformers.Dinov2Config(num_hidden_layers=3, hidden_size=48, num_attention_heads=4, image_size=70)

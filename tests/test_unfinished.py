@@ -74,6 +74,21 @@ def records(dump):
     return sorted((dump / "shards").glob(".*.unfinished.json"))
 
 
+def test_a_second_interruption_lets_the_shard_go(pictures, tmp_path):
+    """Ctrl-C while rows are being kept after Ctrl-C leaves no lock, so that the same process can resume the shard."""
+    options = OPTIONS | {"image_size": 32, "pool": "avg"}
+
+    def interrupt(kind, **_):
+        if kind in ("batch", "kept"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        featcli.extract(pictures, output=tmp_path / "d", report=interrupt, **options)
+    events = []
+    run(pictures, tmp_path / "d", events=events, **options)
+    assert [facts["rows"] for kind, facts in events if kind == "resumed"] == [2]
+
+
 def partials(dump):
     return sorted((dump / "shards").glob(".*.partial"))
 

@@ -122,7 +122,9 @@ class Sink:
             if self._at_work is None:
                 return
             # An error stopped the shard half way, because a commit would have set it to None.
-            with suppress(OSError, EOFError, FeatcliError):  # the error that stopped it matters more
-                self._keep_what_is_new()
-            self._into.leave(self._at_work)
-            self._at_work = None
+            try:
+                with suppress(OSError, EOFError, FeatcliError):  # the error that stopped it matters more
+                    self._keep_what_is_new()
+            finally:  # also after a second Ctrl-C: the lock on the file would keep this process from resuming it
+                self._into.leave(self._at_work)
+                self._at_work = None
