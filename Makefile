@@ -39,6 +39,7 @@ docs: .venv/installed  ## write the tables of options in docs/ anew, and run eve
 	$(BIN)/python -m pytest -m "long or not long" tests/test_docs.py
 
 bench: .venv/installed  ## measure start, memory, writer, large pictures and speed, as ratios (two hours)
+	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/memory.py --pictures build/pictures/small
 	$(BIN)/python benchmarks/storage.py
 	$(BIN)/python benchmarks/unfinished.py --pictures build/pictures/many

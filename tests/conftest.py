@@ -80,8 +80,11 @@ def cli(capfd):
 
     def run(*arguments: object) -> Run:
         capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(a) for a in arguments])
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main([str(a) for a in arguments])
+        finally:
+            gc.unfreeze()  # what a command freezes until its process ends
         out, err = capfd.readouterr()
         return Run(ended.value.code, out, err)
 

@@ -1,5 +1,6 @@
 """Check that the process that calls featcli is left as it was, whatever is called and however it ends."""
 
+import gc
 import locale
 import logging
 import os
@@ -44,6 +45,7 @@ def state():
     """Return what a program may have set in its process, by name."""
     loggers = ("", "PIL", "timm", "transformers", "huggingface_hub", "torch", "h5py")
     return {
+        "collector": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
         "random": random.getstate(),
         "numpy": [np.asarray(part).tolist() for part in np.random.get_state()],
         "torch": torch.get_rng_state().tolist(),

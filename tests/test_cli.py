@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import gc
 import json
 import os
 import pty
@@ -16,6 +17,8 @@ import pytest
 
 from conftest import SAMPLES, Featcli, draw, finished, tree
 from featcli import open_dump
+from featcli.errors import UsageError
+from featcli.extraction import extract
 from featcli.run import tuning
 from featcli.spec.commands import ExtractSpec
 
@@ -33,6 +36,21 @@ def test_help_imports_no_torch():
     for arguments in (["--help"], ["extract", "--help"], ["inspect", "--help"], ["--version"]):
         out = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
         assert out.stdout.splitlines()[-1] == "set()", arguments
+
+
+def test_imports_are_not_searched_for_garbage(cli, monkeypatch, tmp_path):
+    """Python looks for garbage from the start of a run on, and not before, while libraries are imported."""
+    found = []
+
+    def run(spec, report, **_):
+        for kind in ("warning", "start", "warning"):
+            report(kind, **({"text": ""} if kind == "warning" else {"images": 1, "done": 0}))
+            found.append(gc.isenabled())
+        raise UsageError("enough", "")
+
+    monkeypatch.setattr(extract, "run", run)
+    assert cli("extract", tmp_path, "-c", "resnet18", "-o", tmp_path / "d").code == 2
+    assert (found, gc.isenabled()) == ([False, True, True], True)
 
 
 def test_options_are_the_configurations():

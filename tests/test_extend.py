@@ -15,6 +15,7 @@ from featcli.dump import generations
 from featcli.dump.checksummed_json import read_checksummed
 from featcli.dump.lock import FolderLock
 from featcli.errors import ConflictError, DamagedError, FeatcliError, IncompleteError, MachineError
+from featcli.extraction.growing import Growth
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "pool": "avg", "threads": 1}
 OPTIONS |= {"batch_size": 2, "shard_size": 2}
@@ -378,13 +379,15 @@ def test_a_generation_that_is_gone(three, tmp_path, cli):
         open_dump(path)
 
 
-def test_failed_images_are_tried_again_in_all_generations(three, pictures, tmp_path):
-    """--retry-failed goes over all generations, and the manifest follows."""
+def test_failed_images_are_tried_again_in_all_generations(three, pictures, tmp_path, monkeypatch):
+    """--retry-failed goes over all generations, and the manifest follows. The images are compared with them once."""
+    compared, compare = [], Growth.of
+    monkeypatch.setattr(Growth, "of", lambda *given: compared.append(given) or compare(*given))
     shutil.copytree(three, tmp_path / "copy")
     path, inside = tmp_path / "copy" / "d", tmp_path / "copy" / "in"
     shutil.copy(pictures / "b.png", inside / "c.png")
     outcome = extract(inside, output=path, retry_failed=True, **OPTIONS)
-    assert (outcome.written, outcome.failed, outcome.is_complete) == (8, 0, True)
+    assert (outcome.written, outcome.failed, outcome.is_complete, len(compared)) == (8, 0, True, 1)
     with open_dump(path) as dump:
         np.testing.assert_array_equal(dump["stage4"]["c.png"], dump["stage4"]["b.png"])
     with open_dump(path) as dump:

@@ -179,6 +179,8 @@ def test_keys_are_texts():
     assert (found[-1], found[2:5], found.taken([3, 0, 3])) == (ODD[-1], ODD[2:5], [ODD[3], ODD[0], ODD[3]])
     assert (found == ODD[1:], found == [*ODD[1:], ""], Keys() == [], "日本.png" in found) == (False, False, True, True)
     assert found.longest == 300
+    many = [*ODD, "zero\0byte"] * 300  # more than are turned into text at once
+    assert [*Keys(many)] == many
     with pytest.raises(IndexError):
         found[len(ODD)]
 

@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 import featcli
 from conftest import draw, tree
 from featcli import open_dump
+from featcli.dump import records
 from featcli.dump.folder import Dump
 from featcli.dump.verify import repair, verify
-from featcli.dump.writer import finalize
+from featcli.dump.writer import finalize, finalize_all
 from featcli.errors import ConflictError, DamagedError, IncompleteError, UsageError
+from featcli.views.inspection import inspect_dump
 
 TINY = {"checkpoint": "test_resnet", "random_init": True, "batch_size": 4, "shard_size": 4}
 COMMAND = ["-c", "test_resnet", "--random-init", "--batch-size", 4, "--shard-size", 4]
@@ -295,6 +297,28 @@ def test_finalize(dump, cli):
     assert cli("finalize", dump).code == 8
     Dump.existing(dump).shard_path(0).unlink()
     assert cli("finalize", dump).code == 4
+
+
+def test_no_record_is_read_more_often_than_needed(made, monkeypatch):
+    """`inspect` reads each record once, and `finalize` twice: before its lock and under it."""
+    read: list[str] = []
+    plain = records.read_checksummed
+    monkeypatch.setattr(records, "read_checksummed", lambda path: read.append(path.name) or plain(path))
+    inspect_dump(made / "d")
+    assert sorted(read) == ["00000.json", "00001.json", "00002.json"]
+    read.clear()
+    Dump.existing(made / "d").refuse_damaged_shards()
+    finalize_all(Dump.existing(made / "d"))
+    assert sorted(read) == sorted(["00000.json", "00001.json", "00002.json"] * 2)
+
+
+def test_a_list_is_read_line_by_line(dump):
+    """A list of images whose lines are JSON only together, or that is JSON in another way, is damaged."""
+    path, line = dump / "images.jsonl", b'{"key": "0.png", "bytes": 1}\n'
+    for wrong in (line.replace(b", ", b"\n"), line * 2 + b"\n", line + b"[]\n", line.replace(b"1", b'"1"'), b"\xff\n"):
+        path.write_bytes(wrong + b" " * path.stat().st_size)
+        with pytest.raises(DamagedError, match=r"images\.jsonl is damaged"):
+            Dump.existing(dump).keys()
 
 
 def test_records_say_what_they_must(dump):

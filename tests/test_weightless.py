@@ -1,14 +1,19 @@
 """Check that stages are found without memory for weights: on the meta device, or with zeros in their place."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from featcli.backbones import timm_model
 from featcli.backbones.checkpoint import resolve
 from featcli.backbones.hidden_states import HiddenStatesModelSpec
+from featcli.backbones.internals import facts_of_timm as facts
 from featcli.backbones.model_spec import ModelSpec
-from featcli.backbones.weightless import WithoutValues, WithoutWeights, blank
+from featcli.backbones.weightless import WithoutDraws, WithoutValues, WithoutWeights, blank
 from featcli.errors import CheckpointError
 from featcli.spec.groups import CheckpointSpec
 
@@ -24,6 +29,36 @@ def test_weights_take_no_memory():
     assert [sizes[0], sizes[4]] == [4, 4]
     nn.init.ones_(network[1].weight)  # outside of the block everything is as before
     assert nn.Linear(300, 3000).weight.stride() == (300, 1)
+
+
+def test_weights_that_a_file_replaces_are_not_drawn():
+    """No random number is drawn for a parameter, nor on the meta device; all other values are what they are outside."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with WithoutDraws():
+        network = timm.create_model("test_resnet")
+        timm.layers.trunc_normal_(nn.Linear(300, 300).weight)
+        with torch.device("meta"):
+            timm.create_model("test_vit").blocks[0].mlp.fc1.weight.data.normal_()
+        assert torch.equal(torch.get_rng_state(), before)
+        assert network.bn1.weight.eq(1).all()
+        assert torch.equal(torch.empty(3).normal_(), torch.empty(3).normal_(generator=torch.manual_seed(0)))
+    wanted = timm.create_model("test_resnet").state_dict()
+    with WithoutDraws():
+        network.load_state_dict(wanted)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in network.state_dict().items())
+
+
+def test_weights_that_no_file_may_replace_are_drawn(monkeypatch, tmp_path):
+    """A network that timm's own reader fills is made with its random numbers, because the reader may leave some."""
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "w.safetensors")
+    states = []
+    monkeypatch.setattr(timm_model, "facts_of_timm", lambda model: replace(facts(model), has_reader_of_its_own=True))
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_, **__: states.append(torch.get_rng_state()))
+    spec = resolve(CheckpointSpec(checkpoint=str(tmp_path / "w.safetensors"), arch="test_resnet"))
+    before = torch.get_rng_state()
+    spec.load(spec.choose())
+    assert [torch.equal(state, before) for state in states] == [True, False]
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_coatnet"])

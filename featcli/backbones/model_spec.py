@@ -251,15 +251,15 @@ class ModelSpec(ABC):
         self,
         extra: Iterable[str],
         skeleton: Skeleton,
-        points: Points,
-        network: Network,
+        modules_in_use: Callable[[], frozenset[str]],
         shapes: Mapping[str, torch.Size] | None = None,
     ) -> None:
         """Raise CheckpointError if the checkpoint has tensors that another network than this one would use.
 
-        `extra` are the names that this one lacks, `skeleton` is its structure before it was cut.
+        `extra` are the names that this one lacks, `skeleton` is its structure before it was cut. `modules_in_use` gives
+        what `in_use` does.
         """
-        foreign = sorted(foreign_tensors(extra, skeleton, lambda: self._in_use(points, network), shapes))
+        foreign = sorted(foreign_tensors(extra, skeleton, modules_in_use, shapes))
         if foreign:
             raise CheckpointError(
                 f"checkpoint {shown(self.asked.checkpoint_name)}: {len(foreign)} of its tensors have no place in"
@@ -267,7 +267,7 @@ class ModelSpec(ABC):
                 self._hint_for(foreign, shapes or {}),
             )
 
-    def _in_use(self, points: Points, network: Network) -> frozenset[str]:
+    def in_use(self, points: Points, network: Network) -> frozenset[str]:
         """Return the modules in use. See `modules_in_use`."""
         try:
             return modules_in_use(self.build(points, "meta"), self.blank("meta"))

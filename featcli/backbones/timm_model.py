@@ -11,9 +11,9 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ from featcli.backbones.own_preprocessing import asked_of_preprocessing, of_bands
 from featcli.backbones.preprocessing import Preprocessing, timm_preprocessing
 from featcli.backbones.stages import Points, Vector, names_by_stride
 from featcli.backbones.torchvision_operators import import_timm, import_transformers
+from featcli.backbones.weightless import WithoutDraws
 from featcli.backbones.weights import (
     hash_files,
     is_counter,
@@ -372,20 +373,24 @@ class TimmModelSpec(ModelSpec):
         if self.request.model_name.startswith(IN_FOLDER):
             refuse_pretenders(weights_files(Path(self.request.model_name.removeprefix(IN_FOLDER))))
         with reported_loads() as loads:
-            model, files = self._create_pretrained(read, self._classes_for(points))
+            with WithoutDraws():
+                model, files = self._create_pretrained(read, self._classes_for(points))
+            load = next((load for load in reversed(loads) if load.module is model), None)
+            if load is None:  # a reader of timm's own may leave tensors as they are made
+                model, files = self._create_pretrained(read, self._classes_for(points))
         forget_weights(model)
         if read or not self.request.model_name.startswith(IN_FOLDER):
             files = read.files if read else self._files_at_hub(model)
-        load = next((load for load in reversed(loads) if load.module is model), None)
         skeleton = skeleton_of(model)
         network = self._cut(model, points)
         weights = self._proven(network.module, load, read, hash_files(files))
         if load is None:
             return network, weights
         shapes = {key: tensor.shape for key, tensor in load.arrived.items()}
-        self.refuse_foreign(load.unexpected, skeleton, points, network, shapes)
+        in_use = cache(lambda: self.in_use(points, network))
+        self.refuse_foreign(load.unexpected, skeleton, in_use, shapes)
         left_out = [] if read is None else _left_out(read.tensors, load)
-        undecided = foreign_tensors(left_out, skeleton, lambda: self._in_use(points, network))
+        undecided = foreign_tensors(left_out, skeleton, in_use)
         of_no_use = [*weights.unexpected, *(key for key in left_out if key not in undecided)]
         resized = [] if read is None else _resized(read.tensors, load, network.tensors())
         return network, replace(
@@ -495,7 +500,8 @@ class TimmModelSpec(ModelSpec):
         name = self.request.model_name
         try:
             wanted, heard = name.startswith(AT_HUB), faults_are_heard(self.asked.checkpoint_name)
-            with torch.device(device), hub_or_cache(wanted=wanted), heard, silent_warnings():
+            draws = WithoutDraws() if device == "meta" else nullcontext()
+            with torch.device(device), draws, hub_or_cache(wanted=wanted), heard, silent_warnings():
                 # timm warns about architectures that have another name by now.
                 return timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
         except (AssertionError, ZeroDivisionError) as error:
@@ -526,7 +532,7 @@ class TimmModelSpec(ModelSpec):
     def _hint_for_arguments(self) -> str:
         """Return which arguments were meant, if one is unknown to the model's class."""
         with suppress(Exception):  # without them there may be no network
-            with torch.device("meta"), silent_warnings():
+            with torch.device("meta"), WithoutDraws(), silent_warnings():
                 plain = timm.create_model(self.request.model_name, num_classes=0, **self.request.options)
             known = arguments_of_timm(plain)
             for name in self.asked.model_args:
@@ -635,7 +641,8 @@ class TimmModelSpec(ModelSpec):
         """Return how many tensors of the model these become in timm's converter, with the shapes that it wants."""
         blank = {key: tensor.to("meta") for key, tensor in tensors.items()}
         options = {**self._options, **option_for_weights(self._classifiers, blank)}
-        with reported_loads() as loads, suppress(Exception), silent_timm(), silent_warnings(), torch.device("meta"):
+        quiet = silent_timm(), silent_warnings()
+        with reported_loads() as loads, suppress(Exception), quiet[0], quiet[1], torch.device("meta"), WithoutDraws():
             # A converter may raise anything for names that it does not expect.
             timm.create_model(self.request.model_name, pretrained=True, num_classes=0, **options)
         arrived = loads[-1].arrived if loads else {}

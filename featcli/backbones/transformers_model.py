@@ -282,7 +282,7 @@ class TransformersModelSpec(ModelSpec):
         network = self._network(self._with_heads(module, models), points, heads)
         weights = self._proven(network, report, points)
         inside = [key for key in extra if not key.startswith(OUTSIDE) and not self._is_of_other_stages(key)]
-        self.refuse_foreign(inside, skeleton, points, network)
+        self.refuse_foreign(inside, skeleton, lambda: self.in_use(points, network))
         undecided = [key for key in self.on_disk if _matches(ignored, key) and not OF_NO_EFFECT.search(key)]
         unexpected = sorted(key.removeprefix(OUTSIDE) for key in report["unexpected_keys"])
         used = [name for model in models.values() for name in model.state_dict()]

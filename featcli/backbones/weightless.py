@@ -1,4 +1,4 @@
-"""Make networks whose weights take no memory, if they cannot run on the meta device: only their shapes matter."""
+"""Make networks without values for their weights: only shapes matter, or a checkpoint gives the values afterwards."""
 
 from __future__ import annotations
 
@@ -6,11 +6,34 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from featcli.backbones.internals import OperationMode, leaves_of, mapped
 
 LEAST = 1 << 12  # values; smaller tensors are made as they are
+DRAWS = frozenset("kaiming_uniform_ uniform_ normal_ erfinv_ mul_ add_ clamp_".split())  # what draws random weights
+
+
+class WithoutDraws(TorchFunctionMode):
+    """Inside the block no random numbers are drawn for parameters, which keep what happens to be in their memory.
+
+    To draw those of a large network takes seconds, and they are in vain if a checkpoint replaces all of them.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """See TorchFunctionMode."""
+        kwargs = kwargs or {}
+        written = args[0] if args else kwargs.get("tensor")
+        if getattr(func, "__name__", "") in DRAWS and (isinstance(written, nn.Parameter) or _is_on_meta(written)):
+            return written
+        return func(*args, **kwargs)
 
 
 class WithoutWeights(TorchFunctionMode):
@@ -43,6 +66,10 @@ def _writes(name: str) -> bool:
     if name == "requires_grad_":
         return False
     return (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
+
+
+def _is_on_meta(tensor: object) -> bool:
+    return isinstance(tensor, torch.Tensor) and tensor.is_meta
 
 
 def _is_one_value(tensor: object) -> bool:

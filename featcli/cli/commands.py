@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,10 +32,12 @@ from featcli.spec.groups import CheckpointSpec
 from featcli.spec.option import narrowed, shared_options
 from featcli.spec.parsers import parse_features
 from featcli.spec.words import DEFAULT_DTYPE
+from featcli.system.borrowed import collector
 
 if TYPE_CHECKING:
     from featcli.cli.terminal import Terminal
     from featcli.dump.verify import Verdict
+    from featcli.events import Report
     from featcli.extraction.recompute import Sample
     from featcli.reading.reader import DumpReader
 
@@ -76,6 +79,24 @@ def _terminal(**words: str | bool) -> Iterator[Terminal]:
         terminal.close()
 
 
+@contextmanager
+def _uncollected() -> Iterator[Report]:
+    """Keep Python from looking for garbage inside the block, but only until the report that is yielded hears `start`.
+
+    Until then libraries are imported, which make a million objects and no garbage. Nobody looks at those again, not
+    even when the process ends.
+    """
+    with ExitStack() as paused:
+        paused.enter_context(collector.set_to(False))
+        paused.callback(gc.freeze)
+
+        def hear(kind: str, **_: Any) -> None:
+            if kind == "start":
+                paused.close()
+
+        yield hear
+
+
 def _print_json(*objects: Mapping[str, Any]) -> None:
     """Print each object as a line of JSON: results for programs."""
     import json
@@ -95,11 +116,12 @@ def extract(asked: ExtractCommand) -> None:
     from featcli.cli.variables import naming_variables, with_variables
     from featcli.events import tee
 
-    with with_variables(asked) as chosen, _terminal(verbose=asked.verbose) as terminal:
+    with with_variables(asked) as chosen, _terminal(verbose=asked.verbose) as terminal, _uncollected() as begun:
         spec = narrowed(chosen, ExtractSpec)
         lines = JsonLines()
         said = quiet if asked.quiet else terminal
-        report = naming_variables(asked, chosen, tee(said, lines) if asked.as_json else said)
+        heard = tee(begun, said, lines) if asked.as_json else tee(begun, said)
+        report = naming_variables(asked, chosen, heard)
         if asked.dry_run:
             from featcli.extraction.growing import dry_run
 
@@ -127,7 +149,8 @@ def inspect(asked: InspectCommand) -> None:
     facts = inspect_dump(Path(asked.target))
     if facts is None:
         checkpoint = CheckpointSpec(checkpoint=asked.target, **shared_options(asked, CheckpointSpec))
-        facts = inspect_checkpoint(checkpoint, asked, dtype=asked.dtype or DEFAULT_DTYPE)
+        with _uncollected():
+            facts = inspect_checkpoint(checkpoint, asked, dtype=asked.dtype or DEFAULT_DTYPE)
     else:
         asked.refuse_beside_dump()
     if asked.as_json:

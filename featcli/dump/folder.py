@@ -10,10 +10,11 @@ import os
 import re
 import stat
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from featcli.dump.shard import hash_rest
 from featcli.dump.unfinished import RECORD_NAME, Unfinished, read_unfinished, unfinished_in
 from featcli.errors import ConflictError, DamagedError, MachineError, UsageError, counted, shown
 from featcli.inputs.image_list import MISSING, ImageList
-from featcli.inputs.keys import Keys
+from featcli.inputs.keys import MANY, Keys
 from featcli.system.faults import RESUMES, machine_errors
 from featcli.system.files import identity, is_there, names_in, open_regular, reading, state_at
 
@@ -167,14 +168,11 @@ class Dump:
         digest, count = xxhash.xxh3_128(), 0
         try:
             with reading(self.path / IMAGES, "image list", strict=True) as file:
-                while line := file.readline(LONGEST_LINE):
-                    image = json.loads(line)
-                    if not isinstance(image["key"], str) or type(image["bytes"]) is not int:
-                        raise ValueError("a key or a size that is none")
-                    os.fsencode(image["key"])  # raises for a name that no file can have
-                    digest.update(line)
-                    count += 1
-                    yield image["key"], image["bytes"]
+                while lines := [*islice(iter(partial(file.readline, LONGEST_LINE), b""), MANY)]:
+                    images = _parsed(lines)
+                    digest.update(b"".join(lines))
+                    count += len(images)
+                    yield from images
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedError(f"dump {shown(self.path)}: images.jsonl is damaged ({error})", RELIST) from error
         if (digest.hexdigest(), count) != (self.plan.images_digest, self.plan.num_images):
@@ -227,8 +225,8 @@ class Dump:
         """Return the path that the record of a shard has, or will have."""
         return self.path / SHARDS / f"{number:05d}.json"
 
-    def committed(self) -> CommittedShards:
-        """Return what is committed, after one look at every record.
+    def committed(self, records: Iterable[Mapping[str, Any]] | None = None) -> CommittedShards:
+        """Return what is committed, by `records` if they have been read already, or after one look at every record.
 
         Raises DamagedError for a record that is damaged or foreign, and for a foreign shard file without a record.
         """
@@ -237,7 +235,7 @@ class Dump:
             for number in self.unrecorded():
                 self.refuse_foreign_file(number)
             found.remember(self._records_before())
-            for record in self.records():
+            for record in self.records() if records is None else records:
                 found.add(record, self._is_damaged(record))
             there = {*self.numbered(".json")}
             kept = [one for one in self.unfinished() if one.number not in there]
@@ -371,6 +369,18 @@ class Dump:
     def is_complete(self) -> bool:
         """Return whether the manifest exists."""
         return is_there(self.path / MANIFEST)
+
+
+def _parsed(lines: Sequence[bytes]) -> list[tuple[str, int]]:
+    """Return (key, size) of each line of images.jsonl. Raises KeyError, TypeError and ValueError."""
+    found = json.loads(b"[" + b",".join(lines) + b"]")  # at once, which takes a third of the time
+    if len(found) != len(lines):
+        raise ValueError("a line is none")
+    images = [(image["key"], image["bytes"]) for image in found]
+    if not all(isinstance(key, str) and type(size) is int for key, size in images):
+        raise ValueError("a key or a size that is none")
+    os.fsencode("".join(key for key, _ in images))  # raises for a name that no file can have
+    return images
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from featcli.dump.columns import PlannedColumns
 from featcli.dump.formats.layout import ITEM_BYTES, SHAPES, VALID
 from featcli.dump.settings import Settings, is_count
 from featcli.errors import ConflictError, shown, shown_shape
-from featcli.inputs.keys import Keys, missing_from
+from featcli.inputs.keys import MANY, Keys, missing_from
 from featcli.spec.commands import ExtractSpec
 from featcli.spec.option import options_of
 from featcli.spec.words import Dtype
@@ -395,9 +396,13 @@ def digest_images(images: ImageList) -> str:
 
 
 def image_lines(images: ImageList) -> Iterator[bytes]:
-    """Yield the lines of images.jsonl."""
-    for key, size in zip(images.keys, images.sizes, strict=True):
-        yield f'{{"key": {json.dumps(key)}, "bytes": {size}}}\n'.encode("ascii")
+    """Yield the lines of images.jsonl, many at once."""
+    as_json = json.JSONEncoder().encode
+    lines = (
+        f'{{"key": {as_json(key)}, "bytes": {size}}}\n' for key, size in zip(images.keys, images.sizes, strict=True)
+    )
+    while some := "".join(islice(lines, MANY)):
+        yield some.encode("ascii")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -407,7 +407,7 @@ def finalize_all(root: Dump) -> dict[str, Any]:
 
     Returns the totals of the dump. Raises as `finalize` does.
     """
-    finalize(root)
+    totals: dict[str, Any] = finalize(root)["totals"]
     begun = next_generation(root)
     is_whole = begun is not None and not begun.committed().missing
     for dump in [*generations_of(root), *([begun] if begun is not None and is_whole else [])]:
@@ -415,7 +415,8 @@ def finalize_all(root: Dump) -> dict[str, Any]:
         if not dump.is_complete():
             finalize(dump)
         commit(root, dump)
-    return totals_of(record for dump in (root, *generations_of(root)) for record in dump.records())
+    added = generations_of(root)
+    return totals_of(record for dump in (root, *added) for record in dump.records()) if added else totals
 
 
 def _before(dump: Dump, number: int) -> Path:

@@ -147,13 +147,13 @@ def _run_all(asked: ExtractSpec, report: ProgressReport, listing: Listing | None
             if not lock.together() or (root := Dump.existing(path)) is None:
                 raise in_use(path)
             _remove_stale(path)
-            growth = Growth.of(root, listing)
-            if asked.extend and not is_told and not any(growth.is_unfinished):
-                report_growth(growth, asked, report)
-                is_told = True
-            if steps is None and not asked.extend:
-                steps = steps_of_all(growth, asked.retry_failed)
-            step = next_step(growth, others_work) if steps is None else steps.pop(0) if steps else None
+            if asked.extend or steps is None:
+                growth = Growth.of(root, listing)
+                if asked.extend and not is_told and not any(growth.is_unfinished):
+                    report_growth(growth, asked, report)
+                    is_told = True
+                steps = _steps(growth, asked, others_work)
+            step = steps.pop(0) if steps else None
             if step is not None and step.path != path:
                 one = _run_added(asked, step, report, loaded)
                 if one is None:
@@ -165,6 +165,14 @@ def _run_all(asked: ExtractSpec, report: ProgressReport, listing: Listing | None
             _refuse_other_options(asked, growth, loaded)
         if step is None or (asked.extend and not ended[-1].outcome.is_complete):  # other parts have to complete it
             return _together(root, ended)
+
+
+def _steps(growth: Growth, asked: ExtractSpec, others_work: bool) -> list[Step]:
+    """Return all that is left to do, or the next of it with --extend, because other runs may add generations."""
+    if not asked.extend:
+        return steps_of_all(growth, asked.retry_failed)
+    step = next_step(growth, others_work)
+    return [] if step is None else [step]
 
 
 def _refuse_other_options(asked: ExtractSpec, growth: Growth, loaded: Backbone | None) -> None:

@@ -130,7 +130,8 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
     settings, there = dump.plan.settings, {(record["fingerprint"], record["shard"]) for record in records}
     unfinished = [one for each, one in begun if (each.plan.fingerprint, one["shard"]) not in there]
     num_shards, num_images = sum(one.plan.num_shards for one in dumps), sum(one.plan.num_images for one in dumps)
-    damaged = [name for each in dumps for name in _below(dump, each, _damaged(each))]
+    both = zip(dumps, of_each, strict=True)
+    damaged = [name for each, of_one in both for name in _below(dump, each, _damaged(each, of_one))]
     whole = len(records) == num_shards and generations.are_complete
     return {
         "type": "dump",
@@ -188,8 +189,9 @@ def _below(dump: Dump, generation: Dump, files: Sequence[str]) -> list[str]:
     return [str(generation.path.relative_to(dump.path) / file) for file in files]
 
 
-def _damaged(dump: Dump) -> list[str]:
-    return [dump.shard_path(number).name for number in sorted(dump.committed().damaged)] + _damaged_files(dump)
+def _damaged(dump: Dump, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    damaged = sorted(dump.committed(records).damaged)
+    return [dump.shard_path(number).name for number in damaged] + _damaged_files(dump)
 
 
 def _damaged_files(dump: Dump) -> list[str]:
