@@ -220,7 +220,8 @@ class Bench:
     def forward_server(self):
         """The process that measures the bare forward pass."""
         command = [sys.executable, __file__, "forward", self.chosen.device]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as featcli sets it for itself
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def forward(self, model, precision):
         """Return images per second of the bare forward pass."""

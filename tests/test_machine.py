@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import featcli
+from conftest import IS_THERE
 from featcli.run import pipeline
-from featcli.system.device import settled_arithmetic
+from featcli.system.device import resolve_device, settled_arithmetic
 from featcli.system.machine import available_cores, available_memory
 
 
@@ -167,3 +168,10 @@ def test_the_current_gpu(monkeypatch):
         with settled_arithmetic(1, torch.device(device)):
             assert torch.get_num_threads() == 1
     assert current == ["cuda:1", "-1"]
+
+
+def test_tests_see_no_gpu():
+    """A GPU of this machine is hidden from tests and their processes, so that --device auto is the CPU in them."""
+    assert torch.cuda.is_available is not IS_THERE
+    assert str(resolve_device("auto").value) == "cpu"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
