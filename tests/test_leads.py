@@ -159,8 +159,8 @@ def test_labels_of_splits_are_classes(tmp_path):
 def of_before(path):
     """Make a dump one of a version that did not write leads into plans."""
     plan = Plan.from_json(json.loads((path / "plan.json").read_text()))
-    del plan.provenance["leads"]
-    publish_checksummed(path / "plan.json", with_fingerprint(plan), replace=True)
+    without = {name: value for name, value in plan.provenance.items() if name != "leads"}
+    publish_checksummed(path / "plan.json", with_fingerprint(replace(plan, provenance=without)), replace=True)
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["provenance"]["leads"], manifest["checksum"]
     publish_checksummed(path / "manifest.json", manifest, replace=True)

@@ -56,8 +56,6 @@ class Step:
             plan = begun.plan
             batch_size, threads = plan.settings.batch_size, plan.settings.threads
             return replace(own, batch_size=batch_size, threads=threads, shard_size=plan.shard_rows)
-        if asked.batch_size is None:
-            return replace(own, batch_size=self.root.plan.settings.batch_size)
         return own
 
 

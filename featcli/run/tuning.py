@@ -114,8 +114,10 @@ def _as_begun(asked: ExtractSpec, begun: Settings) -> Tuning:
     """Return the choices of the first run: parts and resumed runs do the same, whatever they would measure."""
 
     def settled(name: str, value: Any) -> Choice[Any]:
-        is_open = value is None or value == AUTO
-        return Choice(getattr(begun, name), AS_BEGUN) if is_open else _as_asked(name, value)
+        if value is not None and value != AUTO:
+            return _as_asked(name, value)
+        found = getattr(begun, name)
+        return Choice(found, "default" if name == "batch_size" and found == DEFAULT_BATCH_SIZE else AS_BEGUN)
 
     layout, folded = settled("layout", asked.layout), settled("folded", asked.fold)
     reason = layout.reason if layout.reason == folded.reason else f"{layout.reason}; folding {folded.reason}"
