@@ -241,6 +241,8 @@ class Bench:
 
     def command(self, *words):
         """Return what a command printed, each line with its time. Raises RuntimeError if it failed or was ended."""
+        if self.left <= 0:
+            raise TimeoutError("no seconds are left")
         with open(self.chosen.folder / "errors.log", "w+") as errors:
             process = subprocess.Popen(
                 [sys.executable, *map(str, words)],
@@ -250,8 +252,9 @@ class Bench:
                 text=True,
                 start_new_session=True,
             )
-            seconds = max(10, min(LONGEST, self.left + 10))
+            seconds = min(LONGEST, self.left + 10)
             limit = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))  # with all that it started
+            limit.daemon = True
             limit.start()
             lines = [(time.perf_counter(), line) for line in process.stdout]
             code = process.wait()
