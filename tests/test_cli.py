@@ -38,6 +38,20 @@ def test_help_imports_no_torch():
         assert out.stdout.splitlines()[-1] == "set()", arguments
 
 
+def test_a_dump_is_read_without_torch(tmp_path):
+    """Commands that read a dump import none of the libraries that only making one needs."""
+    script = (
+        "import sys; from featcli.cli.boundary import main\n"
+        "for words in ('inspect', 'verify', f'export -o {sys.argv[2]} '):\n"
+        "    try: main([*words.split(), sys.argv[1]])\n"
+        "    except SystemExit as end: print(end.code)\n"
+        "print({'torch', 'timm', 'transformers'} & set(sys.modules))"
+    )
+    arguments = [script, str(Path(__file__).parent / "zoo" / "dumps" / "bfloat16"), str(tmp_path / "arrays")]
+    out = subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True, check=True)
+    assert (out.stdout.splitlines()[-1], out.stdout.splitlines().count("0")) == ("set()", 3), out
+
+
 def test_imports_are_not_searched_for_garbage(cli, monkeypatch, tmp_path):
     """Python looks for garbage from the start of a run on, and not before, while libraries are imported."""
     found = []

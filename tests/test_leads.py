@@ -88,6 +88,7 @@ def test_every_key_has_its_own_file(here):
     touch(*files)
     images = find(InputSpec(files)).images
     assert {images.keys[row]: images[row].path for row in range(4)} == {name.removeprefix("p/"): name for name in files}
+    assert sorted(images.paths()) == files
 
 
 def test_a_link_has_its_own_name(here):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -210,6 +210,13 @@ class ImageList:
         """Return the path or URL of an image; for one in a tar file a path in that, as if it were a folder."""
         origin = self.origin(row)
         return joined(origin.tar or origin.folder, self._rest(row) if self._paths is None else self._paths[row])
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path or URL of each image, as `path` returns it."""
+        above = [(one.tar or one.folder, len(one.leads) if self._paths is None else 0) for one in self._origins]
+        for rest, number in zip(self.keys if self._paths is None else self._paths, self._origin, strict=True):
+            folder, led = above[number]
+            yield joined(folder, rest[led:])
 
     def _rest(self, row: int) -> str:
         """Return what follows the lead in the key of a row."""

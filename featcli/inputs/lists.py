@@ -82,10 +82,10 @@ def note_sizes(images: ImageList, origin: int) -> array[int]:
     sizes = array("q")
     if all(one.storage is None for one in images.origins[origin:]):
         return sizes  # to ask for the size of a URL takes as long as to read it
-    for row in images.rows_since(origin).data:
-        storage = images.origin(row).storage
+    for row, (number, path) in enumerate(zip(images.numbers, images.paths(), strict=True)):
+        storage = images.origins[number].storage if number >= origin else None
         if storage is not None:
-            images.sizes[row] = storage.size_of(images.path(row))
+            images.sizes[row] = storage.size_of(path)
             sizes.append(images.sizes[row])
     return sizes
 
