@@ -2,12 +2,14 @@
 
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 
 from featcli.errors import MachineError
 
-DEADLY, FAULTY = 13, 14  # widths of pictures that kill the process, or that the machine cannot take
+# Widths of pictures that kill the process, always or as long as there is no file DIED, or that the machine cannot take.
+DEADLY, DEADLY_ONCE, FAULTY = 13, 14, 15
 
 
 class OwnNumber:
@@ -20,7 +22,9 @@ class OwnNumber:
 
 
 def fit(picture):
-    if picture.width == DEADLY:
+    died = Path(os.environ.get("DIED", ""))
+    if picture.width == DEADLY or (picture.width == DEADLY_ONCE and not died.exists()):
+        died.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     if picture.width == FAULTY:
         raise MachineError("the machine cannot", "mend it")

@@ -1,5 +1,6 @@
 """Check processes that decode beside the one that computes: the same rows, and an end in any case."""
 
+import errno
 import os
 import tarfile
 from contextlib import closing
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stand_in_pixels import DEADLY, FAULTY, OwnNumber
+from stand_in_pixels import DEADLY, DEADLY_ONCE, FAULTY, OwnNumber
 
 from conftest import draw, tree
 from featcli import extract
 from featcli.errors import MachineError, UsageError
 from featcli.inputs.image_list import Image as Input
 from featcli.inputs.listing import find
+from featcli.pixels import decode_processes
 from featcli.pixels.batches import SizedImages, read
 from featcli.pixels.decoder import Decoder
 from featcli.pixels.sizes import Sizes
@@ -97,9 +99,36 @@ def test_what_stays_in_this_process(pictures):
             assert {int(number) for batch in found for number in batch.pixels.unique()} == {os.getpid()}
 
 
-@pytest.mark.parametrize(("width", "message"), [(DEADLY, "killed by SIGKILL"), (FAULTY, "the machine cannot")])
-def test_what_ends_a_run(pictures, width, message):
-    """The death of a process ends the run in one line, as an error of the machine does, and no process is left."""
+def test_a_death(pictures, tmp_path, monkeypatch):
+    """If a process dies, another one makes the same rows in its place, and those that were asked for behind them."""
+    monkeypatch.setenv("DIED", str(tmp_path / "died"))
+    Image.new("RGB", (DEADLY_ONCE, 8)).save(pictures / "1.png")
+    with batches(listed(pictures)) as found:
+        made = [
+            [row for row, maker in zip(batch.rows, batch.pixels[:, 0, 0, 0], strict=True) if maker] for batch in found
+        ]
+    assert (tmp_path / "died").exists()
+    assert made == [[0, 1, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_memory_that_cannot_be_shared(pictures, monkeypatch):
+    """If this process cannot map the memory of another one, the run ends, and nobody waits for ever."""
+
+    def array(*_):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(decode_processes.Part, "array", array)
+    with pytest.raises(MachineError, match="pixels cannot be shared"), batches(listed(pictures)) as found:
+        next(iter(found))
+
+
+DIES = r"a process that decodes died 3 times at image '\d\.png' or one of \d behind it: killed by SIGKILL"
+
+
+@pytest.mark.parametrize(("width", "message"), [(DEADLY, DIES), (FAULTY, "the machine cannot")])
+def test_what_ends_a_run(pictures, tmp_path, monkeypatch, width, message):
+    """A picture at which processes die ends the run in one line, as the machine's fault does. No process is left."""
+    monkeypatch.setenv("DIED", str(tmp_path / "died"))
     Image.new("RGB", (width, 8)).save(pictures / "6.png")
     before = children()
     with pytest.raises(MachineError, match=message) as raised, batches(listed(pictures)) as found:
@@ -118,7 +147,8 @@ def test_what_ends_a_run(pictures, width, message):
         ("auto", 16, "cuda", MANY_IMAGES - 1, 0),
         ("auto", 16, "cpu", MANY_IMAGES, 0),
         (0, 16, "cuda", MANY_IMAGES, 0),
-        (3, 2, "cpu", 1, 3),
+        (3, 4, "cpu", 1, 3),
+        (3, 2, "cpu", 1, 2),
     ],
 )
 def test_how_many(asked, threads, device, images, expected, monkeypatch):

@@ -17,6 +17,7 @@ import featcli
 from conftest import MANY_SHARDS, SHARDS, Featcli, at_work, content, finished, hooked
 from featcli.dump.folder import Dump
 from featcli.errors import MachineError, WorkerError
+from featcli.system.child import START
 from featcli.workers import processes
 from featcli.workers.shard_progress import ShardProgress
 from featcli.workers.shard_queue import TRIES, ShardQueue
@@ -109,7 +110,7 @@ def test_workers_that_cannot_start(many, tmp_path):
 def test_workers_that_crash_while_they_load(cli, many, tmp_path, monkeypatch):
     """If workers crash while they load, the run ends and repeats what they said."""
     light = "class Light: load = ShardRunner = Shard = lambda *_: 1 / 0"  # so the worker need not import torch
-    program = f"import sys; sys.path[:] = {{path!r}}\n{light}\nfor name in 'loading', 'pipeline', 'source':"
+    program = f"import sys\n{light}\nfor name in 'loading', 'pipeline', 'source':"
     program += " sys.modules['featcli.run.' + name] = Light\nfrom featcli.workers import worker\n"
     monkeypatch.setattr(processes, "PROGRAM", f"{program}worker.main({{socket}}, {{lock}})")
     run = cli("extract", many, *MANY_SHARDS, "-o", tmp_path / "d", "--device", "cpu,cpu")
@@ -156,7 +157,7 @@ def test_ctrl_c_while_workers_import(tmp_path):
         (folder / "__init__.py").touch()
     worker = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nmain = print\n"  # in place of the real one
     (package / "worker.py").write_text(worker)
-    program = processes.PROGRAM.format(path=[str(tmp_path), *sys.path], socket=3, lock=4)
+    program = START.format(path=[str(tmp_path), *sys.path]) + processes.PROGRAM.format(socket=3, lock=4)
     run = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "3 4\n", "")
 

@@ -374,6 +374,9 @@ def test_a_generation_that_is_gone(three, tmp_path, cli):
         open_dump(path)
     assert cli("verify", path).code == 4
     assert cli("inspect", path).code == 4
+    (path / "more" / "00001").mkdir()
+    run = cli("verify", path)
+    assert (run.code, "more/00001: gone" in run.out) == (4, True), run.out
     shutil.rmtree(path / "more")
     with pytest.raises(FeatcliError):
         open_dump(path)

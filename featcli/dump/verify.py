@@ -159,8 +159,15 @@ def _checked(folder: Path, report: Report) -> Verdict:
         for one in named:
             checks.append(_begin(folder_of(folder, one.number), pool))
             _finish(checks[-2], report)
+            if checks[-2] is not checks[0]:  # the last files of the first one are about the others, too
+                _check_last_files(checks[-2], [])
         _finish(checks[-1], report)
+        if named:
+            _check_last_files(checks[-1], [])
     root, *generations = checks
+    for generation in generations:
+        if generation.dump is None and not generation.verdict.damages:
+            root.verdict.damages.append(Damage(file=f"{MORE}/{Path(generation.verdict.dump).name}", what="gone"))
     dumps = [check.dump for check in checks if check.dump is not None]
     if len(dumps) == len(checks) and not gone:
         with _noting(root.verdict, MORE):
@@ -229,8 +236,6 @@ def _finish(check: _Check, report: Report) -> None:
         with _noting(verdict, f"{SHARDS}/{dump.shard_path(number).name}", number):
             dump.refuse_foreign_file(number)
     verdict.foreign_files = foreign_files(dump)
-    if dump.plan.extends is not None:  # the last files of the root are about the others, too
-        _check_last_files(check, [])
 
 
 @contextmanager

@@ -213,7 +213,8 @@ def dry_run(
     sizes = _sizes(selection.model, listing.images, narrowed(asked, PixelSpec), decode_threads_of(asked), report)
     begun = None if model_dump is None else model_dump.plan
     settings = None if begun is None else begun.settings
-    choices = expected(asked, selection.model, selection.points, len(listing.images), settings)
+    device = selection.device.value.type
+    choices = expected(asked, selection.model, selection.points, device, len(listing.images), settings)
     for name, choice in choices.items():
         report("choice", name=name, value=choice.value, reason=choice.reason)
     if choices["batch size"].value == AUTO and existing is None:

@@ -215,7 +215,7 @@ def decode_processes_of(asked: ExtractSpec, threads: int, device: torch.device, 
     if asked.decode_processes != AUTO:
         if asked.decode_processes and not CAN_SHARE:
             raise UsageError("--decode-processes: this system has no memory that processes can share", "leave it out")
-        return int(asked.decode_processes)
+        return min(int(asked.decode_processes), threads)
     pays = CAN_SHARE and device.type != "cpu" and threads > THREADS_OF_INTERPRETER and num_images >= MANY_IMAGES
     return -(-threads // THREADS_OF_INTERPRETER) if pays else 0
 

@@ -99,8 +99,8 @@ class Trials:
         with torch.inference_mode():
             pixels = as_run(pixels, execution)
             pairs = zip(network.outputs(pixels), network.plain().outputs(pixels), strict=True)
-            moved = [(ours.float() - plain.float()).abs().max() / plain.float().abs().max() for ours, plain in pairs]
-        return max(float(one) for one in moved)
+            moved = torch.stack([(one.float() - plain.float()).abs().max() / _largest(plain) for one, plain in pairs])
+        return float(moved.max())  # not a number if one of them is none
 
     def _network(self, execution: Execution) -> Network:
         if self._last is None or self._last[0] != execution:
@@ -109,3 +109,9 @@ class Trials:
                 blank = self.model.build(self.points, "cpu")
             self._last = execution, prepare_network(self.model, blank, self.device, execution)[0]
         return self._last[1]
+
+
+def _largest(values: torch.Tensor) -> torch.Tensor:
+    """Return the largest size of a value, or 1 if all are zero."""
+    largest = values.float().abs().max()
+    return torch.where(largest > 0, largest, 1.0)

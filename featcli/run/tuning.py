@@ -59,7 +59,7 @@ class Tuning:
 
 
 def tune(asked: ExtractSpec, trials: Trials, num_images: int, begun: Settings | None) -> Tuning:
-    """Choose all that was left open for a process that makes this many images.
+    """Choose all that was left open for a run of this many images.
 
     `begun` are the settings of the plan that is resumed, or None.
     """
@@ -76,7 +76,7 @@ def tune(asked: ExtractSpec, trials: Trials, num_images: int, begun: Settings | 
 
 
 def expected(
-    asked: ExtractSpec, model: ModelSpec, points: Points, num_images: int, begun: Settings | None
+    asked: ExtractSpec, model: ModelSpec, points: Points, device: str, num_images: int, begun: Settings | None
 ) -> Mapping[str, Choice[Any]]:
     """Return what a run would choose, by name, as far as it is known without measuring."""
     if begun is not None:
@@ -87,7 +87,7 @@ def expected(
     else:
         precision = _as_asked("precision", asked.precision)
         layout = untried_layout(asked, model, points, num_images)
-        batch_size = untried_batch_size(asked, model, points, num_images) or _to_measure()
+        batch_size = untried_batch_size(asked, model, points, device, num_images) or _to_measure()
     named_layout = _to_measure() if layout is None else Choice(named(layout.value), layout.reason)
     return {"precision": precision, "layout": named_layout, "batch size": batch_size}
 
@@ -207,7 +207,9 @@ def _times(gain: float) -> str:
     return "more than 100 x" if gain > 100 else f"{gain:.1f} x"  # the other may not fit into memory
 
 
-def untried_batch_size(asked: ExtractSpec, model: ModelSpec, points: Points, num_images: int) -> Choice[int] | None:
+def untried_batch_size(
+    asked: ExtractSpec, model: ModelSpec, points: Points, device: str, num_images: int
+) -> Choice[int] | None:
     """Return the batch size and why no other is tried, or None if others are tried.
 
     On a CPU the maps of a batch of a vision transformer leave its caches. Convolutions work on parts of a map anyway.
@@ -216,13 +218,13 @@ def untried_batch_size(asked: ExtractSpec, model: ModelSpec, points: Points, num
         return None
     if asked.batch_size is not None:
         return _as_asked("batch_size", int(asked.batch_size))
-    is_tried = num_images >= FEWEST_FOR_BATCHES and asked.fit != NATIVE
+    is_tried = num_images >= FEWEST_FOR_BATCHES and asked.fit != NATIVE and asked.part is None and device == "cpu"
     is_tried = is_tried and model.share_of_convolutions(points) < CONVOLUTIONS
     return None if is_tried else Choice(DEFAULT_BATCH_SIZE, "default")
 
 
 def _batch_size(asked: ExtractSpec, trials: Trials, execution: Execution, num_images: int) -> Choice[int]:
-    untried = untried_batch_size(asked, trials.model, trials.points, num_images)
+    untried = untried_batch_size(asked, trials.model, trials.points, trials.device.type, num_images)
     if untried is not None:
         return untried
     if asked.batch_size is None:
@@ -233,11 +235,9 @@ def _batch_size(asked: ExtractSpec, trials: Trials, execution: Execution, num_im
 def _smaller_batch(trials: Trials, execution: Execution) -> Choice[int]:
     """Return the default batch size, unless fewer images at once are faster by GAIN."""
     first = DEFAULT_BATCH_SIZE
-    if trials.device.type != "cpu":
-        return Choice(first, "default")
     fastest = max((first, *SMALLER), key=lambda images: trials.rate(execution, images))
     least = trials.rate(execution, first)
-    if trials.rate(execution, fastest) < GAIN * least:
+    if fastest == first or trials.rate(execution, fastest) < GAIN * least:
         return Choice(first, f"auto: no fewer are {GAIN} x as fast here")
     gain = trials.rate(execution, fastest) / least if least else inf
     return Choice(fastest, f"auto: {_times(gain)} as fast as {first} here")
@@ -267,9 +267,10 @@ def _compiled(
     """
     if asked.compile is not None:
         return Choice(asked.compile, "as asked")
-    if asked.fit == NATIVE or asked.part is not None or num_images < FEWEST_FOR_BATCHES:
+    is_shared = asked.part is not None or asked.engine == "ray"  # with machines that may have no compiler
+    if asked.fit == NATIVE or is_shared or num_images < FEWEST_FOR_BATCHES:
         return Choice(False, AUTO)
-    workers = asked.workers or len(device_names(asked.device))
+    workers = len(device_names(asked.device))
     rate = trials.rate(execution)
     seconds = num_images / workers / rate if rate else 0.0
     if seconds < LONG:

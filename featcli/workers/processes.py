@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,6 +18,7 @@ from featcli.dump.unfinished import remove_unused
 from featcli.events import Report
 from featcli.run.stats import RunStats
 from featcli.spec.commands import ExtractSpec
+from featcli.system.child import start_python
 from featcli.system.faults import how_it_ended
 from featcli.system.machine import SLEEPING_THREADS
 from featcli.workers.engine import WorkOrder
@@ -28,11 +27,7 @@ from featcli.workers.shard_queue import ShardQueue, at_shards
 from featcli.workers.worker import WorkerSpec
 
 PATIENCE = 10.0  # seconds that a worker may take to end when it is told to
-# Ctrl-C reaches all processes of a terminal, but the driver alone decides what to do, even while a worker is importing.
-PROGRAM = (
-    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-    "import sys; sys.path[:] = {path!r}; from featcli.workers.worker import main; main({socket}, {lock})"
-)
+PROGRAM = "from featcli.workers.worker import main; main({socket}, {lock})"
 
 
 @dataclass(eq=False)
@@ -93,16 +88,12 @@ class ProcessEngine:
         self._living.clear()
 
     def _start_worker(self, place: int, order: WorkOrder) -> None:
-        ours, theirs = socket.socketpair()
         device, environment = as_the_only_one(self._devices[place])
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM.format(path=sys.path, socket=theirs.fileno(), lock=order.lock)],
-            stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), order.lock),
-            env={**SLEEPING_THREADS, **os.environ, **environment},  # the command line sets this for itself, too
-        )
-        theirs.close()
-        worker = _Worker(place, process, Connection(ours.detach()), ShardProgress(order.dump.plan, self._report))
+        # The command line sets how threads wait for itself, too; what the user has set comes first.
+        settings = {name: value for name, value in SLEEPING_THREADS.items() if name not in os.environ}
+        program = PROGRAM.replace("{lock}", str(order.lock))
+        process, connection = start_python(program, [order.lock], {**settings, **environment})
+        worker = _Worker(place, process, connection, ShardProgress(order.dump.plan, self._report))
         self._living.append(worker)
         asked, path, into = replace(self._asked, device=device), str(order.dump.path), order.into
         _tell(worker, WorkerSpec(asked=asked, path=path, again=into.again, resized=into.resized))
