@@ -168,7 +168,7 @@ def test_changed_and_gone_pictures_are_said(three, tmp_path):
     raw[-1] ^= 1
     (inside / "f.png").write_bytes(raw)
     before = tree(path)
-    for check, named in ((False, "'d.png' changed"), (True, "'d.png' changed since it was extracted, and 1 other:")):
+    for check, named in ((False, "'d.png'"), (True, "'d.png', 'f.png' changed since extracted:")):
         texts = []
         report = partial(note, texts)
         extract(inside, output=path, extend=True, check_digests=check, report=report, **OPTIONS)
@@ -288,15 +288,24 @@ def test_recompute_without_the_images_that_are_gone(three, tmp_path, cli):
 
 
 def test_parts_make_a_generation_together(pictures, folder, tmp_path):
-    """The first part makes the plan of the generation, the others join it, and the last one commits it."""
-    path = tmp_path / "d"
-    extract(folder, output=path, **OPTIONS)
+    """The first part makes the plan of the generation, the others join it, and the last one commits it.
+
+    Each gets shards, and says how many are missing.
+    """
+    path, options, missing = tmp_path / "d", {**OPTIONS, "batch_size": 1, "shard_size": None}, []
+    extract(folder, output=path, **options)
     add(pictures, folder, [*SECOND, *THIRD])
-    for part in ("0/3", "1/3", "2/3"):
+
+    def report(kind, **facts):
+        if kind == "end":
+            missing.append((facts["is_complete"], facts["missing_shards"], facts["shards"] > facts["missing_shards"]))
+
+    for part in ("0/2", "1/2"):
         with open_dump(path) as dump:
             assert dump.keys == FIRST
-        outcome = extract(folder, output=path, extend=True, part=part, **OPTIONS)
-    assert outcome.is_complete
+        extract(folder, output=path, extend=True, part=part, report=report, **options)
+    added = len([*SECOND, *THIRD])
+    assert missing == [(False, added // 2, True), (True, 0, True)]
     with open_dump(path) as dump:
         assert dump.keys == [*FIRST, *sorted([*SECOND, *THIRD])]
 
@@ -509,7 +518,7 @@ def test_other_pictures_of_the_same_names(tmp_path):
     assert extract(tmp_path / "january", **options).extracted == 0
     assert not any("changed" in text for text in texts)
     assert extract(tmp_path / "february", **options).extracted == 0
-    assert any(text.startswith("'1.bmp' changed since it was extracted, and 1 other") for text in texts)
+    assert any(text.startswith("'1.bmp', '2.bmp' changed since extracted") for text in texts)
 
 
 def test_a_full_disk_at_the_commit(pictures, folder, tmp_path, monkeypatch):

@@ -215,6 +215,8 @@ def _together(root: Dump, ended: Sequence[_Ended]) -> _Ended:
     totals = totals_of(record for dump in dumps for record in dump.records())
     missing = sum(len(dump.committed().missing) for dump in dumps)
     outcomes = [one.outcome for one in ended]
+    apart = [one for one in ended if not one.outcome.is_complete]  # generations that other parts have to complete
+    apart = [one for one in apart if one.outcome.dump not in {str(dump.path) for dump in dumps}]
     paces = [one.pace for one in outcomes] or [RunStats().timings.pace(1, 1, root.plan)]
     outcome = Outcome(
         dump=str(root.path),
@@ -222,12 +224,13 @@ def _together(root: Dump, ended: Sequence[_Ended]) -> _Ended:
         failed=totals["failed"],
         failed_by_reason=totals["failed_by_reason"],
         extracted=sum(one.extracted for one in outcomes),
-        is_complete=generations.are_complete,
+        is_complete=generations.are_complete and not apart,
         pace=reduce(Throughput.followed_by, paces),
         pictures=pictures_of(record for dump in dumps for record in dump.records()),
         part=next((one.part for one in outcomes), None),
     )
-    return _Ended(outcome, sum(dump.plan.num_shards for dump in dumps), missing)
+    shards = sum(dump.plan.num_shards for dump in dumps) + sum(one.shards for one in apart)
+    return _Ended(outcome, shards, missing + sum(one.missing_shards for one in apart))
 
 
 def _run_one(

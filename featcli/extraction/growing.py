@@ -32,9 +32,11 @@ from featcli.inputs.listing import Listing, find
 from featcli.pixels.failure import NOT_READ
 from featcli.reading.reader import DumpReader, reader_of
 from featcli.spec.commands import ExtractSpec
+from featcli.spec.words import AUTO
 from featcli.system.files import is_there
 
 LOOKED_AT = 100  # images of the dump that are not given: whether they have other keys now
+NAMED = 10  # changed images that are named
 SAMPLED = 16  # images of the dump that are given, of unchanged size: whether their bytes are those of the rows
 EXTEND = "give --extend, which adds them, or use another -o for all"
 
@@ -53,9 +55,7 @@ class Step:
         own = replace(asked, output=str(self.path), extend=False, check_digests=False)
         begun = Dump.existing(self.path)
         if begun is not None and begun.plan.extends is not None:  # as it was begun, whatever the first generation was
-            plan = begun.plan
-            batch_size, threads = plan.settings.batch_size, plan.settings.threads
-            return replace(own, batch_size=batch_size, threads=threads, shard_size=plan.shard_rows)
+            return replace(own, batch_size=None, threads=AUTO, shard_size=None)
         return own
 
 
@@ -281,9 +281,10 @@ def report_growth(growth: Growth, asked: ExtractSpec, report: Report) -> None:
         text = f"{shown(reader.keys[repaired[0]])} failed and has changed since{more}: --retry-failed tries it again"
         report("warning", text=text)
     changed = [row for row in changed if row not in failed]
-    for row in changed[:1]:
-        more = f", and {counted(len(changed) - 1, 'other')}" if len(changed) > 1 else ""
-        report("warning", text=f"{shown(reader.keys[row])} changed since it was extracted{more}: old rows stay")
+    if changed:
+        names = ", ".join(shown(reader.keys[row]) for row in changed[:NAMED])
+        more = f", and {counted(len(changed) - NAMED, 'other')}" if len(changed) > NAMED else ""
+        report("warning", text=f"{names}{more} changed since extracted: old rows stay, and --overwrite makes all anew")
     _report_cells(growth, reader, asked.label_level, report)
 
 

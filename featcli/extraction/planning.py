@@ -138,7 +138,8 @@ def prepare(
     sizes = _sizes(model, listing.images, rules, decode_threads, report)
     threads, outputs, batch_size = loading.threads, selection.outputs, loading.settings.batch_size
     sharers = sharers_of(asked, threads.value, selection.device.value)
-    shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, outputs), batch_size, sharers)
+    rows = Rows(listing.images, sizes, outputs)
+    shard_rows = choose_shard_rows(asked, begun, rows, batch_size, sharers, extension is not None)
     keys_digest = digest_keys(listing.images.keys)
     of_dump = existing if existing is not None and existing.plan.keys_digest == keys_digest else None
     label_level = _label_level(asked, model_dump)
@@ -221,7 +222,8 @@ def dry_run(
         report("warning", text=f"this assumes batches of {DEFAULT_BATCH_SIZE}: only a run measures the fastest")
     batch_size = _batch_size(asked, existing)
     sharers = sharers_of(asked, threads_of(asked, settings).value, selection.device.value)
-    shard_rows = choose_shard_rows(asked, begun, Rows(listing.images, sizes, outputs), batch_size, sharers)
+    rows = Rows(listing.images, sizes, outputs)
+    shard_rows = choose_shard_rows(asked, begun, rows, batch_size, sharers, extension is not None)
     plan = Outline(
         outputs=outputs,
         num_images=len(listing.images),

@@ -92,22 +92,25 @@ class Rows:
 
 
 def choose_shard_rows(
-    asked: ExtractSpec, begun: Outline | None, rows: Rows, batch_size: int, sharers: Sharers
+    asked: ExtractSpec, begun: Outline | None, rows: Rows, batch_size: int, sharers: Sharers, extends: bool = False
 ) -> Choice[int]:
     """Choose the rows of a shard: whole batches, so that no batch spans two shards.
 
-    `begun` is the plan that is resumed, or None. `rows` are all of the dump.
+    `begun` is the plan that is resumed, or None. `rows` are all of the dump, or of the generation that is added to it
+    if it `extends` that plan.
     """
     if asked.shard_size is not None:
         return Choice(_whole_batches(-(-asked.shard_size // batch_size), batch_size), "shard size as asked")
-    if begun is not None:  # other memory, another average or another rule must not change a dump
+    if begun is not None and not extends:  # other memory, another average or another rule must not change a dump
         return Choice(begun.shard_rows, SIZE_AS_BEGUN)
-    default = default_shard_rows(batch_size, rows.bytes_of_each, rows.most_of_a_shard)
+    default = Choice(default_shard_rows(batch_size, rows.bytes_of_each, rows.most_of_a_shard), DEFAULT)
+    if begun is not None:
+        default = Choice(begun.shard_rows, SIZE_AS_BEGUN)
     num_batches = -(-len(rows.images) // batch_size)
     shared = _whole_batches(num_batches // (FOR_EACH * sharers.count), batch_size)
-    if sharers.count > 1 and shared < default:
+    if sharers.count > 1 and shared < default.value:
         return Choice(shared, f"shard size for {sharers}")
-    return Choice(default, DEFAULT)
+    return default
 
 
 def default_shard_rows(batch_size: int, bytes_per_image: int, most: int = MAX_SHARD_ROWS) -> int:
@@ -128,4 +131,4 @@ def too_few(plan: Outline, batch_size: int, sharers: Sharers) -> str | None:
         return f"{fewer}: the list has no more than {counted(plan.num_images, 'image')}"
     is_one_batch = -(-plan.num_images // batch_size) < sharers.count
     smaller = "--batch-size and --shard-size" if is_one_batch else "--shard-size"
-    return f"{fewer}: with a smaller {smaller} in the command that begins the dump, all have work"
+    return f"{fewer}: with a smaller {smaller} in the command that begins it, all have work"
