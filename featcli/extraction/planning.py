@@ -130,9 +130,8 @@ def prepare(
     is_by_torch = asked.decode == "fast" and backbone.preprocessing.fast is not None
     value = backbone.preprocessing.summary + (", resized by torch" if is_by_torch else "")
     report("choice", name="preprocessing", value=value, reason=backbone.preprocessing.origin)
-    share = model.share(selection.points)
-    value = f"{share:.0%} of the model"
-    report("choice", name="computes", value=value, reason="up to the deepest stage", share=round(share, 4))
+    share = round(model.share(selection.points), 4)
+    report("choice", name="computes", value=f"{share:.0%} of the model", reason="up to the deepest stage", share=share)
     rules, decode_threads, processes = loading.decoder.rules, loading.decoder.threads, loading.decoder.processes
     report("choice", name="pictures", value=summary_of(rules), reason="default" if rules == PixelSpec() else "as asked")
     sizes = _sizes(model, listing.images, rules, decode_threads, report)
