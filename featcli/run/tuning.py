@@ -117,7 +117,9 @@ def _as_begun(asked: ExtractSpec, begun: Settings) -> Tuning:
         if value is not None and value != AUTO:
             return _as_asked(name, value)
         found = getattr(begun, name)
-        return Choice(found, "default" if name == "batch_size" and found == DEFAULT_BATCH_SIZE else AS_BEGUN)
+        return Choice(
+            found, "default" if value is None and name == "batch_size" and found == DEFAULT_BATCH_SIZE else AS_BEGUN
+        )
 
     layout, folded = settled("layout", asked.layout), settled("folded", asked.fold)
     reason = layout.reason if layout.reason == folded.reason else f"{layout.reason}; folding {folded.reason}"

@@ -230,7 +230,7 @@ def reading(path: AnyPath, what: str = "", strict: bool = False) -> Iterator[Rea
             yield file
         finally:  # an error of the machine comes before whatever was made of it
             fault = file.regular.fault
-            if fault is not None and is_of_machine(fault):
+            if fault is not None and (strict or is_of_machine(fault)):
                 raise fault
 
 
