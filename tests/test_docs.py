@@ -74,7 +74,7 @@ PAGES = {
 
 
 # Other tests try the commands of these pages, so the pages themselves are run by `make docs`.
-LONG = "backbones export inspect numbers pictures replay scale show stages verify".split()
+LONG = "backbones export inspect numbers pictures pipelines python replay scale show stages tables verify".split()
 
 
 @pytest.mark.parametrize(

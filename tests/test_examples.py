@@ -305,6 +305,7 @@ def test_the_rest_of_a_maskformer_gives_what_the_whole_gives(tmp_path, capsys):
     assert ended.value.code == 2
 
 
+@pytest.mark.long
 def test_a_upernet_learns_the_same_with_our_module(capsys):
     """Twenty steps of training give the losses of transformers' own backbone to 1e-5, and the losses fall."""
     pytest.importorskip("transformers")

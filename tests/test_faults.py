@@ -35,7 +35,13 @@ def rehearsed(tmp_path_factory):
 @pytest.mark.parametrize("fault", faults.FAULTS)
 @pytest.mark.parametrize(
     ("format_name", "name"),
-    [("hdf5", "new"), ("safetensors", "new"), ("hdf5", "mended"), ("safetensors", "large"), ("hdf5", "overwritten")],
+    [
+        ("hdf5", "new"),
+        ("safetensors", "new"),
+        pytest.param("hdf5", "mended", marks=pytest.mark.long),
+        pytest.param("safetensors", "large", marks=pytest.mark.long),
+        ("hdf5", "overwritten"),
+    ],
 )
 def test_a_fault_at_any_call(rehearsed, tmp_path, format_name, name, fault):
     """After any fault each file is whole or absent, and the same command gives the dump the same bytes."""

@@ -54,7 +54,7 @@ def cache_of_all():
     return f"{mkdtemp()}/cache"
 
 
-@pytest.mark.parametrize("offline", [True, False])
+@pytest.mark.parametrize("offline", [pytest.param(True, marks=pytest.mark.long), False])
 def test_transformers_hub_id_from_the_cache(tmp_path, dinov2_folder, offline):
     """A cached hub id works with HF_HUB_OFFLINE=1, and also if the hub does not answer."""
     cached(tmp_path / "cache", "lab/tiny-dino", dinov2_folder)
