@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from featcli.system.borrowed import collector
-
 MISSING = ("nms", "qnms")
 _library: torch.library.Library | None = None  # the declarations live as long as this object
 
@@ -45,17 +43,15 @@ def declare_missing_operators() -> bool:
 
 def import_timm() -> Any:
     """Import timm, whose import of torchvision then works, and return it."""
-    with collector.set_to(False):
-        declare_missing_operators()
-        import timm
+    declare_missing_operators()
+    import timm
 
     return timm
 
 
 def import_transformers() -> Any:
     """Import transformers in the same way. Raises ModuleNotFoundError if that extra is not installed."""
-    with collector.set_to(False):
-        declare_missing_operators()
-        import transformers
+    declare_missing_operators()
+    import transformers
 
     return transformers
