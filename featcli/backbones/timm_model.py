@@ -641,8 +641,14 @@ class TimmModelSpec(ModelSpec):
         """Return how many tensors of the model these become in timm's converter, with the shapes that it wants."""
         blank = {key: tensor.to("meta") for key, tensor in tensors.items()}
         options = {**self._options, **option_for_weights(self._classifiers, blank)}
-        quiet = silent_timm(), silent_warnings()
-        with reported_loads() as loads, suppress(Exception), quiet[0], quiet[1], torch.device("meta"), WithoutDraws():
+        with (
+            reported_loads() as loads,
+            suppress(Exception),
+            silent_timm(),
+            silent_warnings(),
+            torch.device("meta"),
+            WithoutDraws(),
+        ):
             # A converter may raise anything for names that it does not expect.
             timm.create_model(self.request.model_name, pretrained=True, num_classes=0, **options)
         arrived = loads[-1].arrived if loads else {}

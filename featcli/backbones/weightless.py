@@ -15,11 +15,8 @@ LEAST = 1 << 12  # values; smaller tensors are made as they are
 DRAWS = frozenset("kaiming_uniform_ uniform_ normal_ erfinv_ mul_ add_ clamp_".split())  # what draws random weights
 
 
-class WithoutDraws(TorchFunctionMode):
-    """Inside the block no random numbers are drawn for parameters, which keep what happens to be in their memory.
-
-    To draw those of a large network takes seconds, and they are in vain if a checkpoint replaces all of them.
-    """
+class _Leaving(TorchFunctionMode):
+    """Leaves some tensors as they are inside the block: functions that would write into them do nothing."""
 
     def __torch_function__(
         self,
@@ -31,31 +28,40 @@ class WithoutDraws(TorchFunctionMode):
         """See TorchFunctionMode."""
         kwargs = kwargs or {}
         written = args[0] if args else kwargs.get("tensor")
-        if getattr(func, "__name__", "") in DRAWS and (isinstance(written, nn.Parameter) or _is_on_meta(written)):
+        if self._leaves(getattr(func, "__name__", ""), written):
             return written
-        return func(*args, **kwargs)
+        return self._made(func, func(*args, **kwargs))
+
+    def _leaves(self, name: str, written: Any) -> bool:
+        """Return whether a function of this name leaves its first argument as it is."""
+        raise NotImplementedError
+
+    def _made(self, func: Callable[..., Any], found: Any) -> Any:
+        """Return what stands for the result of a function."""
+        return found
 
 
-class WithoutWeights(TorchFunctionMode):
+class WithoutDraws(_Leaving):
+    """Inside the block no random numbers are drawn for parameters, which keep what happens to be in their memory.
+
+    To draw those of a large network takes seconds, and they are in vain if a checkpoint replaces all of them.
+    """
+
+    def _leaves(self, name: str, written: Any) -> bool:
+        return name in DRAWS and (isinstance(written, nn.Parameter) or _is_on_meta(written))
+
+
+class WithoutWeights(_Leaving):
     """Inside the block, each tensor that this thread makes with `torch.empty` is a single zero seen in every place.
 
     Nothing is written into such tensors, because to initialise the weights of a large network takes minutes and
     gigabytes.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """See TorchFunctionMode."""
-        kwargs = kwargs or {}
-        written = args[0] if args else kwargs.get("tensor")
-        if _writes(getattr(func, "__name__", "")) and _is_one_value(written):
-            return written
-        found = func(*args, **kwargs)
+    def _leaves(self, name: str, written: Any) -> bool:
+        return _writes(name) and _is_one_value(written)
+
+    def _made(self, func: Callable[..., Any], found: Any) -> Any:
         if func is torch.empty and found.numel() > LEAST:
             return found.new_zeros(()).expand(found.shape)
         return found

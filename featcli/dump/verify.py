@@ -122,6 +122,7 @@ class _Check:
     """A generation whose shards are being read, or were."""
 
     verdict: Verdict
+    is_added: bool  # to the first one, whose last files are about all of them
     dump: Dump | None = None  # if its plan could be read
     keys: Sequence[str] | None = None  # if its list could be read
     shards: list[Future[_ShardCheck]] = field(default_factory=list)
@@ -154,22 +155,22 @@ def _checked(folder: Path, report: Report) -> Verdict:
     checks: list[_Check] = []
     with DecodeThreads(1, "verify") as pool:
         checks.append(_begin(folder, pool))
-        named, gone = _named(checks[0])
+        named = _named(checks[0])
         report("start", images=checks[0].verdict.images + sum(one.rows for one in named), done=0)
         for one in named:
-            checks.append(_begin(folder_of(folder, one.number), pool))
+            path = folder_of(folder, one.number)
+            if not is_there(path):
+                checks[0].verdict.damages.append(Damage(file=f"{MORE}/{path.name}", what="gone"))
+                continue
+            checks.append(_begin(path, pool, is_added=True))
             _finish(checks[-2], report)
-            if checks[-2] is not checks[0]:  # the last files of the first one are about the others, too
-                _check_last_files(checks[-2], [])
         _finish(checks[-1], report)
-        if named:
-            _check_last_files(checks[-1], [])
     root, *generations = checks
     for generation in generations:
         if generation.dump is None and not generation.verdict.damages:
             root.verdict.damages.append(Damage(file=f"{MORE}/{Path(generation.verdict.dump).name}", what="gone"))
     dumps = [check.dump for check in checks if check.dump is not None]
-    if len(dumps) == len(checks) and not gone:
+    if len(dumps) == len(named) + 1:
         with _noting(root.verdict, MORE):
             refuse_others(dumps, named)
     _check_last_files(root, generations)
@@ -178,25 +179,21 @@ def _checked(folder: Path, report: Report) -> Verdict:
     return root.verdict
 
 
-def _named(root: _Check) -> tuple[list[Generation], bool]:
-    """Return the generations that the manifest of the dump names and that are there, and whether any is gone."""
+def _named(root: _Check) -> list[Generation]:
+    """Return the generations that the manifest of the dump names."""
     named: list[Generation] = []
     if root.dump is not None and root.is_readable:
         with _noting(root.verdict, MANIFEST):
             named, is_open = read_named(root.dump)
             if is_open or any(one.manifest is None for one in named):
                 root.verdict.has_manifest = False
-    there = [one for one in named if is_there(folder_of(Path(root.verdict.dump), one.number))]
-    for one in named:
-        if one not in there:
-            root.verdict.damages.append(Damage(file=f"{MORE}/{one.number:05d}", what="gone"))
-    return there, len(there) < len(named)
+    return named
 
 
-def _begin(folder: Path, pool: DecodeThreads) -> _Check:
+def _begin(folder: Path, pool: DecodeThreads, is_added: bool = False) -> _Check:
     """Check the plan and the lists of a generation, and have its shards read by the pool."""
     verdict = Verdict(str(folder))
-    check = _Check(verdict)
+    check = _Check(verdict, is_added)
     with _noting(verdict, PLAN):
         check.dump = Dump.existing(folder)
     dump = check.dump
@@ -221,7 +218,7 @@ def _begin(folder: Path, pool: DecodeThreads) -> _Check:
 
 
 def _finish(check: _Check, report: Report) -> None:
-    """Wait for the shards of a generation, and look for files that are none of it."""
+    """Wait for the shards of a generation, look for files that are none of it, and check its last files."""
     dump, verdict = check.dump, check.verdict
     if dump is None or not check.is_readable:
         return
@@ -236,6 +233,8 @@ def _finish(check: _Check, report: Report) -> None:
         with _noting(verdict, f"{SHARDS}/{dump.shard_path(number).name}", number):
             dump.refuse_foreign_file(number)
     verdict.foreign_files = foreign_files(dump)
+    if check.is_added:
+        _check_last_files(check, [])
 
 
 @contextmanager

@@ -215,8 +215,8 @@ def _together(root: Dump, ended: Sequence[_Ended]) -> _Ended:
     totals = totals_of(record for dump in dumps for record in dump.records())
     missing = sum(len(dump.committed().missing) for dump in dumps)
     outcomes = [one.outcome for one in ended]
-    apart = [one for one in ended if not one.outcome.is_complete]  # generations that other parts have to complete
-    apart = [one for one in apart if one.outcome.dump not in {str(dump.path) for dump in dumps}]
+    paths = {str(dump.path) for dump in dumps}  # a generation that other parts have to complete is none of these yet
+    apart = [one for one in ended if not one.outcome.is_complete and one.outcome.dump not in paths]
     paces = [one.pace for one in outcomes] or [RunStats().timings.pace(1, 1, root.plan)]
     outcome = Outcome(
         dump=str(root.path),

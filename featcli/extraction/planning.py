@@ -438,8 +438,8 @@ def _stages_reason(model: ModelSpec, positions: Sequence[int]) -> str:
 
 def _batch_size(asked: ExtractSpec, existing: Dump | None) -> int:
     """Return the batch size that a dry run counts with; it measures nothing."""
-    if asked.batch_size not in (AUTO, None):
-        return int(asked.batch_size)
+    if isinstance(asked.batch_size, int):
+        return asked.batch_size
     return DEFAULT_BATCH_SIZE if existing is None else existing.plan.settings.batch_size
 
 

@@ -101,11 +101,12 @@ def choose_shard_rows(
     """
     if asked.shard_size is not None:
         return Choice(_whole_batches(-(-asked.shard_size // batch_size), batch_size), "shard size as asked")
-    if begun is not None and not extends:  # other memory, another average or another rule must not change a dump
-        return Choice(begun.shard_rows, SIZE_AS_BEGUN)
-    default = Choice(default_shard_rows(batch_size, rows.bytes_of_each, rows.most_of_a_shard), DEFAULT)
-    if begun is not None:
+    if begun is None:
+        default = Choice(default_shard_rows(batch_size, rows.bytes_of_each, rows.most_of_a_shard), DEFAULT)
+    else:
         default = Choice(begun.shard_rows, SIZE_AS_BEGUN)
+        if not extends:  # other memory, another average or another rule must not change a dump
+            return default
     num_batches = -(-len(rows.images) // batch_size)
     shared = _whole_batches(num_batches // (FOR_EACH * sharers.count), batch_size)
     if sharers.count > 1 and shared < default.value:

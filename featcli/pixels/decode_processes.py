@@ -29,7 +29,7 @@ import numpy as np
 from featcli.errors import FeatcliError, MachineError, shown
 from featcli.pixels.decoder import Decoder, Outcome, Outcomes
 from featcli.pixels.internals import pillow_set_up
-from featcli.system.child import start_python
+from featcli.system.child import start_python, wait_or_kill
 from featcli.system.faults import RESUMES, how_it_ended
 from featcli.system.threads import DecodeThreads
 
@@ -211,11 +211,7 @@ class _Process:
 
         Raises MachineError if they die one after the other.
         """
-        try:
-            code = self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
+        code = wait_or_kill(self._process, PATIENCE)
         with self._lock:
             if self._is_over:
                 return False

@@ -114,19 +114,18 @@ def _as_begun(asked: ExtractSpec, begun: Settings) -> Tuning:
     """Return the choices of the first run: parts and resumed runs do the same, whatever they would measure."""
 
     def settled(name: str, value: Any) -> Choice[Any]:
-        if value is not None and value != AUTO:
-            return _as_asked(name, value)
-        found = getattr(begun, name)
-        return Choice(
-            found, "default" if value is None and name == "batch_size" and found == DEFAULT_BATCH_SIZE else AS_BEGUN
-        )
+        is_open = value is None or value == AUTO
+        return Choice(getattr(begun, name), AS_BEGUN) if is_open else _as_asked(name, value)
 
     layout, folded = settled("layout", asked.layout), settled("folded", asked.fold)
     reason = layout.reason if layout.reason == folded.reason else f"{layout.reason}; folding {folded.reason}"
+    batch_size = settled("batch_size", asked.batch_size)
+    if asked.batch_size is None and batch_size.value == DEFAULT_BATCH_SIZE:
+        batch_size = Choice(DEFAULT_BATCH_SIZE, "default")
     return Tuning(
         precision=settled("precision", asked.precision),
         layout=Choice(Execution(layout=layout.value, folded=folded.value), reason),
-        batch_size=settled("batch_size", asked.batch_size),
+        batch_size=batch_size,
         compiled=settled("compiled", asked.compile),
     )
 

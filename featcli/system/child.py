@@ -15,7 +15,7 @@ START = "import sys; sys.path[:] = {path!r}; import signal; signal.signal(signal
 
 
 def start_python(
-    program: str, descriptors: Sequence[int] = (), environment: Mapping[str, str] | None = None
+    program: str, descriptors: Sequence[int], environment: Mapping[str, str]
 ) -> tuple[subprocess.Popen[bytes], Connection]:
     """Run a program, in which `{socket}` is the descriptor of its end of a connection. Returns the other end, too.
 
@@ -29,9 +29,18 @@ def start_python(
                 [sys.executable, "-c", start + program.replace("{socket}", str(theirs.fileno()))],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), *descriptors),
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **environment},
             )
     except BaseException:
         ours.close()
         raise
     return process, Connection(ours.detach())
+
+
+def wait_or_kill(process: subprocess.Popen[bytes], patience: float) -> int:
+    """Wait for a process that is about to end, and return its exit code. One that takes more seconds is killed."""
+    try:
+        return process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()

@@ -18,7 +18,7 @@ from featcli.dump.unfinished import remove_unused
 from featcli.events import Report
 from featcli.run.stats import RunStats
 from featcli.spec.commands import ExtractSpec
-from featcli.system.child import start_python
+from featcli.system.child import start_python, wait_or_kill
 from featcli.system.faults import how_it_ended
 from featcli.system.machine import SLEEPING_THREADS
 from featcli.workers.engine import WorkOrder
@@ -83,7 +83,7 @@ class ProcessEngine:
         for worker in self._living:
             worker.process.terminate()
         for worker in self._living:
-            _ended(worker.process)
+            wait_or_kill(worker.process, PATIENCE)
             worker.connection.close()
         self._living.clear()
 
@@ -142,7 +142,7 @@ class ProcessEngine:
         """Remove a worker that ended or died, and start another one if it is needed."""
         self._living.remove(worker)
         worker.connection.close()
-        code = _ended(worker.process)
+        code = wait_or_kill(worker.process, PATIENCE)
         stats.images += worker.progress.take_back()
         if code == 0 and not worker.at_work:
             return
@@ -154,15 +154,6 @@ class ProcessEngine:
         self._serve_idle(queue, order)
         if queue.wants_workers:  # otherwise the workers that live do the rest
             self._start_worker(worker.place, order)
-
-
-def _ended(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a process that is about to end, and return its exit code. One that hangs is killed."""
-    try:
-        return process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
 
 
 def _tell(worker: _Worker, content: Any) -> None:
