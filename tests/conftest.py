@@ -24,6 +24,7 @@ import xxhash
 from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a network
+os.environ["OMP_WAIT_POLICY"] = "passive"  # threads of torch that wait leave the cores to other tests
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # the workers already share the cores
 
