@@ -165,11 +165,12 @@ def test_memory_does_not_grow_with_the_dumps(photos, tmp_path):
     assert (found.only_in_dump.images.count, len(found.only_in_dump.images.first)) == (NAMED + 3, NAMED)
 
 
-def test_what_cannot_be_compared(first, tmp_path, cli):
+def test_what_cannot_be_compared(photos, first, tmp_path, cli):
     """A path that is no dump, or no complete one, ends with its own exit code."""
     assert cli("verify", first, "--against", tmp_path / "none").code == 2
     begun = shutil.copytree(first, tmp_path / "begun")
     (begun / "manifest.json").unlink()
     assert cli("verify", first, "--against", begun).code == 8
-    run = cli("verify", begun, "--against", first)
-    assert (run.code, "nothing was compared: complete the dump first" in run.err) == (8, True)
+    for asked in (["--against", first], [photos, "--inputs"]):
+        run = cli("verify", begun, *asked)
+        assert (run.code, "nothing was compared: complete the dump first" in run.err) == (8, True)

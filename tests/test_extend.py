@@ -228,6 +228,28 @@ def test_gone_pictures_of_an_unfinished_generation(pictures, folder, tmp_path, m
         assert dump.keys == [*FIRST, *THIRD]
 
 
+def test_what_was_begun_is_said(pictures, folder, tmp_path, monkeypatch, cli):
+    """inspect, verify and finalize name a generation that is not part of the dump yet, which for them is whole."""
+    path = tmp_path / "d"
+    extract(folder, output=path, **OPTIONS)
+    add(pictures, folder, THIRD)
+    from featcli.extraction import extract as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_make", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            extract(folder, output=path, extend=True, **OPTIONS)
+    said = "generation 1: 0 of 3 images are safe"
+    for command in ("inspect", "verify", "finalize"):
+        run = cli(command, path)
+        assert (run.code, run.out.count(said)) == (0, 1), run.err
+        assert cli(command, path, "--json").events[-1]["begun"] == {"generation": 1, "images": 3, "safe": 0}
+    extract(folder, output=path, extend=True, **OPTIONS)
+    for command in ("inspect", "verify", "finalize"):
+        assert "safe" not in cli(command, path).out
+        assert cli(command, path, "--json").events[-1]["begun"] is None
+
+
 def test_an_unfinished_dump_is_finished_first(pictures, folder, tmp_path, monkeypatch):
     """The first generation, too, is finished under its own list before it is extended."""
     path = tmp_path / "d"

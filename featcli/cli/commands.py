@@ -213,7 +213,7 @@ def verify(asked: VerifyCommand) -> None:
         if any(damage.file == PLAN for damage in verdict.damages):  # the rest is found only after its repair
             verdict = _judge(asked)
     if verdict.damages or verdict.state == "incomplete":
-        if asked.recompute or other is not None:
+        if asked.recompute or asked.check_inputs or other is not None:
             what = "extracted anew" if asked.recompute else "compared"
             print(f"nothing was {what}: complete the dump first", file=sys.stderr)
         raise typer.Exit(8)
@@ -400,11 +400,12 @@ def finalize(asked: FinalizeCommand) -> None:
 
     featcli finalize feats
     """
-    from featcli.cli.tables import foreign_lines
+    from featcli.cli.tables import begun_line, foreign_lines
     from featcli.cli.terminal import nothing_read, some_failed
     from featcli.dump.atomic_file import disk_errors
     from featcli.dump.folder import Dump, in_use
     from featcli.dump.foreign import foreign_files
+    from featcli.dump.generations import begun_generation
     from featcli.dump.lock import FolderLock
     from featcli.dump.writer import finalize_all
 
@@ -417,13 +418,15 @@ def finalize(asked: FinalizeCommand) -> None:
         if not lock.alone():
             raise in_use(found.path)
         totals = finalize_all(found)
+    begun = begun_generation(found)
     if asked.as_json:
         exit_code = 0 if totals["written"] else NOTHING_READ
-        _print_json(
-            {"type": "finalized", "dump": asked.dump, **totals, "foreign_files": foreign, "exit_code": exit_code}
-        )
+        facts = {**totals, "foreign_files": foreign, "begun": begun}
+        _print_json({"type": "finalized", "dump": asked.dump, **facts, "exit_code": exit_code})
     elif not asked.quiet:
         print(printable(f"{asked.dump}: complete, {totals['written']:,} images written, {totals['failed']:,} failed"))
+        if begun is not None:
+            print(printable(begun_line(begun)))
     elif totals["failed"] and totals["written"]:
         print(printable(some_failed(asked.dump, **totals)), file=sys.stderr)
     if not totals["written"]:

@@ -107,8 +107,7 @@ def print_dump(facts: Mapping[str, Any]) -> None:
     if facts["generations"]:
         _say(f"generations    {len(facts['generations']):,}: {_images_of(facts['generations'])} images")
     if facts["begun"]:
-        one = facts["begun"]
-        _say(f"begun          generation {one['generation']}: {one['safe']:,} of {one['images']:,} images are safe")
+        _say(f"begun          {_begun(facts['begun'])}")
     if facts["columns"]:
         named = [f"{name} ({kind})" for name, kind in facts["columns"].items()]
         more = [f"{len(named) - COLUMNS_SHOWN:,} more"] if len(named) > COLUMNS_SHOWN else []
@@ -161,6 +160,17 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
         _say(IN_USE)
     elif facts["state"] == "incomplete":
         _say("run its extract command again to complete it")
+    elif facts["begun"]:
+        _say(begun_line(facts["begun"]))
+
+
+def begun_line(begun: Mapping[str, int]) -> str:
+    """Return a line about a generation that is not part of the dump yet."""
+    return f"{_begun(begun)}, not part of the dump yet; run its extract --extend again to complete it"
+
+
+def _begun(begun: Mapping[str, int]) -> str:
+    return f"generation {begun['generation']}: {begun['safe']:,} of {counted(begun['images'], 'image')} are safe"
 
 
 def _kept(unfinished: Sequence[Mapping[str, int]]) -> str:

@@ -22,9 +22,10 @@ def hash_json(content: Any) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode("ascii"))
 
 
-def checksummed(content: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a file with this content."""
-    return json.dumps({**content, CHECKSUM: hash_json(content)}, indent=1).encode("ascii") + b"\n"
+def checksummed(content: Mapping[str, Any], checksum: str | None = None) -> bytes:
+    """Return the bytes of a file with this content. `checksum` is its `hash_json`, if that is known."""
+    checksum = hash_json(content) if checksum is None else checksum
+    return json.dumps({**content, CHECKSUM: checksum}, indent=1).encode("ascii") + b"\n"
 
 
 def publish_checksummed(final: Path, content: Mapping[str, Any], replace: bool = False) -> bool:

@@ -17,7 +17,7 @@ from featcli.dump.checksummed_json import CHECKSUM, hash_json, publish_checksumm
 from featcli.dump.folder import MANIFEST, SHARDS, Dump
 from featcli.dump.lock import one_at_a_time
 from featcli.dump.plan import FORMAT_VERSIONS, Extends, Plan, with_fingerprint
-from featcli.dump.records import manifest_content
+from featcli.dump.records import manifest_content, totals_of
 from featcli.errors import DamagedError, MachineError, shown
 from featcli.system.faults import machine_errors
 from featcli.system.files import is_folder, is_there, names_in, read_start
@@ -162,6 +162,18 @@ def known_generations(root: Dump) -> list[Generation]:
 def next_generation(root: Dump) -> Dump | None:
     """Return the generation that was begun and is not part of the dump yet. Raises DamagedError and MachineError."""
     return Dump.existing(folder_of(root.path, len(named_generations(root)) + 1))
+
+
+def begun_generation(root: Dump) -> dict[str, int] | None:
+    """Return number, images and safe images of the generation that was begun and is not part of the dump yet.
+
+    Raises DamagedError and MachineError.
+    """
+    begun = next_generation(root) if has_grown(root.path) else None
+    if begun is None:
+        return None
+    safe = totals_of(begun.records())["images"] + sum(begun.rows_kept().values())
+    return {"generation": int(begun.path.name), "images": begun.plan.num_images, "safe": safe}
 
 
 def with_generations(manifest: Mapping[str, Any], generations: Sequence[Generation]) -> dict[str, Any]:

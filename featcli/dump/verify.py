@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from featcli.dump.formats.layout import VALID, Array, Layout, is_stage, read_row
 from featcli.dump.generations import (
     MORE,
     Generation,
+    begun_generation,
     folder_of,
     named_generations,
     open_manifest,
@@ -75,6 +76,7 @@ class Verdict:
     nan: Counter[str] = field(default_factory=Counter)  # stage -> values in rows of images that were read
     inf: Counter[str] = field(default_factory=Counter)
     generations: list[Verdict] = field(default_factory=list)  # of those that were added, which are counted above, too
+    begun: dict[str, int] | None = None  # a generation that is not part of the dump yet, and of which nothing was read
 
     @property
     def state(self) -> str:
@@ -176,6 +178,9 @@ def _checked(folder: Path, report: Report) -> Verdict:
     _check_last_files(root, generations)
     for generation in generations:
         root.verdict.add(generation.verdict, f"{MORE}/{Path(generation.verdict.dump).name}")
+    if root.dump is not None and not root.verdict.damages:
+        with suppress(DamagedError):  # of what is no part of the dump: the run that takes it up says so
+            root.verdict.begun = begun_generation(root.dump)
     return root.verdict
 
 
@@ -359,12 +364,14 @@ def _check_last_files(check: _Check, generations: Sequence[_Check]) -> None:
             what = f"there, though {counted(verdict.missing_shards, 'shard')} not"
             verdict.damages.append(Damage(file=MANIFEST, what=what))
         return
-    ours = [Generation.of(one.dump, one.manifest) for one in generations if one.dump is not None]
-    with _noting(verdict, MANIFEST):
-        ours += named_generations(dump)[len(ours) :]  # became part of the dump while the others were read
-    manifest = with_generations(manifest_content(dump.plan, check.records), ours)
+    manifest = manifest_content(dump.plan, check.records)
+    if not check.is_added:
+        ours = [Generation.of(one.dump, one.manifest) for one in generations if one.dump is not None]
+        with _noting(verdict, MANIFEST):
+            ours += named_generations(dump)[len(ours) :]  # became part of the dump while the others were read
+        manifest = with_generations(manifest, ours)
     check.manifest = hash_json(manifest)
-    expected = {MANIFEST: checksummed(manifest), FAILURES: b"".join(failure_lines(check.records))}
+    expected = {MANIFEST: checksummed(manifest, check.manifest), FAILURES: b"".join(failure_lines(check.records))}
     for name, content in expected.items():
         with _noting(verdict, name):
             found = state_at(dump.path / name)

@@ -59,7 +59,10 @@ def _refuse_unknown(name: str, names: Sequence[str], known: Sequence[str]) -> No
 
 
 def _registers_of(model: ModelSpec, points: Points, reductions: Sequence[Pooling]) -> int:
-    """How many registers the model has. Raises UsageError where it has no tokens that a reduction needs."""
+    """Return how many registers the model has, 0 if no reduction needs tokens beside the map.
+
+    Raises UsageError for a reduction whose tokens the model does not have.
+    """
     needing = next((one for one in reductions if one.needs_prefix), None)
     if needing is None:
         return 0

@@ -1,4 +1,4 @@
-"""Turn a feature map (B, C, H, W) into what is stored of it, on the device."""
+"""Turn the map (B, C, H, W) and the tokens of a stage into what is stored of it, on the device."""
 
 from __future__ import annotations
 

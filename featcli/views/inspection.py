@@ -13,7 +13,7 @@ from featcli.dump.columns import COLUMNS
 from featcli.dump.folder import FAILURES, IMAGES, MANIFEST, SHARDS, Dump
 from featcli.dump.foreign import foreign_files
 from featcli.dump.formats.layout import ITEM_BYTES
-from featcli.dump.generations import all_generations, has_grown, next_generation
+from featcli.dump.generations import all_generations, begun_generation
 from featcli.dump.lock import is_in_use
 from featcli.dump.records import pictures_of, said_of_pictures, totals_of
 from featcli.errors import CheckpointError, IncompleteError, UsageError, most_first, shown
@@ -162,7 +162,7 @@ def inspect_dump(path: Path) -> dict[str, Any] | None:
         "outputs": [one.to_json() for one in dump.plan.outputs],
         "columns": {name: kind for one in dumps if one.plan.columns for name, kind in one.plan.columns.kinds.items()},
         "generations": [_generation(*one) for one in zip(dumps, of_each, strict=True) if len(dumps) > 1],
-        "begun": _begun(dump),
+        "begun": begun_generation(dump),
     }
 
 
@@ -171,15 +171,6 @@ def _generation(dump: Dump, records: Sequence[Mapping[str, Any]]) -> dict[str, A
     number = 0 if dump.plan.extends is None else dump.plan.extends.generation
     totals = totals_of(records)
     return {"generation": number, **{name: totals[name] for name in ("images", "written", "failed", "bytes")}}
-
-
-def _begun(dump: Dump) -> dict[str, Any] | None:
-    """Return what there is of a generation that was begun and is not part of the dump yet."""
-    begun = next_generation(dump) if has_grown(dump.path) else None
-    if begun is None:
-        return None
-    safe = totals_of(begun.records())["images"] + sum(begun.rows_kept().values())
-    return {"generation": int(begun.path.name), "images": begun.plan.num_images, "safe": safe}
 
 
 def _below(dump: Dump, generation: Dump, files: Sequence[str]) -> list[str]:
