@@ -6,7 +6,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from featcli.dump.columns import COLUMNS
 from featcli.dump.folder import ASIDE, BEFORE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump, unmoved
 from featcli.dump.foreign import ForeignFile, foreign_files
 from featcli.dump.formats import FORMATS
-from featcli.dump.formats.layout import VALID, Array, Layout, is_stage, read_rows, values_of
+from featcli.dump.formats.layout import NUMPY_TYPES, VALID, Array, Layout, fill_rows, is_stage, values_of
 from featcli.dump.generations import (
     MORE,
     Generation,
@@ -42,7 +41,6 @@ from featcli.errors import ConflictError, DamagedError, counted, printable, show
 from featcli.events import Report, silent
 from featcli.system.faults import machine_errors
 from featcli.system.files import is_link, is_there, open_regular, read_regular, state_at
-from featcli.system.threads import DecodeThreads
 
 PIECE_BYTES = 4 * 1024**2  # that are read at once: what stays in the cache of a core while it is hashed and counted
 # The bits of the exponent in the types of two bytes, which numpy would have to turn into others to look at them. All of
@@ -88,13 +86,6 @@ class Verdict:
         lists = {name: [vars(one) for one in getattr(self, name)] for name in ("damages", "foreign_files")}
         return {"type": "verdict", "state": self.state, **vars(self), **lists, "generations": len(self.generations)}
 
-    def add_shard(self, shard: Verdict) -> None:
-        """Add what was found in a shard."""
-        self.bytes += shard.bytes
-        self.damages += shard.damages
-        self.nan.update(shard.nan)
-        self.inf.update(shard.inf)
-
     def add(self, generation: Verdict, below: str) -> None:
         """Add what was found in a generation, whose folder is `below` the dump."""
         self.generations.append(generation)
@@ -121,13 +112,12 @@ def verify(path: str | os.PathLike[str], report: Report = silent) -> Verdict:
 
 @dataclass
 class _Check:
-    """A generation whose shards are being read, or were."""
+    """What is known of a generation."""
 
     verdict: Verdict
-    is_added: bool  # to the first one, whose last files are about all of them
     dump: Dump | None = None  # if its plan could be read
-    keys: Sequence[str] | None = None  # if its list could be read
-    shards: list[Future[_ShardCheck]] = field(default_factory=list)
+    keys: Sequence[str] | None = None  # if its list could be read, until its shards are
+    shards: list[int] = field(default_factory=list)  # that have a record
     records: list[dict[str, Any]] = field(default_factory=list)
     manifest: str = ""  # the checksum of its manifest, if that is what the records say
 
@@ -137,41 +127,26 @@ class _Check:
         return self.verdict.shards > 0
 
 
-@dataclass
-class _ShardCheck:
-    """What was found in a shard."""
-
-    verdict: Verdict  # of this shard alone
-    record: dict[str, Any] | None  # if it can be read
-    rows: int
-
-
 def _checked(folder: Path, report: Report) -> Verdict:
-    """Check a dump and the generations that were added to it.
-
-    Shards are read by a thread of their own, one after another. The small files of the next generation are parsed
-    meanwhile.
-    """
+    """Check a dump and the generations that were added to it, one after another."""
     if not any(is_there(folder / name) for name in (PLAN, MANIFEST, SHARDS)):
         raise no_dump(folder)
-    checks: list[_Check] = []
-    with DecodeThreads(1, "verify") as pool:
-        checks.append(_begin(folder, pool))
-        named = _named(checks[0])
-        report("start", images=checks[0].verdict.images + sum(one.rows for one in named), done=0)
-        for one in named:
-            path = folder_of(folder, one.number)
-            if not is_there(path):
-                checks[0].verdict.damages.append(Damage(file=f"{MORE}/{path.name}", what="gone"))
-                continue
-            checks.append(_begin(path, pool, is_added=True))
-            _finish(checks[-2], report)
-        _finish(checks[-1], report)
-    root, *generations = checks
+    root, generations = _check_lists(folder), []
+    named = _named(root)
+    report("start", images=root.verdict.images + sum(one.rows for one in named), done=0)
+    _check_shards(root, report)
+    for one in named:
+        path = folder_of(folder, one.number)
+        if not is_there(path):
+            root.verdict.damages.append(Damage(file=f"{MORE}/{path.name}", what="gone"))
+            continue
+        generations.append(_check_lists(path))
+        _check_shards(generations[-1], report)
+        _check_last_files(generations[-1])
     for generation in generations:
         if generation.dump is None and not generation.verdict.damages:
             root.verdict.damages.append(Damage(file=f"{MORE}/{Path(generation.verdict.dump).name}", what="gone"))
-    dumps = [check.dump for check in checks if check.dump is not None]
+    dumps = [check.dump for check in (root, *generations) if check.dump is not None]
     if len(dumps) == len(named) + 1:
         with _noting(root.verdict, MORE):
             refuse_others(dumps, named)
@@ -195,10 +170,10 @@ def _named(root: _Check) -> list[Generation]:
     return named
 
 
-def _begin(folder: Path, pool: DecodeThreads, is_added: bool = False) -> _Check:
-    """Check the plan and the lists of a generation, and have its shards read by the pool."""
+def _check_lists(folder: Path) -> _Check:
+    """Check the plan and the lists of a generation."""
     verdict = Verdict(str(folder))
-    check = _Check(verdict, is_added)
+    check = _Check(verdict)
     with _noting(verdict, PLAN):
         check.dump = Dump.existing(folder)
     dump = check.dump
@@ -215,31 +190,25 @@ def _begin(folder: Path, pool: DecodeThreads, is_added: bool = False) -> _Check:
         for _ in dump.cells():
             pass
     verdict.has_manifest = is_there(folder / MANIFEST)  # comes first, because a run may end meanwhile
-    numbers = dump.numbered(".json")
-    verdict.missing_shards = dump.plan.num_shards - len(numbers)
+    check.shards = dump.numbered(".json")
+    verdict.missing_shards = dump.plan.num_shards - len(check.shards)
     verdict.unfinished_shards = dump.unfinished_shards()
-    check.shards = [pool.submit(_check_shard, dump, number, check.keys) for number in numbers]
     return check
 
 
-def _finish(check: _Check, report: Report) -> None:
-    """Wait for the shards of a generation, look for files that are none of it, and check its last files."""
+def _check_shards(check: _Check, report: Report) -> None:
+    """Read the shards of a generation, and look for files that are none of it."""
     dump, verdict = check.dump, check.verdict
     if dump is None or not check.is_readable:
         return
-    for future in check.shards:
-        shard = future.result()
-        verdict.add_shard(shard.verdict)
-        if shard.record is not None:
-            check.records.append(shard.record)
-        report("batch", images=shard.rows)
+    for number in check.shards:
+        _check_shard(check, dump, number)
+        report("batch", images=len(dump.plan.shard(number)))
     check.keys = None
     for number in dump.unrecorded():
         with _noting(verdict, f"{SHARDS}/{dump.shard_path(number).name}", number):
             dump.refuse_foreign_file(number)
     verdict.foreign_files = foreign_files(dump)
-    if check.is_added:
-        _check_last_files(check, [])
 
 
 @contextmanager
@@ -256,24 +225,22 @@ def _noting(verdict: Verdict, file: str, shard: int | None = None) -> Iterator[N
         verdict.damages.append(Damage(file=file, what=printable(text), shard=shard))
 
 
-def _check_shard(dump: Dump, number: int, keys: Sequence[str] | None) -> _ShardCheck:
+def _check_shard(check: _Check, dump: Dump, number: int) -> None:
     """Compare the file of a shard with its record."""
-    name, verdict = f"{SHARDS}/{dump.record_path(number).name}", Verdict(str(dump.path))
-    found = _ShardCheck(verdict, None, len(dump.plan.shard(number)))
+    name, verdict, record = f"{SHARDS}/{dump.record_path(number).name}", check.verdict, None
     with _noting(verdict, name, number):
-        found.record = dump.record_of(number)
-    record = found.record
+        record = dump.record_of(number)
     if record is None:
-        return found
+        return
+    check.records.append(record)
     for failure in record["failures"]:
-        if keys is not None and keys[failure["row"]] != failure["key"]:
+        if check.keys is not None and check.keys[failure["row"]] != failure["key"]:
             what = f"row {failure['row']} is another image"
             verdict.damages.append(Damage(file=name, what=what, shard=number))
     file = f"{SHARDS}/{record['file']}"
     with _noting(verdict, file, number):
-        for what in _wrong_in_shard(dump, record, keys, verdict):
+        for what in _wrong_in_shard(dump, record, check.keys, verdict):
             verdict.damages.append(Damage(file=file, what=what, shard=number))
-    return found
 
 
 def _wrong_in_shard(
@@ -350,14 +317,17 @@ def _of_valid(valid: np.ndarray, starts: np.ndarray | None, first: int, count: i
 def _pieces(descriptor: int, array: Array) -> Iterator[tuple[int, np.ndarray]]:
     """Yield runs of rows of an array as (first row, rows)."""
     step = max(1, PIECE_BYTES // max(1, array.row_bytes))
+    content = np.empty((min(step, array.shape[0]), *array.shape[1:]), NUMPY_TYPES[array.dtype])
     for first in range(0, array.shape[0], step):
-        yield first, read_rows(descriptor, array, first, min(step, array.shape[0] - first))
+        rows = content[: array.shape[0] - first]
+        fill_rows(rows, descriptor, array, first)
+        yield first, rows
 
 
-def _check_last_files(check: _Check, generations: Sequence[_Check]) -> None:
-    """Check that failures.jsonl and manifest.json repeat what the records and the generations say."""
+def _check_last_files(check: _Check, generations: Sequence[_Check] | None = None) -> None:
+    """Check that failures.jsonl and manifest.json repeat what the records, and in the root the generations, say."""
     dump, verdict = check.dump, check.verdict
-    if dump is None or not verdict.has_manifest or not all(one.manifest for one in generations):
+    if dump is None or not verdict.has_manifest or not all(one.manifest for one in generations or ()):
         return
     if len(check.records) < dump.plan.num_shards:
         if verdict.missing_shards:
@@ -365,7 +335,7 @@ def _check_last_files(check: _Check, generations: Sequence[_Check]) -> None:
             verdict.damages.append(Damage(file=MANIFEST, what=what))
         return
     manifest = manifest_content(dump.plan, check.records)
-    if not check.is_added:
+    if generations is not None:
         ours = [Generation.of(one.dump, one.manifest) for one in generations if one.dump is not None]
         with _noting(verdict, MANIFEST):
             ours += named_generations(dump)[len(ours) :]  # became part of the dump while the others were read
