@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -125,7 +125,7 @@ class Output:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plan.json holds them."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]  # tuples as lists
+        return json.loads(json.dumps(vars(self)))  # type: ignore[no-any-return]  # tuples as lists
 
     def as_stage(self) -> dict[str, Any]:
         """As plan.json of format version 1 has it, and `--json` has stages."""
@@ -302,10 +302,10 @@ class Plan(Outline):
         content = {
             "format_version": self.format_version,
             "fingerprint": "",
-            **({} if self.extends is None else {"extends": asdict(self.extends)}),
+            **({} if self.extends is None else {"extends": vars(self.extends)}),
             "settings": self.settings.to_json(),
             **({"stages": [one.as_stage() for one in self.outputs]} if is_first else {}),
-            **({} if is_first else {"outputs": [one.to_json() for one in self.outputs]}),
+            **({} if is_first else {"outputs": [vars(one) for one in self.outputs]}),
             "num_images": self.num_images,
             "keys_digest": self.keys_digest,
             "images_digest": self.images_digest,
