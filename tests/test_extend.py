@@ -12,7 +12,7 @@ import pytest
 from conftest import draw, tree
 from featcli import extract, open_dump
 from featcli.dump import generations
-from featcli.dump.checksummed_json import read_checksummed
+from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
 from featcli.dump.lock import FolderLock
 from featcli.errors import ConflictError, DamagedError, FeatcliError, IncompleteError, MachineError
 from featcli.extraction.growing import Growth
@@ -228,26 +228,77 @@ def test_gone_pictures_of_an_unfinished_generation(pictures, folder, tmp_path, m
         assert dump.keys == [*FIRST, *THIRD]
 
 
-def test_what_was_begun_is_said(pictures, folder, tmp_path, monkeypatch, cli):
-    """inspect, verify and finalize name a generation that is not part of the dump yet, which for them is whole."""
+@pytest.fixture
+def begun(pictures, folder, tmp_path):
+    """Make a dump of two generations, and begin a third one: two of its images are committed, one more is kept."""
     path = tmp_path / "d"
     extract(folder, output=path, **OPTIONS)
-    add(pictures, folder, THIRD)
-    from featcli.extraction import extract as module
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_make", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            extract(folder, output=path, extend=True, **OPTIONS)
-    said = "generation 1: 0 of 3 images are safe"
-    for command in ("inspect", "verify", "finalize"):
-        run = cli(command, path)
-        assert (run.code, run.out.count(said)) == (0, 1), run.err
-        assert cli(command, path, "--json").events[-1]["begun"] == {"generation": 1, "images": 3, "safe": 0}
+    add(pictures, folder, SECOND)
     extract(folder, output=path, extend=True, **OPTIONS)
+    add(pictures, folder, THIRD)
+    for seed, name in enumerate(("y.png", "zz.png")):
+        draw(folder / name, seed, (40, 40))
+
+    def stop(kind, **_):
+        seen.append(kind)
+        if kind == "batch" and seen.count(kind) == 3:
+            raise Killed
+
+    seen = []
+    with pytest.raises(Killed):
+        extract(folder, output=path, extend=True, report=stop, **OPTIONS | {"batch_size": 1})
+    return path
+
+
+def test_what_was_begun_is_said(begun, folder, cli):
+    """inspect, verify and finalize name a generation that is not part of the dump yet, which is whole without it."""
+    expected = {"generation": 2, "images": 5, "safe": 3, "problem": ""}
     for command in ("inspect", "verify", "finalize"):
-        assert "safe" not in cli(command, path).out
-        assert cli(command, path, "--json").events[-1]["begun"] is None
+        run = cli(command, begun)
+        assert (run.code, run.out.count("generation 2, 3 of 5 images are safe")) == (0, 1), run
+        assert cli(command, begun, "--json").events[-1]["begun"] == expected
+    with FolderLock(begun):
+        assert "generation 2, 3 of 5 images are safe" in cli("verify", begun).out
+    extract(folder, output=begun, extend=True, **OPTIONS)
+    for command in ("inspect", "verify", "finalize"):
+        assert "safe" not in cli(command, begun).out
+        assert cli(command, begun, "--json").events[-1]["begun"] is None
+
+
+@pytest.mark.parametrize("what", ["a damaged plan", "a damaged record", "a later version", "another dump"])
+def test_what_was_begun_cannot_be_taken_up(begun, folder, cli, what):
+    """If a run cannot go on with what lies in the next place, verify and inspect say why: the dump is whole."""
+    third = begun / "more" / "00002"
+    if what == "a damaged plan":
+        (third / "plan.json").write_bytes(b"{}")
+    elif what == "a damaged record":
+        (third / "shards" / "00000.json").write_bytes(b"{}")
+    elif what == "a later version":
+        plan = read_checksummed(third / "plan.json")
+        publish_checksummed(third / "plan.json", plan | {"format_version": 99}, replace=True)
+    else:
+        shutil.rmtree(third)
+        extract(folder, output=begun.with_name("x"), **OPTIONS)
+        begun.with_name("x").rename(third)
+    why = {"a later version": "format version 99", "another dump": "is not a generation of it"}.get(what, "is damaged")
+    for command in ("inspect", "verify"):
+        run = cli(command, begun, "--json")
+        assert run.code == 0, run.err
+        assert run.events[-1]["begun"]["generation"] == 2
+        assert why in run.events[-1]["begun"]["problem"]
+        assert why in cli(command, begun).out
+    before = tree(begun)
+    assert cli("finalize", begun).code in (4, 5)
+    with pytest.raises((ConflictError, DamagedError), match=why):
+        extract(folder, output=begun, extend=True, **OPTIONS)
+    assert tree(begun) == before
+
+
+def test_what_was_begun_beside_a_lost_manifest(begun, cli):
+    """Complete generations are none that was begun, also if the manifest that names them is gone."""
+    (begun / "manifest.json").unlink()
+    assert cli("verify", begun, "--json").events[-1]["begun"]["generation"] == 2
+    assert cli("finalize", begun, "--json").events[-1]["begun"]["safe"] == 3
 
 
 def test_an_unfinished_dump_is_finished_first(pictures, folder, tmp_path, monkeypatch):

@@ -151,6 +151,8 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
             _say(f"{stage}: {count:,} values are {kind} in rows of images that were read")
     if facts["unfinished_shards"]:
         _say(f"unfinished: {_kept(facts['unfinished_shards'])}, to be checked by the run that takes them up")
+    if facts["begun"]:
+        _say(begun_line(facts["begun"]))
     there = facts["shards"] - facts["missing_shards"]
     _say(
         f"{facts['dump']}: {facts['state']}, {there:,} of {facts['shards']:,} shards, {size(facts['bytes'])} checked,"
@@ -160,17 +162,17 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
         _say(IN_USE)
     elif facts["state"] == "incomplete":
         _say("run its extract command again to complete it")
-    elif facts["begun"]:
-        _say(begun_line(facts["begun"]))
 
 
-def begun_line(begun: Mapping[str, int]) -> str:
+def begun_line(begun: Mapping[str, Any]) -> str:
     """Return a line about a generation that is not part of the dump yet."""
-    return f"{_begun(begun)}, not part of the dump yet; run its extract --extend again to complete it"
+    way = "" if begun["problem"] else "; its extract --extend, run again, completes it"
+    return f"not part of the dump yet: {_begun(begun)}{way}"
 
 
-def _begun(begun: Mapping[str, int]) -> str:
-    return f"generation {begun['generation']}: {begun['safe']:,} of {counted(begun['images'], 'image')} are safe"
+def _begun(begun: Mapping[str, Any]) -> str:
+    safe = f"{begun['safe']:,} of {counted(begun['images'], 'image')} are safe"
+    return f"generation {begun['generation']}, {begun['problem'] or safe}"
 
 
 def _kept(unfinished: Sequence[Mapping[str, int]]) -> str:

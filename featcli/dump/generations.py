@@ -18,7 +18,7 @@ from featcli.dump.folder import MANIFEST, SHARDS, Dump
 from featcli.dump.lock import one_at_a_time
 from featcli.dump.plan import FORMAT_VERSIONS, Extends, Plan, with_fingerprint
 from featcli.dump.records import manifest_content, totals_of
-from featcli.errors import DamagedError, MachineError, shown
+from featcli.errors import ConflictError, DamagedError, MachineError, shown
 from featcli.system.faults import machine_errors
 from featcli.system.files import is_folder, is_there, names_in, read_start
 
@@ -160,20 +160,40 @@ def known_generations(root: Dump) -> list[Generation]:
 
 
 def next_generation(root: Dump) -> Dump | None:
-    """Return the generation that was begun and is not part of the dump yet. Raises DamagedError and MachineError."""
-    return Dump.existing(folder_of(root.path, len(named_generations(root)) + 1))
+    """Return the generation that was begun and is not part of the dump yet.
+
+    Raises ConflictError if another dump is in its place or its format is of another version, DamagedError and
+    MachineError.
+    """
+    known = known_generations(root)
+    number, rows = len(known) + 1, root.plan.num_images + sum(one.rows for one in known)
+    begun = Dump.existing(folder_of(root.path, number))
+    if begun is not None and begun.plan.extends != Extends(root.plan.fingerprint, number, rows):
+        raise ConflictError(
+            f"dump {shown(root.path)}: {shown(begun.path)} is not a generation of it", "move it somewhere else"
+        )
+    return begun
 
 
-def begun_generation(root: Dump) -> dict[str, int] | None:
+def begun_generation(root: Dump) -> dict[str, Any] | None:
     """Return number, images and safe images of the generation that was begun and is not part of the dump yet.
 
-    Raises DamagedError and MachineError.
+    `problem` says why no run can go on with it; "" as a rule. Raises MachineError.
     """
-    begun = next_generation(root) if has_grown(root.path) else None
-    if begun is None:
+    if not has_grown(root.path):
         return None
-    safe = totals_of(begun.records())["images"] + sum(begun.rows_kept().values())
-    return {"generation": int(begun.path.name), "images": begun.plan.num_images, "safe": safe}
+    number = len(known_generations(root)) + 1
+    try:
+        begun = next_generation(root)
+        if begun is None:
+            return None
+        kept = begun.rows_kept()  # comes first, because a run may commit a shard meanwhile
+        records = [*begun.records()]
+    except (ConflictError, DamagedError, MachineError) as error:
+        return {"generation": number, "images": 0, "safe": 0, "problem": error.message}
+    there = {record["shard"] for record in records}
+    safe = totals_of(records)["images"] + sum(rows for shard, rows in kept.items() if shard not in there)
+    return {"generation": number, "images": begun.plan.num_images, "safe": safe, "problem": ""}
 
 
 def with_generations(manifest: Mapping[str, Any], generations: Sequence[Generation]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Verdict:
     nan: Counter[str] = field(default_factory=Counter)  # stage -> values in rows of images that were read
     inf: Counter[str] = field(default_factory=Counter)
     generations: list[Verdict] = field(default_factory=list)  # of those that were added, which are counted above, too
-    begun: dict[str, int] | None = None  # a generation that is not part of the dump yet, and of which nothing was read
+    begun: dict[str, Any] | None = None  # a generation that is not part of the dump yet, as begun_generation returns it
 
     @property
     def state(self) -> str:
@@ -116,7 +116,7 @@ class _Check:
 
     verdict: Verdict
     dump: Dump | None = None  # if its plan could be read
-    keys: Sequence[str] | None = None  # if its list could be read, until its shards are
+    keys: Sequence[str] | None = None  # of its list, while its shards are read; None if the list is damaged
     shards: list[int] = field(default_factory=list)  # that have a record
     records: list[dict[str, Any]] = field(default_factory=list)
     manifest: str = ""  # the checksum of its manifest, if that is what the records say
@@ -153,9 +153,8 @@ def _checked(folder: Path, report: Report) -> Verdict:
     _check_last_files(root, generations)
     for generation in generations:
         root.verdict.add(generation.verdict, f"{MORE}/{Path(generation.verdict.dump).name}")
-    if root.dump is not None and not root.verdict.damages:
-        with suppress(DamagedError):  # of what is no part of the dump: the run that takes it up says so
-            root.verdict.begun = begun_generation(root.dump)
+    if root.dump is not None:
+        root.verdict.begun = begun_generation(root.dump)
     return root.verdict
 
 

@@ -185,11 +185,6 @@ def next_step(growth: Growth, others_work: bool) -> Step | None:
             return growth.step(dump, _frozen(growth, dump, places))
     begun = next_generation(root)
     if begun is not None:
-        extends = begun.plan.extends
-        if extends is None or (extends.fingerprint, extends.rows) != (root.plan.fingerprint, growth.rows):
-            raise ConflictError(
-                f"dump {shown(root.path)}: {shown(begun.path)} is not a generation of it", "move it somewhere else"
-            )
         keys = _keys_in(begun)
         if keys is None and digest_keys(images.taken(growth.new).keys) == begun.plan.keys_digest:
             return growth.step(begun, images.taken(growth.new))  # its list is written again
