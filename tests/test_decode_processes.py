@@ -3,7 +3,7 @@
 import errno
 import os
 import tarfile
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,8 +44,11 @@ def listed(folder, **options):
 
 def children():
     """Return the processes that this one has started and that have not ended."""
-    found = [Path(f"/proc/self/task/{thread}/children").read_text() for thread in os.listdir("/proc/self/task")]
-    return {int(number) for text in found for number in text.split()}
+    found = []
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found += Path(f"/proc/self/task/{thread}/children").read_text().split()
+    return {int(one) for one in found}
 
 
 @pytest.fixture
