@@ -104,7 +104,7 @@ def test_cells_of_sidecars(tmp_path, members, column, cells):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b'{"x": 1,\n}', "'a.json': it is not JSON: .* at line 2, character 1"),
+        ("a.json", b'{"x": 1,\n"y" 2}', "'a.json': it is not JSON: .* at line 2, character 5"),
         ("a.json", b"", "'a.json': it is not JSON: Expecting value at line 1, character 1"),
         ("a.json", b'{"x": 1, "x": 2}', "'a.json': the field 'x' stands in it twice"),
         ("a.json", b'"\\ud800"', "'a.json': it holds half of a character"),
