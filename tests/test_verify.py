@@ -159,7 +159,7 @@ def test_no_dump(tmp_path):
 def test_values_that_are_not_finite(tmp_path, monkeypatch, dtype):
     """Infinite and undefined values in rows of good pictures are counted by stage as torch finds them.
 
-    They are also if a shard is read in several pieces, of which the last one is shorter.
+    So they are when a shard is read in several pieces, the last of which is shorter.
     """
     pictures = [draw(tmp_path / "photos" / f"{i}.png", i) for i in range(3)]
     pictures[1].write_bytes(b"no picture")

@@ -165,10 +165,19 @@ def next_generation(root: Dump) -> Dump | None:
     Raises ConflictError if another dump is in its place or its format is of another version, DamagedError and
     MachineError.
     """
+    return _begun_by(root, _next_extends(root))
+
+
+def _next_extends(root: Dump) -> Extends:
+    """Return what the plan of the next generation has to say of those before it. Raises MachineError."""
     known = known_generations(root)
-    number, rows = len(known) + 1, root.plan.num_images + sum(one.rows for one in known)
-    begun = Dump.existing(folder_of(root.path, number))
-    if begun is not None and begun.plan.extends != Extends(root.plan.fingerprint, number, rows):
+    rows = root.plan.num_images + sum(one.rows for one in known)
+    return Extends(root.plan.fingerprint, len(known) + 1, rows)
+
+
+def _begun_by(root: Dump, extends: Extends) -> Dump | None:
+    begun = Dump.existing(folder_of(root.path, extends.generation))
+    if begun is not None and begun.plan.extends != extends:
         raise ConflictError(
             f"dump {shown(root.path)}: {shown(begun.path)} is not a generation of it", "move it somewhere else"
         )
@@ -182,9 +191,10 @@ def begun_generation(root: Dump) -> dict[str, Any] | None:
     """
     if not has_grown(root.path):
         return None
-    number = len(known_generations(root)) + 1
+    extends = _next_extends(root)
+    number = extends.generation
     try:
-        begun = next_generation(root)
+        begun = _begun_by(root, extends)
         if begun is None:
             return None
         kept = begun.rows_kept()  # comes first, because a run may commit a shard meanwhile
