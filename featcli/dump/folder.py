@@ -237,28 +237,34 @@ class Dump:
             found.remember(self._records_before())
             for record in self.records() if records is None else records:
                 found.add(record, self._is_damaged(record))
-            there = {*self.numbered(".json")}
-            kept = [one for one in self.unfinished() if one.number not in there]
+            names = self.names()
+            there = {*self.numbered(".json", names)}
+            kept = [one for one in self.unfinished(names) if one.number not in there]
             found.remember(one.content for one in kept if one.content is not None)
         return found
 
-    def unfinished(self) -> list[Unfinished]:
+    def names(self) -> list[str]:
+        """Return the names in the folder of shards. Raises MachineError."""
+        return names_in(self.path / SHARDS)
+
+    def unfinished(self, names: Sequence[str] | None = None) -> list[Unfinished]:
         """Return the shards that were begun and not finished, also those that were committed since."""
-        return unfinished_in(self.path / SHARDS, self.plan)
+        return unfinished_in(self.path / SHARDS, self.plan, self.names() if names is None else names)
 
     def unfinished_shard(self, number: int) -> Unfinished | None:
         """Return what was begun of a shard, or None."""
         return read_unfinished(self.path / SHARDS, self.plan, number)
 
-    def unfinished_shards(self) -> list[dict[str, int]]:
+    def unfinished_shards(self, names: Sequence[str] | None = None) -> list[dict[str, int]]:
         """Return the shards that were begun and not finished, with how many of their `rows` are `kept` on the disk."""
-        kept = self.rows_kept().items()
+        kept = self.rows_kept(names).items()
         return [{"shard": shard, "kept": rows, "rows": len(self.plan.shard(shard))} for shard, rows in sorted(kept)]
 
-    def rows_kept(self) -> dict[int, int]:
+    def rows_kept(self, names: Sequence[str] | None = None) -> dict[int, int]:
         """Return how many rows are on the disk, for each unfinished shard that is not committed."""
-        there = {*self.numbered(".json")}
-        begun = [one for one in self.unfinished() if one.rows and one.number not in there]
+        names = self.names() if names is None else names
+        there = {*self.numbered(".json", names)}
+        begun = [one for one in self.unfinished(names) if one.rows and one.number not in there]
         return {one.number: one.rows for one in begun if self._has_its_rows(one)}
 
     def _has_its_rows(self, one: Unfinished) -> bool:
@@ -307,10 +313,14 @@ class Dump:
             ) from error
         return shapes, starts
 
-    def numbered(self, suffix: str) -> list[int]:
-        """Return the numbers of shards that have a file of this kind, in order."""
-        names = (re.fullmatch(r"(\d{5,})" + re.escape(suffix), name) for name in names_in(self.path / SHARDS))
-        numbers = {int(name[1]) for name in names if name and name[1] == f"{int(name[1]):05d}"}
+    def numbered(self, suffix: str, names: Sequence[str] | None = None) -> list[int]:
+        """Return the numbers of shards that have a file of this kind, in order.
+
+        `names` are those in the folder of shards, here and in the methods beside it; without them it is listed.
+        """
+        of_kind = re.compile(r"(\d{5,})" + re.escape(suffix))
+        found = map(of_kind.fullmatch, self.names() if names is None else names)
+        numbers = {int(name[1]) for name in found if name and name[1] == f"{int(name[1]):05d}"}
         return sorted(number for number in numbers if number < self.plan.num_shards)
 
     def refuse_damaged_shards(self) -> None:
@@ -326,10 +336,10 @@ class Dump:
         for number in self.numbered(".json"):
             self.refuse_foreign_file(number)
 
-    def unrecorded(self) -> list[int]:
+    def unrecorded(self, names: Sequence[str] | None = None) -> list[int]:
         """Return the shards with a file and no record: a kill came between the two, or somebody copied the file."""
-        files = self.numbered(self.format.SUFFIX)
-        return sorted({*files} - {*self.numbered(".json")})
+        names = self.names() if names is None else names
+        return sorted({*self.numbered(self.format.SUFFIX, names)} - {*self.numbered(".json", names)})
 
     def refuse_foreign_file(self, number: int) -> None:
         """Raise DamagedError if the file of a shard is complete and says that it belongs to another dump."""
@@ -346,9 +356,10 @@ class Dump:
 
         They know which images failed.
         """
-        committed = {*self.numbered(".json")}
+        names = self.names()
+        committed = {*self.numbered(".json", names)}
         for suffix in (".json" + ASIDE, ".json" + BEFORE):
-            for number in {*self.numbered(suffix)} - committed:
+            for number in {*self.numbered(suffix, names)} - committed:
                 path = self.path / SHARDS / f"{number:05d}{suffix}"
                 with suppress(DamagedError):
                     yield read_record(path, self.plan, number, self.shard_path(number).name)

@@ -7,8 +7,8 @@ files do not count: a process writes them, a record names them, or they are remo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from featcli.dump.atomic_file import PARTIAL_NAME
 from featcli.dump.folder import SHARD_FILE, SHARDS, Dump
@@ -28,10 +28,13 @@ class ForeignFile:
     what: str
 
 
-def foreign_files(dump: Dump) -> list[ForeignFile]:
-    """Return the files among the shards that are not read, in order. Raises MachineError."""
+def foreign_files(dump: Dump, names: Iterable[str] | None = None) -> list[ForeignFile]:
+    """Return the files among the shards that are not read, in order. Raises MachineError.
+
+    `names` are those in the folder of shards; without them it is listed.
+    """
     folder = dump.path / SHARDS
-    found = {name: _why_foreign(dump, folder / name) for name in sorted(names_in(folder))}
+    found = {name: _why_foreign(dump, name) for name in sorted(dump.names() if names is None else names)}
     records = {name: named_file(folder / name) for name in found if RECORD_NAME.fullmatch(name)}
     ours = {file for record, file in records.items() if not found[record]}
     for record, file in records.items():
@@ -51,14 +54,14 @@ def _foreign_generations(dump: Dump) -> list[ForeignFile]:
     return [ForeignFile(f"{MORE}/{name}", why if name.isdecimal() else NO_NAME) for name in sorted(names - ours)]
 
 
-def _why_foreign(dump: Dump, path: Path) -> str:
-    """Return why a file is not read; "" if it belongs to the dump."""
-    named, unfinished = SHARD_FILE.fullmatch(path.name), RECORD_NAME.fullmatch(path.name)
-    if PARTIAL_NAME.fullmatch(path.name):
+def _why_foreign(dump: Dump, name: str) -> str:
+    """Return why a file among the shards is not read; "" if it belongs to the dump."""
+    named, unfinished = SHARD_FILE.fullmatch(name), RECORD_NAME.fullmatch(name)
+    if PARTIAL_NAME.fullmatch(name):
         return ""
-    digits = unfinished[1] if unfinished else path.name.partition(".")[0]
+    digits = unfinished[1] if unfinished else name.partition(".")[0]
     if (named is None and unfinished is None) or digits != f"{int(digits):05d}":
-        return "a folder" if is_folder(path) else NO_NAME
+        return "a folder" if is_folder(dump.path / SHARDS / name) else NO_NAME
     if named is not None and named[1] not in (dump.format.SUFFIX, ".json"):
         return f"this dump is of {dump.plan.settings.format}"
     if int(digits) >= dump.plan.num_shards:

@@ -125,7 +125,7 @@ class Output:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plan.json holds them."""
-        return json.loads(json.dumps(vars(self)))  # type: ignore[no-any-return]  # tuples as lists
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
     def as_stage(self) -> dict[str, Any]:
         """As plan.json of format version 1 has it, and `--json` has stages."""
@@ -294,18 +294,14 @@ class Plan(Outline):
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of plan.json, whose fields must not be changed inside."""
-        return dict(self._content)
-
-    @cached_property
-    def _content(self) -> dict[str, Any]:
         is_first = self.format_version == 1
-        content = {
+        return {
             "format_version": self.format_version,
             "fingerprint": "",
             **({} if self.extends is None else {"extends": vars(self.extends)}),
             "settings": self.settings.to_json(),
             **({"stages": [one.as_stage() for one in self.outputs]} if is_first else {}),
-            **({} if is_first else {"outputs": [vars(one) for one in self.outputs]}),
+            **({} if is_first else {"outputs": [one.to_json() for one in self.outputs]}),
             "num_images": self.num_images,
             "keys_digest": self.keys_digest,
             "images_digest": self.images_digest,
@@ -314,7 +310,6 @@ class Plan(Outline):
             "provenance": dict(self.provenance),
             "environment": dict(self.environment),
         }
-        return json.loads(json.dumps(content))  # type: ignore[no-any-return]  # tuples as lists, once for all
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Plan:

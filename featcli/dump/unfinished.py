@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,10 +160,10 @@ def read_unfinished(shards: Path, plan: Plan, number: int) -> Unfinished | None:
     return Unfinished(path, number, record)
 
 
-def unfinished_in(shards: Path, plan: Plan) -> list[Unfinished]:
-    """Return the unfinished shards in a folder, in order. Raises MachineError."""
-    names = (RECORD_NAME.fullmatch(name) for name in names_in(shards))
-    numbers = sorted({int(name[1]) for name in names if name and int(name[1]) < plan.num_shards})
+def unfinished_in(shards: Path, plan: Plan, names: Iterable[str]) -> list[Unfinished]:
+    """Return the unfinished shards in a folder with these names, in order. Raises MachineError."""
+    found_names = map(RECORD_NAME.fullmatch, names)
+    numbers = sorted({int(name[1]) for name in found_names if name and int(name[1]) < plan.num_shards})
     found = (read_unfinished(shards, plan, number) for number in numbers)
     return [one for one in found if one is not None]
 

@@ -189,9 +189,10 @@ def _check_lists(folder: Path) -> _Check:
         for _ in dump.cells():
             pass
     verdict.has_manifest = is_there(folder / MANIFEST)  # comes first, because a run may end meanwhile
-    check.shards = dump.numbered(".json")
+    names = dump.names()
+    check.shards = dump.numbered(".json", names)
     verdict.missing_shards = dump.plan.num_shards - len(check.shards)
-    verdict.unfinished_shards = dump.unfinished_shards()
+    verdict.unfinished_shards = dump.unfinished_shards(names)
     return check
 
 
@@ -204,17 +205,18 @@ def _check_shards(check: _Check, report: Report) -> None:
         _check_shard(check, dump, number)
         report("batch", images=len(dump.plan.shard(number)))
     check.keys = None
-    for number in dump.unrecorded():
+    names = dump.names()
+    for number in dump.unrecorded(names):
         with _noting(verdict, f"{SHARDS}/{dump.shard_path(number).name}", number):
             dump.refuse_foreign_file(number)
-    verdict.foreign_files = foreign_files(dump)
+    verdict.foreign_files = foreign_files(dump, names)
 
 
 @contextmanager
 def _noting(verdict: Verdict, file: str, shard: int | None = None) -> Iterator[None]:
     """Add damage that is found inside the block to the verdict. Raises MachineError for what cannot be read."""
     try:
-        with machine_errors("file", Path(verdict.dump) / file, strict=True):
+        with machine_errors("file", os.path.join(verdict.dump, file), strict=True):
             yield
     except (DamagedError, OSError, EOFError, ValueError) as error:
         text = error.message if isinstance(error, DamagedError) else str(error)
