@@ -128,22 +128,17 @@ class _Check:
 
 
 def _checked(folder: Path, report: Report) -> Verdict:
-    """Check a dump and the generations that were added to it, one after another."""
+    """Check a dump and the generations that were added to it."""
     if not any(is_there(folder / name) for name in (PLAN, MANIFEST, SHARDS)):
         raise no_dump(folder)
-    root, generations = _check_lists(folder), []
+    root = _check_lists(folder)
     named = _named(root)
     report("start", images=root.verdict.images + sum(one.rows for one in named), done=0)
-    _check_shards(root, report)
-    for one in named:
-        path = folder_of(folder, one.number)
-        if not is_there(path):
-            root.verdict.damages.append(Damage(file=f"{MORE}/{path.name}", what="gone"))
-            continue
-        generations.append(_check_lists(path))
-        _check_shards(generations[-1], report)
-        _check_last_files(generations[-1])
+    generations = [_check_lists(folder_of(folder, one.number)) for one in named]
+    for check in (root, *generations):  # after all lists: between shards, which fill the cache, small files take longer
+        _check_shards(check, report)
     for generation in generations:
+        _check_last_files(generation)
         if generation.dump is None and not generation.verdict.damages:
             root.verdict.damages.append(Damage(file=f"{MORE}/{Path(generation.verdict.dump).name}", what="gone"))
     dumps = [check.dump for check in (root, *generations) if check.dump is not None]
