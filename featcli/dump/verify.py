@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ from featcli.dump.records import failure_lines, manifest_content
 from featcli.dump.shard import REST, hash_rest
 from featcli.errors import ConflictError, DamagedError, counted, printable, shown
 from featcli.events import Report, silent
-from featcli.system.faults import machine_errors
-from featcli.system.files import is_link, is_there, open_regular, read_regular, state_at
+from featcli.system.faults import ABSENT, machine_errors
+from featcli.system.files import is_link, is_there, open_regular, read_start, state_at
 
 PIECE_BYTES = 4 * 1024**2  # that are read at once: what stays in the cache of a core while it is hashed and counted
 # The bits of the exponent in the types of two bytes, which numpy would have to turn into others to look at them. All of
@@ -211,9 +211,10 @@ def _check_shards(check: _Check, report: Report) -> None:
 def _noting(verdict: Verdict, file: str, shard: int | None = None) -> Iterator[None]:
     """Add damage that is found inside the block to the verdict. Raises MachineError for what cannot be read."""
     try:
-        with machine_errors("file", os.path.join(verdict.dump, file), strict=True):
-            yield
+        yield
     except (DamagedError, OSError, EOFError, ValueError) as error:
+        with suppress(type(error)), machine_errors("file", Path(verdict.dump) / file, strict=True):
+            raise error
         text = error.message if isinstance(error, DamagedError) else str(error)
         for path in (Path(verdict.dump) / file, Path(verdict.dump)):  # the verdict names the file itself
             text = text.partition(f"{shown(path)}: ")[2] or text
@@ -340,11 +341,18 @@ def _check_last_files(check: _Check, generations: Sequence[_Check] | None = None
     expected = {MANIFEST: checksummed(manifest, check.manifest), FAILURES: b"".join(failure_lines(check.records))}
     for name, content in expected.items():
         with _noting(verdict, name):
-            found = state_at(dump.path / name)
-            if found is None:
-                raise ValueError("gone")
-            if found.st_size != len(content) or read_regular(dump.path / name, len(content)) != content:
+            if not _is_at(dump.path / name, content):
                 raise ValueError("not what the records say")
+
+
+def _is_at(path: Path, content: bytes) -> bool:
+    """Return whether a file has this content. Raises OSError, and ValueError if it is gone or no regular file."""
+    try:
+        return read_start(path, len(content) + 1) == content
+    except OSError as error:
+        if error.errno in ABSENT:
+            raise ValueError("gone") from error
+        raise
 
 
 def repair(verdict: Verdict) -> list[str]:
