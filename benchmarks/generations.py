@@ -1,6 +1,6 @@
 """Open, read and verify a dump of many generations, in turn with one dump that has as many shards. Medians of rounds.
 
-The maps are numbers that nobody computed. All files are in memory.
+The maps are numbers that nobody computed. All files are in memory, unless --cold says otherwise.
 """
 
 from __future__ import annotations
@@ -49,7 +49,15 @@ def seconds_of(work):
     return time.perf_counter() - began
 
 
-def compare(path, rounds):
+def forget(folder):
+    """Let the system forget what it has in memory of these files, so that they are read from the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def compare(path, rounds, is_cold):
     """Return the median seconds of opening, a random row, and verifying, each for one dump and for one that grew."""
     names = ("one", "grown")
     maps = {name: featcli.open_dump(path / name)[STAGE] for name in names}
@@ -66,6 +74,8 @@ def compare(path, rounds):
             found["open", name].append(seconds_of(lambda folder=folder: featcli.open_dump(folder).close()))
             taken = seconds_of(lambda one=one, rows=rows: [one(row) is None for row in rows])
             found["row", name].append(taken / SINGLE)
+            if is_cold:
+                forget(folder)
             found["verify", name].append(seconds_of(lambda folder=folder: verify(folder)))
     return {key: statistics.median(times) for key, times in found.items()}
 
@@ -77,6 +87,7 @@ def main():
     parser.add_argument("--generations", type=int, nargs="+", default=[10, 100], help="beside the first")
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 5], help="of each")
     parser.add_argument("--rows", type=int, default=50, help="of a shard")
+    parser.add_argument("--cold", action="store_true", help="verify reads from the disk; TMPDIR says which")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     chosen = parser.parse_args()
     os.fsync = lambda descriptor: None  # nothing of it has to outlive a power cut
@@ -101,7 +112,8 @@ def main():
                     make(like, path / "one", name, keys, rows, side)
                     of_format = replace(like, settings=replace(like.settings, format=name))
                     make_grown(of_format, path / "grown", keys, count, rows, side)
-                    median = compare(path, chosen.rounds)
+                    os.sync()
+                    median = compare(path, chosen.rounds, chosen.cold)
                     more = (median["open", "grown"] - median["open", "one"]) / count
                     ms, us = median["open", "one"] * 1e3, median["row", "one"] * 1e6
                     by = {what: median[what, "grown"] / median[what, "one"] for what in ("row", "verify")}

@@ -204,8 +204,7 @@ def verify(asked: VerifyCommand) -> None:
     if verdict.damages and not asked.repair:
         raise DamagedError(
             f"dump {shown(asked.dump)}: verify found {counted(len(verdict.damages), 'damage')}",
-            "run featcli verify --repair: it mends a plan, and sets damaged shards aside for the next extract"
-            " to make again",
+            verdict.way_out,
         )
     if verdict.damages:
         for line in repair(verdict):

@@ -42,6 +42,7 @@ from featcli.events import Report, silent
 from featcli.system.faults import ABSENT, machine_errors
 from featcli.system.files import is_link, is_there, open_regular, read_start, state_at
 
+WHAT_REPAIR_DOES = "it mends a plan, and sets damaged shards aside for the next extract to make again"
 PIECE_BYTES = 4 * 1024**2  # that are read at once: what stays in the cache of a core while it is hashed and counted
 # The bits of the exponent in the types of two bytes, which numpy would have to turn into others to look at them. All of
 # them are set in a number that is not finite.
@@ -80,6 +81,19 @@ class Verdict:
     def state(self) -> str:
         """damaged, incomplete or whole."""
         return "damaged" if self.damages else "whole" if self.has_manifest else "incomplete"
+
+    @property
+    def way_out(self) -> str:
+        """What can be done about its damage."""
+        lost = self.lost_generations
+        if lost:
+            return f"put {lost[0].file} back from a copy: its rows cannot be made again without it"
+        return f"run featcli verify --repair: {WHAT_REPAIR_DOES}"
+
+    @property
+    def lost_generations(self) -> list[Damage]:
+        """The damage that is a generation which is gone, or another in its place."""
+        return [one for one in self.damages if one.file == MORE or re.fullmatch(rf"{MORE}/\d+", one.file)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields for programs."""
@@ -362,12 +376,8 @@ def repair(verdict: Verdict) -> list[str]:
     DamagedError, because only `extract` can make it again.
     """
     done = []
-    lost = [one for one in verdict.damages if one.file == MORE or re.fullmatch(rf"{MORE}/\d+", one.file)]
-    if lost:
-        raise DamagedError(
-            f"dump {shown(verdict.dump)}: {lost[0].file}: {lost[0].what}",
-            "put that folder back from a copy: its rows cannot be made again without it",
-        )
+    if lost := verdict.lost_generations:
+        raise DamagedError(f"dump {shown(verdict.dump)}: {lost[0].file}: {lost[0].what}", verdict.way_out)
     for generation in verdict.generations:
         if generation.damages:
             below = f"{MORE}/{Path(generation.dump).name}"
