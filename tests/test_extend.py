@@ -13,7 +13,10 @@ from conftest import draw, tree
 from featcli import extract, open_dump
 from featcli.dump import generations
 from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
+from featcli.dump.folder import BEFORE, Dump
 from featcli.dump.lock import FolderLock
+from featcli.dump.verify import verify
+from featcli.dump.writer import reopen
 from featcli.errors import ConflictError, DamagedError, FeatcliError, IncompleteError, MachineError
 from featcli.extraction.growing import Growth
 
@@ -447,23 +450,71 @@ def test_damage_in_the_first_generation(three, tmp_path, cli, wrong):
     assert after == whole
 
 
-def test_a_generation_that_is_gone(three, tmp_path, cli):
-    """A missing folder of a generation is damage for every reader, and verify names nothing else, and the way out."""
+def empty(path):
+    """Leave an empty folder in the place of the second generation."""
+    shutil.rmtree(path / "more" / "00001")
+    (path / "more" / "00001").mkdir()
+
+
+def put_another(path):
+    """Put the second generation in the place of the third."""
+    shutil.rmtree(path / "more" / "00002")
+    shutil.copytree(path / "more" / "00001", path / "more" / "00002")
+
+
+LOST = {
+    "gone": (lambda path: shutil.rmtree(path / "more" / "00001"), ["more/00001: gone"], "more/00001"),
+    "empty": (empty, ["more/00001: gone"], "more/00001"),
+    "all": (
+        lambda path: shutil.rmtree(path / "more"),
+        [f"more/0000{n}: gone" for n in (1, 2)],
+        "more/00001 and 1 other",
+    ),
+    "another": (put_another, ["more/00002: not the generation that was added"], "more/00002"),
+}
+
+
+@pytest.mark.parametrize("is_harmed", [False, True])
+@pytest.mark.parametrize("how", LOST)
+def test_a_generation_that_is_lost(three, tmp_path, cli, how, is_harmed):
+    """Every reader refuses a dump that lost a generation. verify names it, and what else is damaged, and no more."""
     shutil.copytree(three, tmp_path / "copy")
     path = tmp_path / "copy" / "d"
-    shutil.rmtree(path / "more" / "00001")
-    with pytest.raises(DamagedError, match="more/00001 is gone"):
+    lose, damages, named = LOST[how]
+    lose(path)
+    if is_harmed:
+        (path / "failures.jsonl").write_bytes(b"{}\n")
+        damages = [*damages, "failures.jsonl: not what the records say"]
+    with pytest.raises(FeatcliError, match=r"more/0000\d"):
         open_dump(path)
-    assert cli("inspect", path).code == 4
-    for make in (lambda: None, (path / "more" / "00001").mkdir):
-        make()
-        run = cli("verify", path)
-        assert (run.code, run.out.splitlines()[0]) == (4, "more/00001: gone"), run.out
-        assert "found 1 damage\nhint: put more/00001 back from a copy" in run.err
-        assert "put more/00001 back from a copy" in cli("verify", path, "--repair").err
-    shutil.rmtree(path / "more")
-    with pytest.raises(FeatcliError):
-        open_dump(path)
+    assert cli("inspect", path).code in (2, 4)
+    run = cli("verify", path)
+    assert (run.code, run.out.splitlines()[:-1]) == (4, damages)
+    assert f"hint: put {named} back from a copy" in run.err
+    run = cli("verify", path, "--repair")
+    assert (run.code, f"hint: put {named} back from a copy" in run.err) == (4, True)
+
+
+def test_a_generation_that_is_made_again_while_it_is_verified(three, tmp_path):
+    """What a run sets aside in a generation while others are read is no damage: the dump is incomplete meanwhile."""
+    shutil.copytree(three, tmp_path / "copy")
+    path = tmp_path / "copy" / "d"
+    record = path / "more" / "00001" / "shards" / "00000.json"
+
+    def set_aside(kind, **_):
+        if kind == "batch" and record.exists():
+            reopen(Dump.at(path / "more" / "00001"))
+            record.rename(record.with_name(record.name + BEFORE))
+
+    verdict = verify(path, set_aside)
+    assert (verdict.state, verdict.damages, verdict.missing_shards) == ("incomplete", [], 1)
+
+
+def test_a_damaged_manifest_is_named_once(three, tmp_path):
+    """Verify says once what is wrong with the manifest that names the generations."""
+    shutil.copytree(three / "d", tmp_path / "d")
+    (tmp_path / "d" / "manifest.json").write_bytes(b"{}")
+    assert [one.file for one in verify(tmp_path / "d").damages] == ["manifest.json"]
 
 
 def test_failed_images_are_tried_again_in_all_generations(three, pictures, tmp_path, monkeypatch):

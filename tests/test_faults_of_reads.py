@@ -284,6 +284,16 @@ def test_no_shard_is_damaged_by_what_cannot_be_read(dump, fails, call, name):
     assert tree(dump) == before
 
 
+@pytest.mark.parametrize("name", ["EIO", "ESTALE", "EACCES"])
+@pytest.mark.parametrize("call", ["open", "pread"])
+@pytest.mark.parametrize("file", ["plan.json", "images.jsonl", "shards/00000.json", "failures.jsonl", "manifest.json"])
+def test_no_file_is_damaged_that_cannot_be_read(dump, fails, file, call, name):
+    """Whichever file of a dump the machine cannot read, verification ends with its error, and finds no damage."""
+    fails("preadv" if (call, file) == ("pread", "images.jsonl") else call, getattr(errno, name), dump / file)
+    with pytest.raises(MachineError, match=os.strerror(getattr(errno, name))):
+        verify(dump)
+
+
 @pytest.mark.parametrize("call", ["listdir", "stat", "open", "pread"])
 def test_no_committed_shard_is_forgotten(dump, fails, call):
     """A folder that cannot be listed is not empty, and a shard that cannot be looked at is not gone."""

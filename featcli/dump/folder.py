@@ -244,7 +244,10 @@ class Dump:
         return found
 
     def names(self) -> list[str]:
-        """Return the names in the folder of shards. Raises MachineError."""
+        """Return the names in the folder of shards. Raises MachineError.
+
+        Methods with the argument `names` take them from there, and list the folder themselves without it.
+        """
         return names_in(self.path / SHARDS)
 
     def unfinished(self, names: Sequence[str] | None = None) -> list[Unfinished]:
@@ -314,10 +317,7 @@ class Dump:
         return shapes, starts
 
     def numbered(self, suffix: str, names: Sequence[str] | None = None) -> list[int]:
-        """Return the numbers of shards that have a file of this kind, in order.
-
-        `names` are those in the folder of shards, here and in the methods beside it; without them it is listed.
-        """
+        """Return the numbers of shards that have a file of this kind, in order."""
         of_kind = re.compile(r"(\d{5,})" + re.escape(suffix))
         found = map(of_kind.fullmatch, self.names() if names is None else names)
         numbers = {int(name[1]) for name in found if name and name[1] == f"{int(name[1]):05d}"}

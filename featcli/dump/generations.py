@@ -26,6 +26,7 @@ MORE = "more"
 GROWN_VERSION = 3  # format version of the manifest of a dump that grew, which older readers refuse
 GROWN = b'{\n "format_version": %d,' % GROWN_VERSION  # how such a manifest begins
 GENERATIONS, IS_OPEN = "generations", "is_open"  # fields of that manifest
+NOT_ADDED = "not the generation that was added"
 PUT_BACK = "put that folder back: without it the rows behind it have other numbers"
 MEND = "run featcli verify --repair, then its extract command again"
 
@@ -103,21 +104,23 @@ def all_generations(root: Dump, with_lists: bool = True) -> Generations:
         if not is_there(path):
             raise DamagedError(f"dump {shown(root.path)}: its generation {MORE}/{path.name} is gone", PUT_BACK)
         dumps.append(Dump.at(path) if with_lists else Dump(path, Dump.plan_in(path)))
-    refuse_others(dumps, named)
+    for other in others(dumps, named):
+        name = f"{MORE}/{other.path.name}"
+        raise DamagedError(f"dump {shown(root.path)}: {name} is {NOT_ADDED}", PUT_BACK)
     is_whole = [root.is_complete() and not is_open]
     is_whole += [one.manifest is not None and dump.is_complete() for one, dump in zip(named, dumps[1:], strict=True)]
     return Generations(dumps, [not one for one in is_whole])
 
 
-def refuse_others(dumps: Sequence[Dump], named: Sequence[Generation]) -> None:
-    """Raise DamagedError unless the dumps behind the first are the generations that its manifest names."""
-    root, rows = dumps[0], dumps[0].plan.num_images
+def others(dumps: Sequence[Dump], named: Sequence[Generation]) -> list[Dump]:
+    """Return the dumps behind the first that are not the generations that its manifest names."""
+    root, rows, found = dumps[0], dumps[0].plan.num_images, []
     for number, (one, dump) in enumerate(zip(named, dumps[1:], strict=True), 1):
         expected = Extends(root.plan.fingerprint, number, rows)
         if (dump.plan.fingerprint, one.number, dump.plan.extends) != (one.fingerprint, number, expected):
-            name = f"{MORE}/{dump.path.name}"
-            raise DamagedError(f"dump {shown(root.path)}: {name} is not the generation that was added", PUT_BACK)
+            found.append(dump)
         rows += one.rows
+    return found
 
 
 def generations_of(root: Dump) -> list[Dump]:

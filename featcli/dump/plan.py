@@ -293,7 +293,7 @@ class Plan(Outline):
         return hash_json(content)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of plan.json, whose fields must not be changed inside."""
+        """Return the content of plan.json. It shares what is in its fields with the plan, and must not be changed."""
         is_first = self.format_version == 1
         return {
             "format_version": self.format_version,

@@ -161,9 +161,9 @@ def read_unfinished(shards: Path, plan: Plan, number: int) -> Unfinished | None:
 
 
 def unfinished_in(shards: Path, plan: Plan, names: Iterable[str]) -> list[Unfinished]:
-    """Return the unfinished shards in a folder with these names, in order. Raises MachineError."""
-    found_names = map(RECORD_NAME.fullmatch, names)
-    numbers = sorted({int(name[1]) for name in found_names if name and int(name[1]) < plan.num_shards})
+    """Return the unfinished shards in a folder that holds these names, in order. Raises MachineError."""
+    records = map(RECORD_NAME.fullmatch, names)
+    numbers = sorted({int(name[1]) for name in records if name and int(name[1]) < plan.num_shards})
     found = (read_unfinished(shards, plan, number) for number in numbers)
     return [one for one in found if one is not None]
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,15 @@ from featcli.dump.formats import FORMATS
 from featcli.dump.formats.layout import NUMPY_TYPES, VALID, Array, Layout, fill_rows, is_stage, values_of
 from featcli.dump.generations import (
     MORE,
+    NOT_ADDED,
     Generation,
     begun_generation,
     folder_of,
     named_generations,
     open_manifest,
+    others,
     plan_of_manifest,
     read_named,
-    refuse_others,
     with_generations,
 )
 from featcli.dump.lock import FolderLock, is_in_use
@@ -39,10 +40,9 @@ from featcli.dump.records import failure_lines, manifest_content
 from featcli.dump.shard import REST, hash_rest
 from featcli.errors import ConflictError, DamagedError, counted, printable, shown
 from featcli.events import Report, silent
-from featcli.system.faults import ABSENT, machine_errors
+from featcli.system.faults import ABSENT, refuse_of_machine
 from featcli.system.files import is_link, is_there, open_regular, read_start, state_at
 
-WHAT_REPAIR_DOES = "it mends a plan, and sets damaged shards aside for the next extract to make again"
 PIECE_BYTES = 4 * 1024**2  # that are read at once: what stays in the cache of a core while it is hashed and counted
 # The bits of the exponent in the types of two bytes, which numpy would have to turn into others to look at them. All of
 # them are set in a number that is not finite.
@@ -74,7 +74,7 @@ class Verdict:
     foreign_files: list[ForeignFile] = field(default_factory=list)
     nan: Counter[str] = field(default_factory=Counter)  # stage -> values in rows of images that were read
     inf: Counter[str] = field(default_factory=Counter)
-    generations: list[Verdict] = field(default_factory=list)  # of those that were added, which are counted above, too
+    generations: list[Verdict] = field(default_factory=list)  # that were added; what is there of them counts above, too
     begun: dict[str, Any] | None = None  # a generation that is not part of the dump yet, as begun_generation returns it
 
     @property
@@ -85,15 +85,15 @@ class Verdict:
     @property
     def way_out(self) -> str:
         """What can be done about its damage."""
-        lost = self.lost_generations
-        if lost:
-            return f"put {lost[0].file} back from a copy: its rows cannot be made again without it"
-        return f"run featcli verify --repair: {WHAT_REPAIR_DOES}"
+        if lost := self.lost_generations:
+            others = f" and {counted(len(lost) - 1, 'other')}" if len(lost) > 1 else ""
+            return f"put {lost[0]}{others} back from a copy: nothing else has the rows"
+        return "run featcli verify --repair, which mends a plan, and sets damaged shards aside for the next extract"
 
     @property
-    def lost_generations(self) -> list[Damage]:
-        """The damage that is a generation which is gone, or another in its place."""
-        return [one for one in self.damages if one.file == MORE or re.fullmatch(rf"{MORE}/\d+", one.file)]
+    def lost_generations(self) -> list[str]:
+        """The folders of generations that are gone, or replaced by another dump."""
+        return [one.file for one in self.damages if re.fullmatch(rf"{MORE}/\d+", one.file)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields for programs."""
@@ -130,9 +130,9 @@ class _Check:
 
     verdict: Verdict
     dump: Dump | None = None  # if its plan could be read
-    keys: Sequence[str] | None = None  # of its list, while its shards are read; None if the list is damaged
-    shards: list[int] = field(default_factory=list)  # that have a record
+    keys: Sequence[str] | None = None  # of its list, until its shards are read; None if the list is damaged
     records: list[dict[str, Any]] = field(default_factory=list)
+    is_open: bool = False  # whether the manifest of the root says that shards of the dump are made again
     manifest: str = ""  # the checksum of its manifest, if that is what the records say
 
     @property
@@ -146,19 +146,21 @@ def _checked(folder: Path, report: Report) -> Verdict:
     if not any(is_there(folder / name) for name in (PLAN, MANIFEST, SHARDS)):
         raise no_dump(folder)
     root = _check_lists(folder)
+    had_manifest = is_there(folder / MANIFEST)  # comes first, because a run may end meanwhile
     named = _named(root)
     report("start", images=root.verdict.images + sum(one.rows for one in named), done=0)
     generations = [_check_lists(folder_of(folder, one.number)) for one in named]
     for check in (root, *generations):  # after all lists: between shards, which fill the cache, small files take longer
         _check_shards(check, report)
+    root.verdict.has_manifest = root.verdict.has_manifest and had_manifest
     for generation in generations:
         _check_last_files(generation)
         if generation.dump is None and not generation.verdict.damages:
             root.verdict.damages.append(Damage(file=f"{MORE}/{Path(generation.verdict.dump).name}", what="gone"))
     dumps = [check.dump for check in (root, *generations) if check.dump is not None]
     if len(dumps) == len(named) + 1:
-        with _noting(root.verdict, MORE):
-            refuse_others(dumps, named)
+        found = others(dumps, named)
+        root.verdict.damages += [Damage(file=f"{MORE}/{dump.path.name}", what=NOT_ADDED) for dump in found]
     _check_last_files(root, generations)
     for generation in generations:
         root.verdict.add(generation.verdict, f"{MORE}/{Path(generation.verdict.dump).name}")
@@ -173,8 +175,7 @@ def _named(root: _Check) -> list[Generation]:
     if root.dump is not None and root.is_readable:
         with _noting(root.verdict, MANIFEST):
             named, is_open = read_named(root.dump)
-            if is_open or any(one.manifest is None for one in named):
-                root.verdict.has_manifest = False
+            root.is_open = is_open or any(one.manifest is None for one in named)
     return named
 
 
@@ -197,20 +198,28 @@ def _check_lists(folder: Path) -> _Check:
     with _noting(verdict, COLUMNS):
         for _ in dump.cells():
             pass
-    verdict.has_manifest = is_there(folder / MANIFEST)  # comes first, because a run may end meanwhile
-    names = dump.names()
-    check.shards = dump.numbered(".json", names)
-    verdict.missing_shards = dump.plan.num_shards - len(check.shards)
-    verdict.unfinished_shards = dump.unfinished_shards(names)
     return check
 
 
 def _check_shards(check: _Check, report: Report) -> None:
-    """Read the shards of a generation, and look for files that are none of it."""
+    """Read the shards of a generation, and look for files that are none of it.
+
+    What there is of them is found out only now: since the lists were read, a run may have gone on for hours.
+    """
     dump, verdict = check.dump, check.verdict
     if dump is None or not check.is_readable:
         return
-    for number in check.shards:
+    if not is_there(dump.path):
+        check.dump = None
+        return
+    verdict.has_manifest = (
+        is_there(dump.path / MANIFEST) and not check.is_open
+    )  # first, because a run may end meanwhile
+    names = dump.names()
+    shards = dump.numbered(".json", names)
+    verdict.missing_shards = dump.plan.num_shards - len(shards)
+    verdict.unfinished_shards = dump.unfinished_shards(names)
+    for number in shards:
         _check_shard(check, dump, number)
         report("batch", images=len(dump.plan.shard(number)))
     check.keys = None
@@ -227,8 +236,8 @@ def _noting(verdict: Verdict, file: str, shard: int | None = None) -> Iterator[N
     try:
         yield
     except (DamagedError, OSError, EOFError, ValueError) as error:
-        with suppress(type(error)), machine_errors("file", Path(verdict.dump) / file, strict=True):
-            raise error
+        if isinstance(error, OSError):
+            refuse_of_machine("file", Path(verdict.dump) / file, error, strict=True)
         text = error.message if isinstance(error, DamagedError) else str(error)
         for path in (Path(verdict.dump) / file, Path(verdict.dump)):  # the verdict names the file itself
             text = text.partition(f"{shown(path)}: ")[2] or text
@@ -338,25 +347,32 @@ def _pieces(descriptor: int, array: Array) -> Iterator[tuple[int, np.ndarray]]:
 def _check_last_files(check: _Check, generations: Sequence[_Check] | None = None) -> None:
     """Check that failures.jsonl and manifest.json repeat what the records, and in the root the generations, say."""
     dump, verdict = check.dump, check.verdict
-    if dump is None or not verdict.has_manifest or not all(one.manifest for one in generations or ()):
+    if dump is None or not verdict.has_manifest:
         return
     if len(check.records) < dump.plan.num_shards:
         if verdict.missing_shards:
             what = f"there, though {counted(verdict.missing_shards, 'shard')} not"
             verdict.damages.append(Damage(file=MANIFEST, what=what))
         return
-    manifest = manifest_content(dump.plan, check.records)
-    if generations is not None:
-        ours = [Generation.of(one.dump, one.manifest) for one in generations if one.dump is not None]
-        with _noting(verdict, MANIFEST):
-            ours += named_generations(dump)[len(ours) :]  # became part of the dump while the others were read
-        manifest = with_generations(manifest, ours)
-    check.manifest = hash_json(manifest)
-    expected = {MANIFEST: checksummed(manifest, check.manifest), FAILURES: b"".join(failure_lines(check.records))}
+    expected = {FAILURES: b"".join(failure_lines(check.records))}
+    is_known = all(one.manifest for one in generations or ()) and not verdict.lost_generations  # what it has to say
+    if is_known and not any(one.file == MANIFEST for one in verdict.damages):  # they were read from it before
+        manifest = manifest_content(dump.plan, check.records)
+        if generations is not None:
+            with _noting(verdict, MANIFEST):
+                manifest = with_generations(manifest, _as_named(dump, generations))
+        check.manifest = hash_json(manifest)
+        expected = {MANIFEST: checksummed(manifest, check.manifest), **expected}
     for name, content in expected.items():
         with _noting(verdict, name):
             if not _is_at(dump.path / name, content):
                 raise ValueError("not what the records say")
+
+
+def _as_named(root: Dump, generations: Sequence[_Check]) -> list[Generation]:
+    """Return what the manifest of the root has to say of these generations, and of those that were added meanwhile."""
+    ours = [Generation.of(one.dump, one.manifest) for one in generations if one.dump is not None]
+    return ours + named_generations(root)[len(ours) :]
 
 
 def _is_at(path: Path, content: bytes) -> bool:
@@ -377,7 +393,7 @@ def repair(verdict: Verdict) -> list[str]:
     """
     done = []
     if lost := verdict.lost_generations:
-        raise DamagedError(f"dump {shown(verdict.dump)}: {lost[0].file}: {lost[0].what}", verdict.way_out)
+        raise DamagedError(f"dump {shown(verdict.dump)}: {lost[0]} is gone or another dump", verdict.way_out)
     for generation in verdict.generations:
         if generation.damages:
             below = f"{MORE}/{Path(generation.dump).name}"

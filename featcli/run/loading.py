@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from collections.abc import Mapping
@@ -224,11 +223,10 @@ def decode_processes_of(asked: ExtractSpec, threads: int, device: torch.device, 
 def _settings(asked: ExtractSpec, backbone: Backbone, rules: PixelSpec, threads: int, batch_size: int) -> Settings:
     """Return what was chosen, as the plan holds it."""
     execution = backbone.execution
-    preprocessing = {**backbone.preprocessing.settings, **settings_of(rules)}
-    words = json.dumps({"backbone": dict(backbone.settings), "preprocessing": preprocessing})
     return Settings(
-        **json.loads(words),  # as a reader of the plan has them: lists for tuples, and all names are texts
+        backbone=dict(backbone.settings),
         weights_digest=backbone.digest,
+        preprocessing={**backbone.preprocessing.settings, **settings_of(rules)},
         precision=execution.precision,
         layout=execution.layout,
         folded=execution.folded,

@@ -60,9 +60,14 @@ def machine_errors(what: str, name: object, strict: bool = False) -> Iterator[No
     try:
         yield
     except OSError as error:
-        if error.errno in MACHINE or (strict and error.errno is not None and error.errno not in ABSENT):
-            raise machine_error(f"{what} {shown(name)}".lstrip(), error) from error
+        refuse_of_machine(what, name, error, strict)
         raise
+
+
+def refuse_of_machine(what: str, name: object, error: OSError, strict: bool = False) -> None:
+    """Raise MachineError if an error is the machine's. See `machine_errors`."""
+    if error.errno in MACHINE or (strict and error.errno is not None and error.errno not in ABSENT):
+        raise machine_error(f"{what} {shown(name)}".lstrip(), error) from error
 
 
 def fault_behind(error: BaseException) -> OSError | None:
