@@ -485,14 +485,53 @@ def test_a_generation_that_is_lost(three, tmp_path, cli, how, is_harmed):
     if is_harmed:
         (path / "failures.jsonl").write_bytes(b"{}\n")
         damages = [*damages, "failures.jsonl: not what the records say"]
-    with pytest.raises(FeatcliError, match=r"more/0000\d"):
+    with pytest.raises(DamagedError, match=r"more/0000\d is (gone|not the generation that was added)"):
         open_dump(path)
-    assert cli("inspect", path).code in (2, 4)
+    assert cli("inspect", path).code == 4
     run = cli("verify", path)
     assert (run.code, run.out.splitlines()[:-1]) == (4, damages)
     assert f"hint: put {named} back from a copy" in run.err
     run = cli("verify", path, "--repair")
     assert (run.code, f"hint: put {named} back from a copy" in run.err) == (4, True)
+
+
+@pytest.mark.parametrize("harm", ["file gone", "file cut", "record gone"])
+@pytest.mark.parametrize("place", [".", "more/00001", "more/00002"])
+@pytest.mark.parametrize("extend", [False, True])
+def test_a_shard_that_is_gone_from_a_dump_that_grew(three, pictures, tmp_path, harm, place, extend):
+    """The extract command, with --extend or without, makes such a shard again, in whichever generation it is."""
+    shutil.copytree(three, tmp_path / "copy")
+    path, inside = tmp_path / "copy" / "d", tmp_path / "copy" / "in"
+    whole = tree(path)
+    shards = path / place / "shards"
+    shard, record = (next(shards.glob(f"00000{end}")) for end in (".[!j]*", ".json"))
+    if harm == "record gone":
+        record.unlink()
+    elif harm == "file cut":
+        shard.write_bytes(shard.read_bytes()[:-9])
+    else:
+        shard.unlink()
+    outcome = extract(inside, output=path, extend=extend, **OPTIONS)
+    assert (outcome.is_complete, outcome.extracted > 0) == (True, True)
+    assert tree(path) == whole
+
+
+@pytest.mark.parametrize("what", ["gone", "changed"])
+def test_a_damaged_shard_whose_images_are_gone(three, pictures, tmp_path, cli, what):
+    """--extend makes no row into a failure by itself: it refuses until --repair has set the damaged file aside."""
+    shutil.copytree(three, tmp_path / "copy")
+    path, inside = tmp_path / "copy" / "d", tmp_path / "copy" / "in"
+    shard = next((path / "more" / "00002" / "shards").glob("00000.[!j]*"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    (inside / "e" / "1.png").unlink() if what == "gone" else draw(inside / "e" / "1.png", 99, (50, 50))
+    before = tree(path)
+    with pytest.raises(DamagedError, match=r"more/00002/shards/00000.* is damaged, and 1 of its images is gone"):
+        extract(inside, output=path, extend=True, **OPTIONS)
+    assert tree(path) == before
+    assert cli("verify", path, "--repair").code == 8
+    outcome = extract(inside, output=path, extend=True, **OPTIONS)
+    assert (outcome.is_complete, outcome.failed) == (True, 2)
+    assert shard.with_name(shard.name + ".damaged").read_bytes() == before[str(shard.relative_to(path))]
 
 
 def test_a_generation_that_is_made_again_while_it_is_verified(three, tmp_path):

@@ -209,7 +209,7 @@ def verify(asked: VerifyCommand) -> None:
     if verdict.damages:
         for line in repair(verdict):
             print(printable(line), file=sys.stderr)
-        if any(damage.file == PLAN for damage in verdict.damages):  # the rest is found only after its repair
+        if any(Path(damage.file).name == PLAN for damage in verdict.damages):  # the rest is found only after its repair
             verdict = _judge(asked)
     if verdict.damages or verdict.state == "incomplete":
         if asked.recompute or asked.check_inputs or other is not None:

@@ -28,6 +28,7 @@ GROWN = b'{\n "format_version": %d,' % GROWN_VERSION  # how such a manifest begi
 GENERATIONS, IS_OPEN = "generations", "is_open"  # fields of that manifest
 NOT_ADDED = "not the generation that was added"
 PUT_BACK = "put that folder back: without it the rows behind it have other numbers"
+NOT_OF_DUMP = "move that folder away: nothing in it is part of the dump yet, and --extend makes it anew"
 MEND = "run featcli verify --repair, then its extract command again"
 
 
@@ -101,9 +102,12 @@ def all_generations(root: Dump, with_lists: bool = True) -> Generations:
     dumps = [root]
     for number in range(1, len(named) + 1):
         path = folder_of(root.path, number)
-        if not is_there(path):
+        dump = Dump.existing(path)
+        if dump is None:
             raise DamagedError(f"dump {shown(root.path)}: its generation {MORE}/{path.name} is gone", PUT_BACK)
-        dumps.append(Dump.at(path) if with_lists else Dump(path, Dump.plan_in(path)))
+        if with_lists:
+            dump.refuse_short_list()
+        dumps.append(dump)
     for other in others(dumps, named):
         name = f"{MORE}/{other.path.name}"
         raise DamagedError(f"dump {shown(root.path)}: {name} is {NOT_ADDED}", PUT_BACK)
@@ -179,7 +183,10 @@ def _next_extends(root: Dump) -> Extends:
 
 
 def _begun_by(root: Dump, extends: Extends) -> Dump | None:
-    begun = Dump.existing(folder_of(root.path, extends.generation))
+    try:
+        begun = Dump.existing(folder_of(root.path, extends.generation))
+    except DamagedError as error:
+        raise DamagedError(error.message, NOT_OF_DUMP) from error
     if begun is not None and begun.plan.extends != extends:
         raise ConflictError(
             f"dump {shown(root.path)}: {shown(begun.path)} is not a generation of it", "move it somewhere else"

@@ -17,7 +17,20 @@ import xxhash
 from featcli.dump.atomic_file import disk_errors, sync_folder
 from featcli.dump.checksummed_json import checksummed, hash_json, publish_checksummed, why_refused
 from featcli.dump.columns import COLUMNS
-from featcli.dump.folder import ASIDE, BEFORE, FAILURES, IMAGES, MANIFEST, PLAN, SHARDS, Dump, in_use, no_dump, unmoved
+from featcli.dump.folder import (
+    ASIDE,
+    BEFORE,
+    FAILURES,
+    IMAGES,
+    MANIFEST,
+    PLAN,
+    RELIST,
+    SHARDS,
+    Dump,
+    in_use,
+    no_dump,
+    unmoved,
+)
 from featcli.dump.foreign import ForeignFile, foreign_files
 from featcli.dump.formats import FORMATS
 from featcli.dump.formats.layout import NUMPY_TYPES, VALID, Array, Layout, fill_rows, is_stage, values_of
@@ -88,6 +101,8 @@ class Verdict:
         if lost := self.lost_generations:
             others = f" and {counted(len(lost) - 1, 'other')}" if len(lost) > 1 else ""
             return f"put {lost[0]}{others} back from a copy: nothing else has the rows"
+        if any(Path(one.file).name in (IMAGES, COLUMNS) for one in self.damages):
+            return RELIST
         return "run featcli verify --repair, which mends a plan, and sets damaged shards aside for the next extract"
 
     @property

@@ -66,6 +66,7 @@ class Growth:
     root: Dump
     dumps: list[Dump]  # all generations that are part of the dump
     is_unfinished: list[bool]  # of each: whether it lacks something, also its list, or is made again
+    is_damaged: list[bool]  # of each: whether it was complete, and shards of it are gone or of another size
     listing: Listing
     places: np.ndarray  # for each row of the dump its place in the listing, or -1 if it is gone
     new: np.ndarray  # places of images that are not in the dump, in their order
@@ -95,11 +96,15 @@ class Growth:
         places = np.full(len(known), -1)
         is_new = first >= len(known)
         places[first[~is_new]] = np.flatnonzero(~is_new)
+        is_damaged = [
+            not is_one and bool(dump.found.missing)
+            for dump, is_one in zip(dumps, generations.is_unfinished, strict=True)
+        ]
         is_unfinished = [
-            is_one or number in lost or not dump.has_its_columns()
+            is_one or is_damaged[number] or number in lost or not dump.has_its_columns()
             for number, (dump, is_one) in enumerate(zip(dumps, generations.is_unfinished, strict=True))
         ]
-        return cls(root, dumps, is_unfinished, listing, places, np.flatnonzero(is_new))
+        return cls(root, dumps, is_unfinished, is_damaged, listing, places, np.flatnonzero(is_new))
 
     @property
     def rows(self) -> int:
@@ -179,6 +184,8 @@ def next_step(growth: Growth, others_work: bool) -> Step | None:
     for number, dump in enumerate(growth.dumps):
         if growth.is_unfinished[number]:
             places = growth.places_of(number)
+            if growth.is_damaged[number]:
+                _refuse_lost_rows(growth, dump, places)
             is_same = not len(growth.new) and bool((places >= 0).all())
             if not is_same and (others_work if dump is root else _is_worked_on(dump.path)):
                 raise in_use(root.path)
@@ -199,6 +206,28 @@ def next_step(growth: Growth, others_work: bool) -> Step | None:
     extends = Extends(root.plan.fingerprint, number, growth.rows)
     new = growth.with_images(images.taken(growth.new))
     return Step(folder_of(root.path, number), new, root, extends)
+
+
+def _refuse_lost_rows(growth: Growth, dump: Dump, places: np.ndarray) -> None:
+    """Raise DamagedError if shards of a complete generation cannot be made again as they were.
+
+    Some of their images are gone or have changed, and the file may still hold their rows.
+    """
+    listed, now, sizes = [*dump.images()], growth.listing.images.sizes, dump.found.sizes
+    for number in dump.found.missing:
+        lost = [
+            listed[row][0]
+            for row in dump.plan.shard(number)
+            if places[row] < 0 or now[int(places[row])] != sizes.get(row, listed[row][1])
+        ]
+        if lost:
+            file = dump.shard_path(number).relative_to(growth.root.path)
+            raise DamagedError(
+                f"dump {shown(growth.root.path)}: {file} is damaged, and {len(lost):,} of its images"
+                f" {'is' if len(lost) == 1 else 'are'} gone or changed, first {shown(lost[0])}",
+                "put the file back from a copy; or run featcli verify --repair, which sets it aside, and then this"
+                " command: images that are not as they were become failures",
+            )
 
 
 def _is_worked_on(path: Path) -> bool:
