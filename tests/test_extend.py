@@ -534,6 +534,48 @@ def test_a_damaged_shard_whose_images_are_gone(three, pictures, tmp_path, cli, w
     assert shard.with_name(shard.name + ".damaged").read_bytes() == before[str(shard.relative_to(path))]
 
 
+@pytest.mark.parametrize("has_grown", [False, True])
+def test_failed_images_are_tried_again_in_a_folder_that_lives(pictures, folder, tmp_path, has_grown):
+    """--retry-failed needs only the images of generations with failures, and says that it leaves new ones."""
+    path, said = tmp_path / "d", []
+    if has_grown:
+        extract(folder, output=path, **OPTIONS)
+    else:
+        shutil.rmtree(folder)
+    add(pictures, folder, SECOND)
+    extract(folder, output=path, extend=has_grown, **OPTIONS)
+    with open_dump(path) as dump:
+        before = {key: dump["stage4"][key] for key in dump.keys}
+    add(pictures, folder, THIRD)
+    if has_grown:
+        (folder / "b.png").unlink()
+        draw(folder / "d.png", 99, (50, 50))
+    shutil.copy(pictures / "a.png", folder / "c.png")
+    options = OPTIONS | {"retry_failed": True, "report": lambda kind, **facts: said.append((kind, facts.get("text")))}
+    outcome = extract(folder, output=path, **options)
+    assert (outcome.extracted, outcome.failed, outcome.is_complete) == (2, 0, True)
+    assert said.count(("warning", "3 images are not in the dump yet: --extend adds such images")) == 1
+    with open_dump(path) as dump:
+        assert dump.keys == [*before]
+        for key in before:
+            np.testing.assert_array_equal(dump["stage4"][key], before["a.png" if key == "c.png" else key])
+    assert verify(path).state == "whole"
+    again = extract(folder, output=path, **OPTIONS | {"retry_failed": True})
+    assert (again.extracted, again.is_complete) == (0, True)
+
+
+def test_failed_images_whose_shard_cannot_be_made_again(three, pictures, tmp_path):
+    """--retry-failed refuses if another image of such a generation is gone: its row would be lost."""
+    shutil.copytree(three, tmp_path / "copy")
+    path, inside = tmp_path / "copy" / "d", tmp_path / "copy" / "in"
+    (inside / "a.png").unlink()
+    shutil.copy(pictures / "b.png", inside / "c.png")
+    before = tree(path)
+    with pytest.raises(ConflictError, match=r"1 image of '.*more/00001' is gone, first 'a.png'"):
+        extract(inside, output=path, retry_failed=True, **OPTIONS)
+    assert tree(path) == before
+
+
 def test_a_generation_that_is_made_again_while_it_is_verified(three, tmp_path):
     """What a run sets aside in a generation while others are read is no damage: the dump is incomplete meanwhile."""
     shutil.copytree(three, tmp_path / "copy")

@@ -24,7 +24,15 @@ from featcli.dump.writer import finalize, reopen
 from featcli.errors import NOTHING_READ, SOME_FAILED, FeatcliError, MachineError, counted, shown, size
 from featcli.events import Report, silent
 from featcli.extraction.claim import BegunMeanwhileError, claim, in_part, shards_to_make
-from featcli.extraction.growing import Growth, Step, next_step, refuse_generation, report_growth, steps_of_all
+from featcli.extraction.growing import (
+    Growth,
+    Step,
+    next_step,
+    refuse_generation,
+    report_growth,
+    report_new,
+    steps_of_all,
+)
 from featcli.extraction.planning import Extension, Job, prepare
 from featcli.extraction.sharding import DEFAULT, SIZE_AS_BEGUN, Sharers, too_few
 from featcli.inputs.listing import Listing, find
@@ -112,12 +120,13 @@ def run(
     path = asked.dump_path
     refuse_generation(path)
     is_there = not asked.overwrite and Dump.existing(path) is not None
-    if not (is_there and (asked.extend or has_grown(path))):
+    may_differ = asked.extend or asked.retry_failed  # the images, from those of the dump
+    if not (is_there and (may_differ or has_grown(path))):
         try:
             ended = _run_one(asked, if_there or asked, progress, listing, loaded)
         except BegunMeanwhileError as begun:
             is_there, listing = True, begun.listing
-    if is_there and (asked.extend or has_grown(path)):
+    if is_there and (may_differ or has_grown(path)):
         ended = _run_all(if_there or asked, progress, listing, loaded)
     _report_end(ended, progress)
     return ended.outcome
@@ -152,7 +161,7 @@ def _run_all(asked: ExtractSpec, report: ProgressReport, listing: Listing | None
                 if asked.extend and not is_told and not any(growth.is_unfinished):
                     report_growth(growth, asked, report)
                     is_told = True
-                steps = _steps(growth, asked, others_work)
+                steps = _steps(growth, asked, others_work, report)
             step = steps.pop(0) if steps else None
             if step is not None and step.path != path:
                 one = _run_added(asked, step, report, loaded)
@@ -167,9 +176,11 @@ def _run_all(asked: ExtractSpec, report: ProgressReport, listing: Listing | None
             return _together(root, ended)
 
 
-def _steps(growth: Growth, asked: ExtractSpec, others_work: bool) -> list[Step]:
+def _steps(growth: Growth, asked: ExtractSpec, others_work: bool, report: Report) -> list[Step]:
     """Return all that is left to do, or the next of it with --extend, because other runs may add generations."""
     if not asked.extend:
+        if asked.retry_failed:
+            report_new(growth, report)
         return steps_of_all(growth, asked.retry_failed)
     step = next_step(growth, others_work)
     return [] if step is None else [step]

@@ -151,9 +151,12 @@ def steps_of_all(growth: Growth, retry_failed: bool) -> list[Step]:
     """Return what a run without --extend has to do: the first generation, which says that there is nothing left, and
     others that lack something, hold failures to try again, or are of pictures in memory, which may be others now.
 
-    Raises ConflictError unless the images are those of the dump, or of its first generations.
+    Raises ConflictError unless the images are those of the dump, or of its first generations. With `retry_failed` only
+    those of generations with failures are needed, and new ones are left for --extend.
     """
     root, images = growth.root, growth.listing.images
+    if retry_failed and not root.plan.is_in_memory and (growth.places >= 0).any():
+        return _steps_of_failed(growth)
     if len(growth.new) and (growth.places >= 0).any():
         first = shown(images.keys[int(growth.new[0])])
         raise ConflictError(
@@ -172,6 +175,37 @@ def steps_of_all(growth: Growth, retry_failed: bool) -> list[Step]:
         if number == 0 or retry_failed or growth.is_unfinished[number] or root.plan.is_in_memory:
             steps.append(growth.step(dump, images.taken(growth.places_of(number))))
     return steps
+
+
+def _steps_of_failed(growth: Growth) -> list[Step]:
+    """Return the steps that try failed images again, and finish what lacks something. Other generations stay as they
+    are, whatever has become of their images.
+
+    Raises ConflictError if other images of such a generation are gone, because its shards are made again as a whole.
+    """
+    steps = []
+    for number, dump in enumerate(growth.dumps):
+        places = growth.places_of(number)
+        is_wanted = growth.is_unfinished[number] or bool(dump.found.failed)
+        if is_wanted and (places < 0).any():
+            gone = np.flatnonzero(places < 0)
+            raise ConflictError(
+                f"dump {shown(growth.root.path)}: {counted(len(gone), 'image')} of {shown(dump.path)}"
+                f" {'is' if len(gone) == 1 else 'are'} gone, first {shown(dump.packed_keys()[int(gone[0])])}",
+                "put the images back: shards with failed images are made again from all their images",
+            )
+        if is_wanted or (number == 0 and (places >= 0).all()):  # the first one says that there is nothing left
+            steps.append(growth.step(dump, growth.listing.images.taken(places)))
+    return steps
+
+
+def report_new(growth: Growth, report: Report) -> None:
+    """Say that images are new, in a run that adds none."""
+    if count := len(growth.new):
+        text = (
+            f"{counted(count, 'image')} {'is' if count == 1 else 'are'} not in the dump yet: --extend adds such images"
+        )
+        report("warning", text=text)
 
 
 def next_step(growth: Growth, others_work: bool) -> Step | None:
@@ -383,14 +417,16 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     """Say what `extract` would do: see featcli.extraction.planning. None if --extend finds nothing new."""
     refuse_generation(asked.dump_path)
     root = None if asked.overwrite else Dump.existing(asked.dump_path)
-    if root is None or not (asked.extend or has_grown(root.path)):
+    if root is None or not (asked.extend or asked.retry_failed or has_grown(root.path)):
         return of_one(asked, report, rate)
     growth = Growth.of(root, find(asked))
     if not asked.extend:
+        if asked.retry_failed:
+            report_new(growth, report)
         outlines = [
             of_one(one.options(asked), report, rate, one.listing) for one in steps_of_all(growth, asked.retry_failed)
         ]
-        return outlines[-1]
+        return outlines[-1] if outlines else None
     report_growth(growth, asked, report)
     step = next_step(growth, is_in_use(root.path))
     if step is None:
