@@ -99,11 +99,14 @@ class Verdict:
     def way_out(self) -> str:
         """What can be done about its damage."""
         if lost := self.lost_generations:
-            others = f" and {counted(len(lost) - 1, 'other')}" if len(lost) > 1 else ""
-            return f"put {lost[0]}{others} back from a copy: nothing else has the rows"
+            more = f" and {counted(len(lost) - 1, 'other')}" if len(lost) > 1 else ""
+            return f"put {lost[0]}{more} back from a copy: nothing else has the rows"
         if any(Path(one.file).name in (IMAGES, COLUMNS) for one in self.damages):
             return RELIST
-        return "run featcli verify --repair, which mends a plan, and sets damaged shards aside for the next extract"
+        return (
+            "run featcli verify --repair: it mends a plan, and sets damaged shards aside for the next extract"
+            " to make again"
+        )
 
     @property
     def lost_generations(self) -> list[str]:
@@ -227,9 +230,8 @@ def _check_shards(check: _Check, report: Report) -> None:
     if not is_there(dump.path):
         check.dump = None
         return
-    verdict.has_manifest = (
-        is_there(dump.path / MANIFEST) and not check.is_open
-    )  # first, because a run may end meanwhile
+    has_manifest = is_there(dump.path / MANIFEST)  # comes first, because a run may end meanwhile
+    verdict.has_manifest = has_manifest and not check.is_open
     names = dump.names()
     shards = dump.numbered(".json", names)
     verdict.missing_shards = dump.plan.num_shards - len(shards)

@@ -247,12 +247,15 @@ def _refuse_lost_rows(growth: Growth, dump: Dump, places: np.ndarray) -> None:
 
     Some of their images are gone or have changed, and the file may still hold their rows.
     """
+    if _keys_in(dump) is None:  # then its list is written again, for which all images have to be there
+        return
     listed, now, sizes = [*dump.images()], growth.listing.images.sizes, dump.found.sizes
     for number in dump.found.missing:
         lost = [
             listed[row][0]
             for row in dump.plan.shard(number)
-            if places[row] < 0 or now[int(places[row])] != sizes.get(row, listed[row][1])
+            if row not in dump.found.failed_rows
+            and (places[row] < 0 or now[int(places[row])] != sizes.get(row, listed[row][1]))
         ]
         if lost:
             file = dump.shard_path(number).relative_to(growth.root.path)
