@@ -292,8 +292,9 @@ def test_what_was_begun_cannot_be_taken_up(begun, folder, cli, what):
         assert why in cli(command, begun).out
     before = tree(begun)
     assert cli("finalize", begun).code in (4, 5)
-    with pytest.raises((ConflictError, DamagedError), match=why):
+    with pytest.raises((ConflictError, DamagedError), match=why) as refused:
         extract(folder, output=begun, extend=True, **OPTIONS)
+    assert ("move that folder away" in refused.value.hint) == (what == "a damaged plan")
     assert tree(begun) == before
 
 

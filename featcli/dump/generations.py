@@ -108,8 +108,8 @@ def all_generations(root: Dump, with_lists: bool = True) -> Generations:
         if with_lists:
             dump.refuse_short_list()
         dumps.append(dump)
-    for other in others(dumps, named):
-        name = f"{MORE}/{other.path.name}"
+    if found := others(dumps, named):
+        name = f"{MORE}/{found[0].path.name}"
         raise DamagedError(f"dump {shown(root.path)}: {name} is {NOT_ADDED}", PUT_BACK)
     is_whole = [root.is_complete() and not is_open]
     is_whole += [one.manifest is not None and dump.is_complete() for one, dump in zip(named, dumps[1:], strict=True)]

@@ -24,15 +24,7 @@ from featcli.dump.writer import finalize, reopen
 from featcli.errors import NOTHING_READ, SOME_FAILED, FeatcliError, MachineError, counted, shown, size
 from featcli.events import Report, silent
 from featcli.extraction.claim import BegunMeanwhileError, claim, in_part, shards_to_make
-from featcli.extraction.growing import (
-    Growth,
-    Step,
-    next_step,
-    refuse_generation,
-    report_growth,
-    report_new,
-    steps_of_all,
-)
+from featcli.extraction.growing import Growth, Step, next_step, refuse_generation, report_growth, steps_of_all
 from featcli.extraction.planning import Extension, Job, prepare
 from featcli.extraction.sharding import DEFAULT, SIZE_AS_BEGUN, Sharers, too_few
 from featcli.inputs.listing import Listing, find
@@ -179,9 +171,7 @@ def _run_all(asked: ExtractSpec, report: ProgressReport, listing: Listing | None
 def _steps(growth: Growth, asked: ExtractSpec, others_work: bool, report: Report) -> list[Step]:
     """Return all that is left to do, or the next of it with --extend, because other runs may add generations."""
     if not asked.extend:
-        if asked.retry_failed:
-            report_new(growth, report)
-        return steps_of_all(growth, asked.retry_failed)
+        return steps_of_all(growth, asked.retry_failed, report)
     step = next_step(growth, others_work)
     return [] if step is None else [step]
 

@@ -147,16 +147,16 @@ def refuse_generation(path: Path) -> None:
         )
 
 
-def steps_of_all(growth: Growth, retry_failed: bool) -> list[Step]:
+def steps_of_all(growth: Growth, retry_failed: bool, report: Report) -> list[Step]:
     """Return what a run without --extend has to do: the first generation, which says that there is nothing left, and
     others that lack something, hold failures to try again, or are of pictures in memory, which may be others now.
 
     Raises ConflictError unless the images are those of the dump, or of its first generations. With `retry_failed` only
-    those of generations with failures are needed, and new ones are left for --extend.
+    those of generations with failures are needed, and new ones are left for --extend, with a warning.
     """
     root, images = growth.root, growth.listing.images
     if retry_failed and not root.plan.is_in_memory and (growth.places >= 0).any():
-        return _steps_of_failed(growth)
+        return _steps_of_failed(growth, report)
     if len(growth.new) and (growth.places >= 0).any():
         first = shown(images.keys[int(growth.new[0])])
         raise ConflictError(
@@ -177,12 +177,15 @@ def steps_of_all(growth: Growth, retry_failed: bool) -> list[Step]:
     return steps
 
 
-def _steps_of_failed(growth: Growth) -> list[Step]:
+def _steps_of_failed(growth: Growth, report: Report) -> list[Step]:
     """Return the steps that try failed images again, and finish what lacks something. Other generations stay as they
     are, whatever has become of their images.
 
     Raises ConflictError if other images of such a generation are gone, because its shards are made again as a whole.
     """
+    if count := len(growth.new):
+        are = "is" if count == 1 else "are"
+        report("warning", text=f"{counted(count, 'image')} {are} not in the dump yet: --extend adds such images")
     steps = []
     for number, dump in enumerate(growth.dumps):
         places = growth.places_of(number)
@@ -197,15 +200,6 @@ def _steps_of_failed(growth: Growth) -> list[Step]:
         if is_wanted or (number == 0 and (places >= 0).all()):  # the first one says that there is nothing left
             steps.append(growth.step(dump, growth.listing.images.taken(places)))
     return steps
-
-
-def report_new(growth: Growth, report: Report) -> None:
-    """Say that images are new, in a run that adds none."""
-    if count := len(growth.new):
-        text = (
-            f"{counted(count, 'image')} {'is' if count == 1 else 'are'} not in the dump yet: --extend adds such images"
-        )
-        report("warning", text=text)
 
 
 def next_step(growth: Growth, others_work: bool) -> Step | None:
@@ -247,9 +241,11 @@ def _refuse_lost_rows(growth: Growth, dump: Dump, places: np.ndarray) -> None:
 
     Some of their images are gone or have changed, and the file may still hold their rows.
     """
-    if _keys_in(dump) is None:  # then its list is written again, for which all images have to be there
+    try:
+        listed = [*dump.images()]
+    except DamagedError:  # the list is written again first, for which all images have to be there
         return
-    listed, now, sizes = [*dump.images()], growth.listing.images.sizes, dump.found.sizes
+    now, sizes = growth.listing.images.sizes, dump.found.sizes
     for number in dump.found.missing:
         lost = [
             listed[row][0]
@@ -424,11 +420,8 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
         return of_one(asked, report, rate)
     growth = Growth.of(root, find(asked))
     if not asked.extend:
-        if asked.retry_failed:
-            report_new(growth, report)
-        outlines = [
-            of_one(one.options(asked), report, rate, one.listing) for one in steps_of_all(growth, asked.retry_failed)
-        ]
+        steps = steps_of_all(growth, asked.retry_failed, report)
+        outlines = [of_one(one.options(asked), report, rate, one.listing) for one in steps]
         return outlines[-1] if outlines else None
     report_growth(growth, asked, report)
     step = next_step(growth, is_in_use(root.path))
