@@ -184,8 +184,10 @@ def _steps_of_failed(growth: Growth, report: Report) -> list[Step]:
     Raises ConflictError if other images of such a generation are gone, because its shards are made again as a whole.
     """
     if count := len(growth.new):
-        are = "is" if count == 1 else "are"
-        report("warning", text=f"{counted(count, 'image')} {are} not in the dump yet: --extend adds such images")
+        text = (
+            f"{counted(count, 'image')} {'is' if count == 1 else 'are'} not in the dump yet: --extend adds such images"
+        )
+        report("warning", text=text)
     steps = []
     for number, dump in enumerate(growth.dumps):
         places = growth.places_of(number)
