@@ -1,6 +1,7 @@
 """Open, read and verify a dump of many generations, in turn with one dump that has as many shards. Medians of rounds.
 
-The maps are numbers that nobody computed. All files are in memory, unless --cold says otherwise.
+The maps are numbers that nobody computed. All files are in memory, unless --cold says otherwise. Verifying is timed as
+a function and as the command.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -65,7 +67,7 @@ def compare(path, rounds, is_cold):
     for one in maps.values():  # puts files into memory, and makes every layout known
         for row in range(count):
             one[row]
-    found = {(what, name): [] for what in ("open", "row", "verify") for name in names}
+    found = {(what, name): [] for what in ("open", "row", "verify", "command") for name in names}
     for seed in range(rounds):
         order = np.random.default_rng(seed).permutation(count).tolist()
         rows = (order * -(-SINGLE // count))[:SINGLE]
@@ -74,9 +76,15 @@ def compare(path, rounds, is_cold):
             found["open", name].append(seconds_of(lambda folder=folder: featcli.open_dump(folder).close()))
             taken = seconds_of(lambda one=one, rows=rows: [one(row) is None for row in rows])
             found["row", name].append(taken / SINGLE)
-            if is_cold:
-                forget(folder)
-            found["verify", name].append(seconds_of(lambda folder=folder: verify(folder)))
+            command = [Path(sys.executable).with_name("featcli"), "verify", folder]
+            works = {
+                "verify": lambda folder=folder: verify(folder),
+                "command": lambda command=command: subprocess.run(command, check=True, capture_output=True),
+            }
+            for what, work in works.items():
+                if is_cold:
+                    forget(folder)
+                found[what, name].append(seconds_of(work))
     return {key: statistics.median(times) for key, times in found.items()}
 
 
@@ -94,8 +102,8 @@ def main():
     shard.LEAST = sys.maxsize  # through the page cache: files that are read into it later lie in smaller pieces
     print(
         f"{described()}, medians of {chosen.rounds}\n"
-        f"{'':<49} open, ms                          a random row, us  verify, s\n"
-        f"{'':<49} one / grown / a generation        one / grown       one / grown"
+        f"{'':<49} open, ms                          a random row, us  verify, s      featcli verify, s\n"
+        f"{'':<49} one / grown / a generation        one / grown       one / grown    one / grown"
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -116,12 +124,13 @@ def main():
                     median = compare(path, chosen.rounds, chosen.cold)
                     more = (median["open", "grown"] - median["open", "one"]) / count
                     ms, us = median["open", "one"] * 1e3, median["row", "one"] * 1e6
-                    by = {what: median[what, "grown"] / median[what, "one"] for what in ("row", "verify")}
+                    by = {what: median[what, "grown"] / median[what, "one"] for what in ("row", "verify", "command")}
                     shutil.rmtree(path)
                     print(
                         f"{name:<12} {count:4} generations of {shards} shards, {len(keys):6,} rows"
                         f" {ms:6.1f} {median['open', 'grown'] * 1e3:7.1f} {more * 1e3:7.2f}"
-                        f" {us:20.0f} {by['row']:6.2f} {median['verify', 'one']:10.2f} {by['verify']:6.2f}",
+                        f" {us:20.0f} {by['row']:6.2f} {median['verify', 'one']:10.2f} {by['verify']:6.2f}"
+                        f" {median['command', 'one']:8.2f} {by['command']:6.2f}",
                         flush=True,
                     )
 

@@ -22,6 +22,8 @@ from featcli.extraction.growing import Growth
 
 OPTIONS = {"checkpoint": "test_resnet", "random_init": True, "image_size": 32, "pool": "avg", "threads": 1}
 OPTIONS |= {"batch_size": 2, "shard_size": 2}
+FLAGS = ["--random-init"]  # the same for a command
+FLAGS += [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items() if name != "random_init"]
 FIRST, SECOND, THIRD = ["b.png", "d.png", "f.png"], ["a.png", "c.png"], ["e/1.png", "g.png", "z.png"]
 
 
@@ -592,6 +594,25 @@ def test_a_generation_that_is_made_again_while_it_is_verified(three, tmp_path):
     assert (verdict.state, verdict.damages, verdict.missing_shards) == ("incomplete", [], 1)
 
 
+def test_a_lost_manifest_loses_no_generation(three, tmp_path, cli):
+    """Without the manifest that names the generations, the dump is incomplete and counts all rows.
+
+    Its extract command completes it.
+    """
+    shutil.copytree(three, tmp_path / "copy")
+    path, inside = tmp_path / "copy" / "d", tmp_path / "copy" / "in"
+    whole = tree(path)
+    (path / "manifest.json").unlink()
+    facts = cli("inspect", path, "--json").events[0]
+    assert (facts["images"], facts["state"], len(facts["generations"])) == (8, "incomplete", 3)
+    ran = cli("verify", path, "--json")
+    assert (ran.code, ran.events[0]["images"], ran.events[0]["shards"]) == (8, 8, 5)
+    with pytest.raises(IncompleteError):
+        open_dump(path)
+    assert extract(inside, output=path, **OPTIONS).extracted == 0
+    assert tree(path) == whole
+
+
 def test_a_damaged_manifest_is_named_once(three, tmp_path):
     """Verify says once what is wrong with the manifest that names the generations."""
     shutil.copytree(three / "d", tmp_path / "d")
@@ -703,17 +724,32 @@ def test_dry_run_of_an_extension(three, tmp_path, cli):
     shutil.copytree(three, tmp_path / "copy")
     draw(tmp_path / "copy" / "in" / "new.png", 99)
     before = tree(tmp_path / "copy" / "d")
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items() if name != "random_init"]
-    ran = cli("extract", tmp_path / "copy" / "in", "-o", tmp_path / "copy" / "d", "--random-init", *options,
-              "--extend", "--dry-run", "--json")  # fmt: skip
+    command = ["extract", tmp_path / "copy" / "in", "-o", tmp_path / "copy" / "d", *FLAGS, "--dry-run"]
+    ran = cli(*command, "--extend", "--json")
     assert ran.code == 0
     assert ran.events[-1]["images"] == 1
     (tmp_path / "copy" / "in" / "new.png").unlink()
-    ran = cli(
-        "extract", tmp_path / "copy" / "in", "-o", tmp_path / "copy" / "d", "--random-init", *options, "--dry-run"
-    )
+    ran = cli(*command)
     assert (ran.code, "it would be resumed" in ran.err, "refused" in ran.err) == (0, True, False)
     assert tree(tmp_path / "copy" / "d") == before
+
+
+@pytest.mark.parametrize("other", [[], ["--dtype=float16"], ["--pool=none"]])
+def test_dry_run_says_that_an_extension_would_be_refused(three, tmp_path, cli, other):
+    """--dry-run --extend with other stages than those of the dump says that the run would be refused."""
+    draw(tmp_path / "new.png", 99)
+    ran = cli("extract", tmp_path / "new.png", "-o", three / "d", *FLAGS, *other, "--extend", "--dry-run")
+    assert (ran.code, "--extend would be refused" in ran.err) == (0, bool(other))
+
+
+def test_dry_run_says_what_it_leaves_out(begun, folder, cli):
+    """--dry-run --extend counts the generation that is unfinished, and says how many images the run adds after it."""
+    draw(folder / "new.png", 99)
+    ran = cli("extract", folder, "-o", begun, *FLAGS, "--extend", "--dry-run")
+    assert (ran.code, "then it adds 1 more image, not counted here" in ran.err) == (0, True)
+    (folder / "new.png").unlink()
+    ran = cli("extract", folder, "-o", begun, *FLAGS, "--extend", "--dry-run")
+    assert (ran.code, "not counted here" in ran.err) == (0, False)
 
 
 def test_other_pictures_of_the_same_names(tmp_path):

@@ -437,7 +437,7 @@ def test_shards_that_are_gone_or_cut_short_are_made_again(tmp_path, photos, cli,
     two.write_bytes(two.read_bytes()[:-7])
     run = cli("inspect", tmp_path / "d")
     assert run.code == 8
-    assert f"gone or damaged: {one.name}, {two.name}" in run.out
+    assert f"gone or damaged: shards/{one.name}, shards/{two.name}" in run.out
     assert featcli.extract(photos, output=tmp_path / "d", **options).extracted == 8
     assert tree(tmp_path / "d") == before
 

@@ -143,17 +143,20 @@ def named_generations(root: Dump) -> list[Generation]:
 def read_named(root: Dump) -> tuple[list[Generation], bool]:
     """Return the generations that the manifest of a dump names, and whether shards of the first are made again.
 
-    There are none in a dump without a manifest. Raises DamagedError and MachineError.
+    The complete ones stand in for a manifest that is gone: only a complete dump grows, so it was there before. Raises
+    DamagedError and MachineError.
     """
-    if not has_grown(root.path) or not is_there(root.path / MANIFEST):
+    if not has_grown(root.path):
         return [], False
+    if not is_there(root.path / MANIFEST):
+        return complete_generations(root), False
     try:
         content = _read_manifest(root.path)
         return [Generation.from_json(one) for one in content.get(GENERATIONS, ())], bool(content.get(IS_OPEN, False))
     except DamagedError:
         if is_there(root.path / MANIFEST):
             raise
-        return [], False  # another process has removed it meanwhile, to make shards again
+        return complete_generations(root), False  # another process has removed it meanwhile, to make shards again
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"dump {shown(root.path)}: {MANIFEST} is damaged ({why_refused(error)})", MEND) from error
 
@@ -161,8 +164,7 @@ def read_named(root: Dump) -> tuple[list[Generation], bool]:
 def known_generations(root: Dump) -> list[Generation]:
     """Return the generations that the manifest names, or the complete ones that are there if it cannot be read."""
     with suppress(DamagedError):
-        if is_there(root.path / MANIFEST):
-            return named_generations(root)
+        return named_generations(root)
     return complete_generations(root)
 
 
@@ -252,6 +254,8 @@ def note_again(generation: Dump) -> None:
     if extends is None or root is None or root.plan.fingerprint != extends.fingerprint:
         return
     with one_at_a_time(root.path / SHARDS):
+        if not is_there(root.path / MANIFEST):  # the dump is incomplete anyway
+            return
         named = named_generations(root)
         if extends.generation <= len(named):
             named[extends.generation - 1] = replace(named[extends.generation - 1], manifest=None)

@@ -419,10 +419,11 @@ def refuse_other_plan(path: str, old: Plan, new: Plan) -> None:
     """Raise ConflictError with the fields in which the plan of an existing dump differs from the one asked for."""
     if old.fingerprint == new.fingerprint:
         return
-    fields = [
-        f"{_as_option(field)}: {_short(one)} there, {_short(two)} now"
-        for field, one, two in differences(_for_people(old), _for_people(new))
-    ]
+    differing: dict[str, str] = {}  # by option, because one option may set several fields
+    for field, one, two in differences(_for_people(old), _for_people(new)):
+        name = _as_option(field)
+        differing.setdefault(name, f"{name}: {_short(one)} there, {_short(two)} now")
+    fields = [*differing.values()]
     raise ConflictError(
         f"dump {path} was made with another plan: {'; '.join(fields[:4])}"
         + (f"; and {len(fields) - 4} more" if len(fields) > 4 else ""),

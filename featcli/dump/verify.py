@@ -116,7 +116,8 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Return the fields for programs."""
         lists = {name: [vars(one) for one in getattr(self, name)] for name in ("damages", "foreign_files")}
-        return {"type": "verdict", "state": self.state, **vars(self), **lists, "generations": len(self.generations)}
+        count = 1 + len(self.generations)  # with the first
+        return {"type": "verdict", "state": self.state, **vars(self), **lists, "generations": count}
 
     def add(self, generation: Verdict, below: str) -> None:
         """Add what was found in a generation, whose folder is `below` the dump."""

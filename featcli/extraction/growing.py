@@ -6,7 +6,7 @@ Each is found by what is on the disk at that moment, so that several runs, and r
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from featcli.extraction.pictures_again import digests_in_memory
 from featcli.extraction.planning import Extension
 from featcli.extraction.planning import dry_run as of_one
 from featcli.inputs.image_list import MISSING, WHOLE, Image, ImageList, is_url
-from featcli.inputs.keys import Keys, first_rows
+from featcli.inputs.keys import Keys, first_rows, missing_from
 from featcli.inputs.listing import Listing, find
 from featcli.pixels.failure import NOT_READ
 from featcli.reading.reader import DumpReader, reader_of
@@ -384,21 +384,46 @@ def _hash(cells: Mapping[str, Any], names: Sequence[str]) -> int:
 
 
 def _refuse_other_keys(growth: Growth, reader: DumpReader) -> None:
-    """Raise ConflictError if an image of the dump has another key now, by what leads the keys of several inputs."""
+    """Raise ConflictError if an image of the dump has another key now, because the inputs are others."""
     images = growth.listing.images
-    gone = np.flatnonzero(growth.places < 0)[:LOOKED_AT].tolist() if len(growth.new) else []
+    for row, place in _maybe_given_otherwise(growth, reader) if len(growth.new) else ():
+        if images.sizes[place] == reader.sizes[row] and _is_it(growth, row, images[place]):
+            raise ConflictError(
+                f"dump {shown(growth.root.path)}: its image {shown(reader.keys[row])} is given as"
+                f" {shown(images.keys[place])} now",
+                "give the inputs as before, or only new ones: keys are paths in an input, led by its name if there are"
+                " several",
+            )
+
+
+def _maybe_given_otherwise(growth: Growth, reader: DumpReader) -> Iterator[tuple[int, int]]:
+    """Yield some rows whose keys are not given, each with the place of an image that it may be.
+
+    Those are images whose keys are led otherwise, and, if no image of the dump is given, those of a folder above or
+    below the one that was given before.
+    """
+    images = growth.listing.images
+    gone = np.flatnonzero(growth.places < 0)[:LOOKED_AT].tolist()
     leads = {one.leads for one in images.origins}
     before = {"", *(f"{lead}/" for dump in growth.dumps for lead in dump.plan.leads or ())}
     for row in gone:
         key = reader.keys[row]
         others = Keys(lead + key[len(one) :] for one in before if key.startswith(one) for lead in leads)
         for place in first_rows(images.keys, others)[len(images) :].tolist():
-            if place < len(images) and images.sizes[place] == reader.sizes[row] and _is_it(growth, row, images[place]):
-                now = shown(images.keys[place])
-                raise ConflictError(
-                    f"dump {shown(growth.root.path)}: its image {shown(key)} is given as {now} now",
-                    "give the inputs as before, or only new ones: keys of several inputs are led by their names",
-                )
+            if place < len(images):
+                yield row, place
+    if images.are_in_memory or (growth.places >= 0).any():
+        return
+    rows = {_name(reader.keys[row]): row for row in gone}
+    for place in growth.new.tolist():
+        key = images.keys[place]
+        row = rows.get(_name(key))
+        if row is not None and (f"/{key}".endswith(f"/{reader.keys[row]}") or reader.keys[row].endswith(f"/{key}")):
+            yield row, place
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _is_it(growth: Growth, row: int, image: Image) -> bool:
@@ -431,7 +456,11 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
         return None
     own = step.options(asked)
     extension = None if step.extends is None else Extension(root, step.extends)
-    return of_one(own, report, rate, step.listing, extension)
+    outline = of_one(own, report, rate, step.listing, extension)
+    if left := len(missing_from(step.listing.images.keys, growth.listing.images.taken(growth.new).keys)):
+        text = f"the run finishes this generation first; then it adds {counted(left, 'more image')}, not counted here"
+        report("warning", text=text)
+    return outline
 
 
 def _sample(growth: Growth) -> list[int]:

@@ -235,7 +235,10 @@ def dry_run(
         found = existing.found
         todo = sorted({*found.missing, *(found.failed if asked.retry_failed else ())})
         refuse_without_extras(existing, listing.images, bool(todo))
-    _report_existing(asked, existing, plan.num_shards - len(todo) if is_same else None, report)
+    if extension is None:
+        _report_existing(asked, existing, plan.num_shards - len(todo) if is_same else None, report)
+    elif outputs != extension.root.plan.outputs:
+        report("warning", text=f"{shown(extension.root.path)} is a dump of other stages: --extend would be refused")
     part = part_of(asked.part)
     if part is not None:
         todo = part.of(todo)

@@ -182,7 +182,7 @@ def _below(dump: Dump, generation: Dump, files: Sequence[str]) -> list[str]:
 
 def _damaged(dump: Dump, records: Sequence[Mapping[str, Any]]) -> list[str]:
     damaged = sorted(dump.committed(records).damaged)
-    return [dump.shard_path(number).name for number in damaged] + _damaged_files(dump)
+    return [f"{SHARDS}/{dump.shard_path(number).name}" for number in damaged] + _damaged_files(dump)
 
 
 def _damaged_files(dump: Dump) -> list[str]:
