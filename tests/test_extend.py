@@ -747,6 +747,7 @@ def test_dry_run_says_what_it_leaves_out(begun, folder, cli):
     draw(folder / "new.png", 99)
     ran = cli("extract", folder, "-o", begun, *FLAGS, "--extend", "--dry-run")
     assert (ran.code, "then it adds 1 more image, not counted here" in ran.err) == (0, True)
+    assert "generation     2  (begun already, with 5 images)" in ran.err
     (folder / "new.png").unlink()
     ran = cli("extract", folder, "-o", begun, *FLAGS, "--extend", "--dry-run")
     assert (ran.code, "not counted here" in ran.err) == (0, False)

@@ -181,7 +181,7 @@ def _refuse_other_options(asked: ExtractSpec, growth: Growth, loaded: Backbone |
     root, images = growth.root, growth.listing.images
     extends = Extends(root.plan.fingerprint, len(growth.dumps), growth.rows)
     one = Step(folder_of(root.path, len(growth.dumps)), growth.with_images(images.taken(np.arange(1))), root, extends)
-    prepare(one.options(asked), None, silent, one.listing, loaded, Extension(root, extends))
+    prepare(one.options(asked), None, silent, one.listing, loaded, one.extension)
 
 
 def _remove_stale(path: Path) -> None:
@@ -204,9 +204,9 @@ def _run_added(asked: ExtractSpec, step: Step, report: ProgressReport, loaded: B
 
 
 def _run_step(asked: ExtractSpec, step: Step, report: ProgressReport, loaded: Backbone | None) -> _Ended:
+    step.tell(report)
     own = step.options(asked)
-    extension = None if step.extends is None else Extension(step.root, step.extends)
-    return _run_one(own, own, report, step.listing, loaded, extension)
+    return _run_one(own, own, report, step.listing, loaded, step.extension)
 
 
 def _together(root: Dump, ended: Sequence[_Ended]) -> _Ended:

@@ -58,6 +58,17 @@ class Step:
             return replace(own, batch_size=None, threads=AUTO, shard_size=None)
         return own
 
+    @property
+    def extension(self) -> Extension | None:
+        """What the plan of a generation that is to be begun follows from."""
+        return None if self.extends is None else Extension(self.root, self.extends)
+
+    def tell(self, report: Report) -> None:
+        """Say which generation all that follows is about, if it is not the first."""
+        if self.path != self.root.path:
+            images, state = counted(len(self.listing.images), "image"), "new" if self.extends else "begun already"
+            report("choice", name="generation", value=int(self.path.name), reason=f"{state}, with {images}")
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -448,19 +459,22 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     growth = Growth.of(root, find(asked))
     if not asked.extend:
         steps = steps_of_all(growth, asked.retry_failed, report)
-        outlines = [of_one(one.options(asked), report, rate, one.listing) for one in steps]
+        outlines = [_dry_run(one, asked, report, rate) for one in steps]
         return outlines[-1] if outlines else None
     report_growth(growth, asked, report)
     step = next_step(growth, is_in_use(root.path))
     if step is None:
         return None
-    own = step.options(asked)
-    extension = None if step.extends is None else Extension(root, step.extends)
-    outline = of_one(own, report, rate, step.listing, extension)
+    outline = _dry_run(step, asked, report, rate)
     if left := len(missing_from(step.listing.images.keys, growth.listing.images.taken(growth.new).keys)):
         text = f"the run finishes this generation first; then it adds {counted(left, 'more image')}, not counted here"
         report("warning", text=text)
     return outline
+
+
+def _dry_run(step: Step, asked: ExtractSpec, report: Report, rate: float | None) -> Outline:
+    step.tell(report)
+    return of_one(step.options(asked), report, rate, step.listing, step.extension)
 
 
 def _sample(growth: Growth) -> list[int]:
