@@ -9,6 +9,7 @@ import timm
 import torch
 
 import featcli
+from conftest import tree
 from featcli.backbones.places import Places
 from featcli.dump.checksummed_json import publish_checksummed, read_checksummed
 from featcli.errors import ConflictError
@@ -130,6 +131,29 @@ def test_a_plan_with_a_printed_network(folder, monkeypatch):
     publish_checksummed(folder / "dumps/maps/plan.json", plan | {"environment": {"torch": "2.0"}}, replace=True)
     (said,) = extracted("timm", "dumps/maps", **asked)
     assert "structure" in said
+
+
+OF_PICTURES = [("fit", "pad"), ("fit", "squash"), ("fit", "crop"), ("fit", "native"), ("colour", "convert"),
+               ("alpha", "white"), ("orientation", "ignore"), ("depth_range", "0:4095"), ("max_pixels", 10**6),
+               ("decode", "scaled"), ("decode", "fast"), ("mean", "0.1,0.2,0.3"), ("std", "0.3"),
+               ("interpolation", "nearest"), ("crop_pct", 0.5)]  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpoint", ["timm", "dinov2"])
+@pytest.mark.parametrize(("option", "value"), OF_PICTURES)
+def test_an_option_for_pictures_is_no_other_wording(folder, checkpoint, option, value):
+    """A dump made without an option for pictures is not resumed with it, nor the other way round."""
+    if (checkpoint, option) == ("dinov2", "crop_pct"):
+        pytest.skip("an image processor has no such number")
+    if value == "fast":
+        pytest.importorskip("simplejpeg")
+    extracted(checkpoint, "plain", pool="avg")
+    extracted(checkpoint, "asked", pool="avg", **{option: value})
+    for dump, other, extend in (("plain", {option: value}, True), ("asked", {}, False)):
+        before = tree(folder / dump)
+        with pytest.raises(ConflictError, match=f"another plan: (--{option.replace('_', '-')}|preprocessing)"):
+            extracted(checkpoint, dump, pool="avg", extend=extend, **other)
+        assert tree(folder / dump) == before
 
 
 def test_an_image_processor_with_a_new_field(folder, monkeypatch):

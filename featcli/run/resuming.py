@@ -15,13 +15,17 @@ import numpy as np
 
 from featcli.backbones.image_processor import probe_pictures
 from featcli.backbones.model_spec import ModelSpec
+from featcli.backbones.own_preprocessing import OVERRIDES
 from featcli.backbones.preprocessing import Preprocessing, recorded_preprocessing
 from featcli.dump.plan import Plan
 from featcli.dump.settings import Settings
 from featcli.events import Report
 from featcli.pixels.bands import OF_COLOURS
+from featcli.pixels.colour import settings_of
+from featcli.spec.groups import PixelSpec
 
 LIBRARIES = ("torch", "timm", "transformers")  # names in `environment` of the libraries that describe a backbone
+OTHERS = ("colour", "fit", "largest", OVERRIDES)  # words of options that a plan lacks where nobody gave them
 NAMES_OF_CODE = ("image_processor_type", "backend")  # a library's names for its own code
 
 
@@ -63,6 +67,8 @@ class InMannerOf:
         names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
         if not names or any(name in before and name in now for name in names if name not in NAMES_OF_CODE):
             return []
+        if not _is_asked_alike(before, now):
+            return []
         try:
             recorded = recorded_preprocessing(
                 before, size=found.input_size, channels=found.channels, resize_mode=found.resize_mode
@@ -70,6 +76,15 @@ class InMannerOf:
         except Exception:  # this library no longer knows the plan's words
             return []
         return names if _give_the_same(recorded, preprocessing) else []
+
+
+def _is_asked_alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether options say the same of pictures in two plans. The older one may lack an option at its default.
+
+    Pixels cannot tell: most options change no pixel of most pictures, and --fit replaces the way to compare them.
+    """
+    default = settings_of(PixelSpec())
+    return all(before.get(name, default.get(name)) == now.get(name, default.get(name)) for name in (*default, *OTHERS))
 
 
 def _give_the_same(one: Preprocessing, two: Preprocessing) -> bool:
