@@ -613,6 +613,43 @@ def test_a_lost_manifest_loses_no_generation(three, tmp_path, cli):
     assert tree(path) == whole
 
 
+@pytest.mark.parametrize("wrong", ["a damaged shard", "no manifest"])
+def test_a_lost_manifest_and_an_incomplete_generation(three, tmp_path, cli, wrong):
+    """Without the manifest that names them, a generation that is not complete hides none of those behind it."""
+    shutil.copytree(three, tmp_path / "copy")
+    path, inside = tmp_path / "copy" / "d", tmp_path / "copy" / "in"
+    whole = tree(path)
+    (path / "manifest.json").unlink()
+    if wrong == "no manifest":
+        (path / "more" / "00001" / "manifest.json").unlink()
+        assert cli("finalize", path).code == 0
+        assert tree(path) == whole
+        return
+    shard = path / "more" / "00001" / "shards" / "00000.h5"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert cli("verify", path, "--repair").code == 8
+    facts = cli("inspect", path, "--json").events[0]
+    assert (facts["images"], facts["foreign_files"], facts["begun"]) == (8, [], None)
+    extract(inside, output=path, **OPTIONS)
+    assert {name: content for name, content in tree(path).items() if not name.endswith(".damaged")} == whole
+
+
+def test_a_dump_that_is_deleted_while_it_is_read(three, tmp_path, monkeypatch, cli):
+    """A generation that goes behind the manifest of the dump, as with --overwrite, is not called damage."""
+    find = generations._generations_there
+
+    def deleted(root):
+        found = find(root)
+        shutil.rmtree(root.path / "more" / "00002", ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(generations, "_generations_there", deleted)
+    for command in ("inspect", "verify"):
+        path = shutil.copytree(three / "d", tmp_path / command)
+        (path / "manifest.json").unlink()
+        assert cli(command, path).code == 8
+
+
 def test_a_damaged_manifest_is_named_once(three, tmp_path):
     """Verify says once what is wrong with the manifest that names the generations."""
     shutil.copytree(three / "d", tmp_path / "d")
@@ -651,7 +688,7 @@ def test_every_command_sees_one_dump(three, tmp_path, cli):
     assert [one["images"] for one in facts["generations"]] == [3, 2, 3]
     assert "generations    3: 3 + 2 + 3 images" in cli("inspect", path).out
     verdict = cli("verify", path, "--json").events[0]
-    assert (verdict["images"], verdict["shards"], verdict["state"]) == (8, 5, "whole")
+    assert (verdict["images"], verdict["shards"], verdict["state"], verdict["generations"]) == (8, 5, "whole", 3)
     options = ["--recompute", 7, "-c", "test_resnet", "--random-init"]
     recomputed = cli("verify", path, three / "in", *options, "--json").events[-1]
     assert (recomputed["images"], recomputed["equal"]) == (7, 7)
@@ -738,8 +775,9 @@ def test_dry_run_of_an_extension(three, tmp_path, cli):
 def test_dry_run_says_that_an_extension_would_be_refused(three, tmp_path, cli, other):
     """--dry-run --extend with other stages than those of the dump says that the run would be refused."""
     draw(tmp_path / "new.png", 99)
-    ran = cli("extract", tmp_path / "new.png", "-o", three / "d", *FLAGS, *other, "--extend", "--dry-run")
-    assert (ran.code, "--extend would be refused" in ran.err) == (0, bool(other))
+    for source in (tmp_path / "new.png", three / "in"):  # with a new image, and with none
+        ran = cli("extract", source, "-o", three / "d", *FLAGS, *other, "--extend", "--dry-run")
+        assert (ran.code, "--extend would be refused" in ran.err) == (0, bool(other))
 
 
 def test_dry_run_says_what_it_leaves_out(begun, folder, cli):

@@ -172,20 +172,3 @@ def test_other_leads(tmp_path, monkeypatch):
     extract(["day1", "day2"], output="one", extend=True, **OPTIONS)
     with open_dump("one") as dump:
         assert dump.keys == ["a.png", "b.png", "day1/c.png", "day1/d.png", "day2/a.png", "day2/b.png"]
-
-
-def test_a_folder_above_or_below(tmp_path, monkeypatch):
-    """The folder above or below the one that a dump was made of adds no image once more; other images are added."""
-    monkeypatch.chdir(tmp_path)
-    for name in "abc":
-        draw(Path("all", "photos", f"{name}.png"), ord(name), (40, 40))
-        draw(Path("others", "photos", f"{name}.png"), 10 + ord(name), (40, 40))
-    extract("all/photos", output="one", limit=2, **OPTIONS)
-    extract("all", output="two", limit=2, **OPTIONS)
-    with pytest.raises(ConflictError, match=re.escape("its image 'a.png' is given as 'photos/a.png' now")):
-        extract("all", output="one", extend=True, **OPTIONS)
-    with pytest.raises(ConflictError, match=re.escape("its image 'photos/a.png' is given as 'a.png' now")):
-        extract("all/photos", output="two", extend=True, **OPTIONS)
-    extract("others", output="one", extend=True, **OPTIONS)
-    with open_dump("one") as dump:
-        assert dump.keys == ["a.png", "b.png", "photos/a.png", "photos/b.png", "photos/c.png"]

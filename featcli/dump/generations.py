@@ -55,8 +55,8 @@ class Generation:
         return found
 
     @classmethod
-    def of(cls, dump: Dump, manifest: str) -> Generation:
-        """Return what is to be said of a complete generation, whose manifest has this checksum."""
+    def of(cls, dump: Dump, manifest: str | None) -> Generation:
+        """Return what is to be said of a generation, whose manifest has this checksum. See `manifest`."""
         assert dump.plan.extends is not None
         return cls(dump.plan.extends.generation, dump.plan.fingerprint, dump.plan.num_images, manifest)
 
@@ -102,9 +102,15 @@ def all_generations(root: Dump, with_lists: bool = True) -> Generations:
     dumps = [root]
     for number in range(1, len(named) + 1):
         path = folder_of(root.path, number)
-        dump = Dump.existing(path)
-        if dump is None:
-            raise DamagedError(f"dump {shown(root.path)}: its generation {MORE}/{path.name} is gone", PUT_BACK)
+        try:
+            dump = Dump.existing(path)
+            if dump is None:
+                raise DamagedError(f"dump {shown(root.path)}: its generation {MORE}/{path.name} is gone", PUT_BACK)
+        except DamagedError:
+            if is_there(root.path / MANIFEST):
+                raise
+            named = named[: number - 1]  # it was there a moment ago: another process deletes the dump
+            break
         if with_lists:
             dump.refuse_short_list()
         dumps.append(dump)
@@ -143,29 +149,28 @@ def named_generations(root: Dump) -> list[Generation]:
 def read_named(root: Dump) -> tuple[list[Generation], bool]:
     """Return the generations that the manifest of a dump names, and whether shards of the first are made again.
 
-    The complete ones stand in for a manifest that is gone: only a complete dump grows, so it was there before. Raises
-    DamagedError and MachineError.
+    Where that is gone they are those in the folder, as `_generations_there` says. Raises DamagedError and MachineError.
     """
     if not has_grown(root.path):
         return [], False
     if not is_there(root.path / MANIFEST):
-        return complete_generations(root), False
+        return _generations_there(root), False
     try:
         content = _read_manifest(root.path)
         return [Generation.from_json(one) for one in content.get(GENERATIONS, ())], bool(content.get(IS_OPEN, False))
     except DamagedError:
         if is_there(root.path / MANIFEST):
             raise
-        return complete_generations(root), False  # another process has removed it meanwhile, to make shards again
+        return _generations_there(root), False  # another process has removed it meanwhile, to make shards again
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"dump {shown(root.path)}: {MANIFEST} is damaged ({why_refused(error)})", MEND) from error
 
 
 def known_generations(root: Dump) -> list[Generation]:
-    """Return the generations that the manifest names, or the complete ones that are there if it cannot be read."""
+    """Return the generations that the manifest names, or those in the folder if it cannot be read."""
     with suppress(DamagedError):
         return named_generations(root)
-    return complete_generations(root)
+    return _generations_there(root)
 
 
 def next_generation(root: Dump) -> Dump | None:
@@ -293,24 +298,33 @@ def open_manifest(root: Dump) -> bool:
         return bool(known)
 
 
-def complete_generations(root: Dump) -> list[Generation]:
-    """Return the generations in the folder that are complete, as far as each follows the one before.
+def _generations_there(root: Dump) -> list[Generation]:
+    """Return the generations in the folder, as far as each follows the one before, up to the last complete one.
 
-    Damaged ones end the list. They stand in for a manifest that cannot be read.
+    One whose plan is damaged ends the list. They stand in for a manifest that cannot be read: only a complete dump
+    grows, so all of them but the last were part of it for certain.
     """
     found: list[Generation] = []
-    rows = root.plan.num_images
+    rows, count = root.plan.num_images, 0
     with suppress(DamagedError):
         for path in _folders(root.path):
             dump = Dump.existing(path)
             extends = None if dump is None else dump.plan.extends
-            if dump is None or extends is None or not dump.is_complete():
+            if dump is None or extends is None:
                 break
             if (extends.fingerprint, extends.rows) != (root.plan.fingerprint, rows):
                 break
-            found.append(Generation.of(dump, hash_json(_read_manifest(path))))
+            found.append(Generation.of(dump, _manifest_of(dump)))
             rows += dump.plan.num_images
-    return found
+            count = count if found[-1].manifest is None else len(found)
+    return found[:count]
+
+
+def _manifest_of(dump: Dump) -> str | None:
+    """Return the checksum of the manifest of a generation; None if there is none, or it is damaged."""
+    with suppress(DamagedError):
+        return hash_json(_read_manifest(dump.path)) if dump.is_complete() else None
+    return None
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -174,7 +174,8 @@ def _checked(folder: Path, report: Report) -> Verdict:
     root.verdict.has_manifest = root.verdict.has_manifest and had_manifest
     for generation in generations:
         _check_last_files(generation)
-        if generation.dump is None and not generation.verdict.damages:
+        is_gone = generation.dump is None and not generation.verdict.damages
+        if is_gone and had_manifest:  # else it was there a moment ago: another process deletes the dump
             root.verdict.damages.append(Damage(file=f"{MORE}/{Path(generation.verdict.dump).name}", what="gone"))
     dumps = [check.dump for check in (root, *generations) if check.dump is not None]
     if len(dumps) == len(named) + 1:

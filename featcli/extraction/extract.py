@@ -10,14 +10,12 @@ from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 
-import numpy as np
-
 from featcli.backbones.backbone import Backbone
 from featcli.dump.atomic_file import disk_errors, remove_stale
 from featcli.dump.folder import Dump, in_use
-from featcli.dump.generations import MORE, all_generations, commit, folder_of, has_grown
+from featcli.dump.generations import MORE, all_generations, commit, has_grown
 from featcli.dump.lock import FolderLock
-from featcli.dump.plan import Extends, Plan, environment_changes
+from featcli.dump.plan import Plan, environment_changes
 from featcli.dump.records import pictures_of, said_of_pictures, totals_of
 from featcli.dump.target import existing_parent, make_folder, stored_bytes
 from featcli.dump.writer import finalize, reopen
@@ -178,9 +176,7 @@ def _steps(growth: Growth, asked: ExtractSpec, others_work: bool, report: Report
 
 def _refuse_other_options(asked: ExtractSpec, growth: Growth, loaded: Backbone | None) -> None:
     """Raise what a generation of other options would raise, also if there is nothing new to make one of."""
-    root, images = growth.root, growth.listing.images
-    extends = Extends(root.plan.fingerprint, len(growth.dumps), growth.rows)
-    one = Step(folder_of(root.path, len(growth.dumps)), growth.with_images(images.taken(np.arange(1))), root, extends)
+    one = growth.begin_any()
     prepare(one.options(asked), None, silent, one.listing, loaded, one.extension)
 
 

@@ -6,7 +6,7 @@ Each is found by what is on the disk at that moment, so that several runs, and r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from featcli.events import Report, silent
 from featcli.extraction.columns_again import as_known
 from featcli.extraction.picture_check import digests_of
 from featcli.extraction.pictures_again import digests_in_memory
-from featcli.extraction.planning import Extension
+from featcli.extraction.planning import Extension, warn_of_other_stages
 from featcli.extraction.planning import dry_run as of_one
 from featcli.inputs.image_list import MISSING, WHOLE, Image, ImageList, is_url
 from featcli.inputs.keys import Keys, first_rows, missing_from
@@ -135,6 +135,17 @@ class Growth:
         """Return the images of a generation as they were listed for it. Raises ConflictError as `_frozen` does."""
         return self.with_images(_frozen(self, self.dumps[number], self.places_of(number)))
 
+    def begin(self, places: np.ndarray) -> Step:
+        """Return the step that begins the next generation with the images at these places of the listing."""
+        number = len(self.dumps)
+        extends = Extends(self.root.plan.fingerprint, number, self.rows)
+        listing = self.with_images(self.listing.images.taken(places))
+        return Step(folder_of(self.root.path, number), listing, self.root, extends)
+
+    def begin_any(self) -> Step:
+        """Return a step that would add an image that is there: what it is refused for, every other one is, too."""
+        return self.begin(np.arange(1))
+
     def step(self, dump: Dump, images: ImageList) -> Step:
         """Return the step that resumes a generation with these images."""
         return Step(dump.path, self.with_images(images), self.root)
@@ -243,10 +254,7 @@ def next_step(growth: Growth, others_work: bool) -> Step | None:
         return growth.step(begun, _frozen(growth, begun, places))
     if not len(growth.new):
         return None
-    number = len(growth.dumps)
-    extends = Extends(root.plan.fingerprint, number, growth.rows)
-    new = growth.with_images(images.taken(growth.new))
-    return Step(folder_of(root.path, number), new, root, extends)
+    return growth.begin(growth.new)
 
 
 def _refuse_lost_rows(growth: Growth, dump: Dump, places: np.ndarray) -> None:
@@ -395,46 +403,25 @@ def _hash(cells: Mapping[str, Any], names: Sequence[str]) -> int:
 
 
 def _refuse_other_keys(growth: Growth, reader: DumpReader) -> None:
-    """Raise ConflictError if an image of the dump has another key now, because the inputs are others."""
+    """Raise ConflictError if an image of the dump has another key now, by what leads the keys of several inputs."""
     images = growth.listing.images
-    for row, place in _maybe_given_otherwise(growth, reader) if len(growth.new) else ():
-        if images.sizes[place] == reader.sizes[row] and _is_it(growth, row, images[place]):
-            raise ConflictError(
-                f"dump {shown(growth.root.path)}: its image {shown(reader.keys[row])} is given as"
-                f" {shown(images.keys[place])} now",
-                "give the inputs as before, or only new ones: keys are paths in an input, led by its name if there are"
-                " several",
-            )
-
-
-def _maybe_given_otherwise(growth: Growth, reader: DumpReader) -> Iterator[tuple[int, int]]:
-    """Yield some rows whose keys are not given, each with the place of an image that it may be.
-
-    Those are images whose keys are led otherwise, and, if no image of the dump is given, those of a folder above or
-    below the one that was given before.
-    """
-    images = growth.listing.images
-    gone = np.flatnonzero(growth.places < 0)[:LOOKED_AT].tolist()
+    gone = np.flatnonzero(growth.places < 0)[:LOOKED_AT].tolist() if len(growth.new) else []
     leads = {one.leads for one in images.origins}
     before = {"", *(f"{lead}/" for dump in growth.dumps for lead in dump.plan.leads or ())}
-    for row in gone:
-        key = reader.keys[row]
-        others = Keys(lead + key[len(one) :] for one in before if key.startswith(one) for lead in leads)
-        for place in first_rows(images.keys, others)[len(images) :].tolist():
-            if place < len(images):
-                yield row, place
-    if images.are_in_memory or (growth.places >= 0).any():
-        return
-    rows = {_name(reader.keys[row]): row for row in gone}
-    for place in growth.new.tolist():
-        key = images.keys[place]
-        row = rows.get(_name(key))
-        if row is not None and (f"/{key}".endswith(f"/{reader.keys[row]}") or reader.keys[row].endswith(f"/{key}")):
-            yield row, place
-
-
-def _name(key: str) -> str:
-    return key.rpartition("/")[2]
+    others = [
+        (row, lead + key.removeprefix(one))
+        for row, key in ((row, reader.keys[row]) for row in gone)
+        for one in before
+        for lead in leads
+        if key.startswith(one) and lead != one
+    ]
+    first = first_rows(images.keys, Keys(key for _, key in others))[len(images) :].tolist() if others else []
+    for (row, now), place in zip(others, first, strict=True):
+        if place < len(images) and images.sizes[place] == reader.sizes[row] and _is_it(growth, row, images[place]):
+            raise ConflictError(
+                f"dump {shown(growth.root.path)}: its image {shown(reader.keys[row])} is given as {shown(now)} now",
+                "give the inputs as before, or only new ones: keys of several inputs are led by their names",
+            )
 
 
 def _is_it(growth: Growth, row: int, image: Image) -> bool:
@@ -461,9 +448,13 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
         steps = steps_of_all(growth, asked.retry_failed, report)
         outlines = [_dry_run(one, asked, report, rate) for one in steps]
         return outlines[-1] if outlines else None
-    report_growth(growth, asked, report)
+    if not any(growth.is_unfinished):
+        report_growth(growth, asked, report)
     step = next_step(growth, is_in_use(root.path))
     if step is None:
+        one = growth.begin_any()
+        outline = of_one(one.options(asked), silent, None, one.listing, one.extension)
+        warn_of_other_stages(root, outline.outputs, report)
         return None
     outline = _dry_run(step, asked, report, rate)
     if left := len(missing_from(step.listing.images.keys, growth.listing.images.taken(growth.new).keys)):

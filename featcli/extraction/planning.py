@@ -20,6 +20,7 @@ from featcli.dump.plan import (
     LABEL_LEVEL,
     Extends,
     Outline,
+    Output,
     Plan,
     digest_images,
     digest_keys,
@@ -237,8 +238,8 @@ def dry_run(
         refuse_without_extras(existing, listing.images, bool(todo))
     if extension is None:
         _report_existing(asked, existing, plan.num_shards - len(todo) if is_same else None, report)
-    elif outputs != extension.root.plan.outputs:
-        report("warning", text=f"{shown(extension.root.path)} is a dump of other stages: --extend would be refused")
+    else:
+        warn_of_other_stages(extension.root, outputs, report)
     part = part_of(asked.part)
     if part is not None:
         todo = part.of(todo)
@@ -481,6 +482,12 @@ def _report_existing(asked: ExtractSpec, existing: Dump | None, done: int | None
         report("warning", text=f"{there}, of other stages or images: it would be refused")
     else:
         report("warning", text=f"{there}: it would be resumed, if weights and settings are the same")
+
+
+def warn_of_other_stages(root: Dump, outputs: Sequence[Output], report: Report) -> None:
+    """Say if a dump cannot get a generation with these outputs."""
+    if outputs != root.plan.outputs:
+        report("warning", text=f"{shown(root.path)} is a dump of other stages: --extend would be refused")
 
 
 def _seems_same(one: Outline, other: Outline) -> bool:
