@@ -579,6 +579,41 @@ def test_failed_images_whose_shard_cannot_be_made_again(three, pictures, tmp_pat
     assert tree(path) == before
 
 
+@pytest.mark.parametrize("has_grown", [False, True])
+def test_failed_images_that_are_gone_stop_no_other(pictures, folder, tmp_path, has_grown):
+    """--retry-failed tries the others if a failed image was thrown away, which stays a failure."""
+    path, good = tmp_path / "d", (pictures / "c.png").with_name("a.png")
+    if has_grown:
+        extract(folder, output=path, **OPTIONS)
+    for name in ("x.png", "y.png"):
+        (folder / name).write_bytes(b"no picture")
+    extract(folder, output=path, extend=has_grown, **OPTIONS)
+    (folder / "x.png").unlink()
+    shutil.copy(good, folder / "y.png")
+    for _ in range(2):  # another time nothing is left to do
+        outcome = extract(folder, output=path, retry_failed=True, **OPTIONS)
+        assert (outcome.written, outcome.failed_by_reason) == (4, {"not_found": 1})
+    extract(good, output=tmp_path / "fresh", **OPTIONS)
+    with open_dump(path) as dump, open_dump(tmp_path / "fresh") as fresh:
+        np.testing.assert_allclose(dump["stage4"]["y.png"], fresh["stage4"][0], rtol=0, atol=1e-6)
+    assert verify(path).state == "whole"
+
+
+def test_generations_behind_a_lost_one(three, tmp_path, cli):
+    """If no manifest names a generation that is gone, --extend does not make another one in its place."""
+    shutil.copytree(three, tmp_path / "copy")
+    path, inside = tmp_path / "copy" / "d", tmp_path / "copy" / "in"
+    (path / "manifest.json").unlink()
+    shutil.rmtree(path / "more" / "00001")
+    before = tree(path)
+    for options in (["--dry-run"], []):
+        ran = cli("extract", inside, "-o", path, *FLAGS, "--extend", *options)
+        assert (ran.code, "more/00001 is gone, and more/00002 was made behind it" in ran.err) == (4, True), ran.err
+    for command in ("inspect", "verify"):
+        assert "more/00001 is gone, and more/00002 was made behind it" in cli(command, path).out
+    assert tree(path) == before
+
+
 def test_a_generation_that_is_made_again_while_it_is_verified(three, tmp_path):
     """What a run sets aside in a generation while others are read is no damage: the dump is incomplete meanwhile."""
     shutil.copytree(three, tmp_path / "copy")
@@ -778,6 +813,7 @@ def test_dry_run_says_that_an_extension_would_be_refused(three, tmp_path, cli, o
     for source in (tmp_path / "new.png", three / "in"):  # with a new image, and with none
         ran = cli("extract", source, "-o", three / "d", *FLAGS, *other, "--extend", "--dry-run")
         assert (ran.code, "--extend would be refused" in ran.err) == (0, bool(other))
+        assert ("would be extended, if weights and settings are the same" in ran.err) == (not other)
 
 
 def test_dry_run_says_what_it_leaves_out(begun, folder, cli):

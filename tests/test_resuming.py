@@ -100,13 +100,23 @@ def test_a_plan_with_other_names_of_modules(folder, monkeypatch):
 
 
 def test_a_plan_with_a_whole_configuration(folder, monkeypatch):
-    """An older dump is resumed if only fields differ that config.json does not set, and a warning names them."""
+    """An older dump is resumed if only fields differ that config.json does not set, and a warning names them.
+
+    With the versions that it was made with no default has changed, so such a field was set, and it is refused.
+    """
     asked = OPTIONS_OF_ZOO | {"pool": "cls", "dtype": "float16", "format": "safetensors"}
+    plan = read_checksummed(folder / "dumps" / "class_tokens" / "plan.json")
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "transformers": transformers.__version__}
+    path = folder / "dumps" / "class_tokens" / "plan.json"
+    publish_checksummed(path, plan | {"environment": versions | {"transformers": "4.0"}}, replace=True)
     assert extracted("dinov2", "dumps/class_tokens", **asked) == []
     other_words(monkeypatch, transformers.Dinov2Config, use_rope=False, problem_type="none")
     (said,) = extracted("dinov2", "dumps/class_tokens", **asked)
     assert "config.use_rope" in said
     assert "config.problem_type" in said
+    publish_checksummed(path, plan | {"environment": versions}, replace=True)
+    with pytest.raises(ConflictError, match=r"backbone\.config\.problem_type"):
+        extracted("dinov2", "dumps/class_tokens", **asked)
     change(folder / "weights" / "dinov2" / "config.json", layer_norm_eps=0.1)
     with pytest.raises(ConflictError, match=r"backbone\.config\.layer_norm_eps"):
         extracted("dinov2", "dumps/class_tokens", **asked)
@@ -156,6 +166,26 @@ def test_an_option_for_pictures_is_no_other_wording(folder, checkpoint, option, 
             extracted(checkpoint, dump, pool="avg", extend=extend, **other)
         assert str(refused.value).count(f"{name}:") <= 1
         assert tree(folder / dump) == before
+
+
+def test_a_backend_is_no_other_wording(folder):
+    """What an image processor resizes with stands, also where both give the same of most pictures."""
+    options = {"pool": "avg", "interpolation": "nearest"}
+    extracted("dinov2", "plain", **options)
+    extracted("dinov2", "asked", **options, processor_backend="torchvision")
+    for dump, other in (("plain", {"processor_backend": "torchvision"}), ("asked", {})):
+        with pytest.raises(ConflictError, match=r"--processor-backend|preprocessing"):
+            extracted("dinov2", dump, **options, **other)
+
+
+def test_a_processor_that_rounds_sizes_is_another(folder):
+    """Processors that differ only where a size has to be rounded are told apart."""
+    file = folder / "weights" / "dinov2" / "preprocessor_config.json"
+    change(file, size={"shortest_edge": 70}, crop_size={"height": 70, "width": 70})
+    extracted("dinov2", "d", pool="avg")
+    change(file, image_processor_type="TextNetImageProcessor", size_divisor=14)
+    with pytest.raises(ConflictError, match="preprocessing"):
+        extracted("dinov2", "d", pool="avg")
 
 
 def test_an_image_processor_with_a_new_field(folder, monkeypatch):

@@ -278,8 +278,7 @@ class TimmModelSpec(ModelSpec):
         plain, _ = self._with_channels(self._given_options)
         structure = xxhash.xxh3_128_hexdigest(repr(plain).encode())
         settings = {**self.settings(), "structure": structure, "options": plain_json(self._options)}
-        # The checkpoint's words for the network may have changed since, unless it has none.
-        if structure == before["structure"] or (is_same_library and self._model_args):
+        if structure == before["structure"] or is_same_library:  # the same library prints the same network alike
             return settings, []
         return {**settings, "structure": before["structure"]}, ["structure"]
 

@@ -466,6 +466,8 @@ class TransformersModelSpec(ModelSpec):
         if self.asked.num_channels is not None:
             set_here["num_channels"] = self.asked.num_channels
         config, unset = unless_set(before["config"], _of_architecture(self.config.to_dict()), set_here)
+        if is_same_library:  # then no default has changed, and whatever differs was set
+            config, unset = _of_architecture(self.config.to_dict()), []
         settings = {"library": "transformers", "input_size": list(self.input_size), "norm": self.norm}
         return {**settings, "config": config}, [f"config.{name}" for name in unset]
 

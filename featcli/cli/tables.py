@@ -166,13 +166,15 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
 
 def begun_line(begun: Mapping[str, Any]) -> str:
     """Return a line about a generation that is not part of the dump yet."""
-    way = "" if begun["problem"] else "; its extract --extend, run again, completes it"
-    return f"not part of the dump yet: {_begun(begun)}{way}"
+    if begun["problem"]:
+        return f"no run can add {_begun(begun)}"
+    return f"not part of the dump yet: {_begun(begun)}; its extract --extend, run again, completes it"
 
 
 def _begun(begun: Mapping[str, Any]) -> str:
-    safe = f"{begun['safe']:,} of {counted(begun['images'], 'image')} are safe"
-    return f"generation {begun['generation']}, {begun['problem'] or safe}"
+    if begun["problem"]:
+        return f"generation {begun['generation']}: {begun['problem']}"
+    return f"generation {begun['generation']}, {begun['safe']:,} of {counted(begun['images'], 'image')} are safe"
 
 
 def _kept(unfinished: Sequence[Mapping[str, int]]) -> str:

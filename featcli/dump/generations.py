@@ -14,7 +14,7 @@ from typing import Any
 
 from featcli.dump.atomic_file import disk_errors, sync_folder
 from featcli.dump.checksummed_json import CHECKSUM, hash_json, publish_checksummed, read_checksummed, why_refused
-from featcli.dump.folder import MANIFEST, SHARDS, Dump
+from featcli.dump.folder import MANIFEST, PLAN, SHARDS, Dump
 from featcli.dump.lock import one_at_a_time
 from featcli.dump.plan import FORMAT_VERSIONS, Extends, Plan, with_fingerprint
 from featcli.dump.records import manifest_content, totals_of
@@ -194,11 +194,31 @@ def _begun_by(root: Dump, extends: Extends) -> Dump | None:
         begun = Dump.existing(folder_of(root.path, extends.generation))
     except DamagedError as error:
         raise DamagedError(error.message, NOT_OF_DUMP) from error
+    if begun is None:
+        _refuse_gap(root, extends.generation)
     if begun is not None and begun.plan.extends != extends:
         raise ConflictError(
             f"dump {shown(root.path)}: {shown(begun.path)} is not a generation of it", "move it somewhere else"
         )
     return begun
+
+
+def refuse_gap(root: Dump) -> None:
+    """Raise DamagedError if the next generation is gone: others are there that follow it. Raises MachineError."""
+    number = len(known_generations(root)) + 1
+    if not is_there(folder_of(root.path, number) / PLAN):
+        _refuse_gap(root, number)
+
+
+def _refuse_gap(root: Dump, number: int) -> None:
+    behind = [one for one in all_folders(root.path) if int(one.name) > number and is_there(one / PLAN)]
+    if behind:
+        name = f"{MORE}/{number:05d}"
+        raise DamagedError(
+            f"dump {shown(root.path)}: {name} is gone, and {MORE}/{behind[-1].name} was made behind it",
+            f"put {name} back from a copy; or move all folders behind it away, and run the command with --extend, which"
+            " adds their images anew",
+        )
 
 
 def begun_generation(root: Dump) -> dict[str, Any] | None:

@@ -415,8 +415,11 @@ def environment_changes(before: Mapping[str, str], now: Mapping[str, str]) -> li
     return [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
 
 
-def refuse_other_plan(path: str, old: Plan, new: Plan) -> None:
-    """Raise ConflictError with the fields in which the plan of an existing dump differs from the one asked for."""
+def refuse_other_plan(path: str, old: Plan, new: Plan, is_extended: bool = False) -> None:
+    """Raise ConflictError with the fields in which the plan of an existing dump differs from the one asked for.
+
+    `is_extended` says that the new plan is of a generation that is to be added.
+    """
     if old.fingerprint == new.fingerprint:
         return
     differing: dict[str, str] = {}  # by option, because one option may set several fields
@@ -427,7 +430,9 @@ def refuse_other_plan(path: str, old: Plan, new: Plan) -> None:
     raise ConflictError(
         f"dump {path} was made with another plan: {'; '.join(fields[:4])}"
         + (f"; and {len(fields) - 4} more" if len(fields) > 4 else ""),
-        "use another -o, or --overwrite to delete what is there and start anew",
+        "use another -o, or --overwrite to delete what is there and start anew"
+        if old.extends is None and not is_extended
+        else "leave these options out: a dump grows with those that it has; or use another -o",
     )
 
 

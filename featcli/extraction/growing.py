@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from featcli.dump.folder import PLAN, Dump, in_use
-from featcli.dump.generations import MORE, all_generations, folder_of, has_grown, next_generation
+from featcli.dump.folder import MANIFEST, PLAN, Dump, in_use
+from featcli.dump.generations import MORE, all_generations, folder_of, has_grown, next_generation, refuse_gap
 from featcli.dump.lock import FolderLock, is_in_use
 from featcli.dump.plan import Extends, Outline, digest_keys, other_images
 from featcli.dump.records import split_digests
@@ -24,7 +24,7 @@ from featcli.events import Report, silent
 from featcli.extraction.columns_again import as_known
 from featcli.extraction.picture_check import digests_of
 from featcli.extraction.pictures_again import digests_in_memory
-from featcli.extraction.planning import Extension, warn_of_other_stages
+from featcli.extraction.planning import Extension, warn_of_refusal
 from featcli.extraction.planning import dry_run as of_one
 from featcli.inputs.image_list import MISSING, WHOLE, Image, ImageList, is_url
 from featcli.inputs.keys import Keys, first_rows, missing_from
@@ -66,8 +66,9 @@ class Step:
     def tell(self, report: Report) -> None:
         """Say which generation all that follows is about, if it is not the first."""
         if self.path != self.root.path:
-            images, state = counted(len(self.listing.images), "image"), "new" if self.extends else "begun already"
-            report("choice", name="generation", value=int(self.path.name), reason=f"{state}, with {images}")
+            state = "new" if self.extends else "complete" if is_there(self.path / MANIFEST) else "begun already"
+            reason = f"{state}, with {counted(len(self.listing.images), 'image')}"
+            report("choice", name="generation", value=int(self.path.name), reason=reason)
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,8 @@ def _steps_of_failed(growth: Growth, report: Report) -> list[Step]:
     """Return the steps that try failed images again, and finish what lacks something. Other generations stay as they
     are, whatever has become of their images.
 
-    Raises ConflictError if other images of such a generation are gone, because its shards are made again as a whole.
+    Failed images that are gone stay failures. Raises ConflictError if other images of such a generation are gone,
+    because its shards are made again as a whole.
     """
     if count := len(growth.new):
         text = (
@@ -214,8 +216,11 @@ def _steps_of_failed(growth: Growth, report: Report) -> list[Step]:
     for number, dump in enumerate(growth.dumps):
         places = growth.places_of(number)
         is_wanted = growth.is_unfinished[number] or bool(dump.found.failed)
-        if is_wanted and (places < 0).any():
-            gone = np.flatnonzero(places < 0)
+        gone = np.flatnonzero(places < 0)
+        if is_wanted and len(gone) and dump.found.failed_rows.issuperset(gone.tolist()):
+            steps.append(growth.step(dump, _without_failed(growth, dump, number)))
+            continue
+        if is_wanted and len(gone):
             raise ConflictError(
                 f"dump {shown(growth.root.path)}: {counted(len(gone), 'image')} of {shown(dump.path)}"
                 f" {'is' if len(gone) == 1 else 'are'} gone, first {shown(dump.packed_keys()[int(gone[0])])}",
@@ -226,6 +231,14 @@ def _steps_of_failed(growth: Growth, report: Report) -> list[Step]:
     return steps
 
 
+def _without_failed(growth: Growth, dump: Dump, number: int) -> ImageList:
+    """Return the images of a generation of which only failed ones are gone, with their present sizes."""
+    images, places = growth.frozen(number).images, growth.places_of(number)
+    for row in np.flatnonzero(places >= 0).tolist():
+        images.sizes[row] = growth.listing.images.sizes[int(places[row])]
+    return images
+
+
 def next_step(growth: Growth, others_work: bool) -> Step | None:
     """Return what a run with --extend does next: finish what was begun, under its own list, or begin a generation.
 
@@ -233,6 +246,7 @@ def next_step(growth: Growth, others_work: bool) -> Step | None:
     Raises ConflictError if another process makes a generation of other images.
     """
     root, images = growth.root, growth.listing.images
+    refuse_gap(root)  # comes first: it takes work to finish what cannot be added to
     for number, dump in enumerate(growth.dumps):
         if growth.is_unfinished[number]:
             places = growth.places_of(number)
@@ -454,7 +468,7 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     if step is None:
         one = growth.begin_any()
         outline = of_one(one.options(asked), silent, None, one.listing, one.extension)
-        warn_of_other_stages(root, outline.outputs, report)
+        warn_of_refusal(root, outline.outputs, report)
         return None
     outline = _dry_run(step, asked, report, rate)
     if left := len(missing_from(step.listing.images.keys, growth.listing.images.taken(growth.new).keys)):

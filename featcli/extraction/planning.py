@@ -101,7 +101,7 @@ class Extension:
             shard_rows=before.shard_rows,
             extends=None,
         )
-        refuse_other_plan(shown(self.root.path), before, alike)
+        refuse_other_plan(shown(self.root.path), before, alike, is_extended=True)
 
 
 def prepare(
@@ -239,7 +239,7 @@ def dry_run(
     if extension is None:
         _report_existing(asked, existing, plan.num_shards - len(todo) if is_same else None, report)
     else:
-        warn_of_other_stages(extension.root, outputs, report)
+        warn_of_refusal(extension.root, outputs, report)
     part = part_of(asked.part)
     if part is not None:
         todo = part.of(todo)
@@ -484,10 +484,12 @@ def _report_existing(asked: ExtractSpec, existing: Dump | None, done: int | None
         report("warning", text=f"{there}: it would be resumed, if weights and settings are the same")
 
 
-def warn_of_other_stages(root: Dump, outputs: Sequence[Output], report: Report) -> None:
-    """Say if a dump cannot get a generation with these outputs."""
+def warn_of_refusal(root: Dump, outputs: Sequence[Output], report: Report) -> None:
+    """Say that a dump cannot get a generation with these outputs, or that it depends on what only a run compares."""
     if outputs != root.plan.outputs:
         report("warning", text=f"{shown(root.path)} is a dump of other stages: --extend would be refused")
+    else:
+        report("warning", text=f"{shown(root.path)} would be extended, if weights and settings are the same")
 
 
 def _seems_same(one: Outline, other: Outline) -> bool:

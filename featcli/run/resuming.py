@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from featcli.backbones.image_processor import probe_pictures
 from featcli.backbones.model_spec import ModelSpec
@@ -26,7 +27,8 @@ from featcli.spec.groups import PixelSpec
 
 LIBRARIES = ("torch", "timm", "transformers")  # names in `environment` of the libraries that describe a backbone
 OTHERS = ("colour", "fit", "largest", OVERRIDES)  # words of options that a plan lacks where nobody gave them
-NAMES_OF_CODE = ("image_processor_type", "backend")  # a library's names for its own code
+NAME_OF_CODE = "image_processor_type"  # a library's name for its own code
+ODD_SIZES = ((157, 211), (83, 61))  # H, W of pictures that fit no rounding, beside the larger probes
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class InMannerOf:
         """Return the names of preprocessing settings that only one of the two has, if both give the same pictures."""
         before, now = self.plan.settings.preprocessing, found.preprocessing
         names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
-        if not names or any(name in before and name in now for name in names if name not in NAMES_OF_CODE):
+        if not names or any(name in before and name in now for name in names if name != NAME_OF_CODE):
             return []
         if not _is_asked_alike(before, now):
             return []
@@ -88,10 +90,13 @@ def _is_asked_alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _give_the_same(one: Preprocessing, two: Preprocessing) -> bool:
-    """Return whether two ways of preprocessing give the same pixels for two pictures, and normalise them alike."""
+    """Return whether two ways of preprocessing give the same pixels for some pictures, and normalise them alike."""
     if any(getattr(one, name) != getattr(two, name) for name in ("dtype", "scale", "mean", "std", "channels")):
         return False
-    tried: list[Any] = probe_pictures() if one.channels in OF_COLOURS else [probe_pictures()[:1] * one.channels]
+    noise = np.random.default_rng(0)
+    odd = [Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in ODD_SIZES]
+    tried: list[Any] = [*probe_pictures(), *odd]
+    tried = tried if one.channels in OF_COLOURS else [[picture] * one.channels for picture in tried]
     return all(np.array_equal(one.fit(picture), two.fit(picture)) for picture in tried)
 
 
