@@ -24,7 +24,7 @@ from featcli.events import Report, silent
 from featcli.extraction.columns_again import as_known
 from featcli.extraction.picture_check import digests_of
 from featcli.extraction.pictures_again import digests_in_memory
-from featcli.extraction.planning import Extension, warn_of_refusal
+from featcli.extraction.planning import Extension, refusal_of
 from featcli.extraction.planning import dry_run as of_one
 from featcli.inputs.image_list import MISSING, WHOLE, Image, ImageList, is_url
 from featcli.inputs.keys import Keys, first_rows, missing_from
@@ -468,7 +468,8 @@ def dry_run(asked: ExtractSpec, report: Report = silent, rate: float | None = No
     if step is None:
         one = growth.begin_any()
         outline = of_one(one.options(asked), silent, None, one.listing, one.extension)
-        warn_of_refusal(root, outline.outputs, report)
+        if text := refusal_of(root, outline.outputs):
+            report("warning", text=text)
         return None
     outline = _dry_run(step, asked, report, rate)
     if left := len(missing_from(step.listing.images.keys, growth.listing.images.taken(growth.new).keys)):

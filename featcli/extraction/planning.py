@@ -239,7 +239,8 @@ def dry_run(
     if extension is None:
         _report_existing(asked, existing, plan.num_shards - len(todo) if is_same else None, report)
     else:
-        warn_of_refusal(extension.root, outputs, report)
+        otherwise = f"{shown(extension.root.path)} would be extended, if weights and settings are the same"
+        report("warning", text=refusal_of(extension.root, outputs) or otherwise)
     part = part_of(asked.part)
     if part is not None:
         todo = part.of(todo)
@@ -484,12 +485,10 @@ def _report_existing(asked: ExtractSpec, existing: Dump | None, done: int | None
         report("warning", text=f"{there}: it would be resumed, if weights and settings are the same")
 
 
-def warn_of_refusal(root: Dump, outputs: Sequence[Output], report: Report) -> None:
-    """Say that a dump cannot get a generation with these outputs, or that it depends on what only a run compares."""
-    if outputs != root.plan.outputs:
-        report("warning", text=f"{shown(root.path)} is a dump of other stages: --extend would be refused")
-    else:
-        report("warning", text=f"{shown(root.path)} would be extended, if weights and settings are the same")
+def refusal_of(root: Dump, outputs: Sequence[Output]) -> str:
+    """Say that a dump cannot get a generation with these outputs; "" if weights and settings decide that."""
+    is_same = outputs == root.plan.outputs
+    return "" if is_same else f"{shown(root.path)} is a dump of other stages: --extend would be refused"
 
 
 def _seems_same(one: Outline, other: Outline) -> bool:
