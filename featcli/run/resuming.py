@@ -55,7 +55,7 @@ class InMannerOf:
         reworded += [f"preprocessing.{name}" for name in words]
         if reworded:
             text = f"the libraries describe some things in other words than when this dump was begun: {_few(reworded)}"
-            self.report("warning", text=f"{text}; nobody set these, so the run uses those of the dump")
+            self.report("warning", text=f"{text}; no file and no option sets these, so the plan keeps its words")
         return found
 
     @property
