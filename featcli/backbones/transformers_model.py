@@ -462,12 +462,12 @@ class TransformersModelSpec(ModelSpec):
         """
         if not isinstance(before.get("config"), Mapping):
             return super().settings_beside(before, is_same_library)
-        set_here = dict(self._config_json)
-        if self.asked.num_channels is not None:
-            set_here["num_channels"] = self.asked.num_channels
-        config, unset = unless_set(before["config"], _of_architecture(self.config.to_dict()), set_here)
-        if is_same_library:  # then no default has changed, and whatever differs was set
-            config, unset = _of_architecture(self.config.to_dict()), []
+        config, unset = _of_architecture(self.config.to_dict()), list[str]()
+        if not is_same_library:  # else no default has changed, and whatever differs was set
+            set_here = dict(self._config_json)
+            if self.asked.num_channels is not None:
+                set_here["num_channels"] = self.asked.num_channels
+            config, unset = unless_set(before["config"], config, set_here)
         settings = {"library": "transformers", "input_size": list(self.input_size), "norm": self.norm}
         return {**settings, "config": config}, [f"config.{name}" for name in unset]
 

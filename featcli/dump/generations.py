@@ -195,7 +195,7 @@ def _begun_by(root: Dump, extends: Extends) -> Dump | None:
     except DamagedError as error:
         raise DamagedError(error.message, NOT_OF_DUMP) from error
     if begun is None:
-        _refuse_gap(root, extends.generation)
+        refuse_gap(root, extends.generation)
     if begun is not None and begun.plan.extends != extends:
         raise ConflictError(
             f"dump {shown(root.path)}: {shown(begun.path)} is not a generation of it", "move it somewhere else"
@@ -203,16 +203,10 @@ def _begun_by(root: Dump, extends: Extends) -> Dump | None:
     return begun
 
 
-def refuse_gap(root: Dump) -> None:
-    """Raise DamagedError if the next generation is gone: others are there that follow it. Raises MachineError."""
-    number = len(known_generations(root)) + 1
-    if not is_there(folder_of(root.path, number) / PLAN):
-        _refuse_gap(root, number)
-
-
-def _refuse_gap(root: Dump, number: int) -> None:
+def refuse_gap(root: Dump, number: int) -> None:
+    """Raise DamagedError if the next generation, of this number, is gone: others are there that follow it."""
     behind = [one for one in all_folders(root.path) if int(one.name) > number and is_there(one / PLAN)]
-    if behind:
+    if behind and not is_there(folder_of(root.path, number) / PLAN):
         name = f"{MORE}/{number:05d}"
         raise DamagedError(
             f"dump {shown(root.path)}: {name} is gone, and {MORE}/{behind[-1].name} was made behind it",

@@ -246,7 +246,7 @@ def next_step(growth: Growth, others_work: bool) -> Step | None:
     Raises ConflictError if another process makes a generation of other images.
     """
     root, images = growth.root, growth.listing.images
-    refuse_gap(root)  # comes first: it takes work to finish what cannot be added to
+    refuse_gap(root, len(growth.dumps))  # comes first: it takes work to finish what cannot be added to
     for number, dump in enumerate(growth.dumps):
         if growth.is_unfinished[number]:
             places = growth.places_of(number)
